@@ -1,0 +1,41 @@
+# make run and make test need nothing beforehand but Python 3.11 and a C++ compiler: they set up .venv themselves.
+
+PYTHON_OF_VENV := .venv/bin/python
+STAMP := .venv/.setup-complete
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything in it
+
+run: setup ## sample data to features to a classifier's accuracy
+	$(PYTHON_OF_VENV) scripts/make_data.py
+	$(PYTHON_OF_VENV) scripts/extract.py --overwrite
+	$(PYTHON_OF_VENV) scripts/classify.py
+
+test: setup ## the whole test suite
+	$(PYTHON_OF_VENV) -m pytest
+
+lint: setup ## ruff and mypy
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy pipeline kernels
+
+format: setup ## let ruff repair and lay out the code
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+clean: ## remove .venv and caches; data/ and features/ stay
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): setup.py pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
+	scripts/setup.sh
+
+# A virtual environment does not survive a move of the checkout, nor the loss of its interpreter: then set up again.
+ifneq "$(shell test -x $(PYTHON_OF_VENV) && cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(STAMP)
+endif
