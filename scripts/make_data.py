@@ -1,0 +1,437 @@
+"""Write HDF5 shards to extract features from: real rows, and made-up ones.
+
+    python scripts/make_data.py                      # Fashion-MNIST, else digits: data/*.h5
+    python scripts/make_data.py donuts               # rows like the reference experiment's: data/donuts/
+    python scripts/make_data.py digits               # scikit-learn's digits: data/digits/
+    python scripts/make_data.py fashion-mnist --output /scratch/fashion
+    python scripts/make_data.py fashion-mnist-test   # data/fashion-mnist-test/
+    python scripts/make_data.py synthetic --rows 2000000 --columns 784 --shards 8 --layout gzip
+
+A set that is there already, made with the same parameters, is left alone; `--force` writes it again. One
+folder holds one set: shards of an earlier call that do not belong to the new set are removed. A file that
+this script did not make is never touched. Exit codes: 0 done, 64 wrong usage, 65 bad source file, 66 no
+source file, 73 a shard cannot be written, 130 interrupted.
+"""
+
+import argparse
+import contextlib
+import gzip
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+USAGE, BAD_DATA, NO_INPUT, CANNOT_CREATE, INTERRUPTED = 64, 65, 66, 73, 130
+
+MADE_BY = "shardpress make_data"
+VERSION = 1  # raise it when a set comes out with different rows: shards made before are then written again
+FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+FASHION_HINT = "for Fashion-MNIST on Debian: apt-get install dataset-fashion-mnist"
+SETS = ("default", "fashion-mnist", "fashion-mnist-test", "digits", "donuts", "synthetic")
+DTYPES = ("bool", "uint8", "int16", "uint16", "int32", "float16", "float32", "float64")
+LAYOUTS = ("contiguous", "chunked", "gzip", "lzf", "columns")
+SYNTHETIC = {"rows": 20_000, "columns": 784, "shards": 4, "dtype": "float32", "layout": "contiguous"}
+BLOCK_BYTES = 32 << 20  # what a block of rows may take as float32; a shard is written block by block
+CHUNK_BYTES = 1 << 20
+
+
+class MakeDataError(Exception):
+    """One sentence for the user, and the exit code that goes with it."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to be had: `read(start, stop)` gives them as (stop - start, n_inputs), and their labels, uint8."""
+
+    n_rows: int
+    n_inputs: int
+    dtype: np.dtype
+    read: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A table cut evenly into the shards of one folder; it is loaded only when one has to be written."""
+
+    paths: tuple[Path, ...]
+    parameters: dict
+    load: Callable[[], Table]
+    layout: str = "contiguous"
+
+    def recipe(self, index: int) -> str:
+        """Give everything that decides what one shard holds, as the file records it."""
+        place = {"shard": index, "shards": len(self.paths), "version": VERSION}
+        return json.dumps({**self.parameters, **place}, sort_keys=True)
+
+    def unfinished(self) -> list[int]:
+        """List the shards that are missing or were made from another recipe."""
+        return [index for index, path in enumerate(self.paths) if recipe_of(path) != self.recipe(index)]
+
+
+# ---- where rows come from
+
+
+def arrays(X: np.ndarray, y: np.ndarray) -> Table:
+    """Make a table of rows that are in memory."""
+    return Table(*X.shape, X.dtype, lambda start, stop: (X[start:stop], y[start:stop]))
+
+
+def read_idx(path: Path, rank: int) -> np.ndarray:
+    """Read a gzipped idx file: two zero bytes, type 8 (uint8), the rank, a big-endian uint32 an axis, values.
+
+    Raises
+    ------
+    MakeDataError
+        The file is missing, is no gzip file, or holds another type, rank or number of values than it should.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (FileNotFoundError, PermissionError) as error:
+        raise MakeDataError(NO_INPUT, f"{path}: cannot be read ({error.strerror}); {FASHION_HINT}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise MakeDataError(BAD_DATA, f"{path}: not a whole gzip file ({error}); {FASHION_HINT}") from error
+    magic, expected, header = content[:4].hex(), f"000008{rank:02x}", 4 + 4 * rank
+    if magic != expected or len(content) < header:
+        raise MakeDataError(BAD_DATA, f"{path}: begins with {magic}, expected an idx header, {expected}")
+    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", rank, 4))
+    found = len(content) - header
+    if found != math.prod(shape):
+        raise MakeDataError(BAD_DATA, f"{path}: holds {found} values, expected {math.prod(shape)} for {shape}")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def fashion_files(part: str) -> tuple[Path, Path]:
+    """Name the files with the images and the labels of `part`, train or t10k."""
+    return FASHION_FOLDER / f"{part}-images-idx3-ubyte.gz", FASHION_FOLDER / f"{part}-labels-idx1-ubyte.gz"
+
+
+def load_fashion(part: str) -> Table:
+    """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): a row of uint8 pixels an image, labels 0 to 9."""
+    images, labels = fashion_files(part)
+    X, y = read_idx(images, 3), read_idx(labels, 1)
+    if len(X) != len(y):
+        raise MakeDataError(BAD_DATA, f"{labels}: holds {len(y)} labels, expected {len(X)}, one an image")
+    return arrays(X.reshape(len(X), -1), y)
+
+
+def load_digits(rows: slice) -> Table:
+    """Load scikit-learn's 8 x 8 digits: whole values from 0 to 16, as uint8, labels 0 to 9."""
+    from sklearn import datasets  # slow to import, and only needed here
+
+    X, y = datasets.load_digits(return_X_y=True)
+    return arrays(X[rows].astype(np.uint8), y[rows].astype(np.uint8))
+
+
+def load_donuts(seed: int) -> Table:
+    """Make two noisy donuts around one centre and two columns correlated with theirs: 2000 rows, shuffled.
+
+    Columns 0 and 1 are the position: an even angle, and a radius of 1 (label 0) or 2.5 (label 1) that varies
+    by a standard deviation of 0.3. Columns 2 and 3 are each one coordinate less half the other, plus noise of
+    standard deviation 0.04. The cross term makes the rows vary more than twice as much along one of their two
+    directions as along the other, so the reference network learns as slowly as published. What cost it keeps
+    is that noise, which two features cannot hold, and more so the curve of the sigmoid.
+    """
+    random = np.random.default_rng(seed)
+    y = random.permutation(np.repeat(np.array([0, 1], np.uint8), 1000))
+    angle = random.uniform(0, 2 * np.pi, len(y))
+    radius = np.array([1.0, 2.5])[y] + random.normal(0, 0.3, len(y))
+    position = radius[:, np.newaxis] * np.column_stack([np.cos(angle), np.sin(angle)])
+    correlated = position - position[:, ::-1] / 2 + random.normal(0, 0.04, position.shape)
+    return arrays(np.hstack([position, correlated]).astype(np.float32), y)
+
+
+def load_synthetic(seed: int, n_rows: int, n_inputs: int, dtype: np.dtype) -> Table:
+    """Make ten overlapping clusters in 16 dimensions, seen through a random matrix, plus noise, in [0, 1].
+
+    Integers get the same rows times their largest value (at most 65535), bool gets `> 0.5`. Every tile of
+    rows has its own random stream: a row depends on the seed, its number and the width, on nothing else.
+    """
+
+    def stream(*key: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+    height = max(1, min(256, (1 << 22) // n_inputs))
+    centres = stream(0).standard_normal((10, 16), np.float32)
+    mixing = stream(1).standard_normal((16, n_inputs), np.float32) * np.float32(0.025)
+
+    def tile(number: int) -> tuple[np.ndarray, np.ndarray]:
+        random = stream(2, number)
+        y = random.integers(0, 10, height, np.uint8)
+        X = (centres[y] + random.standard_normal((height, 16), np.float32)) @ mixing
+        X += random.random(X.shape, np.float32) * np.float32(0.07) + np.float32(0.465)
+        return as_dtype(np.clip(X, 0, 1, out=X), dtype), y
+
+    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        first = start // height
+        X, y = zip(*map(tile, range(first, -(-stop // height))), strict=True)
+        rows = slice(start - first * height, stop - first * height)
+        return np.concatenate(X)[rows], np.concatenate(y)[rows]
+
+    return Table(n_rows, n_inputs, dtype, read)
+
+
+def as_dtype(X: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Turn values in [0, 1] into another dtype."""
+    if dtype.kind == "b":
+        return X > 0.5
+    if dtype.kind in "iu":
+        X = np.rint(X * np.float32(min(65535, np.iinfo(dtype).max)))
+    return X.astype(dtype, copy=False)
+
+
+# ---- which rows go to which files
+
+
+def shards(folder: Path, stem: str, count: int) -> tuple[Path, ...]:
+    """Name `count` shards."""
+    return tuple(folder / f"{stem}-{index}.h5" for index in range(count))
+
+
+def fashion(folder: Path, part: str) -> Piece:
+    """Plan the 60,000 rows of `train` in six shards, or the 10,000 of `t10k`, the test rows, in one."""
+    if part == "train":
+        paths, name = shards(folder, "fashion-mnist-train", 6), "fashion-mnist"
+    else:
+        paths, name = shards(folder, "test", 1), "fashion-mnist-test"
+    return Piece(paths, {"set": name}, lambda: load_fashion(part))
+
+
+def digits(folder: Path) -> list[Piece]:
+    """Plan the digits: the first 1500 to train on, the other 297 in a folder below for tests."""
+    train, test = shards(folder, "digits-train", 3), shards(folder / "digits-test", "test", 1)
+    return [
+        Piece(train, {"set": "digits"}, lambda: load_digits(slice(0, 1500))),
+        Piece(test, {"set": "digits-test"}, lambda: load_digits(slice(1500, None))),
+    ]
+
+
+def default(folder: Path, force: bool) -> list[Piece]:
+    """Plan Fashion-MNIST where its files, or all the shards made of them, are there; otherwise the digits."""
+    pieces = [fashion(folder, "train"), fashion(folder / "fashion-mnist-test", "t10k")]
+    sources = [*fashion_files("train"), *fashion_files("t10k")]
+    if all(path.exists() for path in sources) or not (force or any(piece.unfinished() for piece in pieces)):
+        return pieces
+    print(f"no Fashion-MNIST in {FASHION_FOLDER}: taking scikit-learn's digits instead; {FASHION_HINT}")
+    return digits(folder)
+
+
+def made_up(folder: Path, options: argparse.Namespace) -> Piece:
+    """Plan rows that come from a seed: donuts or synthetic."""
+    parameters = {"set": options.set, "seed": options.seed}
+    if options.set == "donuts":
+        return Piece(shards(folder, "donuts", 1), parameters, lambda: load_donuts(options.seed))
+    parameters |= {name: getattr(options, name) for name in SYNTHETIC}
+    table = options.seed, options.rows, options.columns, np.dtype(options.dtype)
+    paths = shards(folder, "synthetic", options.shards)
+    return Piece(paths, parameters, lambda: load_synthetic(*table), options.layout)
+
+
+def plan(options: argparse.Namespace) -> tuple[list[Piece], set[Path]]:
+    """Give what the command asks for, and the folders that are to hold no other shard of ours."""
+    folder = options.output or Path("data", "" if options.set == "default" else options.set)
+    if options.set == "default":
+        return default(folder, options.force), {folder, folder / "fashion-mnist-test", folder / "digits-test"}
+    if options.set == "digits":
+        return digits(folder), {folder, folder / "digits-test"}
+    if options.set in ("donuts", "synthetic"):
+        return [made_up(folder, options)], {folder}
+    return [fashion(folder, "train" if options.set == "fashion-mnist" else "t10k")], {folder}
+
+
+# ---- files
+
+
+def recipe_of(path: Path) -> str | None:
+    """Read the recipe that a shard records; None where there is no whole file of this script's."""
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("recipe")) if str(file.attrs.get("made_by")) == MADE_BY else None
+    except (OSError, RuntimeError):
+        return None
+
+
+def storage(piece: Piece, table: Table, n_rows: int) -> tuple[dict, int]:
+    """Choose the storage of `X`, as keywords of `create_dataset`, and how many rows to write at a time."""
+    most = max(1, BLOCK_BYTES // (4 * table.n_inputs))
+    if piece.layout == "contiguous":
+        return {}, most
+    width = min(25, table.n_inputs) if piece.layout == "columns" else table.n_inputs
+    height = max(1, min(n_rows, most, CHUNK_BYTES // (width * table.dtype.itemsize)))
+    compression = {"chunked": None, "columns": "gzip"}.get(piece.layout, piece.layout)
+    # Blocks of whole chunks: a chunk that two blocks share would be compressed twice.
+    return {"chunks": (height, width), "compression": compression}, most // height * height
+
+
+@contextlib.contextmanager
+def interrupt_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until a write is over: raised in one of h5py's weak reference callbacks it is lost."""
+    pressed = []
+    handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pressed and callable(handler):  # not where the caller has SIGINT ignored
+        handler(signal.SIGINT, None)
+
+
+def fill(file: h5py.File, piece: Piece, table: Table, first: int, end: int) -> None:
+    """Write rows `first` to `end` of the table into an empty file, block by block."""
+    n_rows = end - first
+    keywords, step = storage(piece, table, n_rows)
+    X = file.create_dataset("X", (n_rows, table.n_inputs), table.dtype, **keywords)
+    y = file.create_dataset("y", (n_rows,), np.uint8)
+    row_id = file.create_dataset("row_id", (n_rows,), np.int64)
+    for start in range(0, n_rows, step):
+        stop = min(start + step, n_rows)
+        rows, labels = table.read(first + start, first + stop)
+        with interrupt_held_back():
+            X[start:stop], y[start:stop] = rows, labels
+            row_id[start:stop] = np.arange(first + start, first + stop)
+
+
+def write_shard(piece: Piece, index: int, table: Table) -> None:
+    """Write one shard under a temporary name beside its own, then rename it."""
+    path = piece.paths[index]
+    first, end = (table.n_rows * i // len(piece.paths) for i in (index, index + 1))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        need_room(path, (end - first) * (table.n_inputs * table.dtype.itemsize + 9))
+        with h5py.File(partial, "w") as file:
+            file.attrs["made_by"], file.attrs["recipe"] = MADE_BY, piece.recipe(index)
+            fill(file, piece, table, first, end)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # HDF5 tells of a failed write by either
+        cause = os.strerror(error.errno) if getattr(error, "errno", None) else error
+        sentence = f"{path}: cannot be written ({cause}); choose another folder with --output"
+        raise MakeDataError(CANNOT_CREATE, sentence) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def need_room(path: Path, n_bytes: int) -> None:
+    """Stop before the disk is full: HDF5 would take the process down when it fills up under chunks."""
+    free = shutil.disk_usage(path.parent).free
+    if free < n_bytes:
+        room = f"needs {n_bytes / 1e6:,.1f} MB, free are {free / 1e6:,.1f} MB"
+        raise MakeDataError(CANNOT_CREATE, f"{path}: {room}; make room, or choose another folder with --output")
+
+
+def clear(folders: set[Path], keep: set[Path]) -> None:
+    """Remove shards of ours that are not among `keep`; say so where a stranger's file lies beside them."""
+    for path in sorted(path for folder in folders for path in folder.glob("*.h5") if path not in keep):
+        if recipe_of(path) is None:
+            print(f"note: {path} is not this script's and stays where it is")
+            continue
+        path.unlink()
+        print(f"removed {path}, which belonged to another set")
+        if not any(kept.parent == path.parent for kept in keep):
+            with contextlib.suppress(OSError):  # holds something else
+                path.parent.rmdir()
+
+
+def make(pieces: list[Piece], folders: set[Path], force: bool) -> None:
+    """Write what is not there yet; every source is read and checked before a file is removed or written."""
+    work = []
+    for piece in pieces:
+        todo = list(range(len(piece.paths))) if force else piece.unfinished()
+        for path in (piece.paths[index] for index in todo):
+            if os.path.lexists(path) and recipe_of(path) is None:
+                sentence = f"{path}: exists, and is no whole file of this script's; move it, or give --output"
+                raise MakeDataError(CANNOT_CREATE, sentence)
+        table = piece.load() if todo else None
+        if table and table.n_rows < len(piece.paths):
+            sentence = f"{piece.parameters['set']}: {table.n_rows} rows, expected {len(piece.paths)} or more"
+            raise MakeDataError(BAD_DATA, sentence)
+        work.append((piece, todo, table))
+    clear(folders, {path for piece in pieces for path in piece.paths})
+    for piece, todo, table in work:
+        for index in todo:
+            write_shard(piece, index, table)
+        print(summary(piece, table))
+
+
+def summary(piece: Piece, table: Table | None) -> str:
+    """Say in one line what lies where."""
+    name, first, count = piece.parameters["set"], piece.paths[0], len(piece.paths)
+    where = f"{first} to {piece.paths[-1].name}" if count > 1 else f"{first}"
+    if table is None:
+        return f"{name}: {where} there already, nothing rewritten (--force would)"
+    rows = f"{table.n_rows:,} rows x {table.n_inputs} columns of {table.dtype}, labels y, row_id"
+    size = sum(path.stat().st_size for path in piece.paths) / 1e6
+    return f"{name}: {rows} -> {where} ({size:.1f} MB)"
+
+
+# ---- the command line
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read and check the command line."""
+    parser = argparse.ArgumentParser("make_data.py", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("set", nargs="?", default="default", choices=SETS, help="which rows to write")
+    parser.add_argument("--output", type=Path, help="folder for the shards (default: data, or data/SET)")
+    parser.add_argument("--seed", type=int, default=0, help="of donuts and synthetic rows (default: 0)")
+    parser.add_argument("--force", action="store_true", help="write the set again although it is there")
+    group = parser.add_argument_group("synthetic only")
+    for name in ("rows", "columns", "shards"):
+        group.add_argument(f"--{name}", type=int, help=f"(default: {SYNTHETIC[name]})")
+    for name, choices in (("dtype", DTYPES), ("layout", LAYOUTS)):
+        group.add_argument(f"--{name}", choices=choices, help=f"(default: {SYNTHETIC[name]})")
+    options = parser.parse_args(argv)
+    if problems := check(options):
+        parser.error("; ".join(problems))
+    return options
+
+
+def check(options: argparse.Namespace) -> list[str]:
+    """Fill in the synthetic set's defaults; list everything that is wrong with the options."""
+    given = {name for name in SYNTHETIC if getattr(options, name) is not None}
+    problems = [] if options.seed >= 0 else ["--seed is negative"]
+    if options.set != "synthetic":
+        return problems + [f"--{name} goes with synthetic only" for name in sorted(given)]
+    vars(options).update({name: value for name, value in SYNTHETIC.items() if name not in given})
+    limits = {"rows": 2**48, "columns": 2**24, "shards": max(1, options.rows)}
+    for name, limit in limits.items():
+        if not 1 <= getattr(options, name) <= limit:
+            problems.append(f"--{name} is {getattr(options, name)}, expected 1 to {limit}")
+    return problems
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the set that `argv` names; give the exit code, as the module's docstring lists them."""
+    try:
+        options = parse(argv)
+    except SystemExit as stop:  # argparse has printed help (0), or what is wrong (2)
+        return USAGE if stop.code else 0
+    try:
+        make(*plan(options), options.force)
+    except MakeDataError as error:
+        print(f"make_data: {error}", file=sys.stderr)
+        return error.code
+    except OSError as error:
+        print(f"make_data: {error}", file=sys.stderr)
+        return CANNOT_CREATE
+    except KeyboardInterrupt:
+        print("make_data: interrupted; the same command goes on after the last whole shard", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

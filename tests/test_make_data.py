@@ -1,0 +1,465 @@
+"""The shards that scripts/make_data.py writes: the same every time, whole, and never at a stranger's cost."""
+
+import errno
+import gzip
+import os
+import signal
+import struct
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+
+from scripts import make_data
+
+
+def write_idx(path, values, magic=None, shape=None):
+    """Write an idx file of uint8, with another magic number or shape in the header on demand."""
+    shape = values.shape if shape is None else shape
+    magic = struct.pack(">BBBB", 0, 0, 8, len(shape)) if magic is None else magic
+    path.write_bytes(gzip.compress(magic + struct.pack(f">{len(shape)}I", *shape) + values.tobytes()))
+
+
+@pytest.fixture
+def no_fashion(monkeypatch, tmp_path):
+    """A machine without the Fashion-MNIST files."""
+    monkeypatch.setattr(make_data, "FASHION_FOLDER", tmp_path / "not-installed")
+
+
+@pytest.fixture
+def fashion(monkeypatch, tmp_path):
+    """Tiny files in the format of Fashion-MNIST: 20 + 3 images, each filled with its own number."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for part, count in (("train", 20), ("t10k", 3)):
+        images = np.arange(count, dtype=np.uint8)[:, None, None] + np.zeros((1, 28, 28), np.uint8)
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(count, dtype=np.uint8) % 10)
+    monkeypatch.setattr(make_data, "FASHION_FOLDER", folder)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def make(out, *arguments):
+    """Run the script, which must succeed."""
+    assert make_data.main([*map(str, arguments), "--output", str(out)]) == 0
+
+
+def names(folder):
+    """Every file below a folder, as paths relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def contents(folder):
+    """What every file below a folder holds."""
+    return {name: (folder / name).read_bytes() for name in names(folder)}
+
+
+def stamps(folder):
+    """Inode and time of every file: a file that is written again changes one of them."""
+    return {n: ((folder / n).stat().st_ino, (folder / n).stat().st_mtime_ns) for n in names(folder)}
+
+
+def load(folder, key="X"):
+    """One dataset over all shards of a folder, in the order of their names."""
+    arrays = []
+    for path in sorted(folder.glob("*.h5")):
+        with h5py.File(path, "r") as file:
+            arrays.append(file[key][:])
+    return np.concatenate(arrays)
+
+
+# ---- what each set holds
+
+
+def test_default_is_fashion_mnist_in_shards_of_equal_size_with_the_test_rows_apart(fashion, out):
+    make(out)
+    assert names(out) == ["fashion-mnist-test/test-0.h5", *(f"fashion-mnist-train-{i}.h5" for i in range(6))]
+    with h5py.File(out / "fashion-mnist-train-5.h5") as file:
+        assert file["X"].chunks is None
+        assert [file[key].dtype for key in ("X", "y", "row_id")] == [np.uint8, np.uint8, np.int64]
+        assert file["row_id"][:].tolist() == [16, 17, 18, 19]
+    assert load(out).shape == (20, 784)
+    assert (load(out) == np.arange(20)[:, None]).all()  # no row is lost, doubled or moved
+    assert load(out, "y").tolist() == [*range(10), *range(10)]
+    assert load(out, "row_id").tolist() == list(range(20))
+    assert load(out / "fashion-mnist-test").shape == (3, 784)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("fashion-mnist", 20), ("fashion-mnist-test", 3)])
+def test_each_part_of_fashion_mnist_is_a_set_of_its_own(fashion, out, name, rows):
+    make(out, name)
+    assert load(out).shape == (rows, 784)
+
+
+def test_digits_are_all_there_in_their_order(out):
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    make(out, "digits")
+    assert names(out) == ["digits-test/test-0.h5", *(f"digits-train-{i}.h5" for i in range(3))]
+    both = out, out / "digits-test"
+    assert load(out).dtype == np.uint8
+    assert load(out).shape == (1500, 64)
+    np.testing.assert_array_equal(np.concatenate([load(folder) for folder in both]), X)
+    np.testing.assert_array_equal(np.concatenate([load(folder, "y") for folder in both]), y)
+
+
+def test_donuts_are_two_noisy_rings_and_two_columns_correlated_with_them(out):
+    make(out, "donuts")
+    X, y = load(out), load(out, "y")
+    assert (X.shape, X.dtype) == ((2000, 4), np.float32)
+    radius = np.hypot(X[:, 0], X[:, 1])
+    for label, expected in ((0, 1.0), (1, 2.5)):
+        ring = radius[y == label]
+        assert len(ring) == 1000
+        assert abs(ring.mean() - expected) < 0.05
+        assert 0.25 < ring.std() < 0.35  # a visible width
+        quadrants = (X[y == label, :2] > 0) @ [1, 2]
+        assert np.bincount(quadrants).min() > 200  # all the way round
+    correlation = np.corrcoef(X.T)
+    assert abs(correlation[0, 1]) < 0.1
+    assert min(correlation[0, 2], correlation[1, 3]) > 0.8
+    rest = X[:, 2:] - (X[:, :2] - X[:, 1::-1] / 2)
+    np.testing.assert_allclose(rest.std(axis=0), 0.04, rtol=0.1)  # correlated, but not copies
+    assert abs(np.diff(y.astype(int))).mean() > 0.4  # shuffled
+
+
+def test_the_reference_network_falls_on_the_donuts_as_published(out):
+    """The reference experiment in plain NumPy, cut at epoch 1000; all of it would take too long here."""
+    make(out, "donuts")
+    X = load(out)
+    costs = reference_costs((X - X.min(axis=0)) / np.ptp(X, axis=0), epochs=1001)
+    assert 0.1 < costs[0] < 1
+    assert 1e-4 < costs[500] < 2e-3
+    assert 1e-4 < costs[1000] < costs[500]
+
+
+def reference_costs(X, epochs):
+    """Cost of each epoch: tied weights, sigmoid features, linear output, full batch, momentum."""
+    random = np.random.default_rng(0)
+    W = (random.standard_normal((4, 2)) / np.sqrt(6)).astype(np.float32)
+    parameters = [W, np.zeros(2, np.float32), np.zeros(4, np.float32)]
+    velocities, costs = [np.zeros_like(p) for p in parameters], []
+    for _ in range(epochs):
+        W, b_hidden, b_output = parameters
+        h = 1 / (1 + np.exp(-(X @ W + b_hidden)))
+        error = h @ W.T + b_output - X
+        costs.append(np.mean(error**2))
+        output = 2 * error / error.size
+        hidden = (output @ W) * h * (1 - h)
+        gradients = X.T @ hidden + output.T @ h, hidden.sum(axis=0), output.sum(axis=0)
+        velocities = [0.9 * v - 0.1 * g for v, g in zip(velocities, gradients, strict=True)]
+        parameters = [p + v for p, v in zip(parameters, velocities, strict=True)]
+    return costs
+
+
+# ---- synthetic rows
+
+
+def synthetic(out, *arguments, rows=1000, columns=60):
+    make(out, "synthetic", "--rows", rows, "--columns", columns, *arguments)
+    return load(out)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "columns"])
+@pytest.mark.parametrize("block_rows", [1, 173, 255, 256, 257])
+def test_synthetic_rows_do_not_depend_on_the_block_size(tmp_path, monkeypatch, block_rows, layout):
+    expected = synthetic(tmp_path / "a", "--shards", 3, rows=520)
+    monkeypatch.setattr(make_data, "BLOCK_BYTES", block_rows * 60 * 4)
+    found = synthetic(tmp_path / "b", "--shards", 3, "--layout", layout, rows=520)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_no_more_than_a_block_is_held_whatever_the_shards(tmp_path, monkeypatch):
+    asked = []
+    load_synthetic = make_data.load_synthetic
+
+    def spy(*arguments):
+        table = load_synthetic(*arguments)
+        read = lambda start, stop: asked.append(stop - start) or table.read(start, stop)  # noqa: E731
+        return make_data.Table(table.n_rows, table.n_inputs, table.dtype, read)
+
+    monkeypatch.setattr(make_data, "load_synthetic", spy)
+    monkeypatch.setattr(make_data, "BLOCK_BYTES", 100 * 60 * 4)
+    for layout in make_data.LAYOUTS:
+        synthetic(tmp_path / layout, "--shards", 2, "--layout", layout)
+    assert max(asked) == 100
+
+
+@pytest.mark.parametrize("layout", make_data.LAYOUTS)
+def test_every_layout_is_what_hdf5_says_it_is_and_holds_the_same_rows(tmp_path, layout):
+    expected = synthetic(tmp_path / "plain")
+    np.testing.assert_array_equal(synthetic(tmp_path / layout, "--layout", layout), expected)
+    with h5py.File(tmp_path / layout / "synthetic-0.h5") as file:
+        found = file["X"].chunks, file["X"].compression
+    wanted = {
+        "contiguous": (None, None),
+        "chunked": ((250, 60), None),
+        "gzip": ((250, 60), "gzip"),
+        "lzf": ((250, 60), "lzf"),
+        "columns": ((250, 25), "gzip"),
+    }
+    assert found == wanted[layout]
+
+
+@pytest.mark.parametrize("dtype", make_data.DTYPES)
+def test_synthetic_rows_come_in_every_dtype_and_use_its_range(out, dtype):
+    X = synthetic(out, "--dtype", dtype)
+    assert X.dtype == dtype
+    top = min(65535, np.iinfo(dtype).max) if X.dtype.kind in "iu" else 1
+    assert X.min() < 0.1 * top
+    assert 0.9 * top < X.max() <= top
+    assert 0.4 * top < X.mean(dtype=np.float64) < 0.6 * top
+
+
+def test_a_synthetic_row_is_the_same_in_any_number_of_rows_and_shards(tmp_path):
+    few = synthetic(tmp_path / "few", "--shards", 1, rows=100)
+    many = synthetic(tmp_path / "many", "--shards", 7, rows=900)
+    np.testing.assert_array_equal(many[:100], few)
+    assert load(tmp_path / "many", "row_id").tolist() == list(range(900))
+    np.testing.assert_array_equal(load(tmp_path / "many", "y")[:100], load(tmp_path / "few", "y"))
+
+
+def test_synthetic_rows_have_structure_that_fewer_features_can_hold(out):
+    X = synthetic(out, rows=2000)
+    variances = np.linalg.eigvalsh(np.cov(X.T))[::-1]
+    assert variances[:16].sum() > 0.9 * variances.sum()
+    assert variances[16:].min() > 0  # and noise, which they cannot
+
+
+# ---- written once, the same each time
+
+
+@pytest.mark.parametrize("name", ["digits", "donuts", "synthetic"])
+def test_same_command_gives_the_same_bytes(tmp_path, name):
+    for folder in ("a", "b"):
+        make(tmp_path / folder, name, "--seed", 3)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["donuts", "synthetic"])
+def test_another_seed_gives_other_rows(tmp_path, name):
+    for seed in (0, 1):
+        make(tmp_path / str(seed), name, "--seed", seed)
+    assert (load(tmp_path / "0") != load(tmp_path / "1")).any()
+
+
+def test_what_is_there_already_is_not_written_again_unless_forced(out, capsys):
+    make(out, "digits")
+    before, held = stamps(out), contents(out)
+    capsys.readouterr()
+    make(out, "digits")
+    assert stamps(out) == before
+    assert "nothing rewritten" in capsys.readouterr().out
+    make(out, "digits", "--force")
+    assert not set(stamps(out).values()) & set(before.values())
+    assert contents(out) == held
+
+
+def test_only_the_missing_shard_is_written(out):
+    make(out, "digits")
+    before = stamps(out)
+    (out / "digits-train-1.h5").unlink()
+    make(out, "digits")
+    after = stamps(out)
+    assert [name for name in after if after[name] != before[name]] == ["digits-train-1.h5"]
+
+
+def test_other_parameters_replace_the_set_and_leave_no_shard_of_the_old_one(out):
+    synthetic(out, "--shards", 5)
+    assert synthetic(out, "--shards", 2, rows=30).shape == (30, 60)
+    assert names(out) == ["synthetic-0.h5", "synthetic-1.h5"]
+
+
+def test_an_interrupted_run_leaves_no_half_shard_and_the_next_goes_on(out, monkeypatch, capsys):
+    whole = make_data.fill
+
+    def interrupt_the_third(file, piece, table, first, end):
+        whole(file, piece, table, first, end)
+        if first == 500:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(make_data, "fill", interrupt_the_third)
+        assert make_data.main(["synthetic", "--rows", "1000", "--output", str(out)]) == make_data.INTERRUPTED
+    assert names(out) == ["synthetic-0.h5", "synthetic-1.h5"]
+    assert "interrupted" in capsys.readouterr().err
+    before = stamps(out)
+    make(out, "synthetic", "--rows", 1000)
+    assert len(names(out)) == 4
+    assert before.items() <= stamps(out).items()
+
+
+def test_ctrl_c_during_a_write_waits_for_its_end_and_is_not_lost():
+    reached = []
+
+    def write():
+        with make_data.interrupt_held_back():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ---- one consistent default set
+
+
+def test_digits_stand_in_where_fashion_mnist_cannot_be_had(no_fashion, out, capsys):
+    make(out)
+    assert names(out) == ["digits-test/test-0.h5", *(f"digits-train-{i}.h5" for i in range(3))]
+    assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_fashion_mnist_takes_the_place_of_the_digits_once_it_can_be_had(fashion, out, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(make_data, "FASHION_FOLDER", out / "not-installed")
+        make(out)
+    make(out)
+    assert names(out) == ["fashion-mnist-test/test-0.h5", *(f"fashion-mnist-train-{i}.h5" for i in range(6))]
+    assert not (out / "digits-test").exists()
+
+
+def test_fashion_mnist_that_is_there_whole_is_kept_when_its_source_is_gone(fashion, out, monkeypatch):
+    make(out)
+    before = stamps(out)
+    monkeypatch.setattr(make_data, "FASHION_FOLDER", out / "not-installed")
+    make(out)
+    assert stamps(out) == before
+    (out / "fashion-mnist-train-2.h5").unlink()
+    make(out)
+    assert names(out) == ["digits-test/test-0.h5", *(f"digits-train-{i}.h5" for i in range(3))]
+
+
+def test_the_other_sets_lie_in_folders_of_their_own(fashion, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["synthetic", "--rows", "10"], ["donuts"], ["digits"], ["fashion-mnist"], []):
+        assert make_data.main(arguments) == 0
+    data = tmp_path / "data"
+    assert sorted(path.name for path in data.glob("*.h5")) == [f"fashion-mnist-train-{i}.h5" for i in range(6)]
+    folders = {path.name for path in data.iterdir() if path.is_dir()}
+    assert folders == {"digits", "donuts", "fashion-mnist", "fashion-mnist-test", "synthetic"}
+
+
+# ---- nothing of a stranger's is lost, and errors are sentences
+
+
+def test_files_of_others_stay_as_they_are(no_fashion, out, capsys):
+    out.mkdir()
+    with h5py.File(out / "mine.h5", "w") as file:
+        file["X"] = np.arange(6).reshape(2, 3)
+    (out / "not-hdf5.h5").write_bytes(b"something else")
+    before = contents(out)
+    make(out)
+    make(out, "donuts", "--force")
+    assert before.items() <= contents(out).items()
+    assert not list(out.glob("digits-train-*"))  # ours went
+    assert "mine.h5 is not this script's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_strangers_file_under_a_shards_name_stops_the_run(out, capsys, force):
+    out.mkdir()
+    (out / "donuts-0.h5").write_bytes(b"a stranger's")
+    assert make_data.main(["donuts", "--output", str(out), *force]) == make_data.CANNOT_CREATE
+    assert "no whole file of this script's" in capsys.readouterr().err
+    assert contents(out) == {"donuts-0.h5": b"a stranger's"}
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+LABELS_OF_20 = np.zeros(20, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "phrase"),
+    [
+        (LABELS, lambda p: write_idx(p, LABELS_OF_20, magic=b"\0\0\x0d\1"), "begins with 00000d01, expected"),
+        (LABELS, lambda p: write_idx(p, LABELS_OF_20, shape=(4, 5)), "begins with 00000802, expected"),
+        (LABELS, lambda p: write_idx(p, LABELS_OF_20, shape=(21,)), "holds 20 values, expected 21"),
+        (LABELS, lambda p: write_idx(p, LABELS_OF_20, shape=(19,)), "holds 20 values, expected 19"),
+        (LABELS, lambda p: write_idx(p, LABELS_OF_20[:18]), "holds 18 labels, expected 20"),
+        (LABELS, lambda p: p.write_bytes(gzip.compress(b"\0\0\x08\1\0")), "expected an idx header"),
+        (LABELS, lambda p: p.write_bytes(gzip.compress(b"")), "expected an idx header"),
+        (IMAGES, lambda p: p.write_bytes(b"plain text"), "not a whole gzip file"),
+        (IMAGES, lambda p: p.write_bytes(b""), "expected an idx header"),
+        (IMAGES, lambda p: p.write_bytes(p.read_bytes()[:-20]), "not a whole gzip file"),
+    ],
+)
+def test_a_bad_source_file_is_named_and_nothing_is_written_or_removed(fashion, out, capsys, name, spoil, phrase):
+    make(out, "digits")
+    before = stamps(out)
+    spoil(fashion / name)
+    assert make_data.main(["--output", str(out)]) == make_data.BAD_DATA
+    error = capsys.readouterr().err
+    assert name in error
+    assert phrase in error
+    assert stamps(out) == before
+
+
+def test_fewer_images_than_shards_is_an_error(fashion, out, capsys):
+    write_idx(fashion / IMAGES, np.zeros((5, 28, 28), np.uint8))
+    write_idx(fashion / LABELS, np.zeros(5, np.uint8))
+    assert make_data.main(["--output", str(out)]) == make_data.BAD_DATA
+    assert "5 rows, expected 6 or more" in capsys.readouterr().err
+
+
+def test_fashion_mnist_by_name_without_its_files_says_how_to_get_them(no_fashion, out, capsys):
+    assert make_data.main(["fashion-mnist", "--output", str(out)]) == make_data.NO_INPUT
+    assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert make_data.main(["donuts", "--output", str(output)]) == make_data.CANNOT_CREATE
+        assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", make_data.LAYOUTS)
+def test_a_disk_without_room_is_an_error_before_it_is_full(out, monkeypatch, capsys, layout):
+    monkeypatch.setattr(make_data.shutil, "disk_usage", lambda path: SimpleNamespace(free=999_999))
+    arguments = ["synthetic", "--rows", "1000", "--columns", "250", "--shards", "1", "--layout", layout]
+    assert make_data.main([*arguments, "--output", str(out)]) == make_data.CANNOT_CREATE
+    assert "needs 1.0 MB, free are 1.0 MB" in capsys.readouterr().err
+    assert names(out) == []
+
+
+def test_a_write_that_fails_is_an_error_and_leaves_nothing(out, monkeypatch, capsys):
+    def fail(*arguments):
+        raise OSError(errno.EIO, "as HDF5 words it")
+
+    monkeypatch.setattr(make_data, "fill", fail)
+    assert make_data.main(["donuts", "--output", str(out)]) == make_data.CANNOT_CREATE
+    assert f"donuts-0.h5: cannot be written ({os.strerror(errno.EIO)})" in capsys.readouterr().err
+    assert names(out) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [
+        (["mnist"], "invalid choice: 'mnist'"),
+        (["donuts", "--sed", "1"], "unrecognized arguments: --sed"),
+        (["donuts", "--seed", "-1"], "--seed is negative"),
+        (["donuts", "--rows", "10"], "--rows goes with synthetic only"),
+        (["synthetic", "--rows", "0", "--columns", "-3"], "--rows is 0, expected 1 to"),
+        (["synthetic", "--rows", "0", "--columns", "-3"], "--columns is -3, expected 1 to"),
+        (["synthetic", "--rows", "3", "--shards", "4"], "--shards is 4, expected 1 to 3"),
+        (["synthetic", "--layout", "compact"], "invalid choice: 'compact'"),
+    ],
+)
+def test_wrong_usage_says_what_is_wrong(capsys, arguments, phrase):
+    assert make_data.main(arguments) == make_data.USAGE
+    assert phrase in capsys.readouterr().err
+
+
+def test_help_shows_the_commands(capsys):
+    assert make_data.main(["--help"]) == 0
+    assert "python scripts/make_data.py donuts" in capsys.readouterr().out
