@@ -1,0 +1,1 @@
+"""Device code: Theano lives here and nowhere else, behind :mod:`kernels.backend`."""

@@ -1,0 +1,301 @@
+"""The model: an autoencoder with one sigmoid layer, tied weights and a linear output, in float32.
+
+For rows ``r`` as they lie in the shards, with each column's minimum and scale::
+
+    x = (r - minimum) * scale              (n_rows, n_inputs)     scaled to [0, 1]
+    h = sigmoid(x . W + b_hidden)          (n_rows, n_features)   the features
+    y = h . W^T + b_output                 (n_rows, n_inputs)     linear, weights tied
+    cost = mean((x - y)^2)                 over every entry
+
+The scaling is part of the graph, so rows cross to the device in their own dtype (a byte a value for images) and are
+cast and scaled there, next to the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kernels import backend
+from kernels.updates import RULES
+
+theano = backend.load()
+tensor = theano.tensor
+
+__all__ = ["PARAMETERS", "TILE_ROWS", "Autoencoder", "TrainingStep"]
+
+PARAMETERS = ("W", "b_hidden", "b_output")
+
+# Products of `encode` always run on this many rows, the last tile padded: BLAS picks other kernels, and so other
+# roundings, for other heights, and the features of a row must not depend on the rows around it.
+TILE_ROWS = 1024
+
+
+class Autoencoder:
+    """Parameters on the device, and the functions that need no training.
+
+    Each function is compiled at its first call, once for each dtype of rows.
+
+    Parameters
+    ----------
+    n_inputs, n_features : int
+        Columns in, columns out.
+    minimum, scale : ndarray of shape (n_inputs,), float32 or float64; optional
+        The scaling ``x = (r - minimum) * scale``. Their dtype is the one it is computed in, whatever the rows' own;
+        rows are taken as scaled already when they are left out.
+    id : str
+        Prefix of the parameters' names in Theano's graphs and profiles: set it where several are stacked.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_features: int,
+        minimum: np.ndarray | None = None,
+        scale: np.ndarray | None = None,
+        id: str = "",
+    ) -> None:
+        self.n_inputs, self.n_features = n_inputs, n_features
+        prefix = f"{id}." if id else ""
+        shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
+        self.shared = {
+            name: backend.shared(np.zeros(shape, dtype=np.float32), name=prefix + name)
+            for name, shape in shapes.items()
+        }
+        self._scaling = None
+        if minimum is not None and scale is not None:
+            self._scaling = (
+                backend.shared(np.array(minimum), name=prefix + "minimum"),
+                backend.shared(np.array(scale), name=prefix + "scale"),
+            )
+        self._functions: dict[tuple[str, str], Any] = {}
+
+    # -- parameters --
+
+    def initialize(self, rng: np.random.Generator, mean: np.ndarray | None = None) -> None:
+        """Start training afresh, with W ~ N(0, 1) / sqrt(n_inputs + n_features).
+
+        Parameters
+        ----------
+        rng : Generator
+        mean : ndarray of shape (n_inputs,), optional
+            The scaled rows' mean. The biases then start so that the mean row has all features at 1/2 and is its own
+            reconstruction: wide rows would otherwise saturate every unit before it has learned anything. Without it
+            both biases start at 0, as the reference's do.
+        """
+        shape = (self.n_inputs, self.n_features)
+        W = rng.standard_normal(shape) / np.sqrt(sum(shape))
+        b_hidden, b_output = np.zeros(self.n_features), np.zeros(self.n_inputs)
+        if mean is not None:
+            b_hidden, b_output = -mean @ W, mean - W.sum(axis=1) / 2
+        self.set_parameters({"W": W, "b_hidden": b_hidden, "b_output": b_output})
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Copies of ``W`` (n_inputs, n_features), ``b_hidden`` (n_features,), ``b_output`` (n_inputs,), float32."""
+        return get_values(self.shared)
+
+    def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
+        """Put arrays of the shapes that `parameters` returns on the device.
+
+        Raises
+        ------
+        ValueError
+            When a name is missing or unknown, or a shape differs; it names the array.
+        """
+        set_values(self.shared, values)
+
+    # -- the graph --
+
+    def scaled(self, rows: Any) -> Any:
+        """Scaled rows, float32, of symbolic rows of any dtype."""
+        if self._scaling is None:
+            return rows.astype("float32")
+        minimum, scale = self._scaling
+        return ((rows.astype(minimum.dtype) - minimum) * scale).astype("float32")
+
+    def code(self, x: Any) -> Any:
+        """Features of symbolic scaled rows."""
+        return tensor.nnet.sigmoid(tensor.dot(x, self.shared["W"]) + self.shared["b_hidden"])
+
+    def reconstruction(self, h: Any) -> Any:
+        """Scaled rows that symbolic features stand for."""
+        return tensor.dot(h, self.shared["W"].T) + self.shared["b_output"]
+
+    def cost_and_gradients(self, x: Any) -> tuple[Any, list[Any]]:
+        """Symbolic cost of scaled rows, and its gradients in the order of `PARAMETERS`.
+
+        Written out, since Theano's own would sum the biases' gradients in float64. With c = 2 / (number of entries)
+        kept out of the matrices, so that the products take it up as their factor::
+
+            dy = y - x                          dh = (dy . W) * h (1 - h)
+            dW = c (x^T . dh + dy^T . h)
+            db_hidden = c (sum of dh over rows)
+            db_output = c (sum of dy over rows)
+        """
+        h = self.code(x)
+        dy = self.reconstruction(h) - x
+        # In two steps, over columns and then over rows: a single float32 sum of every entry loses digits.
+        cost = tensor.mean(tensor.mean(dy**2, axis=1, acc_dtype="float32"), acc_dtype="float32")
+        c = np.float32(2 / self.n_inputs) / x.shape[0].astype("float32")
+        dh = tensor.dot(dy, self.shared["W"]) * h * (np.float32(1) - h)
+        dW = tensor.dot(x.T, dh) + tensor.dot(dy.T, h)
+        return cost, [c * dW, c * _sum_rows(dh), c * _sum_rows(dy)]
+
+    # -- functions --
+
+    def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Features of rows.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_inputs), any real dtype of native byte order, C order
+        out : ndarray of shape (n_rows, n_features), float32, optional
+            Where they go.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_features), float32
+            The same bits for a row whatever the other rows are, as long as calls start at multiples of `TILE_ROWS`
+            rows of the same shard.
+        """
+        out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
+        self._in_tiles("encode", lambda x: self.code(x), rows, out)
+        return out
+
+    def errors(self, rows: np.ndarray) -> np.ndarray:
+        """Mean squared error of each row's reconstruction: shape (n_rows,), float32, in squared scaled units."""
+        out = np.empty(len(rows), dtype=np.float32)
+
+        def row_errors(x: Any) -> Any:
+            residual = self.reconstruction(self.code(x)) - x
+            return tensor.mean(residual**2, axis=1, acc_dtype="float32")
+
+        self._in_tiles("errors", row_errors, rows, out)
+        return out
+
+    def cost(self, rows: np.ndarray) -> float:
+        """Mean squared error over every entry of `rows`, which has at least one row."""
+        return float(self.errors(rows).mean(dtype=np.float64))
+
+    def decode(self, features: np.ndarray) -> np.ndarray:
+        """Scaled rows, shape (n_rows, n_inputs), float32, of features of shape (n_rows, n_features), float32."""
+        if ("decode", "float32") not in self._functions:
+            h = tensor.fmatrix("features")
+            self._functions["decode", "float32"] = theano.function([h], self.reconstruction(h))
+        return np.asarray(self._functions["decode", "float32"](features))
+
+    def _in_tiles(self, name: str, expression: Any, rows: np.ndarray, out: np.ndarray) -> None:
+        key = (name, rows.dtype.name)
+        if key not in self._functions:
+            self._functions[key] = self._compile(expression, rows.dtype)
+        function = self._functions[key]
+        for start in range(0, len(rows), TILE_ROWS):
+            tile = rows[start : start + TILE_ROWS]
+            n_rows = len(tile)
+            if n_rows < TILE_ROWS:
+                tile = np.concatenate([tile, np.zeros((TILE_ROWS - n_rows, self.n_inputs), dtype=rows.dtype)])
+            out[start : start + n_rows] = np.asarray(function(tile))[:n_rows]
+
+    def _compile(self, expression: Any, dtype: np.dtype) -> Any:
+        rows = tensor.TensorType(dtype.name, (False, False))("rows")
+        function = theano.function([rows], theano.Out(expression(self.scaled(rows)), borrow=True))
+        function.trust_input = True
+        return function
+
+
+class TrainingStep:
+    """One step of minibatch training of an `Autoencoder`, compiled for rows of one dtype.
+
+    Parameters
+    ----------
+    autoencoder : Autoencoder
+        What it trains, in place.
+    rule : str
+        A key of `kernels.updates.RULES`.
+    momentum : float
+        The decay of the rule's running average.
+    dtype : dtype
+        The rows' own.
+    resident : ndarray of shape (n_rows, n_inputs), `dtype`, optional
+        All rows, to be kept on the device. Minibatches are then row numbers (int64), and rows otherwise.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        rule: str,
+        momentum: float,
+        dtype: np.dtype,
+        resident: np.ndarray | None = None,
+    ) -> None:
+        if resident is None:
+            minibatch = tensor.TensorType(dtype.name, (False, False))("minibatch")
+            rows = minibatch
+        else:
+            minibatch = tensor.lvector("minibatch")
+            rows = backend.shared(resident, name="resident")[minibatch]
+        self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
+        cost, gradients = autoencoder.cost_and_gradients(autoencoder.scaled(rows))
+        parameters = [autoencoder.shared[name] for name in PARAMETERS]
+        self._updates = RULES[rule](gradients, parameters, self._learning_rate, np.float32(momentum))
+        self._state = {key.name: key for key in self._updates if key not in parameters}
+        self._minibatch, self._cost = minibatch, cost
+        self._functions: dict[bool, Any] = {}
+
+    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+        """Take one step.
+
+        Parameters
+        ----------
+        minibatch : ndarray
+            Rows of shape (n, n_inputs), C order, or with resident rows their numbers, shape (n,), int64.
+        with_cost : bool
+            Also compute the cost, which takes a quarter longer.
+
+        Returns
+        -------
+        float or None
+            The minibatch's cost before the step, when asked for.
+        """
+        if with_cost not in self._functions:
+            outputs = [self._cost] if with_cost else []
+            self._functions[with_cost] = theano.function([self._minibatch], outputs, updates=self._updates)
+            self._functions[with_cost].trust_input = True
+        result = self._functions[with_cost](minibatch)
+        return float(np.asarray(result[0])) if with_cost else None
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The rate of the steps that follow."""
+        self._learning_rate.set_value(np.float32(learning_rate))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Copies of the update rule's own arrays, by name: what a checkpoint needs beside the parameters."""
+        return get_values(self._state)
+
+    def set_state(self, values: Mapping[str, np.ndarray]) -> None:
+        """Go on from arrays that `state` returned; raises like `Autoencoder.set_parameters`."""
+        set_values(self._state, values)
+
+
+def get_values(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Host copies of shared variables."""
+    return {name: np.array(variable.get_value()) for name, variable in variables.items()}
+
+
+def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> None:
+    """Assign arrays to shared variables of the same names and shapes, as float32."""
+    if set(values) != set(variables):
+        raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")
+    arrays = {name: np.asarray(values[name], dtype=np.float32) for name in variables}
+    for name, variable in variables.items():
+        expected = variable.get_value(borrow=True).shape
+        if arrays[name].shape != expected:
+            raise ValueError(f"array {name} has shape {arrays[name].shape}, expected {expected}")
+    for name, variable in variables.items():
+        variable.set_value(arrays[name])
+
+
+def _sum_rows(matrix: Any) -> Any:
+    return tensor.sum(matrix, axis=0, acc_dtype="float32")
