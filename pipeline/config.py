@@ -1,0 +1,298 @@
+"""Settings: one frozen dataclass, filled from defaults, a configuration file, the environment and flags.
+
+Later ones of these win. Every setting is a flag ``--like-this``, a key ``like_this`` of the YAML file that ``--config``
+names, and an environment variable ``SHARDPRESS_LIKE_THIS``. The device is Theano's business: ``THEANO_FLAGS`` and
+``.theanorc`` choose it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.errors import ConfigError, UsageError, shown
+
+__all__ = ["LEARNING_RATES", "Config", "parse", "parse_bytes", "plain", "problems"]
+
+ENVIRONMENT_PREFIX = "SHARDPRESS_"
+
+# Each rule's own good start; see docs/training.md for the measurements.
+LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.003, "rmsprop": 0.001}
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``4GiB``, ``500 MB``, ``1.5G`` or ``1048576``.
+
+    ``KB`` and its kin are powers of 1000, all other units powers of 1024.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?)(B?)\s*", str(text), re.IGNORECASE)
+    if not match or (match[3] and not match[2]):
+        raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
+    unit = match[2].upper()
+    factor = _UNITS[unit] if match[3] or not match[4] else 1000 ** "_KMGT".index(unit or "_")
+    return int(float(match[1]) * factor)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r}, expected a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r}, expected a number") from None
+
+
+def _yes_or_no(text: str) -> bool:
+    answers = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    try:
+        return answers[str(text).lower()]
+    except KeyError:
+        raise ValueError(f"{text!r}, expected true or false") from None
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r}, expected one of {', '.join(choices)}")
+        return text
+
+    return convert
+
+
+def _optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text in ("", "none", "auto") else convert(text)
+
+
+def _setting(default: Any, convert: Callable[[str], Any], help: str) -> Any:
+    return field(default=default, metadata={"convert": convert, "help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run; the help texts of the fields describe them."""
+
+    input: tuple[str, ...] = _setting(("data/*.h5",), str, "HDF5 shards: files, directories or globs, one or more")
+    dataset: str | None = _setting(None, _optional(str), "dataset with the rows (default: X, else the only candidate)")
+    output: str = _setting("features", str, "directory for the features")
+    model: str | None = _setting(None, _optional(str), "encode with this model.h5 or output directory, no training")
+    n_features: int | None = _setting(
+        None, _optional(_whole), "columns out (default: 64, or half the columns where there are fewer than 128)"
+    )
+    epochs: int = _setting(20, _whole, "passes over the training rows, at most")
+    batch_size: int | None = _setting(
+        None, _optional(_whole), "rows of one training step (default: 128, or a fiftieth of the rows, at least 16)"
+    )
+    optimizer: str = _setting("adam", _one_of(*LEARNING_RATES), f"update rule: {', '.join(LEARNING_RATES)}")
+    learning_rate: float | None = _setting(
+        None, _optional(_number), f"step size (default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())})"
+    )
+    schedule: str = _setting(
+        "linear",
+        _one_of("constant", "linear"),
+        "learning rate over the steps: constant, or linear (up over the first epoch, then down to 0 at the end)",
+    )
+    biases: str = _setting("mean", _one_of("mean", "zero"), "start of the biases: the columns' mean, or zero")
+    momentum: float = _setting(0.9, _number, "decay of the update rule's running average")
+    seed: int = _setting(0, _whole, "where all randomness starts")
+    validation_fraction: float = _setting(0.05, _number, "share of the rows kept out of training to watch its progress")
+    patience: int = _setting(5, _whole, "stop after so many epochs without a better validation cost (0: never)")
+    block_rows: int | None = _setting(None, _optional(_whole), "rows read at once (default: about 8 MiB of them)")
+    threads: int | None = _setting(None, _optional(_whole), "Dask threads (default: one for each processor core)")
+    memory_budget: int = _setting(2 * 2**30, parse_bytes, "host memory for rows and features, like 4GiB")
+    device_memory_budget: int = _setting(2**30, parse_bytes, "device memory for rows, like 4GiB")
+    shuffle_window: int = _setting(256 * 2**20, parse_bytes, "bytes of rows that are shuffled together")
+    on_bad_data: str = _setting(
+        "raise", _one_of("raise", "skip"), "rows with NaN or Inf: raise stops, skip leaves them out (NaN features)"
+    )
+    require_device: bool = _setting(False, _yes_or_no, "stop when Theano's device cannot be used, do not take the CPU")
+    overwrite: bool = _setting(False, _yes_or_no, "replace the results of another run in the output directory")
+    quiet: bool = _setting(False, _yes_or_no, "print warnings, errors and the summary only")
+    verbose: bool = _setting(False, _yes_or_no, "print details")
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
+    """Settings from every source: default < configuration file < environment < flag.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Flags, without the program's name.
+    environment : mapping
+        Variables; those that start with ``SHARDPRESS_`` count.
+    description : str
+        The head of the ``--help`` page.
+
+    Raises
+    ------
+    UsageError
+        For an unknown flag or a flag's value that cannot be read.
+    ConfigError
+        For the same in the file or the environment.
+    """
+    flags = _parse_flags(arguments, description)
+    variables = {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+    path = flags.pop("config", None) or variables.pop("config", None)
+    return Config(
+        **{
+            **(_converted(_read_file(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
+            **_converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper()),
+            **_converted(flags, "", UsageError, _flag),
+        }
+    )
+
+
+def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = None) -> list[str]:
+    """Everything that is wrong with the settings, one sentence each; with the data's size, what does not fit it too."""
+    rate, limit = config.learning_rate, n_rows or math.inf
+    n_features, widest, batch_size = config.n_features, (n_inputs or math.inf) - 1, config.batch_size
+    checks: list[tuple[bool, str, object, str]] = [
+        (config.n_features is None or 1 <= config.n_features <= widest, "n_features", n_features, _range(1, widest)),
+        (config.epochs >= 1, "epochs", config.epochs, "1 or more"),
+        (batch_size is None or 1 <= batch_size <= limit, "batch_size", batch_size, _range(1, limit)),
+        (rate is None or 0 < rate < math.inf, "learning_rate", rate, "a finite number above 0"),
+        (0 <= config.momentum < 1, "momentum", config.momentum, "from 0 up to but not including 1"),
+        (config.seed >= 0, "seed", config.seed, "0 or more"),
+        (
+            0 <= config.validation_fraction < 1,
+            "validation_fraction",
+            config.validation_fraction,
+            "from 0 to below 1",
+        ),
+        (config.patience >= 0, "patience", config.patience, "0 or more"),
+        (config.block_rows is None or config.block_rows >= 1, "block_rows", config.block_rows, "1 or more"),
+        (config.threads is None or config.threads >= 1, "threads", config.threads, "1 or more"),
+        (config.memory_budget >= 2**24, "memory_budget", config.memory_budget, "16MiB or more"),
+        (config.device_memory_budget >= 0, "device_memory_budget", config.device_memory_budget, "0 or more"),
+        (config.shuffle_window >= 1, "shuffle_window", config.shuffle_window, "1 or more"),
+        (not (config.quiet and config.verbose), "quiet and verbose", "both", "at most one of them"),
+    ]
+    return [f"{name}: {found}, expected {expected}" for good, name, found, expected in checks if not good]
+
+
+def _range(low: int, high: float) -> str:
+    return f"{low} or more" if high == math.inf else f"{low} to {int(high)} for these shards"
+
+
+# -- sources -----------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See --help.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
+    parser = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
+    for setting in fields(Config):
+        text = setting.metadata["help"]
+        if setting.default not in (None, False):
+            text += f" (default: {plain(setting.default)})"
+        text = text.replace("%", "%%")
+        if setting.type == "bool":
+            parser.add_argument(_flag(setting.name), action=argparse.BooleanOptionalAction, help=text)
+        elif setting.name == "input":
+            parser.add_argument("--input", nargs="+", metavar="PATH", help=text)
+        else:
+            parser.add_argument(_flag(setting.name), metavar="VALUE", help=text)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        raise UsageError(f"unknown argument {shown(flag)}.{_nearest(flag, map(_flag, _names()))} See --help.")
+    return vars(known)
+
+
+def plain(value: object) -> str:
+    """A setting's value as a user would type it."""
+    if isinstance(value, tuple):
+        return " ".join(shown(item) for item in value)
+    if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
+        return f"{value // 2**20}MiB"
+    return shown(value)
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"config={shown(path)}: {error.strerror}, expected a YAML file") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
+        raise ConfigError(f"config={shown(path)}: not YAML: {' '.join(str(error).split())}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"config={shown(path)}: a {type(found).__name__}, expected lines like `epochs: 20`")
+    return {str(key): value for key, value in found.items()}
+
+
+def _converted(
+    values: Mapping[str, Any],
+    where: str,
+    error: type[UsageError | ConfigError],
+    spelled: Callable[[str], str] = str,
+) -> dict[str, Any]:
+    """Values of the right types, or every complaint in one error."""
+    known = {setting.name: setting for setting in fields(Config)}
+    complaints, converted = [], {}
+    for name, value in values.items():
+        if name not in known:
+            complaints.append(
+                f"{where}{shown(spelled(name))} is unknown.{_nearest(spelled(name), map(spelled, known))}"
+            )
+            continue
+        try:
+            converted[name] = _convert(known[name].metadata["convert"], name, value)
+        except ValueError as complaint:
+            complaints.append(f"{where}{spelled(name)}: {complaint}")
+    if complaints:
+        raise error("; ".join(complaints))
+    return converted
+
+
+def _convert(convert: Callable[[str], Any], name: str, value: Any) -> Any:
+    if name == "input":
+        values = value.split(os.pathsep) if isinstance(value, str) else value
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{value!r}, expected one or more paths")
+        return tuple(str(item) for item in values)
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"{value!r}, expected one value")
+    return convert("" if value is None else str(value))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _names() -> list[str]:
+    return ["config", *(setting.name for setting in fields(Config))]

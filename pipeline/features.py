@@ -1,0 +1,195 @@
+"""The feature-shard format, and how downstream opens it.
+
+1. ``parts/part-NNNNN.h5`` holds the features of a row range of one input shard: ``features`` (n_rows, n_features)
+   float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped; ``valid`` (n_rows,)
+   bool, false where the input row held NaN or Inf and its features are NaN; and the riding datasets under their own
+   names. It is itself a valid input shard.
+2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open.
+3. ``manifest.json`` names the parts in that order; it is written last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.errors import DataError, shown
+from pipeline.ledger import read_manifest
+from pipeline.shards import Block
+
+__all__ = ["FEATURES", "VALID", "Features", "Part", "index_bytes", "open_features", "part_bytes"]
+
+FEATURES, VALID = "features", "valid"
+FORMAT = "shardpress-features/1"
+_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row range of one input shard whose features stand in one file.
+
+    Attributes
+    ----------
+    file : str
+        Relative to the output directory.
+    source : Block
+        The rows it was made from.
+    """
+
+    file: str
+    source: Block
+
+
+def part_bytes(
+    features: np.ndarray, valid: np.ndarray, riders: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> bytes:
+    """The bytes of a feature shard.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_rows, n_features), float32
+    valid : ndarray of shape (n_rows,), bool
+    riders : mapping
+        Riding datasets of n_rows values each. One that is called like a dataset of ours becomes ``source_...``.
+    about : mapping
+        What goes into the attributes; nested values as JSON.
+    """
+    with h5py.File.in_memory(alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+        for key, value in {"format": FORMAT, **about}.items():
+            file.attrs[key] = value if isinstance(value, (str, int, float)) else json.dumps(value)
+        file.create_dataset(FEATURES, data=features, dtype="<f4")
+        file.create_dataset(VALID, data=valid)
+        for name, values in riders.items():
+            is_text = values.dtype.kind == "O"
+            file.create_dataset(rider_name(name), data=values, dtype=h5py.string_dtype() if is_text else None)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def rider_name(name: str) -> str:
+    """The name under which a riding dataset stands beside the features."""
+    return f"source_{name}" if name in (FEATURES, VALID) else name
+
+
+def index_bytes(directory: Path, files: Sequence[str], about: Mapping[str, Any]) -> bytes:
+    """The bytes of ``index.h5``: virtual datasets over parts that stand in `directory`.
+
+    Riding datasets that not every part has, or not in one dtype, are left out; the parts keep them.
+    """
+    shapes: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = []
+    for name in files:
+        with h5py.File(directory / name, "r") as part:
+            shapes.append({key: (item.shape, item.dtype) for key, item in part.items()})
+    n_rows = sum(part[FEATURES][0][0] for part in shapes)
+    with h5py.File.in_memory() as file:
+        for key, value in {"format": FORMAT, **about}.items():
+            file.attrs[key] = value if isinstance(value, (str, int, float)) else json.dumps(value)
+        for key, (shape, dtype) in shapes[0].items():
+            if any(key not in part or part[key][1] != dtype for part in shapes):
+                continue
+            layout = h5py.VirtualLayout((n_rows, *shape[1:]), dtype)
+            start = 0
+            for name, part in zip(files, shapes, strict=True):
+                stop = start + part[key][0][0]
+                # HDF5 reads % in these names as a format.
+                layout[start:stop] = h5py.VirtualSource(name, key.replace("%", "%%"), shape=part[key][0], dtype=dtype)
+                start = stop
+            file.create_virtual_dataset(key, layout)
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+# -- downstream --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """A finished run's features, lazily.
+
+    Attributes
+    ----------
+    features : dask.array.Array of shape (n_rows, n_features), float32
+        In the order of the input's rows.
+    valid : dask.array.Array of shape (n_rows,), bool
+        False where the input row held NaN or Inf.
+    riders : dict of str to dask.array.Array of shape (n_rows,)
+        Labels, ids and whatever else rode along.
+    manifest : dict
+        What the run says of itself.
+    """
+
+    features: Any
+    valid: Any
+    riders: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def open_features(path: str | Path, block_rows: int = 65536) -> Features:
+    """Open an output directory.
+
+    Parameters
+    ----------
+    path : str or Path
+        The directory.
+    block_rows : int
+        Rows of one Dask chunk, at most.
+
+    Raises
+    ------
+    NoInput
+        When it holds no finished run.
+    DataError
+        When a part is missing or not as the manifest says.
+    """
+    import dask.array as da
+
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    pieces: dict[str, list[Any]] = {}
+    names = [set(_check_part(directory, part)) for part in manifest["parts"]]
+    for part in manifest["parts"]:
+        for name in set.intersection(*names):
+            pieces.setdefault(name, []).append(_lazy(directory / part["file"], name, block_rows))
+    arrays = {name: da.concatenate(parts) for name, parts in pieces.items()}
+    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest)
+
+
+def _check_part(directory: Path, part: Mapping[str, Any]) -> list[str]:
+    path = directory / part["file"]
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            found = file[FEATURES].shape
+            names = list(file)
+    except (OSError, KeyError) as error:
+        raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
+    if found[0] != part["n_rows"]:
+        raise DataError(f"file={shown(path)}: {found[0]} rows, expected {part['n_rows']} as the manifest says")
+    return names
+
+
+def _lazy(path: Path, name: str, block_rows: int) -> Any:
+    import dask
+    import dask.array as da
+
+    with h5py.File(path, "r", locking=False) as file:
+        shape, dtype = file[name].shape, file[name].dtype
+    pieces = [
+        da.from_delayed(
+            dask.delayed(_read_slice)(str(path), name, start, min(start + block_rows, shape[0])),
+            (min(start + block_rows, shape[0]) - start, *shape[1:]),
+            dtype=dtype,
+        )
+        for start in range(0, max(shape[0], 1), block_rows)
+    ]
+    return da.concatenate(pieces)
+
+
+def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:
+    with h5py.File(path, "r", locking=False) as file:
+        return np.asarray(file[name][start:stop])

@@ -1,0 +1,145 @@
+"""The output directory: whose it is, and how a file comes to stand in it.
+
+A file is written whole under a temporary name beside its target, synced, and renamed: under its own name it is either
+not there or complete. ``manifest.json`` comes last and names every part; a run without one is not finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CannotCreate, DataError, NoInput, NotPermitted, WriteFailed, shown
+
+__all__ = ["MANIFEST", "claim", "publish", "publish_json", "read_manifest"]
+
+MANIFEST = "manifest.json"
+_MARKER = ".shardpress"
+_FORMAT = "shardpress-output/1"
+_TEMPORARY = ".writing"
+_OURS = ("model.h5", "model-last-good.h5", "encoder.npz", "index.h5", "report.json", "run.log")
+
+
+def claim(directory: Path, overwrite: bool) -> None:
+    """Make `directory` ours and empty of results, or refuse before anything is read.
+
+    Parameters
+    ----------
+    directory : Path
+        Made with its parents when it is not there.
+    overwrite : bool
+        Remove the results of a finished run; files that are not ours stay.
+
+    Raises
+    ------
+    CannotCreate
+        When it cannot be made, is no directory, holds files that are not ours, or results that may not be replaced.
+    NotPermitted
+        When nothing can be written there.
+    """
+    where = f"output={shown(directory)}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if any(directory.iterdir()) and not (directory / _MARKER).exists():
+            raise CannotCreate(
+                f"{where}: holds files that are not of shardpress, expected a new or empty directory. Choose another "
+                "--output."
+            )
+        if (directory / MANIFEST).exists() and not overwrite:
+            raise CannotCreate(
+                f"{where}: holds the results of another run. Choose another --output, or replace them with --overwrite."
+            )
+        _remove_results(directory)
+        publish_json(directory / _MARKER, {"format": _FORMAT})
+        (directory / "parts").mkdir(exist_ok=True)
+    except PermissionError as error:
+        raise NotPermitted(f"{where}: {error.strerror}. Choose an --output that you may write to.") from error
+    except (OSError, WriteFailed) as error:
+        raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Put a whole file at `path`, replacing what was there.
+
+    Raises
+    ------
+    WriteFailed
+        When it cannot be written; nothing stands at `path` then that was not there before.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        advice = (
+            "Free some space and start again." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the disk."
+        )
+        raise WriteFailed(f"file={shown(path)}: {error.strerror} while writing {len(data)} bytes. {advice}") from error
+
+
+def publish_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Put a JSON file at `path`; raises like `publish`."""
+    publish(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What a finished run says of itself.
+
+    Raises
+    ------
+    NoInput
+        When `directory` holds no finished run.
+    DataError
+        When its manifest is of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except OSError as error:
+        raise NoInput(
+            f"file={shown(path)}: {error.strerror}, expected the output directory of a finished run"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"file={shown(path)}: not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise DataError(f"file={shown(path)}: expected format {_FORMAT!r}")
+    return manifest
+
+
+def finish(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest: from here on the run is complete."""
+    publish_json(directory / MANIFEST, {"format": _FORMAT, **manifest})
+
+
+def _remove_results(directory: Path) -> None:
+    """Take away what an earlier run left, the manifest first: a reader never sees a mixture."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for path in directory.glob("parts/part-*.h5"):
+        path.unlink()
+    for path in directory.rglob(f"*{_TEMPORARY}"):
+        path.unlink()
+    for name in _OURS:
+        (directory / name).unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

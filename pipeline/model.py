@@ -1,0 +1,226 @@
+"""The fitted model as named arrays: scaling, weights, files, and a NumPy encoder that needs nothing else.
+
+No pickle, in or out. ``model.h5`` keeps the scaling and the weights apart; ``encoder.npz`` holds them folded into one
+affine map, so that ``1 / (1 + exp(-(rows @ W + b)))`` is all that a reader needs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from scipy.special import expit
+
+from pipeline.errors import DataError, NoInput, shown
+from pipeline.scan import Scan
+
+__all__ = ["FORMAT", "Model", "Scaler", "load_model"]
+
+FORMAT = "shardpress-model/1"
+_ARRAYS = ("minimum", "maximum", "W", "b_hidden", "b_output")
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Min-max scaling of every column to [0, 1]: ``x = (r - minimum) * scale``; constant columns become 0.
+
+    scikit-learn adds an offset to a product instead, which loses the digits of columns far from zero.
+
+    Attributes
+    ----------
+    minimum, maximum : ndarray of shape (n_inputs,), float64
+        Each column's range in the training rows.
+    """
+
+    minimum: np.ndarray
+    maximum: np.ndarray
+
+    @classmethod
+    def from_scan(cls, found: Scan) -> Scaler:
+        """The scaling that a scan's ranges ask for."""
+        return cls(found.minimum, found.maximum)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """One over each column's range, 0 where that is 0: shape (n_inputs,), float64."""
+        # Halved, since the range of a column from -1.7e308 to 1.7e308 is no float64, nor is one over a subnormal.
+        half = self.maximum / 2 - self.minimum / 2
+        return np.divide(0.5, half, out=np.zeros_like(half), where=half >= np.finfo(np.float64).tiny)
+
+    def arrays(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """Minimum and scale in the dtype that rows of `dtype` are scaled in.
+
+        float32 where it holds the rows, the range and the scale exactly enough; float64 otherwise.
+        """
+        scale = self.scale
+        with np.errstate(over="ignore", under="ignore"):
+            narrow_scale, narrow_range = scale.astype(np.float32), (self.maximum - self.minimum).astype(np.float32)
+            exact = all(np.array_equal(a, a.astype(np.float32)) for a in (self.minimum, self.maximum))
+        sizes = np.concatenate([narrow_scale[scale > 0], narrow_range[scale > 0]])
+        normal = np.isfinite(sizes).all() and (sizes >= np.finfo(np.float32).tiny).all()
+        working = np.float32 if np.can_cast(dtype, np.float32) and exact and normal else np.float64
+        return self.minimum.astype(working), scale.astype(working)
+
+    def transform(self, rows: np.ndarray) -> np.ndarray:
+        """Scaled rows, float32, bit for bit as the device scales them.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_inputs), any real dtype
+        """
+        minimum, scale = self.arrays(rows.dtype)
+        return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
+
+    def scaled_mean(self, mean: np.ndarray) -> np.ndarray:
+        """Each column's mean in scaled units, from 0 to 1: float64; the middle where `mean` is not finite."""
+        scaled = np.where(np.isfinite(mean), (mean - self.minimum) * self.scale, 0.5)
+        return np.clip(scaled, 0, 1)
+
+    def to_sklearn(self) -> Any:
+        """The same scaling as a fitted `sklearn.preprocessing.MinMaxScaler`."""
+        from sklearn.preprocessing import MinMaxScaler
+
+        scaler = MinMaxScaler().fit(np.stack([self.minimum, self.maximum]))
+        constant = self.scale == 0
+        scaler.scale_[constant], scaler.min_[constant] = 0, 0
+        return scaler
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted autoencoder.
+
+    Attributes
+    ----------
+    scaler : Scaler
+    parameters : mapping
+        ``W`` (n_inputs, n_features), ``b_hidden`` (n_features,), ``b_output`` (n_inputs,), all float32.
+    about : mapping
+        How it came to be: plain values that JSON can hold.
+    """
+
+    scaler: Scaler
+    parameters: Mapping[str, np.ndarray]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_inputs(self) -> int:
+        """Columns in."""
+        return int(self.parameters["W"].shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """Columns out."""
+        return int(self.parameters["W"].shape[1])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the arrays: equal models make equal features."""
+        digest = sha256()
+        for name, array in self._arrays().items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Features of unscaled rows, in float64 throughout: what every device is held against.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_inputs), any real dtype
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_features), float64
+        """
+        p = {name: np.asarray(array, dtype=np.float64) for name, array in self.parameters.items()}
+        return np.asarray(expit(self.scaler.transform(rows).astype(np.float64) @ p["W"] + p["b_hidden"]))
+
+    def folded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The affine map from unscaled rows to the sigmoid's argument, float64: a matrix like ``W``, and a vector."""
+        W = self.scaler.scale[:, None] * self.parameters["W"].astype(np.float64)
+        return W, self.parameters["b_hidden"] - self.scaler.minimum @ W
+
+    def to_hdf5(self) -> bytes:
+        """The bytes of ``model.h5``."""
+        with h5py.File.in_memory() as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["fingerprint"] = self.fingerprint
+            file.attrs["about"] = json.dumps(self.about)
+            for name, array in self._arrays().items():
+                file[name] = array
+            file.flush()
+            return bytes(file.id.get_file_image())
+
+    def to_npz(self) -> bytes:
+        """The bytes of ``encoder.npz``: ``W`` and ``b`` of `folded`."""
+        W, b = self.folded()
+        buffer = io.BytesIO()
+        np.savez(buffer, W=W, b=b)
+        return buffer.getvalue()
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"minimum": self.scaler.minimum, "maximum": self.scaler.maximum, **self.parameters}
+
+
+def load_model(path: str | Path) -> Model:
+    """Read ``model.h5``.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, or an output directory that holds one.
+
+    Raises
+    ------
+    NoInput
+        When there is no such file.
+    DataError
+        When it is not a model of this format, or arrays are missing, misshapen or not finite; it names them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.h5"
+    if not path.is_file():
+        raise NoInput(f"model={shown(path)}: not there, expected a model.h5 or an output directory that holds one")
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            found_format = file.attrs.get("format")
+            if found_format != FORMAT:
+                raise DataError(f"model={shown(path)}: format {found_format!r}, expected {FORMAT!r}")
+            missing = [name for name in _ARRAYS if name not in file]
+            if missing:
+                raise DataError(f"model={shown(path)}: arrays {missing} are missing, expected {list(_ARRAYS)}")
+            arrays = {name: file[name][()] for name in _ARRAYS}
+            about = json.loads(file.attrs["about"])
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"model={shown(path)}: cannot be read: {error}") from error
+    _check_arrays(path, arrays)
+    minimum, maximum = arrays.pop("minimum"), arrays.pop("maximum")
+    return Model(Scaler(minimum, maximum), arrays, about)
+
+
+def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    if arrays["W"].ndim != 2:
+        raise DataError(f"model={shown(path)}: W has shape {arrays['W'].shape}, expected (n_inputs, n_features)")
+    n_inputs, n_features = arrays["W"].shape
+    expected: dict[str, tuple[tuple[int, ...], type]] = {
+        "minimum": ((n_inputs,), np.float64),
+        "maximum": ((n_inputs,), np.float64),
+        "W": ((n_inputs, n_features), np.float32),
+        "b_hidden": ((n_features,), np.float32),
+        "b_output": ((n_inputs,), np.float32),
+    }
+    for name, (shape, dtype) in expected.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
+            raise DataError(
+                f"model={shown(path)}: {name} is {array.dtype} of shape {array.shape}, expected finite "
+                f"{np.dtype(dtype)} of shape {shape}"
+            )

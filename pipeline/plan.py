@@ -1,0 +1,100 @@
+"""How memory is shared out: pure arithmetic from sizes and budgets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.shards import Shard, row_dtype
+
+__all__ = ["Plan", "make_plan"]
+
+_BLOCK_BYTES = 2**23
+_PART_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes that keep a run within its budgets.
+
+    Attributes
+    ----------
+    n_threads : int
+        Dask threads, each of which holds a block, and while encoding the features of a part.
+    block_rows : int
+        Rows read at once; whole tiles of the encoder.
+    part_rows : int
+        Rows whose features make one file; whole blocks.
+    resident : bool
+        Whether training keeps all rows in memory.
+    window_rows : int
+        Rows shuffled together, of which streaming holds two windows.
+    max_validation_rows : int
+    """
+
+    n_threads: int
+    block_rows: int
+    part_rows: int
+    resident: bool
+    window_rows: int
+    max_validation_rows: int
+
+
+def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_rows: int, on_device: bool) -> Plan:
+    """Share the memory budget out.
+
+    A half goes to the rows of the training (all of them, or two windows), an eighth to the validation's, an eighth to
+    the threads' blocks and parts; the rest is for copies on the way.
+
+    Parameters
+    ----------
+    config : Config
+    shards : sequence of Shard
+    n_features : int
+    tile_rows : int
+        Rows of one product of the encoder, which blocks are rounded up to.
+    on_device : bool
+        Whether resident rows lie in a device's own memory.
+
+    Raises
+    ------
+    ConfigError
+        When the budget does not hold one tile of rows for each thread.
+    """
+    row_bytes = shards[0].n_inputs * max(
+        row_dtype(shards).itemsize, *(np.dtype(s.stored_dtype).itemsize for s in shards)
+    )
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_threads = config.threads or os.cpu_count() or 1
+    budget = config.memory_budget
+    share = budget // 8 // n_threads
+
+    wanted = config.block_rows or min(_BLOCK_BYTES, share) // row_bytes
+    block_rows = _round_up(max(1, wanted), tile_rows)
+    if block_rows * row_bytes > budget // 4:
+        raise ConfigError(
+            f"memory_budget: {budget} bytes, expected at least {4 * block_rows * row_bytes} for blocks of {block_rows} "
+            f"rows of {row_bytes} bytes. Raise --memory-budget or lower --block-rows (the least is {tile_rows})."
+        )
+    # A part exists three times while it is written: as an array, as an HDF5 file in memory, and as that file's bytes.
+    part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * n_features) // block_rows * block_rows)
+
+    resident_limit = min(budget // 2, config.device_memory_budget) if on_device else budget // 2
+    window = min(config.shuffle_window, budget // 4)
+    return Plan(
+        n_threads=n_threads,
+        block_rows=block_rows,
+        part_rows=part_rows,
+        resident=n_rows * row_bytes <= resident_limit,
+        window_rows=max(1, window // row_bytes),
+        max_validation_rows=budget // 8 // row_bytes,
+    )
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,79 @@
+"""How far a pass has come: a tqdm bar on a terminal, plain lines at a steady pace in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+__all__ = ["Progress"]
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Progress of one pass; safe to advance from several threads.
+
+    Parameters
+    ----------
+    what : str
+        Name of the pass.
+    total : int
+        Units in all.
+    unit : str
+        Name of one unit.
+    unit_bytes : int
+        Bytes of one unit, when the rate in MB/s is to be shown too.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, unit_bytes: int = 0) -> None:
+        self._what, self._total, self._unit, self._unit_bytes = what, total, unit, unit_bytes
+        self._done, self._note = 0, ""
+        self._start = self._last_line = time.monotonic()
+        self._lock = threading.Lock()
+        on_terminal = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
+        self._bar = tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=total > 10_000) if on_terminal else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if error is None:
+            self._line()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._start
+
+    def advance(self, n_units: int = 1, note: str = "") -> None:
+        """Count units; `note` stands behind them."""
+        with self._lock:
+            self._done, self._note = self._done + n_units, note
+            if self._bar is not None:
+                self._bar.set_postfix_str(note or self._rate(), refresh=False)
+                self._bar.update(n_units)
+            elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+                self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        words = [f"{self._done}/{self._total} {self._unit}", f"{self.seconds:.1f} s", self._rate(), self._note]
+        log.info("%s: %s", self._what, ", ".join(word for word in words if word))
+
+    def _rate(self) -> str:
+        rate = self._done / max(self.seconds, 1e-9)
+        if not self._unit_bytes:
+            return ""
+        return f"{rate:,.0f} {self._unit}/s, {rate * self._unit_bytes / 1e6:,.0f} MB/s"

@@ -1,0 +1,280 @@
+"""The stages in order: the only file that knows them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import ledger
+from pipeline.config import LEARNING_RATES, Config, plain, problems
+from pipeline.encoding import encode_parts, plan_parts
+from pipeline.errors import ConfigError, DataError, DeviceError, NotPermitted, TrainingDiverged, shown
+from pipeline.features import index_bytes
+from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, read_rows, slab_starts, validation_rows
+from pipeline.model import Model, Scaler, load_model
+from pipeline.plan import Plan, make_plan
+from pipeline.progress import Progress
+from pipeline.scan import Scan, describe_bad_rows, scan
+from pipeline.shards import Shard, open_shards, row_dtype
+from pipeline.training import train
+
+if TYPE_CHECKING:
+    from kernels.autoencoder import Autoencoder
+    from kernels.backend import Device
+
+__all__ = ["Summary", "run"]
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run says at its end.
+
+    Attributes
+    ----------
+    output : str
+        Where the features are.
+    n_rows, n_inputs, n_features, n_bad : int
+        Rows, columns in, columns out, rows with NaN or Inf.
+    n_parts : int
+        Feature files.
+    device : str
+        Where the products ran, and why there.
+    cost : float or None
+        The best epoch's validation cost, or training cost without validation; None without training.
+    seconds : dict of str to float
+        For each stage.
+    """
+
+    output: str
+    n_rows: int
+    n_inputs: int
+    n_features: int
+    n_bad: int
+    n_parts: int
+    device: str
+    cost: float | None
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
+        cost = "" if self.cost is None else f" Mean squared error {self.cost:.5f} in scaled units."
+        bad = f" {self.n_bad} rows with NaN or Inf have NaN features." if self.n_bad else ""
+        return (
+            f"Done: {self.n_rows} rows x {self.n_inputs} columns -> {self.n_features} features in "
+            f"{self.output}/index.h5 ({self.n_parts} parts).{cost}{bad} Device: {self.device}. Time: {stages}."
+        )
+
+
+def run(config: Config, command: Sequence[str]) -> Summary:
+    """Scan, train, encode.
+
+    Parameters
+    ----------
+    config : Config
+    command : sequence of str
+        The command line, for the outputs' attributes.
+
+    Raises
+    ------
+    ShardpressError
+        One of its kinds for whatever a user can mend.
+    """
+    _refuse(problems(config))
+    shards = open_shards(config.input, config.dataset)
+    n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
+    model = load_model(config.model) if config.model else None
+    config = _resolved(config, n_rows, n_inputs, model)
+    _refuse(problems(config, n_rows, n_inputs) if model is None else _misfits(config, model, shards[0]))
+    directory = Path(config.output)
+    ledger.claim(directory, config.overwrite)
+    device = _start_device(config)
+
+    from kernels.autoencoder import TILE_ROWS, Autoencoder
+
+    assert config.n_features is not None
+    plan = make_plan(config, shards, config.n_features, TILE_ROWS, on_device=device.used != "cpu")
+    log.debug("plan: %s", plan)
+    clock = _Clock()
+    report: dict[str, Any] = {"config": asdict(config), "device": asdict(device)}
+    cost = None
+    if model is None:
+        found = _scan(shards, plan, config)
+        clock.lap("scan")
+        scaler = Scaler.from_scan(found)
+        autoencoder = Autoencoder(n_inputs, config.n_features, *scaler.arrays(row_dtype(shards)))
+        training = _train(autoencoder, scaler, shards, found, plan, config, directory)
+        cost = _best_cost(training)
+        about = {"training": training, "config": asdict(config), "versions": _versions(), "device": str(device)}
+        model = Model(scaler, autoencoder.parameters(), about)
+        report["training"] = training
+        clock.lap("training")
+    else:
+        autoencoder = Autoencoder(n_inputs, config.n_features, *model.scaler.arrays(row_dtype(shards)))
+        autoencoder.set_parameters(model.parameters)
+    ledger.publish(directory / "model.h5", model.to_hdf5())
+    ledger.publish(directory / "encoder.npz", model.to_npz())
+
+    attributes = {
+        "command": " ".join(command),
+        "config": asdict(config),
+        "device": str(device),
+        "model": model.fingerprint,
+        "versions": _versions(),
+    }
+    parts = plan_parts(shards, plan.part_rows)
+    skip_bad = config.on_bad_data == "skip"
+    lines = encode_parts(parts, directory, autoencoder.encode, config.n_features, plan, skip_bad, attributes)
+    ledger.publish(directory / "index.h5", index_bytes(directory, [part.file for part in parts], attributes))
+    clock.lap("encoding")
+
+    summary = Summary(
+        output=config.output,
+        n_rows=n_rows,
+        n_inputs=n_inputs,
+        n_features=config.n_features,
+        n_bad=sum(line["n_bad"] for line in lines),
+        n_parts=len(parts),
+        device=str(device),
+        cost=cost,
+        seconds=clock.seconds,
+    )
+    ledger.publish_json(directory / "report.json", {**report, "summary": asdict(summary)})
+    ledger.finish(directory, {**attributes, "n_rows": n_rows, "n_features": config.n_features, "parts": lines})
+    return summary
+
+
+# -- settings ----------------------------------------------------------------------------------------------------
+
+
+def _refuse(found: Sequence[str]) -> None:
+    if found:
+        raise ConfigError("; ".join(found))
+
+
+def _resolved(config: Config, n_rows: int, n_inputs: int, model: Model | None) -> Config:
+    """The settings with every default that depends on others or on the data filled in."""
+    n_features = config.n_features or (model.n_features if model else min(64, max(1, n_inputs // 2)))
+    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
+    batch_size = config.batch_size if config.batch_size is not None else min(128, max(16, n_rows // 50), n_rows)
+    resolved = dataclasses.replace(config, n_features=n_features, learning_rate=rate, batch_size=batch_size)
+    for name, value in asdict(resolved).items():
+        log.info("  %-22s %s", name, plain(value))
+    return resolved
+
+
+def _misfits(config: Config, model: Model, shard: Shard) -> list[str]:
+    """What does not fit together about an old model and new shards."""
+    where = f"model={shown(config.model)}"
+    found = []
+    if model.n_inputs != shard.n_inputs:
+        found.append(f"{where}: made for {model.n_inputs} columns, found {shard.n_inputs} in file={shown(shard.path)}")
+    if model.n_features != config.n_features:
+        found.append(f"{where}: gives {model.n_features} features, found n_features {config.n_features}: leave it out")
+    return found
+
+
+def _start_device(config: Config) -> Device:
+    from kernels import backend
+
+    try:
+        device = backend.start(config.require_device)
+    except backend.DeviceUnavailable as error:
+        raise DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.") from error
+    except backend.UnsafeCompileCache as error:
+        raise NotPermitted(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(f"THEANO_FLAGS or .theanorc: {error}") from error
+    log.info("device: %s", device)
+    return device
+
+
+def _versions() -> dict[str, str]:
+    import h5py
+
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version, **packages}
+
+
+# -- stages ------------------------------------------------------------------------------------------------------
+
+
+def _scan(shards: Sequence[Shard], plan: Plan, config: Config) -> Scan:
+    n_rows = sum(shard.n_rows for shard in shards)
+    row_bytes = shards[0].n_inputs * np.dtype(shards[0].dtype).itemsize
+    with Progress("scan", n_rows, "rows", row_bytes) as progress:
+        found = scan(shards, plan.block_rows, plan.n_threads, progress.advance)
+    if len(found.bad_rows):
+        words = describe_bad_rows(shards, found)
+        if config.on_bad_data == "raise":
+            raise DataError(f"{words}, expected finite numbers. Mend the files, or use --on-bad-data skip.")
+        log.warning("%s; they are left out and get NaN features", words)
+    return found
+
+
+def _train(
+    autoencoder: Autoencoder,
+    scaler: Scaler,
+    shards: Sequence[Shard],
+    found: Scan,
+    plan: Plan,
+    config: Config,
+    directory: Path,
+) -> dict[str, Any]:
+    from kernels.autoencoder import TrainingStep
+
+    n_wanted = round(config.validation_fraction * found.n_rows)
+    if n_wanted > plan.max_validation_rows:
+        log.info("validation: %d rows instead of %d, to stay in the memory budget", plan.max_validation_rows, n_wanted)
+        n_wanted = plan.max_validation_rows
+    watched = validation_rows(found.n_rows, found.bad_rows, n_wanted, config.seed)
+    order = Order(slab_starts(shards), np.union1d(found.bad_rows, watched), plan.window_rows, config.seed)
+    if not order.n_rows:
+        raise DataError(
+            f"no rows to train on: {found.n_rows} rows, {len(found.bad_rows)} bad, {len(watched)} for validation"
+        )
+    rows: Rows = ResidentRows(shards, plan.n_threads) if plan.resident else StreamedRows(shards, plan.n_threads)
+    validation = read_rows(shards, watched, plan.n_threads)
+    log.info(
+        "training: %d rows %s, %d for validation, minibatches of %d",
+        *(order.n_rows, "in memory" if plan.resident else "streamed", len(watched), config.batch_size),
+    )
+    mean = scaler.scaled_mean(found.mean) if config.biases == "mean" else None
+    autoencoder.initialize(np.random.default_rng(config.seed), mean)
+    step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
+    try:
+        return train(autoencoder, step, rows, order, validation, config).summary()
+    except TrainingDiverged as error:
+        path = directory / "model-last-good.h5"
+        ledger.publish(path, Model(scaler, autoencoder.parameters(), {"stopped": str(error)}).to_hdf5())
+        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
+
+
+def _best_cost(training: dict[str, Any]) -> float:
+    best = training["history"][training["best_epoch"]]
+    cost = best["cost"] if best["validation_cost"] is None else best["validation_cost"]
+    return float(cost)
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage], self._last = now - self._last, now
