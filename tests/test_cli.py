@@ -1,0 +1,119 @@
+"""Mistakes of users: one line that says what to do, the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.extract import main
+from tests.helpers import numbered, write_shard
+
+
+def outcome(caplog: pytest.LogCaptureFixture, *flags: str) -> tuple[int, str]:
+    code = main(list(flags))
+    errors = [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+    assert len(errors) == 1, [record.getMessage() for record in errors]
+    assert "Traceback" not in caplog.text
+    return code, errors[0].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "phrase"),
+    [
+        (["--n-featurs", "3"], 64, "Did you mean --n-features?"),
+        (["--n-features", "three"], 64, "--n-features: 'three', expected a whole number"),
+        (["--optimizer", "sgd"], 64, "expected one of momentum, nesterov, adam, rmsprop"),
+        (["--config", "none.yaml"], 78, "none.yaml: No such file"),
+        (["--input", "nowhere/*.h5"], 66, "nowhere/*.h5: no file matches"),
+        (["--quiet", "--verbose"], 78, "quiet and verbose"),
+        (["--epochs", "0", "--batch-size", "-1", "--seed", "-2"], 78, "epochs: 0, expected 1 or more; batch_size: -1"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_in_the_settings(caplog: pytest.LogCaptureFixture, flags: list[str], code: int, phrase: str) -> None:
+    found = outcome(caplog, *flags)
+    assert (found[0], phrase in found[1]) == (code, True), found
+
+
+def test_settings_that_do_not_fit_the_shards_are_told_all_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shard(tmp_path / "x.h5", numbered(10, 4))
+    flags = ["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]
+    code, message = outcome(caplog, *flags, "--n-features", "4", "--batch-size", "11")
+    assert code == 78
+    assert "n_features: 4, expected 1 to 3 for these shards" in message
+    assert "batch_size: 11, expected 1 to 10 for these shards" in message
+    assert not (tmp_path / "out").exists(), "a refused run makes nothing"
+
+
+def test_a_config_file_with_an_unknown_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("batchsize: 3\nepochs: many\n")
+    code, message = outcome(caplog, "--config", str(path))
+    assert code == 78
+    assert "batchsize is unknown. Did you mean batch_size?" in message
+    assert "epochs: 'many', expected a whole number" in message
+
+
+def test_an_output_with_foreign_files_is_refused_before_reading(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shard(tmp_path / "x.h5", numbered(10, 4))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    code, message = outcome(caplog, "--input", str(tmp_path / "x.h5"), "--output", str(out), "--overwrite")
+    assert code == 73
+    assert "holds files that are not of shardpress" in message
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_an_output_that_is_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_shard(tmp_path / "x.h5", numbered(10, 4))
+    code, message = outcome(caplog, "--input", path, "--output", path)
+    assert code == 73
+    assert "Choose another --output" in message
+
+
+def test_a_model_for_other_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    narrow = write_shard(tmp_path / "narrow.h5", numbered(40, 4))
+    wide = write_shard(tmp_path / "wide.h5", numbered(40, 6))
+    assert main(["--input", narrow, "--output", str(tmp_path / "a"), "--epochs", "1"]) == 0
+    caplog.clear()
+    flags = ["--input", wide, "--output", str(tmp_path / "b"), "--model", str(tmp_path / "a"), "--n-features", "3"]
+    code, message = outcome(caplog, *flags)
+    assert code == 78
+    assert "made for 4 columns, found 6" in message
+    assert "gives 2 features, found n_features 3" in message
+
+
+def test_the_dataset_flag_names_one_of_several(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_shard(tmp_path / "x.h5", numbered(40, 4), name="left", riders={"right": numbered(40, 4)})
+    code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))
+    assert code == 65
+    assert "candidates left, right" in message
+    assert main(["--input", path, "--output", str(tmp_path / "out"), "--dataset", "right", "--epochs", "1"]) == 0
+
+
+def test_an_unexpected_error_is_ours(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("impossible")
+
+    monkeypatch.setattr("pipeline.cli.run", broken)
+    assert main([]) == 70
+    assert "please report it" in caplog.text
+    assert "impossible" in caplog.text
+
+
+def test_help_names_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    page = capsys.readouterr().out
+    for flag in ("--input", "--n-features", "--memory-budget", "--on-bad-data", "--overwrite", "--config"):
+        assert flag in page
+    assert "2048MiB" in page
+    assert np.all([len(line) <= 200 for line in page.splitlines()])

@@ -1,0 +1,41 @@
+"""Every failure has its exit code, and no name can forge a line of the log."""
+
+import pytest
+
+from pipeline import errors
+from pipeline.errors import ShardpressError, shown
+
+SYSEXITS = {
+    "ShardpressError": 70,
+    "UsageError": 64,
+    "DataError": 65,
+    "TrainingDiverged": 65,
+    "NoInput": 66,
+    "DeviceError": 69,
+    "CannotCreate": 73,
+    "WriteFailed": 74,
+    "NotPermitted": 77,
+    "ConfigError": 78,
+}
+
+
+def test_exit_codes_follow_sysexits():
+    classes = {name: getattr(errors, name) for name in errors.__all__ if name != "shown"}
+    assert {name: kind.exit_code for name, kind in classes.items()} == SYSEXITS
+    assert all(issubclass(kind, ShardpressError) for kind in classes.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("plain.h5", "plain.h5"),
+        ("größe 1.h5", "größe 1.h5"),
+        ("a\nERROR forged\r\t\x00", "a\\x0aERROR forged\\x0d\\x09\\x00"),
+        ("\x1b[31mred\x7f\x9b", "\\x1b[31mred\\x7f\\x9b"),
+        ("not UTF-8 \udcff", "not UTF-8 \\udcff"),
+    ],
+)
+def test_a_name_is_shown_on_one_line_that_any_log_can_hold(name, expected):
+    assert shown(name) == expected
+    assert shown(name).isprintable()
+    shown(name).encode("utf-8")

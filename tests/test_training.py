@@ -1,0 +1,147 @@
+"""Training: schedule, early stopping, divergence, with a stand-in for the device."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import Config
+from pipeline.errors import TrainingDiverged
+from pipeline.minibatches import Order
+from pipeline.training import Trained, learning_rate, train
+
+CONFIG = Config(learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
+NO_ROWS = np.empty((0, 1))
+
+
+class Numbered:
+    """Stands for rows: minibatches are their numbers."""
+
+    resident = None
+
+    def minibatches(self, order: Order, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
+        for first in range(0, order.n_rows, batch_size):
+            yield np.arange(first, min(first + batch_size, order.n_rows))
+
+
+class Counting:
+    """Stands for an autoencoder and its step: the parameter counts the steps, and costs are told in advance."""
+
+    def __init__(self, costs: Sequence[float] = (), validation_costs: Sequence[float] = ()) -> None:
+        self._costs = itertools.chain(costs, itertools.repeat(1.0))
+        self._validation_costs = iter(validation_costs)
+        self.n_steps, self.rates = 0.0, []
+
+    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+        self.n_steps += 1
+        return next(self._costs) if with_cost else None
+
+    def set_learning_rate(self, rate: float) -> None:
+        self.rates.append(rate)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {"W": np.array(self.n_steps)}
+
+    def set_parameters(self, values: dict[str, np.ndarray]) -> None:
+        self.n_steps = float(values["W"])
+
+    def cost(self, rows: np.ndarray) -> float:
+        return next(self._validation_costs)
+
+
+def run(device: Any, config: Config = CONFIG, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Trained:
+    order = Order(np.array([0, n_rows]), np.empty(0, dtype=np.int64), n_rows, seed=0)
+    return train(device, device, Numbered(), order, validation, config)
+
+
+def test_without_validation_every_epoch_runs_and_the_last_one_stays() -> None:
+    device = Counting()
+    trained = run(device)
+    assert [epoch.epoch for epoch in trained.history] == list(range(6))
+    assert trained.best_epoch == 5
+    assert device.n_steps == trained.parameters["W"] == 12
+
+
+def test_early_stopping_restores_the_best_weights() -> None:
+    device = Counting(validation_costs=[0.5, 0.3, 0.4, 0.31])
+    trained = run(device, validation=np.zeros((1, 1)))
+    assert trained.best_epoch == 1
+    assert len(trained.history) == 4, "two epochs without a better cost are enough"
+    assert device.n_steps == trained.parameters["W"] == 4, "two steps an epoch, two epochs"
+
+
+def test_patience_zero_never_stops_early_but_still_restores() -> None:
+    device = Counting(validation_costs=[0.3, 0.5, 0.5, 0.5, 0.5, 0.5])
+    trained = run(device, replace(CONFIG, patience=0), np.zeros((1, 1)))
+    assert len(trained.history) == 6
+    assert trained.best_epoch == 0
+    assert device.n_steps == 2
+
+
+def test_the_cost_of_an_epoch_is_the_mean_of_those_asked_for_before_each_step() -> None:
+    trained = run(Counting(costs=[4.0, 2.0]), replace(CONFIG, epochs=1))
+    assert trained.history[0].cost == 3.0
+
+
+def test_costs_are_asked_for_on_few_of_many_steps() -> None:
+    asked = []
+
+    class Watching(Counting):
+        def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+            asked.append(with_cost)
+            return super().__call__(minibatch, with_cost)
+
+    run(Watching(), replace(CONFIG, epochs=1, batch_size=1), n_rows=320)
+    assert asked[0], "the first cost is the one everything is compared with"
+    assert sum(asked) == 16
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e9])
+def test_divergence_says_where_and_keeps_the_last_good_weights(bad: float) -> None:
+    device = Counting(costs=[0.5, 0.4, 0.3, bad])
+    with pytest.raises(
+        TrainingDiverged, match=r"epoch 1, minibatch 1: .*last finite cost 0\.3\b.*learning-rate"
+    ) as caught:
+        run(device)
+    assert caught.value.exit_code == 65
+    assert device.n_steps == 2, "the weights after epoch 0"
+
+
+def test_nan_in_the_weights_is_found_although_the_step_was_not_asked_for_its_cost() -> None:
+    class Breaking(Counting):
+        def parameters(self) -> dict[str, np.ndarray]:
+            return {"W": np.array(np.nan if self.n_steps > 2 else self.n_steps)}
+
+    with pytest.raises(TrainingDiverged, match="the end of epoch 1"):
+        run(Breaking())
+
+
+def test_a_validation_cost_that_explodes_is_divergence() -> None:
+    with pytest.raises(TrainingDiverged, match="the validation after epoch 0"):
+        run(Counting(validation_costs=[math.inf]), validation=np.zeros((1, 1)))
+
+
+def test_the_linear_schedule_rises_over_one_epoch_and_ends_at_almost_nothing() -> None:
+    config = replace(CONFIG, schedule="linear", epochs=3)
+    rates = [learning_rate(config, step, 4) for step in range(12)]
+    assert np.allclose(rates, 0.5 * np.array([1, 2, 3, 4, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]) / 4)
+
+
+def test_the_linear_schedule_works_for_a_single_epoch_and_a_single_step() -> None:
+    for epochs, steps in [(1, 1), (1, 4), (2, 1)]:
+        config = replace(CONFIG, schedule="linear", epochs=epochs)
+        rates = [learning_rate(config, step, steps) for step in range(epochs * steps)]
+        assert all(0 < rate <= 0.5 for rate in rates)
+
+
+def test_every_step_gets_the_rate_of_the_schedule() -> None:
+    device = Counting()
+    config = replace(CONFIG, schedule="linear", epochs=3)
+    run(device, config)
+    assert device.rates == [learning_rate(config, step, 2) for step in range(6)]
