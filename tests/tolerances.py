@@ -1,7 +1,7 @@
 """How far apart two computations of one quantity may be: the only such table, for every device and dtype.
 
 Each entry bounds the largest difference as a fraction of the largest expected value. What is expected is the NumPy
-oracle's, in float64, or the CPU's. The reasons count in roundings of float32, eps = 6e-8, for the 784 columns at most and
+oracle's, in float64, or the CPU's. The reasons count in roundings of float32, eps = 6e-8, for at most 784 columns and
 the few hundred rows that tests use: BLAS and OpenCL sum in their own order, which moves a sum of n products by some
 eps sqrt(n) of its size. Each number then leaves about a factor of ten to other processors and other libraries.
 """
