@@ -77,6 +77,12 @@ def _optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: None if text in ("", "none", "auto") else convert(text)
 
 
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("found nothing, expected a name")
+    return text
+
+
 def _setting(default: Any, convert: Callable[[str], Any], help: str) -> Any:
     return field(default=default, metadata={"convert": convert, "help": help})
 
@@ -85,9 +91,9 @@ def _setting(default: Any, convert: Callable[[str], Any], help: str) -> Any:
 class Config:
     """All settings of a run; the help texts of the fields describe them."""
 
-    input: tuple[str, ...] = _setting(("data/*.h5",), str, "HDF5 shards: files, directories or globs, one or more")
+    input: tuple[str, ...] = _setting(("data/*.h5",), _text, "HDF5 shards: files, directories or globs, one or more")
     dataset: str | None = _setting(None, _optional(str), "dataset with the rows (default: X, else the only candidate)")
-    output: str = _setting("features", str, "directory for the features")
+    output: str = _setting("features", _text, "directory for the features")
     model: str | None = _setting(None, _optional(str), "encode with this model.h5 or output directory, no training")
     n_features: int | None = _setting(
         None, _optional(_whole), "columns out (default: 64, or half the columns where there are fewer than 128)"
@@ -163,6 +169,8 @@ def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = N
     """Everything that is wrong with the settings, one sentence each; with the data's size, what does not fit it too."""
     rate, limit = config.learning_rate, n_rows or math.inf
     n_features, widest, batch_size = config.n_features, (n_inputs or math.inf) - 1, config.batch_size
+    if n_inputs == 1:
+        return ["the rows have a single column, expected two or more: there is nothing to press together"]
     checks: list[tuple[bool, str, object, str]] = [
         (config.n_features is None or 1 <= config.n_features <= widest, "n_features", n_features, _range(1, widest)),
         (config.epochs >= 1, "epochs", config.epochs, "1 or more"),
@@ -283,7 +291,7 @@ def _convert(convert: Callable[[str], Any], name: str, value: Any) -> Any:
         values = value.split(os.pathsep) if isinstance(value, str) else value
         if not isinstance(values, list) or not values:
             raise ValueError(f"{value!r}, expected one or more paths")
-        return tuple(str(item) for item in values)
+        return tuple(convert(str(item)) for item in values)
     if isinstance(value, (list, dict)):
         raise ValueError(f"{value!r}, expected one value")
     return convert("" if value is None else str(value))

@@ -131,6 +131,14 @@ class _Work:
                 "hold NaN or Inf, expected finite numbers. Mend the file, or use --on-bad-data skip."
             )
         self._encode(rows, features)
+        # Finite rows so far beyond the model's range that they overflow float32 are no better than bad ones.
+        lost = np.setdiff1d(bad_rows(features), bad)
+        if len(lost) and not self._skip_bad:
+            raise DataError(
+                f"{block}: row {block.start + lost[0]} and {len(lost) - 1} more lie so far outside the range of the "
+                "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
+            )
+        bad = np.union1d(bad, lost)
         features[bad], valid[bad] = np.nan, False
 
     def _line(self, part: Part, valid: np.ndarray) -> dict[str, Any]:

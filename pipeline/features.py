@@ -56,25 +56,37 @@ def part_bytes(
     features : ndarray of shape (n_rows, n_features), float32
     valid : ndarray of shape (n_rows,), bool
     riders : mapping
-        Riding datasets of n_rows values each. One that is called like a dataset of ours becomes ``source_...``.
+        Riding datasets of n_rows values each, numbers or text. One that is called like a dataset of ours becomes
+        ``source_...``.
     about : mapping
         What goes into the attributes; nested values as JSON.
     """
     with h5py.File.in_memory(alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
-        for key, value in {"format": FORMAT, **about}.items():
-            file.attrs[key] = value if isinstance(value, (str, int, float)) else json.dumps(value)
+        _write_attributes(file, about)
         file.create_dataset(FEATURES, data=features, dtype="<f4")
         file.create_dataset(VALID, data=valid)
         for name, values in riders.items():
             is_text = values.dtype.kind == "O"
-            file.create_dataset(rider_name(name), data=values, dtype=h5py.string_dtype() if is_text else None)
+            dtype = h5py.string_dtype() if is_text else None
+            file.create_dataset(_free_name(name, {FEATURES, VALID, *riders}), data=values, dtype=dtype)
         file.flush()
         return bytes(file.id.get_file_image())
 
 
-def rider_name(name: str) -> str:
-    """The name under which a riding dataset stands beside the features."""
-    return f"source_{name}" if name in (FEATURES, VALID) else name
+def _free_name(rider: str, taken: set[str]) -> str:
+    """The name under which a riding dataset stands beside the features: its own, if that is not one of ours."""
+    name = rider
+    while name in (FEATURES, VALID) or (name != rider and name in taken):
+        name = f"source_{name}"
+    return name
+
+
+def _write_attributes(file: h5py.File, about: Mapping[str, Any]) -> None:
+    for key, value in {"format": FORMAT, **about}.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        # HDF5 takes UTF-8 only, and a file's name may be anything.
+        safe = text.encode("utf-8", "backslashreplace").decode()
+        file.attrs[key] = value if isinstance(value, (int, float)) else safe
 
 
 def index_bytes(directory: Path, files: Sequence[str], about: Mapping[str, Any]) -> bytes:
@@ -88,8 +100,7 @@ def index_bytes(directory: Path, files: Sequence[str], about: Mapping[str, Any])
             shapes.append({key: (item.shape, item.dtype) for key, item in part.items()})
     n_rows = sum(part[FEATURES][0][0] for part in shapes)
     with h5py.File.in_memory() as file:
-        for key, value in {"format": FORMAT, **about}.items():
-            file.attrs[key] = value if isinstance(value, (str, int, float)) else json.dumps(value)
+        _write_attributes(file, about)
         for key, (shape, dtype) in shapes[0].items():
             if any(key not in part or part[key][1] != dtype for part in shapes):
                 continue
@@ -151,25 +162,27 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
 
     directory = Path(path)
     manifest = read_manifest(directory)
-    pieces: dict[str, list[Any]] = {}
-    names = [set(_check_part(directory, part)) for part in manifest["parts"]]
-    for part in manifest["parts"]:
-        for name in set.intersection(*names):
-            pieces.setdefault(name, []).append(_lazy(directory / part["file"], name, block_rows))
-    arrays = {name: da.concatenate(parts) for name, parts in pieces.items()}
+    try:
+        parts = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"features={shown(directory)}: its manifest names no proper parts: {error!r}") from error
+    if not parts:
+        raise DataError(f"features={shown(directory)}: its manifest names no parts")
+    names = [_check_part(path, n_rows) for path, n_rows in parts]
+    common = [name for name in names[0] if all(name in others for others in names)]
+    arrays = {name: da.concatenate([_lazy(path, name, block_rows) for path, _ in parts]) for name in common}
     return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest)
 
 
-def _check_part(directory: Path, part: Mapping[str, Any]) -> list[str]:
-    path = directory / part["file"]
+def _check_part(path: Path, n_rows: int) -> list[str]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             found = file[FEATURES].shape
             names = list(file)
     except (OSError, KeyError) as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
-    if found[0] != part["n_rows"]:
-        raise DataError(f"file={shown(path)}: {found[0]} rows, expected {part['n_rows']} as the manifest says")
+    if found[0] != n_rows:
+        raise DataError(f"file={shown(path)}: {found[0]} rows, expected {n_rows} as the manifest says")
     return names
 
 

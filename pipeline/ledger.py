@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,24 +18,26 @@ from typing import Any
 
 from pipeline.errors import CannotCreate, DataError, NoInput, NotPermitted, WriteFailed, shown
 
-__all__ = ["MANIFEST", "claim", "publish", "publish_json", "read_manifest"]
+__all__ = ["MANIFEST", "claim", "clear", "finish", "publish", "publish_json", "read_manifest"]
 
 MANIFEST = "manifest.json"
 _MARKER = ".shardpress"
 _FORMAT = "shardpress-output/1"
 _TEMPORARY = ".writing"
-_OURS = ("model.h5", "model-last-good.h5", "encoder.npz", "index.h5", "report.json", "run.log")
+_RESULT = re.compile(
+    r"(parts/part-\d{5,}\.h5|model\.h5|model-last-good\.h5|encoder\.npz|index\.h5|report\.json)(\.[0-9a-f]{32}\.writing)?"
+)
 
 
 def claim(directory: Path, overwrite: bool) -> None:
-    """Make `directory` ours and empty of results, or refuse before anything is read.
+    """Make `directory` ours, or refuse before anything is read.
 
     Parameters
     ----------
     directory : Path
         Made with its parents when it is not there.
     overwrite : bool
-        Remove the results of a finished run; files that are not ours stay.
+        Whether the results of a finished run may be replaced.
 
     Raises
     ------
@@ -55,13 +58,30 @@ def claim(directory: Path, overwrite: bool) -> None:
             raise CannotCreate(
                 f"{where}: holds the results of another run. Choose another --output, or replace them with --overwrite."
             )
-        _remove_results(directory)
         publish_json(directory / _MARKER, {"format": _FORMAT})
         (directory / "parts").mkdir(exist_ok=True)
     except PermissionError as error:
         raise NotPermitted(f"{where}: {error.strerror}. Choose an --output that you may write to.") from error
     except (OSError, WriteFailed) as error:
         raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+
+
+def clear(directory: Path) -> None:
+    """Take away what an earlier run left, the manifest first, so that a reader never sees a mixture.
+
+    Only names that a run gives are touched. It is called once there is something to put in their place.
+
+    Raises
+    ------
+    WriteFailed
+    """
+    try:
+        (directory / MANIFEST).unlink(missing_ok=True)
+        for path in [*directory.iterdir(), *(directory / "parts").iterdir()]:
+            if _RESULT.fullmatch(str(path.relative_to(directory))):
+                path.unlink()
+    except OSError as error:
+        raise WriteFailed(f"output={shown(directory)}: cannot remove earlier results: {error}") from error
 
 
 def publish(path: Path, data: bytes) -> None:
@@ -124,17 +144,6 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def finish(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest: from here on the run is complete."""
     publish_json(directory / MANIFEST, {"format": _FORMAT, **manifest})
-
-
-def _remove_results(directory: Path) -> None:
-    """Take away what an earlier run left, the manifest first: a reader never sees a mixture."""
-    (directory / MANIFEST).unlink(missing_ok=True)
-    for path in directory.glob("parts/part-*.h5"):
-        path.unlink()
-    for path in directory.rglob(f"*{_TEMPORARY}"):
-        path.unlink()
-    for name in _OURS:
-        (directory / name).unlink(missing_ok=True)
 
 
 def _sync_directory(directory: Path) -> None:

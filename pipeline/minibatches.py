@@ -25,14 +25,14 @@ import numpy as np
 from pipeline.cluster import compute
 from pipeline.shards import Shard, block_of, first_rows, read, row_dtype
 
-__all__ = ["Order", "ResidentRows", "Rows", "StreamedRows", "read_rows", "slab_starts", "validation_rows"]
+__all__ = ["Order", "ResidentRows", "Rows", "StreamedRows", "read_rows", "slab_starts", "spread_rows"]
 
 _SLAB_BYTES = 2**20
 _MAX_CHUNK_BYTES = 2**24
 _MAX_RUNS = 4096
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
-_EPOCHS, _VALIDATION, _SLABS = 1, 2, 3
+_EPOCHS, _SPREAD, _SLABS = 1, 2, 3
 
 
 # -- which rows --------------------------------------------------------------------------------------------------
@@ -101,10 +101,11 @@ def slab_starts(shards: Sequence[Shard]) -> np.ndarray:
     return np.concatenate([*starts, [first_row]])
 
 
-def validation_rows(n_rows: int, bad_rows: np.ndarray, n_wanted: int, seed: int) -> np.ndarray:
-    """Sorted numbers of good rows to keep for validation: short runs, evenly spread over the data set.
+def spread_rows(n_rows: int, bad_rows: np.ndarray, n_wanted: int, seed: int) -> np.ndarray:
+    """Sorted numbers of good rows that stand for all: short runs, evenly spread over the data set.
 
-    Runs are cheap to read from a file, and their neighbours in time, which resemble them, are mostly among themselves.
+    Runs are cheap to read from a file. For validation it also helps that a row's neighbours in time, which resemble it,
+    are mostly chosen with it.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ def validation_rows(n_rows: int, bad_rows: np.ndarray, n_wanted: int, seed: int)
     # Each run lies somewhere in a stratum of its own, which is the run and its share of the rows that stay out.
     lengths, gaps = (np.diff(np.linspace(0, n, n_runs + 1).astype(np.int64)) for n in (n_wanted, n_rows - n_wanted))
     strata = np.cumsum(lengths + gaps) - (lengths + gaps)
-    firsts = strata + np.random.default_rng((seed, _VALIDATION)).integers(0, gaps + 1)
+    firsts = strata + np.random.default_rng((seed, _SPREAD)).integers(0, gaps + 1)
     runs = [np.arange(first, first + n) for first, n in zip(firsts, lengths, strict=True)]
     return np.setdiff1d(np.concatenate([np.empty(0, dtype=np.int64), *runs]), bad_rows)
 

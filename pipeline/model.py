@@ -78,11 +78,6 @@ class Scaler:
         minimum, scale = self.arrays(rows.dtype)
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
 
-    def scaled_mean(self, mean: np.ndarray) -> np.ndarray:
-        """Each column's mean in scaled units, from 0 to 1: float64; the middle where `mean` is not finite."""
-        scaled = np.where(np.isfinite(mean), (mean - self.minimum) * self.scale, 0.5)
-        return np.clip(scaled, 0, 1)
-
     def to_sklearn(self) -> Any:
         """The same scaling as a fitted `sklearn.preprocessing.MinMaxScaler`."""
         from sklearn.preprocessing import MinMaxScaler
@@ -194,13 +189,13 @@ def load_model(path: str | Path) -> Model:
             found_format = file.attrs.get("format")
             if found_format != FORMAT:
                 raise DataError(f"model={shown(path)}: format {found_format!r}, expected {FORMAT!r}")
-            missing = [name for name in _ARRAYS if name not in file]
+            missing = [name for name in _ARRAYS if not isinstance(file.get(name), h5py.Dataset)]
             if missing:
                 raise DataError(f"model={shown(path)}: arrays {missing} are missing, expected {list(_ARRAYS)}")
-            arrays = {name: file[name][()] for name in _ARRAYS}
+            arrays = {name: np.asarray(file[name][()]) for name in _ARRAYS}
             about = json.loads(file.attrs["about"])
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"model={shown(path)}: cannot be read: {error}") from error
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"model={shown(path)}: cannot be read, in its arrays or in `about`: {error}") from error
     _check_arrays(path, arrays)
     minimum, maximum = arrays.pop("minimum"), arrays.pop("maximum")
     return Model(Scaler(minimum, maximum), arrays, about)
@@ -219,6 +214,7 @@ def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     }
     for name, (shape, dtype) in expected.items():
         array = arrays[name]
+        # The dtype first: of text or objects, NumPy cannot even be asked whether they are finite.
         if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
             raise DataError(
                 f"model={shown(path)}: {name} is {array.dtype} of shape {array.shape}, expected finite "

@@ -48,7 +48,7 @@ class Plan:
 def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_rows: int, on_device: bool) -> Plan:
     """Share the memory budget out.
 
-    A half goes to the rows of the training (all of them, or two windows), an eighth to the validation's, an eighth to
+    A half goes to the rows of the training (all of them, or two windows), an eighth to the validation's, a quarter to
     the threads' blocks and parts; the rest is for copies on the way.
 
     Parameters
@@ -76,10 +76,12 @@ def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_row
 
     wanted = config.block_rows or min(_BLOCK_BYTES, share) // row_bytes
     block_rows = _round_up(max(1, wanted), tile_rows)
-    if block_rows * row_bytes > budget // 4:
+    least = 4 * n_threads * block_rows * row_bytes
+    if least > budget:
         raise ConfigError(
-            f"memory_budget: {budget} bytes, expected at least {4 * block_rows * row_bytes} for blocks of {block_rows} "
-            f"rows of {row_bytes} bytes. Raise --memory-budget or lower --block-rows (the least is {tile_rows})."
+            f"memory_budget: {budget} bytes, expected at least {least} for {n_threads} threads with blocks of "
+            f"{block_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower --threads or --block-rows "
+            f"(the least is {tile_rows})."
         )
     # A part exists three times while it is written: as an array, as an HDF5 file in memory, and as that file's bytes.
     part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * n_features) // block_rows * block_rows)

@@ -19,7 +19,7 @@ from pipeline.config import LEARNING_RATES, Config, plain, problems
 from pipeline.encoding import encode_parts, plan_parts
 from pipeline.errors import ConfigError, DataError, DeviceError, NotPermitted, TrainingDiverged, shown
 from pipeline.features import index_bytes
-from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, read_rows, slab_starts, validation_rows
+from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, read_rows, slab_starts, spread_rows
 from pipeline.model import Model, Scaler, load_model
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
@@ -35,6 +35,7 @@ __all__ = ["Summary", "run"]
 
 log = logging.getLogger(__name__)
 
+_MEAN_BYTES = 2**22
 _PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
 
 
@@ -99,6 +100,7 @@ def run(config: Config, command: Sequence[str]) -> Summary:
     config = _resolved(config, n_rows, n_inputs, model)
     _refuse(problems(config, n_rows, n_inputs) if model is None else _misfits(config, model, shards[0]))
     directory = Path(config.output)
+    _refuse(_own_inputs(directory, shards))
     ledger.claim(directory, config.overwrite)
     device = _start_device(config)
 
@@ -124,6 +126,7 @@ def run(config: Config, command: Sequence[str]) -> Summary:
     else:
         autoencoder = Autoencoder(n_inputs, config.n_features, *model.scaler.arrays(row_dtype(shards)))
         autoencoder.set_parameters(model.parameters)
+    ledger.clear(directory)
     ledger.publish(directory / "model.h5", model.to_hdf5())
     ledger.publish(directory / "encoder.npz", model.to_npz())
 
@@ -186,6 +189,15 @@ def _misfits(config: Config, model: Model, shard: Shard) -> list[str]:
     return found
 
 
+def _own_inputs(directory: Path, shards: Sequence[Shard]) -> list[str]:
+    """Shards that writing to `directory` would remove."""
+    inside = [shard.path for shard in shards if directory.resolve() in Path(shard.path).resolve().parents]
+    return [
+        f"output={shown(directory)}: holds the input file={shown(path)}, expected another --output"
+        for path in inside[:1]
+    ]
+
+
 def _start_device(config: Config) -> Device:
     from kernels import backend
 
@@ -239,7 +251,7 @@ def _train(
     if n_wanted > plan.max_validation_rows:
         log.info("validation: %d rows instead of %d, to stay in the memory budget", plan.max_validation_rows, n_wanted)
         n_wanted = plan.max_validation_rows
-    watched = validation_rows(found.n_rows, found.bad_rows, n_wanted, config.seed)
+    watched = spread_rows(found.n_rows, found.bad_rows, n_wanted, config.seed)
     order = Order(slab_starts(shards), np.union1d(found.bad_rows, watched), plan.window_rows, config.seed)
     if not order.n_rows:
         raise DataError(
@@ -251,8 +263,7 @@ def _train(
         "training: %d rows %s, %d for validation, minibatches of %d",
         *(order.n_rows, "in memory" if plan.resident else "streamed", len(watched), config.batch_size),
     )
-    mean = scaler.scaled_mean(found.mean) if config.biases == "mean" else None
-    autoencoder.initialize(np.random.default_rng(config.seed), mean)
+    autoencoder.initialize(np.random.default_rng(config.seed), _mean(scaler, shards, found, plan, config))
     step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
     try:
         return train(autoencoder, step, rows, order, validation, config).summary()
@@ -260,6 +271,15 @@ def _train(
         path = directory / "model-last-good.h5"
         ledger.publish(path, Model(scaler, autoencoder.parameters(), {"stopped": str(error)}).to_hdf5())
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
+
+
+def _mean(scaler: Scaler, shards: Sequence[Shard], found: Scan, plan: Plan, config: Config) -> np.ndarray | None:
+    """The scaled rows' mean, for the start of the biases, over rows that depend on no block, thread or budget."""
+    if config.biases == "zero":
+        return None
+    n_wanted = min(found.n_rows, max(1, _MEAN_BYTES // (shards[0].n_inputs * row_dtype(shards).itemsize)))
+    sample = read_rows(shards, spread_rows(found.n_rows, found.bad_rows, n_wanted, config.seed), plan.n_threads)
+    return np.asarray(scaler.transform(sample).mean(axis=0, dtype=np.float64)) if len(sample) else None
 
 
 def _best_cost(training: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""One Dask pass over every block: each column's range and mean, and the rows that hold NaN or Inf."""
+"""One Dask pass over every block: the range of each column, and the rows that hold NaN or Inf."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Scan:
     ----------
     n_rows : int
         All rows, bad ones included.
-    minimum, maximum, mean : ndarray of shape (n_inputs,), float64
+    minimum, maximum : ndarray of shape (n_inputs,), float64
         Over the good rows.
     bad_rows : ndarray of int64
         Numbers, counted over all shards, of the rows that hold NaN or Inf; sorted.
@@ -37,7 +37,6 @@ class Scan:
     n_rows: int
     minimum: np.ndarray
     maximum: np.ndarray
-    mean: np.ndarray
     bad_rows: np.ndarray
 
     @property
@@ -79,7 +78,7 @@ def scan(
     Raises
     ------
     DataError
-        When there is no good row.
+        When there is no good row, or a column's range is no float64.
     """
     pieces = list(blocks(shards, block_rows))
     numbers = np.cumsum([0, *(len(block) for block in pieces)])
@@ -91,6 +90,13 @@ def scan(
     if not result.n_good:
         raise DataError(
             f"no usable rows: all {result.n_rows} rows hold NaN or Inf, from file={shown(shards[0].path)} on"
+        )
+    with np.errstate(over="ignore"):
+        endless = np.flatnonzero(np.isinf(result.maximum - result.minimum))
+    if len(endless):
+        raise DataError(
+            f"file={shown(shards[0].path)} and what follows it: the range of columns {_some(endless)} is beyond "
+            "float64, expected numbers that can be scaled. Scale them down."
         )
     if result.constant.any():
         columns = np.flatnonzero(result.constant)
@@ -131,19 +137,14 @@ def _scan_block(first_row: int, block: Block) -> Scan:
         bad = bad_rows(rows)
         rows = np.delete(rows, bad, axis=0)
         minimum, maximum = rows.min(axis=0, initial=np.inf), rows.max(axis=0, initial=-np.inf)
-    # The largest float64 numbers overflow in the sum; `Scaler.scaled_mean` takes care of what comes out.
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = rows.sum(axis=0, dtype=np.float64) / max(len(rows), 1)
-    return Scan(len(block), minimum.astype(np.float64), maximum.astype(np.float64), mean, first_row + bad)
+    return Scan(len(block), minimum.astype(np.float64), maximum.astype(np.float64), first_row + bad)
 
 
 def _merge(scans: Sequence[Scan]) -> Scan:
-    weights = np.array([found.n_good for found in scans]) / max(1, sum(found.n_good for found in scans))
     return Scan(
         n_rows=sum(found.n_rows for found in scans),
         minimum=np.minimum.reduce([found.minimum for found in scans]),
         maximum=np.maximum.reduce([found.maximum for found in scans]),
-        mean=weights @ np.stack([found.mean for found in scans]),
         bad_rows=np.concatenate([found.bad_rows for found in scans]),
     )
 

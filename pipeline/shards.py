@@ -120,6 +120,8 @@ def find(patterns: Sequence[str]) -> list[Path]:
     ------
     NoInput
         When one of them matches nothing.
+    NotPermitted
+        When a directory may not be listed.
     DataError
         When one file is found twice, since its rows would count double.
     """
@@ -138,9 +140,12 @@ def find(patterns: Sequence[str]) -> list[Path]:
 
 def _matches(pattern: str) -> list[Path]:
     path = Path(pattern)
-    if os.path.isdir(path):
-        matches = [entry for entry in path.iterdir() if entry.suffix in _SUFFIXES]
-    elif os.path.lexists(path):
+    if os.path.isdir(pattern):
+        try:
+            matches = [entry for entry in path.iterdir() if entry.suffix in _SUFFIXES]
+        except PermissionError as error:
+            raise NotPermitted(f"input={shown(pattern)}: {error.strerror}, expected a directory to list") from error
+    elif os.path.lexists(pattern):
         matches = [path]
     else:
         matches = [Path(name) for name in glob.glob(pattern)]
@@ -221,19 +226,28 @@ def _log_shards(shards: Sequence[Shard]) -> None:
 def _vet(path: Path, dataset: str | None) -> Shard:
     _check_regular(path)
     with _open(path) as file:
-        name = dataset if dataset is not None else _choose(file, path)
-        found = _dataset(file, path, name)
-        stored = _check_dtype(found, path, name)
-        _check_filters(found, path, name)
-        return Shard(
-            path=str(path),
-            dataset=name,
-            shape=found.shape,
-            stored_dtype=stored.str,
-            dtype=_NATIVE_DTYPES[stored.newbyteorder("=").name],
-            chunk_rows=found.chunks[0] if found.chunks else 1,
-            riders=_riders(found),
-        )
+        try:
+            return _describe(file, path, dataset)
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise DataError(
+                f"file={shown(path)}: its structure cannot be read: {error}. The file is damaged: copy it again."
+            ) from error
+
+
+def _describe(file: h5py.File, path: Path, dataset: str | None) -> Shard:
+    name = dataset if dataset is not None else _choose(file, path)
+    found = _dataset(file, path, name)
+    stored = _check_dtype(found, path, name)
+    _check_filters(found, path, name)
+    return Shard(
+        path=str(path),
+        dataset=name,
+        shape=found.shape,
+        stored_dtype=stored.str,
+        dtype=_NATIVE_DTYPES[stored.newbyteorder("=").name],
+        chunk_rows=found.chunks[0] if found.chunks else 1,
+        riders=_riders(found, path),
+    )
 
 
 def _check_regular(path: Path) -> None:
@@ -273,22 +287,39 @@ def _open(path: Path) -> h5py.File:
 
 def _choose(file: h5py.File, path: Path) -> str:
     """``X``, else the only candidate: a numeric dataset of rank 2 or more."""
-    if PREFERRED_DATASET in file:
+    if PREFERRED_DATASET in file and _is_candidate(file[PREFERRED_DATASET]):
         return PREFERRED_DATASET
     candidates: list[str] = []
 
     def consider(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.shape is not None and item.ndim >= 2 and item.dtype.kind in "uifb":
+        if _is_candidate(item):
             candidates.append(name)
 
     file.visititems(consider)
     if len(candidates) == 1:
         return candidates[0]
+    if PREFERRED_DATASET in file and not candidates:
+        return PREFERRED_DATASET  # and be told what is wrong with it
     found = f"candidates {_listing(candidates)}" if candidates else f"no candidate among {_listing(_names(file))}"
     raise DataError(
         f"file={shown(path)}: {found}, expected a dataset {PREFERRED_DATASET!r} or exactly one numeric dataset of rank "
         "2 or more. Name it with --dataset."
     )
+
+
+def _is_candidate(item: Any) -> bool:
+    if not isinstance(item, h5py.Dataset) or item.shape is None or item.ndim < 2:
+        return False
+    stored = _dtype(item)
+    return stored is not None and stored.kind in "uifb"
+
+
+def _dtype(found: h5py.Dataset) -> np.dtype | None:
+    """A dataset's dtype; None where NumPy has none like it."""
+    try:
+        return found.dtype
+    except TypeError:
+        return None
 
 
 def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
@@ -311,10 +342,12 @@ def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
 
 
 def _check_dtype(found: h5py.Dataset, path: Path, name: str) -> np.dtype:
-    stored = found.dtype
-    if stored.newbyteorder("=").name in _NATIVE_DTYPES and stored.fields is None and stored.subdtype is None:
+    stored = _dtype(found)
+    if stored is None:
+        kind = "a type that NumPy does not know"
+    elif stored.newbyteorder("=").name in _NATIVE_DTYPES and stored.fields is None and stored.subdtype is None:
         return stored
-    if h5py.check_string_dtype(stored) is not None or stored.kind in "SU":
+    elif h5py.check_string_dtype(stored) is not None or stored.kind in "SU":
         kind = "strings"
     elif stored.fields is not None:
         kind = f"compound records of {len(stored.fields)} fields"
@@ -343,12 +376,18 @@ def _check_filters(found: h5py.Dataset, path: Path, name: str) -> None:
             )
 
 
-def _riders(rows: h5py.Dataset) -> tuple[str, ...]:
-    """1-D datasets of the same length beside the rows: labels, ids."""
+def _riders(rows: h5py.Dataset, path: Path) -> tuple[str, ...]:
+    """1-D datasets of the same length beside the rows, of plain values or text: labels, ids."""
     names = []
     for name, item in rows.parent.items():
-        if isinstance(item, h5py.Dataset) and item.shape == rows.shape[:1] and item.name != rows.name:
-            names.append(name)
+        if not isinstance(item, h5py.Dataset) or item.shape != rows.shape[:1]:
+            continue
+        stored = _dtype(item)
+        if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
+            log.warning("file=%s dataset=%s: neither plain nor text, does not ride along", shown(path), shown(name))
+            continue
+        _check_filters(item, path, name)
+        names.append(name)
     return tuple(names)
 
 
@@ -389,6 +428,8 @@ def read(block: Block) -> np.ndarray:
     with _reading(block) as file:
         # In the stored dtype: HDF5 converts several times slower than NumPy.
         rows = file[shard.dataset][block.start : block.stop]
+    if rows.shape != (len(block), *shard.shape[1:]):
+        raise DataError(f"{block}: {len(rows)} rows of shape {rows.shape[1:]}, the file changed during the run")
     return np.ascontiguousarray(rows.reshape(len(block), shard.n_inputs), dtype=shard.dtype)
 
 

@@ -291,8 +291,5 @@ def test_without_the_data_only_what_can_be_known_is_refused():
     assert problems(replace(Config(), n_features=0)) == ["n_features: 0, expected 1 or more"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: `n_features: 1, expected 1 to 0` does not say what is wrong with one column"
-)
 def test_a_single_column_is_refused_in_words_that_make_sense():
     assert [words for words in problems(replace(Config(), n_features=1), 1000, 1) if "1 to 0" in words] == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import minibatches as module
-from pipeline.minibatches import Order, ResidentRows, StreamedRows, read_rows, slab_starts, validation_rows
+from pipeline.minibatches import Order, ResidentRows, StreamedRows, read_rows, slab_starts, spread_rows
 from pipeline.shards import Shard, first_rows, open_shards
 from tests.helpers import numbered, numbered_shards, refused, write_shard
 
@@ -93,7 +93,7 @@ def test_chunks_too_large_for_a_window_are_cut(monkeypatch):
 def test_validation_takes_as_many_rows_as_wanted_sorted_and_once(monkeypatch, n_wanted, max_runs):
     monkeypatch.setattr(module, "_MAX_RUNS", max_runs)
     for seed in range(10):
-        found = validation_rows(100, NONE, n_wanted, seed)
+        found = spread_rows(100, NONE, n_wanted, seed)
         assert found.dtype == np.int64
         assert len(found) == n_wanted
         assert (np.diff(found) > 0).all()
@@ -102,17 +102,17 @@ def test_validation_takes_as_many_rows_as_wanted_sorted_and_once(monkeypatch, n_
 
 def test_validation_is_spread_evenly_over_the_data_set(monkeypatch):
     monkeypatch.setattr(module, "_MAX_RUNS", 10)
-    found = validation_rows(1000, NONE, 50, seed=1)
+    found = spread_rows(1000, NONE, 50, seed=1)
     assert np.histogram(found, bins=10, range=(0, 1000))[0].tolist() == [5] * 10
     assert (np.diff(found.reshape(10, 5), axis=1) == 1).all()
 
 
 def test_validation_leaves_bad_rows_out_and_follows_the_seed():
     bad = np.arange(0, 100, 3)
-    found = validation_rows(100, bad, 60, seed=1)
+    found = spread_rows(100, bad, 60, seed=1)
     assert set(found) & set(bad) == set()
-    np.testing.assert_array_equal(found, np.setdiff1d(validation_rows(100, NONE, 60, seed=1), bad))
-    assert validation_rows(100, NONE, 10, 1).tolist() != validation_rows(100, NONE, 10, 2).tolist()
+    np.testing.assert_array_equal(found, np.setdiff1d(spread_rows(100, NONE, 60, seed=1), bad))
+    assert spread_rows(100, NONE, 10, 1).tolist() != spread_rows(100, NONE, 10, 2).tolist()
 
 
 # -- the rows themselves -----------------------------------------------------------------------------------------

@@ -44,7 +44,6 @@ def test_blocks_parts_windows_and_validation_fit_the_budget(budget, threads, dty
     assert plan.resident == (10**7 * row_bytes <= budget // 2)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the check forgets the threads, each of which holds a tile")
 @pytest.mark.parametrize("threads", [64, 256])
 def test_a_tile_for_each_thread_fits_the_budget_or_is_refused(threads):
     with suppress(ConfigError):
