@@ -4,17 +4,22 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format clean
+.PHONY: help setup run reference test lint format clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it
 
 run: setup ## sample data to features to a classifier's accuracy
 	$(PYTHON_OF_VENV) scripts/make_data.py
 	$(PYTHON_OF_VENV) scripts/extract.py --overwrite
-	$(PYTHON_OF_VENV) scripts/classify.py
+	$(PYTHON_OF_VENV) scripts/extract.py --quiet --overwrite --model features --input data/*-test --output features-test
+	$(PYTHON_OF_VENV) scripts/classify.py --test features-test
+
+reference: setup ## the model's reference run on two donuts, with its plot
+	$(PYTHON_OF_VENV) scripts/make_data.py donuts
+	$(PYTHON_OF_VENV) scripts/reference.py
 
 test: setup ## the whole test suite
 	$(PYTHON_OF_VENV) -m pytest

@@ -191,6 +191,7 @@ class Autoencoder:
         if key not in self._functions:
             self._functions[key] = self._compile(expression, rows.dtype)
         function = self._functions[key]
+        backend.use_cores_for(2 * TILE_ROWS * self.n_inputs * self.n_features)
         for start in range(0, len(rows), TILE_ROWS):
             tile = rows[start : start + TILE_ROWS]
             n_rows = len(tile)
@@ -242,6 +243,7 @@ class TrainingStep:
         self._updates = RULES[rule](gradients, parameters, self._learning_rate, np.float32(momentum))
         self._state = {key.name: key for key in self._updates if key not in parameters}
         self._minibatch, self._cost = minibatch, cost
+        self._flops_per_row = 2 * autoencoder.n_inputs * autoencoder.n_features
         self._functions: dict[bool, Any] = {}
 
     def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
@@ -259,12 +261,21 @@ class TrainingStep:
         float or None
             The minibatch's cost before the step, when asked for.
         """
+        backend.use_cores_for(len(minibatch) * self._flops_per_row)
+        result = self._function(with_cost)(minibatch)
+        return float(np.asarray(result[0])) if with_cost else None
+
+    def compile(self) -> None:
+        """Compile now what the first steps would compile."""
+        self._function(False)
+        self._function(True)
+
+    def _function(self, with_cost: bool) -> Any:
         if with_cost not in self._functions:
             outputs = [self._cost] if with_cost else []
             self._functions[with_cost] = theano.function([self._minibatch], outputs, updates=self._updates)
             self._functions[with_cost].trust_input = True
-        result = self._functions[with_cost](minibatch)
-        return float(np.asarray(result[0])) if with_cost else None
+        return self._functions[with_cost]
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """The rate of the steps that follow."""

@@ -25,11 +25,11 @@ import numpy as np
 from pipeline.cluster import compute
 from pipeline.shards import Shard, block_of, first_rows, read, row_dtype
 
-__all__ = ["Order", "ResidentRows", "Rows", "StreamedRows", "read_rows", "slab_starts", "spread_rows"]
+__all__ = ["Order", "ResidentRows", "Rows", "StreamedRows", "slab_starts", "spread_rows"]
 
 _SLAB_BYTES = 2**20
 _MAX_CHUNK_BYTES = 2**24
-_MAX_RUNS = 4096
+_MAX_RUNS = 512
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
 _EPOCHS, _SPREAD, _SLABS = 1, 2, 3
@@ -138,6 +138,9 @@ class Rows(Protocol):
     def minibatches(self, order: Order, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
         """An epoch's minibatches: row numbers (n,) int64 where rows are resident, else rows (n, n_inputs)."""
 
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Single rows, given by their sorted numbers: shape (len(numbers), n_inputs), dtype `row_dtype`."""
+
 
 class ResidentRows:
     """All rows, loaded once and kept in their own dtype.
@@ -151,11 +154,16 @@ class ResidentRows:
 
     def __init__(self, shards: Sequence[Shard], n_threads: int) -> None:
         starts = slab_starts(shards)
-        self.resident: np.ndarray | None = _read_slabs(shards, starts, np.arange(len(starts) - 1), n_threads)
+        self._rows = _read_slabs(shards, starts, np.arange(len(starts) - 1), n_threads)
+        self.resident: np.ndarray | None = self._rows
 
     def minibatches(self, order: Order, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
         """An epoch's minibatches, as row numbers."""
         return _cut(((rows, np.arange(len(rows))) for _slabs, rows in order.windows(epoch)), batch_size)
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Single rows, by their numbers."""
+        return self._rows[numbers]
 
 
 class StreamedRows:
@@ -176,6 +184,10 @@ class StreamedRows:
     def minibatches(self, order: Order, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
         """An epoch's minibatches, as rows."""
         return _cut(self._windows(order, epoch), batch_size)
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Single rows, by their sorted numbers."""
+        return _read_rows(self._shards, numbers, self._n_threads)
 
     def _windows(self, order: Order, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each window's rows in the order of the slabs, and their places in the order of the training."""
@@ -218,8 +230,7 @@ def _cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> I
         yield rest
 
 
-def read_rows(shards: Sequence[Shard], rows: np.ndarray, n_threads: int) -> np.ndarray:
-    """Read single rows, given by their sorted numbers: shape (len(rows), n_inputs), dtype `row_dtype`."""
+def _read_rows(shards: Sequence[Shard], rows: np.ndarray, n_threads: int) -> np.ndarray:
     numbers = first_rows(shards)
     shard = np.searchsorted(numbers, rows, side="right")
     breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(shard) != 0)) + 1

@@ -48,8 +48,8 @@ class Plan:
 def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_rows: int, on_device: bool) -> Plan:
     """Share the memory budget out.
 
-    A half goes to the rows of the training (all of them, or two windows), an eighth to the validation's, a quarter to
-    the threads' blocks and parts; the rest is for copies on the way.
+    A half goes to the rows of the training when all of them fit it, else a quarter to two windows of them; a sixteenth
+    to the validation's rows; a quarter to the threads' blocks and parts. The rest is for copies on the way.
 
     Parameters
     ----------
@@ -87,14 +87,14 @@ def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_row
     part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * n_features) // block_rows * block_rows)
 
     resident_limit = min(budget // 2, config.device_memory_budget) if on_device else budget // 2
-    window = min(config.shuffle_window, budget // 4)
+    window = min(config.shuffle_window, budget // 8)
     return Plan(
         n_threads=n_threads,
         block_rows=block_rows,
         part_rows=part_rows,
         resident=n_rows * row_bytes <= resident_limit,
         window_rows=max(1, window // row_bytes),
-        max_validation_rows=budget // 8 // row_bytes,
+        max_validation_rows=budget // 16 // row_bytes,
     )
 
 

@@ -35,7 +35,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str, unit_bytes: int = 0) -> None:
         self._what, self._total, self._unit, self._unit_bytes = what, total, unit, unit_bytes
-        self._done, self._note = 0, ""
+        self._done, self._told, self._note = 0, -1, ""
         self._start = self._last_line = time.monotonic()
         self._lock = threading.Lock()
         on_terminal = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
@@ -49,7 +49,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        if error is None:
+        if error is None and self._told != self._done:
             self._line()
 
     @property
@@ -68,7 +68,7 @@ class Progress:
                 self._line()
 
     def _line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._told = time.monotonic(), self._done
         words = [f"{self._done}/{self._total} {self._unit}", f"{self.seconds:.1f} s", self._rate(), self._note]
         log.info("%s: %s", self._what, ", ".join(word for word in words if word))
 

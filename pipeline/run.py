@@ -19,7 +19,7 @@ from pipeline.config import LEARNING_RATES, Config, plain, problems
 from pipeline.encoding import encode_parts, plan_parts
 from pipeline.errors import ConfigError, DataError, DeviceError, NotPermitted, TrainingDiverged, shown
 from pipeline.features import index_bytes
-from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, read_rows, slab_starts, spread_rows
+from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, slab_starts, spread_rows
 from pipeline.model import Model, Scaler, load_model
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
@@ -137,6 +137,7 @@ def run(config: Config, command: Sequence[str]) -> Summary:
         "model": model.fingerprint,
         "versions": _versions(),
     }
+    _compile_encoder(autoencoder, shards)
     parts = plan_parts(shards, plan.part_rows)
     skip_bad = config.on_bad_data == "skip"
     lines = encode_parts(parts, directory, autoencoder.encode, config.n_features, plan, skip_bad, attributes)
@@ -258,13 +259,16 @@ def _train(
             f"no rows to train on: {found.n_rows} rows, {len(found.bad_rows)} bad, {len(watched)} for validation"
         )
     rows: Rows = ResidentRows(shards, plan.n_threads) if plan.resident else StreamedRows(shards, plan.n_threads)
-    validation = read_rows(shards, watched, plan.n_threads)
+    validation = rows.take(watched)
     log.info(
         "training: %d rows %s, %d for validation, minibatches of %d",
         *(order.n_rows, "in memory" if plan.resident else "streamed", len(watched), config.batch_size),
     )
-    autoencoder.initialize(np.random.default_rng(config.seed), _mean(scaler, shards, found, plan, config))
+    autoencoder.initialize(np.random.default_rng(config.seed), _mean(scaler, rows, found, config))
     step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
+    # Now, so that the training's time and rate are its own.
+    step.compile()
+    autoencoder.errors(validation[:0])
     try:
         return train(autoencoder, step, rows, order, validation, config).summary()
     except TrainingDiverged as error:
@@ -273,13 +277,19 @@ def _train(
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
 
 
-def _mean(scaler: Scaler, shards: Sequence[Shard], found: Scan, plan: Plan, config: Config) -> np.ndarray | None:
+def _mean(scaler: Scaler, rows: Rows, found: Scan, config: Config) -> np.ndarray | None:
     """The scaled rows' mean, for the start of the biases, over rows that depend on no block, thread or budget."""
     if config.biases == "zero":
         return None
-    n_wanted = min(found.n_rows, max(1, _MEAN_BYTES // (shards[0].n_inputs * row_dtype(shards).itemsize)))
-    sample = read_rows(shards, spread_rows(found.n_rows, found.bad_rows, n_wanted, config.seed), plan.n_threads)
+    n_wanted = min(found.n_rows, max(1, _MEAN_BYTES // (8 * len(scaler.minimum))))
+    sample = rows.take(spread_rows(found.n_rows, found.bad_rows, n_wanted, config.seed))
     return np.asarray(scaler.transform(sample).mean(axis=0, dtype=np.float64)) if len(sample) else None
+
+
+def _compile_encoder(autoencoder: Autoencoder, shards: Sequence[Shard]) -> None:
+    """Compile before the progress starts to count, so that its rate is the encoding's own: no rows, no work."""
+    for dtype in sorted({shard.dtype for shard in shards}):
+        autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
 
 
 def _best_cost(training: dict[str, Any]) -> float:

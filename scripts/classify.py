@@ -27,6 +27,7 @@ from pipeline.shards import Block, open_shards, read
 
 BLOCK_ROWS = 8192
 HELD_OUT = 0.2
+REMEMBERED_BYTES = 2**29  # of each representation, so that later passes need not make it again
 
 Batches = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 """Passes over a data set: each call gives (rows, labels) a block at a time."""
@@ -67,9 +68,7 @@ def report(features: str, test: str | None, labels: str, passes: int, seed: int)
     encoded = _split(train_set, test_set, labels, seed, encoded_rows)
     raw = _split(train_set, test_set, labels, seed, lambda found: raw_rows(found, model))
     pca = fit_pca(raw.train, model.n_features)
-    components = Split(
-        *(lambda b=batches: ((pca.transform(rows), y) for rows, y in b()) for batches in (raw.train, raw.test))
-    )
+    components = Split(_projected(raw.train, pca), _projected(raw.test, pca))
     accuracies = {
         f"{model.n_features} features": accuracy(encoded, classes, passes, seed),
         f"{model.n_features} principal components": accuracy(components, classes, passes, seed),
@@ -123,7 +122,27 @@ def _split(
                 yield rows[mask], y[start : start + len(rows)][mask]
             start += len(rows)
 
-    return Split(lambda: batches(train_set, "train"), lambda: batches(test_set or train_set, "test"))
+    return Split(remembered(lambda: batches(train_set, "train")), lambda: batches(test_set or train_set, "test"))
+
+
+def remembered(batches: Batches) -> Batches:
+    """Give the same passes, kept in memory after the first one if they are small enough."""
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def passes() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if kept:
+            yield from kept
+            return
+        seen: list[tuple[np.ndarray, np.ndarray]] = []
+        n_bytes = 0
+        for rows, y in batches():
+            n_bytes += rows.nbytes
+            seen = [*seen, (rows, y)] if n_bytes <= REMEMBERED_BYTES else []
+            yield rows, y
+        if n_bytes <= REMEMBERED_BYTES:
+            kept.extend(seen)
+
+    return passes
 
 
 # -- models ------------------------------------------------------------------------------------------------------
@@ -139,7 +158,7 @@ def fit_pca(train: Batches, n_components: int) -> IncrementalPCA:
 
 
 def _projected(batches: Batches, pca: IncrementalPCA) -> Batches:
-    return lambda: ((pca.transform(rows), y) for rows, y in batches())
+    return remembered(lambda: ((pca.transform(rows).astype(np.float32, order="C"), y) for rows, y in batches()))
 
 
 def accuracy(split: Split, classes: np.ndarray, passes: int, seed: int) -> float:

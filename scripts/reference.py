@@ -42,6 +42,8 @@ FLAGS = [
     *("--optimizer", "momentum"),
     *("--learning-rate", "0.1"),
     *("--momentum", "0.9"),
+    *("--schedule", "constant"),
+    *("--biases", "zero"),
     *("--validation-fraction", "0"),
 ]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import minibatches as module
-from pipeline.minibatches import Order, ResidentRows, StreamedRows, read_rows, slab_starts, spread_rows
+from pipeline.minibatches import Order, ResidentRows, StreamedRows, slab_starts, spread_rows
 from pipeline.shards import Shard, first_rows, open_shards
 from tests.helpers import numbered, numbered_shards, refused, write_shard
 
@@ -169,9 +169,10 @@ def test_an_error_while_reading_ahead_reaches_the_training(shards):
 
 
 @pytest.mark.parametrize("rows", [[], [0], [20], [7, 8], [0, 1, 2, 7, 8, 9, 20], range(21), range(0, 21, 2)], ids=str)
-def test_single_rows_are_read_as_fancy_indexing_would(shards, rows):
+@pytest.mark.parametrize("kind", [ResidentRows, StreamedRows])
+def test_single_rows_are_taken_as_fancy_indexing_would(shards, kind, rows):
     rows = np.array(rows, dtype=np.int64)
-    np.testing.assert_array_equal(read_rows(shards, rows, 2), numbered(21)[rows])
+    np.testing.assert_array_equal(kind(shards, 2).take(rows), numbered(21)[rows])
 
 
 def test_reading_leaves_no_file_open(shards):

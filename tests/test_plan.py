@@ -53,7 +53,7 @@ def test_a_tile_for_each_thread_fits_the_budget_or_is_refused(threads):
 
 def test_rows_too_wide_for_the_budget_are_refused_with_what_would_do():
     with refused(78, "memory_budget: 16777216 bytes", f"expected at least {4 * TILE * 400_000}", "--block-rows"):
-        plan_of([shard(n_inputs=100_000)], memory_budget=16 * MiB)
+        plan_of([shard(n_inputs=100_000)], memory_budget=16 * MiB, threads=1)
     plan_of([shard(n_inputs=100_000)], memory_budget=4 * TILE * 400_000, threads=1)
 
 
