@@ -1,11 +1,36 @@
 """Fixtures of several test files."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.interpreters import fresh
+
+# What libgpuarray loads, each by its unversioned name, and which package of Debian brings it.
+CAPABILITIES = """
+import ctypes, importlib.util
+def missing():
+    if importlib.util.find_spec("pygpu") is None:
+        return "pygpu (scripts/install_pygpu.sh)"
+    try:
+        opencl = ctypes.CDLL("libOpenCL.so")
+    except OSError:
+        return "libOpenCL.so (Debian: ocl-icd-opencl-dev)"
+    count = ctypes.c_uint(0)
+    opencl.clGetPlatformIDs(0, None, ctypes.byref(count))
+    if not count.value:
+        return "an OpenCL platform (Debian: pocl-opencl-icd)"
+    try:
+        ctypes.CDLL("libclblast.so")
+    except OSError:
+        return "libclblast.so (Debian: libclblast-dev)"
+    return ""
+facts["missing"] = missing()
+"""
 
 
 @pytest.fixture
@@ -17,3 +42,13 @@ def open_path() -> Iterator[Path]:
     for entry in path.iterdir():
         entry.chmod(0o755)  # so that it can be removed, whoever runs the tests
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def opencl() -> None:
+    """Skip, naming what is missing for OpenCL; where SHARDPRESS_REQUIRE_OPENCL=1 stands, as in CI, fail."""
+    missing = fresh(CAPABILITIES).facts["missing"]
+    if missing and os.environ.get("SHARDPRESS_REQUIRE_OPENCL") == "1":
+        pytest.fail(f"SHARDPRESS_REQUIRE_OPENCL=1, but missing on this machine: {missing}")
+    if missing:
+        pytest.skip(f"missing on this machine: {missing}")

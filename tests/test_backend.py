@@ -102,6 +102,7 @@ def devices(tmp_path_factory):
         assert (ours.code, theanos.code) == (0, 0), ours.stderr + theanos.stderr
         return ours.facts, theanos.facts
 
+    fresh(OURS)  # fills a cold compile cache, on whose lock the others would wait for 5 to 10 s at a time
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(SETTINGS, pool.map(read, SETTINGS.values()), strict=True))
 

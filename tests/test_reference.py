@@ -8,8 +8,10 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.features import open_features
 from scripts import make_data, reference
 from tests.interpreters import REPOSITORY
 
@@ -38,7 +40,7 @@ def test_the_costs_fall_as_the_published_ones_and_end_below(tmp_path: Path, caps
 def test_opencl_falls_the_same_way(tmp_path: Path, opencl: None) -> None:
     data = str(tmp_path / "donuts")
     assert make_data.main(["donuts", "--output", data]) == 0
-    found = {}
+    found, features = {}, {}
     for device in ("cpu", "opencl0:0"):
         command = [sys.executable, str(REPOSITORY / "scripts" / "reference.py"), "--epochs", "501", "--data", data]
         done = subprocess.run(
@@ -51,8 +53,11 @@ def test_opencl_falls_the_same_way(tmp_path: Path, opencl: None) -> None:
         assert done.returncode == 0, done.stderr
         assert f"Device: {device}" in done.stdout
         found[device] = costs_of(done.stdout)
+        features[device] = open_features(tmp_path / device).features.compute()
     assert list(found["cpu"]) == [0, 500]
     assert found["opencl0:0"] == pytest.approx(found["cpu"], rel=1e-3)
+    # 501 steps of training lie between them, each a little off.
+    assert np.allclose(features["opencl0:0"], features["cpu"], rtol=0, atol=1e-3)
 
 
 def test_without_donuts_it_says_how_to_make_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
