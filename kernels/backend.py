@@ -1,4 +1,4 @@
-"""The only door to Theano: its flags, its compile cache, the choice of the device and the fall back to the CPU.
+"""The only door to Theano: the choice of the device and the fall back to the CPU.
 
 Theano configures itself while it is imported, and it never raises for a missing GPU: it logs, stays on the CPU, and
 ``theano.config.device`` still names the GPU. So this module imports Theano on the CPU, activates the device the user
@@ -12,22 +12,19 @@ import ctypes
 import logging
 import os
 import platform
-import stat
-import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, lru_cache, wraps
-from importlib.abc import MetaPathFinder
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Device", "DeviceUnavailable", "UnsafeCompileCache", "load", "shared", "start", "use_cores_for"]
+from kernels.opencl_repair import patch_opencl_reduction
+from kernels.settings import below_the_users, cache_checked_before_use, requested_device
+
+__all__ = ["Device", "DeviceUnavailable", "load", "shared", "start", "use_cores_for"]
 
 log = logging.getLogger(__name__)
 
@@ -37,16 +34,9 @@ _REMOVED_NUMPY_NAMES = ("bool", "int", "float", "complex", "object", "str")
 
 _FLOPS_WORTH_A_THREAD = 2**24
 
-# Every BLAS routine that Theano's real-valued operations call.
-_BLAS_ROUTINES = ("gemm", "gemv", "ger", "dot", "axpy", "scal")
-
 
 class DeviceUnavailable(RuntimeError):
     """The device that was asked for cannot compute here."""
-
-
-class UnsafeCompileCache(RuntimeError):
-    """The compile cache could be written by somebody else, and Theano runs whatever it finds there."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def load() -> ModuleType:
 
     Raises
     ------
-    UnsafeCompileCache
+    kernels.settings.UnsafeCompileCache
         When the compile cache belongs to somebody else or others may write to it.
     ValueError
         When the user's flags are refused by Theano.
@@ -94,7 +84,8 @@ def load() -> ModuleType:
     for name in _REMOVED_NUMPY_NAMES:
         if name not in vars(np):
             setattr(np, name, getattr(builtins, name))
-    with _settings_below_the_users(), _cache_checked_before_use(), warnings.catch_warnings():
+    # Theano also turns NumPy's floating-point warnings off for the whole process: they are put back.
+    with below_the_users(), cache_checked_before_use(), warnings.catch_warnings(), np.errstate():
         warnings.simplefilter("ignore")  # Theano 1.0.5 is older than the things it is warned about
         for about_a_slip in ("Theano does not recognise this flag", "Config key '.*' has no value"):
             warnings.filterwarnings("default", message=about_a_slip)
@@ -170,138 +161,6 @@ def _set_blas_threads(n_threads: int) -> None:
     library.scipy_openblas_set_num_threads(n_threads)
 
 
-# -- settings ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _settings_below_the_users() -> Iterator[None]:
-    """Hand Theano our defaults as the first, and so the weakest, of its configuration files.
-
-    THEANORC is a list of files in which later ones win, and THEANO_FLAGS wins over all of them. The device is taken
-    out for the import by a last, strongest flag. The environment is put back, so that a spawned child starts as this
-    process did.
-    """
-    before = {name: os.environ.get(name) for name in ("THEANORC", "THEANO_FLAGS")}
-    # A parent that had a GPU leaves this behind, and Theano in a spawned child would refuse to start one.
-    os.environ.pop("THEANO_GPU_IS_ALREADY_ACTIVE", None)
-    umask = os.umask(0o077)
-    try:
-        with tempfile.NamedTemporaryFile("w", suffix=".theanorc") as ours:
-            ours.write(_default_settings())
-            ours.flush()
-            theirs = "~/.theanorc" if before["THEANORC"] is None else before["THEANORC"]
-            os.environ["THEANORC"] = os.pathsep.join([ours.name, theirs])
-            # The line's end closes a comment: Theano's reader knows them.
-            flags = f"{before['THEANO_FLAGS'] or ''}\n,device=cpu,init_gpu_device=,contexts="
-            os.environ["THEANO_FLAGS"] = flags
-            yield
-    finally:
-        os.umask(umask)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _default_settings() -> str:
-    """Our defaults, as the text of a Theano configuration file."""
-    # The macro alone makes gcc call the vector expf of glibc. Real -ffast-math would also switch the whole process to
-    # flush-to-zero. Theano adds the processor's own -march flags itself, and makes them part of its cache's keys.
-    cxxflags = "-O3 -D__FAST_MATH__"
-    if platform.machine() == "x86_64":
-        cxxflags += " -mprefer-vector-width=512"
-    sections = {
-        "global": {
-            "floatX": "float32",
-            "base_compiledir": _compile_cache(),
-            "print_active_device": "False",
-        },
-        # Several cold processes share one lock, and the default gives up on a slow machine.
-        "compile": {"timeout": "600"},
-        "gcc": {"cxxflags": cxxflags},
-        "blas": {"ldflags": _blas_flags()},
-        # Theano knows cuDNN up to version 7 only, and this model needs none of it.
-        "dnn": {"enabled": "False"},
-    }
-    lines = []
-    for section, values in sections.items():
-        lines += [f"[{section}]", *(f"{key} = {value.replace('%', '%%')}" for key, value in values.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _blas_flags() -> str:
-    """Link flags for the newest OpenBLAS on PyPI, whose symbols carry a prefix."""
-    import scipy_openblas32
-
-    renames = [f"-D{t}{name}_=scipy_{t}{name}_" for t in "sd" for name in _BLAS_ROUTINES]
-    return " ".join([f"-L{scipy_openblas32.get_lib_dir()}", "-lscipy_openblas", *renames])
-
-
-def _requested_device() -> str:
-    """The device in the user's flags and files, read and checked by Theano's own code."""
-    from theano import configdefaults, configparser
-
-    flags = configparser.parse_config_string(os.environ.get("THEANO_FLAGS", ""), issue_warnings=False)
-    parameter = configdefaults.DeviceParam("cpu")
-    parameter.fullname = "device"
-    in_files = configparser.theano_raw_cfg.get("global", "device", fallback="cpu")
-    return str(parameter.filter(flags.get("device", in_files)))
-
-
-# -- the compile cache -------------------------------------------------------------------------------------------
-
-
-def _compile_cache() -> str:
-    """A private directory for compiled code, one for each pair of Theano and NumPy, which its own name leaves out."""
-    from importlib.metadata import version
-
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
-    return str(root / f"theano-{version('Theano')}-numpy-{np.__version__}")
-
-
-class _CacheCheck(MetaPathFinder):
-    """Finds no module, but looks at the compile cache when the first one that loads code from there is asked for."""
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        if fullname == "theano.gof":
-            _refuse_unsafe(Path(sys.modules["theano.configdefaults"].config.compiledir))
-
-
-@contextmanager
-def _cache_checked_before_use() -> Iterator[None]:
-    """Theano settles where its cache lies and then runs code from it, both while it is imported."""
-    check = _CacheCheck()
-    sys.meta_path.insert(0, check)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(check)
-
-
-def _refuse_unsafe(directory: Path) -> None:
-    """Theano unpickles and loads what lies in its cache, so nobody else may be able to put anything there.
-
-    Nor to put another directory in its place: whoever can write to the folder around it can, unless that is sticky.
-    """
-    found, around = directory.stat(), directory.parent.stat()
-    if found.st_uid != os.geteuid():
-        raise UnsafeCompileCache(
-            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs what "
-            "it finds there. Set base_compiledir in THEANO_FLAGS to a directory of your own."
-        )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise UnsafeCompileCache(
-            f"the compile cache {directory} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0700: Theano runs "
-            f"what it finds there. Run: chmod 700 {directory}"
-        )
-    if around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX:
-        raise UnsafeCompileCache(
-            f"the compile cache lies in {directory.parent} of mode {stat.S_IMODE(around.st_mode):04o}, so that others "
-            f"could put another in its place; expected no write permission for them. Run: chmod go-w {directory.parent}"
-        )
-
-
 # -- the device --------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +168,7 @@ def _refuse_unsafe(directory: Path) -> None:
 def _started() -> tuple[Device, Exception | None]:
     """The device, and what kept it from being the requested one. Once a process: Theano opens no device twice."""
     theano = load()
-    requested = _requested_device()
+    requested = requested_device()
     if requested == "cpu":
         return Device("cpu", "cpu", _processor_name()), None
     try:
@@ -339,7 +198,7 @@ def _activate(device: str) -> None:
         import theano.gpuarray
     if theano.gpuarray.pygpu is None:
         raise ImportError("pygpu is not installed; scripts/install_pygpu.sh puts it into the virtual environment")
-    _patch_opencl_reduction()
+    patch_opencl_reduction()
     theano.gpuarray.use(device, force=True)
     try:
         _probe()
@@ -394,31 +253,3 @@ def _processor_name() -> str:
     except OSError:
         return platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-# -- a repair ----------------------------------------------------------------------------------------------------
-
-
-def _patch_opencl_reduction() -> None:
-    """Give the generated code of every OpenCL reduction room for all its arguments.
-
-    ``GpuCAReduceCPY.c_code`` declares ``void *args[4 + 2 * nd]`` and writes ``5 + 2 * nd`` entries: the count, the
-    output with its offset, the input with its offset, and an extent and a stride for each of `nd` dimensions. The last
-    one lands beside the array, on the stack.
-    """
-    from theano.gpuarray.elemwise import GpuCAReduceCPY
-
-    original_code, original_version = GpuCAReduceCPY.c_code, GpuCAReduceCPY.c_code_cache_version_apply
-
-    @wraps(original_code)
-    def c_code(self: Any, node: Any, name: str, inp: Any, out: Any, sub: Any) -> str:
-        n_dims = node.inputs[0].ndim
-        code: str = original_code(self, node, name, inp, out, sub)
-        return code.replace(f"void *args[{4 + 2 * n_dims}];", f"void *args[{5 + 2 * n_dims}];")
-
-    @wraps(original_version)
-    def c_code_cache_version_apply(self: Any, node: Any) -> tuple[Any, ...]:
-        return (*original_version(self, node), "room for every argument")
-
-    GpuCAReduceCPY.c_code = c_code
-    GpuCAReduceCPY.c_code_cache_version_apply = c_code_cache_version_apply

@@ -201,12 +201,13 @@ def _own_inputs(directory: Path, shards: Sequence[Shard]) -> list[str]:
 
 def _start_device(config: Config) -> Device:
     from kernels import backend
+    from kernels.settings import UnsafeCompileCache
 
     try:
         device = backend.start(config.require_device)
     except backend.DeviceUnavailable as error:
         raise DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.") from error
-    except backend.UnsafeCompileCache as error:
+    except UnsafeCompileCache as error:
         raise NotPermitted(str(error)) from error
     except ValueError as error:
         raise ConfigError(f"THEANO_FLAGS or .theanorc: {error}") from error

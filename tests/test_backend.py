@@ -239,9 +239,10 @@ def test_the_compile_caches_name_tells_theanos_and_numpys_versions(tmp_path):
 
 UNSAFE = """
 from kernels import backend
+from kernels.settings import UnsafeCompileCache
 try:
     backend.load()
-except backend.UnsafeCompileCache as error:
+except UnsafeCompileCache as error:
     facts["error"] = str(error)
 """
 
@@ -406,3 +407,28 @@ def test_products_run_in_the_openblas_that_we_install():
     assert ended.facts["prefixed"] > 0
     assert ended.facts["plain"] == 0
     assert ended.facts["library"]
+
+
+# ---- cores
+
+CORES = """
+import ctypes, os, scipy_openblas32
+from kernels import backend
+library = ctypes.CDLL(scipy_openblas32.get_lib_dir() + "/libscipy_openblas.so")
+library.scipy_openblas_set_num_threads(2)
+backend.start()
+facts["threads"] = []
+for n_flops in (10**6, 10**9, 10**6):
+    backend.use_cores_for(n_flops)
+    facts["threads"].append(library.scipy_openblas_get_num_threads())
+facts["cores"] = len(os.sched_getaffinity(0))
+"""
+
+
+def test_small_products_take_one_core_and_large_ones_all():
+    facts = fresh(CORES, OPENBLAS_NUM_THREADS=None).facts
+    assert facts["threads"] == [1, facts["cores"], 1]
+
+
+def test_the_users_number_of_blas_threads_wins():
+    assert fresh(CORES, OPENBLAS_NUM_THREADS="2").facts["threads"] == [2, 2, 2]

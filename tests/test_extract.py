@@ -68,7 +68,7 @@ def test_streamed_rows_give_the_features_of_resident_ones(tmp_path: Path, caplog
     folder.mkdir()
     for i in range(3):
         write_shard(folder / f"{i}.h5", x[2000 * i : 2000 * (i + 1)])
-    window = ["--shuffle-window", "3MiB"]
+    window = ["--shuffle-window", "1MiB"]
     resident = features(folder, tmp_path / "a", *window)
     assert "rows in memory" in caplog.text
     streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "16MiB")
