@@ -62,7 +62,7 @@ class Progress:
         with self._lock:
             self._done, self._note = self._done + n_units, note
             if self._bar is not None:
-                self._bar.set_postfix_str(note or self._rate(), refresh=False)
+                self._bar.set_postfix_str(note or self._bytes_rate(), refresh=False)
                 self._bar.update(n_units)
             elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
                 self._line()
@@ -73,7 +73,9 @@ class Progress:
         log.info("%s: %s", self._what, ", ".join(word for word in words if word))
 
     def _rate(self) -> str:
-        rate = self._done / max(self.seconds, 1e-9)
-        if not self._unit_bytes:
-            return ""
-        return f"{rate:,.0f} {self._unit}/s, {rate * self._unit_bytes / 1e6:,.0f} MB/s"
+        units = self._done / max(self.seconds, 1e-9)
+        return f"{units:,.0f} {self._unit}/s, {self._bytes_rate()}" if self._unit_bytes else ""
+
+    def _bytes_rate(self) -> str:
+        rate = self._done * self._unit_bytes / max(self.seconds, 1e-9)
+        return f"{rate / 1e6:,.0f} MB/s" if self._unit_bytes else ""

@@ -46,9 +46,9 @@ def open_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def opencl() -> None:
-    """Skip, naming what is missing for OpenCL; where SHARDPRESS_REQUIRE_OPENCL=1 stands, as in CI, fail."""
+    """Skip, naming what is missing for OpenCL; where REQUIRE_OPENCL=1 stands, as in CI, fail."""
     missing = fresh(CAPABILITIES).facts["missing"]
-    if missing and os.environ.get("SHARDPRESS_REQUIRE_OPENCL") == "1":
-        pytest.fail(f"SHARDPRESS_REQUIRE_OPENCL=1, but missing on this machine: {missing}")
+    if missing and os.environ.get("REQUIRE_OPENCL") == "1":
+        pytest.fail(f"REQUIRE_OPENCL=1, but missing on this machine: {missing}")
     if missing:
         pytest.skip(f"missing on this machine: {missing}")
