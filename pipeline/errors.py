@@ -14,6 +14,7 @@ __all__ = [
     "NotPermitted",
     "ShardpressError",
     "TrainingDiverged",
+    "TryAgain",
     "UsageError",
     "WriteFailed",
     "shown",
@@ -64,6 +65,12 @@ class WriteFailed(ShardpressError):
     """Writing failed on the way: disk full, quota, a storage error."""
 
     exit_code = 74
+
+
+class TryAgain(ShardpressError):
+    """Nothing is wrong but the moment: type the same command again."""
+
+    exit_code = 75
 
 
 class NotPermitted(ShardpressError):

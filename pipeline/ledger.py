@@ -6,22 +6,26 @@ not there or complete. ``manifest.json`` comes last and names every part; a run 
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import fcntl
 import json
 import os
+import platform
 import re
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CannotCreate, DataError, NoInput, NotPermitted, WriteFailed, shown
+from pipeline.errors import CannotCreate, DataError, NoInput, NotPermitted, TryAgain, WriteFailed, shown
 
 __all__ = ["MANIFEST", "claim", "clear", "finish", "publish", "publish_json", "read_manifest"]
 
 MANIFEST = "manifest.json"
 _MARKER = ".shardpress"
+_LOCK = ".lock"
 _FORMAT = "shardpress-output/1"
 _TEMPORARY = ".writing"
 _RESULT = re.compile(
@@ -29,8 +33,11 @@ _RESULT = re.compile(
 )
 
 
-def claim(directory: Path, overwrite: bool) -> None:
-    """Make `directory` ours, or refuse before anything is read.
+@contextmanager
+def claim(directory: Path, overwrite: bool) -> Iterator[None]:
+    """Make `directory` ours for as long as the context lasts, or refuse before anything is read.
+
+    The kernel holds the lock, and frees it when the process ends, however it ends: no lock is ever stale.
 
     Parameters
     ----------
@@ -45,25 +52,57 @@ def claim(directory: Path, overwrite: bool) -> None:
         When it cannot be made, is no directory, holds files that are not ours, or results that may not be replaced.
     NotPermitted
         When nothing can be written there.
+    TryAgain
+        When another run holds it, or its file system knows no locks.
     """
     where = f"output={shown(directory)}"
+    with ExitStack() as held:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()) and not (directory / _MARKER).exists():
+                raise CannotCreate(
+                    f"{where}: holds files that are not of shardpress, expected a new or empty directory. Choose "
+                    "another --output."
+                )
+            publish_json(directory / _MARKER, {"format": _FORMAT})
+            held.enter_context(_locked(directory))
+            if (directory / MANIFEST).exists() and not overwrite:
+                raise CannotCreate(
+                    f"{where}: holds the results of another run. Choose another --output, or replace them with "
+                    "--overwrite."
+                )
+            (directory / "parts").mkdir(exist_ok=True)
+        except PermissionError as error:
+            raise NotPermitted(f"{where}: {error.strerror}. Choose an --output that you may write to.") from error
+        except (OSError, WriteFailed) as error:
+            raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+        yield
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the run's lock. What the file says is for people; only the kernel's lock decides."""
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()) and not (directory / _MARKER).exists():
-            raise CannotCreate(
-                f"{where}: holds files that are not of shardpress, expected a new or empty directory. Choose another "
-                "--output."
-            )
-        if (directory / MANIFEST).exists() and not overwrite:
-            raise CannotCreate(
-                f"{where}: holds the results of another run. Choose another --output, or replace them with --overwrite."
-            )
-        publish_json(directory / _MARKER, {"format": _FORMAT})
-        (directory / "parts").mkdir(exist_ok=True)
-    except PermissionError as error:
-        raise NotPermitted(f"{where}: {error.strerror}. Choose an --output that you may write to.") from error
-    except (OSError, WriteFailed) as error:
-        raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = shown(os.read(descriptor, 1000).decode(errors="replace").strip())
+            raise TryAgain(
+                f"output={shown(directory)}: another run is at work there ({holder}). Type the same command again "
+                "when it has ended, or choose another --output."
+            ) from error
+        except OSError as error:
+            raise TryAgain(
+                f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
+                "that knows locks."
+            ) from error
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {platform.node()} since {since}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def clear(directory: Path) -> None:
@@ -101,7 +140,7 @@ def publish(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 temporary.unlink()
             raise
         _sync_directory(path.parent)

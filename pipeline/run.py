@@ -101,63 +101,74 @@ def run(config: Config, command: Sequence[str]) -> Summary:
     _refuse(problems(config, n_rows, n_inputs) if model is None else _misfits(config, model, shards[0]))
     directory = Path(config.output)
     _refuse(_own_inputs(directory, shards))
-    ledger.claim(directory, config.overwrite)
-    device = _start_device(config)
+    with ledger.claim(directory, config.overwrite):
+        return _extract(_Job(config, command, shards, directory, _start_device(config)), model)
 
-    from kernels.autoencoder import TILE_ROWS, Autoencoder
 
-    assert config.n_features is not None
-    plan = make_plan(config, shards, config.n_features, TILE_ROWS, on_device=device.used != "cpu")
+@dataclass(frozen=True)
+class _Job:
+    """What every stage needs to know; the settings have their defaults filled in."""
+
+    config: Config
+    command: Sequence[str]
+    shards: Sequence[Shard]
+    directory: Path
+    device: Device
+
+    def plan(self, tile_rows: int) -> Plan:
+        assert self.config.n_features is not None
+        on_device = self.device.used != "cpu"
+        return make_plan(self.config, self.shards, self.config.n_features, tile_rows, on_device)
+
+    def about(self, model: Model) -> dict[str, Any]:
+        """Attributes of every output."""
+        return {
+            "command": " ".join(self.command),
+            "config": asdict(self.config),
+            "device": str(self.device),
+            "model": model.fingerprint,
+            "versions": _versions(),
+        }
+
+
+def _extract(job: _Job, model: Model | None) -> Summary:
+    from kernels.autoencoder import TILE_ROWS
+
+    plan = job.plan(TILE_ROWS)
     log.debug("plan: %s", plan)
     clock = _Clock()
-    report: dict[str, Any] = {"config": asdict(config), "device": asdict(device)}
-    cost = None
     if model is None:
-        found = _scan(shards, plan, config)
-        clock.lap("scan")
-        scaler = Scaler.from_scan(found)
-        autoencoder = Autoencoder(n_inputs, config.n_features, *scaler.arrays(row_dtype(shards)))
-        training = _train(autoencoder, scaler, shards, found, plan, config, directory)
-        cost = _best_cost(training)
-        about = {"training": training, "config": asdict(config), "versions": _versions(), "device": str(device)}
-        model = Model(scaler, autoencoder.parameters(), about)
-        report["training"] = training
-        clock.lap("training")
+        model, autoencoder = _fit(job, plan, clock)
     else:
-        autoencoder = Autoencoder(n_inputs, config.n_features, *model.scaler.arrays(row_dtype(shards)))
+        autoencoder = _autoencoder(job, model.scaler)
         autoencoder.set_parameters(model.parameters)
-    ledger.clear(directory)
-    ledger.publish(directory / "model.h5", model.to_hdf5())
-    ledger.publish(directory / "encoder.npz", model.to_npz())
+    ledger.clear(job.directory)
+    ledger.publish(job.directory / "model.h5", model.to_hdf5())
+    ledger.publish(job.directory / "encoder.npz", model.to_npz())
 
-    attributes = {
-        "command": " ".join(command),
-        "config": asdict(config),
-        "device": str(device),
-        "model": model.fingerprint,
-        "versions": _versions(),
-    }
-    _compile_encoder(autoencoder, shards)
-    parts = plan_parts(shards, plan.part_rows)
-    skip_bad = config.on_bad_data == "skip"
-    lines = encode_parts(parts, directory, autoencoder.encode, config.n_features, plan, skip_bad, attributes)
-    ledger.publish(directory / "index.h5", index_bytes(directory, [part.file for part in parts], attributes))
+    about = job.about(model)
+    lines = _encode(job, plan, autoencoder, about)
     clock.lap("encoding")
-
     summary = Summary(
-        output=config.output,
-        n_rows=n_rows,
-        n_inputs=n_inputs,
-        n_features=config.n_features,
+        output=job.config.output,
+        n_rows=sum(line["n_rows"] for line in lines),
+        n_inputs=model.n_inputs,
+        n_features=model.n_features,
         n_bad=sum(line["n_bad"] for line in lines),
-        n_parts=len(parts),
-        device=str(device),
-        cost=cost,
+        n_parts=len(lines),
+        device=str(job.device),
+        cost=None if job.config.model else _best_cost(model.about["training"]),
         seconds=clock.seconds,
     )
-    ledger.publish_json(directory / "report.json", {**report, "summary": asdict(summary)})
-    ledger.finish(directory, {**attributes, "n_rows": n_rows, "n_features": config.n_features, "parts": lines})
+    _report(job, model, summary)
+    ledger.finish(job.directory, {**about, "n_rows": summary.n_rows, "n_features": summary.n_features, "parts": lines})
     return summary
+
+
+def _report(job: _Job, model: Model, summary: Summary) -> None:
+    training = {} if job.config.model else {"training": model.about["training"]}
+    content = {"config": asdict(job.config), "device": asdict(job.device), **training, "summary": asdict(summary)}
+    ledger.publish_json(job.directory / "report.json", content)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------
@@ -238,27 +249,40 @@ def _scan(shards: Sequence[Shard], plan: Plan, config: Config) -> Scan:
     return found
 
 
-def _train(
-    autoencoder: Autoencoder,
-    scaler: Scaler,
-    shards: Sequence[Shard],
-    found: Scan,
-    plan: Plan,
-    config: Config,
-    directory: Path,
-) -> dict[str, Any]:
+def _autoencoder(job: _Job, scaler: Scaler) -> Autoencoder:
+    from kernels.autoencoder import Autoencoder
+
+    assert job.config.n_features is not None
+    n_inputs = job.shards[0].n_inputs
+    return Autoencoder(n_inputs, job.config.n_features, *scaler.arrays(row_dtype(job.shards)))
+
+
+def _fit(job: _Job, plan: Plan, clock: _Clock) -> tuple[Model, Autoencoder]:
+    """Scan and train."""
+    found = _scan(job.shards, plan, job.config)
+    clock.lap("scan")
+    scaler = Scaler.from_scan(found)
+    autoencoder = _autoencoder(job, scaler)
+    try:
+        training = _train(job, autoencoder, scaler, found, plan)
+    except TrainingDiverged as error:
+        path = job.directory / "model-last-good.h5"
+        ledger.publish(path, Model(scaler, autoencoder.parameters(), {"stopped": str(error)}).to_hdf5())
+        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
+    clock.lap("training")
+    about = {"training": training, "config": asdict(job.config), "versions": _versions(), "device": str(job.device)}
+    return Model(scaler, autoencoder.parameters(), about), autoencoder
+
+
+def _train(job: _Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan, plan: Plan) -> dict[str, Any]:
     from kernels.autoencoder import TrainingStep
 
-    n_wanted = round(config.validation_fraction * found.n_rows)
-    if n_wanted > plan.max_validation_rows:
-        log.info("validation: %d rows instead of %d, to stay in the memory budget", plan.max_validation_rows, n_wanted)
-        n_wanted = plan.max_validation_rows
-    watched = spread_rows(found.n_rows, found.bad_rows, n_wanted, config.seed)
+    config, shards = job.config, job.shards
+    watched = _validation(found, plan, config)
     order = Order(slab_starts(shards), np.union1d(found.bad_rows, watched), plan.window_rows, config.seed)
     if not order.n_rows:
-        raise DataError(
-            f"no rows to train on: {found.n_rows} rows, {len(found.bad_rows)} bad, {len(watched)} for validation"
-        )
+        counts = f"{found.n_rows} rows, {len(found.bad_rows)} bad, {len(watched)} for validation"
+        raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
     rows: Rows = ResidentRows(shards, plan.n_threads) if plan.resident else StreamedRows(shards, plan.n_threads)
     validation = rows.take(watched)
     log.info(
@@ -270,12 +294,15 @@ def _train(
     # Now, so that the training's time and rate are its own.
     step.compile()
     autoencoder.errors(validation[:0])
-    try:
-        return train(autoencoder, step, rows, order, validation, config).summary()
-    except TrainingDiverged as error:
-        path = directory / "model-last-good.h5"
-        ledger.publish(path, Model(scaler, autoencoder.parameters(), {"stopped": str(error)}).to_hdf5())
-        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
+    return train(autoencoder, step, rows, order, validation, config).summary()
+
+
+def _validation(found: Scan, plan: Plan, config: Config) -> np.ndarray:
+    """Numbers of the rows that training is watched with."""
+    n_wanted = round(config.validation_fraction * found.n_rows)
+    if n_wanted > plan.max_validation_rows:
+        log.info("validation: %d rows instead of %d, to stay in the memory budget", plan.max_validation_rows, n_wanted)
+    return spread_rows(found.n_rows, found.bad_rows, min(n_wanted, plan.max_validation_rows), config.seed)
 
 
 def _mean(scaler: Scaler, rows: Rows, found: Scan, config: Config) -> np.ndarray | None:
@@ -287,10 +314,17 @@ def _mean(scaler: Scaler, rows: Rows, found: Scan, config: Config) -> np.ndarray
     return np.asarray(scaler.transform(sample).mean(axis=0, dtype=np.float64)) if len(sample) else None
 
 
-def _compile_encoder(autoencoder: Autoencoder, shards: Sequence[Shard]) -> None:
-    """Compile before the progress starts to count, so that its rate is the encoding's own: no rows, no work."""
-    for dtype in sorted({shard.dtype for shard in shards}):
+def _encode(job: _Job, plan: Plan, autoencoder: Autoencoder, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write every part and the index over them; the manifest's line for each."""
+    for dtype in sorted({shard.dtype for shard in job.shards}):
+        # No rows, no work: it compiles before the progress starts to count.
         autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
+    parts = plan_parts(job.shards, plan.part_rows)
+    skip_bad = job.config.on_bad_data == "skip"
+    lines = encode_parts(parts, job.directory, autoencoder.encode, autoencoder.n_features, plan, skip_bad, about)
+    index = index_bytes(job.directory, [part.file for part in parts], about)
+    ledger.publish(job.directory / "index.h5", index)
+    return lines
 
 
 def _best_cost(training: dict[str, Any]) -> float:

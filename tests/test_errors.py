@@ -14,6 +14,7 @@ SYSEXITS = {
     "DeviceError": 69,
     "CannotCreate": 73,
     "WriteFailed": 74,
+    "TryAgain": 75,
     "NotPermitted": 77,
     "ConfigError": 78,
 }

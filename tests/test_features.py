@@ -35,7 +35,8 @@ def output(tmp_path):
 
     def make(*sizes, riders=None):
         directory = tmp_path / "out"
-        ledger.claim(directory, overwrite=True)
+        with ledger.claim(directory, overwrite=True):
+            pass
         lines = []
         for i, size in enumerate(sizes):
             first = sum(sizes[:i])

@@ -2,25 +2,34 @@
 
 import builtins
 import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline import ledger
-from pipeline.ledger import MANIFEST, claim, clear, publish, publish_json, read_manifest
+from pipeline.ledger import MANIFEST, clear, publish, publish_json, read_manifest
 from tests.helpers import as_nobody, refused
 
 FAULTS = {errno.ENOSPC: "Free some space", errno.EDQUOT: "Free some space", errno.EIO: "Check the disk"}
 
 
+def claim(directory, overwrite):
+    """Claim a directory and let go of it at once."""
+    with ledger.claim(directory, overwrite):
+        pass
+
+
 def contents(folder):
-    """What every file below a folder holds, our marker aside."""
+    """What every file below a folder holds, our marker and the lock aside."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".shardpress"
+        if path.is_file() and path.name not in (".shardpress", ".lock")
     }
 
 
@@ -217,6 +226,64 @@ def test_a_full_disk_is_an_error_before_the_work_starts(tmp_path, monkeypatch):
         break_call("fsync")(context, errno.ENOSPC)
         with refused(73, f"output={tmp_path / 'out'}", "No space left"):
             claim(tmp_path / "out", overwrite=False)
+
+
+# -- the lock ----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_told_who_is_at_work(tmp_path):
+    found = refused(75, f"output={tmp_path}", f"pid {os.getpid()} on ", "since 2", "same command again")
+    with ledger.claim(tmp_path, overwrite=False), found:
+        claim(tmp_path, overwrite=True)
+    claim(tmp_path, overwrite=False)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pipeline import ledger
+with ledger.claim(Path(sys.argv[1]), overwrite=False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_run_leaves_no_lock_behind(tmp_path):
+    """The kernel frees it: nobody has to remove a file after a crash."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], **pipes) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with refused(75, f"pid {holder.pid} on "):
+            claim(tmp_path, overwrite=False)
+        holder.kill()
+    claim(tmp_path, overwrite=False)
+
+
+def test_results_that_appear_while_waiting_are_not_replaced(claimed):
+    """Two runs start on a new directory; the second gets the lock when the first has finished."""
+    ledger.finish(claimed, {"parts": []})
+    with refused(73, "results of another run"):
+        claim(claimed, overwrite=False)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, code):
+    def fail(*_arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with refused(75, "cannot be locked", os.strerror(code)):
+        claim(tmp_path, overwrite=False)
+
+
+def test_a_link_in_the_locks_place_is_not_followed(claimed, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (claimed / ".lock").unlink()
+    (claimed / ".lock").symlink_to(victim)
+    with refused(73, f"output={claimed}"):
+        claim(claimed, overwrite=False)
+    assert victim.read_bytes() == b"precious"
 
 
 # -- manifest ----------------------------------------------------------------------------------------------------
