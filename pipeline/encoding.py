@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import signals
 from pipeline.cluster import compute
 from pipeline.errors import DataError
 from pipeline.features import Part, part_bytes
@@ -109,6 +110,7 @@ class _Work:
         features = np.empty((len(source), self._n_features), dtype=np.float32)
         valid = np.ones(len(source), dtype=bool)
         for start in range(source.start, source.stop, self._block_rows):
+            signals.check()
             if self._stop.is_set():
                 raise InterruptedError
             block = Block(source.shard, start, min(start + self._block_rows, source.stop))

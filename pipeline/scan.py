@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from pipeline import signals
 from pipeline.cluster import reduce
 from pipeline.errors import DataError, shown
 from pipeline.shards import Block, Shard, blocks, read
@@ -122,6 +123,7 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan) -> str:
 def _scan_blocks(pieces: Sequence[Block], first_row: int, advance: Callable[[int], object]) -> Scan:
     found = []
     for block in pieces:
+        signals.check()
         found.append(_scan_block(first_row, block))
         first_row += len(block)
         advance(len(block))

@@ -22,6 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline import signals
 from pipeline.errors import DataError, DeviceError, NoInput, NotPermitted, shown
 
 __all__ = [
@@ -224,6 +225,7 @@ def _log_shards(shards: Sequence[Shard]) -> None:
 
 
 def _vet(path: Path, dataset: str | None) -> Shard:
+    signals.check()
     _check_regular(path)
     with _open(path) as file:
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import signals
 from pipeline.config import Config
 from pipeline.errors import TrainingDiverged
 from pipeline.minibatches import Order, Rows
@@ -160,6 +161,7 @@ def _train_epoch(
     stride = max(1, n_steps // _COSTS_PER_EPOCH)
     costs = []
     for number, minibatch in enumerate(rows.minibatches(order, epoch, config.batch_size)):
+        signals.check()
         step.set_learning_rate(learning_rate(config, epoch * n_steps + number, n_steps))
         cost = step(minibatch, with_cost=number % stride == 0)
         if cost is not None:

@@ -11,10 +11,10 @@ environment, and the environment over the file. What the run did stands in repor
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from pipeline.cli import main as run_cli
+from pipeline.signals import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,4 +23,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -212,18 +212,22 @@ def test_an_interrupt_ends_with_130_and_no_half_file(
     assert not (out / "manifest.json").exists()
 
 
-def test_ctrl_c_of_a_real_process(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_a_real_process_cleanly_and_by_itself(shards: Path, tmp_path: Path, number: int) -> None:
+    """Whoever waits for the process, a shell or a scheduler of jobs, sees which signal ended it."""
     command = [sys.executable, "scripts/extract.py", "--input", str(shards), "--output", str(tmp_path / "out")]
     process = subprocess.Popen([*command, "--epochs", "1000000"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if "rows in memory" in line:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == -number, errors
+    assert f"stopped by {signal.Signals(number).name}: no half-written file is left behind" in errors
     assert "Traceback" not in errors
     assert not [path for path in (tmp_path / "out").rglob("*") if "writing" in path.name]
+    features(shards, tmp_path / "out")
 
 
 def test_quiet_says_the_summary_only(

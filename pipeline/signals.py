@@ -1,0 +1,72 @@
+"""Being told to stop: SIGINT, SIGTERM and SIGHUP end a run at a safe point, and the process by the real signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+__all__ = ["Stopped", "check", "leave", "stoppable"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_caught: list[int] = []
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked for the end. Like `KeyboardInterrupt` it is no `Exception`, so that nothing takes it for an error.
+
+    Attributes
+    ----------
+    number : int
+        The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn the first signal into `Stopped` as long as the context lasts. A second one ends the process at once."""
+    _caught.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread only
+        return
+    before = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check() -> None:
+    """Raise `Stopped` when a signal has come; long loops call it.
+
+    The handler raises as well, for what waits. But that is lost when it strikes inside one of h5py's callbacks, from
+    which no exception comes through.
+    """
+    if _caught:
+        raise Stopped(_caught[0])
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with a code, or by the signal it stands for, so that whoever waits for the process sees why it ended."""
+    if code > 128:
+        signal.signal(code - 128, signal.SIG_DFL)
+        os.kill(os.getpid(), code - 128)
+    sys.exit(code)
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_DFL)
+    _caught.append(number)
+    raise Stopped(number)
