@@ -19,11 +19,12 @@ from pipeline import signals
 from pipeline.cluster import compute
 from pipeline.errors import DataError
 from pipeline.features import Part, part_bytes
+from pipeline.gate import Shard
 from pipeline.ledger import publish
 from pipeline.plan import Plan
 from pipeline.progress import Progress
 from pipeline.scan import bad_rows
-from pipeline.shards import Block, Shard, blocks, read, read_riders
+from pipeline.shards import Block, blocks, read, read_riders
 
 __all__ = ["Encoder", "encode_parts", "plan_parts"]
 

@@ -23,7 +23,8 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.cluster import compute
-from pipeline.shards import Shard, block_of, first_rows, read, row_dtype
+from pipeline.gate import Shard
+from pipeline.shards import block_of, first_rows, read, row_dtype
 
 __all__ = ["Order", "ResidentRows", "Rows", "StreamedRows", "slab_starts", "spread_rows"]
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.shards import Shard, row_dtype
+from pipeline.gate import Shard
+from pipeline.shards import row_dtype
 
 __all__ = ["Plan", "make_plan"]
 

@@ -19,12 +19,13 @@ from pipeline.config import LEARNING_RATES, Config, plain, problems
 from pipeline.encoding import encode_parts, plan_parts
 from pipeline.errors import ConfigError, DataError, DeviceError, NotPermitted, TrainingDiverged, shown
 from pipeline.features import index_bytes
+from pipeline.gate import Shard
 from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, slab_starts, spread_rows
 from pipeline.model import Model, Scaler, load_model
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
 from pipeline.scan import Scan, describe_bad_rows, scan
-from pipeline.shards import Shard, open_shards, row_dtype
+from pipeline.shards import open_shards, row_dtype
 from pipeline.training import train
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import numpy as np
 from pipeline import signals
 from pipeline.cluster import reduce
 from pipeline.errors import DataError, shown
-from pipeline.shards import Block, Shard, blocks, read
+from pipeline.gate import Shard
+from pipeline.shards import Block, blocks, read
 
 __all__ = ["Scan", "bad_rows", "describe_bad_rows", "scan"]
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ShardpressError
-from pipeline.shards import Shard, open_shards
+from pipeline.gate import Shard
+from pipeline.shards import open_shards
 
 NOBODY = 65534
 

@@ -15,6 +15,7 @@ ORDER = [
     "signals",
     "config",
     "cluster",
+    "gate",
     "shards",
     "progress",
     "scan",

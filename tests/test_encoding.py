@@ -12,8 +12,9 @@ import pytest
 
 from pipeline import encoding
 from pipeline.encoding import Encoder, encode_parts, plan_parts
+from pipeline.gate import Shard
 from pipeline.plan import Plan
-from pipeline.shards import Shard, open_shards
+from pipeline.shards import open_shards
 from tests.helpers import numbered, numbered_shards, refused, write_shard
 
 

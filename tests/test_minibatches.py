@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline import minibatches as module
+from pipeline.gate import Shard
 from pipeline.minibatches import Order, ResidentRows, StreamedRows, slab_starts, spread_rows
-from pipeline.shards import Shard, first_rows, open_shards
+from pipeline.shards import first_rows, open_shards
 from tests.helpers import numbered, numbered_shards, refused, write_shard
 
 NONE = np.empty(0, dtype=np.int64)

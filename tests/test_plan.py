@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.gate import Shard
 from pipeline.plan import make_plan
-from pipeline.shards import Shard
 from tests.helpers import refused
 
 MiB = 2**20
