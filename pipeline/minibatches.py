@@ -83,8 +83,14 @@ class Order:
             first, n_taken = last, int(ends[last - 1])
 
 
-def slab_starts(shards: Sequence[Shard]) -> np.ndarray:
+def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndarray:
     """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks where those are not too large.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+    max_rows : int, optional
+        Rows of a slab, at most. A window takes whole slabs, so they must be small beside it.
 
     Returns
     -------
@@ -97,6 +103,8 @@ def slab_starts(shards: Sequence[Shard]) -> np.ndarray:
         slab_rows = max(1, _SLAB_BYTES // row_bytes)
         if shard.chunk_rows * row_bytes <= _MAX_CHUNK_BYTES:
             slab_rows = -(-slab_rows // shard.chunk_rows) * shard.chunk_rows
+        if max_rows is not None:
+            slab_rows = min(slab_rows, max(1, max_rows))
         starts.append(first_row + np.arange(0, shard.n_rows, slab_rows, dtype=np.int64))
         first_row += shard.n_rows
     return np.concatenate([*starts, [first_row]])

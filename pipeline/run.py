@@ -280,7 +280,9 @@ def _train(job: _Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan, pla
 
     config, shards = job.config, job.shards
     watched = _validation(found, plan, config)
-    order = Order(slab_starts(shards), np.union1d(found.bad_rows, watched), plan.window_rows, config.seed)
+    order = Order(
+        slab_starts(shards, plan.window_rows // 4), np.union1d(found.bad_rows, watched), plan.window_rows, config.seed
+    )
     if not order.n_rows:
         counts = f"{found.n_rows} rows, {len(found.bad_rows)} bad, {len(watched)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")

@@ -179,3 +179,12 @@ def test_single_rows_are_taken_as_fancy_indexing_would(shards, kind, rows):
 def test_reading_leaves_no_file_open(shards):
     list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
     assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) == 0
+
+
+@pytest.mark.parametrize("max_rows", [0, 1, 3, 16, 1000])
+def test_slabs_stay_small_beside_the_window_that_takes_them_whole(tmp_path, max_rows):
+    """Chunks of 16 rows would make slabs of thousands of rows; a small memory budget cannot hold two windows of one."""
+    shards = numbered_shards(tmp_path, 100, 7, chunks=True)
+    sizes = np.diff(slab_starts(shards, max_rows))
+    assert sizes.max() <= max(1, max_rows)
+    assert sizes.sum() == 107
