@@ -128,16 +128,21 @@ def train(
     watch = _CostWatch()
     with Progress("training", config.epochs, "epochs") as progress:
         for epoch in range(config.epochs):
+            start = time.monotonic()
             try:
-                done = _train_epoch(autoencoder, step, rows, order, validation, config, epoch, watch)
+                cost = _train_epoch(step, rows, order, config, epoch, watch)
+                validation_cost = _validate(autoencoder, validation, epoch, watch)
             except TrainingDiverged:
                 autoencoder.set_parameters(best)
                 raise
+            done = Epoch(epoch, cost, validation_cost, time.monotonic() - start)
             history.append(done)
             progress.advance(1, str(done))
             log.debug("epoch %d: %s, %.2f s", epoch, done, done.seconds)
-            if done.validation_cost is None or done.validation_cost < best_cost:
-                best, best_cost, best_epoch = autoencoder.parameters(), done.validation_cost or math.inf, epoch
+            if validation_cost is None:
+                best, best_epoch = autoencoder.parameters(), epoch
+            elif validation_cost < best_cost:
+                best, best_cost, best_epoch = autoencoder.parameters(), validation_cost, epoch
             elif config.patience and epoch - best_epoch >= config.patience:
                 log.info("training: stopped early, epoch %d was the best", best_epoch)
                 break
@@ -145,17 +150,8 @@ def train(
     return Trained(best, tuple(history), best_epoch)
 
 
-def _train_epoch(
-    autoencoder: Autoencoder,
-    step: TrainingStep,
-    rows: Rows,
-    order: Order,
-    validation: np.ndarray,
-    config: Config,
-    epoch: int,
-    watch: _CostWatch,
-) -> Epoch:
-    start = time.monotonic()
+def _train_epoch(step: TrainingStep, rows: Rows, order: Order, config: Config, epoch: int, watch: _CostWatch) -> float:
+    """Take an epoch's steps; the mean of the costs that were asked for."""
     assert config.batch_size is not None
     n_steps = -(-order.n_rows // config.batch_size)
     stride = max(1, n_steps // _COSTS_PER_EPOCH)
@@ -166,13 +162,15 @@ def _train_epoch(
         cost = step(minibatch, with_cost=number % stride == 0)
         if cost is not None:
             costs.append(watch.check(cost, f"epoch {epoch}, minibatch {number}"))
-    # The last steps' costs may not have been asked for, so what they left is looked at too.
+    return float(np.mean(costs))
+
+
+def _validate(autoencoder: Autoencoder, validation: np.ndarray, epoch: int, watch: _CostWatch) -> float | None:
+    """Look at what an epoch's steps have left: the validation rows' cost; None without any."""
+    # The last steps' costs may not have been asked for.
     if not all(np.isfinite(array).all() for array in autoencoder.parameters().values()):
         watch.check(math.nan, f"the end of epoch {epoch}")
-    validation_cost = None
-    if len(validation):
-        validation_cost = watch.check(autoencoder.cost(validation), f"the validation after epoch {epoch}")
-    return Epoch(epoch, float(np.mean(costs)), validation_cost, time.monotonic() - start)
+    return watch.check(autoencoder.cost(validation), f"the validation after epoch {epoch}") if len(validation) else None
 
 
 class _CostWatch:

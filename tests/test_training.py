@@ -84,6 +84,12 @@ def test_patience_zero_never_stops_early_but_still_restores() -> None:
     assert device.n_steps == 2
 
 
+def test_nothing_is_better_than_a_perfect_reconstruction() -> None:
+    trained = run(Counting(validation_costs=[0.3, 0.0, 0.0, 0.1]), validation=np.zeros((1, 1)))
+    assert trained.best_epoch == 1
+    assert len(trained.history) == 4
+
+
 def test_the_cost_of_an_epoch_is_the_mean_of_those_asked_for_before_each_step() -> None:
     trained = run(Counting(costs=[4.0, 2.0]), replace(CONFIG, epochs=1))
     assert trained.history[0].cost == 3.0
