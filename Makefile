@@ -34,7 +34,7 @@ format: setup ## let ruff repair and lay out the code
 	.venv/bin/ruff format
 
 clean: ## remove .venv and caches; data/ and features/ stay
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): setup.py pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
