@@ -5,7 +5,7 @@ from setuptools import setup
 # NVRTC and cuBLAS without a CUDA toolkit. pygpu itself is not on PyPI: scripts/install_pygpu.sh.
 CUDA = ["nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"]
 PLOT = ["matplotlib"]
-TEST = ["hdf5plugin", "mypy", "pytest", "ruff", *PLOT]
+TEST = ["mypy", "pytest", "ruff", *PLOT]
 
 setup(
     name="shardpress",

@@ -10,9 +10,12 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeviceError",
+    "NewerFormat",
     "NoInput",
     "NotPermitted",
+    "ReadFailed",
     "ShardpressError",
+    "SystemLimit",
     "TrainingDiverged",
     "TryAgain",
     "UsageError",
@@ -50,15 +53,27 @@ class NoInput(ShardpressError):
 
 
 class DeviceError(ShardpressError):
-    """The device, a compiler or an HDF5 filter that is needed is not available."""
+    """The device or a compiler that is needed is not available."""
 
     exit_code = 69
+
+
+class SystemLimit(ShardpressError):
+    """The operating system has no more of something: open files, processes."""
+
+    exit_code = 71
 
 
 class CannotCreate(ShardpressError):
     """The output cannot be made where it was asked for."""
 
     exit_code = 73
+
+
+class ReadFailed(ShardpressError):
+    """The storage failed while reading; nothing is known to be wrong with the data."""
+
+    exit_code = 74
 
 
 class WriteFailed(ShardpressError):
@@ -71,6 +86,12 @@ class TryAgain(ShardpressError):
     """Nothing is wrong but the moment: type the same command again."""
 
     exit_code = 75
+
+
+class NewerFormat(ShardpressError):
+    """A later version of shardpress wrote this."""
+
+    exit_code = 76
 
 
 class NotPermitted(ShardpressError):
@@ -86,8 +107,12 @@ class ConfigError(ShardpressError):
 
 
 def shown(name: object) -> str:
-    """A file's or data set's name with control characters escaped, so that it cannot forge a line of the log."""
-    return str(name).encode("utf-8", "backslashreplace").decode().translate(_ESCAPES)
+    """A file's or data set's name with everything escaped that cannot be printed, so that it forges no line of a log.
+
+    That includes what reorders or hides text in a terminal, such as U+202E, and bytes that are not UTF-8.
+    """
+    return "".join(char if char.isprintable() else _escaped(ord(char)) for char in str(name))
 
 
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

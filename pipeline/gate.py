@@ -1,38 +1,40 @@
 """The gate: whether a file is a shard, and if not, why, before anything of it is read.
 
 A shard is one HDF5 file with a numeric dataset, rows first; whatever lies behind the first axis is flattened per row.
+
+No input file is trusted, and this process never runs libhdf5 on one. It opens the file, looks at the first bytes by
+itself, and has a child say where the rows lie. What the child says is checked here, since a forged file may have made
+it say anything; then the rows can be read without HDF5 (`rawread`).
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
-import re
-import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from pipeline.errors import DataError, DeviceError, NoInput, NotPermitted, shown
+from pipeline.errors import DataError, NoInput, ReadFailed, shown
+from pipeline.files import Identity, opened, persistently, stand_in
+from pipeline.gatekeeper import ask
+from pipeline.layout import Layout, check_places, layout_of
+from pipeline.probe import MOST_RIDERS
+from pipeline.superblock import check_superblock
 
-__all__ = ["Shard", "open_file", "vet"]
+__all__ = ["Shard", "vet"]
 
 log = logging.getLogger(__name__)
 
-PREFERRED_DATASET = "X"
 _NATIVE_DTYPES = {
     "bool": "uint8",  # Theano's 8-bit integers are what a device copies fastest
     "float16": "float32",  # Theano has no float16 arithmetic on the CPU
     **{name: name for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")},
     **{name: name for name in ("float32", "float64")},
 }
-_LISTED = 20  # how many names an error lists
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ class Shard:
         Rows of one HDF5 chunk, 1 where storage is contiguous.
     riders : tuple of str
         The 1-D datasets of the same length that ride along.
+    size, mtime_ns, inode, device : int
+        By which the file is known again.
+    digest : str
+        SHA-256 of the file, where it was compared with one.
+    columns : tuple of str
+        The columns' names, where the file gives them.
+    layouts : tuple of Layout
+        Of the rows, and of each rider.
     """
 
     path: str
@@ -62,6 +72,13 @@ class Shard:
     dtype: str
     chunk_rows: int = 1
     riders: tuple[str, ...] = ()
+    size: int = 0
+    mtime_ns: int = 0
+    inode: int = 0
+    device: int = 0
+    digest: str = ""
+    columns: tuple[str, ...] = field(default=(), repr=False)
+    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def n_rows(self) -> int:
@@ -72,6 +89,11 @@ class Shard:
     def n_inputs(self) -> int:
         """Columns, all axes behind the first flattened."""
         return prod(self.shape[1:])
+
+    @property
+    def identity(self) -> Identity:
+        """What the file must still be when it is read."""
+        return Identity(self.device, self.inode, self.size, self.mtime_ns)
 
 
 def vet(path: Path, dataset: str | None) -> Shard:
@@ -85,185 +107,76 @@ def vet(path: Path, dataset: str | None) -> Shard:
 
     Raises
     ------
-    NoInput, NotPermitted, DeviceError, DataError
-        Whatever is wrong with it, in words that name it.
+    DataError
+        When it is no shard, in words that say why.
+    NoInput, NotPermitted, ReadFailed, SystemLimit
+        When it cannot be looked at.
     """
-    _check_regular(path)
-    with open_file(path) as file:
+    where = f"file={shown(path)}"
+
+    def look() -> Shard:
         try:
-            return _describe(file, path, dataset)
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise DataError(
-                f"file={shown(path)}: its structure cannot be read: {error}. The file is damaged: copy it again."
-            ) from error
+            with opened(str(path)) as (descriptor, found):
+                check_superblock(descriptor, found.size, where)
+                return _looked_into(descriptor, found, path, dataset)
+        except OSError as error:
+            told = stand_in(error, where)
+            if isinstance(told, ReadFailed):
+                raise  # and try again
+            raise told from error
+
+    return persistently(look, where)
 
 
-def _describe(file: h5py.File, path: Path, dataset: str | None) -> Shard:
-    name = dataset if dataset is not None else _choose(file, path)
-    found = _dataset(file, path, name)
-    stored = _check_dtype(found, path, name)
-    _check_filters(found, path, name)
-    return Shard(
-        path=str(path),
-        dataset=name,
-        shape=found.shape,
-        stored_dtype=stored.str,
-        dtype=_NATIVE_DTYPES[stored.newbyteorder("=").name],
-        chunk_rows=found.chunks[0] if found.chunks else 1,
-        riders=_riders(found, path),
-    )
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse what cannot be a shard before opening it: a FIFO would hang."""
+def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | None) -> Shard:
+    where = f"file={shown(path)}"
     try:
-        mode = path.stat().st_mode
-    except PermissionError as error:
-        raise NotPermitted(f"file={shown(path)}: {error.strerror}, expected a readable file") from error
-    except OSError as error:
-        raise NoInput(f"file={shown(path)}: {error.strerror}, expected an HDF5 file") from error
-    if not stat.S_ISREG(mode):
-        raise NoInput(f"file={shown(path)}: not a regular file, expected an HDF5 file")
-    if not os.access(path, os.R_OK):
-        raise NotPermitted(f"file={shown(path)}: no permission to read it. Run: chmod u+r on the file, as its owner.")
-
-
-def open_file(path: Path) -> h5py.File:
-    """Open for reading, or raise `DataError` that says why not.
-
-    No lock is taken: shards may lie on a file system that knows none.
-    """
+        facts, arrays = ask("describe", descriptor, [dataset], where)
+    except DataError:
+        if not os.fstat(descriptor).st_nlink:
+            raise NoInput(f"{where}: deleted meanwhile, expected an HDF5 file") from None
+        raise
     try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        words = str(error)
-        if "truncated file" in words:
-            stored = re.search(r"stored_eof = (\d+)", words)
-            expected = f"{stored[1]} bytes as its header says" if stored else "a whole file"
-            raise DataError(
-                f"file={shown(path)}: truncated: {path.stat().st_size} bytes, expected {expected}. Copy it again."
-            ) from error
-        if "signature not found" in words:
-            with path.open("rb") as opened:
-                start = opened.read(16)
-            raise DataError(
-                f"file={shown(path)}: not an HDF5 file (first bytes {start!r}), expected one. Check --input."
-            ) from error
-        raise DataError(f"file={shown(path)}: cannot be opened as HDF5: {words}") from error
-
-
-def _choose(file: h5py.File, path: Path) -> str:
-    """``X``, else the only candidate: a numeric dataset of rank 2 or more."""
-    if PREFERRED_DATASET in file and _is_candidate(file[PREFERRED_DATASET]):
-        return PREFERRED_DATASET
-    candidates: list[str] = []
-
-    def consider(name: str, item: Any) -> None:
-        if _is_candidate(item):
-            candidates.append(name)
-
-    file.visititems(consider)
-    if len(candidates) == 1:
-        return candidates[0]
-    if PREFERRED_DATASET in file and not candidates:
-        return PREFERRED_DATASET  # and be told what is wrong with it
-    found = f"candidates {_listing(candidates)}" if candidates else f"no candidate among {_listing(_names(file))}"
-    raise DataError(
-        f"file={shown(path)}: {found}, expected a dataset {PREFERRED_DATASET!r} or exactly one numeric dataset of rank "
-        "2 or more. Name it with --dataset."
-    )
-
-
-def _is_candidate(item: Any) -> bool:
-    if not isinstance(item, h5py.Dataset) or item.shape is None or item.ndim < 2:
-        return False
-    stored = _dtype(item)
-    return stored is not None and stored.kind in "uifb"
-
-
-def _dtype(found: h5py.Dataset) -> np.dtype | None:
-    """A dataset's dtype; None where NumPy has none like it."""
-    try:
-        return found.dtype
-    except TypeError:
-        return None
-
-
-def _dataset(file: h5py.File, path: Path, name: str) -> h5py.Dataset:
-    where = f"file={shown(path)} dataset={shown(name)}"
-    try:
-        found = file[name]
-    except (KeyError, ValueError) as error:
+        shard = _shard(facts, arrays, str(path), found)
+        warnings = [(str(name), str(reason)) for name, reason in facts["warnings"]]
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
         raise DataError(
-            f"{where}: not there, the file holds {_listing(_names(file))}. Name one with --dataset."
+            f"{where}: what the HDF5 library says about it makes no sense ({shown(error)}). The file is damaged or "
+            "forged: do not use it."
         ) from error
-    if not isinstance(found, h5py.Dataset):
-        raise DataError(f"{where}: a group, expected a dataset; the file holds {_listing(_names(file))}")
-    if found.shape is None:
-        raise DataError(f"{where}: an empty dataset (no shape at all), expected rows of numbers")
-    if found.ndim < 2:
-        raise DataError(f"{where}: shape {found.shape} has rank {found.ndim}, expected rank 2 or more, rows first")
-    if not prod(found.shape[1:]):
-        raise DataError(f"{where}: an empty dataset (shape {found.shape} has no columns), expected at least one column")
-    return found
+    check_places(shard.layouts, found.size, where)
+    for name, reason in warnings:
+        log.warning("%s dataset=%s: %s, does not ride along", where, shown(name), shown(reason))
+    return shard
 
 
-def _check_dtype(found: h5py.Dataset, path: Path, name: str) -> np.dtype:
-    stored = _dtype(found)
-    if stored is None:
-        kind = "a type that NumPy does not know"
-    elif stored.newbyteorder("=").name in _NATIVE_DTYPES and stored.fields is None and stored.subdtype is None:
-        return stored
-    elif h5py.check_string_dtype(stored) is not None or stored.kind in "SU":
-        kind = "strings"
-    elif stored.fields is not None:
-        kind = f"compound records of {len(stored.fields)} fields"
-    else:
-        kind = f"dtype {stored}"
-    raise DataError(
-        f"file={shown(path)} dataset={shown(name)}: holds {kind}, expected integers, bool, or floating-point numbers "
-        "of 16, 32 or 64 bits"
+def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> Shard:
+    """What the child says, once it is of the right form."""
+    left = iter(arrays)
+    layouts = [layout_of(claim, left) for claim in facts["layouts"]]
+    rows, *riders = layouts
+    native = _NATIVE_DTYPES[rows.dtype.newbyteorder("=").name]
+    columns = facts["columns"] or []
+    if len(rows.shape) < 2 or not prod(rows.shape[1:]) or rows.dtype.subdtype is not None:
+        raise ValueError("rows")
+    if any(rider.shape != rows.shape[:1] or "/" in rider.name for rider in riders) or len(riders) > MOST_RIDERS:
+        raise ValueError("riders")
+    if len({rider.name for rider in riders}) < len(riders) or not isinstance(facts["dataset"], str):
+        raise ValueError("names")
+    if not all(isinstance(name, str) for name in columns):
+        raise ValueError("columns")
+    return Shard(
+        path=path,
+        dataset=facts["dataset"],
+        shape=rows.shape,
+        stored_dtype=rows.dtype.str,
+        dtype=native,
+        chunk_rows=rows.chunks[0] if rows.chunks else 1,
+        riders=tuple(rider.name for rider in riders),
+        size=found.size,
+        mtime_ns=found.mtime_ns,
+        inode=found.inode,
+        device=found.device,
+        columns=tuple(columns),
+        layouts=tuple(layouts),
     )
-
-
-def _check_filters(found: h5py.Dataset, path: Path, name: str) -> None:
-    """Every filter must be there before the night starts; hdf5plugin brings the ones that HDF5 itself lacks."""
-    properties = found.id.get_create_plist()
-    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
-    if not all(h5py.h5z.filter_avail(code) for code, *_ in filters):
-        try:
-            importlib.import_module("hdf5plugin")
-        except ImportError:
-            log.debug("hdf5plugin is not installed")
-    for code, _flags, _values, label in filters:
-        if not h5py.h5z.filter_avail(code):
-            raise DeviceError(
-                f"file={shown(path)} dataset={shown(name)}: compressed with HDF5 filter {code} "
-                f"({shown(label.decode(errors='replace'))}), which is not available. Run: pip install hdf5plugin"
-            )
-
-
-def _riders(rows: h5py.Dataset, path: Path) -> tuple[str, ...]:
-    """1-D datasets of the same length beside the rows, of plain values or text: labels, ids."""
-    names = []
-    for name, item in rows.parent.items():
-        if not isinstance(item, h5py.Dataset) or item.shape != rows.shape[:1]:
-            continue
-        stored = _dtype(item)
-        if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
-            log.warning("file=%s dataset=%s: neither plain nor text, does not ride along", shown(path), shown(name))
-            continue
-        _check_filters(item, path, name)
-        names.append(name)
-    return tuple(names)
-
-
-def _names(file: h5py.File) -> list[str]:
-    names: list[str] = []
-    file.visit(names.append)
-    return names
-
-
-def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(shown(name) for name in names[:_LISTED]) or "nothing") + more

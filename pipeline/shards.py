@@ -1,32 +1,30 @@
-"""Find HDF5 shards, and read their rows.
+"""Open HDF5 shards, and read their rows.
 
 Shards and blocks are plain values: no open file crosses a wall, each read opens and closes its own.
 """
 
 from __future__ import annotations
 
-import glob
 import logging
-import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from pipeline import signals
-from pipeline.errors import DataError, NoInput, NotPermitted, shown
-from pipeline.gate import Shard, open_file, vet
+from pipeline.errors import DataError, shown
+from pipeline.gate import Shard, vet
+from pipeline.rawread import digest, read_values
+from pipeline.sources import Source, find
 
 __all__ = [
     "Block",
     "block_of",
     "blocks",
-    "find",
     "first_rows",
     "open_shards",
     "read",
@@ -37,7 +35,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
+_ANEW = "Take another copy of the directory, or run again what made it."
 
 
 @dataclass(frozen=True)
@@ -55,75 +53,25 @@ class Block:
         return f"file={shown(self.shard.path)} dataset={shown(self.shard.dataset)} rows={self.start}:{self.stop}"
 
 
-# -- which files -------------------------------------------------------------------------------------------------
-
-
-def find(patterns: Sequence[str]) -> list[Path]:
-    """Files that patterns name, in the order given, and in natural order of the names (9 before 10) within each.
-
-    Parameters
-    ----------
-    patterns : sequence of str
-        Files, directories (their files ending in .h5, .hdf5, .hdf or .he5) and globs.
-
-    Raises
-    ------
-    NoInput
-        When one of them matches nothing.
-    NotPermitted
-        When a directory may not be listed.
-    DataError
-        When one file is found twice, since its rows would count double.
-    """
-    found: dict[Path, str] = {}
-    for pattern in patterns:
-        for path in _matches(pattern):
-            resolved = Path(os.path.realpath(path))
-            if resolved in found:
-                raise DataError(
-                    f"file={shown(path)}: found twice (as {shown(found[resolved])} and by {shown(pattern)}), expected "
-                    "each shard once: its rows would count double. Drop one of the inputs."
-                )
-            found[resolved] = str(path)
-    return [Path(name) for name in found.values()]
-
-
-def _matches(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    if os.path.isdir(pattern):
-        try:
-            matches = [entry for entry in path.iterdir() if entry.suffix in _SUFFIXES]
-        except PermissionError as error:
-            raise NotPermitted(f"input={shown(pattern)}: {error.strerror}, expected a directory to list") from error
-    elif os.path.lexists(pattern):
-        matches = [path]
-    else:
-        matches = [Path(name) for name in glob.glob(pattern)]
-    if not matches:
-        raise NoInput(
-            f"input={shown(pattern)}: no file matches, expected at least one HDF5 file. Check --input "
-            "(scripts/make_data.py writes sample shards to data/)."
-        )
-    return sorted(matches, key=lambda match: natural_key(str(match)))
-
-
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key under which digits count as numbers."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
-
-
 # -- opening -------------------------------------------------------------------------------------------------------
 
 
-def open_shards(patterns: Sequence[str], dataset: str | None = None) -> tuple[Shard, ...]:
+def open_shards(
+    patterns: Sequence[str],
+    dataset: str | None = None,
+    on_bad_shard: Callable[[Path, DataError], object] | None = None,
+) -> tuple[Shard, ...]:
     """Vet every file that `patterns` names, without reading rows.
 
     Parameters
     ----------
     patterns : sequence of str
-        As for `find`.
+        As for `pipeline.sources.find`.
     dataset : str, optional
         The dataset that holds the rows. With none: ``X``, else the only candidate.
+    on_bad_shard : callable, optional
+        Called with a file that is refused for what it holds, and the error, which is raised otherwise. The file is left
+        out.
 
     Returns
     -------
@@ -132,29 +80,67 @@ def open_shards(patterns: Sequence[str], dataset: str | None = None) -> tuple[Sh
 
     Raises
     ------
-    NoInput, NotPermitted, DeviceError, DataError
-        Whatever is wrong with a file, in words that name it.
+    DataError
+        When a file is refused, in words that name it; or when none is left.
+    NoInput, NotPermitted, ReadFailed, SystemLimit
+        When a file cannot be looked at.
     """
-    shards = tuple(_checked(path, dataset) for path in find(patterns))
-    first = shards[0]
-    for shard in shards[1:]:
-        if shard.n_inputs != first.n_inputs:
-            raise DataError(
-                f"file={shown(shard.path)} dataset={shown(shard.dataset)}: shape {shard.shape} has {shard.n_inputs} "
-                f"columns, expected {first.n_inputs} as in file={shown(first.path)} dataset={shown(first.dataset)} of "
-                f"shape {first.shape}. Give shards of one width."
-            )
+    sources = find(patterns)
+    shards: list[Shard] = []
+    for source in sources:
+        signals.check()  # there may be many
+        try:
+            shard = _checked(source, dataset)
+            shards.append(_fitting(shard, shards[0]) if shards else shard)
+        except DataError as error:
+            if on_bad_shard is None:
+                raise
+            on_bad_shard(source.path, error)
+    if not shards:
+        raise DataError(f"input={shown(' '.join(patterns))}: none of {len(sources)} files is a shard that can be used")
     if not any(shard.n_rows for shard in shards):
+        first = shards[0]
         raise DataError(
             f"file={shown(first.path)} dataset={shown(first.dataset)}: found no rows in any of {len(shards)} shards"
         )
     _log_shards(shards)
-    return shards
+    return tuple(shards)
 
 
-def _checked(path: Path, dataset: str | None) -> Shard:
-    signals.check()  # there may be many
-    return vet(path, dataset)
+def _checked(source: Source, dataset: str | None) -> Shard:
+    """A vetted shard, which is what its manifest says."""
+    shard = vet(source.path, dataset)
+    where = f"file={shown(source.path)}"
+    for found, expected, what in ((shard.size, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
+        if expected not in (None, found):
+            raise DataError(f"{where}: {found} {what}, expected {expected} as the manifest says. {_ANEW}")
+    if source.sha256 is None:
+        return shard
+    if digest(shard) != source.sha256:
+        raise DataError(f"{where}: its SHA-256 is not the manifest's: the content has changed. {_ANEW}")
+    return replace(shard, digest=source.sha256)
+
+
+def _fitting(shard: Shard, first: Shard) -> Shard:
+    """A shard that has the same columns as the first one."""
+    where = f"file={shown(shard.path)} dataset={shown(shard.dataset)}"
+    other = f"file={shown(first.path)} dataset={shown(first.dataset)}"
+    if shard.n_inputs != first.n_inputs:
+        raise DataError(
+            f"{where}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in {other} of "
+            f"shape {first.shape}. Give shards of one width."
+        )
+    if shard.columns == first.columns:
+        return replace(shard, columns=first.columns)  # the same object: there may be many shards
+    if shard.columns and first.columns:
+        pairs = zip_longest(shard.columns, first.columns)
+        i, names = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        found, expected = (shown(repr(name)) for name in names)
+        raise DataError(
+            f"{where}: attribute columns names column {i} {found}, expected {expected} as in {other}. Give shards of "
+            "the same columns in the same order."
+        )
+    return shard
 
 
 def row_dtype(shards: Sequence[Shard]) -> np.dtype:
@@ -198,23 +184,21 @@ def read(block: Block) -> np.ndarray:
     Raises
     ------
     DataError
-        When HDF5 cannot read them: a damaged chunk, a wrong checksum.
+        When they are damaged, or the file has changed.
+    ReadFailed, NotPermitted, SystemLimit
+        When the system fails.
     """
     shard = block.shard
-    with _reading(block) as file:
-        # In the stored dtype: HDF5 converts several times slower than NumPy.
-        rows = file[shard.dataset][block.start : block.stop]
-    if rows.shape != (len(block), *shard.shape[1:]):
-        raise DataError(f"{block}: {len(rows)} rows of shape {rows.shape[1:]}, the file changed during the run")
-    return np.ascontiguousarray(rows.reshape(len(block), shard.n_inputs), dtype=shard.dtype)
+    rows = read_values(shard, shard.layouts[0], block.start, block.stop, np.dtype(shard.dtype))
+    return rows.reshape(len(block), shard.n_inputs)
 
 
 def read_riders(block: Block) -> dict[str, np.ndarray]:
-    """The riding datasets' values for a block, by name; strings as objects."""
+    """The riding datasets' values for a block, by name; strings as objects. Raises like `read`."""
     shard = block.shard
-    with _reading(block) as file:
-        parent = file[shard.dataset].parent
-        return {name: parent[name][block.start : block.stop] for name in shard.riders}
+    return {
+        layout.name: read_values(shard, layout, block.start, block.stop, layout.dtype) for layout in shard.layouts[1:]
+    }
 
 
 def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:
@@ -249,17 +233,9 @@ def to_dask(shards: Sequence[Shard], block_rows: int) -> Any:
 
     dtype, n_inputs = row_dtype(shards), shards[0].n_inputs
     lazy = [
-        da.from_delayed(dask.delayed(read)(block), (len(block), n_inputs), dtype=block.shard.dtype).astype(dtype)
+        da.from_delayed(
+            dask.delayed(partial(read, block), pure=False)(), (len(block), n_inputs), dtype=block.shard.dtype
+        ).astype(dtype)
         for block in blocks(shards, block_rows)
     ]
     return da.concatenate(lazy)
-
-
-@contextmanager
-def _reading(block: Block) -> Iterator[h5py.File]:
-    """Open a block's file, and turn HDF5's complaints about it into ours."""
-    try:
-        with open_file(Path(block.shard.path)) as file:
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise DataError(f"{block}: cannot be read: {error}. The file is damaged: copy it again.") from error

@@ -12,9 +12,12 @@ SYSEXITS = {
     "TrainingDiverged": 65,
     "NoInput": 66,
     "DeviceError": 69,
+    "SystemLimit": 71,
     "CannotCreate": 73,
+    "ReadFailed": 74,
     "WriteFailed": 74,
     "TryAgain": 75,
+    "NewerFormat": 76,
     "NotPermitted": 77,
     "ConfigError": 78,
 }
@@ -34,6 +37,7 @@ def test_exit_codes_follow_sysexits():
         ("a\nERROR forged\r\t\x00", "a\\x0aERROR forged\\x0d\\x09\\x00"),
         ("\x1b[31mred\x7f\x9b", "\\x1b[31mred\\x7f\\x9b"),
         ("not UTF-8 \udcff", "not UTF-8 \\udcff"),
+        ("fdp.\u202egnp\u2028\u200b\U000e0041", "fdp.\\u202egnp\\u2028\\u200b\\U000e0041"),
     ],
 )
 def test_a_name_is_shown_on_one_line_that_any_log_can_hold(name, expected):

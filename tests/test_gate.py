@@ -1,5 +1,6 @@
 """The gate: what is a shard is described, and everything else is refused by name, before a row is read."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.shards import (
-    Block,
-    open_shards,
-    read_riders,
-)
+from pipeline.files import FILES
+from pipeline.gate import vet
+from pipeline.gatekeeper import LIMITS
+from pipeline.layout import Layout, check_places
+from pipeline.shards import Block, open_shards, read, read_riders
+from tests import hostile
 from tests.helpers import as_nobody, numbered, refused, write_shard
 
 
@@ -63,7 +65,7 @@ def test_without_a_candidate_all_names_are_listed(tmp_path):
         open_shards([path])
 
 
-def test_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path):
+def test_i11_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3), "images", {"labels": [1, 2, 3]})
     with refused(65, path, "dataset=pictures", "not there", "images, labels"):
         open_shards([path], "pictures")
@@ -102,7 +104,7 @@ def test_riders_lie_beside_the_rows_not_elsewhere(tmp_path):
     np.testing.assert_array_equal(read_riders(Block(shard, 2, 3))["label"], [2])
 
 
-def test_links_that_lead_nowhere_do_not_ride(tmp_path):
+def test_s1_s2_links_do_not_ride(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
     with h5py.File(path, "a") as file:
         file["soft"] = h5py.SoftLink("/nowhere")
@@ -114,7 +116,7 @@ def test_links_that_lead_nowhere_do_not_ride(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"label,x,y\n1,2,3\n", b"\0" * 3_000_000])
-def test_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path, content):
+def test_i3_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path, content):
     path = tmp_path / "x.h5"
     path.write_bytes(content)
     with refused(65, str(path), "not an HDF5 file", repr(content[:16])):
@@ -140,7 +142,7 @@ def test_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path, conte
     ],
     ids=str,
 )
-def test_what_is_no_table_of_numbers_is_refused_by_name(tmp_path, content, phrases):
+def test_i12_i16_what_is_no_table_of_numbers_is_refused_by_name(tmp_path, content, phrases):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         if content is None:
@@ -153,7 +155,7 @@ def test_what_is_no_table_of_numbers_is_refused_by_name(tmp_path, content, phras
 
 @pytest.mark.parametrize("asked", [None, "X"])
 @pytest.mark.parametrize("kind", [three_byte_integer(), h5py.h5t.UNIX_D32LE], ids=["int24", "time"])
-def test_a_type_that_numpy_does_not_know_is_refused_by_name(tmp_path, kind, asked):
+def test_i16_a_type_that_numpy_does_not_know_is_refused_by_name(tmp_path, kind, asked):
     path = low_level(tmp_path / "x.h5", kind)
     with refused(65, path, "dataset=X", "expected integers, bool"):
         open_shards([path], asked)
@@ -167,18 +169,34 @@ def test_a_type_that_numpy_does_not_know_elsewhere_in_the_file_does_no_harm(tmp_
 
 
 @pytest.mark.parametrize("how", [{}, {"compression": "gzip", "chunks": (64, 2)}], ids=str)
-@pytest.mark.parametrize("eighths", range(8))
-def test_a_file_truncated_anywhere_is_refused_on_opening(tmp_path, how, eighths):
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("sixteenths", range(16))
+def test_i4_a_file_truncated_anywhere_is_refused_on_opening(tmp_path, how, libver, sixteenths):
     path = tmp_path / "x.h5"
-    write_shard(path, numbered(1024), riders={"y": range(1024)}, **how)
+    with h5py.File(path, "w", libver=libver) as file:
+        file.create_dataset("X", data=numbered(1024), **how)
+        file["y"] = range(1024)
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) * eighths // 8])
-    phrase = f"truncated: {len(content) * eighths // 8} bytes, expected {len(content)} bytes"
-    with refused(65, str(path), phrase if eighths else "not an HDF5 file"):
+    n_bytes = len(content) * sixteenths // 16
+    path.write_bytes(content[:n_bytes])
+    phrase = f"truncated: {n_bytes} bytes, expected {len(content)} bytes"
+    with refused(65, str(path), phrase if sixteenths else "not an HDF5 file"):
         open_shards([str(path)])
 
 
-def test_a_file_with_damaged_structure_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
+def test_i4_a_file_cut_within_its_first_bytes_is_refused(tmp_path, libver):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        file["X"] = numbered(3)
+    content = path.read_bytes()
+    for n_bytes in range(100):
+        path.write_bytes(content[:n_bytes])
+        with refused(65, str(path), "truncated" if n_bytes >= 8 else "not an HDF5 file"):
+            open_shards([str(path)])
+
+
+def test_i6_a_file_with_damaged_structure_is_refused_by_name(tmp_path):
     path = tmp_path / "x.h5"
     write_shard(path, numbered(8))
     content = path.read_bytes()
@@ -189,7 +207,7 @@ def test_a_file_with_damaged_structure_is_refused_by_name(tmp_path):
         open_shards([str(path)])
 
 
-def test_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path):
+def test_i2_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path):
     path = tmp_path / "x.h5"
     os.mkfifo(path)
     # Held open, so that a reader that does open it fails on reading instead of hanging.
@@ -201,21 +219,21 @@ def test_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path):
         os.close(descriptor)
 
 
-def test_a_directory_called_like_a_shard_is_refused(tmp_path):
+def test_i2_a_directory_called_like_a_shard_is_refused(tmp_path):
     (tmp_path / "x.h5").mkdir()
     with refused(66, "x.h5", "not a regular file"):
         open_shards([str(tmp_path)])
 
 
 @pytest.mark.parametrize("target", ["x.h5", "nowhere.h5"])
-def test_a_link_that_leads_nowhere_is_refused(tmp_path, target):
+def test_i2_a_link_that_leads_nowhere_is_refused(tmp_path, target):
     path = tmp_path / "x.h5"
     path.symlink_to(target)
     with refused(66, str(path), "expected an HDF5 file"):
         open_shards([str(path)])
 
 
-def test_a_file_without_read_permission_is_refused(open_path):
+def test_i2_a_file_without_read_permission_is_refused(open_path):
     path = write_shard(open_path / "x.h5", numbered(2))
     Path(path).chmod(0)
     exit_code, sentence = as_nobody(lambda: open_shards([path]))
@@ -224,7 +242,7 @@ def test_a_file_without_read_permission_is_refused(open_path):
     assert "no permission to read" in sentence
 
 
-def test_a_directory_without_read_permission_is_refused(open_path):
+def test_i2_a_directory_without_read_permission_is_refused(open_path):
     folder = open_path / "closed"
     folder.mkdir(mode=0o300)
     exit_code, sentence = as_nobody(lambda: open_shards([str(folder)]))
@@ -232,19 +250,19 @@ def test_a_directory_without_read_permission_is_refused(open_path):
     assert str(folder) in sentence
 
 
-def test_a_filter_that_nobody_has_is_refused_before_anything_is_read(tmp_path):
+def test_s6_a_filter_that_is_not_allowed_is_refused_before_anything_is_read(tmp_path):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         add_unknown_filter(file, b"X", (4, 2))
-    with refused(69, str(path), "dataset=X", "HDF5 filter 300", "pip install hdf5plugin"):
+    with refused(65, str(path), "dataset=X", "filter 300", "not allowed", "h5repack -f GZIP=4"):
         open_shards([str(path)])
 
 
-def test_a_filter_that_nobody_has_is_refused_on_a_rider_too(tmp_path):
+def test_s6_a_filter_that_is_not_allowed_is_refused_on_a_rider_too(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(4))
     with h5py.File(path, "a") as file:
         add_unknown_filter(file, b"label", (4,))
-    with refused(69, path, "label", "HDF5 filter 300"):
+    with refused(65, path, "dataset=label", "filter 300", "not allowed"):
         open_shards([path])
 
 
@@ -256,3 +274,326 @@ def add_unknown_filter(file, name, shape):
     space = h5py.h5s.create_simple(shape)
     made = h5py.h5d.create(file.id, name, h5py.h5t.STD_I64LE, space, dcpl=properties)
     made.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
+
+
+# -- what stands before the rows -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "phrases"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", ["Git LFS", "git lfs pull"]),
+        (b"<!DOCTYPE html>\n<title>404</title>", ["a web page", "Download it again"]),
+        (b"\n <HTML><body>", ["a web page"]),
+        (b"\x1b[31m\n\r\0red", ["first bytes b'\\x1b[31m\\n\\r\\x00red'"]),
+        (b"\x89HDF\r\n\x1a", ["first bytes"]),
+        (b"\x89HDF\n\x1a\n" + bytes(100), ["first bytes"]),
+    ],
+)
+def test_i3_what_comes_instead_of_hdf5_is_recognised(tmp_path, content, phrases):
+    (tmp_path / "x.h5").write_bytes(content)
+    with refused(65, str(tmp_path / "x.h5"), "not an HDF5 file", *phrases):
+        open_shards([str(tmp_path)])
+
+
+@pytest.mark.parametrize("n_bytes", [512, 1024, 2048])
+def test_hdf5_behind_other_bytes_is_refused_with_the_tool_that_takes_them_away(tmp_path, n_bytes):
+    with h5py.File(tmp_path / "x.h5", "w", userblock_size=n_bytes) as file:
+        file["X"] = numbered(3)
+    with refused(65, f"HDF5 behind {n_bytes} bytes", "h5unjam"):
+        open_shards([str(tmp_path)])
+
+
+def test_i5_a_file_left_open_by_a_crashed_writer_is_refused_and_not_repaired(tmp_path):
+    path = hostile.left_open(tmp_path)
+    before = path.read_bytes()
+    with refused(65, str(path), "left open by its writer", "h5clear -s on the copy"):
+        open_shards([str(path)])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "latest"])
+@pytest.mark.parametrize("driver", ["family", "split"])
+def test_s5_a_file_whose_data_lie_in_several_files_is_refused(tmp_path, driver, libver):
+    path = hostile.in_several_files(tmp_path, driver, libver)
+    with refused(65, str(path), "its data lie in several files", "h5repart"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "phrase"),
+    [
+        (8, 4, "superblock version 4"),
+        (8, 255, "superblock version 255"),
+        (13, 3, "truncated"),
+        (24, 8, "count from byte 8"),
+    ],
+)
+def test_a_superblock_of_another_kind_is_refused(tmp_path, offset, value, phrase):
+    path = hostile.plain(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[offset] = value
+    path.write_bytes(content)
+    with refused(65, str(path), phrase):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "v112", "latest"])
+def test_files_of_every_version_of_hdf5_are_read(tmp_path, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest"), track_order=True, fs_strategy="page") as file:
+        file.create_dataset("X", data=numbered(9), chunks=(2, 2), maxshape=(None, 2), compression="gzip")
+        file["y"] = np.arange(9)
+    (shard,) = open_shards([str(tmp_path)])
+    np.testing.assert_array_equal(read(Block(shard, 0, 9)), numbered(9))
+
+
+# -- what leads elsewhere ------------------------------------------------------------------------------------------
+
+
+def test_the_watch_on_the_secret_sees_an_opening(tmp_path):
+    secret = hostile.secret(tmp_path)
+    path, name = hostile.external_link(tmp_path, secret, "group")
+    with hostile.opens(secret) as counts, h5py.File(path) as file:
+        assert file[name].shape == (6, 2)
+    assert counts[0] > 0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("place", ["dataset", "group", "deeper"])
+def test_s1_external_links_are_refused(tmp_path, place, asked):
+    secret = hostile.secret(tmp_path)
+    path, name = hostile.external_link(tmp_path, secret, place)
+    with hostile.opens(secret) as counts:
+        if asked or place == "dataset":
+            with refused(65, f"file={path} dataset={name}", "an external link (not allowed", str(secret)):
+                open_shards([str(path)], name if asked else None)
+        else:
+            with refused(65, str(path), "no candidate"):
+                open_shards([str(path)])
+    assert counts == [0]
+
+
+def test_s1_riders_that_lie_in_another_file_do_not_ride(tmp_path, caplog):
+    secret = hostile.secret(tmp_path)
+    with hostile.opens(secret) as counts:
+        (shard,) = open_shards([str(hostile.external_rider(tmp_path, secret))])
+        assert read_riders(Block(shard, 0, 6)) == {}
+    assert counts == [0]
+    assert "dataset=y: an external link (not allowed" in caplog.text
+
+
+@pytest.mark.parametrize("target", ["/rows", "/X", "/nowhere", "."])
+def test_s2_soft_links_are_refused_wherever_they_lead(tmp_path, target):
+    path = hostile.soft_link(tmp_path, target)
+    with refused(65, f"file={path} dataset=X", f"a soft link (not allowed: {target})"):
+        open_shards([str(path)])
+    assert open_shards([str(path)], "rows")[0].shape == (6, 2)
+
+
+def test_s3_external_storage_is_refused(tmp_path):
+    secret = hostile.secret(tmp_path)
+    path = hostile.external_storage(tmp_path, secret)
+    with hostile.opens(secret) as counts, refused(65, f"file={path} dataset=X", "external storage (not allowed"):
+        open_shards([str(path)])
+    assert counts == [0]
+
+
+@pytest.mark.parametrize("unlimited", [True, False])
+def test_s4_virtual_datasets_are_refused(tmp_path, unlimited):
+    """Of one that grows with its sources, even the shape cannot be told without opening them."""
+    secret = hostile.secret(tmp_path)
+    path = hostile.virtual(tmp_path, secret, unlimited)
+    with hostile.opens(secret) as counts:
+        with refused(65, f"file={path} dataset=X", "a virtual dataset (not allowed"):
+            open_shards([str(path)], "X")
+        with refused(65, f"file={path} dataset=X", "a virtual dataset (not allowed"):
+            open_shards([str(path)])
+    assert counts == [0]
+
+
+# -- what is too much ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "how", "phrase"),
+    [
+        ((2**50, 16), {}, "never written"),
+        ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "chunks, expected 4194304 at most"),
+        ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "chunks, expected 4194304 at most"),
+        ((4, 2**40), {"chunks": (1, 2**20)}, "4194304 chunks, but 4194304 of them were never written"),
+        ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
+    ],
+)
+def test_s7_a_shape_that_is_only_claimed_is_refused(tmp_path, shape, how, phrase):
+    path = hostile.declared(tmp_path, shape, **how)
+    assert path.stat().st_size < 10_000
+    with refused(65, f"file={path} dataset=X", phrase):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("n_bytes", [2**26 + 4, 2**32 - 16])
+def test_s8_chunks_of_many_bytes_are_refused(tmp_path, n_bytes):
+    path = hostile.declared(tmp_path, (2, n_bytes // 4), chunks=(1, n_bytes // 4), compression="gzip")
+    with refused(65, f"file={path} dataset=X", f"chunks of {n_bytes} bytes, expected 67108864 at most", "h5repack"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("how", [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}], ids=str)
+def test_i18_rows_that_were_never_written_are_an_error_not_zeros(tmp_path, how):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("X", (10, 2), "f4", **how)
+        if how:
+            made[:6] = 1
+    with refused(65, f"file={path} dataset=X", "never written", "Write the file anew"):
+        open_shards([str(path)])
+
+
+def test_i18_labels_that_were_never_written_are_an_error_not_zeros(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(4))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("y", (4,), "i4")
+    with refused(65, f"file={path} dataset=y", "never written"):
+        open_shards([path])
+
+
+def test_i12_no_rows_at_all_are_fine_whatever_the_storage(tmp_path):
+    for i, how in enumerate(
+        ({}, {"chunks": (2, 2), "compression": "gzip", "maxshape": (None, 2)}, {"maxshape": (9, 9)})
+    ):
+        write_shard(tmp_path / f"{i}.h5", numbered(0), riders={"y": np.arange(0)}, **how)
+    write_shard(tmp_path / "9.h5", numbered(2), riders={"y": np.arange(2)})
+    shards = open_shards([str(tmp_path)])
+    assert [shard.n_rows for shard in shards] == [0, 0, 0, 2]
+    assert read(Block(shards[0], 0, 0)).shape == read(Block(shards[1], 0, 0)).shape == (0, 2)
+    assert read_riders(Block(shards[0], 0, 0))["y"].shape == (0,)
+
+
+# -- what is wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0, 8, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("name", ["X", "y"])
+def test_s9_values_that_are_said_to_lie_elsewhere_are_refused(tmp_path, name, offset):
+    path = hostile.moved(tmp_path, offset, name)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("beside", [-8, 0, 8, 40])
+def test_s9_datasets_that_overlap_are_refused(tmp_path, beside):
+    with h5py.File(hostile.plain(tmp_path)) as file:
+        offset = file["X"].id.get_offset()
+    path = hostile.moved(tmp_path, offset + beside, "y")
+    with refused(65, f"file={path}", "overlap", "do not use it"):
+        open_shards([str(path)])
+
+
+def test_s9_two_names_of_one_dataset_do_not_overlap(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
+    with h5py.File(path, "a") as file:
+        file["label"] = file["y"]
+    (shard,) = open_shards([path])
+    assert shard.riders == ("label", "y")
+    assert read_riders(Block(shard, 1, 3))["label"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("offset", "fits"), [(47, False), (48, True), (988, True), (989, False), (2**63 - 1, False)])
+def test_s9_values_must_lie_in_the_file(offset, fits):
+    layout = Layout("X", (3, 1), np.dtype("<i4"), "contiguous", offset)
+    if fits:
+        check_places([layout], 1000, "file=x")
+    else:
+        with refused(65, f"file=x dataset=X: values lie at bytes {offset}:{offset + 12}, expected 48:1000"):
+            check_places([layout], 1000, "file=x")
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 4, 5, 33, 34, 255])
+def test_s11_chunks_of_another_rank_than_their_dataset_are_refused(tmp_path, rank):
+    path = hostile.of_another_chunk_rank(tmp_path, rank)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 2, 4), (3, 0, 4), (3, 2, 0), (3, 2, 8), (2**32 - 1, 2**32 - 1, 4), (1, 2, 4), (9, 9, 4)]
+)
+def test_s11_chunks_of_another_shape_are_refused(tmp_path, sizes):
+    path = hostile.with_chunks_of(tmp_path, *sizes)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+def test_s11_an_index_without_an_end_costs_its_time_limit(tmp_path, monkeypatch):
+    """Which HDF5 2.0 does follow for ever."""
+    monkeypatch.setattr(LIMITS, "seconds", 1)
+    path = hostile.endless_chunk_index(tmp_path)
+    with refused(65, f"file={path}", "took more than 1 s", "do not use it"):
+        open_shards([str(path)])
+
+
+def test_s11_a_header_without_an_end_is_refused(tmp_path):
+    path = hostile.endless_header(tmp_path)
+    with refused(65, f"file={path}", "structure cannot be read"):
+        open_shards([str(path)])
+
+
+# -- the system ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
+def test_i10_a_failing_disk_is_no_bad_shard(tmp_path, monkeypatch, name):
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
+
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(FILES, name, fail)
+    with refused(74, f"file={path}", "Input/output error, 4 times", "Check the storage"):
+        open_shards([path], on_bad_shard=lambda path, error: pytest.fail("left out"))
+
+
+def test_i8_a_file_that_changes_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    real = FILES.preadv
+
+    def grow(*arguments):
+        with open(path, "ab") as file:
+            file.write(b"more")
+        return real(*arguments)
+
+    monkeypatch.setattr(FILES, "preadv", grow)
+    with refused(65, f"file={path}", "changed during the run"):
+        open_shards([path])
+
+
+def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeypatch):
+    """Whatever lies at its path by then."""
+    path = Path(write_shard(tmp_path / "x.h5", numbered(3)))
+    other = Path(write_shard(tmp_path / "other.h5", numbered(5)))
+    real = FILES.open
+
+    def swap(name):
+        descriptor = real(name)
+        os.replace(other, path)
+        return descriptor
+
+    monkeypatch.setattr(FILES, "open", swap)
+    with refused(66, f"file={path}", "deleted meanwhile"):
+        vet(path, None)
+
+
+def test_vetting_leaves_no_descriptor_open(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    bad = tmp_path / "bad.h5"
+    bad.write_bytes(b"bad")
+    open_shards([path])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        open_shards([path])
+        with refused(65):
+            open_shards([str(bad)])
+        with refused(65):
+            open_shards([path], "nowhere")
+    assert len(os.listdir("/proc/self/fd")) == before

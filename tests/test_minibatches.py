@@ -165,7 +165,7 @@ def test_streaming_that_is_given_up_leaves_no_thread_behind(shards):
 
 def test_an_error_while_reading_ahead_reaches_the_training(shards):
     Path(shards[3].path).unlink()
-    with refused(65, shards[3].path):
+    with refused(74, shards[3].path):
         list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
 
 

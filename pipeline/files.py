@@ -1,0 +1,186 @@
+"""Input files: opened for one read, read by offset, and what their failures mean.
+
+All calls that input is read by go through `FILES`, so that tests can make each of them fail. What the storage answers
+is never taken for bad data: bad data may be left out of a run, a failing disk may not.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, shown
+
+__all__ = ["FILES", "Identity", "opened", "persistently", "read_into", "stand_in"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_TRIES = 4
+_PAUSE = 0.2  # seconds before the second try, doubled before each later one
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
+
+
+class Files:
+    """The system calls that read, one method each; all of them raise `OSError`."""
+
+    def stat(self, path: str) -> os.stat_result:
+        """What lies at a path."""
+        return os.stat(path)
+
+    def open(self, path: str) -> int:
+        """Open for reading; never waits, as for a FIFO's other end."""
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+    def fstat(self, descriptor: int) -> os.stat_result:
+        """What is open."""
+        return os.fstat(descriptor)
+
+    def preadv(self, descriptor: int, buffer: memoryview, offset: int) -> int:
+        """Read some of it; how many bytes."""
+        return os.preadv(descriptor, [buffer], offset)
+
+    def close(self, descriptor: int) -> None:
+        """Let go of a file."""
+        os.close(descriptor)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait before another try."""
+        time.sleep(seconds)
+
+
+FILES = Files()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """By which a file is known again: the same one, and not written to since."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, descriptor: int) -> Identity:
+        """The open file's."""
+        found = FILES.fstat(descriptor)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@contextmanager
+def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, Identity]]:
+    """A regular file's descriptor, and its identity, which is the same at the end.
+
+    Parameters
+    ----------
+    path : str
+    expected : Identity, optional
+        What it was when it was vetted.
+
+    Raises
+    ------
+    DataError
+        When it is another one, or was written to.
+    NoInput
+        When it is no regular file.
+    OSError
+    """
+    # Looked at before it is opened: merely opening a device may do something.
+    _check_regular(path, FILES.stat(path))
+    descriptor = FILES.open(path)
+    try:
+        _check_regular(path, FILES.fstat(descriptor))
+        found = Identity.of(descriptor)
+        _check_same(path, found, expected or found)
+        try:
+            yield descriptor, found
+        except (OSError, DataError):
+            _check_same(path, Identity.of(descriptor), found)  # which explains the rest
+            raise
+        _check_same(path, Identity.of(descriptor), found)
+    finally:
+        FILES.close(descriptor)
+
+
+def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
+    """Fill a buffer from an offset on, however often the system stops half-way.
+
+    Raises
+    ------
+    OSError
+    """
+    while buffer:
+        try:
+            n_read = FILES.preadv(descriptor, buffer, offset)
+        except InterruptedError:
+            continue
+        if not n_read:
+            raise OSError(errno.EIO, f"the file ends at byte {offset}")
+        buffer, offset = buffer[n_read:], offset + n_read
+
+
+def persistently(read: Callable[[], T], where: str) -> T:
+    """Read, with more tries when the storage fails; `read` opens its file anew each time.
+
+    Parameters
+    ----------
+    read : callable
+    where : str
+        How an error's sentence begins.
+
+    Raises
+    ------
+    ReadFailed
+        When it fails again and again.
+    SystemLimit, NotPermitted
+        When the system or the file's owner is in the way.
+    """
+    for i in range(_TRIES):
+        try:
+            return read()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM):
+                raise stand_in(error, where) from error
+            failure = error
+        if i + 1 < _TRIES:
+            log.warning("%s: %s, trying again", where, failure.strerror)
+            FILES.sleep(_PAUSE * 2**i)
+    raise ReadFailed(
+        f"{where}: {failure.strerror}, {_TRIES} times. Check the storage, then type the same command again."
+    ) from failure
+
+
+def stand_in(error: OSError, where: str) -> ShardpressError:
+    """The error of ours that says what a failed opening means and what to do."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return SystemLimit(
+            f"{where}: {error.strerror}. Raise the limit (ulimit -n 4096), then type the same command again."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NotPermitted(f"{where}: no permission to read it. Run: chmod u+r on the file, as its owner.")
+    if error.errno in _NO_SUCH_FILE:
+        return NoInput(f"{where}: {error.strerror}, expected an HDF5 file")
+    return ReadFailed(f"{where}: {error.strerror}. Check the storage, then type the same command again.")
+
+
+def _check_regular(path: str, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise NoInput(f"file={shown(path)}: not a regular file, expected an HDF5 file")
+
+
+def _check_same(path: str, found: Identity, expected: Identity) -> None:
+    if found != expected:
+        what = "another file lies there" if found.inode != expected.inode else f"{found.size} bytes now"
+        raise DataError(
+            f"file={shown(path)}: changed during the run ({what}, {expected.size} bytes before), expected input that "
+            "stays as it is. Type the same command again once nothing writes to it."
+        )

@@ -1,0 +1,300 @@
+"""What the child finds: libhdf5 looks into a file that nobody trusts, and says in plain values what lies where.
+
+Only `sandbox` runs this, in a process that has limits and ends after one answer. What it answers is a claim that `gate`
+checks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from math import prod
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.walk import Refused, choose, dtype_of, elsewhere, riders, text, walk
+
+__all__ = [
+    "FILTERS",
+    "MOST_ANSWER_BYTES",
+    "MOST_CHUNKS",
+    "MOST_CHUNK_BYTES",
+    "MOST_RIDERS",
+    "describe",
+    "values",
+]
+
+FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
+MOST_CHUNK_BYTES = 2**26
+MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
+MOST_RIDERS = 1000
+MOST_NAMES = 2**16  # in the attribute `columns`
+ANSWER_BYTES = 2**24  # of values, in one answer
+MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26
+
+_COLUMNS = b"columns"
+_TEXTS = 1024  # read at once: how long texts are is known afterwards only
+_UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
+_EVERY_FILTER = 0xFFFFFFFF
+
+_get_chunk_options = ctypes.CDLL(h5py.h5p.__file__).H5Pget_chunk_opts  # h5py leaves it out
+_get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
+
+
+# -- describing --------------------------------------------------------------------------------------------------
+
+
+def describe(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Where the rows and what rides along with them lie.
+
+    Parameters
+    ----------
+    file : h5py.File
+    dataset : str, optional
+        The dataset that holds the rows. With none: ``X``, else the only candidate.
+
+    Returns
+    -------
+    dict
+        ``dataset``, ``columns``, ``warnings`` and ``layouts``, the rows' first.
+    list of ndarray
+        Of each chunked layout in turn: offsets, sizes and filter masks of its chunks, shape (3, n_chunks), int64; of
+        each one inside the metadata: its bytes.
+    """
+    name = dataset if dataset is not None else choose(file)
+    parent, rows = walk(file, name)
+    arrays: list[np.ndarray] = []
+    layouts = [_layout(_check_rows(file, rows, name), name, arrays)]
+    warnings: list[list[str]] = []
+    for rider, found in riders(parent, rows, warnings):
+        layouts.append(_layout(found, rider, arrays))
+        if len(layouts) > MOST_RIDERS + 1:
+            raise Refused(f"more than {MOST_RIDERS} datasets of the rows' length lie beside it", name)
+    facts = {"dataset": name, "columns": _columns(rows, name), "warnings": warnings, "layouts": layouts}
+    return facts, arrays
+
+
+def _check_rows(file: h5py.File, rows: h5py.Dataset, name: str) -> h5py.Dataset:
+    # Before its shape: to tell the shape of a virtual dataset, HDF5 may open the files that it is made of.
+    if elsewhere(rows):
+        raise Refused(f"{elsewhere(rows)}, expected rows in the file itself", name)
+    if h5py.h5o.get_info(rows.id).fileno != h5py.h5o.get_info(file.id).fileno:
+        raise Refused("lies in another file", name)
+    if rows.shape is None:
+        raise Refused("an empty dataset (no shape at all), expected rows of numbers", name)
+    if rows.ndim < 2:
+        raise Refused(f"shape {rows.shape} has rank {rows.ndim}, expected rank 2 or more, rows first", name)
+    if not prod(rows.shape[1:]):
+        raise Refused(f"an empty dataset (shape {rows.shape} has no columns), expected at least one column", name)
+    stored = dtype_of(rows)
+    if stored is None or not _is_number(stored) or not _is_plain(rows, stored):
+        raise Refused(
+            f"holds {_kind(stored)}, expected integers, bool, or floating-point numbers of 16, 32 or 64 bits", name
+        )
+    return rows
+
+
+def _is_number(dtype: np.dtype) -> bool:
+    sizes = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
+    return dtype.itemsize in sizes.get(dtype.kind, ())
+
+
+def _is_plain(found: h5py.Dataset, dtype: np.dtype) -> bool:
+    """Whether the bytes in the file are NumPy's own, so that nothing but reading them is left to do."""
+    return not dtype.hasobject and found.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
+
+
+def _kind(dtype: np.dtype | None) -> str:
+    if dtype is None:
+        return "a type that NumPy does not know"
+    if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":
+        return "strings"
+    if dtype.fields is not None:
+        return f"compound records of {len(dtype.fields)} fields"
+    return f"dtype {dtype}" + (" in another form than NumPy's" if _is_number(dtype) else "")
+
+
+def _columns(rows: h5py.Dataset, name: str) -> list[str] | None:
+    """The names in the attribute `columns`. Other attributes are not looked at: there may be any number of them."""
+    if not h5py.h5a.exists(rows.id, _COLUMNS):
+        return None
+    found = h5py.h5a.open(rows.id, _COLUMNS)
+    if len(found.shape or ()) != 1 or h5py.check_string_dtype(found.dtype) is None:
+        return None
+    if found.shape[0] > MOST_NAMES or found.shape[0] * found.dtype.itemsize > ANSWER_BYTES:
+        raise Refused(f"attribute columns: {found.shape[0]} names, expected {MOST_NAMES} at most", name)
+    names = np.empty(found.shape, found.dtype)
+    found.read(names)
+    if sum(map(len, names)) > ANSWER_BYTES:
+        raise Refused(f"attribute columns: names of more than {ANSWER_BYTES} bytes", name)
+    return [text(each) if isinstance(each, bytes) else str(each) for each in names.tolist()]
+
+
+# -- layouts -----------------------------------------------------------------------------------------------------
+
+
+def _layout(found: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Where a dataset's bytes lie, in plain values, but for what goes into `arrays`."""
+    properties = found.id.get_create_plist()
+    filters = _filters(properties, name)
+    stored, is_plain = found.dtype, _is_plain(found, found.dtype)
+    n_bytes, layout = prod(found.shape) * stored.itemsize, properties.get_layout()
+    chunks: tuple[int, ...] = ()
+    kind, offset = "asked", 0
+    if layout == h5py.h5d.CHUNKED:
+        chunks = properties.get_chunk()
+        n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
+        arrays.append(_index(found, name, chunks, properties, n_before))
+        kind = "chunked" if is_plain and _tells_places(found) else "asked"
+    elif n_bytes and layout == h5py.h5d.CONTIGUOUS:
+        offset = found.id.get_offset()
+        if offset is None or found.id.get_storage_size() < n_bytes:
+            raise Refused(
+                f"shape {found.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name
+            )
+        kind = "contiguous" if is_plain else "asked"
+    elif is_plain:
+        kind = "inline"
+        arrays.append(_bytes(found[...]))
+    return {
+        "name": name,
+        "shape": found.shape,
+        "dtype": _spelled(stored),
+        "kind": kind,
+        "offset": offset,
+        "chunks": chunks,
+        "filters": filters,
+    }
+
+
+def _filters(properties: Any, name: str) -> list[tuple[int, list[int]]]:
+    found = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    for i, (code, _flags, _values, label) in enumerate(found):
+        if code not in FILTERS or code in [other[0] for other in found[:i]]:
+            again = " twice" if code in FILTERS else ""
+            raise Refused(
+                f"filter {code} ({text(label)}){again} not allowed, expected {', '.join(FILTERS.values())}. Rewrite "
+                "the file with h5repack -f GZIP=4.",
+                name,
+            )
+    return [(code, list(values)) for code, _flags, values, _label in found]
+
+
+def _index(found: h5py.Dataset, name: str, chunks: tuple[int, ...], properties: Any, n_before: int) -> np.ndarray:
+    """Offset, size and filter mask of every chunk, in C order of their grid; there must be all of them."""
+    shape, itemsize = found.shape, found.dtype.itemsize
+    if len(chunks) != len(shape) or 0 in chunks:
+        raise Refused(f"chunks of shape {chunks}, expected rank {len(shape)} as of its shape {shape}", name)
+    if prod(chunks) * itemsize > MOST_CHUNK_BYTES:
+        raise Refused(
+            f"chunks of {prod(chunks) * itemsize} bytes, expected {MOST_CHUNK_BYTES} at most. Rewrite the file with "
+            "smaller ones (h5repack -l).",
+            name,
+        )
+    grid = [-(-n // size) for n, size in zip(shape, chunks, strict=True)]
+    n_chunks = prod(grid)
+    if n_before + n_chunks > MOST_CHUNKS:
+        raise Refused(
+            f"shape {shape} in {n_chunks} chunks, expected {MOST_CHUNKS} at most. Rewrite the file with larger ones "
+            "(h5repack -l).",
+            name,
+        )
+    index = np.full((3, n_chunks), -1, dtype=np.int64)
+    strides = [prod(grid[i + 1 :]) for i in range(len(grid))]
+    in_order, n_told = _tells_places(found), 0
+
+    def take(chunk: Any) -> None:
+        nonlocal n_told
+        cell = [first // size for first, size in zip(chunk.chunk_offset, chunks, strict=True)]
+        if in_order and any(i >= n for i, n in zip(cell, grid, strict=True)):
+            return
+        if n_told == n_chunks:  # or a forged index would go on for ever
+            raise Refused(f"shape {shape} has {n_chunks} chunks, found more. The file is damaged or forged.", name)
+        place = sum(i * n for i, n in zip(cell, strides, strict=True)) if in_order else n_told
+        n_told += 1
+        if chunk.byte_offset is not None:
+            index[:, place] = chunk.byte_offset, chunk.size, chunk.filter_mask
+
+    if n_chunks:
+        found.id.chunk_iter(take)
+    n_missing = int((index[0] < 0).sum())
+    if n_missing:
+        raise Refused(
+            f"shape {shape} in {n_chunks} chunks, but {n_missing} of them were never written. Write the file anew.",
+            name,
+        )
+    if properties.get_nfilters() and _has_unfiltered_edges(properties):
+        edges = np.zeros(grid, dtype=bool)
+        for axis, (n, size) in enumerate(zip(shape, chunks, strict=True)):
+            if n % size:
+                edges[(slice(None),) * axis + (-1,)] = True
+        index[2, edges.ravel()] = _EVERY_FILTER
+    return index
+
+
+def _tells_places(found: h5py.Dataset) -> bool:
+    """Whether HDF5 tells rightly where in the dataset a chunk belongs.
+
+    Where one axis that is not the first may grow without limit, HDF5 (1.10 to 2.0) numbers chunks along that axis
+    first, and tells their places as if it had not.
+    """
+    unlimited = [axis for axis, most in enumerate(found.maxshape) if most is None]
+    return len(unlimited) != 1 or unlimited[0] == 0
+
+
+def _has_unfiltered_edges(properties: Any) -> bool:
+    """Whether chunks that stick out over the dataset's edge are stored without filters."""
+    options = ctypes.c_uint(0)
+    if _get_chunk_options(properties.id, ctypes.byref(options)) < 0:
+        raise RuntimeError("H5Pget_chunk_opts failed")
+    return bool(options.value & _UNFILTERED_EDGES)
+
+
+def _spelled(dtype: np.dtype) -> dict[str, Any]:
+    """A dtype in plain values, with what h5py notes on it."""
+    if dtype.subdtype is not None:
+        return {"of": _spelled(dtype.subdtype[0]), "shape": dtype.subdtype[1]}
+    if dtype.fields is not None:
+        fields = [(name, _spelled(dtype.fields[name][0]), dtype.fields[name][1]) for name in dtype.names or ()]
+        return {"fields": fields, "itemsize": dtype.itemsize}
+    notes = {key: value for key, value in (dtype.metadata or {}).items() if key != "vlen"}
+    return {"code": dtype.str, "notes": notes}
+
+
+# -- values that only HDF5 can read ------------------------------------------------------------------------------
+
+
+def values(file: h5py.File, name: str, start: int, stop: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """As many of a dataset's values from `start` on as fit into an answer, one at least.
+
+    Returns
+    -------
+    dict
+        ``n``, their number.
+    list of ndarray
+        The values as bytes, uint8; of texts their lengths, int64, before them.
+    """
+    _, found = walk(file, name)
+    if elsewhere(found):
+        raise Refused("its values lie elsewhere", name)
+    _filters(found.id.get_create_plist(), name)
+    if not found.dtype.hasobject:
+        row_bytes = max(1, prod(found.shape[1:]) * found.dtype.itemsize)
+        rows = found[start : min(stop, start + max(1, ANSWER_BYTES // row_bytes))]
+        return {"n": len(rows)}, [_bytes(rows)]
+    texts: list[bytes] = []
+    n_bytes = 0
+    while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
+        first = start + len(texts)
+        more = found[first : min(stop, first + _TEXTS)]
+        texts.extend(more)
+        n_bytes += sum(map(len, more))
+    if n_bytes > MOST_ANSWER_BYTES:
+        raise Refused(f"texts of {n_bytes} bytes, expected {MOST_ANSWER_BYTES} at most", name)
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    return {"n": len(texts)}, [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)

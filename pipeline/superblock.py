@@ -1,0 +1,115 @@
+"""An HDF5 file's first bytes, read by hand: whether libhdf5 should look at it at all.
+
+The layout is that of the HDF5 File Format Specification 3.0, section II.A. Four things are refused here that libhdf5
+would follow: data that lie in other files (the family and multi drivers), addresses that count from elsewhere than the
+file's start, files cut short, and files that their writer has not closed.
+"""
+
+from __future__ import annotations
+
+from pipeline.errors import DataError
+from pipeline.files import read_into
+
+__all__ = ["SMALLEST", "check_superblock"]
+
+SMALLEST = 48  # bytes of the shortest superblock: no data can lie before its end
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LONGEST = 128
+_OPEN_FLAGS = 0b101  # written to, or written to while others read
+_DRIVER_MESSAGE = 0x14
+
+
+def check_superblock(descriptor: int, size: int, where: str) -> None:
+    """Look at the start of an open file.
+
+    Parameters
+    ----------
+    descriptor : int
+    size : int
+        Of the file, in bytes.
+    where : str
+        How an error's sentence begins.
+
+    Raises
+    ------
+    DataError
+        When it is no HDF5 file that stands by itself.
+    OSError
+    """
+    head = _at(descriptor, 0, min(size, _LONGEST))
+    if not head.startswith(_SIGNATURE):
+        raise DataError(f"{where}: {_other(descriptor, size, head)}")
+    try:
+        version = head[8]
+        if version > 3:
+            raise DataError(f"{where}: HDF5 superblock version {version}, expected 0 to 3. Rewrite it with h5repack.")
+        if version < 2:
+            width, first = head[13], 24 if version == 0 else 28
+            base, _, end, driver = (_address(head, first + i * width, width) for i in range(4))
+        else:
+            width, first = head[9], 12
+            base, extension, end, _ = (_address(head, first + i * width, width) for i in range(4))
+    except IndexError as error:
+        raise DataError(f"{where}: truncated: {size} bytes, not even a whole header. Copy it again.") from error
+    if base:
+        raise DataError(f"{where}: addresses count from byte {base}, expected 0. Rewrite it with h5repack.")
+    undefined = 256**width - 1
+    if version < 2:
+        split = driver != undefined
+    else:
+        split = extension != undefined and _names_driver(descriptor, size, extension)
+    if split:
+        raise DataError(f"{where}: its data lie in several files (an HDF5 driver), expected one. Join them: h5repart.")
+    if version == 3 and head[11] & _OPEN_FLAGS:
+        raise DataError(
+            f"{where}: left open by its writer: at work still, or crashed. Wait for it; or copy the file, run "
+            "h5clear -s on the copy, and check what it holds."
+        )
+    if end > size:
+        raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes as its header says. Copy it again.")
+
+
+def _other(descriptor: int, size: int, head: bytes) -> str:
+    """What a file is that does not begin like HDF5."""
+    start = head[:16]
+    if head.startswith(b"version https://git-lfs"):
+        return f"not an HDF5 file (first bytes {start!r}) but a Git LFS pointer to one. Run: git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return f"not an HDF5 file (first bytes {start!r}) but a web page. Download it again."
+    for offset in (512, 1024, 2048):
+        if size >= offset + 8 and _at(descriptor, offset, 8) == _SIGNATURE:
+            return f"HDF5 behind {offset} bytes of something else, expected it from the first byte on. Run: h5unjam"
+    return f"not an HDF5 file (first bytes {start!r}), expected one. Check --input."
+
+
+def _at(descriptor: int, offset: int, n_bytes: int) -> bytes:
+    buffer = bytearray(n_bytes)
+    read_into(descriptor, memoryview(buffer), offset)
+    return bytes(buffer)
+
+
+def _address(head: bytes, start: int, width: int) -> int:
+    if width not in (2, 4, 8) or start + width > len(head):
+        raise IndexError
+    return int.from_bytes(head[start : start + width], "little")
+
+
+def _names_driver(descriptor: int, size: int, extension: int) -> bool:
+    """Whether the superblock's extension, an object header of version 2, has a driver message in its first part.
+
+    HDF5 writes it nowhere else. Of any other form the driver is left to HDF5, which opens no second file for it either.
+    """
+    head = _at(descriptor, extension, max(0, min(size - extension, 2**10)))
+    if head[:4] != b"OHDR" or len(head) < 6:
+        return False
+    flags = head[5]
+    place = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
+    width = 1 << (flags & 3)
+    end = min(len(head), place + width + int.from_bytes(head[place : place + width], "little"))
+    place += width
+    while place + 4 <= end:
+        if head[place] == _DRIVER_MESSAGE:
+            return True
+        place += 4 + 2 * bool(flags & 0x04) + int.from_bytes(head[place + 1 : place + 3], "little")
+    return False

@@ -1,0 +1,197 @@
+"""How the child gets to a dataset: over hard links only, in the file itself, and within bounds.
+
+External links, soft links, virtual datasets and external storage are told, never followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+__all__ = ["MOST_DEPTH", "MOST_OBJECTS", "Refused", "choose", "dtype_of", "elsewhere", "riders", "text", "walk"]
+
+MOST_OBJECTS = 100_000  # that are looked at, in one group or while a dataset is searched
+MOST_DEPTH = 32
+
+_PREFERRED = "X"
+_LISTED = 20  # how many names a refusal lists
+
+
+class Refused(Exception):
+    """Why a file is no shard.
+
+    Attributes
+    ----------
+    dataset : str or None
+        Which of its datasets is to blame.
+    """
+
+    def __init__(self, words: str, dataset: str | None = None) -> None:
+        super().__init__(words)
+        self.dataset = dataset
+
+
+def walk(file: h5py.File, name: str) -> tuple[Any, h5py.Dataset]:
+    """The dataset at `name`, and the group that holds it, over hard links only."""
+    here, parent = file.id, file.id
+    parts = [part for part in name.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
+    for i, part in enumerate(parts):
+        if not isinstance(here, h5py.h5g.GroupID) or not here.links.exists(part):
+            raise Refused(f"not there, the file holds {_listing(file)}. Name one with --dataset.", name)
+        link = _link(here, part)
+        if link:
+            raise Refused(f"{text(b'/'.join(parts[: i + 1]))} is {link}, expected a dataset in the file itself", name)
+        parent, here = here, h5py.h5o.open(here, part)
+    if not isinstance(here, h5py.h5d.DatasetID):
+        raise Refused(f"a group, expected a dataset; the file holds {_listing(file)}", name)
+    return parent, h5py.Dataset(here)
+
+
+def _link(group: Any, part: bytes) -> str | None:
+    """What kind of link a name is, with its target; None where the group itself holds the object."""
+    kind = group.links.get_info(part).type
+    if kind == h5py.h5l.TYPE_HARD:
+        return None
+    if kind == h5py.h5l.TYPE_EXTERNAL:
+        return f"an external link (not allowed: {':'.join(map(text, group.links.get_val(part)))})"
+    if kind == h5py.h5l.TYPE_SOFT:
+        return f"a soft link (not allowed: {text(group.links.get_val(part))})"
+    return f"a link of kind {kind} (not allowed)"
+
+
+def elsewhere(found: h5py.Dataset) -> str | None:
+    """How a dataset's values come from other files; None where they do not."""
+    properties = found.id.get_create_plist()
+    if properties.get_layout() == h5py.h5d.VIRTUAL:
+        return "a virtual dataset (not allowed: its values lie elsewhere)"
+    if properties.get_external_count():
+        return f"external storage (not allowed: {text(properties.get_external(0)[0])})"
+    return None
+
+
+def dtype_of(found: h5py.Dataset) -> np.dtype | None:
+    """A dataset's dtype; None where NumPy has none like it."""
+    try:
+        return found.dtype
+    except TypeError:
+        return None
+
+
+# -- searching ---------------------------------------------------------------------------------------------------
+
+
+def choose(file: h5py.File) -> str:
+    """``X``, else the only candidate: a numeric dataset of rank 2 or more."""
+    preferred = _PREFERRED.encode()
+    there = file.id.links.exists(preferred)
+    if there and (_link(file.id, preferred) or _is_candidate(h5py.h5o.open(file.id, preferred))):
+        return _PREFERRED
+    candidates = [name for name, item in _objects(file.id) if _is_candidate(item)]
+    if len(candidates) == 1:
+        return candidates[0]
+    if there and not candidates:
+        return _PREFERRED  # and be told what is wrong with it
+    found = f"candidates {_some(candidates)}" if candidates else f"no candidate among {_listing(file)}"
+    raise Refused(
+        f"{found}, expected a dataset {_PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with "
+        "--dataset."
+    )
+
+
+def _is_candidate(item: Any) -> bool:
+    if not isinstance(item, h5py.h5d.DatasetID):
+        return False
+    found = h5py.Dataset(item)
+    if elsewhere(found) or found.shape is None or found.ndim < 2:
+        return False
+    stored = dtype_of(found)
+    return stored is not None and stored.kind in "uifb"
+
+
+def _objects(root: Any) -> Iterator[tuple[str, Any]]:
+    """Every object in the file once, depth first, with its path."""
+    seen = {h5py.h5o.get_info(root).addr}
+
+    def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
+        for name in _names(group, MOST_OBJECTS - len(seen)):
+            if _link(group, name):
+                continue
+            item = h5py.h5o.open(group, name)
+            address = h5py.h5o.get_info(item).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            yield text(prefix + name), item
+            if isinstance(item, h5py.h5g.GroupID):
+                if depth == MOST_DEPTH:
+                    raise Refused(f"groups more than {MOST_DEPTH} deep. Name the dataset with --dataset.")
+                yield from below(item, prefix + name + b"/", depth + 1)
+
+    yield from below(root, b"", 1)
+
+
+def _names(group: Any, at_most: int) -> list[bytes]:
+    """The names in a group, in their order."""
+    names: list[bytes] = []
+
+    def take(name: bytes) -> bool | None:
+        names.append(name)
+        return True if len(names) > at_most else None
+
+    group.links.iterate(take)
+    if len(names) > at_most:
+        raise Refused(
+            f"more than {MOST_OBJECTS} objects to look through, expected rows in a file or group of their own"
+        )
+    return names
+
+
+def _listing(file: h5py.File) -> str:
+    names = []
+    try:
+        for name, _ in _objects(file.id):
+            names.append(name)
+    except Refused:
+        return _some(names[:_LISTED]) + " and many more"
+    return _some(names)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return (", ".join(names[:_LISTED]) or "nothing") + more
+
+
+def text(name: bytes) -> str:
+    """A name as Python has it: UTF-8, and whatever else it is, restorable."""
+    return name.decode("utf-8", "surrogateescape")
+
+
+def riders(parent: Any, rows: h5py.Dataset, warnings: list[list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
+    """1-D datasets of the same length beside the rows, of plain values or text: labels, ids."""
+    for name in _names(parent, MOST_OBJECTS):
+        found = _rider(parent, name, rows.shape[:1])
+        if isinstance(found, str):
+            warnings.append([text(name), found])
+        elif found is not None:
+            yield text(name), found
+
+
+def _rider(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset | str | None:
+    """The dataset if it rides along; else why it does not, or None where nobody would expect it to."""
+    link = _link(parent, name)
+    if link:
+        return link
+    item = h5py.h5o.open(parent, name)
+    if not isinstance(item, h5py.h5d.DatasetID):
+        return None
+    found = h5py.Dataset(item)
+    reason = elsewhere(found)
+    if reason or found.shape != shape:
+        return reason
+    stored = dtype_of(found)
+    if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
+        return "neither plain nor text"
+    return found

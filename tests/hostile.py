@@ -1,0 +1,249 @@
+"""Files that mean harm, or were harmed: each function writes one and gives its path. And who opens a file."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+ROWS = np.arange(12, dtype="<i4").reshape(6, 2)
+_IN_OPEN = 0x20
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+# -- who opens a file --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opens(path: Path) -> Iterator[list[int]]:
+    """How often any process opened a file meanwhile: in the list at the end. The kernel counts (inotify)."""
+    watch = _LIBC.inotify_init1(os.O_NONBLOCK)
+    assert watch >= 0
+    assert _LIBC.inotify_add_watch(watch, os.fsencode(path), _IN_OPEN) >= 0
+    counts: list[int] = []
+    try:
+        yield counts
+        try:
+            events = os.read(watch, 2**16)
+        except BlockingIOError:
+            events = b""
+        counts.append(len(events) // 16)  # an event about a watched file has no name behind it
+    finally:
+        os.close(watch)
+
+
+def secret(folder: Path) -> Path:
+    """A shard that nobody was told to read."""
+    path = folder / "secret.h5"
+    with h5py.File(path, "w") as file:
+        file["X"] = file["group/X"] = ROWS
+        file["y"] = np.arange(6)
+    return path
+
+
+# -- files that lead to other files ------------------------------------------------------------------------------
+
+
+def external_link(folder: Path, target: Path, place: str) -> tuple[Path, str]:
+    """The dataset, or a group on the way to it, lies in another file. With the name of the dataset."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w") as file:
+        if place == "dataset":
+            file["X"] = h5py.ExternalLink(target, "/X")
+            return path, "X"
+        if place == "group":
+            file["g"] = h5py.ExternalLink(target, "/group")
+            return path, "g/X"
+        file["deep/er"] = h5py.ExternalLink(target, "/")
+        return path, "/deep/er/group/X"
+
+
+def external_rider(folder: Path, target: Path) -> Path:
+    """Labels that lie in another file."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["X"] = ROWS
+        file["y"] = h5py.ExternalLink(target, "/y")
+    return path
+
+
+def soft_link(folder: Path, target: str) -> Path:
+    """The dataset is another name, of something or nothing."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["rows"] = ROWS
+        file["X"] = h5py.SoftLink(target)
+    return path
+
+
+def external_storage(folder: Path, target: Path) -> Path:
+    """A dataset whose bytes are those of another file."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X", (6, 2), "u1", external=[(target, 0, 12)])
+    return path
+
+
+def virtual(folder: Path, target: Path, unlimited: bool = False) -> Path:
+    """A dataset that is made of another file's."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w") as file:
+        layout = h5py.VirtualLayout((6, 2), "<i4", maxshape=(None, 2) if unlimited else None)
+        source = h5py.VirtualSource(target, "X", (6, 2), maxshape=(None, 2) if unlimited else None)
+        if unlimited:
+            layout[: h5py.h5s.UNLIMITED :, :] = source[: h5py.h5s.UNLIMITED :, :]
+        else:
+            layout[:] = source
+        file.create_virtual_dataset("X", layout)
+    return path
+
+
+def in_several_files(folder: Path, driver: str, libver: str) -> Path:
+    """The first file of a family, or the metadata half of a split pair."""
+    names = {"family": ("x%d.h5", "x0.h5"), "split": ("x", "x-m.h5")}[driver]
+    how = {"memb_size": 4096} if driver == "family" else {}
+    with h5py.File(folder / names[0], "w", driver=driver, libver=libver, **how) as file:
+        file["X"] = np.zeros((600, 2))
+    return folder / names[1]
+
+
+# -- files that are too much -------------------------------------------------------------------------------------
+
+
+def declared(folder: Path, shape: tuple[int, ...], dtype: str = "f4", **how: object) -> Path:
+    """A dataset of which only the header exists."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X", shape, dtype, **how)
+    return path
+
+
+def nested(folder: Path, depth: int) -> Path:
+    """Groups in groups in groups."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w") as file:
+        group = file
+        for _ in range(depth):
+            group = group.create_group("g")
+        group["rows"] = ROWS
+    return path
+
+
+def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> Path:
+    """A great many names beside the rows, of one small object."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        file["X"] = ROWS
+        here = file.require_group(group).id
+        small = h5py.h5g.create(here, b"small")
+        for i in range(n):
+            h5py.h5o.link(small, here, b"n%d" % i)
+    return path
+
+
+# -- files that are wrong ------------------------------------------------------------------------------------------
+
+
+def edited(path: Path, found: bytes, replaced: bytes, nth: int = 0) -> Path:
+    """Bytes in the place of others, as long as those."""
+    content = path.read_bytes()
+    assert len(found) == len(replaced)
+    at = -1
+    for _ in range(nth + 1):
+        at = content.index(found, at + 1)
+    path.write_bytes(content[:at] + replaced + content[at + len(found) :])
+    return path
+
+
+def plain(folder: Path, **how: object) -> Path:
+    """A shard with labels, in the oldest format: without checksums, which an edit would have to mend."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.create_dataset("X", data=ROWS, **how)
+        file["y"] = np.arange(6, dtype="<i8")
+    return path
+
+
+def moved(folder: Path, offset: int, name: str = "X") -> Path:
+    """Contiguous rows, or labels, that are said to lie elsewhere."""
+    path = plain(folder)
+    with h5py.File(path) as file:
+        before, size = file[name].id.get_offset(), file[name].id.get_storage_size()
+    return edited(path, struct.pack("<QQ", before, size), struct.pack("<QQ", offset, size))
+
+
+def of_another_chunk_rank(folder: Path, rank: int) -> Path:
+    """A two-dimensional dataset whose chunks have `rank` dimensions, the element's among them (CVE-2026-19025)."""
+    return edited(plain(folder, chunks=(3, 2)), struct.pack("<BBB", 3, 2, 3), struct.pack("<BBB", 3, 2, rank))
+
+
+def with_chunks_of(folder: Path, n_rows: int, n_columns: int, itemsize: int) -> Path:
+    """A chunked dataset whose chunks are said to have another shape."""
+    stored, wanted = struct.pack("<III", 3, 2, 4), struct.pack("<III", n_rows, n_columns, itemsize)
+    return edited(plain(folder, chunks=(3, 2)), stored, wanted)
+
+
+def endless_chunk_index(folder: Path) -> Path:
+    """A tree of chunks whose first node is its own right neighbour."""
+    path = plain(folder, chunks=(1, 2))
+    content = path.read_bytes()
+    node = next(i for i in range(len(content)) if content[i : i + 5] == b"TREE\1")
+    nowhere = b"\xff" * 8
+    assert content[node + 8 : node + 24] == nowhere * 2
+    path.write_bytes(content[: node + 16] + struct.pack("<Q", node) + content[node + 24 :])
+    return path
+
+
+def endless_header(folder: Path) -> Path:
+    """An object header whose continuation is itself."""
+    path = folder / "x.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        made = file.create_dataset("X", data=ROWS)
+        for i in range(20):
+            made.attrs[f"attribute {i}"] = i  # until the header needs a continuation
+        header = h5py.h5o.get_info(made.id).addr
+    content = path.read_bytes()
+    at = content.index(struct.pack("<HHI", 0x10, 16, 0), header)
+    path.write_bytes(content[: at + 8] + struct.pack("<QQ", header + 16, 256) + content[at + 24 :])
+    return path
+
+
+def left_open(folder: Path) -> Path:
+    """What a writer leaves that was killed."""
+    path = folder / "x.h5"
+    program = (
+        "import os, sys, h5py, numpy; file = h5py.File(sys.argv[1], 'w', libver='latest'); "
+        "file['X'] = numpy.zeros((6, 2)); file.flush(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=False)
+    return path
+
+
+# -- a plugin ------------------------------------------------------------------------------------------------------
+
+_PLUGIN = """
+#include <stdlib.h>
+#include <fcntl.h>
+#include <unistd.h>
+__attribute__((constructor)) static void loaded(void) {
+    const char *canary = getenv("CANARY");
+    if (canary) close(open(canary, O_CREAT | O_WRONLY, 0644));
+}
+int H5PLget_plugin_type(void) { return 0; }
+const void *H5PLget_plugin_info(void) { return 0; }
+"""
+
+
+def plugin(folder: Path) -> dict[str, str]:
+    """A plugin that leaves a trace when it is loaded, and the environment in which HDF5 does load it."""
+    (folder / "plugin.c").write_text(_PLUGIN)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libplugin.so", folder / "plugin.c"], check=True)
+    return {"HDF5_PLUGIN_PATH": str(folder), "CANARY": str(folder / "loaded")}
