@@ -11,16 +11,23 @@ from collections.abc import Sequence
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.config import Config, parse
-from pipeline.errors import ShardpressError
+from pipeline.disk import Disk
+from pipeline.errors import ConfigError, ReadFailed, ShardpressError, SystemLimit, TryAgain, UsageError, WriteFailed
 from pipeline.run import run
+from pipeline.runlog import RunLog
 from pipeline.signals import Stopped, stoppable
 
 __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
+# What has nothing to do with what was asked for.
+_PASSING = (ReadFailed, SystemLimit, TryAgain, WriteFailed)
+_AGAIN = "Type the same command again to go on; what was finished stays."
+_MEND = "Mend what the line above says, then type the same command again: what was finished stays."
 
-def main(description: str, argv: Sequence[str] | None = None) -> int:
+
+def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None = None) -> int:
     """Run the pipeline as the command line asks.
 
     Parameters
@@ -29,30 +36,63 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
         The head of the ``--help`` page.
     argv : sequence of str, optional
         Flags; those of the process when left out.
+    disk : Disk, optional
+        What makes every change to the file system.
 
     Returns
     -------
     int
-        0, or the exit code of what went wrong, after one line that says it; 128 and its number for a signal.
+        0, or the exit code of what went wrong, after a line that says it and one that says how far the run came; 128
+        and its number for a signal.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.raiseExceptions = False  # a log that nobody reads any more is no reason to stop
+    run_log = RunLog()
+    logging.getLogger().addHandler(run_log)
+    try:
+        return _main(description, arguments, disk, run_log)
+    finally:
+        logging.getLogger().removeHandler(run_log)
+        run_log.close()
+
+
+def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log: RunLog) -> int:
     try:
         config = parse(arguments, os.environ, description)
         _set_levels(config)
         with stoppable(), logging_redirect_tqdm():
-            summary = run(config, ["extract.py", *arguments])
+            summary = run(config, ["extract.py", *arguments], disk, run_log.start)
     except ShardpressError as error:
         log.error("%s: %s", type(error).__name__, error)
+        if not isinstance(error, (ConfigError, UsageError)):  # with those nothing has begun, and one line says it all
+            _last_line(error, _AGAIN if isinstance(error, _PASSING) else _MEND)
         return error.exit_code
     except KeyboardInterrupt as stopped:
-        log.error("%s: no half-written file is left behind; the same command starts again", stopped or "stopped")
+        log.error("%s: no half-written file is left behind", stopped or "stopped")
+        _last_line(stopped, _AGAIN)
         return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
-    except Exception:
+    except Exception as error:
         log.critical("a fault of shardpress itself; please report it with these lines", exc_info=True)
+        _last_line(error, _AGAIN)
         return ShardpressError.exit_code
-    print(summary)
+    run_log.say(str(summary))
+    _say(str(summary))
     return 0
+
+
+def _last_line(error: BaseException, advice: str) -> None:
+    """How far the run came, and what to do."""
+    for note in getattr(error, "__notes__", ["Nothing was started."]):
+        log.error("%s %s", note, advice)
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError:
+        # Whoever read it has gone; Python would complain once more when it closes the stream.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _set_levels(config: Config) -> None:

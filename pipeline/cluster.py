@@ -6,10 +6,14 @@ Dask does not search long lists of shards for lazy values once for every task.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import dask
+
+from pipeline import signals
 
 __all__ = ["compute", "reduce"]
 
@@ -18,9 +22,33 @@ T = TypeVar("T")
 _FAN_IN = 16
 
 
-def compute(tasks: Sequence[Callable[[], T]], n_threads: int) -> list[T]:
-    """Run tasks in `n_threads` threads; results in the order of the tasks. The first error stops the rest."""
-    return list(_run([dask.delayed(task, pure=False)() for task in tasks], n_threads))
+def compute(
+    tasks: Sequence[Callable[[], T]],
+    n_threads: int,
+    done: Callable[[T], object] | None = None,
+    stop: threading.Event | None = None,
+) -> list[T]:
+    """Run tasks in `n_threads` threads; results in the order of the tasks. The first error stops the rest.
+
+    When it returns, and when it raises, no task is at work any more.
+
+    Parameters
+    ----------
+    tasks : sequence of callable
+    n_threads : int
+    done : callable, optional
+        Given each result as soon as it is there, in the thread that called `compute`. What it raises stops the rest.
+    stop : Event, optional
+        Set when something went wrong, before the tasks under way are waited for.
+    """
+    lazy = [dask.delayed(task, pure=False)() for task in tasks]
+    ours = {item.key for item in lazy}
+
+    def tell(key: str, result: T) -> None:
+        if done is not None and key in ours:
+            done(result)
+
+    return list(_run(lazy, n_threads, tell, stop))
 
 
 def reduce(tasks: Sequence[Callable[[], T]], merge: Callable[[Sequence[T]], T], n_threads: int) -> T:
@@ -33,6 +61,32 @@ def reduce(tasks: Sequence[Callable[[], T]], merge: Callable[[Sequence[T]], T], 
     return merged
 
 
-def _run(lazy: Sequence[Any], n_threads: int) -> tuple[Any, ...]:
-    # The threaded scheduler of dask itself: distributed's in-process cluster would listen on every interface.
-    return tuple(dask.compute(*lazy, scheduler="threads", num_workers=n_threads))
+def _run(
+    lazy: Sequence[Any],
+    n_threads: int,
+    tell: Callable[[str, Any], object] = lambda key, result: None,
+    stop: threading.Event | None = None,
+) -> tuple[Any, ...]:
+    def posttask(key: str, result: Any, *_: object) -> None:
+        tell(key, result)
+        signals.check()
+
+    # A pool of our own, since dask would not wait for what is under way when it raises. And nothing is left to its
+    # configuration, which any environment variable DASK_... changes. Signals are deferred, as one that raised while a
+    # thread starts would make the pool forget that thread.
+    with signals.deferred(), ThreadPoolExecutor(n_threads, "dask") as pool:
+        try:
+            found = dask.compute(
+                *lazy,
+                # Dask's own threads: distributed's in-process cluster would listen on every interface.
+                scheduler="threads",
+                pool=pool,
+                chunksize=1,
+                rerun_exceptions_locally=False,
+                callbacks=[(None, None, None, posttask, None)],
+            )
+        except BaseException:
+            if stop is not None:
+                stop.set()
+            raise
+        return tuple(found)

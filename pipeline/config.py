@@ -14,12 +14,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from pathlib import Path
+from fractions import Fraction
 from typing import Any, NoReturn
 
 from pipeline.errors import ConfigError, UsageError, shown
 
-__all__ = ["LEARNING_RATES", "Config", "parse", "parse_bytes", "plain", "problems"]
+__all__ = ["LEARNING_RATES", "Config", "allowed", "parse", "parse_bytes", "plain", "problems"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
@@ -28,18 +28,34 @@ LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.003, "rmsprop": 0.
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
+_MOST_FILE_BYTES = 2**18  # of a configuration file, which is read in a second or two
+_COMPLAINTS_LISTED = 50
+
 
 def parse_bytes(text: str) -> int:
     """Bytes of ``4GiB``, ``500 MB``, ``1.5G`` or ``1048576``.
 
     ``KB`` and its kin are powers of 1000, all other units powers of 1024.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?)(B?)\s*", str(text), re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", str(text), re.IGNORECASE)
     if not match or (match[3] and not match[2]):
         raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
     unit = match[2].upper()
     factor = _UNITS[unit] if match[3] or not match[4] else 1000 ** "_KMGT".index(unit or "_")
     return int(float(match[1]) * factor)
+
+
+def allowed(limit: str, total: int) -> int:
+    """How many of `total` a limit like ``25`` or ``1%`` allows."""
+    # Exactly: in floats, 29 % of 100 are 28.999999999999996.
+    return int(Fraction(limit[:-1]) * total / 100) if limit.endswith("%") else int(limit)
+
+
+def _limit(text: str) -> str:
+    match = re.fullmatch(r"\s*(?:([0-9]{1,18})|([0-9]{0,3}\.?[0-9]{1,18})\s*%)\s*", str(text))
+    if not match or (match[2] and Fraction(match[2]) > 100):
+        raise ValueError(f"{text!r}, expected a whole number, or a percentage like 0.1%")
+    return match[1] or f"{match[2]}%"
 
 
 def _whole(text: str) -> int:
@@ -54,6 +70,17 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{text!r}, expected a number") from None
+
+
+def _exact_number(text: str) -> float:
+    """A number; a whole one as an integer, since float64 does not hold all of int64."""
+    number = _number(text)
+    if not number.is_integer():
+        return number
+    try:
+        return int(text)
+    except ValueError:  # 1e3
+        return int(number)
 
 
 def _yes_or_no(text: str) -> bool:
@@ -122,10 +149,28 @@ class Config:
     device_memory_budget: int = _setting(2**30, parse_bytes, "device memory for rows, like 4GiB")
     shuffle_window: int = _setting(256 * 2**20, parse_bytes, "bytes of rows that are shuffled together")
     on_bad_data: str = _setting(
-        "raise", _one_of("raise", "skip"), "rows with NaN or Inf: raise stops, skip leaves them out (NaN features)"
+        "raise",
+        _one_of("raise", "skip", "quarantine"),
+        "rows with NaN or Inf, and shards that cannot be read: raise stops, skip leaves them out (NaN features), "
+        "quarantine also lists them in quarantine.jsonl",
     )
+    max_bad_rows: str = _setting("1%", _limit, "bad rows that skip and quarantine let pass, a number or a percentage")
+    max_bad_shards: str = _setting("1%", _limit, "the same for shards")
+    missing_value: float | None = _setting(
+        None, _optional(_exact_number), "a value that stands for a missing one, like -9999: its rows are bad rows"
+    )
+    out_of_range: str = _setting(
+        "allow",
+        _one_of("allow", "clip", "raise"),
+        "with --model, rows outside the range that it was trained on: allow counts them, clip moves them to its edge",
+    )
+    checkpoint_minutes: float = _setting(5.0, _number, "how much of the training an interruption may cost, at most")
+    verify: str = _setting(
+        "digests", _one_of("digests", "sizes"), "what is compared of files that an earlier run has finished"
+    )
+    restart: bool = _setting(False, _yes_or_no, "forget what an earlier run left in the output directory; begin again")
     require_device: bool = _setting(False, _yes_or_no, "stop when Theano's device cannot be used, do not take the CPU")
-    overwrite: bool = _setting(False, _yes_or_no, "replace the results of another run in the output directory")
+    overwrite: bool = _setting(False, _yes_or_no, "replace results of other settings in the output directory")
     quiet: bool = _setting(False, _yes_or_no, "print warnings, errors and the summary only")
     verbose: bool = _setting(False, _yes_or_no, "print details")
 
@@ -168,6 +213,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
 def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = None) -> list[str]:
     """Everything that is wrong with the settings, one sentence each; with the data's size, what does not fit it too."""
     rate, limit = config.learning_rate, n_rows or math.inf
+    missing = config.missing_value
     n_features, widest, batch_size = config.n_features, (n_inputs or math.inf) - 1, config.batch_size
     if n_inputs == 1:
         return ["the rows have a single column, expected two or more: there is nothing to press together"]
@@ -184,6 +230,14 @@ def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = N
             config.validation_fraction,
             "from 0 to below 1",
         ),
+        (
+            0 <= config.checkpoint_minutes < math.inf,
+            "checkpoint_minutes",
+            config.checkpoint_minutes,
+            "0 or more, and finite",
+        ),
+        (missing is None or math.isfinite(missing), "missing_value", missing, "a finite number: NaN always is"),
+        (not (config.overwrite and config.restart), "overwrite and restart", "both", "at most one of them"),
         (config.patience >= 0, "patience", config.patience, "0 or more"),
         (config.block_rows is None or config.block_rows >= 1, "block_rows", config.block_rows, "1 or more"),
         (config.threads is None or config.threads >= 1, "threads", config.threads, "1 or more"),
@@ -249,12 +303,38 @@ def plain(value: object) -> str:
 def _read_file(path: str) -> dict[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Plain values only; a key that stands twice is a mistake, and references could stand for gigabytes."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.YAMLError(f"a reference (*{event.anchor}), expected plain values")
+            if event.tag is not None:
+                raise yaml.YAMLError(f"a tag ({event.tag}), expected plain values")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            self.flatten_mapping(node)  # `<<` brings keys in
+            seen: set[object] = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.YAMLError("a key that is no name")
+                if key.value in seen:
+                    raise yaml.YAMLError(f"the key {key.value} stands twice")
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        with open(path, "rb") as file:
+            data = file.read(_MOST_FILE_BYTES + 1)
+        if len(data) > _MOST_FILE_BYTES:
+            raise ConfigError(f"config={shown(path)}: too long, expected {_MOST_FILE_BYTES} bytes at most")
+        found = yaml.load(data.decode(), Loader)
     except OSError as error:
         raise ConfigError(f"config={shown(path)}: {error.strerror}, expected a YAML file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
-        raise ConfigError(f"config={shown(path)}: not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"config={shown(path)}: not YAML: {shown(' '.join(str(error).split()))}") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -270,8 +350,12 @@ def _converted(
 ) -> dict[str, Any]:
     """Values of the right types, or every complaint in one error."""
     known = {setting.name: setting for setting in fields(Config)}
-    complaints, converted = [], {}
+    complaints: list[str] = []
+    converted = {}
     for name, value in values.items():
+        if len(complaints) == _COMPLAINTS_LISTED:
+            complaints.append("and more")
+            break
         if name not in known:
             complaints.append(
                 f"{where}{shown(spelled(name))} is unknown.{_nearest(spelled(name), map(spelled, known))}"

@@ -1,4 +1,4 @@
-"""Part by part: read, encode, publish.
+"""Part by part: read, encode, publish, commit.
 
 Each part is one Dask task, so memory is bounded by the number of threads: one reads while another one's rows are on the
 device. The features of a row depend on nothing but the row: every part and block starts at a whole tile of its shard.
@@ -8,84 +8,156 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline import signals
 from pipeline.cluster import compute
-from pipeline.errors import DataError
-from pipeline.features import Part, part_bytes
+from pipeline.errors import DataError, shown
+from pipeline.features import part_bytes
 from pipeline.gate import Shard
-from pipeline.ledger import publish
+from pipeline.layout import Layout
+from pipeline.ledger import Entry, Record
 from pipeline.plan import Plan
+from pipeline.policy import Policy
 from pipeline.progress import Progress
-from pipeline.scan import bad_rows
-from pipeline.shards import Block, blocks, read, read_riders
+from pipeline.rawread import read_values
+from pipeline.shards import Block, read, read_riders
 
-__all__ = ["Encoder", "encode_parts", "plan_parts"]
+__all__ = ["Encoded", "Encoder", "Part", "Write", "encode_parts", "plan_parts"]
 
 log = logging.getLogger(__name__)
+
+_RIDER_ROWS = 1024  # of which a damaged rider that knows no chunks loses all
 
 Encoder = Callable[[np.ndarray, np.ndarray], object]
 """Writes the features of rows (n, n_inputs) into an array (n, n_features)."""
 
+Write = Callable[[str, str, bytes], Entry]
+"""Puts a file of this stem, suffix and content into the output directory."""
 
-def plan_parts(shards: Sequence[Shard], part_rows: int) -> list[Part]:
-    """Which rows make up each part, in the order of the input's rows."""
-    return [Part(f"parts/part-{i:05d}.h5", block) for i, block in enumerate(blocks(shards, part_rows))]
+
+@dataclass(frozen=True)
+class Part:
+    """A row range of one input shard whose features are committed together.
+
+    Attributes
+    ----------
+    number : int
+        The shard's place in the input.
+    source : Block
+        The rows it is made from.
+    """
+
+    number: int
+    source: Block
+
+    @property
+    def key(self) -> str:
+        """Its name; in the order of the names, parts are in the order of the input's rows."""
+        return f"part-{self.number:06d}-{self.source.start:012d}"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A part whose features stand in a file, not yet committed.
+
+    Attributes
+    ----------
+    part : Part
+    entry : Entry
+    facts : dict
+        For its record: ``n_rows``, ``n_bad``, ``n_outside``, its source's ``shard``, ``path``, ``dataset``, ``start``,
+        ``stop``, and with quarantine ``bad``: row, columns and reason of each bad row.
+    """
+
+    part: Part
+    entry: Entry
+    facts: dict[str, Any]
+
+
+def plan_parts(shards: Sequence[Shard], part_rows: int, committed: Sequence[Record]) -> tuple[list[Part], list[Record]]:
+    """Parts for the rows that no committed part holds, in the order of the input's rows.
+
+    Committed parts may be of another size: what they hold stays, whatever the memory or the threads are now.
+
+    Returns
+    -------
+    list of Part
+        Still to be made.
+    list of Record
+        Committed parts that overlap an earlier one, and count for nothing.
+    """
+    parts: list[Part] = []
+    overlapping: list[Record] = []
+    of_shard: dict[int, list[Record]] = {}
+    for record in committed:
+        of_shard.setdefault(record.facts["shard"], []).append(record)
+    for number, shard in enumerate(shards):
+        first = 0
+        for record in sorted(of_shard.get(number, []), key=lambda record: int(record.facts["start"])):
+            start, stop = record.facts["start"], record.facts["stop"]
+            if start < first or stop > shard.n_rows:
+                overlapping.append(record)
+                continue
+            parts += _cut(number, shard, first, start, part_rows)
+            first = stop
+        parts += _cut(number, shard, first, shard.n_rows, part_rows)
+    return parts, overlapping
+
+
+def _cut(number: int, shard: Shard, start: int, stop: int, part_rows: int) -> Iterator[Part]:
+    for first in range(start, stop, part_rows):
+        yield Part(number, Block(shard, first, min(first + part_rows, stop)))
 
 
 def encode_parts(
     parts: Sequence[Part],
-    directory: Path,
+    write: Write,
     encode: Encoder,
     n_features: int,
     plan: Plan,
-    skip_bad: bool,
+    policy: Policy,
     about: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Write the features of every part into `directory`.
+    commit: Callable[[Encoded], object],
+) -> None:
+    """Write the features of every part.
 
     Parameters
     ----------
     parts : sequence of Part
-    directory : Path
-        The output directory.
+    write : callable
+        Puts a file into the output directory; called from several threads.
     encode : callable
         An `Encoder`. It is called from one thread at a time.
     n_features : int
     plan : Plan
         Its ``block_rows`` are read at once by each of ``n_threads``.
-    skip_bad : bool
-        Give rows with NaN or Inf NaN features instead of stopping.
+    policy : Policy
     about : mapping
         Attributes of every file.
-
-    Returns
-    -------
-    list of dict
-        The manifest's line for each part: ``file``, ``n_rows``, ``n_bad``, and its source's ``path``, ``dataset``,
-        ``start``, ``stop``.
+    commit : callable
+        Given each part when its file is there, in the calling thread.
 
     Raises
     ------
     DataError
-        For rows that cannot be read, or hold NaN or Inf.
-    WriteFailed
+        For rows that cannot be read, or that the policy forbids.
+    WriteFailed, SystemLimit
     """
-    n_rows = sum(len(part.source) for part in parts)
+    if not parts:
+        return
     shard = parts[0].source.shard
+    row_bytes = shard.n_inputs * np.dtype(shard.dtype).itemsize
     stop = threading.Event()
-    with Progress("encoding", n_rows, "rows", shard.n_inputs * np.dtype(shard.dtype).itemsize) as progress:
-        work = _Work(directory, _one_at_a_time(encode), n_features, plan.block_rows, skip_bad, about, progress, stop)
-        try:
-            return compute([partial(work, part) for part in parts], plan.n_threads)
-        finally:
-            stop.set()  # whatever ends this early, parts that are under way stop at their next block
+    with Progress("encoding", sum(len(part.source) for part in parts), "rows", row_bytes) as progress:
+        work = _Work(write, _one_at_a_time(encode), n_features, plan.block_rows, policy, about, progress, stop)
+        # Whatever ends this early, parts that are under way stop at their next block.
+        compute([partial(work, part) for part in parts], plan.n_threads, commit, stop)
 
 
 class _Work:
@@ -93,68 +165,111 @@ class _Work:
 
     def __init__(
         self,
-        directory: Path,
+        write: Write,
         encode: Encoder,
         n_features: int,
         block_rows: int,
-        skip_bad: bool,
+        policy: Policy,
         about: Mapping[str, Any],
         progress: Progress,
         stop: threading.Event,
     ) -> None:
-        self._directory, self._encode, self._n_features = directory, encode, n_features
-        self._block_rows, self._skip_bad, self._about = block_rows, skip_bad, about
+        self._write, self._encode, self._n_features = write, encode, n_features
+        self._block_rows, self._policy, self._about = block_rows, policy, about
         self._progress, self._stop = progress, stop
 
-    def __call__(self, part: Part) -> dict[str, Any]:
+    def __call__(self, part: Part) -> Encoded:
         source = part.source
         features = np.empty((len(source), self._n_features), dtype=np.float32)
         valid = np.ones(len(source), dtype=bool)
-        for start in range(source.start, source.stop, self._block_rows):
+        bad: list[dict[str, Any]] = []
+        n_outside = 0
+        for block in _blocks_of(source, self._block_rows):
             signals.check()
             if self._stop.is_set():
                 raise InterruptedError
-            block = Block(source.shard, start, min(start + self._block_rows, source.stop))
-            place = slice(start - source.start, block.stop - source.start)
-            self._encode_block(block, features[place], valid[place])
+            place = slice(block.start - source.start, block.stop - source.start)
+            if part.number in self._policy.unreadable:
+                features[place], valid[place] = np.nan, False
+            else:
+                n_outside += self._encode_block(block, features[place], valid[place], bad)
             self._progress.advance(len(block))
-        line = self._line(part, valid)
-        about = {**self._about, **{f"source_{key}": value for key, value in line.items() if key != "file"}}
-        publish(self._directory / part.file, part_bytes(features, valid, read_riders(source), about))
-        return line
+        if part.number in self._policy.unreadable:
+            bad = self._policy.of_unreadable(part.number, source)
+        riders = self._riders(source, bad)
+        facts = self._facts(part, valid, n_outside)
+        about = {**self._about, **{f"source_{key}": value for key, value in facts.items()}}
+        entry = self._write(f"parts/{part.key}", ".h5", part_bytes(features, valid, riders, about))
+        return Encoded(part, entry, {**facts, "bad": bad} if self._policy.on_bad_data == "quarantine" else facts)
 
-    def _encode_block(self, block: Block, features: np.ndarray, valid: np.ndarray) -> None:
-        rows = read(block)
-        bad = bad_rows(rows)
-        if len(bad) and not self._skip_bad:
-            first = rows[bad[0]]
-            column = int(np.flatnonzero(~np.isfinite(first))[0])
-            raise DataError(
-                f"{block}: {first[column]} in row {block.start + bad[0]}, column {column}; {len(bad)} of these rows "
-                "hold NaN or Inf, expected finite numbers. Mend the file, or use --on-bad-data skip."
-            )
-        self._encode(rows, features)
-        # Finite rows so far beyond the model's range that they overflow float32 are no better than bad ones.
-        lost = np.setdiff1d(bad_rows(features), bad)
-        if len(lost) and not self._skip_bad:
-            raise DataError(
-                f"{block}: row {block.start + lost[0]} and {len(lost) - 1} more lie so far outside the range of the "
-                "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
-            )
-        bad = np.union1d(bad, lost)
-        features[bad], valid[bad] = np.nan, False
+    def _encode_block(self, block: Block, features: np.ndarray, valid: np.ndarray, bad: list[dict[str, Any]]) -> int:
+        """Features of a block's rows, and which of them count; how many lie outside the model's range."""
+        judged = self._policy.before(block, read(block))
+        self._encode(judged.rows, features)
+        judged = self._policy.after(block, judged, features)
+        features[judged.bad], valid[judged.bad] = np.nan, False
+        bad += judged.reasons
+        return judged.n_outside
 
-    def _line(self, part: Part, valid: np.ndarray) -> dict[str, Any]:
+    def _riders(self, source: Block, bad: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """What rides along. Where bad data pass, values that cannot be read are zeros or empty.
+
+        Which ones depends on the file alone, and not on where the parts begin.
+        """
+        try:
+            return read_riders(source)
+        except DataError:
+            if self._policy.on_bad_data == "raise":
+                raise
+        found = {}
+        for layout in source.shard.layouts[1:]:
+            found[layout.name] = values = _zeros(len(source), layout.dtype)
+            lost: list[tuple[int, str]] = []
+            for start, stop in _pieces(source, layout):
+                signals.check()
+                try:
+                    values[start - source.start : stop - source.start] = read_values(
+                        source.shard, layout, start, stop, layout.dtype
+                    )
+                except DataError as error:
+                    lost.append((stop - start, str(error)))
+                    bad.append({"dataset": layout.name, "row": [start, stop], "columns": [], "reason": str(error)})
+            if lost:
+                log.warning(
+                    "%s: %d values of %s, which rides along, cannot be read and become 0 or empty: %s",
+                    *(source, sum(n for n, _ in lost), shown(layout.name), lost[0][1]),
+                )
+        return found
+
+    def _facts(self, part: Part, valid: np.ndarray, n_outside: int) -> dict[str, Any]:
         source = part.source
         return {
-            "file": part.file,
             "n_rows": len(source),
             "n_bad": int(len(valid) - valid.sum()),
+            "n_outside": n_outside,
+            "shard": part.number,
             "path": source.shard.path,
             "dataset": source.shard.dataset,
             "start": source.start,
             "stop": source.stop,
         }
+
+
+def _blocks_of(source: Block, block_rows: int) -> Iterator[Block]:
+    """Cut a block into smaller ones."""
+    for start in range(source.start, source.stop, block_rows):
+        yield Block(source.shard, start, min(start + block_rows, source.stop))
+
+
+def _pieces(source: Block, layout: Layout) -> Iterator[tuple[int, int]]:
+    """Cut a block where a rider's chunks begin."""
+    size = layout.chunks[0] if layout.chunks else _RIDER_ROWS
+    starts = [source.start, *range((source.start // size + 1) * size, source.stop, size)]
+    return zip(starts, [*starts[1:], source.stop], strict=True)
+
+
+def _zeros(n: int, dtype: np.dtype) -> np.ndarray:
+    return np.full(n, b"", dtype=object) if dtype.hasobject else np.zeros(n, dtype=dtype)
 
 
 def _one_at_a_time(encode: Encoder) -> Encoder:

@@ -1,9 +1,9 @@
 """The feature-shard format, and how downstream opens it.
 
-1. ``parts/part-NNNNN.h5`` holds the features of a row range of one input shard: ``features`` (n_rows, n_features)
-   float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped; ``valid`` (n_rows,)
-   bool, false where the input row held NaN or Inf and its features are NaN; and the riding datasets under their own
-   names. It is itself a valid input shard.
+1. ``parts/part-<shard>-<first row>-<unique>.h5`` holds the features of a row range of one input shard: ``features``
+   (n_rows, n_features) float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped;
+   ``valid`` (n_rows,) bool, false where the input row was a bad one and its features are NaN; and the riding datasets
+   under their own names. It is itself a valid input shard.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open.
 3. ``manifest.json`` names the parts in that order; it is written last.
 """
@@ -21,29 +21,12 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.ledger import read_manifest
-from pipeline.shards import Block
 
-__all__ = ["FEATURES", "VALID", "Features", "Part", "index_bytes", "open_features", "part_bytes"]
+__all__ = ["FEATURES", "VALID", "Features", "index_bytes", "open_features", "part_bytes"]
 
 FEATURES, VALID = "features", "valid"
 FORMAT = "shardpress-features/1"
 _ALIGNMENT = 4096
-
-
-@dataclass(frozen=True)
-class Part:
-    """A row range of one input shard whose features stand in one file.
-
-    Attributes
-    ----------
-    file : str
-        Relative to the output directory.
-    source : Block
-        The rows it was made from.
-    """
-
-    file: str
-    source: Block
 
 
 def part_bytes(

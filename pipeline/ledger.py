@@ -1,40 +1,111 @@
-"""The output directory: whose it is, and how a file comes to stand in it.
+"""The output directory: whose it is, what stands in it for good, and how an interrupted run goes on.
 
-A file is written whole under a temporary name beside its target, synced, and renamed: under its own name it is either
-not there or complete. ``manifest.json`` comes last and names every part; a run without one is not finished.
+The commit protocol:
+
+1. The kernel's lock makes one run the driver. Nobody else writes.
+2. Results (parts, and what the scan and the training leave) are files with unique names, never overwritten. A task may
+   write one; until a commit record names it, it does not exist.
+3. A commit record, ``commits/<key>-<fingerprint>.json``, gives the file's size and SHA-256 and the fingerprint of
+   everything it was made from. Only the driver writes records, each once: that is the moment a result exists.
+4. ``manifest.json`` names every part and comes last. Readers follow it and never list a directory.
+
+So results of other settings stand beside this run's until its manifest replaces theirs; only then are they swept away.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
+import logging
 import os
 import platform
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CannotCreate, DataError, NoInput, NotPermitted, TryAgain, WriteFailed, shown
+from pipeline.disk import TEMPORARY, Disk, publish, remove
+from pipeline.errors import (
+    CannotCreate,
+    DataError,
+    NewerFormat,
+    NoInput,
+    NotPermitted,
+    TryAgain,
+    WriteFailed,
+    shown,
+)
+from pipeline.formats import seal, unseal
 
-__all__ = ["MANIFEST", "claim", "clear", "finish", "publish", "publish_json", "read_manifest"]
+__all__ = ["MANIFEST", "Entry", "Ledger", "Record", "claim", "read_manifest"]
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-_MARKER = ".shardpress"
+MARKER = ".shardpress"
 _LOCK = ".lock"
-_FORMAT = "shardpress-output/1"
-_TEMPORARY = ".writing"
-_RESULT = re.compile(
-    r"(parts/part-\d{5,}\.h5|model\.h5|model-last-good\.h5|encoder\.npz|index\.h5|report\.json)(\.[0-9a-f]{32}\.writing)?"
-)
+_REQUEST = "run.json"
+_FOLDERS = ("parts", "stages", "commits")
+_OUTPUT, _COMMIT = "shardpress-output/1", "shardpress-commit/1"
+_TOP = r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index)\.h5|encoder\.npz|quarantine\.jsonl"
+_OPTIONAL = ("model-last-good.h5", "quarantine.jsonl")  # of those above, what not every run leaves
+_RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-f]{32}\.(h5|npz)")
+_RECORD = re.compile(r"commits/([a-z]+(?:-[0-9]+)*)-([0-9a-f]{16})\.json")
+_HALF = re.compile(rf"({_TOP}|{_RESULT.pattern}|{_RECORD.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that stands in the output directory.
+
+    Attributes
+    ----------
+    file : str
+        Relative to the directory.
+    n_bytes : int
+    sha256 : str
+    """
+
+    file: str
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What makes a result exist.
+
+    Attributes
+    ----------
+    key : str
+        What the result is: ``scan``, ``model``, ``checkpoint-<step>``, ``part-<shard>-<row>``.
+    fingerprint : str
+        Of everything it was made from.
+    entry : Entry
+        Its file.
+    facts : dict
+        Plain values.
+    """
+
+    key: str
+    fingerprint: str
+    entry: Entry
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """Where it is written, relative to the output directory."""
+        return f"commits/{self.key}-{self.fingerprint[:16]}.json"
 
 
 @contextmanager
-def claim(directory: Path, overwrite: bool) -> Iterator[None]:
+def claim(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     """Make `directory` ours for as long as the context lasts, or refuse before anything is read.
 
     The kernel holds the lock, and frees it when the process ends, however it ends: no lock is ever stale.
@@ -43,47 +114,326 @@ def claim(directory: Path, overwrite: bool) -> Iterator[None]:
     ----------
     directory : Path
         Made with its parents when it is not there.
-    overwrite : bool
-        Whether the results of a finished run may be replaced.
+    disk : Disk, optional
+        What makes the changes.
 
     Raises
     ------
     CannotCreate
-        When it cannot be made, is no directory, holds files that are not ours, or results that may not be replaced.
+        When it cannot be made, is no directory, or holds files that are not ours.
     NotPermitted
         When nothing can be written there.
+    NewerFormat
+        When a later version of shardpress has written there.
     TryAgain
         When another run holds it, or its file system knows no locks.
     """
+    disk = disk or Disk()
     where = f"output={shown(directory)}"
-    with ExitStack() as held:
+    try:
+        _make(directory, disk)
+        _mark(directory, disk)
+        descriptor = _lock(directory)
+    except PermissionError as error:
+        raise NotPermitted(f"{where}: {error.strerror}. Choose an --output that you may write to.") from error
+    except (OSError, WriteFailed) as error:
+        raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+    try:
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if any(directory.iterdir()) and not (directory / _MARKER).exists():
-                raise CannotCreate(
-                    f"{where}: holds files that are not of shardpress, expected a new or empty directory. Choose "
-                    "another --output."
-                )
-            publish_json(directory / _MARKER, {"format": _FORMAT})
-            held.enter_context(_locked(directory))
-            if (directory / MANIFEST).exists() and not overwrite:
-                raise CannotCreate(
-                    f"{where}: holds the results of another run. Choose another --output, or replace them with "
-                    "--overwrite."
-                )
-            (directory / "parts").mkdir(exist_ok=True)
-        except PermissionError as error:
-            raise NotPermitted(f"{where}: {error.strerror}. Choose an --output that you may write to.") from error
-        except (OSError, WriteFailed) as error:
+            for name in _FOLDERS:
+                _make(directory / name, disk)
+        except OSError as error:
             raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
-        yield
+        yield Ledger(directory, disk)
+    finally:
+        os.close(descriptor)
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+class Ledger:
+    """The claimed output directory.
+
+    Parameters
+    ----------
+    directory : Path
+        Claimed.
+    disk : Disk
+    """
+
+    def __init__(self, directory: Path, disk: Disk) -> None:
+        self.directory, self.disk = directory, disk
+        self._records = {record.path: record for record in self._read_records()}
+
+    # -- writing --
+
+    def write(self, stem: str, suffix: str, data: bytes) -> Entry:
+        """Put a result's file there, under a name that nothing else ever has. It does not exist until `commit`.
+
+        May be called from any thread or process; raises like `pipeline.disk.publish`.
+        """
+        return self._publish(f"{stem}-{uuid.uuid4().hex}{suffix}", data, replace=False)
+
+    def replace(self, name: str, data: bytes) -> Entry:
+        """Put a file of a fixed name there, in place of an earlier one; raises like `pipeline.disk.publish`."""
+        return self._publish(name, data, replace=True)
+
+    def commit(self, key: str, fingerprint: str, entry: Entry, facts: Mapping[str, Any] | None = None) -> Record:
+        """Make a result exist. When it does already, the earlier one stays and this one's file goes.
+
+        Returns
+        -------
+        Record
+            The one that counts.
+        """
+        record = Record(key, fingerprint, entry, dict(facts or {}))
+        if record.path not in self._records:
+            self._publish(record.path, seal(_COMMIT, asdict(record)), replace=False)
+            self._records[record.path] = record
+        elif self._records[record.path].entry.file != entry.file:
+            remove(self.disk, self.directory / entry.file)
+        return self._records[record.path]
+
+    def drop(self, record: Record) -> None:
+        """Take a result back: its record first."""
+        remove(self.disk, self.directory / record.path)
+        self._records.pop(record.path, None)
+        remove(self.disk, self.directory / record.entry.file)
+
+    def forget(self) -> None:
+        """Begin again: every result goes, the manifest first, so that a reader never sees a mixture."""
+        remove(self.disk, self.directory / MANIFEST)
+        for record in list(self._records.values()):
+            self.drop(record)
+        self.sweep()
+
+    def finish(self, request: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+        """Write the manifest: from here on the run is complete."""
+        self.replace(MANIFEST, seal(_OUTPUT, {**manifest, "request": request}))
+
+    def sweep(self, *keep: str) -> None:
+        """Remove files that half-written and uncommitted results left behind, and nothing of anybody else's.
+
+        Parameters
+        ----------
+        keep : str
+            Fingerprints; with any given, results of all others go too.
+        """
+        if keep:
+            for record in [record for record in self._records.values() if record.fingerprint not in keep]:
+                self.drop(record)
+        named = {record.entry.file for record in self._records.values()} | set(_files_of(self._manifest()))
+        for folder in ("", *_FOLDERS):
+            for name in sorted(os.listdir(self.directory / folder)):
+                path = f"{folder}/{name}" if folder else name
+                is_left = _RESULT.fullmatch(path) or (keep and path in _OPTIONAL)
+                if _HALF.fullmatch(path) or (is_left and path not in named):
+                    remove(self.disk, self.directory / path)
+
+    # -- reading --
+
+    def records(self, kind: str, fingerprint: str) -> list[Record]:
+        """Committed results of a kind (``part``, ``scan``) made from `fingerprint`, in the order of their keys."""
+        found = (record for record in self._records.values() if record.fingerprint == fingerprint)
+        return sorted((r for r in found if r.key.split("-")[0] == kind), key=lambda record: record.key)
+
+    def all_records(self, kind: str) -> list[Record]:
+        """Committed results of a kind, whatever they were made from."""
+        return [record for record in self._records.values() if record.key.split("-")[0] == kind]
+
+    def fault(self, entry: Entry, digests: bool = True) -> str | None:
+        """What is wrong with a file of ours; None when it is as it was written.
+
+        Parameters
+        ----------
+        entry : Entry
+        digests : bool
+            Read it and compare its SHA-256, instead of its size only.
+        """
+        return _fault(self.directory, entry, digests)
+
+    def load(self, record: Record) -> bytes:
+        """The content of a committed result.
+
+        Raises
+        ------
+        ValueError
+            When it is not what was committed.
+        """
+        try:
+            data = (self.directory / record.entry.file).read_bytes()
+        except OSError as error:
+            raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
+        if sha256(data).hexdigest() != record.entry.sha256:
+            raise ValueError(f"file={shown(record.entry.file)}: not what was committed")
+        return data
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What a finished run says of itself; None without one that can be read."""
+        return self._manifest(warn=True)
+
+    def request(self) -> dict[str, Any] | None:
+        """What the last run here was asked for."""
+        try:
+            return unseal(_OUTPUT, (self.directory / _REQUEST).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def set_request(self, request: Mapping[str, Any]) -> None:
+        """Leave word of what this run is asked for."""
+        data = seal(_OUTPUT, request)
+        path = self.directory / _REQUEST
+        if not path.is_file() or path.read_bytes() != data:
+            self.replace(_REQUEST, data)
+
+    # -- inside --
+
+    def _publish(self, name: str, data: bytes, replace: bool) -> Entry:
+        publish(self.disk, self.directory / name, data, replace)
+        return Entry(name, len(data), sha256(data).hexdigest())
+
+    def _manifest(self, warn: bool = False) -> dict[str, Any] | None:
+        try:
+            return read_manifest(self.directory)
+        except NoInput:
+            return None
+        except DataError as error:
+            if warn:
+                log.warning("%s; the run counts as unfinished", error)
+            return None
+
+    def _read_records(self) -> Iterator[Record]:
+        for name in sorted(os.listdir(self.directory / "commits")):
+            found = _RECORD.fullmatch(f"commits/{name}")
+            if not found:
+                continue
+            path = self.directory / "commits" / name
+            try:
+                yield _record(path, found[1], found[2])
+            except NewerFormat as error:
+                raise NewerFormat(f"file={shown(path)}: {error}") from error
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", shown(path), error)
+                remove(self.disk, path)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What a finished run says of itself.
+
+    Raises
+    ------
+    NoInput
+        When `directory` holds no finished run.
+    DataError
+        When its manifest is damaged or of another format.
+    NewerFormat
+    NotPermitted
+        When it names files outside the directory.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = unseal(_OUTPUT, path.read_bytes())
+    except OSError as error:
+        raise NoInput(
+            f"file={shown(path)}: {error.strerror}, expected the output directory of a finished run"
+        ) from error
+    except NewerFormat as error:
+        raise NewerFormat(f"file={shown(path)}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"file={shown(path)}: not JSON: {error}") from error
+    except ValueError as error:
+        raise DataError(f"file={shown(path)}: not JSON of ours: {error}") from error
+    try:
+        names = _files_of(manifest)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"file={shown(path)}: names no proper parts: {error!r}") from error
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise NotPermitted(
+                f"file={shown(path)}: names the file {shown(name)}, expected names inside the directory only. Do not "
+                "use this output."
+            )
+    return manifest
+
+
+def _files_of(manifest: Mapping[str, Any] | None) -> list[str]:
+    return [str(line["file"]) for key in ("parts", "files") for line in (manifest or {}).get(key, [])]
+
+
+def _fault(directory: Path, entry: Entry, digests: bool) -> str | None:
+    path = directory / entry.file
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return f"file={shown(path)}: no regular file any more"
+            if status.st_size != entry.n_bytes:
+                return f"file={shown(path)}: {status.st_size} bytes, expected {entry.n_bytes} as committed"
+            if digests and file_digest(file, "sha256").hexdigest() != entry.sha256:
+                return f"file={shown(path)}: its SHA-256 is not the one committed: the content has changed"
+    except OSError as error:
+        return f"file={shown(path)}: committed, but cannot be read: {error.strerror}"
+    return None
+
+
+def _record(path: Path, key: str, start: str) -> Record:
+    content = unseal(_COMMIT, path.read_bytes())
+    entry = Entry(**content.pop("entry"))
+    record = Record(entry=entry, **content)
+    if record.key != key or record.fingerprint[:16] != start or not _RESULT.fullmatch(entry.file):
+        raise ValueError("its name and its content differ")
+    return record
+
+
+# -- claiming ----------------------------------------------------------------------------------------------------
+
+
+def _make(directory: Path, disk: Disk) -> None:
+    """A directory with its parents, each on the disk before the next."""
+    if directory.is_dir():
+        if directory.name in _FOLDERS and directory.is_symlink():
+            raise CannotCreate(f"output={shown(directory)}: a link, expected a directory. Choose another --output.")
+        return
+    _make(directory.parent, disk)
+    try:
+        disk.make_directory(directory)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+    try:
+        disk.sync_directory(directory.parent)
+    except OSError as error:
+        log.debug("output=%s: its parent cannot be synced: %s", shown(directory), error)
+
+
+def _mark(directory: Path, disk: Disk) -> None:
+    """Refuse what is not ours, and leave the sign that it is."""
+    path = directory / MARKER
+    if path.exists():
+        try:
+            unseal(_OUTPUT, path.read_bytes())
+        except NewerFormat as error:
+            raise NewerFormat(f"output={shown(directory)}: {error}") from error
+        except ValueError:
+            log.debug("output=%s: its marker is damaged", shown(directory))
+    elif any(not _HALF.fullmatch(name) for name in os.listdir(directory)):
+        raise CannotCreate(
+            f"output={shown(directory)}: holds files that are not of shardpress, expected a new or empty directory. "
+            "Choose another --output."
+        )
+    else:
+        publish(disk, path, seal(_OUTPUT, {}), replace=True)
+
+
+def _lock(directory: Path) -> int:
     """Hold the run's lock. What the file says is for people; only the kernel's lock decides."""
     descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise CannotCreate(
+                f"output={shown(directory)}: its {_LOCK} is a second name of another file, expected a file of its own. "
+                "Choose another --output."
+            )
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -100,94 +450,7 @@ def _locked(directory: Path) -> Iterator[None]:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {platform.node()} since {since}\n".encode(), 0)
-        yield
-    finally:
+    except BaseException:
         os.close(descriptor)
-
-
-def clear(directory: Path) -> None:
-    """Take away what an earlier run left, the manifest first, so that a reader never sees a mixture.
-
-    Only names that a run gives are touched. It is called once there is something to put in their place.
-
-    Raises
-    ------
-    WriteFailed
-    """
-    try:
-        (directory / MANIFEST).unlink(missing_ok=True)
-        for path in [*directory.iterdir(), *(directory / "parts").iterdir()]:
-            if _RESULT.fullmatch(str(path.relative_to(directory))):
-                path.unlink()
-    except OSError as error:
-        raise WriteFailed(f"output={shown(directory)}: cannot remove earlier results: {error}") from error
-
-
-def publish(path: Path, data: bytes) -> None:
-    """Put a whole file at `path`, replacing what was there.
-
-    Raises
-    ------
-    WriteFailed
-        When it cannot be written; nothing stands at `path` then that was not there before.
-    """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_directory(path.parent)
-    except OSError as error:
-        advice = (
-            "Free some space and start again." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the disk."
-        )
-        raise WriteFailed(f"file={shown(path)}: {error.strerror} while writing {len(data)} bytes. {advice}") from error
-
-
-def publish_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Put a JSON file at `path`; raises like `publish`."""
-    publish(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """What a finished run says of itself.
-
-    Raises
-    ------
-    NoInput
-        When `directory` holds no finished run.
-    DataError
-        When its manifest is of another format.
-    """
-    path = directory / MANIFEST
-    try:
-        manifest = json.loads(path.read_text())
-    except OSError as error:
-        raise NoInput(
-            f"file={shown(path)}: {error.strerror}, expected the output directory of a finished run"
-        ) from error
-    except ValueError as error:
-        raise DataError(f"file={shown(path)}: not JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise DataError(f"file={shown(path)}: expected format {_FORMAT!r}")
-    return manifest
-
-
-def finish(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest: from here on the run is complete."""
-    publish_json(directory / MANIFEST, {"format": _FORMAT, **manifest})
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise
+    return descriptor

@@ -64,14 +64,22 @@ class Order:
         """Training rows in an epoch."""
         return int(self.starts[-1]) - len(self.left_out)
 
-    def windows(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The windows of an epoch, each as (slab numbers, row numbers in training order), both int64."""
+    def windows(self, epoch: int, n_skipped: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The windows of an epoch, each as (slab numbers, row numbers in training order), both int64.
+
+        Without the first `n_skipped` rows of the epoch: an interrupted training goes on behind them.
+        """
         rng = np.random.default_rng((self.seed, _EPOCHS, epoch))
         # A generator of their own: how many slabs there are must not shift the shuffling of the rows.
         slabs = np.random.default_rng((self.seed, _SLABS, epoch)).permutation(len(self.starts) - 1)
         for window in self._fill(slabs):
             rows = np.concatenate([np.arange(self.starts[slab], self.starts[slab + 1]) for slab in window])
-            yield window, rng.permutation(rows[~np.isin(rows, self.left_out)])
+            rows = rng.permutation(rows[~np.isin(rows, self.left_out)])
+            if n_skipped >= len(rows):
+                n_skipped -= len(rows)
+                continue
+            yield window, rows[n_skipped:]
+            n_skipped = 0
 
     def _fill(self, slabs: np.ndarray) -> Iterator[np.ndarray]:
         ends = np.cumsum(np.diff(self.starts)[slabs])
@@ -144,8 +152,8 @@ class Rows(Protocol):
     resident: np.ndarray | None
     """All rows, when the device can keep them."""
 
-    def minibatches(self, order: Order, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
-        """An epoch's minibatches: row numbers (n,) int64 where rows are resident, else rows (n, n_inputs)."""
+    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
+        """An epoch's minibatches from number `first` on: row numbers (n,) int64 where rows are resident, else rows."""
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows, given by their sorted numbers: shape (len(numbers), n_inputs), dtype `row_dtype`."""
@@ -166,9 +174,10 @@ class ResidentRows:
         self._rows = _read_slabs(shards, starts, np.arange(len(starts) - 1), n_threads)
         self.resident: np.ndarray | None = self._rows
 
-    def minibatches(self, order: Order, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
-        """An epoch's minibatches, as row numbers."""
-        return _cut(((rows, np.arange(len(rows))) for _slabs, rows in order.windows(epoch)), batch_size)
+    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
+        """An epoch's minibatches from number `first` on, as row numbers."""
+        windows = order.windows(epoch, first * batch_size)
+        return _cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows, by their numbers."""
@@ -190,18 +199,18 @@ class StreamedRows:
     def __init__(self, shards: Sequence[Shard], n_threads: int) -> None:
         self._shards, self._n_threads = shards, n_threads
 
-    def minibatches(self, order: Order, epoch: int, batch_size: int) -> Iterator[np.ndarray]:
-        """An epoch's minibatches, as rows."""
-        return _cut(self._windows(order, epoch), batch_size)
+    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
+        """An epoch's minibatches from number `first` on, as rows."""
+        return _cut(self._windows(order, epoch, first * batch_size), batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows, by their sorted numbers."""
         return _read_rows(self._shards, numbers, self._n_threads)
 
-    def _windows(self, order: Order, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _windows(self, order: Order, epoch: int, n_skipped: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each window's rows in the order of the slabs, and their places in the order of the training."""
         with ThreadPoolExecutor(1, "read-ahead") as reader:
-            windows = order.windows(epoch)
+            windows = order.windows(epoch, n_skipped)
 
             def start_next() -> tuple | None:
                 window = next(windows, None)

@@ -1,32 +1,44 @@
-"""The stages in order: the only file that knows them all."""
+"""The stages in order, and how an interrupted run goes on: the only file that knows them all."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import logging
-import platform
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import ledger
-from pipeline.config import LEARNING_RATES, Config, plain, problems
-from pipeline.encoding import encode_parts, plan_parts
-from pipeline.errors import ConfigError, DataError, DeviceError, NotPermitted, TrainingDiverged, shown
+from kernels import TILE_ROWS
+from pipeline.cluster import compute
+from pipeline.config import Config, allowed, problems
+from pipeline.disk import Disk
+from pipeline.encoding import Encoded, encode_parts, plan_parts
+from pipeline.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    NotPermitted,
+    ShardpressError,
+    SystemLimit,
+    WriteFailed,
+    shown,
+)
 from pipeline.features import index_bytes
+from pipeline.fit import autoencoder_of, fit, intact, scanned
 from pipeline.gate import Shard
-from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, slab_starts, spread_rows
-from pipeline.model import Model, Scaler, load_model
-from pipeline.plan import Plan, make_plan
-from pipeline.progress import Progress
-from pipeline.scan import Scan, describe_bad_rows, scan
-from pipeline.shards import open_shards, row_dtype
-from pipeline.training import train
+from pipeline.job import Clock, Job, resolved
+from pipeline.ledger import Entry, Ledger, Record, claim
+from pipeline.model import Model, load_model
+from pipeline.plan import make_plan
+from pipeline.policy import Policy
+from pipeline.request import Request, differences, request_of
+from pipeline.scan import Scan
+from pipeline.shards import open_shards
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -36,8 +48,7 @@ __all__ = ["Summary", "run"]
 
 log = logging.getLogger(__name__)
 
-_MEAN_BYTES = 2**22
-_PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
+_QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class Summary:
     output : str
         Where the features are.
     n_rows, n_inputs, n_features, n_bad : int
-        Rows, columns in, columns out, rows with NaN or Inf.
+        Rows, columns in, columns out, rows whose features are NaN.
     n_parts : int
         Feature files.
     device : str
@@ -58,6 +69,12 @@ class Summary:
         The best epoch's validation cost, or training cost without validation; None without training.
     seconds : dict of str to float
         For each stage.
+    n_bad_shards : int
+        Shards that were left out, or could not be read.
+    n_outside : int
+        Rows outside the range that a given model was trained on.
+    before : bool
+        Whether an earlier run had finished it all.
     """
 
     output: str
@@ -69,126 +86,102 @@ class Summary:
     device: str
     cost: float | None
     seconds: dict[str, float]
+    n_bad_shards: int = 0
+    n_outside: int = 0
+    before: bool = False
 
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
         cost = "" if self.cost is None else f" Mean squared error {self.cost:.5f} in scaled units."
-        bad = f" {self.n_bad} rows with NaN or Inf have NaN features." if self.n_bad else ""
+        bad = f" {self.n_bad} bad rows have NaN features." if self.n_bad else ""
+        bad += f" {self.n_bad_shards} bad shards." if self.n_bad_shards else ""
+        bad += f" {self.n_outside} rows lie outside the model's range." if self.n_outside else ""
         return (
-            f"Done: {self.n_rows} rows x {self.n_inputs} columns -> {self.n_features} features in "
-            f"{self.output}/index.h5 ({self.n_parts} parts).{cost}{bad} Device: {self.device}. Time: {stages}."
+            f"{'Already complete' if self.before else 'Done'}: {self.n_rows} rows x {self.n_inputs} columns -> "
+            f"{self.n_features} features in {self.output}/index.h5 ({self.n_parts} parts).{cost}{bad} "
+            f"Device: {self.device}. Time: {stages}."
         )
 
 
-def run(config: Config, command: Sequence[str]) -> Summary:
-    """Scan, train, encode.
+def run(
+    config: Config,
+    command: Sequence[str],
+    disk: Disk | None = None,
+    on_claim: Callable[[Path], object] = lambda directory: None,
+) -> Summary:
+    """Scan, train, encode; or what is left of it, when an earlier run in the same place was interrupted.
 
     Parameters
     ----------
     config : Config
     command : sequence of str
         The command line, for the outputs' attributes.
+    disk : Disk, optional
+        What makes every change to the file system.
+    on_claim : callable
+        Told the output directory once it is this run's own.
 
     Raises
     ------
     ShardpressError
-        One of its kinds for whatever a user can mend.
+        One of its kinds for whatever a user can mend. A note says how far the run came.
     """
+    clock = Clock()
     _refuse(problems(config))
-    shards = open_shards(config.input, config.dataset)
+    shards, bad_shards = _open(config)
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
     model = load_model(config.model) if config.model else None
-    config = _resolved(config, n_rows, n_inputs, model)
+    config = resolved(config, n_rows, n_inputs, model)
     _refuse(problems(config, n_rows, n_inputs) if model is None else _misfits(config, model, shards[0]))
     directory = Path(config.output)
     _refuse(_own_inputs(directory, shards))
-    with ledger.claim(directory, config.overwrite):
-        return _extract(_Job(config, command, shards, directory, _start_device(config)), model)
+    assert config.n_features is not None
+    make = partial(make_plan, config, shards, config.n_features, TILE_ROWS)
+    request = request_of(config, shards, model, make(on_device=False))
+    with claim(directory, disk) as ledger:
+        on_claim(directory)
+        earlier = _earlier(ledger, request, config, bad_shards, clock)
+        if earlier is not None:
+            return earlier
+        _check_space(ledger, config, shards, request)
+        device = _start_device(config)
+        plan = make(on_device=device.used != "cpu")
+        log.debug("plan: %s", plan)
+        job = Job(config, command, shards, bad_shards, request, plan, ledger, device, clock)
+        try:
+            with _memory_errors():
+                return _extract(job, model)
+        except BaseException as error:
+            error.add_note(_standing(job))
+            raise
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every stage needs to know; the settings have their defaults filled in."""
-
-    config: Config
-    command: Sequence[str]
-    shards: Sequence[Shard]
-    directory: Path
-    device: Device
-
-    def plan(self, tile_rows: int) -> Plan:
-        assert self.config.n_features is not None
-        on_device = self.device.used != "cpu"
-        return make_plan(self.config, self.shards, self.config.n_features, tile_rows, on_device)
-
-    def about(self, model: Model) -> dict[str, Any]:
-        """Attributes of every output."""
-        return {
-            "command": " ".join(self.command),
-            "config": asdict(self.config),
-            "device": str(self.device),
-            "model": model.fingerprint,
-            "versions": _versions(),
-        }
+# -- before the start --------------------------------------------------------------------------------------------
 
 
-def _extract(job: _Job, model: Model | None) -> Summary:
-    from kernels.autoencoder import TILE_ROWS
+def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
+    """The shards, and those that were refused and may be left out."""
+    if config.on_bad_data == "raise":
+        return open_shards(config.input, config.dataset), []
+    refused: list[dict[str, str]] = []
 
-    plan = job.plan(TILE_ROWS)
-    log.debug("plan: %s", plan)
-    clock = _Clock()
-    if model is None:
-        model, autoencoder = _fit(job, plan, clock)
-    else:
-        autoencoder = _autoencoder(job, model.scaler)
-        autoencoder.set_parameters(model.parameters)
-    ledger.clear(job.directory)
-    ledger.publish(job.directory / "model.h5", model.to_hdf5())
-    ledger.publish(job.directory / "encoder.npz", model.to_npz())
+    def refuse(path: Path, error: DataError) -> None:
+        log.warning("%s This shard is left out.", error)
+        refused.append({"file": str(path), "reason": str(error)})
 
-    about = job.about(model)
-    lines = _encode(job, plan, autoencoder, about)
-    clock.lap("encoding")
-    summary = Summary(
-        output=job.config.output,
-        n_rows=sum(line["n_rows"] for line in lines),
-        n_inputs=model.n_inputs,
-        n_features=model.n_features,
-        n_bad=sum(line["n_bad"] for line in lines),
-        n_parts=len(lines),
-        device=str(job.device),
-        cost=None if job.config.model else _best_cost(model.about["training"]),
-        seconds=clock.seconds,
-    )
-    _report(job, model, summary)
-    ledger.finish(job.directory, {**about, "n_rows": summary.n_rows, "n_features": summary.n_features, "parts": lines})
-    return summary
-
-
-def _report(job: _Job, model: Model, summary: Summary) -> None:
-    training = {} if job.config.model else {"training": model.about["training"]}
-    content = {"config": asdict(job.config), "device": asdict(job.device), **training, "summary": asdict(summary)}
-    ledger.publish_json(job.directory / "report.json", content)
-
-
-# -- settings ----------------------------------------------------------------------------------------------------
+    shards = open_shards(config.input, config.dataset, refuse)
+    limit = allowed(config.max_bad_shards, len(shards) + len(refused))
+    if len(refused) > limit:
+        raise DataError(
+            f"{len(refused)} of {len(shards) + len(refused)} shards are bad, expected {limit} at most "
+            f"(--max-bad-shards {config.max_bad_shards}). The first: {refused[0]['reason']}"
+        )
+    return shards, refused
 
 
 def _refuse(found: Sequence[str]) -> None:
     if found:
         raise ConfigError("; ".join(found))
-
-
-def _resolved(config: Config, n_rows: int, n_inputs: int, model: Model | None) -> Config:
-    """The settings with every default that depends on others or on the data filled in."""
-    n_features = config.n_features or (model.n_features if model else min(64, max(1, n_inputs // 2)))
-    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
-    batch_size = config.batch_size if config.batch_size is not None else min(128, max(16, n_rows // 50), n_rows)
-    resolved = dataclasses.replace(config, n_features=n_features, learning_rate=rate, batch_size=batch_size)
-    for name, value in asdict(resolved).items():
-        log.info("  %-22s %s", name, plain(value))
-    return resolved
 
 
 def _misfits(config: Config, model: Model, shard: Shard) -> list[str]:
@@ -211,6 +204,87 @@ def _own_inputs(directory: Path, shards: Sequence[Shard]) -> list[str]:
     ]
 
 
+def _earlier(
+    ledger: Ledger, request: Request, config: Config, bad_shards: list[dict[str, str]], clock: Clock
+) -> Summary | None:
+    """What an earlier run has finished, if that is what is asked for; otherwise make ready to go on.
+
+    Raises
+    ------
+    ConfigError
+        When there are results of other settings, and no leave to replace them.
+    """
+    if config.restart:
+        log.info("output=%s: beginning again", shown(ledger.directory))
+        ledger.forget()
+    ledger.sweep()
+    now = json.loads(json.dumps(asdict(request)))
+    manifest = ledger.manifest()
+    is_same = manifest is not None and manifest["fingerprint"] == request.of_all()
+    if manifest is not None and is_same and _passes(manifest, config, bad_shards):
+        lines = [*manifest["parts"], *manifest["files"]]
+        entries = [Entry(line["file"], line["n_bytes"], line["sha256"]) for line in lines]
+        check = partial(ledger.fault, digests=config.verify == "digests")
+        faults = [
+            fault for fault in compute([partial(check, entry) for entry in entries], config.threads or 2) if fault
+        ]
+        clock.lap("verification")
+        if not faults:
+            return Summary(**{**manifest["summary"], "output": config.output, "seconds": clock.seconds, "before": True})
+        for fault in faults:
+            log.warning("%s; it is made anew", fault)
+    elif manifest is not None and is_same:
+        log.info("output=%s: looked at again, since bad data are now treated otherwise", shown(ledger.directory))
+    elif manifest is not None:
+        changed = differences(manifest["request"], now)
+        if not config.overwrite:
+            raise ConfigError(
+                f"output={shown(ledger.directory)}: holds the results of another run, and this one differs: {changed}. "
+                "Choose another --output, or replace them with --overwrite (what still fits is kept) or --restart."
+            )
+        log.info("output=%s: results are replaced, since: %s", shown(ledger.directory), changed)
+    else:
+        before = ledger.request()
+        changed = differences(before, now) if before else ""
+        if changed:
+            log.warning("this run differs from the last one here, and does anew what that touches: %s", changed)
+    ledger.set_request(now)
+    return None
+
+
+def _passes(manifest: Mapping[str, Any], config: Config, bad_shards: list[dict[str, str]]) -> bool:
+    """Whether bad data that earlier settings let pass do so still, and are listed as these ones ask."""
+    refused, now = ([Path(bad["file"]).name for bad in found] for found in (manifest["bad_shards"], bad_shards))
+    n_bad, n_bad_shards = (manifest["summary"][name] for name in ("n_bad", "n_bad_shards"))
+    n_shards = len(manifest["request"]["inputs"]["shards"]) + len(refused)
+    is_listed = config.on_bad_data != "quarantine" or _QUARANTINE in [line["file"] for line in manifest["files"]]
+    return (
+        refused == now
+        and is_listed
+        and n_bad <= _n_allowed(config, config.max_bad_rows, manifest["n_rows"])
+        and n_bad_shards <= _n_allowed(config, config.max_bad_shards, n_shards)
+    )
+
+
+def _n_allowed(config: Config, limit: str, total: int) -> int:
+    return 0 if config.on_bad_data == "raise" else allowed(limit, total)
+
+
+def _check_space(ledger: Ledger, config: Config, shards: Sequence[Shard], request: Request) -> None:
+    """A full disk is better met in the evening."""
+    assert config.n_features is not None
+    row_bytes = 4 * config.n_features + 1 + 8 * len(shards[0].riders)
+    needed = sum(shard.n_rows for shard in shards) * row_bytes
+    free = ledger.disk.free_bytes(ledger.directory)
+    # Parts of this very model that are there already; which one it is, only the training tells.
+    there = sum(record.entry.n_bytes for record in ledger.all_records("part"))
+    if needed - there > free:
+        raise WriteFailed(
+            f"output={shown(ledger.directory)}: {free} bytes are free there, expected {needed - there} at least for "
+            "the features. Free some space, or choose another --output."
+        )
+
+
 def _start_device(config: Config) -> Device:
     from kernels import backend
     from kernels.settings import UnsafeCompileCache
@@ -227,107 +301,157 @@ def _start_device(config: Config) -> Device:
     return device
 
 
-def _versions() -> dict[str, str]:
-    import h5py
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Say of whichever memory has run out what to do about it."""
+    from kernels import backend
 
-    packages = {name: version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version, **packages}
-
-
-# -- stages ------------------------------------------------------------------------------------------------------
-
-
-def _scan(shards: Sequence[Shard], plan: Plan, config: Config) -> Scan:
-    n_rows = sum(shard.n_rows for shard in shards)
-    row_bytes = shards[0].n_inputs * np.dtype(shards[0].dtype).itemsize
-    with Progress("scan", n_rows, "rows", row_bytes) as progress:
-        found = scan(shards, plan.block_rows, plan.n_threads, progress.advance)
-    if len(found.bad_rows):
-        words = describe_bad_rows(shards, found)
-        if config.on_bad_data == "raise":
-            raise DataError(f"{words}, expected finite numbers. Mend the files, or use --on-bad-data skip.")
-        log.warning("%s; they are left out and get NaN features", words)
-    return found
-
-
-def _autoencoder(job: _Job, scaler: Scaler) -> Autoencoder:
-    from kernels.autoencoder import Autoencoder
-
-    assert job.config.n_features is not None
-    n_inputs = job.shards[0].n_inputs
-    return Autoencoder(n_inputs, job.config.n_features, *scaler.arrays(row_dtype(job.shards)))
-
-
-def _fit(job: _Job, plan: Plan, clock: _Clock) -> tuple[Model, Autoencoder]:
-    """Scan and train."""
-    found = _scan(job.shards, plan, job.config)
-    clock.lap("scan")
-    scaler = Scaler.from_scan(found)
-    autoencoder = _autoencoder(job, scaler)
     try:
-        training = _train(job, autoencoder, scaler, found, plan)
-    except TrainingDiverged as error:
-        path = job.directory / "model-last-good.h5"
-        ledger.publish(path, Model(scaler, autoencoder.parameters(), {"stopped": str(error)}).to_hdf5())
-        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
-    clock.lap("training")
-    about = {"training": training, "config": asdict(job.config), "versions": _versions(), "device": str(job.device)}
-    return Model(scaler, autoencoder.parameters(), about), autoencoder
+        yield
+    except MemoryError as error:
+        raise SystemLimit("the host's memory has run out. Lower --memory-budget or --threads.") from error
+    except Exception as error:
+        if isinstance(error, ShardpressError) or not backend.is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"the device's memory has run out: {' '.join(str(error).split())}. Lower --device-memory-budget or "
+            "--batch-size, free some of the device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."
+        ) from error
 
 
-def _train(job: _Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan, plan: Plan) -> dict[str, Any]:
-    from kernels.autoencoder import TrainingStep
+# -- the stages --------------------------------------------------------------------------------------------------
 
-    config, shards = job.config, job.shards
-    watched = _validation(found, plan, config)
-    order = Order(
-        slab_starts(shards, plan.window_rows // 4), np.union1d(found.bad_rows, watched), plan.window_rows, config.seed
+
+def _extract(job: Job, given: Model | None) -> Summary:
+    found: Scan | None
+    if given is None:
+        model, autoencoder, found = fit(job)
+    else:
+        # Which rows are bad must be known before the first part is written.
+        found = scanned(job) if job.tolerates_bad_data else None
+        if found is not None:
+            job.clock.lap("scan")
+        model, autoencoder = given, autoencoder_of(job, given.scaler)
+        autoencoder.set_parameters(given.parameters)
+    records = _encode(job, model, autoencoder, _policy(job, given, found), job.of_features(model, found))
+    job.clock.lap("encoding")
+    return _finish(job, model, records, given is None, found)
+
+
+def _policy(job: Job, given: Model | None, found: Scan | None) -> Policy:
+    config = job.config
+    return Policy(
+        on_bad_data=config.on_bad_data,
+        missing=config.missing_value,
+        unreadable={} if found is None else found.unreadable,
+        out_of_range=config.out_of_range,
+        minimum=None if given is None else given.scaler.minimum,
+        maximum=None if given is None else given.scaler.maximum,
     )
-    if not order.n_rows:
-        counts = f"{found.n_rows} rows, {len(found.bad_rows)} bad, {len(watched)} for validation"
-        raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
-    rows: Rows = ResidentRows(shards, plan.n_threads) if plan.resident else StreamedRows(shards, plan.n_threads)
-    validation = rows.take(watched)
-    log.info(
-        "training: %d rows %s, %d for validation, minibatches of %d",
-        *(order.n_rows, "in memory" if plan.resident else "streamed", len(watched), config.batch_size),
+
+
+def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fingerprint: str) -> list[Record]:
+    """Commit every part that is not there yet; the records of all of them, in the order of the rows."""
+    ledger = job.ledger
+    job.clock.features = fingerprint
+    there = intact(job, ledger.records("part", fingerprint))
+    parts, overlapping = plan_parts(job.shards, job.plan.part_rows, there)
+    for record in overlapping:
+        ledger.drop(record)
+    if there and parts:
+        n_rows = sum(record.facts["n_rows"] for record in there)
+        log.info("encoding: going on, an earlier run has committed %d rows in %d parts", n_rows, len(there))
+    if parts:
+        for dtype in sorted({shard.dtype for shard in job.shards}):
+            # No rows, no work: it compiles before the progress starts to count.
+            autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
+    limit = _n_allowed(job.config, job.config.max_bad_rows, sum(shard.n_rows for shard in job.shards))
+    n_bad = 0
+
+    def count(facts: Mapping[str, Any]) -> None:
+        nonlocal n_bad
+        n_bad += facts["n_bad"]
+        if n_bad > limit:
+            raise DataError(
+                f"file={shown(facts['path'])} dataset={shown(facts['dataset'])} rows={facts['start']}:{facts['stop']}: "
+                f"{n_bad} bad rows so far, expected {limit} at most (--max-bad-rows {job.config.max_bad_rows}, "
+                f"--on-bad-data {job.config.on_bad_data}). Mend the files, or raise it."
+            )
+
+    def commit(done: Encoded) -> None:
+        count(done.facts)
+        ledger.commit(done.part.key, fingerprint, done.entry, done.facts)
+
+    for record in there:
+        count(record.facts)
+
+    about = {**job.about(), "model": model.fingerprint}
+    encode_parts(parts, ledger.write, autoencoder.encode, job.n_features, job.plan, policy, about, commit)
+    return ledger.records("part", fingerprint)
+
+
+def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, found: Scan | None) -> Summary:
+    """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
+    ledger = job.ledger
+    about = {**job.about(), "model": model.fingerprint}
+    n_unreadable = len(found.unreadable) if found else 0
+    summary = Summary(
+        output=job.config.output,
+        n_rows=sum(record.facts["n_rows"] for record in records),
+        n_inputs=model.n_inputs,
+        n_features=model.n_features,
+        n_bad=sum(record.facts["n_bad"] for record in records),
+        n_parts=len(records),
+        device=str(job.device),
+        cost=_best_cost(model.about["training"]) if is_trained else None,
+        seconds=job.clock.seconds,
+        n_bad_shards=len(job.bad_shards) + n_unreadable,
+        n_outside=sum(record.facts["n_outside"] for record in records),
     )
-    autoencoder.initialize(np.random.default_rng(config.seed), _mean(scaler, rows, found, config))
-    step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
-    # Now, so that the training's time and rate are its own.
-    step.compile()
-    autoencoder.errors(validation[:0])
-    return train(autoencoder, step, rows, order, validation, config).summary()
+    report = {
+        "config": asdict(job.config),
+        "device": asdict(job.device),
+        "summary": asdict(summary),
+        **({"training": model.about["training"]} if is_trained else {}),
+    }
+    index = index_bytes(ledger.directory, [record.entry.file for record in records], about)
+    files = {
+        "model.h5": model.to_hdf5(),
+        "encoder.npz": model.to_npz(),
+        "index.h5": index,
+        "report.json": (json.dumps(report, indent=1) + "\n").encode(),
+    }
+    if job.config.on_bad_data == "quarantine":
+        files[_QUARANTINE] = _quarantine(job, records)
+    entries = [asdict(ledger.replace(name, data)) for name, data in files.items()]
+    lines = [{**asdict(r.entry), **{k: v for k, v in r.facts.items() if k != "bad"}} for r in records]
+    ledger.finish(
+        asdict(job.request),
+        {
+            **about,
+            "fingerprint": job.request.of_all(),
+            "n_rows": summary.n_rows,
+            "n_features": summary.n_features,
+            "n_bad": summary.n_bad,
+            "bad_shards": job.bad_shards,
+            "summary": asdict(summary),
+            "files": entries,
+            "parts": lines,
+        },
+    )
+    request = job.request
+    keep = [request.of_scan(), request.of_model() if found is None else job.of_model(found)]
+    ledger.sweep(*keep, job.of_features(model, found))
+    return summary
 
 
-def _validation(found: Scan, plan: Plan, config: Config) -> np.ndarray:
-    """Numbers of the rows that training is watched with."""
-    n_wanted = round(config.validation_fraction * found.n_rows)
-    if n_wanted > plan.max_validation_rows:
-        log.info("validation: %d rows instead of %d, to stay in the memory budget", plan.max_validation_rows, n_wanted)
-    return spread_rows(found.n_rows, found.bad_rows, min(n_wanted, plan.max_validation_rows), config.seed)
-
-
-def _mean(scaler: Scaler, rows: Rows, found: Scan, config: Config) -> np.ndarray | None:
-    """The scaled rows' mean, for the start of the biases, over rows that depend on no block, thread or budget."""
-    if config.biases == "zero":
-        return None
-    n_wanted = min(found.n_rows, max(1, _MEAN_BYTES // (8 * len(scaler.minimum))))
-    sample = rows.take(spread_rows(found.n_rows, found.bad_rows, n_wanted, config.seed))
-    return np.asarray(scaler.transform(sample).mean(axis=0, dtype=np.float64)) if len(sample) else None
-
-
-def _encode(job: _Job, plan: Plan, autoencoder: Autoencoder, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Write every part and the index over them; the manifest's line for each."""
-    for dtype in sorted({shard.dtype for shard in job.shards}):
-        # No rows, no work: it compiles before the progress starts to count.
-        autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
-    parts = plan_parts(job.shards, plan.part_rows)
-    skip_bad = job.config.on_bad_data == "skip"
-    lines = encode_parts(parts, job.directory, autoencoder.encode, autoencoder.n_features, plan, skip_bad, about)
-    index = index_bytes(job.directory, [part.file for part in parts], about)
-    ledger.publish(job.directory / "index.h5", index)
-    return lines
+def _quarantine(job: Job, records: Sequence[Record]) -> bytes:
+    """One line of JSON for each bad shard and each bad row."""
+    lines: list[dict[str, Any]] = [{**bad, "dataset": None, "row": None, "columns": []} for bad in job.bad_shards]
+    for record in records:
+        where = {"file": record.facts["path"], "dataset": record.facts["dataset"]}
+        lines += [{**where, **bad} for bad in record.facts.get("bad", [])]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def _best_cost(training: dict[str, Any]) -> float:
@@ -336,13 +460,13 @@ def _best_cost(training: dict[str, Any]) -> float:
     return float(cost)
 
 
-class _Clock:
-    """Seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage], self._last = now - self._last, now
+def _standing(job: Job) -> str:
+    """How far a run came that did not finish."""
+    stages = ", ".join(job.clock.seconds) or "nothing yet"
+    n_rows = sum(shard.n_rows for shard in job.shards)
+    records = job.ledger.records("part", job.clock.features) if job.clock.features else []
+    n_done = sum(record.facts["n_rows"] for record in records)
+    return (
+        f"Not finished after {job.clock.total:.1f} s in {shown(job.ledger.directory)}: stages done: {stages}; "
+        f"{n_done} of {n_rows} rows have committed features."
+    )

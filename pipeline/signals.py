@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["Stopped", "check", "leave", "stoppable"]
+__all__ = ["Stopped", "check", "deferred", "leave", "stoppable"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _caught: list[int] = []
+_n_deferred = 0
 
 
 class Stopped(KeyboardInterrupt):
@@ -45,6 +46,7 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _caught.clear()
 
 
 def check() -> None:
@@ -55,6 +57,20 @@ def check() -> None:
     """
     if _caught:
         raise Stopped(_caught[0])
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within the context a signal raises in `check` only: for work that must not stop inside one of its steps."""
+    global _n_deferred
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no handler ever runs
+        return
+    _n_deferred += 1
+    try:
+        yield
+    finally:
+        _n_deferred -= 1
 
 
 def leave(code: int) -> NoReturn:
@@ -69,4 +85,5 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     for each in _SIGNALS:
         signal.signal(each, signal.SIG_DFL)
     _caught.append(number)
-    raise Stopped(number)
+    if not _n_deferred:
+        raise Stopped(number)

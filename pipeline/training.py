@@ -1,11 +1,11 @@
-"""Epochs of minibatches, validation, early stopping."""
+"""Epochs of minibatches, validation, early stopping, and checkpoints from which an interrupted training goes on."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,14 @@ import numpy as np
 from pipeline import signals
 from pipeline.config import Config
 from pipeline.errors import TrainingDiverged
+from pipeline.formats import pack, unpack
 from pipeline.minibatches import Order, Rows
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder, TrainingStep
 
-__all__ = ["Epoch", "Trained", "learning_rate", "train"]
+__all__ = ["Checkpoint", "Epoch", "Trained", "learning_rate", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,9 @@ _COSTS_PER_EPOCH = 16
 # Rows are scaled to [0, 1], so a cost that has grown so far will not come back.
 _DIVERGED = 100.0
 _SMALL = 1e-6
+
+# An epoch may be over in milliseconds: its end is saved only when saving takes less than a fiftieth of the time.
+_RARELY = 50
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,51 @@ class Trained:
         return {"best_epoch": self.best_epoch, "history": [asdict(epoch) for epoch in self.history]}
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where training stands between two steps.
+
+    Attributes
+    ----------
+    arrays : mapping
+        ``parameters/...``, ``state/...`` of the update rule, and ``best/...`` of the best epoch so far, all float32.
+    progress : dict
+        Plain values: the epoch, the steps done in it, costs, history.
+    n_steps : int
+        Steps done in all.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    progress: dict[str, Any]
+    n_steps: int
+
+    def group(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a group under their own names."""
+        start = f"{name}/"
+        return {key.removeprefix(start): array for key, array in self.arrays.items() if key.startswith(start)}
+
+    def to_npz(self) -> bytes:
+        """The bytes of its file."""
+        return pack(self.arrays, {"progress": self.progress, "n_steps": self.n_steps})
+
+    @classmethod
+    def from_npz(cls, data: bytes) -> Checkpoint:
+        """What `to_npz` wrote.
+
+        Raises
+        ------
+        ValueError
+            When it is anything else, or an array is not finite.
+        """
+        arrays, about = unpack(data)
+        if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()):
+            raise ValueError("holds arrays that are not finite float32 numbers")
+        try:
+            return cls(arrays, dict(about["progress"]), int(about["n_steps"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"is no checkpoint: {error!r}") from error
+
+
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
     """Size of a step, counted from 0 over all epochs.
 
@@ -101,6 +150,8 @@ def train(
     order: Order,
     validation: np.ndarray,
     config: Config,
+    checkpoint: Checkpoint | None = None,
+    save: Callable[[Checkpoint], object] = lambda checkpoint: None,
 ) -> Trained:
     """Train until the epochs are over or validation stops getting better.
 
@@ -117,56 +168,152 @@ def train(
     validation : ndarray of shape (n_validation, n_inputs)
         Unscaled; may be empty.
     config : Config
+    checkpoint : Checkpoint, optional
+        Where to go on. On the CPU the result is the same, bit for bit, as without the interruption.
+    save : callable
+        Given a checkpoint every ``config.checkpoint_minutes``, at the end of epochs, and when a signal comes.
 
     Raises
     ------
     TrainingDiverged
         When a cost is not finite or has grown without bound; the autoencoder is left with the last good parameters.
+    ValueError
+        When the checkpoint is of another model or update rule.
     """
-    history: list[Epoch] = []
-    best, best_cost, best_epoch = autoencoder.parameters(), math.inf, 0
-    watch = _CostWatch()
-    with Progress("training", config.epochs, "epochs") as progress:
-        for epoch in range(config.epochs):
-            start = time.monotonic()
-            try:
-                cost = _train_epoch(step, rows, order, config, epoch, watch)
-                validation_cost = _validate(autoencoder, validation, epoch, watch)
-            except TrainingDiverged:
-                autoencoder.set_parameters(best)
-                raise
-            done = Epoch(epoch, cost, validation_cost, time.monotonic() - start)
-            history.append(done)
-            progress.advance(1, str(done))
-            log.debug("epoch %d: %s, %.2f s", epoch, done, done.seconds)
-            if validation_cost is None:
-                best, best_epoch = autoencoder.parameters(), epoch
-            elif validation_cost < best_cost:
-                best, best_cost, best_epoch = autoencoder.parameters(), validation_cost, epoch
-            elif config.patience and epoch - best_epoch >= config.patience:
-                log.info("training: stopped early, epoch %d was the best", best_epoch)
-                break
-    autoencoder.set_parameters(best)
-    return Trained(best, tuple(history), best_epoch)
-
-
-def _train_epoch(step: TrainingStep, rows: Rows, order: Order, config: Config, epoch: int, watch: _CostWatch) -> float:
-    """Take an epoch's steps; the mean of the costs that were asked for."""
     assert config.batch_size is not None
-    n_steps = -(-order.n_rows // config.batch_size)
+    state = _State(autoencoder, step, config, -(-order.n_rows // config.batch_size))
+    if checkpoint is not None:
+        state.restore(checkpoint)
+    keeper = _Keeper(state, save, 60 * config.checkpoint_minutes)
+    # A step that a signal cuts short would leave weights that belong to no place in the order.
+    with Progress("training", config.epochs, "epochs") as progress, signals.deferred():
+        progress.advance(state.epoch)
+        try:
+            while not state.is_over:
+                _train_epoch(state, rows, order, keeper)
+                done = _end_epoch(state, validation)
+                progress.advance(1, str(done))
+                log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
+                keeper.keep(end_of_epoch=True)
+        except TrainingDiverged:
+            autoencoder.set_parameters(state.best)
+            raise
+        except signals.Stopped:
+            save(state.checkpoint())
+            raise
+    if state.epoch < config.epochs:
+        log.info("training: stopped early, epoch %d was the best", state.best_epoch)
+    autoencoder.set_parameters(state.best)
+    return Trained(state.best, tuple(state.history), state.best_epoch)
+
+
+class _State:
+    """Everything that decides how training goes on."""
+
+    def __init__(self, autoencoder: Autoencoder, step: TrainingStep, config: Config, n_steps: int) -> None:
+        self.autoencoder, self.step, self.config, self.n_steps = autoencoder, step, config, n_steps
+        self.epoch = 0
+        self.n_done = 0  # steps of this epoch
+        self.costs: list[float] = []
+        self.seconds = 0.0
+        self.history: list[Epoch] = []
+        self.best, self.best_cost, self.best_epoch = autoencoder.parameters(), math.inf, 0
+        self.watch = _CostWatch()
+
+    @property
+    def is_over(self) -> bool:
+        """All epochs are done, or validation has not got better for too long."""
+        waited = self.epoch - 1 - self.best_epoch
+        patience = self.config.patience
+        watched = bool(self.history) and self.history[-1].validation_cost is not None
+        return self.epoch >= self.config.epochs or bool(watched and patience and waited >= patience)
+
+    def checkpoint(self) -> Checkpoint:
+        """Copies of all of it."""
+        sources = {"parameters": self.autoencoder.parameters(), "state": self.step.state(), "best": self.best}
+        arrays = {f"{group}/{name}": array for group, named in sources.items() for name, array in named.items()}
+        progress = {
+            "optimizer": self.config.optimizer,
+            "epoch": self.epoch,
+            "n_done": self.n_done,
+            "costs": list(self.costs),
+            "seconds": self.seconds,
+            "history": [asdict(epoch) for epoch in self.history],
+            "best_cost": self.best_cost if math.isfinite(self.best_cost) else None,
+            "best_epoch": self.best_epoch,
+            "watch": self.watch.seen(),
+        }
+        return Checkpoint(arrays, progress, self.epoch * self.n_steps + self.n_done)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from there; a `ValueError` says what does not fit."""
+        progress = checkpoint.progress
+        try:
+            if progress["optimizer"] != self.config.optimizer:
+                raise ValueError(f"a checkpoint of {progress['optimizer']}, expected {self.config.optimizer}")
+            self.best = checkpoint.group("best")
+            self.autoencoder.set_parameters(self.best)  # which are not needed yet, but must fit
+            self.autoencoder.set_parameters(checkpoint.group("parameters"))
+            self.step.set_state(checkpoint.group("state"))
+            self.epoch, self.n_done, self.costs = progress["epoch"], progress["n_done"], list(progress["costs"])
+            self.seconds, self.history = progress["seconds"], [Epoch(**epoch) for epoch in progress["history"]]
+            self.best_epoch = progress["best_epoch"]
+            self.best_cost = math.inf if progress["best_cost"] is None else progress["best_cost"]
+            self.watch = _CostWatch(*progress["watch"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no checkpoint of a training: {error!r}") from error
+
+
+class _Keeper:
+    """Saves checkpoints: often enough to lose little, seldom enough to cost little."""
+
+    def __init__(self, state: _State, save: Callable[[Checkpoint], object], seconds_between: float) -> None:
+        self._state, self._save, self._seconds_between = state, save, seconds_between
+        self._cost, self._last = 0.0, time.monotonic()
+
+    def keep(self, end_of_epoch: bool = False) -> None:
+        """Save one when it is time."""
+        start = time.monotonic()
+        waited = start - self._last
+        if waited >= self._seconds_between or (end_of_epoch and waited >= _RARELY * self._cost):
+            self._save(self._state.checkpoint())
+            self._last = time.monotonic()
+            self._cost = self._last - start
+
+
+def _train_epoch(state: _State, rows: Rows, order: Order, keeper: _Keeper) -> None:
+    """Take an epoch's steps, or what is left of them."""
+    config, n_steps = state.config, state.n_steps
+    assert config.batch_size is not None
     stride = max(1, n_steps // _COSTS_PER_EPOCH)
-    costs = []
-    for number, minibatch in enumerate(rows.minibatches(order, epoch, config.batch_size)):
+    start = time.monotonic() - state.seconds
+    for minibatch in rows.minibatches(order, state.epoch, config.batch_size, state.n_done):
         signals.check()
-        step.set_learning_rate(learning_rate(config, epoch * n_steps + number, n_steps))
-        cost = step(minibatch, with_cost=number % stride == 0)
+        number = state.n_done
+        state.step.set_learning_rate(learning_rate(config, state.epoch * n_steps + number, n_steps))
+        cost = state.step(minibatch, with_cost=number % stride == 0)
+        state.n_done, state.seconds = number + 1, time.monotonic() - start
         if cost is not None:
-            costs.append(watch.check(cost, f"epoch {epoch}, minibatch {number}"))
-    return float(np.mean(costs))
+            state.costs.append(state.watch.check(cost, f"epoch {state.epoch}, minibatch {number}"))
+        keeper.keep()
+
+
+def _end_epoch(state: _State, validation: np.ndarray) -> Epoch:
+    """Look at what an epoch's steps have left, and turn to the next one."""
+    start, epoch = time.monotonic(), state.epoch
+    validation_cost = _validate(state.autoencoder, validation, epoch, state.watch)
+    seconds = state.seconds + time.monotonic() - start
+    done = Epoch(epoch, float(np.mean(state.costs)), validation_cost, seconds)
+    state.history.append(done)
+    if validation_cost is None or validation_cost < state.best_cost:
+        state.best, state.best_epoch = state.autoencoder.parameters(), epoch
+        state.best_cost = math.inf if validation_cost is None else validation_cost
+    state.epoch, state.n_done, state.costs, state.seconds = epoch + 1, 0, [], 0.0
+    return done
 
 
 def _validate(autoencoder: Autoencoder, validation: np.ndarray, epoch: int, watch: _CostWatch) -> float | None:
-    """Look at what an epoch's steps have left: the validation rows' cost; None without any."""
+    """The validation rows' cost; None without any."""
     # The last steps' costs may not have been asked for.
     if not all(np.isfinite(array).all() for array in autoencoder.parameters().values()):
         watch.check(math.nan, f"the end of epoch {epoch}")
@@ -176,16 +323,19 @@ def _validate(autoencoder: Autoencoder, validation: np.ndarray, epoch: int, watc
 class _CostWatch:
     """Knows the first and the last good cost, and refuses one that is not finite or has grown without bound."""
 
-    def __init__(self) -> None:
-        self._first: float | None = None
-        self._last = math.nan
+    def __init__(self, first: float | None = None, last: float | None = None) -> None:
+        self._first, self._last = first, last
+
+    def seen(self) -> list[float | None]:
+        """What it goes by."""
+        return [self._first, self._last]
 
     def check(self, cost: float, where: str) -> float:
         first = cost if self._first is None else self._first
         if not math.isfinite(cost) or cost > _DIVERGED * max(first, _SMALL):
+            last = "none" if self._last is None else f"{self._last:.4g}"
             raise TrainingDiverged(
-                f"training diverged at {where}: cost {cost:.4g}, last finite cost {self._last:.4g}. "
-                "Lower --learning-rate."
+                f"training diverged at {where}: cost {cost:.4g}, last finite cost {last}. Lower --learning-rate."
             )
         self._first, self._last = first, cost
         return cost

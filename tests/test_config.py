@@ -1,10 +1,13 @@
 """Settings: four sources, one order, and every mistake named with what was expected."""
 
+import subprocess
+import sys
 from dataclasses import fields, replace
+from fractions import Fraction
 
 import pytest
 
-from pipeline.config import Config, parse, parse_bytes, problems
+from pipeline.config import Config, allowed, parse, parse_bytes, problems
 from tests.helpers import refused
 
 # For each setting, as words: what the file, the environment and the flag say; and then the three as values.
@@ -29,7 +32,14 @@ SAMPLES = {
     "memory_budget": (2**24, 2**25, 2**26),
     "device_memory_budget": (1, 2, 3),
     "shuffle_window": (1, 2, 3),
-    "on_bad_data": ("skip", "raise", "skip"),
+    "on_bad_data": ("skip", "raise", "quarantine"),
+    "max_bad_rows": ("5", "0.5%", "7"),
+    "max_bad_shards": ("5", "0.5%", "7"),
+    "missing_value": (-1.0, -2.0, -3.0),
+    "out_of_range": ("clip", "raise", "clip"),
+    "checkpoint_minutes": (1.0, 2.0, 3.0),
+    "verify": ("sizes", "digests", "sizes"),
+    "restart": (True, False, True),
     "require_device": (True, False, True),
     "overwrite": (True, False, True),
     "quiet": (True, False, True),
@@ -125,10 +135,52 @@ def test_bytes_are_read_with_their_units(text, n_bytes):
     assert parse_bytes(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "1iB", "4XB", "1e3", "4 Gi B", "nan", "1.G.", "1,5G"])
+@pytest.mark.parametrize("text", ["", "G", "-1", "1iB", "4XB", "1e3", "4 Gi B", "nan", "1.G.", "1,5G", "9" * 400])
 def test_what_is_no_number_of_bytes_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match="expected bytes with a unit, like 4GiB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("0", "0"), ("25", "25"), (" 5 ", "5"), ("1%", "1%"), ("0.5 %", "0.5%"), (".5%", ".5%"), ("100.0%", "100.0%")],
+)
+def test_limits_are_numbers_or_percentages(text, limit):
+    for name in ("max_bad_rows", "max_bad_shards"):
+        assert getattr(settings(*flags(name, text)), name) == limit
+
+
+@pytest.mark.parametrize(
+    "text", ["", "150%", "100.001%", "-1", "-1%", "1.5", "1e3", "%", "1%%", "1.%", "nan%", "inf", "some", "9" * 5000]
+)
+def test_what_is_no_limit_is_refused_with_an_example(text):
+    with refused(78, "MAX_BAD_ROWS", "expected a whole number, or a percentage like 0.1%"):
+        settings(**variable("max_bad_rows", text))
+
+
+def test_a_percentage_is_counted_exactly_and_rounded_down():
+    for total in (0, 1, 99, 100, 101, 10**18 + 1):
+        for tenths in range(0, 1001, 7):
+            assert allowed(f"{tenths / 10}%", total) == Fraction(tenths, 1000) * total // 1
+    assert [allowed("25", total) for total in (0, 24, 10**6)] == [25, 25, 25]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("-9999", -9999),
+        ("-999.9", -999.9),
+        ("1e3", 1000),
+        ("9223372036854775807", 2**63 - 1),
+        ("18446744073709551615", 2**64 - 1),
+        ("1e300", int(1e300)),
+        ("none", None),
+    ],
+)
+def test_a_missing_value_is_kept_to_the_last_digit(file, text, value):
+    """Integers of 64 bits are often marked by their largest or smallest value, which no float64 is."""
+    for found in (settings("--missing-value", text), settings(*file(f"missing_value: '{text}'"))):
+        assert found.missing_value == value
 
 
 BAD_VALUES = [
@@ -137,7 +189,10 @@ BAD_VALUES = [
     ("momentum", "much", "'much', expected a number"),
     ("memory_budget", "lots", "'lots', expected bytes with a unit"),
     ("optimizer", "sgd", "'sgd', expected one of momentum, nesterov, adam, rmsprop"),
-    ("on_bad_data", "ignore", "'ignore', expected one of raise, skip"),
+    ("on_bad_data", "ignore", "'ignore', expected one of raise, skip, quarantine"),
+    ("out_of_range", "drop", "'drop', expected one of allow, clip, raise"),
+    ("max_bad_rows", "150%", "'150%', expected a whole number, or a percentage"),
+    ("missing_value", "NA", "'NA', expected a number"),
 ]
 
 
@@ -203,6 +258,11 @@ def test_all_complaints_about_flags_come_at_once():
         settings("--seed", "x", "--momentum", "y")
 
 
+def test_all_complaints_about_the_environment_come_at_once():
+    with refused(78, "SHARDPRESS_SEED: 'x'", "SHARDPRESS_MOMENTUM: 'y'", "SHARDPRESS_EPOCH is unknown"):
+        settings(SHARDPRESS_SEED="x", SHARDPRESS_MOMENTUM="y", SHARDPRESS_EPOCH="3")
+
+
 # -- files -------------------------------------------------------------------------------------------------------
 
 
@@ -247,6 +307,94 @@ def test_a_file_never_runs_code(file, tmp_path, tag):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epochs: !!map [1, 2]",
+        "epochs: !!map ab",
+        "epochs: !!timestamp never",
+        "quiet: !!bool perhaps",
+        "momentum: !!float ''",
+        "seed: !!int ''",
+        "seed: !ours 3",
+        "seed: ! 3",
+        "epochs: !<%1b[31m> 3",
+        "!!omap [a: 1]",
+    ],
+)
+def test_a_tag_is_refused_whatever_it_asks_for(file, text):
+    """S17. PyYAML answers tags on values that do not fit them with errors of any kind."""
+    with refused(78, "not YAML", "a tag (", "expected plain values"):
+        settings(*file(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epochs: 3\nepochs: 3",
+        "epochs: 3\nseed: 1\n'epochs': 4",
+        "1: 2\n'1': 3",
+        "epochs: {a: 1, b: {c: 1, c: 2}}",
+        "input: [{a: 1, a: 2}]",
+        "epochs: 3\n<<: {epochs: 4}",
+        '"\\e[31m": 1\n"\\e[31m": 2',
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_at_any_depth(file, text):
+    """S17."""
+    with refused(78, "not YAML", "stands twice"):
+        settings(*file(text))
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: 1", "{[a]: 1}", "seed: {{a: 1}: 2}", "<<: 3", "<<: [1]", "seed: ="])
+def test_keys_and_values_that_are_none_are_refused(file, text):
+    with refused(78, "not YAML"):
+        settings(*file(text))
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "validation_fraction", "missing_value"])
+@pytest.mark.parametrize("word", [".nan", ".inf", "-.inf", "nan", "inf"])
+def test_numbers_that_are_none_are_refused(file, name, word):
+    """S17, U2."""
+    assert [words for words in problems(settings(*file(f"{name}: {word}"))) if words.startswith(f"{name}: ")]
+
+
+BOMBS = {
+    "aliases": "b0: &b0 [x, x]\n" + "".join(f"b{i + 1}: &b{i + 1} [*b{i}, *b{i}]\n" for i in range(40)),
+    "merged": "a: &a {x: 1}\nb:\n  <<: [*a, *a]",
+    "endless": "a: &a [*a]",
+    "brackets": "[" * 250000,
+    "braces": "{a: " * 60000,
+    "questions": "? " * 10**5,
+    "dashes": "- " * 10**5,
+    "steps": "".join(" " * i + "a:\n" for i in range(700)),
+    "keys": "".join(f"k{i}: 1\n" for i in range(25000)),
+    "same keys": "a: 1\n" * 50000,
+    "long": "#" * 10**8,
+}
+IN_LITTLE = """
+import resource, sys
+from pipeline.config import parse
+from pipeline.errors import ConfigError
+import yaml
+before = resource.getrusage(resource.RUSAGE_SELF)
+try:
+    parse(["--config", sys.argv[1]], {}, "")
+except ConfigError as error:
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    print(error.exit_code, len(str(error)), after.ru_utime - before.ru_utime, after.ru_maxrss - before.ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_in_little_time_and_memory(file, name):
+    """S17. Measured in a process of its own, in seconds of the processor and KiB."""
+    command = [sys.executable, "-c", IN_LITTLE, file(BOMBS[name])[1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    code, n_letters, seconds, memory = map(float, done.stdout.split())
+    assert (code, n_letters < 20_000, seconds < 3, memory < 2**16) == (78, True, True, True), done.stdout
+
+
 # -- what does not work together -----------------------------------------------------------------------------------
 
 
@@ -266,6 +414,8 @@ def test_a_file_never_runs_code(file, tmp_path, tag):
         ("memory_budget", [2**24], [2**24 - 1, 0]),
         ("device_memory_budget", [0], [-1]),
         ("shuffle_window", [1], [0]),
+        ("checkpoint_minutes", [0.0, 0.5, 1e6], [-1.0, float("inf"), float("nan")]),
+        ("missing_value", [None, 0, -9999, 10**300], [float("inf"), float("-inf"), float("nan")]),
     ],
 )
 def test_each_setting_has_its_range(name, good, bad):
@@ -284,6 +434,14 @@ def test_all_problems_are_told_at_once():
         "batch_size: 0, expected 1 to 60000 for these shards",
         "quiet and verbose: both, expected at most one of them",
     ]
+    wrong = {"epochs": 0, "batch_size": -1, "learning_rate": float("nan"), "momentum": 1.0, "seed": -1, "patience": -1}
+    assert [words.split(":")[0] for words in problems(replace(Config(), **wrong))] == list(wrong)
+
+
+def test_what_contradicts_itself_is_refused():
+    for pair in (("overwrite", "restart"), ("quiet", "verbose")):
+        (complaint,) = problems(replace(Config(), **dict.fromkeys(pair, True)))
+        assert complaint == f"{' and '.join(pair)}: both, expected at most one of them"
 
 
 def test_without_the_data_only_what_can_be_known_is_refused():

@@ -10,10 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import encoding
-from pipeline.encoding import Encoder, encode_parts, plan_parts
+from pipeline.encoding import Encoded, Encoder, Write, encode_parts, plan_parts
 from pipeline.gate import Shard
+from pipeline.ledger import Entry, Record
 from pipeline.plan import Plan
+from pipeline.policy import Policy
 from pipeline.shards import open_shards
 from tests.helpers import numbered, numbered_shards, refused, write_shard
 
@@ -27,17 +28,31 @@ def double(rows: np.ndarray, out: np.ndarray) -> None:
     out[:] = 2 * rows[:, :2]
 
 
-def encode(
-    shards: Sequence[Shard], folder: Path, sizes: Plan, skip_bad: bool = False, encoder: Encoder = double
-) -> tuple[list, np.ndarray]:
+def writer(folder: Path) -> Write:
+    """Puts files where they belong, as the ledger does."""
     (folder / "parts").mkdir(exist_ok=True)
-    parts = plan_parts(shards, sizes.part_rows)
-    lines = encode_parts(parts, folder, encoder, 2, sizes, skip_bad, {"command": "test"})
+
+    def write(stem: str, suffix: str, data: bytes) -> Entry:
+        (folder / f"{stem}{suffix}").write_bytes(data)
+        return Entry(f"{stem}{suffix}", len(data), "")
+
+    return write
+
+
+def encode(
+    shards: Sequence[Shard], folder: Path, sizes: Plan, on_bad_data: str = "raise", encoder: Encoder = double
+) -> tuple[list, np.ndarray]:
+    parts, _ = plan_parts(shards, sizes.part_rows, [])
+    done: list[Encoded] = []
+    policy = Policy(on_bad_data)
+    encode_parts(parts, writer(folder), encoder, 2, sizes, policy, {"command": "test"}, done.append)
+    done.sort(key=lambda each: each.part.key)
+    assert [each.part for each in done] == parts
     found = []
-    for part in parts:
-        with h5py.File(folder / part.file) as file:
+    for each in done:
+        with h5py.File(folder / each.entry.file) as file:
             found.append(file["features"][:])
-    return lines, np.concatenate(found)
+    return [{"file": each.entry.file, **each.facts} for each in done], np.concatenate(found)
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, 3, 7, 100])
@@ -77,7 +92,7 @@ def test_skipped_rows_do_not_shift_the_others(tmp_path: Path) -> None:
     rows = numbered(6, dtype=np.float32)
     rows[2, 1], rows[5, 0] = np.nan, np.inf
     shards = open_shards([write_shard(tmp_path / "a.h5", rows)])
-    lines, features = encode(shards, tmp_path, plan(2, 4), skip_bad=True)
+    lines, features = encode(shards, tmp_path, plan(2, 4), "skip")
     bad = np.array([False, False, True, False, False, True])
     assert np.isnan(features[bad]).all()
     assert np.array_equal(features[~bad], 2 * rows[~bad])
@@ -107,13 +122,30 @@ def test_an_interrupt_leaves_whole_files_or_none(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         encode(shards, tmp_path, plan(2, 6, n_threads=1), encoder=interrupted)
     (path,) = (tmp_path / "parts").iterdir()
-    first = 6 * int(path.stem.removeprefix("part-"))
+    first = 6 * int(path.stem.split("-")[1])
     with h5py.File(path) as file:
         assert np.array_equal(file["features"][:], 2 * numbered(6, first=first).astype(np.float32))
 
 
-def test_a_failure_stops_the_other_parts_at_their_next_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "publish", lambda path, data: (_ for _ in ()).throw(OSError("no")))
+def test_a_failure_stops_the_other_parts_at_their_next_block(tmp_path: Path) -> None:
+    def fail(stem: str, suffix: str, data: bytes) -> Entry:
+        raise OSError("no")
+
+    parts, _ = plan_parts(numbered_shards(tmp_path, 4, 4), 4, [])
+    done: list[Encoded] = []
     with pytest.raises(OSError, match="no"):
-        encode(numbered_shards(tmp_path, 4, 4), tmp_path, plan(1, 4))
-    assert not list((tmp_path / "parts").iterdir())
+        encode_parts(parts, fail, double, 2, plan(1, 4), Policy(), {}, done.append)
+    assert not done
+
+
+def test_parts_that_are_committed_are_not_made_again_whatever_their_size(tmp_path: Path) -> None:
+    shards = numbered_shards(tmp_path, 10, 0, 7)
+    facts = [
+        {"shard": 0, "start": 2, "stop": 5},
+        {"shard": 0, "start": 4, "stop": 6},
+        {"shard": 2, "start": 0, "stop": 7},
+    ]
+    records = [Record(f"part-{i}", "", Entry("", 0, ""), fact) for i, fact in enumerate(facts)]
+    parts, overlapping = plan_parts(shards, 4, records)
+    assert [(part.number, part.source.start, part.source.stop) for part in parts] == [(0, 0, 2), (0, 5, 9), (0, 9, 10)]
+    assert overlapping == [records[1]]

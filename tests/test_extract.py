@@ -13,7 +13,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import ledger
+from pipeline.cli import main as run_cli
+from pipeline.disk import Disk
 from pipeline.features import open_features
 from pipeline.model import load_model
 from scripts.extract import main
@@ -185,31 +186,50 @@ def test_divergence_keeps_the_last_good_weights(shards: Path, tmp_path: Path, ca
 def test_results_are_not_replaced_unless_told(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "out"
     first = features(shards, out)
-    assert main(["--input", str(shards), "--output", str(out), *QUICK]) == 73
-    assert "holds the results of another run" in caplog.text
+    assert main(["--input", str(shards), "--output", str(out), *QUICK, "--seed", "3"]) == 78
+    assert "holds the results of another run, and this one differs: seed 0 -> 3" in caplog.text
     assert np.array_equal(open_features(out).features.compute(), first), "a refusal touches nothing"
     assert not np.array_equal(features(shards, out, "--overwrite", "--seed", "3"), first)
 
 
-def test_an_interrupt_ends_with_130_and_no_half_file(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_same_command_again_verifies_and_ends(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(descriptor: int) -> None:
-        raise KeyboardInterrupt
-
     out = tmp_path / "out"
-    original = ledger.publish
+    first = features(shards, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name not in (".lock", "run.log")}
+    capsys.readouterr()
+    assert np.array_equal(features(shards, out), first)
+    assert capsys.readouterr().out.startswith("Already complete: 3500 rows")
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name not in (".lock", "run.log")}
+    assert after == before
 
-    def publish(path: Path, data: bytes) -> None:
-        if path.name == "part-00001.h5":
-            monkeypatch.setattr(ledger.os, "fsync", interrupt)
-        original(path, data)
 
-    monkeypatch.setattr("pipeline.encoding.publish", publish)
-    assert main(["--input", str(shards), "--output", str(out), "--threads", "1", *QUICK]) == 130
+class Interrupted(Disk):
+    """A disk whose user loses patience while the second part is synced."""
+
+    n_parts = 0
+
+    def create(self, path: Path) -> int:
+        self.n_parts += path.parent.name == "parts"
+        return super().create(path)
+
+    def sync(self, descriptor: int) -> None:
+        if self.n_parts == 2:
+            raise KeyboardInterrupt
+        super().sync(descriptor)
+
+
+def test_an_interrupt_ends_with_130_and_no_half_file(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--input", str(shards), "--output", str(out), "--threads", "1", *QUICK]
+    assert run_cli("", flags, Interrupted()) == 130
     assert "no half-written file" in caplog.text
-    assert {path.name for path in (out / "parts").iterdir()} <= {"part-00000.h5"}
+    assert len(list((out / "parts").iterdir())) == 1
     assert not (out / "manifest.json").exists()
+    assert features(shards, out, "--threads", "1").tobytes() == features(shards, tmp_path / "b").tobytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import ledger
 from pipeline.features import index_bytes, open_features, part_bytes
+from pipeline.ledger import claim
 from pipeline.shards import Block, open_shards, read, read_riders
 from tests.helpers import numbered, refused, write_shard
 
@@ -35,16 +35,15 @@ def output(tmp_path):
 
     def make(*sizes, riders=None):
         directory = tmp_path / "out"
-        with ledger.claim(directory, overwrite=True):
-            pass
-        lines = []
-        for i, size in enumerate(sizes):
-            first = sum(sizes[:i])
-            beside = {"y": np.arange(first, first + size), **(riders or {}).get(i, {})}
-            lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
-            ledger.publish(directory / lines[-1]["file"], part(size, first, beside))
-        ledger.publish(directory / "index.h5", index_bytes(directory, [line["file"] for line in lines], {}))
-        ledger.finish(directory, {"parts": lines})
+        with claim(directory) as ledger:
+            lines = []
+            for i, size in enumerate(sizes):
+                first = sum(sizes[:i])
+                beside = {"y": np.arange(first, first + size), **(riders or {}).get(i, {})}
+                lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
+                ledger.replace(lines[-1]["file"], part(size, first, beside))
+            ledger.replace("index.h5", index_bytes(directory, [line["file"] for line in lines], {}))
+            ledger.finish({}, {"parts": lines})
         return directory
 
     return make
@@ -152,10 +151,11 @@ def test_the_index_is_all_parts_one_after_the_other(output, tmp_path, monkeypatc
             same({name: item[:] for name, item in file.items()}, expected)
 
 
-def test_the_index_is_a_valid_input_shard(output):
-    (shard,) = open_shards([str(output(3, 4) / "index.h5")])
-    assert (shard.dataset, set(shard.riders)) == ("features", {"valid", "y"})
-    np.testing.assert_array_equal(read(Block(shard, 2, 5)), feature_rows(3, first=2))
+def test_the_index_stands_for_its_parts_as_input(output):
+    shards = open_shards([str(output(3, 4) / "index.h5")])
+    assert {(shard.dataset, shard.riders) for shard in shards} == {("features", ("valid", "y"))}
+    found = np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
+    np.testing.assert_array_equal(found, feature_rows(7))
 
 
 def test_riders_of_every_kind_stand_in_the_index(output):
@@ -232,7 +232,8 @@ def test_a_part_with_other_rows_than_the_manifest_says_is_refused(output):
 
 @pytest.mark.parametrize("manifest", [{}, {"parts": []}, {"parts": [1]}, {"parts": [{"n_rows": 3}]}], ids=str)
 def test_a_manifest_without_parts_is_refused(tmp_path, manifest):
-    ledger.finish(tmp_path, manifest)
+    with claim(tmp_path) as ledger:
+        ledger.finish({}, manifest)
     with refused(65, str(tmp_path)):
         open_features(tmp_path)
 

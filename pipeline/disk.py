@@ -1,0 +1,214 @@
+"""Every change that a run makes to the file system goes through one small object, and is durable before it counts.
+
+A file is written whole under a temporary name beside its target, synced, and only then given its name; the directory is
+synced after it. So under its own name a file is either not there or complete, whenever the power goes. Tests hand in a
+`Disk` that fails, and one that forgets what was not synced.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline.errors import ShardpressError, SystemLimit, WriteFailed, shown
+
+__all__ = ["TEMPORARY", "Disk", "publish", "remove", "write_error"]
+
+log = logging.getLogger(__name__)
+
+TEMPORARY = ".writing"
+# What file systems answer that know no reservation, no hard links, or no syncing of directories.
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EMLINK)
+
+
+class Disk:
+    """The system calls that change something, one method each; all of them raise `OSError`."""
+
+    def create(self, path: Path) -> int:
+        """Open a file that is not there yet, for writing; nothing that lies in its place is followed or emptied."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+    def reserve(self, descriptor: int, n_bytes: int) -> None:
+        """Have the space before the first byte."""
+        os.posix_fallocate(descriptor, 0, n_bytes)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write some of it; how many bytes."""
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Bring a file's content to the disk."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Let go of a file."""
+        os.close(descriptor)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name, if nothing has it."""
+        os.link(source, target, follow_symlinks=False)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename a file, over whatever has the name."""
+        os.replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        """Take a file's name away."""
+        os.unlink(path)
+
+    def make_directory(self, path: Path) -> None:
+        """Make one directory."""
+        os.mkdir(path)
+
+    def sync_directory(self, path: Path) -> None:
+        """Bring a directory's names to the disk."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def free_bytes(self, path: Path) -> int:
+        """What may still be written there."""
+        return shutil.disk_usage(path).free
+
+
+def publish(disk: Disk, path: Path, data: bytes, replace: bool = False) -> None:
+    """Put a whole file at `path`.
+
+    Parameters
+    ----------
+    disk : Disk
+    path : Path
+    data : bytes
+    replace : bool
+        Whether it may take the place of another; otherwise a file that is there stays, and `FileExistsError` tells.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit
+        When it cannot be written; nothing stands at `path` then that was not there before, or the whole new file.
+    FileExistsError
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        try:
+            _fill(disk, temporary, data)
+            if replace:
+                disk.replace(temporary, path)
+            else:
+                _link(disk, temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                disk.remove(temporary)
+            raise
+        _sync_directory(disk, path.parent)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise write_error(error, path, len(data)) from error
+
+
+def remove(disk: Disk, path: Path) -> None:
+    """Take a file away; what is not there is no error.
+
+    Raises
+    ------
+    WriteFailed
+    """
+    try:
+        disk.remove(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise WriteFailed(f"file={shown(path)}: cannot be removed: {error.strerror}. Check the disk.") from error
+
+
+def write_error(error: OSError, path: Path, n_bytes: int) -> ShardpressError:
+    """The error of ours that says what a failed write means and what to do."""
+    where = f"file={shown(path)}: {error.strerror} while writing {n_bytes} bytes"
+    again = "then type the same command again: what was finished stays."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {again}")
+    advice = {
+        errno.ENOSPC: f"{_free(path)} bytes are free there. Free some space",
+        errno.EDQUOT: "Your disk quota is used up. Free some space",
+        errno.EFBIG: "The file-size limit is too low. Raise it (ulimit -f unlimited)",
+        errno.EROFS: "The file system is read-only. Make it writable",
+    }.get(error.errno or 0, "Check the disk")
+    return WriteFailed(f"{where}. {advice}, {again}")
+
+
+def _free(path: Path) -> int | str:
+    try:
+        return shutil.disk_usage(path.parent).free
+    except OSError:
+        return "unknown how many"
+
+
+def _fill(disk: Disk, path: Path, data: bytes) -> None:
+    descriptor = disk.create(path)
+    try:
+        _reserve(disk, descriptor, len(data))
+        rest = memoryview(data)
+        while rest:
+            try:
+                n_written = disk.write(descriptor, rest)
+            except InterruptedError:
+                continue
+            if not n_written:
+                raise OSError(errno.EIO, "nothing was taken")
+            rest = rest[n_written:]
+        # Once: after a failed fsync the kernel may have dropped the pages, and a second one would say all is well.
+        disk.sync(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            disk.close(descriptor)
+        raise
+    disk.close(descriptor)
+
+
+def _reserve(disk: Disk, descriptor: int, n_bytes: int) -> None:
+    if not n_bytes:
+        return
+    try:
+        disk.reserve(descriptor, n_bytes)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def _link(disk: Disk, temporary: Path, path: Path) -> None:
+    try:
+        disk.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        # No hard links here. Only the holder of the run's lock gives names, so nobody can come between these two.
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        disk.replace(temporary, path)
+        return
+    disk.remove(temporary)
+
+
+_warned: set[str] = set()
+
+
+def _sync_directory(disk: Disk, directory: Path) -> None:
+    try:
+        disk.sync_directory(directory)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        if str(directory.parent) not in _warned:
+            _warned.add(str(directory.parent))
+            log.warning(
+                "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
+                shown(directory),
+            )

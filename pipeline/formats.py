@@ -1,0 +1,98 @@
+"""How plain values become bytes and come back: JSON that carries its own digest, and named arrays.
+
+No pickle, and nothing that could run: what comes back from a damaged or forged file is a `ValueError`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import NewerFormat
+
+__all__ = ["fingerprint", "pack", "seal", "unpack", "unseal"]
+
+_SEAL = "seal"
+_ABOUT = "about"
+
+
+def fingerprint(*content: object) -> str:
+    """SHA-256 of values that JSON can hold, in one canonical spelling."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256(text.encode()).hexdigest()
+
+
+def seal(form: str, content: Mapping[str, Any]) -> bytes:
+    """JSON for people and programs, with its format and a digest over all of it.
+
+    Parameters
+    ----------
+    form : str
+        Like ``shardpress-output/1``.
+    content : mapping
+        What JSON can hold.
+    """
+    # Through JSON and back, so that the digest is of what a reader will find.
+    body = json.loads(json.dumps({"format": form, **content}))
+    return (json.dumps({**body, _SEAL: fingerprint(body)}, indent=1) + "\n").encode()
+
+
+def unseal(form: str, data: bytes) -> dict[str, Any]:
+    """What `seal` was given.
+
+    Raises
+    ------
+    ValueError
+        When it is not JSON, of another format, or differs from what was sealed.
+    NewerFormat
+        When a later version of shardpress wrote it.
+    """
+    try:
+        content = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__}, expected format {form!r}")
+    name, _, version = form.partition("/")
+    found = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", str(content.get("format")))
+    if found and int(found[1]) > int(version):
+        raise NewerFormat(
+            f"format {content['format']!r}, expected {form!r}: a later version of shardpress wrote it. Upgrade, or "
+            "choose another --output."
+        )
+    if content.get("format") != form:
+        raise ValueError(f"format {content.get('format')!r}, expected format {form!r}")
+    if content.pop(_SEAL, None) != fingerprint(content):
+        raise ValueError("its digest does not fit its content")
+    content.pop("format")
+    return content
+
+
+def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
+    """The bytes of an ``.npz`` file with named arrays, and plain values as JSON."""
+    buffer = io.BytesIO()
+    text = np.frombuffer(json.dumps(about, allow_nan=False).encode(), dtype=np.uint8)
+    np.savez(buffer, **{_ABOUT: text}, **arrays)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
+    """Arrays and plain values that `pack` was given.
+
+    Raises
+    ------
+    ValueError
+        When it is anything else.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return arrays, json.loads(arrays.pop(_ABOUT).tobytes())
+    except Exception as error:  # NumPy and zipfile answer damage with errors of many kinds
+        raise ValueError(f"no arrays of shardpress: {error}") from error

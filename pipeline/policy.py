@@ -1,0 +1,153 @@
+"""What becomes of rows that cannot be encoded like the others: bad ones, and ones outside a given model's range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.scan import bad_entries, bad_rows
+from pipeline.shards import Block
+
+__all__ = ["Judged", "Policy"]
+
+_COLUMNS_LISTED = 20
+_NONE = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A block's rows as they may be encoded.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n_rows, n_inputs)
+    bad : ndarray of int64
+        Positions of the rows whose features do not count.
+    n_outside : int
+        Good rows outside the model's range.
+    reasons : list of dict
+        With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
+    """
+
+    rows: np.ndarray
+    bad: np.ndarray
+    n_outside: int
+    reasons: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The settings that decide.
+
+    Attributes
+    ----------
+    on_bad_data : str
+        ``raise``, ``skip`` or ``quarantine``.
+    missing : float or None
+        A value that stands for a missing one.
+    unreadable : mapping of int to str
+        Why, for each shard that cannot be read, by its place in the input; its rows are bad rows.
+    out_of_range : str
+        ``allow``, ``clip`` or ``raise``.
+    minimum, maximum : ndarray of shape (n_inputs,), float64, or None
+        The range that the model was trained on, when rows may lie outside.
+    """
+
+    on_bad_data: str = "raise"
+    missing: float | None = None
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    out_of_range: str = "allow"
+    minimum: np.ndarray | None = None
+    maximum: np.ndarray | None = None
+
+    def before(self, block: Block, rows: np.ndarray) -> Judged:
+        """Judge rows as they were read.
+
+        Raises
+        ------
+        DataError
+            For a bad row, or one outside the range, when that is not allowed.
+        """
+        if self.missing is None and rows.dtype.kind != "f":
+            return Judged(*self._in_range(block, rows, _NONE), [])
+        entries = bad_entries(rows, self.missing, block.shard.stored_dtype)
+        bad = np.flatnonzero(entries.any(axis=1))
+        if len(bad) and self.on_bad_data == "raise":
+            row, column = bad[0], int(np.flatnonzero(entries[bad[0]])[0])
+            raise DataError(
+                f"{block}: {rows[row, column]} in row {block.start + row}, column {column}; {len(bad)} of these rows "
+                "hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or use --on-bad-data skip."
+            )
+        reasons = []
+        if self.on_bad_data == "quarantine":
+            for row in bad:
+                columns = np.flatnonzero(entries[row])
+                reasons.append(_reason(block.start + row, columns, str(rows[row, columns[0]])))
+        rows, bad, n_outside = self._in_range(block, rows, bad)
+        return Judged(rows, bad, n_outside, reasons)
+
+    def after(self, block: Block, judged: Judged, features: np.ndarray) -> Judged:
+        """Judge rows by their features: finite rows so far away that they overflow float32 are no better than bad ones.
+
+        Raises
+        ------
+        DataError
+            For such a row, when bad rows are not allowed.
+        """
+        lost = np.setdiff1d(bad_rows(features), judged.bad)
+        if not len(lost):
+            return judged
+        if self.on_bad_data == "raise":
+            raise DataError(
+                f"{block}: row {block.start + lost[0]} and {len(lost) - 1} more lie so far outside the range of the "
+                "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
+            )
+        reasons = [_reason(block.start + row, _NONE, "overflows float32") for row in lost]
+        listed = judged.reasons + (reasons if self.on_bad_data == "quarantine" else [])
+        return Judged(judged.rows, np.union1d(judged.bad, lost), judged.n_outside, listed)
+
+    def of_unreadable(self, number: int, source: Block) -> list[dict[str, Any]]:
+        """What is said of a part of a shard that cannot be read."""
+        return [{"row": [source.start, source.stop], "columns": [], "reason": self.unreadable[number]}]
+
+    def _in_range(self, block: Block, rows: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        low, high = self.minimum, self.maximum
+        if low is None or high is None or len(bad) == len(rows):
+            return rows, bad, 0
+        good = np.delete(rows, bad, axis=0) if len(bad) else rows
+        if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
+            return rows, bad, 0
+        outside = (rows < low) | (rows > high)
+        outside[bad] = False
+        numbers = np.flatnonzero(outside.any(axis=1))
+        if self.out_of_range == "raise":
+            row, column = numbers[0], int(np.flatnonzero(outside[numbers[0]])[0])
+            raise DataError(
+                f"{block}: {rows[row, column]} in row {block.start + row}, column {column}, expected {low[column]:g} "
+                f"to {high[column]:g}, the range of the model's training rows; {len(numbers)} of these rows lie "
+                "outside. Train a model on them, or use --out-of-range clip."
+            )
+        if self.out_of_range == "clip":
+            rows = np.clip(rows, *_edges(low, high, rows.dtype))
+        return rows, bad, len(numbers)
+
+
+def _edges(low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """A range in the rows' own dtype, so that what lies inside it keeps every bit."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore", under="ignore"):
+            return low.astype(dtype), high.astype(dtype)
+    # Inwards; and in Python's integers, since no float64 is the largest one of 64 bits.
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    lowest = [min(max(math.ceil(edge), least), most) for edge in low.tolist()]
+    highest = [min(max(math.floor(edge), least), most) for edge in high.tolist()]
+    return np.array(lowest, dtype=dtype), np.array(highest, dtype=dtype)
+
+
+def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:
+    return {"row": int(row), "columns": columns[:_COLUMNS_LISTED].tolist(), "reason": reason}

@@ -1,0 +1,138 @@
+"""What a run is asked for, and what depends on what.
+
+Fingerprints chain: the inputs and the missing value decide the scan; the scan and the training's settings decide the
+model; the inputs, the model and the encoding's settings decide the features. A setting that is not here (threads,
+memory, verbosity) changes no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.errors import shown
+from pipeline.formats import fingerprint
+from pipeline.gate import Shard
+from pipeline.model import Model
+from pipeline.plan import Plan
+
+__all__ = ["Request", "differences", "request_of"]
+
+# To be raised when the same settings begin to give other numbers.
+_SCAN, _TRAINING, _ENCODING = 1, 1, 1
+
+_TRAINING_SETTINGS = (
+    *("n_features", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "biases", "momentum", "seed"),
+    *("validation_fraction", "patience"),
+)
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Request:
+    """Plain values that decide a run's results.
+
+    Attributes
+    ----------
+    inputs : dict
+        Each shard by its file name: dataset, shape, dtype, bytes, time of change.
+    scan, training, encoding : dict
+        Settings of each stage.
+    """
+
+    inputs: dict[str, Any]
+    scan: dict[str, Any]
+    training: dict[str, Any]
+    encoding: dict[str, Any]
+
+    def of_scan(self) -> str:
+        """Fingerprint of the scan's result."""
+        return fingerprint("scan", self.inputs, self.scan)
+
+    def of_model(self) -> str:
+        """Fingerprint of the training's result."""
+        return fingerprint("model", self.of_scan(), self.training)
+
+    def of_features(self, model: str) -> str:
+        """Fingerprint of the features that a model, given by its own fingerprint, makes."""
+        return fingerprint("features", self.inputs, self.scan, self.encoding, model)
+
+    def of_all(self) -> str:
+        """Fingerprint of everything that was asked for."""
+        return fingerprint("run", asdict(self))
+
+
+def request_of(config: Config, shards: Sequence[Shard], model: Model | None, plan: Plan) -> Request:
+    """What a run with these settings is asked for.
+
+    Parameters
+    ----------
+    config : Config
+        With its defaults filled in.
+    shards : sequence of Shard
+    model : Model or None
+        A fitted one, that takes the training's place.
+    plan : Plan
+    """
+    settings = {name: getattr(config, name) for name in _TRAINING_SETTINGS}
+    training = {
+        **settings,
+        "window_rows": plan.window_rows,
+        "max_validation_rows": plan.max_validation_rows,
+        "versions": {name: version(name) for name in ("numpy", "Theano")},
+        "format": _TRAINING,
+    }
+    return Request(
+        inputs={"shards": [_identity(shard) for shard in shards]},
+        scan={"missing_value": config.missing_value, "format": _SCAN},
+        training=training if model is None else {"model": model.fingerprint},
+        encoding={"out_of_range": config.out_of_range, "format": _ENCODING},
+    )
+
+
+def _identity(shard: Shard) -> dict[str, Any]:
+    # Not the folder: a data set may be moved between two evenings.
+    return {
+        "file": Path(shard.path).name,
+        "dataset": shard.dataset,
+        "shape": list(shard.shape),
+        "dtype": shard.stored_dtype,
+        "n_bytes": shard.size,
+        "changed": shard.mtime_ns,
+        "riders": list(shard.riders),
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What was asked for then and is asked for now, in words; empty without a difference."""
+    found = [*_files(before.get("inputs", {}), now["inputs"])]
+    for stage in ("scan", "training", "encoding"):
+        found += _settings(before.get(stage, {}), now[stage])
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return "; ".join(found[:_LISTED]) + more
+
+
+def _files(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    old, new = ([*inputs.get("shards", [])] for inputs in (before, now))
+    old_names, new_names = ([shard["file"] for shard in shards] for shards in (old, new))
+    if old_names == new_names:
+        for was, is_now in zip(old, new, strict=True):
+            changed = "; ".join(_settings(was, is_now))
+            if changed:
+                yield f"input {shown(is_now['file'])} ({changed})"
+        return
+    yield from (f"input {shown(name)} is gone" for name in old_names if name not in set(new_names))
+    yield from (f"input {shown(name)} is new" for name in new_names if name not in set(old_names))
+    if sorted(old_names) == sorted(new_names):
+        yield "the inputs come in another order"
+
+
+def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in [*now, *(name for name in before if name not in now)]:
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            yield f"{name} {shown(was)} -> {shown(is_now)}"

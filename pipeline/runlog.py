@@ -1,0 +1,66 @@
+"""``run.log`` in the output directory: what the terminal shows, for the morning after it was closed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["RunLog"]
+
+_NAME = "run.log"
+_MAX_WAITING = 1000
+
+
+class RunLog(logging.Handler):
+    """Keeps lines until it is told the directory, and writes them there from then on.
+
+    A log that cannot be written is no reason to stop: it then keeps silent.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._waiting: list[str] = []
+        self._descriptor: int | None = None
+
+    def start(self, directory: Path) -> None:
+        """Write to a directory, which is ours by now."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with suppress(OSError):
+            descriptor = os.open(directory / _NAME, flags, 0o666)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                os.close(descriptor)  # a second name of somebody's file
+                return
+            self._descriptor = descriptor
+            waiting, self._waiting = self._waiting, []
+            for line in waiting:
+                self._write(line)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one line."""
+        line = self.format(record)
+        if self._descriptor is not None:
+            self._write(line)
+        elif len(self._waiting) < _MAX_WAITING:
+            self._waiting.append(line)
+
+    def say(self, text: str) -> None:
+        """Take a line that no logger brings."""
+        self.emit(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
+        super().close()
+
+    def _write(self, line: str) -> None:
+        assert self._descriptor is not None
+        with suppress(OSError):
+            os.write(self._descriptor, line.encode("utf-8", "backslashreplace") + b"\n")

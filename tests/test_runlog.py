@@ -1,0 +1,71 @@
+"""The run's log: in its own directory, from the first line on, and never in the way."""
+
+import logging
+import os
+
+import pytest
+
+from pipeline.runlog import RunLog
+
+
+@pytest.fixture
+def run_log():
+    found = RunLog()
+    yield found
+    found.close()
+
+
+def lines(folder):
+    return (folder / "run.log").read_text().splitlines()
+
+
+def record(text):
+    return logging.LogRecord("pipeline", logging.WARNING, "", 0, text, None, None)
+
+
+def test_lines_from_before_the_directory_was_known_come_first(tmp_path, run_log):
+    run_log.emit(record("one"))
+    run_log.start(tmp_path)
+    run_log.emit(record("two"))
+    run_log.say("three")
+    assert [line.split(" ", 2)[2] for line in lines(tmp_path)] == ["WARNING one", "WARNING two", "INFO three"]
+
+
+def test_a_second_run_goes_on_in_the_same_file(tmp_path):
+    for text in ("first night", "second night"):
+        run_log = RunLog()
+        run_log.start(tmp_path)
+        run_log.say(text)
+        run_log.close()
+    assert [line.split(" ", 3)[3] for line in lines(tmp_path)] == ["first night", "second night"]
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symbolic", "hard"])
+def test_s13_a_link_to_somebodys_file_is_not_written_to(tmp_path, run_log, make):
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    make(victim, tmp_path / "run.log")
+    run_log.start(tmp_path)
+    run_log.say("line")
+    assert victim.read_text() == "precious\n"
+
+
+def test_a_fifo_in_its_place_does_not_hang(tmp_path, run_log):
+    os.mkfifo(tmp_path / "run.log")
+    run_log.start(tmp_path)
+    run_log.say("line")
+
+
+def test_d2_a_full_disk_does_not_stop_the_run(tmp_path, run_log):
+    os.symlink("/dev/full", tmp_path / "run.log")
+    run_log.start(tmp_path)
+    run_log.say("line")
+    run_log._descriptor = os.open("/dev/full", os.O_WRONLY)
+    run_log.say("line")
+
+
+def test_a_directory_that_cannot_be_written_keeps_it_silent(tmp_path, run_log):
+    run_log.start(tmp_path / "nowhere")
+    for i in range(5000):
+        run_log.say(str(i))
+    assert len(run_log._waiting) <= 1000
