@@ -13,24 +13,24 @@ cast and scaled there, next to the product.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kernels import backend
+from kernels import TILE_ROWS, backend
 from kernels.updates import RULES
 
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["PARAMETERS", "TILE_ROWS", "Autoencoder", "TrainingStep"]
+__all__ = ["PARAMETERS", "Autoencoder", "TrainingStep"]
+
+log = logging.getLogger(__name__)
 
 PARAMETERS = ("W", "b_hidden", "b_output")
-
-# Products of `encode` always run on this many rows, the last tile padded: BLAS picks other kernels, and so other
-# roundings, for other heights, and the features of a row must not depend on the rows around it.
-TILE_ROWS = 1024
+_LEAST_TILE_ROWS = 32
 
 
 class Autoencoder:
@@ -71,6 +71,7 @@ class Autoencoder:
                 backend.shared(np.array(scale), name=prefix + "scale"),
             )
         self._functions: dict[tuple[str, str], Any] = {}
+        self._tile_rows = TILE_ROWS
 
     # -- parameters --
 
@@ -192,12 +193,29 @@ class Autoencoder:
             self._functions[key] = self._compile(expression, rows.dtype)
         function = self._functions[key]
         backend.use_cores_for(2 * TILE_ROWS * self.n_inputs * self.n_features)
-        for start in range(0, len(rows), TILE_ROWS):
-            tile = rows[start : start + TILE_ROWS]
+        start = 0
+        while start < len(rows):
+            tile = rows[start : start + self._tile_rows]
             n_rows = len(tile)
-            if n_rows < TILE_ROWS:
-                tile = np.concatenate([tile, np.zeros((TILE_ROWS - n_rows, self.n_inputs), dtype=rows.dtype)])
-            out[start : start + n_rows] = np.asarray(function(tile))[:n_rows]
+            if n_rows < self._tile_rows:
+                tile = np.concatenate([tile, np.zeros((self._tile_rows - n_rows, self.n_inputs), dtype=rows.dtype)])
+            try:
+                out[start : start + n_rows] = np.asarray(function(tile))[:n_rows]
+            except Exception as error:  # of whatever class: see is_out_of_memory
+                if not backend.is_out_of_memory(error):
+                    raise
+                self._halve_tiles(error)
+                continue
+            start += n_rows
+
+    def _halve_tiles(self, error: Exception) -> None:
+        """Give the device less at a time, from now on. Features stay the same but for the rounding of products."""
+        if self._tile_rows // 2 < _LEAST_TILE_ROWS:
+            raise backend.OutOfDeviceMemory(
+                f"the device's memory does not hold {self._tile_rows} rows of {self.n_inputs} columns: {error}"
+            ) from error
+        self._tile_rows //= 2
+        log.warning("the device is out of memory: from now on %d rows at a time", self._tile_rows)
 
     def _compile(self, expression: Any, dtype: np.dtype) -> Any:
         rows = tensor.TensorType(dtype.name, (False, False))("rows")

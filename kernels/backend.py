@@ -24,7 +24,16 @@ import numpy as np
 from kernels.opencl_repair import patch_opencl_reduction
 from kernels.settings import below_the_users, cache_checked_before_use, requested_device
 
-__all__ = ["Device", "DeviceUnavailable", "load", "shared", "start", "use_cores_for"]
+__all__ = [
+    "Device",
+    "DeviceUnavailable",
+    "OutOfDeviceMemory",
+    "is_out_of_memory",
+    "load",
+    "shared",
+    "start",
+    "use_cores_for",
+]
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +44,15 @@ _REMOVED_NUMPY_NAMES = ("bool", "int", "float", "complex", "object", "str")
 _FLOPS_WORTH_A_THREAD = 2**24
 
 
+_SIGNS_OF_NO_MEMORY = ("out of memory", "out_of_memory", "allocation_failure", "out_of_resources")
+
+
 class DeviceUnavailable(RuntimeError):
     """The device that was asked for cannot compute here."""
+
+
+class OutOfDeviceMemory(RuntimeError):
+    """The device has no memory left for what it is given."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,12 @@ def shared(value: np.ndarray, name: str) -> Any:
         # theano.shared would leave integers on the host.
         return theano.gpuarray.gpuarray_shared_constructor(value, name=name, target=None)
     return theano.shared(value, name=name, borrow=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Theano or pygpu, who have no class for it, says that memory ran out."""
+    words = str(error).lower()
+    return isinstance(error, (MemoryError, OutOfDeviceMemory)) or any(sign in words for sign in _SIGNS_OF_NO_MEMORY)
 
 
 def use_cores_for(n_flops: int) -> None:

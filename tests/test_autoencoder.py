@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from kernels import TILE_ROWS
 from kernels import autoencoder as module
-from kernels.autoencoder import PARAMETERS, TILE_ROWS, Autoencoder, TrainingStep, theano
+from kernels.autoencoder import PARAMETERS, Autoencoder, TrainingStep, theano
+from kernels.backend import OutOfDeviceMemory
 from kernels.updates import RULES
 from pipeline.model import Model, Scaler
-from tests.tolerances import assert_close
+from tests.tolerances import TOLERANCES, assert_close
 
 DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]
 SCALINGS = ["float32", "float64", None]
@@ -468,3 +470,49 @@ def test_the_id_prefixes_every_variables_name_in_theanos_graphs(rng):
 
 def test_the_exported_names_exist():
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+# -- a device without memory -------------------------------------------------------------------------------------
+
+
+def out_of_memory_above(n_rows, function):
+    """A compiled function on a device whose memory holds `n_rows` rows only, failing as pygpu does."""
+
+    def limited(tile):
+        if len(tile) > n_rows:
+            raise RuntimeError("b'cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: out of memory'")
+        return function(tile)
+
+    return limited
+
+
+@pytest.mark.parametrize("n_rows", [TILE_ROWS - 1, 300, 32])
+def test_a_device_without_memory_is_given_less_at_a_time_and_the_features_stay(monkeypatch, caplog, n_rows):
+    rows = np.random.default_rng(3).random((2 * TILE_ROWS + 7, 20), dtype=np.float32)
+    autoencoder = Autoencoder(20, 5)
+    autoencoder.initialize(np.random.default_rng(0))
+    expected = autoencoder.encode(rows)
+    compiled = autoencoder._functions["encode", "float32"]
+    monkeypatch.setitem(autoencoder._functions, ("encode", "float32"), out_of_memory_above(n_rows, compiled))
+    found = autoencoder.encode(rows)
+    assert np.allclose(found, expected, rtol=0, atol=TOLERANCES["cpu", "float32", "features"])
+    assert "out of memory: from now on" in caplog.text
+
+
+def test_a_device_that_holds_next_to_nothing_is_an_error(monkeypatch):
+    autoencoder = Autoencoder(20, 5)
+    autoencoder.initialize(np.random.default_rng(0))
+    monkeypatch.setitem(autoencoder._functions, ("encode", "float32"), out_of_memory_above(31, None))
+    with pytest.raises(OutOfDeviceMemory, match="does not hold 32 rows of 20 columns"):
+        autoencoder.encode(np.zeros((40, 20), dtype=np.float32))
+
+
+def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def broken(tile):
+        raise RuntimeError("cuCtxSynchronize: CUDA_ERROR_ECC_UNCORRECTABLE")
+
+    autoencoder = Autoencoder(20, 5)
+    autoencoder.initialize(np.random.default_rng(0))
+    monkeypatch.setitem(autoencoder._functions, ("encode", "float32"), broken)
+    with pytest.raises(RuntimeError, match="ECC"):
+        autoencoder.encode(np.zeros((40, 20), dtype=np.float32))
