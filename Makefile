@@ -4,7 +4,7 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reference test lint format clean
+.PHONY: help setup run reference test soak bench overheads lint format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ reference: setup ## the model's reference run on two donuts, with its plot
 test: setup ## the whole test suite
 	$(PYTHON_OF_VENV) -m pytest
 
+bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
+	$(PYTHON_OF_VENV) scripts/bench.py
+
+overheads: setup ## what safety costs
+	$(PYTHON_OF_VENV) scripts/overheads.py
+
 lint: setup ## ruff and mypy
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -34,11 +40,17 @@ format: setup ## let ruff repair and lay out the code
 	.venv/bin/ruff format
 
 clean: ## remove .venv and caches; data/ and features/ stay
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): setup.py pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
 	scripts/setup.sh
+
+# What users would take instead, as it is today.
+.venv-peers/.complete:
+	.venv/bin/python -m venv --clear .venv-peers
+	.venv-peers/bin/pip install --quiet h5py jax numpy scikit-learn torch
+	touch $@
 
 # A virtual environment does not survive a move of the checkout, nor the loss of its interpreter: then set up again.
 ifneq "$(shell test -x $(PYTHON_OF_VENV) && cat $(STAMP) 2>/dev/null)" "$(CURDIR)"

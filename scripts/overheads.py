@@ -1,0 +1,189 @@
+"""Measure what safety costs: the durable protocol, the checkpoints, and running a finished run again.
+
+    python scripts/overheads.py                      2 GB of synthetic rows in overheads/
+    python scripts/overheads.py --gigabytes 0.2 --rounds 3
+
+The contestants take turns in one process, so that a noisy machine is noisy for both; what counts are the ratios. The
+cheap contestant writes the same files without a digest, a sync or a record, and trains without a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from hashlib import file_digest
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from kernels import TILE_ROWS, backend
+from kernels.autoencoder import Autoencoder, TrainingStep
+from pipeline.config import Config
+from pipeline.encoding import encode_parts, plan_parts
+from pipeline.job import resolved
+from pipeline.ledger import Entry, Ledger, claim
+from pipeline.minibatches import Order, StreamedRows, slab_starts
+from pipeline.model import load_model
+from pipeline.plan import make_plan
+from pipeline.policy import Policy
+from pipeline.shards import open_shards, row_dtype
+from pipeline.training import Checkpoint, train
+
+N_COLUMNS = 784
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="of rows (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("overheads"), help="working folder (default: %(default)s)")
+    options = parser.parse_args(argv)
+    folder = options.output
+    shards = folder / "shards"
+    n_rows = int(options.gigabytes * 1e9 / (4 * N_COLUMNS))
+    run("make_data.py", "synthetic", "--rows", n_rows, "--columns", N_COLUMNS, "--shards", 8, "--output", shards)
+    once = ("extract.py", "--quiet", "--input", shards, "--output", folder / "features", "--epochs", 1, "--overwrite")
+    run(*once)
+    print(f"{n_rows} rows x {N_COLUMNS} columns of float32, {backend.start()}, {options.rounds} rounds", flush=True)
+
+    found = {
+        "encoding": take_turns(encodings(shards, folder), options.rounds),
+        "training": take_turns(trainings(shards, folder), options.rounds),
+        "finished run": take_turns(again(once, folder / "features"), options.rounds),
+    }
+    for name, seconds in found.items():
+        spread = "; ".join(f"{who} {median(s):.3f} s ({min(s):.3f} to {max(s):.3f})" for who, s in seconds.items())
+        cheap, safe = (median(s) for s in seconds.values())
+        paired = median(b / a for a, b in zip(*seconds.values(), strict=True))
+        print(f"{name}: {spread}; ratio {paired:.3f}, difference {safe - cheap:+.3f} s")
+    (folder / "overheads.json").write_text(json.dumps(found, indent=1))
+    return 0
+
+
+def run(*command: Any) -> None:
+    """A script of ours, to its end."""
+    subprocess.run([sys.executable, f"scripts/{command[0]}", *map(str, command[1:])], check=True)
+
+
+def take_turns(contestants: dict[str, Callable[[], float]], n_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for i in range(n_rounds + 1):
+        for name, contestant in contestants.items():
+            took = contestant()
+            if i:
+                seconds[name].append(took)
+    return seconds
+
+
+# -- encoding ----------------------------------------------------------------------------------------------------
+
+
+def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
+    """Encoding with files simply written, and with the durable protocol."""
+    shards = open_shards([str(folder)])
+    model = load_model(work / "features")
+    plan = make_plan(Config(), shards, model.n_features, TILE_ROWS, on_device=False)
+    autoencoder = Autoencoder(model.n_inputs, model.n_features, *model.scaler.arrays(row_dtype(shards)))
+    autoencoder.set_parameters(model.parameters)
+    parts, _ = plan_parts(shards, plan.part_rows, [])
+
+    def encode(write: Callable[[str, str, bytes], Entry], commit: Callable[[Any], object]) -> float:
+        start = time.perf_counter()
+        encode_parts(parts, write, autoencoder.encode, model.n_features, plan, Policy(), {}, commit)
+        return time.perf_counter() - start
+
+    def simply() -> float:
+        target = fresh(work / "simple")
+        (target / "parts").mkdir(parents=True)
+
+        def write(stem: str, suffix: str, data: bytes) -> Entry:
+            (target / f"{stem}{suffix}").write_bytes(data)
+            return Entry(stem, len(data), "")
+
+        return encode(write, lambda done: None)
+
+    def durably() -> float:
+        with claim(fresh(work / "durable")) as ledger:
+            return encode(ledger.write, lambda done: ledger.commit(done.part.key, "0" * 64, done.entry, done.facts))
+
+    return {"simply": simply, "durably": durably}
+
+
+def fresh(folder: Path) -> Path:
+    """A folder that is not there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+
+def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
+    """Two streamed epochs without checkpoints, and with them."""
+    shards = open_shards([str(folder)])
+    n_rows = sum(shard.n_rows for shard in shards)
+    config = resolved(Config(epochs=2, validation_fraction=0), n_rows, N_COLUMNS, None)
+    assert config.n_features is not None
+    plan = make_plan(config, shards, config.n_features, TILE_ROWS, on_device=False)
+    none = np.empty(0, dtype=np.int64)
+    order = Order(slab_starts(shards, plan.window_rows // 4), none, plan.window_rows, config.seed)
+    model = load_model(work / "features")
+    autoencoder = Autoencoder(N_COLUMNS, config.n_features, *model.scaler.arrays(row_dtype(shards)))
+    step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards))
+    step.compile()
+
+    def fit(save: Callable[[Checkpoint], object]) -> float:
+        autoencoder.initialize(np.random.default_rng(config.seed))
+        step.set_state({name: np.zeros_like(array) for name, array in step.state().items()})
+        rows = StreamedRows(shards, plan.n_threads)
+        start = time.perf_counter()
+        train(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), config, None, save)
+        return time.perf_counter() - start
+
+    def with_checkpoints() -> float:
+        with claim(fresh(work / "durable")) as ledger:
+            return fit(partial(keep, ledger))
+
+    return {"without checkpoints": lambda: fit(lambda checkpoint: None), "with checkpoints": with_checkpoints}
+
+
+def keep(ledger: Ledger, checkpoint: Checkpoint) -> None:
+    """Commit a checkpoint."""
+    entry = ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
+    ledger.commit(f"checkpoint-{checkpoint.n_steps:012d}", "0" * 64, entry)
+
+
+# -- a finished run ----------------------------------------------------------------------------------------------
+
+
+def again(command: Sequence[Any], features: Path) -> dict[str, Callable[[], float]]:
+    """One pass of reading the features with their digests, and the finished run typed again."""
+
+    def read() -> float:
+        start = time.perf_counter()
+        for path in sorted(features.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    file_digest(file, "sha256")
+        return time.perf_counter() - start
+
+    def rerun() -> float:
+        start = time.perf_counter()
+        run(*command)
+        return time.perf_counter() - start
+
+    return {"one pass of reading": read, "the run again": rerun}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
