@@ -24,6 +24,11 @@ reference: setup ## the model's reference run on two donuts, with its plot
 test: setup ## the whole test suite
 	$(PYTHON_OF_VENV) -m pytest
 
+soak: setup ## kill 200 runs at random moments, fail every write in turn, feed 10,000 mutated files to the gate
+	$(PYTHON_OF_VENV) -m tests.killing 200
+	$(PYTHON_OF_VENV) -m tests.soak_protocol
+	$(PYTHON_OF_VENV) -m tests.fuzzing 10000
+
 bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/bench.py
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import dask
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.config import Config, parse
@@ -46,6 +47,7 @@ def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None 
         and its number for a signal.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.raiseExceptions = False  # a log that nobody reads any more is no reason to stop
     run_log = RunLog()
@@ -61,6 +63,8 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
     try:
         config = parse(arguments, os.environ, description)
         _set_levels(config)
+        # Otherwise any variable DASK_... could change what Dask does.
+        dask.config.refresh(paths=[], env={})
         with stoppable(), logging_redirect_tqdm():
             summary = run(config, ["extract.py", *arguments], disk, run_log.start)
     except ShardpressError as error:
@@ -79,6 +83,18 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
     run_log.say(str(summary))
     _say(str(summary))
     return 0
+
+
+def _open_streams() -> None:
+    """Open what the process was started without: the next files would take these numbers and get what is said there."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 def _last_line(error: BaseException, advice: str) -> None:

@@ -2,7 +2,8 @@
 
 A file is written whole under a temporary name beside its target, synced, and only then given its name; the directory is
 synced after it. So under its own name a file is either not there or complete, whenever the power goes. Tests hand in a
-`Disk` that fails, and one that forgets what was not synced.
+`Disk` that fails, and one that forgets what was not synced. Two files that no result depends on are written past it:
+the lock's words and the log.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import ShardpressError, SystemLimit, WriteFailed, shown
+from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
 
-__all__ = ["TEMPORARY", "Disk", "publish", "remove", "write_error"]
+__all__ = ["TEMPORARY", "Disk", "publish", "remove", "sync_directory", "write_error"]
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def publish(disk: Disk, path: Path, data: bytes, replace: bool = False) -> None:
 
     Raises
     ------
-    WriteFailed, SystemLimit
+    WriteFailed, SystemLimit, NotPermitted
         When it cannot be written; nothing stands at `path` then that was not there before, or the whole new file.
     FileExistsError
     """
@@ -107,32 +108,53 @@ def publish(disk: Disk, path: Path, data: bytes, replace: bool = False) -> None:
             with suppress(OSError):
                 disk.remove(temporary)
             raise
-        _sync_directory(disk, path.parent)
+        sync_directory(disk, path.parent)
     except FileExistsError:
         raise
     except OSError as error:
-        raise write_error(error, path, len(data)) from error
+        raise write_error(error, path, f"writing {len(data)} bytes") from error
 
 
 def remove(disk: Disk, path: Path) -> None:
-    """Take a file away; what is not there is no error.
-
-    Raises
-    ------
-    WriteFailed
-    """
+    """Take a file away; what is not there is no error. Raises like `publish`."""
     try:
         disk.remove(path)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise WriteFailed(f"file={shown(path)}: cannot be removed: {error.strerror}. Check the disk.") from error
+        raise write_error(error, path, "removing it") from error
 
 
-def write_error(error: OSError, path: Path, n_bytes: int) -> ShardpressError:
-    """The error of ours that says what a failed write means and what to do."""
-    where = f"file={shown(path)}: {error.strerror} while writing {n_bytes} bytes"
+_warned: set[int] = set()
+
+
+def sync_directory(disk: Disk, directory: Path) -> None:
+    """Bring a directory's names to the disk; where the file system cannot do that, say so once.
+
+    Raises
+    ------
+    OSError
+    """
+    try:
+        disk.sync_directory(directory)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        file_system = os.stat(directory).st_dev
+        if file_system not in _warned:
+            _warned.add(file_system)
+            log.warning(
+                "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
+                shown(directory),
+            )
+
+
+def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
+    """The error of ours that says what it means that `doing` something failed, and what to do."""
+    where = f"file={shown(path)}: {error.strerror} while {doing}"
     again = "then type the same command again: what was finished stays."
+    if isinstance(error, PermissionError):
+        return NotPermitted(f"{where}. Make the directory writable for you, {again}")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {again}")
     advice = {
@@ -195,20 +217,3 @@ def _link(disk: Disk, temporary: Path, path: Path) -> None:
         disk.replace(temporary, path)
         return
     disk.remove(temporary)
-
-
-_warned: set[str] = set()
-
-
-def _sync_directory(disk: Disk, directory: Path) -> None:
-    try:
-        disk.sync_directory(directory)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        if str(directory.parent) not in _warned:
-            _warned.add(str(directory.parent))
-            log.warning(
-                "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
-                shown(directory),
-            )

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, ReadFailed, shown
 from pipeline.ledger import read_manifest
 
 __all__ = ["FEATURES", "VALID", "Features", "index_bytes", "open_features", "part_bytes"]
@@ -76,11 +76,19 @@ def index_bytes(directory: Path, files: Sequence[str], about: Mapping[str, Any])
     """The bytes of ``index.h5``: virtual datasets over parts that stand in `directory`.
 
     Riding datasets that not every part has, or not in one dtype, are left out; the parts keep them.
+
+    Raises
+    ------
+    ReadFailed
     """
     shapes: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = []
     for name in files:
-        with h5py.File(directory / name, "r") as part:
-            shapes.append({key: (item.shape, item.dtype) for key, item in part.items()})
+        try:
+            # Without HDF5's lock, as readers do: within a process, both must agree.
+            with h5py.File(directory / name, "r", locking=False) as part:
+                shapes.append({key: (item.shape, item.dtype) for key, item in part.items()})
+        except OSError as error:
+            raise ReadFailed(f"file={shown(directory / name)}: cannot be read again: {error}") from error
     n_rows = sum(part[FEATURES][0][0] for part in shapes)
     with h5py.File.in_memory() as file:
         _write_attributes(file, about)

@@ -19,12 +19,12 @@ from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, slab_s
 from pipeline.model import Model, Scaler, load_model
 from pipeline.plan import Plan
 from pipeline.progress import Progress
-from pipeline.scan import Scan, describe_bad_rows, readable, scan
+from pipeline.scan import Scan, check_usable, describe_bad_rows, readable, scan
 from pipeline.shards import row_dtype
 from pipeline.training import Checkpoint, train
 
 if TYPE_CHECKING:
-    from kernels.autoencoder import Autoencoder
+    from kernels.autoencoder import Autoencoder, TrainingStep
 
 __all__ = ["autoencoder_of", "fit", "intact", "scanned"]
 
@@ -43,6 +43,7 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
         For bad rows that the settings do not allow, or a training that diverges.
     """
     found = scanned(job)
+    check_usable(job.shards, found, job.config.missing_value)
     job.clock.lap("scan")
     scaler = Scaler.from_scan(found)
     autoencoder = autoencoder_of(job, scaler)
@@ -52,6 +53,7 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
     else:
         log.info("training: an earlier run has finished it")
         autoencoder.set_parameters(model.parameters)
+    job.ledger.drop(*job.ledger.records("checkpoint", job.of_model(found)))
     job.clock.lap("training")
     return model, autoencoder, found
 
@@ -165,8 +167,6 @@ def _trained(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) ->
     model = Model(scaler, autoencoder.parameters(), about)
     fingerprint = job.of_model(found)
     job.ledger.commit("model", fingerprint, job.ledger.write("stages/model", ".h5", model.to_hdf5()))
-    for record in job.ledger.records("checkpoint", fingerprint):
-        job.ledger.drop(record)
     return model
 
 
@@ -194,18 +194,20 @@ def _train(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) -> d
     # Now, so that the training's time and rate are its own.
     step.compile()
     autoencoder.errors(validation[:0])
-    checkpoint = _earlier_checkpoint(job, fingerprint)
+    checkpoint = _earlier_checkpoint(job, fingerprint, autoencoder, step)
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
     save = partial(_save, job, fingerprint)
     return train(autoencoder, step, rows, order, validation, config, checkpoint, save).summary()
 
 
-def _earlier_checkpoint(job: Job, fingerprint: str) -> Checkpoint | None:
+def _earlier_checkpoint(job: Job, fingerprint: str, autoencoder: Autoencoder, step: TrainingStep) -> Checkpoint | None:
     """The latest good one."""
     for record in reversed(intact(job, job.ledger.records("checkpoint", fingerprint))):
         try:
-            return Checkpoint.from_npz(job.ledger.load(record))
+            checkpoint = Checkpoint.from_npz(job.ledger.load(record))
+            checkpoint.check_fits(autoencoder, step)
+            return checkpoint
         except ValueError as error:
             log.warning("checkpoint %s; the one before it is taken", error)
             job.ledger.drop(record)
@@ -216,8 +218,7 @@ def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint, and let go of all but the last ones."""
     entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
     job.ledger.commit(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry)
-    for record in job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT]:
-        job.ledger.drop(record)
+    job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])
 
 
 def _validation(found: Scan, plan: Plan, config: Config) -> np.ndarray:

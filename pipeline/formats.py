@@ -71,13 +71,17 @@ def unseal(form: str, data: bytes) -> dict[str, Any]:
     if content.pop(_SEAL, None) != fingerprint(content):
         raise ValueError("its digest does not fit its content")
     content.pop("format")
+    # What JSON lets pass: other spaces, a key twice.
+    if seal(form, content) != data:
+        raise ValueError("not written as it was sealed")
     return content
 
 
 def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
     """The bytes of an ``.npz`` file with named arrays, and plain values as JSON."""
     buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(about, allow_nan=False).encode(), dtype=np.uint8)
+    # An archive whose directory is damaged may lose arrays without a word, so their names are told beside them.
+    text = np.frombuffer(json.dumps([list(arrays), about], allow_nan=False).encode(), dtype=np.uint8)
     np.savez(buffer, **{_ABOUT: text}, **arrays)
     return buffer.getvalue()
 
@@ -93,6 +97,9 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return arrays, json.loads(arrays.pop(_ABOUT).tobytes())
+        names, about = json.loads(arrays.pop(_ABOUT).tobytes())
+        if list(arrays) != names:
+            raise ValueError(f"holds arrays {list(arrays)}, expected {names}")
+        return arrays, about
     except Exception as error:  # NumPy and zipfile answer damage with errors of many kinds
         raise ValueError(f"no arrays of shardpress: {error}") from error

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ import numpy as np
 from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
 from pipeline.probe import MOST_ANSWER_BYTES
 
-__all__ = ["LIMITS", "Limits", "ask"]
+__all__ = ["LIMITS", "Limits", "ask", "retire"]
 
 _PROGRAM = "import sys; sys.path.insert(0, {!r}); from pipeline.sandbox import main; main()"
 _ROOT = str(Path(__file__).resolve().parents[1])
@@ -200,7 +201,7 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
 
 
 def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-    """The answer of an idle child, or of a new one where it dies: its end has nothing to do with the file."""
+    """The answer of an idle child, or of another one where it or its fork is killed: that is not the file's fault."""
     for _ in range(2):
         keeper = _taken(where)
         try:
@@ -215,7 +216,9 @@ def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearr
             keeper.end()  # what it still has to say would be taken for the next answer
             raise
         _idle.append(keeper)
-        return answer
+        head, _ = answer
+        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # which comes from outside: out of memory?
+            return answer
     raise SystemLimit(
         f"{where}: the process that looks at files was killed or got stuck twice, expected it to answer. Check the "
         "machine's memory and storage (dmesg), then type the same command again."
@@ -238,8 +241,9 @@ def _taken(where: str) -> _Keeper:
 
 
 @atexit.register
-def _end() -> None:
-    while _idle:
+def retire(n_kept: int = 0) -> None:
+    """End idle children, which take some 20 MB each, but for a few."""
+    while len(_idle) > n_kept:
         _idle.pop().end()
 
 

@@ -14,6 +14,7 @@ So results of other settings stand beside this run's until its manifest replaces
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -24,19 +25,20 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import TEMPORARY, Disk, publish, remove
+from pipeline.disk import TEMPORARY, Disk, publish, remove, sync_directory, write_error
 from pipeline.errors import (
     CannotCreate,
     DataError,
     NewerFormat,
     NoInput,
     NotPermitted,
+    ReadFailed,
     TryAgain,
     WriteFailed,
     shown,
@@ -134,14 +136,14 @@ def claim(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         _make(directory, disk)
         _mark(directory, disk)
         descriptor = _lock(directory)
-    except PermissionError as error:
-        raise NotPermitted(f"{where}: {error.strerror}. Choose an --output that you may write to.") from error
+    except (PermissionError, NotPermitted) as error:
+        raise NotPermitted(f"{where}: {error}. Choose an --output that you may write to.") from error
     except (OSError, WriteFailed) as error:
         raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
     try:
         try:
             for name in _FOLDERS:
-                _make(directory / name, disk)
+                _make_folder(directory, name, disk)
         except OSError as error:
             raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
         yield Ledger(directory, disk)
@@ -189,20 +191,24 @@ class Ledger:
             self._publish(record.path, seal(_COMMIT, asdict(record)), replace=False)
             self._records[record.path] = record
         elif self._records[record.path].entry.file != entry.file:
-            remove(self.disk, self.directory / entry.file)
+            self._remove(entry.file)
         return self._records[record.path]
 
-    def drop(self, record: Record) -> None:
-        """Take a result back: its record first."""
-        remove(self.disk, self.directory / record.path)
-        self._records.pop(record.path, None)
-        remove(self.disk, self.directory / record.entry.file)
+    def drop(self, *records: Record) -> None:
+        """Take results back: their records first, for good, and only then their files."""
+        for record in records:
+            self._remove(record.path)
+            self._records.pop(record.path, None)
+        if records:
+            self._sync("commits")
+        for record in records:
+            self._remove(record.entry.file)
 
     def forget(self) -> None:
         """Begin again: every result goes, the manifest first, so that a reader never sees a mixture."""
-        remove(self.disk, self.directory / MANIFEST)
-        for record in list(self._records.values()):
-            self.drop(record)
+        self._remove(MANIFEST)
+        self._sync("")
+        self.drop(*self._records.values())
         self.sweep()
 
     def finish(self, request: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
@@ -218,15 +224,14 @@ class Ledger:
             Fingerprints; with any given, results of all others go too.
         """
         if keep:
-            for record in [record for record in self._records.values() if record.fingerprint not in keep]:
-                self.drop(record)
+            self.drop(*(record for record in self._records.values() if record.fingerprint not in keep))
         named = {record.entry.file for record in self._records.values()} | set(_files_of(self._manifest()))
         for folder in ("", *_FOLDERS):
             for name in sorted(os.listdir(self.directory / folder)):
                 path = f"{folder}/{name}" if folder else name
                 is_left = _RESULT.fullmatch(path) or (keep and path in _OPTIONAL)
                 if _HALF.fullmatch(path) or (is_left and path not in named):
-                    remove(self.disk, self.directory / path)
+                    self._remove(path)
 
     # -- reading --
 
@@ -258,9 +263,11 @@ class Ledger:
         ValueError
             When it is not what was committed.
         """
+        path = self.directory / record.entry.file
         try:
-            data = (self.directory / record.entry.file).read_bytes()
+            data = path.read_bytes()
         except OSError as error:
+            _check_limits(error, path)
             raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
         if sha256(data).hexdigest() != record.entry.sha256:
             raise ValueError(f"file={shown(record.entry.file)}: not what was committed")
@@ -287,8 +294,23 @@ class Ledger:
     # -- inside --
 
     def _publish(self, name: str, data: bytes, replace: bool) -> Entry:
-        publish(self.disk, self.directory / name, data, replace)
+        path = self.directory / name
+        try:
+            publish(self.disk, path, data, replace)
+        except FileExistsError as error:
+            raise CannotCreate(f"file={shown(path)}: something else lies in its place. Move it away.") from error
         return Entry(name, len(data), sha256(data).hexdigest())
+
+    def _remove(self, name: str) -> None:
+        path = self.directory / name
+        if path.is_symlink() or not path.is_dir():  # whatever its name, a directory is somebody else's
+            remove(self.disk, path)
+
+    def _sync(self, folder: str) -> None:
+        try:
+            sync_directory(self.disk, self.directory / folder)
+        except OSError as error:
+            raise write_error(error, self.directory / folder, "syncing it") from error
 
     def _manifest(self, warn: bool = False) -> dict[str, Any] | None:
         try:
@@ -311,8 +333,9 @@ class Ledger:
             except NewerFormat as error:
                 raise NewerFormat(f"file={shown(path)}: {error}") from error
             except (OSError, ValueError, KeyError, TypeError) as error:
+                _check_limits(error, path)
                 log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", shown(path), error)
-                remove(self.disk, path)
+                self._remove(f"commits/{name}")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -322,19 +345,26 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     ------
     NoInput
         When `directory` holds no finished run.
+    ReadFailed, SystemLimit
+        When the storage or the system fails.
     DataError
         When its manifest is damaged or of another format.
     NewerFormat
     NotPermitted
-        When it names files outside the directory.
+        When it may not be read, or names files outside the directory.
     """
     path = directory / MANIFEST
     try:
         manifest = unseal(_OUTPUT, path.read_bytes())
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NoInput(
             f"file={shown(path)}: {error.strerror}, expected the output directory of a finished run"
         ) from error
+    except PermissionError as error:
+        raise NotPermitted(f"file={shown(path)}: {error.strerror}, expected a file that you may read") from error
+    except OSError as error:
+        _check_limits(error, path)
+        raise ReadFailed(f"file={shown(path)}: {error.strerror}. Check the storage.") from error
     except NewerFormat as error:
         raise NewerFormat(f"file={shown(path)}: {error}") from error
     except json.JSONDecodeError as error:
@@ -354,6 +384,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def _check_limits(error: Exception, path: Path) -> None:
+    """Raise what says nothing about the file: that this process, or the system, has too many open."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise write_error(error, path, "reading it") from error
+
+
 def _files_of(manifest: Mapping[str, Any] | None) -> list[str]:
     return [str(line["file"]) for key in ("parts", "files") for line in (manifest or {}).get(key, [])]
 
@@ -361,7 +397,7 @@ def _files_of(manifest: Mapping[str, Any] | None) -> list[str]:
 def _fault(directory: Path, entry: Entry, digests: bool) -> str | None:
     path = directory / entry.file
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -371,6 +407,7 @@ def _fault(directory: Path, entry: Entry, digests: bool) -> str | None:
             if digests and file_digest(file, "sha256").hexdigest() != entry.sha256:
                 return f"file={shown(path)}: its SHA-256 is not the one committed: the content has changed"
     except OSError as error:
+        _check_limits(error, path)
         return f"file={shown(path)}: committed, but cannot be read: {error.strerror}"
     return None
 
@@ -390,8 +427,6 @@ def _record(path: Path, key: str, start: str) -> Record:
 def _make(directory: Path, disk: Disk) -> None:
     """A directory with its parents, each on the disk before the next."""
     if directory.is_dir():
-        if directory.name in _FOLDERS and directory.is_symlink():
-            raise CannotCreate(f"output={shown(directory)}: a link, expected a directory. Choose another --output.")
         return
     _make(directory.parent, disk)
     try:
@@ -400,9 +435,17 @@ def _make(directory: Path, disk: Disk) -> None:
         if not directory.is_dir():
             raise
     try:
-        disk.sync_directory(directory.parent)
-    except OSError as error:
-        log.debug("output=%s: its parent cannot be synced: %s", shown(directory), error)
+        sync_directory(disk, directory.parent)
+    except PermissionError as error:
+        log.debug("output=%s: its parent may be written, but not read and synced: %s", shown(directory), error)
+
+
+def _make_folder(directory: Path, name: str, disk: Disk) -> None:
+    if (directory / name).is_symlink():
+        raise CannotCreate(
+            f"output={shown(directory)}: its {name} is a link, expected a directory. Choose another --output."
+        )
+    _make(directory / name, disk)
 
 
 def _mark(directory: Path, disk: Disk) -> None:
@@ -448,8 +491,9 @@ def _lock(directory: Path) -> int:
                 "that knows locks."
             ) from error
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {platform.node()} since {since}\n".encode(), 0)
+        with suppress(OSError):  # a full disk is no reason not to look what is there
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {platform.node()} since {since}\n".encode(), 0)
     except BaseException:
         os.close(descriptor)
         raise

@@ -79,10 +79,13 @@ def request_of(config: Config, shards: Sequence[Shard], model: Model | None, pla
     plan : Plan
     """
     settings = {name: getattr(config, name) for name in _TRAINING_SETTINGS}
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_validated = round(config.validation_fraction * n_rows)
     training = {
         **settings,
-        "window_rows": plan.window_rows,
-        "max_validation_rows": plan.max_validation_rows,
+        # A budget that holds all of them may change.
+        "window_rows": plan.window_rows if plan.window_rows < n_rows else None,
+        "validation_rows": plan.max_validation_rows if plan.max_validation_rows < n_validated else None,
         "versions": {name: version(name) for name in ("numpy", "Theano")},
         "format": _TRAINING,
     }

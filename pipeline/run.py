@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -49,6 +52,12 @@ __all__ = ["Summary", "run"]
 log = logging.getLogger(__name__)
 
 _QUARANTINE = "quarantine.jsonl"
+# What changes a run from outside and stands in no setting.
+_VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+_COMPILER = "Install one (Debian: g++), or name another with THEANO_FLAGS=cxx=NAME"
+_COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, else ~/.cache/shardpress)"
+# What ours would have said in its own words, Theano and the compiler say in these.
+_DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ def run(
         log.debug("plan: %s", plan)
         job = Job(config, command, shards, bad_shards, request, plan, ledger, device, clock)
         try:
-            with _memory_errors():
+            with _theanos_errors():
                 return _extract(job, model)
         except BaseException as error:
             error.add_note(_standing(job))
@@ -230,6 +239,8 @@ def _earlier(
         ]
         clock.lap("verification")
         if not faults:
+            if ledger.request() == now:  # else somebody has begun to replace it, and may go on with that
+                ledger.sweep(*manifest.get("kept", ()))
             return Summary(**{**manifest["summary"], "output": config.output, "seconds": clock.seconds, "before": True})
         for fault in faults:
             log.warning("%s; it is made anew", fault)
@@ -275,7 +286,11 @@ def _check_space(ledger: Ledger, config: Config, shards: Sequence[Shard], reques
     assert config.n_features is not None
     row_bytes = 4 * config.n_features + 1 + 8 * len(shards[0].riders)
     needed = sum(shard.n_rows for shard in shards) * row_bytes
-    free = ledger.disk.free_bytes(ledger.directory)
+    try:
+        free = ledger.disk.free_bytes(ledger.directory)
+    except OSError as error:
+        log.debug("output=%s: how much is free there cannot be told: %s", shown(ledger.directory), error)
+        return
     # Parts of this very model that are there already; which one it is, only the training tells.
     there = sum(record.entry.n_bytes for record in ledger.all_records("part"))
     if needed - there > free:
@@ -285,38 +300,62 @@ def _check_space(ledger: Ledger, config: Config, shards: Sequence[Shard], reques
         )
 
 
-def _start_device(config: Config) -> Device:
-    from kernels import backend
-    from kernels.settings import UnsafeCompileCache
-
-    try:
-        device = backend.start(config.require_device)
-    except backend.DeviceUnavailable as error:
-        raise DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.") from error
-    except UnsafeCompileCache as error:
-        raise NotPermitted(str(error)) from error
-    except ValueError as error:
-        raise ConfigError(f"THEANO_FLAGS or .theanorc: {error}") from error
-    log.info("device: %s", device)
-    return device
-
-
 @contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Say of whichever memory has run out what to do about it."""
+def _theanos_errors() -> Iterator[None]:
+    """Say of what Theano raises, who has no classes for it, what has run out and what to do about it."""
     from kernels import backend
 
     try:
         yield
     except MemoryError as error:
         raise SystemLimit("the host's memory has run out. Lower --memory-budget or --threads.") from error
+    except ShardpressError:
+        raise
     except Exception as error:
-        if isinstance(error, ShardpressError) or not backend.is_out_of_memory(error):
+        words = " ".join(str(error).split())
+        compiler = re.search(r"Compilation failed \(return status=.*?\): (.*?)[ .]*(', |$)", words)
+        if any(sign in words for sign in _DISK_FULL):
+            why = compiler[1] if compiler else words
+            raise WriteFailed(
+                f"{_COMPILE_CACHE} or the temporary directory is full: {why}. Free some space, or choose another place."
+            ) from error
+        if compiler:
+            raise DeviceError(f"the C++ compiler has failed: {compiler[1]}. {_COMPILER}.") from error
+        if not backend.is_out_of_memory(error):
             raise
         raise DeviceError(
-            f"the device's memory has run out: {' '.join(str(error).split())}. Lower --device-memory-budget or "
-            "--batch-size, free some of the device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."
+            f"the device's memory has run out: {words}. Lower --device-memory-budget or --batch-size, free some of the "
+            "device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."
         ) from error
+
+
+@_theanos_errors()
+def _start_device(config: Config) -> Device:
+    from kernels import backend
+    from kernels.settings import UnsafeCompileCache
+
+    for name in _VARIABLES:
+        if name in os.environ:
+            log.info("environment: %s=%s", name, shown(os.environ[name]))
+    try:
+        settings = backend.load().config
+        device = backend.start(config.require_device)
+    except backend.DeviceUnavailable as error:
+        raise DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.") from error
+    except UnsafeCompileCache as error:
+        raise NotPermitted(str(error)) from error
+    except ValueError as error:
+        if "compiledir" in str(error):
+            raise WriteFailed(f"{_COMPILE_CACHE}: {error} Or choose another place.") from error
+        raise ConfigError(f"THEANO_FLAGS or .theanorc: {error}") from error
+    # Without one Theano computes in Python, and says so in a warning only.
+    if not settings.cxx and type(settings).cxx.is_default:
+        raise DeviceError(
+            f"no C++ compiler: g++ was not found in PATH, and without one a run takes a hundred times as long. "
+            f"{_COMPILER}; with THEANO_FLAGS=cxx= it goes without."
+        )
+    log.info("device: %s", device)
+    return device
 
 
 # -- the stages --------------------------------------------------------------------------------------------------
@@ -356,8 +395,7 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
     job.clock.features = fingerprint
     there = intact(job, ledger.records("part", fingerprint))
     parts, overlapping = plan_parts(job.shards, job.plan.part_rows, there)
-    for record in overlapping:
-        ledger.drop(record)
+    ledger.drop(*overlapping)
     if there and parts:
         n_rows = sum(record.facts["n_rows"] for record in there)
         log.info("encoding: going on, an earlier run has committed %d rows in %d parts", n_rows, len(there))
@@ -425,11 +463,18 @@ def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, fou
         files[_QUARANTINE] = _quarantine(job, records)
     entries = [asdict(ledger.replace(name, data)) for name, data in files.items()]
     lines = [{**asdict(r.entry), **{k: v for k, v in r.facts.items() if k != "bad"}} for r in records]
+    request = job.request
+    kept = [
+        request.of_scan(),
+        request.of_model() if found is None else job.of_model(found),
+        job.of_features(model, found),
+    ]
     ledger.finish(
-        asdict(job.request),
+        asdict(request),
         {
             **about,
-            "fingerprint": job.request.of_all(),
+            "fingerprint": request.of_all(),
+            "kept": kept,
             "n_rows": summary.n_rows,
             "n_features": summary.n_features,
             "n_bad": summary.n_bad,
@@ -439,9 +484,7 @@ def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, fou
             "parts": lines,
         },
     )
-    request = job.request
-    keep = [request.of_scan(), request.of_model() if found is None else job.of_model(found)]
-    ledger.sweep(*keep, job.of_features(model, found))
+    ledger.sweep(*kept)
     return summary
 
 

@@ -17,7 +17,7 @@ from pipeline.formats import pack, unpack
 from pipeline.gate import Shard
 from pipeline.shards import Block, block_of, blocks, first_rows, read
 
-__all__ = ["Scan", "bad_entries", "bad_rows", "describe_bad_rows", "readable", "scan"]
+__all__ = ["Scan", "bad_entries", "bad_rows", "check_usable", "describe_bad_rows", "readable", "scan"]
 
 log = logging.getLogger(__name__)
 
@@ -137,25 +137,34 @@ def scan(
     Raises
     ------
     DataError
-        When a shard cannot be read, there is no good row, or a column's range is no float64.
+        When more shards than that cannot be read.
     """
-    result = _scan(shards, {}, block_rows, n_threads, advance, missing, max_unreadable)
-    if not result.n_good:
+    return _scan(shards, {}, block_rows, n_threads, advance, missing, max_unreadable)
+
+
+def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
+    """Whether rows can be scaled by what a scan has found.
+
+    Raises
+    ------
+    DataError
+        When there is no good row, or a column's range is no float64.
+    """
+    if not found.n_good:
         raise DataError(
-            f"no usable rows: all {result.n_rows} rows hold {_words(missing)}, or cannot be read, from "
+            f"no usable rows: all {found.n_rows} rows hold {_words(missing)}, or cannot be read, from "
             f"file={shown(shards[0].path)} on"
         )
     with np.errstate(over="ignore"):
-        endless = np.flatnonzero(np.isinf(result.maximum - result.minimum))
+        endless = np.flatnonzero(np.isinf(found.maximum - found.minimum))
     if len(endless):
         raise DataError(
             f"file={shown(shards[0].path)} and what follows it: the range of columns {_some(endless)} is beyond "
             "float64, expected numbers that can be scaled. Scale them down."
         )
-    if result.constant.any():
-        columns = np.flatnonzero(result.constant)
+    if found.constant.any():
+        columns = np.flatnonzero(found.constant)
         log.info("scan: %d constant columns become 0: %s", len(columns), _some(columns))
-    return result
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
@@ -260,8 +269,9 @@ def _scan_block(first_row: int, block: Block, missing: float | None) -> Scan:
         bad = bad_rows(rows, missing, block.shard.stored_dtype)
         if len(bad) == len(rows):
             return Scan(len(rows), *_nothing(rows.shape[1]), first_row + bad)
-        rows = np.delete(rows, bad, axis=0)
-        minimum, maximum = rows.min(axis=0), rows.max(axis=0)
+        if len(bad):
+            rows = np.delete(rows, bad, axis=0)
+            minimum, maximum = rows.min(axis=0), rows.max(axis=0)
     return Scan(len(block), minimum.astype(np.float64), maximum.astype(np.float64), first_row + bad)
 
 

@@ -6,7 +6,10 @@ Shards and blocks are plain values: no open file crosses a wall, each read opens
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -18,6 +21,7 @@ import numpy as np
 from pipeline import signals
 from pipeline.errors import DataError, shown
 from pipeline.gate import Shard, vet
+from pipeline.gatekeeper import retire
 from pipeline.rawread import digest, read_values
 from pipeline.sources import Source, find
 
@@ -35,6 +39,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_MOST_THREADS, _FILES_A_THREAD, _AT_ONCE = 8, 100, 1000
 _ANEW = "Take another copy of the directory, or run again what made it."
 
 
@@ -87,17 +92,21 @@ def open_shards(
     """
     sources = find(patterns)
     shards: list[Shard] = []
-    for source in sources:
-        signals.check()  # there may be many
-        try:
-            shard = _checked(source, dataset)
-            shards.append(_fitting(shard, shards[0]) if shards else shard)
-        except DataError as error:
-            if on_bad_shard is None:
-                raise
-            on_bad_shard(source.path, error)
+    named: Shard | None = None
+    with closing(_outcomes(sources, dataset)) as outcomes:
+        for source, outcome in zip(sources, outcomes, strict=True):
+            signals.check()  # there may be many
+            try:
+                if isinstance(outcome, DataError):
+                    raise outcome
+                shards.append(_fitting(outcome, shards[0] if shards else outcome, named or outcome))
+                named = named or (shards[-1] if shards[-1].columns else None)
+            except DataError as error:
+                if on_bad_shard is None:
+                    raise
+                on_bad_shard(source.path, error)
     if not shards:
-        raise DataError(f"input={shown(' '.join(patterns))}: none of {len(sources)} files is a shard that can be used")
+        raise DataError(f"input={shown(patterns[0])}: none of {len(sources)} files is a shard that can be used")
     if not any(shard.n_rows for shard in shards):
         first = shards[0]
         raise DataError(
@@ -105,6 +114,22 @@ def open_shards(
         )
     _log_shards(shards)
     return tuple(shards)
+
+
+def _outcomes(sources: Sequence[Source], dataset: str | None) -> Generator[Shard | DataError, None, None]:
+    """The shards in order, or what is wrong with each: in several threads once there are enough to be worth a child."""
+    n_threads = min(os.cpu_count() or 1, _MOST_THREADS, 1 + len(sources) // _FILES_A_THREAD)
+    with ThreadPoolExecutor(n_threads, "vet") as pool:
+        for start in range(0, len(sources), _AT_ONCE):
+            yield from pool.map(partial(_outcome, dataset=dataset), sources[start : start + _AT_ONCE])
+    retire(n_kept=1)
+
+
+def _outcome(source: Source, dataset: str | None) -> Shard | DataError:
+    try:
+        return _checked(source, dataset)
+    except DataError as error:
+        return error
 
 
 def _checked(source: Source, dataset: str | None) -> Shard:
@@ -121,24 +146,23 @@ def _checked(source: Source, dataset: str | None) -> Shard:
     return replace(shard, digest=source.sha256)
 
 
-def _fitting(shard: Shard, first: Shard) -> Shard:
-    """A shard that has the same columns as the first one."""
+def _fitting(shard: Shard, first: Shard, named: Shard) -> Shard:
+    """A shard as wide as the first one, whose columns have the names of those that were named first."""
     where = f"file={shown(shard.path)} dataset={shown(shard.dataset)}"
-    other = f"file={shown(first.path)} dataset={shown(first.dataset)}"
     if shard.n_inputs != first.n_inputs:
         raise DataError(
-            f"{where}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in {other} of "
-            f"shape {first.shape}. Give shards of one width."
+            f"{where}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in "
+            f"file={shown(first.path)} dataset={shown(first.dataset)} of shape {first.shape}. Give shards of one width."
         )
-    if shard.columns == first.columns:
-        return replace(shard, columns=first.columns)  # the same object: there may be many shards
-    if shard.columns and first.columns:
-        pairs = zip_longest(shard.columns, first.columns)
-        i, names = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    if shard.columns == named.columns:
+        return replace(shard, columns=named.columns)  # the same object: there may be many shards
+    if shard.columns and named.columns:
+        pairs = enumerate(zip_longest(shard.columns, named.columns))
+        i, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         found, expected = (shown(repr(name)) for name in names)
         raise DataError(
-            f"{where}: attribute columns names column {i} {found}, expected {expected} as in {other}. Give shards of "
-            "the same columns in the same order."
+            f"{where}: attribute columns names column {i} {found}, expected {expected} as in "
+            f"file={shown(named.path)} dataset={shown(named.dataset)}. Give shards of the same columns in one order."
         )
     return shard
 

@@ -35,12 +35,16 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turn the first signal into `Stopped` as long as the context lasts. A second one ends the process at once."""
+    """Turn the first signal into `Stopped` as long as the context lasts. A second one ends the process at once.
+
+    A signal that the process was started to ignore, as ``nohup`` does with SIGHUP, stays ignored.
+    """
     _caught.clear()
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread only
         return
-    before = {number: signal.signal(number, _on_signal) for number in _SIGNALS}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, _on_signal) for number in heard}
     try:
         yield
     finally:
@@ -83,7 +87,8 @@ def leave(code: int) -> NoReturn:
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     for each in _SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+        if signal.getsignal(each) == _on_signal:
+            signal.signal(each, signal.SIG_DFL)
     _caught.append(number)
     if not _n_deferred:
         raise Stopped(number)

@@ -32,6 +32,9 @@ _COSTS_PER_EPOCH = 16
 _DIVERGED = 100.0
 _SMALL = 1e-6
 
+# What a checkpoint tells beside its arrays.
+_PROGRESS = ("optimizer", "epoch", "n_done", "costs", "seconds", "history", "best_cost", "best_epoch", "watch")
+
 # An epoch may be over in milliseconds: its end is saved only when saving takes less than a fiftieth of the time.
 _RARELY = 50
 
@@ -123,9 +126,26 @@ class Checkpoint:
         if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("holds arrays that are not finite float32 numbers")
         try:
-            return cls(arrays, dict(about["progress"]), int(about["n_steps"]))
+            progress, n_steps = dict(about["progress"]), int(about["n_steps"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"is no checkpoint: {error!r}") from error
+        if set(progress) != set(_PROGRESS):
+            raise ValueError(f"is no checkpoint: it tells {sorted(progress)}, expected {sorted(_PROGRESS)}")
+        return cls(arrays, progress, n_steps)
+
+    def check_fits(self, autoencoder: Autoencoder, step: TrainingStep) -> None:
+        """Raise `ValueError` when its arrays are not those of this model and its update rule."""
+        own = _flat(autoencoder.parameters(), step.state(), autoencoder.parameters())
+        found, expected = ({name: array.shape for name, array in arrays.items()} for arrays in (self.arrays, own))
+        if found != expected:
+            raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
+
+
+def _flat(
+    parameters: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray], best: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    groups = {"parameters": parameters, "state": state, "best": best}
+    return {f"{group}/{name}": array for group, named in groups.items() for name, array in named.items()}
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
@@ -230,8 +250,7 @@ class _State:
 
     def checkpoint(self) -> Checkpoint:
         """Copies of all of it."""
-        sources = {"parameters": self.autoencoder.parameters(), "state": self.step.state(), "best": self.best}
-        arrays = {f"{group}/{name}": array for group, named in sources.items() for name, array in named.items()}
+        arrays = _flat(self.autoencoder.parameters(), self.step.state(), self.best)
         progress = {
             "optimizer": self.config.optimizer,
             "epoch": self.epoch,

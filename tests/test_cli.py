@@ -59,6 +59,29 @@ def test_a_config_file_with_an_unknown_key(tmp_path: Path, caplog: pytest.LogCap
     assert "epochs: 'many', expected a whole number" in message
 
 
+def test_s17_a_config_file_that_is_a_bomb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40)))
+    code, message = outcome(caplog, "--config", str(path))
+    assert code == 78
+    assert "a reference (*a0), expected plain values" in message
+
+
+def test_u2_every_setting_that_cannot_work_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    flags = ["--n-features", "0", "--batch-size", "-3", "--learning-rate", "nan", "--checkpoint-minutes", "inf"]
+    code, message = outcome(caplog, *flags, "--missing-value", "nan", "--overwrite", "--restart")
+    assert code == 78
+    for name in (
+        "n_features: 0",
+        "batch_size: -3",
+        "learning_rate: nan",
+        "checkpoint_minutes: inf",
+        "missing_value: nan",
+    ):
+        assert f"{name}, expected " in message
+    assert "overwrite and restart: both" in message
+
+
 def test_an_output_with_foreign_files_is_refused_before_reading(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -236,12 +236,12 @@ def test_a_value_of_the_wrong_shape_is_refused(file, line, phrase):
         (["--bad\nflag"], ["--bad\\x0aflag"]),
     ],
 )
-def test_a_flag_that_is_not_known_is_refused_with_the_nearest(arguments, phrases):
+def test_u1_a_flag_that_is_not_known_is_refused_with_the_nearest(arguments, phrases):
     with refused(64, *phrases):
         settings(*arguments)
 
 
-def test_a_key_or_variable_that_is_not_known_is_refused_with_the_nearest(file):
+def test_u1_a_key_or_variable_that_is_not_known_is_refused_with_the_nearest(file):
     with refused(78, "settings.yaml: key n_feature is unknown. Did you mean n_features?"):
         settings(*file("n_feature: 3"))
     with refused(78, "SHARDPRESS_EPOCH is unknown. Did you mean SHARDPRESS_EPOCHS?"):

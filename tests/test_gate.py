@@ -219,6 +219,13 @@ def test_i2_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path):
         os.close(descriptor)
 
 
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero"])
+def test_i2_a_device_is_refused_without_opening_it(path):
+    with hostile.opens(Path(path)) as counts, refused(66, f"file={path}", "not a regular file"):
+        open_shards([path])
+    assert counts == [0]
+
+
 def test_i2_a_directory_called_like_a_shard_is_refused(tmp_path):
     (tmp_path / "x.h5").mkdir()
     with refused(66, "x.h5", "not a regular file"):

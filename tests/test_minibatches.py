@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import minibatches as module
+from pipeline.files import FILES
 from pipeline.gate import Shard
 from pipeline.minibatches import Order, ResidentRows, StreamedRows, slab_starts, spread_rows
 from pipeline.shards import first_rows, open_shards
@@ -143,6 +144,29 @@ def test_rows_in_memory_and_rows_from_disk_make_the_same_minibatches(shards, win
         np.testing.assert_array_equal(np.concatenate(numbers), epoch_of(order, epoch))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_an_epoch_can_be_entered_at_any_minibatch(shards, seed):
+    """An interrupted training goes on in the middle of an epoch: with what would have come next, and nothing else."""
+    rng = np.random.default_rng(seed)
+    left_out = np.flatnonzero(rng.random(21) < rng.choice([0, 0.3, 0.9]))
+    window_rows, batch_size = int(rng.choice([1, 4, 7, 1000])), int(rng.choice([1, 2, 5, 21, 30]))
+    order = Order(slab_starts(shards, int(rng.choice([1, 3]))), left_out, window_rows, seed)
+    for rows in (ResidentRows(shards, 2), StreamedRows(shards, 2)):
+        for epoch in (0, 3):
+            whole = list(rows.minibatches(order, epoch, batch_size))
+            for first in range(len(whole) + 2):
+                tail = list(rows.minibatches(order, epoch, batch_size, first))
+                assert [batch.tolist() for batch in tail] == [batch.tolist() for batch in whole[first:]]
+
+
+def test_windows_that_lie_behind_are_not_read_again(shards, monkeypatch):
+    order = Order(slab_starts(shards), NONE, 3, seed=0)
+    streamed, n_windows, read = StreamedRows(shards, 1), [], module._read_slabs
+    monkeypatch.setattr(module, "_read_slabs", lambda *how: n_windows.append(1) or read(*how))
+    list(streamed.minibatches(order, 0, 3, first=5))
+    assert len(n_windows) <= len(list(order.windows(0))) - 4
+
+
 def test_in_one_window_all_minibatches_but_the_last_are_full(shards):
     order = Order(slab_starts(shards), NONE, 1000, seed=0)
     assert [len(batch) for batch in ResidentRows(shards, 1).minibatches(order, 0, 8)] == [8, 8, 5]
@@ -163,9 +187,10 @@ def test_streaming_that_is_given_up_leaves_no_thread_behind(shards):
     assert [thread.name for thread in threading.enumerate() if "read-ahead" in thread.name] == []
 
 
-def test_an_error_while_reading_ahead_reaches_the_training(shards):
+def test_an_error_while_reading_ahead_reaches_the_training(shards, monkeypatch):
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
     Path(shards[3].path).unlink()
-    with refused(74, shards[3].path):
+    with refused(74, shards[3].path, "No such file"):
         list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
 
 

@@ -45,9 +45,9 @@ sandbox.main()
 @pytest.fixture
 def fresh():
     """No child from before, and none that a test has bent left over."""
-    gatekeeper._end()
+    gatekeeper.retire()
     yield
-    gatekeeper._end()
+    gatekeeper.retire()
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def evil(fresh, monkeypatch):
     """Let the child do something else when it is to describe a file."""
 
     def bend(*lines):
-        gatekeeper._end()
+        gatekeeper.retire()
         program = EVIL.format(root=str(ROOT), lines="\n    ".join(lines))
         monkeypatch.setattr(gatekeeper, "_PROGRAM", program.replace("{", "{{").replace("}", "}}"))
 
@@ -138,6 +138,13 @@ def test_p9_a_child_that_was_killed_is_started_again(path, fresh):
     assert child_pid() != before
 
 
+def test_p9_a_fork_that_was_killed_from_outside_is_asked_again_and_not_held_against_the_file(path, evil, tmp_path):
+    evil("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset)")
+    with refused(71, f"file={path}", "killed or got stuck twice"):
+        vet(Path(path), "evil")
+    assert vet(Path(path), None).shape == (3, 2)
+
+
 @pytest.mark.parametrize("program", ["import sys; sys.stdin.readline()", "pass", "import os; os.kill(os.getpid(), 9)"])
 def test_p9_a_child_that_dies_again_and_again_is_a_fault_of_the_system(path, fresh, monkeypatch, program):
     monkeypatch.setattr(gatekeeper, "_PROGRAM", program)
@@ -148,6 +155,14 @@ def test_p9_a_child_that_dies_again_and_again_is_a_fault_of_the_system(path, fre
 def test_a_child_that_cannot_be_started_comes_with_the_limits_to_raise(path, fresh, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with refused(71, f"file={path}", "cannot be started", "ulimit"):
+        vet(Path(path), None)
+
+
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_d14_a_child_without_descriptors_is_a_fault_of_the_system(path, fresh, monkeypatch, n):
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({n}, {n})); main()"
+    monkeypatch.setattr(gatekeeper, "_PROGRAM", gatekeeper._PROGRAM.replace("main()", limited))
+    with refused(71, f"file={path}"):
         vet(Path(path), None)
 
 
@@ -320,11 +335,36 @@ def test_the_test_of_what_the_child_may_do_sees_what_it_may(path, evil):
     assert attempt(path, evil, "os.getpid()") is None
 
 
+WITHOUT_RIGHTS = """
+import sys
+from pipeline.shards import Block, open_shards, read
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+assert int(status["CapEff"], 16) == 0
+(shard,) = open_shards([sys.argv[1]])
+print(read(Block(shard, 0, 3)).tolist())
+"""
+
+
+def test_lower_limits_of_the_user_are_kept(path):
+    limits = "import resource as r; r.setrlimit(r.RLIMIT_CPU, (50, 50)); r.setrlimit(r.RLIMIT_NPROC, (4096, 4096))\n"
+    command = [sys.executable, "-c", limits + DRIVER, path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, input="")
+    assert done.stdout.strip().isdecimal(), done.stderr
+
+
+def test_a_driver_without_any_rights_has_a_child_too(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(3), chunks=(2, 2), compression="lzf")
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+    command = [*drop, sys.executable, "-c", WITHOUT_RIGHTS, path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(numbered(3).tolist()), done.stderr
+
+
 def test_the_child_has_no_network(path, fresh):
     vet(Path(path), None)
     ours, theirs = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child_pid()))
     if ours == theirs:
-        pytest.skip("missing on this machine: network namespaces for this user")
+        pytest.skip("missing on this machine: the right to make a network namespace")
 
 
 def test_k10_nothing_here_listens_or_has_a_socket(path, fresh):

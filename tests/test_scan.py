@@ -9,7 +9,7 @@ import pytest
 from pipeline import scan as module
 from pipeline.files import FILES
 from pipeline.formats import pack
-from pipeline.scan import Scan, bad_entries, bad_rows, describe_bad_rows, readable, scan
+from pipeline.scan import Scan, bad_entries, bad_rows, check_usable, describe_bad_rows, readable, scan
 from pipeline.shards import open_shards
 from tests.damage import damage
 from tests.helpers import numbered, refused, write_shard
@@ -84,21 +84,24 @@ def test_the_widest_and_the_narrowest_ranges_come_through(tmp_path, rows):
 def test_a_range_beyond_float64_is_refused_with_its_column(tmp_path, block_rows):
     shards = shards_of(tmp_path, np.array([[0, 1.7e308], [1, -1.7e308]]))
     with refused(65, "0.h5", "range of columns 1 is beyond float64"):
-        scan(shards, block_rows, 1)
+        check_usable(shards, scan(shards, block_rows, 1))
 
 
 def test_constant_columns_are_known_and_logged(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     rows = np.zeros((5, 14))
     rows[:, 3] = range(5)
-    found = scan(shards_of(tmp_path, rows + 7), 2, 1)
+    shards = shards_of(tmp_path, rows + 7)
+    found = scan(shards, 2, 1)
     assert np.flatnonzero(~found.constant).tolist() == [3]
+    check_usable(shards, found)
     assert "13 constant columns become 0: 0, 1, 2, 4, 5, 6, 7, 8, 9, 10 and 3 more" in caplog.text
 
 
 def test_without_a_good_row_there_is_nothing_to_scale_by(tmp_path):
+    shards = shards_of(tmp_path, np.full((2, 2), np.nan), np.full((1, 2), np.inf))
     with refused(65, "no usable rows", "all 3 rows hold NaN or Inf, or cannot be read", "0.h5"):
-        scan(shards_of(tmp_path, np.full((2, 2), np.nan), np.full((1, 2), np.inf)), 1, 2)
+        check_usable(shards, scan(shards, 1, 2))
 
 
 def test_every_row_is_reported_once(tmp_path):
@@ -187,7 +190,7 @@ def test_v8_nan_and_the_missing_value_are_both_bad():
 def test_v3_rows_that_are_all_missing_are_no_usable_rows(tmp_path):
     shards = shards_of(tmp_path, np.full((3, 2), 9, np.uint8))
     with refused(65, "no usable rows", "all 3 rows hold NaN, Inf or 9"):
-        scan(shards, 2, 1, missing=9)
+        check_usable(shards, scan(shards, 2, 1, missing=9), 9)
 
 
 # -- shards that cannot be read ------------------------------------------------------------------------------------

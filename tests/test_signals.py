@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import threading
 
 import pytest
 
-from pipeline.signals import Stopped, check, leave, stoppable
+from pipeline.signals import Stopped, check, deferred, leave, stoppable
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -60,7 +61,7 @@ def test_a_new_run_starts_unstopped() -> None:
 
 TWICE = """
 import os, signal
-from pipeline.signals import stoppable
+from pipeline.signals import deferred, stoppable
 with stoppable():
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -74,6 +75,87 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGINT
     assert done.stdout == ""
+
+
+# -- work that must not stop inside one of its steps ---------------------------------------------------------------
+
+
+def test_a_deferred_signal_waits_for_the_next_check() -> None:
+    with stoppable(), deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            check()
+
+
+def test_a_deferred_signal_is_not_lost_when_nothing_checks_before_the_work_is_over() -> None:
+    with stoppable():
+        with deferred():
+            os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Stopped, match="SIGHUP"):
+            check()
+
+
+def test_an_inner_piece_of_deferred_work_does_not_end_the_outer_one() -> None:
+    with stoppable(), deferred():
+        with deferred():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_after_the_work_a_signal_raises_at_once_again(error: type[Exception] | None) -> None:
+    with stoppable():
+        with contextlib.suppress(KeyError), deferred():
+            if error:
+                raise error
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_another_thread_defers_is_nothing_to_the_main_one() -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with deferred():
+            begun.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=work)
+    with stoppable():
+        thread.start()
+        begun.wait(60)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+        over.set()
+        thread.join()
+
+
+def test_a_second_signal_waits_for_no_work() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE.replace("with stoppable():", "with stoppable(), deferred():")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == ""
+
+
+# -- from outside --------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            os.kill(os.getpid(), signal.SIGHUP)
+            check()
+            with pytest.raises(Stopped, match="SIGTERM"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGHUP)  # not even now, when any other one would be the end
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("code", [0, 65])

@@ -1,0 +1,286 @@
+"""What is written comes back as it was; what is damaged, forged or newer does not come back at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+import string
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import NewerFormat
+from pipeline.formats import fingerprint, pack, seal, unpack, unseal
+from tests.helpers import refused
+
+FORM = "shardpress-thing/2"
+CONTENT = {"name": "größe \udcff\n", "rows": [0, -1, 2**70], "rate": 1e-05, "cost": None, "more": {"is": True, "a": 1}}
+SEEDS = range(30)
+
+
+def plain(rng: random.Random, depth: int = 0) -> Any:
+    """Some value that JSON can hold."""
+    makers: list[Callable[[], Any]] = [
+        lambda: rng.choice([None, True, False, 0, -1, 2**63, -(2**200), 0.1, -0.0, 5e-324, 1.7e308]),
+        lambda: rng.uniform(-1e9, 1e9),
+        lambda: "".join(rng.choices(string.printable + "äß\u2028\U0001f600\udc80\x00\\", k=rng.randrange(9))),
+        lambda: [plain(rng, depth + 1) for _ in range(rng.randrange(4))],
+        lambda: {str(plain(rng, 9)): plain(rng, depth + 1) for _ in range(rng.randrange(4))},
+    ]
+    return rng.choice(makers if depth < 4 else makers[:3])()
+
+
+def exactly(found: Any, expected: Any) -> bool:
+    """Equal, and of one type: 1, 1.0 and True differ."""
+    return json.dumps(found) == json.dumps(expected)
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_was_sealed_comes_back(seed: int) -> None:
+    rng = random.Random(seed)
+    content = {f"key {i}": plain(rng) for i in range(5)}
+    assert exactly(unseal(FORM, seal(FORM, content)), content)
+
+
+def test_tuples_come_back_as_lists_and_numbered_keys_as_text() -> None:
+    assert unseal(FORM, seal(FORM, {"shape": (1, 2), "of": {3: "x"}})) == {"shape": [1, 2], "of": {"3": "x"}}
+
+
+def test_it_is_for_people_too() -> None:
+    text = seal(FORM, CONTENT).decode("ascii")
+    assert text.splitlines()[1] == f' "format": "{FORM}",'
+    assert text.endswith("}\n")
+
+
+def test_d12_every_changed_byte_is_refused() -> None:
+    data, rng = seal(FORM, CONTENT), random.Random(0)
+    for place in range(len(data)):
+        for value in {data[place] ^ 1 << bit for bit in range(8)} | set(rng.sample(range(256), 8)) - {data[place]}:
+            with pytest.raises((ValueError, NewerFormat)):
+                unseal(FORM, data[:place] + bytes([value]) + data[place + 1 :])
+
+
+def test_d12_every_length_but_its_own_is_refused() -> None:
+    data = seal(FORM, CONTENT)
+    for stop in range(len(data)):
+        with pytest.raises(ValueError, match=r".+"):
+            unseal(FORM, data[:stop])
+    for more in (b"\n", b" ", b"{}", data):
+        with pytest.raises(ValueError, match=r".+"):
+            unseal(FORM, data + more)
+
+
+def resealed(**content: Any) -> bytes:
+    """A file with whatever content, whose digest fits."""
+    return json.dumps({**content, "seal": fingerprint(content)}, indent=1).encode() + b"\n"
+
+
+@pytest.mark.parametrize("version", ["3", "10", "999999999"])
+def test_d12_a_newer_version_is_refused_as_such(version: str) -> None:
+    with refused(76, f"format 'shardpress-thing/{version}'", "a later version of shardpress wrote it. Upgrade"):
+        unseal(FORM, resealed(format=f"shardpress-thing/{version}"))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "shardpress-thing/1",
+        "shardpress-other/3",
+        "shardpress-thing/",
+        "shardpress-thing/3x",
+        "thing/3",
+        3,
+        None,
+        [],
+        {},
+    ],
+)
+def test_d12_any_other_format_is_no_file_of_ours(form: Any) -> None:
+    with pytest.raises(ValueError, match="expected format 'shardpress-thing/2'"):
+        unseal(FORM, resealed(format=form))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"{",
+        b"1" * 5000,
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"format": "shardpress-thing/2"}',
+        seal(FORM, CONTENT).decode().encode("utf-16"),
+        seal(FORM, CONTENT).decode().encode("utf-8-sig"),
+    ],
+    ids=lambda data: repr(data[:20]),
+)
+def test_d12_what_is_no_sealed_json_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        unseal(FORM, data)
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 950, 975, 990, 1000, 1500])
+def test_d12_nesting_of_any_depth_is_a_value_error_at_most(depth: int) -> None:
+    nested = b'{"format": "shardpress-thing/2", "a": ' + b"[" * depth + b"]" * depth + b', "seal": "x"}'
+    with pytest.raises(ValueError, match=r".+"):
+        unseal(FORM, nested)
+
+
+def test_d12_a_key_that_stands_twice_is_refused() -> None:
+    data = seal(FORM, {"file": "good"})
+    assert unseal(FORM, data) == {"file": "good"}
+    with pytest.raises(ValueError, match="not written as it was sealed"):
+        unseal(FORM, data.replace(b' "file"', b' "file": "evil",\n "file"'))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_none_are_neither_sealed_nor_unsealed(number: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        seal(FORM, {"cost": number})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint(number)
+    for word in (b"NaN", b"Infinity", b"-Infinity"):
+        with pytest.raises(ValueError, match=r".+"):
+            unseal(FORM, seal(FORM, {"cost": 12345}).replace(b"12345", word))
+
+
+def test_a_fingerprint_knows_values_and_not_the_order_of_keys() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    different = [{"a": 1}, {"a": 1.0}, {"a": True}, {"a": "1"}, {"a": [1]}, {"b": 1}, [["a", 1]], [1, 2], [2, 1], None]
+    assert len({fingerprint(value) for value in different}) == len(different)
+    assert fingerprint("a", "b") != fingerprint("ab") != fingerprint(["a", "b"])
+
+
+# -- arrays ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_packed_arrays_come_back_bit_for_bit(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for i, dtype in enumerate(("<f4", "<f8", "<i8", "|u1", "|b1")):
+        shape = tuple(rng.integers(0, 4, size=rng.integers(0, 4)))
+        data = rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        data = bytes(byte & 1 for byte in data) if dtype == "|b1" else data
+        arrays[f"group/{i}"] = np.frombuffer(data, dtype=dtype).reshape(shape)
+    about = {"n": [plain(random.Random(seed))]}
+    found, told = unpack(pack(arrays, about))
+    assert exactly(told, about)
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert found[name].tobytes() == array.tobytes()
+
+
+def test_nan_is_an_arrays_business_and_none_of_the_plain_values() -> None:
+    arrays, _ = unpack(pack({"a": np.array([np.nan, np.inf])}, {}))
+    assert np.isnan(arrays["a"][0])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        pack({}, {"cost": float("nan")})
+
+
+def test_s15_a_changed_byte_is_refused_or_changes_nothing() -> None:
+    """The rest is for the SHA-256 of the commit record: a date in the archive, for one."""
+    arrays = {"W": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    data = pack(arrays, {"step": 3})
+    n_refused = 0
+    for place in range(len(data)):
+        for bit in range(8):
+            try:
+                found, about = unpack(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+            except ValueError:
+                n_refused += 1
+                continue
+            assert about == {"step": 3}
+            assert list(found) == ["W"]
+            assert found["W"].tobytes() == arrays["W"].tobytes()
+            assert (found["W"].dtype, found["W"].shape) == (np.dtype("<f4"), (2, 3))
+    assert n_refused > 4 * len(data)
+
+
+def test_s15_every_shorter_file_is_refused() -> None:
+    data = pack({"W": np.arange(6)}, {"step": 3})
+    for stop in range(len(data)):
+        with pytest.raises(ValueError, match="no arrays of shardpress"):
+            unpack(data[:stop])
+
+
+class Canary:
+    """Whoever loads its pickle makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def zipped(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+    return buffer.getvalue()
+
+
+def npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_s14_a_pickle_never_runs(tmp_path: Path) -> None:
+    canary = Canary(tmp_path / "ran")
+    about = np.frombuffer(b'[["W"], {}]', dtype=np.uint8)
+    pickled = pickle.dumps(canary)
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    forged = [
+        npz(about=about, W=np.array([canary], dtype=object)),
+        npz(about=np.array([canary], dtype=object)),
+        npz(about=about, W=np.array([(1, canary)], dtype=[("a", "i4"), ("b", "O")])),
+        zipped(about=pickled, W=pickled),
+        pickled,
+        zipped(about=header.ljust(127) + b"\n" + pickled),
+    ]
+    for data in forged:
+        with pytest.raises(ValueError, match="no arrays of shardpress"):
+            unpack(data)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickled)
+    assert (tmp_path / "ran").exists(), "the canary would have sung"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK",
+        npz(),
+        npz(W=np.zeros(2)),
+        npz(about=np.zeros(3)),
+        *(npz(about=np.frombuffer(text, dtype=np.uint8)) for text in (b"[", b"{}", b"[[]]", b'[["W"], {}]')),
+    ],
+    ids=["empty", "magic", "nothing", "no about", "numbers", "half a word", "not two", "one", "an array missing"],
+)
+def test_s14_what_is_no_archive_of_ours_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no arrays of shardpress"):
+        unpack(data)
+
+
+def test_s14_an_array_that_claims_to_be_huge_is_refused() -> None:
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }" % 2**50
+    with pytest.raises(ValueError, match="no arrays of shardpress"):
+        unpack(zipped(about=header.ljust(127) + b"\n"))

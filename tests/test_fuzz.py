@@ -1,0 +1,14 @@
+"""Damaged files: each one is read or refused in words, in bounds, and none reaches another file."""
+
+from tests.fuzzing import SECONDS, fuzz
+
+
+def test_damaged_files_are_read_or_refused_and_reach_nothing_else():
+    outcome = fuzz(300, seed=1)
+    assert outcome.faults == []
+    assert sum(outcome.counts.values()) == 300
+    assert {kind.partition(":")[0] for kind in outcome.counts} == {"accepted", "DataError"}
+    assert 20 < outcome.counts["accepted"] < 200
+    assert outcome.n_opens == 0
+    assert outcome.n_bytes < 2**27
+    assert outcome.slowest < 10 * SECONDS
