@@ -12,7 +12,7 @@ setup(
     version="0.1.0",
     description="Presses HDF5 shards into features with a Theano autoencoder, on a GPU where there is one",
     packages=["pipeline", "kernels"],
-    package_data={"kernels": ["*.c"]},
+    package_data={"kernels": ["native/*.c", "native/*.h"]},
     zip_safe=False,
     # Theano's generated code stops building at 3.12, and so does distutils.
     python_requires=">=3.11,<3.12",

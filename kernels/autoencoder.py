@@ -9,6 +9,8 @@ For rows ``r`` as they lie in the shards, with each column's minimum and scale::
 
 The scaling is part of the graph, so rows cross to the device in their own dtype (a byte a value for images) and are
 cast and scaled there, next to the product.
+
+On the CPU the Ops of `kernels.fused` stand in for most of the graph, see `backend.fuses`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import TILE_ROWS, backend
+from kernels import TILE_ROWS, backend, fused
 from kernels.updates import RULES
 
 theano = backend.load()
@@ -70,6 +72,8 @@ class Autoencoder:
                 backend.shared(np.array(minimum), name=prefix + "minimum"),
                 backend.shared(np.array(scale), name=prefix + "scale"),
             )
+        self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
+        self._fuses = backend.fuses()
         self._functions: dict[tuple[str, str], Any] = {}
         self._tile_rows = TILE_ROWS
 
@@ -108,6 +112,10 @@ class Autoencoder:
         set_values(self.shared, values)
 
     # -- the graph --
+
+    def scaling(self) -> tuple[Any, ...]:
+        """Shared minimum and scale, or nothing."""
+        return self._scaling or ()
 
     def scaled(self, rows: Any) -> Any:
         """Scaled rows, float32, of symbolic rows of any dtype."""
@@ -162,7 +170,10 @@ class Autoencoder:
             rows of the same shard.
         """
         out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
-        self._in_tiles("encode", lambda x: self.code(x), rows, out)
+        if self.fuses(rows.dtype):
+            self._at_once("encode", rows, out)
+        else:
+            self._in_tiles("encode", lambda x: self.code(x), rows, out)
         return out
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
@@ -173,7 +184,10 @@ class Autoencoder:
             residual = self.reconstruction(self.code(x)) - x
             return tensor.mean(residual**2, axis=1, acc_dtype="float32")
 
-        self._in_tiles("errors", row_errors, rows, out)
+        if self.fuses(rows.dtype):
+            self._at_once("errors", rows, out)
+        else:
+            self._in_tiles("errors", row_errors, rows, out)
         return out
 
     def cost(self, rows: np.ndarray) -> float:
@@ -186,6 +200,30 @@ class Autoencoder:
             h = tensor.fmatrix("features")
             self._functions["decode", "float32"] = theano.function([h], self.reconstruction(h))
         return np.asarray(self._functions["decode", "float32"](features))
+
+    def fuses(self, dtype: np.dtype) -> bool:
+        """Whether rows of this dtype go through the Ops of `kernels.fused`."""
+        return self._fuses and dtype.name in fused.DTYPES
+
+    def _at_once(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` by an Op of `kernels.fused`, in its place if its memory allows."""
+        key = (name, rows.dtype.name)
+        if key not in self._functions:
+            self._functions[key] = self._compile_fused(name, rows.dtype, out.ndim)
+        place = out if out.flags.carray else np.empty(out.shape, dtype=np.float32)
+        found = self._functions[key](np.require(rows, requirements=["C", "A"]), place)
+        if found is not out:
+            out[...] = found
+
+    def _compile_fused(self, name: str, dtype: np.dtype, n_dims: int) -> Any:
+        rows = tensor.TensorType(dtype.name, (False, False))("rows")
+        out = tensor.TensorType("float32", (False,) * n_dims)("out")
+        op, n_parameters = {"encode": (fused.Encode(), 2), "errors": (fused.Errors(), 3)}[name]
+        parameters = [self.shared[parameter] for parameter in PARAMETERS[:n_parameters]]
+        result = op(rows, *parameters, self.n_threads, out, *self.scaling())
+        function = theano.function([rows, theano.In(out, mutable=True)], theano.Out(result, borrow=True))
+        function.trust_input = True
+        return function
 
     def _in_tiles(self, name: str, expression: Any, rows: np.ndarray, out: np.ndarray) -> None:
         key = (name, rows.dtype.name)
@@ -249,16 +287,22 @@ class TrainingStep:
         dtype: np.dtype,
         resident: np.ndarray | None = None,
     ) -> None:
+        self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
         if resident is None:
             minibatch = tensor.TensorType(dtype.name, (False, False))("minibatch")
-            rows = minibatch
+            rows, numbers = minibatch, None
         else:
-            minibatch = tensor.lvector("minibatch")
-            rows = backend.shared(resident, name="resident")[minibatch]
-        self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
-        cost, gradients = autoencoder.cost_and_gradients(autoencoder.scaled(rows))
+            minibatch = numbers = tensor.lvector("minibatch")
+            rows = backend.shared(resident, name="resident")
         parameters = [autoencoder.shared[name] for name in PARAMETERS]
-        self._updates = RULES[rule](gradients, parameters, self._learning_rate, np.float32(momentum))
+        self._fuses = autoencoder.fuses(dtype)
+        if self._fuses:
+            given = rows, numbers, self._learning_rate, autoencoder.n_threads
+            cost, self._updates = fused.step_updates(rule, momentum, *given, parameters, autoencoder.scaling())
+        else:
+            x = autoencoder.scaled(rows if numbers is None else rows[numbers])
+            cost, gradients = autoencoder.cost_and_gradients(x)
+            self._updates = RULES[rule](gradients, parameters, self._learning_rate, np.float32(momentum))
         self._state = {key.name: key for key in self._updates if key not in parameters}
         self._minibatch, self._cost = minibatch, cost
         self._flops_per_row = 2 * autoencoder.n_inputs * autoencoder.n_features
@@ -279,7 +323,8 @@ class TrainingStep:
         float or None
             The minibatch's cost before the step, when asked for.
         """
-        backend.use_cores_for(len(minibatch) * self._flops_per_row)
+        if not self._fuses:
+            backend.use_cores_for(len(minibatch) * self._flops_per_row)
         result = self._function(with_cost)(minibatch)
         return float(np.asarray(result[0])) if with_cost else None
 
@@ -317,7 +362,7 @@ def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
     """Assign arrays to shared variables of the same names and shapes, as float32."""
     if set(values) != set(variables):
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")
-    arrays = {name: np.asarray(values[name], dtype=np.float32) for name in variables}
+    arrays = {name: np.asarray(values[name], dtype=np.float32, order="C") for name in variables}
     for name, variable in variables.items():
         expected = variable.get_value(borrow=True).shape
         if arrays[name].shape != expected:

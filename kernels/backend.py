@@ -28,8 +28,10 @@ __all__ = [
     "Device",
     "DeviceUnavailable",
     "OutOfDeviceMemory",
+    "fuses",
     "is_out_of_memory",
     "load",
+    "n_cores",
     "shared",
     "start",
     "use_cores_for",
@@ -162,6 +164,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Theano or pygpu, who have no class for it, says that memory ran out."""
     words = str(error).lower()
     return isinstance(error, (MemoryError, OutOfDeviceMemory)) or any(sign in words for sign in _SIGNS_OF_NO_MEMORY)
+
+
+def fuses() -> bool:
+    """Whether the Ops of `kernels.fused` do the work, and not Theano's own.
+
+    They do on the CPU, where there is a compiler. ``optimizer_excluding=fused`` in the user's Theano flags says no.
+    """
+    config = load().config
+    return not _active() and bool(config.cxx) and "fused" not in config.optimizer_excluding.split(":")
+
+
+def n_cores() -> int:
+    """How many threads are worth starting: OPENBLAS_NUM_THREADS or OMP_NUM_THREADS, else the cores we may use."""
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit():
+            return max(1, int(os.environ[name]))
+    return len(os.sched_getaffinity(0))
 
 
 def use_cores_for(n_flops: int) -> None:

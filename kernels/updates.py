@@ -14,16 +14,12 @@ from typing import Any
 import numpy as np
 
 from kernels import backend
+from kernels.states import BETA2, ONE, Updates, adam_rate, state_like
 
 theano = backend.load()
 tensor = theano.tensor
 
 __all__ = ["RULES", "adam", "momentum", "nesterov", "rmsprop"]
-
-Updates = OrderedDict[Any, Any]
-
-# Python's own 1 would promote a NumPy float32 beside it to float64.
-_ONE = np.float32(1)
 
 
 def momentum(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any, momentum: Any) -> Updates:
@@ -34,7 +30,7 @@ def momentum(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate:
     """
     updates: Updates = OrderedDict()
     for gradient, parameter in zip(gradients, parameters, strict=True):
-        velocity = _state_like(parameter, "velocity")
+        velocity = state_like(parameter, "velocity")
         updates[velocity] = momentum * velocity - learning_rate * gradient
         updates[parameter] = parameter + updates[velocity]
     return updates
@@ -48,7 +44,7 @@ def nesterov(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate:
     """
     updates: Updates = OrderedDict()
     for gradient, parameter in zip(gradients, parameters, strict=True):
-        velocity = _state_like(parameter, "velocity")
+        velocity = state_like(parameter, "velocity")
         updates[velocity] = momentum * velocity - learning_rate * gradient
         updates[parameter] = parameter + momentum * updates[velocity] - learning_rate * gradient
     return updates
@@ -60,14 +56,13 @@ def adam(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any
     Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015, in the order of computation given at the
     end of section 2, which takes the bias corrections into the learning rate.
     """
-    beta2, epsilon = np.float32(0.999), np.float32(1e-8)
-    step = theano.shared(np.float32(0), name="step")
-    updates: Updates = OrderedDict([(step, step + _ONE)])
-    rate = learning_rate * tensor.sqrt(_ONE - beta2 ** updates[step]) / (_ONE - momentum ** updates[step])
+    epsilon = np.float32(1e-8)
+    updates: Updates = OrderedDict()
+    rate = adam_rate(learning_rate, momentum, updates)
     for gradient, parameter in zip(gradients, parameters, strict=True):
-        mean, square = _state_like(parameter, "mean"), _state_like(parameter, "square")
-        updates[mean] = momentum * mean + (_ONE - momentum) * gradient
-        updates[square] = beta2 * square + (_ONE - beta2) * gradient**2
+        mean, square = state_like(parameter, "mean"), state_like(parameter, "square")
+        updates[mean] = momentum * mean + (ONE - momentum) * gradient
+        updates[square] = BETA2 * square + (ONE - BETA2) * gradient**2
         updates[parameter] = parameter - rate * updates[mean] / (tensor.sqrt(updates[square]) + epsilon)
     return updates
 
@@ -80,16 +75,10 @@ def rmsprop(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: 
     epsilon = np.float32(1e-6)
     updates: Updates = OrderedDict()
     for gradient, parameter in zip(gradients, parameters, strict=True):
-        square = _state_like(parameter, "square")
-        updates[square] = momentum * square + (_ONE - momentum) * gradient**2
+        square = state_like(parameter, "square")
+        updates[square] = momentum * square + (ONE - momentum) * gradient**2
         updates[parameter] = parameter - learning_rate * gradient / tensor.sqrt(updates[square] + epsilon)
     return updates
 
 
 RULES: dict[str, Callable[..., Updates]] = {rule.__name__: rule for rule in (momentum, nesterov, adam, rmsprop)}
-
-
-def _state_like(parameter: Any, role: str) -> Any:
-    """A shared array of zeros beside `parameter`, on the same device."""
-    shape = parameter.get_value(borrow=True).shape
-    return theano.shared(np.zeros(shape, dtype=np.float32), name=f"{parameter.name}.{role}")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kernels import TILE_ROWS
+from kernels import TILE_ROWS, backend
 from kernels import autoencoder as module
 from kernels.autoencoder import PARAMETERS, Autoencoder, TrainingStep, theano
 from kernels.backend import OutOfDeviceMemory
@@ -89,6 +89,16 @@ def scaling_of(rows, working):
         return None, None
     scaler = scaler_of(rows)
     return scaler.minimum.astype(working), scaler.scale.astype(working)
+
+
+@pytest.fixture(params=["fused", "theano"], autouse=True)
+def path(request, monkeypatch):
+    """Every test here holds for the Ops of `kernels.fused`, and for what Theano makes of the model by itself."""
+    if request.param == "theano":
+        monkeypatch.setattr(backend, "fuses", lambda: False)
+
+
+in_tiles = pytest.mark.parametrize("path", ["theano"], indirect=True)
 
 
 @pytest.fixture
@@ -486,6 +496,7 @@ def out_of_memory_above(n_rows, function):
     return limited
 
 
+@in_tiles
 @pytest.mark.parametrize("n_rows", [TILE_ROWS - 1, 300, 32])
 def test_a_device_without_memory_is_given_less_at_a_time_and_the_features_stay(monkeypatch, caplog, n_rows):
     rows = np.random.default_rng(3).random((2 * TILE_ROWS + 7, 20), dtype=np.float32)
@@ -499,6 +510,7 @@ def test_a_device_without_memory_is_given_less_at_a_time_and_the_features_stay(m
     assert "out of memory: from now on" in caplog.text
 
 
+@in_tiles
 def test_a_device_that_holds_next_to_nothing_is_an_error(monkeypatch):
     autoencoder = Autoencoder(20, 5)
     autoencoder.initialize(np.random.default_rng(0))
@@ -507,6 +519,7 @@ def test_a_device_that_holds_next_to_nothing_is_an_error(monkeypatch):
         autoencoder.encode(np.zeros((40, 20), dtype=np.float32))
 
 
+@in_tiles
 def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory(monkeypatch):
     def broken(tile):
         raise RuntimeError("cuCtxSynchronize: CUDA_ERROR_ECC_UNCORRECTABLE")

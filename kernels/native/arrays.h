@@ -1,0 +1,63 @@
+/* NumPy arrays on their way in: dtypes and dimensions are Theano's to check, shapes and order are checked here. */
+static int is_as(PyArrayObject *array, const char *name, npy_intp n, npy_intp m)
+{
+    const npy_intp *shape = PyArray_DIMS(array);
+    int n_dims = PyArray_NDIM(array);
+    if (shape[0] != n || (n_dims > 1 && shape[1] != m)) {
+        PyErr_Format(PyExc_ValueError, "%s has shape (%zd, %zd), expected (%zd, %zd)", name, (Py_ssize_t)shape[0],
+                     (Py_ssize_t)(n_dims > 1 ? shape[1] : 1), (Py_ssize_t)n, (Py_ssize_t)m);
+        return 0;
+    }
+    if (!PyArray_IS_C_CONTIGUOUS(array)) {
+        PyErr_Format(PyExc_ValueError, "%s has gaps or another order, expected a contiguous array in C order", name);
+        return 0;
+    }
+    return 1;
+}
+
+static int are_row_numbers(PyArrayObject *numbers, npy_intp n_rows)
+{
+    const npy_int64 *values = (const npy_int64 *)PyArray_DATA(numbers);
+    if (!is_as(numbers, "the minibatch", PyArray_DIM(numbers, 0), 1))
+        return 0;
+    for (npy_intp i = 0; i < PyArray_DIM(numbers, 0); i++)
+        if (values[i] < 0 || values[i] >= n_rows) {
+            PyErr_Format(PyExc_IndexError, "row %lld of the minibatch, expected one of the %zd resident rows",
+                         (long long)values[i], (Py_ssize_t)n_rows);
+            return 0;
+        }
+    return 1;
+}
+
+/* Row numbers, minimum and scale may be missing. */
+static int take_rows(Rows *rows, PyArrayObject *values, PyArrayObject *numbers, PyArrayObject *minimum,
+                     PyArrayObject *scale)
+{
+    npy_intp n_rows = PyArray_DIM(values, 0), n_inputs = PyArray_DIM(values, 1);
+    if (!is_as(values, "the array of rows", n_rows, n_inputs) || (numbers && !are_row_numbers(numbers, n_rows)))
+        return 0;
+    if (minimum && (!is_as(minimum, "minimum", n_inputs, 1) || !is_as(scale, "scale", n_inputs, 1)))
+        return 0;
+    rows->values = (const ROW *)PyArray_DATA(values);
+    rows->numbers = numbers ? (const npy_int64 *)PyArray_DATA(numbers) : 0;
+    rows->minimum = minimum ? (const SCALING *)PyArray_DATA(minimum) : 0;
+    rows->scale = minimum ? (const SCALING *)PyArray_DATA(scale) : 0;
+    rows->n_rows = numbers ? PyArray_DIM(numbers, 0) : n_rows;
+    rows->n_inputs = n_inputs;
+    return 1;
+}
+
+/* The encoder needs no b_output. */
+static int take_weights(Weights *w, const Rows *rows, PyArrayObject *W, PyArrayObject *b_hidden, PyArrayObject *b_output)
+{
+    npy_intp n_inputs = rows->n_inputs, n_features = PyArray_DIM(W, 1);
+    if (!is_as(W, "W", n_inputs, n_features) || !is_as(b_hidden, "b_hidden", n_features, 1) ||
+        (b_output && !is_as(b_output, "b_output", n_inputs, 1)))
+        return 0;
+    w->W = (const float *)PyArray_DATA(W);
+    w->b_hidden = (const float *)PyArray_DATA(b_hidden);
+    w->b_output = b_output ? (const float *)PyArray_DATA(b_output) : 0;
+    w->n_inputs = n_inputs;
+    w->n_features = n_features;
+    return 1;
+}

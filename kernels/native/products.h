@@ -1,0 +1,80 @@
+/* Products of matrices, tile by tile: TILE_HEIGHT rows by TILE_WIDTH columns of sums stay in registers.
+ *
+ * Each sum runs through the inner dimension in one chain, in ascending order. So an element's bits depend on its own row
+ * and column and on nothing else: not on the rows beside it, nor on the number of threads.
+ */
+typedef float Tile[TILE_HEIGHT][TILE_WIDTH];
+
+/* The left side of a product: element (i, k) lies at at[i * row + k * step]. It is transposed where `row` is 1. */
+typedef struct {
+    const float *at;
+    long row, step;
+} Matrix;
+
+/* Rows that will be wanted soon: of each, `bytes` more for each element of the inner dimension. */
+typedef struct {
+    const char *rows[TILE_HEIGHT];
+    long bytes;
+} Soon;
+
+/* So many elements of the inner dimension between two looks ahead; a line of floats. */
+#define STRETCH LINE
+
+/* Fetch what comes after this tile, a little at a time: the processor does not see it coming. Changes no result. */
+static inline void look_ahead(const Soon *soon, long k, Matrix left)
+{
+    if (soon)
+        for (int i = 0; i < TILE_HEIGHT; i++)
+            __builtin_prefetch(soon->rows[i] + k * soon->bytes);
+    else if (left.row == 1) /* the next tile of a transposed matrix lies beside this one */
+        for (int i = 0; i < STRETCH; i++)
+            __builtin_prefetch(left.at + i * left.step + 2 * TILE_HEIGHT - 1, 0, 2);
+}
+
+/* sums += left . right, or anew: sums = left . right. The right side's rows are `step` floats apart. */
+static inline __attribute__((always_inline)) void multiply_vectors(
+    Tile sums, int anew, Matrix left, const float *right, long step, long depth, const Soon *soon, const int n_vectors)
+{
+    Vector kept[TILE_HEIGHT][TILE_VECTORS];
+#pragma GCC unroll 6
+    for (int i = 0; i < TILE_HEIGHT; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < n_vectors; j++)
+            kept[i][j] = anew ? (Vector){0} : load(&sums[i][j * LANES]);
+    for (long start = 0; start < depth; start += STRETCH) {
+        look_ahead(soon, start, left);
+        long n = least(STRETCH, depth - start);
+#pragma GCC unroll 2
+        for (long k = 0; k < n; k++, left.at += left.step, right += step) {
+            Vector factors[TILE_VECTORS];
+#pragma GCC unroll 4
+            for (int j = 0; j < n_vectors; j++)
+                factors[j] = load(right + j * LANES);
+#pragma GCC unroll 6
+            for (int i = 0; i < TILE_HEIGHT; i++)
+#pragma GCC unroll 4
+                for (int j = 0; j < n_vectors; j++)
+                    kept[i][j] += left.at[i * left.row] * factors[j];
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < TILE_HEIGHT; i++)
+#pragma GCC unroll 4
+        for (int j = 0; j < n_vectors; j++)
+            store(&sums[i][j * LANES], kept[i][j]);
+}
+
+/* The same for the columns that are left, in as few vectors as they need. */
+static void multiply(
+    Tile sums, int anew, Matrix left, const float *right, long step, long depth, const Soon *soon, long n_columns)
+{
+    long n_vectors = least(TILE_VECTORS, pieces(n_columns, LANES));
+    if (n_vectors == 1)
+        multiply_vectors(sums, anew, left, right, step, depth, soon, 1);
+    else if (n_vectors == 2)
+        multiply_vectors(sums, anew, left, right, step, depth, soon, 2);
+    else if (n_vectors == 3)
+        multiply_vectors(sums, anew, left, right, step, depth, soon, least(3, TILE_VECTORS));
+    else
+        multiply_vectors(sums, anew, left, right, step, depth, soon, TILE_VECTORS);
+}

@@ -1,0 +1,45 @@
+/* Vectors of floats as wide as the processor's registers, and the tile of sums that fills most of these.
+ *
+ * gcc's vector extensions and nothing else, so that one text serves AVX-512, AVX2, SSE2 and NEON. Only contiguous floats
+ * are loaded and stored, wherever they start.
+ */
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define TILE_VECTORS 4 /* 6 x 4 sums, 4 factors and a broadcast one: 29 of 32 registers */
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define TILE_VECTORS 2 /* 15 of 16 */
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define TILE_VECTORS 4 /* 29 of 32 */
+#else
+#define VECTOR_BYTES 16
+#define TILE_VECTORS 2 /* 15 of 16 */
+#endif
+
+#define LANES (VECTOR_BYTES / 4)
+#define TILE_HEIGHT 6
+#define TILE_WIDTH (TILE_VECTORS * LANES)
+#define LINE 16 /* floats in a line of the caches */
+
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef int IntVector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+static inline Vector load(const float *from) { return *(const Vector *)from; }
+
+static inline void store(float *to, Vector values) { *(Vector *)to = values; }
+
+/* The first `n` lanes, where the row ends before the vector does. */
+static inline void store_some(float *to, Vector values, long n)
+{
+    if (n >= LANES)
+        store(to, values);
+    else
+        memcpy(to, &values, n * sizeof(float));
+}
+
+static inline long least(long a, long b) { return a < b ? a : b; }
+
+static inline long pieces(long n, long size) { return (n + size - 1) / size; }
+
+static inline long round_up(long n, long unit) { return pieces(n, unit) * unit; }

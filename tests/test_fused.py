@@ -1,0 +1,505 @@
+"""The CPU's own Ops against their NumPy reference: every edge of a tile, any number of threads, and any neighbours."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from kernels import fused, plain
+from kernels.autoencoder import Autoencoder, TrainingStep, theano
+from kernels.states import ROLES
+from kernels.updates import RULES
+from tests.interpreters import REPOSITORY, environment, fresh
+from tests.tolerances import assert_close
+
+# Tiles are 6 rows high and, by the processor, 8, 16 or 64 columns wide; rows of W are taken 512 at a time, rows of a
+# minibatch 258 at a time.
+WIDTHS = [(1, 1), (7, 3), (15, 16), (17, 15), (64, 64), (65, 33), (100, 130), (512, 48), (513, 17), (1030, 70)]
+HEIGHTS = [1, 5, 6, 7, 24, 25, 258, 259, 600]
+THREADS = [1, 2, 4]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240317)
+
+
+def random_parameters(rng, n_inputs, n_features):
+    shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
+    return {name: rng.normal(0, 1 / np.sqrt(n_inputs), shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def autoencoder_of(parameters, minimum=None, scale=None, n_threads=2):
+    autoencoder = Autoencoder(*parameters["W"].shape, minimum, scale)
+    autoencoder.set_parameters(parameters)
+    autoencoder.n_threads.set_value(np.int64(n_threads))
+    assert autoencoder.fuses(np.dtype("f4"))
+    return autoencoder
+
+
+def scaling_of(rows, working):
+    if working is None:
+        return []
+    low, high = rows.min(axis=0).astype(working), rows.max(axis=0).astype(working)
+    return [low, (1 / np.where(high > low, high - low, 1)).astype(working)]
+
+
+def float64(parameters):
+    return [array.astype(np.float64) for array in parameters.values()]
+
+
+def assert_same_bits(found, expected):
+    np.testing.assert_array_equal(np.asarray(found).view(np.uint32), np.asarray(expected).view(np.uint32))
+
+
+# ---- against NumPy
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+    parameters = random_parameters(rng, n_inputs, n_features)
+    W, b_hidden, b_output = float64(parameters)
+    autoencoder = autoencoder_of(parameters)
+    for n_rows in [0, *HEIGHTS]:
+        x = rng.random((n_rows, n_inputs), dtype=np.float32)
+        assert_close(autoencoder.encode(x), plain.code(x, W, b_hidden), "cpu", "float32", "features")
+        assert_close(autoencoder.errors(x), plain.row_errors(x, W, b_hidden, b_output), "cpu", "float32", "cost")
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+    parameters = random_parameters(rng, n_inputs, n_features)
+    autoencoder = autoencoder_of(parameters)
+    step = TrainingStep(autoencoder, "momentum", 0.0, np.dtype("f4"))
+    step.set_learning_rate(-1.0)
+    for n_rows in HEIGHTS:
+        x = rng.random((n_rows, n_inputs), dtype=np.float32)
+        autoencoder.set_parameters(parameters)
+        cost, gradients = plain.gradients(x.astype(np.float64), *float64(parameters))
+        assert_close(step(x, with_cost=True), cost, "cpu", "float32", "cost")
+        # Without momentum and at a rate of -1 the velocity is the gradient.
+        for found, expected in zip(step.state().values(), gradients, strict=True):
+            assert_close(found, expected, "cpu", "float32", "gradients")
+
+
+@pytest.mark.parametrize("working", ["float32", "float64", None])
+@pytest.mark.parametrize("dtype", sorted(fused.DTYPES))
+def test_rows_of_every_dtype_are_trained_on_as_numpy_does(rng, dtype, working):
+    rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
+    if working is None:
+        rows //= rows.dtype.type(100)  # nothing else keeps sigmoids from saturating
+    scaling = scaling_of(rows, working)
+    parameters, numbers = random_parameters(rng, 19, 5), rng.permutation(40)[:31]
+    autoencoder = autoencoder_of(parameters, *scaling)
+    step = TrainingStep(autoencoder, "momentum", 0.5, np.dtype(dtype), resident=rows.copy())
+    step.set_learning_rate(0.1)
+    cost, gradients = plain.gradients(plain.scaled(rows[numbers], scaling), *float64(parameters))
+    assert_close(step(numbers, with_cost=True), cost, "cpu", "float32", "cost")
+    for found, expected in zip(step.state().values(), gradients, strict=True):
+        assert_close(found, -0.1 * expected, "cpu", "float32", "gradients")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_updates_as_its_numpy_reference(rng, rule):
+    parameters = random_parameters(rng, 70, 33)
+    expected = float64(parameters)
+    states = [[np.zeros_like(array) for _ in ROLES[rule]] for array in expected]
+    autoencoder = autoencoder_of(parameters)
+    step = TrainingStep(autoencoder, rule, 0.9, np.dtype("f4"))
+    for count in range(1, 13):
+        step.set_learning_rate(0.01 / count)
+        minibatch = rng.random((300, 70), dtype=np.float32)
+        step(minibatch)
+        rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
+        _, gradients = plain.gradients(minibatch.astype(np.float64), *expected)
+        for parameter, gradient, own in zip(expected, gradients, states, strict=True):
+            plain.RULES[rule](parameter, gradient, rate, 0.9, *own)
+    for found, array in zip(autoencoder.parameters().values(), expected, strict=True):
+        assert_close(found, array, "cpu", "float32", "parameters")
+    found = {name: array for name, array in step.state().items() if name != "step"}
+    roles = [f"{name}.{role}" for name in parameters for role in ROLES[rule]]
+    for name, array in zip(roles, [array for own in states for array in own], strict=True):
+        assert_close(found.pop(name), array, "cpu", "float32", "parameters")
+    assert found == {}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, inplace):
+    """Theano takes `perform` where it is told to do without C."""
+    parameters, rows = list(random_parameters(rng, 9, 4).values()), rng.random((20, 9), dtype=np.float32)
+    one, rate = np.array(1, dtype=np.int64), np.array(0.1, dtype=np.float32)
+    states = [np.zeros_like(array) for array in parameters for _ in ROLES["adam"]]
+    scaling = scaling_of(rows, "float32")
+    numbers = np.arange(3, 17)
+    cases = [
+        (fused.Encode, (), [rows, *parameters[:2], one, np.empty((20, 4), np.float32), *scaling]),
+        (fused.Errors, (), [rows, *parameters, one, np.empty(20, np.float32), *scaling]),
+        (fused.Step, ("adam", 0.9, True), [rows, numbers, rate, one, *parameters, *states, *scaling]),
+    ]
+    for op, properties, arrays in cases:
+        results = [outputs_of(op(*properties, inplace=inplace), arrays, use_c) for use_c in (False, True)]
+        for found, expected in zip(*results, strict=True):
+            assert found.dtype == expected.dtype == np.float32
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def outputs_of(op, arrays, use_c):
+    """What an Op makes of copies of arrays, which it leaves alone unless it works in place."""
+    given = [array.copy() for array in arrays]
+    variables = [theano.tensor.TensorType(array.dtype, (False,) * array.ndim)() for array in arrays]
+    node = op(*variables, return_list=True)[0].owner
+    values = [[array] for array in given] + [[None] for _ in node.outputs]
+    storages = dict(zip([*node.inputs, *node.outputs], values, strict=True))
+    computed = {variable: [variable in node.inputs] for variable in storages}
+    op.make_thunk(node, storages, computed, [], impl="c" if use_c else "py")()
+    outputs = [storages[variable][0] for variable in node.outputs]
+    changed = [given[i] for i in op.changed]
+    for array, output in zip(changed, outputs[len(outputs) - len(changed) :], strict=True):
+        assert np.shares_memory(array, output) == op.inplace
+    if not op.inplace:
+        for array, before in zip(given, arrays, strict=True):
+            np.testing.assert_array_equal(array, before)
+    return outputs
+
+
+# ---- the same bits
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), [(100, 24), (784, 64), (600, 130)])
+def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of_threads(rng, n_inputs, n_features):
+    rows = rng.integers(0, 256, (611, n_inputs), dtype=np.uint8)
+    scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
+    first = autoencoder_of(parameters, *scaling, n_threads=1)
+    features, errors = first.encode(rows), first.errors(rows)
+    for n_threads in THREADS:
+        autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
+        for start, stop in [(0, 611), (0, 1), (3, 4), (5, 300), (7, 610), (600, 611)]:
+            assert_same_bits(autoencoder.encode(rows[start:stop]), features[start:stop])
+            assert_same_bits(autoencoder.errors(rows[start:stop]), errors[start:stop])
+        backwards = np.ascontiguousarray(rows[::-1])
+        assert_same_bits(autoencoder.encode(backwards), features[::-1])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("n_inputs", "n_features", "n_rows"), [(100, 24, 37), (784, 64, 512), (600, 130, 259)])
+def test_training_is_the_same_bits_for_any_number_of_threads(rng, rule, n_inputs, n_features, n_rows):
+    parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((700, n_inputs), dtype=np.float32)
+    minibatches = [rng.permutation(700)[:n_rows] for _ in range(4)]
+    results = []
+    for n_threads in THREADS:
+        autoencoder = autoencoder_of(parameters, n_threads=n_threads)
+        step = TrainingStep(autoencoder, rule, 0.9, rows.dtype, resident=rows)
+        step.set_learning_rate(0.01)
+        costs = [step(minibatch, with_cost=True) for minibatch in minibatches]
+        results.append([np.float32(costs), *autoencoder.parameters().values(), *step.state().values()])
+    for found in results[1:]:
+        for array, expected in zip(found, results[0], strict=True):
+            assert_same_bits(array, expected)
+
+
+def test_two_calls_at_once_do_not_disturb_each_other(rng):
+    parameters, rows = random_parameters(rng, 784, 64), rng.random((5000, 784), dtype=np.float32)
+    autoencoders = [autoencoder_of(parameters) for _ in range(2)]
+    expected = autoencoders[0].encode(rows)
+    autoencoders[1].encode(rows)  # Theano compiles in one thread at a time
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            for features in pool.map(lambda autoencoder: autoencoder.encode(rows), autoencoders):
+                assert_same_bits(features, expected)
+
+
+# ---- numbers that are none
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("n_inputs", "n_features"), [(100, 24), (784, 64), (600, 130)])
+def test_a_row_that_is_not_finite_touches_no_other(rng, bad, n_inputs, n_features):
+    parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((50, n_inputs), dtype=np.float32)
+    autoencoder = autoencoder_of(parameters)
+    features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
+    spoilt, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    spoilt[[5, 49], 17] = bad
+    found = autoencoder.encode(spoilt)
+    assert_same_bits(found[others], features[others])
+    assert_same_bits(autoencoder.errors(spoilt)[others], errors[others])
+    assert not np.isfinite(autoencoder.errors(spoilt)[[5, 49]]).any()
+    saturated = np.where(bad * parameters["W"][17] > 0, 1, 0) if np.isinf(bad) else np.full(n_features, np.nan)
+    np.testing.assert_array_equal(found[[5, 49]], [saturated] * 2)
+
+
+def test_nan_keeps_its_meaning_whatever_bits_it_is_made_of():
+    """The exponential adds to the bits of its argument."""
+    bits = np.array([0x7FC00000, 0x7FC00001, 0x7F800001, 0xFFC00001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
+    autoencoder = autoencoder_of({"W": np.ones((1, 20)), "b_hidden": np.zeros(20), "b_output": np.zeros(1)})
+    assert np.isnan(autoencoder.encode(bits.view(np.float32)[:, None])).all()
+
+
+def test_the_sigmoid_is_exact_to_float32_and_saturates_at_0_and_1():
+    z = np.concatenate([np.linspace(-90, 30, 200_001), [-1e30, -300, -88.1, 17, 89, 300, 1e30, 0, -0.0]])
+    z = z.astype(np.float32)[:, None]
+    autoencoder = autoencoder_of({"W": np.ones((1, 1)), "b_hidden": np.zeros(1), "b_output": np.zeros(1)})
+    found = autoencoder.encode(z)[:, 0]
+    with np.errstate(over="ignore"):
+        expected = 1 / (1 + np.exp(-z[:, 0].astype(np.float64)))
+    normal = expected > 1e-37
+    assert (np.abs(found - expected)[normal] < 1.6e-7 * expected[normal]).all()
+    assert (found[~normal] < 2e-37).all()
+    np.testing.assert_array_equal(found[-9:], [0, 0, 0, 1, 1, 1, 1, 0.5, 0.5])
+    assert (found[z[:, 0] < -88] == 0).all()
+    assert (np.diff(found[:200_001]) >= -6e-8).all()
+
+
+def test_small_numbers_are_not_flushed_to_zero():
+    code = """
+    import numpy as np
+    from kernels.autoencoder import Autoencoder, TrainingStep
+    autoencoder, rows = Autoencoder(5, 3), np.full((40, 5), 1e-40, np.float32)
+    autoencoder.encode(rows)
+    TrainingStep(autoencoder, "momentum", 0.9, rows.dtype)(rows)
+    facts["tiny"] = float(np.float32(1e-39) * np.float32(0.5))
+    """
+    assert fresh(code).facts["tiny"] == pytest.approx(5e-40)
+
+
+# ---- arrays in any state
+
+
+def test_features_are_written_in_place_and_nowhere_else(rng):
+    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    expected = autoencoder.encode(rows)
+    around = np.full(35 * 21 + 1, 7, dtype=np.float32)
+    out = around[1 + 21 : 1 + 34 * 21].reshape(33, 21)  # at no multiple of 8 bytes
+    assert autoencoder.encode(rows, out) is out
+    assert_same_bits(out, expected)
+    assert (around[: 1 + 21] == 7).all()
+    assert (around[1 + 34 * 21 :] == 7).all()
+
+
+@pytest.mark.parametrize("order", ["strided", "transposed", "reversed"])
+def test_features_go_into_arrays_of_any_order(rng, order):
+    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    out = {
+        "strided": np.zeros((33, 40), np.float32)[:, 3:24],
+        "transposed": np.zeros((21, 33), np.float32).T,
+        "reversed": np.zeros((33, 21), np.float32)[::-1],
+    }[order]
+    assert autoencoder.encode(rows, out) is out
+    assert_same_bits(np.ascontiguousarray(out), autoencoder.encode(rows))
+
+
+def test_rows_may_lie_in_any_order_at_any_address_and_be_read_only(rng):
+    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    expected = autoencoder.encode(rows)
+    unaligned = np.frombuffer(b"x" + rows.tobytes(), dtype=np.uint8)[1:].view(np.float32).reshape(rows.shape)
+    for same in (np.asfortranarray(rows), unaligned, np.repeat(rows, 2, axis=1)[:, ::2]):
+        assert_same_bits(autoencoder.encode(same), expected)
+
+
+def test_parameters_may_be_given_in_any_order(rng):
+    parameters, rows = random_parameters(rng, 50, 21), rng.random((33, 50), dtype=np.float32)
+    expected = autoencoder_of(parameters).encode(rows)
+    turned = parameters | {"W": np.asfortranarray(parameters["W"])}
+    assert_same_bits(autoencoder_of(turned).encode(rows), expected)
+
+
+def test_a_short_minibatch_between_long_ones_leaves_nothing_behind(rng):
+    """A compiled step keeps its memory, and what lies beyond the ends of rows must stay 0."""
+    parameters, minibatches = random_parameters(rng, 70, 33), rng.random((4, 300, 70), dtype=np.float32)
+    sizes = [7, 300, 1, 299]
+    autoencoder = autoencoder_of(parameters)
+    kept = TrainingStep(autoencoder, "momentum", 0.0, np.dtype("f4"))
+    for size, minibatch in zip(sizes, minibatches, strict=True):
+        autoencoder.set_parameters(parameters)
+        kept.set_learning_rate(-1.0)
+        kept(minibatch[:size])
+        new = TrainingStep(autoencoder_of(parameters), "momentum", 0.0, np.dtype("f4"))
+        new.set_learning_rate(-1.0)
+        new(minibatch[:size])
+        for found, expected in zip(kept.state().values(), new.state().values(), strict=True):
+            assert_same_bits(found, expected)
+
+
+# ---- refusals
+
+
+def test_arrays_of_other_shapes_are_refused_by_name(rng):
+    autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
+    with pytest.raises(ValueError, match=r"W has shape \(5, 3\), expected \(6, 3\)"):
+        autoencoder.encode(np.zeros((4, 6), np.float32))
+    with pytest.raises(ValueError, match=r"out has shape \(5, 3\), expected \(4, 3\)"):
+        autoencoder.encode(np.zeros((4, 5), np.float32), np.zeros((5, 3), np.float32))
+    with pytest.raises(ValueError, match=r"minimum has shape \(4, 1\), expected \(5, 1\)"):
+        autoencoder_of(random_parameters(rng, 5, 3), np.zeros(4), np.ones(5)).encode(np.zeros((4, 5), np.float32))
+
+
+@pytest.mark.parametrize("number", [-1, 9])
+def test_row_numbers_beyond_the_resident_rows_are_refused(rng, number):
+    autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
+    before = autoencoder.parameters()
+    step = TrainingStep(autoencoder, "adam", 0.9, np.dtype("f4"), resident=np.zeros((9, 5), np.float32))
+    with pytest.raises(IndexError, match=f"row {number} of the minibatch, expected one of the 9 resident rows"):
+        step(np.array([0, number]))
+    for name, array in autoencoder.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_an_empty_minibatch_is_refused(rng):
+    step = TrainingStep(autoencoder_of(random_parameters(rng, 5, 3)), "momentum", 0.9, np.dtype("f4"))
+    with pytest.raises(ValueError, match="the minibatch has no rows, expected at least one"):
+        step(np.zeros((0, 5), np.float32))
+
+
+def test_other_dtypes_are_left_to_theano(rng):
+    parameters = random_parameters(rng, 5, 3)
+    autoencoder, rows = autoencoder_of(parameters), rng.random((4, 5)) > 0.5
+    assert not autoencoder.fuses(rows.dtype)
+    expected = plain.code(rows.astype(np.float64), *float64(parameters)[:2])
+    assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
+
+
+# ---- processes and threads
+
+
+def test_other_threads_of_python_go_on_meanwhile(rng):
+    parameters, rows = random_parameters(rng, 784, 256), rng.random((30_000, 784), dtype=np.float32)
+    autoencoder, stamps, stop = autoencoder_of(parameters, n_threads=1), [], threading.Event()
+    autoencoder.encode(rows[:1])
+
+    def stamp():
+        while not stop.wait(0.001):
+            stamps.append(time.perf_counter())
+
+    thread = threading.Thread(target=stamp)
+    thread.start()
+    start = time.perf_counter()
+    autoencoder.encode(rows)
+    end = time.perf_counter()
+    stop.set()
+    thread.join()
+    assert any(start < at < end for at in stamps)
+
+
+def test_the_child_of_a_fork_has_a_team_of_its_own():
+    code = """
+    import os
+    import numpy as np
+    from kernels.autoencoder import Autoencoder
+    autoencoder, rows = Autoencoder(784, 64), np.random.default_rng(0).random((500, 784), dtype=np.float32)
+    autoencoder.initialize(np.random.default_rng(0))
+    autoencoder.n_threads.set_value(np.int64(3))
+    expected = autoencoder.encode(rows)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(autoencoder.encode(rows), expected) else 1)
+    facts["child"] = os.waitpid(child, 0)[1]
+    facts["parent"] = bool(np.array_equal(autoencoder.encode(rows), expected))
+    """
+    assert fresh(code).facts == {"child": 0, "parent": True}
+
+
+def test_threads_without_work_fall_asleep():
+    code = """
+    import time
+    import numpy as np
+    from kernels.autoencoder import Autoencoder
+    autoencoder = Autoencoder(784, 64)
+    autoencoder.n_threads.set_value(np.int64(4))
+    autoencoder.encode(np.zeros((500, 784), np.float32))
+    before = time.process_time()
+    time.sleep(0.5)
+    facts["busy"] = time.process_time() - before
+    """
+    assert fresh(code).facts["busy"] < 0.1
+
+
+@pytest.mark.parametrize(("variables", "expected"), [({"OPENBLAS_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "5"}, 5)])
+def test_the_users_number_of_threads_wins(variables, expected):
+    code = """
+    from kernels.autoencoder import Autoencoder
+    facts["threads"] = int(Autoencoder(5, 3).n_threads.get_value())
+    """
+    unset = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
+    assert fresh(code, **unset | variables).facts["threads"] == expected
+    assert fresh(code, **unset).facts["threads"] == len(os.sched_getaffinity(0))
+
+
+# ---- compiling
+
+
+CHILD = """
+import sys
+import numpy as np
+from kernels import plain
+from kernels.autoencoder import Autoencoder, TrainingStep
+rng = np.random.default_rng(0)
+for n_inputs, n_features in ((7, 3), (100, 37), (600, 130)):
+    rows = rng.integers(0, 256, (270, n_inputs), dtype=np.uint8)
+    scaling = rows.min(axis=0).astype(np.float32), np.full(n_inputs, 1 / 255, np.float32)
+    autoencoder = Autoencoder(n_inputs, n_features, *scaling)
+    autoencoder.initialize(rng)
+    p = [array.astype(np.float64) for array in autoencoder.parameters().values()]
+    x = plain.scaled(rows, scaling)
+    assert np.abs(autoencoder.encode(rows) - plain.code(x, *p[:2])).max() < 1e-5
+    step = TrainingStep(autoencoder, "momentum", 0.0, rows.dtype)
+    step.set_learning_rate(-1.0)
+    step(rows)
+    for found, expected in zip(step.state().values(), plain.gradients(x, *p)[1]):
+        assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the flags are those of x86-64 processors")
+@pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
+def test_vectors_of_every_width_compute_the_same(march):
+    """SSE2 and AVX2, where the processor has more; that it has AVX2 is taken for granted."""
+    env = environment(THEANO_FLAGS=f"gcc.cxxflags=-O3 -march={march}")
+    done = subprocess.run([sys.executable, "-c", CHILD], env=env, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("flags", ["optimizer_excluding=fused", "optimizer_excluding=inplace:fused"])
+def test_the_users_flags_can_leave_it_all_to_theano(flags):
+    code = """
+    import numpy as np
+    from kernels import backend
+    from kernels.autoencoder import Autoencoder
+    autoencoder = Autoencoder(5, 3)
+    autoencoder.encode(np.zeros((4, 5), np.float32))
+    facts["fuses"] = backend.fuses()
+    (function,) = autoencoder._functions.values()
+    facts["ops"] = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
+    """
+    facts = fresh(code, THEANO_FLAGS=flags).facts
+    assert not facts["fuses"]
+    assert "Encode" not in facts["ops"]
+    assert any("Gemm" in op or "Dot" in op for op in facts["ops"])
+
+
+@pytest.mark.parametrize("flags", ["optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"])
+def test_without_optimisation_in_place_the_results_stay(flags):
+    code = """
+    import numpy as np
+    from kernels.autoencoder import Autoencoder, TrainingStep
+    rng = np.random.default_rng(0)
+    autoencoder, rows = Autoencoder(50, 7), rng.random((40, 50), dtype=np.float32)
+    autoencoder.initialize(rng)
+    step = TrainingStep(autoencoder, "adam", 0.9, rows.dtype)
+    step.set_learning_rate(0.01)
+    facts["costs"] = [step(rows, with_cost=True) for _ in range(5)]
+    out = np.zeros((40, 7), np.float32)
+    autoencoder.encode(rows, out)
+    facts["features"] = out.tolist()
+    """
+    assert fresh(code, THEANO_FLAGS=flags).facts == fresh(code).facts
+
+
+def test_other_code_is_not_taken_for_this_one_by_theanos_cache(monkeypatch):
+    versions = [op.c_code_cache_version() for op in (fused.Encode(), fused.Errors(), fused.Step("adam", 0.9, True))]
+    assert len(set(versions)) == 3
+    monkeypatch.setattr(fused, "_source", lambda file: "other code")
+    assert fused.Encode().c_code_cache_version() not in versions
