@@ -5,6 +5,7 @@ A test is called after the rows it covers: ``test_p5_...``, ``test_v1_v2_...``.
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ COVERED = [
 ]
 
 
+@cache
 def named_after():
     """Names of tests, ``file.py::test_...``, by the rows they are called after."""
     found = {}
