@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import dask
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -53,10 +54,12 @@ def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None 
     run_log = RunLog()
     logging.getLogger().addHandler(run_log)
     try:
-        return _main(description, arguments, disk, run_log)
+        with stoppable():  # to the last line: a second signal is to end the process at once, not with a traceback
+            return _main(description, arguments, disk, run_log)
     finally:
         logging.getLogger().removeHandler(run_log)
         run_log.close()
+        _empty_streams()
 
 
 def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log: RunLog) -> int:
@@ -65,7 +68,7 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
         _set_levels(config)
         # Otherwise any variable DASK_... could change what Dask does.
         dask.config.refresh(paths=[], env={})
-        with stoppable(), logging_redirect_tqdm():
+        with logging_redirect_tqdm():
             summary = run(config, ["extract.py", *arguments], disk, run_log.start)
     except ShardpressError as error:
         log.error("%s: %s", type(error).__name__, error)
@@ -99,16 +102,26 @@ def _open_streams() -> None:
 
 def _last_line(error: BaseException, advice: str) -> None:
     """How far the run came, and what to do."""
+    with suppress(OSError):
+        sys.stdout.flush()  # what libraries said comes before the last line
     for note in getattr(error, "__notes__", ["Nothing was started."]):
         log.error("%s %s", note, advice)
 
 
 def _say(text: str) -> None:
-    try:
+    with suppress(OSError):  # whoever would read it has gone
         print(text, flush=True)
-    except OSError:
-        # Whoever read it has gone; Python would complain once more when it closes the stream.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _empty_streams() -> None:
+    """Let go of what nobody takes: Python would try once more when it ends, and turn a good exit code into 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, stream.fileno())
+            os.close(nothing)
 
 
 def _set_levels(config: Config) -> None:

@@ -42,11 +42,12 @@ __all__ = [
 ]
 
 CLEAN = (0, 71, 73, 74)
-STEPS = ("--quiet", "--checkpoint-minutes", "0")
+# Three steps, with a checkpoint after each: the first one makes room for the third.
+STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
 # Flags of an earlier, finished run in the same place, and of the run that is disturbed.
 KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "new": (None, STEPS),
-    "overwrite": (("--quiet", "--epochs", "1"), (*STEPS, "--overwrite")),
+    "overwrite": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "threads": (None, (*STEPS, "--threads", "3")),
 }
