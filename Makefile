@@ -48,7 +48,7 @@ clean: ## remove .venv and caches; data/ and features/ stay
 	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): setup.py pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
+$(STAMP): setup.py pipeline/lzf.c pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
 	scripts/setup.sh
 
 # What users would take instead, as it is today.

@@ -1,6 +1,6 @@
 """The distribution shardpress: ranges here, the exact versions that were tested in constraints.txt."""
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 # NVRTC and cuBLAS without a CUDA toolkit. pygpu itself is not on PyPI: scripts/install_pygpu.sh.
 CUDA = ["nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"]
@@ -12,13 +12,15 @@ setup(
     version="0.1.0",
     description="Presses HDF5 shards into features with a Theano autoencoder, on a GPU where there is one",
     packages=["pipeline", "kernels"],
-    package_data={"kernels": ["native/*.c", "native/*.h"]},
+    package_data={"kernels": ["native/*.c", "native/*.h"], "pipeline": ["*.pyi"]},
+    ext_modules=[Extension("pipeline.lzf", ["pipeline/lzf.c"], py_limited_api=True, extra_compile_args=["-O3"])],
     zip_safe=False,
     # Theano's generated code stops building at 3.12, and so does distutils.
     python_requires=">=3.11,<3.12",
     install_requires=[
         "Theano==1.0.5",
         "dask[array,distributed]>=2026.1",
+        "deflate>=0.9",
         "h5py>=3.16",
         "numpy>=1.26.4,<2",  # 2 took away the C API that Theano compiles against
         "PyYAML>=6",

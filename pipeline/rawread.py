@@ -2,7 +2,7 @@
 
 Each read opens the file anew, and makes sure that it is the vetted one before and after. Of a chunked dataset, one
 chunk at a time is in memory; what must be converted is so a piece at a time.
-LZF, and what is no plain value, such as text of any length, is left to HDF5 in the child.
+What is no plain value, such as text of any length, is left to HDF5 in the child.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.files import opened, persistently, read_into
-from pipeline.filters import LZF, undone
+from pipeline.filters import undone
 from pipeline.gate import Shard
 from pipeline.gatekeeper import ask
 from pipeline.layout import Layout
@@ -54,7 +54,7 @@ def read_values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.d
     def read() -> np.ndarray:
         with opened(shard.path, shard.identity) as (descriptor, _):
             out = np.empty((stop - start, *layout.shape[1:]), dtype=dtype)
-            if layout.kind == "asked" or LZF in dict(layout.filters):
+            if layout.kind == "asked":
                 _read_asked(descriptor, layout, _path(shard, layout), start, out, where)
             elif layout.kind == "chunked":
                 _read_chunked(descriptor, layout, start, out, where)
@@ -120,10 +120,10 @@ def _read_chunked(descriptor: int, layout: Layout, start: int, out: np.ndarray, 
     grid = [-(-n // size) for n, size in zip(layout.shape, layout.chunks, strict=True)]
     for cell, source, target in _cells(layout, start, start + len(out)):
         offset, size, mask = layout.index[:, np.ravel_multi_index(cell, grid)].tolist()
-        data = bytearray(size)
-        read_into(descriptor, memoryview(data), offset)
+        data = np.empty(size, dtype=np.uint8).data
+        read_into(descriptor, data, offset)
         try:
-            decoded = undone(memoryview(data), layout.filters, mask, layout.chunk_bytes)
+            decoded = undone(data, layout.filters, mask, layout.chunk_bytes)
         except ValueError as error:
             at = [i * n for i, n in zip(cell, layout.chunks, strict=True)]
             raise DataError(

@@ -26,6 +26,7 @@ ORDER = [
     "gatekeeper",
     "layout",
     "gate",
+    "lzf",
     "filters",
     "rawread",
     "sources",
@@ -47,7 +48,7 @@ ORDER = [
     "cli",
 ]
 
-PIPELINE = sorted((ROOT / "pipeline").glob("*.py"))
+PIPELINE = sorted((ROOT / "pipeline").glob("*.py*"))  # what is written in C has a .pyi
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 # Too large to load for a command line that has a typing error in it.
@@ -90,6 +91,7 @@ def pipeline_imports(path):
 
 def exported(path):
     """What ``__all__`` lists, or None without one."""
+    path = path if path.exists() else path.with_suffix(".pyi")
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             return ast.literal_eval(node.value)
