@@ -19,6 +19,7 @@ setup(
     python_requires=">=3.11,<3.12",
     install_requires=[
         "Theano==1.0.5",
+        "blake3>=1",
         "dask[array,distributed]>=2026.1",
         "deflate>=0.9",
         "h5py>=3.16",

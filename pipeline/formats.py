@@ -8,18 +8,30 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
 from pipeline.errors import NewerFormat
 
-__all__ = ["fingerprint", "pack", "seal", "unpack", "unseal"]
+__all__ = ["digest", "fingerprint", "pack", "seal", "unpack", "unseal"]
 
 _SEAL = "seal"
 _ABOUT = "about"
+
+
+def digest(pieces: Iterable[bytes | memoryview]) -> str:
+    """BLAKE3 of a file's bytes, in hexadecimal digits. SHA-256 takes five times as long, a part of the encoding itself.
+
+    Aumasson, Neves, O'Connor, Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", 2020.
+    """
+    found = blake3()
+    for piece in pieces:
+        found.update(piece)
+    return str(found.hexdigest())
 
 
 def fingerprint(*content: object) -> str:

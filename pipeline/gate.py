@@ -58,7 +58,7 @@ class Shard:
     size, mtime_ns, inode, device : int
         By which the file is known again.
     digest : str
-        SHA-256 of the file, where it was compared with one.
+        BLAKE3 of the file, where it was compared with one.
     columns : tuple of str
         The columns' names, where the file gives them.
     layouts : tuple of Layout

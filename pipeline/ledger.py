@@ -5,7 +5,7 @@ The commit protocol:
 1. The kernel's lock makes one run the driver. Nobody else writes.
 2. Results (parts, and what the scan and the training leave) are files with unique names, never overwritten. A task may
    write one; until a commit record names it, it does not exist.
-3. A commit record, ``commits/<key>-<fingerprint>.json``, gives the file's size and SHA-256 and the fingerprint of
+3. A commit record, ``commits/<key>-<fingerprint>.json``, gives the file's size and BLAKE3 and the fingerprint of
    everything it was made from. Only the driver writes records, each once: that is the moment a result exists.
 4. ``manifest.json`` names every part and comes last. Readers follow it and never list a directory.
 
@@ -27,7 +27,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from hashlib import file_digest, sha256
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from pipeline.errors import (
     WriteFailed,
     shown,
 )
-from pipeline.formats import seal, unseal
+from pipeline.formats import digest, seal, unseal
 
 __all__ = ["MANIFEST", "Entry", "Ledger", "Record", "claim", "read_manifest"]
 
@@ -53,6 +53,7 @@ MANIFEST = "manifest.json"
 MARKER = ".shardpress"
 _LOCK = ".lock"
 _REQUEST = "run.json"
+_PIECE = 2**20  # bytes read at once
 _FOLDERS = ("parts", "stages", "commits")
 _OUTPUT, _COMMIT = "shardpress-output/1", "shardpress-commit/1"
 _TOP = r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index)\.h5|encoder\.npz|quarantine\.jsonl"
@@ -71,12 +72,12 @@ class Entry:
     file : str
         Relative to the directory.
     n_bytes : int
-    sha256 : str
+    blake3 : str
     """
 
     file: str
     n_bytes: int
-    sha256: str
+    blake3: str
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class Ledger:
         ----------
         entry : Entry
         digests : bool
-            Read it and compare its SHA-256, instead of its size only.
+            Read it and compare its BLAKE3, instead of its size only.
         """
         return _fault(self.directory, entry, digests)
 
@@ -269,7 +270,7 @@ class Ledger:
         except OSError as error:
             _check_limits(error, path)
             raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
-        if sha256(data).hexdigest() != record.entry.sha256:
+        if digest([data]) != record.entry.blake3:
             raise ValueError(f"file={shown(record.entry.file)}: not what was committed")
         return data
 
@@ -299,7 +300,7 @@ class Ledger:
             publish(self.disk, path, data, replace)
         except FileExistsError as error:
             raise CannotCreate(f"file={shown(path)}: something else lies in its place. Move it away.") from error
-        return Entry(name, len(data), sha256(data).hexdigest())
+        return Entry(name, len(data), digest([data]))
 
     def _remove(self, name: str) -> None:
         path = self.directory / name
@@ -404,8 +405,8 @@ def _fault(directory: Path, entry: Entry, digests: bool) -> str | None:
                 return f"file={shown(path)}: no regular file any more"
             if status.st_size != entry.n_bytes:
                 return f"file={shown(path)}: {status.st_size} bytes, expected {entry.n_bytes} as committed"
-            if digests and file_digest(file, "sha256").hexdigest() != entry.sha256:
-                return f"file={shown(path)}: its SHA-256 is not the one committed: the content has changed"
+            if digests and digest(iter(partial(file.read, _PIECE), b"")) != entry.blake3:
+                return f"file={shown(path)}: its BLAKE3 is not the one committed: the content has changed"
     except OSError as error:
         _check_limits(error, path)
         return f"file={shown(path)}: committed, but cannot be read: {error.strerror}"

@@ -7,7 +7,6 @@ What is no plain value, such as text of any length, is left to HDF5 in the child
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from itertools import product
 from math import prod
@@ -17,11 +16,12 @@ import numpy as np
 from pipeline.errors import DataError, shown
 from pipeline.files import opened, persistently, read_into
 from pipeline.filters import undone
+from pipeline.formats import digest
 from pipeline.gate import Shard
 from pipeline.gatekeeper import ask
 from pipeline.layout import Layout
 
-__all__ = ["digest", "read_values"]
+__all__ = ["file_digest", "read_values"]
 
 _PIECE = 2**20  # bytes
 
@@ -67,20 +67,18 @@ def read_values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.d
     return persistently(read, where)
 
 
-def digest(shard: Shard) -> str:
-    """SHA-256 of the shard's file."""
+def file_digest(shard: Shard) -> str:
+    """BLAKE3 of the shard's file."""
 
-    def read() -> str:
-        found = hashlib.sha256()
+    def pieces() -> Iterator[memoryview]:
         buffer = memoryview(bytearray(_PIECE))
         with opened(shard.path, shard.identity) as (descriptor, _):
             for offset in range(0, shard.size, _PIECE):
                 piece = buffer[: min(_PIECE, shard.size - offset)]
                 read_into(descriptor, piece, offset)
-                found.update(piece)
-        return found.hexdigest()
+                yield piece
 
-    return persistently(read, f"file={shown(shard.path)}")
+    return persistently(lambda: digest(pieces()), f"file={shown(shard.path)}")
 
 
 def _path(shard: Shard, layout: Layout) -> str:

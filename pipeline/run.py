@@ -232,7 +232,7 @@ def _earlier(
     is_same = manifest is not None and manifest["fingerprint"] == request.of_all()
     if manifest is not None and is_same and _passes(manifest, config, bad_shards):
         lines = [*manifest["parts"], *manifest["files"]]
-        entries = [Entry(line["file"], line["n_bytes"], line["sha256"]) for line in lines]
+        entries = [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines]
         check = partial(ledger.fault, digests=config.verify == "digests")
         faults = [
             fault for fault in compute([partial(check, entry) for entry in entries], config.threads or 2) if fault

@@ -22,7 +22,7 @@ from pipeline import signals
 from pipeline.errors import DataError, shown
 from pipeline.gate import Shard, vet
 from pipeline.gatekeeper import retire
-from pipeline.rawread import digest, read_values
+from pipeline.rawread import file_digest, read_values
 from pipeline.sources import Source, find
 
 __all__ = [
@@ -139,11 +139,11 @@ def _checked(source: Source, dataset: str | None) -> Shard:
     for found, expected, what in ((shard.size, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, found):
             raise DataError(f"{where}: {found} {what}, expected {expected} as the manifest says. {_ANEW}")
-    if source.sha256 is None:
+    if source.blake3 is None:
         return shard
-    if digest(shard) != source.sha256:
-        raise DataError(f"{where}: its SHA-256 is not the manifest's: the content has changed. {_ANEW}")
-    return replace(shard, digest=source.sha256)
+    if file_digest(shard) != source.blake3:
+        raise DataError(f"{where}: its BLAKE3 is not the manifest's: the content has changed. {_ANEW}")
+    return replace(shard, digest=source.blake3)
 
 
 def _fitting(shard: Shard, first: Shard, named: Shard) -> Shard:

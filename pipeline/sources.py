@@ -26,14 +26,14 @@ class Source:
     ----------
     path : Path
     n_rows, n_bytes : int, optional
-    sha256 : str, optional
+    blake3 : str, optional
         None where there is no manifest, or where it does not say.
     """
 
     path: Path
     n_rows: int | None = None
     n_bytes: int | None = None
-    sha256: str | None = None
+    blake3: str | None = None
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
@@ -119,7 +119,7 @@ def _parts(directory: Path) -> list[Source]:
     where = f"input={shown(directory)}"
     try:
         lines = read_manifest(directory)["parts"]
-        parts = [Source(directory / line["file"], *map(line.get, ("n_rows", "n_bytes", "sha256"))) for line in lines]
+        parts = [Source(directory / line["file"], *map(line.get, ("n_rows", "n_bytes", "blake3"))) for line in lines]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: its manifest names no proper parts: {error!r}") from error
     for part in parts:

@@ -19,14 +19,13 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import h5py
 import pytest
 
-from pipeline.formats import unseal
+from pipeline.formats import digest, unseal
 from tests.faulty import Failing, Killing, PowerLog, Short, Watched, forked, materialize
 from tests.standin import Night, features_of, install
 
@@ -122,7 +121,7 @@ def records(output: Path) -> list[dict[str, Any]]:
 def _as_named(output: Path, entry: dict[str, Any]) -> bool:
     path = output / entry["file"]
     data = path.read_bytes() if path.is_file() else b""
-    return (len(data), sha256(data).hexdigest()) == (entry["n_bytes"], entry["sha256"])
+    return (len(data), digest([data])) == (entry["n_bytes"], entry["blake3"])
 
 
 def _whole(output: Path, entry: dict[str, Any]) -> bool:

@@ -193,7 +193,7 @@ def test_nan_is_an_arrays_business_and_none_of_the_plain_values() -> None:
 
 
 def test_s15_a_changed_byte_is_refused_or_changes_nothing() -> None:
-    """The rest is for the SHA-256 of the commit record: a date in the archive, for one."""
+    """The rest is for the BLAKE3 of the commit record: a date in the archive, for one."""
     arrays = {"W": np.arange(6, dtype=np.float32).reshape(2, 3)}
     data = pack(arrays, {"step": 3})
     n_refused = 0

@@ -419,7 +419,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: os.truncate(path, 3), "3 bytes, expected 4 as committed"),
     "emptied": (lambda path: os.truncate(path, 0), "0 bytes, expected 4 as committed"),
     "grown": (lambda path: os.truncate(path, 5), "5 bytes, expected 4 as committed"),
-    "flipped": (flip, "its SHA-256 is not the one committed"),
+    "flipped": (flip, "its BLAKE3 is not the one committed"),
     "symlink": (turn_into(lambda path: path.symlink_to(path.with_suffix(".moved"))), "cannot be read"),
     "directory": (turn_into(Path.mkdir), "Is a directory"),
     "fifo": (turn_into(os.mkfifo), "no regular file any more"),
@@ -450,7 +450,7 @@ def test_d11_what_is_not_what_was_committed_is_not_loaded(ledger: Ledger, kind: 
 RECORD = {
     "key": KEY,
     "fingerprint": NOW,
-    "entry": {"file": f"parts/{KEY}-{HEX}.h5", "n_bytes": 1, "sha256": HEX * 2},
+    "entry": {"file": f"parts/{KEY}-{HEX}.h5", "n_bytes": 1, "blake3": HEX * 2},
     "facts": {},
 }
 DAMAGED_RECORDS = {
