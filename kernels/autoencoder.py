@@ -16,12 +16,14 @@ On the CPU the Ops of `kernels.fused` stand in for most of the graph, see `backe
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from kernels import TILE_ROWS, backend, fused
+from kernels import TILE_ROWS, backend, fused, plain
 from kernels.updates import RULES
 
 theano = backend.load()
@@ -47,6 +49,8 @@ class Autoencoder:
     minimum, scale : ndarray of shape (n_inputs,), float32 or float64; optional
         The scaling ``x = (r - minimum) * scale``. Their dtype is the one it is computed in, whatever the rows' own;
         rows are taken as scaled already when they are left out.
+    maximum : ndarray of shape (n_inputs,), of their dtype; optional
+        With the minimum, the range that values are expected in. Without it, any finite number is.
     id : str
         Prefix of the parameters' names in Theano's graphs and profiles: set it where several are stacked.
     """
@@ -57,6 +61,7 @@ class Autoencoder:
         n_features: int,
         minimum: np.ndarray | None = None,
         scale: np.ndarray | None = None,
+        maximum: np.ndarray | None = None,
         id: str = "",
     ) -> None:
         self.n_inputs, self.n_features = n_inputs, n_features
@@ -73,8 +78,11 @@ class Autoencoder:
                 backend.shared(np.array(scale), name=prefix + "scale"),
             )
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
+        self._range = _range(n_inputs, minimum, maximum)
         self._fuses = backend.fuses()
         self._functions: dict[tuple[str, str], Any] = {}
+        self._idle: dict[tuple[str, str], list[Any]] = {}
+        self._compiling = threading.Lock()
         self._tile_rows = TILE_ROWS
 
     # -- parameters --
@@ -154,6 +162,18 @@ class Autoencoder:
 
     # -- functions --
 
+    def share_cores(self, n_callers: int, dtypes: Iterable[np.dtype]) -> int:
+        """Let so many threads encode rows of these dtypes at once, each on its share of the cores.
+
+        Returns
+        -------
+        int
+            How many may do so: one where Theano's own graph computes, as on a GPU.
+        """
+        n_callers = min(n_callers, backend.n_cores()) if all(self.fuses(dtype) for dtype in dtypes) else 1
+        self.n_threads.set_value(np.int64(backend.n_cores() // n_callers))
+        return n_callers
+
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Features of rows.
 
@@ -170,11 +190,29 @@ class Autoencoder:
             rows of the same shard.
         """
         out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
-        if self.fuses(rows.dtype):
-            self._at_once("encode", rows, out)
-        else:
-            self._in_tiles("encode", lambda x: self.code(x), rows, out)
+        self._encode(rows, out, None)
         return out
+
+    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Features of rows, as by `encode`, and which rows are not as expected.
+
+        Returns
+        -------
+        ndarray of int64
+            Positions of the rows that hold NaN, Inf, or a value outside of the range that was given. All others have
+            finite features, unless the weights themselves are beyond reason.
+        """
+        inside = np.empty(len(rows), dtype=bool)
+        self._encode(rows, out, inside)
+        return np.flatnonzero(~inside)
+
+    def _encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None) -> None:
+        if self.fuses(rows.dtype):
+            self._at_once("encode", rows, out, np.empty(len(rows), dtype=bool) if inside is None else inside)
+            return
+        self._in_tiles("encode", lambda x: self.code(x), rows, out)
+        if inside is not None:
+            inside[:] = plain.lie_in(rows, *self._range)
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
         """Mean squared error of each row's reconstruction: shape (n_rows,), float32, in squared scaled units."""
@@ -205,23 +243,41 @@ class Autoencoder:
         """Whether rows of this dtype go through the Ops of `kernels.fused`."""
         return self._fuses and dtype.name in fused.DTYPES
 
-    def _at_once(self, name: str, rows: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` by an Op of `kernels.fused`, in its place if its memory allows."""
-        key = (name, rows.dtype.name)
-        if key not in self._functions:
-            self._functions[key] = self._compile_fused(name, rows.dtype, out.ndim)
-        place = out if out.flags.carray else np.empty(out.shape, dtype=np.float32)
-        found = self._functions[key](np.require(rows, requirements=["C", "A"]), place)
-        if found is not out:
-            out[...] = found
+    def _at_once(self, name: str, rows: np.ndarray, *targets: np.ndarray) -> None:
+        """Fill arrays by an Op of `kernels.fused`, in their place if their memory allows. From any thread."""
+        places = [target if target.flags.carray else np.empty(target.shape, target.dtype) for target in targets]
+        with self._borrowed((name, rows.dtype.name)) as function:
+            results = function(np.require(rows, requirements=["C", "A"]), *places)
+            for target, result in zip(targets, results, strict=True):
+                if result is not target:
+                    target[...] = result
 
-    def _compile_fused(self, name: str, dtype: np.dtype, n_dims: int) -> Any:
-        rows = tensor.TensorType(dtype.name, (False, False))("rows")
-        out = tensor.TensorType("float32", (False,) * n_dims)("out")
-        op, n_parameters = {"encode": (fused.Encode(), 2), "errors": (fused.Errors(), 3)}[name]
-        parameters = [self.shared[parameter] for parameter in PARAMETERS[:n_parameters]]
-        result = op(rows, *parameters, self.n_threads, out, *self.scaling())
-        function = theano.function([rows, theano.In(out, mutable=True)], theano.Out(result, borrow=True))
+    @contextmanager
+    def _borrowed(self, key: tuple[str, str]) -> Iterator[Callable[..., list[np.ndarray]]]:
+        """A compiled function that nobody else is in: it is not thread-safe, nor is compiling."""
+        with self._compiling:
+            idle = self._idle.setdefault(key, [])
+            function = idle.pop() if idle else self._compile_fused(*key)
+        try:
+            yield function
+        finally:
+            idle.append(function)
+
+    def _compile_fused(self, name: str, dtype: str) -> Callable[..., list[np.ndarray]]:
+        rows, out = (
+            tensor.TensorType(dtype, (False, False))("rows"),
+            tensor.TensorType("float32", (False, False))("out"),
+        )
+        W, b_hidden, b_output = (self.shared[parameter] for parameter in PARAMETERS)
+        if name == "encode":
+            targets = [out, tensor.TensorType("bool", (False,))("inside")]
+            low, high = (theano.shared(edge) for edge in self._range)
+            results = fused.Encode()(rows, W, b_hidden, self.n_threads, low, high, *targets, *self.scaling())
+        else:
+            targets = [tensor.fvector("out")]
+            results = [fused.Errors()(rows, W, b_hidden, b_output, self.n_threads, *targets, *self.scaling())]
+        inputs = [rows, *(theano.In(target, mutable=True) for target in targets)]
+        function = theano.function(inputs, [theano.Out(result, borrow=True) for result in results])
         function.trust_input = True
         return function
 
@@ -369,6 +425,15 @@ def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
             raise ValueError(f"array {name} has shape {arrays[name].shape}, expected {expected}")
     for name, variable in variables.items():
         variable.set_value(arrays[name])
+
+
+def _range(n_inputs: int, minimum: np.ndarray | None, maximum: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest value that each column is expected to hold."""
+    if minimum is not None and maximum is not None:
+        return np.array(minimum), np.array(maximum, dtype=minimum.dtype)
+    dtype = np.dtype(np.float32) if minimum is None else minimum.dtype
+    most = np.full(n_inputs, np.finfo(dtype).max, dtype=dtype)
+    return -most, most
 
 
 def _sum_rows(matrix: Any) -> Any:

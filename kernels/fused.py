@@ -132,15 +132,17 @@ class _Native(_Op):
 
 
 class Encode(_Native):
-    """``(rows, W, b_hidden, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
+    """``(rows, W, b_hidden, n_threads, low, high, out, inside, *scaling) -> out, inside``.
 
-    The features of a row are the same bits whatever the rows around it and the number of threads.
+    They are filled with features (n_rows, n_features), float32, and with whether every value of a row lies between
+    ``low`` and ``high`` (n_inputs,), as NaN does not: (n_rows,), bool. The features of a row are the same bits whatever
+    the rows around it and the number of threads.
     """
 
     file = "encode.c"
 
     def __init__(self, inplace: bool = False) -> None:
-        super().__init__(5, range(4, 5), 0, inplace)
+        super().__init__(8, range(6, 8), 0, inplace)
 
     def in_place(self) -> _Native:
         """The same Op, changing its inputs in place."""
@@ -148,14 +150,15 @@ class Encode(_Native):
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
-        rows, W, b_hidden, _, out = inputs
+        rows, W, b_hidden, _, low, high, out, inside = inputs
         out[:] = plain.code(plain.scaled(rows, scaling), W, b_hidden)
+        inside[:] = plain.lie_in(rows, low, high)
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """In C."""
-        rows, W, b_hidden, n_threads, out = inputs
-        arguments = [memory, rows, W, b_hidden, out, _number(n_threads), *scaling]
+        rows, W, b_hidden, n_threads, *arrays = inputs
+        arguments = [memory, rows, W, b_hidden, _number(n_threads), *arrays, *scaling]
         return f"done = encode_arrays({', '.join(arguments)});"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["RULES", "code", "gradients", "row_errors", "scaled"]
+__all__ = ["RULES", "code", "gradients", "lie_in", "row_errors", "scaled"]
 
 
 _BETA2 = float(np.float32(0.999))  # 1 - 0.999 loses digits in float32, here as there
@@ -18,6 +18,12 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
         return rows.astype(np.float32).astype(np.float64)
     minimum, scale = scaling
     return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32).astype(np.float64)
+
+
+def lie_in(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Which rows have all their values in a range (n_inputs,): bool, (n_rows,). NaN lies in none."""
+    values = rows.astype(low.dtype, copy=False)
+    return np.asarray(((values >= low) & (values <= high)).all(axis=1))
 
 
 def code(x: np.ndarray, W: np.ndarray, b_hidden: np.ndarray) -> np.ndarray:

@@ -79,14 +79,14 @@ class Disk:
         return shutil.disk_usage(path).free
 
 
-def publish(disk: Disk, path: Path, data: bytes, replace: bool = False) -> None:
+def publish(disk: Disk, path: Path, data: bytes | memoryview, replace: bool = False) -> None:
     """Put a whole file at `path`.
 
     Parameters
     ----------
     disk : Disk
     path : Path
-    data : bytes
+    data : bytes or memoryview
     replace : bool
         Whether it may take the place of another; otherwise a file that is there stays, and `FileExistsError` tells.
 
@@ -173,7 +173,7 @@ def _free(path: Path) -> int | str:
         return "unknown how many"
 
 
-def _fill(disk: Disk, path: Path, data: bytes) -> None:
+def _fill(disk: Disk, path: Path, data: bytes | memoryview) -> None:
     descriptor = disk.create(path)
     try:
         _reserve(disk, descriptor, len(data))

@@ -1,7 +1,8 @@
 """Part by part: read, encode, publish, commit.
 
-Each part is one Dask task, so memory is bounded by the number of threads: one reads while another one's rows are on the
-device. The features of a row depend on nothing but the row: every part and block starts at a whole tile of its shard.
+Each part is one Dask task, so memory is bounded by the number of threads: one reads or waits for the disk while another
+one's rows are encoded. The features of a row depend on nothing but the row: every part and block starts at a whole tile
+of its shard.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from pipeline import signals
 from pipeline.cluster import compute
 from pipeline.errors import DataError, shown
-from pipeline.features import part_bytes
+from pipeline.features import PartMemory
 from pipeline.gate import Shard
 from pipeline.layout import Layout
 from pipeline.ledger import Entry, Record
@@ -34,10 +35,11 @@ log = logging.getLogger(__name__)
 
 _RIDER_ROWS = 1024  # of which a damaged rider that knows no chunks loses all
 
-Encoder = Callable[[np.ndarray, np.ndarray], object]
-"""Writes the features of rows (n, n_inputs) into an array (n, n_features)."""
+Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+"""Writes the features of rows (n, n_inputs) into an array (n, n_features). It may return positions of rows; all others
+then hold finite numbers in the model's range."""
 
-Write = Callable[[str, str, bytes], Entry]
+Write = Callable[[str, str, bytes | memoryview], Entry]
 """Puts a file of this stem, suffix and content into the output directory."""
 
 
@@ -124,6 +126,7 @@ def encode_parts(
     policy: Policy,
     about: Mapping[str, Any],
     commit: Callable[[Encoded], object],
+    n_callers: int = 1,
 ) -> None:
     """Write the features of every part.
 
@@ -133,15 +136,17 @@ def encode_parts(
     write : callable
         Puts a file into the output directory; called from several threads.
     encode : callable
-        An `Encoder`. It is called from one thread at a time.
+        An `Encoder`.
     n_features : int
     plan : Plan
-        Its ``block_rows`` are read at once by each of ``n_threads``.
+        Its ``block_rows`` are read at once by each of ``n_writers`` threads.
     policy : Policy
     about : mapping
         Attributes of every file.
     commit : callable
         Given each part when its file is there, in the calling thread.
+    n_callers : int
+        How many threads may be in the encoder at a time.
 
     Raises
     ------
@@ -155,9 +160,11 @@ def encode_parts(
     row_bytes = shard.n_inputs * np.dtype(shard.dtype).itemsize
     stop = threading.Event()
     with Progress("encoding", sum(len(part.source) for part in parts), "rows", row_bytes) as progress:
-        work = _Work(write, _one_at_a_time(encode), n_features, plan.block_rows, policy, about, progress, stop)
+        part_rows = max(len(part.source) for part in parts)
+        few = _few_at_a_time(encode, n_callers)
+        work = _Work(write, few, n_features, part_rows, plan.block_rows, policy, about, progress, stop)
         # Whatever ends this early, parts that are under way stop at their next block.
-        compute([partial(work, part) for part in parts], plan.n_threads, commit, stop)
+        compute([partial(work, part) for part in parts], plan.n_writers, commit, stop)
 
 
 class _Work:
@@ -168,6 +175,7 @@ class _Work:
         write: Write,
         encode: Encoder,
         n_features: int,
+        part_rows: int,
         block_rows: int,
         policy: Policy,
         about: Mapping[str, Any],
@@ -175,12 +183,15 @@ class _Work:
         stop: threading.Event,
     ) -> None:
         self._write, self._encode, self._n_features = write, encode, n_features
-        self._block_rows, self._policy, self._about = block_rows, policy, about
+        self._part_rows, self._block_rows = part_rows, min(part_rows, block_rows)
+        self._policy, self._about = policy, about
         self._progress, self._stop = progress, stop
+        self._kept = threading.local()
 
     def __call__(self, part: Part) -> Encoded:
         source = part.source
-        features = np.empty((len(source), self._n_features), dtype=np.float32)
+        memory = self._part_memory()
+        features = memory.features(len(source))
         valid = np.ones(len(source), dtype=bool)
         bad: list[dict[str, Any]] = []
         n_outside = 0
@@ -199,17 +210,36 @@ class _Work:
         riders = self._riders(source, bad)
         facts = self._facts(part, valid, n_outside)
         about = {**self._about, **{f"source_{key}": value for key, value in facts.items()}}
-        entry = self._write(f"parts/{part.key}", ".h5", part_bytes(features, valid, riders, about))
+        entry = self._write(f"parts/{part.key}", ".h5", memory.file(valid, riders, about))
         return Encoded(part, entry, {**facts, "bad": bad} if self._policy.on_bad_data == "quarantine" else facts)
 
     def _encode_block(self, block: Block, features: np.ndarray, valid: np.ndarray, bad: list[dict[str, Any]]) -> int:
         """Features of a block's rows, and which of them count; how many lie outside the model's range."""
-        judged = self._policy.before(block, read(block))
-        self._encode(judged.rows, features)
+        rows = read(block, self._block_memory(block))
+        odd = self._encode(rows, features)
+        if odd is not None and not len(odd) and self._policy.missing is None:
+            return 0
+        judged = self._policy.before(block, rows, odd if self._policy.missing is None else None)
+        if judged.rows is not rows:
+            self._encode(judged.rows, features)
         judged = self._policy.after(block, judged, features)
         features[judged.bad], valid[judged.bad] = np.nan, False
         bad += judged.reasons
         return judged.n_outside
+
+    # -- memory of a thread, used for one block and one part after the other --
+
+    def _block_memory(self, block: Block) -> np.ndarray:
+        kept = getattr(self._kept, "block", None)
+        if kept is None or kept.dtype != block.shard.dtype:
+            self._kept.block = kept = np.empty((self._block_rows, block.shard.n_inputs), dtype=block.shard.dtype)
+        return np.asarray(kept[: len(block)])
+
+    def _part_memory(self) -> PartMemory:
+        if not hasattr(self._kept, "part"):
+            self._kept.part = PartMemory(self._part_rows, self._n_features)
+        kept: PartMemory = self._kept.part
+        return kept
 
     def _riders(self, source: Block, bad: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         """What rides along. Where bad data pass, values that cannot be read are zeros or empty.
@@ -272,12 +302,12 @@ def _zeros(n: int, dtype: np.dtype) -> np.ndarray:
     return np.full(n, b"", dtype=object) if dtype.hasobject else np.zeros(n, dtype=dtype)
 
 
-def _one_at_a_time(encode: Encoder) -> Encoder:
-    """A compiled Theano function is not thread-safe."""
-    lock = threading.Lock()
+def _few_at_a_time(encode: Encoder, n_callers: int) -> Encoder:
+    """A compiled Theano function is not thread-safe, and more threads than cores only get in each other's way."""
+    free = threading.Semaphore(n_callers)
 
-    def locked(rows: np.ndarray, out: np.ndarray) -> object:
-        with lock:
+    def waiting(rows: np.ndarray, out: np.ndarray) -> np.ndarray | None:
+        with free:
             return encode(rows, out)
 
-    return locked
+    return waiting

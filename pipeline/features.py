@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +23,144 @@ import numpy as np
 from pipeline.errors import DataError, ReadFailed, shown
 from pipeline.ledger import read_manifest
 
-__all__ = ["FEATURES", "VALID", "Features", "index_bytes", "open_features", "part_bytes"]
+__all__ = ["FEATURES", "VALID", "Features", "PartMemory", "index_bytes", "open_features", "part_bytes"]
 
 FEATURES, VALID = "features", "valid"
 FORMAT = "shardpress-features/1"
 _ALIGNMENT = 4096
+_ROOM = 2**17  # bytes beside the features, at first
+
+
+class PartMemory:
+    """Memory in which one part after the other becomes a file, without a copy of its features.
+
+    HDF5 lays the file out around them. Fresh memory for each part, and copies into and out of HDF5's own, would take
+    longer than encoding.
+
+    Parameters
+    ----------
+    n_rows : int
+        Of the largest part.
+    n_features : int
+    """
+
+    def __init__(self, n_rows: int, n_features: int) -> None:
+        self._n_features = n_features
+        self._place = _place_of_features()
+        self._memory = np.empty(self._place + 4 * n_rows * n_features + _ROOM + 2 * n_rows, dtype=np.uint8)
+
+    def features(self, n_rows: int) -> np.ndarray:
+        """Where the features of the next part go: shape (n_rows, n_features), float32."""
+        end = self._place + 4 * n_rows * self._n_features
+        return self._memory[self._place : end].view("<f4").reshape(n_rows, self._n_features)
+
+    def file(self, valid: np.ndarray, riders: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> memoryview:
+        """The bytes of a feature shard with the features that stand there; they last until the next part.
+
+        Parameters
+        ----------
+        valid : ndarray of shape (n_rows,), bool
+        riders : mapping
+            Riding datasets of n_rows values each, numbers or text. One that is called like a dataset of ours becomes
+            ``source_...``.
+        about : mapping
+            What goes into the attributes; nested values as JSON.
+        """
+        features = self.features(len(valid))
+        image = _Image(self._memory)
+        image.clear_around(self._place, self._place + features.nbytes)
+        with h5py.File(image, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+            place = _allocate(file, features.shape)
+            file.create_dataset(VALID, data=valid)
+            for name, values in riders.items():
+                dtype = h5py.string_dtype() if values.dtype.kind == "O" else None
+                file.create_dataset(_free_name(name, {FEATURES, VALID, *riders}), data=values, dtype=dtype)
+            _write_attributes(file, about)
+        if place not in (None, self._place):
+            raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
+        self._memory = image.memory
+        return image.content()
 
 
 def part_bytes(
     features: np.ndarray, valid: np.ndarray, riders: Mapping[str, np.ndarray], about: Mapping[str, Any]
 ) -> bytes:
-    """The bytes of a feature shard.
+    """The bytes of a feature shard with these features (n_rows, n_features); the rest is as for `PartMemory.file`."""
+    memory = PartMemory(*features.shape)
+    memory.features(len(features))[:] = features
+    return bytes(memory.file(valid, riders, about))
 
-    Parameters
-    ----------
-    features : ndarray of shape (n_rows, n_features), float32
-    valid : ndarray of shape (n_rows,), bool
-    riders : mapping
-        Riding datasets of n_rows values each, numbers or text. One that is called like a dataset of ours becomes
-        ``source_...``.
-    about : mapping
-        What goes into the attributes; nested values as JSON.
-    """
-    with h5py.File.in_memory(alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
-        _write_attributes(file, about)
-        file.create_dataset(FEATURES, data=features, dtype="<f4")
-        file.create_dataset(VALID, data=valid)
-        for name, values in riders.items():
-            is_text = values.dtype.kind == "O"
-            dtype = h5py.string_dtype() if is_text else None
-            file.create_dataset(_free_name(name, {FEATURES, VALID, *riders}), data=values, dtype=dtype)
-        file.flush()
-        return bytes(file.id.get_file_image())
+
+class _Image:
+    """A file object over memory, as h5py takes it in a file's place; it takes more memory when it must."""
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self.memory, self._at, self._size = memory, 0, 0
+
+    def content(self) -> memoryview:
+        """The file's bytes."""
+        return self.memory[: self._size].data
+
+    def clear_around(self, start: int, stop: int) -> None:
+        """Forget what an earlier file has left outside of a range: gaps are zeros."""
+        self.memory[:start] = 0
+        self.memory[stop:] = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, n_bytes: int) -> bytes:
+        """By which h5py knows a file."""
+        return self.memory[self._at : self._at + n_bytes].tobytes()
+
+    def readinto(self, target: memoryview) -> int:
+        target[:] = self.memory[self._at : self._at + len(target)].data
+        self._at += len(target)
+        return len(target)
+
+    def write(self, data: memoryview) -> int:
+        self._make_room(self._at + len(data))
+        self.memory[self._at : self._at + len(data)] = np.frombuffer(data, dtype=np.uint8)
+        self._at += len(data)
+        self._size = max(self._size, self._at)
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._make_room(size)
+        self._size = size
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _make_room(self, size: int) -> None:
+        if size > len(self.memory):
+            self.memory = np.concatenate([self.memory, np.zeros(size, dtype=np.uint8)])
+
+
+@cache
+def _place_of_features() -> int:
+    """Where HDF5 puts the first dataset of a file."""
+    image = _Image(np.empty(0, dtype=np.uint8))
+    with h5py.File(image, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+        place = _allocate(file, (1, 1))
+    assert place is not None
+    return place
+
+
+def _allocate(file: h5py.File, shape: tuple[int, ...]) -> int | None:
+    """Have HDF5 make the features' dataset, and leave its values alone; the first one's byte, if there are any."""
+    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple(shape)
+    made = h5py.h5d.create(file.id, FEATURES.encode(), h5py.h5t.IEEE_F32LE, space, dcpl=how)
+    place: int | None = made.get_offset()
+    return place
 
 
 def _free_name(rider: str, taken: set[str]) -> str:
@@ -87,8 +194,11 @@ def index_bytes(directory: Path, files: Sequence[str], about: Mapping[str, Any])
             # Without HDF5's lock, as readers do: within a process, both must agree.
             with h5py.File(directory / name, "r", locking=False) as part:
                 shapes.append({key: (item.shape, item.dtype) for key, item in part.items()})
-        except OSError as error:
-            raise ReadFailed(f"file={shown(directory / name)}: cannot be read again: {error}") from error
+        except (OSError, RuntimeError, LookupError, ValueError) as error:  # HDF5's complaints come as any of them
+            raise ReadFailed(
+                f"file={shown(directory / name)}: cannot be read again: {error}. Type the same command again without "
+                "--verify sizes: what is damaged is made anew."
+            ) from error
     n_rows = sum(part[FEATURES][0][0] for part in shapes)
     with h5py.File.in_memory() as file:
         _write_attributes(file, about)
@@ -170,7 +280,7 @@ def _check_part(path: Path, n_rows: int) -> list[str]:
         with h5py.File(path, "r", locking=False) as file:
             found = file[FEATURES].shape
             names = list(file)
-    except (OSError, KeyError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError) as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
     if found[0] != n_rows:
         raise DataError(f"file={shown(path)}: {found[0]} rows, expected {n_rows} as the manifest says")

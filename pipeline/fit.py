@@ -62,7 +62,8 @@ def autoencoder_of(job: Job, scaler: Scaler) -> Autoencoder:
     """The model on the device, its parameters not yet set."""
     from kernels.autoencoder import Autoencoder
 
-    return Autoencoder(job.shards[0].n_inputs, job.n_features, *scaler.arrays(row_dtype(job.shards)))
+    minimum, scale = scaler.arrays(row_dtype(job.shards))
+    return Autoencoder(job.shards[0].n_inputs, job.n_features, minimum, scale, scaler.maximum.astype(minimum.dtype))
 
 
 def intact(job: Job, records: Iterable[Record]) -> list[Record]:

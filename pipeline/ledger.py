@@ -168,7 +168,7 @@ class Ledger:
 
     # -- writing --
 
-    def write(self, stem: str, suffix: str, data: bytes) -> Entry:
+    def write(self, stem: str, suffix: str, data: bytes | memoryview) -> Entry:
         """Put a result's file there, under a name that nothing else ever has. It does not exist until `commit`.
 
         May be called from any thread or process; raises like `pipeline.disk.publish`.
@@ -294,7 +294,7 @@ class Ledger:
 
     # -- inside --
 
-    def _publish(self, name: str, data: bytes, replace: bool) -> Entry:
+    def _publish(self, name: str, data: bytes | memoryview, replace: bool) -> Entry:
         path = self.directory / name
         try:
             publish(self.disk, path, data, replace)

@@ -26,7 +26,7 @@ class Plan:
     Attributes
     ----------
     n_threads : int
-        Dask threads, each of which holds a block, and while encoding the features of a part.
+        Dask threads, each of which holds a block.
     block_rows : int
         Rows read at once; whole tiles of the encoder.
     part_rows : int
@@ -44,6 +44,14 @@ class Plan:
     resident: bool
     window_rows: int
     max_validation_rows: int
+
+    @property
+    def n_writers(self) -> int:
+        """Dask threads while encoding, each of which holds a block and the features of a part.
+
+        One more, so that the processor has work while a part is brought to the disk; but who asks for one gets one.
+        """
+        return _n_writers(self.n_threads)
 
 
 def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_rows: int, on_device: bool) -> Plan:
@@ -73,7 +81,7 @@ def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_row
     n_rows = sum(shard.n_rows for shard in shards)
     n_threads = config.threads or os.cpu_count() or 1
     budget = config.memory_budget
-    share = budget // 8 // n_threads
+    share = budget // 8 // _n_writers(n_threads)
 
     wanted = config.block_rows or min(_BLOCK_BYTES, share) // row_bytes
     block_rows = _round_up(max(1, wanted), tile_rows)
@@ -97,6 +105,10 @@ def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_row
         window_rows=max(1, window // row_bytes),
         max_validation_rows=budget // 16 // row_bytes,
     )
+
+
+def _n_writers(n_threads: int) -> int:
+    return n_threads + (n_threads > 1)
 
 
 def _round_up(number: int, multiple: int) -> int:

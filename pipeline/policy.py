@@ -65,31 +65,31 @@ class Policy:
     minimum: np.ndarray | None = None
     maximum: np.ndarray | None = None
 
-    def before(self, block: Block, rows: np.ndarray) -> Judged:
+    def before(self, block: Block, rows: np.ndarray, among: np.ndarray | None = None) -> Judged:
         """Judge rows as they were read.
+
+        Parameters
+        ----------
+        block : Block
+        rows : ndarray of shape (len(block), n_inputs)
+        among : ndarray of int, optional
+            Positions of the rows to be looked at; all others hold finite numbers in the model's range.
 
         Raises
         ------
         DataError
             For a bad row, or one outside the range, when that is not allowed.
         """
-        if self.missing is None and rows.dtype.kind != "f":
-            return Judged(*self._in_range(block, rows, _NONE), [])
-        entries = bad_entries(rows, self.missing, block.shard.stored_dtype)
-        bad = np.flatnonzero(entries.any(axis=1))
-        if len(bad) and self.on_bad_data == "raise":
-            row, column = bad[0], int(np.flatnonzero(entries[bad[0]])[0])
-            raise DataError(
-                f"{block}: {rows[row, column]} in row {block.start + row}, column {column}; {len(bad)} of these rows "
-                "hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or use --on-bad-data skip."
-            )
-        reasons = []
-        if self.on_bad_data == "quarantine":
-            for row in bad:
-                columns = np.flatnonzero(entries[row])
-                reasons.append(_reason(block.start + row, columns, str(rows[row, columns[0]])))
-        rows, bad, n_outside = self._in_range(block, rows, bad)
-        return Judged(rows, bad, n_outside, reasons)
+        numbers, some = (np.arange(len(rows)), rows) if among is None else (among, rows[among])
+        bad, reasons = _NONE, list[dict[str, Any]]()
+        if self.missing is not None or rows.dtype.kind == "f":
+            bad, reasons = self._bad(block, numbers, some)
+        if self.minimum is None or self.maximum is None or len(bad) == len(some):
+            return Judged(rows, numbers[bad], 0, reasons)
+        outside = self._outside(block, numbers, some, bad, self.minimum, self.maximum)
+        if len(outside) and self.out_of_range == "clip":
+            rows = np.clip(rows, *_edges(self.minimum, self.maximum, rows.dtype))
+        return Judged(rows, numbers[bad], len(outside), reasons)
 
     def after(self, block: Block, judged: Judged, features: np.ndarray) -> Judged:
         """Judge rows by their features: finite rows so far away that they overflow float32 are no better than bad ones.
@@ -115,26 +115,42 @@ class Policy:
         """What is said of a part of a shard that cannot be read."""
         return [{"row": [source.start, source.stop], "columns": [], "reason": self.unreadable[number]}]
 
-    def _in_range(self, block: Block, rows: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-        low, high = self.minimum, self.maximum
-        if low is None or high is None or len(bad) == len(rows):
-            return rows, bad, 0
+    def _bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Which of these rows, with such positions in the block, are bad ones, and why."""
+        entries = bad_entries(rows, self.missing, block.shard.stored_dtype)
+        bad = np.flatnonzero(entries.any(axis=1))
+        if len(bad) and self.on_bad_data == "raise":
+            row, column = bad[0], int(np.flatnonzero(entries[bad[0]])[0])
+            raise DataError(
+                f"{block}: {rows[row, column]} in row {block.start + numbers[row]}, column {column}; {len(bad)} of "
+                "these rows hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or use "
+                "--on-bad-data skip."
+            )
+        reasons = []
+        if self.on_bad_data == "quarantine":
+            for row in bad:
+                columns = np.flatnonzero(entries[row])
+                reasons.append(_reason(block.start + numbers[row], columns, str(rows[row, columns[0]])))
+        return bad, reasons
+
+    def _outside(
+        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> np.ndarray:
+        """Which good ones of these rows, with such positions in the block, lie outside the model's range."""
         good = np.delete(rows, bad, axis=0) if len(bad) else rows
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
-            return rows, bad, 0
-        outside = (rows < low) | (rows > high)
-        outside[bad] = False
-        numbers = np.flatnonzero(outside.any(axis=1))
+            return _NONE
+        entries = (rows < low) | (rows > high)
+        entries[bad] = False
+        outside = np.flatnonzero(entries.any(axis=1))
         if self.out_of_range == "raise":
-            row, column = numbers[0], int(np.flatnonzero(outside[numbers[0]])[0])
+            row, column = outside[0], int(np.flatnonzero(entries[outside[0]])[0])
             raise DataError(
-                f"{block}: {rows[row, column]} in row {block.start + row}, column {column}, expected {low[column]:g} "
-                f"to {high[column]:g}, the range of the model's training rows; {len(numbers)} of these rows lie "
-                "outside. Train a model on them, or use --out-of-range clip."
+                f"{block}: {rows[row, column]} in row {block.start + numbers[row]}, column {column}, expected "
+                f"{low[column]:g} to {high[column]:g}, the range of the model's training rows; {len(outside)} of these "
+                "rows lie outside. Train a model on them, or use --out-of-range clip."
             )
-        if self.out_of_range == "clip":
-            rows = np.clip(rows, *_edges(low, high, rows.dtype))
-        return rows, bad, len(numbers)
+        return outside
 
 
 def _edges(low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

@@ -399,8 +399,9 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
     if there and parts:
         n_rows = sum(record.facts["n_rows"] for record in there)
         log.info("encoding: going on, an earlier run has committed %d rows in %d parts", n_rows, len(there))
+    dtypes = [np.dtype(name) for name in sorted({shard.dtype for shard in job.shards})]
     if parts:
-        for dtype in sorted({shard.dtype for shard in job.shards}):
+        for dtype in dtypes:
             # No rows, no work: it compiles before the progress starts to count.
             autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
     limit = _n_allowed(job.config, job.config.max_bad_rows, sum(shard.n_rows for shard in job.shards))
@@ -424,7 +425,10 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
         count(record.facts)
 
     about = {**job.about(), "model": model.fingerprint}
-    encode_parts(parts, ledger.write, autoencoder.encode, job.n_features, job.plan, policy, about, commit)
+    n_callers = autoencoder.share_cores(min(len(parts), job.plan.n_threads), dtypes) if parts else 1
+    encode_parts(
+        parts, ledger.write, autoencoder.encode_checked, job.n_features, job.plan, policy, about, commit, n_callers
+    )
     return ledger.records("part", fingerprint)
 
 

@@ -198,8 +198,14 @@ def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
             yield Block(shard, start, min(start + block_rows, shard.n_rows))
 
 
-def read(block: Block) -> np.ndarray:
+def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     """The rows of a block.
+
+    Parameters
+    ----------
+    block : Block
+    out : ndarray, optional
+        What is to hold them, if memory is to be used again: of the result's shape and dtype, C order.
 
     Returns
     -------
@@ -213,7 +219,7 @@ def read(block: Block) -> np.ndarray:
         When the system fails.
     """
     shard = block.shard
-    rows = read_values(shard, shard.layouts[0], block.start, block.stop, np.dtype(shard.dtype))
+    rows = read_values(shard, shard.layouts[0], block.start, block.stop, np.dtype(shard.dtype), out)
     return rows.reshape(len(block), shard.n_inputs)
 
 

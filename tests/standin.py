@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import version
@@ -37,9 +37,11 @@ PART_BYTES = 4 * TILE_ROWS * 4 * 2  # so that a part has four tiles of two featu
 class Autoencoder:
     """Has the face of `kernels.autoencoder.Autoencoder`, as far as the pipeline looks at it."""
 
-    def __init__(self, n_inputs: int, n_features: int, minimum: np.ndarray, scale: np.ndarray) -> None:
+    def __init__(
+        self, n_inputs: int, n_features: int, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
+    ) -> None:
         self.n_inputs, self.n_features = n_inputs, n_features
-        self._minimum, self._scale = minimum, scale
+        self._minimum, self._scale, self._maximum = minimum, scale, maximum
         self._shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
         self.set_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -66,10 +68,19 @@ class Autoencoder:
         products = self.code(x)[:, None, :] * self._parameters["W"]
         return products.sum(axis=2) + self._parameters["b_output"] - x
 
+    def share_cores(self, n_callers: int, dtypes: Iterable[np.dtype]) -> int:
+        return n_callers
+
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
-        out[:] = self.code(self.scaled(rows))
+        with np.errstate(invalid="ignore", over="ignore"):
+            out[:] = self.code(self.scaled(rows))
         return out
+
+    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+        self.encode(rows, out)
+        assert self._maximum is not None
+        return np.flatnonzero(~((rows >= self._minimum) & (rows <= self._maximum)).all(axis=1))
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
         return (self.residual(self.scaled(rows)) ** 2).mean(axis=1)

@@ -136,16 +136,20 @@ def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, inplace):
     one, rate = np.array(1, dtype=np.int64), np.array(0.1, dtype=np.float32)
     states = [np.zeros_like(array) for array in parameters for _ in ROLES["adam"]]
     scaling = scaling_of(rows, "float32")
-    numbers = np.arange(3, 17)
+    numbers, edges = np.arange(3, 17), [np.full(9, 0.02, np.float32), np.full(9, 0.98, np.float32)]
     cases = [
-        (fused.Encode, (), [rows, *parameters[:2], one, np.empty((20, 4), np.float32), *scaling]),
+        (
+            fused.Encode,
+            (),
+            [rows, *parameters[:2], one, *edges, np.empty((20, 4), np.float32), np.empty(20, bool), *scaling],
+        ),
         (fused.Errors, (), [rows, *parameters, one, np.empty(20, np.float32), *scaling]),
         (fused.Step, ("adam", 0.9, True), [rows, numbers, rate, one, *parameters, *states, *scaling]),
     ]
     for op, properties, arrays in cases:
         results = [outputs_of(op(*properties, inplace=inplace), arrays, use_c) for use_c in (False, True)]
         for found, expected in zip(*results, strict=True):
-            assert found.dtype == expected.dtype == np.float32
+            assert found.dtype == expected.dtype
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -185,10 +186,30 @@ def parts(output: Path) -> list[str]:
     return [part["file"] for part in read_manifest(output)["parts"]]
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, place: int | None = None) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[len(data) // 2 if place is None else place] ^= 1
     path.write_bytes(data)
+
+
+def first_feature(path: Path) -> int:
+    with h5py.File(path) as file:
+        place: int = file["features"].id.get_offset()
+    return place
+
+
+def test_d11_a_part_that_hdf5_cannot_read_again_ends_the_run_with_its_name(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it may be where only sizes are verified, on the way to the index."""
+    assert night.run(out) == 0
+    paths = parts(out)
+    for path in paths:
+        data = (out / path).read_bytes()
+        (out / path).write_bytes(data[:96] + bytes(first_feature(out / path) - 96) + data[first_feature(out / path) :])
+    (out / "manifest.json").unlink()
+    assert night.run(out, "--verify", "sizes") == 74
+    assert f"file={out / paths[0]}: cannot be read again" in caplog.text
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -426,7 +447,7 @@ def test_d12_without_its_manifest_a_run_is_finished_anew_from_its_parts(night: N
 
 def test_d11_sizes_only_find_what_has_another_size(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert night.run(out) == 0
-    flip(out / parts(out)[0])
+    flip(out / parts(out)[0], first_feature(out / parts(out)[0]))
     os.truncate(out / parts(out)[1], 100)
     caplog.clear()
     assert night.run(out, "--verify", "sizes") == 0
