@@ -82,7 +82,8 @@ class Autoencoder:
         self._fuses = backend.fuses()
         self._functions: dict[tuple[str, str], Any] = {}
         self._idle: dict[tuple[str, str], list[Any]] = {}
-        self._compiling = threading.Lock()
+        self._n_inside = 0
+        self._lock = threading.Lock()
         self._tile_rows = TILE_ROWS
 
     # -- parameters --
@@ -162,17 +163,9 @@ class Autoencoder:
 
     # -- functions --
 
-    def share_cores(self, n_callers: int, dtypes: Iterable[np.dtype]) -> int:
-        """Let so many threads encode rows of these dtypes at once, each on its share of the cores.
-
-        Returns
-        -------
-        int
-            How many may do so: one where Theano's own graph computes, as on a GPU.
-        """
-        n_callers = min(n_callers, backend.n_cores()) if all(self.fuses(dtype) for dtype in dtypes) else 1
-        self.n_threads.set_value(np.int64(backend.n_cores() // n_callers))
-        return n_callers
+    def n_callers(self, dtypes: Iterable[np.dtype]) -> int:
+        """How many threads may encode rows of these dtypes at once: one where Theano's own graph computes."""
+        return backend.n_cores() if all(self.fuses(dtype) for dtype in dtypes) else 1
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Features of rows.
@@ -246,37 +239,42 @@ class Autoencoder:
     def _at_once(self, name: str, rows: np.ndarray, *targets: np.ndarray) -> None:
         """Fill arrays by an Op of `kernels.fused`, in their place if their memory allows. From any thread."""
         places = [target if target.flags.carray else np.empty(target.shape, target.dtype) for target in targets]
-        with self._borrowed((name, rows.dtype.name)) as function:
-            results = function(np.require(rows, requirements=["C", "A"]), *places)
+        with self._borrowed((name, rows.dtype.name)) as (function, n_threads):
+            results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
             for target, result in zip(targets, results, strict=True):
                 if result is not target:
                     target[...] = result
 
     @contextmanager
-    def _borrowed(self, key: tuple[str, str]) -> Iterator[Callable[..., list[np.ndarray]]]:
-        """A compiled function that nobody else is in: it is not thread-safe, nor is compiling."""
-        with self._compiling:
+    def _borrowed(self, key: tuple[str, str]) -> Iterator[tuple[Callable[..., list[np.ndarray]], np.ndarray]]:
+        """A compiled function for one thread alone, since none is safe to share, and its share of the cores."""
+        with self._lock:
             idle = self._idle.setdefault(key, [])
             function = idle.pop() if idle else self._compile_fused(*key)
+            self._n_inside += 1
+            n_threads = max(1, int(self.n_threads.get_value()) // self._n_inside)
         try:
-            yield function
+            yield function, np.array(n_threads)
         finally:
-            idle.append(function)
+            with self._lock:
+                self._n_inside -= 1
+                idle.append(function)
 
     def _compile_fused(self, name: str, dtype: str) -> Callable[..., list[np.ndarray]]:
         rows, out = (
             tensor.TensorType(dtype, (False, False))("rows"),
             tensor.TensorType("float32", (False, False))("out"),
         )
+        n_threads = tensor.lscalar("n_threads")
         W, b_hidden, b_output = (self.shared[parameter] for parameter in PARAMETERS)
         if name == "encode":
             targets = [out, tensor.TensorType("bool", (False,))("inside")]
             low, high = (theano.shared(edge) for edge in self._range)
-            results = fused.Encode()(rows, W, b_hidden, self.n_threads, low, high, *targets, *self.scaling())
+            results = fused.Encode()(rows, W, b_hidden, n_threads, low, high, *targets, *self.scaling())
         else:
             targets = [tensor.fvector("out")]
-            results = [fused.Errors()(rows, W, b_hidden, b_output, self.n_threads, *targets, *self.scaling())]
-        inputs = [rows, *(theano.In(target, mutable=True) for target in targets)]
+            results = [fused.Errors()(rows, W, b_hidden, b_output, n_threads, *targets, *self.scaling())]
+        inputs = [rows, n_threads, *(theano.In(target, mutable=True) for target in targets)]
         function = theano.function(inputs, [theano.Out(result, borrow=True) for result in results])
         function.trust_input = True
         return function

@@ -162,7 +162,7 @@ def encode_parts(
     with Progress("encoding", sum(len(part.source) for part in parts), "rows", row_bytes) as progress:
         part_rows = max(len(part.source) for part in parts)
         few = _few_at_a_time(encode, n_callers)
-        work = _Work(write, few, n_features, part_rows, plan.block_rows, policy, about, progress, stop)
+        work = _Work(write, few, n_features, part_rows, plan, policy, about, progress, stop)
         # Whatever ends this early, parts that are under way stop at their next block.
         compute([partial(work, part) for part in parts], plan.n_writers, commit, stop)
 
@@ -176,17 +176,19 @@ class _Work:
         encode: Encoder,
         n_features: int,
         part_rows: int,
-        block_rows: int,
+        plan: Plan,
         policy: Policy,
         about: Mapping[str, Any],
         progress: Progress,
         stop: threading.Event,
     ) -> None:
         self._write, self._encode, self._n_features = write, encode, n_features
-        self._part_rows, self._block_rows = part_rows, min(part_rows, block_rows)
+        self._part_rows, self._block_rows = part_rows, min(part_rows, plan.block_rows)
         self._policy, self._about = policy, about
         self._progress, self._stop = progress, stop
         self._kept = threading.local()
+        # So that not all threads come to wait for the disk at the same time: the others encode whole parts meanwhile.
+        self._turns = threading.Semaphore(plan.n_threads)
 
     def __call__(self, part: Part) -> Encoded:
         source = part.source
@@ -194,7 +196,18 @@ class _Work:
         features = memory.features(len(source))
         valid = np.ones(len(source), dtype=bool)
         bad: list[dict[str, Any]] = []
-        n_outside = 0
+        with self._turns:
+            n_outside = self._encode_blocks(part, features, valid, bad)
+        if part.number in self._policy.unreadable:
+            bad = self._policy.of_unreadable(part.number, source)
+        riders = self._riders(source, bad)
+        facts = self._facts(part, valid, n_outside)
+        about = {**self._about, **{f"source_{key}": value for key, value in facts.items()}}
+        entry = self._write(f"parts/{part.key}", ".h5", memory.file(valid, riders, about))
+        return Encoded(part, entry, {**facts, "bad": bad} if self._policy.on_bad_data == "quarantine" else facts)
+
+    def _encode_blocks(self, part: Part, features: np.ndarray, valid: np.ndarray, bad: list[dict[str, Any]]) -> int:
+        n_outside, source = 0, part.source
         for block in _blocks_of(source, self._block_rows):
             signals.check()
             if self._stop.is_set():
@@ -205,13 +218,7 @@ class _Work:
             else:
                 n_outside += self._encode_block(block, features[place], valid[place], bad)
             self._progress.advance(len(block))
-        if part.number in self._policy.unreadable:
-            bad = self._policy.of_unreadable(part.number, source)
-        riders = self._riders(source, bad)
-        facts = self._facts(part, valid, n_outside)
-        about = {**self._about, **{f"source_{key}": value for key, value in facts.items()}}
-        entry = self._write(f"parts/{part.key}", ".h5", memory.file(valid, riders, about))
-        return Encoded(part, entry, {**facts, "bad": bad} if self._policy.on_bad_data == "quarantine" else facts)
+        return n_outside
 
     def _encode_block(self, block: Block, features: np.ndarray, valid: np.ndarray, bad: list[dict[str, Any]]) -> int:
         """Features of a block's rows, and which of them count; how many lie outside the model's range."""

@@ -425,7 +425,7 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
         count(record.facts)
 
     about = {**job.about(), "model": model.fingerprint}
-    n_callers = autoencoder.share_cores(min(len(parts), job.plan.n_threads), dtypes) if parts else 1
+    n_callers = min(job.plan.n_threads, autoencoder.n_callers(dtypes))
     encode_parts(
         parts, ledger.write, autoencoder.encode_checked, job.n_features, job.plan, policy, about, commit, n_callers
     )

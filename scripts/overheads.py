@@ -93,13 +93,16 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     shards = open_shards([str(folder)])
     model = load_model(work / "features")
     plan = make_plan(Config(), shards, model.n_features, TILE_ROWS, on_device=False)
-    autoencoder = Autoencoder(model.n_inputs, model.n_features, *model.scaler.arrays(row_dtype(shards)))
+    minimum, scale = model.scaler.arrays(row_dtype(shards))
+    maximum = model.scaler.maximum.astype(minimum.dtype)
+    autoencoder = Autoencoder(model.n_inputs, model.n_features, minimum, scale, maximum)
     autoencoder.set_parameters(model.parameters)
     parts, _ = plan_parts(shards, plan.part_rows, [])
+    n_callers = autoencoder.n_callers([row_dtype(shards)])
 
     def encode(write: Callable[[str, str, bytes], Entry], commit: Callable[[Any], object]) -> float:
         start = time.perf_counter()
-        encode_parts(parts, write, autoencoder.encode, model.n_features, plan, Policy(), {}, commit)
+        encode_parts(parts, write, autoencoder.encode_checked, model.n_features, plan, Policy(), {}, commit, n_callers)
         return time.perf_counter() - start
 
     def simply() -> float:

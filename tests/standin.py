@@ -68,8 +68,8 @@ class Autoencoder:
         products = self.code(x)[:, None, :] * self._parameters["W"]
         return products.sum(axis=2) + self._parameters["b_output"] - x
 
-    def share_cores(self, n_callers: int, dtypes: Iterable[np.dtype]) -> int:
-        return n_callers
+    def n_callers(self, dtypes: Iterable[np.dtype]) -> int:
+        return 4
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
