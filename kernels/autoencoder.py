@@ -50,7 +50,7 @@ class Autoencoder:
         The scaling ``x = (r - minimum) * scale``. Their dtype is the one it is computed in, whatever the rows' own;
         rows are taken as scaled already when they are left out.
     maximum : ndarray of shape (n_inputs,), of their dtype; optional
-        With the minimum, the range that values are expected in. Without it, any finite number is.
+        With the minimum, the range that `encode_checked` expects values in.
     id : str
         Prefix of the parameters' names in Theano's graphs and profiles: set it where several are stacked.
     """
@@ -78,7 +78,7 @@ class Autoencoder:
                 backend.shared(np.array(scale), name=prefix + "scale"),
             )
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
-        self._range = _range(n_inputs, minimum, maximum)
+        self._range = None if minimum is None or maximum is None else (minimum, maximum.astype(minimum.dtype))
         self._fuses = backend.fuses()
         self._functions: dict[tuple[str, str], Any] = {}
         self._idle: dict[tuple[str, str], list[Any]] = {}
@@ -192,19 +192,22 @@ class Autoencoder:
         Returns
         -------
         ndarray of int64
-            Positions of the rows that hold NaN, Inf, or a value outside of the range that was given. All others have
-            finite features, unless the weights themselves are beyond reason.
+            Positions of the rows that hold NaN, Inf, or a value outside of the range that was given; a row with a
+            negative zero may be among them. All others have finite features.
         """
+        if self._range is None:
+            raise ValueError("there is no range to check rows against: give the Autoencoder minimum, scale and maximum")
         inside = np.empty(len(rows), dtype=bool)
         self._encode(rows, out, inside)
         return np.flatnonzero(~inside)
 
     def _encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None) -> None:
         if self.fuses(rows.dtype):
-            self._at_once("encode", rows, out, np.empty(len(rows), dtype=bool) if inside is None else inside)
+            name, targets = ("encode", [out]) if inside is None else ("encode_checked", [out, inside])
+            self._at_once(name, rows, *targets)
             return
         self._in_tiles("encode", lambda x: self.code(x), rows, out)
-        if inside is not None:
+        if inside is not None and self._range is not None:
             inside[:] = plain.lie_in(rows, *self._range)
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
@@ -267,13 +270,17 @@ class Autoencoder:
         )
         n_threads = tensor.lscalar("n_threads")
         W, b_hidden, b_output = (self.shared[parameter] for parameter in PARAMETERS)
-        if name == "encode":
-            targets = [out, tensor.TensorType("bool", (False,))("inside")]
-            low, high = (theano.shared(edge) for edge in self._range)
-            results = fused.Encode()(rows, W, b_hidden, n_threads, low, high, *targets, *self.scaling())
+        if name == "encode_checked":
+            assert self._range is not None
+            targets, maximum = [out, tensor.TensorType("bool", (False,))("inside")], theano.shared(self._range[1])
+            op, arguments = fused.Encode(checked=True), [rows, W, b_hidden, n_threads, maximum]
+        elif name == "encode":
+            targets = [out]
+            op, arguments = fused.Encode(), [rows, W, b_hidden, n_threads]
         else:
             targets = [tensor.fvector("out")]
-            results = [fused.Errors()(rows, W, b_hidden, b_output, n_threads, *targets, *self.scaling())]
+            op, arguments = fused.Errors(), [rows, W, b_hidden, b_output, n_threads]
+        results = op(*arguments, *targets, *self.scaling(), return_list=True)
         inputs = [rows, n_threads, *(theano.In(target, mutable=True) for target in targets)]
         function = theano.function(inputs, [theano.Out(result, borrow=True) for result in results])
         function.trust_input = True
@@ -423,15 +430,6 @@ def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
             raise ValueError(f"array {name} has shape {arrays[name].shape}, expected {expected}")
     for name, variable in variables.items():
         variable.set_value(arrays[name])
-
-
-def _range(n_inputs: int, minimum: np.ndarray | None, maximum: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest value that each column is expected to hold."""
-    if minimum is not None and maximum is not None:
-        return np.array(minimum), np.array(maximum, dtype=minimum.dtype)
-    dtype = np.dtype(np.float32) if minimum is None else minimum.dtype
-    most = np.full(n_inputs, np.finfo(dtype).max, dtype=dtype)
-    return -most, most
 
 
 def _sum_rows(matrix: Any) -> Any:

@@ -106,9 +106,13 @@ class _Native(_Op):
     def c_support_code_apply(self, node: Any, name: str) -> str:
         """All code, for the dtypes at hand."""
         scaling = [variable.type.dtype_specs()[1] for variable in node.inputs[self.n_inputs :]] or ["float"]
-        macros = {"ROW": node.inputs[0].type.dtype_specs()[1], "SCALING": scaling[0], "UPDATE": self.rule}
+        bits = "npy_uint64" if scaling[0] == "npy_float64" else "npy_uint32"
+        row = node.inputs[0].type.dtype_specs()[1]
+        macros = {"ROW": row, "SCALING": scaling[0], "BITS": bits, "UPDATE": self.rule}
         defines = [f"#define {macro} {value}" for macro, value in macros.items()]
-        return "\n".join(["#include <stdlib.h>", "#include <string.h>", *defines, _source(self.file)])
+        return "\n".join(
+            ["#include <math.h>", "#include <stdlib.h>", "#include <string.h>", *defines, _source(self.file)]
+        )
 
     def c_code_cache_version(self) -> tuple[str, ...]:
         """Another one for other code."""
@@ -132,33 +136,43 @@ class _Native(_Op):
 
 
 class Encode(_Native):
-    """``(rows, W, b_hidden, n_threads, low, high, out, inside, *scaling) -> out, inside``.
+    """``(rows, W, b_hidden, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
 
-    They are filled with features (n_rows, n_features), float32, and with whether every value of a row lies between
-    ``low`` and ``high`` (n_inputs,), as NaN does not: (n_rows,), bool. The features of a row are the same bits whatever
-    the rows around it and the number of threads.
+    The features of a row are the same bits whatever the rows around it and the number of threads.
+
+    Parameters
+    ----------
+    checked : bool
+        It is then ``(rows, W, b_hidden, n_threads, maximum, out, inside, *scaling) -> out, inside``: also filled with
+        whether all values of a row lie between minimum and maximum, which NaN and Inf do not: (n_rows,), bool.
     """
 
+    __props__ = ("checked", "inplace")
     file = "encode.c"
 
-    def __init__(self, inplace: bool = False) -> None:
-        super().__init__(8, range(6, 8), 0, inplace)
+    def __init__(self, checked: bool = False, inplace: bool = False) -> None:
+        self.checked = checked
+        n_inputs = 7 if checked else 5
+        super().__init__(n_inputs, range(n_inputs - 1 - checked, n_inputs), 0, inplace)
 
     def in_place(self) -> _Native:
         """The same Op, changing its inputs in place."""
-        return Encode(inplace=True)
+        return Encode(self.checked, inplace=True)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
-        rows, W, b_hidden, _, low, high, out, inside = inputs
+        rows, W, b_hidden, _, *rest = inputs
+        out = rest[self.checked]
         out[:] = plain.code(plain.scaled(rows, scaling), W, b_hidden)
-        inside[:] = plain.lie_in(rows, low, high)
+        if self.checked:
+            rest[2][:] = plain.lie_in(rows, scaling[0], rest[0])
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """In C."""
-        rows, W, b_hidden, n_threads, *arrays = inputs
-        arguments = [memory, rows, W, b_hidden, _number(n_threads), *arrays, *scaling]
+        rows, W, b_hidden, n_threads, *rest = inputs
+        maximum, out, inside = rest if self.checked else ("NULL", rest[0], "NULL")
+        arguments = [memory, rows, W, b_hidden, _number(n_threads), out, maximum, inside, *scaling]
         return f"done = encode_arrays({', '.join(arguments)});"
 
 

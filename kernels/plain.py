@@ -22,7 +22,8 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
 
 def lie_in(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Which rows have all their values in a range (n_inputs,): bool, (n_rows,). NaN lies in none."""
-    values = rows.astype(low.dtype, copy=False)
+    with np.errstate(over="ignore"):
+        values = rows.astype(low.dtype, copy=False)
     return np.asarray(((values >= low) & (values <= high)).all(axis=1))
 
 

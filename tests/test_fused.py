@@ -129,6 +129,39 @@ def test_every_rule_updates_as_its_numpy_reference(rng, rule):
     assert found == {}
 
 
+@pytest.mark.parametrize("optimizer", ["", "fused"])
+@pytest.mark.parametrize("working", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "f4", "f8"])
+@pytest.mark.parametrize("n_inputs", [1, 15, 64, 100])
+def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, optimizer, working, dtype, n_inputs):
+    """A value just outside of it, in any place of a row; NaN and Inf; and no row whose values are just inside."""
+    monkeypatch.setattr("kernels.backend.fuses", lambda: not optimizer)
+    low, high = np.full(n_inputs, 10, working), np.full(n_inputs, 90, working)
+    rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
+    rows[0], rows[1] = low, high
+    odd = {7: 9, 20: 91, 33: 0}
+    if rows.dtype.kind == "f":
+        kind = rows.dtype.type
+        odd |= {40: np.nan, 41: -np.nan, 42: np.inf, 43: -np.inf, 44: np.finfo(dtype).max, 45: -np.finfo(dtype).max}
+        if np.can_cast(dtype, working):
+            odd |= {50: np.nextafter(kind(10), kind(0)), 51: np.nextafter(kind(90), kind(100))}
+    for row, value in odd.items():
+        rows[row, rng.integers(n_inputs)] = value
+    parameters = random_parameters(rng, n_inputs, 3)
+    autoencoder = Autoencoder(n_inputs, 3, low, 1 / (high - low), high)
+    autoencoder.set_parameters(parameters)
+    out = np.empty((60, 3), np.float32)
+    assert autoencoder.encode_checked(rows, out).tolist() == sorted(odd)
+    plain_rows = np.setdiff1d(np.arange(60), list(odd))
+    assert_same_bits(out[plain_rows], autoencoder.encode(rows)[plain_rows])
+    assert np.isfinite(out[plain_rows]).all()
+
+
+def test_without_a_range_nothing_can_be_checked():
+    with pytest.raises(ValueError, match="give the Autoencoder minimum, scale and maximum"):
+        Autoencoder(3, 2).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, inplace):
     """Theano takes `perform` where it is told to do without C."""
@@ -136,13 +169,11 @@ def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, inplace):
     one, rate = np.array(1, dtype=np.int64), np.array(0.1, dtype=np.float32)
     states = [np.zeros_like(array) for array in parameters for _ in ROLES["adam"]]
     scaling = scaling_of(rows, "float32")
-    numbers, edges = np.arange(3, 17), [np.full(9, 0.02, np.float32), np.full(9, 0.98, np.float32)]
+    numbers, edge = np.arange(3, 17), np.full(9, 0.9, np.float32)
+    checked = [np.empty((20, 4), np.float32), np.empty(20, bool)]
     cases = [
-        (
-            fused.Encode,
-            (),
-            [rows, *parameters[:2], one, *edges, np.empty((20, 4), np.float32), np.empty(20, bool), *scaling],
-        ),
+        (fused.Encode, (), [rows, *parameters[:2], one, np.empty((20, 4), np.float32), *scaling]),
+        (fused.Encode, (True,), [rows, *parameters[:2], one, edge, *checked, *scaling]),
         (fused.Errors, (), [rows, *parameters, one, np.empty(20, np.float32), *scaling]),
         (fused.Step, ("adam", 0.9, True), [rows, numbers, rate, one, *parameters, *states, *scaling]),
     ]

@@ -1,9 +1,9 @@
-/* Features of rows: sigmoid(x . W + b_hidden); and which rows lie in the range that is expected. */
+/* Features of rows: sigmoid(x . W + b_hidden); and, where that is asked for, which rows lie in the range that is expected. */
 typedef struct {
     Rows rows;
     Weights weights;
     float *out;
-    npy_bool *inside; /* whether a row's values lie in their range */
+    npy_bool *inside; /* whether a row's values lie in their range; NULL when nobody asks */
     long n_threads;
     float *x; /* a batch for each thread */
     long x_row;
@@ -42,8 +42,11 @@ static void encode_some(void *job)
             b.first = start * TILE_HEIGHT;
             b.n_tiles = least(BATCH, stop - start);
             b.n_rows = least(b.n_tiles * TILE_HEIGHT, e->rows.n_rows - b.first);
-            for (long i = 0; i < b.n_rows; i++)
-                e->inside[b.first + i] = scale_row(b.rows, b.first + i, b.x + i * b.x_row, 1);
+            if (e->inside)
+                for (long i = 0; i < b.n_rows; i++)
+                    e->inside[b.first + i] = scale_row(b.rows, b.first + i, b.x + i * b.x_row, 1);
+            else
+                scale_batch(&b);
             times_W(&b, b.x, 1, finish_features);
         }
 }
@@ -63,20 +66,22 @@ static int encode(Encoding *e, Memory *memory)
 
 /* With NumPy's arrays; 0 when a Python exception is set. */
 static int encode_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *W, PyArrayObject *b_hidden, long n_threads,
-                         PyArrayObject *low, PyArrayObject *high, PyArrayObject *out, PyArrayObject *inside,
-                         PyArrayObject *minimum, PyArrayObject *scale)
+                         PyArrayObject *out, PyArrayObject *maximum, PyArrayObject *inside, PyArrayObject *minimum,
+                         PyArrayObject *scale)
 {
     Encoding e;
     int done;
     memset(&e, 0, sizeof e);
     if (!take_rows(&e.rows, rows, 0, minimum, scale) || !take_weights(&e.weights, &e.rows, W, b_hidden, 0) ||
-        !is_as(low, "low", e.rows.n_inputs, 1) || !is_as(high, "high", e.rows.n_inputs, 1) ||
-        !is_as(out, "out", e.rows.n_rows, e.weights.n_features) || !is_as(inside, "inside", e.rows.n_rows, 1))
+        !is_as(out, "out", e.rows.n_rows, e.weights.n_features))
         return 0;
-    e.rows.low = (const SCALING *)PyArray_DATA(low);
-    e.rows.high = (const SCALING *)PyArray_DATA(high);
     e.out = (float *)PyArray_DATA(out);
-    e.inside = (npy_bool *)PyArray_DATA(inside);
+    if (maximum) {
+        if (!is_as(maximum, "maximum", e.rows.n_inputs, 1) || !is_as(inside, "inside", e.rows.n_rows, 1))
+            return 0;
+        e.rows.maximum = (const SCALING *)PyArray_DATA(maximum);
+        e.inside = (npy_bool *)PyArray_DATA(inside);
+    }
     e.n_threads = n_threads;
     Py_BEGIN_ALLOW_THREADS
     done = encode(&e, memory);

@@ -3,7 +3,7 @@ typedef struct {
     const ROW *values;
     const npy_int64 *numbers;          /* which rows, in this order; all of them when NULL */
     const SCALING *minimum, *scale;    /* rows are only cast when NULL */
-    const SCALING *low, *high;         /* the range that values are expected in */
+    const SCALING *maximum;            /* with the minimum, the range that values are expected in */
     long n_rows, n_inputs;
 } Rows;
 
@@ -12,20 +12,32 @@ static const ROW *row_at(const Rows *rows, long i)
     return rows->values + (rows->numbers ? rows->numbers[i] : i) * rows->n_inputs;
 }
 
-/* Scale a row. Whether all its values lie in their range (what is NaN or infinite does not) is told only to those who ask:
- * while the values are at hand it costs little, and in a pass of its own as much as a product. */
+/* The bits of a number, which are in the order of the numbers from +0 to +Inf; beyond that lie NaN and all below +0. */
+static inline BITS bits_of(SCALING value)
+{
+    BITS bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* Scale a row. Whether all its values lie between `minimum` and `maximum` (which NaN and Inf do not; and -0 where the
+ * minimum is 0 may not) is told to those who ask: asked while the values are at hand it costs a fiftieth of a product with
+ * W, in a pass of its own as much as the product. */
 static inline __attribute__((always_inline)) int scale_row(const Rows *rows, long i, float *x, const int is_asked)
 {
     const ROW *row = row_at(rows, i);
-    const SCALING *minimum = rows->minimum, *scale = rows->scale, *low = rows->low, *high = rows->high;
-    int is_outside = 0;
+    const SCALING *minimum = rows->minimum, *scale = rows->scale, *maximum = rows->maximum;
+    BITS worst = 0;
     for (long k = 0; k < rows->n_inputs; k++) {
-        SCALING value = (SCALING)row[k];
-        if (is_asked)
-            is_outside |= !(value >= low[k]) | !(value <= high[k]);
-        x[k] = (float)(minimum ? (value - minimum[k]) * scale[k] : value);
+        SCALING value = (SCALING)row[k], above = minimum ? value - minimum[k] : value;
+        if (is_asked) {
+            BITS low = bits_of(above), high = bits_of(maximum[k] - value);
+            worst = worst > low ? worst : low;
+            worst = worst > high ? worst : high;
+        }
+        x[k] = (float)(minimum ? above * scale[k] : value);
     }
-    return !is_outside;
+    return worst < bits_of((SCALING)INFINITY);
 }
 
 static void scale_rows(const Rows *rows, long first, long n_rows, float *x, long x_row)
