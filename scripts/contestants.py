@@ -5,7 +5,7 @@
 Started by scripts/bench.py in the virtual environment that has the library, it takes one JSON request a line on
 standard input and answers each with one line. `prepare` names a case and where its input lies, and leaves the result
 beside it, so that all contestants can be held against each other; `time` does the work again so many times and answers
-the seconds.
+the seconds. PEER_DEVICE=cuda in the environment has PyTorch work there.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import numpy as np
 
-# What a case gives: a callable that does its work n times, and one that returns the result as arrays.
-Prepared = tuple[Callable[[int], object], Callable[[], dict[str, np.ndarray]]]
+# What a case gives: a callable that does its work n times, and one that returns the result as arrays. The first one may
+# return the seconds that count, if it does more than is asked for.
+Prepared = tuple[Callable[[int], float | None], Callable[[], dict[str, np.ndarray]]]
 
 MOMENTUM, RATE = 0.9, 0.1
 BLOCK_ROWS = 8192
@@ -37,7 +38,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes elsewhere
     contestant = CONTESTANTS[sys.argv[1]]()
-    run: Callable[[int], object] = lambda n: None  # noqa: E731
+    run: Callable[[int], float | None] = lambda n: None  # noqa: E731
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "prepare":
@@ -51,8 +52,8 @@ def main() -> int:
                 answer = {"about": contestant.about}
         else:
             start = time.perf_counter()
-            run(request["times"])
-            seconds = time.perf_counter() - start
+            counted = run(request["times"])
+            seconds = time.perf_counter() - start if counted is None else counted
             answer = {"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -63,6 +64,16 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
     """The case's input."""
     with np.load(folder / "input.npz") as file:
         return {name: file[name] for name in file.files}
+
+
+def cost_of(shards: Path, minimum: np.ndarray, scale: np.ndarray, p: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mean squared error of a trained model on some rows, in scaled units."""
+    import h5py
+
+    with h5py.File(h5_files(shards)[0]) as file:
+        x = (file["X"][:4096].astype(np.float32) - minimum) * scale
+    h = 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
+    return np.array(np.mean((h @ p["W"].T + p["b_output"] - x) ** 2))
 
 
 def h5_files(folder: Path) -> list[Path]:
@@ -93,6 +104,7 @@ class Ours:
         def run(n: int) -> None:
             for _ in range(n):
                 step(x)
+            autoencoder.shared["b_hidden"].get_value()  # which on a device waits for all steps
 
         run(3)
         found = autoencoder.parameters()
@@ -136,16 +148,24 @@ class Ours:
         output = folder / "ours"
         config = Config(
             input=(shards,), output=str(output), epochs=epochs, batch_size=batch_size, optimizer="momentum",
-            schedule="constant", learning_rate=RATE, validation_fraction=0.0, memory_budget=memory,
+            schedule="constant", biases="zero", learning_rate=RATE, validation_fraction=0.0, memory_budget=memory,
         )  # fmt: skip
 
-        def run(n: int) -> None:
+        def run(n: int) -> float:
+            counted = 0.0
             for _ in range(n):
                 shutil.rmtree(output, ignore_errors=True)
-                self.seconds = extract(config, ["bench.py"]).seconds
+                seconds = extract(config, ["bench.py"]).seconds
+                counted += seconds["scan"] + seconds["training"]  # the peers do not encode
+            return counted
+
+        def result() -> dict[str, np.ndarray]:
+            model = load_model(output)
+            minimum, scale = model.scaler.arrays(np.dtype(np.float32))
+            return {"cost": cost_of(Path(shards), minimum, scale, model.parameters)}
 
         run(1)
-        return run, lambda: {"W": load_model(output).parameters["W"]}
+        return run, result
 
 
 class Blas:
@@ -235,8 +255,10 @@ class Peer:
         """A function of a block of raw rows to their features."""
         raise NotImplementedError
 
-    def trainer(self, model: dict[str, np.ndarray]) -> tuple[Callable[[np.ndarray], object], Callable[[], np.ndarray]]:
-        """A function that takes a step on a minibatch of raw rows, and one that returns ``W``."""
+    def trainer(
+        self, model: dict[str, np.ndarray]
+    ) -> tuple[Callable[[np.ndarray], object], Callable[[], dict[str, np.ndarray]]]:
+        """A function that takes a step on a minibatch of raw rows, and one that returns the parameters."""
         raise NotImplementedError
 
     def blocks(self, paths: list[Path]) -> Iterator[np.ndarray]:
@@ -290,12 +312,14 @@ class Peer:
 
         def run(n: int) -> None:
             for _ in range(n):
-                last[:] = [self._fit(paths, epochs, batch_size, memory)]
+                last[:] = self._fit(paths, epochs, batch_size, memory)
 
         run(1)
-        return run, lambda: {"W": last[0]}
+        return run, lambda: {"cost": cost_of(Path(shards), *last)}
 
-    def _fit(self, paths: list[Path], epochs: int, batch_size: int, memory: int) -> np.ndarray:
+    def _fit(
+        self, paths: list[Path], epochs: int, batch_size: int, memory: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         ranges = [(block.min(axis=0), block.max(axis=0)) for block in self.blocks(paths)]
         minimum, maximum = np.min([low for low, _ in ranges], axis=0), np.max([high for _, high in ranges], axis=0)
         n_inputs, rng = len(minimum), np.random.default_rng(0)
@@ -314,13 +338,13 @@ class Peer:
                 order = rng.permutation(len(rows))
                 for start in range(0, len(rows), batch_size):
                     step(rows[order[start : start + batch_size]])
-            return weights()
+            return (*scaling(model), weights())
         for _ in range(epochs):
             for block in self.blocks(paths):
                 order = rng.permutation(len(block))
                 for start in range(0, len(block), batch_size):
                     step(block[order[start : start + batch_size]])
-        return weights()
+        return (*scaling(model), weights())
 
 
 def total_bytes(paths: list[Path]) -> int:
@@ -409,7 +433,9 @@ class Jax(Peer):
         run(1)
         return run, lambda: {"features": np.asarray(found[0])}
 
-    def trainer(self, model: dict[str, np.ndarray]) -> tuple[Callable[[np.ndarray], object], Callable[[], np.ndarray]]:
+    def trainer(
+        self, model: dict[str, np.ndarray]
+    ) -> tuple[Callable[[np.ndarray], object], Callable[[], dict[str, np.ndarray]]]:
         import jax
         import jax.numpy as jnp
 
@@ -426,7 +452,7 @@ class Jax(Peer):
         def step(rows: np.ndarray) -> None:
             state[:] = jitted(*state, rows)
 
-        return step, lambda: np.array(state[0]["W"])
+        return step, lambda: {name: np.array(array) for name, array in state[0].items()}
 
 
 class Torch(Peer):
@@ -437,7 +463,9 @@ class Torch(Peer):
     def __init__(self) -> None:
         import torch
 
-        self.about = f"PyTorch {torch.__version__}{', torch.compile' if self.compiled else ', eager'}"
+        self._device = os.environ.get("PEER_DEVICE", "cpu")
+        where = torch.cuda.get_device_name() if self._device == "cuda" else "CPU"
+        self.about = f"PyTorch {torch.__version__} on {where}{', torch.compile' if self.compiled else ', eager'}"
 
     def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         import torch
@@ -449,7 +477,8 @@ class Torch(Peer):
     ) -> tuple[Callable[[Any], None], Any]:
         import torch
 
-        p = {name: torch.tensor(given[name], requires_grad=True) for name in ("W", "b_hidden", "b_output")}
+        names = ("W", "b_hidden", "b_output")
+        p = {name: torch.tensor(given[name], device=self._device, requires_grad=True) for name in names}
         optimizer = torch.optim.SGD(p.values(), lr=RATE, momentum=MOMENTUM)
 
         def cost(rows: Any, W: Any, b_hidden: Any, b_output: Any) -> Any:
@@ -471,25 +500,27 @@ class Torch(Peer):
 
         given = arrays(folder)
         step, p = self._stepper(given, lambda x: x)
-        x = torch.tensor(given["x"])
+        x = torch.tensor(given["x"], device=self._device)
 
         def run(n: int) -> None:
             for _ in range(n):
                 step(x)
+            if self._device == "cuda":
+                torch.cuda.synchronize()
 
         run(3)
-        found = {name: array.detach().numpy().copy() for name, array in p.items()}
+        found = {name: array.detach().cpu().numpy().copy() for name, array in p.items()}
         return run, lambda: found
 
     def _encode(self, minimum: np.ndarray, scale: np.ndarray, W: np.ndarray, b: np.ndarray) -> Callable[[Any], Any]:
         import torch
 
-        low, s, weights, bias = (torch.tensor(array) for array in (minimum, scale, W, b))
+        low, s, weights, bias = (torch.tensor(array, device=self._device) for array in (minimum, scale, W, b))
         encode = self._maybe_compiled(lambda rows: torch.sigmoid(((rows.float() - low) * s) @ weights + bias))
 
         def run(rows: Any) -> Any:
             with torch.inference_mode():
-                return encode(rows)
+                return encode(rows.to(self._device)).cpu()
 
         return run
 
@@ -537,12 +568,30 @@ class Torch(Peer):
         for block in DataLoader(Blocks(), batch_size=None, num_workers=2):
             yield block.numpy()
 
-    def trainer(self, model: dict[str, np.ndarray]) -> tuple[Callable[[np.ndarray], object], Callable[[], np.ndarray]]:
+    def trainer(
+        self, model: dict[str, np.ndarray]
+    ) -> tuple[Callable[[np.ndarray], object], Callable[[], dict[str, np.ndarray]]]:
         import torch
 
-        minimum, scale = (torch.tensor(array) for array in scaling(model))
+        minimum, scale = (torch.tensor(array, device=self._device) for array in scaling(model))
         step, p = self._stepper(model, lambda rows: (rows.float() - minimum) * scale)
-        return lambda rows: step(torch.from_numpy(rows)), lambda: p["W"].detach().numpy()
+        weights = lambda: {name: array.detach().cpu().numpy() for name, array in p.items()}  # noqa: E731
+        return lambda rows: step(torch.from_numpy(rows).to(self._device)), weights
+
+    def square(self, folder: Path, n: int) -> Prepared:
+        """The device's own SGEMM."""
+        import torch
+
+        a, b = (torch.rand((n, n), device=self._device) for _ in range(2))
+
+        def run(times: int) -> None:
+            for _ in range(times):
+                torch.mm(a, b)
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+
+        run(1)
+        return run, dict
 
 
 class TorchCompile(Torch):

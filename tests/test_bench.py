@@ -1,0 +1,107 @@
+"""The benchmark: contestants are compared before they are timed, take turns, and are held against what is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from scripts import bench
+
+
+class Fake:
+    """A contestant that takes what it is told to take, and says so in a list."""
+
+    def __init__(self, name: str, seconds: list[float], result: float, turns: list[str]) -> None:
+        self.name, self.about, self.peak = name, f"about {name}", 7
+        self._seconds, self._result, self._turns = iter([9.0, *seconds]), result, turns
+
+    def prepare(self, case: str, folder: Path, **sizes: Any) -> bool:
+        np.savez(folder / f"{self.name}.npz", features=np.full(3, self._result))
+        return True
+
+    def seconds(self, times: int = 1) -> float:
+        self._turns.append(self.name)
+        return next(self._seconds)
+
+
+Race = Callable[..., tuple[dict[str, float], list[str]]]
+
+
+@pytest.fixture
+def race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
+    """A race of contestants with these seconds and results: their ratios, and who had the turns that count."""
+
+    def run(seconds: dict[str, list[float]], results: dict[str, float] | None = None) -> Any:
+        turns: list[str] = []
+
+        @contextmanager
+        def fakes(names: list[str], **variables: str) -> Iterator[list[Fake]]:
+            yield [Fake(name, seconds[name], (results or {}).get(name, 1.0), turns) for name in names]
+
+        monkeypatch.setattr(bench, "contestants", fakes)
+        runner = bench.Bench(tmp_path, 3, 1.0, "cuda", True)
+        ratios = runner.race("encode", "some rows", list(seconds), {}, (0.0, 1e-4))
+        return ratios, turns[len(seconds) :]
+
+    return run
+
+
+def test_contestants_take_turns_and_ratios_are_medians_over_the_rounds(race: Race) -> None:
+    ratios, turns = race({"ours": [1.0, 2.0, 4.0], "jax": [3.0, 3.0, 4.0]})
+    assert turns == ["ours", "jax"] * 3
+    assert ratios == {"ours": 2.0, "jax": 1.5}
+
+
+def test_other_numbers_are_refused_before_anything_is_timed(race: Race) -> None:
+    with pytest.raises(RuntimeError, match=r"jax: features differs from ours by 0\.5"):
+        race({"ours": [1.0], "jax": [1.0]}, {"jax": 1.5})
+    # Its model is another one.
+    race({"ours": [1.0] * 3, "sklearn": [1.0] * 3}, {"sklearn": 1.5})
+
+
+def test_the_best_peer_decides_and_blas_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True)
+    runner.demand_of_peers("step", {"ours": 0.1, "blas": 0.5, "jax": 1.2, "torch": 3.0}, 1.25)
+    runner.demand("peak", 1.04, most=1.05)
+    runner.print_demands()
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.split() == ["step", "vs", "jax", ">=", "1.25", "1.20", "NOT", "REACHED"]
+    assert second.split() == ["peak", "<=", "1.05", "1.04"]
+
+
+def test_ours_and_blas_race_for_real_and_a_card_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["step", "device", "--device", "cuda7", "--without-peers", "--rounds", "1", "--output", str(tmp_path)]
+    assert bench.main(flags) == 0
+    assert "device: skipped, since cuda7 cannot be used: " in capsys.readouterr().out
+    found = json.loads((tmp_path / "bench.json").read_text())
+    *steps, device = found["results"]
+    assert [result["what"] for result in steps] == [
+        "784 -> 64, minibatch 512",
+        "784 -> 256, minibatch 512",
+        "4096 -> 256, minibatch 256",
+    ]
+    assert all(set(result["seconds"]) == {"ours", "blas"} for result in steps)
+    assert "OpenBLAS, kernels for" in steps[0]["about"]["blas"]["about"]
+    assert device["case"] == "device"
+
+
+@pytest.mark.parametrize("name", bench.LAYOUTS)
+def test_shards_hold_the_same_rows_in_every_layout(tmp_path: Path, name: str) -> None:
+    how, _, _ = bench.LAYOUTS[name]
+    shards = bench.make_shards(tmp_path / "shards", 5000, 2, **how)
+    plain = bench.make_shards(tmp_path / "plain", 5000, 2, dtype="u1")
+    bench.evict(shards)
+    for path in sorted(shards.iterdir()):
+        with h5py.File(path) as file, h5py.File(plain / path.name) as expected:
+            assert file["X"].dtype == how["dtype"]
+            assert file["X"].chunks == how.get("chunks")
+            np.testing.assert_array_equal(file["X"][:], expected["X"][:])
