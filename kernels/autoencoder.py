@@ -208,7 +208,8 @@ class Autoencoder:
             return
         self._in_tiles("encode", lambda x: self.code(x), rows, out)
         if inside is not None and self._range is not None:
-            inside[:] = plain.lie_in(rows, *self._range)
+            # A product whose sums are split can end in Inf - Inf; those of `kernels.fused` are one chain each.
+            inside[:] = plain.lie_in(rows, *self._range) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
         """Mean squared error of each row's reconstruction: shape (n_rows,), float32, in squared scaled units."""

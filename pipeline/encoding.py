@@ -192,7 +192,7 @@ class _Work:
 
     def __call__(self, part: Part) -> Encoded:
         source = part.source
-        memory = self._part_memory()
+        memory = self._part_memory(source.shard)
         features = memory.features(len(source))
         valid = np.ones(len(source), dtype=bool)
         bad: list[dict[str, Any]] = []
@@ -242,9 +242,10 @@ class _Work:
             self._kept.block = kept = np.empty((self._block_rows, block.shard.n_inputs), dtype=block.shard.dtype)
         return np.asarray(kept[: len(block)])
 
-    def _part_memory(self) -> PartMemory:
+    def _part_memory(self, shard: Shard) -> PartMemory:
         if not hasattr(self._kept, "part"):
-            self._kept.part = PartMemory(self._part_rows, self._n_features)
+            rider_bytes = sum(layout.dtype.itemsize for layout in shard.layouts[1:])
+            self._kept.part = PartMemory(self._part_rows, self._n_features, rider_bytes)
         kept: PartMemory = self._kept.part
         return kept
 

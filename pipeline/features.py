@@ -42,12 +42,15 @@ class PartMemory:
     n_rows : int
         Of the largest part.
     n_features : int
+    rider_bytes : int
+        Of the riding datasets, for each row; what is longer is taken in all the same.
     """
 
-    def __init__(self, n_rows: int, n_features: int) -> None:
+    def __init__(self, n_rows: int, n_features: int, rider_bytes: int = 0) -> None:
         self._n_features = n_features
         self._place = _place_of_features()
-        self._memory = np.empty(self._place + 4 * n_rows * n_features + _ROOM + 2 * n_rows, dtype=np.uint8)
+        n_bytes = self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM
+        self._memory = np.empty(n_bytes, dtype=np.uint8)
 
     def features(self, n_rows: int) -> np.ndarray:
         """Where the features of the next part go: shape (n_rows, n_features), float32."""
@@ -139,7 +142,8 @@ class _Image:
 
     def _make_room(self, size: int) -> None:
         if size > len(self.memory):
-            self.memory = np.concatenate([self.memory, np.zeros(size, dtype=np.uint8)])
+            more = np.zeros(size - len(self.memory) + _ROOM, dtype=np.uint8)
+            self.memory = np.concatenate([self.memory, more])
 
 
 @cache

@@ -1,5 +1,6 @@
 """Feature shards: valid input again, ready to be mapped, and refused when they are not what the manifest says."""
 
+import io
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.features import index_bytes, open_features, part_bytes
+from pipeline.features import PartMemory, index_bytes, open_features, part_bytes
 from pipeline.ledger import claim
 from pipeline.shards import Block, open_shards, read, read_riders
 from tests.helpers import numbered, refused, write_shard
@@ -102,6 +103,22 @@ def test_attributes_say_where_a_part_comes_from(tmp_path):
 
 def test_a_path_that_is_not_utf8_can_be_an_attribute():
     part(3, about={"source_path": os.fsdecode(b"\xff.h5")})
+
+
+@pytest.mark.parametrize("sizes", [(100, 7), (7, 100), (100, 100), (1, 100, 0, 3)])
+def test_memory_that_is_used_again_gives_the_file_that_fresh_memory_gives(sizes):
+    """Whatever earlier parts have left in it, and however much their riders needed."""
+    memory = PartMemory(max(sizes), 2)
+    for i, size in enumerate(sizes):
+        features, valid = feature_rows(size, first=i), np.arange(size) % 3 > 0
+        riders = {"y": np.arange(size), "text": np.array([b"x" * 5000] * size, object)} if i == 0 else {"y": valid}
+        memory.features(size)[:] = features
+        found = bytes(memory.file(valid, riders, {"i": i}))
+        assert found == part_bytes(features, valid, riders, {"i": i})
+        with h5py.File(io.BytesIO(found)) as file:
+            same({key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid})
+            assert set(file) == {"features", "valid", *riders}
+            assert size == 0 or file["features"].id.get_offset() % 4096 == 0
 
 
 def test_riders_called_like_our_datasets_get_another_name(tmp_path):
