@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +124,9 @@ def resolved(config: Config, n_rows: int, n_inputs: int, model: Model | None) ->
     return found
 
 
+@cache
 def versions() -> dict[str, str]:
-    """What was at work."""
+    """What was at work. Looking that up takes as long as writing a small part."""
     import h5py
 
     packages = {name: version(name) for name in _PACKAGES}
