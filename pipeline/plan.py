@@ -79,7 +79,7 @@ def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_row
         row_dtype(shards).itemsize, *(np.dtype(s.stored_dtype).itemsize for s in shards)
     )
     n_rows = sum(shard.n_rows for shard in shards)
-    n_threads = config.threads or os.cpu_count() or 1
+    n_threads = config.threads or len(os.sched_getaffinity(0))
     budget = config.memory_budget
     share = budget // 8 // _n_writers(n_threads)
 

@@ -80,3 +80,9 @@ def test_bytes_are_counted_in_the_dtype_that_holds_all_shards():
 @pytest.mark.parametrize("window", [1, 399, 400, 401, 10**6])
 def test_a_window_takes_the_rows_asked_for_and_one_at_least(window):
     assert plan_of(shuffle_window=window).window_rows == max(1, window // prod((100, 4)))
+
+
+def test_there_are_as_many_threads_as_cores_this_process_may_use(monkeypatch):
+    """Not as the machine has: a batch system gives a job its share of them."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 9})
+    assert plan_of(threads=None).n_threads == 3
