@@ -105,3 +105,11 @@ def test_shards_hold_the_same_rows_in_every_layout(tmp_path: Path, name: str) ->
             assert file["X"].dtype == how["dtype"]
             assert file["X"].chunks == how.get("chunks")
             np.testing.assert_array_equal(file["X"][:], expected["X"][:])
+
+
+def test_the_programs_peak_memory_is_its_own(tmp_path: Path) -> None:
+    """And not that of the process which started it."""
+    shards = bench.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)
+    heap = np.ones(2**29, np.uint8)
+    _, peak = bench.extract("--input", shards, "--output", tmp_path / "out", "--epochs", 1)
+    assert 2**26 < peak < len(heap)
