@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{n_rows} rows x {N_COLUMNS} columns of float32, {backend.start()}, {options.rounds} rounds", flush=True)
 
     found = {
-        "encoding": take_turns(encodings(shards, folder), options.rounds),
+        # Which takes a fraction of a second: a disk that is slow for a moment must not decide.
+        "encoding": take_turns(encodings(shards, folder), 5 * options.rounds),
         "training": take_turns(trainings(shards, folder), options.rounds),
         "finished run": take_turns(again(once, folder / "features"), options.rounds),
     }
