@@ -45,7 +45,7 @@ format: setup ## let ruff repair and lay out the code
 	.venv/bin/ruff format
 
 clean: ## remove .venv and caches; data/ and features/ stay
-	rm -rf .venv .venv-peers build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers build pipeline/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): setup.py pipeline/lzf.c pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh

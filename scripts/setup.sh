@@ -169,8 +169,9 @@ make_venv() {
     local pip=(.venv/bin/python -m pip --quiet --no-input --disable-pip-version-check install -c constraints.txt)
     # First a pip that knows --build-constraint: Theano is built from source, with a setuptools that was tested too.
     "${pip[@]}" pip
-    # setuptools would warn at length that an editable install is one.
-    PYTHONWARNINGS=ignore "${pip[@]}" --build-constraint constraints.txt -e '.[test]'
+    # setuptools would warn at length that an editable install is one. And a Python from elsewhere would take the C compiler
+    # that it was made with.
+    PYTHONWARNINGS=ignore CC=${CC:-gcc} "${pip[@]}" --build-constraint constraints.txt -e '.[test]'
 }
 
 choose_python
