@@ -337,11 +337,11 @@ def test_the_test_of_what_the_child_may_do_sees_what_it_may(path, evil):
 
 WITHOUT_RIGHTS = """
 import sys
-from pipeline.shards import Block, open_shards, read
+from pipeline.shards import Block, open_shards, read, read_riders
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 assert int(status["CapEff"], 16) == 0
 (shard,) = open_shards([sys.argv[1]])
-print(read(Block(shard, 0, 3)).tolist())
+print(read(Block(shard, 0, 3)).tolist(), read_riders(Block(shard, 0, 3))["text"].tolist())
 """
 
 
@@ -353,11 +353,12 @@ def test_lower_limits_of_the_user_are_kept(path):
 
 
 def test_a_driver_without_any_rights_has_a_child_too(tmp_path):
-    path = write_shard(tmp_path / "x.h5", numbered(3), chunks=(2, 2), compression="lzf")
+    text = np.array([b"a", b"bc", b""], object)  # which only the child can read
+    path = write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text})
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
     command = [*drop, sys.executable, "-c", WITHOUT_RIGHTS, path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == str(numbered(3).tolist()), done.stderr
+    assert done.stdout.strip() == f"{numbered(3).tolist()} {text.tolist()}", done.stderr
 
 
 def test_the_child_has_no_network(path, fresh):

@@ -424,6 +424,16 @@ def test_reads_leave_no_descriptor_open(tmp_path, calls, how):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_reads_by_the_child_leave_no_descriptor_open(tmp_path):
+    text = np.array([b"a", b"bc", b""], object)
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text})])
+    assert read_riders(Block(shard, 0, 3))["text"].tolist() == text.tolist()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        read_riders(Block(shard, 0, 3))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_only_a_piece_is_in_memory_twice(tmp_path):
     """What must be converted is so a megabyte at a time; chunks come one by one."""
     rows = np.zeros((2**14, 512), ">f4")
