@@ -24,7 +24,7 @@ _ABOUT = "about"
 
 
 def digest(pieces: Iterable[bytes | memoryview]) -> str:
-    """BLAKE3 of a file's bytes, in hexadecimal digits. SHA-256 takes five times as long, a part of the encoding itself.
+    """BLAKE3 of a file's bytes, in hexadecimal digits. SHA-256 takes five times as long.
 
     Aumasson, Neves, O'Connor, Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", 2020.
     """

@@ -92,7 +92,7 @@ def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_row
             f"{block_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower --threads or --block-rows "
             f"(the least is {tile_rows})."
         )
-    # A part exists three times while it is written: as an array, as an HDF5 file in memory, and as that file's bytes.
+    # A part is one piece of memory; the rest is for what rides along, and for a copy when that is longer than thought.
     part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * n_features) // block_rows * block_rows)
 
     resident_limit = min(budget // 2, config.device_memory_budget) if on_device else budget // 2

@@ -73,7 +73,7 @@ def read_values(
 
 
 def file_digest(shard: Shard) -> str:
-    """BLAKE3 of the shard's file."""
+    """BLAKE3 of the shard's file, in hexadecimal digits; raises like `read_values`."""
 
     def pieces() -> Iterator[memoryview]:
         buffer = memoryview(bytearray(_PIECE))
