@@ -74,7 +74,7 @@ class Contestant:
     """
 
     def __init__(self, name: str, **variables: str) -> None:
-        self.name, self.about, self.peak = name, "", 0
+        self.name, self.about = name, ""
         python = OURS if name in ("ours", "blas") else PEERS
         self._process = subprocess.Popen(
             [str(python), str(ROOT / "scripts/contestants.py"), name],
@@ -99,7 +99,6 @@ class Contestant:
             raise RuntimeError(f"{self.name} ended while asked for {request}")
         answer: dict[str, Any] = json.loads(line)
         self.about = answer.get("about", self.about)
-        self.peak = max(self.peak, answer.get("peak", 0))
         return answer
 
     def prepare(self, case: str, folder: Path, **sizes: Any) -> bool:
@@ -233,7 +232,7 @@ class Bench:
                 for one in there:
                     before()
                     found[one.name].append(one.seconds(times[one.name]))
-            about = {one.name: {"about": one.about, "peak": one.peak} for one in there}
+            about = {one.name: one.about for one in there}
         return self._keep(case, what, found, about)
 
     def _calibrate(self, one: Contestant, seconds: float) -> int:
@@ -251,15 +250,14 @@ class Bench:
                     far = float(np.abs(found[key].astype(np.float64) - expected[key]).max())
                     raise RuntimeError(f"{name}: {key} differs from ours by {far:.3g}, expected {relative}, {absolute}")
 
-    def _keep(self, case: str, what: str, found: dict[str, list[float]], about: dict[str, Any]) -> dict[str, float]:
+    def _keep(self, case: str, what: str, found: dict[str, list[float]], about: dict[str, str]) -> dict[str, float]:
         ratios = {
             name: median(a / b for a, b in zip(seconds, found["ours"], strict=True)) for name, seconds in found.items()
         }
         for name, seconds in found.items():
             spread = f"{min(seconds) * 1e3:.3f} to {max(seconds) * 1e3:.3f}"
             print(
-                f"  {name:14} {median(seconds) * 1e3:10.3f} ms ({spread})  ratio {ratios[name]:.2f}  "
-                f"{about[name]['about']}",
+                f"  {name:14} {median(seconds) * 1e3:10.3f} ms ({spread})  ratio {ratios[name]:.2f}  {about[name]}",
                 flush=True,
             )
         self.results.append({"case": case, "what": what, "seconds": found, "ratios": ratios, "about": about})

@@ -19,7 +19,7 @@ class Fake:
     """A contestant that takes what it is told to take, and says so in a list."""
 
     def __init__(self, name: str, seconds: list[float], result: float, turns: list[str]) -> None:
-        self.name, self.about, self.peak = name, f"about {name}", 7
+        self.name, self.about = name, f"about {name}"
         self._seconds, self._result, self._turns = iter([9.0, *seconds]), result, turns
 
     def prepare(self, case: str, folder: Path, **sizes: Any) -> bool:
@@ -90,7 +90,7 @@ def test_ours_and_blas_race_for_real_and_a_card_that_is_not_there_is_named(
         "4096 -> 256, minibatch 256",
     ]
     assert all(set(result["seconds"]) == {"ours", "blas"} for result in steps)
-    assert "OpenBLAS, kernels for" in steps[0]["about"]["blas"]["about"]
+    assert "OpenBLAS, kernels for" in steps[0]["about"]["blas"]
     assert device["case"] == "device"
 
 
