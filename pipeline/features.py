@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.disk import PAGE
 from pipeline.errors import DataError, ReadFailed, shown
 from pipeline.ledger import read_manifest
 
@@ -27,7 +28,6 @@ __all__ = ["FEATURES", "VALID", "Features", "PartMemory", "index_bytes", "open_f
 
 FEATURES, VALID = "features", "valid"
 FORMAT = "shardpress-features/1"
-_ALIGNMENT = 4096
 _ROOM = 2**17  # bytes beside the features, at first
 
 
@@ -50,7 +50,8 @@ class PartMemory:
         self._n_features = n_features
         self._place = _place_of_features()
         n_bytes = self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM
-        self._memory = np.empty(n_bytes, dtype=np.uint8)
+        self._memory = _pages(n_bytes)
+        self._n_used = 0
 
     def features(self, n_rows: int) -> np.ndarray:
         """Where the features of the next part go: shape (n_rows, n_features), float32."""
@@ -71,8 +72,11 @@ class PartMemory:
         """
         features = self.features(len(valid))
         image = _Image(self._memory)
-        image.clear_around(self._place, self._place + features.nbytes)
-        with h5py.File(image, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+        # What the last file has left: gaps are zeros.
+        self._memory[: self._place] = 0
+        self._memory[self._place + features.nbytes : self._n_used] = 0
+        self._n_used = len(self._memory)
+        with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
             place = _allocate(file, features.shape)
             file.create_dataset(VALID, data=valid)
             for name, values in riders.items():
@@ -81,7 +85,7 @@ class PartMemory:
             _write_attributes(file, about)
         if place not in (None, self._place):
             raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
-        self._memory = image.memory
+        self._memory, self._n_used = image.memory, len(image.content())
         return image.content()
 
 
@@ -103,11 +107,6 @@ class _Image:
     def content(self) -> memoryview:
         """The file's bytes."""
         return self.memory[: self._size].data
-
-    def clear_around(self, start: int, stop: int) -> None:
-        """Forget what an earlier file has left outside of a range: gaps are zeros."""
-        self.memory[:start] = 0
-        self.memory[stop:] = 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + (0, self._at, self._size)[whence]
@@ -142,15 +141,23 @@ class _Image:
 
     def _make_room(self, size: int) -> None:
         if size > len(self.memory):
-            more = np.zeros(size - len(self.memory) + _ROOM, dtype=np.uint8)
-            self.memory = np.concatenate([self.memory, more])
+            memory = _pages(size + _ROOM)
+            memory[: len(self.memory)] = self.memory
+            self.memory = memory
+
+
+def _pages(n_bytes: int) -> np.ndarray:
+    """Zeros that begin with a page, as they must to be written past the page cache."""
+    memory = np.zeros(n_bytes + PAGE, dtype=np.uint8)
+    start = -memory.ctypes.data % PAGE
+    return memory[start : start + n_bytes]
 
 
 @cache
 def _place_of_features() -> int:
     """Where HDF5 puts the first dataset of a file."""
     image = _Image(np.empty(0, dtype=np.uint8))
-    with h5py.File(image, "w", alignment_threshold=1, alignment_interval=_ALIGNMENT) as file:
+    with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
         place = _allocate(file, (1, 1))
     assert place is not None
     return place

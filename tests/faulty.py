@@ -23,7 +23,7 @@ from pipeline.disk import Disk
 __all__ = ["Broken", "Failing", "Killing", "PowerLog", "Short", "Watched", "forked", "materialize", "small_disk"]
 
 _CALLS = (
-    *("create", "reserve", "write", "sync", "close", "link", "replace", "remove", "make_directory"),
+    *("create", "reserve", "bypass_cache", "write", "sync", "close", "link", "replace", "remove", "make_directory"),
     *("sync_directory", "free_bytes"),
 )
 # Of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT.

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline import disk
-from pipeline.disk import Disk, publish, remove
+from pipeline.disk import PAGE, Disk, publish, remove
 from pipeline.errors import ShardpressError
 from tests.faulty import Broken, Watched, forked, small_disk
 from tests.helpers import as_nobody, refused
@@ -82,6 +83,73 @@ def test_p8_data_is_on_the_disk_before_it_has_its_name_and_the_name_is_after_it(
     publish(watched, tmp_path / "part.h5", b"x", replace)
     assert watched.names == [*BEGINNING, *naming, "sync_directory"]
     assert watched.calls[-1] == ("sync_directory", tmp_path)
+
+
+# -- past the page cache -----------------------------------------------------------------------------------------
+
+LARGE = 300 * PAGE + 17
+
+
+def large(start: int = 0) -> memoryview:
+    """Bytes that begin so far behind a page's begin."""
+    memory = np.zeros(LARGE + 2 * PAGE, dtype=np.uint8)
+    first = -memory.ctypes.data % PAGE + start
+    memory[first : first + LARGE] = np.random.default_rng(0).integers(0, 256, LARGE)
+    return memory[first : first + LARGE].data
+
+
+def test_a_large_file_that_begins_with_a_page_goes_past_the_page_cache_but_for_its_end(tmp_path: Path) -> None:
+    watched = Watched()
+    publish(watched, tmp_path / "part.h5", large())
+    assert contents(tmp_path) == {"part.h5": bytes(large())}
+    assert watched.names[:6] == ["create", "reserve", "bypass_cache", "write", "bypass_cache", "write"]
+    assert [len(what) for name, what in watched.calls if name == "write"] == [300 * PAGE, 17]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [large(start=16), large()[: 2**20 - 1]], ids=["between pages", "small"])
+def test_what_cannot_or_need_not_go_past_the_page_cache_goes_through_it(tmp_path: Path, data: memoryview) -> None:
+    watched = Watched()
+    publish(watched, tmp_path / "part.h5", data)
+    assert contents(tmp_path) == {"part.h5": bytes(data)}
+    assert watched.names[:4] == BEGINNING[:4]
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED, ids=errno.errorcode.get)
+def test_a_file_system_without_a_way_past_its_cache_is_written_through_it(tmp_path: Path, code: int) -> None:
+    publish(Broken(code, "bypass_cache"), tmp_path / "part.h5", large())
+    assert contents(tmp_path) == {"part.h5": bytes(large())}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (OSError(errno.EINVAL, "wants larger multiples"),),
+        (PAGE, OSError(errno.EINVAL, "wants larger multiples")),
+        (PAGE, 7 * PAGE),
+        (PAGE + 1,),
+        (InterruptedError(), 5),
+    ],
+    ids=["EINVAL", "EINVAL later", "half-way", "in a page", "interrupted"],
+)
+def test_wherever_writing_past_the_cache_stops_the_file_becomes_whole(
+    tmp_path: Path, answers: tuple[int | OSError, ...]
+) -> None:
+    class ThroughIt(Answering):
+        """What stops within a page, only the cache does."""
+
+        def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
+            os.fstat(descriptor)
+
+    publish(ThroughIt(*answers), tmp_path / "part.h5", large())
+    assert contents(tmp_path) == {"part.h5": bytes(large())}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_d1_d4_an_error_past_the_cache_is_an_error(tmp_path: Path, code: int) -> None:
+    answering = Answering(PAGE, OSError(code, os.strerror(code)))
+    with refused(74, f"{os.strerror(code)} while writing {LARGE} bytes"):
+        publish(answering, tmp_path / "part.h5", large())
+    assert (contents(tmp_path), answering.names.count("write")) == ({}, 2)
 
 
 # -- a bad disk --------------------------------------------------------------------------------------------------
