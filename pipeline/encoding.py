@@ -224,12 +224,13 @@ class _Work:
         """Features of a block's rows, and which of them count; how many lie outside the model's range."""
         rows = read(block, self._block_memory(block))
         odd = self._encode(rows, features)
-        if odd is not None and not len(odd) and self._policy.missing is None:
+        among = odd if self._policy.missing is None else None
+        if among is not None and not len(among):
             return 0
-        judged = self._policy.before(block, rows, odd if self._policy.missing is None else None)
+        judged = self._policy.before(block, rows, among)
         if judged.rows is not rows:
             self._encode(judged.rows, features)
-        judged = self._policy.after(block, judged, features)
+        judged = self._policy.after(block, judged, features, among)
         features[judged.bad], valid[judged.bad] = np.nan, False
         bad += judged.reasons
         return judged.n_outside

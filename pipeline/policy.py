@@ -91,15 +91,25 @@ class Policy:
             rows = np.clip(rows, *_edges(self.minimum, self.maximum, rows.dtype))
         return Judged(rows, numbers[bad], len(outside), reasons)
 
-    def after(self, block: Block, judged: Judged, features: np.ndarray) -> Judged:
+    def after(self, block: Block, judged: Judged, features: np.ndarray, among: np.ndarray | None = None) -> Judged:
         """Judge rows by their features: finite rows so far away that they overflow float32 are no better than bad ones.
+
+        Parameters
+        ----------
+        block : Block
+        judged : Judged
+            What `before` has found.
+        features : ndarray of shape (len(block), n_features)
+        among : ndarray of int, optional
+            As for `before`: the features of all other rows are finite.
 
         Raises
         ------
         DataError
             For such a row, when bad rows are not allowed.
         """
-        lost = np.setdiff1d(bad_rows(features), judged.bad)
+        found = bad_rows(features) if among is None else among[bad_rows(features[among])]
+        lost = np.setdiff1d(found, judged.bad)
         if not len(lost):
             return judged
         if self.on_bad_data == "raise":

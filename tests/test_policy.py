@@ -158,6 +158,16 @@ def test_rows_whose_features_are_no_numbers_are_bad_rows_too() -> None:
         Policy().after(block, Policy().before(block, rows[[0, 0, 2, 0]]), features[[0, 0, 2, 0]])
 
 
+def test_features_are_looked_at_among_the_rows_that_need_it_only() -> None:
+    rows, features = np.zeros((5, 3), np.float32), np.ones((5, 2), np.float32)
+    features[3] = np.nan
+    policy, block = Policy("quarantine"), block_of(rows)
+    for among, bad in ((None, [3]), (np.array([1, 3]), [3]), (np.array([1, 2]), [])):
+        judged = policy.after(block, policy.before(block, rows, among), features, among)
+        assert judged.bad.tolist() == bad
+        assert [reason["row"] for reason in judged.reasons] == [100 + row for row in bad]
+
+
 def test_features_that_are_numbers_change_no_judgement() -> None:
     rows = np.ones((3, 2), np.float32)
     judged = Policy().before(block_of(rows), rows)
