@@ -456,7 +456,9 @@ def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, fou
         "summary": asdict(summary),
         **({"training": model.about["training"]} if is_trained else {}),
     }
-    index = index_bytes(ledger.directory, [record.entry.file for record in records], about)
+    nothing_rides = not any(shard.riders for shard in job.shards)
+    alone = [(record.facts["n_rows"], model.n_features) for record in records] if nothing_rides else []
+    index = index_bytes(ledger.directory, [record.entry.file for record in records], about, alone)
     files = {
         "model.h5": model.to_hdf5(),
         "encoder.npz": model.to_npz(),

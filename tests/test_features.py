@@ -262,3 +262,11 @@ def test_opening_leaves_no_file_open(output):
 
 def test_names_of_directories_may_be_strings(output):
     assert open_features(str(Path(output(3)))).features.shape == (3, 2)
+
+
+def test_an_index_over_parts_in_which_nothing_rides_needs_no_look_into_them(tmp_path):
+    sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(part(size))
+    known = index_bytes(tmp_path, list(sizes), {"a": 1}, [(size, 2) for size in sizes.values()])
+    assert known == index_bytes(tmp_path, list(sizes), {"a": 1})
