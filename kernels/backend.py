@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from kernels.opencl_repair import patch_opencl_reduction
-from kernels.settings import below_the_users, cache_checked_before_use, requested_device
+from kernels.settings import below_the_users, cache_checked_before_use, requested_device, without_scipy
 
 __all__ = [
     "Device",
@@ -103,7 +103,13 @@ def load() -> ModuleType:
         if name not in vars(np):
             setattr(np, name, getattr(builtins, name))
     # Theano also turns NumPy's floating-point warnings off for the whole process: they are put back.
-    with below_the_users(), cache_checked_before_use(), warnings.catch_warnings(), np.errstate():
+    with (
+        below_the_users(),
+        cache_checked_before_use(),
+        without_scipy(),
+        warnings.catch_warnings(),
+        np.errstate(),
+    ):
         warnings.simplefilter("ignore")  # Theano 1.0.5 is older than the things it is warned about
         for about_a_slip in ("Theano does not recognise this flag", "Config key '.*' has no value"):
             warnings.filterwarnings("default", message=about_a_slip)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["UnsafeCompileCache", "below_the_users", "cache_checked_before_use", "requested_device"]
+__all__ = ["UnsafeCompileCache", "below_the_users", "cache_checked_before_use", "requested_device", "without_scipy"]
 
 # Every BLAS routine that Theano's real-valued operations call.
 _BLAS_ROUTINES = ("gemm", "gemv", "ger", "dot", "axpy", "scal")
@@ -99,6 +99,25 @@ def requested_device() -> str:
     parameter.fullname = "device"
     in_files = configparser.theano_raw_cfg.get("global", "device", fallback="cpu")
     return str(parameter.filter(flags.get("device", in_files)))
+
+
+class _NoScipy(MetaPathFinder):
+    """Says that there is no SciPy, unless it is imported already."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname.partition(".")[0] == "scipy":
+            raise ModuleNotFoundError("not needed by this model", name=fullname)
+
+
+@contextmanager
+def without_scipy() -> Iterator[None]:
+    """Theano takes SciPy where it finds it, for operations that this model has none of, and 0.5 s to import it."""
+    finder = _NoScipy()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 # -- the compile cache -------------------------------------------------------------------------------------------

@@ -137,6 +137,18 @@ def test_a_flag_that_theano_does_not_know_is_said_so():
     assert "Config key 'gpu' has no value" in ended.stderr
 
 
+def test_theano_is_loaded_without_scipy_which_others_can_import_afterwards():
+    code = """
+    import sys
+    from kernels import backend
+    backend.load()
+    facts["before"] = [name for name in sys.modules if name.partition(".")[0] == "scipy"]
+    import scipy.stats
+    facts["after"] = scipy.stats.chi2.sf(0, 1)
+    """
+    assert fresh(code).facts == {"before": [], "after": 1.0}
+
+
 # ---- our defaults, below everything the user says
 
 CONFIG = """
