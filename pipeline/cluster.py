@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import dask
+import dask.threaded
 
 from pipeline import signals
 
@@ -78,8 +79,9 @@ def _run(
         try:
             found = dask.compute(
                 *lazy,
-                # Dask's own threads: distributed's in-process cluster would listen on every interface.
-                scheduler="threads",
+                # Dask's own threads: distributed's in-process cluster would listen on every interface. By its function:
+                # to look up a name, Dask imports distributed.
+                scheduler=dask.threaded.get,
                 pool=pool,
                 chunksize=1,
                 rerun_exceptions_locally=False,

@@ -16,7 +16,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from scipy.special import expit
 
 from pipeline.errors import DataError, NoInput, shown
 from pipeline.scan import Scan
@@ -134,6 +133,8 @@ class Model:
         -------
         ndarray of shape (n_rows, n_features), float64
         """
+        from scipy.special import expit
+
         p = {name: np.asarray(array, dtype=np.float64) for name, array in self.parameters.items()}
         return np.asarray(expit(self.scaler.transform(rows).astype(np.float64) @ p["W"] + p["b_hidden"]))
 

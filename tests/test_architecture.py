@@ -52,7 +52,7 @@ PIPELINE = sorted((ROOT / "pipeline").glob("*.py*"))  # what is written in C has
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 # Too large to load for a command line that has a typing error in it.
-HEAVY = ["theano", "pygpu", "sklearn", "matplotlib", "distributed", "dask.distributed", "pandas"]
+HEAVY = ["theano", "pygpu", "scipy", "sklearn", "matplotlib", "distributed", "dask.distributed", "pandas"]
 
 
 def name_of(path):

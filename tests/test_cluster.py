@@ -184,6 +184,13 @@ def test_s19_the_environment_does_not_choose_where_tasks_run() -> None:
     assert done.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}}", "as it was"], done.stderr
 
 
+def test_tasks_run_without_what_other_kinds_of_workers_would_need() -> None:
+    """Dask imports distributed, in 0.1 s, where it looks up a scheduler's name."""
+    program = "import sys; from pipeline.cluster import compute; compute([int], 2); print('distributed' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "False\n"
+
+
 def test_arrays_come_through_as_they_are() -> None:
     rows = np.arange(6).reshape(2, 3)
     (found,) = compute([lambda: rows], 1)
