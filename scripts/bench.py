@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -487,9 +488,32 @@ def growth(bench: Bench) -> None:
         seconds[name], peaks[name] = median(taken), median(most)
         print(f"growth, {name}: {seconds[name] * 1e9:.0f} ns a row, peak {peaks[name] / 1e6:.0f} MB", flush=True)
         bench.results.append({"case": "growth", "what": name, "seconds per row": taken, "peak": most})
+    least = publishing(bench.folder / "published", 1000, 4 * base // 1000 * 64 * 4) / (4 * base)
+    print(f"growth, 1000 parts and records published and nothing else: {least * 1e9:.0f} ns a row", flush=True)
+    bench.results.append({"case": "growth", "what": "publishing alone", "seconds per row": [least], "peak": []})
     bench.demand("growth of time per row, x1 to x16", seconds["rows x16"] / seconds["rows x1"], most=1.1)
     bench.demand("growth of time per row, 1 to 1000 shards", seconds["1000 shards"] / seconds["1 shards"], most=1.1)
     bench.demand("peak memory at x16 beside x1", peaks["rows x16"] / peaks["rows x1"], most=1.05)
+
+
+def publishing(folder: Path, n_parts: int, n_bytes: int) -> float:
+    """What it takes to bring so many parts of this size to the disk, each with its commit record, in three threads."""
+    from pipeline.disk import Disk, publish
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    part, record = bytes(n_bytes), bytes(500)
+
+    def one(i: int) -> None:
+        publish(Disk(), folder / f"part-{i}", part)
+        publish(Disk(), folder / f"record-{i}", record)
+
+    with ThreadPoolExecutor(3) as pool:
+        start = time.perf_counter()
+        list(pool.map(one, range(n_parts)))
+        taken = time.perf_counter() - start
+    shutil.rmtree(folder)
+    return taken
 
 
 def device(bench: Bench) -> None:
