@@ -3,8 +3,8 @@
 A shard is one HDF5 file with a numeric dataset, rows first; whatever lies behind the first axis is flattened per row.
 
 No input file is trusted, and this process never runs libhdf5 on one. It opens the file, looks at the first bytes by
-itself, and has a child say where the rows lie. What the child says is checked here, since a forged file may have made
-it say anything; then the rows can be read without HDF5 (`rawread`).
+itself, and if the file is not plain (`plainfile`), has a child say where the rows lie. What is said is checked here,
+since a forged file may have made the child say anything; then the rows can be read without HDF5 (`rawread`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipeline.errors import DataError, NoInput, ReadFailed, shown
 from pipeline.files import Identity, opened, persistently, stand_in
 from pipeline.gatekeeper import ask
 from pipeline.layout import Layout, check_places, layout_of
+from pipeline.plainfile import describe_plain
 from pipeline.probe import MOST_RIDERS
 from pipeline.superblock import check_superblock
 
@@ -131,7 +132,8 @@ def vet(path: Path, dataset: str | None) -> Shard:
 def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | None) -> Shard:
     where = f"file={shown(path)}"
     try:
-        facts, arrays = ask("describe", descriptor, [dataset], where)
+        plain = describe_plain(descriptor, found.size, dataset)
+        facts, arrays = plain or ask("describe", descriptor, [dataset], where)
     except DataError:
         if not os.fstat(descriptor).st_nlink:
             raise NoInput(f"{where}: deleted meanwhile, expected an HDF5 file") from None
@@ -151,7 +153,7 @@ def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | No
 
 
 def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> Shard:
-    """What the child says, once it is of the right form."""
+    """What is said, once it is of the right form."""
     left = iter(arrays)
     layouts = [layout_of(claim, left) for claim in facts["layouts"]]
     rows, *riders = layouts

@@ -1,4 +1,4 @@
-"""Where a dataset's bytes lie, as the child says; each number is checked before it counts."""
+"""Where a dataset's bytes lie, as the child or `plainfile` says; each number is checked before it counts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Layout:
 
 
 def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
-    """A dataset's layout from what the child says.
+    """A dataset's layout from what is said of it.
 
     Parameters
     ----------

@@ -117,7 +117,7 @@ def open_shards(
 
 
 def _outcomes(sources: Sequence[Source], dataset: str | None) -> Generator[Shard | DataError, None, None]:
-    """The shards in order, or what is wrong with each: in several threads once there are enough to be worth a child."""
+    """The shards in order, or what is wrong with each: in several threads once there are enough to be worth one."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_A_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
         for start in range(0, len(sources), _AT_ONCE):

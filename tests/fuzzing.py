@@ -138,6 +138,11 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file["X"].attrs["columns"] = ["a", "b"]
         file["elsewhere"] = h5py.ExternalLink(secret, "/y")
 
+    def plain(file: h5py.File, **how: Any) -> None:
+        file.create_dataset("X", data=ROWS, **how)
+        file["y"], file["short"], file["valid"] = np.arange(30), np.zeros(4, ">f4"), np.ones(30, bool)
+        file["X"].attrs["unit"] = "m"
+
     def deep(file: h5py.File) -> None:
         file["a/b/c/rows"] = ROWS.astype(">f8").reshape(5, 3, 4)
         file["a/soft"] = h5py.SoftLink("/a/b")
@@ -169,6 +174,8 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         lambda file: everything(file, chunks=(7, 2), maxshape=(None, 2), compression="gzip"),
         lambda file: everything(file, chunks=(7, 2), maxshape=(None, None)),
         lambda file: everything(file, chunks=(30, 2), shuffle=True),
+        plain,
+        lambda file: plain(file, chunks=(7, 1), compression="gzip", shuffle=True, maxshape=(None, 2)),
         deep,
         elsewhere,
         compact,

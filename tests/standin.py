@@ -147,7 +147,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
-    """Vet files once for as long as they do not change: it takes a child process, and is not tested here."""
+    """Vet files once for as long as they do not change: it takes time, and is not tested here."""
     known: dict[object, Any] = {}
 
     def vet_once(patterns: tuple[str, ...], *rest: Any) -> Any:

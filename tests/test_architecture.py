@@ -25,6 +25,8 @@ ORDER = [
     "sandbox",
     "gatekeeper",
     "layout",
+    "metadata",
+    "plainfile",
     "gate",
     "lzf",
     "filters",

@@ -575,9 +575,11 @@ def test_i8_a_file_that_changes_while_it_is_vetted_is_refused(tmp_path, monkeypa
         open_shards([path])
 
 
-def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeypatch):
-    """Whatever lies at its path by then."""
-    path = Path(write_shard(tmp_path / "x.h5", numbered(3)))
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeypatch, is_plain):
+    """Whatever lies at its path by then; the child could not open it again."""
+    riders = {} if is_plain else {"text": np.array(["a", "b", "c"], object)}
+    path = Path(write_shard(tmp_path / "x.h5", numbered(3), riders=riders))
     other = Path(write_shard(tmp_path / "other.h5", numbered(5)))
     real = FILES.open
 
@@ -587,6 +589,9 @@ def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeyp
         return descriptor
 
     monkeypatch.setattr(FILES, "open", swap)
+    if is_plain:
+        assert vet(path, None).shape == (3, 2)
+        return
     with refused(66, f"file={path}", "deleted meanwhile"):
         vet(path, None)
 

@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -56,7 +57,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     (folder / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
     for i in range(2):
-        write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)])
+        beside = {"nothing": h5py.Empty("f4")} if i else None  # by which this one needs the child
+        write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], riders=beside)
     untouched = Small(folder, "")
     assert untouched.program().run(folder / "out").code == 0
     return Small(folder, features_of(folder / "out"))
