@@ -208,7 +208,7 @@ class Autoencoder:
             return
         self._in_tiles("encode", lambda x: self.code(x), rows, out)
         if inside is not None and self._range is not None:
-            # A product whose sums are split can end in Inf - Inf; those of `kernels.fused` are one chain each.
+            # A product whose sums are split can end in Inf - Inf; those of `kernels.fused` are one chain or exact.
             inside[:] = plain.lie_in(rows, *self._range) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray) -> np.ndarray:

@@ -27,7 +27,20 @@ DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 1
 """Names of the dtypes that rows may have."""
 
 # In the order in which they need each other.
-_HEADERS = ("vectors", "transpose", "products", "sigmoid", "team", "memory", "rows", "forward", "updates", "arrays")
+_HEADERS = (
+    "vectors",
+    "transpose",
+    "products",
+    "sigmoid",
+    "team",
+    "memory",
+    "rows",
+    "forward",
+    "digits",
+    "bytes",
+    "updates",
+    "arrays",
+)
 
 
 @cache
@@ -109,6 +122,7 @@ class _Native(_Op):
         bits = "npy_uint64" if scaling[0] == "npy_float64" else "npy_uint32"
         row = node.inputs[0].type.dtype_specs()[1]
         macros = {"ROW": row, "SCALING": scaling[0], "BITS": bits, "UPDATE": self.rule}
+        macros["ROWS_ARE_BYTES"] = int(row == "npy_uint8" and scaling[0] == "npy_float32")
         defines = [f"#define {macro} {value}" for macro, value in macros.items()]
         return "\n".join(
             ["#include <math.h>", "#include <stdlib.h>", "#include <string.h>", *defines, _source(self.file)]
@@ -138,7 +152,9 @@ class _Native(_Op):
 class Encode(_Native):
     """``(rows, W, b_hidden, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
 
-    The features of a row are the same bits whatever the rows around it and the number of threads.
+    The features of a row are the same bits whatever the rows around it and the number of threads. Rows of bytes that
+    are scaled in float32 are multiplied in integers where the processor has an instruction for that, and where W and
+    the scaling let it be at least as exact: ``native/digits.h`` says when. What it makes of W is kept between calls.
 
     Parameters
     ----------

@@ -13,7 +13,10 @@ _BETA2 = float(np.float32(0.999))  # 1 - 0.999 loses digits in float32, here as 
 
 
 def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows, scaled in the dtype of minimum and scale where these are given, and rounded to float32 as everywhere."""
+    """Rows, scaled in the dtype of minimum and scale where these are given, and rounded to float32.
+
+    Products of bytes in integers never round them, and so differ from what follows from this by the rounding.
+    """
     if not scaling:
         return rows.astype(np.float32).astype(np.float64)
     minimum, scale = scaling

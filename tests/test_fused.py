@@ -73,6 +73,18 @@ def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n
 
 
 @pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+def test_features_of_bytes_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+    parameters = random_parameters(rng, n_inputs, n_features)
+    W, b_hidden, _ = float64(parameters)
+    scaling = np.zeros(n_inputs, np.float32), np.full(n_inputs, 1 / 255, np.float32)
+    autoencoder = autoencoder_of(parameters, *scaling)
+    for n_rows in [0, *HEIGHTS]:
+        rows = rng.integers(0, 256, (n_rows, n_inputs), dtype=np.uint8)
+        expected = plain.code(plain.scaled(rows, scaling), W, b_hidden)
+        assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
 def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     autoencoder = autoencoder_of(parameters)
@@ -203,7 +215,186 @@ def outputs_of(op, arrays, use_c):
     return outputs
 
 
+# ---- rows of bytes
+
+
+def has_products_of_bytes():
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
+
+
+def hard_columns(kind, rng, n_inputs=300):
+    """Bytes, and the minimum and scale of their columns."""
+    low, high = np.zeros(n_inputs), np.full(n_inputs, 255)
+    if kind == "far from zero":
+        low[:] = 200
+    elif kind == "a few narrow ones":
+        high[::30] = 1
+    elif kind == "of all ranges":
+        high[:] = 2 ** (np.arange(n_inputs) % 8 + 1) - 1
+    elif kind.startswith("constant"):
+        low[::3] = high[::3] = np.arange(n_inputs)[::3] % 256
+    scale = np.where(high > low, 1 / np.maximum(high - low, 1), kind == "constant and scaled by 1")
+    rows = rng.integers(low, high + 1, (500, n_inputs)).astype(np.uint8)
+    return rows, low.astype(np.float32), scale.astype(np.float32)
+
+
+HARD_COLUMNS = ["even", "far from zero", "a few narrow ones", "of all ranges", "constant", "constant and scaled by 1"]
+
+
+def hard_weights(kind, rng, n_inputs=300, n_features=60):
+    W = rng.normal(0, 1 / np.sqrt(n_inputs), (n_inputs, n_features))
+    if kind == "a few huge ones":
+        W[rng.random(W.shape) < 0.01] *= 100
+    elif kind == "of all sizes":
+        W *= np.exp(2 * rng.normal(size=(n_inputs, 1))) / 10
+    elif kind == "of one sign":
+        W = np.abs(W) / 3
+    elif kind == "tiny":
+        W *= 1e-35
+    elif kind == "mostly 0":
+        W[rng.random(W.shape) < 0.9] = 0
+        W[:, 0] = 0
+    return W.astype(np.float32)
+
+
+HARD_WEIGHTS = ["normal", "a few huge ones", "of all sizes", "of one sign", "tiny", "mostly 0"]
+
+
+@pytest.mark.parametrize("weights", HARD_WEIGHTS)
+@pytest.mark.parametrize("columns", HARD_COLUMNS)
+def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights):
+    rows, *scaling = hard_columns(columns, rng)
+    W = hard_weights(weights, rng)
+    exact = (rows - scaling[0].astype(np.float64)) * scaling[1].astype(np.float64)  # not rounded
+    b_hidden = (-exact.mean(axis=0) @ W).astype(np.float32)
+    autoencoder = autoencoder_of({"W": W, "b_hidden": b_hidden, "b_output": np.zeros(len(W))}, *scaling)
+    features, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
+    expected = plain.code(plain.scaled(rows, scaling), W.astype(np.float64), b_hidden.astype(np.float64))
+    assert_close(features, expected, "cpu", "float32", "features")
+    expected = plain.code(exact, W.astype(np.float64), b_hidden.astype(np.float64))
+    errors = [np.sqrt(np.mean((found - expected) ** 2)) for found in (features, of_floats)]
+    assert errors[0] <= 1.05 * errors[1]
+
+
+@pytest.mark.skipif(not has_products_of_bytes(), reason="missing on this machine: a processor with VNNI")
+@pytest.mark.parametrize(
+    ("n_inputs", "columns", "in_integers"),
+    [(300, name, name in [*HARD_COLUMNS[:3], "constant"]) for name in HARD_COLUMNS]
+    + [(n, "even", n > 20) for n in (10, 100, 1000)],
+)
+def test_bytes_are_multiplied_in_integers_where_these_are_as_exact(rng, n_inputs, columns, in_integers):
+    """Floats are what other dtypes of the same values are multiplied in."""
+    rows, *scaling = hard_columns(columns, rng, n_inputs)
+    autoencoder = autoencoder_of(random_parameters(rng, n_inputs, 60), *scaling)
+    of_bytes, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
+    assert np.array_equal(of_bytes, of_floats) != in_integers
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["W", "b_hidden", "minimum", "scale"])
+def test_parameters_that_are_not_finite_leave_bytes_to_floats(rng, where, bad):
+    rows, minimum, scale = hard_columns("even", rng)
+    parameters = random_parameters(rng, 300, 60)
+    for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
+        if name == where:
+            array.flat[37] = bad
+    autoencoder = autoencoder_of(parameters, minimum, scale)
+    assert_same_bits(autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16)))
+
+
+@pytest.mark.parametrize("n_inputs", [65_535, 65_536, 65_537, 140_001])
+def test_sums_of_bytes_do_not_overflow(n_inputs):
+    """All bytes and all weights are the largest, of either sign; so are their digits."""
+    rows, scaling = np.full((7, n_inputs), 255, np.uint8), (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
+    W = np.array([1, -1, 1 - 2**-16], np.float32) / np.full((n_inputs, 1), n_inputs, np.float32)
+    autoencoder = autoencoder_of({"W": W, "b_hidden": np.zeros(3), "b_output": np.zeros(n_inputs)}, *scaling)
+    expected = plain.code(plain.scaled(rows, scaling), W.astype(np.float64), np.zeros(3))
+    tolerance = (
+        5e-6 if n_inputs <= 65_536 and has_products_of_bytes() else 1e-3
+    )  # a long chain, all rounded the same way
+    np.testing.assert_allclose(autoencoder.encode(rows), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["W", "b_hidden", "minimum", "scale"])
+def test_a_changed_parameter_is_noticed_between_two_calls(rng, name):
+    """What was made of the parameters is kept as long as they stay the same."""
+    rows, *scaling = hard_columns("even", rng)
+    parameters = random_parameters(rng, 300, 60)
+    autoencoder = autoencoder_of(parameters, *scaling)
+    before = autoencoder.encode(rows)
+    assert_same_bits(autoencoder.encode(rows), before)
+    variables = dict(zip(["minimum", "scale"], autoencoder.scaling(), strict=True)) | autoencoder.shared
+    changed = variables[name].get_value()
+    changed.flat[-1] *= 3
+    changed.flat[-1] += 1
+    variables[name].set_value(changed)
+    scaling = [variable.get_value() for variable in autoencoder.scaling()]
+    expected = autoencoder_of(autoencoder.parameters(), *scaling).encode(rows)
+    assert not np.array_equal(expected, before)
+    assert_same_bits(autoencoder.encode(rows), expected)
+    autoencoder.n_threads.set_value(np.int64(4))  # which takes more memory
+    assert_same_bits(autoencoder.encode(rows), expected)
+
+
+@pytest.mark.parametrize("n_inputs", [1, 3, 63, 64, 65, 100, 785])
+def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
+    """Whole or not, within those of a byte or beyond them, or none; each of them in one column at a time."""
+    rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
+    whole = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
+    others = [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
+    nothing = [(np.nan, 255), (0, np.nan), (np.nan, np.nan)]
+    parameters = random_parameters(rng, n_inputs, 5)
+    for low, high in whole + others + nothing:
+        minimum, maximum = np.full(n_inputs, 50, np.float32), np.full(n_inputs, 199, np.float32)
+        column = rng.integers(n_inputs)
+        minimum[column], maximum[column] = low, high
+        rows[:, column] = np.arange(256)
+        autoencoder = Autoencoder(n_inputs, 5, minimum, np.full(n_inputs, 1 / 149, np.float32), maximum)
+        autoencoder.set_parameters(parameters)
+        found = autoencoder.encode_checked(rows, np.empty((256, 5), np.float32))
+        np.testing.assert_array_equal(found, np.flatnonzero(~plain.lie_in(rows, minimum, maximum)))
+        rows[:, column] = 100
+
+
+def test_nothing_is_read_beyond_the_last_row_of_bytes():
+    """They end where a page ends, and the next one must not be touched."""
+    code = """
+    import ctypes, mmap
+    import numpy as np
+    from kernels.autoencoder import Autoencoder
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 33 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 32 * page), ctypes.c_size_t(page), mmap.PROT_NONE) == 0
+    rng = np.random.default_rng(0)
+    for n_inputs in (97, 98, 99, 100):
+        zeros = np.zeros(n_inputs, np.float32)
+        autoencoder = Autoencoder(n_inputs, 20, zeros, zeros + np.float32(1 / 255), zeros + np.float32(255))
+        autoencoder.initialize(rng)
+        for n_rows in range(1, 20):
+            rows = rng.integers(0, 256, (n_rows, n_inputs), dtype=np.uint8)
+            size, out = n_rows * n_inputs, np.empty((n_rows, 20), np.float32)
+            at_end = np.frombuffer(memory, np.uint8, size, 32 * page - size).reshape(rows.shape)
+            at_end[:] = rows
+            assert autoencoder.encode_checked(at_end, out).size == 0
+            assert np.array_equal(out, autoencoder.encode(rows))
+    """
+    fresh(code)
+
+
 # ---- the same bits
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), [(101, 24), (786, 65), (599, 17)])
+def test_a_row_of_bytes_gives_the_same_bits_whatever_lies_beside_it(rng, n_inputs, n_features):
+    rows = rng.integers(0, 256, (203, n_inputs), dtype=np.uint8)
+    scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
+    features = autoencoder_of(parameters, *scaling, n_threads=1).encode(rows)
+    for n_threads in THREADS:
+        autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
+        for start, stop in [(0, 203), (0, 1), (3, 4), (5, 100), (7, 202), (197, 203), (198, 203)]:
+            assert_same_bits(autoencoder.encode(rows[start:stop]), features[start:stop])
+        assert_same_bits(autoencoder.encode(np.ascontiguousarray(rows[::-1])), features[::-1])
 
 
 @pytest.mark.parametrize(("n_inputs", "n_features"), [(100, 24), (784, 64), (600, 130)])
@@ -496,6 +687,22 @@ def test_vectors_of_every_width_compute_the_same(march, needs):
     if needs not in Path("/proc/cpuinfo").read_text().split():
         pytest.skip(f"missing on this machine: a processor with {needs}")
     env = environment(THEANO_FLAGS=f"gcc.cxxflags=-O3 -march={march}")
+    done = subprocess.run([sys.executable, "-c", CHILD], env=env, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "needs"),
+    [
+        ("-march=native -mno-avx512f", "avx_vnni"),
+        ("-march=native -mno-avx512vnni -mno-avxvnni", "avx512_vnni"),
+    ],
+)
+def test_bytes_are_multiplied_by_every_instruction_there_is_for_it(flags, needs):
+    """By the narrower one where the processor has both, and by none."""
+    if needs not in Path("/proc/cpuinfo").read_text().split():
+        pytest.skip(f"missing on this machine: a processor with {needs}")
+    env = environment(THEANO_FLAGS=f"gcc.cxxflags=-O3 {flags}")
     done = subprocess.run([sys.executable, "-c", CHILD], env=env, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -8,9 +8,14 @@ typedef struct {
     float *x; /* a batch for each thread */
     long x_row;
     Tile *sums;
+    Digits digits;
+    npy_uint8 *last_tile;  /* of rows of bytes, with zeros behind: groups end beyond rows, in the next one elsewhere */
+    npy_uint8 *low, *high; /* the range of each column's bytes */
     long n_begun;
     Share share;
 } Encoding;
+
+static int may_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
 
 static void lay_out_encoding(void *job, Memory *memory)
 {
@@ -19,6 +24,12 @@ static void lay_out_encoding(void *job, Memory *memory)
     e->x_row = round_up(e->rows.n_inputs, LINE);
     e->x = reserve(memory, memory->n_threads * BATCH * TILE_HEIGHT * e->x_row);
     e->sums = (Tile *)reserve(memory, memory->n_threads * n_sums(&e->weights) * TILE_HEIGHT * TILE_WIDTH);
+    if (may_multiply_bytes(e)) {
+        lay_out_digits(&e->digits, &e->weights, &e->rows, memory);
+        e->last_tile = (npy_uint8 *)reserve(memory, BYTES_HEIGHT * e->digits.n_groups);
+        e->low = (npy_uint8 *)reserve(memory, e->digits.n_groups);
+        e->high = (npy_uint8 *)reserve(memory, e->digits.n_groups);
+    }
 }
 
 static void finish_features(const Batch *b, long row, long f, Tile sums)
@@ -51,16 +62,69 @@ static void encode_some(void *job)
         }
 }
 
+/* A tile of rows, which are `step` bytes apart. */
+static const npy_uint8 *rows_of_bytes(const Encoding *e, long tile, long *step)
+{
+    int is_last = (tile + 1) * BYTES_HEIGHT >= e->rows.n_rows;
+    *step = is_last ? e->digits.n_groups * N_BYTES : e->rows.n_inputs;
+    return is_last ? e->last_tile : (const npy_uint8 *)e->rows.values + tile * BYTES_HEIGHT * e->rows.n_inputs;
+}
+
+static void encode_tiles_of_bytes(const Encoding *e, long start, long stop)
+{
+    long n_inputs = e->rows.n_inputs, n_features = e->weights.n_features, step;
+    for (long f = 0; f < n_features; f += LANES)
+        for (long tile = start; tile < stop; tile++) {
+            long first = tile * BYTES_HEIGHT, n_rows = least(BYTES_HEIGHT, e->rows.n_rows - first);
+            const npy_uint8 *rows = rows_of_bytes(e, tile, &step);
+            for (long i = 0; e->inside && f == 0 && i < n_rows; i++)
+                e->inside[first + i] = lie_between(rows + i * step, e->low, e->high, n_inputs);
+            tile_of_bytes(&e->digits, rows, step, n_rows, f, e->out + first * n_features);
+        }
+}
+
+static void encode_some_bytes(void *job)
+{
+    Encoding *e = (Encoding *)job;
+    for (long start, stop; take(&e->share, &start, &stop);)
+        for (; start < stop; start += BYTES_BATCH)
+            encode_tiles_of_bytes(e, start, least(start + BYTES_BATCH, stop));
+}
+
+static void copy_last_tile(Encoding *e)
+{
+    long n_rows = e->rows.n_rows, n_inputs = e->rows.n_inputs, first = round_up(n_rows, BYTES_HEIGHT) - BYTES_HEIGHT;
+    for (long i = first; n_rows > 0 && i < n_rows; i++)
+        memcpy(e->last_tile + (i - first) * e->digits.n_groups * N_BYTES, e->rows.values + i * n_inputs, n_inputs);
+}
+
+static void encode_bytes(Encoding *e)
+{
+    copy_last_tile(e);
+    for (long k = 0; e->inside && k < e->rows.n_inputs; k++)
+        range_of_bytes(e->rows.minimum[k], e->rows.maximum[k], &e->low[k], &e->high[k]);
+    e->share = share_of(pieces(e->rows.n_rows, BYTES_HEIGHT), 2 * BYTES_BATCH, e->n_threads);
+    together(e->n_threads, encode_some_bytes, e);
+}
+
+static void encode_floats(Encoding *e)
+{
+    pack(&e->weights, e->n_threads);
+    e->n_begun = 0;
+    e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), 8 * BATCH, e->n_threads);
+    together(e->n_threads, encode_some, e);
+}
+
 /* Fill `out`; 0 when there is not enough memory. */
 static int encode(Encoding *e, Memory *memory)
 {
     e->n_threads = threads_for(2.0 * e->rows.n_rows * e->rows.n_inputs * e->weights.n_features, e->n_threads);
     if (!provide(memory, 0, e->n_threads, lay_out_encoding, e))
         return 0;
-    pack(&e->weights, e->n_threads);
-    e->n_begun = 0;
-    e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), 8 * BATCH, e->n_threads);
-    together(e->n_threads, encode_some, e);
+    if (may_multiply_bytes(e) && pack_digits(&e->digits, e->n_threads))
+        encode_bytes(e);
+    else
+        encode_floats(e);
     return 1;
 }
 

@@ -1,0 +1,209 @@
+/* W and the scaling as integers, for products with rows of bytes.
+ *
+ *     ((r - minimum) * scale) . W + b_hidden  =  r . V + (b_hidden - minimum . V)        V = scale * W
+ *
+ * Each column of V is rounded to whole multiples q of a unit of its own, and q is written in digits of 8 bits, from -128
+ * to 127:  q = d0 + 2^8 d1 + 2^16 d2 + 2^24 d3. Sums of bytes times digits are exact, in any order, so rounding V is the
+ * only error. Three digits hold nearly all of V; the fourth is kept, and multiplied, only where it is not 0.
+ *
+ * How large a unit u may be. Rounding to its multiples is off by anything from -u/2 to u/2. What is rounded is multiplied
+ * by r and by minimum, so the sum moves, in rms, by
+ *
+ *     u / sqrt(12) * sqrt(sum over k of (r_k - minimum_k)^2).
+ *
+ * Floats round after every product: a sum S = m 2^e, 1 <= m < 2, to multiples of 2^(e - 23), with an error of
+ * 2^(e - 23) / sqrt(12) in rms. Where sizes are spread evenly on a scale of logarithms 1 / m^2 is 3 / (8 log 2), or 0.54,
+ * on average; with 1/2 the square of the error is 2^-46 S^2 / 24. Where terms have either sign S^2 is about the sum of
+ * their squares. The term of column k of n is in n - k sums, and its scaled value x_k was rounded before: in all, by
+ *
+ *     2^-23 / sqrt(24) * sqrt(sum over k of (n - k + 1) (x_k W_k)^2).
+ *
+ * Both grow with the row, so they are compared for one at the upper end of its range, where x_k is 1 and r_k - minimum_k
+ * is 1 / scale_k. Few large weights can make most of the sum of squares, and rows may be near 0 just there; so the mean
+ * of |W_k| stands for each, weighted by n - k + 1, which makes the sum smaller. The largest unit is the one that makes
+ * the two errors equal. It is too small for three digits where there are few inputs, and for columns whose range is far
+ * narrower than the others'. Where that takes too many fourth digits, and where a number is not finite, the product is
+ * left to floats.
+ */
+#define N_BYTES 4  /* inner elements that are multiplied at once */
+#define N_DIGITS 3 /* of every element */
+#define LARGEST_OF_3 8355711.0    /* 127 * (2^16 + 2^8 + 1) */
+#define LARGEST_OF_4 2130706432.0 /* 127 * 2^24, and a little less than four digits hold */
+/* The part of V that may have fourth digits: with so many, integers still gain half of what they gain without. */
+#define MOST_FOURTH 0.5
+/* Beyond that many inputs a sum of bytes times digits could pass 2^31. */
+#define MOST_INPUTS 65536
+
+/* What earlier calls have done, all 0 in fresh memory. */
+typedef struct {
+    int is_there, in_integers;
+} Packed;
+
+typedef struct {
+    const Weights *weights;
+    const Rows *rows;
+    npy_int8 *digits;      /* LANES columns after LANES columns; of these, groups of N_BYTES rows of V */
+    npy_int8 *fourth;      /* in the same way, without the groups that are all 0 */
+    int *n_fourth, *where; /* for LANES columns, how many groups there are, and which */
+    double *unit, *bias;
+    long n_groups;
+    double ranges;  /* sum of the squares of the columns' ranges */
+    int are_enough; /* whether digits can stand for all of V */
+    Packed *packed;
+    float *W, *b_hidden; /* copies of what is packed */
+    SCALING *minimum, *scale;
+    Share share;
+} Digits;
+
+static npy_int8 *digits_of(const Digits *d, long f) { return d->digits + f * d->n_groups * N_DIGITS * N_BYTES; }
+
+static npy_int8 *fourth_of(const Digits *d, long f) { return d->fourth + f * d->n_groups * N_BYTES; }
+
+static int *where_of(const Digits *d, long f) { return d->where + f / LANES * d->n_groups; }
+
+static void lay_out_digits(Digits *d, const Weights *w, const Rows *rows, Memory *memory)
+{
+    long n_panels = pieces(w->n_features, LANES), n_columns = n_panels * LANES;
+    long n_scaling = w->n_inputs * sizeof(SCALING) / sizeof(float);
+    d->weights = w;
+    d->rows = rows;
+    d->n_groups = pieces(w->n_inputs, N_BYTES);
+    d->digits = (npy_int8 *)reserve(memory, n_columns * d->n_groups * N_DIGITS);
+    d->fourth = (npy_int8 *)reserve(memory, n_columns * d->n_groups);
+    d->n_fourth = (int *)reserve(memory, n_panels);
+    d->where = (int *)reserve(memory, n_panels * d->n_groups);
+    d->unit = (double *)reserve(memory, 2 * n_columns);
+    d->bias = (double *)reserve(memory, 2 * n_columns);
+    d->packed = (Packed *)reserve(memory, LINE);
+    d->W = reserve(memory, w->n_inputs * w->n_features);
+    d->b_hidden = reserve(memory, w->n_features);
+    d->minimum = (SCALING *)reserve(memory, n_scaling);
+    d->scale = (SCALING *)reserve(memory, n_scaling);
+}
+
+/* An element of V, with zeros behind. */
+static inline double element(const Digits *d, long k, long f)
+{
+    const Weights *w = d->weights;
+    return k < w->n_inputs && f < w->n_features ? (double)d->rows->scale[k] * w->W[k * w->n_features + f] : 0;
+}
+
+/* A column's unit: the largest, or the smallest that three digits allow if that is less; 0 where four are too few. */
+static double unit_of(const Digits *d, long f)
+{
+    const Weights *w = d->weights;
+    double largest = 0, size = 0, chain = 0, n_sums = 0;
+    for (long k = 0; k < w->n_inputs; k++) {
+        double v = fabs(element(d, k, f)), weight = fabs(w->W[k * w->n_features + f]);
+        largest = v > largest ? v : largest;
+        size += v;
+        n_sums += w->n_inputs - k + 1;
+        chain += (w->n_inputs - k + 1) * weight;
+    }
+    if (!(size + chain + d->ranges < INFINITY)) /* nor is NaN */
+        return 0;
+    if (largest == 0)
+        return 1;
+    double unit = chain / sqrt(2 * n_sums * d->ranges) / 8388608;
+    if (unit > largest / LARGEST_OF_3)
+        unit = largest / LARGEST_OF_3;
+    return largest <= unit * LARGEST_OF_4 ? unit : 0;
+}
+
+/* Write the first digits of q N_BYTES * LANES apart, and return the last one. */
+static inline npy_int8 split(long q, npy_int8 *to)
+{
+    for (int digit = 0; digit < N_DIGITS; digit++) {
+        to[digit * N_BYTES * LANES] = (npy_int8)q;
+        q = (q - (npy_int8)q) / 256;
+    }
+    return (npy_int8)q;
+}
+
+/* The digits of a group, in LANES columns from f on. Returns whether any has a fourth. */
+static int split_group(const Digits *d, long group, long f, npy_int8 *fourth)
+{
+    npy_int8 *to = digits_of(d, f) + group * N_DIGITS * N_BYTES * LANES;
+    int any = 0;
+    for (long i = 0; i < N_BYTES * LANES; i++) {
+        long k = group * N_BYTES + i % N_BYTES, column = f + i / N_BYTES;
+        long q = lrint(element(d, k, column) / d->unit[column]);
+        if (k < d->weights->n_inputs)
+            d->bias[column] -= d->rows->minimum[k] * (q * d->unit[column]);
+        fourth[i] = split(q, to + i);
+        any |= fourth[i] != 0;
+    }
+    return any;
+}
+
+/* LANES columns from f on; 0 when they cannot be written in digits. */
+static int pack_columns(const Digits *d, long f)
+{
+    const Weights *w = d->weights;
+    int n_fourth = 0;
+    for (long j = f; j < f + LANES; j++) {
+        d->unit[j] = j < w->n_features ? unit_of(d, j) : 1;
+        d->bias[j] = j < w->n_features ? w->b_hidden[j] : 0;
+        if (d->unit[j] == 0)
+            return 0;
+    }
+    for (long group = 0; group < d->n_groups; group++)
+        if (split_group(d, group, f, fourth_of(d, f) + n_fourth * N_BYTES * LANES))
+            where_of(d, f)[n_fourth++] = group;
+    d->n_fourth[f / LANES] = n_fourth;
+    for (long j = f; j < f + LANES; j++)
+        if (!(fabs(d->bias[j]) < INFINITY))
+            return 0;
+    return 1;
+}
+
+static void pack_digits_some(void *job)
+{
+    Digits *d = (Digits *)job;
+    for (long start, stop; take(&d->share, &start, &stop);)
+        for (; start < stop; start++)
+            if (!pack_columns(d, start * LANES))
+                __atomic_store_n(&d->are_enough, 0, __ATOMIC_RELAXED);
+}
+
+/* Returns 0 when the product is to be left to floats. */
+static int pack_anew(Digits *d, long n_threads)
+{
+    const Weights *w = d->weights;
+    long n_panels = pieces(w->n_features, LANES), n_fourth = 0;
+    d->ranges = 0;
+    for (long k = 0; k < w->n_inputs; k++)
+        if (d->rows->scale[k] != 0)
+            d->ranges += 1 / ((double)d->rows->scale[k] * d->rows->scale[k]);
+    d->are_enough = w->n_inputs <= MOST_INPUTS;
+    d->share = share_of(d->are_enough ? n_panels : 0, 1, n_threads);
+    together(n_threads, pack_digits_some, d);
+    for (long i = 0; i < n_panels; i++)
+        n_fourth += d->n_fourth[i];
+    return d->are_enough && n_fourth <= MOST_FOURTH * n_panels * d->n_groups;
+}
+
+/* Whether values are those of the copy; now they are. */
+static int is_copy(void *copy, const void *values, long n_bytes)
+{
+    if (memcmp(copy, values, n_bytes) == 0)
+        return 1;
+    memcpy(copy, values, n_bytes);
+    return 0;
+}
+
+/* Write V in digits, unless it is still that of the call before: looking costs a hundredth of what writing does. Returns
+ * 0 when the product is to be left to floats. */
+static int pack_digits(Digits *d, long n_threads)
+{
+    const Weights *w = d->weights;
+    int is_same = d->packed->is_there;
+    is_same &= is_copy(d->W, w->W, w->n_inputs * w->n_features * sizeof(float));
+    is_same &= is_copy(d->b_hidden, w->b_hidden, w->n_features * sizeof(float));
+    is_same &= is_copy(d->minimum, d->rows->minimum, w->n_inputs * sizeof(SCALING));
+    is_same &= is_copy(d->scale, d->rows->scale, w->n_inputs * sizeof(SCALING));
+    if (!is_same)
+        d->packed->in_integers = pack_anew(d, n_threads);
+    d->packed->is_there = 1;
+    return d->packed->in_integers;
+}
