@@ -48,18 +48,22 @@ static void encode_some(void *job)
     long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
     Batch b = {&e->weights, &e->rows, 0, 0, 0, e->x + self * BATCH * TILE_HEIGHT * e->x_row, 0, e->x_row, 0,
                e->sums + self * n_sums(&e->weights), e};
-    for (long start, stop; take(&e->share, &start, &stop);)
-        for (; start < stop; start += BATCH) {
-            b.first = start * TILE_HEIGHT;
-            b.n_tiles = least(BATCH, stop - start);
-            b.n_rows = least(b.n_tiles * TILE_HEIGHT, e->rows.n_rows - b.first);
-            if (e->inside)
-                for (long i = 0; i < b.n_rows; i++)
-                    e->inside[b.first + i] = scale_row(b.rows, b.first + i, b.x + i * b.x_row, 1);
-            else
-                scale_batch(&b);
-            times_W(&b, b.x, 1, finish_features);
-        }
+    long start, stop, next, end;
+    for (int there = take(&e->share, &next, &end); there;) {
+        start = next;
+        next = stop = least(start + BATCH, end);
+        if (stop == end) /* taken before it is needed, to look ahead to it */
+            there = take(&e->share, &next, &end);
+        b.first = start * TILE_HEIGHT;
+        b.n_tiles = stop - start;
+        b.n_rows = least(b.n_tiles * TILE_HEIGHT, e->rows.n_rows - b.first);
+        if (e->inside)
+            for (long i = 0; i < b.n_rows; i++)
+                e->inside[b.first + i] = scale_row(b.rows, b.first + i, b.x + i * b.x_row, 1);
+        else
+            scale_batch(&b);
+        times_W(&b, b.x, next * TILE_HEIGHT, finish_features);
+    }
 }
 
 /* A tile of rows, which are `step` bytes apart. */

@@ -51,7 +51,7 @@ static void errors_some(void *job)
         b.n_tiles = stop - start;
         b.n_rows = least(b.n_tiles * TILE_HEIGHT, e->rows.n_rows - b.first);
         scale_batch(&b);
-        times_W(&b, b.x, 1, finish_h);
+        times_W(&b, b.x, stop * TILE_HEIGHT, finish_h);
         times_W_turned(&b, finish_error);
     }
 }

@@ -77,8 +77,9 @@ static void scale_batch(const Batch *b) { scale_rows(b->rows, b->first, b->n_row
 /* What becomes of the sums of the tile that starts at this row of the batch, and at this column. */
 typedef void Finish(const Batch *batch, long row, long column, Tile sums);
 
-/* left . W. If told so, look ahead to the rows of the next batch: the last product before they are scaled should. */
-static void times_W(const Batch *b, const float *left, int ahead, Finish *finish)
+/* left . W. Look ahead to the rows from `next` on, which will be scaled next; not where it is negative. As late as
+ * possible, or the panels of W push them out of the second cache again. */
+static void times_W(const Batch *b, const float *left, long next, Finish *finish)
 {
     const Weights *w = b->weights;
     for (long k = 0; k < w->n_inputs; k += DEPTH) {
@@ -87,9 +88,10 @@ static void times_W(const Batch *b, const float *left, int ahead, Finish *finish
         for (long f = 0; f < w->n_features; f += TILE_WIDTH)
             for (long row = 0; row < b->n_tiles * TILE_HEIGHT; row += TILE_HEIGHT, sums++) {
                 Matrix matrix = {left + row * b->x_row + k, b->x_row, 1};
-                Soon soon = soon_read(b->rows, b->first + b->n_tiles * TILE_HEIGHT + row, k);
+                Soon soon = soon_read(b->rows, next + row, k);
+                int is_last = f + TILE_WIDTH >= w->n_features;
                 multiply(*sums, k == 0, matrix, panel(w, f) + k * TILE_WIDTH, TILE_WIDTH, depth,
-                         ahead && f == 0 ? &soon : 0, w->n_features - f);
+                         next >= 0 && is_last ? &soon : 0, w->n_features - f);
                 if (k + depth == w->n_inputs)
                     finish(b, row, f, *sums);
             }

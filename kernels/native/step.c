@@ -108,9 +108,9 @@ static void rows_some(void *job)
         Batch b = {&s->weights, &s->rows, s->first + row, n_rows, stop - start, s->x + row * s->x_row,
                    s->h + row * s->h_row, s->x_row, s->h_row, s->sums + self * n_sums(&s->weights), s};
         scale_batch(&b);
-        times_W(&b, b.x, 0, finish_h);
+        times_W(&b, b.x, -1, finish_h);
         times_W_turned(&b, finish_r);
-        times_W(&b, s->r + row * s->x_row, 1, finish_dh);
+        times_W(&b, s->r + row * s->x_row, s->first + stop * TILE_HEIGHT, finish_dh);
     }
 }
 
