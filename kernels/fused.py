@@ -36,6 +36,7 @@ _HEADERS = (
     "memory",
     "rows",
     "forward",
+    "folded",
     "digits",
     "bytes",
     "updates",
@@ -123,6 +124,7 @@ class _Native(_Op):
         row = node.inputs[0].type.dtype_specs()[1]
         macros = {"ROW": row, "SCALING": scaling[0], "BITS": bits, "UPDATE": self.rule}
         macros["ROWS_ARE_BYTES"] = int(row == "npy_uint8" and scaling[0] == "npy_float32")
+        macros["ROWS_ARE_FLOATS"] = int(row == "npy_float32" and scaling[0] in ("float", "npy_float32"))
         defines = [f"#define {macro} {value}" for macro, value in macros.items()]
         return "\n".join(
             ["#include <math.h>", "#include <stdlib.h>", "#include <string.h>", *defines, _source(self.file)]

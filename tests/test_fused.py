@@ -356,25 +356,26 @@ def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
         rows[:, column] = 100
 
 
-def test_nothing_is_read_beyond_the_last_row_of_bytes():
-    """They end where a page ends, and the next one must not be touched."""
-    code = """
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_nothing_is_read_beyond_the_last_row(dtype):
+    """Rows end where a page ends, and the next one must not be touched."""
+    code = f"""
     import ctypes, mmap
     import numpy as np
     from kernels.autoencoder import Autoencoder
-    page = mmap.PAGESIZE
+    dtype, page = np.dtype("{dtype}"), mmap.PAGESIZE
     memory = mmap.mmap(-1, 33 * page)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 32 * page), ctypes.c_size_t(page), mmap.PROT_NONE) == 0
     rng = np.random.default_rng(0)
-    for n_inputs in (97, 98, 99, 100):
+    for n_inputs in (7, 97, 98, 99, 100):
         zeros = np.zeros(n_inputs, np.float32)
         autoencoder = Autoencoder(n_inputs, 20, zeros, zeros + np.float32(1 / 255), zeros + np.float32(255))
         autoencoder.initialize(rng)
         for n_rows in range(1, 20):
-            rows = rng.integers(0, 256, (n_rows, n_inputs), dtype=np.uint8)
-            size, out = n_rows * n_inputs, np.empty((n_rows, 20), np.float32)
-            at_end = np.frombuffer(memory, np.uint8, size, 32 * page - size).reshape(rows.shape)
+            rows = rng.integers(0, 256, (n_rows, n_inputs)).astype(dtype)
+            out = np.empty((n_rows, 20), np.float32)
+            at_end = np.frombuffer(memory, dtype, rows.size, 32 * page - rows.nbytes).reshape(rows.shape)
             at_end[:] = rows
             assert autoencoder.encode_checked(at_end, out).size == 0
             assert np.array_equal(out, autoencoder.encode(rows))
@@ -382,12 +383,54 @@ def test_nothing_is_read_beyond_the_last_row_of_bytes():
     fresh(code)
 
 
+# ---- rows of floats
+
+
+@pytest.mark.parametrize("offset", [0, 0.5, -1, 1, 1.5, 1000])
+@pytest.mark.parametrize("n_features", [8, 64])
+def test_rows_of_floats_are_multiplied_as_they_are_where_columns_begin_near_0(rng, n_features, offset):
+    """Others are scaled first, as rows of other dtypes are."""
+    width = np.exp(rng.normal(size=300)).astype(np.float32)
+    low, scale = (offset * width).astype(np.float32), 1 / width
+    if abs(offset) == 1:
+        low *= np.float32(0.999)  # or the rounding of the scale decides
+    rows = (low + rng.random((500, 300), dtype=np.float32) * width).astype(np.float32)
+    parameters = random_parameters(rng, 300, n_features)
+    autoencoder = autoencoder_of(parameters, low, scale)
+    found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
+    W, b_hidden, _ = float64(parameters)
+    expected = plain.code((rows - low.astype(np.float64)) * scale.astype(np.float64), W, b_hidden)  # not rounded
+    if abs(offset) > 1:
+        assert_same_bits(found, scaled_first)
+        return
+    assert not np.array_equal(found, scaled_first)
+    assert_close(found, expected, "cpu", "float32", "features")
+    errors = [np.sqrt(np.mean((features - expected) ** 2)) for features in (found, scaled_first)]
+    assert errors[0] <= 1.05 * (1 + 2 * abs(offset)) * errors[1]  # the mean row is at 1/2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("where", ["W", "b_hidden", "minimum", "scale"])
+def test_parameters_that_cannot_be_folded_leave_floats_to_be_scaled(rng, where, bad):
+    rows = rng.random((50, 30), dtype=np.float32)
+    parameters = random_parameters(rng, 30, 8)
+    minimum, scale = np.zeros(30, np.float32), np.full(30, 2, np.float32)
+    for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
+        if name == where:
+            array.flat[7] = bad
+    autoencoder = autoencoder_of(parameters, minimum, scale)
+    found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
+    np.testing.assert_allclose(found, scaled_first, rtol=0, atol=1e-6)
+
+
+# ---- the same bits
 # ---- the same bits
 
 
-@pytest.mark.parametrize(("n_inputs", "n_features"), [(101, 24), (786, 65), (599, 17)])
-def test_a_row_of_bytes_gives_the_same_bits_whatever_lies_beside_it(rng, n_inputs, n_features):
-    rows = rng.integers(0, 256, (203, n_inputs), dtype=np.uint8)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(("n_inputs", "n_features"), [(101, 24), (786, 65), (599, 17), (9, 64)])
+def test_a_row_gives_the_same_bits_whatever_lies_beside_it(rng, n_inputs, n_features, dtype):
+    rows = rng.integers(0, 256, (203, n_inputs)).astype(dtype)
     scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
     features = autoencoder_of(parameters, *scaling, n_threads=1).encode(rows)
     for n_threads in THREADS:
@@ -671,7 +714,8 @@ for n_inputs, n_features in ((7, 3), (100, 37), (600, 130)):
     autoencoder.initialize(rng)
     p = [array.astype(np.float64) for array in autoencoder.parameters().values()]
     x = plain.scaled(rows, scaling)
-    assert np.abs(autoencoder.encode(rows) - plain.code(x, *p[:2])).max() < 1e-5
+    for same in (rows, rows.astype(np.float32), rows.astype(np.int64)):
+        assert np.abs(autoencoder.encode(same) - plain.code(x, *p[:2])).max() < 1e-5
     step = TrainingStep(autoencoder, "momentum", 0.0, rows.dtype)
     step.set_learning_rate(-1.0)
     step(rows)

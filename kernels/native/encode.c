@@ -8,12 +8,16 @@ typedef struct {
     float *x; /* a batch for each thread */
     long x_row;
     Tile *sums;
+    Folded folded;
+    int is_folded; /* whether rows are multiplied as they are */
     Digits digits;
     npy_uint8 *last_tile;  /* of rows of bytes, with zeros behind: groups end beyond rows, in the next one elsewhere */
     npy_uint8 *low, *high; /* the range of each column's bytes */
     long n_begun;
     Share share;
 } Encoding;
+
+static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->weights.n_features <= TILE_WIDTH; }
 
 static int may_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
 
@@ -24,6 +28,8 @@ static void lay_out_encoding(void *job, Memory *memory)
     e->x_row = round_up(e->rows.n_inputs, LINE);
     e->x = reserve(memory, memory->n_threads * BATCH * TILE_HEIGHT * e->x_row);
     e->sums = (Tile *)reserve(memory, memory->n_threads * n_sums(&e->weights) * TILE_HEIGHT * TILE_WIDTH);
+    if (may_fold(e))
+        lay_out_folded(&e->folded, &e->weights, memory);
     if (may_multiply_bytes(e)) {
         lay_out_digits(&e->digits, &e->weights, &e->rows, memory);
         e->last_tile = (npy_uint8 *)reserve(memory, BYTES_HEIGHT * e->digits.n_groups);
@@ -42,12 +48,35 @@ static void finish_features(const Batch *b, long row, long f, Tile sums)
     }
 }
 
+/* Which of a batch's rows lie in their range, for those who ask, and what is multiplied: scaled rows, or rows as they are,
+ * of which only a tile that is not full is copied. */
+static void prepare(const Encoding *e, Batch *b, float *x)
+{
+    int is_full = b->n_rows == b->n_tiles * TILE_HEIGHT;
+    Rows plain = e->rows;
+    b->x = x;
+    b->x_row = e->x_row;
+    if (e->is_folded) {
+        if (e->inside)
+            check_rows(b->rows, b->first, b->n_rows, e->inside + b->first);
+        plain.minimum = 0;
+        if (is_full) {
+            b->x = (float *)row_at(b->rows, b->first);
+            b->x_row = e->rows.n_inputs;
+        } else
+            scale_rows(&plain, b->first, b->n_rows, x, e->x_row);
+    } else if (e->inside)
+        for (long i = 0; i < b->n_rows; i++)
+            e->inside[b->first + i] = scale_row(b->rows, b->first + i, x + i * e->x_row, 1);
+    else
+        scale_batch(b);
+}
+
 static void encode_some(void *job)
 {
     Encoding *e = (Encoding *)job;
     long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
-    Batch b = {&e->weights, &e->rows, 0, 0, 0, e->x + self * BATCH * TILE_HEIGHT * e->x_row, 0, e->x_row, 0,
-               e->sums + self * n_sums(&e->weights), e};
+    Batch b = {&e->weights, &e->rows, 0, 0, 0, 0, 0, 0, 0, e->sums + self * n_sums(&e->weights), e};
     long start, stop, next, end;
     for (int there = take(&e->share, &next, &end); there;) {
         start = next;
@@ -57,11 +86,7 @@ static void encode_some(void *job)
         b.first = start * TILE_HEIGHT;
         b.n_tiles = stop - start;
         b.n_rows = least(b.n_tiles * TILE_HEIGHT, e->rows.n_rows - b.first);
-        if (e->inside)
-            for (long i = 0; i < b.n_rows; i++)
-                e->inside[b.first + i] = scale_row(b.rows, b.first + i, b.x + i * b.x_row, 1);
-        else
-            scale_batch(&b);
+        prepare(e, &b, e->x + self * BATCH * TILE_HEIGHT * e->x_row);
         times_W(&b, b.x, next * TILE_HEIGHT, finish_features);
     }
 }
@@ -113,6 +138,7 @@ static void encode_bytes(Encoding *e)
 
 static void encode_floats(Encoding *e)
 {
+    e->is_folded = may_fold(e) && fold(&e->folded, &e->weights, &e->rows);
     pack(&e->weights, e->n_threads);
     e->n_begun = 0;
     e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), 8 * BATCH, e->n_threads);

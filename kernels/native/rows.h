@@ -20,7 +20,7 @@ static inline BITS bits_of(SCALING value)
     return bits;
 }
 
-/* Scale a row. Whether all its values lie between `minimum` and `maximum` (which NaN and Inf do not; and -0 where the
+/* Scale a row into x, if that is not NULL. Whether all its values lie between `minimum` and `maximum` (which NaN and Inf do not; and -0 where the
  * minimum is 0 may not) is told to those who ask: asked while the values are at hand it costs a thirtieth of the
  * narrowest product, in a pass of its own as much as the product. */
 static inline __attribute__((always_inline)) int scale_row(const Rows *rows, long i, float *x, const int is_asked)
@@ -35,7 +35,8 @@ static inline __attribute__((always_inline)) int scale_row(const Rows *rows, lon
             worst = worst > low ? worst : low;
             worst = worst > high ? worst : high;
         }
-        x[k] = (float)(minimum ? above * scale[k] : value);
+        if (x)
+            x[k] = (float)(minimum ? above * scale[k] : value);
     }
     return worst < bits_of((SCALING)INFINITY);
 }

@@ -24,6 +24,7 @@
 
 typedef float Vector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 typedef int IntVector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+typedef unsigned UnsignedVector __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
 
 static inline Vector load(const float *from) { return *(const Vector *)from; }
 

@@ -1,0 +1,81 @@
+/* The scaling folded into W, so that rows of floats are multiplied as they are:
+ *
+ *     ((r - minimum) * scale) . W + b_hidden  =  r . V + (b_hidden - minimum . V)        V = scale * W
+ *
+ * Scaling takes a tenth of the narrowest product. Left out, it also leaves out its rounding; but what is summed is larger
+ * where columns begin far from 0, and a sum's rounding with it. So V is taken where no column begins further from 0 than
+ * it is wide, |minimum| <= 1 / scale, which makes the largest terms twice as large at most, and those of a mean row three
+ * times. V is rounded before it is multiplied by minimum, so that its rounding counts for r - minimum only.
+ *
+ * Not for more columns than a panel of W has: 784 -> 256 became 0.97 times as fast.
+ */
+typedef struct {
+    float *V, *bias;
+    double *sums;
+} Folded;
+
+static void lay_out_folded(Folded *folded, const Weights *w, Memory *memory)
+{
+    folded->V = reserve(memory, w->n_inputs * w->n_features);
+    folded->bias = reserve(memory, w->n_features);
+    folded->sums = (double *)reserve(memory, 2 * w->n_features);
+}
+
+/* Put V and its bias in the place of W and b_hidden; 0 where these are to stay. */
+static int fold(Folded *folded, Weights *w, const Rows *rows)
+{
+    const SCALING *minimum = rows->minimum, *scale = rows->scale;
+    double size = 0;
+    if (!minimum)
+        return 1;
+    for (long k = 0; k < w->n_inputs; k++)
+        if (!(fabs((double)minimum[k] * scale[k]) <= 1))
+            return 0;
+    memset(folded->sums, 0, w->n_features * sizeof(double));
+    for (long k = 0; k < w->n_inputs; k++)
+        for (long f = 0; f < w->n_features; f++) {
+            float v = (float)((double)scale[k] * w->W[k * w->n_features + f]);
+            folded->V[k * w->n_features + f] = v;
+            folded->sums[f] += (double)minimum[k] * v;
+            size += fabs(v);
+        }
+    for (long f = 0; f < w->n_features; f++)
+        folded->bias[f] = (float)(w->b_hidden[f] - folded->sums[f]);
+    if (!(size < INFINITY)) /* nor is NaN */
+        return 0;
+    w->W = folded->V;
+    w->b_hidden = folded->bias;
+    return 1;
+}
+
+/* Tell of a full tile of rows what `scale_row` tells of one: six reads under way hide how far the rows are. */
+static void check_tile(const Rows *rows, long first, npy_bool *inside)
+{
+    const float *low = (const float *)rows->minimum, *high = (const float *)rows->maximum;
+    UnsignedVector worst[TILE_HEIGHT] = {{0}};
+    for (long k = 0; k < rows->n_inputs; k += LANES) {
+        long at = least(k, rows->n_inputs - LANES); /* the last vector may overlap the one before */
+        for (int i = 0; i < TILE_HEIGHT; i++) {
+            Vector value = load((const float *)row_at(rows, first + i) + at);
+            UnsignedVector above = (UnsignedVector)(value - load(low + at));
+            UnsignedVector below = (UnsignedVector)(load(high + at) - value);
+            worst[i] = worst[i] > above ? worst[i] : above;
+            worst[i] = worst[i] > below ? worst[i] : below;
+        }
+    }
+    for (int i = 0; i < TILE_HEIGHT; i++) {
+        inside[i] = 1;
+        for (int j = 0; j < LANES; j++)
+            inside[i] &= worst[i][j] < 0x7f800000; /* +Inf */
+    }
+}
+
+/* Which of some rows lie in their range. */
+static void check_rows(const Rows *rows, long first, long n_rows, npy_bool *inside)
+{
+    long i = 0;
+    for (; rows->n_inputs >= LANES && i + TILE_HEIGHT <= n_rows; i += TILE_HEIGHT)
+        check_tile(rows, first + i, inside + i);
+    for (; i < n_rows; i++)
+        inside[i] = scale_row(rows, first + i, 0, 1);
+}
