@@ -49,7 +49,7 @@ class Plan:
     def n_writers(self) -> int:
         """Dask threads while encoding, each of which holds a block and the features of a part.
 
-        One more, so that the processor has work while a part is brought to the disk; but who asks for one gets one.
+        Two more, so that the processor has work while parts are brought to the disk; but who asks for one gets one.
         """
         return _n_writers(self.n_threads)
 
@@ -108,7 +108,7 @@ def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_row
 
 
 def _n_writers(n_threads: int) -> int:
-    return n_threads + (n_threads > 1)
+    return n_threads + 2 * (n_threads > 1)
 
 
 def _round_up(number: int, multiple: int) -> int:
