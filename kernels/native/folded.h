@@ -25,24 +25,26 @@ static void lay_out_folded(Folded *folded, const Weights *w, Memory *memory)
 static int fold(Folded *folded, Weights *w, const Rows *rows)
 {
     const SCALING *minimum = rows->minimum, *scale = rows->scale;
-    double size = 0;
+    double *__restrict__ sums = folded->sums;
     if (!minimum)
         return 1;
     for (long k = 0; k < w->n_inputs; k++)
         if (!(fabs((double)minimum[k] * scale[k]) <= 1))
             return 0;
-    memset(folded->sums, 0, w->n_features * sizeof(double));
-    for (long k = 0; k < w->n_inputs; k++)
+    memset(sums, 0, w->n_features * sizeof(double));
+    for (long k = 0; k < w->n_inputs; k++) {
+        const float *__restrict__ from = w->W + k * w->n_features;
+        float *__restrict__ to = folded->V + k * w->n_features;
         for (long f = 0; f < w->n_features; f++) {
-            float v = (float)((double)scale[k] * w->W[k * w->n_features + f]);
-            folded->V[k * w->n_features + f] = v;
-            folded->sums[f] += (double)minimum[k] * v;
-            size += fabs(v);
+            to[f] = (float)((double)scale[k] * from[f]);
+            sums[f] += (double)minimum[k] * to[f];
         }
-    for (long f = 0; f < w->n_features; f++)
-        folded->bias[f] = (float)(w->b_hidden[f] - folded->sums[f]);
-    if (!(size < INFINITY)) /* nor is NaN */
-        return 0;
+    }
+    for (long f = 0; f < w->n_features; f++) {
+        folded->bias[f] = (float)(w->b_hidden[f] - sums[f]);
+        if (!(fabs(folded->bias[f]) < INFINITY)) /* nor is it where anything in V is not finite, as 0 * Inf is NaN */
+            return 0;
+    }
     w->W = folded->V;
     w->b_hidden = folded->bias;
     return 1;
