@@ -68,7 +68,7 @@ class Scaler:
         return self.minimum.astype(working), scale.astype(working)
 
     def transform(self, rows: np.ndarray) -> np.ndarray:
-        """Scaled rows, float32, bit for bit as the device scales them.
+        """Scaled rows, float32, bit for bit as the device scales them where it does not fold the scaling into ``W``.
 
         Parameters
         ----------

@@ -48,26 +48,31 @@ static void finish_features(const Batch *b, long row, long f, Tile sums)
     }
 }
 
-/* Which of a batch's rows lie in their range, for those who ask, and what is multiplied: scaled rows, or rows as they are,
- * of which only a tile that is not full is copied. */
+/* Let a batch's rows be multiplied where they lie, or copied if they do not fill its tiles, which are read whole. */
+static void take_as_they_are(const Encoding *e, Batch *b)
+{
+    Rows unscaled = e->rows;
+    unscaled.minimum = 0;
+    if (e->inside)
+        check_rows(b->rows, b->first, b->n_rows, e->inside + b->first);
+    if (b->n_rows < b->n_tiles * TILE_HEIGHT) {
+        scale_rows(&unscaled, b->first, b->n_rows, b->x, b->x_row);
+        return;
+    }
+    b->x = (float *)row_at(b->rows, b->first);
+    b->x_row = e->rows.n_inputs;
+}
+
+/* What of a batch is multiplied; and which of its rows lie in their range, for those who ask. */
 static void prepare(const Encoding *e, Batch *b, float *x)
 {
-    int is_full = b->n_rows == b->n_tiles * TILE_HEIGHT;
-    Rows plain = e->rows;
     b->x = x;
     b->x_row = e->x_row;
-    if (e->is_folded) {
-        if (e->inside)
-            check_rows(b->rows, b->first, b->n_rows, e->inside + b->first);
-        plain.minimum = 0;
-        if (is_full) {
-            b->x = (float *)row_at(b->rows, b->first);
-            b->x_row = e->rows.n_inputs;
-        } else
-            scale_rows(&plain, b->first, b->n_rows, x, e->x_row);
-    } else if (e->inside)
+    if (e->is_folded)
+        take_as_they_are(e, b);
+    else if (e->inside)
         for (long i = 0; i < b->n_rows; i++)
-            e->inside[b->first + i] = scale_row(b->rows, b->first + i, x + i * e->x_row, 1);
+            e->inside[b->first + i] = scale_row(b->rows, b->first + i, b->x + i * b->x_row, 1);
     else
         scale_batch(b);
 }
