@@ -89,7 +89,9 @@ class Disk:
         return shutil.disk_usage(path).free
 
 
-def publish(disk: Disk, path: Path, data: bytes | memoryview, replace: bool = False) -> None:
+def publish(
+    disk: Disk, path: Path, data: bytes | memoryview, replace: bool = False, name_is_synced: bool = True
+) -> None:
     """Put a whole file at `path`.
 
     Parameters
@@ -99,6 +101,8 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview, replace: bool = Fa
     data : bytes or memoryview
     replace : bool
         Whether it may take the place of another; otherwise a file that is there stays, and `FileExistsError` tells.
+    name_is_synced : bool
+        Otherwise only the content is on the disk for good, and whoever counts on the name syncs the directory first.
 
     Raises
     ------
@@ -118,7 +122,8 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview, replace: bool = Fa
             with suppress(OSError):
                 disk.remove(temporary)
             raise
-        sync_directory(disk, path.parent)
+        if name_is_synced:
+            sync_directory(disk, path.parent)
     except FileExistsError:
         raise
     except OSError as error:

@@ -6,7 +6,8 @@ The commit protocol:
 2. Results (parts, and what the scan and the training leave) are files with unique names, never overwritten. A task may
    write one; until a commit record names it, it does not exist.
 3. A commit record, ``commits/<key>-<fingerprint>.json``, gives the file's size and BLAKE3 and the fingerprint of
-   everything it was made from. Only the driver writes records, each once: that is the moment a result exists.
+   everything it was made from. Only the driver writes records, each once: that is the moment a result exists. Results
+   that are finished close together share a file of records, ``commits/part-<unique>.json``.
 4. ``manifest.json`` names every part and comes last. Readers follow it and never list a directory.
 
 So results of other settings stand beside this run's until its manifest replaces theirs; only then are they swept away.
@@ -24,9 +25,9 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,13 @@ _LOCK = ".lock"
 _REQUEST = "run.json"
 _PIECE = 2**20  # bytes read at once
 _FOLDERS = ("parts", "stages", "commits")
-_OUTPUT, _COMMIT = "shardpress-output/1", "shardpress-commit/1"
+_OUTPUT, _COMMIT, _COMMITS = "shardpress-output/1", "shardpress-commit/1", "shardpress-commits/1"
 _TOP = r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index)\.h5|encoder\.npz|quarantine\.jsonl"
 _OPTIONAL = ("model-last-good.h5", "quarantine.jsonl")  # of those above, what not every run leaves
 _RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-f]{32}\.(h5|npz)")
-_RECORD = re.compile(r"commits/([a-z]+(?:-[0-9]+)*)-([0-9a-f]{16})\.json")
-_HALF = re.compile(rf"({_TOP}|{_RESULT.pattern}|{_RECORD.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+_RECORD = re.compile(r"commits/([a-z]+(?:-[0-9]+)*-[0-9a-f]{16})\.json")
+_RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
+_HALF = re.compile(rf"({_TOP}|{_RESULT.pattern}|{_RECORD.pattern}|{_RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Record:
 
     @property
     def path(self) -> str:
-        """Where it is written, relative to the output directory."""
+        """Where it is written when it is committed alone, relative to the output directory."""
         return f"commits/{self.key}-{self.fingerprint[:16]}.json"
 
 
@@ -164,7 +166,10 @@ class Ledger:
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory, self.disk = directory, disk
-        self._records = {record.path: record for record in self._read_records()}
+        self._records: dict[str, Record] = {}
+        self._files: dict[str, str] = {}  # of each record, the file that holds it
+        for name, record in self._read_records():
+            self._records[record.path], self._files[record.path] = record, name
 
     # -- writing --
 
@@ -173,7 +178,7 @@ class Ledger:
 
         May be called from any thread or process; raises like `pipeline.disk.publish`.
         """
-        return self._publish(f"{stem}-{uuid.uuid4().hex}{suffix}", data, replace=False)
+        return self._publish(f"{stem}-{uuid.uuid4().hex}{suffix}", data, name_is_synced=False)
 
     def replace(self, name: str, data: bytes) -> Entry:
         """Put a file of a fixed name there, in place of an earlier one; raises like `pipeline.disk.publish`."""
@@ -187,19 +192,48 @@ class Ledger:
         Record
             The one that counts.
         """
-        record = Record(key, fingerprint, entry, dict(facts or {}))
-        if record.path not in self._records:
-            self._publish(record.path, seal(_COMMIT, asdict(record)), replace=False)
-            self._records[record.path] = record
-        elif self._records[record.path].entry.file != entry.file:
-            self._remove(entry.file)
-        return self._records[record.path]
+        (record,) = self.commit_together([Record(key, fingerprint, entry, dict(facts or {}))])
+        return record
+
+    def commit_together(self, records: Sequence[Record]) -> list[Record]:
+        """Make results exist, all in one moment; else like `commit`, which takes four syncs for each of them.
+
+        Returns
+        -------
+        list of Record
+            Those that count, in the same order.
+        """
+        new: dict[str, Record] = {}
+        for record in records:
+            if record.path not in self._records:
+                new.setdefault(record.path, record)
+        if new:
+            for folder in sorted({os.path.dirname(record.entry.file) for record in new.values()}):
+                self._sync(folder)  # what a record names is there for good before it
+            name = self._write_records(list(new.values()))
+            self._records.update(new)
+            self._files.update(dict.fromkeys(new, name))
+        counting = [self._records[record.path] for record in records]
+        for record, counts in zip(records, counting, strict=True):
+            if record.entry.file != counts.entry.file:
+                self._remove(record.entry.file)
+        return counting
 
     def drop(self, *records: Record) -> None:
         """Take results back: their records first, for good, and only then their files."""
-        for record in records:
-            self._remove(record.path)
-            self._records.pop(record.path, None)
+        gone = {record.path for record in records}
+        rest: dict[str, list[Record]] = {self._files.get(path, path): [] for path in gone}
+        for path, name in self._files.items():
+            if name in rest and path not in gone:
+                rest[name].append(self._records[path])
+        for name, others in sorted(rest.items()):
+            if others:
+                self.replace(name, _sealed(others))
+            else:
+                self._remove(name)
+        for path in gone:
+            self._records.pop(path, None)
+            self._files.pop(path, None)
         if records:
             self._sync("commits")
         for record in records:
@@ -294,13 +328,22 @@ class Ledger:
 
     # -- inside --
 
-    def _publish(self, name: str, data: bytes | memoryview, replace: bool) -> Entry:
+    def _publish(
+        self, name: str, data: bytes | memoryview, replace: bool = False, name_is_synced: bool = True
+    ) -> Entry:
         path = self.directory / name
         try:
-            publish(self.disk, path, data, replace)
+            publish(self.disk, path, data, replace, name_is_synced)
         except FileExistsError as error:
             raise CannotCreate(f"file={shown(path)}: something else lies in its place. Move it away.") from error
         return Entry(name, len(data), digest([data]))
+
+    def _write_records(self, records: Sequence[Record]) -> str:
+        """One file of records; its name."""
+        first, *others = records
+        kind = first.key.split("-")[0]
+        name = f"commits/{kind}-{uuid.uuid4().hex}.json" if others else first.path
+        return self._publish(name, _sealed(records) if others else seal(_COMMIT, _plain(first))).file
 
     def _remove(self, name: str) -> None:
         path = self.directory / name
@@ -323,20 +366,24 @@ class Ledger:
                 log.warning("%s; the run counts as unfinished", error)
             return None
 
-    def _read_records(self) -> Iterator[Record]:
-        for name in sorted(os.listdir(self.directory / "commits")):
-            found = _RECORD.fullmatch(f"commits/{name}")
-            if not found:
+    def _read_records(self) -> Iterator[tuple[str, Record]]:
+        """Each record, with the name of its file."""
+        for name in sorted(f"commits/{name}" for name in os.listdir(self.directory / "commits")):
+            one, several = _RECORD.fullmatch(name), _RECORDS.fullmatch(name)
+            if not one and not several:
                 continue
-            path = self.directory / "commits" / name
+            path = self.directory / name
             try:
-                yield _record(path, found[1], found[2])
+                data = path.read_bytes()
+                found = _record(data, one[1]) if one else _records(data)
             except NewerFormat as error:
                 raise NewerFormat(f"file={shown(path)}: {error}") from error
             except (OSError, ValueError, KeyError, TypeError) as error:
                 _check_limits(error, path)
                 log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", shown(path), error)
-                self._remove(f"commits/{name}")
+                self._remove(name)
+            else:
+                yield from ((name, record) for record in found)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -413,12 +460,29 @@ def _fault(directory: Path, entry: Entry, digests: bool) -> str | None:
     return None
 
 
-def _record(path: Path, key: str, start: str) -> Record:
-    content = unseal(_COMMIT, path.read_bytes())
-    entry = Entry(**content.pop("entry"))
-    record = Record(entry=entry, **content)
-    if record.key != key or record.fingerprint[:16] != start or not _RESULT.fullmatch(entry.file):
+def _sealed(records: Sequence[Record]) -> bytes:
+    return seal(_COMMITS, {"records": [_plain(record) for record in records]})
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    return {**vars(record), "entry": vars(record.entry)}
+
+
+def _record(data: bytes, name: str) -> list[Record]:
+    record = _as_record(unseal(_COMMIT, data))
+    if name != f"{record.key}-{record.fingerprint[:16]}":
         raise ValueError("its name and its content differ")
+    return [record]
+
+
+def _records(data: bytes) -> list[Record]:
+    return [_as_record(content) for content in unseal(_COMMITS, data)["records"]]
+
+
+def _as_record(content: dict[str, Any]) -> Record:
+    record = Record(**{**content, "entry": Entry(**content["entry"])})
+    if not _RECORD.fullmatch(record.path) or not _RESULT.fullmatch(record.entry.file):
+        raise ValueError("names what is no result")
     return record
 
 

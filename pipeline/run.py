@@ -34,6 +34,7 @@ from pipeline.errors import (
 from pipeline.features import index_bytes
 from pipeline.fit import autoencoder_of, fit, intact, scanned
 from pipeline.gate import Shard
+from pipeline.groupcommit import GroupCommit
 from pipeline.job import Clock, Job, resolved
 from pipeline.ledger import Entry, Ledger, Record, claim
 from pipeline.model import Model, load_model
@@ -417,18 +418,20 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
                 f"--on-bad-data {job.config.on_bad_data}). Mend the files, or raise it."
             )
 
-    def commit(done: Encoded) -> None:
-        count(done.facts)
-        ledger.commit(done.part.key, fingerprint, done.entry, done.facts)
-
     for record in there:
         count(record.facts)
 
     about = {**job.about(), "model": model.fingerprint}
     n_callers = min(job.plan.n_threads, autoencoder.n_callers(dtypes))
-    encode_parts(
-        parts, ledger.write, autoencoder.encode_checked, job.n_features, job.plan, policy, about, commit, n_callers
-    )
+    with GroupCommit(ledger) as group:
+
+        def commit(done: Encoded) -> None:
+            count(done.facts)
+            group.add(Record(done.part.key, fingerprint, done.entry, done.facts))
+
+        encode_parts(
+            parts, ledger.write, autoencoder.encode_checked, job.n_features, job.plan, policy, about, commit, n_callers
+        )
     return ledger.records("part", fingerprint)
 
 

@@ -11,6 +11,7 @@ import errno
 import io
 import json
 import logging
+import math
 import random
 import shutil
 import signal
@@ -25,6 +26,7 @@ from typing import Any
 import h5py
 import pytest
 
+from pipeline import groupcommit
 from pipeline.formats import digest, unseal
 from tests.faulty import Failing, Killing, PowerLog, Short, Watched, forked, materialize
 from tests.standin import Night, features_of, install
@@ -49,6 +51,7 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "overwrite": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "threads": (None, (*STEPS, "--threads", "3")),
+    "together": (None, STEPS),
 }
 
 
@@ -63,6 +66,8 @@ class Trial:
 
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
+        # All but the first part in one group, or each by itself.
+        self._seconds = math.inf if kind == "together" else 0
         self.night, self._folder, self._n_outputs = Night(folder, 20, 0, 15), folder, 0
         before, self.flags = KINDS[kind]
         self._before = None if before is None else folder / "before"
@@ -84,7 +89,9 @@ class Trial:
 
     def run(self, output: Path, disk: Watched | None = None) -> int:
         """Exit code of the run."""
-        return self.night.run(output, *self.flags, disk=disk or Watched())
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(groupcommit, "_SECONDS", self._seconds)
+            return self.night.run(output, *self.flags, disk=disk or Watched())
 
     def check(self, output: Path, label: str) -> None:
         """Nothing is half, and the same command, typed again, makes what an undisturbed run makes; then clean up."""
@@ -115,7 +122,14 @@ def broken_promises(output: Path, strictly: bool = True) -> list[str]:
 
 def records(output: Path) -> list[dict[str, Any]]:
     """Every commit record, as plain values."""
-    return [unseal("shardpress-commit/1", path.read_bytes()) for path in sorted(output.glob("commits/*.json"))]
+    return [record for path in sorted(output.glob("commits/*.json")) for record in _records_in(path.read_bytes())]
+
+
+def _records_in(data: bytes) -> list[dict[str, Any]]:
+    if json.loads(data)["format"].startswith("shardpress-commits/"):
+        found: list[dict[str, Any]] = unseal("shardpress-commits/1", data)["records"]
+        return found
+    return [unseal("shardpress-commit/1", data)]
 
 
 def _as_named(output: Path, entry: dict[str, Any]) -> bool:
@@ -136,9 +150,7 @@ def _whole(output: Path, entry: dict[str, Any]) -> bool:
 
 def leftovers(output: Path) -> list[str]:
     """Half-written files, results that no record names, and records of a training that is over."""
-    named = {
-        unseal("shardpress-commit/1", path.read_bytes())["entry"]["file"] for path in output.glob("commits/*.json")
-    }
+    named = {record["entry"]["file"] for record in records(output)}
     found = [str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()]
     return [
         name

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from kernels.backend import Device
-from pipeline import cli, job, plan, request, run
+from pipeline import cli, groupcommit, job, plan, request, run
 from pipeline.disk import Disk
 from pipeline.ledger import read_manifest
 from pipeline.shards import open_shards
@@ -141,6 +141,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_start_device", lambda config: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(run, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(plan, "_PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(groupcommit, "_SECONDS", 0)  # each part by itself, however fast they come
     monkeypatch.setattr(run, "open_shards", _remembering(open_shards))
     for user in (job, request):
         monkeypatch.setattr(user, "version", cache(version))  # a file to parse each time

@@ -17,6 +17,7 @@ ORDER = [
     "config",
     "disk",
     "ledger",
+    "groupcommit",
     "cluster",
     "files",
     "superblock",

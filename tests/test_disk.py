@@ -85,6 +85,13 @@ def test_p8_data_is_on_the_disk_before_it_has_its_name_and_the_name_is_after_it(
     assert watched.calls[-1] == ("sync_directory", tmp_path)
 
 
+def test_a_name_that_somebody_else_will_sync_is_not_synced(tmp_path: Path) -> None:
+    watched = Watched()
+    publish(watched, tmp_path / "part.h5", b"x", name_is_synced=False)
+    assert watched.names == [*BEGINNING, "link", "remove"]
+    assert contents(tmp_path) == {"part.h5": b"x"}
+
+
 # -- past the page cache -----------------------------------------------------------------------------------------
 
 LARGE = 300 * PAGE + 17

@@ -57,7 +57,7 @@ def test_a_file_that_is_cut_short_is_seen(victim: Victim, output: Path, name: st
         victim.look(killed("encoding"), output)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "commits/part-000003-000000000000-*.json"])
+@pytest.mark.parametrize("name", ["manifest.json", "commits/part-*.json"])
 def test_half_a_record_is_seen(victim: Victim, output: Path, name: str) -> None:
     path = next(output.glob(name))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

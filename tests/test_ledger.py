@@ -49,6 +49,8 @@ FOREIGN = [
     "commits/readme.md",
     f"commits/{HEX}.json",
     f"commits/part-000000-000000000000-{HEX}.json",
+    f"commits/part-{HEX}.json.bak",
+    f"commits/{HEX[:16]}-{HEX}.json",
     "more/model.h5",
     f"more/part-000000-000000000000-{HEX}.h5",
     f"parts/more/part-000000-000000000000-{HEX}.h5",
@@ -59,6 +61,7 @@ HALF_WRITTEN = [
         *(".shardpress", MANIFEST, "run.json", "report.json", "model.h5", "model-last-good.h5", "index.h5"),
         *("encoder.npz", "quarantine.jsonl", f"parts/{KEY}-{HEX}.h5", f"stages/scan-{HEX}.npz"),
         *(f"stages/checkpoint-{HEX}.npz", f"stages/model-{HEX}.h5", f"commits/{KEY}-{HEX[:16]}.json"),
+        f"commits/part-{HEX}.json",
     )
 ]
 
@@ -86,6 +89,15 @@ def commit(
     kind = key.split("-")[0]
     stem, suffix = (f"parts/{key}", ".h5") if kind == "part" else (f"stages/{kind}", ".npz")
     return ledger.commit(key, made_from, ledger.write(stem, suffix, data), facts)
+
+
+def together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Record]:
+    """Write and commit results in one group."""
+    entries = [ledger.write(f"parts/{key}", ".h5", key.encode()) for key in keys]
+    records = [
+        Record(key, made_from, entry, {"i": i}) for i, (key, entry) in enumerate(zip(keys, entries, strict=True))
+    ]
+    return ledger.commit_together(records)
 
 
 def claimed(directory: Path, disk: Disk | None = None) -> None:
@@ -397,6 +409,90 @@ def test_p12_names_are_unique_whatever_the_clock_says(ledger: Ledger, monkeypatc
     assert len(set(names)) == 150 == len(os.listdir(ledger.directory / "parts"))
 
 
+# -- results that are committed together ---------------------------------------------------------------------------
+
+KEYS = [f"part-{i:06d}-000000000000" for i in range(5)]
+
+
+def record_files(ledger: Ledger) -> list[Path]:
+    return sorted((ledger.directory / "commits").iterdir())
+
+
+def test_results_that_are_committed_together_are_found_by_later_runs(ledger: Ledger) -> None:
+    commit(ledger, "scan")
+    records = together(ledger, *KEYS)
+    assert [record.key for record in records] == KEYS
+    assert len(record_files(ledger)) == 2
+    for found in (ledger, reopened(ledger)):
+        assert found.records("part", NOW) == records
+        assert [found.load(record) for record in records] == [key.encode() for key in KEYS]
+        found.sweep(NOW)
+    assert len(record_files(ledger)) == 2
+
+
+def test_a_group_of_one_is_committed_like_a_result_alone(ledger: Ledger) -> None:
+    (record,) = together(ledger, KEY)
+    assert [path.name for path in record_files(ledger)] == [Path(record.path).name]
+
+
+def test_committing_nothing_touches_nothing(tmp_path: Path) -> None:
+    watched = Watched()
+    with claim(tmp_path, watched) as ledger:
+        watched.calls.clear()
+        assert ledger.commit_together([]) == []
+    assert watched.calls == []
+
+
+def test_c4_in_a_group_too_the_first_of_a_part_that_was_made_twice_stays(ledger: Ledger) -> None:
+    earlier = commit(ledger, KEYS[1])
+    records = together(ledger, KEYS[0], KEYS[0], KEYS[1], KEYS[2])
+    assert [record.facts.get("i") for record in records] == [0, 0, None, 3]
+    assert records[2] == earlier
+    assert set(contents(ledger.directory / "parts")) == {Path(record.entry.file).name for record in records}
+    assert reopened(ledger).records("part", NOW) == [records[0], earlier, records[3]]
+
+
+def test_p8_what_is_committed_is_on_the_disk_before_its_record_is_begun(tmp_path: Path) -> None:
+    watched = Watched()
+    with claim(tmp_path, watched) as ledger:
+        watched.calls.clear()
+        together(ledger, *KEYS)
+    paths = [Path(str(path)) if isinstance(path, Path) else Path() for _, path in watched.calls]
+    first_of_record = next(i for i, path in enumerate(paths) if path.parent.name == "commits")
+    assert watched.calls[first_of_record - 1] == ("sync_directory", tmp_path / "parts")
+    assert {path.parent.name for path in paths[first_of_record:]} <= {"commits", "", tmp_path.name}
+    assert watched.calls[-1] == ("sync_directory", tmp_path / "commits")
+    assert watched.names[:first_of_record].count("sync") == len(KEYS)
+
+
+def test_p8_of_a_group_the_rest_stays_and_what_is_taken_back_is_gone_for_good_before_its_file(tmp_path: Path) -> None:
+    watched = Watched()
+    with claim(tmp_path, watched) as ledger:
+        records = together(ledger, *KEYS)
+        watched.calls.clear()
+        ledger.drop(records[0], records[3])
+        names, gone = watched.names, [tmp_path / records[i].entry.file for i in (0, 3)]
+        assert names.index("replace") < names.index("sync_directory") < len(names) - 2
+        assert watched.calls[-2:] == [("remove", path) for path in gone]
+        for found in (ledger, reopened(ledger)):
+            assert found.records("part", NOW) == [records[i] for i in (1, 2, 4)]
+        again = commit(ledger, KEYS[0], data=b"new")
+        assert reopened(ledger).records("part", NOW) == [again, *(records[i] for i in (1, 2, 4))]
+        ledger.drop(*ledger.records("part", NOW))
+    assert contents(tmp_path) == {}
+
+
+def test_a_group_of_other_settings_goes_when_results_are_replaced(ledger: Ledger) -> None:
+    together(ledger, *KEYS, made_from=BEFORE)
+    records = together(ledger, *KEYS)
+    found = reopened(ledger)
+    found.sweep(NOW)
+    assert reopened(ledger).all_records("part") == records
+    assert len(record_files(ledger)) == 1
+    found.forget()
+    assert contents(ledger.directory) == {}
+
+
 # -- damage ------------------------------------------------------------------------------------------------------
 
 
@@ -486,6 +582,57 @@ def test_d12_a_damaged_record_counts_as_none_and_is_named(
     found.sweep()
     assert set(contents(ledger.directory)) == {good.path, good.entry.file}
     assert victim.read_bytes() == b"precious"
+
+
+DAMAGED_GROUPS = {
+    "empty": b"",
+    "half": seal("shardpress-commits/1", {"records": [RECORD]})[:200],
+    "edited": seal("shardpress-commits/1", {"records": [RECORD]}).replace(b'"n_bytes": 1', b'"n_bytes": 2'),
+    "of one": seal("shardpress-commit/1", RECORD),
+    "no records": seal("shardpress-commits/1", {}),
+    "a number of records": seal("shardpress-commits/1", {"records": 3}),
+    "text": seal("shardpress-commits/1", {"records": ["part"]}),
+    **{
+        f"one that {words}": seal("shardpress-commits/1", {"records": [RECORD, {**RECORD, **other}]})
+        for words, other in {
+            "has a number for a key": {"key": 3},
+            "has a key that leads outside": {"key": "../../victim"},
+            "has a number for a fingerprint": {"fingerprint": 3},
+            "has no entry": {"entry": None},
+            "has an unknown field": {"more": 1},
+            "names no result": {"entry": {**RECORD["entry"], "file": "model.h5"}},
+            "leads outside": {"entry": {**RECORD["entry"], "file": "../victim"}},
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED_GROUPS.values(), ids=DAMAGED_GROUPS)
+def test_d12_a_damaged_group_counts_as_none_and_is_named(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    victim = ledger.directory.parent / "victim"
+    victim.write_bytes(b"precious")
+    good = commit(ledger, OTHER)
+    together(ledger, *KEYS)
+    (group,) = [path for path in record_files(ledger) if path.name != Path(good.path).name]
+    group.write_bytes(content)
+    found = reopened(ledger)
+    assert found.all_records("part") == [good]
+    assert f"file={group}: no valid commit record" in caplog.text
+    found.sweep()
+    assert set(contents(ledger.directory)) == {good.path, good.entry.file}
+    assert victim.read_bytes() == b"precious"
+
+
+def test_d12_a_group_that_a_later_version_wrote_is_refused_and_left_alone(ledger: Ledger) -> None:
+    together(ledger, *KEYS)
+    (group,) = record_files(ledger)
+    group.write_bytes(seal("shardpress-commits/2", {}))
+    before = contents(ledger.directory)
+    with refused(76, f"file={group}: format 'shardpress-commits/2'"):
+        reopened(ledger)
+    assert contents(ledger.directory) == before
 
 
 @pytest.mark.parametrize("act", ["records", "fault", "load", "manifest"])

@@ -1,0 +1,139 @@
+"""Results that come fast share a record file, those that come slowly wait for nobody, and none is left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import groupcommit
+from pipeline.errors import WriteFailed
+from pipeline.groupcommit import GroupCommit
+from pipeline.ledger import Ledger, Record, claim
+from tests.faulty import Watched
+
+NOW = "0" * 64
+
+
+class Clock:
+    """Seconds that pass when it is told so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(groupcommit, "time", found)
+    return found
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with claim(tmp_path / "out") as found:
+        yield found
+
+
+def made(ledger: Ledger, i: int) -> Record:
+    key = f"part-{i:06d}-000000000000"
+    return Record(key, NOW, ledger.write(f"parts/{key}", ".h5", b"data"))
+
+
+def n_committed(ledger: Ledger) -> int:
+    """As a later run finds it."""
+    return len(Ledger(ledger.directory, ledger.disk).records("part", NOW))
+
+
+def n_files(ledger: Ledger) -> int:
+    return len(os.listdir(ledger.directory / "commits"))
+
+
+def test_results_that_come_slowly_are_committed_at_once(ledger: Ledger, clock: Clock) -> None:
+    with GroupCommit(ledger) as group:
+        for i in range(5):
+            group.add(made(ledger, i))
+            assert n_committed(ledger) == i + 1
+            clock.now += 0.2
+    assert n_files(ledger) == 5
+
+
+def test_results_that_come_fast_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
+    with GroupCommit(ledger) as group:
+        for i in range(50):
+            group.add(made(ledger, i))
+            clock.now += 1 / 64
+            # The first one at once, and later ones a tenth of a second after it at the latest.
+            assert i - n_committed(ledger) <= 0.1 * 64
+    assert n_committed(ledger) == 50
+    assert n_files(ledger) == 1 + 49 // 7
+
+
+def test_a_fast_one_behind_slow_ones_waits_for_the_next(ledger: Ledger, clock: Clock) -> None:
+    with GroupCommit(ledger) as group:
+        group.add(made(ledger, 0))
+        group.add(made(ledger, 1))
+        assert n_committed(ledger) == 1
+        clock.now += 100
+        group.add(made(ledger, 2))
+        assert n_committed(ledger) == 3
+
+
+def fail_after_three(ledger: Ledger, error: BaseException) -> None:
+    with GroupCommit(ledger) as group:
+        for i in range(3):
+            group.add(made(ledger, i))
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("a fault"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_what_waits_is_committed_when_the_run_fails(ledger: Ledger, clock: Clock, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        fail_after_three(ledger, error)
+    assert n_committed(ledger) == 3
+
+
+class Full(Watched):
+    """No space for any record but the first."""
+
+    n_records = 0
+
+    def create(self, path: Path) -> int:
+        if path.parent.name == "commits":
+            self.n_records += 1
+            if self.n_records > 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().create(path)
+
+
+def test_a_record_that_cannot_be_written_hides_no_earlier_error(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with claim(tmp_path, Full()) as ledger:
+        with pytest.raises(ValueError, match="a fault"):
+            fail_after_three(ledger, ValueError("a fault"))
+        assert "No space left" in caplog.text
+        assert n_committed(ledger) == 1
+
+
+def add_three(ledger: Ledger, clock: Clock) -> None:
+    with GroupCommit(ledger) as group:
+        for i in range(3):
+            clock.now += i == 2
+            group.add(made(ledger, i))
+
+
+def test_d4_a_record_that_could_not_be_written_is_an_error_and_not_tried_again(tmp_path: Path, clock: Clock) -> None:
+    """After a failed fsync the kernel may have dropped the data, and a second one succeeds."""
+    disk = Full()
+    with claim(tmp_path, disk) as ledger:
+        with pytest.raises(WriteFailed, match="No space left"):
+            add_three(ledger, clock)
+        assert disk.n_records == 2
+        assert n_committed(ledger) == 1
