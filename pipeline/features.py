@@ -23,6 +23,7 @@ import numpy as np
 from pipeline.disk import PAGE
 from pipeline.errors import DataError, ReadFailed, shown
 from pipeline.ledger import read_manifest
+from pipeline.skeleton import MARK_BYTES, Skeleton, mark, put, skeleton_of
 
 __all__ = ["FEATURES", "VALID", "Features", "PartMemory", "index_bytes", "open_features", "part_bytes"]
 
@@ -52,6 +53,8 @@ class PartMemory:
         n_bytes = self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM
         self._memory = _pages(n_bytes)
         self._n_used = 0
+        self._layout = ""  # of the last part
+        self._skeleton: Skeleton | None = None
 
     def features(self, n_rows: int) -> np.ndarray:
         """Where the features of the next part go: shape (n_rows, n_features), float32."""
@@ -70,23 +73,56 @@ class PartMemory:
         about : mapping
             What goes into the attributes; nested values as JSON.
         """
-        features = self.features(len(valid))
+        names = [_free_name(name, {FEATURES, VALID, *riders}) for name in riders]
+        arrays = {VALID: valid, **dict(zip(names, riders.values(), strict=True))}
+        attributes = _attributes(about)
+        varying = {name: data for name, value in attributes.items() if (data := _varying(value)) is not None}
+        layout = _layout(arrays, attributes, varying)
+        if layout != self._layout:
+            self._layout, self._skeleton = layout, self._skeleton_of(arrays, attributes, varying)
+        if self._skeleton is None:
+            places = self._lay_out(arrays, attributes)
+            for name, place in places.items():
+                put(self._memory, place, arrays[name])
+        else:
+            self._skeleton.fill(self._memory, arrays, varying)
+            self._n_used = self._skeleton.n_bytes
+        return self._memory[: self._n_used].data
+
+    def _skeleton_of(
+        self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], varying: Mapping[str, bytes]
+    ) -> Skeleton | None:
+        """Of parts of this layout; None where texts of any lengths ride along, or marks cannot be told apart."""
+        if any(values.dtype.hasobject for values in arrays.values()):
+            return None
+        marks = {name: mark(i, len(data)) for i, (name, data) in enumerate(varying.items())}
+        as_marks = {name: _value_of(attributes[name], data) for name, data in marks.items()}
+        places = self._lay_out(arrays, {**attributes, **as_marks})
+        extents = {name: (place, arrays[name].nbytes) for name, place in places.items()}
+        extents[FEATURES] = (self._place, self.features(len(arrays[VALID])).nbytes)
+        return skeleton_of(self._memory[: self._n_used], extents, marks)
+
+    def _lay_out(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, int]:
+        """Have HDF5 write all but the values of arrays of numbers; where those go."""
+        features = self.features(len(arrays[VALID]))
         image = _Image(self._memory)
         # What the last file has left: gaps are zeros.
         self._memory[: self._place] = 0
         self._memory[self._place + features.nbytes : self._n_used] = 0
         self._n_used = len(self._memory)
+        places: dict[str, int | None] = {}
         with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-            place = _allocate(file, features.shape)
-            file.create_dataset(VALID, data=valid)
-            for name, values in riders.items():
-                dtype = h5py.string_dtype() if values.dtype.kind == "O" else None
-                file.create_dataset(_free_name(name, {FEATURES, VALID, *riders}), data=values, dtype=dtype)
-            _write_attributes(file, about)
+            place = _allocate(file, FEATURES, features.shape, features.dtype)
+            for name, values in arrays.items():
+                if values.dtype.hasobject:
+                    file.create_dataset(name, data=values, dtype=h5py.string_dtype())
+                else:
+                    places[name] = _allocate(file, name, values.shape, values.dtype)
+            _write_attributes(file, attributes)
         if place not in (None, self._place):
             raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
-        self._memory, self._n_used = image.memory, len(image.content())
-        return image.content()
+        self._memory, self._n_used = image.memory, image.size
+        return {name: place for name, place in places.items() if place is not None}
 
 
 def part_bytes(
@@ -102,14 +138,10 @@ class _Image:
     """A file object over memory, as h5py takes it in a file's place; it takes more memory when it must."""
 
     def __init__(self, memory: np.ndarray) -> None:
-        self.memory, self._at, self._size = memory, 0, 0
-
-    def content(self) -> memoryview:
-        """The file's bytes."""
-        return self.memory[: self._size].data
+        self.memory, self.size, self._at = memory, 0, 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
+        self._at = offset + (0, self._at, self.size)[whence]
         return self._at
 
     def tell(self) -> int:
@@ -128,12 +160,12 @@ class _Image:
         self._make_room(self._at + len(data))
         self.memory[self._at : self._at + len(data)] = np.frombuffer(data, dtype=np.uint8)
         self._at += len(data)
-        self._size = max(self._size, self._at)
+        self.size = max(self.size, self._at)
         return len(data)
 
     def truncate(self, size: int) -> int:
         self._make_room(size)
-        self._size = size
+        self.size = size
         return size
 
     def flush(self) -> None:
@@ -158,18 +190,19 @@ def _place_of_features() -> int:
     """Where HDF5 puts the first dataset of a file."""
     image = _Image(np.empty(0, dtype=np.uint8))
     with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-        place = _allocate(file, (1, 1))
+        place = _allocate(file, FEATURES, (1, 1), np.dtype("<f4"))
     assert place is not None
     return place
 
 
-def _allocate(file: h5py.File, shape: tuple[int, ...]) -> int | None:
-    """Have HDF5 make the features' dataset, and leave its values alone; the first one's byte, if there are any."""
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int | None:
+    """Have HDF5 make a dataset, and leave its values alone; the first one's byte, if there are any."""
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_obj_track_times(False)
     how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple(shape)
-    made = h5py.h5d.create(file.id, FEATURES.encode(), h5py.h5t.IEEE_F32LE, space, dcpl=how)
+    kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
+    made = h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=how)
     place: int | None = made.get_offset()
     return place
 
@@ -182,16 +215,45 @@ def _free_name(rider: str, taken: set[str]) -> str:
     return name
 
 
-def _write_attributes(file: h5py.File, about: Mapping[str, Any]) -> None:
-    """As `h5py.File.attrs` would, in half the time: small parts consist of little else."""
+def _attributes(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers and texts, as they are stored."""
+    return {
+        # HDF5 takes UTF-8 only, and a file's name may be anything.
+        key: value if isinstance(value, (int, float)) else _text(value).encode("utf-8", "backslashreplace").decode()
+        for key, value in {"format": FORMAT, **about}.items()
+    }
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _varying(value: object) -> bytes | None:
+    """The bytes of an attribute that may be another one in a file of the same layout."""
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return np.asarray(value).tobytes()
+    if isinstance(value, str) and len(data := value.encode()) >= MARK_BYTES and b"\0" not in data:
+        return data
+    return None
+
+
+def _value_of(like: object, data: bytes) -> int | str:
+    """The attribute that is stored as these bytes."""
+    return data.decode() if isinstance(like, str) else int(np.frombuffer(data, np.int64)[0])
+
+
+def _layout(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], varying: Mapping[str, bytes]) -> str:
+    """Equal for files that differ in nothing but values."""
+    shapes = [(name, values.shape, values.dtype, values.dtype.metadata) for name, values in arrays.items()]
+    fixed = [(name, len(varying[name]) if name in varying else value) for name, value in attributes.items()]
+    return repr((shapes, fixed))
+
+
+def _write_attributes(file: h5py.File, attributes: Mapping[str, Any]) -> None:
+    """As `h5py.File.attrs` would, in half the time."""
     scalar = h5py.h5s.create(h5py.h5s.SCALAR)
-    for key, value in {"format": FORMAT, **about}.items():
-        if isinstance(value, (int, float)):
-            stored = np.asarray(value)
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
-            # HDF5 takes UTF-8 only, and a file's name may be anything.
-            stored = np.array(text.encode("utf-8", "backslashreplace").decode(), dtype=h5py.string_dtype())
+    for key, value in attributes.items():
+        stored = np.array(value, dtype=h5py.string_dtype()) if isinstance(value, str) else np.asarray(value)
         kind = h5py.h5t.py_create(stored.dtype, logical=True)
         h5py.h5a.create(file.id, key.encode(), kind, scalar).write(stored)
 
@@ -223,7 +285,7 @@ def index_bytes(
         shapes = [_shapes(directory / name) for name in files]
     n_rows = sum(part[FEATURES][0][0] for part in shapes)
     with h5py.File.in_memory() as file:
-        _write_attributes(file, about)
+        _write_attributes(file, _attributes(about))
         for key, (shape, dtype) in shapes[0].items():
             if any(key not in part or part[key][1] != dtype for part in shapes):
                 continue

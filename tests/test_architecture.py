@@ -41,6 +41,7 @@ ORDER = [
     "minibatches",
     "plan",
     "request",
+    "skeleton",
     "features",
     "policy",
     "training",

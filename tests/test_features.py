@@ -8,9 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline import features as module
 from pipeline.features import PartMemory, index_bytes, open_features, part_bytes
 from pipeline.ledger import claim
 from pipeline.shards import Block, open_shards, read, read_riders
+from pipeline.skeleton import Skeleton
 from tests.helpers import numbered, refused, write_shard
 
 RIDERS = {
@@ -119,6 +121,67 @@ def test_memory_that_is_used_again_gives_the_file_that_fresh_memory_gives(sizes)
             same({key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid})
             assert set(file) == {"features", "valid", *riders}
             assert size == 0 or file["features"].id.get_offset() % 4096 == 0
+
+
+NUMBERS = {name: values for name, values in RIDERS.items() if values.dtype != object}
+ABOUT = {"source_path": "größe/0.h5", "n_rows": 3, "share": 0.5, "short": "x", "is": True, "nested": {"a": [1, 2, 3]}}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [{}, {}],
+        [{"source_path": "breite/1.h5"}, {"n_rows": -(2**63)}, {"n_rows": 2**63 - 1, "nested": {"a": [4, 5, 6]}}],
+        [{"source_path": "longer/than/before.h5"}, {"source_path": "short.h5"}, {"source_path": ""}],
+        [{"source_path": "\x01000000\x02\x01000000\x02"[:12]}, {"share": 0.25}, {"is": False}, {"short": "y"}],
+        [{"more": 1}, {}],
+        [{"n_rows": 0.5}, {"n_rows": 2**63}, {"n_rows": "three hundred"}],
+    ],
+    ids=["same", "values", "lengths", "what is no mark", "names", "types"],
+)
+@pytest.mark.parametrize(
+    "riders",
+    [{}, NUMBERS, RIDERS, {"source_path": np.arange(3), "format": np.ones(3)}],
+    ids=["no riders", "numbers", "texts", "called like attributes"],
+)
+def test_a_part_like_the_last_one_is_the_file_that_hdf5_writes(riders, others, monkeypatch):
+    """HDF5 is asked for the first of them only, and for every one without skeletons."""
+
+    def files():
+        memory = PartMemory(4, 2)
+        for i, other in enumerate([{}, *others, {}]):
+            memory.features(3)[:] = feature_rows(3, first=i)
+            beside = {name: np.roll(values, i) for name, values in riders.items()}
+            yield bytes(memory.file(np.arange(3) % 2 == i % 2, beside, {**ABOUT, **other}))
+
+    found = list(files())
+    with monkeypatch.context() as context:
+        context.setattr(module, "skeleton_of", lambda *_: None)
+        assert found == list(files())
+    with h5py.File(io.BytesIO(found[1])) as file:
+        about = {**ABOUT, **others[0]}
+        assert {key: file.attrs[key] for key in about if key not in ("nested", "source_path")} == {
+            key: value for key, value in about.items() if key not in ("nested", "source_path")
+        }
+        same({key: file[key][()] for key in riders}, {name: np.roll(values, 1) for name, values in riders.items()})
+
+
+def test_what_hdf5_cannot_store_is_an_error_in_a_later_part_too():
+    memory = PartMemory(3, 2)
+    for _ in range(2):
+        memory.file(np.ones(3, bool), {}, {"source_path": "a name of 9"})
+        with pytest.raises(ValueError, match="NULL"):
+            memory.file(np.ones(3, bool), {}, {"source_path": "a name\0of 9"})
+
+
+def test_of_parts_that_differ_in_values_hdf5_writes_the_first(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "_write_attributes", lambda file, about: asked.append(1))
+    monkeypatch.setattr(module, "skeleton_of", lambda content, *_: Skeleton(len(content), (), {}, {}))
+    memory = PartMemory(4, 2)
+    for i in range(5):
+        memory.file(np.ones(3, bool), {"y": np.arange(3)}, {**ABOUT, "n_rows": i, "source_path": f"größe/{i}.h5"})
+    assert len(asked) == 1
 
 
 def test_riders_called_like_our_datasets_get_another_name(tmp_path):
