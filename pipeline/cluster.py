@@ -1,7 +1,8 @@
 """Where tasks run: Dask's threads in this process.
 
 A task is a callable without arguments that returns a plain value. It carries what it needs in a ``partial``, so that
-Dask does not search long lists of shards for lazy values once for every task.
+Dask does not search long lists of shards for lazy values once for every task. Graphs are written down as Dask takes
+them: one made of `dask.delayed` costs eight times as much for each task.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import dask
 import dask.threaded
 
 from pipeline import signals
@@ -42,34 +42,38 @@ def compute(
     stop : Event, optional
         Set when something went wrong, before the tasks under way are waited for.
     """
-    lazy = [dask.delayed(task, pure=False)() for task in tasks]
-    ours = {item.key for item in lazy}
-
-    def tell(key: str, result: T) -> None:
-        if done is not None and key in ours:
-            done(result)
-
-    return list(_run(lazy, n_threads, tell, stop))
+    keys = _keys(0, len(tasks))
+    graph = {key: (task,) for key, task in zip(keys, tasks, strict=True)}
+    return list(_run(graph, keys, n_threads, done, stop))
 
 
 def reduce(tasks: Sequence[Callable[[], T]], merge: Callable[[Sequence[T]], T], n_threads: int) -> T:
     """Run tasks and merge their results in order, a few at a time, so that few of them are held at once."""
-    lazy = [dask.delayed(task, pure=False)() for task in tasks]
-    while len(lazy) > 1:
-        lazy = [dask.delayed(merge, pure=False)(lazy[i : i + _FAN_IN]) for i in range(0, len(lazy), _FAN_IN)]
-    (result,) = _run(lazy, n_threads)
+    keys = _keys(0, len(tasks))
+    graph: dict[str, tuple[Any, ...]] = {key: (task,) for key, task in zip(keys, tasks, strict=True)}
+    while len(keys) > 1:
+        few = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
+        keys = _keys(len(graph), len(few))
+        graph.update({key: (merge, some) for key, some in zip(keys, few, strict=True)})
+    (result,) = _run(graph, keys, n_threads)
     merged: T = result
     return merged
 
 
+def _keys(first: int, n: int) -> list[str]:
+    return [f"task-{i}" for i in range(first, first + n)]
+
+
 def _run(
-    lazy: Sequence[Any],
+    graph: dict[str, tuple[Any, ...]],
+    keys: list[str],
     n_threads: int,
-    tell: Callable[[str, Any], object] = lambda key, result: None,
+    done: Callable[[Any], object] | None = None,
     stop: threading.Event | None = None,
 ) -> tuple[Any, ...]:
     def posttask(key: str, result: Any, *_: object) -> None:
-        tell(key, result)
+        if done is not None:
+            done(result)
         signals.check()
 
     # A pool of our own, since dask would not wait for what is under way when it raises. And nothing is left to its
@@ -77,11 +81,11 @@ def _run(
     # thread starts would make the pool forget that thread.
     with signals.deferred(), ThreadPoolExecutor(n_threads, "dask") as pool:
         try:
-            found = dask.compute(
-                *lazy,
-                # Dask's own threads: distributed's in-process cluster would listen on every interface. By its function:
-                # to look up a name, Dask imports distributed.
-                scheduler=dask.threaded.get,
+            # Dask's own threads: distributed's in-process cluster would listen on every interface. By their function:
+            # to look up a name, Dask imports distributed.
+            found = dask.threaded.get(
+                graph,
+                keys,
                 pool=pool,
                 chunksize=1,
                 rerun_exceptions_locally=False,
