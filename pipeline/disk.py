@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 TEMPORARY = ".writing"
 PAGE = 4096  # bytes: what begins in memory at a multiple of it can be written past the page cache
-_WORTH_BYPASSING = 2**20  # bytes
+_WORTH_BYPASSING = 2**17  # bytes
 # What file systems answer that know no reservation, no hard links, no syncing of directories, or no way past the cache.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EMLINK)
 
