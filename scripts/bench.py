@@ -485,50 +485,58 @@ def startup(bench: Bench) -> None:
 
 def growth(bench: Bench) -> None:
     """Time per row and peak memory with more rows, and with more shards of the same bytes."""
-    model, base = fitted(bench), int(GROWTH_ROWS * bench.size)
-    shutil.rmtree(bench.folder / "grown", ignore_errors=True)
+    model, base, folder = fitted(bench), int(GROWTH_ROWS * bench.size), bench.folder / "growth"
+    shutil.rmtree(folder, ignore_errors=True)
     cases = {f"rows x{n}": (n * base, 4) for n in (1, 4, 16)} | {f"{n} shards": (4 * base, n) for n in (1, 10, 1000)}
     seconds, peaks = {}, {}
     for name, (n_rows, n_shards) in cases.items():
-        shards = make_shards(bench.folder / "shards-growth", n_rows, n_shards, dtype="u1")
-        outputs, taken, most = bench.folder / "grown", [], []
-        flags = ("--input", shards, "--model", model, "--memory-budget", GROWTH_MEMORY)
+        shards = make_shards(folder / name / "shards", n_rows, n_shards, dtype="u1")
+        taken, most = [], []
         for i in range(min(5, bench.rounds)):
-            most.append(extract(*flags, "--output", outputs / str(i))[1])
-            stages = json.loads((outputs / str(i) / "report.json").read_text())["summary"]["seconds"]
+            output = folder / name / str(i)
+            flags = ("--input", shards, "--model", model, "--memory-budget", GROWTH_MEMORY, "--output", output)
+            most.append(extract(*flags)[1])
+            stages = json.loads((output / "report.json").read_text())["summary"]["seconds"]
             taken.append(sum(stages.values()) / n_rows)
-        # Together, and then a pause: for 5 s ext4 passes over the inodes of files that were just removed, one by one.
-        shutil.rmtree(outputs)
-        shutil.rmtree(shards)
-        time.sleep(6)
+            empty(output)
+        empty(shards)
         seconds[name], peaks[name] = median(taken), median(most)
         print(f"growth, {name}: {seconds[name] * 1e9:.0f} ns a row, peak {peaks[name] / 1e6:.0f} MB", flush=True)
         bench.results.append({"case": "growth", "what": name, "seconds per row": taken, "peak": most})
-    least = publishing(bench.folder / "published", 1000, 4 * base // 1000 * 64 * 4) / (4 * base)
-    print(f"growth, 1000 parts and records published and nothing else: {least * 1e9:.0f} ns a row", flush=True)
-    bench.results.append({"case": "growth", "what": "publishing alone", "seconds per row": [least], "peak": []})
+    for synced in (False, True):
+        taken = [writing(folder, 1000, 4 * base // 1000 * 64 * 4, synced) for _ in range(min(5, bench.rounds))]
+        what = f"1000 files of the same size written{', synced,' if synced else ''} and nothing else"
+        print(f"growth, {what}: {median(taken) / 4 / base * 1e9:.0f} ns a row", flush=True)
+        bench.results.append({"case": "growth", "what": what, "seconds": taken})
+    shutil.rmtree(folder)
     bench.demand("growth of time per row, x1 to x16", seconds["rows x16"] / seconds["rows x1"], most=1.1)
     bench.demand("growth of time per row, 1 to 1000 shards", seconds["1000 shards"] / seconds["1 shards"], most=1.1)
     bench.demand("peak memory at x16 beside x1", peaks["rows x16"] / peaks["rows x1"], most=1.05)
 
 
-def publishing(folder: Path, n_parts: int, n_bytes: int) -> float:
-    """What it takes to bring so many parts of this size to the disk, each with its commit record, in three threads."""
-    from pipeline.disk import Disk, publish
+def empty(folder: Path) -> None:
+    """Give a folder's space back. Removing its files would slow down the next: ext4 looks long at inodes just freed."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
 
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    part, record = bytes(n_bytes), bytes(500)
+
+def writing(folder: Path, n_files: int, n_bytes: int, synced: bool) -> float:
+    """Seconds that it takes three threads to write so many new files, each synced or none."""
+    target, data = folder / f"written-{time.time_ns()}", bytes(n_bytes)
+    target.mkdir()
 
     def one(i: int) -> None:
-        publish(Disk(), folder / f"part-{i}", part)
-        publish(Disk(), folder / f"record-{i}", record)
+        with (target / str(i)).open("wb", buffering=0) as file:
+            file.write(data)
+            if synced:
+                os.fsync(file.fileno())
 
     with ThreadPoolExecutor(3) as pool:
         start = time.perf_counter()
-        list(pool.map(one, range(n_parts)))
+        list(pool.map(one, range(n_files)))
         taken = time.perf_counter() - start
-    shutil.rmtree(folder)
+    empty(target)
     return taken
 
 

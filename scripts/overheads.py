@@ -28,8 +28,9 @@ from kernels.autoencoder import Autoencoder, TrainingStep
 from pipeline.config import Config
 from pipeline.encoding import encode_parts, plan_parts
 from pipeline.formats import digest
+from pipeline.groupcommit import GroupCommit
 from pipeline.job import resolved
-from pipeline.ledger import Entry, Ledger, claim
+from pipeline.ledger import Entry, Ledger, Record, claim
 from pipeline.minibatches import Order, StreamedRows, slab_starts
 from pipeline.model import load_model
 from pipeline.plan import make_plan
@@ -117,8 +118,8 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
         return encode(write, lambda done: None)
 
     def durably() -> float:
-        with claim(fresh(work / "durable")) as ledger:
-            return encode(ledger.write, lambda done: ledger.commit(done.part.key, "0" * 64, done.entry, done.facts))
+        with claim(fresh(work / "durable")) as ledger, GroupCommit(ledger) as group:
+            return encode(ledger.write, lambda done: group.add(Record(done.part.key, "0" * 64, done.entry, done.facts)))
 
     return {"simply": simply, "durably": durably}
 
