@@ -283,22 +283,30 @@ def index_bytes(
         shapes = [{FEATURES: (shape, np.dtype("<f4")), VALID: (shape[:1], np.dtype(bool))} for shape in alone]
     else:
         shapes = [_shapes(directory / name) for name in files]
-    n_rows = sum(part[FEATURES][0][0] for part in shapes)
     with h5py.File.in_memory() as file:
         _write_attributes(file, _attributes(about))
-        for key, (shape, dtype) in shapes[0].items():
+        for key, (_, dtype) in shapes[0].items():
             if any(key not in part or part[key][1] != dtype for part in shapes):
                 continue
-            layout = h5py.VirtualLayout((n_rows, *shape[1:]), dtype)
-            start = 0
-            for name, part in zip(files, shapes, strict=True):
-                stop = start + part[key][0][0]
-                # HDF5 reads % in these names as a format.
-                layout[start:stop] = h5py.VirtualSource(name, key.replace("%", "%%"), shape=part[key][0], dtype=dtype)
-                start = stop
-            file.create_virtual_dataset(key, layout)
+            _write_virtual(file, key, files, [part[key][0] for part in shapes], dtype)
         file.flush()
         return bytes(file.id.get_file_image())
+
+
+def _write_virtual(
+    file: h5py.File, key: str, files: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: np.dtype
+) -> None:
+    """A dataset over the ones of this name in `files`, as an `h5py.VirtualLayout` would, in half the time."""
+    whole = h5py.h5s.create_simple((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_layout(h5py.h5d.VIRTUAL)
+    name, first = key.replace("%", "%%").encode(), 0  # HDF5 reads % in it as a format
+    for path, shape in zip(files, shapes, strict=True):
+        whole.select_hyperslab((first, *(0 for _ in shape[1:])), shape)
+        how.set_virtual(whole, path.encode(), name, h5py.h5s.create_simple(shape))
+        first += shape[0]
+    whole.select_all()
+    h5py.h5d.create(file.id, key.encode(), h5py.h5t.py_create(dtype, logical=True), whole, dcpl=how)
 
 
 def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
