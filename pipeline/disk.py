@@ -45,8 +45,8 @@ class Disk:
 
     def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
         """Have what is written from now on go past the page cache, or through it again."""
-        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if bypasses else flags & ~os.O_DIRECT)
+        # Of the flags that can be changed later, `create` sets none.
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT if bypasses else 0)
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Write some of it; how many bytes."""
