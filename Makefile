@@ -30,6 +30,7 @@ soak: setup ## kill 200 runs at random moments, fail every write in turn, feed 1
 	$(PYTHON_OF_VENV) -m tests.fuzzing 10000
 
 bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
+	$(PYTHON_OF_VENV) scripts/make_data.py
 	$(PYTHON_OF_VENV) scripts/bench.py
 
 overheads: setup ## what safety costs
