@@ -18,11 +18,20 @@ __all__ = ["GroupCommit"]
 
 log = logging.getLogger(__name__)
 
-_SECONDS = 0.1  # what a kill costs beside what is under way anyway
+_SHARE, _MOST_SECONDS = 10, 1.0
+
+
+def _pause(seconds: float) -> float:
+    """How long no other commit follows one that took so many seconds.
+
+    Commits take a tenth of the time at most, on a slow disk, too, and a kill costs no more than a second of what was
+    finished.
+    """
+    return min(_SHARE * seconds, _MOST_SECONDS)
 
 
 class GroupCommit:
-    """Commits results at once while they come slowly, and those of a tenth of a second together while they come fast.
+    """Commits results at once while they come slowly, and some together while they come faster than the disk is.
 
     Parameters
     ----------
@@ -36,7 +45,7 @@ class GroupCommit:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._waiting: list[Record] = []
-        self._last = -math.inf
+        self._next = -math.inf  # not before then
 
     def __enter__(self) -> GroupCommit:
         return self
@@ -54,11 +63,13 @@ class GroupCommit:
     def add(self, record: Record) -> None:
         """Have a result committed, now or soon; raises like `Ledger.commit`, for this one or an earlier one."""
         self._waiting.append(record)
-        if time.monotonic() - self._last >= _SECONDS:
+        if time.monotonic() >= self._next:
             self._commit()
 
     def _commit(self) -> None:
         waiting, self._waiting = self._waiting, []  # none a second time: what failed to sync once is not on the disk
         if waiting:
+            start = time.monotonic()
             self._ledger.commit_together(waiting)
-            self._last = time.monotonic()
+            end = time.monotonic()
+            self._next = end + _pause(end - start)

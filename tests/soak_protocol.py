@@ -67,7 +67,7 @@ class Trial:
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
         # All but the first part in one group, or each by itself.
-        self._seconds = math.inf if kind == "together" else 0
+        self._pause = math.inf if kind == "together" else 0.0
         self.night, self._folder, self._n_outputs = Night(folder, 20, 0, 15), folder, 0
         before, self.flags = KINDS[kind]
         self._before = None if before is None else folder / "before"
@@ -90,7 +90,7 @@ class Trial:
     def run(self, output: Path, disk: Watched | None = None) -> int:
         """Exit code of the run."""
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(groupcommit, "_SECONDS", self._seconds)
+            monkeypatch.setattr(groupcommit, "_pause", lambda seconds: self._pause)
             return self.night.run(output, *self.flags, disk=disk or Watched())
 
     def check(self, output: Path, label: str) -> None:

@@ -141,7 +141,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_start_device", lambda config: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(run, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(plan, "_PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(groupcommit, "_SECONDS", 0)  # each part by itself, however fast they come
+    monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come
     monkeypatch.setattr(run, "open_shards", _remembering(open_shards))
     for user in (job, request):
         monkeypatch.setattr(user, "version", cache(version))  # a file to parse each time
