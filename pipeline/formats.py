@@ -77,9 +77,13 @@ def unseal(form: str, data: bytes) -> dict[str, Any]:
         When a later version of shardpress wrote it.
     """
     try:
-        content = json.loads(data)
+        return _unsealed(form, data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _unsealed(form: str, data: bytes) -> dict[str, Any]:
+    content = json.loads(data)
     if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__}, expected format {form!r}")
     name, _, version = form.partition("/")

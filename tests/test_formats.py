@@ -139,6 +139,15 @@ def test_d12_nesting_of_any_depth_is_a_value_error_at_most(depth: int) -> None:
         unseal(FORM, nested)
 
 
+@pytest.mark.parametrize("depth", [500, 600, 700, 800, 900])
+def test_d12_what_is_nested_too_deeply_is_a_value_error_even_if_its_digest_fits(depth: int) -> None:
+    nested: list[Any] = []
+    for _ in range(depth):
+        nested = [nested]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        unseal(FORM, resealed(format=FORM, a=nested))
+
+
 def test_d12_a_key_that_stands_twice_is_refused() -> None:
     data = seal(FORM, {"file": "good"})
     assert unseal(FORM, data) == {"file": "good"}
