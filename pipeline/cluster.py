@@ -21,6 +21,7 @@ __all__ = ["compute", "reduce"]
 T = TypeVar("T")
 
 _FAN_IN = 16
+_LAST = 10**12 - 1
 
 
 def compute(
@@ -61,7 +62,11 @@ def reduce(tasks: Sequence[Callable[[], T]], merge: Callable[[Sequence[T]], T], 
 
 
 def _keys(first: int, n: int) -> list[str]:
-    return [f"task-{i}" for i in range(first, first + n)]
+    """Names under which tasks begin in this order, so that files are read from front to back.
+
+    Of tasks that are alike Dask begins with the one whose name comes last.
+    """
+    return [f"task-{_LAST - i}" for i in range(first, first + n)]
 
 
 def _run(

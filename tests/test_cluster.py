@@ -28,6 +28,14 @@ def test_results_come_in_the_order_of_the_tasks(n_tasks: int, n_threads: int) ->
     assert compute([partial(square, i) for i in range(n_tasks)], n_threads) == [i * i for i in range(n_tasks)]
 
 
+@pytest.mark.parametrize("n_tasks", SIZES)
+def test_tasks_begin_in_their_order(n_tasks: int) -> None:
+    """So that files are read from front to back, which disks and page caches look ahead for."""
+    begun: list[int] = []
+    compute([partial(begun.append, i) for i in range(n_tasks)], 1)
+    assert begun == list(range(n_tasks))
+
+
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
 @pytest.mark.parametrize("n_tasks", SIZES)
 def test_each_result_is_told_once_in_the_thread_that_asked(n_tasks: int, n_threads: int) -> None:
