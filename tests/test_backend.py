@@ -92,8 +92,7 @@ facts["imported with"] = backend.load().config.device
 def devices(tmp_path_factory):
     """For each of the settings: what our backend makes of them, and what Theano alone does."""
 
-    def read(settings):
-        home = tmp_path_factory.mktemp("home")
+    def read(settings, home):
         for name, text in settings.files.items():
             (home / name).write_text(text)
         variables = {name: value.format(home=home) for name, value in settings.variables.items()}
@@ -103,8 +102,10 @@ def devices(tmp_path_factory):
         return ours.facts, theanos.facts
 
     fresh(OURS)  # fills a cold compile cache, on whose lock the others would wait for 5 to 10 s at a time
+    # Not by the threads: two that ask for the first folder of a session at one time may be given different roots.
+    homes = [tmp_path_factory.mktemp("home") for _ in SETTINGS]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(SETTINGS, pool.map(read, SETTINGS.values()), strict=True))
+        return dict(zip(SETTINGS, pool.map(read, SETTINGS.values(), homes), strict=True))
 
 
 @pytest.mark.parametrize("case", SETTINGS)
