@@ -69,6 +69,12 @@ def test_the_page_lists_every_row_with_tests_that_exist():
     assert [row for row, names in table.items() if not names] == []
 
 
+def test_the_page_counts_the_tests_that_it_does_not_list():
+    lines = re.findall(r"^\| ([A-Z][0-9]+) \| .*?(?: and ([0-9]+) more)? \|$", PAGE.read_text(), re.MULTILINE)
+    table, there = listed(), named_after()
+    assert {row: len(table[row]) + int(more or 0) for row, more in lines} == {row: len(there[row]) for row, _ in lines}
+
+
 def test_the_page_names_what_waits():
     text = PAGE.read_text()
     for row, what in WAITING.items():
