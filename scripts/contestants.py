@@ -143,7 +143,8 @@ class Ours:
         from concurrent.futures import ThreadPoolExecutor
 
         from kernels.autoencoder import Autoencoder
-        from pipeline.disk import PAGE, Disk, publish
+        from pipeline.disk import Disk, publish
+        from pipeline.features import PartMemory
         from pipeline.formats import digest
         from pipeline.model import load_model
         from pipeline.shards import Block, blocks, open_shards, read
@@ -158,16 +159,15 @@ class Ours:
         def encode(i: int) -> None:
             if not hasattr(kept, "rows"):
                 kept.rows = np.empty((BLOCK_ROWS, fitted.n_inputs), dtype=found[0].dtype)
-                memory = np.empty(4 * PART_ROWS * fitted.n_features + PAGE, dtype=np.uint8)
-                memory = memory[-memory.ctypes.data % PAGE :][: 4 * PART_ROWS * fitted.n_features]
-                kept.features = memory.view(np.float32).reshape(PART_ROWS, -1)
+                kept.memory = PartMemory(PART_ROWS, fitted.n_features)
             part = parts[i]
+            features = kept.memory.features(len(part))
             with turns:
                 for first in range(part.start, part.stop, BLOCK_ROWS):
                     block = Block(part.shard, first, min(first + BLOCK_ROWS, part.stop))
                     rows = read(block, kept.rows[: len(block)])
-                    autoencoder.encode(rows, kept.features[first - part.start :][: len(block)])
-            data = kept.features[: len(part)].reshape(-1).view(np.uint8).data
+                    autoencoder.encode(rows, features[first - part.start :][: len(block)])
+            data = features.reshape(-1).view(np.uint8).data
             digest([data])
             publish(Disk(), output / str(i), data)
 
