@@ -568,20 +568,25 @@ DAMAGED_RECORDS = {
 }
 
 
+def check_counts_as_none(ledger: Ledger, damaged: Path, content: bytes, good: Record) -> None:
+    """A record file with this content is named, goes, and takes with it nothing but what it stood for."""
+    victim = ledger.directory.parent / "victim"
+    victim.write_bytes(b"precious")
+    damaged.write_bytes(content)
+    found = reopened(ledger)
+    assert found.all_records("part") == [good]
+    found.sweep()
+    assert set(contents(ledger.directory)) == {good.path, good.entry.file}
+    assert victim.read_bytes() == b"precious"
+
+
 @pytest.mark.parametrize("content", DAMAGED_RECORDS.values(), ids=DAMAGED_RECORDS)
 def test_d12_a_damaged_record_counts_as_none_and_is_named(
     ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
-    victim = ledger.directory.parent / "victim"
-    victim.write_bytes(b"precious")
     good, bad = commit(ledger, OTHER), commit(ledger)
-    (ledger.directory / bad.path).write_bytes(content)
-    found = reopened(ledger)
-    assert found.all_records("part") == [good]
+    check_counts_as_none(ledger, ledger.directory / bad.path, content, good)
     assert f"file={ledger.directory / bad.path}: no valid commit record" in caplog.text
-    found.sweep()
-    assert set(contents(ledger.directory)) == {good.path, good.entry.file}
-    assert victim.read_bytes() == b"precious"
 
 
 DAMAGED_GROUPS = {
@@ -611,18 +616,11 @@ DAMAGED_GROUPS = {
 def test_d12_a_damaged_group_counts_as_none_and_is_named(
     ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
-    victim = ledger.directory.parent / "victim"
-    victim.write_bytes(b"precious")
     good = commit(ledger, OTHER)
     together(ledger, *KEYS)
     (group,) = [path for path in record_files(ledger) if path.name != Path(good.path).name]
-    group.write_bytes(content)
-    found = reopened(ledger)
-    assert found.all_records("part") == [good]
+    check_counts_as_none(ledger, group, content, good)
     assert f"file={group}: no valid commit record" in caplog.text
-    found.sweep()
-    assert set(contents(ledger.directory)) == {good.path, good.entry.file}
-    assert victim.read_bytes() == b"precious"
 
 
 def test_d12_a_group_that_a_later_version_wrote_is_refused_and_left_alone(ledger: Ledger) -> None:
