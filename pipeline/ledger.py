@@ -198,10 +198,20 @@ class Ledger:
     def commit_together(self, records: Sequence[Record]) -> list[Record]:
         """Make results exist, all in one moment; else like `commit`, which takes four syncs for each of them.
 
+        Parameters
+        ----------
+        records : sequence of Record
+            Of one kind, of files that `write` has put there.
+
         Returns
         -------
         list of Record
             Those that count, in the same order.
+
+        Raises
+        ------
+        WriteFailed, SystemLimit, NotPermitted, CannotCreate
+            When the records cannot be written; a later run finds all of them, or none.
         """
         new: dict[str, Record] = {}
         for record in records:

@@ -24,10 +24,10 @@ class Skeleton:
     ----------
     n_bytes : int
         Of a whole file.
-    around : tuple of (int, ndarray)
-        Bytes of the file that are no array's values, and where they begin.
-    arrays, attributes : mapping
-        Where the values of each of them go.
+    around : tuple of (int, ndarray of uint8)
+        Where bytes begin that are no array's values, and those bytes.
+    arrays, attributes : mapping of str to int
+        The byte at which the values of each of them begin.
     """
 
     n_bytes: int
@@ -36,7 +36,17 @@ class Skeleton:
     attributes: Mapping[str, int]
 
     def fill(self, memory: np.ndarray, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, bytes]) -> None:
-        """Make a file in `memory`, an array of bytes. Values of arrays that are not given stay as they are there."""
+        """Make a file.
+
+        Parameters
+        ----------
+        memory : ndarray of uint8
+            At least ``n_bytes`` of them; the file is made at their begin.
+        arrays : mapping
+            Values in the shapes and dtypes of the layout. Of those that are not given, what is there stays.
+        attributes : mapping of str to bytes
+            All of them, each in its length.
+        """
         for start, content in self.around:
             memory[start : start + len(content)] = content
         for name in arrays.keys() & self.arrays.keys():  # what has no bytes has no place
@@ -57,11 +67,11 @@ def skeleton_of(
 
     Parameters
     ----------
-    content : ndarray of bytes
+    content : ndarray of shape (n_bytes,), uint8
         The file, with marks in the place of attributes.
-    arrays : mapping
-        Where the values of each array begin, and how many bytes they take.
-    marks : mapping
+    arrays : mapping of str to (int, int)
+        The byte at which the values of each array begin, and how many bytes they take.
+    marks : mapping of str to bytes
         What stands in the place of each attribute.
 
     Returns
@@ -86,7 +96,7 @@ def skeleton_of(
 
 
 def put(memory: np.ndarray, place: int, value: np.ndarray | bytes) -> None:
-    """Copy a value's bytes to a place."""
+    """Copy a value's bytes into an array of uint8, from the byte `place` on."""
     flat = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.ascontiguousarray(value).reshape(-1)
     if flat.size:
         memory[place : place + flat.nbytes] = flat.view(np.uint8)

@@ -20,9 +20,9 @@ static inline BITS bits_of(SCALING value)
     return bits;
 }
 
-/* Scale a row into x, if that is not NULL. Whether all its values lie between `minimum` and `maximum` (which NaN and Inf do not; and -0 where the
- * minimum is 0 may not) is told to those who ask: asked while the values are at hand it costs a thirtieth of the
- * narrowest product, in a pass of its own as much as the product. */
+/* Scale a row into x, if that is not NULL. Whether all its values lie between `minimum` and `maximum` (which NaN and Inf
+ * do not; and -0 where the minimum is 0 may not) is told to those who ask: asked while the values are at hand it costs a
+ * thirtieth of the narrowest product, in a pass of its own as much as the product. */
 static inline __attribute__((always_inline)) int scale_row(const Rows *rows, long i, float *x, const int is_asked)
 {
     const ROW *row = row_at(rows, i);
