@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, NoReturn
@@ -110,15 +110,18 @@ def _text(text: str) -> str:
     return text
 
 
-def _setting(default: Any, convert: Callable[[str], Any], help: str) -> Any:
-    return field(default=default, metadata={"convert": convert, "help": help})
+def _setting(default: Any, convert: Callable[[str], Any], help: str, metavar: str = "VALUE") -> Any:
+    """A setting; one whose default is a tuple takes several values, each converted by itself."""
+    return field(default=default, metadata={"convert": convert, "help": help, "metavar": metavar})
 
 
 @dataclass(frozen=True)
 class Config:
     """All settings of a run; the help texts of the fields describe them."""
 
-    input: tuple[str, ...] = _setting(("data/*.h5",), _text, "HDF5 shards: files, directories or globs, one or more")
+    input: tuple[str, ...] = _setting(
+        ("data/*.h5",), _text, "HDF5 shards: files, directories or globs, one or more", "PATH"
+    )
     dataset: str | None = _setting(None, _optional(str), "dataset with the rows (default: X, else the only candidate)")
     output: str = _setting("features", _text, "directory for the features")
     model: str | None = _setting(None, _optional(str), "encode with this model.h5 or output directory, no training")
@@ -275,15 +278,14 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
     for setting in fields(Config):
         text = setting.metadata["help"]
-        if setting.default not in (None, False):
+        if setting.default not in (None, False, ()):
             text += f" (default: {plain(setting.default)})"
         text = text.replace("%", "%%")
         if setting.type == "bool":
             parser.add_argument(_flag(setting.name), action=argparse.BooleanOptionalAction, help=text)
-        elif setting.name == "input":
-            parser.add_argument("--input", nargs="+", metavar="PATH", help=text)
         else:
-            parser.add_argument(_flag(setting.name), metavar="VALUE", help=text)
+            how: dict[str, Any] = {"nargs": "+", "action": "extend"} if _takes_several(setting) else {}
+            parser.add_argument(_flag(setting.name), metavar=setting.metadata["metavar"], help=text, **how)
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
@@ -294,7 +296,7 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
 def plain(value: object) -> str:
     """A setting's value as a user would type it."""
     if isinstance(value, tuple):
-        return " ".join(shown(item) for item in value)
+        return " ".join(shown(item) for item in value) or "None"
     if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
         return f"{value // 2**20}MiB"
     return shown(value)
@@ -362,7 +364,7 @@ def _converted(
             )
             continue
         try:
-            converted[name] = _convert(known[name].metadata["convert"], name, value)
+            converted[name] = _convert(known[name], value)
         except ValueError as complaint:
             complaints.append(f"{where}{spelled(name)}: {complaint}")
     if complaints:
@@ -370,15 +372,22 @@ def _converted(
     return converted
 
 
-def _convert(convert: Callable[[str], Any], name: str, value: Any) -> Any:
-    if name == "input":
+def _convert(setting: Field[Any], value: Any) -> Any:
+    convert = setting.metadata["convert"]
+    if _takes_several(setting):
         values = value.split(os.pathsep) if isinstance(value, str) else value
+        if values in (None, [], [""]) and not setting.default:  # as a report spells its settings
+            return ()
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{value!r}, expected one or more paths")
+            raise ValueError(f"{value!r}, expected one value or more")
         return tuple(convert(str(item)) for item in values)
     if isinstance(value, (list, dict)):
         raise ValueError(f"{value!r}, expected one value")
     return convert("" if value is None else str(value))
+
+
+def _takes_several(setting: Field[Any]) -> bool:
+    return isinstance(setting.default, tuple)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

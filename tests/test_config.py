@@ -93,6 +93,10 @@ def test_sources_add_up(file):
     assert (found.epochs, found.n_features, found.seed) == (3, 5, 6)
 
 
+def test_a_flag_of_several_values_may_stand_several_times():
+    assert settings("--input", "a", "b", "--input", "c").input == ("a", "b", "c")
+
+
 def test_the_file_may_be_named_in_the_environment(file):
     assert settings(SHARDPRESS_CONFIG=file("epochs: 3")[1]).epochs == 3
 
@@ -213,9 +217,9 @@ def test_a_value_that_cannot_be_read_is_refused_by_source_name_and_kind(file, na
         ("epochs: {a: 1}", "expected one value"),
         ("epochs:", "expected a whole number"),
         ("quiet: perhaps", "expected true or false"),
-        ("input: []", "expected one or more paths"),
-        ("input:", "expected one or more paths"),
-        ("input: 3", "expected one or more paths"),
+        ("input: []", "expected one value or more"),
+        ("input:", "expected one value or more"),
+        ("input: 3", "expected one value or more"),
     ],
 )
 def test_a_value_of_the_wrong_shape_is_refused(file, line, phrase):
