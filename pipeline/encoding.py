@@ -245,7 +245,7 @@ class _Work:
 
     def _part_memory(self, shard: Shard) -> PartMemory:
         if not hasattr(self._kept, "part"):
-            rider_bytes = sum(layout.dtype.itemsize for layout in shard.layouts[1:])
+            rider_bytes = sum(rider.layout.dtype.itemsize for rider in shard.riders)
             self._kept.part = PartMemory(self._part_rows, self._n_features, rider_bytes)
         kept: PartMemory = self._kept.part
         return kept
@@ -261,8 +261,9 @@ class _Work:
             if self._policy.on_bad_data == "raise":
                 raise
         found = {}
-        for layout in source.shard.layouts[1:]:
-            found[layout.name] = values = _zeros(len(source), layout.dtype)
+        for rider in source.shard.riders:
+            layout = rider.layout
+            found[rider.name] = values = _zeros(len(source), layout.dtype)
             lost: list[tuple[int, str]] = []
             for start, stop in _pieces(source, layout):
                 signals.check()

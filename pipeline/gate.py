@@ -26,7 +26,7 @@ from pipeline.plainfile import describe_plain
 from pipeline.probe import MOST_RIDERS
 from pipeline.superblock import check_superblock
 
-__all__ = ["Shard", "vet"]
+__all__ = ["Rider", "Shard", "vet"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,22 @@ _NATIVE_DTYPES = {
     **{name: name for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")},
     **{name: name for name in ("float32", "float64")},
 }
+
+
+@dataclass(frozen=True)
+class Rider:
+    """A dataset with one value for each row, that rides along.
+
+    Attributes
+    ----------
+    name : str
+        Under which it stands beside the features.
+    layout : Layout
+        Where it lies; its name is the path in the file.
+    """
+
+    name: str
+    layout: Layout = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,7 +70,7 @@ class Shard:
         As stored, and as `read` returns it: native byte order, bool as uint8, float16 as float32.
     chunk_rows : int
         Rows of one HDF5 chunk, 1 where storage is contiguous.
-    riders : tuple of str
+    riders : tuple of Rider
         The 1-D datasets of the same length that ride along.
     size, mtime_ns, inode, device : int
         By which the file is known again.
@@ -63,7 +79,7 @@ class Shard:
     columns : tuple of str
         The columns' names, where the file gives them.
     layouts : tuple of Layout
-        Of the rows, and of each rider.
+        Of the rows: one, where they lie in a dense dataset.
     """
 
     path: str
@@ -72,7 +88,7 @@ class Shard:
     stored_dtype: str
     dtype: str
     chunk_rows: int = 1
-    riders: tuple[str, ...] = ()
+    riders: tuple[Rider, ...] = ()
     size: int = 0
     mtime_ns: int = 0
     inode: int = 0
@@ -140,14 +156,14 @@ def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | No
         raise
     try:
         shard = _shard(facts, arrays, str(path), found)
-        warnings = [(str(name), str(reason)) for name, reason in facts["warnings"]]
+        left_out = [(str(name), str(reason)) for name, reason in facts["left_out"]]
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
         raise DataError(
             f"{where}: what the HDF5 library says about it makes no sense ({shown(error)}). The file is damaged or "
             "forged: do not use it."
         ) from error
-    check_places(shard.layouts, found.size, where)
-    for name, reason in warnings:
+    check_places([*shard.layouts, *(rider.layout for rider in shard.riders)], found.size, where)
+    for name, reason in left_out:
         log.warning("%s dataset=%s: %s, does not ride along", where, shown(name), shown(reason))
     return shard
 
@@ -155,13 +171,13 @@ def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | No
 def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> Shard:
     """What is said, once it is of the right form."""
     left = iter(arrays)
-    layouts = [layout_of(claim, left) for claim in facts["layouts"]]
-    rows, *riders = layouts
+    (rows,) = layouts = [layout_of(claim, left) for claim in facts["rows"]]
+    riders = [Rider(claim["name"], layout_of(claim["layout"], left)) for claim in facts["riders"]]
     native = _NATIVE_DTYPES[rows.dtype.newbyteorder("=").name]
     columns = facts["columns"] or []
-    if len(rows.shape) < 2 or not prod(rows.shape[1:]) or rows.dtype.subdtype is not None:
+    if facts["form"] != "dense" or len(rows.shape) < 2 or not prod(rows.shape[1:]) or rows.dtype.subdtype is not None:
         raise ValueError("rows")
-    if any(rider.shape != rows.shape[:1] or "/" in rider.name for rider in riders) or len(riders) > MOST_RIDERS:
+    if any(rider.layout.shape != rows.shape[:1] or "/" in rider.name for rider in riders) or len(riders) > MOST_RIDERS:
         raise ValueError("riders")
     if len({rider.name for rider in riders}) < len(riders) or not isinstance(facts["dataset"], str):
         raise ValueError("names")
@@ -174,7 +190,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
         stored_dtype=rows.dtype.str,
         dtype=native,
         chunk_rows=rows.chunks[0] if rows.chunks else 1,
-        riders=tuple(rider.name for rider in riders),
+        riders=tuple(riders),
         size=found.size,
         mtime_ns=found.mtime_ns,
         inode=found.inode,

@@ -31,7 +31,7 @@ class Layout:
     Attributes
     ----------
     name : str
-        The rows' path in the file, or a rider's name beside them.
+        Its path in the file.
     shape : tuple of int
     dtype : dtype
         As stored.

@@ -32,7 +32,7 @@ from pipeline.metadata import (
 )
 from pipeline.probe import FILTERS, MOST_CHUNK_BYTES
 from pipeline.superblock import SMALLEST
-from pipeline.walk import text
+from pipeline.walk import beside, text
 
 __all__ = ["describe_plain"]
 
@@ -95,35 +95,38 @@ def describe_plain(descriptor: int, size: int, dataset: str | None) -> tuple[dic
 
 def _described(file: Metadata, dataset: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
     way = [] if dataset is None else _parts(dataset)
-    beside = links(file, root(file))
+    there = links(file, root(file))
     for part in way[:-1]:
-        beside = links(file, messages(file, beside[part]))
-    objects = {address: _object(file, address) for address in beside.values()}
-    name = _chosen(beside, objects) if dataset is None else way[-1]
+        there = links(file, messages(file, there[part]))
+    objects = {address: _object(file, address) for address in there.values()}
+    name = _chosen(there, objects) if dataset is None else way[-1]
     dataset = text(name) if dataset is None else dataset
-    rows = objects[beside[name]]
+    rows = objects[there[name]]
     if rows is None:
         raise Odd
     expect(rows.is_candidate, prod(rows.shape[1:]), all(map(_is_other, rows.header.get(Kind.ATTRIBUTE, []))))
     arrays: list[np.ndarray] = []
     layouts = [_layout(file, rows, dataset, arrays)]
-    for rider, address in beside.items():
+    riders = []
+    for rider, address in there.items():
         found = objects[address]
         if found is not None and found.shape == rows.shape[:1]:
-            layouts.append(_layout(file, found, text(rider), arrays))
-    return {"dataset": dataset, "columns": None, "warnings": [], "layouts": layouts}, arrays
+            path = beside(dataset, text(rider))
+            riders.append({"name": text(rider), "layout": _layout(file, found, path, arrays)})
+    facts = {"dataset": dataset, "columns": None, "form": "dense", "rows": layouts, "riders": riders, "left_out": []}
+    return facts, arrays
 
 
 def _parts(path: str) -> list[bytes]:
     return [part for part in path.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
 
 
-def _chosen(beside: Mapping[bytes, int], objects: Mapping[int, _Dataset | None]) -> bytes:
+def _chosen(there: Mapping[bytes, int], objects: Mapping[int, _Dataset | None]) -> bytes:
     """``X``, else the only candidate, where there is no group in which there may be more."""
-    if b"X" in beside:
+    if b"X" in there:
         return b"X"
     (address,) = (address for address, found in objects.items() if found is None or found.is_candidate)
-    return next(name for name, its in beside.items() if its == address)
+    return next(name for name, its in there.items() if its == address)
 
 
 def _object(file: Metadata, address: int) -> _Dataset | None:

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.walk import Refused, choose, dtype_of, elsewhere, riders, text, walk
+from pipeline.walk import Refused, beside, choose, dtype_of, elsewhere, riders, text, walk
 
 __all__ = [
     "FILTERS",
@@ -57,21 +57,30 @@ def describe(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any], list
     Returns
     -------
     dict
-        ``dataset``, ``columns``, ``warnings`` and ``layouts``, the rows' first.
+        ``dataset`` and ``columns``; ``form`` and ``rows``, how the rows lie and where: one layout for a ``dense``
+        dataset; ``riders``, each with ``name`` and ``layout``; ``left_out``, names and why they do not ride along.
     list of ndarray
-        Of each chunked layout in turn: offsets, sizes and filter masks of its chunks, shape (3, n_chunks), int64; of
-        each one inside the metadata: its bytes.
+        Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
+        (3, n_chunks), int64; of each one inside the metadata: its bytes.
     """
     name = dataset if dataset is not None else choose(file)
     parent, rows = walk(file, name)
     arrays: list[np.ndarray] = []
     layouts = [_layout(_check_rows(file, rows, name), name, arrays)]
-    warnings: list[list[str]] = []
-    for rider, found in riders(parent, rows, warnings):
-        layouts.append(_layout(found, rider, arrays))
-        if len(layouts) > MOST_RIDERS + 1:
+    riding: list[dict[str, Any]] = []
+    left_out: list[list[str]] = []
+    for rider, found in riders(parent, rows, left_out):
+        riding.append({"name": rider, "layout": _layout(found, beside(name, rider), arrays)})
+        if len(riding) > MOST_RIDERS:
             raise Refused(f"more than {MOST_RIDERS} datasets of the rows' length lie beside it", name)
-    facts = {"dataset": name, "columns": _columns(rows, name), "warnings": warnings, "layouts": layouts}
+    facts = {
+        "dataset": name,
+        "columns": _columns(rows, name),
+        "form": "dense",
+        "rows": layouts,
+        "riders": riding,
+        "left_out": left_out,
+    }
     return facts, arrays
 
 

@@ -60,7 +60,7 @@ def read_values(
         with opened(shard.path, shard.identity) as (descriptor, _):
             values = np.empty(shape, dtype=dtype) if out is None else out.reshape(shape)
             if layout.kind == "asked":
-                _read_asked(descriptor, layout, _path(shard, layout), start, values, where)
+                _read_asked(descriptor, layout, start, values, where)
             elif layout.kind == "chunked":
                 _read_chunked(descriptor, layout, start, values, where)
             elif layout.kind == "inline":
@@ -84,13 +84,6 @@ def file_digest(shard: Shard) -> str:
                 yield piece
 
     return persistently(lambda: digest(pieces()), f"file={shown(shard.path)}")
-
-
-def _path(shard: Shard, layout: Layout) -> str:
-    """A dataset's path in the file."""
-    if layout is shard.layouts[0]:
-        return shard.dataset
-    return f"{shard.dataset.rstrip('/').rpartition('/')[0]}/{layout.name}"
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
@@ -155,11 +148,11 @@ def _cells(
 # -- asked -------------------------------------------------------------------------------------------------------
 
 
-def _read_asked(descriptor: int, layout: Layout, path: str, start: int, out: np.ndarray, where: str) -> None:
+def _read_asked(descriptor: int, layout: Layout, start: int, out: np.ndarray, where: str) -> None:
     """Values that only HDF5 can read, an answer of the child at a time."""
     first = 0
     while first < len(out):
-        facts, arrays = ask("values", descriptor, [path, start + first, start + len(out)], where)
+        facts, arrays = ask("values", descriptor, [layout.name, start + first, start + len(out)], where)
         try:
             values = _told(facts, arrays, layout)
             out[first : first + len(values)] = values

@@ -106,7 +106,7 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "dtype": shard.stored_dtype,
         "n_bytes": shard.size,
         "changed": shard.mtime_ns,
-        "riders": list(shard.riders),
+        "riders": [rider.name for rider in shard.riders],
     }
 
 

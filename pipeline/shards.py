@@ -235,7 +235,8 @@ def read_riders(block: Block) -> dict[str, np.ndarray]:
     """The riding datasets' values for a block, by name; strings as objects. Raises like `read`."""
     shard = block.shard
     return {
-        layout.name: read_values(shard, layout, block.start, block.stop, layout.dtype) for layout in shard.layouts[1:]
+        rider.name: read_values(shard, rider.layout, block.start, block.stop, rider.layout.dtype)
+        for rider in shard.riders
     }
 
 

@@ -11,7 +11,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-__all__ = ["MOST_DEPTH", "MOST_OBJECTS", "Refused", "choose", "dtype_of", "elsewhere", "riders", "text", "walk"]
+__all__ = [
+    "MOST_DEPTH",
+    "MOST_OBJECTS",
+    "Refused",
+    "beside",
+    "choose",
+    "dtype_of",
+    "elsewhere",
+    "riders",
+    "text",
+    "walk",
+]
 
 MOST_OBJECTS = 100_000  # that are looked at, in one group or while a dataset is searched
 MOST_DEPTH = 32
@@ -169,12 +180,18 @@ def text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def riders(parent: Any, rows: h5py.Dataset, warnings: list[list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
+def beside(dataset: str, name: str) -> str:
+    """The path of what stands under a name in a dataset's group."""
+    group = dataset.rstrip("/").rpartition("/")[0]
+    return f"{group}/{name}" if group else name
+
+
+def riders(parent: Any, rows: h5py.Dataset, left_out: list[list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
     """1-D datasets of the same length beside the rows, of plain values or text: labels, ids."""
     for name in _names(parent, MOST_OBJECTS):
         found = _rider(parent, name, rows.shape[:1])
         if isinstance(found, str):
-            warnings.append([text(name), found])
+            left_out.append([text(name), found])
         elif found is not None:
             yield text(name), found
 

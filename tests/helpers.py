@@ -41,6 +41,11 @@ def numbered_shards(folder: Path, *sizes: int, **how: Any) -> tuple[Shard, ...]:
     return open_shards([str(folder / f"{i}.h5") for i in range(len(sizes))])
 
 
+def names(shard: Shard) -> tuple[str, ...]:
+    """What rides along with a shard's rows."""
+    return tuple(rider.name for rider in shard.riders)
+
+
 @contextmanager
 def refused(exit_code: int, *phrases: str) -> Iterator[None]:
     """An error of ours with this exit code, whose sentence holds all these phrases on one line."""

@@ -13,7 +13,7 @@ from pipeline.features import PartMemory, index_bytes, open_features, part_bytes
 from pipeline.ledger import claim
 from pipeline.shards import Block, open_shards, read, read_riders
 from pipeline.skeleton import Skeleton
-from tests.helpers import numbered, refused, write_shard
+from tests.helpers import names, numbered, refused, write_shard
 
 RIDERS = {
     "y": np.array([3, 1, 2], np.uint8),
@@ -79,7 +79,7 @@ def test_a_part_is_a_valid_input_shard_and_its_riders_ride_on(tmp_path):
     path.write_bytes(part(3, riders=RIDERS))
     (shard,) = open_shards([str(path)])
     assert (shard.dataset, shard.shape, shard.dtype) == ("features", (3, 2), "float32")
-    assert set(shard.riders) == {"valid", *RIDERS}
+    assert set(names(shard)) == {"valid", *RIDERS}
     np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
     same(read_riders(Block(shard, 0, 3)), {**RIDERS, "valid": [True, False, True]})
 
@@ -233,7 +233,7 @@ def test_the_index_is_all_parts_one_after_the_other(output, tmp_path, monkeypatc
 
 def test_the_index_stands_for_its_parts_as_input(output):
     shards = open_shards([str(output(3, 4) / "index.h5")])
-    assert {(shard.dataset, shard.riders) for shard in shards} == {("features", ("valid", "y"))}
+    assert {(shard.dataset, names(shard)) for shard in shards} == {("features", ("valid", "y"))}
     found = np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
     np.testing.assert_array_equal(found, feature_rows(7))
 

@@ -20,7 +20,7 @@ from pipeline.gate import vet
 from pipeline.gatekeeper import LIMITS, ask
 from pipeline.shards import Block, open_shards, read, read_riders
 from tests import hostile
-from tests.helpers import numbered, refused, write_shard
+from tests.helpers import names, numbered, refused, write_shard
 
 ROOT = Path(__file__).parents[1]
 
@@ -552,7 +552,7 @@ def forged(monkeypatch, path, facts, arrays):
 
 def test_the_answer_that_is_forged_below_is_taken_when_it_is_not(honest, monkeypatch):
     shard = forged(monkeypatch, *honest)
-    assert (shard.shape, shard.riders, shard.columns) == ((6, 2), ("y",), ("a", "b"))
+    assert (shard.shape, names(shard), shard.columns) == ((6, 2), ("y",), ("a", "b"))
 
 
 NONSENSE = [
@@ -657,8 +657,8 @@ def test_arrays_of_another_shape_are_refused(honest, monkeypatch, arrays):
 def test_s7_what_unfolds_to_more_than_deflate_could_is_refused(honest, monkeypatch):
     path, facts, _ = honest
     n = 2**12
-    rows = {**facts["layouts"][0], "shape": [n, 2**14], "chunks": [1, 2**14]}
+    rows = {**facts["rows"][0], "shape": [n, 2**14], "chunks": [1, 2**14]}
     index = np.stack([100 + np.arange(n), np.ones(n), np.zeros(n)]).astype(np.int64)
     os.truncate(path, 2**20)
     with refused(65, path, f"{n} bytes unfold to {n * 2**17}", "1100 times as many at most"):
-        forged(monkeypatch, path, {**facts, "layouts": [rows]}, [index])
+        forged(monkeypatch, path, {**facts, "rows": [rows], "riders": []}, [index])
