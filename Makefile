@@ -11,11 +11,14 @@ help: ## print the targets
 
 setup: $(STAMP) ## make .venv with everything in it
 
-run: setup ## sample data to features to a classifier's accuracy
+# In a folder of its own for each set of sample shards: nothing else is ever replaced, whatever the name of its output.
+run: setup ## sample data to features to a classifier's accuracy, in sample/
 	$(PYTHON_OF_VENV) scripts/make_data.py
-	$(PYTHON_OF_VENV) scripts/extract.py --overwrite
-	$(PYTHON_OF_VENV) scripts/extract.py --quiet --overwrite --model features --input data/*-test --output features-test
-	$(PYTHON_OF_VENV) scripts/classify.py --test features-test
+	@set=fashion-mnist; test -e data/$$set-train-0.h5 || set=digits; set -ex; \
+	$(PYTHON_OF_VENV) scripts/extract.py --overwrite --input data/$$set-train-*.h5 --output sample/$$set/features; \
+	$(PYTHON_OF_VENV) scripts/extract.py --quiet --overwrite --model sample/$$set/features --input data/$$set-test \
+		--output sample/$$set/features-test; \
+	$(PYTHON_OF_VENV) scripts/classify.py --features sample/$$set/features --test sample/$$set/features-test
 
 reference: setup ## the model's reference run on two donuts, with its plot
 	$(PYTHON_OF_VENV) scripts/make_data.py donuts
@@ -45,7 +48,7 @@ format: setup ## let ruff repair and lay out the code
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-clean: ## remove .venv and caches; data/ and features/ stay
+clean: ## remove .venv and caches; data/, sample/ and features/ stay
 	rm -rf .venv .venv-peers build pipeline/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -20,7 +20,7 @@ from pipeline.gate import Shard
 from pipeline.model import Model
 from pipeline.plan import Plan
 
-__all__ = ["Request", "differences", "request_of"]
+__all__ = ["Request", "differences", "other_inputs", "request_of"]
 
 # To be raised when the same settings begin to give other numbers.
 _SCAN, _TRAINING, _ENCODING = 1, 1, 1
@@ -117,6 +117,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         found += _settings(before.get(stage, {}), now[stage])
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return "; ".join(found[:_LISTED]) + more
+
+
+def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the files that were asked for then and are not now: with any, the results are of another data set."""
+    names = {shard["file"] for shard in now["inputs"]["shards"]}
+    return [shard["file"] for shard in before.get("inputs", {}).get("shards", []) if shard["file"] not in names]
 
 
 def _files(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

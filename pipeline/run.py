@@ -40,7 +40,7 @@ from pipeline.ledger import Entry, Ledger, Record, claim
 from pipeline.model import Model, load_model
 from pipeline.plan import make_plan
 from pipeline.policy import Policy
-from pipeline.request import Request, differences, request_of
+from pipeline.request import Request, differences, other_inputs, request_of
 from pipeline.scan import Scan
 from pipeline.shards import open_shards
 
@@ -248,12 +248,8 @@ def _earlier(
     elif manifest is not None and is_same:
         log.info("output=%s: looked at again, since bad data are now treated otherwise", shown(ledger.directory))
     elif manifest is not None:
+        _check_leave(ledger, config, manifest["request"], now)
         changed = differences(manifest["request"], now)
-        if not config.overwrite:
-            raise ConfigError(
-                f"output={shown(ledger.directory)}: holds the results of another run, and this one differs: {changed}. "
-                "Choose another --output, or replace them with --overwrite (what still fits is kept) or --restart."
-            )
         log.info("output=%s: results are replaced, since: %s", shown(ledger.directory), changed)
     else:
         before = ledger.request()
@@ -262,6 +258,21 @@ def _earlier(
             log.warning("this run differs from the last one here, and does anew what that touches: %s", changed)
     ledger.set_request(now)
     return None
+
+
+def _check_leave(ledger: Ledger, config: Config, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Results are replaced by leave only; those of other files are not what `overwrite` was said of."""
+    where, changed = f"output={shown(ledger.directory)}", differences(before, now)
+    if other_inputs(before, now):
+        raise ConfigError(
+            f"{where}: holds the results of other input files: {changed}. Choose another --output, or throw them away "
+            "with --restart; --overwrite replaces results of the same files only."
+        )
+    if not config.overwrite:
+        raise ConfigError(
+            f"{where}: holds the results of another run, and this one differs: {changed}. Choose another --output, or "
+            "replace them with --overwrite (what still fits is kept) or --restart."
+        )
 
 
 def _passes(manifest: Mapping[str, Any], config: Config, bad_shards: list[dict[str, str]]) -> bool:

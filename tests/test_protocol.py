@@ -593,7 +593,25 @@ def test_u3_a_changed_input_of_a_finished_run_is_noticed(
     change(night)
     assert night.run(out) == 78
     assert words in caplog.text
-    assert night.run(out, "--overwrite") == 0
+    assert night.run(out, "--restart" if kind == "removed" else "--overwrite") == 0
+    assert features_of(out) == fresh(night)
+
+
+def test_u3_results_of_other_inputs_are_not_overwritten(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever wrote `--overwrite` into a script meant results of the same files."""
+    assert night.run(out) == 0
+    before, watched = stamps(out), Watched()
+    (night.shards / "0.h5").rename(night.shards / "mine.h5")
+    for flags in ([], ["--overwrite"], ["--overwrite", "--epochs", "1"]):
+        caplog.clear()
+        assert night.run(out, *flags, disk=watched) == 78
+        assert "holds the results of other input files: input 0.h5 is gone; input mine.h5 is new" in caplog.text
+        assert "Choose another --output, or throw them away with --restart" in caplog.text
+    assert watched.calls == []
+    assert stamps(out) == before
+    assert night.run(out, "--restart") == 0
     assert features_of(out) == fresh(night)
 
 
