@@ -4,13 +4,15 @@
    (n_rows, n_features) float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped;
    ``valid`` (n_rows,) bool, false where the input row was a bad one and its features are NaN; and the riding datasets
    under their own names. It is itself a valid input shard.
-2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open.
+2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view, and
+   says so: without the parts beside it there are no values in it, but what `missing_value` gives.
 3. ``manifest.json`` names the parts in that order; it is written last.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,14 +24,26 @@ import numpy as np
 
 from pipeline.disk import PAGE
 from pipeline.errors import DataError, ReadFailed, shown
-from pipeline.ledger import read_manifest
+from pipeline.ledger import MANIFEST, read_manifest
 from pipeline.skeleton import MARK_BYTES, Skeleton, mark, put, skeleton_of
 
-__all__ = ["FEATURES", "VALID", "Features", "PartMemory", "index_bytes", "open_features", "part_bytes"]
+__all__ = [
+    "FEATURES",
+    "VALID",
+    "Features",
+    "PartMemory",
+    "index_bytes",
+    "missing_value",
+    "open_features",
+    "part_bytes",
+]
 
-FEATURES, VALID = "features", "valid"
+FEATURES, VALID, INDEX = "features", "valid", "index.h5"
 FORMAT = "shardpress-features/1"
+VIEW = "the values stand in parts/: copy the whole directory"
+_WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/."
 _ROOM = 2**17  # bytes beside the features, at first
+_COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError)  # HDF5's come as any of them
 
 
 class PartMemory:
@@ -249,13 +263,25 @@ def _layout(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], var
     return repr((shapes, fixed))
 
 
-def _write_attributes(file: h5py.File, attributes: Mapping[str, Any]) -> None:
+def _write_attributes(file: h5py.File | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
     """As `h5py.File.attrs` would, in half the time."""
     scalar = h5py.h5s.create(h5py.h5s.SCALAR)
     for key, value in attributes.items():
         stored = np.array(value, dtype=h5py.string_dtype()) if isinstance(value, str) else np.asarray(value)
         kind = h5py.h5t.py_create(stored.dtype, logical=True)
         h5py.h5a.create(file.id, key.encode(), kind, scalar).write(stored)
+
+
+def missing_value(dtype: np.dtype) -> Any:
+    """What stands where a value of this dtype is missing, and can hardly be taken for one.
+
+    NaN, of integers the lowest for signed and the highest for unsigned ones, the empty text; False, since bool has no more.
+    """
+    if dtype.kind in "fc":
+        return dtype.type(np.nan)
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
+    return b"" if dtype.hasobject else np.zeros((), dtype)[()]
 
 
 def index_bytes(
@@ -284,7 +310,7 @@ def index_bytes(
     else:
         shapes = [_shapes(directory / name) for name in files]
     with h5py.File.in_memory() as file:
-        _write_attributes(file, _attributes(about))
+        _write_attributes(file, _attributes({**about, "view": VIEW}))
         for key, (_, dtype) in shapes[0].items():
             if any(key not in part or part[key][1] != dtype for part in shapes):
                 continue
@@ -300,6 +326,8 @@ def _write_virtual(
     whole = h5py.h5s.create_simple((sum(shape[0] for shape in shapes), *shapes[0][1:]))
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_layout(h5py.h5d.VIRTUAL)
+    if dtype.kind in "fciu":  # all others' are HDF5's own
+        how.set_fill_value(np.array(missing_value(dtype), dtype))
     name, first = key.replace("%", "%%").encode(), 0  # HDF5 reads % in it as a format
     for path, shape in zip(files, shapes, strict=True):
         whole.select_hyperslab((first, *(0 for _ in shape[1:])), shape)
@@ -307,19 +335,29 @@ def _write_virtual(
         first += shape[0]
     whole.select_all()
     h5py.h5d.create(file.id, key.encode(), h5py.h5t.py_create(dtype, logical=True), whole, dcpl=how)
+    _write_attributes(file[key], {"view": VIEW})
 
 
 def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of each dataset of a part."""
     try:
-        # Without HDF5's lock, as readers do: within a process, both must agree.
-        with h5py.File(path, "r", locking=False) as part:
+        with _reading(path) as part:
             return {key: (item.shape, item.dtype) for key, item in part.items()}
-    except (OSError, RuntimeError, LookupError, ValueError) as error:  # HDF5's complaints come as any of them
+    except _COMPLAINTS as error:
         raise ReadFailed(
             f"file={shown(path)}: cannot be read again: {error}. Type the same command again without --verify sizes: "
             "what is damaged is made anew."
         ) from error
+
+
+def _reading(path: str | Path) -> h5py.File:
+    """Open without HDF5's lock, which would keep out a run that replaces what is read."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(path, "r")  # within a process all must agree, and somebody has it open with the lock
 
 
 # -- downstream --------------------------------------------------------------------------------------------------
@@ -353,7 +391,7 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     Parameters
     ----------
     path : str or Path
-        The directory.
+        The directory, or the index in it.
     block_rows : int
         Rows of one Dask chunk, at most.
 
@@ -362,11 +400,15 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     NoInput
         When it holds no finished run.
     DataError
-        When a part is missing or not as the manifest says.
+        When a part is missing or not as the manifest says, or an index stands without its parts.
     """
     import dask.array as da
 
     directory = Path(path)
+    if directory.is_file():
+        if directory.name != INDEX or not (directory.parent / MANIFEST).exists():
+            _check_alone(directory)
+        directory = directory.parent
     manifest = read_manifest(directory)
     try:
         parts = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
@@ -380,12 +422,30 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest)
 
 
+def _check_alone(path: Path) -> None:
+    """An index without its parts would give rows of what stands for a missing value, and no error."""
+    try:
+        with _reading(path) as file:
+            is_index = file[FEATURES].is_virtual
+    except _COMPLAINTS as error:
+        raise DataError(f"file={shown(path)}: holds no features that can be read: {error}") from error
+    if is_index:
+        raise DataError(
+            f"file={shown(path)}: holds no values, since it is a view of parts that do not stand beside it. {_WHOLE}"
+        )
+    raise DataError(f"file={shown(path)}: no index, expected an output directory or the index.h5 in it")
+
+
 def _check_part(path: Path, n_rows: int) -> list[str]:
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"file={shown(path)}: the manifest names it, but it is not there. {_WHOLE}") from error
+    try:
+        with _reading(path) as file:
             found = file[FEATURES].shape
             names = list(file)
-    except (OSError, RuntimeError, LookupError, ValueError) as error:
+    except _COMPLAINTS as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
     if found[0] != n_rows:
         raise DataError(f"file={shown(path)}: {found[0]} rows, expected {n_rows} as the manifest says")
@@ -396,7 +456,7 @@ def _lazy(path: Path, name: str, block_rows: int) -> Any:
     import dask
     import dask.array as da
 
-    with h5py.File(path, "r", locking=False) as file:
+    with _reading(path) as file:
         shape, dtype = file[name].shape, file[name].dtype
     pieces = [
         da.from_delayed(
@@ -410,5 +470,5 @@ def _lazy(path: Path, name: str, block_rows: int) -> Any:
 
 
 def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:
-    with h5py.File(path, "r", locking=False) as file:
+    with _reading(path) as file:
         return np.asarray(file[name][start:stop])

@@ -259,6 +259,26 @@ def test_riders_that_not_every_part_has_alike_stay_in_the_parts(output):
         assert set(file) == {"features", "valid", "y", "some", "odd"}
 
 
+def test_an_index_without_its_parts_gives_nothing_that_could_be_taken_for_data(output, tmp_path):
+    beside = {"i": np.ones(3, "i2"), "u": np.ones(3, ">u4"), "f": np.ones(3, "f2"), "is": np.ones(3, bool), **RIDERS}
+    alone = (output(3, riders={0: beside}) / "index.h5").rename(tmp_path / "alone.h5")
+    with h5py.File(alone) as file:
+        np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
+        assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
+            "valid": [False] * 3,
+            "i": [-(2**15)] * 3,
+            "u": [2**32 - 1] * 3,
+            "is": [False] * 3,
+            "y": [255] * 3,
+            "code": [b""] * 3,
+            "name": [b""] * 3,
+        }
+        assert np.isnan(file["f"]).all()
+        assert np.isnan(file["weight"]).all()
+        for item in (file, *file.values()):
+            assert "copy the whole directory" in item.attrs["view"]
+
+
 # -- downstream --------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +320,33 @@ def test_a_part_that_is_not_whole_is_refused_by_name(output, damage):
         write_shard(path, numbered(4))
     with refused(65, str(path), "the manifest names it"):
         open_features(directory)
+
+
+def test_an_index_that_was_copied_alone_is_refused_with_what_to_copy(output, tmp_path):
+    directory = output(3, 4)
+    with refused(65, "part-00000.h5: the manifest names it, but it is not there. Copy the whole directory"):
+        (directory / "parts").rename(tmp_path / "elsewhere")
+        open_features(directory / "index.h5")
+    alone = (directory / "index.h5").rename(tmp_path / "alone.h5")
+    with refused(65, f"file={alone}: holds no values, since it is a view of parts", "Copy the whole directory"):
+        open_features(alone)
+
+
+@pytest.mark.parametrize("content", [b"text", part(3)], ids=["text", "part"])
+def test_another_file_is_no_index(tmp_path, content):
+    (tmp_path / "x.h5").write_bytes(content)
+    with refused(65, f"file={tmp_path / 'x.h5'}: "):
+        open_features(tmp_path / "x.h5")
+
+
+def test_the_index_stands_for_its_directory(output):
+    np.testing.assert_array_equal(open_features(output(3, 4) / "index.h5").features, feature_rows(7))
+
+
+def test_features_open_while_the_same_process_holds_files_with_their_locks(output):
+    directory = output(3)
+    with h5py.File(directory / "parts/part-00000.h5"), h5py.File(directory / "index.h5"):
+        np.testing.assert_array_equal(open_features(directory / "index.h5").features, feature_rows(3))
 
 
 def test_a_part_with_other_rows_than_the_manifest_says_is_refused(output):
