@@ -4,8 +4,8 @@
    (n_rows, n_features) float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped;
    ``valid`` (n_rows,) bool, false where the input row was a bad one and its features are NaN; and the riding datasets
    under their own names. It is itself a valid input shard.
-2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view, and
-   says so: without the parts beside it there are no values in it, but what `missing_value` gives.
+2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view,
+   and says so: without the parts beside it there are no values in it, but what `missing_value` gives.
 3. ``manifest.json`` names the parts in that order; it is written last.
 """
 
@@ -275,7 +275,7 @@ def _write_attributes(file: h5py.File | h5py.Dataset, attributes: Mapping[str, A
 def missing_value(dtype: np.dtype) -> Any:
     """What stands where a value of this dtype is missing, and can hardly be taken for one.
 
-    NaN, of integers the lowest for signed and the highest for unsigned ones, the empty text; False, since bool has no more.
+    NaN, the lowest signed integer, the highest unsigned one, the empty text; and False, since bool has no more.
     """
     if dtype.kind in "fc":
         return dtype.type(np.nan)
