@@ -134,8 +134,8 @@ def vet(path: Path, dataset: str | None) -> Shard:
     def look() -> Shard:
         try:
             with opened(str(path)) as (descriptor, found):
-                check_superblock(descriptor, found.size, where)
-                return _looked_into(descriptor, found, path, dataset)
+                base = check_superblock(descriptor, found.size, where)
+                return _looked_into(descriptor, found, path, dataset, base)
         except OSError as error:
             told = stand_in(error, where)
             if isinstance(told, ReadFailed):
@@ -145,10 +145,10 @@ def vet(path: Path, dataset: str | None) -> Shard:
     return persistently(look, where)
 
 
-def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | None) -> Shard:
+def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | None, base: int) -> Shard:
     where = f"file={shown(path)}"
     try:
-        plain = describe_plain(descriptor, found.size, dataset)
+        plain = describe_plain(descriptor, found.size, dataset, base)
         facts, arrays = plain or ask("describe", descriptor, [dataset], where)
     except DataError:
         if not os.fstat(descriptor).st_nlink:
@@ -162,7 +162,7 @@ def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | No
             f"{where}: what the HDF5 library says about it makes no sense ({shown(error)}). The file is damaged or "
             "forged: do not use it."
         ) from error
-    check_places([*shard.layouts, *(rider.layout for rider in shard.riders)], found.size, where)
+    check_places([*shard.layouts, *(rider.layout for rider in shard.riders)], found.size, where, base)
     for name, reason in left_out:
         log.warning("%s dataset=%s: %s, does not ride along", where, shown(name), shown(reason))
     return shard

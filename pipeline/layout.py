@@ -172,7 +172,7 @@ def _annotated(dtype: np.dtype, notes: Any) -> np.dtype:
 # -- places ------------------------------------------------------------------------------------------------------
 
 
-def check_places(layouts: Sequence[Layout], size: int, where: str) -> None:
+def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0) -> None:
     """Refuse values that lie outside the file, one on top of the other, or unfold to too much.
 
     Parameters
@@ -182,11 +182,14 @@ def check_places(layouts: Sequence[Layout], size: int, where: str) -> None:
         Of the file, in bytes.
     where : str
         How an error's sentence begins.
+    base : int
+        Where the superblock lies.
 
     Raises
     ------
     DataError
     """
+    low = base + SMALLEST
     taken: dict[object, np.ndarray] = {}
     for layout in layouts:
         place = f"{where} dataset={shown(layout.name)}"
@@ -195,11 +198,11 @@ def check_places(layouts: Sequence[Layout], size: int, where: str) -> None:
                 f"{place}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most"
             )
         offsets, sizes = _places(layout)
-        outside = np.flatnonzero((offsets < SMALLEST) | (offsets > size - sizes))
+        outside = np.flatnonzero((offsets < low) | (offsets > size - sizes))
         if len(outside):
             first, n = int(offsets[outside[0]]), int(sizes[outside[0]])
             raise DataError(
-                f"{place}: values lie at bytes {first}:{first + n}, expected {SMALLEST}:{size} at most. The file "
+                f"{place}: values lie at bytes {first}:{first + n}, expected {low}:{size} at most. The file "
                 "is damaged or forged: do not use it."
             )
         if layout.index is not None:

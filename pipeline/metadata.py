@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.files import read_into
-from pipeline.superblock import SMALLEST
+from pipeline.superblock import SIGNATURE, SMALLEST
 
 __all__ = [
     "MOST_BYTES",
@@ -66,9 +66,8 @@ def expect(*conditions: object) -> None:
 
 # -- bytes -------------------------------------------------------------------------------------------------------
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_SUPERBLOCK_0, _OLDEST = struct.Struct("<16s2HI4Q8xQI4x16s"), _SIGNATURE + b"\0\0\0\0\0\x08\x08\0"
-_SUPERBLOCK_2, _NEWER = struct.Struct("<12s4QI"), [_SIGNATURE + bytes([version, 8, 8, 0]) for version in (2, 3)]
+_SUPERBLOCK_0, _OLDEST = struct.Struct("<16s2HI4Q8xQI4x16s"), SIGNATURE + b"\0\0\0\0\0\x08\x08\0"
+_SUPERBLOCK_2, _NEWER = struct.Struct("<12s4QI"), [SIGNATURE + bytes([version, 8, 8, 0]) for version in (2, 3)]
 
 
 class Metadata:
@@ -78,7 +77,10 @@ class Metadata:
     ----------
     descriptor : int
     size : int
-        Of the file, in bytes. `end` is where its data end, as soon as that is known.
+        Of the file, in bytes.
+    base : int
+        Where its superblock lies. Offsets count from there, and so does `end`, where the data end, as soon as that is
+        known.
 
     Raises
     ------
@@ -86,9 +88,9 @@ class Metadata:
         Here and in all functions below that take one, when reading fails.
     """
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor, self._left, self.end = descriptor, MOST_BYTES, size
-        self.start = self._read(0, min(size, _AT_FIRST))
+    def __init__(self, descriptor: int, size: int, base: int = 0) -> None:
+        self._descriptor, self._left, self.end, self.base = descriptor, MOST_BYTES, size - base, base
+        self.start = self._read(0, min(self.end, _AT_FIRST))
         self._place, self._held = 0, b""
 
     def at(self, offset: int, n_bytes: int) -> bytes:
@@ -105,7 +107,7 @@ class Metadata:
 
     def _read(self, offset: int, n_bytes: int) -> bytes:
         buffer = bytearray(n_bytes)
-        read_into(self._descriptor, memoryview(buffer), offset)
+        read_into(self._descriptor, memoryview(buffer), self.base + offset)
         return bytes(buffer)
 
 
@@ -114,14 +116,15 @@ def root(file: Metadata) -> Messages:
     start, size = file.start, file.end
     if start[8] == 0:
         numbers = _SUPERBLOCK_0.unpack_from(start)
-        plain, leaf, half, flags, base, free, file.end, driver, address, cached, table = numbers
-        expect(plain == _OLDEST, 2 * leaf == _MOST_IN_LEAF, half == _HALVES[0], flags == base == 0)
+        plain, leaf, half, flags, base, free, end, driver, address, cached, table = numbers
+        expect(plain == _OLDEST, 2 * leaf == _MOST_IN_LEAF, half == _HALVES[0], flags == 0)
         expect(free == driver == NOWHERE)
     else:
-        plain, base, extension, file.end, address, checksum = _SUPERBLOCK_2.unpack_from(start)
-        expect(plain in _NEWER, base == 0, extension == NOWHERE, checksum == _checksum(start[:44]))
+        plain, base, extension, end, address, checksum = _SUPERBLOCK_2.unpack_from(start)
+        expect(plain in _NEWER, extension == NOWHERE, checksum == _checksum(start[:44]))
         cached, table = 0, b""
-    expect(file.end <= size)
+    expect(base in (0, file.base), base <= end <= base + size)
+    file.end = end - base  # which is told as the file's, unlike all addresses
     group = messages(file, address)
     expect(cached == 0 or (cached == 1 and group[Kind.SYMBOL_TABLE][0][:16] == table))
     return group

@@ -63,7 +63,9 @@ class _Dataset(NamedTuple):
         return len(self.shape) >= 2 and self.dtype[0][1] in "uifb"
 
 
-def describe_plain(descriptor: int, size: int, dataset: str | None) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+def describe_plain(
+    descriptor: int, size: int, dataset: str | None, base: int = 0
+) -> tuple[dict[str, Any], list[np.ndarray]] | None:
     """Where the rows and what rides along with them lie, if the file is plain.
 
     Parameters
@@ -74,6 +76,8 @@ def describe_plain(descriptor: int, size: int, dataset: str | None) -> tuple[dic
         Its bytes.
     dataset : str, optional
         The dataset that holds the rows. With none: ``X``, else the only candidate.
+    base : int
+        Where the superblock lies.
 
     Returns
     -------
@@ -86,7 +90,7 @@ def describe_plain(descriptor: int, size: int, dataset: str | None) -> tuple[dic
         When reading fails.
     """
     try:
-        return _described(Metadata(descriptor, size), dataset)
+        return _described(Metadata(descriptor, size, base), dataset)
     except OSError:
         raise
     except Exception:  # whatever it is, the child says what is wrong with the file
@@ -223,8 +227,8 @@ def _layout(file: Metadata, found: _Dataset, name: str, arrays: list[np.ndarray]
         kind = "inline"
         arrays.append(np.frombuffer(found.data, dtype=np.uint8))
     else:
-        offset = found.place
-        expect(SMALLEST <= offset < NOWHERE)
+        expect(SMALLEST <= found.place < NOWHERE)
+        offset = file.base + found.place
     return {
         "name": name,
         "shape": list(found.shape),
@@ -253,7 +257,7 @@ def _index(file: Metadata, found: _Dataset) -> np.ndarray:
     expect((keys[:-1, 1:-1] == firsts).all(), not keys[:-1, -1].any())
     sizes = (*found.chunks, found.dtype[2])
     expect(not any(n % size for n, size in zip(keys[-1, 1:].tolist(), sizes, strict=True)))
-    index[0], index[1], index[2] = places, keys[:-1, 0] & 0xFFFFFFFF, keys[:-1, 0] >> 32
+    index[0], index[1], index[2] = places + np.uint64(file.base), keys[:-1, 0] & 0xFFFFFFFF, keys[:-1, 0] >> 32
     return index
 
 

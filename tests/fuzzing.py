@@ -181,10 +181,10 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         compact,
     ]
     corpus = []
-    for write in writers:
+    for i, write in enumerate(writers):
         for libver in ("earliest", "v108", "latest"):
             path = folder / "corpus.h5"
-            with h5py.File(path, "w", libver=(libver, "latest")) as file:
+            with h5py.File(path, "w", libver=(libver, "latest"), userblock_size=512 if i % 4 == 3 else 0) as file:
                 write(file)
             corpus.append(path.read_bytes())
             path.unlink()
@@ -274,8 +274,9 @@ _DAMAGES = [_flip_bits, _flip_bits, _set_bytes, _set_word, _set_word, _truncate,
 
 def mend(content: bytearray) -> None:
     """Make checksums fit: the superblock's (version 2 and 3), and those of object headers (version 2)."""
-    if len(content) >= 48 and content[8] in (2, 3):
-        content[44:48] = lookup3(bytes(content[:44])).to_bytes(4, "little")
+    start = max(0, content.find(b"\x89HDF"))
+    if len(content) >= start + 48 and content[start + 8] in (2, 3):
+        content[start + 44 : start + 48] = lookup3(bytes(content[start : start + 44])).to_bytes(4, "little")
     for found in list(re.finditer(b"OHDR\2", bytes(content))):
         start = found.start()
         flags = content[start + 5] if start + 5 < len(content) else 0

@@ -292,6 +292,11 @@ def add_unknown_filter(file, name, shape):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", ["Git LFS", "git lfs pull"]),
         (b"<!DOCTYPE html>\n<title>404</title>", ["a web page", "Download it again"]),
         (b"\n <HTML><body>", ["a web page"]),
+        (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", ["an older MATLAB file", "'-v7.3'"]),
+        (b"CDF\1\0\0\0\1", ["netCDF-3", "nccopy -k nc4"]),
+        (b"\x0e\x03\x13\x01\0", ["HDF4", "h4toh5"]),
+        (bytes(256) + b"\x89HDF\r\n\x1a\n" + bytes(1000), ["first bytes"]),
+        (bytes(1536) + b"\x89HDF\r\n\x1a\n" + bytes(1000), ["first bytes"]),
         (b"\x1b[31m\n\r\0red", ["first bytes b'\\x1b[31m\\n\\r\\x00red'"]),
         (b"\x89HDF\r\n\x1a", ["first bytes"]),
         (b"\x89HDF\n\x1a\n" + bytes(100), ["first bytes"]),
@@ -303,12 +308,50 @@ def test_i3_what_comes_instead_of_hdf5_is_recognised(tmp_path, content, phrases)
         open_shards([str(tmp_path)])
 
 
-@pytest.mark.parametrize("n_bytes", [512, 1024, 2048])
-def test_hdf5_behind_other_bytes_is_refused_with_the_tool_that_takes_them_away(tmp_path, n_bytes):
-    with h5py.File(tmp_path / "x.h5", "w", userblock_size=n_bytes) as file:
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
+@pytest.mark.parametrize("how", ["contiguous", "chunks", "chunks that may grow", "compact", "put before"])
+def test_a_user_block_moves_every_address(tmp_path, libver, how, is_plain):
+    rows, path = numbered(30), tmp_path / "x.mat"
+    user_block = 0 if how == "put before" else 1024
+    storage = {"chunks": {"chunks": (7, 1), "compression": "gzip", "fletcher32": True}}
+    storage["chunks that may grow"] = {"chunks": (7, 2), "maxshape": (None, 2), "shuffle": True}
+    with h5py.File(path, "w", userblock_size=user_block, libver=(libver, "latest")) as file:
+        if how == "compact":
+            created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            created.set_layout(h5py.h5d.COMPACT)
+            space = h5py.h5s.create_simple(rows.shape)
+            made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
+            made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+        else:
+            file.create_dataset("X", data=rows, **storage.get(how, {}))
+        file["y"] = np.arange(30)
+        if not is_plain:
+            file["text"] = ["a"] * 30
+    content = path.read_bytes()
+    path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(1024) + content[user_block:])
+    (shard,) = open_shards([str(path)])
+    block = Block(shard, 0, 30)
+    np.testing.assert_array_equal(read(block), rows)
+    riders = read_riders(block)
+    np.testing.assert_array_equal(riders["y"], np.arange(30))
+    assert ("text" in riders) != is_plain
+
+
+@pytest.mark.parametrize("cut", [1, 20, 500])
+def test_i4_a_truncated_file_with_a_user_block_is_refused(tmp_path, cut):
+    with h5py.File(tmp_path / "x.h5", "w", userblock_size=512) as file:
         file["X"] = numbered(3)
-    with refused(65, f"HDF5 behind {n_bytes} bytes", "h5unjam"):
+    content = (tmp_path / "x.h5").read_bytes()
+    (tmp_path / "x.h5").write_bytes(content[:-cut])
+    with refused(65, f"truncated: {len(content) - cut} bytes, expected {len(content)} bytes"):
         open_shards([str(tmp_path)])
+
+
+def test_s9_values_that_are_said_to_lie_in_the_user_block_are_refused(tmp_path):
+    layout = Layout("X", (2, 2), np.dtype("<i4"), "contiguous", offset=512)
+    with refused(65, "values lie at bytes 512:528, expected 560:4000 at most"):
+        check_places([layout], 4000, "file=x", base=512)
 
 
 def test_i5_a_file_left_open_by_a_crashed_writer_is_refused_and_not_repaired(tmp_path):

@@ -18,6 +18,7 @@ from pipeline.gate import vet
 from pipeline.gatekeeper import LIMITS, ask
 from pipeline.plainfile import describe_plain
 from pipeline.shards import Block, open_shards, read, read_riders
+from pipeline.superblock import signature_at
 from tests import fuzzing, hostile
 from tests.helpers import numbered, refused, write_shard
 
@@ -28,11 +29,16 @@ OLD = ["earliest", "v108"]  # what HDF5 writes of its own accord; later ones ind
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 
 
+def told_by_reader(descriptor, dataset=None):
+    size = os.fstat(descriptor).st_size
+    return describe_plain(descriptor, size, dataset, signature_at(descriptor, size) or 0)
+
+
 def told_by_both(path, dataset=None):
     """What the reader says, and what the child says: None, or the facts and arrays."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        ours = describe_plain(descriptor, os.fstat(descriptor).st_size, dataset)
+        ours = told_by_reader(descriptor, dataset)
         try:
             theirs = ask("describe", descriptor, [dataset], f"file={path}")
         except ShardpressError:
@@ -92,6 +98,15 @@ def test_chunks_are_found_whatever_their_shape_and_filters(tmp_path, how, libver
     (shard,) = open_shards([str(tmp_path / "x.h5")])
     np.testing.assert_array_equal(read(Block(shard, 0, 30)), ROWS)
     np.testing.assert_array_equal(read_riders(Block(shard, 3, 30))["y"], np.arange(3, 30))
+
+
+@pytest.mark.parametrize("n_bytes", [512, 4096])
+@pytest.mark.parametrize("libver", VERSIONS)
+def test_all_of_it_may_stand_behind_a_user_block(tmp_path, libver, n_bytes):
+    with h5py.File(tmp_path / "x.h5", "w", userblock_size=n_bytes, libver=(libver, "latest")) as file:
+        file["X"] = ROWS
+        file.create_dataset("y", data=np.arange(30), **({"chunks": (7,)} if libver in OLD else {}))
+    assert_plain(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("libver", OLD)
@@ -297,7 +312,9 @@ def plain_corpus(folder):
     for write in writers:
         for libver in ("earliest", "v108", "latest"):
             path = folder / f"{len(corpus)}.h5"
-            with h5py.File(path, "w", libver=(libver, "latest")) as file:
+            with h5py.File(
+                path, "w", libver=(libver, "latest"), userblock_size=1024 if write is crowded else 0
+            ) as file:
                 write(file)
             if told_by_both(path)[0] is not None:
                 corpus.append(path.read_bytes())
@@ -329,7 +346,7 @@ def test_no_damage_that_the_child_sees_escapes_the_reader(tmp_path, monkeypatch)
             continue
         start = time.perf_counter()
         with open(path, "rb") as file:
-            ours = describe_plain(file.fileno(), path.stat().st_size, None)
+            ours = told_by_reader(file.fileno())
         slowest = max(slowest, time.perf_counter() - start)
         if ours is not None:
             ours, theirs = told_by_both(path)
