@@ -19,7 +19,12 @@ __all__ = [
     "choose",
     "dtype_of",
     "elsewhere",
+    "link_of",
+    "listing",
+    "locate",
+    "objects",
     "riders",
+    "some",
     "text",
     "walk",
 ]
@@ -47,21 +52,27 @@ class Refused(Exception):
 
 def walk(file: h5py.File, name: str) -> tuple[Any, h5py.Dataset]:
     """The dataset at `name`, and the group that holds it, over hard links only."""
+    parent, here = locate(file, name)
+    if not isinstance(here, h5py.h5d.DatasetID):
+        raise Refused(f"a group, expected a dataset; the file holds {listing(file)}", name)
+    return parent, h5py.Dataset(here)
+
+
+def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
+    """What lies at `name`, behind the group that holds it."""
     here, parent = file.id, file.id
     parts = [part for part in name.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
     for i, part in enumerate(parts):
         if not isinstance(here, h5py.h5g.GroupID) or not here.links.exists(part):
-            raise Refused(f"not there, the file holds {_listing(file)}. Name one with --dataset.", name)
-        link = _link(here, part)
+            raise Refused(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
+        link = link_of(here, part)
         if link:
             raise Refused(f"{text(b'/'.join(parts[: i + 1]))} is {link}, expected a dataset in the file itself", name)
         parent, here = here, h5py.h5o.open(here, part)
-    if not isinstance(here, h5py.h5d.DatasetID):
-        raise Refused(f"a group, expected a dataset; the file holds {_listing(file)}", name)
-    return parent, h5py.Dataset(here)
+    return parent, here
 
 
-def _link(group: Any, part: bytes) -> str | None:
+def link_of(group: Any, part: bytes) -> str | None:
     """What kind of link a name is, with its target; None where the group itself holds the object."""
     kind = group.links.get_info(part).type
     if kind == h5py.h5l.TYPE_HARD:
@@ -98,14 +109,14 @@ def choose(file: h5py.File) -> str:
     """``X``, else the only candidate: a numeric dataset of rank 2 or more."""
     preferred = _PREFERRED.encode()
     there = file.id.links.exists(preferred)
-    if there and (_link(file.id, preferred) or _is_candidate(h5py.h5o.open(file.id, preferred))):
+    if there and (link_of(file.id, preferred) or _is_candidate(h5py.h5o.open(file.id, preferred))):
         return _PREFERRED
-    candidates = [name for name, item in _objects(file.id) if _is_candidate(item)]
+    candidates = [name for name, item in objects(file.id) if _is_candidate(item)]
     if len(candidates) == 1:
         return candidates[0]
     if there and not candidates:
         return _PREFERRED  # and be told what is wrong with it
-    found = f"candidates {_some(candidates)}" if candidates else f"no candidate among {_listing(file)}"
+    found = f"candidates {some(candidates)}" if candidates else f"no candidate among {listing(file)}"
     raise Refused(
         f"{found}, expected a dataset {_PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with "
         "--dataset."
@@ -122,13 +133,13 @@ def _is_candidate(item: Any) -> bool:
     return stored is not None and stored.kind in "uifb"
 
 
-def _objects(root: Any) -> Iterator[tuple[str, Any]]:
+def objects(root: Any) -> Iterator[tuple[str, Any]]:
     """Every object in the file once, depth first, with its path."""
     seen = {h5py.h5o.get_info(root).addr}
 
     def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
         for name in _names(group, MOST_OBJECTS - len(seen)):
-            if _link(group, name):
+            if link_of(group, name):
                 continue
             item = h5py.h5o.open(group, name)
             address = h5py.h5o.get_info(item).addr
@@ -160,17 +171,19 @@ def _names(group: Any, at_most: int) -> list[bytes]:
     return names
 
 
-def _listing(file: h5py.File) -> str:
+def listing(file: h5py.File) -> str:
+    """What is in the file, by name."""
     names = []
     try:
-        for name, _ in _objects(file.id):
+        for name, _ in objects(file.id):
             names.append(name)
     except Refused:
-        return _some(names[:_LISTED]) + " and many more"
-    return _some(names)
+        return some(names[:_LISTED]) + " and many more"
+    return some(names)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first of many names."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return (", ".join(names[:_LISTED]) or "nothing") + more
 
@@ -198,7 +211,7 @@ def riders(parent: Any, rows: h5py.Dataset, left_out: list[list[str]]) -> Iterat
 
 def _rider(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset | str | None:
     """The dataset if it rides along; else why it does not, or None where nobody would expect it to."""
-    link = _link(parent, name)
+    link = link_of(parent, name)
     if link:
         return link
     item = h5py.h5o.open(parent, name)
