@@ -122,6 +122,9 @@ class Config:
     input: tuple[str, ...] = _setting(
         ("data/*.h5",), _text, "HDF5 shards: files, directories or globs, one or more", "PATH"
     )
+    follow: tuple[str, ...] = _setting(
+        (), _text, "folders in which the files may lie that a master file among the inputs stacks", "DIR"
+    )
     dataset: str | None = _setting(None, _optional(str), "dataset with the rows (default: X, else the only candidate)")
     output: str = _setting("features", _text, "directory for the features")
     model: str | None = _setting(None, _optional(str), "encode with this model.h5 or output directory, no training")

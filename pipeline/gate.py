@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,9 +27,11 @@ from pipeline.plainfile import describe_plain
 from pipeline.probe import MOST_RIDERS
 from pipeline.superblock import check_superblock
 
-__all__ = ["Rider", "Shard", "vet"]
+__all__ = ["Rider", "Shard", "look_at", "vet"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _NATIVE_DTYPES = {
     "bool": "uint8",  # Theano's 8-bit integers are what a device copies fastest
@@ -129,23 +132,38 @@ def vet(path: Path, dataset: str | None) -> Shard:
     NoInput, NotPermitted, ReadFailed, SystemLimit
         When it cannot be looked at.
     """
+    return look_at(path, lambda descriptor, found, base: _looked_into(descriptor, found, base, path, dataset))
+
+
+def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
+    """What `look` finds in a file, given its descriptor, its identity and where in it HDF5 begins.
+
+    There are more tries when the storage fails.
+
+    Raises
+    ------
+    DataError
+        When it is no HDF5 file.
+    NoInput, NotPermitted, ReadFailed, SystemLimit
+        When it cannot be looked at.
+    """
     where = f"file={shown(path)}"
 
-    def look() -> Shard:
+    def once() -> T:
         try:
             with opened(str(path)) as (descriptor, found):
                 base = check_superblock(descriptor, found.size, where)
-                return _looked_into(descriptor, found, path, dataset, base)
+                return look(descriptor, found, base)
         except OSError as error:
             told = stand_in(error, where)
             if isinstance(told, ReadFailed):
                 raise  # and try again
             raise told from error
 
-    return persistently(look, where)
+    return persistently(once, where)
 
 
-def _looked_into(descriptor: int, found: Identity, path: Path, dataset: str | None, base: int) -> Shard:
+def _looked_into(descriptor: int, found: Identity, base: int, path: Path, dataset: str | None) -> Shard:
     where = f"file={shown(path)}"
     try:
         plain = describe_plain(descriptor, found.size, dataset, base)

@@ -27,6 +27,7 @@ import numpy as np
 
 from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
 from pipeline.probe import MOST_ANSWER_BYTES
+from pipeline.walk import Refused
 
 __all__ = ["LIMITS", "Limits", "ask", "retire"]
 
@@ -154,7 +155,7 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
     Parameters
     ----------
     what : str
-        ``describe`` or ``values``: a function of `probe`.
+        ``describe`` or ``values``, functions of `probe`, or ``stacked``.
     descriptor : int
         The open file's. The child opens the same inode, whatever lies at its path meanwhile.
     arguments : sequence
@@ -172,7 +173,7 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
     Raises
     ------
     DataError
-        When the file is refused, or the child did not survive it.
+        When the file is refused, with `walk.Refused` as the cause; or when the child did not survive it.
     ReadFailed
         When the storage failed meanwhile.
     SystemLimit
@@ -197,7 +198,7 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
         ) from error
     if "facts" in told:
         return told["facts"], arrays
-    raise _refusal(told, where)
+    raise _refusal(told, where) from (Refused(_words(told["refused"])) if "refused" in told else None)
 
 
 def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:

@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 
 from pipeline.probe import describe, values
+from pipeline.stacked import stacked
 from pipeline.walk import Refused
 
 __all__ = ["main"]
@@ -36,9 +37,9 @@ def main() -> None:
     """Answer requests, one JSON line each on standard input, until that is closed.
 
     A request has ``pid``, and of that process the descriptors of the open ``file`` and of a pipe for the ``answer``;
-    ``seconds`` and ``memory`` (bytes) as limits; ``ask`` (``describe`` or ``values``) and its ``arguments``. When the
-    fork has ended, a JSON line says how: ``end`` (``answered``, ``signal``, ``exit``, ``time``, ``system``) and
-    ``detail``.
+    ``seconds`` and ``memory`` (bytes) as limits; ``ask`` (``describe``, ``values`` or ``stacked``) and its
+    ``arguments``. When the fork has ended, a JSON line says how: ``end`` (``answered``, ``signal``, ``exit``, ``time``,
+    ``system``) and ``detail``.
     """
     # A terminal or a batch system tells the whole group to stop. When the driver has stopped, its pipe closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -135,7 +136,7 @@ def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
     try:
         file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # from here on nothing more can be opened
-        ask = {"describe": describe, "values": values}[request["ask"]]
+        ask = {"describe": describe, "values": values, "stacked": stacked}[request["ask"]]
         _reply(*_told(ask, file, request["arguments"]))
     except BaseException as error:
         _reply(*_failure(error))

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import signals
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, ShardpressError, shown
 from pipeline.gate import Shard, vet
 from pipeline.gatekeeper import retire
+from pipeline.master import follow, pointer
 from pipeline.rawread import file_digest, read_values
 from pipeline.sources import Source, find
+from pipeline.walk import Refused
 
 __all__ = [
     "Block",
@@ -65,6 +67,7 @@ def open_shards(
     patterns: Sequence[str],
     dataset: str | None = None,
     on_bad_shard: Callable[[Path, DataError], object] | None = None,
+    followed: Sequence[str] = (),
 ) -> tuple[Shard, ...]:
     """Vet every file that `patterns` names, without reading rows.
 
@@ -77,6 +80,8 @@ def open_shards(
     on_bad_shard : callable, optional
         Called with a file that is refused for what it holds, and the error, which is raised otherwise. The file is left
         out.
+    followed : sequence of str
+        Folders in which the files lie that masters among them stack; with none, a master is refused.
 
     Returns
     -------
@@ -90,7 +95,15 @@ def open_shards(
     NoInput, NotPermitted, ReadFailed, SystemLimit
         When a file cannot be looked at.
     """
+
+    def refuse(path: Path, error: DataError) -> None:
+        if on_bad_shard is None:
+            raise error
+        on_bad_shard(path, error)
+
     sources = find(patterns)
+    if followed:
+        sources = follow(sources, dataset, followed, refuse)
     shards: list[Shard] = []
     named: Shard | None = None
     with closing(_outcomes(sources, dataset)) as outcomes:
@@ -102,9 +115,7 @@ def open_shards(
                 shards.append(_fitting(outcome, shards[0] if shards else outcome, named or outcome))
                 named = named or (shards[-1] if shards[-1].columns else None)
             except DataError as error:
-                if on_bad_shard is None:
-                    raise
-                on_bad_shard(source.path, error)
+                refuse(source.path, error)
     if not shards:
         raise DataError(f"input={shown(patterns[0])}: none of {len(sources)} files is a shard that can be used")
     if not any(shard.n_rows for shard in shards):
@@ -141,9 +152,14 @@ def _outcome(source: Source, dataset: str | None) -> Shard | DataError:
 
 
 def _checked(source: Source, dataset: str | None) -> Shard:
-    """A vetted shard, which is what its manifest says."""
-    shard = vet(source.path, dataset)
+    """A vetted shard, which is what its manifest or its master says."""
+    shard = _vetted(source, dataset)
     where = f"file={shown(source.path)}"
+    if source.shape not in (None, shard.shape):
+        raise DataError(
+            f"{where} dataset={shown(shard.dataset)}: shape {shard.shape}, expected {source.shape} as "
+            f"file={shown(source.master)} stacks it: whole rows, and all of them. Give the file itself."
+        )
     for found, expected, what in ((shard.size, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, found):
             raise DataError(f"{where}: {found} {what}, expected {expected} as the manifest says. {_ANEW}")
@@ -152,6 +168,19 @@ def _checked(source: Source, dataset: str | None) -> Shard:
     if file_digest(shard) != source.blake3:
         raise DataError(f"{where}: its BLAKE3 is not the manifest's: the content has changed. {_ANEW}")
     return replace(shard, digest=source.blake3)
+
+
+def _vetted(source: Source, dataset: str | None) -> Shard:
+    try:
+        return vet(source.path, dataset if source.master is None else source.dataset)
+    except ShardpressError as error:
+        if source.master is not None:
+            raise type(error)(f"{error} (It is one of those that file={shown(source.master)} stacks.)") from error
+        # The child is asked again only where it has survived the first question.
+        told = pointer(source.path, dataset) if isinstance(error.__cause__, Refused) else ""
+        if not told:
+            raise
+        raise type(error)(f"{str(error).rstrip('.')}.{told}") from error
 
 
 def _fitting(shard: Shard, first: Shard, named: Shard) -> Shard:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import DataError, NoInput, NotPermitted, shown
 from pipeline.ledger import read_manifest
 
-__all__ = ["Source", "find"]
+__all__ = ["Source", "distinct", "find", "natural_key"]
 
 _SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 _MARKER, _INDEX = ".shardpress", "index.h5"
@@ -20,7 +20,7 @@ _MARKER, _INDEX = ".shardpress", "index.h5"
 
 @dataclass(frozen=True)
 class Source:
-    """A file to open, and what its manifest says of it.
+    """A file to open, and what its manifest, or the master that stacks it, says of it.
 
     Attributes
     ----------
@@ -28,12 +28,21 @@ class Source:
     n_rows, n_bytes : int, optional
     blake3 : str, optional
         None where there is no manifest, or where it does not say.
+    master : Path, optional
+        The file that stacks this one.
+    dataset : str, optional
+        Which of its datasets.
+    shape : tuple of int, optional
+        What that dataset is said to have.
     """
 
     path: Path
     n_rows: int | None = None
     n_bytes: int | None = None
     blake3: str | None = None
+    master: Path | None = None
+    dataset: str | None = None
+    shape: tuple[int, ...] | None = None
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
@@ -54,18 +63,28 @@ def find(patterns: Sequence[str]) -> list[Source]:
     DataError
         When one file is found twice, since its rows would count double.
     """
+    return distinct((source, pattern) for pattern in patterns for source in _matches(pattern))
+
+
+def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
+    """The sources, each with what names it, once none is found twice.
+
+    Raises
+    ------
+    DataError
+        When one file is found twice, since its rows would count double.
+    """
     found: dict[object, str] = {}
     sources = []
-    for pattern in patterns:
-        for source in _matches(pattern):
-            key = _same_file(source.path)
-            if key in found:
-                raise DataError(
-                    f"file={shown(source.path)}: found twice (as {shown(found[key])} and by {shown(pattern)}), "
-                    "expected each shard once: its rows would count double. Drop one of the inputs."
-                )
-            found[key] = str(source.path)
-            sources.append(source)
+    for source, name in named:
+        key = _same_file(source.path)
+        if key in found:
+            raise DataError(
+                f"file={shown(source.path)}: found twice (as {shown(found[key])} and by {shown(name)}), "
+                "expected each shard once: its rows would count double. Drop one of the inputs."
+            )
+        found[key] = str(source.path)
+        sources.append(source)
     return sources
 
 

@@ -63,11 +63,13 @@ def fuzz(n: int, seed: int = 0) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="shardpress-fuzz-") as folder:
             secret = hostile.secret(Path(folder))
             corpus = make_corpus(Path(folder), secret)
-            open_all(corpus, Path(folder))
+            followed = [str(stacked_files(Path(folder)))]
+            open_all(corpus, Path(folder), followed)
             at_start = _reset_peak()
             with hostile.opens(secret) as opens:
                 for i in range(n):
-                    _try(Path(folder) / "x.h5", mutant(corpus, np.random.default_rng((seed, i))), i, outcome)
+                    content = mutant(corpus, np.random.default_rng((seed, i)))
+                    _try(Path(folder) / "x.h5", content, i, outcome, followed[: i % 2])
             outcome.n_opens = opens[0]
             outcome.n_bytes = _peak() - at_start
     finally:
@@ -75,13 +77,13 @@ def fuzz(n: int, seed: int = 0) -> Outcome:
     return outcome
 
 
-def _try(path: Path, content: bytes, i: int, outcome: Outcome) -> None:
+def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> None:
     path.unlink(missing_ok=True)
     path.write_bytes(content)
     start = time.monotonic()
     try:
-        (shard,) = open_shards([str(path)])
-        for block in blocks([shard], max(1, -(-shard.n_rows // 3))):
+        shards = open_shards([str(path)], followed=followed)
+        for block in blocks(shards, max(1, -(-shards[0].n_rows // 3))):
             rows = read(block)
             read_riders(block)
             if _hdf5_differs(block, rows):
@@ -127,6 +129,16 @@ def _kind(error: ShardpressError) -> str:
 # -- files to begin with -------------------------------------------------------------------------------------------
 
 
+def stacked_files(folder: Path) -> Path:
+    """A folder with the files that the masters of the corpus stack."""
+    raw = folder / "raw"
+    raw.mkdir()
+    for i in range(2):
+        with h5py.File(raw / f"{i}.h5", "w") as file:
+            file["X"], file["y"] = ROWS[15 * i : 15 * i + 15], np.arange(15)
+    return raw
+
+
 def make_corpus(folder: Path, secret: Path) -> list[bytes]:
     """Small valid files of all layouts, filters and versions; some hold links to the secret that are not followed."""
     text = np.array([f"row {i}" for i in range(30)], object)
@@ -166,6 +178,20 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, space, dcpl=created)
         made.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS[:4])
 
+    def master(file: h5py.File) -> None:
+        layout = h5py.VirtualLayout((30, 2), "<i4")
+        for i in range(2):
+            layout[15 * i : 15 * i + 15] = h5py.VirtualSource(f"raw/{i}.h5", "X", (15, 2))
+        file.create_virtual_dataset("rows", layout)
+        file["rows.txt"] = text
+        file["own"] = ROWS
+
+    def links(file: h5py.File) -> None:
+        for i in range(2):
+            file[f"data/data_{i}"] = h5py.ExternalLink(f"raw/{i}.h5", "/X")
+        file["secret"] = h5py.SoftLink(str(secret))
+        file["own"] = ROWS
+
     writers: list[Callable[[h5py.File], object]] = [
         everything,
         lambda file: everything(file, chunks=(7, 1), compression="gzip", shuffle=True),
@@ -179,6 +205,8 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         deep,
         elsewhere,
         compact,
+        master,
+        links,
     ]
     corpus = []
     for i, write in enumerate(writers):
@@ -191,14 +219,14 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
     return corpus
 
 
-def open_all(corpus: list[bytes], folder: Path) -> None:
+def open_all(corpus: list[bytes], folder: Path, followed: list[str]) -> None:
     """The files as they are, undamaged, can all be read."""
     for content in corpus:
         path = folder / "x.h5"
         path.write_bytes(content)
-        (shard,) = open_shards([str(path)])
-        read(Block(shard, 0, shard.n_rows))
-        read_riders(Block(shard, 0, shard.n_rows))
+        for shard in open_shards([str(path)], followed=followed):
+            read(Block(shard, 0, shard.n_rows))
+            read_riders(Block(shard, 0, shard.n_rows))
         path.unlink()
 
 

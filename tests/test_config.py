@@ -13,6 +13,7 @@ from tests.helpers import refused
 # For each setting, as words: what the file, the environment and the flag say; and then the three as values.
 SAMPLES = {
     "input": (("a.h5",), ("b.h5", "c.h5"), ("d.h5", "e.h5")),
+    "follow": (("a",), ("b", "c"), ("d", "e")),
     "dataset": ("a", "b", "c"),
     "output": ("a", "b", "c"),
     "model": ("a", "b", "c"),
@@ -95,6 +96,11 @@ def test_sources_add_up(file):
 
 def test_a_flag_of_several_values_may_stand_several_times():
     assert settings("--input", "a", "b", "--input", "c").input == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("line", ["follow: []", "follow:", "follow: ''"])
+def test_none_of_several_values_may_be_asked_for_where_that_is_the_default(file, line):
+    assert settings(*file(line)) == settings(SHARDPRESS_FOLLOW="") == Config()
 
 
 def test_the_file_may_be_named_in_the_environment(file):
