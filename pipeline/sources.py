@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
 from pipeline.errors import DataError, NoInput, NotPermitted, shown
+from pipeline.files import FILES, stand_in
 from pipeline.ledger import read_manifest
+from pipeline.superblock import signature_at
 
 __all__ = ["Source", "distinct", "find", "natural_key"]
 
-_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
+log = logging.getLogger(__name__)
+
+_ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
+_LISTED = 3  # of what lies in a directory and is no HDF5
+_MOST_NAMES = 10_000  # among which a similar one is sought
 _MARKER, _INDEX = ".shardpress", "index.h5"
 
 
@@ -51,13 +61,14 @@ def find(patterns: Sequence[str]) -> list[Source]:
     Parameters
     ----------
     patterns : sequence of str
-        Files, directories (their files ending in .h5, .hdf5, .hdf or .he5) and globs. An output directory of
-        shardpress, or the index in it, stands for the parts that its manifest names.
+        Files, globs, and directories: of these every file that begins like HDF5, or whose name ends like it, but none
+        further down and no hidden one. An output directory of shardpress, or the index in it, stands for the parts
+        that its manifest names.
 
     Raises
     ------
     NoInput
-        When one of them matches nothing.
+        When one of them matches nothing, or a directory holds no such file.
     NotPermitted
         When a directory may not be listed, or a link in it leads elsewhere.
     DataError
@@ -103,21 +114,97 @@ def _matches(pattern: str) -> list[Source]:
     if os.path.lexists(ours / _MARKER):
         return _parts(ours)
     if os.path.isdir(pattern):
-        try:
-            matches = _kept_inside(pattern, [entry for entry in path.iterdir() if entry.suffix in _SUFFIXES])
-        except PermissionError as error:
-            raise NotPermitted(f"input={shown(pattern)}: {error.strerror}, expected a directory to list") from error
+        matches = _kept_inside(pattern, [path / name for name in _listed(pattern)])
     elif os.path.lexists(pattern):
         matches = [path]
     else:
-        root = os.path.dirname(pattern[: re.search(r"[*?[]|$", pattern).start()])  # type: ignore[union-attr]
-        matches = _kept_inside(root, [Path(name) for name in glob.glob(pattern)])
+        matches = _kept_inside(_root(pattern), [Path(name) for name in glob.glob(pattern)])
     if not matches:
-        raise NoInput(
-            f"input={shown(pattern)}: no file matches, expected at least one HDF5 file. Check --input "
-            "(scripts/make_data.py writes sample shards to data/)."
-        )
+        raise NoInput(f"input={shown(pattern)}: {_nothing(pattern)}")
     return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
+
+
+def _root(pattern: str) -> str:
+    """The directory before a glob's first wildcard, or before a file's name."""
+    return os.path.dirname(pattern[: re.search(r"[*?[]|$", pattern).start()])  # type: ignore[union-attr]
+
+
+def _nothing(pattern: str) -> str:
+    """Why there is nothing to read, and what may have been meant."""
+    if glob.has_magic(pattern):
+        advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
+        return f"no file matches, expected at least one HDF5 file. {advice}"
+    folder, name = os.path.split(pattern.rstrip("/"))
+    try:
+        with os.scandir(folder or ".") as entries:
+            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except (OSError, ValueError):
+        names = []
+    near = get_close_matches(name, names, n=1)
+    advice = f"Did you mean {shown(os.path.join(folder, near[0]))}?" if near else "Check --input."
+    return f"there is no such file or directory. {advice}"
+
+
+# -- directories -------------------------------------------------------------------------------------------------
+
+
+def _listed(directory: str) -> list[str]:
+    """Names of a directory's HDF5 files.
+
+    What is named like one is not looked at, so that it may be any number, and is refused later if it is none.
+    """
+    inside, found, others = os.path.realpath(directory), [], []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if os.path.splitext(entry.name)[1] in _ENDINGS or _begins_like_hdf5(entry, inside):
+                    found.append(entry.name)
+                elif not entry.name.startswith("."):
+                    others.append(entry.name + "/" * entry.is_dir(follow_symlinks=False))
+    except PermissionError as error:
+        raise NotPermitted(f"input={shown(directory)}: {error.strerror}, expected a directory to list") from error
+    if not found:
+        holds = f"holds {_some(others)}, no HDF5 file" if others else "an empty directory"
+        raise NoInput(f"input={shown(directory)}: {holds}, expected one at least. Directories in it are not searched.")
+    if others:
+        log.info("input=%s: %s left out: no HDF5", shown(directory), _some(others))
+    return found
+
+
+def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
+    """Whether it is a regular file with HDF5's signature. No link out of the directory is followed to find out."""
+    if entry.name.startswith(".") or entry.is_dir(follow_symlinks=False):
+        return False
+    if entry.is_symlink() and not _lies_in(inside, os.path.realpath(entry.path)):
+        return False
+    where = f"file={shown(entry.path)}"
+    try:
+        return entry.is_file() and _has_signature(entry.path)
+    except OSError as error:
+        told = stand_in(error, where)
+        if not isinstance(told, (NoInput, NotPermitted)):
+            raise told from error  # a failing disk would look like other content
+        log.warning("%s: %s, left out", where, error.strerror)
+        return False
+
+
+def _has_signature(path: str) -> bool:
+    descriptor = FILES.open(path)
+    try:
+        found = FILES.fstat(descriptor)
+        return stat.S_ISREG(found.st_mode) and signature_at(descriptor, found.st_size) is not None
+    finally:
+        FILES.close(descriptor)
+
+
+def _some(names: list[str]) -> str:
+    first = sorted(names, key=natural_key)[:_LISTED]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(shown, first)) + more
+
+
+def _lies_in(directory: str, path: str) -> bool:
+    return os.path.commonpath([directory, path]) == directory
 
 
 def _kept_inside(directory: str, entries: list[Path]) -> list[Path]:
@@ -125,7 +212,7 @@ def _kept_inside(directory: str, entries: list[Path]) -> list[Path]:
     inside = os.path.realpath(directory)
     for entry in entries:
         found = os.path.realpath(entry)
-        if os.path.commonpath([inside, found]) != inside:
+        if not _lies_in(inside, found):
             raise NotPermitted(
                 f"file={shown(entry)}: a link out of the directory {shown(directory or '.')} to {shown(found)}, "
                 "expected files that lie in it. If it is meant, name the file itself with --input."

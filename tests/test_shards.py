@@ -1,5 +1,6 @@
 """Shards: every file that HDF5 and NumPy agree on reads back as itself, every other one is refused by name."""
 
+import errno
 import fcntl
 import os
 import pickle
@@ -28,7 +29,7 @@ from pipeline.shards import (
 )
 from pipeline.sources import find
 from tests import hostile
-from tests.helpers import numbered, numbered_shards, refused, write_shard
+from tests.helpers import as_nobody, numbered, numbered_shards, refused, write_shard
 
 INTEGERS = [f"{sign}{size}" for sign in "ui" for size in (1, 2, 4, 8)]
 FLOATS = ["f2", "f4", "f8"]
@@ -76,12 +77,89 @@ def test_i20_a_file_found_twice_is_refused_because_its_rows_would_count_double(t
         find(patterns)
 
 
-@pytest.mark.parametrize("pattern", ["nothing-*.h5", "nothing.h5", "empty", "x" * 300, "nul\0"])
-def test_i1_a_pattern_that_matches_nothing_is_refused_by_name(tmp_path, pattern):
+@pytest.mark.parametrize(
+    ("pattern", "phrases"),
+    [
+        ("nothing-*.h5", ["no file matches", "--input"]),
+        ("x" * 300, ["no such file or directory. Check --input"]),
+        ("nul\0", ["no such file or directory. Check --input"]),
+        ("elsewhere/x.h5", ["no such file or directory. Check --input"]),
+        ("cancr", ["no such file or directory. Did you mean {}/cancer?"]),
+        ("cancr/", ["no such file or directory. Did you mean {}/cancer?"]),
+        ("empty", ["an empty directory"]),
+        ("cancer", ["holds 1.txt, 2.txt, 9/ and 1 more, no HDF5 file", "Directories in it are not searched"]),
+    ],
+)
+def test_i1_a_pattern_that_matches_nothing_is_refused_by_name(tmp_path, pattern, phrases):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").touch()
-    with refused(66, f"input={tmp_path}/{pattern[:3]}", "no file matches", "--input"):
+    (tmp_path / "empty/.hidden").touch()
+    (tmp_path / "cancer/9").mkdir(parents=True)
+    for name in ("10.txt", "2.txt", "1.txt"):
+        (tmp_path / "cancer" / name).touch()
+    with refused(66, f"input={tmp_path}/{pattern[:3]}", *(phrase.format(tmp_path) for phrase in phrases)):
         find([f"{tmp_path}/{pattern}"])
+
+
+def test_i1_a_path_from_here_that_is_not_there_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cancer").mkdir()
+    with refused(66, "input=cancr: there is no such", "Did you mean cancer?"):
+        find(["cancr"])
+
+
+def test_a_directory_gives_whatever_begins_like_hdf5_and_opens_nothing_else(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    for name in ("a.nc", "b.h5ad", "c", "d.2024", ".hidden", "sub/e.nc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_shard(tmp_path / name, numbered(3))
+    with h5py.File(tmp_path / "f.mat", "w", userblock_size=512) as file:
+        file["X"] = numbered(3)
+    (tmp_path / "notes.txt").write_text("x" * 600)
+    (tmp_path / "link").symlink_to("sub/e.nc")
+    (tmp_path / "broken").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "named.h5").touch()  # as many as there may be of these, they cost no look
+    opened, open_it = [], FILES.open
+    monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or open_it(path))
+    found = [source.path.name for source in find([str(tmp_path)])]
+    assert found == ["a.nc", "b.h5ad", "c", "d.2024", "f.mat", "link", "named.h5"]
+    assert sorted(opened) == ["a.nc", "c", "d.2024", "f.mat", "link", "notes.txt"]
+    assert "broken, circle, fifo and 2 more left out: no HDF5" in caplog.text
+
+
+def test_a_file_that_may_not_be_looked_at_is_left_out_with_a_warning(open_path, caplog):
+    def look():
+        assert [source.path.name for source in find([str(open_path)])] == ["a.nc"]
+        assert f"file={open_path}/b.nc: Permission denied, left out" in caplog.text
+
+    for name in ("a.nc", "b.nc"):
+        write_shard(open_path / name, numbered(3))
+    (open_path / "b.nc").chmod(0)
+    assert as_nobody(look) == (0, "")
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(errno.EIO, 74), (errno.EMFILE, 71)])
+@pytest.mark.parametrize("name", ["open", "preadv"])
+def test_i10_a_failing_disk_is_no_other_content(tmp_path, monkeypatch, name, number, exit_code):
+    write_shard(tmp_path / "a.nc", numbered(3))
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(FILES, name, fail)
+    with refused(exit_code, f"file={tmp_path}/a.nc", os.strerror(number)):
+        find([str(tmp_path)])
+
+
+def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path, monkeypatch):
+    write_shard(tmp_path / "secret.nc", numbered(3))
+    (tmp_path / "in").mkdir()
+    write_shard(tmp_path / "in/a.nc", numbered(3))
+    (tmp_path / "in/b.nc").symlink_to("../secret.nc")
+    with hostile.opens(tmp_path / "secret.nc") as counts:
+        assert [source.path.name for source in find([str(tmp_path / "in")])] == ["a.nc"]
+    assert counts == [0]
 
 
 # -- every layout reads back -------------------------------------------------------------------------------------
@@ -510,7 +588,7 @@ def test_bad_shards_may_be_left_out_and_are_told_in_order(tmp_path):
 def test_i19_the_first_bad_shard_of_many_is_told_and_the_rest_is_not_looked_at(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.shards._AT_ONCE", 10)
     for i in range(300):
-        (tmp_path / f"{i}.h5").write_bytes(b"bad" if i >= 3 else Path(write_shard(tmp_path / "x", [[1]])).read_bytes())
+        (tmp_path / f"{i}.h5").write_bytes(b"bad" if i >= 3 else Path(write_shard(tmp_path / ".x", [[1]])).read_bytes())
     opened = []
     real = FILES.open
     monkeypatch.setattr(FILES, "open", lambda path: opened.append(path) or real(path))
