@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from fractions import Fraction
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 from pipeline.errors import ConfigError, UsageError, shown
@@ -278,6 +279,7 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
     for setting in fields(Config):
         text = setting.metadata["help"]

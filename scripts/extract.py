@@ -7,6 +7,9 @@
 
 A setting may also stand in a YAML file (--config) or in the environment (SHARDPRESS_EPOCHS=5); flags win over the
 environment, and the environment over the file. What the run did stands in report.json beside the features.
+
+docs/training.md says why the defaults are what they are, docs/inputs.md which files can be read and how to write them,
+docs/reliability.md what is promised when a run is interrupted.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 
 from scripts.extract import main
 from tests.helpers import numbered, write_shard
+
+ROOT = Path(__file__).parents[1]
 
 
 def outcome(caplog: pytest.LogCaptureFixture, *flags: str) -> tuple[int, str]:
@@ -141,3 +145,18 @@ def test_help_names_every_flag_and_its_default(capsys: pytest.CaptureFixture[str
         assert flag in page
     assert "2048MiB" in page
     assert np.all([len(line) <= 200 for line in page.splitlines()])
+
+
+def test_help_names_pages_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    pages = set(re.findall(r"docs/[a-z]+\.md", capsys.readouterr().out))
+    assert {"docs/training.md", "docs/inputs.md"} <= pages
+    assert [page for page in pages if not (ROOT / page).exists()] == []
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"shardpress {version('shardpress')}\n"
