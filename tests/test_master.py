@@ -258,7 +258,7 @@ OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "fol
 
 @pytest.mark.parametrize("kind", ["virtual", "links"])
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_nothing_outside_the_named_folders_is_opened(tmp_path, kind, name):
+def test_s12_a_master_opens_nothing_outside_the_named_folders(tmp_path, kind, name):
     """Neither by its path, nor by links out of the folder of the file or of a folder on the way."""
     secret, inside = hostile.secret(tmp_path), tmp_path / "inside"
     inside.mkdir()
