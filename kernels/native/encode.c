@@ -17,7 +17,7 @@ typedef struct {
     Share share;
 } Encoding;
 
-static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->weights.n_features <= TILE_WIDTH; }
+static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->weights.n_features <= MOST_FOLDED; }
 
 static int may_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
 

@@ -7,8 +7,11 @@
  * it is wide, |minimum| <= 1 / scale, which makes the largest terms twice as large at most, and those of a mean row three
  * times. V is rounded before it is multiplied by minimum, so that its rounding counts for r - minimum only.
  *
- * Not for more columns than a panel of W has: 784 -> 256 became 0.97 times as fast.
+ * What scaling costs is a share of 1 / n_features. Left out, 784 -> 64 became 1.05 to 1.18 times as fast, with vectors of
+ * any width; 784 -> 256 became 0.97 times on Zen 4.
  */
+#define MOST_FOLDED 64 /* columns of W */
+
 typedef struct {
     float *V, *bias;
     double *sums;
