@@ -24,7 +24,7 @@ reference: setup ## the model's reference run on two donuts, with its plot
 	$(PYTHON_OF_VENV) scripts/make_data.py donuts
 	$(PYTHON_OF_VENV) scripts/reference.py
 
-test: setup ## the whole test suite
+test: setup .venv-readers/.complete ## the whole test suite
 	$(PYTHON_OF_VENV) -m pytest
 
 soak: setup ## kill 200 runs at random moments, fail every write in turn, feed 10,000 mutated files to the gate
@@ -49,7 +49,7 @@ format: setup ## let ruff repair and lay out the code
 	.venv/bin/ruff format
 
 clean: ## remove .venv and caches; data/, sample/ and features/ stay
-	rm -rf .venv .venv-peers build pipeline/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-readers build pipeline/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): setup.py pipeline/lzf.c pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
@@ -60,6 +60,10 @@ $(STAMP): setup.py pipeline/lzf.c pyproject.toml constraints.txt scripts/setup.s
 	.venv/bin/python -m venv --clear .venv-peers
 	.venv-peers/bin/pip install --quiet h5py jax numpy scikit-learn torch
 	touch $@
+
+# Later Pythons, with what opening features needs and nothing else.
+.venv-readers/.complete: scripts/readers.sh
+	scripts/readers.sh
 
 # A virtual environment does not survive a move of the checkout, nor the loss of its interpreter: then set up again.
 ifneq "$(shell test -x $(PYTHON_OF_VENV) && cat $(STAMP) 2>/dev/null)" "$(CURDIR)"

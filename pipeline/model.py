@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from pipeline.errors import DataError, NoInput, shown
-from pipeline.scan import Scan
+
+if TYPE_CHECKING:
+    from pipeline.scan import Scan
 
 __all__ = ["FORMAT", "Model", "Scaler", "load_model"]
 
@@ -133,10 +135,9 @@ class Model:
         -------
         ndarray of shape (n_rows, n_features), float64
         """
-        from scipy.special import expit
-
         p = {name: np.asarray(array, dtype=np.float64) for name, array in self.parameters.items()}
-        return np.asarray(expit(self.scaler.transform(rows).astype(np.float64) @ p["W"] + p["b_hidden"]))
+        with np.errstate(over="ignore"):  # beyond -709 the exponential is Inf and the feature 0, as it should be
+            return 1 / (1 + np.exp(-(self.scaler.transform(rows).astype(np.float64) @ p["W"] + p["b_hidden"])))
 
     def folded(self) -> tuple[np.ndarray, np.ndarray]:
         """The affine map from unscaled rows to the sigmoid's argument, float64: a matrix like ``W``, and a vector."""

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Makes .venv-readers/<version> for each later Python that is here, with the packages that opening features needs and no
+# more. Where there is none, or no network, the tests in them skip.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+candidates() {
+    type -aP "python$1" || true
+    compgen -G "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1*/bin/python$1" || true
+    uv python find "$1" 2>/dev/null || true
+}
+
+# A pyenv shim may stand for nothing, and Debian's python3 come without venv.
+make_venv() {
+    local python
+    while read -r python; do
+        "$python" -c 'import ensurepip' 2>/dev/null && "$python" -m venv --clear ".venv-readers/$1" && return
+    done < <(candidates "$1")
+    return 1
+}
+
+mkdir -p .venv-readers
+for version in 3.12 3.13 3.14; do
+    make_venv "$version" || continue
+    echo "readers: installing numpy, h5py and dask for Python $version"
+    ".venv-readers/$version/bin/pip" --quiet --no-input --disable-pip-version-check install --only-binary :all: \
+        numpy h5py 'dask[array]' || rm -rf ".venv-readers/$version"
+done
+touch .venv-readers/.complete
