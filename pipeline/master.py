@@ -135,8 +135,10 @@ def _place(master: Path, piece: Piece) -> str:
     """Where a file lies that a master names: beside it, and never, as for HDF5, where the environment says."""
     if piece.file == ".":
         return str(master)
-    home = master.resolve() if master.is_symlink() else master
-    return os.path.join(home.parent, piece.file)
+    home = (master.resolve() if master.is_symlink() else master).parent
+    if os.path.isabs(piece.file) and not os.path.lexists(piece.file):
+        return os.path.join(home, os.path.basename(piece.file))  # written on another machine
+    return os.path.join(home, piece.file)
 
 
 # -- what the child says ---------------------------------------------------------------------------------------------

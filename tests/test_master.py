@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline import master, stacked
+from pipeline.errors import DataError
 from pipeline.features import open_features
 from pipeline.shards import Block, open_shards, read, read_riders
 from scripts.extract import main
@@ -123,6 +124,42 @@ def test_files_are_looked_for_beside_the_master_wherever_it_is_linked_from(tmp_p
     link.parent.mkdir()
     link.symlink_to(virtual(tmp_path / "master.h5", rows_of(sources())))
     assert len(open_shards([str(link)], followed=[str(raw)])) == N_FILES
+
+
+def test_files_that_are_not_where_they_were_written_are_looked_for_beside_the_master(tmp_path, raw):
+    path = links(raw / "master.h5", {"data_1": "/detector/of/another/machine/run_2.h5"})
+    (shard,) = open_shards([path], followed=[str(raw)])
+    assert shard.path == str(raw / "run_2.h5")
+
+
+def some_layout(rng):
+    """A master's blocks: of whole files in some order as a rule, else moved, cut or left out; with the rows in all."""
+    pieces, start = [], 0
+    for source in rng.permutation(np.array(sources(), object))[: rng.integers(1, 5)]:
+        first, stop = (0, N_ROWS) if rng.random() < 0.8 else sorted(rng.permutation(N_ROWS + 1)[:2].tolist())
+        start = max(0, start + int(rng.choice([-1, 1])) * int(rng.random() < 0.1))
+        end = start + stop - first
+        is_whole = stop - first == N_ROWS and rng.random() < 0.5  # there are two ways to say so
+        pieces.append((slice(start, end), source if is_whole else source[first:stop]))
+        start = end
+    return pieces, max(place.stop for place, _ in pieces) + int(rng.random() < 0.1)
+
+
+def test_any_layout_is_refused_or_gives_the_rows_that_hdf5_gives(tmp_path, raw):
+    outcomes = []
+    for seed in range(60):
+        pieces, n_rows = some_layout(np.random.default_rng(seed))
+        path = virtual(tmp_path / f"{seed}.h5", pieces, (n_rows, 2, 1))
+        with h5py.File(path) as file:
+            theirs = file["X"][:].reshape(n_rows, 2)
+        try:
+            ours = read_all(open_shards([path], followed=[str(raw)]))
+        except DataError:
+            outcomes.append("refused")
+            continue
+        np.testing.assert_array_equal(ours, theirs)
+        outcomes.append("read")
+    assert 15 < outcomes.count("read") < 45
 
 
 def test_a_percent_sign_in_a_name_is_spelled_twice(tmp_path, raw):
