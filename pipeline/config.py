@@ -127,6 +127,12 @@ class Config:
         (), _text, "folders in which the files may lie that a master file among the inputs stacks", "DIR"
     )
     dataset: str | None = _setting(None, _optional(str), "dataset with the rows (default: X, else the only candidate)")
+    orientation: str | None = _setting(
+        None,
+        _optional(_one_of("rows", "columns")),
+        "along which axis of the dataset its rows lie: rows, the first one, or columns, the last one, as of files that "
+        "MATLAB, Fortran, Julia or R have written (default: rows; MATLAB's files must be told)",
+    )
     output: str = _setting("features", _text, "directory for the features")
     model: str | None = _setting(None, _optional(str), "encode with this model.h5 or output directory, no training")
     n_features: int | None = _setting(

@@ -1,6 +1,7 @@
 """The gate: whether a file is a shard, and if not, why, before anything of it is read.
 
-A shard is one HDF5 file with a numeric dataset, rows first; whatever lies behind the first axis is flattened per row.
+A shard is one HDF5 file with a numeric dataset, rows first, whose further axes are flattened per row; or with rows in
+another of the forms that `forms` lists.
 
 No input file is trusted, and this process never runs libhdf5 on one. It opens the file, looks at the first bytes by
 itself, and if the file is not plain (`plainfile`), has a child say where the rows lie. What is said is checked here,
@@ -21,6 +22,7 @@ import numpy as np
 
 from pipeline.errors import DataError, NoInput, ReadFailed, shown
 from pipeline.files import Identity, opened, persistently, stand_in
+from pipeline.forms import numbers_of, rows_of
 from pipeline.gatekeeper import ask
 from pipeline.layout import Layout, check_places, layout_of
 from pipeline.plainfile import describe_plain
@@ -39,6 +41,9 @@ _NATIVE_DTYPES = {
     **{name: name for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")},
     **{name: name for name in ("float32", "float64")},
 }
+
+
+_PAGE, _MOST_READ = 2**12, 2**23  # bytes of one column, and of all
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,11 @@ class Shard:
     dataset : str
         Which of its datasets holds the rows.
     shape : tuple of int
-        As stored; the rank may be above 2.
+        Of the rows, first their number; the rank may be above 2.
     stored_dtype, dtype : str
         As stored, and as `read` returns it: native byte order, bool as uint8, float16 as float32.
     chunk_rows : int
-        Rows of one HDF5 chunk, 1 where storage is contiguous.
+        How many rows are cheapest to read together: those of one HDF5 chunk, 1 where storage is contiguous.
     riders : tuple of Rider
         The 1-D datasets of the same length that ride along.
     size, mtime_ns, inode, device : int
@@ -81,8 +86,10 @@ class Shard:
         BLAKE3 of the file, where it was compared with one.
     columns : tuple of str
         The columns' names, where the file gives them.
+    form : str
+        How it holds the rows, as in `pipeline.forms`.
     layouts : tuple of Layout
-        Of the rows: one, where they lie in a dense dataset.
+        Of what makes up the rows: one, but for sparse ones.
     """
 
     path: str
@@ -98,6 +105,7 @@ class Shard:
     device: int = 0
     digest: str = ""
     columns: tuple[str, ...] = field(default=(), repr=False)
+    form: str = "dense"
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -116,7 +124,7 @@ class Shard:
         return Identity(self.device, self.inode, self.size, self.mtime_ns)
 
 
-def vet(path: Path, dataset: str | None) -> Shard:
+def vet(path: Path, dataset: str | None, orientation: str | None = None) -> Shard:
     """Look at a file's structure, not at its rows.
 
     Parameters
@@ -124,6 +132,8 @@ def vet(path: Path, dataset: str | None) -> Shard:
     path : Path
     dataset : str, optional
         The dataset that holds the rows. With none: ``X``, else the only candidate.
+    orientation : str, optional
+        Along which of its axes they lie: ``rows``, the first one, or ``columns``, the last one.
 
     Raises
     ------
@@ -132,7 +142,8 @@ def vet(path: Path, dataset: str | None) -> Shard:
     NoInput, NotPermitted, ReadFailed, SystemLimit
         When it cannot be looked at.
     """
-    return look_at(path, lambda descriptor, found, base: _looked_into(descriptor, found, base, path, dataset))
+    wanted = [dataset, orientation]
+    return look_at(path, lambda descriptor, found, base: _looked_into(descriptor, found, base, path, wanted))
 
 
 def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
@@ -163,11 +174,11 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
     return persistently(once, where)
 
 
-def _looked_into(descriptor: int, found: Identity, base: int, path: Path, dataset: str | None) -> Shard:
+def _looked_into(descriptor: int, found: Identity, base: int, path: Path, wanted: list[str | None]) -> Shard:
     where = f"file={shown(path)}"
     try:
-        plain = describe_plain(descriptor, found.size, dataset, base)
-        facts, arrays = plain or ask("describe", descriptor, [dataset], where)
+        plain = describe_plain(descriptor, found.size, wanted[0], wanted[1], base)
+        facts, arrays = plain or ask("describe", descriptor, wanted, where)
     except DataError:
         if not os.fstat(descriptor).st_nlink:
             raise NoInput(f"{where}: deleted meanwhile, expected an HDF5 file") from None
@@ -189,13 +200,14 @@ def _looked_into(descriptor: int, found: Identity, base: int, path: Path, datase
 def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> Shard:
     """What is said, once it is of the right form."""
     left = iter(arrays)
-    (rows,) = layouts = [layout_of(claim, left) for claim in facts["rows"]]
+    layouts = [layout_of(claim, left) for claim in facts["rows"]]
     riders = [Rider(claim["name"], layout_of(claim["layout"], left)) for claim in facts["riders"]]
-    native = _NATIVE_DTYPES[rows.dtype.newbyteorder("=").name]
-    columns = facts["columns"] or []
-    if facts["form"] != "dense" or len(rows.shape) < 2 or not prod(rows.shape[1:]) or rows.dtype.subdtype is not None:
-        raise ValueError("rows")
-    if any(rider.layout.shape != rows.shape[:1] or "/" in rider.name for rider in riders) or len(riders) > MOST_RIDERS:
+    form, shapes, dtypes = facts["form"], [each.shape for each in layouts], [each.dtype for each in layouts]
+    shape, stored = rows_of(form, shapes, dtypes, facts["shape"])
+    native = _NATIVE_DTYPES[stored.newbyteorder("=").name]
+    numbers = numbers_of(dtypes[0])
+    columns = facts["columns"] or (numbers.names if numbers else [])
+    if any(rider.layout.shape != shape[:1] or "/" in rider.name for rider in riders) or len(riders) > MOST_RIDERS:
         raise ValueError("riders")
     if len({rider.name for rider in riders}) < len(riders) or not isinstance(facts["dataset"], str):
         raise ValueError("names")
@@ -204,10 +216,11 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
     return Shard(
         path=path,
         dataset=facts["dataset"],
-        shape=rows.shape,
-        stored_dtype=rows.dtype.str,
+        shape=shape,
+        stored_dtype=stored.str,
         dtype=native,
-        chunk_rows=rows.chunks[0] if rows.chunks else 1,
+        form=form,
+        chunk_rows=_chunk_rows(form, layouts, shape),
         riders=tuple(riders),
         size=found.size,
         mtime_ns=found.mtime_ns,
@@ -216,3 +229,15 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
         columns=tuple(columns),
         layouts=tuple(layouts),
     )
+
+
+def _chunk_rows(form: str, layouts: list[Layout], shape: tuple[int, ...]) -> int:
+    """How many rows are cheapest to read together."""
+    first = layouts[0]
+    if form == "sparse":  # as many as a chunk of values holds, if all are alike
+        return max(1, first.chunks[0] * shape[0] // max(1, first.shape[0])) if first.chunks else 1
+    if first.chunks:
+        return first.chunks[-1 if form == "columns" else 0]
+    if form == "columns":  # a piece of each column is read, and a page takes as long as a number
+        return max(1, min(_PAGE, _MOST_READ // prod(shape[1:])) // first.dtype.itemsize)
+    return 1

@@ -150,7 +150,7 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
 
     def look(descriptor: int, found: Identity, base: int) -> Any:
         # Of what is understood without a child, nothing lies elsewhere.
-        plain = describe_plain(descriptor, found.size, dataset, base)
+        plain = describe_plain(descriptor, found.size, dataset, base=base)
         return None if plain else ask("stacked", descriptor, [dataset], where)[0]
 
     facts = look_at(path, look)

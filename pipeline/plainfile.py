@@ -64,7 +64,7 @@ class _Dataset(NamedTuple):
 
 
 def describe_plain(
-    descriptor: int, size: int, dataset: str | None, base: int = 0
+    descriptor: int, size: int, dataset: str | None, orientation: str | None = None, base: int = 0
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
     """Where the rows and what rides along with them lie, if the file is plain.
 
@@ -76,6 +76,8 @@ def describe_plain(
         Its bytes.
     dataset : str, optional
         The dataset that holds the rows. With none: ``X``, else the only candidate.
+    orientation : str, optional
+        ``rows`` or ``columns``: along which axis the rows lie.
     base : int
         Where the superblock lies.
 
@@ -90,14 +92,14 @@ def describe_plain(
         When reading fails.
     """
     try:
-        return _described(Metadata(descriptor, size, base), dataset)
+        return _described(Metadata(descriptor, size, base), dataset, orientation)
     except OSError:
         raise
     except Exception:  # whatever it is, the child says what is wrong with the file
         return None
 
 
-def _described(file: Metadata, dataset: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _described(file: Metadata, dataset: str | None, orientation: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
     way = [] if dataset is None else _parts(dataset)
     there = links(file, root(file))
     for part in way[:-1]:
@@ -108,17 +110,20 @@ def _described(file: Metadata, dataset: str | None) -> tuple[dict[str, Any], lis
     rows = objects[there[name]]
     if rows is None:
         raise Odd
-    expect(rows.is_candidate, prod(rows.shape[1:]), all(map(_is_other, rows.header.get(Kind.ATTRIBUTE, []))))
+    across = orientation == "columns"
+    shape = (rows.shape[-1], *rows.shape[:-1]) if across else rows.shape
+    notable = {b"columns"} if orientation else {b"columns", b"MATLAB_class"}
+    expect(rows.is_candidate, prod(shape[1:]), notable.isdisjoint(map(_name_of, rows.header.get(Kind.ATTRIBUTE, []))))
     arrays: list[np.ndarray] = []
     layouts = [_layout(file, rows, dataset, arrays)]
     riders = []
     for rider, address in there.items():
         found = objects[address]
-        if found is not None and found.shape == rows.shape[:1]:
+        if found is not None and found.shape == shape[:1]:
             path = beside(dataset, text(rider))
             riders.append({"name": text(rider), "layout": _layout(file, found, path, arrays)})
-    facts = {"dataset": dataset, "columns": None, "form": "dense", "rows": layouts, "riders": riders, "left_out": []}
-    return facts, arrays
+    facts = {"dataset": dataset, "columns": None, "form": "columns" if across else "dense", "shape": list(shape)}
+    return {**facts, "rows": layouts, "riders": riders, "left_out": []}, arrays
 
 
 def _parts(path: str) -> list[bytes]:
@@ -309,8 +314,8 @@ def _dtype(body: bytes) -> Type:
     return "|O", {}, size
 
 
-def _is_other(attribute: bytes) -> bool:
-    """Whether it can be read, and is not called `columns` (IV.A.2.m)."""
+def _name_of(attribute: bytes) -> bytes:
+    """The name of one that can be read (IV.A.2.m)."""
     version, flags, *sizes = struct.unpack_from("<BBHHH", attribute)
     expect(version in (1, 3), flags == 0)
     place = 8 if version == 1 else 9  # what is between says how the name is encoded
@@ -320,4 +325,4 @@ def _is_other(attribute: bytes) -> bool:
         place += -(-size // 8) * 8 if version == 1 else size
     name, dtype, space = pieces
     expect(name.find(0) == len(name) - 1, place + prod(_shape(space)[0]) * _dtype(dtype)[2] <= len(attribute))
-    return name != b"columns\0"
+    return name[:-1]

@@ -13,7 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.walk import Refused, beside, choose, dtype_of, elsewhere, riders, text, walk
+from pipeline.candidates import choose, find
+from pipeline.walk import Refused, beside, elsewhere, is_plain, riders, text, walk
 
 __all__ = [
     "FILTERS",
@@ -45,7 +46,9 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 # -- describing --------------------------------------------------------------------------------------------------
 
 
-def describe(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
+def describe(
+    file: h5py.File, dataset: str | None, orientation: str | None = None
+) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Where the rows and what rides along with them lie.
 
     Parameters
@@ -53,75 +56,38 @@ def describe(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any], list
     file : h5py.File
     dataset : str, optional
         The dataset that holds the rows. With none: ``X``, else the only candidate.
+    orientation : str, optional
+        ``rows`` or ``columns``: along which axis the rows lie.
 
     Returns
     -------
     dict
-        ``dataset`` and ``columns``; ``form`` and ``rows``, how the rows lie and where: one layout for a ``dense``
-        dataset; ``riders``, each with ``name`` and ``layout``; ``left_out``, names and why they do not ride along.
+        ``dataset`` and ``columns``; ``form``, ``shape`` and ``rows``, how the rows lie and where: the layouts of what
+        makes them up, as in `pipeline.forms`; ``riders``, each with ``name`` and ``layout``; ``left_out``, names and
+        why they do not ride along.
     list of ndarray
         Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64; of each one inside the metadata: its bytes.
     """
-    name = dataset if dataset is not None else choose(file)
-    parent, rows = walk(file, name)
+    rows = find(file, dataset if dataset is not None else choose(file), orientation)
     arrays: list[np.ndarray] = []
-    layouts = [_layout(_check_rows(file, rows, name), name, arrays)]
+    layouts = [_layout(found, path, arrays) for path, found in rows.parts]
     riding: list[dict[str, Any]] = []
     left_out: list[list[str]] = []
-    for rider, found in riders(parent, rows, left_out):
-        riding.append({"name": rider, "layout": _layout(found, beside(name, rider), arrays)})
+    for rider, found in riders(rows.parent, rows.shape[0], left_out):
+        riding.append({"name": rider, "layout": _layout(found, beside(rows.name, rider), arrays)})
         if len(riding) > MOST_RIDERS:
-            raise Refused(f"more than {MOST_RIDERS} datasets of the rows' length lie beside it", name)
+            raise Refused(f"more than {MOST_RIDERS} datasets of the rows' length lie beside it", rows.name)
     facts = {
-        "dataset": name,
-        "columns": _columns(rows, name),
-        "form": "dense",
+        "dataset": rows.name,
+        "columns": _columns(rows.parts[0][1], rows.name),
+        "form": rows.form,
+        "shape": rows.shape,
         "rows": layouts,
         "riders": riding,
         "left_out": left_out,
     }
     return facts, arrays
-
-
-def _check_rows(file: h5py.File, rows: h5py.Dataset, name: str) -> h5py.Dataset:
-    # Before its shape: to tell the shape of a virtual dataset, HDF5 may open the files that it is made of.
-    if elsewhere(rows):
-        raise Refused(f"{elsewhere(rows)}, expected rows in the file itself", name)
-    if h5py.h5o.get_info(rows.id).fileno != h5py.h5o.get_info(file.id).fileno:
-        raise Refused("lies in another file", name)
-    if rows.shape is None:
-        raise Refused("an empty dataset (no shape at all), expected rows of numbers", name)
-    if rows.ndim < 2:
-        raise Refused(f"shape {rows.shape} has rank {rows.ndim}, expected rank 2 or more, rows first", name)
-    if not prod(rows.shape[1:]):
-        raise Refused(f"an empty dataset (shape {rows.shape} has no columns), expected at least one column", name)
-    stored = dtype_of(rows)
-    if stored is None or not _is_number(stored) or not _is_plain(rows, stored):
-        raise Refused(
-            f"holds {_kind(stored)}, expected integers, bool, or floating-point numbers of 16, 32 or 64 bits", name
-        )
-    return rows
-
-
-def _is_number(dtype: np.dtype) -> bool:
-    sizes = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
-    return dtype.itemsize in sizes.get(dtype.kind, ())
-
-
-def _is_plain(found: h5py.Dataset, dtype: np.dtype) -> bool:
-    """Whether the bytes in the file are NumPy's own, so that nothing but reading them is left to do."""
-    return not dtype.hasobject and found.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
-
-
-def _kind(dtype: np.dtype | None) -> str:
-    if dtype is None:
-        return "a type that NumPy does not know"
-    if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":
-        return "strings"
-    if dtype.fields is not None:
-        return f"compound records of {len(dtype.fields)} fields"
-    return f"dtype {dtype}" + (" in another form than NumPy's" if _is_number(dtype) else "")
 
 
 def _columns(rows: h5py.Dataset, name: str) -> list[str] | None:
@@ -147,7 +113,7 @@ def _layout(found: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[st
     """Where a dataset's bytes lie, in plain values, but for what goes into `arrays`."""
     properties = found.id.get_create_plist()
     filters = _filters(properties, name)
-    stored, is_plain = found.dtype, _is_plain(found, found.dtype)
+    stored, plain = found.dtype, is_plain(found, found.dtype)
     n_bytes, layout = prod(found.shape) * stored.itemsize, properties.get_layout()
     chunks: tuple[int, ...] = ()
     kind, offset = "asked", 0
@@ -155,15 +121,15 @@ def _layout(found: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[st
         chunks = properties.get_chunk()
         n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
         arrays.append(_index(found, name, chunks, properties, n_before))
-        kind = "chunked" if is_plain and _tells_places(found) else "asked"
+        kind = "chunked" if plain and _tells_places(found) else "asked"
     elif n_bytes and layout == h5py.h5d.CONTIGUOUS:
         offset = found.id.get_offset()
         if offset is None or found.id.get_storage_size() < n_bytes:
             raise Refused(
                 f"shape {found.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name
             )
-        kind = "contiguous" if is_plain else "asked"
-    elif is_plain:
+        kind = "contiguous" if plain else "asked"
+    elif plain:
         kind = "inline"
         arrays.append(_bytes(found[...]))
     return {
@@ -274,8 +240,8 @@ def _spelled(dtype: np.dtype) -> dict[str, Any]:
 # -- values that only HDF5 can read ------------------------------------------------------------------------------
 
 
-def values(file: h5py.File, name: str, start: int, stop: int) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """As many of a dataset's values from `start` on as fit into an answer, one at least.
+def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """As many of a dataset's values from `start` on along its first or last axis as fit into an answer, one at least.
 
     Returns
     -------
@@ -289,9 +255,10 @@ def values(file: h5py.File, name: str, start: int, stop: int) -> tuple[dict[str,
         raise Refused("its values lie elsewhere", name)
     _filters(found.id.get_create_plist(), name)
     if not found.dtype.hasobject:
-        row_bytes = max(1, prod(found.shape[1:]) * found.dtype.itemsize)
-        rows = found[start : min(stop, start + max(1, ANSWER_BYTES // row_bytes))]
-        return {"n": len(rows)}, [_bytes(rows)]
+        row_bytes = max(1, prod(found.shape) // found.shape[axis] * found.dtype.itemsize)
+        some = slice(start, min(stop, start + max(1, ANSWER_BYTES // row_bytes)))
+        rows = np.moveaxis(found[..., some] if axis else found[some], axis, 0)
+        return {"n": len(rows)}, [_bytes(np.ascontiguousarray(rows))]
     texts: list[bytes] = []
     n_bytes = 0
     while start + len(texts) < stop and n_bytes < ANSWER_BYTES:

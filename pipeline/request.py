@@ -107,6 +107,8 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "n_bytes": shard.size,
         "changed": shard.mtime_ns,
         "riders": [rider.name for rider in shard.riders],
+        # Where it is what it always was, runs of earlier versions can go on.
+        **({} if shard.form == "dense" else {"form": shard.form}),
     }
 
 

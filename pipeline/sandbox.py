@@ -65,9 +65,13 @@ def _warm_up() -> None:
         beside = np.array([(1, b"a", [1, 2])] * 4, [("a", "i4"), ("b", "S3"), ("c", "f8", 2)])
         for values_beside in (beside, ["a", "b", "c", "ü"], [b"a"] * 4, np.zeros(4, h5py.enum_dtype({"a": 0}))):
             file[f"beside{len(file)}"] = values_beside
+        file["table"] = np.zeros(4, [("a", "f8"), ("b", "f8")])
+        file["sparse/data"], file["sparse/indices"], file["sparse/indptr"] = np.ones(2), np.arange(2), np.arange(3)
+        file["sparse"].attrs.update({"encoding-type": "csr_matrix", "shape": (2, 2)})
         file["soft"], file["external"] = h5py.SoftLink("nowhere"), h5py.ExternalLink("nowhere", "nowhere")
-        asked = [(describe, (None,)), *((describe, (name,)) for name in ("soft", "external", "nowhere", "\udcff\n"))]
-        for ask, arguments in [*asked, *((values, (name, 0, 4)) for name in file)]:
+        names = (None, "X", "table", "sparse", "soft", "external", "nowhere", "\udcff\n")
+        asked = [(describe, (name, orientation)) for name in names for orientation in (None, "columns")]
+        for ask, arguments in [*asked, (values, ("X", 0, 2, -1)), *((values, (name, 0, 4)) for name in file)]:
             _told(ask, file, arguments)
 
 

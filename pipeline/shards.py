@@ -24,6 +24,7 @@ from pipeline.gate import Shard, vet
 from pipeline.gatekeeper import retire
 from pipeline.master import follow, pointer
 from pipeline.rawread import file_digest, read_values
+from pipeline.rowforms import read_rows
 from pipeline.sources import Source, find
 from pipeline.walk import Refused
 
@@ -68,6 +69,7 @@ def open_shards(
     dataset: str | None = None,
     on_bad_shard: Callable[[Path, DataError], object] | None = None,
     followed: Sequence[str] = (),
+    orientation: str | None = None,
 ) -> tuple[Shard, ...]:
     """Vet every file that `patterns` names, without reading rows.
 
@@ -82,6 +84,8 @@ def open_shards(
         out.
     followed : sequence of str
         Folders in which the files lie that masters among them stack; with none, a master is refused.
+    orientation : str, optional
+        Along which axis of a dataset its rows lie: ``rows``, the first one, or ``columns``, the last one.
 
     Returns
     -------
@@ -106,7 +110,7 @@ def open_shards(
         sources = follow(sources, dataset, followed, refuse)
     shards: list[Shard] = []
     named: Shard | None = None
-    with closing(_outcomes(sources, dataset)) as outcomes:
+    with closing(_outcomes(sources, dataset, orientation)) as outcomes:
         for source, outcome in zip(sources, outcomes, strict=True):
             signals.check()  # there may be many
             try:
@@ -127,7 +131,9 @@ def open_shards(
     return tuple(shards)
 
 
-def _outcomes(sources: Sequence[Source], dataset: str | None) -> Generator[Shard | DataError, None, None]:
+def _outcomes(
+    sources: Sequence[Source], dataset: str | None, orientation: str | None
+) -> Generator[Shard | DataError, None, None]:
     """The shards in order, or what is wrong with each: in several threads once there are enough to be worth one."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_A_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
@@ -135,25 +141,25 @@ def _outcomes(sources: Sequence[Source], dataset: str | None) -> Generator[Shard
             some = sources[start : start + _AT_ONCE]
             # A few together, since to hand one over takes half as long as to vet it.
             tasks = (some[i : i + _A_TASK] for i in range(0, len(some), _A_TASK))
-            for outcomes in pool.map(partial(_outcomes_of, dataset=dataset), tasks):
+            for outcomes in pool.map(partial(_outcomes_of, dataset=dataset, orientation=orientation), tasks):
                 yield from outcomes
     retire(n_kept=1)
 
 
-def _outcomes_of(sources: Sequence[Source], dataset: str | None) -> list[Shard | DataError]:
-    return [_outcome(source, dataset) for source in sources]
+def _outcomes_of(sources: Sequence[Source], dataset: str | None, orientation: str | None) -> list[Shard | DataError]:
+    return [_outcome(source, dataset, orientation) for source in sources]
 
 
-def _outcome(source: Source, dataset: str | None) -> Shard | DataError:
+def _outcome(source: Source, dataset: str | None, orientation: str | None) -> Shard | DataError:
     try:
-        return _checked(source, dataset)
+        return _checked(source, dataset, orientation)
     except DataError as error:
         return error
 
 
-def _checked(source: Source, dataset: str | None) -> Shard:
+def _checked(source: Source, dataset: str | None, orientation: str | None) -> Shard:
     """A vetted shard, which is what its manifest or its master says."""
-    shard = _vetted(source, dataset)
+    shard = _vetted(source, dataset, orientation)
     where = f"file={shown(source.path)}"
     if source.shape not in (None, shard.shape):
         raise DataError(
@@ -170,9 +176,9 @@ def _checked(source: Source, dataset: str | None) -> Shard:
     return replace(shard, digest=source.blake3)
 
 
-def _vetted(source: Source, dataset: str | None) -> Shard:
+def _vetted(source: Source, dataset: str | None, orientation: str | None) -> Shard:
     try:
-        return vet(source.path, dataset if source.master is None else source.dataset)
+        return vet(source.path, dataset if source.master is None else source.dataset, orientation)
     except ShardpressError as error:
         if source.master is not None:
             raise type(error)(f"{error} (It is one of those that file={shown(source.master)} stacks.)") from error
@@ -198,7 +204,7 @@ def _fitting(shard: Shard, first: Shard, named: Shard) -> Shard:
         i, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
         found, expected = (shown(repr(name)) for name in names)
         raise DataError(
-            f"{where}: attribute columns names column {i} {found}, expected {expected} as in "
+            f"{where}: names column {i} {found}, expected {expected} as in "
             f"file={shown(named.path)} dataset={shown(named.dataset)}. Give shards of the same columns in one order."
         )
     return shard
@@ -256,8 +262,9 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
         When the system fails.
     """
     shard = block.shard
-    rows = read_values(shard, shard.layouts[0], block.start, block.stop, np.dtype(shard.dtype), out)
-    return rows.reshape(len(block), shard.n_inputs)
+    if out is None:
+        out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
+    return read_rows(shard, block.start, out)
 
 
 def read_riders(block: Block) -> dict[str, np.ndarray]:

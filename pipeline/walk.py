@@ -16,9 +16,9 @@ __all__ = [
     "MOST_OBJECTS",
     "Refused",
     "beside",
-    "choose",
     "dtype_of",
     "elsewhere",
+    "is_plain",
     "link_of",
     "listing",
     "locate",
@@ -32,7 +32,7 @@ __all__ = [
 MOST_OBJECTS = 100_000  # that are looked at, in one group or while a dataset is searched
 MOST_DEPTH = 32
 
-_PREFERRED = "X"
+_INDEX = b"_i_"  # how the names of PyTables' indexes begin
 _LISTED = 20  # how many names a refusal lists
 
 
@@ -102,39 +102,16 @@ def dtype_of(found: h5py.Dataset) -> np.dtype | None:
         return None
 
 
+def is_plain(found: h5py.Dataset, dtype: np.dtype) -> bool:
+    """Whether the bytes in the file are NumPy's own, so that nothing but reading them is left to do."""
+    return not dtype.hasobject and found.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
+
+
 # -- searching ---------------------------------------------------------------------------------------------------
 
 
-def choose(file: h5py.File) -> str:
-    """``X``, else the only candidate: a numeric dataset of rank 2 or more."""
-    preferred = _PREFERRED.encode()
-    there = file.id.links.exists(preferred)
-    if there and (link_of(file.id, preferred) or _is_candidate(h5py.h5o.open(file.id, preferred))):
-        return _PREFERRED
-    candidates = [name for name, item in objects(file.id) if _is_candidate(item)]
-    if len(candidates) == 1:
-        return candidates[0]
-    if there and not candidates:
-        return _PREFERRED  # and be told what is wrong with it
-    found = f"candidates {some(candidates)}" if candidates else f"no candidate among {listing(file)}"
-    raise Refused(
-        f"{found}, expected a dataset {_PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with "
-        "--dataset."
-    )
-
-
-def _is_candidate(item: Any) -> bool:
-    if not isinstance(item, h5py.h5d.DatasetID):
-        return False
-    found = h5py.Dataset(item)
-    if elsewhere(found) or found.shape is None or found.ndim < 2:
-        return False
-    stored = dtype_of(found)
-    return stored is not None and stored.kind in "uifb"
-
-
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
-    """Every object in the file once, depth first, with its path."""
+    """Every object below a group once, depth first, with its path; but for the indexes of tables."""
     seen = {h5py.h5o.get_info(root).addr}
 
     def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
@@ -143,7 +120,7 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
                 continue
             item = h5py.h5o.open(group, name)
             address = h5py.h5o.get_info(item).addr
-            if address in seen:
+            if address in seen or (name.startswith(_INDEX) and isinstance(item, h5py.h5g.GroupID)):
                 continue
             seen.add(address)
             yield text(prefix + name), item
@@ -199,10 +176,10 @@ def beside(dataset: str, name: str) -> str:
     return f"{group}/{name}" if group else name
 
 
-def riders(parent: Any, rows: h5py.Dataset, left_out: list[list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
+def riders(parent: Any, n_rows: int, left_out: list[list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
     """1-D datasets of the same length beside the rows, of plain values or text: labels, ids."""
     for name in _names(parent, MOST_OBJECTS):
-        found = _rider(parent, name, rows.shape[:1])
+        found = _rider(parent, name, (n_rows,))
         if isinstance(found, str):
             left_out.append([text(name), found])
         elif found is not None:

@@ -27,6 +27,7 @@ from tests import hostile
 SECONDS = 2.0  # for one answer of the child
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 _SIGNATURES = re.compile(rb"\x89HDF|OHDR|TREE|SNOD|HEAP|GCOL|FADB|EADB|BTHD|FRHP")
+_MATLAB = b"MATLAB_class"
 _WORDS = [0, 1, 2**31 - 1, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]
 
 
@@ -82,7 +83,7 @@ def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[st
     path.write_bytes(content)
     start = time.monotonic()
     try:
-        shards = open_shards([str(path)], followed=followed)
+        shards = open_shards([str(path)], followed=followed, orientation=_orientation(content, i))
         for block in blocks(shards, max(1, -(-shards[0].n_rows // 3))):
             rows = read(block)
             read_riders(block)
@@ -98,15 +99,23 @@ def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[st
     outcome.slowest = max(outcome.slowest, time.monotonic() - start)
 
 
+def _orientation(content: bytes, i: int) -> str | None:
+    """As MATLAB's files need it, and others can bear it."""
+    return "columns" if _MATLAB in content or i % 8 == 0 else None
+
+
 def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
     """Whether HDF5 takes the same file for other rows.
 
     It may refuse it. And where damage makes its search miss a chunk that its list of chunks has, it gives zeros.
     """
     shard, layout = block.shard, block.shard.layouts[0]
+    if shard.form not in ("dense", "columns"):
+        return False
+    along = [shard.dataset, block.start, block.stop, -1 if shard.form == "columns" else 0]
     with open(shard.path, "rb") as file:
         try:
-            facts, arrays = ask("values", file.fileno(), [shard.dataset, block.start, block.stop], "")
+            facts, arrays = ask("values", file.fileno(), along, "")
         except ShardpressError:
             return False
     theirs = arrays[0].view(layout.dtype).reshape(facts["n"], -1).astype(shard.dtype)
@@ -121,6 +130,7 @@ def _kind(error: ShardpressError) -> str:
     points += ["makes no sense", "structure cannot be read", "not allowed", "never written", "overlap", "unfold to"]
     points += ["values lie at", "bytes in the file", "cannot be read", "several files", "count from", "superblock"]
     points += ["candidate", "no rows", "holds", "not there", "a group", "rank", "columns", "chunks", "stop talking"]
+    points += ["sparse", "pandas", "entries", "records"]
     found = next((point for point in points if point in sentence), sentence[:40])
     signal = re.search(r"\(signal \d+\)", sentence)
     return f"{type(error).__name__}: {found} {signal[0] if signal else ''}".strip()
@@ -192,6 +202,24 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file["secret"] = h5py.SoftLink(str(secret))
         file["own"] = ROWS
 
+    def by_columns(file: h5py.File, **how: Any) -> None:
+        file.create_dataset("X", data=np.ascontiguousarray(ROWS.T), **how)
+        file["y"] = np.arange(30)
+        file["X"].attrs[_MATLAB.decode()] = np.bytes_(b"int32")
+
+    def sparse(file: h5py.File, **how: Any) -> None:
+        group = file.create_group("X")
+        for name, values in (("data", ROWS.ravel()), ("indices", np.tile([0, 1], 30)), ("indptr", np.arange(31) * 2)):
+            group.create_dataset(name, data=values.astype("<i4"), **how)
+        group.attrs.update({"encoding-type": "csr_matrix", "shape": ROWS.shape})
+        file["y"] = np.arange(30)
+
+    def table(file: h5py.File, **how: Any) -> None:
+        records = np.zeros(30, [("index", "<i8"), ("values_block_0", "<i4", (2,))])
+        records["values_block_0"] = ROWS
+        file.create_dataset("df/table", data=records, **how)
+        file["df/_i_table/index/bounds"] = ROWS
+
     writers: list[Callable[[h5py.File], object]] = [
         everything,
         lambda file: everything(file, chunks=(7, 1), compression="gzip", shuffle=True),
@@ -207,6 +235,13 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         compact,
         master,
         links,
+        by_columns,
+        lambda file: by_columns(file, chunks=(1, 7), compression="gzip", shuffle=True),
+        lambda file: by_columns(file, chunks=(2, 7), maxshape=(2, None)),
+        sparse,
+        lambda file: sparse(file, chunks=(7,), compression="gzip"),
+        table,
+        lambda file: table(file, chunks=(7,), maxshape=(None,), compression="lzf", shuffle=True),
     ]
     corpus = []
     for i, write in enumerate(writers):
@@ -224,7 +259,7 @@ def open_all(corpus: list[bytes], folder: Path, followed: list[str]) -> None:
     for content in corpus:
         path = folder / "x.h5"
         path.write_bytes(content)
-        for shard in open_shards([str(path)], followed=followed):
+        for shard in open_shards([str(path)], followed=followed, orientation=_orientation(content, 1)):
             read(Block(shard, 0, shard.n_rows))
             read_riders(Block(shard, 0, shard.n_rows))
         path.unlink()

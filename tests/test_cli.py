@@ -122,7 +122,7 @@ def test_the_dataset_flag_names_one_of_several(tmp_path: Path, caplog: pytest.Lo
     path = write_shard(tmp_path / "x.h5", numbered(40, 4), name="left", riders={"right": numbered(40, 4)})
     code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))
     assert code == 65
-    assert "candidates left, right" in message
+    assert "candidates left (40, 4) int64, right (40, 4) int64" in message
     assert main(["--input", path, "--output", str(tmp_path / "out"), "--dataset", "right", "--epochs", "1"]) == 0
 
 

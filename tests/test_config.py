@@ -18,6 +18,7 @@ SAMPLES = {
     "output": ("a", "b", "c"),
     "model": ("a", "b", "c"),
     "n_features": (1, 2, 3),
+    "orientation": ("rows", "columns", "rows"),
     "epochs": (1, 2, 3),
     "batch_size": (1, 2, 3),
     "optimizer": ("momentum", "nesterov", "rmsprop"),

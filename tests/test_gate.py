@@ -55,7 +55,7 @@ def test_the_dataset_is_the_one_asked_for_else_x_else_the_only_candidate(tmp_pat
 
 def test_several_candidates_are_refused_and_listed(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3), "a/one", {"two": numbered(3), "labels": range(3)})
-    with refused(65, path, "candidates a/one, two", "--dataset"):
+    with refused(65, path, "candidates a/one (3, 2) int64, two (3, 2) int64", "--dataset"):
         open_shards([path])
 
 

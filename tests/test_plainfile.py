@@ -31,7 +31,7 @@ ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 
 def told_by_reader(descriptor, dataset=None):
     size = os.fstat(descriptor).st_size
-    return describe_plain(descriptor, size, dataset, signature_at(descriptor, size) or 0)
+    return describe_plain(descriptor, size, dataset, base=signature_at(descriptor, size) or 0)
 
 
 def told_by_both(path, dataset=None):

@@ -32,7 +32,7 @@ import numpy as np
 from pipeline import sandbox
 from pipeline.probe import describe as honest
 warm_up = sandbox._warm_up
-def describe(file, dataset):
+def describe(file, dataset, *wanted):
     {lines}
 def start():
     warm_up()
@@ -116,7 +116,7 @@ def test_p10_only_the_file_that_crashes_the_library_is_left_out(tmp_path, evil):
         unusual(tmp_path / f"{i}.h5", 3 + i)
     evil(
         "if file['X'].shape[0] == 5: ctypes.string_at(0)",
-        "return honest(file, dataset)",
+        "return honest(file, dataset, *wanted)",
     )
     left_out = []
     shards = open_shards([str(tmp_path)], on_bad_shard=lambda path, error: left_out.append((path.name, str(error))))
@@ -144,7 +144,7 @@ def test_p9_a_child_that_was_killed_is_started_again(path, fresh):
 
 
 def test_p9_a_fork_that_was_killed_from_outside_is_asked_again_and_not_held_against_the_file(path, evil, tmp_path):
-    evil("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset)")
+    evil("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset, *wanted)")
     with refused(71, f"file={path}", "killed or got stuck twice"):
         vet(Path(path), "evil")
     assert vet(Path(path), None).shape == (3, 2)
@@ -182,7 +182,7 @@ def test_a_child_that_is_stuck_is_taken_down(path, fresh, monkeypatch):
 def test_an_interrupted_question_is_not_answered_to_the_next(path, evil):
     evil(
         f"if dataset == 'slow': os.kill({os.getpid()}, 10); time.sleep(1000)",
-        "return honest(file, dataset)",
+        "return honest(file, dataset, *wanted)",
     )
 
     def interrupt(number, frame):

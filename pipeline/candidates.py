@@ -1,0 +1,302 @@
+"""Which of a file's objects hold its rows, in what form; and where none does, what there is and what to write instead.
+
+Attributes are read where they are short, and none as the pickle that pandas makes of some.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from pipeline.forms import MOST_COLUMNS, is_number, numbers_of
+from pipeline.walk import Refused, dtype_of, elsewhere, is_plain, link_of, listing, locate, objects, some, text
+
+__all__ = ["Found", "choose", "find"]
+
+_PREFERRED = "X"
+_PARTS = (b"data", b"indices", b"indptr")
+_MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
+_LONGEST_ATTRIBUTE = 64  # bytes
+_WRITE_ROWS = "Write them as one array of two dimensions"
+_OTHER_WAY = {
+    False: "a sparse matrix by columns (CSC), expected one by rows. Write it as CSR (adata.X = adata.X.tocsr()), or "
+    "give --orientation columns if its columns are the samples.",
+    True: "a sparse matrix by rows (CSR), of which --orientation columns cannot read columns. Leave it out, or write "
+    "the matrix transposed (adata.T).",
+}
+
+
+class Found(NamedTuple):
+    """What holds the rows.
+
+    Attributes
+    ----------
+    name : str
+        Its path.
+    parent : object
+        The group that it lies in.
+    form : str
+        As in `pipeline.forms`.
+    parts : list of (str, h5py.Dataset)
+        With their paths.
+    shape : tuple of int
+        The rows', first their number.
+    """
+
+    name: str
+    parent: Any
+    form: str
+    parts: list[tuple[str, h5py.Dataset]]
+    shape: tuple[int, ...]
+
+
+# -- searching ---------------------------------------------------------------------------------------------------
+
+
+def choose(file: h5py.File) -> str:
+    """``X``, else the only candidate: a numeric dataset of rank 2 or more; else a table or a sparse matrix."""
+    preferred = _PREFERRED.encode()
+    there = file.id.links.exists(preferred)
+    if there and (link_of(file.id, preferred) or _kind(h5py.h5o.open(file.id, preferred))):
+        return _PREFERRED
+    kinds = {name: (item, kind) for name, item in objects(file.id) if (kind := _kind(item))}
+    for wanted in ("dense", "other"):
+        candidates = {name: item for name, (item, kind) in kinds.items() if (kind == "dense") == (wanted == "dense")}
+        obvious = _obvious(candidates)
+        if len(obvious) == 1:
+            return obvious[0]
+        if obvious:
+            listed = some([f"{name} {_described(candidates[name])}" for name in candidates])
+            raise Refused(_none_chosen(f"candidates {listed}"))
+    if there:
+        return _PREFERRED  # and be told what is wrong with it
+    raise Refused(_none_chosen(f"no candidate among {listing(file)}"))
+
+
+def _none_chosen(found: str) -> str:
+    return (
+        f"{found}, expected a dataset {_PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with "
+        "--dataset."
+    )
+
+
+def _kind(item: Any) -> str | None:
+    """The form in which an object could hold rows; None where it cannot."""
+    if isinstance(item, h5py.h5g.GroupID):
+        return "sparse" if _is_sparse(item) else None
+    if not isinstance(item, h5py.h5d.DatasetID):
+        return None
+    found = h5py.Dataset(item)
+    stored = None if elsewhere(found) or found.shape is None else dtype_of(found)
+    if stored is None:
+        return None
+    if found.ndim == 1 and numbers_of(stored):
+        return "table"
+    return "dense" if found.ndim >= 2 and stored.kind in "uifb" else None
+
+
+def _obvious(candidates: dict[str, Any]) -> list[str]:
+    """Those candidates that are not a single column beside wider rows, where it rides along."""
+
+    def rides(name: str) -> bool:
+        beside = name.rpartition("/")[0]
+        return any(
+            other.rpartition("/")[0] == beside and _is_column_of(candidates[name].shape, item.shape)
+            for other, item in candidates.items()
+        )
+
+    return [name for name in candidates if not (isinstance(candidates[name], h5py.h5d.DatasetID) and rides(name))]
+
+
+def _is_column_of(shape: tuple[int, ...], rows: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and shape[0] == rows[0] and shape[1] == 1 < prod(rows[1:])
+
+
+def _described(item: Any) -> str:
+    """Shape and dtype."""
+    if isinstance(item, h5py.h5d.DatasetID):
+        found = h5py.Dataset(item)
+        stored = found.dtype
+        return f"{found.shape} {stored if stored.fields is None else f'records of {len(stored.fields)} fields'}"
+    return "(sparse)"
+
+
+# -- what a name stands for ----------------------------------------------------------------------------------------
+
+
+def find(file: h5py.File, name: str, orientation: str | None) -> Found:
+    """What a name stands for, as rows.
+
+    Parameters
+    ----------
+    file : h5py.File
+    name : str
+        Path of a dataset, of a group that holds a sparse matrix, or of a pandas frame.
+    orientation : str, optional
+        Whether rows lie along the first axis (``rows``) or the last one (``columns``).
+    """
+    parent, here = locate(file, name)
+    if isinstance(here, h5py.h5g.GroupID):
+        frame = _frame(here)
+        if _is_sparse(here):
+            return _sparse(parent, here, name, orientation == "columns")
+        if frame is None:
+            raise Refused(_of_group(here, name), name)
+        name, parent, here = f"{name.rstrip('/')}/{text(frame)}", here, h5py.h5o.open(here, frame)
+    if not isinstance(here, h5py.h5d.DatasetID):
+        raise Refused("a named type, expected a dataset", name)
+    rows = h5py.Dataset(here)
+    _check_place(file, rows, name)
+    numbers = numbers_of(dtype_of(rows) or np.dtype("V1")) if rows.ndim == 1 else None
+    if numbers is not None:
+        _check_table(rows, name, orientation)
+        return Found(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
+    _check_rows(rows, name, orientation)
+    if orientation == "columns":
+        return Found(name, parent, "columns", [(name, rows)], (rows.shape[-1], *rows.shape[:-1]))
+    return Found(name, parent, "dense", [(name, rows)], rows.shape)
+
+
+def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
+    # Before its shape: to tell the shape of a virtual dataset, HDF5 may open the files that it is made of.
+    if elsewhere(rows):
+        raise Refused(f"{elsewhere(rows)}, expected rows in the file itself", name)
+    if h5py.h5o.get_info(rows.id).fileno != h5py.h5o.get_info(file.id).fileno:
+        raise Refused("lies in another file", name)
+    if rows.shape is None:
+        raise Refused("an empty dataset (no shape at all), expected rows of numbers", name)
+
+
+def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
+    if orientation == "columns":
+        raise Refused("a table of records, which are rows, expected no --orientation columns. Leave it out.", name)
+    if not is_plain(rows, rows.dtype):
+        raise Refused(f"{_records(rows.dtype)}, in a form that is not NumPy's. {_WRITE_ROWS}.", name)
+
+
+def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
+    stored, shape = dtype_of(rows), rows.shape
+    if stored is not None and stored.fields is not None:
+        raise Refused(f"{_records(stored)}, expected equal numbers. {_WRITE_ROWS}: df.to_numpy() of a frame.", name)
+    if rows.ndim < 2:
+        raise Refused(f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first", name)
+    if not prod(shape[:-1] if orientation == "columns" else shape[1:]):
+        raise Refused(f"an empty dataset (shape {shape} has no columns), expected at least one column", name)
+    if stored is None or not is_number(stored) or not is_plain(rows, stored):
+        raise Refused(
+            f"holds {_values(stored)}, expected integers, bool, or floating-point numbers of 16, 32 or 64 bits", name
+        )
+    if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
+        raise Refused(
+            f"written by MATLAB, in which it is {' x '.join(map(str, shape[::-1]))}: here the axes come the other way "
+            f"round, as {shape}. Give --orientation columns to take MATLAB's rows as rows ({shape[-1]} of them), or "
+            f"--orientation rows to take its columns ({shape[0]}).",
+            name,
+        )
+
+
+def _records(stored: np.dtype) -> str:
+    fields = [f"{name} {dtype}" for name, (dtype, *_) in (stored.fields or {}).items()]
+    return f"compound records of {len(fields)} fields ({some(fields)})"
+
+
+def _values(dtype: np.dtype | None) -> str:
+    if dtype is None:
+        return "a type that NumPy does not know"
+    if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":
+        return "strings"
+    return f"dtype {dtype}" + (" in another form than NumPy's" if is_number(dtype) else "")
+
+
+# -- groups --------------------------------------------------------------------------------------------------------
+
+
+def _frame(group: Any) -> bytes | None:
+    """The dataset that holds a pandas frame's rows: of the table format, or of the fixed one if all are of one type."""
+    if group.links.exists(b"table"):
+        return b"table"
+    if group.links.exists(b"block0_values") and not group.links.exists(b"block1_values"):
+        return b"block0_values"
+    return None
+
+
+def _of_group(group: Any, name: str) -> str:
+    candidates = [f"{name.rstrip('/')}/{path} {_described(item)}" for path, item in objects(group) if _kind(item)]
+    listed = some(candidates)
+    if group.links.exists(b"block1_values"):
+        return f"a pandas frame of several types ({listed}). {_WRITE_ROWS}: df.to_numpy(); or name one of these."
+    if group.links.exists(b"ir") and group.links.exists(b"jc"):
+        return f"a sparse matrix of MATLAB's, expected rows. {_WRITE_ROWS}: full(X)."
+    return f"a group, expected a dataset; it holds {listed if candidates else 'nothing that could be rows'}"
+
+
+def _is_sparse(group: Any) -> bool:
+    return all(group.links.exists(part) for part in _PARTS)
+
+
+def _sparse(parent: Any, group: Any, name: str, of_columns: bool) -> Found:
+    parts = [(f"{name.rstrip('/')}/{text(part)}", _part(group, part, name)) for part in _PARTS]
+    (n_values,), (n_columns,), (n_firsts,) = (found.shape for _, found in parts)
+    shape = _shape(group, name)
+    if _by_columns(group, shape, n_firsts) != of_columns:
+        raise Refused(_OTHER_WAY[of_columns], name)
+    n_rows, n_inputs = shape[::-1] if of_columns else shape
+    if n_firsts != n_rows + 1 or n_values != n_columns:
+        raise Refused(
+            f"a sparse matrix of shape {shape} with {n_values} values, {n_columns} indices and {n_firsts} places where "
+            "rows begin, which do not fit together. The file is damaged: write it anew.",
+            name,
+        )
+    if not 1 <= n_inputs <= MOST_COLUMNS:
+        raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
+    return Found(name, parent, "sparse", parts, (n_rows, n_inputs))
+
+
+def _part(group: Any, part: bytes, name: str) -> h5py.Dataset:
+    """A sparse matrix's values, indices, or places where rows begin."""
+    link = link_of(group, part)
+    item = h5py.h5o.open(group, part) if not link else None
+    found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+    stored = None if found is None or elsewhere(found) or len(found.shape or ()) != 1 else dtype_of(found)
+    kinds = "iufb" if part == b"data" else "iu"
+    if found is None or stored is None or stored.kind not in kinds or not is_plain(found, stored):
+        raise Refused(f"a sparse matrix whose {text(part)} are {link or 'no plain numbers'}. Write it anew.", name)
+    return found
+
+
+def _shape(group: Any, name: str) -> tuple[int, int]:
+    """The shape that AnnData and h5sparse write as an attribute, and others as a dataset."""
+    shape = next(
+        (found for key in (b"shape", b"h5sparse_shape") if (found := _attribute(group, key)) is not None), None
+    )
+    if shape is None and group.links.exists(b"shape") and not link_of(group, b"shape"):
+        item = h5py.h5o.open(group, b"shape")
+        found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+        shape = found[...] if found is not None and not elsewhere(found) and found.shape == (2,) else None
+    if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
+        raise Refused("a sparse matrix without its shape, expected two numbers in an attribute or dataset shape", name)
+    return int(shape[0]), int(shape[1])
+
+
+def _by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool:
+    """Whether a sparse matrix is stored by columns (CSC), as it says or else as its sizes do."""
+    for key in (b"encoding-type", b"h5sparse_format"):
+        word = _attribute(group, key)
+        if word is not None:
+            return "csc" in str(word)
+    return n_firsts != shape[0] + 1 and n_firsts == shape[1] + 1
+
+
+def _attribute(item: Any, name: bytes) -> Any:
+    """A short attribute's value; None where there is none."""
+    if not h5py.h5a.exists(item, name):
+        return None
+    found = h5py.h5a.open(item, name)
+    if found.get_storage_size() > _LONGEST_ATTRIBUTE or found.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+        return None
+    value = np.empty(found.shape, found.dtype)
+    found.read(value)
+    return value

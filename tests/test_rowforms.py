@@ -1,0 +1,222 @@
+"""Rows in any form: the same, bit for bit, as if they had been stored densely; and what is damaged is told."""
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline import rawread, rowforms
+from pipeline.config import Config
+from pipeline.features import open_features
+from pipeline.run import run
+from pipeline.scan import scan
+from pipeline.shards import Block, blocks, open_shards, read, read_riders
+from tests.helpers import refused
+
+N_ROWS, N_INPUTS = 61, 6
+CHUNKED = {"chunks": True, "compression": "gzip", "shuffle": True}
+
+
+def some_rows(dtype="<f4", n_rows=N_ROWS, n_inputs=N_INPUTS, seed=0):
+    """Rows of which most entries are zero."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(1, 100, (n_rows, n_inputs)) * (rng.random((n_rows, n_inputs)) < 0.4)
+    return values.astype(dtype)
+
+
+def csr(rows, index="<i4", scramble=False):
+    """Values, columns, and where rows begin: SciPy's, and AnnData's."""
+    where = [np.flatnonzero(row)[:: -1 if scramble else 1] for row in rows]
+    values = [row[columns] for row, columns in zip(rows, where, strict=True)]
+    ends = np.cumsum([0, *map(len, where)])
+    return np.concatenate(values).astype(rows.dtype), np.concatenate(where).astype(index), ends.astype(index)
+
+
+def write_dense(file, rows, **how):
+    file.create_dataset("X", data=rows, **how)
+
+
+def write_columns(file, rows, **how):
+    file.create_dataset("X", data=np.moveaxis(rows, 0, -1), **how)
+
+
+def write_sparse(file, rows, **how):
+    group = file.create_group("X")
+    group.attrs["encoding-type"], group.attrs["shape"] = "csr_matrix", rows.shape
+    for name, values in zip(("data", "indices", "indptr"), csr(rows), strict=True):
+        group.create_dataset(name, data=values, **how)
+
+
+def write_table(file, rows, **how):
+    records = np.zeros(len(rows), [("index", "<i8"), ("values_block_0", rows.dtype, rows.shape[1:])])
+    records["index"], records["values_block_0"] = np.arange(len(rows)), rows
+    file.create_dataset("X", data=records, **how)
+
+
+def write_fields(file, rows, **how):
+    records = np.zeros(len(rows), [(f"c{i}", rows.dtype) for i in range(rows.shape[1])])
+    for i, name in enumerate(records.dtype.names):
+        records[name] = rows[:, i]
+    file.create_dataset("X", data=records, **how)
+
+
+FORMS = {
+    "dense": write_dense,
+    "columns": write_columns,
+    "sparse": write_sparse,
+    "table": write_table,
+    "fields": write_fields,
+}
+
+
+def write_form(path, form, rows, libver="earliest", **how):
+    """A shard in a form, with labels."""
+    with h5py.File(path, "w", libver=libver) as file:
+        FORMS[form](file, rows, **how)
+        file["y"] = np.arange(len(rows))
+    return opened(path, form)
+
+
+def write_both(folder, form, rows, **how):
+    """The same rows, densely and in a form."""
+    return tuple(write_form(folder / f"{i}.h5", each, rows, **how) for i, each in enumerate(("dense", form)))
+
+
+def opened(path, form):
+    (shard,) = open_shards([str(path)], orientation="columns" if form == "columns" else None)
+    return shard
+
+
+# -- equal to dense rows -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"])
+@pytest.mark.parametrize("how", [{}, CHUNKED], ids=["contiguous", "chunked"])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_any_form_are_those_of_a_dense_dataset(tmp_path, form, how, dtype):
+    rows = some_rows(dtype)
+    dense, shard = write_both(tmp_path, form, rows, **how)
+    assert (shard.shape, shard.stored_dtype, shard.dtype) == (dense.shape, dense.stored_dtype, dense.dtype)
+    for start, stop in [(0, N_ROWS), (0, 0), (17, 17), (17, 18), (5, 44), (N_ROWS - 1, N_ROWS)]:
+        found, expected = (read(Block(each, start, stop)) for each in (shard, dense))
+        assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())
+        assert found.flags.c_contiguous
+        assert read_riders(Block(shard, start, stop))["y"].tolist() == list(range(start, stop))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_rows_across_any_storage_are_those_of_the_transposed_array(tmp_path, seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    for name, most in (("_PIECE", 400), ("_LINE", 64), ("_TILE", 5)):
+        monkeypatch.setattr(rawread, name, int(rng.integers(8, most)) if name != "_TILE" else most)
+    shape = tuple(int(n) for n in rng.integers(1, (5, 7, 40)[-rng.integers(2, 4) :]))
+    stored = rng.integers(0, 200, shape).astype(["u1", "<f4", ">i8"][rng.integers(3)])
+    how = {}
+    if rng.random() < 0.7:
+        how = {"chunks": tuple(int(rng.integers(1, n + 1)) for n in shape), "compression": "lzf"}
+        how["maxshape"] = tuple(None if rng.random() < 0.4 else n for n in shape)
+    with h5py.File(tmp_path / "x.h5", "w", libver=("earliest", "latest")[seed % 2]) as file:
+        file.create_dataset("X", data=stored, **how)
+    shard = opened(tmp_path / "x.h5", "columns")
+    expected = np.moveaxis(stored, -1, 0).reshape(shape[-1], -1)
+    assert shard.shape == (shape[-1], *shape[:-1])
+    for _ in range(3):
+        start, stop = sorted(int(i) for i in rng.integers(0, shape[-1] + 1, 2))
+        found = read(Block(shard, start, stop))
+        assert found.tobytes() == expected[start:stop].astype(shard.dtype).tobytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_of_any_size_hold_the_same_rows(tmp_path, form, monkeypatch):
+    monkeypatch.setattr(rowforms, "_PIECE", 200)
+    monkeypatch.setattr(rowforms, "_ENTRIES", 7)
+    rows = some_rows()
+    shard = write_form(tmp_path / "x.h5", form, rows, **CHUNKED)
+    for block_rows in (1, 2, 7, 60, 61, 62):
+        found = np.concatenate([read(block) for block in blocks([shard], block_rows)])
+        assert found.tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_go_where_they_are_wanted(tmp_path, form):
+    rows = some_rows()
+    shard = write_form(tmp_path / "x.h5", form, rows)
+    out = np.full((20, N_INPUTS), 9, dtype="f4")
+    assert np.shares_memory(read(Block(shard, 3, 23), out), out)
+    assert out.tobytes() == rows[3:23].tobytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_over_any_form_makes_the_same_features(tmp_path, form):
+    rows = some_rows(n_rows=300)
+    rows[7, 2] = np.nan
+    found = []
+    for shard, block_rows in zip(write_both(tmp_path, form, rows, **CHUNKED), (None, 64), strict=True):
+        config = Config(
+            input=(shard.path,),
+            orientation="columns" if shard.form == "columns" else None,
+            output=f"{shard.path} features",
+            n_features=3,
+            epochs=2,
+            block_rows=block_rows,
+            on_bad_data="skip",
+        )
+        run(config, [])
+        found.append(open_features(config.output))
+    dense, other = found
+    assert np.asarray(dense.features).tobytes() == np.asarray(other.features).tobytes()
+    assert np.asarray(dense.riders["y"]).tolist() == np.asarray(other.riders["y"]).tolist()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scan_over_any_form_finds_the_same(tmp_path, form):
+    rows = some_rows(">f8")
+    rows[[3, 40], [0, 5]] = np.nan, np.inf
+    dense, shard = write_both(tmp_path, form, rows)
+    expected, found = scan([dense], 100, 1), scan([shard], 7, 2)
+    assert found.to_npz() == expected.to_npz()
+
+
+# -- sparse rows ---------------------------------------------------------------------------------------------------
+
+
+def write_csr(path, values, columns, firsts, shape, **attributes):
+    with h5py.File(path, "w") as file:
+        group = file.create_group("X")
+        group["data"], group["indices"], group["indptr"] = values, columns, firsts
+        group.attrs.update({"shape": shape, **attributes})
+    return str(path)
+
+
+@pytest.mark.parametrize("index", ["<i4", "<i8", "<u4", ">u8", "<u2"])
+@pytest.mark.parametrize("scramble", [False, True])
+def test_columns_come_in_any_order_and_as_any_integers(tmp_path, index, scramble):
+    rows = some_rows()
+    path = write_csr(tmp_path / "x.h5", *csr(rows, index, scramble), rows.shape)
+    assert read(Block(opened(path, "sparse"), 0, N_ROWS)).tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("columns", "firsts", "phrases"),
+    [
+        ([0, 1, 2, 0], [0, 3, 2, 4], ["row=1", "3 to 2"]),
+        ([0, 1, 2, 0], [0, 1, 2, 5], ["row=2", "2 to 5", "4 entries in all"]),
+        ([0, 1, 2, 0], [-1, 1, 2, 4], ["row=0", "-1 to 1"]),
+        ([0, 1, 2, 0], [0, 2**62, 2, 4], ["row=0"]),
+        ([0, 1, 2, 0], [0, 0, 0, 4], ["row=2", "0 to 4"]),
+        ([0, 3, 2, 0], [0, 1, 2, 4], ["column 3", "expected 3 columns"]),
+        ([0, -1, 2, 0], [0, 1, 2, 4], ["column -1"]),
+        ([0, 1, 2, 2], [0, 1, 2, 4], ["row=2", "column 2 has two entries", "sum_duplicates"]),
+        ([1, 0, 1, 2], [0, 3, 3, 4], ["row=0", "column 1 has two entries"]),
+    ],
+)
+def test_sparse_rows_that_make_no_sense_are_told(tmp_path, columns, firsts, phrases):
+    path = write_csr(tmp_path / "x.h5", np.ones(4, "f4"), np.array(columns), np.array(firsts), (3, 3))
+    shard = opened(path, "sparse")
+    with refused(65, path, "dataset=X", *phrases):
+        read(Block(shard, 0, 3))
+
+
+def test_places_beyond_int64_are_told(tmp_path):
+    path = write_csr(tmp_path / "x.h5", np.ones(2, "f4"), np.array([0, 1]), np.array([0, 2**64 - 1], "u8"), (1, 3))
+    with refused(65, "row=0"):
+        read(Block(opened(path, "sparse"), 0, 1))
