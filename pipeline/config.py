@@ -18,6 +18,7 @@ from fractions import Fraction
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from pipeline.configfile import read_configuration
 from pipeline.errors import ConfigError, UsageError, shown
 
 __all__ = ["LEARNING_RATES", "Config", "allowed", "parse", "parse_bytes", "plain", "problems"]
@@ -29,7 +30,6 @@ LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.003, "rmsprop": 0.
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-_MOST_FILE_BYTES = 2**18  # of a configuration file, which is read in a second or two
 _COMPLAINTS_LISTED = 50
 
 
@@ -216,7 +216,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     path = flags.pop("config", None) or variables.pop("config", None)
     return Config(
         **{
-            **(_converted(_read_file(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
+            **(_converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
             **_converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper()),
             **_converted(flags, "", UsageError, _flag),
         }
@@ -311,48 +311,6 @@ def plain(value: object) -> str:
     if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
         return f"{value // 2**20}MiB"
     return shown(value)
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Plain values only; a key that stands twice is a mistake, and references could stand for gigabytes."""
-
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()
-            if isinstance(event, yaml.AliasEvent):
-                raise yaml.YAMLError(f"a reference (*{event.anchor}), expected plain values")
-            if event.tag is not None:
-                raise yaml.YAMLError(f"a tag ({event.tag}), expected plain values")
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            self.flatten_mapping(node)  # `<<` brings keys in
-            seen: set[object] = set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise yaml.YAMLError("a key that is no name")
-                if key.value in seen:
-                    raise yaml.YAMLError(f"the key {key.value} stands twice")
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MOST_FILE_BYTES + 1)
-        if len(data) > _MOST_FILE_BYTES:
-            raise ConfigError(f"config={shown(path)}: too long, expected {_MOST_FILE_BYTES} bytes at most")
-        found = yaml.load(data.decode(), Loader)
-    except OSError as error:
-        raise ConfigError(f"config={shown(path)}: {error.strerror}, expected a YAML file") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
-        raise ConfigError(f"config={shown(path)}: not YAML: {shown(' '.join(str(error).split()))}") from error
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"config={shown(path)}: a {type(found).__name__}, expected lines like `epochs: 20`")
-    return {str(key): value for key, value in found.items()}
 
 
 def _converted(

@@ -14,6 +14,7 @@ ORDER = [
     "errors",
     "signals",
     "formats",
+    "configfile",
     "config",
     "disk",
     "ledger",
