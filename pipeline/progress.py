@@ -25,21 +25,22 @@ class Progress:
     ----------
     what : str
         Name of the pass.
-    total : int
-        Units in all.
+    total : int or None
+        Units in all, where that is known.
     unit : str
-        Name of one unit.
+        Name of the units, in the plural.
     unit_bytes : int
         Bytes of one unit, when the rate in MB/s is to be shown too.
     """
 
-    def __init__(self, what: str, total: int, unit: str, unit_bytes: int = 0) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, unit_bytes: int = 0) -> None:
         self._what, self._total, self._unit, self._unit_bytes = what, total, unit, unit_bytes
         self._done, self._told, self._note = 0, -1, ""
         self._start = self._last_line = time.monotonic()
         self._lock = threading.Lock()
         on_terminal = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
-        self._bar = tqdm(total=total, desc=what, unit=f" {unit}", unit_scale=total > 10_000) if on_terminal else None
+        scale = total is not None and total > 10_000
+        self._bar = tqdm(total=total, desc=what, bar_format=self._form(), unit_scale=scale) if on_terminal else None
 
     def __enter__(self) -> Self:
         return self
@@ -62,14 +63,27 @@ class Progress:
         with self._lock:
             self._done, self._note = self._done + n_units, note
             if self._bar is not None:
-                self._bar.set_postfix_str(note or self._bytes_rate(), refresh=False)
+                self._bar.set_postfix_str(", ".join(filter(None, [self._pace(), note])), refresh=False)
                 self._bar.update(n_units)
             elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
                 self._line()
 
+    def _form(self) -> str:
+        """Tqdm's own words for a rate are "2.09s/ epochs"; ours stand behind the bar."""
+        if self._total is None:
+            return f"{{desc}}: {{n_fmt}} {self._unit} [{{elapsed}}{{postfix}}]"
+        return f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} {self._unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
+
+    def _pace(self) -> str:
+        rate = self._done / max(self.seconds, 1e-9)
+        if self._unit_bytes or not self._done:
+            return self._rate()
+        return f"{rate:,.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self._unit.removesuffix('s')}"
+
     def _line(self) -> None:
         self._last_line, self._told = time.monotonic(), self._done
-        words = [f"{self._done}/{self._total} {self._unit}", f"{self.seconds:.1f} s", self._rate(), self._note]
+        total = "" if self._total is None else f"/{self._total}"
+        words = [f"{self._done}{total} {self._unit}", f"{self.seconds:.1f} s", self._rate(), self._note]
         log.info("%s: %s", self._what, ", ".join(word for word in words if word))
 
     def _rate(self) -> str:

@@ -1,182 +1,226 @@
-"""Train a scikit-learn classifier on features, out of core, and say how good they are.
+"""Train a scikit-learn classifier on features, and say how good they are.
 
     python scripts/classify.py                     features/, labels "y"
     python scripts/classify.py --features compact --labels y --test more
 
-The same classifier is trained on the raw columns and on as many principal components, on the same rows. Without --test,
-a fifth of the rows is held out.
+The same classifier is trained on the raw columns and on as many principal components, on the same rows: a logistic
+regression on standardized columns, until it has converged. Rows that do not fit in the memory budget are learnt from
+out of core. Without --test, a fifth of the rows of every class is held out.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
-from sklearn.decomposition import IncrementalPCA
-from sklearn.neural_network import MLPClassifier
-from sklearn.preprocessing import StandardScaler
 
-from pipeline.errors import DataError, ShardpressError
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file, it finds its neighbours
+
+from pipeline.config import parse_bytes
+from pipeline.errors import DataError, ShardpressError, UsageError, shown
 from pipeline.features import Features, open_features
 from pipeline.model import Model, load_model
-from pipeline.shards import Block, open_shards, read
+from pipeline.signals import Stopped, leave, stoppable
+from scripts.classifiers import compare
+from scripts.representations import LEFT_OUT, Rows, pieces
 
-BLOCK_ROWS = 8192
+log = logging.getLogger(__name__)
+
 HELD_OUT = 0.2
-REMEMBERED_BYTES = 2**29  # of each representation, so that later passes need not make it again
-
-Batches = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
-"""Passes over a data set: each call gives (rows, labels) a block at a time."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Training and test passes over one representation of the rows."""
-
-    train: Batches
-    test: Batches
+PIECES_A_BUDGET = 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the accuracies and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", default="features", help="output directory of extract.py (default: %(default)s)")
-    parser.add_argument("--test", help="output directory with the features of test rows (default: hold out a fifth)")
-    parser.add_argument("--labels", default="y", help="riding dataset with the labels (default: %(default)s)")
-    parser.add_argument("--passes", type=int, default=30, help="passes over the training rows (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    try:
-        report(options.features, options.test, options.labels, options.passes, options.seed)
-    except ShardpressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    told = logging.getLogger("pipeline.progress")
+    level = told.level
+    told.setLevel(logging.INFO)
+    with stoppable():
+        try:
+            report(_parser().parse_args(argv))
+        except ShardpressError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return error.exit_code
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return 128 + stopped.number
+        finally:
+            told.setLevel(level)
     return 0
 
 
-def report(features: str, test: str | None, labels: str, passes: int, seed: int) -> None:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument(
+        "--features",
+        metavar="DIRECTORY",
+        default="features",
+        help="output directory of extract.py (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--test", metavar="DIRECTORY", help="the same with the features of test rows (default: hold out a fifth)"
+    )
+    parser.add_argument(
+        "--labels", metavar="NAME", default="y", help="riding dataset with the labels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--passes",
+        metavar="N",
+        type=_positive,
+        default=2000,
+        help="passes over the training rows, at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--memory-budget",
+        metavar="BYTES",
+        type=_bytes,
+        default=2 * 2**30,
+        help="host memory for rows, like 4GiB (default: 2GiB)",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="where all randomness starts (default: 0)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number, 1 or more")
+    return int(text)
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def report(options: argparse.Namespace) -> None:
     """Train on three representations of the same rows and print how they compare."""
-    train_set, model = open_features(features), load_model(features)
-    test_set = open_features(test) if test else None
-    classes = np.unique(_labels(train_set, labels).compute())
-    if len(classes) < 2:
-        raise DataError(f"features={features} dataset={labels}: one class only, expected two or more")
-    encoded = _split(train_set, test_set, labels, seed, encoded_rows)
-    raw = _split(train_set, test_set, labels, seed, lambda found: raw_rows(found, model))
-    pca = fit_pca(raw.train, model.n_features)
-    components = Split(_projected(raw.train, pca), _projected(raw.test, pca))
-    accuracies = {
-        f"{model.n_features} features": accuracy(encoded, classes, passes, seed),
-        f"{model.n_features} principal components": accuracy(components, classes, passes, seed),
-        f"{model.n_inputs} raw columns": accuracy(raw, classes, passes, seed),
-    }
-    held_out = f"the rows of {test}" if test else f"a held-out fifth of the rows of {features}"
-    print(f"Accuracy of a logistic regression on {held_out}, {len(classes)} classes:")
-    for name, value in accuracies.items():
-        print(f"  {value:.4f}  on {name}")
+    directories = [options.features, *filter(None, [options.test])]
+    runs, model = [open_features(directory) for directory in directories], load_model(options.features)
+    for directory, run in zip(directories, runs, strict=True):
+        _check_model(directory, run, model, options.features)
+    labels = [_labels(directory, run, options.labels) for directory, run in zip(directories, runs, strict=True)]
+    _, codes = classes_of(labels)
+    valid = np.concatenate([run.valid.compute() for run in runs])
+    n_bad, n_unlabelled = int((~valid).sum()), int((codes[valid] == LEFT_OUT).sum())
+    codes[~valid] = LEFT_OUT
+    is_test = np.arange(len(codes)) >= len(labels[0]) if options.test else held_out(codes, options.seed)
+    n_classes = _check_classes(options, codes, is_test)
+    most_bytes = options.memory_budget // PIECES_A_BUDGET
+    cut = pieces(runs[0], directories[0], most_bytes)
+    for directory, run in zip(directories[1:], runs[1:], strict=True):
+        cut += pieces(run, directory, most_bytes, len(labels[0]))
+    rows = Rows(cut, model, codes, is_test)
+    outcomes = compare(rows, int(codes.max()) + 1, options.memory_budget, options.passes, options.seed)
+    where = f"the {len(rows.test)} rows of {options.test}" if options.test else f"{len(rows.test)} held-out rows"
+    print(f"Accuracy of a logistic regression on {where}, {n_classes} classes, {len(rows.train)} training rows:")
+    for name, found in outcomes.items():
+        doubt = "" if found.converged else f" (not converged after {found.n_passes} passes; raise --passes)"
+        print(f"  {found.accuracy:.4f}  on {name}{doubt}")
+    if n_bad or n_unlabelled:
+        print(f"Left out: {n_bad} bad rows, {n_unlabelled} rows without a label.")
 
 
-# -- rows --------------------------------------------------------------------------------------------------------
-
-
-def encoded_rows(found: Features) -> Iterator[np.ndarray]:
-    """The features, a block at a time."""
-    array = found.features.rechunk((BLOCK_ROWS, -1))
-    for i in range(array.numblocks[0]):
-        yield array.blocks[i].compute(scheduler="threads")
-
-
-def raw_rows(found: Features, model: Model) -> Iterator[np.ndarray]:
-    """The scaled rows that the features were made from, a block at a time."""
-    for part in found.manifest["parts"]:
-        (shard,) = open_shards([part["path"]], part["dataset"])
-        for start in range(part["start"], part["stop"], BLOCK_ROWS):
-            yield model.scaler.transform(read(Block(shard, start, min(start + BLOCK_ROWS, part["stop"]))))
-
-
-def _labels(found: Features, name: str) -> Any:
-    if name not in found.riders:
+def _check_model(directory: str, run: Features, model: Model, features: str) -> None:
+    if run.manifest["model"] != model.fingerprint:
         raise DataError(
-            f"no dataset {name!r} rides along, found {sorted(found.riders)}. Name the labels with --labels."
+            f"features={shown(directory)}: {run.features.shape[1]} features of another model than that of "
+            f"features={shown(features)}, which gives {model.n_features}. Encode these rows with extract.py --model "
+            f"{shown(features)}."
         )
-    return found.riders[name]
 
 
-def _split(
-    train_set: Features, test_set: Features | None, labels: str, seed: int, rows_of: Callable[[Features], Iterator]
-) -> Split:
-    """The same rows and the same split whatever the representation."""
-
-    def batches(found: Features, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        y, valid = _labels(found, labels).compute(), found.valid.compute()
-        chosen = np.random.default_rng(seed).random(len(y)) < HELD_OUT
-        keep = valid & (np.ones(len(y), dtype=bool) if test_set else chosen if part == "test" else ~chosen)
-        start = 0
-        for rows in rows_of(found):
-            mask = keep[start : start + len(rows)]
-            if mask.any():
-                yield rows[mask], y[start : start + len(rows)][mask]
-            start += len(rows)
-
-    return Split(remembered(lambda: batches(train_set, "train")), lambda: batches(test_set or train_set, "test"))
+# -- labels --------------------------------------------------------------------------------------------------------
 
 
-def remembered(batches: Batches) -> Batches:
-    """Give the same passes, kept in memory after the first one if they are small enough."""
-    kept: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def passes() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if kept:
-            yield from kept
-            return
-        seen: list[tuple[np.ndarray, np.ndarray]] = []
-        n_bytes = 0
-        for rows, y in batches():
-            n_bytes += rows.nbytes
-            seen = [*seen, (rows, y)] if n_bytes <= REMEMBERED_BYTES else []
-            yield rows, y
-        if n_bytes <= REMEMBERED_BYTES:
-            kept.extend(seen)
-
-    return passes
-
-
-# -- models ------------------------------------------------------------------------------------------------------
+def _labels(directory: str, run: Features, name: str) -> np.ndarray:
+    if name not in run.riders:
+        raise DataError(
+            f"features={shown(directory)}: no dataset {name!r} rides along, found {sorted(run.riders)}. Name the "
+            "labels with --labels; what is to ride along stands beside the rows, one value for each."
+        )
+    found = run.riders[name].compute()
+    if found.dtype.kind not in "biufOSU":
+        raise DataError(f"features={shown(directory)} dataset={name}: {found.dtype}, expected numbers or text")
+    if found.dtype.kind == "f":
+        odd = np.flatnonzero(np.isfinite(found) & (found != np.floor(found)) | np.isinf(found))
+        if len(odd):
+            raise DataError(
+                f"features={shown(directory)} dataset={name}: {found[odd[0]]} in row {odd[0]} and {len(odd) - 1} "
+                "others are no whole numbers, expected a number or text for each class. Name others with --labels."
+            )
+    return found
 
 
-def fit_pca(train: Batches, n_components: int) -> IncrementalPCA:
-    """Principal components in one pass."""
-    pca = IncrementalPCA(n_components)
-    for rows, _ in train():
-        if len(rows) >= n_components:
-            pca.partial_fit(rows)
-    return pca
+def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
+    """The classes in order, and each row's number among them: LEFT_OUT where the label is NaN or an empty text.
+
+    Text of any storage is the same text, and a number the same number in any dtype.
+    """
+    numbers: dict[object, int] = {}
+    places = []
+    for values in labels:
+        found, inverse = _distinct(values)
+        places.append(np.array([numbers.setdefault(value, len(numbers)) for value in found], dtype=np.int64)[inverse])
+    classes = [value for value in numbers if value is not None]
+    rank = {value: i for i, value in enumerate(sorted(classes, key=lambda value: (str(type(value)), value)))}
+    order = np.array([LEFT_OUT if value is None else rank[value] for value in numbers], dtype=np.int64)
+    return sorted(rank, key=rank.__getitem__), order[np.concatenate(places)]
 
 
-def _projected(batches: Batches, pca: IncrementalPCA) -> Batches:
-    return remembered(lambda: ((pca.transform(rows).astype(np.float32, order="C"), y) for rows, y in batches()))
+def _distinct(values: np.ndarray) -> tuple[list[object], np.ndarray]:
+    """The values, plain ones, with None for a missing one, and which of them stands where."""
+    if values.dtype.kind in "biuf":
+        found, inverse = np.unique(values, return_inverse=True)
+        return [None if value != value else int(value) for value in found.tolist()], inverse
+    numbers: dict[object, int] = {}  # no array of text: its width would be that of the longest one
+    inverse = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values.tolist()), np.int64, len(values))
+    texts = (value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value) for value in numbers)
+    return [text.strip() or None for text in texts], inverse
 
 
-def accuracy(split: Split, classes: np.ndarray, passes: int, seed: int) -> float:
-    """Share of test rows that a multinomial logistic regression on standardized columns gets right."""
-    scaler = StandardScaler()
-    for rows, _ in split.train():
-        scaler.partial_fit(rows)
-    # Without a hidden layer this is multinomial logistic regression, and it learns block by block. SGDClassifier does
-    # too, but one class against the rest, which costs a hundredth of the accuracy here.
-    classifier = MLPClassifier(hidden_layer_sizes=(), learning_rate_init=0.003, random_state=seed)
-    rng = np.random.default_rng(seed)
-    for _ in range(passes):
-        for rows, y in split.train():
-            order = rng.permutation(len(rows))
-            classifier.partial_fit(scaler.transform(rows[order]), y[order], classes=classes)
-    hits = [classifier.predict(scaler.transform(rows)) == y for rows, y in split.test()]
-    return float(np.concatenate(hits).mean())
+def held_out(codes: np.ndarray, seed: int) -> np.ndarray:
+    """Which rows test: a fifth of each class, one at least of a class of two or more, never all."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(codes != LEFT_OUT))
+    order = order[np.argsort(codes[order], kind="stable")]
+    sizes = np.bincount(codes[order])
+    n_wanted = np.where(sizes > 1, np.maximum(1, np.round(HELD_OUT * sizes)), 0)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    is_test = np.zeros(len(codes), dtype=bool)
+    is_test[order[place < n_wanted[codes[order]]]] = True
+    return is_test
+
+
+def _check_classes(options: argparse.Namespace, codes: np.ndarray, is_test: np.ndarray) -> int:
+    """How many classes there are to learn."""
+    where = f"features={shown(options.features)} dataset={options.labels}"
+    train = codes[(codes != LEFT_OUT) & ~is_test]
+    n_classes, n_test = len(np.unique(train)), int(((codes != LEFT_OUT) & is_test).sum())
+    if n_classes < 2:
+        raise DataError(f"{where}: {('no', 'one')[n_classes]} class only among the training rows, expected two or more")
+    if 2 * n_classes > len(train):
+        raise DataError(
+            f"{where}: {n_classes} different values in {len(train)} training rows, expected a class to have a few "
+            "rows. Name the labels with --labels."
+        )
+    if not n_test:
+        raise DataError(f"features={shown(options.test)} dataset={options.labels}: no row with a label, expected some")
+    if len(np.unique(codes[codes != LEFT_OUT])) > n_classes:
+        log.warning("some test rows have labels that no training row has; they count as mistakes")
+    return n_classes
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
