@@ -184,6 +184,7 @@ class Config:
     restart: bool = _setting(False, _yes_or_no, "forget what an earlier run left in the output directory; begin again")
     require_device: bool = _setting(False, _yes_or_no, "stop when Theano's device cannot be used, do not take the CPU")
     overwrite: bool = _setting(False, _yes_or_no, "replace results of the same input files made with other settings")
+    single_file: bool = _setting(False, _yes_or_no, "also write single.h5: all rows in one file that needs no other")
     quiet: bool = _setting(False, _yes_or_no, "print warnings, errors and the summary only")
     verbose: bool = _setting(False, _yes_or_no, "print details")
 

@@ -14,14 +14,16 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
 
-__all__ = ["PAGE", "TEMPORARY", "Disk", "publish", "remove", "sync_directory", "write_error"]
+__all__ = ["PAGE", "TEMPORARY", "Disk", "Pieces", "publish", "remove", "sync_directory", "write_error"]
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +91,19 @@ class Disk:
         return shutil.disk_usage(path).free
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """The content of a file that may be larger than memory: its size, and its pieces in their order."""
+
+    n_bytes: int
+    pieces: Iterable[bytes | memoryview]
+
+    def __len__(self) -> int:
+        return self.n_bytes
+
+
 def publish(
-    disk: Disk, path: Path, data: bytes | memoryview, replace: bool = False, name_is_synced: bool = True
+    disk: Disk, path: Path, data: bytes | memoryview | Pieces, replace: bool = False, name_is_synced: bool = True
 ) -> None:
     """Put a whole file at `path`.
 
@@ -98,7 +111,8 @@ def publish(
     ----------
     disk : Disk
     path : Path
-    data : bytes or memoryview
+    data : bytes, memoryview or Pieces
+        An error of ours that a piece raises goes through.
     replace : bool
         Whether it may take the place of another; otherwise a file that is there stays, and `FileExistsError` tells.
     name_is_synced : bool
@@ -188,14 +202,15 @@ def _free(path: Path) -> int | str:
         return "unknown how many"
 
 
-def _fill(disk: Disk, path: Path, data: bytes | memoryview) -> None:
+def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
     descriptor = disk.create(path)
     try:
         _reserve(disk, descriptor, len(data))
-        rest = memoryview(data)
-        rest = rest[_written_past_cache(disk, descriptor, rest) :]
-        while rest:
-            rest = rest[_written(disk, descriptor, rest) :]
+        for piece in data.pieces if isinstance(data, Pieces) else [data]:
+            rest = memoryview(piece)
+            rest = rest[_written_past_cache(disk, descriptor, rest) :]
+            while rest:
+                rest = rest[_written(disk, descriptor, rest) :]
         # Once: after a failed fsync the kernel may have dropped the pages, and a second one would say all is well.
         disk.sync(descriptor)
     except BaseException:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,27 @@ from pipeline.ledger import MANIFEST, read_manifest
 from pipeline.skeleton import MARK_BYTES, Skeleton, mark, put, skeleton_of
 
 __all__ = [
+    "COMPLAINTS",
     "FEATURES",
     "VALID",
     "Features",
     "PartMemory",
+    "allocate",
+    "common",
+    "describe",
     "index_bytes",
     "missing_value",
     "open_features",
     "part_bytes",
+    "reading",
 ]
 
 FEATURES, VALID, INDEX = "features", "valid", "index.h5"
 FORMAT = "shardpress-features/1"
-VIEW = "the values stand in parts/: copy the whole directory"
-_WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/."
+VIEW = "the values stand in parts/: copy the whole directory, or the file that --single-file writes"
+_WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/, or the file that --single-file writes."
 _ROOM = 2**17  # bytes beside the features, at first
-_COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError)  # HDF5's come as any of them
+COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError)  # HDF5's come as any of them
 
 
 class PartMemory:
@@ -126,12 +131,12 @@ class PartMemory:
         self._n_used = len(self._memory)
         places: dict[str, int | None] = {}
         with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-            place = _allocate(file, FEATURES, features.shape, features.dtype)
+            place = allocate(file, FEATURES, features.shape, features.dtype)
             for name, values in arrays.items():
                 if values.dtype.hasobject:
                     file.create_dataset(name, data=values, dtype=h5py.string_dtype())
                 else:
-                    places[name] = _allocate(file, name, values.shape, values.dtype)
+                    places[name] = allocate(file, name, values.shape, values.dtype)
             _write_attributes(file, attributes)
         if place not in (None, self._place):
             raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
@@ -204,12 +209,12 @@ def _place_of_features() -> int:
     """Where HDF5 puts the first dataset of a file."""
     image = _Image(np.empty(0, dtype=np.uint8))
     with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-        place = _allocate(file, FEATURES, (1, 1), np.dtype("<f4"))
+        place = allocate(file, FEATURES, (1, 1), np.dtype("<f4"))
     assert place is not None
     return place
 
 
-def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int | None:
+def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int | None:
     """Have HDF5 make a dataset, and leave its values alone; the first one's byte, if there are any."""
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_obj_track_times(False)
@@ -263,6 +268,11 @@ def _layout(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], var
     return repr((shapes, fixed))
 
 
+def describe(file: h5py.File, about: Mapping[str, Any]) -> None:
+    """Give a file its attributes, as `PartMemory.file` does."""
+    _write_attributes(file, _attributes(about))
+
+
 def _write_attributes(file: h5py.File | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
     """As `h5py.File.attrs` would, in half the time."""
     scalar = h5py.h5s.create(h5py.h5s.SCALAR)
@@ -310,13 +320,17 @@ def index_bytes(
     else:
         shapes = [_shapes(directory / name) for name in files]
     with h5py.File.in_memory() as file:
-        _write_attributes(file, _attributes({**about, "view": VIEW}))
-        for key, (_, dtype) in shapes[0].items():
-            if any(key not in part or part[key][1] != dtype for part in shapes):
-                continue
+        describe(file, {**about, "view": VIEW})
+        for key, dtype in common(shapes).items():
             _write_virtual(file, key, files, [part[key][0] for part in shapes], dtype)
         file.flush()
         return bytes(file.id.get_file_image())
+
+
+def common(parts: Sequence[Mapping[str, tuple[tuple[int, ...], np.dtype]]]) -> dict[str, np.dtype]:
+    """Dtypes of the datasets that every part has, of those in which they agree; given as shapes and dtypes."""
+    first = {key: dtype for key, (_, dtype) in parts[0].items()}
+    return {key: dtype for key, dtype in first.items() if all(key in part and part[key][1] == dtype for part in parts)}
 
 
 def _write_virtual(
@@ -341,16 +355,16 @@ def _write_virtual(
 def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of each dataset of a part."""
     try:
-        with _reading(path) as part:
+        with reading(path) as part:
             return {key: (item.shape, item.dtype) for key, item in part.items()}
-    except _COMPLAINTS as error:
+    except COMPLAINTS as error:
         raise ReadFailed(
             f"file={shown(path)}: cannot be read again: {error}. Type the same command again without --verify sizes: "
             "what is damaged is made anew."
         ) from error
 
 
-def _reading(path: str | Path) -> h5py.File:
+def reading(path: str | Path) -> h5py.File:
     """Open without HDF5's lock, which would keep out a run that replaces what is read."""
     try:
         return h5py.File(path, "r", locking=False)
@@ -367,6 +381,8 @@ def _reading(path: str | Path) -> h5py.File:
 class Features:
     """A finished run's features, lazily.
 
+    ``features[valid].compute_chunk_sizes()`` are those that count; without it, Dask does not know how many they are.
+
     Attributes
     ----------
     features : dask.array.Array of shape (n_rows, n_features), float32
@@ -374,24 +390,31 @@ class Features:
     valid : dask.array.Array of shape (n_rows,), bool
         False where the input row held NaN or Inf.
     riders : dict of str to dask.array.Array of shape (n_rows,)
-        Labels, ids and whatever else rode along.
+        Labels, ids and whatever else rode along; texts, of any or of one length, as objects of type str.
     manifest : dict
-        What the run says of itself.
+        What the run says of itself; of a single file, its attributes.
     """
 
     features: Any
     valid: Any
     riders: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        riders = ", ".join(f"{name} ({array.dtype})" for name, array in self.riders.items()) or "nothing"
+        return (
+            f"<Features: {len(self.features)} rows x {self.features.shape[1]} features, "
+            f"{self.manifest.get('n_bad', 'unknown how many')} bad rows; riding along: {shown(riders)}>"
+        )
 
 
 def open_features(path: str | Path, block_rows: int = 65536) -> Features:
-    """Open an output directory.
+    """Open an output directory, or the single file that was written there.
 
     Parameters
     ----------
     path : str or Path
-        The directory, or the index in it.
+        The directory, or the index in it; or the single file, wherever it lies.
     block_rows : int
         Rows of one Dask chunk, at most.
 
@@ -402,13 +425,17 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     DataError
         When a part is missing or not as the manifest says, or an index stands without its parts.
     """
+    found = Path(path)
+    if not found.is_file():
+        return _open_directory(found, block_rows)
+    if found.name == INDEX and (found.parent / MANIFEST).exists():
+        return _open_directory(found.parent, block_rows)
+    return _open_file(found, block_rows)
+
+
+def _open_directory(directory: Path, block_rows: int) -> Features:
     import dask.array as da
 
-    directory = Path(path)
-    if directory.is_file():
-        if directory.name != INDEX or not (directory.parent / MANIFEST).exists():
-            _check_alone(directory)
-        directory = directory.parent
     manifest = read_manifest(directory)
     try:
         parts = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
@@ -422,18 +449,21 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest)
 
 
-def _check_alone(path: Path) -> None:
-    """An index without its parts would give rows of what stands for a missing value, and no error."""
+def _open_file(path: Path, block_rows: int) -> Features:
+    where = f"file={shown(path)}"
     try:
-        with _reading(path) as file:
-            is_index = file[FEATURES].is_virtual
-    except _COMPLAINTS as error:
-        raise DataError(f"file={shown(path)}: holds no features that can be read: {error}") from error
-    if is_index:
-        raise DataError(
-            f"file={shown(path)}: holds no values, since it is a view of parts that do not stand beside it. {_WHOLE}"
-        )
-    raise DataError(f"file={shown(path)}: no index, expected an output directory or the index.h5 in it")
+        with reading(path) as file:
+            # Without its parts it would give rows of what stands for a missing value, and no error.
+            if file[FEATURES].is_virtual:
+                raise DataError(f"{where}: holds no values, since the parts that it is a view of are missing. {_WHOLE}")
+            n_rows, about = len(file[FEATURES]), dict(file.attrs)
+            names = [name for name, item in file.items() if item.shape[:1] == (n_rows,)]
+    except (*COMPLAINTS, AttributeError, TypeError) as error:
+        raise DataError(f"{where}: holds no features that can be read: {error}") from error
+    if VALID not in names:
+        raise DataError(f"{where}: no dataset {VALID!r} beside its features, expected what --single-file writes")
+    arrays = {name: _lazy(path, name, block_rows) for name in names}
+    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, {**about, "n_rows": n_rows})
 
 
 def _check_part(path: Path, n_rows: int) -> list[str]:
@@ -442,10 +472,10 @@ def _check_part(path: Path, n_rows: int) -> list[str]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it is not there. {_WHOLE}") from error
     try:
-        with _reading(path) as file:
+        with reading(path) as file:
             found = file[FEATURES].shape
             names = list(file)
-    except _COMPLAINTS as error:
+    except COMPLAINTS as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
     if found[0] != n_rows:
         raise DataError(f"file={shown(path)}: {found[0]} rows, expected {n_rows} as the manifest says")
@@ -456,8 +486,10 @@ def _lazy(path: Path, name: str, block_rows: int) -> Any:
     import dask
     import dask.array as da
 
-    with _reading(path) as file:
+    with reading(path) as file:
         shape, dtype = file[name].shape, file[name].dtype
+    if h5py.check_string_dtype(dtype):
+        dtype = np.dtype(object)
     pieces = [
         da.from_delayed(
             dask.delayed(_read_slice)(str(path), name, start, min(start + block_rows, shape[0])),
@@ -470,5 +502,8 @@ def _lazy(path: Path, name: str, block_rows: int) -> Any:
 
 
 def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:
-    with _reading(path) as file:
-        return np.asarray(file[name][start:stop])
+    with reading(path) as file:
+        values = file[name]
+        if h5py.check_string_dtype(values.dtype):
+            values = values.asstr("utf-8", "surrogateescape")
+        return np.asarray(values[start:stop])

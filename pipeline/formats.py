@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import NewerFormat
 
-__all__ = ["digest", "fingerprint", "pack", "seal", "unpack", "unseal"]
+__all__ = ["Digested", "digest", "fingerprint", "pack", "seal", "unpack", "unseal"]
 
 _SEAL = "seal"
 _ABOUT = "about"
@@ -33,6 +33,25 @@ def digest(pieces: Iterable[bytes | memoryview]) -> str:
     for piece in pieces:
         found.update(piece)
     return str(found.hexdigest())
+
+
+class Digested:
+    """Pieces of a file on their way elsewhere, and in ``blake3`` the digest of those that have passed."""
+
+    def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
+        from blake3 import blake3
+
+        self._pieces, self._found = pieces, blake3()
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        for piece in self._pieces:
+            self._found.update(piece)
+            yield piece
+
+    @property
+    def blake3(self) -> str:
+        """As `digest` spells it."""
+        return str(self._found.hexdigest())
 
 
 def fingerprint(*content: object) -> str:

@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.disk import TEMPORARY, Disk, publish, remove, sync_directory, write_error
+from pipeline.disk import TEMPORARY, Disk, Pieces, publish, remove, sync_directory, write_error
 from pipeline.errors import (
     CannotCreate,
     DataError,
@@ -44,7 +44,7 @@ from pipeline.errors import (
     WriteFailed,
     shown,
 )
-from pipeline.formats import digest, seal, unseal
+from pipeline.formats import Digested, digest, seal, unseal
 
 __all__ = ["MANIFEST", "Entry", "Ledger", "Record", "claim", "read_manifest"]
 
@@ -57,8 +57,10 @@ _REQUEST = "run.json"
 _PIECE = 2**20  # bytes read at once
 _FOLDERS = ("parts", "stages", "commits")
 _OUTPUT, _COMMIT, _COMMITS = "shardpress-output/1", "shardpress-commit/1", "shardpress-commits/1"
-_TOP = r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index)\.h5|encoder\.npz|quarantine\.jsonl"
-_OPTIONAL = ("model-last-good.h5", "quarantine.jsonl")  # of those above, what not every run leaves
+_TOP = (
+    r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index|single)\.h5|encoder\.npz|quarantine\.jsonl"
+)
+_OPTIONAL = ("model-last-good.h5", "single.h5", "quarantine.jsonl")  # of those above, what not every run leaves
 _RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-f]{32}\.(h5|npz)")
 _RECORD = re.compile(r"commits/([a-z]+(?:-[0-9]+)*-[0-9a-f]{16})\.json")
 _RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
@@ -183,6 +185,12 @@ class Ledger:
     def replace(self, name: str, data: bytes) -> Entry:
         """Put a file of a fixed name there, in place of an earlier one; raises like `pipeline.disk.publish`."""
         return self._publish(name, data, replace=True)
+
+    def replace_by_pieces(self, name: str, data: Pieces) -> Entry:
+        """Like `replace`, of content that need not fit in memory."""
+        passing = Digested(data.pieces)
+        self._put(name, Pieces(data.n_bytes, passing), replace=True)
+        return Entry(name, data.n_bytes, passing.blake3)
 
     def commit(self, key: str, fingerprint: str, entry: Entry, facts: Mapping[str, Any] | None = None) -> Record:
         """Make a result exist. When it does already, the earlier one stays and this one's file goes.
@@ -341,12 +349,17 @@ class Ledger:
     def _publish(
         self, name: str, data: bytes | memoryview, replace: bool = False, name_is_synced: bool = True
     ) -> Entry:
+        self._put(name, data, replace, name_is_synced)
+        return Entry(name, len(data), digest([data]))
+
+    def _put(
+        self, name: str, data: bytes | memoryview | Pieces, replace: bool = False, name_is_synced: bool = True
+    ) -> None:
         path = self.directory / name
         try:
             publish(self.disk, path, data, replace, name_is_synced)
         except FileExistsError as error:
             raise CannotCreate(f"file={shown(path)}: something else lies in its place. Move it away.") from error
-        return Entry(name, len(data), digest([data]))
 
     def _write_records(self, records: Sequence[Record]) -> str:
         """One file of records; its name."""

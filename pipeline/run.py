@@ -43,6 +43,7 @@ from pipeline.policy import Policy
 from pipeline.request import Request, differences, other_inputs, request_of
 from pipeline.scan import Scan
 from pipeline.shards import open_shards
+from pipeline.singlefile import SINGLE_FILE, single_file
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -246,7 +247,7 @@ def _earlier(
         for fault in faults:
             log.warning("%s; it is made anew", fault)
     elif manifest is not None and is_same:
-        log.info("output=%s: looked at again, since bad data are now treated otherwise", shown(ledger.directory))
+        log.info("output=%s: looked at again, since it is asked for otherwise", shown(ledger.directory))
     elif manifest is not None:
         _check_leave(ledger, config, manifest["request"], now)
         changed = differences(manifest["request"], now)
@@ -276,14 +277,15 @@ def _check_leave(ledger: Ledger, config: Config, before: Mapping[str, Any], now:
 
 
 def _passes(manifest: Mapping[str, Any], config: Config, bad_shards: list[dict[str, str]]) -> bool:
-    """Whether bad data that earlier settings let pass do so still, and are listed as these ones ask."""
+    """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
     refused, now = ([Path(bad["file"]).name for bad in found] for found in (manifest["bad_shards"], bad_shards))
     n_bad, n_bad_shards = (manifest["summary"][name] for name in ("n_bad", "n_bad_shards"))
     n_shards = len(manifest["request"]["inputs"]["shards"]) + len(refused)
-    is_listed = config.on_bad_data != "quarantine" or _QUARANTINE in [line["file"] for line in manifest["files"]]
+    asked = {_QUARANTINE: config.on_bad_data == "quarantine", SINGLE_FILE: config.single_file}
+    missing = {name for name, is_asked in asked.items() if is_asked} - {line["file"] for line in manifest["files"]}
     return (
         refused == now
-        and is_listed
+        and not missing
         and n_bad <= _n_allowed(config, config.max_bad_rows, manifest["n_rows"])
         and n_bad_shards <= _n_allowed(config, config.max_bad_shards, n_shards)
     )
@@ -297,7 +299,7 @@ def _check_space(ledger: Ledger, config: Config, shards: Sequence[Shard], reques
     """A full disk is better met in the evening."""
     assert config.n_features is not None
     row_bytes = 4 * config.n_features + 1 + 8 * len(shards[0].riders)
-    needed = sum(shard.n_rows for shard in shards) * row_bytes
+    needed = sum(shard.n_rows for shard in shards) * row_bytes * (2 if config.single_file else 1)
     try:
         free = ledger.disk.free_bytes(ledger.directory)
     except OSError as error:
@@ -482,6 +484,7 @@ def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, fou
     if job.config.on_bad_data == "quarantine":
         files[_QUARANTINE] = _quarantine(job, records)
     entries = [asdict(ledger.replace(name, data)) for name, data in files.items()]
+    entries += [asdict(entry) for entry in _single_file(job, records, {**about, "n_bad": summary.n_bad})]
     lines = [{**asdict(r.entry), **{k: v for k, v in r.facts.items() if k != "bad"}} for r in records]
     request = job.request
     kept = [
@@ -506,6 +509,28 @@ def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, fou
     )
     ledger.sweep(*kept)
     return summary
+
+
+def _single_file(job: Job, records: Sequence[Record], about: Mapping[str, Any]) -> list[Entry]:
+    """All rows in one file, when it is asked for or was: it is large, so one that is as it was written stays."""
+    ledger, parts = job.ledger, [asdict(record.entry) for record in records]
+    before = ledger.manifest() or {"parts": [], "files": []}
+    is_same = [line["blake3"] for line in before["parts"]] == [part["blake3"] for part in parts]
+    earlier = [
+        Entry(line["file"], line["n_bytes"], line["blake3"])
+        for line in before["files"]
+        if is_same and line["file"] == SINGLE_FILE
+    ]
+    if earlier and not ledger.fault(earlier[0]):
+        return earlier
+    if not earlier and not job.config.single_file:
+        return []
+    entry = ledger.replace_by_pieces(
+        SINGLE_FILE, single_file(ledger.directory, [part["file"] for part in parts], about)
+    )
+    job.clock.lap("single file")
+    log.info("single file: %s, %.1f MB", shown(ledger.directory / SINGLE_FILE), entry.n_bytes / 1e6)
+    return [entry]
 
 
 def _quarantine(job: Job, records: Sequence[Record]) -> bytes:

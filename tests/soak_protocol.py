@@ -52,6 +52,8 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "threads": (None, (*STEPS, "--threads", "3")),
     "together": (None, STEPS),
+    "single file": (None, (*STEPS, "--single-file")),
+    "single file afterwards": (STEPS, (*STEPS, "--single-file")),
 }
 
 
@@ -76,7 +78,7 @@ class Trial:
         disk, output = Watched(), self.fresh()
         assert self.run(output, disk) == 0
         self.calls, self._expected = disk.calls, features_of(output)
-        self._n_records = len(records(output))
+        self._n_records, self._names = len(records(output)), named(output)
 
     def fresh(self) -> Path:
         """An output directory as the run finds it."""
@@ -100,6 +102,7 @@ class Trial:
         assert features_of(output) == self._expected, label
         assert broken_promises(output) == [], label
         assert leftovers(output) == [], label
+        assert named(output) == self._names, label
         assert len(records(output)) == self._n_records, label
         shutil.rmtree(output.parent)
 
@@ -118,6 +121,12 @@ def broken_promises(output: Path, strictly: bool = True) -> list[str]:
         fixed = manifest["files"]
     broken = [entry["file"] for entry in named if not _as_named(output, entry)]
     return broken + [entry["file"] for entry in fixed if not (_as_named if strictly else _whole)(output, entry)]
+
+
+def named(output: Path) -> list[str]:
+    """The files of fixed names that the manifest names."""
+    manifest = unseal("shardpress-output/1", (output / "manifest.json").read_bytes())
+    return [entry["file"] for entry in manifest["files"]]
 
 
 def records(output: Path) -> list[dict[str, Any]]:

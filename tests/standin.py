@@ -151,14 +151,14 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
     """Vet files once for as long as they do not change: it takes time, and is not tested here."""
     known: dict[object, Any] = {}
 
-    def vet_once(patterns: tuple[str, ...], *rest: Any) -> Any:
+    def vet_once(patterns: tuple[str, ...], *rest: Any, **settings: Any) -> Any:
         if not all(os.path.isdir(pattern) for pattern in patterns):
-            return vet(patterns, *rest)
+            return vet(patterns, *rest, **settings)
         found = [(entry.path, entry.stat()) for pattern in patterns for entry in os.scandir(pattern)]
         files = ((path, status.st_ino, status.st_size, status.st_mtime_ns) for path, status in sorted(found))
-        key = (patterns, rest, *files)
+        key = (patterns, rest, *sorted(settings.items()), *files)
         if key not in known:
-            known[key] = vet(patterns, *rest)
+            known[key] = vet(patterns, *rest, **settings)
         return known[key]
 
     return vet_once

@@ -49,6 +49,7 @@ ORDER = [
     "request",
     "skeleton",
     "features",
+    "singlefile",
     "policy",
     "training",
     "encoding",

@@ -44,6 +44,7 @@ SAMPLES = {
     "restart": (True, False, True),
     "require_device": (True, False, True),
     "overwrite": (True, False, True),
+    "single_file": (True, False, True),
     "quiet": (True, False, True),
     "verbose": (True, False, True),
 }

@@ -328,15 +328,45 @@ def test_an_index_that_was_copied_alone_is_refused_with_what_to_copy(output, tmp
         (directory / "parts").rename(tmp_path / "elsewhere")
         open_features(directory / "index.h5")
     alone = (directory / "index.h5").rename(tmp_path / "alone.h5")
-    with refused(65, f"file={alone}: holds no values, since it is a view of parts", "Copy the whole directory"):
+    with refused(
+        65,
+        f"file={alone}: holds no values, since the parts that it is a view of are missing",
+        "Copy the whole directory",
+    ):
         open_features(alone)
 
 
-@pytest.mark.parametrize("content", [b"text", part(3)], ids=["text", "part"])
-def test_another_file_is_no_index(tmp_path, content):
-    (tmp_path / "x.h5").write_bytes(content)
-    with refused(65, f"file={tmp_path / 'x.h5'}: "):
-        open_features(tmp_path / "x.h5")
+@pytest.mark.parametrize("content", ["text", "no features", "a group"])
+def test_a_file_without_features_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "x.h5"
+    if content == "text":
+        path.write_bytes(b"text")
+    else:
+        with h5py.File(path, "w") as file:
+            file.create_group("features" if content == "a group" else "X")
+    with refused(65, f"file={path}: holds no features that can be read"):
+        open_features(path)
+
+
+def test_texts_that_rode_along_come_as_str(output):
+    found = open_features(output(3, riders={0: RIDERS})).riders
+    assert {name: found[name].compute().tolist() for name in ("code", "name")} == {
+        "code": ["a", "bc", ""],
+        "name": ["one", "zwölf", ""],
+    }
+    assert found["name"].dtype == found["code"].dtype == object
+
+
+def test_what_was_opened_says_in_a_line_what_it_is(output):
+    assert repr(open_features(output(3, 4))) == (
+        "<Features: 7 rows x 2 features, unknown how many bad rows; riding along: y (int64)>"
+    )
+
+
+def test_the_rows_that_count_have_a_known_number(output):
+    found = open_features(output(3, 4), 2)
+    good = found.features[found.valid].compute_chunk_sizes()
+    assert good.shape == (5, 2)
 
 
 def test_the_index_stands_for_its_directory(output):

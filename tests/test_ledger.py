@@ -59,7 +59,7 @@ HALF_WRITTEN = [
     f"{name}.{HEX}.writing"
     for name in (
         *(".shardpress", MANIFEST, "run.json", "report.json", "model.h5", "model-last-good.h5", "index.h5"),
-        *("encoder.npz", "quarantine.jsonl", f"parts/{KEY}-{HEX}.h5", f"stages/scan-{HEX}.npz"),
+        *("encoder.npz", "quarantine.jsonl", "single.h5", f"parts/{KEY}-{HEX}.h5", f"stages/scan-{HEX}.npz"),
         *(f"stages/checkpoint-{HEX}.npz", f"stages/model-{HEX}.h5", f"commits/{KEY}-{HEX[:16]}.json"),
         f"commits/part-{HEX}.json",
     )

@@ -36,6 +36,7 @@ from tests.soak_protocol import (
     fail_every_write,
     kill_at_every_call,
     leftovers,
+    named,
     records,
 )
 from tests.standin import Night, features_of, install
@@ -113,12 +114,25 @@ def test_p8_power_cut_after_every_call(trial: Callable[[str], Trial]) -> None:
     assert set(kinds) == {"lost", "empty", "zeros", "mixed"}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "new"])
+AFTERWARDS = "single file afterwards"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS)])
 def test_p2_p8_d10_runs_of_other_kinds(trial: Callable[[str], Trial], kind: str) -> None:
     assert fail_every_call(trial(kind), errno.ENOSPC, True, of=some(0, 12)).total() > 10
     assert fail_every_call(trial(kind), errno.EIO, False, of=some(4, 12)).total() > 10
     assert kill_at_every_call(trial(kind), after=True, of=some(8, 12)) > 10
     assert cut_power(trial(kind), n_random=1, of=some(0, 6)).total() > 20
+
+
+def test_p2_p8_d5_d10_a_single_file_of_a_finished_run(trial: Callable[[str], Trial]) -> None:
+    """Every one of the few calls."""
+    n_calls = len(trial(AFTERWARDS).calls)
+    assert fail_every_call(trial(AFTERWARDS), errno.ENOSPC, True).total() == n_calls
+    assert fail_every_write(trial(AFTERWARDS)).total() > 10
+    assert fail_every_write(trial(AFTERWARDS), errno.ENOSPC).total() > 10
+    assert kill_at_every_call(trial(AFTERWARDS), after=True) == n_calls
+    assert cut_power(trial(AFTERWARDS), n_random=1).total() > 20
 
 
 def test_p2_p8_d10_bad_nights_one_after_the_other(trial: Callable[[str], Trial]) -> None:
@@ -478,6 +492,76 @@ def test_s12_a_manifest_that_leads_elsewhere_ends_the_run(night: Night, out: Pat
     for flags in ([], ["--overwrite", "--epochs", "1"]):
         assert night.run(out, *flags) == 77
     assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+# -- the single file ---------------------------------------------------------------------------------------------
+
+SINGLE = ["--single-file"]
+
+
+def single(output: Path) -> tuple[bytes, list[str]]:
+    """Features in the single file, and the manifest's files."""
+    with h5py.File(output / "single.h5") as file:
+        return file["features"][()].tobytes(), named(output)
+
+
+def test_a_finished_run_writes_its_single_file_without_computing_anything(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before, expected = stamps(out), open_features(out).features.compute().tobytes()
+    caplog.clear()
+    assert night.run(out, *SINGLE) == 0
+    assert "training: an earlier run has finished it" in caplog.text
+    assert {name: stamp for name, stamp in stamps(out).items() if "/" in name} == {
+        name: stamp for name, stamp in before.items() if "/" in name
+    }
+    assert single(out) == (expected, ["model.h5", "encoder.npz", "index.h5", "report.json", "single.h5"])
+
+
+@pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
+def test_u4_with_its_single_file_a_finished_run_is_complete(night: Night, out: Path, flags: list[str]) -> None:
+    assert night.run(out, *SINGLE) == 0
+    watched = Watched()
+    assert night.run(out, *flags, disk=watched) == 0
+    assert watched.calls == []
+    assert named(out)[-1] == "single.h5"
+
+
+@pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
+@pytest.mark.parametrize("how", DAMAGE)
+def test_d11_a_damaged_single_file_is_made_anew(night: Night, out: Path, flags: list[str], how: str) -> None:
+    assert night.run(out, *SINGLE) == 0
+    expected = single(out)
+    DAMAGE[how](out / "single.h5")
+    assert night.run(out, *flags) == 0
+    assert single(out) == expected
+    assert broken_promises(out) == []
+
+
+def test_d11_a_single_file_that_is_whole_is_not_written_again(night: Night, out: Path) -> None:
+    assert night.run(out, *SINGLE) == 0
+    before = stamps(out)["single.h5"]
+    flip(out / "model.h5")
+    assert night.run(out) == 0
+    assert stamps(out)["single.h5"] == before
+    assert broken_promises(out) == []
+
+
+def test_a_single_file_of_earlier_results_goes_with_them(night: Night, out: Path) -> None:
+    assert night.run(out, *SINGLE) == 0
+    assert night.run(out, *OTHER, "--overwrite") == 0
+    assert not (out / "single.h5").exists()
+    assert night.run(out, "--overwrite", *SINGLE) == 0
+    assert single(out)[0] == open_features(out).features.compute().tobytes()
+
+
+@pytest.mark.parametrize("n_free", [0, 1])
+def test_d7_a_single_file_needs_its_space_before_anything_is_read(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture, n_free: int
+) -> None:
+    assert night.run(out, *SINGLE, disk=Small(2 * 935 - 1 + n_free)) == (74, 0)[n_free]
+    assert ("expected 1870 at least for the features" in caplog.text) == (not n_free)
 
 
 # -- other settings, other inputs --------------------------------------------------------------------------------
