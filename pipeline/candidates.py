@@ -5,6 +5,7 @@ Attributes are read where they are short, and none as the pickle that pandas mak
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ _PARTS = (b"data", b"indices", b"indptr")
 _MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
 _LONGEST_ATTRIBUTE = 64  # bytes
 _WRITE_ROWS = "Write them as one array of two dimensions"
+_BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas frame of the fixed format
 _OTHER_WAY = {
     False: "a sparse matrix by columns (CSC), expected one by rows. Write it as CSR (adata.X = adata.X.tocsr()), or "
     "give --orientation columns if its columns are the samples.",
@@ -56,23 +58,24 @@ class Found(NamedTuple):
 # -- searching ---------------------------------------------------------------------------------------------------
 
 
-def choose(file: h5py.File) -> str:
-    """``X``, else the only candidate: a numeric dataset of rank 2 or more; else a table or a sparse matrix."""
+def choose(file: h5py.File, orientation: str | None) -> str:
+    """``X``, else the only candidate: a numeric dataset of rank 2 or more, else a table or a sparse matrix."""
     preferred = _PREFERRED.encode()
     there = file.id.links.exists(preferred)
-    if there and (link_of(file.id, preferred) or _kind(h5py.h5o.open(file.id, preferred))):
+    if there and (link_of(file.id, preferred) or _candidate(h5py.h5o.open(file.id, preferred))):
         return _PREFERRED
-    kinds = {name: (item, kind) for name, item in objects(file.id) if (kind := _kind(item))}
-    for wanted in ("dense", "other"):
-        candidates = {name: item for name, (item, kind) in kinds.items() if (kind == "dense") == (wanted == "dense")}
-        obvious = _obvious(candidates)
+    found = {name: candidate for name, item in objects(file.id) if (candidate := _candidate(item))}
+    for forms in (("dense",), ("sparse", "table")):
+        candidates = {name: candidate for name, candidate in found.items() if candidate.form in forms}
+        obvious = _obvious(candidates, orientation)
         if len(obvious) == 1:
             return obvious[0]
         if obvious:
-            listed = some([f"{name} {_described(candidates[name])}" for name in candidates])
-            raise Refused(_none_chosen(f"candidates {listed}"))
+            raise Refused(_none_chosen(f"candidates {some([f'{name} {candidates[name]}' for name in candidates])}"))
     if there:
         return _PREFERRED  # and be told what is wrong with it
+    if found:
+        return next(iter(found))  # likewise
     raise Refused(_none_chosen(f"no candidate among {listing(file)}"))
 
 
@@ -83,45 +86,45 @@ def _none_chosen(found: str) -> str:
     )
 
 
-def _kind(item: Any) -> str | None:
-    """The form in which an object could hold rows; None where it cannot."""
+class _Candidate(NamedTuple):
+    """What may hold rows: in which form, or ``none`` where it nearly does."""
+
+    form: str
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.dtype}" if self.shape else self.form
+
+
+def _candidate(item: Any) -> _Candidate | None:
     if isinstance(item, h5py.h5g.GroupID):
-        return "sparse" if _is_sparse(item) else None
+        return _Candidate("sparse") if _is_sparse(item) else _Candidate("none") if _is_matlab_sparse(item) else None
     if not isinstance(item, h5py.h5d.DatasetID):
         return None
     found = h5py.Dataset(item)
     stored = None if elsewhere(found) or found.shape is None else dtype_of(found)
     if stored is None:
         return None
-    if found.ndim == 1 and numbers_of(stored):
-        return "table"
-    return "dense" if found.ndim >= 2 and stored.kind in "uifb" else None
+    if stored.fields is not None:
+        form = "table" if found.ndim == 1 and numbers_of(stored) else "none"
+        return _Candidate(form, found.shape, f"records of {len(stored.fields)} fields")
+    return _Candidate("dense", found.shape, str(stored)) if found.ndim >= 2 and stored.kind in "uifb" else None
 
 
-def _obvious(candidates: dict[str, Any]) -> list[str]:
-    """Those candidates that are not a single column beside wider rows, where it rides along."""
-
-    def rides(name: str) -> bool:
-        beside = name.rpartition("/")[0]
-        return any(
-            other.rpartition("/")[0] == beside and _is_column_of(candidates[name].shape, item.shape)
-            for other, item in candidates.items()
-        )
-
-    return [name for name in candidates if not (isinstance(candidates[name], h5py.h5d.DatasetID) and rides(name))]
-
-
-def _is_column_of(shape: tuple[int, ...], rows: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and shape[0] == rows[0] and shape[1] == 1 < prod(rows[1:])
-
-
-def _described(item: Any) -> str:
-    """Shape and dtype."""
-    if isinstance(item, h5py.h5d.DatasetID):
-        found = h5py.Dataset(item)
-        stored = found.dtype
-        return f"{found.shape} {stored if stored.fields is None else f'records of {len(stored.fields)} fields'}"
-    return "(sparse)"
+def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
+    """Those that are not a single column beside wider rows, with which it rides along."""
+    sizes = {}
+    for name, candidate in candidates.items():
+        first, *others = candidate.shape[:: -1 if orientation == "columns" else 1] or (0,)
+        sizes[name] = name.rpartition("/")[0], first, prod(others)
+    wider = {(group, n) for group, n, width in sizes.values() if width > 1}
+    return [
+        name
+        for name, (group, n, width) in sizes.items()
+        # Of a pandas frame no column is more than others.
+        if width != 1 or (group, n) not in wider or _BLOCK.fullmatch(name.rpartition("/")[2])
+    ]
 
 
 # -- what a name stands for ----------------------------------------------------------------------------------------
@@ -154,6 +157,8 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Found:
     if numbers is not None:
         _check_table(rows, name, orientation)
         return Found(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
+    if rows.ndim == 1 and _is_sparse(parent):
+        raise Refused(f"rank 1, a part of the sparse matrix {name.rpartition('/')[0]}: name that one", name)
     _check_rows(rows, name, orientation)
     if orientation == "columns":
         return Found(name, parent, "columns", [(name, rows)], (rows.shape[-1], *rows.shape[:-1]))
@@ -199,7 +204,8 @@ def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
 
 
 def _records(stored: np.dtype) -> str:
-    fields = [f"{name} {dtype}" for name, (dtype, *_) in (stored.fields or {}).items()]
+    bases = {name: dtype.subdtype or (dtype, ()) for name, (dtype, *_) in (stored.fields or {}).items()}
+    fields = [f"{name} {' x '.join(map(str, (*shape, dtype)))}" for name, (dtype, shape) in bases.items()]
     return f"compound records of {len(fields)} fields ({some(fields)})"
 
 
@@ -224,13 +230,17 @@ def _frame(group: Any) -> bytes | None:
 
 
 def _of_group(group: Any, name: str) -> str:
-    candidates = [f"{name.rstrip('/')}/{path} {_described(item)}" for path, item in objects(group) if _kind(item)]
-    listed = some(candidates)
+    found = {path: candidate for path, item in objects(group) if (candidate := _candidate(item))}
+    listed = some([f"{name.rstrip('/')}/{path} {candidate}" for path, candidate in found.items()])
     if group.links.exists(b"block1_values"):
         return f"a pandas frame of several types ({listed}). {_WRITE_ROWS}: df.to_numpy(); or name one of these."
-    if group.links.exists(b"ir") and group.links.exists(b"jc"):
+    if _is_matlab_sparse(group):
         return f"a sparse matrix of MATLAB's, expected rows. {_WRITE_ROWS}: full(X)."
-    return f"a group, expected a dataset; it holds {listed if candidates else 'nothing that could be rows'}"
+    return f"a group, expected a dataset; it holds {listed if found else 'nothing that could be rows'}"
+
+
+def _is_matlab_sparse(group: Any) -> bool:
+    return all(group.links.exists(part) for part in (b"data", b"ir", b"jc"))
 
 
 def _is_sparse(group: Any) -> bool:

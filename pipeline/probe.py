@@ -69,7 +69,7 @@ def describe(
         Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64; of each one inside the metadata: its bytes.
     """
-    rows = find(file, dataset if dataset is not None else choose(file), orientation)
+    rows = find(file, dataset if dataset is not None else choose(file, orientation), orientation)
     arrays: list[np.ndarray] = []
     layouts = [_layout(found, path, arrays) for path, found in rows.parts]
     riding: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,30 @@ def numbered_shards(folder: Path, *sizes: int, **how: Any) -> tuple[Shard, ...]:
 def names(shard: Shard) -> tuple[str, ...]:
     """What rides along with a shard's rows."""
     return tuple(rider.name for rider in shard.riders)
+
+
+def some_rows(dtype: Any = "<f4", n_rows: int = 61, n_inputs: int = 6) -> np.ndarray:
+    """Rows of which most entries are zero."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 100, (n_rows, n_inputs)) * (rng.random((n_rows, n_inputs)) < 0.4)
+    return values.astype(dtype)
+
+
+def csr(rows: np.ndarray, index: str = "<i4", scramble: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, columns, and where rows begin: SciPy's, and AnnData's."""
+    where = [np.flatnonzero(row)[:: -1 if scramble else 1] for row in rows]
+    values = [row[columns] for row, columns in zip(rows, where, strict=True)]
+    ends = np.cumsum([0, *map(len, where)])
+    return np.concatenate(values).astype(rows.dtype), np.concatenate(where).astype(index), ends.astype(index)
+
+
+def write_csr(path: Path, parts: Sequence[np.ndarray], shape: tuple[int, ...], **attributes: Any) -> str:
+    """A sparse matrix, `X`, made of values, columns, and where rows begin."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("X")
+        group["data"], group["indices"], group["indptr"] = parts
+        group.attrs.update({"shape": shape, **attributes})
+    return str(path)
 
 
 @contextmanager

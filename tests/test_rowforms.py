@@ -10,25 +10,10 @@ from pipeline.features import open_features
 from pipeline.run import run
 from pipeline.scan import scan
 from pipeline.shards import Block, blocks, open_shards, read, read_riders
-from tests.helpers import refused
+from tests.helpers import csr, refused, some_rows, write_csr
 
-N_ROWS, N_INPUTS = 61, 6
+N_ROWS, N_INPUTS = some_rows().shape
 CHUNKED = {"chunks": True, "compression": "gzip", "shuffle": True}
-
-
-def some_rows(dtype="<f4", n_rows=N_ROWS, n_inputs=N_INPUTS, seed=0):
-    """Rows of which most entries are zero."""
-    rng = np.random.default_rng(seed)
-    values = rng.integers(1, 100, (n_rows, n_inputs)) * (rng.random((n_rows, n_inputs)) < 0.4)
-    return values.astype(dtype)
-
-
-def csr(rows, index="<i4", scramble=False):
-    """Values, columns, and where rows begin: SciPy's, and AnnData's."""
-    where = [np.flatnonzero(row)[:: -1 if scramble else 1] for row in rows]
-    values = [row[columns] for row, columns in zip(rows, where, strict=True)]
-    ends = np.cumsum([0, *map(len, where)])
-    return np.concatenate(values).astype(rows.dtype), np.concatenate(where).astype(index), ends.astype(index)
 
 
 def write_dense(file, rows, **how):
@@ -179,19 +164,11 @@ def test_a_scan_over_any_form_finds_the_same(tmp_path, form):
 # -- sparse rows ---------------------------------------------------------------------------------------------------
 
 
-def write_csr(path, values, columns, firsts, shape, **attributes):
-    with h5py.File(path, "w") as file:
-        group = file.create_group("X")
-        group["data"], group["indices"], group["indptr"] = values, columns, firsts
-        group.attrs.update({"shape": shape, **attributes})
-    return str(path)
-
-
 @pytest.mark.parametrize("index", ["<i4", "<i8", "<u4", ">u8", "<u2"])
 @pytest.mark.parametrize("scramble", [False, True])
 def test_columns_come_in_any_order_and_as_any_integers(tmp_path, index, scramble):
     rows = some_rows()
-    path = write_csr(tmp_path / "x.h5", *csr(rows, index, scramble), rows.shape)
+    path = write_csr(tmp_path / "x.h5", csr(rows, index, scramble), rows.shape)
     assert read(Block(opened(path, "sparse"), 0, N_ROWS)).tobytes() == rows.tobytes()
 
 
@@ -210,13 +187,13 @@ def test_columns_come_in_any_order_and_as_any_integers(tmp_path, index, scramble
     ],
 )
 def test_sparse_rows_that_make_no_sense_are_told(tmp_path, columns, firsts, phrases):
-    path = write_csr(tmp_path / "x.h5", np.ones(4, "f4"), np.array(columns), np.array(firsts), (3, 3))
+    path = write_csr(tmp_path / "x.h5", (np.ones(4, "f4"), np.array(columns), np.array(firsts)), (3, 3))
     shard = opened(path, "sparse")
     with refused(65, path, "dataset=X", *phrases):
         read(Block(shard, 0, 3))
 
 
 def test_places_beyond_int64_are_told(tmp_path):
-    path = write_csr(tmp_path / "x.h5", np.ones(2, "f4"), np.array([0, 1]), np.array([0, 2**64 - 1], "u8"), (1, 3))
+    path = write_csr(tmp_path / "x.h5", (np.ones(2, "f4"), np.array([0, 1]), np.array([0, 2**64 - 1], "u8")), (1, 3))
     with refused(65, "row=0"):
         read(Block(opened(path, "sparse"), 0, 1))
