@@ -10,7 +10,6 @@ since a forged file may have made the child say anything; then the rows can be r
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,12 +25,12 @@ from pipeline.forms import numbers_of, rows_of
 from pipeline.gatekeeper import ask
 from pipeline.layout import Layout, check_places, layout_of
 from pipeline.plainfile import describe_plain
-from pipeline.probe import MOST_RIDERS
+from pipeline.riders import MOST_LEFT_OUT, MOST_RIDERS, rides
 from pipeline.superblock import check_superblock
 
-__all__ = ["Rider", "Shard", "look_at", "vet"]
+__all__ = ["LeftOut", "Rider", "Shard", "look_at", "vet"]
 
-log = logging.getLogger(__name__)
+_LONGEST = 200  # characters of a name or reason
 
 T = TypeVar("T")
 
@@ -63,6 +62,24 @@ class Rider:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What lies beside the rows and does not ride along.
+
+    Attributes
+    ----------
+    name : str
+        Under which it lies there.
+    reason : str
+    is_missed : bool
+        Whether somebody may have expected it to.
+    """
+
+    name: str
+    reason: str
+    is_missed: bool
+
+
+@dataclass(frozen=True)
 class Shard:
     """One vetted file of the data set.
 
@@ -80,6 +97,8 @@ class Shard:
         How many rows are cheapest to read together: those of one HDF5 chunk, 1 where storage is contiguous.
     riders : tuple of Rider
         The 1-D datasets of the same length that ride along.
+    left_out : tuple of LeftOut
+        What does not.
     size, mtime_ns, inode, device : int
         By which the file is known again.
     digest : str
@@ -107,6 +126,7 @@ class Shard:
     columns: tuple[str, ...] = field(default=(), repr=False)
     form: str = "dense"
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def n_rows(self) -> int:
@@ -185,15 +205,12 @@ def _looked_into(descriptor: int, found: Identity, base: int, path: Path, wanted
         raise
     try:
         shard = _shard(facts, arrays, str(path), found)
-        left_out = [(str(name), str(reason)) for name, reason in facts["left_out"]]
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
         raise DataError(
             f"{where}: what the HDF5 library says about it makes no sense ({shown(error)}). The file is damaged or "
             "forged: do not use it."
         ) from error
     check_places([*shard.layouts, *(rider.layout for rider in shard.riders)], found.size, where, base)
-    for name, reason in left_out:
-        log.warning("%s dataset=%s: %s, does not ride along", where, shown(name), shown(reason))
     return shard
 
 
@@ -207,7 +224,9 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
     native = _NATIVE_DTYPES[stored.newbyteorder("=").name]
     numbers = numbers_of(dtypes[0])
     columns = facts["columns"] or (numbers.names if numbers else [])
-    if any(rider.layout.shape != shape[:1] or "/" in rider.name for rider in riders) or len(riders) > MOST_RIDERS:
+    if len(riders) > MOST_RIDERS or any(
+        not rides(rider.layout.shape, shape[0]) or "/" in rider.name for rider in riders
+    ):
         raise ValueError("riders")
     if len({rider.name for rider in riders}) < len(riders) or not isinstance(facts["dataset"], str):
         raise ValueError("names")
@@ -228,6 +247,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
         device=found.device,
         columns=tuple(columns),
         layouts=tuple(layouts),
+        left_out=_left_out(facts["left_out"]),
     )
 
 
@@ -241,3 +261,10 @@ def _chunk_rows(form: str, layouts: list[Layout], shape: tuple[int, ...]) -> int
     if form == "columns":  # a piece of each column is read, and a page takes as long as a number
         return max(1, min(_PAGE, _MOST_READ // prod(shape[1:])) // first.dtype.itemsize)
     return 1
+
+
+def _left_out(claims: Any) -> tuple[LeftOut, ...]:
+    found = tuple(LeftOut(name[:_LONGEST], reason[:_LONGEST], bool(is_missed)) for name, reason, is_missed in claims)
+    if len(found) > MOST_LEFT_OUT or not all(isinstance(each.name + each.reason, str) for each in found):
+        raise ValueError("left out")
+    return found

@@ -31,8 +31,9 @@ from pipeline.metadata import (
     root,
 )
 from pipeline.probe import FILTERS, MOST_CHUNK_BYTES
+from pipeline.riders import LeftOut, misfit, rides
 from pipeline.superblock import SMALLEST
-from pipeline.walk import beside, text
+from pipeline.walk import beside, parts_of, text
 
 __all__ = ["describe_plain"]
 
@@ -100,7 +101,7 @@ def describe_plain(
 
 
 def _described(file: Metadata, dataset: str | None, orientation: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
-    way = [] if dataset is None else _parts(dataset)
+    way = [] if dataset is None else parts_of(dataset)
     there = links(file, root(file))
     for part in way[:-1]:
         there = links(file, messages(file, there[part]))
@@ -116,18 +117,20 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
     expect(rows.is_candidate, prod(shape[1:]), notable.isdisjoint(map(_name_of, rows.header.get(Kind.ATTRIBUTE, []))))
     arrays: list[np.ndarray] = []
     layouts = [_layout(file, rows, dataset, arrays)]
-    riders = []
+    riders, left_out = [], LeftOut()
     for rider, address in there.items():
         found = objects[address]
-        if found is not None and found.shape == shape[:1]:
+        if rider == name:
+            continue
+        if found is None:
+            left_out.note(rider, "a group", is_missed=False)
+        elif rides(found.shape, shape[0]):
             path = beside(dataset, text(rider))
             riders.append({"name": text(rider), "layout": _layout(file, found, path, arrays)})
+        elif found.shape:
+            left_out.note(rider, *misfit(found.shape, shape))
     facts = {"dataset": dataset, "columns": None, "form": "columns" if across else "dense", "shape": list(shape)}
-    return {**facts, "rows": layouts, "riders": riders, "left_out": []}, arrays
-
-
-def _parts(path: str) -> list[bytes]:
-    return [part for part in path.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
+    return {**facts, "rows": layouts, "riders": riders, "left_out": left_out.told}, arrays
 
 
 def _chosen(there: Mapping[bytes, int], objects: Mapping[int, _Dataset | None]) -> bytes:

@@ -14,14 +14,14 @@ import h5py
 import numpy as np
 
 from pipeline.candidates import choose, find
-from pipeline.walk import Refused, beside, elsewhere, is_plain, riders, text, walk
+from pipeline.riders import find_riders
+from pipeline.walk import Refused, beside, elsewhere, is_plain, parts_of, text, walk
 
 __all__ = [
     "FILTERS",
     "MOST_ANSWER_BYTES",
     "MOST_CHUNKS",
     "MOST_CHUNK_BYTES",
-    "MOST_RIDERS",
     "describe",
     "values",
 ]
@@ -29,7 +29,6 @@ __all__ = [
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 MOST_CHUNK_BYTES = 2**26
 MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
-MOST_RIDERS = 1000
 MOST_NAMES = 2**16  # in the attribute `columns`
 ANSWER_BYTES = 2**24  # of values, in one answer
 MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26
@@ -63,8 +62,8 @@ def describe(
     -------
     dict
         ``dataset`` and ``columns``; ``form``, ``shape`` and ``rows``, how the rows lie and where: the layouts of what
-        makes them up, as in `pipeline.forms`; ``riders``, each with ``name`` and ``layout``; ``left_out``, names and
-        why they do not ride along.
+        makes them up, as in `pipeline.forms`; ``riders``, each with ``name`` and ``layout``; ``left_out``, as of
+        `riders.LeftOut`.
     list of ndarray
         Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64; of each one inside the metadata: its bytes.
@@ -72,12 +71,10 @@ def describe(
     rows = find(file, dataset if dataset is not None else choose(file, orientation), orientation)
     arrays: list[np.ndarray] = []
     layouts = [_layout(found, path, arrays) for path, found in rows.parts]
-    riding: list[dict[str, Any]] = []
-    left_out: list[list[str]] = []
-    for rider, found in riders(rows.parent, rows.shape[0], left_out):
-        riding.append({"name": rider, "layout": _layout(found, beside(rows.name, rider), arrays)})
-        if len(riding) > MOST_RIDERS:
-            raise Refused(f"more than {MOST_RIDERS} datasets of the rows' length lie beside it", rows.name)
+    own = parts_of(rows.name)[-1]
+    riding, left_out = find_riders(
+        rows.parent, own, rows.shape, lambda found, name: _layout(found, beside(rows.name, name), arrays)
+    )
     facts = {
         "dataset": rows.name,
         "columns": _columns(rows.parts[0][1], rows.name),
@@ -85,7 +82,7 @@ def describe(
         "shape": rows.shape,
         "rows": layouts,
         "riders": riding,
-        "left_out": left_out,
+        "left_out": left_out.told,
     }
     return facts, arrays
 
@@ -263,7 +260,7 @@ def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> 
     n_bytes = 0
     while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
         first = start + len(texts)
-        more = found[first : min(stop, first + _TEXTS)]
+        more = found[first : min(stop, first + _TEXTS)].reshape(-1)
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:

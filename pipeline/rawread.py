@@ -243,7 +243,7 @@ def _told(facts: dict, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[i
         raise ValueError("texts")
     values = np.empty(n, dtype=object)
     values[:] = [data[end - size : end].tobytes() for end, size in zip(ends.tolist(), lengths[0].tolist(), strict=True)]
-    return values
+    return values.reshape(n, *shape)
 
 
 _READERS: dict[str, Callable[[int, _Wanted, np.ndarray], None]] = {

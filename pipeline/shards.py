@@ -23,7 +23,8 @@ from pipeline.errors import DataError, ShardpressError, shown
 from pipeline.gate import Shard, vet
 from pipeline.gatekeeper import retire
 from pipeline.master import follow, pointer
-from pipeline.rawread import file_digest, read_values
+from pipeline.rawread import file_digest
+from pipeline.riding import log_riding, read_rider
 from pipeline.rowforms import read_rows
 from pipeline.sources import Source, find
 from pipeline.walk import Refused
@@ -226,6 +227,7 @@ def _log_shards(shards: Sequence[Shard]) -> None:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
     if len({shard.dtype for shard in shards}) > 1:
         log.info("input: dtypes %s are read as %s", sorted({s.stored_dtype for s in shards}), row_dtype(shards))
+    log_riding(shards)
     for shard in shards:
         if not shard.n_rows:
             log.warning("file=%s dataset=%s: no rows", shown(shard.path), shown(shard.dataset))
@@ -270,10 +272,7 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
 def read_riders(block: Block) -> dict[str, np.ndarray]:
     """The riding datasets' values for a block, by name; strings as objects. Raises like `read`."""
     shard = block.shard
-    return {
-        rider.name: read_values(shard, rider.layout, block.start, block.stop, rider.layout.dtype)
-        for rider in shard.riders
-    }
+    return {rider.name: read_rider(shard, rider, block.start, block.stop) for rider in shard.riders}
 
 
 def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:

@@ -22,8 +22,9 @@ __all__ = [
     "link_of",
     "listing",
     "locate",
+    "names_in",
     "objects",
-    "riders",
+    "parts_of",
     "some",
     "text",
     "walk",
@@ -61,7 +62,7 @@ def walk(file: h5py.File, name: str) -> tuple[Any, h5py.Dataset]:
 def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
     """What lies at `name`, behind the group that holds it."""
     here, parent = file.id, file.id
-    parts = [part for part in name.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
+    parts = parts_of(name)
     for i, part in enumerate(parts):
         if not isinstance(here, h5py.h5g.GroupID) or not here.links.exists(part):
             raise Refused(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
@@ -115,7 +116,7 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
     seen = {h5py.h5o.get_info(root).addr}
 
     def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
-        for name in _names(group, MOST_OBJECTS - len(seen)):
+        for name in names_in(group, len(seen)):
             if link_of(group, name):
                 continue
             item = h5py.h5o.open(group, name)
@@ -132,9 +133,10 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
     yield from below(root, b"", 1)
 
 
-def _names(group: Any, at_most: int) -> list[bytes]:
-    """The names in a group, in their order."""
+def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
+    """The names in a group, in their order, when so many objects have been looked at."""
     names: list[bytes] = []
+    at_most = MOST_OBJECTS - n_seen
 
     def take(name: bytes) -> bool | None:
         names.append(name)
@@ -165,6 +167,11 @@ def some(names: Sequence[str]) -> str:
     return (", ".join(names[:_LISTED]) or "nothing") + more
 
 
+def parts_of(path: str) -> list[bytes]:
+    """The names on the way to a dataset."""
+    return [part for part in path.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
+
+
 def text(name: bytes) -> str:
     """A name as Python has it: UTF-8, and whatever else it is, restorable."""
     return name.decode("utf-8", "surrogateescape")
@@ -174,31 +181,3 @@ def beside(dataset: str, name: str) -> str:
     """The path of what stands under a name in a dataset's group."""
     group = dataset.rstrip("/").rpartition("/")[0]
     return f"{group}/{name}" if group else name
-
-
-def riders(parent: Any, n_rows: int, left_out: list[list[str]]) -> Iterator[tuple[str, h5py.Dataset]]:
-    """1-D datasets of the same length beside the rows, of plain values or text: labels, ids."""
-    for name in _names(parent, MOST_OBJECTS):
-        found = _rider(parent, name, (n_rows,))
-        if isinstance(found, str):
-            left_out.append([text(name), found])
-        elif found is not None:
-            yield text(name), found
-
-
-def _rider(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset | str | None:
-    """The dataset if it rides along; else why it does not, or None where nobody would expect it to."""
-    link = link_of(parent, name)
-    if link:
-        return link
-    item = h5py.h5o.open(parent, name)
-    if not isinstance(item, h5py.h5d.DatasetID):
-        return None
-    found = h5py.Dataset(item)
-    reason = elsewhere(found)
-    if reason or found.shape != shape:
-        return reason
-    stored = dtype_of(found)
-    if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
-        return "neither plain nor text"
-    return found

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import gatekeeper, probe, walk
+from pipeline import gatekeeper, probe, riders, walk
 from pipeline.errors import DataError
 from pipeline.gate import vet
 from pipeline.gatekeeper import LIMITS, ask
@@ -522,11 +522,13 @@ def test_too_many_chunks_are_refused(tmp_path, monkeypatch):
                 probe.describe(file, None)
 
 
-def test_too_many_riders_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "MOST_RIDERS", 3)
+def test_of_too_many_riders_the_first_ones_ride(tmp_path, monkeypatch):
+    monkeypatch.setattr(riders, "MOST_RIDERS", 3)
     path = write_shard(tmp_path / "x.h5", numbered(2), riders={f"r{i}": range(2) for i in range(4)})
-    with h5py.File(path) as file, pytest.raises(walk.Refused, match="more than 3 datasets"):
-        probe.describe(file, None)
+    with h5py.File(path) as file:
+        facts, _ = probe.describe(file, None)
+    assert [rider["name"] for rider in facts["riders"]] == ["r0", "r1", "r2"]
+    assert facts["left_out"] == [["r3", "more than 3 ride along already", True]]
 
 
 # -- what it is made to say ------------------------------------------------------------------------------------------
