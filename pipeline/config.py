@@ -111,6 +111,14 @@ def _text(text: str) -> str:
     return text
 
 
+def _path(text: str) -> str:
+    """Of a leading ``~`` the home directory: no shell has expanded it behind ``--output=``, in a file or in quotes."""
+    found = os.path.expanduser(_text(text))
+    if found.startswith("~"):
+        raise ValueError(f"{text!r}, expected a user whose home is known behind ~ (a name that begins so: ./{text})")
+    return found
+
+
 def _setting(default: Any, convert: Callable[[str], Any], help: str, metavar: str = "VALUE") -> Any:
     """A setting; one whose default is a tuple takes several values, each converted by itself."""
     return field(default=default, metadata={"convert": convert, "help": help, "metavar": metavar})
@@ -121,10 +129,10 @@ class Config:
     """All settings of a run; the help texts of the fields describe them."""
 
     input: tuple[str, ...] = _setting(
-        ("data/*.h5",), _text, "HDF5 shards: files, directories or globs, one or more", "PATH"
+        ("data/*.h5",), _path, "HDF5 shards: files, directories or globs, one or more", "PATH"
     )
     follow: tuple[str, ...] = _setting(
-        (), _text, "folders in which the files may lie that a master file among the inputs stacks", "DIR"
+        (), _path, "folders in which the files may lie that a master file among the inputs stacks", "DIR"
     )
     dataset: str | None = _setting(None, _optional(str), "dataset with the rows (default: X, else the only candidate)")
     orientation: str | None = _setting(
@@ -133,8 +141,8 @@ class Config:
         "along which axis of the dataset its rows lie: rows, the first one, or columns, the last one, as of files that "
         "MATLAB, Fortran, Julia or R have written (default: rows; MATLAB's files must be told)",
     )
-    output: str = _setting("features", _text, "directory for the features")
-    model: str | None = _setting(None, _optional(str), "encode with this model.h5 or output directory, no training")
+    output: str = _setting("features", _path, "directory for the features")
+    model: str | None = _setting(None, _optional(_path), "encode with this model.h5 or output directory, no training")
     n_features: int | None = _setting(
         None, _optional(_whole), "columns out (default: 64, or half the columns where there are fewer than 128)"
     )
@@ -214,7 +222,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT_PREFIX)
     }
-    path = flags.pop("config", None) or variables.pop("config", None)
+    path = os.path.expanduser(flags.pop("config", None) or variables.pop("config", None) or "")
     return Config(
         **{
             **(_converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
@@ -233,6 +241,7 @@ def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = N
         return ["the rows have a single column, expected two or more: there is nothing to press together"]
     checks: list[tuple[bool, str, object, str]] = [
         (config.n_features is None or 1 <= config.n_features <= widest, "n_features", n_features, _range(1, widest)),
+        (not config.output.startswith("~"), "output", config.output, "a path whose ~ is expanded"),
         (config.epochs >= 1, "epochs", config.epochs, "1 or more"),
         (batch_size is None or 1 <= batch_size <= limit, "batch_size", batch_size, _range(1, limit)),
         (rate is None or 0 < rate < math.inf, "learning_rate", rate, "a finite number above 0"),

@@ -1,5 +1,6 @@
 """Settings: four sources, one order, and every mistake named with what was expected."""
 
+import json
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -478,3 +479,29 @@ def test_without_the_data_only_what_can_be_known_is_refused():
 
 def test_a_single_column_is_refused_in_words_that_make_sense():
     assert [words for words in problems(replace(Config(), n_features=1), 1000, 1) if "1 to 0" in words] == []
+
+
+@pytest.mark.parametrize("name", ["input", "follow", "output", "model"])
+def test_a_tilde_is_the_home_directory_wherever_a_path_is_set(file, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    several = name in ("input", "follow")
+    expected = (f"{tmp_path}/home/x", "a~b/~") if several else f"{tmp_path}/home/x"
+    given = ("~/x", "a~b/~") if several else "~/x"
+    line = f"{name}: {json.dumps(given)}"
+    for found in (settings(*flags(name, given)), settings(**variable(name, given)), settings(*file(line))):
+        assert getattr(found, name) == expected
+
+
+def test_a_tilde_is_the_home_directory_of_the_configuration_file_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "settings.yaml").write_text("seed: 7")
+    assert settings("--config=~/settings.yaml", "--output=~/x").output == f"{tmp_path}/x"
+    assert settings("--config=~/settings.yaml").seed == settings(SHARDPRESS_CONFIG="~/settings.yaml").seed == 7
+
+
+@pytest.mark.parametrize("name", ["input", "output", "model"])
+def test_a_directory_called_tilde_is_never_made(name):
+    with refused(64, f"--{name}: '~nobody-of-this-name/x', expected a user whose home is known"):
+        settings(f"--{name}", "~nobody-of-this-name/x")
+    assert getattr(settings(f"--{name}", "./~x"), name) in ("./~x", ("./~x",))
+    assert problems(Config(output="~/x")) == ["output: ~/x, expected a path whose ~ is expanded"]
