@@ -162,10 +162,11 @@ def _checked(source: Source, dataset: str | None, orientation: str | None) -> Sh
     """A vetted shard, which is what its manifest or its master says."""
     shard = _vetted(source, dataset, orientation)
     where = f"file={shown(source.path)}"
-    if source.shape not in (None, shard.shape):
+    if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
-            f"{where} dataset={shown(shard.dataset)}: shape {shard.shape}, expected {source.shape} as "
-            f"file={shown(source.master)} stacks it: whole rows, and all of them. Give the file itself."
+            f"{where} dataset={shown(shard.dataset)}: rows of shape {shard.shape} ({shard.form}), expected "
+            f"{source.shape} (dense) as file={shown(source.master)} stacks them: whole ones, and all. Give the file "
+            "itself."
         )
     for found, expected, what in ((shard.size, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, found):

@@ -197,16 +197,16 @@ def other(i):
 @pytest.mark.parametrize(
     ("shape", "pieces", "phrases"),
     [
-        ((2, 2, 1), [(slice(0, 2), WHOLE[:2])], ["shape (3, 2, 1), expected (2, 2, 1)", "all of them"]),
+        ((2, 2, 1), [(slice(0, 2), WHOLE[:2])], ["rows of shape (3, 2, 1) (dense), expected (2, 2, 1) (dense)"]),
         ((2, 2, 1), [(slice(0, 2), WHOLE[1:])], ["only a part is stacked, expected all its rows"]),
-        ((3, 1, 1), [(slice(0, 3), WHOLE[:, :1])], ["shape (3, 2, 1), expected (3, 1, 1)"]),
+        ((3, 1, 1), [(slice(0, 3), WHOLE[:, :1])], ["shape (3, 2, 1) (dense), expected (3, 1, 1) (dense)"]),
         ((4, 2, 1), [(slice(0, 3), WHOLE)], ["rows 3:4 come from no file"]),
         ((4, 2, 1), [(slice(1, 4), WHOLE)], ["rows 0:1 come from no file"]),
         ((7, 2, 1), [(slice(0, 3), WHOLE), (slice(4, 7), other(2))], ["rows 3:4 come from no file"]),
         ((5, 2, 1), [(slice(0, 3), WHOLE), (slice(2, 5), other(2))], ["rows 2:3 come from two files"]),
         ((3, 4, 1), [(np.s_[:, :2], WHOLE), (np.s_[:, 2:], other(2))], ["something else than rows"]),
         ((6, 2, 1), [(slice(0, 6, 2), WHOLE), (slice(1, 6, 2), other(2))], ["something else than rows"]),
-        ((1, 3, 2, 1), [(0, WHOLE)], ["shape (3, 2, 1), expected (1, 3, 2, 1)"]),
+        ((1, 3, 2, 1), [(0, WHOLE)], ["shape (3, 2, 1) (dense), expected (1, 3, 2, 1) (dense)"]),
         ((6, 2, 1), [(slice(0, 3), WHOLE), (slice(3, 6), WHOLE)], ["found twice", "master.h5"]),
         ((3, 2, 1), [], ["stacks 0 files, expected 1 to 100000"]),
     ],
@@ -215,6 +215,16 @@ def test_what_is_not_made_of_whole_rows_is_refused_in_words(tmp_path, raw, shape
     path = virtual(tmp_path / "master.h5", pieces, shape)
     with refused(65, str(tmp_path / "master.h5"), *phrases):
         open_shards([path], "X", followed=[str(raw)])
+
+
+def test_rows_are_not_stacked_where_columns_are_asked_for(tmp_path):
+    """Squares, whose shape does not tell them from their transposes."""
+    for i in range(2):
+        write_shard(tmp_path / f"{i}.h5", numbered(3, 3, first=3 * i))
+    pieces = [(slice(3 * i, 3 * i + 3), h5py.VirtualSource(f"{i}.h5", "X", (3, 3))) for i in range(2)]
+    path = virtual(tmp_path / "master.h5", pieces, (6, 3))
+    with refused(65, "0.h5 dataset=X: rows of shape (3, 3) (columns), expected (3, 3) (dense)"):
+        open_shards([path], followed=[str(tmp_path)], orientation="columns")
 
 
 def test_files_by_a_pattern_without_an_end_are_refused(tmp_path, raw):
