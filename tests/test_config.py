@@ -411,7 +411,7 @@ except ConfigError as error:
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_in_little_work_and_memory(file, name):
-    """S17. Measured in a process of its own, in calls of functions (a scanner in Python makes 8 million and more) and KiB."""
+    """S17. Measured in a process of its own, in calls of functions (a scanner in Python makes 8 million) and KiB."""
     command = [sys.executable, "-c", IN_LITTLE, file(BOMBS[name])[1]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     code, n_letters, n_calls, memory = map(int, done.stdout.split())

@@ -1,4 +1,4 @@
-"""Features and models under a later Python and NumPy 2, where neither Theano nor anything else of a run is installed."""
+"""Features and models under a later Python and NumPy 2, where neither Theano nor the rest of a run is installed."""
 
 import json
 import subprocess
