@@ -48,7 +48,7 @@ def _loaded(text: str) -> Any:
     """The values of a text of YAML."""
     import yaml
 
-    base = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+    base: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
     class Loader(base):
         """A key that stands twice is a mistake."""
