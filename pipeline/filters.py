@@ -12,6 +12,7 @@ import deflate
 import numpy as np
 
 from pipeline import lzf
+from pipeline.codecs import FILTERS, REGISTERED
 
 __all__ = ["fletcher32", "undone"]
 
@@ -44,22 +45,18 @@ def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask:
     for i, (code, parameters) in reversed(list(enumerate(filters))):
         if mask >> i & 1:
             continue
-        if code == GZIP:
-            data = _inflated(data, n_bytes + _SUM_BYTES)  # a sum may have been added before
-        elif code == LZF:
-            data = _expanded(data, n_bytes + _SUM_BYTES)
-        elif code == SHUFFLE:
-            data = _unshuffled(data, *parameters)
-        elif code == FLETCHER32:
-            data = _verified(data)
-        else:
-            raise ValueError(f"filter {code}")
+        try:
+            data = _UNDO[code](data, parameters, n_bytes + _SUM_BYTES)  # a sum may have been added before
+        except (MemoryError, ImportError):
+            raise
+        except Exception as error:  # each codec has a kind of its own
+            raise ValueError(f"{FILTERS[code]}: {error}") from error
     if len(data) != n_bytes:
         raise ValueError(f"{len(data)} bytes, expected {n_bytes}")
     return data
 
 
-def _inflated(data: memoryview, most: int) -> memoryview:
+def _inflated(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     try:
         # libdeflate, which takes a third of zlib's time, and `most` bytes whatever the stream unfolds to.
         return memoryview(deflate.zlib_decompress(data, most))
@@ -69,15 +66,16 @@ def _inflated(data: memoryview, most: int) -> memoryview:
         ) from error
 
 
-def _expanded(data: memoryview, most: int) -> memoryview:
+def _expanded(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     found = np.empty(most, dtype=np.uint8)
     return found[: lzf.undo_into(data, found.data)].data
 
 
-def _unshuffled(data: memoryview, size: int = 0, *more: int) -> memoryview:
+def _unshuffled(data: memoryview, values: Sequence[int], _: int) -> memoryview:
     """Undo the sorting of bytes by their place in an element; what is no whole element stands at the end."""
-    if more or not size:
+    if len(values) != 1 or not values[0]:
         raise ValueError("shuffled, but not told by what size")
+    (size,) = values
     n = len(data) // size if size > 1 else 0
     if n <= 1:
         return data
@@ -90,7 +88,7 @@ def _unshuffled(data: memoryview, size: int = 0, *more: int) -> memoryview:
     return found.data
 
 
-def _verified(data: memoryview) -> memoryview:
+def _verified(data: memoryview, _: Sequence[int], __: int) -> memoryview:
     """Without the sum at the end, which must be right."""
     body, stored = data[:-_SUM_BYTES], int.from_bytes(data[-_SUM_BYTES:], "little")
     found = fletcher32(body)
@@ -118,3 +116,6 @@ def fletcher32(data: memoryview) -> int:
 
 def _folded(total: int) -> int:
     return total % 65535 or (65535 if total else 0)
+
+
+_UNDO = {GZIP: _inflated, SHUFFLE: _unshuffled, FLETCHER32: _verified, LZF: _expanded} | REGISTERED

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.codecs import ASKED, objection
 from pipeline.errors import DataError, shown
-from pipeline.probe import FILTERS, MOST_CHUNK_BYTES, MOST_CHUNKS
+from pipeline.probe import MOST_CHUNK_BYTES, MOST_CHUNKS
 from pipeline.superblock import SMALLEST
 
 __all__ = ["Layout", "check_places", "layout_of"]
@@ -94,9 +95,11 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
     dtype = _dtype(claim["dtype"])
     if dtype.hasobject and (dtype != np.dtype("O") or kind != "asked"):
         raise ValueError("objects")
-    if len(shape) > 32 or any(code not in FILTERS for code, _ in filters) or len(dict(filters)) < len(filters):
+    if len(shape) > 32 or any(objection(*each, name) for each in filters) or len(dict(filters)) < len(filters):
         raise ValueError("shape or filters")
     layout = Layout(name, shape, dtype, kind, chunks=chunks, filters=filters)
+    if kind != "asked" and any(code in ASKED for code, _ in filters):
+        raise ValueError("filters")
     if (kind == "chunked" and not chunks) or (chunks and kind not in ("chunked", "asked")):
         raise ValueError("chunks")
     if kind == "contiguous":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.codecs import ASKED, FILTERS, objection
 from pipeline.metadata import (
     MOST_BYTES,
     NOWHERE,
@@ -30,7 +31,7 @@ from pipeline.metadata import (
     messages,
     root,
 )
-from pipeline.probe import FILTERS, MOST_CHUNK_BYTES
+from pipeline.probe import MOST_CHUNK_BYTES
 from pipeline.riders import LeftOut, misfit, rides
 from pipeline.superblock import SMALLEST
 from pipeline.walk import beside, parts_of, text
@@ -188,8 +189,10 @@ def _filters(body: bytes) -> Iterator[list[Any]]:
             n_name, (flags, n_values) = 0, struct.unpack_from("<HH", body, place + 2)
             place += 6
         place += n_name
-        expect(code in FILTERS, code not in seen, flags in (0, 1), version == 2 or n_name % 8 == 0)
-        yield [code, list(struct.unpack_from(f"<{n_values}I", body, place))]
+        values = list(struct.unpack_from(f"<{n_values}I", body, place))
+        expect(code not in ASKED, code not in seen, flags in (0, 1), version == 2 or n_name % 8 == 0)
+        expect(objection(code, values, "") is None)
+        yield [code, values]
         place += 4 * (n_values + (n_values % 2 if version == 1 else 0))
         seen.add(code)
 

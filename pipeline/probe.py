@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 
 from pipeline.candidates import choose, find
+from pipeline.codecs import ASKED, REGISTERED, objection, written_anew
 from pipeline.riders import find_riders
 from pipeline.walk import Refused, beside, elsewhere, is_plain, parts_of, text, walk
 
 __all__ = [
-    "FILTERS",
     "MOST_ANSWER_BYTES",
     "MOST_CHUNKS",
     "MOST_CHUNK_BYTES",
@@ -26,7 +26,6 @@ __all__ = [
     "values",
 ]
 
-FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}
 MOST_CHUNK_BYTES = 2**26
 MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
 MOST_NAMES = 2**16  # in the attribute `columns`
@@ -115,10 +114,13 @@ def _layout(found: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[st
     chunks: tuple[int, ...] = ()
     kind, offset = "asked", 0
     if layout == h5py.h5d.CHUNKED:
+        is_raw = plain and _tells_places(found) and not any(code in ASKED for code, _ in filters)
+        kind = "chunked" if is_raw else "asked"
+        if not is_raw:
+            _check_without_plugins(filters, name)
         chunks = properties.get_chunk()
         n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
         arrays.append(_index(found, name, chunks, properties, n_before))
-        kind = "chunked" if plain and _tells_places(found) else "asked"
     elif n_bytes and layout == h5py.h5d.CONTIGUOUS:
         offset = found.id.get_offset()
         if offset is None or found.id.get_storage_size() < n_bytes:
@@ -142,15 +144,24 @@ def _layout(found: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[st
 
 def _filters(properties: Any, name: str) -> list[tuple[int, list[int]]]:
     found = [properties.get_filter(i) for i in range(properties.get_nfilters())]
-    for i, (code, _flags, _values, label) in enumerate(found):
-        if code not in FILTERS or code in [other[0] for other in found[:i]]:
-            again = " twice" if code in FILTERS else ""
+    for i, (code, _flags, values, label) in enumerate(found):
+        words = objection(code, values, name)
+        if code in [other[0] for other in found[:i]]:
+            words = f"twice, expected once. {written_anew(name)}"
+        if words:
+            raise Refused(f"filter {code} ({text(label)}) {words}", name)
+    return [(code, list(values)) for code, _flags, values, _label in found]
+
+
+def _check_without_plugins(filters: list[tuple[int, list[int]]], name: str) -> None:
+    """Refuse, of values that only HDF5 can read, what it would need a plugin for."""
+    for code, _ in filters:
+        if code in REGISTERED:
             raise Refused(
-                f"filter {code} ({text(label)}){again} not allowed, expected {', '.join(FILTERS.values())}. Rewrite "
-                "the file with h5repack -f GZIP=4.",
+                f"values of another form than NumPy's through filter {code}, for which the HDF5 library would need a "
+                f"plugin (not allowed). {written_anew(name)}",
                 name,
             )
-    return [(code, list(values)) for code, _flags, values, _label in found]
 
 
 def _index(found: h5py.Dataset, name: str, chunks: tuple[int, ...], properties: Any, n_before: int) -> np.ndarray:

@@ -23,6 +23,7 @@ ORDER = [
     "files",
     "superblock",
     "forms",
+    "codecs",
     "walk",
     "candidates",
     "riders",
