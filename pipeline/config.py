@@ -11,7 +11,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from fractions import Fraction
@@ -92,13 +92,14 @@ def _yes_or_no(text: str) -> bool:
         raise ValueError(f"{text!r}, expected true or false") from None
 
 
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r}, expected one of {', '.join(choices)}")
-        return text
+@dataclass(frozen=True)
+class _OneOf:
+    choices: tuple[str, ...]
 
-    return convert
+    def __call__(self, text: str) -> str:
+        if text not in self.choices:
+            raise ValueError(f"{text!r}, expected one of {', '.join(self.choices)}")
+        return text
 
 
 def _optional(convert: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -119,9 +120,30 @@ def _path(text: str) -> str:
     return found
 
 
-def _setting(default: Any, convert: Callable[[str], Any], help: str, metavar: str = "VALUE") -> Any:
-    """A setting; one whose default is a tuple takes several values, each converted by itself."""
-    return field(default=default, metadata={"convert": convert, "help": help, "metavar": metavar})
+# What stands for a value in --help.
+_METAVARS: Mapping[Callable[[str], Any], str] = {
+    _whole: "N",
+    _number: "X",
+    _exact_number: "X",
+    parse_bytes: "BYTES",
+    _limit: "N|N%",
+}
+
+
+def _setting(default: Any, convert: Callable[[str], Any], help: str, metavar: str = "") -> Any:
+    """A setting.
+
+    One whose default is a tuple takes several values, each converted by itself; one whose default is None can be none.
+    """
+    choices = f"{{{','.join(convert.choices)}}}" if isinstance(convert, _OneOf) else ""
+    return field(
+        default=default,
+        metadata={
+            "convert": _optional(convert) if default is None else convert,
+            "help": help,
+            "metavar": metavar or choices or _METAVARS.get(convert, "NAME"),
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -134,60 +156,60 @@ class Config:
     follow: tuple[str, ...] = _setting(
         (), _path, "folders in which the files may lie that a master file among the inputs stacks", "DIR"
     )
-    dataset: str | None = _setting(None, _optional(str), "dataset with the rows (default: X, else the only candidate)")
+    dataset: str | None = _setting(None, str, "dataset with the rows (default: X, else the only candidate)")
     orientation: str | None = _setting(
         None,
-        _optional(_one_of("rows", "columns")),
+        _OneOf(("rows", "columns")),
         "along which axis of the dataset its rows lie: rows, the first one, or columns, the last one, as of files that "
         "MATLAB, Fortran, Julia or R have written (default: rows; MATLAB's files must be told)",
     )
-    output: str = _setting("features", _path, "directory for the features")
-    model: str | None = _setting(None, _optional(_path), "encode with this model.h5 or output directory, no training")
+    output: str = _setting("features", _path, "directory for the features", "DIR")
+    model: str | None = _setting(None, _path, "encode with this model.h5 or output directory, no training", "PATH")
     n_features: int | None = _setting(
-        None, _optional(_whole), "columns out (default: 64, or half the columns where there are fewer than 128)"
+        None, _whole, "columns out (default: 64, or half the columns where there are fewer than 128)"
     )
     epochs: int = _setting(20, _whole, "passes over the training rows, at most")
     batch_size: int | None = _setting(
-        None, _optional(_whole), "rows of one training step (default: 128, or a fiftieth of the rows, at least 16)"
+        None, _whole, "rows of one training step (default: 128, or a fiftieth of the rows, at least 16)"
     )
-    optimizer: str = _setting("adam", _one_of(*LEARNING_RATES), f"update rule: {', '.join(LEARNING_RATES)}")
+    optimizer: str = _setting("adam", _OneOf(tuple(LEARNING_RATES)), "update rule")
     learning_rate: float | None = _setting(
-        None, _optional(_number), f"step size (default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())})"
+        None, _number, f"step size (default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())})"
     )
     schedule: str = _setting(
         "linear",
-        _one_of("constant", "linear"),
+        _OneOf(("constant", "linear")),
         "learning rate over the steps: constant, or linear (up over the first epoch, then down to 0 at the end)",
     )
-    biases: str = _setting("mean", _one_of("mean", "zero"), "start of the biases: the columns' mean, or zero")
+    biases: str = _setting("mean", _OneOf(("mean", "zero")), "start of the biases: the columns' mean, or zero")
     momentum: float = _setting(0.9, _number, "decay of the update rule's running average")
     seed: int = _setting(0, _whole, "where all randomness starts")
     validation_fraction: float = _setting(0.05, _number, "share of the rows kept out of training to watch its progress")
     patience: int = _setting(5, _whole, "stop after so many epochs without a better validation cost (0: never)")
-    block_rows: int | None = _setting(None, _optional(_whole), "rows read at once (default: about 8 MiB of them)")
-    threads: int | None = _setting(None, _optional(_whole), "Dask threads (default: one for each processor core)")
+    block_rows: int | None = _setting(None, _whole, "rows read at once (default: about 8 MiB of them)")
+    threads: int | None = _setting(None, _whole, "Dask threads (default: one for each processor core)")
     memory_budget: int = _setting(2 * 2**30, parse_bytes, "host memory for rows and features, like 4GiB")
     device_memory_budget: int = _setting(2**30, parse_bytes, "device memory for rows, like 4GiB")
     shuffle_window: int = _setting(256 * 2**20, parse_bytes, "bytes of rows that are shuffled together")
     on_bad_data: str = _setting(
         "raise",
-        _one_of("raise", "skip", "quarantine"),
+        _OneOf(("raise", "skip", "quarantine")),
         "rows with NaN or Inf, and shards that cannot be read: raise stops, skip leaves them out (NaN features), "
         "quarantine also lists them in quarantine.jsonl",
     )
     max_bad_rows: str = _setting("1%", _limit, "bad rows that skip and quarantine let pass, a number or a percentage")
     max_bad_shards: str = _setting("1%", _limit, "the same for shards")
     missing_value: float | None = _setting(
-        None, _optional(_exact_number), "a value that stands for a missing one, like -9999: its rows are bad rows"
+        None, _exact_number, "a value that stands for a missing one, like -9999: its rows are bad rows"
     )
     out_of_range: str = _setting(
         "allow",
-        _one_of("allow", "clip", "raise"),
+        _OneOf(("allow", "clip", "raise")),
         "with --model, rows outside the range that it was trained on: allow counts them, clip moves them to its edge",
     )
     checkpoint_minutes: float = _setting(5.0, _number, "how much of the training an interruption may cost, at most")
     verify: str = _setting(
-        "digests", _one_of("digests", "sizes"), "what is compared of files that an earlier run has finished"
+        "digests", _OneOf(("digests", "sizes")), "what is compared of files that an earlier run has finished"
     )
     restart: bool = _setting(False, _yes_or_no, "forget what an earlier run left in the output directory; begin again")
     require_device: bool = _setting(False, _yes_or_no, "stop when Theano's device cannot be used, do not take the CPU")
@@ -212,9 +234,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     Raises
     ------
     UsageError
-        For an unknown flag or a flag's value that cannot be read.
+        For an unknown flag, or a flag's value that cannot be read or cannot work.
     ConfigError
-        For the same in the file or the environment.
+        For what cannot be read in the file or the environment.
     """
     flags = _parse_flags(arguments, description)
     variables = {
@@ -223,13 +245,18 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
         if name.startswith(ENVIRONMENT_PREFIX)
     }
     path = os.path.expanduser(flags.pop("config", None) or variables.pop("config", None) or "")
-    return Config(
+    config = Config(
         **{
             **(_converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
             **_converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper()),
             **_converted(flags, "", UsageError, _flag),
         }
     )
+    wrong = problems(config)
+    # So that --epochs 0 ends as --epochs ten does.
+    if any(name in flags for line in wrong for name in line.split(":")[0].split(" and ")):
+        raise UsageError("; ".join(wrong))
+    return config
 
 
 def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = None) -> list[str]:
@@ -237,8 +264,6 @@ def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = N
     rate, limit = config.learning_rate, n_rows or math.inf
     missing = config.missing_value
     n_features, widest, batch_size = config.n_features, (n_inputs or math.inf) - 1, config.batch_size
-    if n_inputs == 1:
-        return ["the rows have a single column, expected two or more: there is nothing to press together"]
     checks: list[tuple[bool, str, object, str]] = [
         (config.n_features is None or 1 <= config.n_features <= widest, "n_features", n_features, _range(1, widest)),
         (not config.output.startswith("~"), "output", config.output, "a path whose ~ is expanded"),
@@ -276,6 +301,21 @@ def _range(low: int, high: float) -> str:
     return f"{low} or more" if high == math.inf else f"{low} to {int(high)} for these shards"
 
 
+# The settings under --help, by what they are about.
+_STAGES = {
+    "input": ("input", "follow", "dataset", "orientation"),
+    "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value"),
+    "model": ("n_features", "biases", "model", "out_of_range"),
+    "training": (
+        *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum"),
+        *("validation_fraction", "patience", "seed", "shuffle_window"),
+    ),
+    "output": ("output", "single_file", "overwrite", "restart", "verify", "checkpoint_minutes"),
+    "machine": ("threads", "block_rows", "memory_budget", "device_memory_budget", "require_device"),
+    "messages": ("quiet", "verbose"),
+}
+
+
 # -- sources -----------------------------------------------------------------------------------------------------
 
 
@@ -297,20 +337,31 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     )
     parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
+    titled = {title: parser.add_argument_group(title) for title in _STAGES}
+    groups = {name: titled[title] for title, names in _STAGES.items() for name in names}
     for setting in fields(Config):
         text = setting.metadata["help"]
-        if setting.default not in (None, False, ()):
+        if setting.default not in (None, ()) and setting.default is not False:
             text += f" (default: {plain(setting.default)})"
         text = text.replace("%", "%%")
         if setting.type == "bool":
-            parser.add_argument(_flag(setting.name), action=argparse.BooleanOptionalAction, help=text)
+            groups.get(setting.name, parser).add_argument(
+                _flag(setting.name), action=argparse.BooleanOptionalAction, help=text
+            )
         else:
             how: dict[str, Any] = {"nargs": "+", "action": "extend"} if _takes_several(setting) else {}
-            parser.add_argument(_flag(setting.name), metavar=setting.metadata["metavar"], help=text, **how)
+            groups.get(setting.name, parser).add_argument(
+                _flag(setting.name), metavar=setting.metadata["metavar"], help=text, **how
+            )
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
-        raise UsageError(f"unknown argument {shown(flag)}.{_nearest(flag, map(_flag, _names()))} See --help.")
+        meant = (
+            f" Did you mean --input {shown(unknown[0])}?"
+            if flag[:1] != "-"
+            else _nearest(flag, _flag, "help", "version")
+        )
+        raise UsageError(f"unknown argument {shown(flag)}.{meant} See --help.")
     return vars(known)
 
 
@@ -338,9 +389,7 @@ def _converted(
             complaints.append("and more")
             break
         if name not in known:
-            complaints.append(
-                f"{where}{shown(spelled(name))} is unknown.{_nearest(spelled(name), map(spelled, known))}"
-            )
+            complaints.append(f"{where}{shown(spelled(name))} is unknown.{_nearest(name, spelled)}")
             continue
         try:
             converted[name] = _convert(known[name], value)
@@ -369,10 +418,9 @@ def _takes_several(setting: Field[Any]) -> bool:
     return isinstance(setting.default, tuple)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
-def _names() -> list[str]:
-    return ["config", *(setting.name for setting in fields(Config))]
+def _nearest(name: str, spelled: Callable[[str], str], *more: str) -> str:
+    """A question after the setting that looks like `name` or begins with it, if there is one."""
+    name = name.strip("-").replace("-", "_")
+    known = ["config", *more, *(setting.name for setting in fields(Config))]
+    near = get_close_matches(name, known, n=1, cutoff=0.7) or [other for other in known if other.startswith(name)]
+    return f" Did you mean {spelled(near[0])}?" if near and name else ""

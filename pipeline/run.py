@@ -141,6 +141,11 @@ def run(
     _refuse(problems(config))
     shards, bad_shards = _open(config)
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
+    if n_inputs == 1:
+        raise DataError(
+            f"file={shown(shards[0].path)} dataset={shown(shards[0].dataset)}: shape {shards[0].shape} has a single "
+            "column, expected two or more: there is nothing to press together. Name another dataset with --dataset."
+        )
     model = load_model(config.model) if config.model else None
     config = resolved(config, n_rows, n_inputs, model)
     _refuse(problems(config, n_rows, n_inputs) if model is None else _misfits(config, model, shards[0]))

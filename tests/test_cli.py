@@ -32,8 +32,8 @@ def outcome(caplog: pytest.LogCaptureFixture, *flags: str) -> tuple[int, str]:
         (["--optimizer", "sgd"], 64, "expected one of momentum, nesterov, adam, rmsprop"),
         (["--config", "none.yaml"], 78, "none.yaml: No such file"),
         (["--input", "nowhere/*.h5"], 66, "nowhere/*.h5: no file matches"),
-        (["--quiet", "--verbose"], 78, "quiet and verbose"),
-        (["--epochs", "0", "--batch-size", "-1", "--seed", "-2"], 78, "epochs: 0, expected 1 or more; batch_size: -1"),
+        (["--quiet", "--verbose"], 64, "quiet and verbose"),
+        (["--epochs", "0", "--batch-size", "-1", "--seed", "-2"], 64, "epochs: 0, expected 1 or more; batch_size: -1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -52,6 +52,14 @@ def test_settings_that_do_not_fit_the_shards_are_told_all_at_once(
     assert "n_features: 4, expected 1 to 3 for these shards" in message
     assert "batch_size: 11, expected 1 to 10 for these shards" in message
     assert not (tmp_path / "out").exists(), "a refused run makes nothing"
+
+
+def test_a_single_column_is_no_data_to_press_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_shard(tmp_path / "x.h5", numbered(10, 1))
+    code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))
+    assert code == 65
+    assert message.endswith("nothing to press together. Name another dataset with --dataset.")
+    assert "shape (10, 1) has a single column, expected two or more" in message
 
 
 def test_a_config_file_with_an_unknown_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -74,7 +82,7 @@ def test_s17_a_config_file_that_is_a_bomb(tmp_path: Path, caplog: pytest.LogCapt
 def test_u2_every_setting_that_cannot_work_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     flags = ["--n-features", "0", "--batch-size", "-3", "--learning-rate", "nan", "--checkpoint-minutes", "inf"]
     code, message = outcome(caplog, *flags, "--missing-value", "nan", "--overwrite", "--restart")
-    assert code == 78
+    assert code == 64
     for name in (
         "n_features: 0",
         "batch_size: -3",
