@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.forms import MOST_COLUMNS, is_number, numbers_of
+from pipeline.stacked import is_stack
 from pipeline.walk import Refused, dtype_of, elsewhere, is_plain, link_of, listing, locate, objects, some, text
 
 __all__ = ["Found", "choose", "find"]
@@ -20,6 +21,7 @@ __all__ = ["Found", "choose", "find"]
 _PREFERRED = "X"
 _PARTS = (b"data", b"indices", b"indptr")
 _MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
+_OTHERS = "(rows of other files)"
 _LONGEST_ATTRIBUTE = 64  # bytes
 _WRITE_ROWS = "Write them as one array of two dimensions"
 _BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas frame of the fixed format
@@ -66,7 +68,7 @@ def choose(file: h5py.File, orientation: str | None) -> str:
         return _PREFERRED
     found = {name: candidate for name, item in objects(file.id) if (candidate := _candidate(item))}
     for forms in (("dense",), ("sparse", "table")):
-        candidates = {name: candidate for name, candidate in found.items() if candidate.form in forms}
+        candidates = {name: candidate for name, candidate in found.items() if candidate.form in (*forms, _OTHERS)}
         obvious = _obvious(candidates, orientation)
         if len(obvious) == 1:
             return obvious[0]
@@ -87,7 +89,7 @@ def _none_chosen(found: str) -> str:
 
 
 class _Candidate(NamedTuple):
-    """What may hold rows: in which form, or ``none`` where it nearly does."""
+    """What may hold rows: in which form, ``none`` where it nearly does, `_OTHERS` where it stacks those of others."""
 
     form: str
     shape: tuple[int, ...] = ()
@@ -98,6 +100,8 @@ class _Candidate(NamedTuple):
 
 
 def _candidate(item: Any) -> _Candidate | None:
+    if is_stack(item):  # a detector's, beside which its mask of pixels may be the only numbers of the file's own
+        return _Candidate(_OTHERS)
     if isinstance(item, h5py.h5g.GroupID):
         return _Candidate("sparse") if _is_sparse(item) else _Candidate("none") if _is_matlab_sparse(item) else None
     if not isinstance(item, h5py.h5d.DatasetID):

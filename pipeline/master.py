@@ -99,8 +99,8 @@ def pointer(path: Path, dataset: str | None) -> str:
         return ""
     if len(folder) > _LONGEST_HINT:
         return ""
-    folder = shown(folder)
-    return f" It stacks the rows of {len(places)} files in {folder}: --follow {folder} has them read as shards."
+    folder, files = shown(folder), _files(len(places))
+    return f" It stacks the rows of {files} in {folder}: --follow {folder} has them read as shards."
 
 
 def _folder(name: str) -> str:
@@ -124,7 +124,7 @@ def _followed(master: Path, stack: Stack, inside: Sequence[str]) -> list[tuple[S
                 "of what --follow names. If it is meant, name that folder too."
             )
         sources.append(Source(Path(path), master=master, dataset=piece.dataset, shape=piece.shape))
-    log.info("%s: stacks %d files, which are read in its place", where, len(sources))
+    log.info("%s: stacks %s, read in its place", where, _files(len(sources)))
     if stack.beside:
         names = ", ".join(map(shown, stack.beside[:_LISTED])) + (", ..." if len(stack.beside) > _LISTED else "")
         log.warning("%s: does not ride along from the master: %s. What lies in the files it stacks does.", where, names)
@@ -139,6 +139,10 @@ def _place(master: Path, piece: Piece) -> str:
     if os.path.isabs(piece.file) and not os.path.lexists(piece.file):
         return os.path.join(home, os.path.basename(piece.file))  # written on another machine
     return os.path.join(home, piece.file)
+
+
+def _files(n: int) -> str:
+    return "1 file" if n == 1 else f"{n} files"
 
 
 # -- what the child says ---------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ def _checked(facts: Any, where: str) -> Stack:
     where = f"{where} dataset={shown(dataset)}"
     n_pieces = len(facts["links"] if "links" in facts else facts["blocks"])
     if not 0 < n_pieces <= MOST_PIECES:
-        raise DataError(f"{where}: stacks {n_pieces} files, expected 1 to {MOST_PIECES}")
+        raise DataError(f"{where}: stacks {_files(n_pieces)}, expected 1 to {MOST_PIECES}")
     if "links" in facts:
         links = sorted((tuple(map(_name, link)) for link in facts["links"]), key=lambda link: natural_key(link[0]))
         pieces = [Piece(file, _spelled(path), None) for _, file, path in links]

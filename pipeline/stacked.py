@@ -11,7 +11,7 @@ import h5py
 
 from pipeline.walk import MOST_OBJECTS, Refused, locate, objects, some, text
 
-__all__ = ["MOST_PIECES", "stacked"]
+__all__ = ["MOST_PIECES", "is_stack", "stacked"]
 
 MOST_PIECES = MOST_OBJECTS  # that one file may stack
 
@@ -47,13 +47,14 @@ def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None
 
 def _only(file: h5py.File) -> str | None:
     """The only virtual dataset of rank 2 or more, or group of external links."""
-    found = [name for name, item in (("/", file.id), *objects(file.id)) if _stacks(item)]
+    found = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
     if len(found) > 1:
         raise Refused(f"candidates {some(found)} stack rows of other files, expected one. Name it with --dataset.")
     return found[0] if found else None
 
 
-def _stacks(item: Any) -> bool:
+def is_stack(item: Any) -> bool:
+    """Whether an object is a group of external links, or a virtual dataset of rank 2 or more."""
     if isinstance(item, h5py.h5g.GroupID):
         return bool(_external_links(item))
     return isinstance(item, h5py.h5d.DatasetID) and len(_virtual_shape(item) or ()) >= 2

@@ -286,9 +286,19 @@ def test_a_refusal_says_how_a_master_would_be_read(tmp_path, monkeypatch, folder
     phrase = f"It stacks the rows of 11 files in data/{escaped}: --follow data/{escaped} has them read as shards."
     with refused(65, "dataset=X: a virtual dataset (not allowed", phrase):
         open_shards([path])
-    with refused(65, "no candidate", phrase):
+    with refused(65, "dataset=entry/data: a group, expected a dataset", phrase):
         links("data/master.h5", {f"data_{i + 1}": f"{folder}/run_{i + 1}.h5" for i in range(N_FILES)})
         open_shards(["data/master.h5"])
+
+
+@pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources()), name="all"), eiger])
+def test_a_mask_beside_a_stack_is_not_taken_for_the_rows(tmp_path, write):
+    path = write(tmp_path / "master.h5")
+    with h5py.File(path, "a") as file:
+        file["entry/mask"] = np.zeros((2, 2), "u4")
+    with refused(65, "candidates", "entry/mask (2, 2) uint32", "(rows of other files)", "--dataset", "--follow"):
+        open_shards([path])
+    assert open_shards([path], "entry/mask")[0].shape == (2, 2)
 
 
 def test_no_way_is_shown_that_would_not_lead_to_rows(tmp_path):
