@@ -21,12 +21,11 @@ from pipeline.cluster import compute
 from pipeline.errors import DataError, shown
 from pipeline.features import PartMemory
 from pipeline.gate import Shard
-from pipeline.layout import Layout
 from pipeline.ledger import Entry, Record
 from pipeline.plan import Plan
 from pipeline.policy import Policy
 from pipeline.progress import Progress
-from pipeline.rawread import read_values
+from pipeline.riding import chunk_rows, read_rider
 from pipeline.shards import Block, read, read_riders
 
 __all__ = ["Encoded", "Encoder", "Part", "Write", "encode_parts", "plan_parts"]
@@ -265,12 +264,10 @@ class _Work:
             layout = rider.layout
             found[rider.name] = values = _zeros(len(source), layout.dtype)
             lost: list[tuple[int, str]] = []
-            for start, stop in _pieces(source, layout):
+            for start, stop in _pieces(source, chunk_rows(source.shard, rider) or _RIDER_ROWS):
                 signals.check()
                 try:
-                    values[start - source.start : stop - source.start] = read_values(
-                        source.shard, layout, start, stop, layout.dtype
-                    )
+                    values[start - source.start : stop - source.start] = read_rider(source.shard, rider, start, stop)
                 except DataError as error:
                     lost.append((stop - start, str(error)))
                     bad.append({"dataset": layout.name, "row": [start, stop], "columns": [], "reason": str(error)})
@@ -301,9 +298,8 @@ def _blocks_of(source: Block, block_rows: int) -> Iterator[Block]:
         yield Block(source.shard, start, min(start + block_rows, source.stop))
 
 
-def _pieces(source: Block, layout: Layout) -> Iterator[tuple[int, int]]:
-    """Cut a block where a rider's chunks begin."""
-    size = layout.chunks[0] if layout.chunks else _RIDER_ROWS
+def _pieces(source: Block, size: int) -> Iterator[tuple[int, int]]:
+    """Cut a block where a rider's chunks of so many rows begin."""
     starts = [source.start, *range((source.start // size + 1) * size, source.stop, size)]
     return zip(starts, [*starts[1:], source.stop], strict=True)
 

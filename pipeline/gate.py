@@ -224,9 +224,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
     native = _NATIVE_DTYPES[stored.newbyteorder("=").name]
     numbers = numbers_of(dtypes[0])
     columns = facts["columns"] or (numbers.names if numbers else [])
-    if len(riders) > MOST_RIDERS or any(
-        not rides(rider.layout.shape, shape[0]) or "/" in rider.name for rider in riders
-    ):
+    if len(riders) > MOST_RIDERS or any(not _fits(rider.layout, shape[0]) or "/" in rider.name for rider in riders):
         raise ValueError("riders")
     if len({rider.name for rider in riders}) < len(riders) or not isinstance(facts["dataset"], str):
         raise ValueError("names")
@@ -249,6 +247,11 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
         layouts=tuple(layouts),
         left_out=_left_out(facts["left_out"]),
     )
+
+
+def _fits(layout: Layout, n_rows: int) -> bool:
+    """Whether it rides along; of an array for each row only rows first."""
+    return rides(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
 
 
 def _chunk_rows(form: str, layouts: list[Layout], shape: tuple[int, ...]) -> int:

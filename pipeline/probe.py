@@ -271,7 +271,8 @@ def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> 
     n_bytes = 0
     while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
         first = start + len(texts)
-        more = found[first : min(stop, first + _TEXTS)].reshape(-1)
+        some = slice(first, min(stop, first + _TEXTS))
+        more = (found[..., some] if axis else found[some]).reshape(-1)
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:

@@ -27,8 +27,12 @@ _NOT_THE_RIDERS = re.compile(r"errno = \d|allocat", re.IGNORECASE)  # HDF5's wor
 
 
 def rides(shape: tuple[int, ...], n_rows: int) -> bool:
-    """Whether there is one value for each row: shape (n_rows,), or with more axes of length 1, as Keras has labels."""
-    return shape[:1] == (n_rows,) and prod(shape[1:]) == 1
+    """Whether there is one value for each row: shape (n_rows,), or with more axes of length 1.
+
+    They stand behind it, as Keras has labels, or before it, as MATLAB's columns come out.
+    """
+    first, last = shape[:1] == (n_rows,), shape[-1:] == (n_rows,)
+    return (first and prod(shape[1:]) == 1) or (last and prod(shape[:-1]) == 1)
 
 
 def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
@@ -110,6 +114,8 @@ def _rider(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset | t
     stored = dtype_of(found)
     if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
         return "neither plain nor text", True
+    if stored.subdtype and found.shape[0] != shape[0]:
+        return "an array for each row, but not rows first", True
     return (f"values of {stored.itemsize} bytes, expected {MOST_ITEM} at most", True) if _is_long(stored) else found
 
 

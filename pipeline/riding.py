@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline.errors import shown
 from pipeline.gate import LeftOut, Rider, Shard
-from pipeline.rawread import read_values
+from pipeline.rawread import read_across, read_values
 
-__all__ = ["log_riding", "read_rider"]
+__all__ = ["chunk_rows", "log_riding", "read_rider"]
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,22 @@ _LONGEST = 80  # characters of a name or reason
 
 def read_rider(shard: Shard, rider: Rider, start: int, stop: int) -> np.ndarray:
     """A riding dataset's values for rows `start` to `stop`: shape (stop - start,); raises like `read_values`."""
+    if _lies_across(rider, shard.n_rows):
+        dtype = rider.layout.dtype
+        return read_across(shard, rider.layout, start, np.empty((stop - start, 1), dtype=dtype)).reshape(-1)
     values = read_values(shard, rider.layout, start, stop, rider.layout.dtype)
     return values.reshape(stop - start, *values.shape[len(rider.layout.shape) :])  # of an array for each row, that
+
+
+def chunk_rows(shard: Shard, rider: Rider) -> int | None:
+    """Rows of a chunk; None where there are no chunks."""
+    chunks = rider.layout.chunks
+    return chunks[-1 if _lies_across(rider, shard.n_rows) else 0] if chunks else None
+
+
+def _lies_across(rider: Rider, n_rows: int) -> bool:
+    """Whether its axes of length 1 come first, as MATLAB's do."""
+    return rider.layout.shape[0] != n_rows
 
 
 # -- told at the start -------------------------------------------------------------------------------------------

@@ -43,6 +43,11 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_TOLD = {
+    "columns": "stored by columns: the last axis counts them",
+    "sparse": "sparse: what is not there is 0",
+    "table": "records of a table, of which a first field `index` is none of the columns",
+}
 _MOST_THREADS, _FILES_A_THREAD, _AT_ONCE, _A_TASK = 8, 100, 1000, 8
 _ANEW = "Take another copy of the directory, or run again what made it."
 
@@ -228,6 +233,8 @@ def _log_shards(shards: Sequence[Shard]) -> None:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
     if len({shard.dtype for shard in shards}) > 1:
         log.info("input: dtypes %s are read as %s", sorted({s.stored_dtype for s in shards}), row_dtype(shards))
+    for form in dict.fromkeys(shard.form for shard in shards if shard.form in _TOLD):
+        log.info("input: rows are %s", _TOLD[form])
     log_riding(shards)
     for shard in shards:
         if not shard.n_rows:

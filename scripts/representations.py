@@ -92,8 +92,8 @@ def pieces(found: Features, directory: str, most_bytes: int, first: int = 0) -> 
     """A run's rows in pieces of at most so many bytes of scaled raw rows, the first one numbered `first`."""
     cut: list[Piece] = []
     for part in found.manifest["parts"]:
-        raw = _shard(part["path"], part["dataset"])
-        encoded = _shard(str(Path(directory) / part["file"]), "features")
+        raw = _shard(part["path"], part["dataset"], found.manifest["config"].get("orientation"))
+        encoded = _shard(str(Path(directory) / part["file"]), "features", None)
         size = max(1, min(_MOST_ROWS, most_bytes // (4 * raw.n_inputs)))
         for start in range(0, part["n_rows"], size):
             stop, offset = min(start + size, part["n_rows"]), part["start"]
@@ -103,8 +103,8 @@ def pieces(found: Features, directory: str, most_bytes: int, first: int = 0) -> 
 
 
 @cache
-def _shard(path: str, dataset: str) -> Shard:
-    (shard,) = open_shards([path], dataset)
+def _shard(path: str, dataset: str, orientation: str | None) -> Shard:
+    (shard,) = open_shards([path], dataset, orientation=orientation)
     return shard
 
 

@@ -142,6 +142,15 @@ def test_clouds_far_apart_are_told_apart(
     assert min(found.values()) > 0.97
 
 
+def test_raw_rows_are_read_along_the_axis_that_the_run_was_told(
+    folder: Path, tmp_path: Path, accuracies: Callable[..., dict[str, float]]
+) -> None:
+    with h5py.File(folder / "train.h5") as file:
+        write_shard(tmp_path / "x.h5", file["X"][:].T, riders={"y": file["label"][:][None]})
+    extracted(tmp_path, "x.h5", "out", "--n-features", "3", "--epochs", "3", "--orientation", "columns")
+    assert min(accuracies("--features", str(tmp_path / "out")).values()) == 1
+
+
 @pytest.mark.parametrize("labels", ["bytes", "flag", "whole", "byte"])
 def test_labels_are_text_or_numbers_of_any_storage(accuracies: Callable[..., dict[str, float]], labels: str) -> None:
     expected = accuracies("--features", "a", "--labels", "label")

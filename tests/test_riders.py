@@ -40,7 +40,7 @@ def warnings_of(caplog):
 # -- what rides ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 1, 1)])
+@pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 1, 1), (1, N), (1, 1, N)])
 @pytest.mark.parametrize("how", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "chunked"])
 @pytest.mark.parametrize("dtype", ["i8", ">f4", "S3", object])
 def test_one_value_for_each_row_rides_along_whatever_its_rank(add, shape, how, dtype):
@@ -58,6 +58,14 @@ def test_an_array_for_each_row_rides_along_as_it_is(tmp_path, shape):
         file.create_dataset("y", shape, np.dtype(("f8", 2)))[...] = values.reshape(*shape, 2)
     (shard,) = open_shards([path])
     np.testing.assert_array_equal(read_riders(Block(shard, 2, 4))["y"], values[2:4])
+
+
+def test_an_array_for_each_row_rides_along_rows_first_only(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(N))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("y", (1, N), np.dtype(("f8", 2)))[...] = np.ones((1, N, 2))
+    (shard,) = open_shards([path])
+    assert (names(shard), [each.name for each in shard.left_out]) == ((), ["y"])
 
 
 # -- what does not, and who is told --------------------------------------------------------------------------------
