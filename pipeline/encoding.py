@@ -25,7 +25,7 @@ from pipeline.ledger import Entry, Record
 from pipeline.plan import Plan
 from pipeline.policy import Policy
 from pipeline.progress import Progress
-from pipeline.riding import chunk_rows, read_rider
+from pipeline.riding import absent, chunk_rows, read_rider, told
 from pipeline.shards import Block, read, read_riders
 
 __all__ = ["Encoded", "Encoder", "Part", "Write", "encode_parts", "plan_parts"]
@@ -244,13 +244,13 @@ class _Work:
 
     def _part_memory(self, shard: Shard) -> PartMemory:
         if not hasattr(self._kept, "part"):
-            rider_bytes = sum(rider.layout.dtype.itemsize for rider in shard.riders)
+            rider_bytes = sum(rider.dtype.itemsize for rider in shard.riders)
             self._kept.part = PartMemory(self._part_rows, self._n_features, rider_bytes)
         kept: PartMemory = self._kept.part
         return kept
 
     def _riders(self, source: Block, bad: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        """What rides along. Where bad data pass, values that cannot be read are zeros or empty.
+        """What rides along. Where bad data pass, what stands for a missing value is there for one that cannot be read.
 
         Which ones depends on the file alone, and not on where the parts begin.
         """
@@ -261,20 +261,23 @@ class _Work:
                 raise
         found = {}
         for rider in source.shard.riders:
-            layout = rider.layout
-            found[rider.name] = values = _zeros(len(source), layout.dtype)
+            found[rider.name] = values = absent(len(source), rider)
+            if rider.layout is None:
+                continue
             lost: list[tuple[int, str]] = []
-            for start, stop in _pieces(source, chunk_rows(source.shard, rider) or _RIDER_ROWS):
+            for start, stop in _pieces(source, chunk_rows(source.shard, rider.layout) or _RIDER_ROWS):
                 signals.check()
                 try:
                     values[start - source.start : stop - source.start] = read_rider(source.shard, rider, start, stop)
                 except DataError as error:
                     lost.append((stop - start, str(error)))
-                    bad.append({"dataset": layout.name, "row": [start, stop], "columns": [], "reason": str(error)})
+                    bad.append(
+                        {"dataset": rider.layout.name, "row": [start, stop], "columns": [], "reason": str(error)}
+                    )
             if lost:
                 log.warning(
-                    "%s: %d values of %s, which rides along, cannot be read and become 0 or empty: %s",
-                    *(source, sum(n for n, _ in lost), shown(layout.name), lost[0][1]),
+                    "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
+                    *(source, sum(n for n, _ in lost), shown(rider.name), told(rider), lost[0][1]),
                 )
         return found
 
@@ -302,10 +305,6 @@ def _pieces(source: Block, size: int) -> Iterator[tuple[int, int]]:
     """Cut a block where a rider's chunks of so many rows begin."""
     starts = [source.start, *range((source.start // size + 1) * size, source.stop, size)]
     return zip(starts, [*starts[1:], source.stop], strict=True)
-
-
-def _zeros(n: int, dtype: np.dtype) -> np.ndarray:
-    return np.full(n, b"", dtype=object) if dtype.hasobject else np.zeros(n, dtype=dtype)
 
 
 def _few_at_a_time(encode: Encoder, n_callers: int) -> Encoder:

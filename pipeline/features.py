@@ -3,7 +3,7 @@
 1. ``parts/part-<shard>-<first row>-<unique>.h5`` holds the features of a row range of one input shard: ``features``
    (n_rows, n_features) float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped;
    ``valid`` (n_rows,) bool, false where the input row was a bad one and its features are NaN; and the riding datasets
-   under their own names. It is itself a valid input shard.
+   under their own names, the same ones in every part. It is itself a valid input shard.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view,
    and says so: without the parts beside it there are no values in it, but what `missing_value` gives.
 3. ``manifest.json`` names the parts in that order; it is written last.
@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline.disk import PAGE
 from pipeline.errors import DataError, ReadFailed, shown
+from pipeline.formats import missing_value
 from pipeline.ledger import MANIFEST, read_manifest
 from pipeline.skeleton import MARK_BYTES, Skeleton, mark, put, skeleton_of
 
@@ -37,7 +38,6 @@ __all__ = [
     "common",
     "describe",
     "index_bytes",
-    "missing_value",
     "open_features",
     "part_bytes",
     "reading",
@@ -282,18 +282,6 @@ def _write_attributes(file: h5py.File | h5py.Dataset, attributes: Mapping[str, A
         h5py.h5a.create(file.id, key.encode(), kind, scalar).write(stored)
 
 
-def missing_value(dtype: np.dtype) -> Any:
-    """What stands where a value of this dtype is missing, and can hardly be taken for one.
-
-    NaN, the lowest signed integer, the highest unsigned one, the empty text; and False, since bool has no more.
-    """
-    if dtype.kind in "fc":
-        return dtype.type(np.nan)
-    if dtype.kind in "iu":
-        return np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
-    return b"" if dtype.hasobject else np.zeros((), dtype)[()]
-
-
 def index_bytes(
     directory: Path, files: Sequence[str], about: Mapping[str, Any], alone: Sequence[tuple[int, int]] = ()
 ) -> bytes:
@@ -445,7 +433,9 @@ def _open_directory(directory: Path, block_rows: int) -> Features:
         raise DataError(f"features={shown(directory)}: its manifest names no parts")
     names = [_check_part(path, n_rows) for path, n_rows in parts]
     common = [name for name in names[0] if all(name in others for others in names)]
-    arrays = {name: da.concatenate([_lazy(path, name, block_rows) for path, _ in parts]) for name in common}
+    found = {name: [_lazy(path, name, block_rows) for path, _ in parts] for name in common}
+    alike = {name: pieces for name, pieces in found.items() if len({piece.dtype for piece in pieces}) == 1}
+    arrays = {name: da.concatenate(pieces) for name, pieces in alike.items()}
     return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest)
 
 

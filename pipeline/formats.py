@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import NewerFormat
 
-__all__ = ["Digested", "digest", "fingerprint", "pack", "seal", "unpack", "unseal"]
+__all__ = ["Digested", "digest", "fingerprint", "missing_value", "pack", "seal", "unpack", "unseal"]
 
 _SEAL = "seal"
 _ABOUT = "about"
@@ -52,6 +52,18 @@ class Digested:
     def blake3(self) -> str:
         """As `digest` spells it."""
         return str(self._found.hexdigest())
+
+
+def missing_value(dtype: np.dtype) -> Any:
+    """What stands where a value of this dtype is missing, and can hardly be taken for one.
+
+    NaN, the lowest signed integer, the highest unsigned one, the empty text; and False, since bool has no more.
+    """
+    if dtype.kind in "fc":
+        return dtype.type(np.nan)
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).min if dtype.kind == "i" else np.iinfo(dtype).max
+    return b"" if dtype.hasobject else np.zeros((), dtype)[()]
 
 
 def fingerprint(*content: object) -> str:

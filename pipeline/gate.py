@@ -53,12 +53,18 @@ class Rider:
     ----------
     name : str
         Under which it stands beside the features.
-    layout : Layout
-        Where it lies; its name is the path in the file.
+    dtype : dtype
+        Of its values as they are read.
+    layout : Layout or None
+        Where it lies; its name is the path in the file. None where the shard has none like it.
+    fill : object
+        What stands for every row then.
     """
 
     name: str
-    layout: Layout = field(compare=False, repr=False)
+    dtype: np.dtype
+    layout: Layout | None = field(default=None, compare=False, repr=False)
+    fill: Any = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ def _looked_into(descriptor: int, found: Identity, base: int, path: Path, wanted
             f"{where}: what the HDF5 library says about it makes no sense ({shown(error)}). The file is damaged or "
             "forged: do not use it."
         ) from error
-    check_places([*shard.layouts, *(rider.layout for rider in shard.riders)], found.size, where, base)
+    check_places([*shard.layouts, *(rider.layout for rider in shard.riders if rider.layout)], found.size, where, base)
     return shard
 
 
@@ -218,15 +224,15 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
     """What is said, once it is of the right form."""
     left = iter(arrays)
     layouts = [layout_of(claim, left) for claim in facts["rows"]]
-    riders = [Rider(claim["name"], layout_of(claim["layout"], left)) for claim in facts["riders"]]
+    lying = [(claim["name"], layout_of(claim["layout"], left)) for claim in facts["riders"]]
     form, shapes, dtypes = facts["form"], [each.shape for each in layouts], [each.dtype for each in layouts]
     shape, stored = rows_of(form, shapes, dtypes, facts["shape"])
     native = _NATIVE_DTYPES[stored.newbyteorder("=").name]
     numbers = numbers_of(dtypes[0])
     columns = facts["columns"] or (numbers.names if numbers else [])
-    if len(riders) > MOST_RIDERS or any(not _fits(rider.layout, shape[0]) or "/" in rider.name for rider in riders):
+    if len(lying) > MOST_RIDERS or any(not _fits(layout, shape[0]) or "/" in name for name, layout in lying):
         raise ValueError("riders")
-    if len({rider.name for rider in riders}) < len(riders) or not isinstance(facts["dataset"], str):
+    if len({name for name, _ in lying}) < len(lying) or not isinstance(facts["dataset"], str):
         raise ValueError("names")
     if not all(isinstance(name, str) for name in columns):
         raise ValueError("columns")
@@ -238,7 +244,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
         dtype=native,
         form=form,
         chunk_rows=_chunk_rows(form, layouts, shape),
-        riders=tuple(riders),
+        riders=tuple(Rider(name, layout.dtype, layout) for name, layout in lying),
         size=found.size,
         mtime_ns=found.mtime_ns,
         inode=found.inode,

@@ -24,7 +24,7 @@ from pipeline.gate import Shard, vet
 from pipeline.gatekeeper import retire
 from pipeline.master import follow, pointer
 from pipeline.rawread import file_digest
-from pipeline.riding import log_riding, read_rider
+from pipeline.riding import alike, log_riding, read_rider
 from pipeline.rowforms import read_rows
 from pipeline.sources import Source, find
 from pipeline.walk import Refused
@@ -133,8 +133,9 @@ def open_shards(
         raise DataError(
             f"file={shown(first.path)} dataset={shown(first.dataset)}: found no rows in any of {len(shards)} shards"
         )
-    _log_shards(shards)
-    return tuple(shards)
+    found = alike(shards)
+    _log_shards(found)
+    return found
 
 
 def _outcomes(

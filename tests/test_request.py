@@ -20,7 +20,7 @@ from pipeline.plan import make_plan
 from pipeline.request import Request, differences, request_of
 
 CONFIG = Config(n_features=2, batch_size=16, learning_rate=0.1, threads=2)
-Y = Rider("y", Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))
+Y = Rider("y", np.dtype("<i8"), Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))
 SHARDS = tuple(
     Shard(f"/data/{name}.h5", "X", (1000, 4), "<f4", "float32", riders=(Y,), size=16000, mtime_ns=10**18)
     for name in "abc"
