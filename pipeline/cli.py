@@ -24,7 +24,7 @@ __all__ = ["main"]
 log = logging.getLogger(__name__)
 
 # What has nothing to do with what was asked for.
-_PASSING = (ReadFailed, SystemLimit, TryAgain, WriteFailed)
+_PASSING = (ReadFailed, SystemLimit, WriteFailed)
 _AGAIN = "Type the same command again to go on; what was finished stays."
 _MEND = "Mend what the line above says, then type the same command again: what was finished stays."
 
@@ -73,7 +73,7 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
     except ShardpressError as error:
         log.error("%s: %s", type(error).__name__, error)
         if not isinstance(error, (ConfigError, UsageError)):  # with those nothing has begun, and one line says it all
-            _last_line(error, _AGAIN if isinstance(error, _PASSING) else _MEND)
+            _last_line(error, _advice(error))
         return error.exit_code
     except KeyboardInterrupt as stopped:
         log.error("%s: no half-written file is left behind", stopped or "stopped")
@@ -86,6 +86,12 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
     run_log.say(str(summary))
     _say(str(summary))
     return 0
+
+
+def _advice(error: ShardpressError) -> str:
+    if isinstance(error, TryAgain):
+        return "The line above says what there is to wait for."
+    return _AGAIN if isinstance(error, _PASSING) else _MEND
 
 
 def _open_streams() -> None:

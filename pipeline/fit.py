@@ -14,7 +14,7 @@ from pipeline.cluster import compute
 from pipeline.config import Config, allowed
 from pipeline.errors import DataError, ShardpressError, TrainingDiverged, shown
 from pipeline.job import Job, versions
-from pipeline.ledger import Record
+from pipeline.ledger import LAST_GOOD, Record
 from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, slab_starts, spread_rows
 from pipeline.model import Model, Scaler, load_model
 from pipeline.plan import Plan
@@ -161,8 +161,8 @@ def _trained(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) ->
         training = _train(job, autoencoder, scaler, found)
     except TrainingDiverged as error:
         stopped = Model(scaler, autoencoder.parameters(), {"stopped": str(error)})
-        job.ledger.replace("model-last-good.h5", stopped.to_hdf5())
-        path = job.ledger.directory / "model-last-good.h5"
+        job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
+        path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
     about = {"training": training, "config": asdict(job.config), "versions": versions(), "device": str(job.device)}
     model = Model(scaler, autoencoder.parameters(), about)
@@ -175,7 +175,7 @@ def _train(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) -> d
     from kernels.autoencoder import TrainingStep
 
     config, plan = job.config, job.plan
-    fingerprint = job.of_model(found)
+    job.clock.model = fingerprint = job.of_model(found)
     shards, found = readable(job.shards, found)
     watched = _validation(found, plan, config)
     order = Order(
@@ -218,7 +218,8 @@ def _earlier_checkpoint(job: Job, fingerprint: str, autoencoder: Autoencoder, st
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint, and let go of all but the last ones."""
     entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
-    job.ledger.commit(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry)
+    facts = {"n_epochs": checkpoint.progress["epoch"], "of": job.config.epochs}
+    job.ledger.commit(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts)
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])
 
 

@@ -32,10 +32,11 @@ _PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
 
 
 class Clock:
-    """How far a run has come: seconds of each stage that is over, and which features it is about to make."""
+    """How far a run has come: seconds of each stage that is over, and which model and features it is about to make."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.model: str | None = None
         self.features: str | None = None
         self._start = self._last = time.monotonic()
 

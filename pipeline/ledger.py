@@ -46,11 +46,12 @@ from pipeline.errors import (
 )
 from pipeline.formats import Digested, digest, seal, unseal
 
-__all__ = ["MANIFEST", "Entry", "Ledger", "Record", "claim", "read_manifest"]
+__all__ = ["LAST_GOOD", "MANIFEST", "Entry", "Ledger", "Record", "claim", "read_manifest"]
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+LAST_GOOD = "model-last-good.h5"  # of a training that diverged
 MARKER = ".shardpress"
 _LOCK = ".lock"
 _REQUEST = "run.json"
@@ -60,7 +61,7 @@ _OUTPUT, _COMMIT, _COMMITS = "shardpress-output/1", "shardpress-commit/1", "shar
 _TOP = (
     r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index|single)\.h5|encoder\.npz|quarantine\.jsonl"
 )
-_OPTIONAL = ("model-last-good.h5", "single.h5", "quarantine.jsonl")  # of those above, what not every run leaves
+_OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # of those above, what not every run leaves
 _RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-f]{32}\.(h5|npz)")
 _RECORD = re.compile(r"commits/([a-z]+(?:-[0-9]+)*-[0-9a-f]{16})\.json")
 _RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
@@ -293,9 +294,9 @@ class Ledger:
         found = (record for record in self._records.values() if record.fingerprint == fingerprint)
         return sorted((r for r in found if r.key.split("-")[0] == kind), key=lambda record: record.key)
 
-    def all_records(self, kind: str) -> list[Record]:
-        """Committed results of a kind, whatever they were made from."""
-        return [record for record in self._records.values() if record.key.split("-")[0] == kind]
+    def all_records(self, kind: str | None = None) -> list[Record]:
+        """Committed results of a kind, or of all, whatever they were made from."""
+        return [record for record in self._records.values() if kind in (None, record.key.split("-")[0])]
 
     def fault(self, entry: Entry, digests: bool = True) -> str | None:
         """What is wrong with a file of ours; None when it is as it was written.

@@ -20,7 +20,7 @@ from pipeline.gate import Shard
 from pipeline.model import Model
 from pipeline.plan import Plan
 
-__all__ = ["Request", "differences", "other_inputs", "request_of"]
+__all__ = ["Request", "differences", "other_inputs", "other_settings", "request_of"]
 
 # To be raised when the same settings begin to give other numbers.
 _SCAN, _TRAINING, _ENCODING = 1, 1, 1
@@ -125,6 +125,21 @@ def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """Names of the files that were asked for then and are not now: with any, the results are of another data set."""
     names = {shard["file"] for shard in now["inputs"]["shards"]}
     return [shard["file"] for shard in before.get("inputs", {}).get("shards", []) if shard["file"] not in names]
+
+
+def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the model or its rows were chosen otherwise then, of the same files: so that one may choose as before."""
+    same_files = [[shard[key] for key in ("file", "n_bytes", "changed")] for shard in now["inputs"]["shards"]] == [
+        [shard.get(key) for key in ("file", "n_bytes", "changed")]
+        for shard in before.get("inputs", {}).get("shards", [])
+    ]
+    return same_files and _chosen(before) != _chosen(now)
+
+
+def _chosen(request: Mapping[str, Any]) -> list[Any]:
+    stages = (request.get(stage, {}) for stage in ("scan", "training"))
+    chosen = [{name: value for name, value in stage.items() if name not in ("versions", "format")} for stage in stages]
+    return [*chosen, [shard["dataset"] for shard in request["inputs"]["shards"]]]
 
 
 def _files(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

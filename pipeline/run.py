@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kernels import TILE_ROWS
-from pipeline.cluster import compute
 from pipeline.config import Config, allowed, problems
 from pipeline.disk import Disk
+from pipeline.earlier import QUARANTINE, earlier, n_allowed, trained
 from pipeline.encoding import Encoded, encode_parts, plan_parts
 from pipeline.errors import (
     ConfigError,
@@ -40,7 +40,7 @@ from pipeline.ledger import Entry, Ledger, Record, claim
 from pipeline.model import Model, load_model
 from pipeline.plan import make_plan
 from pipeline.policy import Policy
-from pipeline.request import Request, differences, other_inputs, request_of
+from pipeline.request import Request, request_of
 from pipeline.scan import Scan
 from pipeline.shards import open_shards
 from pipeline.singlefile import SINGLE_FILE, single_file
@@ -53,7 +53,6 @@ __all__ = ["Summary", "run"]
 
 log = logging.getLogger(__name__)
 
-_QUARANTINE = "quarantine.jsonl"
 # What changes a run from outside and stands in no setting.
 _VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _COMPILER = "Install one (Debian: g++), or name another with THEANO_FLAGS=cxx=NAME"
@@ -150,15 +149,15 @@ def run(
     config = resolved(config, n_rows, n_inputs, model)
     _refuse(problems(config, n_rows, n_inputs) if model is None else _misfits(config, model, shards[0]))
     directory = Path(config.output)
-    _refuse(_own_inputs(directory, shards))
+    _refuse(_own_inputs(directory, shards) + _own_model(directory, config.model))
     assert config.n_features is not None
     make = partial(make_plan, config, shards, config.n_features, TILE_ROWS)
     request = request_of(config, shards, model, make(on_device=False))
     with claim(directory, disk) as ledger:
         on_claim(directory)
-        earlier = _earlier(ledger, request, config, bad_shards, clock)
-        if earlier is not None:
-            return earlier
+        manifest = earlier(ledger, request, config, bad_shards, clock)
+        if manifest is not None:
+            return Summary(**{**manifest["summary"], "output": config.output, "seconds": clock.seconds, "before": True})
         _check_space(ledger, config, shards, request)
         device = _start_device(config)
         plan = make(on_device=device.used != "cpu")
@@ -220,84 +219,11 @@ def _own_inputs(directory: Path, shards: Sequence[Shard]) -> list[str]:
     ]
 
 
-def _earlier(
-    ledger: Ledger, request: Request, config: Config, bad_shards: list[dict[str, str]], clock: Clock
-) -> Summary | None:
-    """What an earlier run has finished, if that is what is asked for; otherwise make ready to go on.
-
-    Raises
-    ------
-    ConfigError
-        When there are results of other settings, and no leave to replace them.
-    """
-    if config.restart:
-        log.info("output=%s: beginning again", shown(ledger.directory))
-        ledger.forget()
-    ledger.sweep()
-    now = json.loads(json.dumps(asdict(request)))
-    manifest = ledger.manifest()
-    is_same = manifest is not None and manifest["fingerprint"] == request.of_all()
-    if manifest is not None and is_same and _passes(manifest, config, bad_shards):
-        lines = [*manifest["parts"], *manifest["files"]]
-        entries = [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines]
-        check = partial(ledger.fault, digests=config.verify == "digests")
-        faults = [
-            fault for fault in compute([partial(check, entry) for entry in entries], config.threads or 2) if fault
-        ]
-        clock.lap("verification")
-        if not faults:
-            if ledger.request() == now:  # else somebody has begun to replace it, and may go on with that
-                ledger.sweep(*manifest.get("kept", ()))
-            return Summary(**{**manifest["summary"], "output": config.output, "seconds": clock.seconds, "before": True})
-        for fault in faults:
-            log.warning("%s; it is made anew", fault)
-    elif manifest is not None and is_same:
-        log.info("output=%s: looked at again, since it is asked for otherwise", shown(ledger.directory))
-    elif manifest is not None:
-        _check_leave(ledger, config, manifest["request"], now)
-        changed = differences(manifest["request"], now)
-        log.info("output=%s: results are replaced, since: %s", shown(ledger.directory), changed)
-    else:
-        before = ledger.request()
-        changed = differences(before, now) if before else ""
-        if changed:
-            log.warning("this run differs from the last one here, and does anew what that touches: %s", changed)
-    ledger.set_request(now)
-    return None
-
-
-def _check_leave(ledger: Ledger, config: Config, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Results are replaced by leave only; those of other files are not what `overwrite` was said of."""
-    where, changed = f"output={shown(ledger.directory)}", differences(before, now)
-    if other_inputs(before, now):
-        raise ConfigError(
-            f"{where}: holds the results of other input files: {changed}. Choose another --output, or throw them away "
-            "with --restart; --overwrite replaces results of the same files only."
-        )
-    if not config.overwrite:
-        raise ConfigError(
-            f"{where}: holds the results of another run, and this one differs: {changed}. Choose another --output, or "
-            "replace them with --overwrite (what still fits is kept) or --restart."
-        )
-
-
-def _passes(manifest: Mapping[str, Any], config: Config, bad_shards: list[dict[str, str]]) -> bool:
-    """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
-    refused, now = ([Path(bad["file"]).name for bad in found] for found in (manifest["bad_shards"], bad_shards))
-    n_bad, n_bad_shards = (manifest["summary"][name] for name in ("n_bad", "n_bad_shards"))
-    n_shards = len(manifest["request"]["inputs"]["shards"]) + len(refused)
-    asked = {_QUARANTINE: config.on_bad_data == "quarantine", SINGLE_FILE: config.single_file}
-    missing = {name for name, is_asked in asked.items() if is_asked} - {line["file"] for line in manifest["files"]}
-    return (
-        refused == now
-        and not missing
-        and n_bad <= _n_allowed(config, config.max_bad_rows, manifest["n_rows"])
-        and n_bad_shards <= _n_allowed(config, config.max_bad_shards, n_shards)
-    )
-
-
-def _n_allowed(config: Config, limit: str, total: int) -> int:
-    return 0 if config.on_bad_data == "raise" else allowed(limit, total)
+def _own_model(directory: Path, model: str | None) -> list[str]:
+    """A model that writing to `directory` would remove."""
+    if model is None or directory.resolve() not in (Path(model).resolve(), Path(model).resolve().parent):
+        return []
+    return [f"output={shown(directory)}: holds the model itself and what it was trained on, expected another --output"]
 
 
 def _check_space(ledger: Ledger, config: Config, shards: Sequence[Shard], request: Request) -> None:
@@ -423,7 +349,7 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
         for dtype in dtypes:
             # No rows, no work: it compiles before the progress starts to count.
             autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
-    limit = _n_allowed(job.config, job.config.max_bad_rows, sum(shard.n_rows for shard in job.shards))
+    limit = n_allowed(job.config, job.config.max_bad_rows, sum(shard.n_rows for shard in job.shards))
     n_bad = 0
 
     def count(facts: Mapping[str, Any]) -> None:
@@ -487,7 +413,7 @@ def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, fou
         "report.json": (json.dumps(report, indent=1) + "\n").encode(),
     }
     if job.config.on_bad_data == "quarantine":
-        files[_QUARANTINE] = _quarantine(job, records)
+        files[QUARANTINE] = _quarantine(job, records)
     entries = [asdict(ledger.replace(name, data)) for name, data in files.items()]
     entries += [asdict(entry) for entry in _single_file(job, records, {**about, "n_bad": summary.n_bad})]
     lines = [{**asdict(r.entry), **{k: v for k, v in r.facts.items() if k != "bad"}} for r in records]
@@ -556,6 +482,9 @@ def _best_cost(training: dict[str, Any]) -> float:
 def _standing(job: Job) -> str:
     """How far a run came that did not finish."""
     stages = ", ".join(job.clock.seconds) or "nothing yet"
+    checkpoints = job.ledger.records("checkpoint", job.clock.model) if job.clock.model else []
+    if checkpoints:
+        stages += f"; a checkpoint keeps {trained(checkpoints[-1])}"
     n_rows = sum(shard.n_rows for shard in job.shards)
     records = job.ledger.records("part", job.clock.features) if job.clock.features else []
     n_done = sum(record.facts["n_rows"] for record in records)

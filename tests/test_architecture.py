@@ -57,6 +57,7 @@ ORDER = [
     "training",
     "encoding",
     "job",
+    "earlier",
     "fit",
     "run",
     "cli",
