@@ -9,14 +9,21 @@ import ctypes
 import sys
 from pathlib import Path
 
+import anndata
 import h5py
 import hdf5plugin
+import hdf5storage
 import numpy as np
+import pandas as pd
+import scipy.sparse
+import tables
 
 HERE = Path(__file__).parent
 # 35 of 240 elements are no multiple of 8, where bitshuffle leaves some as they are; and they can be told apart.
 ROWS = (np.arange(240).reshape(60, 4) % 97).astype("<i4")
 CHUNKS = (35, 4)
+FEW = np.where(ROWS % 3, 0, ROWS).astype("f4")
+KINDS = np.array(["b", "a", "c"])[ROWS[:, 0] % 3]
 
 
 def filtered() -> None:
@@ -72,10 +79,41 @@ def _n_bit(path: Path, precision: int) -> None:
         made.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS)
 
 
+def sparse() -> None:
+    """AnnData's, with labels as categories: by rows and by columns."""
+    obs = pd.DataFrame({"kind": pd.Categorical(KINDS)}, index=[f"cell {i}" for i in range(60)])
+    for form in ("csr", "csc"):
+        data = anndata.AnnData(getattr(scipy.sparse, f"{form}_matrix")(FEW), obs=obs)
+        with h5py.File(HERE / f"sparse-{form}.h5ad", "w", libver="latest") as file:  # ten times smaller
+            anndata.io.write_elem(file, "/", data)
+
+
+def frames() -> None:
+    """Frames of pandas, which has PyTables write them, of one type and of several."""
+    frame = pd.DataFrame(ROWS.astype("f4"), columns=list("abcd"))
+    for name, each in {"": frame, "-mixed": frame.assign(d=ROWS[:, 3])}.items():
+        each.to_hdf(HERE / f"frames-fixed{name}.h5", key="df")
+        each.to_hdf(HERE / f"frames-table{name}.h5", key="df", format="table", index=False, complevel=1)
+
+
+def records() -> None:
+    """A table of PyTables', of fields that are numbers of one type."""
+    with tables.open_file(HERE / "records.h5", "w") as file:
+        fields = {name: tables.Int32Col(pos=i) for i, name in enumerate("abcd")}
+        table = file.create_table("/", "table", fields, chunkshape=35)
+        table.append([tuple(row) for row in ROWS.tolist()])
+
+
+def matlab() -> None:
+    """A file of MATLAB 7.3: behind a user block, rows in columns, labels in a column of their own."""
+    held = {"X": ROWS.astype("f8"), "y": np.arange(60.0)}
+    hdf5storage.savemat(str(HERE / "matlab.mat"), held, format="7.3", oned_as="column", store_python_metadata=False)
+
+
 def main() -> None:
     """Write all of them."""
-    filtered()
-    packed()
+    for write in (filtered, packed, sparse, frames, records, matlab):
+        write()
 
 
 if __name__ == "__main__":
