@@ -65,7 +65,8 @@ def test_text_through_a_registered_filter_does_not_cost_the_file(caplog):
     (shard,) = open_shards([str(path_of("text"))])
     np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
     assert [*read_riders(Block(shard, 0, 60))] == ["y"]
-    assert shard.left_out and "plugin (not allowed)" in str(shard.left_out)
+    assert shard.left_out
+    assert "plugin (not allowed)" in str(shard.left_out)
 
 
 @pytest.mark.parametrize(
