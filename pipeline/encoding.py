@@ -23,7 +23,7 @@ from pipeline.features import PartMemory
 from pipeline.gate import Shard
 from pipeline.ledger import Entry, Record
 from pipeline.plan import Plan
-from pipeline.policy import Policy
+from pipeline.policy import Judged, Outside, Policy, farthest
 from pipeline.progress import Progress
 from pipeline.riding import absent, chunk_rows, read_rider, told
 from pipeline.shards import Block, read, read_riders
@@ -195,17 +195,21 @@ class _Work:
         features = memory.features(len(source))
         valid = np.ones(len(source), dtype=bool)
         bad: list[dict[str, Any]] = []
+        outside: list[Outside] = []
         with self._turns:
-            n_outside = self._encode_blocks(part, features, valid, bad)
+            n_outside = self._encode_blocks(part, features, valid, bad, outside)
         if part.number in self._policy.unreadable:
             bad = self._policy.of_unreadable(part.number, source)
         riders = self._riders(source, bad)
         facts = self._facts(part, valid, n_outside)
         about = {**self._about, **{f"source_{key}": value for key, value in facts.items()}}
         entry = self._write(f"parts/{part.key}", ".h5", memory.file(valid, riders, about))
-        return Encoded(part, entry, {**facts, "bad": bad} if self._policy.on_bad_data == "quarantine" else facts)
+        more: dict[str, Any] = {"bad": bad} if self._policy.on_bad_data == "quarantine" else {}
+        return Encoded(part, entry, {**facts, **more, **({"outside": outside} if outside else {})})
 
-    def _encode_blocks(self, part: Part, features: np.ndarray, valid: np.ndarray, bad: list[dict[str, Any]]) -> int:
+    def _encode_blocks(
+        self, part: Part, features: np.ndarray, valid: np.ndarray, bad: list[dict[str, Any]], outside: list[Outside]
+    ) -> int:
         n_outside, source = 0, part.source
         for block in _blocks_of(source, self._block_rows):
             signals.check()
@@ -215,24 +219,27 @@ class _Work:
             if part.number in self._policy.unreadable:
                 features[place], valid[place] = np.nan, False
             else:
-                n_outside += self._encode_block(block, features[place], valid[place], bad)
+                judged = self._encode_block(block, features[place], valid[place])
+                if judged is not None:
+                    n_outside += judged.n_outside
+                    bad += judged.reasons
+                    outside[:] = farthest([*outside, *judged.outside])
             self._progress.advance(len(block))
         return n_outside
 
-    def _encode_block(self, block: Block, features: np.ndarray, valid: np.ndarray, bad: list[dict[str, Any]]) -> int:
-        """Features of a block's rows, and which of them count; how many lie outside the model's range."""
+    def _encode_block(self, block: Block, features: np.ndarray, valid: np.ndarray) -> Judged | None:
+        """Features of a block's rows, and which of them count; what is to be said of odd ones, if there are any."""
         rows = read(block, self._block_memory(block))
         odd = self._encode(rows, features)
         among = odd if self._policy.missing is None else None
         if among is not None and not len(among):
-            return 0
+            return None
         judged = self._policy.before(block, rows, among)
         if judged.rows is not rows:
             self._encode(judged.rows, features)
         judged = self._policy.after(block, judged, features, among)
         features[judged.bad], valid[judged.bad] = np.nan, False
-        bad += judged.reasons
-        return judged.n_outside
+        return judged
 
     # -- memory of a thread, used for one block and one part after the other --
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,10 +13,40 @@ from pipeline.errors import DataError
 from pipeline.scan import bad_entries, bad_rows
 from pipeline.shards import Block
 
-__all__ = ["Judged", "Policy"]
+__all__ = ["Judged", "Outside", "Policy", "farthest"]
 
 _COLUMNS_LISTED = 20
+_WORST = 3
 _NONE = np.empty(0, dtype=np.int64)
+
+
+class Outside(NamedTuple):
+    """How far rows lie outside a model's range in a column: the value that is farthest from its `low` and `high`."""
+
+    column: int
+    value: float
+    low: float
+    high: float
+
+    @property
+    def distance(self) -> float:
+        """From the range, in ranges; 0 where the range is one value, since such a column becomes 0 whatever it is."""
+        beyond = max(self.low - self.value, self.value - self.high)
+        return beyond / (self.high - self.low) if self.high > self.low else 0.0
+
+    def __str__(self) -> str:
+        if self.high <= self.low:
+            return f"column {self.column} ({self.value:g}, trained on {self.low:g} alone)"
+        far = f"{self.distance:.3g} times that range away"
+        return f"column {self.column} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
+
+
+def farthest(found: Iterable[Outside]) -> list[Outside]:
+    """The columns in which rows lie farthest outside: the worst first, each once, and `_WORST` at most."""
+    worst: dict[int, Outside] = {}
+    for one in sorted(found, key=lambda one: (-one.distance, one)):
+        worst.setdefault(one.column, one)
+    return list(worst.values())[:_WORST]
 
 
 @dataclass(frozen=True)
@@ -32,12 +62,15 @@ class Judged:
         Good rows outside the model's range.
     reasons : list of dict
         With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
+    outside : list of Outside
+        The columns in which good rows lie farthest outside that range.
     """
 
     rows: np.ndarray
     bad: np.ndarray
     n_outside: int
     reasons: list[dict[str, Any]]
+    outside: list[Outside] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,9 +120,10 @@ class Policy:
         if self.minimum is None or self.maximum is None or len(bad) == len(some):
             return Judged(rows, numbers[bad], 0, reasons)
         outside = self._outside(block, numbers, some, bad, self.minimum, self.maximum)
+        worst = _farthest(some[outside], self.minimum, self.maximum)
         if len(outside) and self.out_of_range == "clip":
             rows = np.clip(rows, *_edges(self.minimum, self.maximum, rows.dtype))
-        return Judged(rows, numbers[bad], len(outside), reasons)
+        return Judged(rows, numbers[bad], len(outside), reasons, worst)
 
     def after(self, block: Block, judged: Judged, features: np.ndarray, among: np.ndarray | None = None) -> Judged:
         """Judge rows by their features: finite rows so far away that they overflow float32 are no better than bad ones.
@@ -119,7 +153,7 @@ class Policy:
             )
         reasons = [_reason(block.start + row, _NONE, "overflows float32") for row in lost]
         listed = judged.reasons + (reasons if self.on_bad_data == "quarantine" else [])
-        return Judged(judged.rows, np.union1d(judged.bad, lost), judged.n_outside, listed)
+        return replace(judged, bad=np.union1d(judged.bad, lost), reasons=listed)
 
     def of_unreadable(self, number: int, source: Block) -> list[dict[str, Any]]:
         """What is said of a part of a shard that cannot be read."""
@@ -133,8 +167,8 @@ class Policy:
             row, column = bad[0], int(np.flatnonzero(entries[bad[0]])[0])
             raise DataError(
                 f"{block}: {rows[row, column]} in row {block.start + numbers[row]}, column {column}; {len(bad)} of "
-                "these rows hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or use "
-                "--on-bad-data skip."
+                "these rows hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or leave such "
+                "rows out, however many there are, with --on-bad-data skip --max-bad-rows 100%."
             )
         reasons = []
         if self.on_bad_data == "quarantine":
@@ -161,6 +195,18 @@ class Policy:
                 "rows lie outside. Train a model on them, or use --out-of-range clip."
             )
         return outside
+
+
+def _farthest(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Outside]:
+    if not len(rows):
+        return []
+    least, most = rows.min(axis=0), rows.max(axis=0)
+    found = [
+        Outside(int(column), float(value[column]), float(low[column]), float(high[column]))
+        for value, is_out in ((least, least < low), (most, most > high))
+        for column in np.flatnonzero(is_out)
+    ]
+    return farthest(found)
 
 
 def _edges(low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:

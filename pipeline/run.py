@@ -39,7 +39,7 @@ from pipeline.job import Clock, Job, resolved
 from pipeline.ledger import Entry, Ledger, Record, claim
 from pipeline.model import Model, load_model
 from pipeline.plan import make_plan
-from pipeline.policy import Policy
+from pipeline.policy import Outside, Policy, farthest
 from pipeline.request import Request, request_of
 from pipeline.scan import Scan
 from pipeline.shards import open_shards
@@ -53,6 +53,8 @@ __all__ = ["Summary", "run"]
 
 log = logging.getLogger(__name__)
 
+_OF_RECORDS = ("bad", "outside")  # facts of a part that its line of the manifest does not repeat
+_MANY_OUTSIDE = 0.01  # of the rows
 # What changes a run from outside and stands in no setting.
 _VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 _COMPILER = "Install one (Debian: g++), or name another with THEANO_FLAGS=cxx=NAME"
@@ -318,6 +320,7 @@ def _extract(job: Job, given: Model | None) -> Summary:
         model, autoencoder = given, autoencoder_of(job, given.scaler)
         autoencoder.set_parameters(given.parameters)
     records = _encode(job, model, autoencoder, _policy(job, given, found), job.of_features(model, found))
+    _tell_outside(records)
     job.clock.lap("encoding")
     return _finish(job, model, records, given is None, found)
 
@@ -379,6 +382,18 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
     return ledger.records("part", fingerprint)
 
 
+def _tell_outside(records: Sequence[Record]) -> None:
+    """Warn when many rows are not like those that a given model has learnt from."""
+    n_rows, n_outside = (sum(record.facts[name] for record in records) for name in ("n_rows", "n_outside"))
+    if n_outside > _MANY_OUTSIDE * n_rows:
+        worst = farthest(Outside(*found) for record in records for found in record.facts.get("outside", []))
+        log.warning(
+            "%d of %d rows lie outside the range of the rows that the model was trained on, farthest in %s. Their "
+            "features may mean little: train a model on such rows, or choose with --out-of-range.",
+            *(n_outside, n_rows, "; ".join(map(str, worst))),
+        )
+
+
 def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, found: Scan | None) -> Summary:
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
     ledger = job.ledger
@@ -416,7 +431,7 @@ def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, fou
         files[QUARANTINE] = _quarantine(job, records)
     entries = [asdict(ledger.replace(name, data)) for name, data in files.items()]
     entries += [asdict(entry) for entry in _single_file(job, records, {**about, "n_bad": summary.n_bad})]
-    lines = [{**asdict(r.entry), **{k: v for k, v in r.facts.items() if k != "bad"}} for r in records]
+    lines = [{**asdict(r.entry), **{k: v for k, v in r.facts.items() if k not in _OF_RECORDS}} for r in records]
     request = job.request
     kept = [
         request.of_scan(),

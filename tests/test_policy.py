@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.gate import Shard
-from pipeline.policy import Policy
+from pipeline.policy import Outside, Policy, farthest
 from pipeline.shards import Block
 from tests.helpers import refused
 
@@ -77,6 +77,25 @@ LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
 
 def ranged(out_of_range: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> Policy:
     return Policy(on_bad_data, out_of_range=out_of_range, minimum=low, maximum=high)
+
+
+def test_the_columns_that_lie_farthest_outside_are_told() -> None:
+    judged = judge(ranged("allow"), [[2, 8], [0, 0], [np.nan, 99], [-3, 0]])
+    assert judged.outside == [Outside(0, -3, 0, 1), Outside(1, 8, -1, 2)]
+    assert [one.distance for one in judged.outside] == [3, 2]
+    assert str(judged.outside[1]) == "column 1 (8, trained on -1 to 2, 2 times that range away)"
+    assert judge(ranged("allow"), [[1, 2]]).outside == []
+
+
+def test_what_is_farthest_does_not_depend_on_how_it_is_gathered() -> None:
+    rng = np.random.default_rng(0)
+    found = [Outside(int(rng.integers(8)), float(rng.normal() * 9 + 20), 0, float(rng.integers(3))) for _ in range(60)]
+    expected = farthest(found)
+    for size in (1, 7, 30):
+        pieces = [farthest(found[i : i + size]) for i in range(0, 60, size)]
+        assert farthest(one for piece in pieces for one in piece) == expected
+    assert len({one.column for one in expected}) == 3
+    assert str(Outside(2, 5, 0, 0)) == "column 2 (5, trained on 0 alone)"
 
 
 def test_v6_rows_on_the_edge_are_inside() -> None:
