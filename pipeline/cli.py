@@ -16,7 +16,7 @@ from pipeline.config import Config, parse
 from pipeline.disk import Disk
 from pipeline.errors import ConfigError, ReadFailed, ShardpressError, SystemLimit, TryAgain, UsageError, WriteFailed
 from pipeline.run import run
-from pipeline.runlog import RunLog
+from pipeline.runlog import Dated, RunLog
 from pipeline.signals import Stopped, stoppable
 
 __all__ = ["main"]
@@ -49,7 +49,9 @@ def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(Dated())
+    logging.basicConfig(handlers=[terminal])
     logging.raiseExceptions = False  # a log that nobody reads any more is no reason to stop
     run_log = RunLog()
     logging.getLogger().addHandler(run_log)

@@ -1,17 +1,32 @@
-"""``run.log`` in the output directory: what the terminal shows, for the morning after it was closed."""
+"""Lines with their time, on the terminal and in ``run.log``, for the morning after the terminal was closed."""
 
 from __future__ import annotations
 
 import logging
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["RunLog"]
+__all__ = ["Dated", "RunLog"]
 
 _NAME = "run.log"
 _MAX_WAITING = 1000
+
+
+class Dated(logging.Formatter):
+    """For the terminal: the time of day, with the date in the first line of each day."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._day = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """When a record was made."""
+        day, clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created)).split()
+        is_new, self._day = day != self._day, day
+        return f"{day} {clock}" if is_new else clock
 
 
 class RunLog(logging.Handler):

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import time
 
 import pytest
 
-from pipeline.runlog import RunLog
+from pipeline.runlog import Dated, RunLog
 
 
 @pytest.fixture
@@ -29,6 +30,23 @@ def test_lines_from_before_the_directory_was_known_come_first(tmp_path, run_log)
     run_log.emit(record("two"))
     run_log.say("three")
     assert [line.split(" ", 2)[2] for line in lines(tmp_path)] == ["WARNING one", "WARNING two", "INFO three"]
+
+
+def test_on_the_terminal_the_date_stands_where_a_day_begins(monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    formatter, said = Dated(), []
+    for created in (86398, 86399, 86400, 86401, 3 * 86400):
+        line = record("line")
+        line.created = created
+        said.append(formatter.format(line))
+    assert said == [
+        "1970-01-01 23:59:58 WARNING line",
+        "23:59:59 WARNING line",
+        "1970-01-02 00:00:00 WARNING line",
+        "00:00:01 WARNING line",
+        "1970-01-04 00:00:00 WARNING line",
+    ]
 
 
 def test_a_second_run_goes_on_in_the_same_file(tmp_path):
