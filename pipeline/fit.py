@@ -44,6 +44,7 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
     """
     found = scanned(job)
     check_usable(job.shards, found, job.config.missing_value)
+    _doubt(job, found)
     job.clock.lap("scan")
     scaler = Scaler.from_scan(found)
     autoencoder = autoencoder_of(job, scaler)
@@ -134,13 +135,35 @@ def _judge(job: Job, found: Scan) -> None:
     config = job.config
     words = describe_bad_rows(job.shards, found, config.missing_value)
     if not job.tolerates_bad_data:
-        raise DataError(f"{words}, expected finite numbers. Mend the files, or use --on-bad-data skip.")
+        raise DataError(f"{words}, expected finite numbers. {_leave_out(config, found)}")
     limit = allowed(config.max_bad_rows, found.n_rows)
     if n_bad > limit:
         raise DataError(
-            f"{words}, expected {limit} at most (--max-bad-rows {config.max_bad_rows}). Mend the files, or raise it."
+            f"{words}, expected {limit} at most (--max-bad-rows {config.max_bad_rows}). {_leave_out(config, found)}"
         )
     log.warning("%s; they are left out and get NaN features", words)
+
+
+def _leave_out(config: Config, found: Scan) -> str:
+    """What to do about bad rows: all flags that it takes, so that the next run goes through."""
+    if not found.n_good:
+        return "Mend the files: no row would be left."
+    how = config.on_bad_data if config.on_bad_data != "raise" else "skip"
+    limit = f" --max-bad-rows {len(found.bad_rows)}"
+    is_within = len(found.bad_rows) <= allowed(config.max_bad_rows, found.n_rows)
+    return f"Mend the files, or leave these rows out with --on-bad-data {how}{'' if is_within else limit}."
+
+
+def _doubt(job: Job, found: Scan) -> None:
+    """Warn of data from which little can be learnt."""
+    if found.n_good < job.n_features:
+        n_inputs = job.shards[0].n_inputs
+        advice = " If rows stand as columns there: --orientation columns." if n_inputs > found.n_rows else ""
+        log.warning(
+            "%d usable rows of %d columns are fewer than the %d features that they become: a model can learn them by "
+            "heart and tell little about others. Give more rows, or lower --n-features.%s",
+            *(found.n_good, n_inputs, job.n_features, advice),
+        )
 
 
 # -- training ----------------------------------------------------------------------------------------------------

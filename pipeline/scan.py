@@ -148,12 +148,23 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
     Raises
     ------
     DataError
-        When there is no good row, or a column's range is no float64.
+        When there are no two good rows that differ, or a column's range is no float64.
     """
     if not found.n_good:
         raise DataError(
             f"no usable rows: all {found.n_rows} rows hold {_words(missing)}, or cannot be read, from "
             f"file={shown(shards[0].path)} on"
+        )
+    where = f"file={shown(shards[0].path)} dataset={shown(shards[0].dataset)}"
+    if found.n_good == 1:
+        raise DataError(
+            f"{where}: 1 usable row of {found.n_rows}, expected two or more: nothing can be learnt from one. Give more "
+            "rows, or encode with a fitted model (--model)."
+        )
+    if found.constant.all():
+        raise DataError(
+            f"{where}: all {found.n_good} usable rows are the same, expected columns that vary: there is nothing to "
+            "learn. Name another dataset with --dataset, or give other rows."
         )
     with np.errstate(over="ignore"):
         endless = np.flatnonzero(np.isinf(found.maximum - found.minimum))

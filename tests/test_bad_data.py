@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -234,7 +235,42 @@ def test_v3_a_shard_of_bad_rows_only_keeps_its_place(shards: Shards, mode: str) 
     check(shards.output, shards.arrays, range(20, 33))
 
 
-@pytest.mark.parametrize("constant", [[1], [0, 2, 3], [0, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize(
+    ("rows", "phrase"),
+    [(np.full((30, 4), 7.25), "all 30 usable rows are the same"), (np.arange(4.0)[None], "1 usable row of 1")],
+    ids=["constant", "one row"],
+)
+def test_rows_that_teach_nothing_are_refused(
+    shards: Shards, caplog: pytest.LogCaptureFixture, rows: np.ndarray, phrase: str
+) -> None:
+    shards.add(rows.astype(np.float32))
+    assert shards.run("--batch-size", "1") == 65
+    assert phrase in errors(caplog)
+
+
+def test_rows_fewer_than_features_are_warned_of(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    shards.fill(2)
+    assert shards.run("--batch-size", "1", "--n-features", "3") == 0
+    assert "2 usable rows of 4 columns are fewer than the 3 features that they become" in caplog.text
+    assert "If rows stand as columns there: --orientation columns." in caplog.text
+    caplog.clear()
+    assert shards.run("--batch-size", "1", "--n-features", "2", "--restart") == 0
+    assert "usable rows" not in caplog.text
+
+
+def test_the_first_error_names_all_that_the_next_run_needs(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 4))
+    rows[::10, 1] = np.nan
+    shards.add(rows)
+    for more in ([], ["--on-bad-data", "quarantine"]):
+        caplog.clear()
+        assert shards.run(*more) == 65
+        (advice,) = re.findall(r"leave these rows out with (.*)\.$", errors(caplog), re.MULTILINE)
+        assert advice == f"--on-bad-data {more[-1] if more else 'skip'} --max-bad-rows 10"
+    assert shards.run(*advice.split()) == 0
+
+
+@pytest.mark.parametrize("constant", [[1], [0, 2, 3]], ids=str)
 def test_v4_a_constant_column_becomes_0_and_is_told_once(
     shards: Shards, caplog: pytest.LogCaptureFixture, constant: list[int]
 ) -> None:
@@ -299,7 +335,12 @@ def scattered(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> t
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.int64])
 def test_v6_rows_outside_are_counted_and_clipped_or_not(
-    shards: Shards, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: Any
+    shards: Shards,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    dtype: Any,
 ) -> None:
     rng, n_outside = np.random.default_rng(2), 0
     for size in (30, 0, 21, 40):
@@ -319,6 +360,8 @@ def test_v6_rows_outside_are_counted_and_clipped_or_not(
         assert f" {n_outside} rows lie outside the model's range." in capsys.readouterr().out
         assert read_manifest(output)["summary"]["n_outside"] == n_outside
         check(output, arrays, [], fitted)
+    assert f"{n_outside} of 91 rows lie outside the range of the rows that the model was trained on" in caplog.text
+    assert "farthest in column " in caplog.text
 
 
 def test_v6_a_row_outside_stops_the_run_where_that_is_asked_for(
