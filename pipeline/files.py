@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +19,14 @@ from typing import TypeVar
 
 from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, shown
 
-__all__ = ["FILES", "Identity", "opened", "persistently", "read_into", "stand_in"]
+__all__ = ["FILES", "Identity", "opened", "persistently", "read_into", "stand_in", "writers"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _TRIES = 4
+_MOST_LOCKS = 2**18  # characters
 _PAUSE = 0.2  # seconds before the second try, doubled before each later one
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
 
@@ -109,6 +111,20 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
         _check_same(path, Identity.of(descriptor), found)
     finally:
         FILES.close(descriptor)
+
+
+def writers() -> dict[tuple[int, int], int]:
+    """Processes that hold a file locked for writing, as HDF5 does while one writes: by the file's device and inode.
+
+    As the kernel lists them. To try for a lock of one's own could keep a writer out for a moment, or wait for a server.
+    """
+    try:
+        with open("/proc/locks") as file:
+            lines = file.read(_MOST_LOCKS)
+    except (OSError, ValueError):
+        return {}
+    found = re.findall(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", lines, re.MULTILINE)
+    return {(os.makedev(int(major, 16), int(minor, 16)), int(inode)): int(pid) for pid, major, minor, inode in found}
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:

@@ -1,7 +1,7 @@
 """The fitted model as named arrays: scaling, weights, files, and a NumPy encoder that needs nothing else.
 
 No pickle, in or out. ``model.h5`` keeps the scaling and the weights apart; ``encoder.npz`` holds them folded into one
-affine map, so that ``1 / (1 + exp(-(rows @ W + b)))`` is all that a reader needs.
+affine map, so that ``1 / (1 + exp(-(rows @ W + b)))`` is all that a reader of rows (n_rows, n_inputs) needs.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import DataError, ShardpressError, shown
+from pipeline.files import writers
 from pipeline.gate import Shard, vet
 from pipeline.gatekeeper import retire
 from pipeline.master import follow, pointer
@@ -135,6 +136,7 @@ def open_shards(
         )
     found = alike(shards)
     _log_shards(found)
+    _warn_of_writers(found)
     return found
 
 
@@ -240,6 +242,19 @@ def _log_shards(shards: Sequence[Shard]) -> None:
     for shard in shards:
         if not shard.n_rows:
             log.warning("file=%s dataset=%s: no rows", shown(shard.path), shown(shard.dataset))
+
+
+def _warn_of_writers(shards: Sequence[Shard]) -> None:
+    at_work = writers()
+    held = [(shard, at_work[key]) for shard in shards if (key := (shard.device, shard.inode)) in at_work]
+    if held:
+        (shard, pid), *others = held
+        more = f" (and {len(others)} more files are held so)" if others else ""
+        log.warning(
+            "file=%s: process %d holds it open for writing%s: what is written from now on is not read, or ends the "
+            "run. Close it there first.",
+            *(shown(shard.path), pid, more),
+        )
 
 
 # -- reading -----------------------------------------------------------------------------------------------------

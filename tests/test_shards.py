@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
+from pipeline import files
 from pipeline.errors import DataError, shown
 from pipeline.files import FILES
 from pipeline.formats import seal
@@ -643,3 +644,26 @@ def test_a_shard_can_be_sent_to_another_process(tmp_path):
     sent = pickle.loads(pickle.dumps(Block(shard, 2, 7)))
     assert sent == Block(shard, 2, 7)
     np.testing.assert_array_equal(read(sent), numbered(5, first=2))
+
+
+def test_i8_a_file_that_a_process_holds_open_for_writing_is_warned_of(tmp_path, caplog):
+    """As h5py does, and as any program does that locks what it writes."""
+    paths = [write_shard(tmp_path / f"{i}.h5", numbered(3)) for i in range(3)]
+    with h5py.File(paths[1], "a"), open(paths[2], "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        open_shards(paths)
+    words = f"file={paths[1]}: process {os.getpid()} holds it open for writing (and 1 more files are held so)"
+    assert [record.levelname for record in caplog.records if words in record.message] == ["WARNING"]
+    caplog.clear()
+    with h5py.File(paths[1]):
+        open_shards(paths)
+    assert "for writing" not in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "1: FLOCK", "text\n" * 10, "1: FLOCK  ADVISORY  READ 1 fe:00:7 0 EOF\n"])
+def test_a_list_of_locks_that_says_nothing_is_no_warning(tmp_path, monkeypatch, content):
+    (tmp_path / "locks").write_text(content)
+    monkeypatch.setattr(files, "open", lambda _: (tmp_path / "locks").open(), raising=False)
+    assert files.writers() == {}
+    (tmp_path / "locks").unlink()
+    assert files.writers() == {}
