@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,6 +111,8 @@ class Shard:
         BLAKE3 of the file, where it was compared with one.
     columns : tuple of str
         The columns' names, where the file gives them.
+    fill_value : float, optional
+        What stands for no value, as the file says.
     form : str
         How it holds the rows, as in `pipeline.forms`.
     layouts : tuple of Layout
@@ -130,6 +132,7 @@ class Shard:
     device: int = 0
     digest: str = ""
     columns: tuple[str, ...] = field(default=(), repr=False)
+    fill_value: float | None = None
     form: str = "dense"
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
@@ -250,6 +253,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
         inode=found.inode,
         device=found.device,
         columns=tuple(columns),
+        fill_value=_finite(facts["fill_value"]),
         layouts=tuple(layouts),
         left_out=_left_out(facts["left_out"]),
     )
@@ -258,6 +262,12 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
 def _fits(layout: Layout, n_rows: int) -> bool:
     """Whether it rides along; of an array for each row only rows first."""
     return rides(layout.shape, n_rows) and (layout.dtype.subdtype is None or layout.shape[0] == n_rows)
+
+
+def _finite(claim: Any) -> float | None:
+    if claim is not None and (type(claim) not in (int, float) or not isfinite(claim)):
+        raise ValueError("fill value")
+    return claim
 
 
 def _chunk_rows(form: str, layouts: list[Layout], shape: tuple[int, ...]) -> int:

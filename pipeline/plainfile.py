@@ -114,7 +114,7 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
         raise Odd
     across = orientation == "columns"
     shape = (rows.shape[-1], *rows.shape[:-1]) if across else rows.shape
-    notable = {b"columns"} if orientation else {b"columns", b"MATLAB_class"}
+    notable = {b"columns", b"_FillValue"} | (set() if orientation else {b"MATLAB_class"})
     expect(rows.is_candidate, prod(shape[1:]), notable.isdisjoint(map(_name_of, rows.header.get(Kind.ATTRIBUTE, []))))
     arrays: list[np.ndarray] = []
     layouts = [_layout(file, rows, dataset, arrays)]
@@ -130,7 +130,8 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
             riders.append({"name": text(rider), "layout": _layout(file, found, path, arrays)})
         elif found.shape:
             left_out.note(rider, *misfit(found.shape, shape))
-    facts = {"dataset": dataset, "columns": None, "form": "columns" if across else "dense", "shape": list(shape)}
+    form = {"form": "columns" if across else "dense", "shape": list(shape)}
+    facts = {"dataset": dataset, "columns": None, "fill_value": None, **form}
     return {**facts, "rows": layouts, "riders": riders, "left_out": left_out.told}, arrays
 
 

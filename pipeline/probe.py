@@ -7,7 +7,7 @@ checks.
 from __future__ import annotations
 
 import ctypes
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import h5py
@@ -32,7 +32,7 @@ MOST_NAMES = 2**16  # in the attribute `columns`
 ANSWER_BYTES = 2**24  # of values, in one answer
 MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26
 
-_COLUMNS = b"columns"
+_COLUMNS, _FILL_VALUE = b"columns", b"_FillValue"
 _TEXTS = 1024  # read at once: how long texts are is known afterwards only
 _UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
 _EVERY_FILTER = 0xFFFFFFFF
@@ -60,9 +60,9 @@ def describe(
     Returns
     -------
     dict
-        ``dataset`` and ``columns``; ``form``, ``shape`` and ``rows``, how the rows lie and where: the layouts of what
-        makes them up, as in `pipeline.forms`; ``riders``, each with ``name`` and ``layout``; ``left_out``, as of
-        `riders.LeftOut`.
+        ``dataset``, ``columns`` and ``fill_value``; ``form``, ``shape`` and ``rows``, how the rows lie and where: the
+        layouts of what makes them up, as in `pipeline.forms`; ``riders``, each with ``name`` and ``layout``;
+        ``left_out``, as of `riders.LeftOut`.
     list of ndarray
         Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64; of each one inside the metadata: its bytes.
@@ -77,6 +77,7 @@ def describe(
     facts = {
         "dataset": rows.name,
         "columns": _columns(rows.parts[0][1], rows.name),
+        "fill_value": _fill_value(rows.parts[0][1]),
         "form": rows.form,
         "shape": rows.shape,
         "rows": layouts,
@@ -100,6 +101,23 @@ def _columns(rows: h5py.Dataset, name: str) -> list[str] | None:
     if sum(map(len, names)) > ANSWER_BYTES:
         raise Refused(f"attribute columns: names of more than {ANSWER_BYTES} bytes", name)
     return [text(each) if isinstance(each, bytes) else str(each) for each in names.tolist()]
+
+
+def _fill_value(rows: h5py.Dataset) -> float | None:
+    """The number in netCDF's attribute `_FillValue`, which stands for no value."""
+    if not h5py.h5a.exists(rows.id, _FILL_VALUE):
+        return None
+    found = h5py.h5a.open(rows.id, _FILL_VALUE)
+    try:
+        stored = found.dtype
+    except TypeError:  # one that NumPy does not have
+        return None
+    if found.shape not in ((), (1,)) or stored.kind not in "iuf" or stored.itemsize > 8:
+        return None
+    value = np.empty(found.shape, stored)
+    found.read(value)
+    number = value.item()
+    return number if isfinite(number) else None
 
 
 # -- layouts -----------------------------------------------------------------------------------------------------

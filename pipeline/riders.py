@@ -107,10 +107,10 @@ def _rider(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset | t
         return reason, True
     if not found.shape:
         return None
-    if not rides(found.shape, shape[0]):
-        return misfit(found.shape, shape)
     if _is_bare(found):
         return "a dimension of netCDF without values", False
+    if not rides(found.shape, shape[0]):
+        return misfit(found.shape, shape)
     stored = dtype_of(found)
     if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
         return "neither plain nor text", True

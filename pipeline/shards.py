@@ -238,6 +238,8 @@ def _log_shards(shards: Sequence[Shard]) -> None:
         log.info("input: dtypes %s are read as %s", sorted({s.stored_dtype for s in shards}), row_dtype(shards))
     for form in dict.fromkeys(shard.form for shard in shards if shard.form in _TOLD):
         log.info("input: rows are %s", _TOLD[form])
+    for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
+        log.info("input: attribute _FillValue: %s stands for no value. If it occurs: --missing-value %s", value, value)
     log_riding(shards)
     for shard in shards:
         if not shard.n_rows:

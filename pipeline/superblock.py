@@ -26,6 +26,9 @@ _OTHERS = [  # beginnings in small letters
     ((b"matlab 5.0 mat-file",), " but an older MATLAB file. Save it anew: save(..., '-v7.3') in MATLAB."),
     ((b"cdf\1", b"cdf\2", b"cdf\5"), " but netCDF-3, expected netCDF-4. Run: nccopy -k nc4"),
     ((b"\x0e\3\x13\1",), " but HDF4, expected HDF5. Run: h4toh5"),
+    ((b"pk\3\4",), " but a ZIP archive, such as .npz and .keras are. Write what it holds as HDF5 (docs/inputs.md)."),
+    ((b"\x1f\x8b",), " but compressed as a whole. Run: gunzip"),
+    ((b"\x93numpy",), " but NumPy's. Write its rows as HDF5 (docs/inputs.md)."),
 ]
 
 

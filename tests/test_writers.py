@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from pipeline.shards import Block, open_shards, read, read_riders
-from tests.helpers import refused
+from tests.helpers import refused, write_shard
 
 FILES = Path(__file__).parent / "files"
 ROWS = np.arange(240).reshape(60, 4) % 97
@@ -63,3 +64,74 @@ def test_columns_have_the_names_of_a_tables_fields():
 def test_labels_in_a_column_of_matlabs_ride_along():
     (shard,) = open_shards([str(FILES / "matlab.mat")], orientation="columns")
     assert read_riders(Block(shard, 58, 60))["y"].tolist() == [58, 59]
+
+
+@pytest.mark.parametrize("name", ["netcdf-unlimited.nc", "pytables.h5"])
+def test_rows_and_labels_come_back(name):
+    (shard,) = open_shards([str(FILES / name)])
+    rows, riders = read(Block(shard, 0, 60)), read_riders(Block(shard, 0, 60))
+    np.testing.assert_array_equal(rows, ROWS)
+    np.testing.assert_array_equal(riders["y"], np.arange(60))
+    assert [*riders] == ["y"]
+    assert [each for each in shard.left_out if each.is_missed] == []
+
+
+def test_packed_numbers_come_as_they_are_stored_and_times_ride(caplog):
+    caplog.set_level("INFO", "pipeline")
+    (shard,) = open_shards([str(FILES / "netcdf-times.nc")])
+    rows, riders = read(Block(shard, 0, 60)), read_riders(Block(shard, 0, 60))
+    np.testing.assert_array_equal(rows, 2 * (ROWS - 1))
+    np.testing.assert_array_equal(riders["time"], np.arange(60))
+    assert shard.fill_value == -9999
+    assert "_FillValue: -9999 stands for no value. If it occurs: --missing-value -9999" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (np.float32(1e30), float(np.float32(1e30))),
+        ([2], 2),
+        (np.nan, None),
+        (np.inf, None),
+        ("none", None),
+        ([1, 2], None),
+        (h5py.Empty("f4"), None),
+        (np.zeros((), "i4,f4"), None),
+        (1 + 2j, None),
+    ],
+)
+def test_a_number_that_stands_for_no_value_is_one_finite_number(tmp_path, value, told):
+    path = write_shard(tmp_path / "x.h5", ROWS)
+    with h5py.File(path, "a") as file:
+        file["X"].attrs["_FillValue"] = value
+    (shard,) = open_shards([path])
+    assert shard.fill_value == told
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "v200"])
+@pytest.mark.parametrize(
+    "how", [{"fs_strategy": "page", "fs_persist": True}, {"fs_strategy": "none"}, {"fs_strategy": "page"}, {}], ids=str
+)
+@pytest.mark.parametrize("storage", [{}, {"chunks": (7, 3)}, {"chunks": (7, 4), "maxshape": (None, None)}], ids=str)
+def test_h5py_may_lay_out_a_file_as_it_likes(tmp_path, libver, how, storage):
+    with h5py.File(tmp_path / "x", "w", libver=(libver, "latest"), track_order=True, **how) as file:
+        rows = file.create_dataset("X", data=ROWS, track_order=True, **storage)
+        rows.attrs.update({f"a{i}": i for i in range(20)})
+        file["y"] = np.arange(60)
+        for i in range(20):
+            file[f"group {i}/y"] = i
+    (shard,) = open_shards([str(tmp_path)])
+    block = Block(shard, 0, 60)
+    np.testing.assert_array_equal(read(block), ROWS)
+    np.testing.assert_array_equal(read_riders(block)["y"], np.arange(60))
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (4, 4), (4, 8), (8, 4)])
+def test_addresses_and_lengths_may_take_fewer_bytes(tmp_path, sizes):
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_sizes(*sizes)
+    creation.set_userblock(512)
+    with h5py.File(h5py.h5f.create(bytes(tmp_path / "x"), h5py.h5f.ACC_TRUNC, fcpl=creation)) as file:
+        file["X"], file["y"] = ROWS, np.arange(60)
+    (shard,) = open_shards([str(tmp_path)])
+    np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)

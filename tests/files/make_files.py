@@ -13,10 +13,12 @@ import anndata
 import h5py
 import hdf5plugin
 import hdf5storage
+import netCDF4
 import numpy as np
 import pandas as pd
 import scipy.sparse
 import tables
+import xarray
 
 HERE = Path(__file__).parent
 # 35 of 240 elements are no multiple of 8, where bitshuffle leaves some as they are; and they can be told apart.
@@ -70,11 +72,13 @@ def _n_bit(path: Path, precision: int) -> None:
     access, creation = h5py.h5p.create(h5py.h5p.FILE_ACCESS), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     assert hdf5.H5Pset_relax_file_integrity_checks(access.id, 1) >= 0  # or bits that nobody uses are an error
     creation.set_chunk(CHUNKS)
-    creation.set_obj_track_times(False)
+    of_file = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    for properties in (creation, of_file):
+        properties.set_obj_track_times(False)
     assert hdf5.H5Pset_nbit(creation.id) >= 0
     kind = h5py.h5t.STD_I32LE.copy()
     kind.set_precision(precision)
-    with h5py.File(h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, fapl=access)) as file:
+    with h5py.File(h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, of_file, access)) as file:
         made = h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple(ROWS.shape), dcpl=creation)
         made.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS)
 
@@ -110,9 +114,31 @@ def matlab() -> None:
     hdf5storage.savemat(str(HERE / "matlab.mat"), held, format="7.3", oned_as="column", store_python_metadata=False)
 
 
+def netcdf() -> None:
+    """Rows over times, which are values too, by xarray; and over an axis that may grow and has none, by netCDF4."""
+    times = pd.date_range("2024-01-01", periods=60, freq="h")
+    array = xarray.DataArray(ROWS.astype("f4"), {"time": times}, ("time", "place"), "temp")
+    packed = {"dtype": "i2", "scale_factor": 0.5, "add_offset": 1.0, "_FillValue": -9999}
+    array.to_netcdf(HERE / "netcdf-times.nc", engine="netcdf4", encoding={"temp": packed})
+    with netCDF4.Dataset(HERE / "netcdf-unlimited.nc", "w") as file:
+        file.createDimension("t", None)
+        file.createDimension("place", 4)
+        file.createVariable("X", "i4", ("t", "place"), chunksizes=CHUNKS)[:] = ROWS
+        file.createVariable("y", "f8", ("t",), chunksizes=(60,))[:] = np.arange(60.0)
+
+
+def pytables() -> None:
+    """An array that may grow, compressed by Blosc, by PyTables; behind a user block."""
+    filters = tables.Filters(5, "blosc", fletcher32=True)
+    with tables.open_file(HERE / "pytables.h5", "w", filters=filters, user_block_size=512) as file:
+        rows = file.create_earray("/", "X", tables.Int32Atom(), (0, 4), chunkshape=CHUNKS, track_times=False)
+        rows.append(ROWS)
+        file.create_array("/", "y", np.arange(60.0), track_times=False)
+
+
 def main() -> None:
     """Write all of them."""
-    for write in (filtered, packed, sparse, frames, records, matlab):
+    for write in (filtered, packed, sparse, frames, records, matlab, netcdf, pytables):
         write()
 
 
