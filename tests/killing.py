@@ -325,14 +325,14 @@ def _lengths(ended: Ended) -> dict[str, float]:
 
 
 def _write_shards(folder: Path) -> None:
-    """Many small shards, so that there are many parts; some compressed, one with labels and for the child to vet."""
+    """Many small shards, so that there are many parts; with labels, some compressed, one for the child to vet."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(5, 64))
     for i in range(40):
         rows = rng.normal(size=(int(rng.integers(320, 520)), 5)) @ directions
         how = {"chunks": (64, 64), "compression": "gzip"} if i % 3 == 0 else {}
-        beside = {"y": np.arange(len(rows)) % 7, "nothing": h5py.Empty("f4")} if i == 7 else None
+        beside = {"y": np.arange(len(rows)) % 7, **({"nothing": h5py.Empty("f4")} if i == 7 else {})}
         write_shard(folder / f"{i:02d}.h5", rows, riders=beside, **how)
 
 
