@@ -7,6 +7,7 @@ import pytest
 from pipeline import rawread, rowforms
 from pipeline.config import Config
 from pipeline.features import open_features
+from pipeline.files import FILES
 from pipeline.run import run
 from pipeline.scan import scan
 from pipeline.shards import Block, blocks, open_shards, read, read_riders
@@ -159,6 +160,31 @@ def test_a_scan_over_any_form_finds_the_same(tmp_path, form):
     dense, shard = write_both(tmp_path, form, rows)
     expected, found = scan([dense], 100, 1), scan([shard], 7, 2)
     assert found.to_npz() == expected.to_npz()
+
+
+def test_a_block_of_sparse_rows_is_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
+    sizes = []
+
+    def counted(shard, layout, start, stop, dtype):
+        sizes.append(stop - start)
+        return rawread.read_values(shard, layout, start, stop, dtype)
+
+    monkeypatch.setattr(rowforms, "read_values", counted)
+    monkeypatch.setattr(rowforms, "_ENTRIES", 20)
+    rows = some_rows()
+    shard = write_form(tmp_path / "x.h5", "sparse", rows)
+    assert read(Block(shard, 10, 40)).tobytes() == rows[10:40].tobytes()
+    assert sizes[0] == 31  # where the block's rows begin, and no others
+    assert max(sizes[1:]) <= 20
+
+
+def test_a_piece_of_each_column_is_read_at_once(tmp_path, monkeypatch):
+    rows = some_rows(n_rows=3000)
+    shard = write_form(tmp_path / "x.h5", "columns", rows)
+    sizes, preadv = [], FILES.preadv
+    monkeypatch.setattr(FILES, "preadv", lambda *place: sizes.append(len(place[1])) or preadv(*place))
+    assert read(Block(shard, 100, 2900)).tobytes() == rows[100:2900].tobytes()
+    assert sizes == [2800 * 4] * N_INPUTS
 
 
 # -- sparse rows ---------------------------------------------------------------------------------------------------
