@@ -112,7 +112,9 @@ def report(options: argparse.Namespace) -> None:
     for directory, run in zip(directories, runs, strict=True):
         _check_model(directory, run, model, options.features)
     labels = [_labels(directory, run, options.labels) for directory, run in zip(directories, runs, strict=True)]
-    _, codes = classes_of(labels)
+    present = [_present(run, options.labels) for run in runs]
+    codes = np.full(sum(map(len, labels)), LEFT_OUT, dtype=np.int64)
+    _, codes[np.concatenate(present)] = classes_of([y[mask] for y, mask in zip(labels, present, strict=True)])
     valid = np.concatenate([run.valid.compute() for run in runs])
     n_bad, n_unlabelled = int((~valid).sum()), int((codes[valid] == LEFT_OUT).sum())
     codes[~valid] = LEFT_OUT
@@ -162,6 +164,13 @@ def _labels(directory: str, run: Features, name: str) -> np.ndarray:
                 "others are no whole numbers, expected a number or text for each class. Name others with --labels."
             )
     return found
+
+
+def _present(run: Features, name: str) -> np.ndarray:
+    """Which rows have a label: where some shards lack it, a mask rides along."""
+    mask = run.riders.get(f"{name}_present")
+    is_mask = mask is not None and mask.dtype == bool
+    return np.asarray(mask.compute()) if is_mask else np.ones(len(run.riders[name]), dtype=bool)
 
 
 def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.features import Features
-from pipeline.gate import Shard
+from pipeline.gate import Shard, vet
 from pipeline.model import Model
-from pipeline.shards import Block, open_shards, read
+from pipeline.shards import Block, read
 
 __all__ = ["LEFT_OUT", "Piece", "Rows", "pieces"]
 
@@ -104,8 +104,7 @@ def pieces(found: Features, directory: str, most_bytes: int, first: int = 0) -> 
 
 @cache
 def _shard(path: str, dataset: str, orientation: str | None) -> Shard:
-    (shard,) = open_shards([path], dataset, orientation=orientation)
-    return shard
+    return vet(Path(path), dataset, orientation)
 
 
 def _check(model: Model, piece: Piece, raw: np.ndarray, encoded: np.ndarray) -> None:

@@ -151,6 +151,22 @@ def test_raw_rows_are_read_along_the_axis_that_the_run_was_told(
     assert min(accuracies("--features", str(tmp_path / "out")).values()) == 1
 
 
+def test_rows_of_shards_that_lack_the_labels_count_as_unlabelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.arange(60) % 2
+    x = np.random.default_rng(0).normal(size=(60, 10)) + 6 * y[:, None]
+    write_shard(tmp_path / "a.h5", x, riders={"y": y})
+    write_shard(tmp_path / "b.h5", x[:7], riders={"odd": y[:3]})
+    extracted(tmp_path, "*.h5", "out", "--epochs", "3")
+    capsys.readouterr()
+    assert main(["--features", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert "on 12 held-out rows, 2 classes, 48 training rows" in out
+    assert "Left out: 0 bad rows, 7 rows without a label." in out
+    assert "odd" not in err  # that it does not ride along, the run has said
+
+
 @pytest.mark.parametrize("labels", ["bytes", "flag", "whole", "byte"])
 def test_labels_are_text_or_numbers_of_any_storage(accuracies: Callable[..., dict[str, float]], labels: str) -> None:
     expected = accuracies("--features", "a", "--labels", "label")
