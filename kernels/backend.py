@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from kernels.compilecache import settled_before_use
 from kernels.opencl_repair import patch_opencl_reduction
-from kernels.settings import below_the_users, cache_checked_before_use, requested_device, without_scipy
+from kernels.settings import below_the_users, check_flags, requested_device, without_scipy
 
 __all__ = [
     "Device",
@@ -94,10 +95,14 @@ def load() -> ModuleType:
 
     Raises
     ------
-    kernels.settings.UnsafeCompileCache
+    kernels.compilecache.UnsafeCompileCache
         When the compile cache belongs to somebody else or others may write to it.
+    kernels.compilecache.CompileCacheUnavailable
+        When there is no room for one, nor for a temporary one.
+    kernels.compiler.CompilerMissing, kernels.compiler.CompilerFailed
+        When the compiler that is set cannot be started, or fails.
     ValueError
-        When the user's flags are refused by Theano.
+        When the user's flags are refused by Theano, or `UnknownFlag` when Theano does not know them.
     """
     for name in _REMOVED_NUMPY_NAMES:
         if name not in vars(np):
@@ -105,15 +110,14 @@ def load() -> ModuleType:
     # Theano also turns NumPy's floating-point warnings off for the whole process: they are put back.
     with (
         below_the_users(),
-        cache_checked_before_use(),
+        settled_before_use(),
         without_scipy(),
         warnings.catch_warnings(),
         np.errstate(),
     ):
         warnings.simplefilter("ignore")  # Theano 1.0.5 is older than the things it is warned about
-        for about_a_slip in ("Theano does not recognise this flag", "Config key '.*' has no value"):
-            warnings.filterwarnings("default", message=about_a_slip)
         import theano
+    check_flags()
     return theano
 
 

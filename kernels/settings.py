@@ -1,28 +1,28 @@
-"""What Theano reads while it is imported: our settings below the user's own, and a compile cache that is private."""
+"""What Theano reads while it is imported: our settings below the user's own."""
 
 from __future__ import annotations
 
 import os
 import platform
-import stat
+import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.abc import MetaPathFinder
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+from kernels.compilecache import default_cache
 
-__all__ = ["UnsafeCompileCache", "below_the_users", "cache_checked_before_use", "requested_device", "without_scipy"]
+__all__ = ["UnknownFlag", "below_the_users", "check_flags", "requested_device", "without_scipy"]
 
 # Every BLAS routine that Theano's real-valued operations call.
 _BLAS_ROUTINES = ("gemm", "gemv", "ger", "dot", "axpy", "scal")
 
 
-class UnsafeCompileCache(RuntimeError):
-    """The compile cache could be written by somebody else, and Theano runs whatever it finds there."""
+class UnknownFlag(ValueError):
+    """The user's settings name something that Theano does not know, and would pass over."""
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def _default_settings() -> str:
     sections = {
         "global": {
             "floatX": "float32",
-            "base_compiledir": _compile_cache(),
+            "base_compiledir": default_cache(),
             "print_active_device": "False",
         },
         # Several cold processes share one lock, and the default gives up on a slow machine.
@@ -101,6 +101,44 @@ def requested_device() -> str:
     return str(parameter.filter(flags.get("device", in_files)))
 
 
+def check_flags() -> None:
+    """Refuse what Theano would pass over with a warning at most: a name that it does not know, a flag without a value.
+
+    Raises
+    ------
+    UnknownFlag
+        It names what is nearest.
+    """
+    from theano import configparser
+
+    known = {parameter.fullname for parameter in configparser._config_var_list}
+    for flag in _split(os.environ.get("THEANO_FLAGS", "")):
+        name, equals, _ = flag.partition("=")
+        if name not in known:
+            raise UnknownFlag(f"THEANO_FLAGS: Theano has no flag {name!r}.{_nearest(name, known)}")
+        if not equals:
+            raise UnknownFlag(f"THEANO_FLAGS: {name!r} has no value, expected {name}=VALUE")
+    files, spelled = configparser.theano_raw_cfg, {name.lower(): name for name in known}  # as its reader does
+    for section in files.sections():
+        for option in files.options(section):
+            name = option if section == "global" else f"{section}.{option}"
+            if name.lower() not in spelled and option not in files.defaults():
+                near = _nearest(name, spelled)
+                raise UnknownFlag(f".theanorc: Theano has no option {option!r} in section [{section}].{near}")
+
+
+def _split(flags: str) -> list[str]:
+    """As Theano does it, with its quotes and comments."""
+    words = shlex.shlex(flags, posix=True)
+    words.whitespace, words.whitespace_split = ",", True
+    return [word.strip() for word in words if word.strip()]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 class _NoScipy(MetaPathFinder):
     """Says that there is no SciPy, unless it is imported already."""
 
@@ -118,56 +156,3 @@ def without_scipy() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
-
-
-# -- the compile cache -------------------------------------------------------------------------------------------
-
-
-def _compile_cache() -> str:
-    """A private directory for compiled code, one for each pair of Theano and NumPy, which its own name leaves out."""
-    from importlib.metadata import version
-
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
-    return str(root / f"theano-{version('Theano')}-numpy-{np.__version__}")
-
-
-class _CacheCheck(MetaPathFinder):
-    """Finds no module, but looks at the compile cache when the first one that loads code from there is asked for."""
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        if fullname == "theano.gof":
-            _refuse_unsafe(Path(sys.modules["theano.configdefaults"].config.compiledir))
-
-
-@contextmanager
-def cache_checked_before_use() -> Iterator[None]:
-    """Theano settles where its cache lies and then runs code from it, both while it is imported."""
-    check = _CacheCheck()
-    sys.meta_path.insert(0, check)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(check)
-
-
-def _refuse_unsafe(directory: Path) -> None:
-    """Theano unpickles and loads what lies in its cache, so nobody else may be able to put anything there.
-
-    Nor to put another directory in its place: whoever can write to the folder around it can, unless that is sticky.
-    """
-    found, around = directory.stat(), directory.parent.stat()
-    if found.st_uid != os.geteuid():
-        raise UnsafeCompileCache(
-            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs what "
-            "it finds there. Set base_compiledir in THEANO_FLAGS to a directory of your own."
-        )
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise UnsafeCompileCache(
-            f"the compile cache {directory} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0700: Theano runs "
-            f"what it finds there. Run: chmod 700 {directory}"
-        )
-    if around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX:
-        raise UnsafeCompileCache(
-            f"the compile cache lies in {directory.parent} of mode {stat.S_IMODE(around.st_mode):04o}, so that others "
-            f"could put another in its place; expected no write permission for them. Run: chmod go-w {directory.parent}"
-        )

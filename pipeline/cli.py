@@ -74,6 +74,8 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
             summary = run(config, ["extract.py", *arguments], disk, run_log.start)
     except ShardpressError as error:
         log.error("%s: %s", type(error).__name__, error)
+        if error.details:
+            run_log.say(error.details)
         if not isinstance(error, (ConfigError, UsageError)):  # with those nothing has begun, and one line says it all
             _last_line(error, _advice(error))
         return error.exit_code

@@ -25,9 +25,17 @@ __all__ = [
 
 
 class ShardpressError(Exception):
-    """Base of all; on its own, a fault of the program."""
+    """Base of all; on its own, a fault of the program.
+
+    Attributes
+    ----------
+    exit_code : int
+    details : str
+        What is too long for a line, and stands in ``run.log`` only.
+    """
 
     exit_code = 70
+    details = ""
 
 
 class UsageError(ShardpressError):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,19 +14,11 @@ import numpy as np
 
 from kernels import TILE_ROWS
 from pipeline.config import Config, allowed, problems
+from pipeline.device import start_device, theanos_errors
 from pipeline.disk import Disk
 from pipeline.earlier import QUARANTINE, earlier, n_allowed, trained
 from pipeline.encoding import Encoded, encode_parts, plan_parts
-from pipeline.errors import (
-    ConfigError,
-    DataError,
-    DeviceError,
-    NotPermitted,
-    ShardpressError,
-    SystemLimit,
-    WriteFailed,
-    shown,
-)
+from pipeline.errors import ConfigError, DataError, WriteFailed, shown
 from pipeline.features import index_bytes
 from pipeline.fit import autoencoder_of, fit, intact, scanned
 from pipeline.gate import Shard
@@ -47,7 +35,6 @@ from pipeline.singlefile import SINGLE_FILE, single_file
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
-    from kernels.backend import Device
 
 __all__ = ["Summary", "run"]
 
@@ -55,12 +42,6 @@ log = logging.getLogger(__name__)
 
 _OF_RECORDS = ("bad", "outside")  # facts of a part that its line of the manifest does not repeat
 _MANY_OUTSIDE = 0.01  # of the rows
-# What changes a run from outside and stands in no setting.
-_VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-_COMPILER = "Install one (Debian: g++), or name another with THEANO_FLAGS=cxx=NAME"
-_COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, else ~/.cache/shardpress)"
-# What ours would have said in its own words, Theano and the compiler say in these.
-_DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 @dataclass(frozen=True)
@@ -161,12 +142,12 @@ def run(
         if manifest is not None:
             return Summary(**{**manifest["summary"], "output": config.output, "seconds": clock.seconds, "before": True})
         _check_space(ledger, config, shards, request)
-        device = _start_device(config)
+        device = start_device(config)
         plan = make(on_device=device.used != "cpu")
         log.debug("plan: %s", plan)
         job = Job(config, command, shards, bad_shards, request, plan, ledger, device, clock)
         try:
-            with _theanos_errors():
+            with theanos_errors():
                 return _extract(job, model)
         except BaseException as error:
             error.add_note(_standing(job))
@@ -245,64 +226,6 @@ def _check_space(ledger: Ledger, config: Config, shards: Sequence[Shard], reques
             f"output={shown(ledger.directory)}: {free} bytes are free there, expected {needed - there} at least for "
             "the features. Free some space, or choose another --output."
         )
-
-
-@contextmanager
-def _theanos_errors() -> Iterator[None]:
-    """Say of what Theano raises, who has no classes for it, what has run out and what to do about it."""
-    from kernels import backend
-
-    try:
-        yield
-    except MemoryError as error:
-        raise SystemLimit("the host's memory has run out. Lower --memory-budget or --threads.") from error
-    except ShardpressError:
-        raise
-    except Exception as error:
-        words = " ".join(str(error).split())
-        compiler = re.search(r"Compilation failed \(return status=.*?\): (.*?)[ .]*(', |$)", words)
-        if any(sign in words for sign in _DISK_FULL):
-            why = compiler[1] if compiler else words
-            raise WriteFailed(
-                f"{_COMPILE_CACHE} or the temporary directory is full: {why}. Free some space, or choose another place."
-            ) from error
-        if compiler:
-            raise DeviceError(f"the C++ compiler has failed: {compiler[1]}. {_COMPILER}.") from error
-        if not backend.is_out_of_memory(error):
-            raise
-        raise DeviceError(
-            f"the device's memory has run out: {words}. Lower --device-memory-budget or --batch-size, free some of the "
-            "device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."
-        ) from error
-
-
-@_theanos_errors()
-def _start_device(config: Config) -> Device:
-    from kernels import backend
-    from kernels.settings import UnsafeCompileCache
-
-    for name in _VARIABLES:
-        if name in os.environ:
-            log.info("environment: %s=%s", name, shown(os.environ[name]))
-    try:
-        settings = backend.load().config
-        device = backend.start(config.require_device)
-    except backend.DeviceUnavailable as error:
-        raise DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.") from error
-    except UnsafeCompileCache as error:
-        raise NotPermitted(str(error)) from error
-    except ValueError as error:
-        if "compiledir" in str(error):
-            raise WriteFailed(f"{_COMPILE_CACHE}: {error} Or choose another place.") from error
-        raise ConfigError(f"THEANO_FLAGS or .theanorc: {error}") from error
-    # Without one Theano computes in Python, and says so in a warning only.
-    if not settings.cxx and type(settings).cxx.is_default:
-        raise DeviceError(
-            f"no C++ compiler: g++ was not found in PATH, and without one a run takes a hundred times as long. "
-            f"{_COMPILER}; with THEANO_FLAGS=cxx= it goes without."
-        )
-    log.info("device: %s", device)
-    return device
 
 
 # -- the stages --------------------------------------------------------------------------------------------------

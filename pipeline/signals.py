@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -80,6 +81,7 @@ def deferred() -> Iterator[None]:
 def leave(code: int) -> NoReturn:
     """Exit with a code, or by the signal it stands for, so that whoever waits for the process sees why it ended."""
     if code > 128:
+        atexit._run_exitfuncs()  # which a signal passes over
         signal.signal(code - 128, signal.SIG_DFL)
         os.kill(os.getpid(), code - 128)
     sys.exit(code)

@@ -138,7 +138,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = ModuleType("kernels.autoencoder")
     module.Autoencoder, module.TrainingStep = Autoencoder, TrainingStep
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(run, "_start_device", lambda config: Device("cpu", "cpu", "stand-in"))
+    monkeypatch.setattr(run, "start_device", lambda config: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(run, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(plan, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come

@@ -58,6 +58,7 @@ ORDER = [
     "encoding",
     "job",
     "earlier",
+    "device",
     "fit",
     "run",
     "cli",
@@ -133,8 +134,8 @@ def test_theano_lives_in_kernels_only(path):
     assert [module for module, _ in imports(path) if module.split(".")[0] in ("theano", "pygpu")] == []
 
 
-@pytest.mark.parametrize("path", [path for path in PIPELINE if path.stem not in ("run", "fit")], ids=name_of)
-def test_only_the_run_and_the_fit_know_the_device_code(path):
+@pytest.mark.parametrize("path", [path for path in PIPELINE if path.stem not in ("run", "device", "fit")], ids=name_of)
+def test_only_the_run_its_device_and_the_fit_know_the_device_code(path):
     assert [module for module, _ in imports(path) if module.split(".")[0] == "kernels"] == []
 
 

@@ -65,7 +65,6 @@ SETTINGS = {
         FLAG, variables={"THEANO_FLAGS": f"device=cpu, floatX=float32,,device='{FLAG}',"}
     ),
     "a-comment-in-flags": Settings(FLAG, variables={"THEANO_FLAGS": f"device={FLAG}#,device={FILE}"}),
-    "another-section-is-not-global": Settings("cpu", {".theanorc": f"[gpuarray]\ndevice = {FILE}\n"}),
 }
 
 # Theano alone, as far as it reads its settings: the modules after that would open the device, and need a compiler.
@@ -131,11 +130,49 @@ def test_a_device_that_theano_does_not_know_is_refused_in_its_words(device, phra
     assert phrase in ended.facts["error"]
 
 
-def test_a_flag_that_theano_does_not_know_is_said_so():
-    ended = fresh(START + "facts['used'] = device.used", THEANO_FLAGS="devise=cuda,gpu")
-    assert ended.facts == {"used": "cpu"}
-    assert "Theano does not recognise this flag: devise" in ended.stderr
-    assert "Config key 'gpu' has no value" in ended.stderr
+REFUSING = """
+from kernels import backend
+from kernels.settings import UnknownFlag
+try:
+    backend.load()
+except UnknownFlag as error:
+    facts["error"] = str(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "phrase"),
+    [
+        ("devcie=cuda", "THEANO_FLAGS: Theano has no flag 'devcie'. Did you mean device?"),
+        ("gcc.cxxflag=-O1", "THEANO_FLAGS: Theano has no flag 'gcc.cxxflag'. Did you mean gcc.cxxflags?"),
+        ("cuda", "THEANO_FLAGS: Theano has no flag 'cuda'."),
+        ("device", "THEANO_FLAGS: 'device' has no value, expected device=VALUE"),
+        ("device=cpu # as it was", None),
+        (",device='cpu',", None),
+    ],
+)
+def test_a_flag_that_theano_would_pass_over_is_an_error_that_names_the_nearest(flags, phrase):
+    found = fresh(REFUSING, THEANO_FLAGS=flags).facts.get("error")
+    assert (found or "").startswith(phrase or "")
+    assert (found is None) == (phrase is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        (
+            "[global]\ndevcie = cuda\n",
+            ".theanorc: Theano has no option 'devcie' in section [global]. Did you mean device?",
+        ),
+        ("[gpuarray]\ndevice = cuda\n", ".theanorc: Theano has no option 'device' in section [gpuarray]."),
+        ("[DEFAULT]\nmine = 1\n[global]\nfloatX = float32\n[gcc]\ncxxflags = -O%(mine)s\n", None),
+    ],
+)
+def test_an_option_in_a_file_that_theano_would_pass_over_is_an_error(tmp_path, text, phrase):
+    (tmp_path / "mine").write_text(text)
+    found = fresh(REFUSING, THEANORC=tmp_path / "mine").facts.get("error")
+    assert (found or "").startswith(phrase or "")
+    assert (found is None) == (phrase is None)
 
 
 def test_theano_is_loaded_without_scipy_which_others_can_import_afterwards():
@@ -252,7 +289,7 @@ def test_the_compile_caches_name_tells_theanos_and_numpys_versions(tmp_path):
 
 UNSAFE = """
 from kernels import backend
-from kernels.settings import UnsafeCompileCache
+from kernels.compilecache import UnsafeCompileCache
 try:
     backend.load()
 except UnsafeCompileCache as error:

@@ -163,3 +163,9 @@ def test_a_code_that_stands_for_no_signal_is_left_with(code: int) -> None:
     with pytest.raises(SystemExit) as caught:
         leave(code)
     assert caught.value.code == code
+
+
+def test_what_is_to_be_done_at_the_end_is_done_before_a_signal_is_passed_on() -> None:
+    code = "import atexit\nfrom pipeline.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "done\n")

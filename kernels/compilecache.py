@@ -1,0 +1,142 @@
+"""Where compiled code is kept: a directory that is private and can be written, else a temporary one."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import logging
+import math
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels import compilelock
+from kernels.compiler import check_compiler, hush_compiler, watch_compiler
+
+__all__ = ["CompileCacheUnavailable", "UnsafeCompileCache", "default_cache", "settled_before_use"]
+
+log = logging.getLogger(__name__)
+
+_ROOM = 2**24  # bytes; a run from nothing takes 2 MB, and the compiler some more on the way
+
+
+class UnsafeCompileCache(RuntimeError):
+    """The compile cache could be written by somebody else, and Theano runs whatever it finds there."""
+
+
+class CompileCacheUnavailable(RuntimeError):
+    """Compiled code can be kept neither in the compile cache nor in a temporary directory."""
+
+
+def default_cache() -> str:
+    """A private directory for compiled code, one for each pair of Theano and NumPy, which its own name leaves out."""
+    from importlib.metadata import version
+
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
+    return str(root / f"theano-{version('Theano')}-numpy-{np.__version__}")
+
+
+class _BetweenImports(MetaPathFinder):
+    """Finds no module, but sees to compiler and cache when Theano has read its settings and has compiled nothing."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname == "theano.gof":
+            config = sys.modules["theano.configdefaults"].config
+            check_compiler(config)
+            watch_compiler(sys.modules["theano.misc.windows"])
+            sys.modules["theano.gof.compilelock"] = compilelock
+            _settle(config)
+            if _n_free(tempfile.gettempdir()) < _ROOM:
+                tempfile.tempdir = config.compiledir  # where there is room, for the compiler's temporary files
+        elif fullname == "theano.gof.lazylinker_c":  # the first that compiles
+            hush_compiler(sys.modules["theano.gof.cmodule"])
+
+
+@contextmanager
+def settled_before_use() -> Iterator[None]:
+    """Theano settles where its cache lies and then compiles and runs code there, all while it is imported."""
+    between = _BetweenImports()
+    sys.meta_path.insert(0, between)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(between)
+
+
+def _settle(config: Any) -> None:
+    """Have the compile cache in a directory that is safe and can be written."""
+    try:
+        directory = Path(config.compiledir)  # which makes it
+        _refuse_unsafe(directory)
+        _try_out(directory)
+    except (OSError, ValueError) as error:
+        # Theano makes a ValueError of what the system has said.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        # What is settled cannot be changed in Theano's own ways.
+        type(config).compiledir.val = _temporary(config.base_compiledir, getattr(cause, "strerror", None) or str(cause))
+
+
+def _temporary(cache: str, why: str) -> str:
+    """A private directory until the process ends."""
+    try:
+        directory = tempfile.mkdtemp(prefix="shardpress-compiled-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        _try_out(Path(directory))
+    except OSError as error:
+        raise CompileCacheUnavailable(
+            f"the compile cache {cache} cannot be used ({why}), nor a temporary directory in its place ({error})"
+        ) from error
+    log.warning(
+        "the compile cache %s cannot be used: %s. Compiling into %s, which is removed at the end.",
+        cache,
+        why,
+        directory,
+    )
+    return directory
+
+
+def _try_out(directory: Path) -> None:
+    """Raise an OSError when nothing can be written there, or next to nothing, or the file system has no locks."""
+    compilelock.try_out(str(directory))
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(4096))
+    if (n_free := _n_free(directory)) < _ROOM:
+        raise OSError(errno.ENOSPC, f"{n_free} bytes are free there, expected {_ROOM} at least")
+
+
+def _n_free(directory: str | Path) -> float:
+    """Bytes; infinity where the file system does not say."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize if found.f_blocks else math.inf
+
+
+def _refuse_unsafe(directory: Path) -> None:
+    """Theano unpickles and loads what lies in its cache, so nobody else may be able to put anything there.
+
+    Nor to put another directory in its place: whoever can write to the folder around it can, unless that is sticky.
+    """
+    found, around = directory.stat(), directory.parent.stat()
+    if found.st_uid != os.geteuid():
+        raise UnsafeCompileCache(
+            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs what "
+            "it finds there. Set base_compiledir in THEANO_FLAGS to a directory of your own."
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise UnsafeCompileCache(
+            f"the compile cache {directory} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0700: Theano runs "
+            f"what it finds there. Run: chmod 700 {directory}"
+        )
+    if around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX:
+        raise UnsafeCompileCache(
+            f"the compile cache lies in {directory.parent} of mode {stat.S_IMODE(around.st_mode):04o}, so that others "
+            f"could put another in its place; expected no write permission for them. Run: chmod go-w {directory.parent}"
+        )

@@ -1,0 +1,83 @@
+"""The C++ compiler as Theano calls it: whether there is one, where it works, and what it says when it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["CompilerFailed", "CompilerMissing", "check_compiler", "hush_compiler", "watch_compiler"]
+
+_LONGEST = 300  # characters of a compiler's line that are quoted
+
+
+class CompilerMissing(RuntimeError):
+    """The compiler that is named in the user's settings is no program."""
+
+
+class CompilerFailed(RuntimeError):
+    """The compiler has failed, for the reason that its first line about an error gives.
+
+    Attributes
+    ----------
+    output : str
+        The command and all that was said, in lines.
+    """
+
+    def __init__(self, command: Sequence[str], said: str) -> None:
+        super().__init__(_first_error(said))
+        self.output = f"{' '.join(command)}\n{said}"
+
+
+def check_compiler(config: Any) -> None:
+    """Refuse a ``cxx`` that cannot be started, of which Theano would say no more than that a file is not there."""
+    if config.cxx and shutil.which(config.cxx) is None:
+        raise CompilerMissing(f"cxx={config.cxx}: no such program")
+
+
+def watch_compiler(windows: Any) -> None:
+    """Have Theano compile through us.
+
+    Parameters
+    ----------
+    windows : module
+        ``theano.misc.windows``, before ``theano.gof.cmodule`` takes its function to run programs from there.
+    """
+    call = windows.output_subprocess_Popen
+
+    def compile_or_raise(command: Sequence[str], **how: Any) -> Any:
+        out, err, status = call(command, env=_environment(), **how)
+        if status and "-shared" in command:  # else it was a question, and that is an answer
+            raise CompilerFailed(command, err.decode(errors="replace"))
+        return out, err, status
+
+    windows.output_subprocess_Popen = compile_or_raise
+
+
+def hush_compiler(cmodule: Any) -> None:
+    """Keep ``theano.gof.cmodule`` from printing a command that failed: it stands in the error."""
+
+    def say(*words: object, **how: Any) -> None:
+        if how.get("file") is not sys.stderr:
+            print(*words, **how)
+
+    cmodule.print = say
+
+
+def _environment() -> dict[str, str]:
+    """Our own, with a PATH, which the compiler needs to find its linker, and the temporary directory that we take."""
+    return {**os.environ, "PATH": os.environ.get("PATH") or os.defpath, "TMPDIR": tempfile.gettempdir()}
+
+
+def _first_error(said: str) -> str:
+    """The line that says why: of a full disk, else the first about an error, else the first."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it says nothing"]
+    for sign in ("No space left|quota exceeded|File too large", r"\berror\b", "cannot|not found"):
+        for line in lines:
+            if re.search(sign, line, re.IGNORECASE):
+                return line[:_LONGEST]
+    return lines[0][:_LONGEST]
