@@ -12,25 +12,18 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pipeline.forms import MOST_COLUMNS, is_number, numbers_of
+from pipeline.forms import is_number, numbers_of
+from pipeline.sparse import is_sparse, parts_and_shape
 from pipeline.stacked import is_stack
 from pipeline.walk import Refused, dtype_of, elsewhere, is_plain, link_of, listing, locate, objects, some, text
 
 __all__ = ["Found", "choose", "find"]
 
 _PREFERRED = "X"
-_PARTS = (b"data", b"indices", b"indptr")
 _MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
 _OTHERS = "(rows of other files)"
-_LONGEST_ATTRIBUTE = 64  # bytes
 _WRITE_ROWS = "Write them as one array of two dimensions"
 _BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas frame of the fixed format
-_OTHER_WAY = {
-    False: "a sparse matrix by columns (CSC), expected one by rows. Write it as CSR (adata.X = adata.X.tocsr()), or "
-    "give --orientation columns if its columns are the samples.",
-    True: "a sparse matrix by rows (CSR), of which --orientation columns cannot read columns. Leave it out, or write "
-    "the matrix transposed (adata.T).",
-}
 
 
 class Found(NamedTuple):
@@ -103,8 +96,9 @@ def _candidate(item: Any) -> _Candidate | None:
     if is_stack(item):  # a detector's, beside which its mask of pixels may be the only numbers of the file's own
         return _Candidate(_OTHERS)
     if isinstance(item, h5py.h5g.GroupID):
-        return _Candidate("sparse") if _is_sparse(item) else _Candidate("none") if _is_matlab_sparse(item) else None
-    if not isinstance(item, h5py.h5d.DatasetID):
+        form = "sparse" if is_sparse(item) else "none" if _is_matlab_sparse(item) else None
+        return None if form is None else _Candidate(form)
+    if not _is_dataset(item):
         return None
     found = h5py.Dataset(item)
     stored = None if elsewhere(found) or found.shape is None else dtype_of(found)
@@ -147,13 +141,14 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Found:
     """
     parent, here = locate(file, name)
     if isinstance(here, h5py.h5g.GroupID):
+        if is_sparse(here):
+            parts, shape = parts_and_shape(here, name, orientation == "columns")
+            return Found(name, parent, "sparse", parts, shape)
         frame = _frame(here)
-        if _is_sparse(here):
-            return _sparse(parent, here, name, orientation == "columns")
         if frame is None:
             raise Refused(_of_group(here, name), name)
-        name, parent, here = f"{name.rstrip('/')}/{text(frame)}", here, h5py.h5o.open(here, frame)
-    if not isinstance(here, h5py.h5d.DatasetID):
+        return find(file, f"{name.rstrip('/')}/{frame}", orientation)
+    if not _is_dataset(here):
         raise Refused("a named type, expected a dataset", name)
     rows = h5py.Dataset(here)
     _check_place(file, rows, name)
@@ -161,7 +156,7 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Found:
     if numbers is not None:
         _check_table(rows, name, orientation)
         return Found(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
-    if rows.ndim == 1 and _is_sparse(parent):
+    if rows.ndim == 1 and is_sparse(parent):
         raise Refused(f"rank 1, a part of the sparse matrix {name.rpartition('/')[0]}: name that one", name)
     _check_rows(rows, name, orientation)
     if orientation == "columns":
@@ -224,13 +219,18 @@ def _values(dtype: np.dtype | None) -> str:
 # -- groups --------------------------------------------------------------------------------------------------------
 
 
-def _frame(group: Any) -> bytes | None:
+def _frame(group: Any) -> str | None:
     """The dataset that holds a pandas frame's rows: of the table format, or of the fixed one if all are of one type."""
-    if group.links.exists(b"table"):
-        return b"table"
-    if group.links.exists(b"block0_values") and not group.links.exists(b"block1_values"):
-        return b"block0_values"
+    names = [b"table"] if group.links.exists(b"block1_values") else [b"table", b"block0_values"]
+    for name in names:
+        # Where it is a link, that is told when it is looked for.
+        if group.links.exists(name) and (link_of(group, name) or _is_dataset(h5py.h5o.open(group, name))):
+            return text(name)
     return None
+
+
+def _is_dataset(item: Any) -> bool:
+    return isinstance(item, h5py.h5d.DatasetID)
 
 
 def _of_group(group: Any, name: str) -> str:
@@ -245,72 +245,3 @@ def _of_group(group: Any, name: str) -> str:
 
 def _is_matlab_sparse(group: Any) -> bool:
     return all(group.links.exists(part) for part in (b"data", b"ir", b"jc"))
-
-
-def _is_sparse(group: Any) -> bool:
-    return all(group.links.exists(part) for part in _PARTS)
-
-
-def _sparse(parent: Any, group: Any, name: str, of_columns: bool) -> Found:
-    parts = [(f"{name.rstrip('/')}/{text(part)}", _part(group, part, name)) for part in _PARTS]
-    (n_values,), (n_columns,), (n_firsts,) = (found.shape for _, found in parts)
-    shape = _shape(group, name)
-    if _by_columns(group, shape, n_firsts) != of_columns:
-        raise Refused(_OTHER_WAY[of_columns], name)
-    n_rows, n_inputs = shape[::-1] if of_columns else shape
-    if n_firsts != n_rows + 1 or n_values != n_columns:
-        raise Refused(
-            f"a sparse matrix of shape {shape} with {n_values} values, {n_columns} indices and {n_firsts} places where "
-            "rows begin, which do not fit together. The file is damaged: write it anew.",
-            name,
-        )
-    if not 1 <= n_inputs <= MOST_COLUMNS:
-        raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
-    return Found(name, parent, "sparse", parts, (n_rows, n_inputs))
-
-
-def _part(group: Any, part: bytes, name: str) -> h5py.Dataset:
-    """A sparse matrix's values, indices, or places where rows begin."""
-    link = link_of(group, part)
-    item = h5py.h5o.open(group, part) if not link else None
-    found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
-    stored = None if found is None or elsewhere(found) or len(found.shape or ()) != 1 else dtype_of(found)
-    kinds = "iufb" if part == b"data" else "iu"
-    if found is None or stored is None or stored.kind not in kinds or not is_plain(found, stored):
-        raise Refused(f"a sparse matrix whose {text(part)} are {link or 'no plain numbers'}. Write it anew.", name)
-    return found
-
-
-def _shape(group: Any, name: str) -> tuple[int, int]:
-    """The shape that AnnData and h5sparse write as an attribute, and others as a dataset."""
-    shape = next(
-        (found for key in (b"shape", b"h5sparse_shape") if (found := _attribute(group, key)) is not None), None
-    )
-    if shape is None and group.links.exists(b"shape") and not link_of(group, b"shape"):
-        item = h5py.h5o.open(group, b"shape")
-        found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
-        shape = found[...] if found is not None and not elsewhere(found) and found.shape == (2,) else None
-    if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
-        raise Refused("a sparse matrix without its shape, expected two numbers in an attribute or dataset shape", name)
-    return int(shape[0]), int(shape[1])
-
-
-def _by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool:
-    """Whether a sparse matrix is stored by columns (CSC), as it says or else as its sizes do."""
-    for key in (b"encoding-type", b"h5sparse_format"):
-        word = _attribute(group, key)
-        if word is not None:
-            return "csc" in str(word)
-    return n_firsts != shape[0] + 1 and n_firsts == shape[1] + 1
-
-
-def _attribute(item: Any, name: bytes) -> Any:
-    """A short attribute's value; None where there is none."""
-    if not h5py.h5a.exists(item, name):
-        return None
-    found = h5py.h5a.open(item, name)
-    if found.get_storage_size() > _LONGEST_ATTRIBUTE or found.get_space().get_simple_extent_type() == h5py.h5s.NULL:
-        return None
-    value = np.empty(found.shape, found.dtype)
-    found.read(value)
-    return value

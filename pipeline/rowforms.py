@@ -119,7 +119,8 @@ def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarra
         return
     if where.min() < 0 or where.max() >= shard.n_inputs:
         i = int(np.argmax((where < 0) | (where >= shard.n_inputs)))
-        raise _damaged(shard, first, f"one of its entries, or of the rows behind it, is in column {where[i]}")
+        row = first + int(places[i] - where[i]) // shard.n_inputs
+        raise _damaged(shard, row, f"an entry in column {where[i]}")
     if (places[1:] > places[:-1]).all():
         return
     in_order = np.sort(places)

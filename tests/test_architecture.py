@@ -26,6 +26,7 @@ ORDER = [
     "codecs",
     "walk",
     "stacked",
+    "sparse",
     "candidates",
     "riders",
     "probe",

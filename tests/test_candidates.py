@@ -98,6 +98,23 @@ def test_what_cannot_be_rows_is_told_with_what_there_is_and_what_to_write(tmp_pa
         open_shards([path], asked)
 
 
+@pytest.mark.parametrize("link", [h5py.SoftLink("/X"), h5py.ExternalLink("other.h5", "/X")], ids=["soft", "external"])
+def test_a_frame_is_not_followed_out_of_its_group(tmp_path, link):
+    path = write(tmp_path / "x.h5", {"X": np.zeros((4, 2)), "df": None})
+    with h5py.File(path, "a") as file:
+        file["df/table"] = link
+    with refused(65, path, "dataset=df/table", "link (not allowed"):
+        open_shards([path], "df")
+
+
+def test_a_group_that_is_called_like_a_frames_table_is_none(tmp_path):
+    path = write(tmp_path / "x.h5", {"X": np.zeros((4, 2)), "df/table/table": None})
+    with h5py.File(path, "a") as file:
+        file["df/table/table/table"] = file["df"]
+    with refused(65, path, "dataset=df", "a group"):
+        open_shards([path], "df")
+
+
 # -- by columns ----------------------------------------------------------------------------------------------------
 
 
