@@ -164,8 +164,8 @@ def _listed(directory: str) -> list[str]:
     except PermissionError as error:
         raise NotPermitted(f"input={shown(directory)}: {error.strerror}, expected a directory to list") from error
     if not found:
-        holds = f"holds {_some(others)}, no HDF5 file" if others else "an empty directory"
-        raise NoInput(f"input={shown(directory)}: {holds}, expected one at least. Directories in it are not searched.")
+        holds = f"holds {_some(others)}" if others else "an empty directory"
+        raise NoInput(f"input={shown(directory)}: {holds}, expected HDF5 files. Directories in it are not searched.")
     if others:
         log.info("input=%s: %s left out: no HDF5", shown(directory), _some(others))
     return found
@@ -175,9 +175,10 @@ def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     """Whether it is a regular file with HDF5's signature. No link out of the directory is followed to find out."""
     if entry.name.startswith(".") or entry.is_dir(follow_symlinks=False):
         return False
-    if entry.is_symlink() and not _lies_in(inside, os.path.realpath(entry.path)):
-        return False
     where = f"file={shown(entry.path)}"
+    if entry.is_symlink() and not _lies_in(inside, os.path.realpath(entry.path)):
+        log.warning("%s: a link out of the directory, left out. If it is meant, name the file itself", where)
+        return False
     try:
         return entry.is_file() and _has_signature(entry.path)
     except OSError as error:

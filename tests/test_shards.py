@@ -88,7 +88,7 @@ def test_i20_a_file_found_twice_is_refused_because_its_rows_would_count_double(t
         ("cancr", ["no such file or directory. Did you mean {}/cancer?"]),
         ("cancr/", ["no such file or directory. Did you mean {}/cancer?"]),
         ("empty", ["an empty directory"]),
-        ("cancer", ["holds 1.txt, 2.txt, 9/ and 1 more, no HDF5 file", "Directories in it are not searched"]),
+        ("cancer", ["holds 1.txt, 2.txt, 9/ and 1 more, expected HDF5 files", "Directories in it are not searched"]),
     ],
 )
 def test_i1_a_pattern_that_matches_nothing_is_refused_by_name(tmp_path, pattern, phrases):
@@ -153,7 +153,7 @@ def test_i10_a_failing_disk_is_no_other_content(tmp_path, monkeypatch, name, num
         find([str(tmp_path)])
 
 
-def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path, monkeypatch):
+def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path, caplog):
     write_shard(tmp_path / "secret.nc", numbered(3))
     (tmp_path / "in").mkdir()
     write_shard(tmp_path / "in/a.nc", numbered(3))
@@ -161,6 +161,7 @@ def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path,
     with hostile.opens(tmp_path / "secret.nc") as counts:
         assert [source.path.name for source in find([str(tmp_path / "in")])] == ["a.nc"]
     assert counts == [0]
+    assert f"file={tmp_path}/in/b.nc: a link out of the directory, left out" in caplog.text
 
 
 # -- every layout reads back -------------------------------------------------------------------------------------
