@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file, it finds its neighbours
 
 from pipeline.config import parse_bytes
-from pipeline.errors import DataError, ShardpressError, UsageError, shown
+from pipeline.errors import DataError, ShardpressError, UsageError, counted, shown
 from pipeline.features import Features, open_features
 from pipeline.model import Model, load_model
 from pipeline.signals import Stopped, leave, stoppable
@@ -129,10 +129,10 @@ def report(options: argparse.Namespace) -> None:
     where = f"the {len(rows.test)} rows of {options.test}" if options.test else f"{len(rows.test)} held-out rows"
     print(f"Accuracy of a logistic regression on {where}, {n_classes} classes, {len(rows.train)} training rows:")
     for name, found in outcomes.items():
-        doubt = "" if found.converged else f" (not converged after {found.n_passes} passes; raise --passes)"
+        doubt = "" if found.converged else f" (not converged: raise --passes from {found.n_passes})"
         print(f"  {found.accuracy:.4f}  on {name}{doubt}")
     if n_bad or n_unlabelled:
-        print(f"Left out: {n_bad} bad rows, {n_unlabelled} rows without a label.")
+        print(f"Left out: {counted(n_bad, 'bad row')}, {counted(n_unlabelled, 'row')} without a label.")
 
 
 def _check_model(directory: str, run: Features, model: Model, features: str) -> None:
@@ -160,8 +160,9 @@ def _labels(directory: str, run: Features, name: str) -> np.ndarray:
         odd = np.flatnonzero(np.isfinite(found) & (found != np.floor(found)) | np.isinf(found))
         if len(odd):
             raise DataError(
-                f"features={shown(directory)} dataset={name}: {found[odd[0]]} in row {odd[0]} and {len(odd) - 1} "
-                "others are no whole numbers, expected a number or text for each class. Name others with --labels."
+                f"features={shown(directory)} dataset={name}: {found[odd[0]]} in row {odd[0]}; "
+                f"{counted(len(odd), 'row')} without a whole number, expected a number "
+                "or text for each class. Name others with --labels."
             )
     return found
 

@@ -45,6 +45,33 @@ def test_the_last_line_tells_rate_and_note(lines, monkeypatch):
     assert lines() == ["encoding: 4000/4000 rows, 2.0 s, 2,000 rows/s, 2 MB/s, note"]
 
 
+@pytest.mark.parametrize(
+    ("total", "seconds", "shown"),
+    [
+        (20, 8.4, "4/20 epochs ["),
+        (20, 8.4, ", 2.1 s/epoch, note]"),
+        (20, 0.5, ", 8.0 epochs/s, note]"),
+        (None, 8.4, "4 epochs ["),
+    ],
+)
+def test_a_bar_says_its_pace_in_the_words_of_its_unit(monkeypatch, caplog, total, seconds, shown):
+    caplog.set_level("INFO", "pipeline")
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress("training", total, "epochs") as progress:
+        now[0] = seconds
+        progress.advance(4, "note")
+    assert shown in sys.stderr.getvalue()
+
+
+def test_without_a_total_only_what_is_done_is_counted(lines, monkeypatch):
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
+    with Progress("fit", None, "steps") as progress:
+        progress.advance(3)
+    assert lines() == ["fit: 3 steps, 0.0 s"]
+
+
 def test_no_time_at_all_is_no_division_by_zero(lines, monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
     with Progress("scan", 0, "rows", unit_bytes=1):
