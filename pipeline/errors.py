@@ -20,6 +20,7 @@ __all__ = [
     "TryAgain",
     "UsageError",
     "WriteFailed",
+    "counted",
     "shown",
 ]
 
@@ -112,6 +113,11 @@ class ConfigError(ShardpressError):
     """Settings that cannot work, all of them in one list."""
 
     exit_code = 78
+
+
+def counted(n: int, noun: str) -> str:
+    """So many of something: ``1 row``, ``2 rows``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def shown(name: object) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.cluster import compute
 from pipeline.config import Config, allowed
-from pipeline.errors import DataError, ShardpressError, TrainingDiverged, shown
+from pipeline.errors import DataError, ShardpressError, TrainingDiverged, counted, shown
 from pipeline.job import Job, versions
 from pipeline.ledger import LAST_GOOD, Record
 from pipeline.minibatches import Order, ResidentRows, Rows, StreamedRows, slab_starts, spread_rows
@@ -160,9 +160,9 @@ def _doubt(job: Job, found: Scan) -> None:
         n_inputs = job.shards[0].n_inputs
         advice = " If rows stand as columns there: --orientation columns." if n_inputs > found.n_rows else ""
         log.warning(
-            "%d usable rows of %d columns are fewer than the %d features that they become: a model can learn them by "
+            "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
             "heart and tell little about others. Give more rows, or lower --n-features.%s",
-            *(found.n_good, n_inputs, job.n_features, advice),
+            *(counted(found.n_good, "usable row"), n_inputs, job.n_features, advice),
         )
 
 
@@ -210,8 +210,8 @@ def _train(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) -> d
     rows: Rows = ResidentRows(shards, plan.n_threads) if plan.resident else StreamedRows(shards, plan.n_threads)
     validation = rows.take(watched)
     log.info(
-        "training: %d rows %s, %d for validation, minibatches of %d",
-        *(order.n_rows, "in memory" if plan.resident else "streamed", len(watched), config.batch_size),
+        "training: %s %s, %d for validation, minibatches of %d",
+        *(counted(order.n_rows, "row"), "in memory" if plan.resident else "streamed", len(watched), config.batch_size),
     )
     autoencoder.initialize(np.random.default_rng(config.seed), _mean(scaler, rows, found, config))
     step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
@@ -250,7 +250,11 @@ def _validation(found: Scan, plan: Plan, config: Config) -> np.ndarray:
     """Numbers of the rows that training is watched with."""
     n_wanted = round(config.validation_fraction * found.n_rows)
     if n_wanted > plan.max_validation_rows:
-        log.info("validation: %d rows instead of %d, to stay in the memory budget", plan.max_validation_rows, n_wanted)
+        log.info(
+            "validation: %s instead of %d, to stay in the memory budget",
+            counted(plan.max_validation_rows, "row"),
+            n_wanted,
+        )
     return spread_rows(found.n_rows, found.bad_rows, min(n_wanted, plan.max_validation_rows), config.seed)
 
 

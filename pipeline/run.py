@@ -18,7 +18,7 @@ from pipeline.device import start_device, theanos_errors
 from pipeline.disk import Disk
 from pipeline.earlier import QUARANTINE, earlier, n_allowed, trained
 from pipeline.encoding import Encoded, encode_parts, plan_parts
-from pipeline.errors import ConfigError, DataError, WriteFailed, shown
+from pipeline.errors import ConfigError, DataError, WriteFailed, counted, shown
 from pipeline.features import index_bytes
 from pipeline.fit import autoencoder_of, fit, intact, scanned
 from pipeline.gate import Shard
@@ -86,12 +86,13 @@ class Summary:
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
         cost = "" if self.cost is None else f" Mean squared error {self.cost:.5f} in scaled units."
-        bad = f" {self.n_bad} bad rows have NaN features." if self.n_bad else ""
-        bad += f" {self.n_bad_shards} bad shards." if self.n_bad_shards else ""
-        bad += f" {self.n_outside} rows lie outside the model's range." if self.n_outside else ""
+        bad = f" {counted(self.n_bad, 'bad row')} with NaN features." if self.n_bad else ""
+        bad += f" {counted(self.n_bad_shards, 'bad shard')}." if self.n_bad_shards else ""
+        bad += f" {counted(self.n_outside, 'row')} outside the model's range." if self.n_outside else ""
+        rows, features = counted(self.n_rows, "row"), counted(self.n_features, "feature")
         return (
-            f"{'Already complete' if self.before else 'Done'}: {self.n_rows} rows x {self.n_inputs} columns -> "
-            f"{self.n_features} features in {self.output}/index.h5 ({self.n_parts} parts).{cost}{bad} "
+            f"{'Already complete' if self.before else 'Done'}: {rows} x {self.n_inputs} columns -> {features} in "
+            f"{self.output}/index.h5 ({counted(self.n_parts, 'part')}).{cost}{bad} "
             f"Device: {self.device}. Time: {stages}."
         )
 
@@ -269,7 +270,8 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
     ledger.drop(*overlapping)
     if there and parts:
         n_rows = sum(record.facts["n_rows"] for record in there)
-        log.info("encoding: going on, an earlier run has committed %d rows in %d parts", n_rows, len(there))
+        there_are = f"{counted(n_rows, 'row')} in {counted(len(there), 'part')}"
+        log.info("encoding: going on, an earlier run has committed %s", there_are)
     dtypes = [np.dtype(name) for name in sorted({shard.dtype for shard in job.shards})]
     if parts:
         for dtype in dtypes:
@@ -284,8 +286,8 @@ def _encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fi
         if n_bad > limit:
             raise DataError(
                 f"file={shown(facts['path'])} dataset={shown(facts['dataset'])} rows={facts['start']}:{facts['stop']}: "
-                f"{n_bad} bad rows so far, expected {limit} at most (--max-bad-rows {job.config.max_bad_rows}, "
-                f"--on-bad-data {job.config.on_bad_data}). Mend the files, or raise it."
+                f"{counted(n_bad, 'bad row')} so far, expected {limit} at most (--max-bad-rows "
+                f"{job.config.max_bad_rows}, --on-bad-data {job.config.on_bad_data}). Mend the files, or raise it."
             )
 
     for record in there:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.cluster import reduce
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, counted, shown
 from pipeline.formats import pack, unpack
 from pipeline.gate import Shard
 from pipeline.shards import Block, block_of, blocks, first_rows, read
@@ -175,7 +175,7 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
         )
     if found.constant.any():
         columns = np.flatnonzero(found.constant)
-        log.info("scan: %d constant columns become 0: %s", len(columns), _some(columns))
+        log.info("scan: %s set to 0: %s", counted(len(columns), "constant column"), _some(columns))
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:

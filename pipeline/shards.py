@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import signals
-from pipeline.errors import DataError, ShardpressError, shown
+from pipeline.errors import DataError, ShardpressError, counted, shown
 from pipeline.files import writers
 from pipeline.gate import Shard, vet
 from pipeline.gatekeeper import retire
@@ -229,8 +229,14 @@ def _log_shards(shards: Sequence[Shard]) -> None:
     first = shards[0]
     n_bytes = sum(shard.n_rows * shard.n_inputs * np.dtype(shard.dtype).itemsize for shard in shards)
     log.info(
-        "input: %d shards, %d rows x %d columns %s, %.1f MB",
-        *(len(shards), sum(shard.n_rows for shard in shards), first.n_inputs, row_dtype(shards), n_bytes / 1e6),
+        "input: %s, %s x %d columns %s, %.1f MB",
+        *(
+            counted(len(shards), "shard"),
+            counted(sum(shard.n_rows for shard in shards), "row"),
+            first.n_inputs,
+            row_dtype(shards),
+            n_bytes / 1e6,
+        ),
     )
     if len(first.shape) > 2:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)

@@ -22,6 +22,7 @@ import pytest
 from kernels.autoencoder import Autoencoder
 from pipeline import cli
 from pipeline.disk import Disk
+from pipeline.errors import counted
 from pipeline.features import open_features
 from pipeline.files import FILES
 from pipeline.ledger import read_manifest
@@ -251,7 +252,7 @@ def test_rows_that_teach_nothing_are_refused(
 def test_rows_fewer_than_features_are_warned_of(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(2)
     assert shards.run("--batch-size", "1", "--n-features", "3") == 0
-    assert "2 usable rows of 4 columns are fewer than the 3 features that they become" in caplog.text
+    assert "2 usable rows of 4 columns, fewer than the 3 features that they become" in caplog.text
     assert "If rows stand as columns there: --orientation columns." in caplog.text
     caplog.clear()
     assert shards.run("--batch-size", "1", "--n-features", "2", "--restart") == 0
@@ -281,7 +282,9 @@ def test_v4_a_constant_column_becomes_0_and_is_told_once(
         shards.rewrite(number, rows)
     assert shards.run() == 0
     check(shards.output, shards.arrays, [])
-    assert caplog.text.count(f"{len(constant)} constant columns become 0: {', '.join(map(str, constant))}") == 1
+    assert (
+        caplog.text.count(f"{counted(len(constant), 'constant column')} set to 0: {', '.join(map(str, constant))}") == 1
+    )
     assert not load_model(shards.output).scaler.transform(shards.arrays[0])[:, constant].any()
 
 
@@ -357,7 +360,7 @@ def test_v6_rows_outside_are_counted_and_clipped_or_not(
         output = tmp_path / out_of_range
         capsys.readouterr()
         assert shards.run("--model", model, "--out-of-range", out_of_range, output=output) == 0
-        assert f" {n_outside} rows lie outside the model's range." in capsys.readouterr().out
+        assert f" {n_outside} rows outside the model's range." in capsys.readouterr().out
         assert read_manifest(output)["summary"]["n_outside"] == n_outside
         check(output, arrays, [], fitted)
     assert f"{n_outside} of 91 rows lie outside the range of the rows that the model was trained on" in caplog.text
@@ -414,7 +417,7 @@ def test_v6_rows_so_far_outside_that_they_overflow_are_bad_rows(
     assert [(line["row"], line["reason"]) for line in quarantined(shards.output)] == [(5, "overflows float32")]
     caplog.clear()
     assert shards.run(*flags, "--on-bad-data", "quarantine", "--max-bad-rows", "0") == 65
-    assert "1 bad rows so far, expected 0 at most" in errors(caplog)
+    assert "1 bad row so far, expected 0 at most" in errors(caplog)
 
 
 # -- divergence --------------------------------------------------------------------------------------------------
@@ -838,7 +841,7 @@ def test_a_rerun_does_not_get_stuck_on_shards_that_cannot_be_read(shards: Shards
     assert shards.run(*flags) == 0
     said = capsys.readouterr().out
     assert said.startswith("Already complete: 121 rows")
-    assert "43 bad rows have NaN features. 2 bad shards." in said
+    assert "43 bad rows with NaN features. 2 bad shards." in said
     assert state(shards.output) == before
 
 

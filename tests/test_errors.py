@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import errors
-from pipeline.errors import ShardpressError, shown
+from pipeline.errors import ShardpressError, counted, shown
 
 SYSEXITS = {
     "ShardpressError": 70,
@@ -24,7 +24,7 @@ SYSEXITS = {
 
 
 def test_exit_codes_follow_sysexits():
-    classes = {name: getattr(errors, name) for name in errors.__all__ if name != "shown"}
+    classes = {name: getattr(errors, name) for name in errors.__all__ if name not in ("counted", "shown")}
     assert {name: kind.exit_code for name, kind in classes.items()} == SYSEXITS
     assert all(issubclass(kind, ShardpressError) for kind in classes.values())
 
@@ -44,3 +44,7 @@ def test_a_name_is_shown_on_one_line_that_any_log_can_hold(name, expected):
     assert shown(name) == expected
     assert shown(name).isprintable()
     shown(name).encode("utf-8")
+
+
+def test_one_is_counted_in_the_singular():
+    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]

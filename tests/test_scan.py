@@ -95,7 +95,7 @@ def test_constant_columns_are_known_and_logged(tmp_path, caplog):
     found = scan(shards, 2, 1)
     assert np.flatnonzero(~found.constant).tolist() == [3]
     check_usable(shards, found)
-    assert "13 constant columns become 0: 0, 1, 2, 4, 5, 6, 7, 8, 9, 10 and 3 more" in caplog.text
+    assert "13 constant columns set to 0: 0, 1, 2, 4, 5, 6, 7, 8, 9, 10 and 3 more" in caplog.text
 
 
 def test_without_a_good_row_there_is_nothing_to_scale_by(tmp_path):
