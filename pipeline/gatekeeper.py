@@ -36,7 +36,7 @@ _ROOT = str(Path(__file__).resolve().parents[1])
 _MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD", "PYTHON")
 _STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
 _MOST_WORDS = 2000
-_GRACE = 10.0  # seconds beyond its own limit, after which the child itself counts as stuck
+_GRACE = 10.0  # seconds beyond its own patience, after which the child itself counts as stuck
 
 
 @dataclass
@@ -46,7 +46,9 @@ class Limits:
     Attributes
     ----------
     seconds : float
-        Of processor time, and by the clock.
+        Of processor time.
+    patience : float
+        Seconds by the clock: many more, or a busy machine would have sound files refused.
     memory : int
         Bytes of address space beyond what the child has when it starts: the places of as many chunks as `probe` allows
         (100 MB), twice while they are sent, HDF5's cache of metadata (32 MB), one chunk of 64 MiB before and after
@@ -54,6 +56,7 @@ class Limits:
     """
 
     seconds: float = 120
+    patience: float = 1200
     memory: int = 2**29
 
 
@@ -102,7 +105,7 @@ class _Keeper:
                 self._process.stdin.write(json.dumps({**request, "answer": writer}).encode() + b"\n")
             except BrokenPipeError as error:
                 raise _Died from error
-            return self._heard(reader, time.monotonic() + request["seconds"] + _GRACE)
+            return self._heard(reader, time.monotonic() + request["patience"] + _GRACE)
         finally:
             os.close(reader)
             os.close(writer)
@@ -183,6 +186,7 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
         "pid": os.getpid(),
         "file": descriptor,
         "seconds": LIMITS.seconds,
+        "patience": LIMITS.patience,
         "memory": LIMITS.memory,
         "ask": what,
         "arguments": arguments,
@@ -279,7 +283,7 @@ def _lost(head: dict[str, Any], where: str) -> Exception:
     words = {
         "signal": f"the HDF5 library crashed on this file (signal {head['detail']})",
         "exit": f"the HDF5 library gave up on this file (exit code {head['detail']})",
-        "time": f"the HDF5 library took more than {LIMITS.seconds:g} s for this file",
+        "time": f"the HDF5 library took more than {head['detail']} for this file",
         "flood": "the HDF5 library does not stop talking about this file",
     }
     return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")

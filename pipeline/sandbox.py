@@ -37,9 +37,9 @@ def main() -> None:
     """Answer requests, one JSON line each on standard input, until that is closed.
 
     A request has ``pid``, and of that process the descriptors of the open ``file`` and of a pipe for the ``answer``;
-    ``seconds`` and ``memory`` (bytes) as limits; ``ask`` (``describe``, ``values`` or ``stacked``) and its
-    ``arguments``. When the fork has ended, a JSON line says how: ``end`` (``answered``, ``signal``, ``exit``, ``time``,
-    ``system``) and ``detail``.
+    ``seconds`` of the processor, ``patience`` in seconds by the clock and ``memory`` (bytes) as limits; ``ask``
+    (``describe``, ``values`` or ``stacked``) and its ``arguments``. When the fork has ended, a JSON line says how:
+    ``end`` (``answered``, ``signal``, ``exit``, ``time``, ``system``) and ``detail``.
     """
     # A terminal or a batch system tells the whole group to stop. When the driver has stopped, its pipe closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -91,13 +91,15 @@ def _attend(request: dict[str, Any]) -> tuple[str, object]:
     os.close(writer)
     os.close(held)
     try:
-        in_time = _ended(alive, request["seconds"])
+        in_time = _ended(alive, request["patience"])
     finally:
         os.close(alive)
         os.kill(child, signal.SIGKILL)  # without effect on one that has ended by itself
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if not in_time or code == -signal.SIGXCPU:
-        return "time", None
+    if not in_time:
+        return "time", f"{request['patience']:g} s"
+    if code == -signal.SIGXCPU:
+        return "time", f"{request['seconds']:g} s of the processor"
     if code:
         return ("signal", -code) if code < 0 else ("exit", code)
     return "answered", None

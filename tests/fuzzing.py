@@ -23,11 +23,12 @@ from pipeline.errors import ShardpressError
 from pipeline.gatekeeper import LIMITS, ask
 from pipeline.shards import Block, blocks, open_shards, read, read_riders
 from tests import hostile
+from tests.work import Work, counted
 
 FILES = Path(__file__).parent / "files"  # as other software writes them
 REFUSED = ["filter-blosc2", "filter-blosc-snappy", "frames-fixed-mixed", "frames-table-mixed", "sparse-csc"]
 NO_HDF5 = ["README", "make_files"]
-SECONDS = 2.0  # for one answer of the child
+SECONDS = 2.0  # of the processor, for one answer of the child
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 _SIGNATURES = re.compile(rb"\x89HDF|OHDR|TREE|SNOD|HEAP|GCOL|FADB|EADB|BTHD|FRHP")
 _MATLAB = b"MATLAB_class"
@@ -46,8 +47,8 @@ class Outcome:
         Errors that are none of ours: there must not be any.
     n_opens : int
         How often the secret file was opened.
-    slowest : float
-        Seconds for one file.
+    most : Work
+        Of the driver for one file, each count by itself.
     n_bytes : int
         By which the driver's memory grew, at its highest.
     """
@@ -55,7 +56,7 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     n_opens: int = 0
-    slowest: float = 0.0
+    most: Work = field(default_factory=Work)
     n_bytes: int = 0
 
 
@@ -84,7 +85,14 @@ def fuzz(n: int, seed: int = 0) -> Outcome:
 def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> None:
     path.unlink(missing_ok=True)
     path.write_bytes(content)
-    start = time.monotonic()
+    with counted() as work:
+        kind = _outcome_of(path, content, i, outcome, followed)
+    outcome.counts[kind] += 1
+    outcome.most = outcome.most.highest(work)
+
+
+def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> str:
+    """What became of a file: ``accepted``, or a kind of error."""
     try:
         shards = open_shards([str(path)], followed=followed, orientation=_orientation(content, i))
         for block in blocks(shards, max(1, -(-shards[0].n_rows // 3))):
@@ -92,14 +100,14 @@ def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[st
             read_riders(block)
             if _hdf5_differs(block, rows):
                 outcome.faults.append(f"{i}: HDF5 reads other rows")
-        outcome.counts["accepted"] += 1
+        return "accepted"
     except ShardpressError as error:
-        outcome.counts[_kind(error)] += 1
         if not str(error).isprintable():
             outcome.faults.append(f"{i}: not printable: {error!r}")
+        return _kind(error)
     except Exception as error:
         outcome.faults.append(f"{i}: {error!r}")
-    outcome.slowest = max(outcome.slowest, time.monotonic() - start)
+        return "fault"
 
 
 def _orientation(content: bytes, i: int) -> str | None:
@@ -406,8 +414,8 @@ def main() -> int:
     for fault in outcome.faults:
         print(f"FAULT {fault}")
     print(
-        f"{n} files of seed {seed} in {time.monotonic() - start:.0f} s; slowest {outcome.slowest:.2f} s; the driver's "
-        f"memory grew by {outcome.n_bytes / 2**20:.0f} MiB; the secret was opened {outcome.n_opens} times; "
+        f"{n} files of seed {seed} in {time.monotonic() - start:.0f} s; most for one file: {outcome.most}; the "
+        f"driver's memory grew by {outcome.n_bytes / 2**20:.0f} MiB; the secret was opened {outcome.n_opens} times; "
         f"{len(outcome.faults)} faults"
     )
     return bool(outcome.faults or outcome.n_opens)

@@ -1,6 +1,6 @@
 """Damaged files: each one is read or refused in words, in bounds, and none reaches another file."""
 
-from tests.fuzzing import SECONDS, fuzz
+from tests.fuzzing import fuzz
 
 
 def test_damaged_files_are_read_or_refused_and_reach_nothing_else():
@@ -13,4 +13,5 @@ def test_damaged_files_are_read_or_refused_and_reach_nothing_else():
     assert 20 < outcome.counts["accepted"] < 200
     assert outcome.n_opens == 0
     assert outcome.n_bytes < 2**27
-    assert outcome.slowest < 10 * SECONDS
+    most = outcome.most
+    assert (most.n_calls < 2**16, most.n_reads < 2**10, most.n_bytes < 2**22) == (True, True, True), most

@@ -18,9 +18,11 @@ import subprocess
 import termios
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -290,8 +292,8 @@ class Watch:
         Of every descendant.
     commands : dict of int to list of str
         What every descendant was last seen as.
-    copies : dict of int to float
-        For how long a child was seen as a mere copy of the run.
+    copies : Counter
+        How often a child was seen as a mere copy of the run.
     sockets : set of str
         Lines of the kernel's tables, or inodes that stand in none.
     """
@@ -300,7 +302,7 @@ class Watch:
     times: list[float] = field(default_factory=list)
     parents: dict[int, int] = field(default_factory=dict)
     commands: dict[int, list[str]] = field(default_factory=dict)
-    copies: dict[int, float] = field(default_factory=dict)
+    copies: Counter[int] = field(default_factory=Counter)
     sockets: set[str] = field(default_factory=set)
 
 
@@ -319,7 +321,6 @@ def look(pid: int, watch: Watch) -> None:
     """Until the process has gone."""
     watch.pid = pid
     start = time.monotonic()
-    seen: dict[int, float] = {}
     while own := arguments_of(pid):
         now = time.monotonic() - start
         watch.times.append(now)
@@ -331,7 +332,7 @@ def look(pid: int, watch: Watch) -> None:
             if arguments:
                 watch.commands[child] = arguments
             if arguments == own:  # between a fork and an exec everybody looks like that
-                watch.copies[child] = now - seen.setdefault(child, now)
+                watch.copies[child] += 1
         time.sleep(0.005)
 
 
@@ -374,16 +375,17 @@ def kernel_table() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def watch(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Watch:
-    """A run that was looked at in each of its phases."""
+    """A run that was looked at in each of its phases: one of a few, where the machine is busy."""
     program = Watched([])
     program.command, program.environment = victim.program.command, victim.program.environment
-    ended = program.run(tmp_path_factory.mktemp("watched") / "out")
-    program.watcher.join()
-    assert ended.code == 0
-    begun = list(ended.begun.values())
-    for phase, start, stop in zip(ended.begun, begun, begun[1:], strict=False):
-        assert any(start <= moment <= stop for moment in program.watch.times), f"nobody looked at the {phase}"
-    return program.watch
+    for i in range(10):
+        ended = program.run(tmp_path_factory.mktemp("watched") / str(i))
+        program.watcher.join()
+        assert ended.code == 0
+        phases = list(pairwise(ended.begun.values()))
+        if all(any(start <= moment <= stop for moment in program.watch.times) for start, stop in phases):
+            return program.watch
+    pytest.fail(f"nobody looked at each phase of a run: {ended.begun}")
 
 
 def test_the_watch_sees_a_socket_that_listens() -> None:
@@ -396,7 +398,7 @@ def test_the_watch_sees_a_socket_that_listens() -> None:
 
 
 def test_c7_the_only_child_is_the_gatekeeper_and_no_child_is_a_fork_of_the_run(watch: Watch) -> None:
-    assert all(seconds < 2 for seconds in watch.copies.values()), watch.copies
+    assert all(n_looks < 300 for n_looks in watch.copies.values()), watch.copies
     gatekeepers = [pid for pid, words in watch.commands.items() if "from pipeline.sandbox import main" in words[-1]]
     # What forks is a gatekeeper, which has neither threads nor the run's memory.
     assert {watch.parents[pid] for pid in gatekeepers} - set(gatekeepers) == {watch.pid}
