@@ -111,7 +111,7 @@ def _candidate(item: Any) -> _Candidate | None:
 
 
 def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
-    """Those that are not a single column beside wider rows, with which it rides along."""
+    """Those that are neither a single column beside wider rows, with which it rides along, nor a single number."""
     sizes = {}
     for name, candidate in candidates.items():
         first, *others = candidate.shape[:: -1 if orientation == "columns" else 1] or (0,)
@@ -121,7 +121,7 @@ def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list
         name
         for name, (group, n, width) in sizes.items()
         # Of a pandas frame no column is more than others.
-        if width != 1 or (group, n) not in wider or _BLOCK.fullmatch(name.rpartition("/")[2])
+        if width != 1 or (n != 1 and (group, n) not in wider) or _BLOCK.fullmatch(name.rpartition("/")[2])
     ]
 
 

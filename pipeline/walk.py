@@ -33,7 +33,7 @@ __all__ = [
 MOST_OBJECTS = 100_000  # that are looked at, in one group or while a dataset is searched
 MOST_DEPTH = 32
 
-_INDEX = b"_i_"  # how the names of PyTables' indexes begin
+_INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # how groups are called that hold PyTables' indexes, and MATLAB's cells
 _LISTED = 20  # how many names a refusal lists
 
 
@@ -112,7 +112,7 @@ def is_plain(found: h5py.Dataset, dtype: np.dtype) -> bool:
 
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
-    """Every object below a group once, depth first, with its path; but for the indexes of tables."""
+    """Every object below a group once, depth first, with its path; but for what is a writer's own business."""
     seen = {h5py.h5o.get_info(root).addr}
 
     def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
@@ -121,7 +121,7 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
                 continue
             item = h5py.h5o.open(group, name)
             address = h5py.h5o.get_info(item).addr
-            if address in seen or (name.startswith(_INDEX) and isinstance(item, h5py.h5g.GroupID)):
+            if address in seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
                 continue
             seen.add(address)
             yield text(prefix + name), item

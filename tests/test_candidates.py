@@ -130,6 +130,18 @@ def test_what_matlab_wrote_is_read_as_soon_as_it_is_told_what_its_rows_are(tmp_p
         assert open_shards([str(path)], orientation=orientation)[0].shape == shape
 
 
+def test_of_a_workspace_of_matlabs_the_only_matrix_holds_the_rows(tmp_path):
+    held = {
+        "data": np.zeros((3, 5)),
+        "labels": np.zeros((1, 5)),
+        "alpha": np.zeros((1, 1)),
+        "#refs#/a": np.zeros((4, 4)),
+    }
+    path = write(tmp_path / "x.mat", held, [("data", "MATLAB_class", np.bytes_(b"double"))])
+    (shard,) = open_shards([path], orientation="columns")
+    assert (shard.dataset, [rider.name for rider in shard.riders]) == ("data", ["labels"])
+
+
 def test_a_column_that_rides_along_is_told_from_rows_that_lie_across(tmp_path):
     path = write(tmp_path / "x.h5", {"rows": np.zeros((3, 5)), "labels": np.zeros((1, 5))})
     assert open_shards([path], orientation="columns")[0].dataset == "rows"
