@@ -389,7 +389,8 @@ class Features:
     manifest: dict[str, Any] = field(repr=False)
 
     def __repr__(self) -> str:
-        riders = ", ".join(f"{name} ({array.dtype})" for name, array in self.riders.items()) or "nothing"
+        kinds = {name: "str" if array.dtype == object else array.dtype for name, array in self.riders.items()}
+        riders = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "nothing"
         return (
             f"<Features: {len(self.features)} rows x {self.features.shape[1]} features, "
             f"{self.manifest.get('n_bad', 'unknown how many')} bad rows; riding along: {shown(riders)}>"

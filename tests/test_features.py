@@ -358,8 +358,9 @@ def test_texts_that_rode_along_come_as_str(output):
 
 
 def test_what_was_opened_says_in_a_line_what_it_is(output):
-    assert repr(open_features(output(3, 4))) == (
-        "<Features: 7 rows x 2 features, unknown how many bad rows; riding along: y (int64)>"
+    texts = {i: {"name": np.array([b"a"] * (3 + i), object)} for i in range(2)}
+    assert repr(open_features(output(3, 4, riders=texts))) == (
+        "<Features: 7 rows x 2 features, unknown how many bad rows; riding along: name (str), y (int64)>"
     )
 
 
