@@ -130,6 +130,14 @@ _METAVARS: Mapping[Callable[[str], Any], str] = {
 }
 
 
+def _dataset_path(text: str) -> str:
+    """The path of a dataset, without slashes that say nothing."""
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if not parts:
+        raise ValueError(f"{text!r}, expected the path of a dataset, like obs/cell_type")
+    return "/".join(parts)
+
+
 def _setting(default: Any, convert: Callable[[str], Any], help: str, metavar: str = "") -> Any:
     """A setting.
 
@@ -162,6 +170,12 @@ class Config:
         _OneOf(("rows", "columns")),
         "along which axis of the dataset its rows lie: rows, the first one, or columns, the last one, as of files that "
         "MATLAB, Fortran, Julia or R have written (default: rows; MATLAB's files must be told)",
+    )
+    carry: tuple[str, ...] = _setting(
+        (),
+        _dataset_path,
+        "datasets elsewhere in the files that ride along too, as labels do: paths from the root, like obs/cell_type",
+        "NAME",
     )
     output: str = _setting("features", _path, "directory for the features", "DIR")
     model: str | None = _setting(None, _path, "encode with this model.h5 or output directory, no training", "PATH")
@@ -303,7 +317,7 @@ def _range(low: int, high: float) -> str:
 
 # The settings under --help, by what they are about.
 _STAGES = {
-    "input": ("input", "follow", "dataset", "orientation"),
+    "input": ("input", "follow", "dataset", "orientation", "carry"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value"),
     "model": ("n_features", "biases", "model", "out_of_range"),
     "training": (

@@ -252,7 +252,8 @@ class _Work:
     def _part_memory(self, shard: Shard) -> PartMemory:
         if not hasattr(self._kept, "part"):
             rider_bytes = sum(rider.dtype.itemsize for rider in shard.riders)
-            self._kept.part = PartMemory(self._part_rows, self._n_features, rider_bytes)
+            categories = {rider.name: rider.categories for rider in shard.riders if rider.categories is not None}
+            self._kept.part = PartMemory(self._part_rows, self._n_features, rider_bytes, categories)
         kept: PartMemory = self._kept.part
         return kept
 

@@ -3,7 +3,9 @@
 1. ``parts/part-<shard>-<first row>-<unique>.h5`` holds the features of a row range of one input shard: ``features``
    (n_rows, n_features) float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped;
    ``valid`` (n_rows,) bool, false where the input row was a bad one and its features are NaN; and the riding datasets
-   under their own names, the same ones in every part. It is itself a valid input shard.
+   under their own names, the same ones in every part; in the group ``__categories`` what the codes in some of them
+   stand for. Where a shard has none, `missing_value` stands, or the code -1, and ``NAME_present`` tells which rows have
+   one. It is itself a valid input shard.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view,
    and says so: without the parts beside it there are no values in it, but what `missing_value` gives.
 3. ``manifest.json`` names the parts in that order; it is written last.
@@ -26,6 +28,7 @@ from pipeline.disk import PAGE
 from pipeline.errors import DataError, ReadFailed, shown
 from pipeline.formats import missing_value
 from pipeline.ledger import MANIFEST, read_manifest
+from pipeline.riders import CATEGORIES
 from pipeline.skeleton import MARK_BYTES, Skeleton, mark, put, skeleton_of
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Features",
     "PartMemory",
     "allocate",
+    "categories_of",
     "common",
     "describe",
     "index_bytes",
@@ -64,9 +68,14 @@ class PartMemory:
     n_features : int
     rider_bytes : int
         Of the riding datasets, for each row; what is longer is taken in all the same.
+    categories : mapping of str to sequence
+        What the codes in riding datasets stand for, by the datasets' names: texts or numbers.
     """
 
-    def __init__(self, n_rows: int, n_features: int, rider_bytes: int = 0) -> None:
+    def __init__(
+        self, n_rows: int, n_features: int, rider_bytes: int = 0, categories: Mapping[str, Sequence[Any]] | None = None
+    ) -> None:
+        self._categories = {_free_name(name, set()): _stored(found) for name, found in (categories or {}).items()}
         self._n_features = n_features
         self._place = _place_of_features()
         n_bytes = self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM
@@ -137,6 +146,8 @@ class PartMemory:
                     file.create_dataset(name, data=values, dtype=h5py.string_dtype())
                 else:
                     places[name] = allocate(file, name, values.shape, values.dtype)
+            for name, found in self._categories.items():
+                file.create_dataset(f"{CATEGORIES}/{name}", data=found)
             _write_attributes(file, attributes)
         if place not in (None, self._place):
             raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
@@ -148,7 +159,7 @@ def part_bytes(
     features: np.ndarray, valid: np.ndarray, riders: Mapping[str, np.ndarray], about: Mapping[str, Any]
 ) -> bytes:
     """The bytes of a feature shard with these features (n_rows, n_features); the rest is as for `PartMemory.file`."""
-    memory = PartMemory(*features.shape)
+    memory = PartMemory(features.shape[0], features.shape[1])
     memory.features(len(features))[:] = features
     return bytes(memory.file(valid, riders, about))
 
@@ -229,9 +240,24 @@ def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
 def _free_name(rider: str, taken: set[str]) -> str:
     """The name under which a riding dataset stands beside the features: its own, if that is not one of ours."""
     name = rider
-    while name in (FEATURES, VALID) or (name != rider and name in taken):
+    while name in (FEATURES, VALID, CATEGORIES) or (name != rider and name in taken):
         name = f"source_{name}"
     return name
+
+
+def _stored(categories: Sequence[Any]) -> np.ndarray:
+    """Texts as UTF-8 of one length, which HDF5 lays out alike in every file."""
+    if not all(isinstance(each, str) for each in categories):
+        return np.array(categories)
+    texts = [each.encode("utf-8", "surrogateescape") for each in categories]
+    return np.array(texts, h5py.string_dtype("utf-8", max([1, *map(len, texts)])))
+
+
+def categories_of(path: Path) -> dict[str, np.ndarray]:
+    """What codes in a part, or a single file, stand for, by the datasets' names; as they are stored."""
+    with reading(path) as file:
+        group = file.get(CATEGORIES)
+        return {name: found[()] for name, found in group.items()} if isinstance(group, h5py.Group) else {}
 
 
 def _attributes(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,6 +337,8 @@ def index_bytes(
         describe(file, {**about, "view": VIEW})
         for key, dtype in common(shapes).items():
             _write_virtual(file, key, files, [part[key][0] for part in shapes], dtype)
+        for key, found in {} if alone else categories_of(directory / files[0]).items():
+            file.create_dataset(f"{CATEGORIES}/{key}", data=found)
         file.flush()
         return bytes(file.id.get_file_image())
 
@@ -344,7 +372,7 @@ def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of each dataset of a part."""
     try:
         with reading(path) as part:
-            return {key: (item.shape, item.dtype) for key, item in part.items()}
+            return {key: (item.shape, item.dtype) for key, item in part.items() if key != CATEGORIES}
     except COMPLAINTS as error:
         raise ReadFailed(
             f"file={shown(path)}: cannot be read again: {error}. Type the same command again without --verify sizes: "
@@ -381,12 +409,15 @@ class Features:
         Labels, ids and whatever else rode along; texts, of any or of one length, as objects of type str.
     manifest : dict
         What the run says of itself; of a single file, its attributes.
+    categories : dict of str to ndarray
+        What the codes in a riding dataset stand for: code i for its i-th entry, -1 for none.
     """
 
     features: Any
     valid: Any
     riders: dict[str, Any]
     manifest: dict[str, Any] = field(repr=False)
+    categories: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         kinds = {name: "str" if array.dtype == object else array.dtype for name, array in self.riders.items()}
@@ -437,7 +468,7 @@ def _open_directory(directory: Path, block_rows: int) -> Features:
     found = {name: [_lazy(path, name, block_rows) for path, _ in parts] for name in common}
     alike = {name: pieces for name, pieces in found.items() if len({piece.dtype for piece in pieces}) == 1}
     arrays = {name: da.concatenate(pieces) for name, pieces in alike.items()}
-    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest)
+    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest, _spelled(parts[0][0]))
 
 
 def _open_file(path: Path, block_rows: int) -> Features:
@@ -448,13 +479,22 @@ def _open_file(path: Path, block_rows: int) -> Features:
             if file[FEATURES].is_virtual:
                 raise DataError(f"{where}: holds no values, since the parts that it is a view of are missing. {_WHOLE}")
             n_rows, about = len(file[FEATURES]), dict(file.attrs)
-            names = [name for name, item in file.items() if item.shape[:1] == (n_rows,)]
+            names = [name for name, item in file.items() if name != CATEGORIES and item.shape[:1] == (n_rows,)]
     except (*COMPLAINTS, AttributeError, TypeError) as error:
         raise DataError(f"{where}: holds no features that can be read: {error}") from error
     if VALID not in names:
         raise DataError(f"{where}: no dataset {VALID!r} beside its features, expected what --single-file writes")
     arrays = {name: _lazy(path, name, block_rows) for name in names}
-    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, {**about, "n_rows": n_rows})
+    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, {**about, "n_rows": n_rows}, _spelled(path))
+
+
+def _spelled(path: Path) -> dict[str, np.ndarray]:
+    """Categories, texts as Python has them."""
+    try:
+        found = categories_of(path)
+    except COMPLAINTS as error:
+        raise DataError(f"file={shown(path)}: its categories cannot be read: {error}") from error
+    return {name: np.char.decode(v, "utf-8") if v.dtype.kind == "S" else v for name, v in found.items()}
 
 
 def _check_part(path: Path, n_rows: int) -> list[str]:
@@ -465,7 +505,7 @@ def _check_part(path: Path, n_rows: int) -> list[str]:
     try:
         with reading(path) as file:
             found = file[FEATURES].shape
-            names = list(file)
+            names = [name for name in file if name != CATEGORIES]
     except COMPLAINTS as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
     if found[0] != n_rows:

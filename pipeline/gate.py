@@ -11,8 +11,8 @@ since a forged file may have made the child say anything; then the rows can be r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +25,13 @@ from pipeline.forms import numbers_of, rows_of
 from pipeline.gatekeeper import ask
 from pipeline.layout import Layout, check_places, layout_of
 from pipeline.plainfile import describe_plain
-from pipeline.riders import MOST_LEFT_OUT, MOST_RIDERS, rides
+from pipeline.riders import MOST_CATEGORIES, MOST_LEFT_OUT, MOST_RIDERS, rides
 from pipeline.superblock import check_superblock
 
 __all__ = ["LeftOut", "Rider", "Shard", "look_at", "vet"]
 
-_LONGEST = 200  # characters of a name or reason
+_LONGEST = 400  # characters of a name or reason
+_NUMBERS = (int, float, bool)  # of which categories may be
 
 T = TypeVar("T")
 
@@ -59,12 +60,21 @@ class Rider:
         Where it lies; its name is the path in the file. None where the shard has none like it.
     fill : object
         What stands for every row then.
+    is_carried : bool
+        Whether it rides along because it is named, wherever it lies.
+    categories : tuple or None
+        Of codes, what each of them stands for.
+    codes : tuple of int or None
+        Which of them each code in the file is; None where the values are no codes.
     """
 
     name: str
     dtype: np.dtype
     layout: Layout | None = field(default=None, compare=False, repr=False)
     fill: Any = None
+    is_carried: bool = False
+    categories: tuple[Any, ...] | None = field(default=None, repr=False)
+    codes: tuple[int, ...] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ class Shard:
         return Identity(self.device, self.inode, self.size, self.mtime_ns)
 
 
-def vet(path: Path, dataset: str | None, orientation: str | None = None) -> Shard:
+def vet(path: Path, dataset: str | None, orientation: str | None = None, carry: Sequence[str] = ()) -> Shard:
     """Look at a file's structure, not at its rows.
 
     Parameters
@@ -163,6 +173,8 @@ def vet(path: Path, dataset: str | None, orientation: str | None = None) -> Shar
         The dataset that holds the rows. With none: ``X``, else the only candidate.
     orientation : str, optional
         Along which of its axes they lie: ``rows``, the first one, or ``columns``, the last one.
+    carry : sequence of str
+        Paths of what rides along wherever it lies, from the root.
 
     Raises
     ------
@@ -171,7 +183,7 @@ def vet(path: Path, dataset: str | None, orientation: str | None = None) -> Shar
     NoInput, NotPermitted, ReadFailed, SystemLimit
         When it cannot be looked at.
     """
-    wanted = [dataset, orientation]
+    wanted = [dataset, orientation, list(carry)]
     return look_at(path, lambda descriptor, found, base: _looked_into(descriptor, found, base, path, wanted))
 
 
@@ -203,10 +215,11 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
     return persistently(once, where)
 
 
-def _looked_into(descriptor: int, found: Identity, base: int, path: Path, wanted: list[str | None]) -> Shard:
+def _looked_into(descriptor: int, found: Identity, base: int, path: Path, wanted: list[Any]) -> Shard:
     where = f"file={shown(path)}"
+    dataset, orientation, carry = wanted
     try:
-        plain = describe_plain(descriptor, found.size, wanted[0], wanted[1], base)
+        plain = None if carry else describe_plain(descriptor, found.size, dataset, orientation, base)
         facts, arrays = plain or ask("describe", descriptor, wanted, where)
     except DataError:
         if not os.fstat(descriptor).st_nlink:
@@ -214,6 +227,8 @@ def _looked_into(descriptor: int, found: Identity, base: int, path: Path, wanted
         raise
     try:
         shard = _shard(facts, arrays, str(path), found)
+        if not {rider.name for rider in shard.riders if rider.is_carried} <= set(carry):
+            raise ValueError("carried")
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
         raise DataError(
             f"{where}: what the HDF5 library says about it makes no sense ({shown(error)}). The file is damaged or "
@@ -227,15 +242,15 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
     """What is said, once it is of the right form."""
     left = iter(arrays)
     layouts = [layout_of(claim, left) for claim in facts["rows"]]
-    lying = [(claim["name"], layout_of(claim["layout"], left)) for claim in facts["riders"]]
+    riders = [_rider(claim, layout_of(claim["layout"], left)) for claim in facts["riders"]]
     form, shapes, dtypes = facts["form"], [each.shape for each in layouts], [each.dtype for each in layouts]
     shape, stored = rows_of(form, shapes, dtypes, facts["shape"])
     native = _NATIVE_DTYPES[stored.newbyteorder("=").name]
     numbers = numbers_of(dtypes[0])
     columns = facts["columns"] or (numbers.names if numbers else [])
-    if len(lying) > MOST_RIDERS or any(not _fits(layout, shape[0]) or "/" in name for name, layout in lying):
+    if len(riders) > 2 * MOST_RIDERS or not all(rider.layout and _fits(rider.layout, shape[0]) for rider in riders):
         raise ValueError("riders")
-    if len({name for name, _ in lying}) < len(lying) or not isinstance(facts["dataset"], str):
+    if len({(rider.name, rider.is_carried) for rider in riders}) < len(riders) or not isinstance(facts["dataset"], str):
         raise ValueError("names")
     if not all(isinstance(name, str) for name in columns):
         raise ValueError("columns")
@@ -247,7 +262,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
         dtype=native,
         form=form,
         chunk_rows=_chunk_rows(form, layouts, shape),
-        riders=tuple(Rider(name, layout.dtype, layout) for name, layout in lying),
+        riders=tuple(riders),
         size=found.size,
         mtime_ns=found.mtime_ns,
         inode=found.inode,
@@ -257,6 +272,23 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> 
         layouts=tuple(layouts),
         left_out=_left_out(facts["left_out"]),
     )
+
+
+def _rider(claim: Any, layout: Layout) -> Rider:
+    name, is_carried, categories = claim["name"], claim["is_carried"], claim["categories"]
+    if not isinstance(name, str) or is_carried not in (True, False) or ("/" in name and not is_carried):
+        raise ValueError("rider")
+    rider = Rider(name, layout.dtype, layout, is_carried=bool(is_carried))
+    if categories is None or layout.dtype.kind not in "iu":
+        return rider
+    are_texts = all(isinstance(each, str) for each in categories)
+    if (
+        not isinstance(categories, list)
+        or len(categories) > MOST_CATEGORIES
+        or not (are_texts or all(type(each) in _NUMBERS for each in categories))
+    ):
+        raise ValueError("categories")
+    return replace(rider, categories=tuple(categories), codes=tuple(range(len(categories))))
 
 
 def _fits(layout: Layout, n_rows: int) -> bool:

@@ -32,7 +32,7 @@ from pipeline.metadata import (
     root,
 )
 from pipeline.probe import MOST_CHUNK_BYTES
-from pipeline.riders import LeftOut, misfit, rides
+from pipeline.riders import CATEGORIES, LeftOut, misfit, rides
 from pipeline.superblock import SMALLEST
 from pipeline.walk import beside, parts_of, text
 
@@ -110,7 +110,7 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
     name = _chosen(there, objects) if dataset is None else way[-1]
     dataset = text(name) if dataset is None else dataset
     rows = objects[there[name]]
-    if rows is None:
+    if rows is None or CATEGORIES.encode() in there:
         raise Odd
     across = orientation == "columns"
     shape = (rows.shape[-1], *rows.shape[:-1]) if across else rows.shape
@@ -127,7 +127,8 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
             left_out.note(rider, "a group", is_missed=False)
         elif rides(found.shape, shape[0]):
             path = beside(dataset, text(rider))
-            riders.append({"name": text(rider), "layout": _layout(file, found, path, arrays)})
+            layout = _layout(file, found, path, arrays)
+            riders.append({"name": text(rider), "layout": layout, "categories": None, "is_carried": False})
         elif found.shape:
             left_out.note(rider, *misfit(found.shape, shape))
     form = {"form": "columns" if across else "dense", "shape": list(shape)}

@@ -7,6 +7,7 @@ checks.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from math import isfinite, prod
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 
 from pipeline.candidates import choose, find
 from pipeline.codecs import ASKED, REGISTERED, objection, written_anew
-from pipeline.riders import find_riders
-from pipeline.walk import Refused, beside, elsewhere, is_plain, parts_of, text, walk
+from pipeline.riders import MOST_LEFT_OUT, find_carried, find_riders
+from pipeline.walk import Refused, beside, elsewhere, is_plain, normal, text, walk
 
 __all__ = [
     "MOST_ANSWER_BYTES",
@@ -45,7 +46,7 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 
 
 def describe(
-    file: h5py.File, dataset: str | None, orientation: str | None = None
+    file: h5py.File, dataset: str | None, orientation: str | None = None, carry: Sequence[str] = ()
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Where the rows and what rides along with them lie.
 
@@ -56,13 +57,15 @@ def describe(
         The dataset that holds the rows. With none: ``X``, else the only candidate.
     orientation : str, optional
         ``rows`` or ``columns``: along which axis the rows lie.
+    carry : sequence of str
+        Paths of what rides along wherever it lies, from the root.
 
     Returns
     -------
     dict
         ``dataset``, ``columns`` and ``fill_value``; ``form``, ``shape`` and ``rows``, how the rows lie and where: the
-        layouts of what makes them up, as in `pipeline.forms`; ``riders``, each with ``name`` and ``layout``;
-        ``left_out``, as of `riders.LeftOut`.
+        layouts of what makes them up, as in `pipeline.forms`; ``riders``, each with ``name``, ``layout``,
+        ``categories`` and ``is_carried``; ``left_out``, as of `riders.LeftOut`.
     list of ndarray
         Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64; of each one inside the metadata: its bytes.
@@ -70,10 +73,9 @@ def describe(
     rows = find(file, dataset if dataset is not None else choose(file, orientation), orientation)
     arrays: list[np.ndarray] = []
     layouts = [_layout(found, path, arrays) for path, found in rows.parts]
-    own = parts_of(rows.name)[-1]
-    riding, left_out = find_riders(
-        rows.parent, own, rows.shape, lambda found, name: _layout(found, beside(rows.name, name), arrays)
-    )
+    riding, left_out = find_riders(rows.parent, rows.name, rows.shape, _layout, arrays)
+    there = {beside(normal(rows.name), rider["name"]) for rider in riding}
+    carried, missing = find_carried(file, [path for path in carry if path not in there], rows.shape, _layout, arrays)
     facts = {
         "dataset": rows.name,
         "columns": _columns(rows.parts[0][1], rows.name),
@@ -81,8 +83,8 @@ def describe(
         "form": rows.form,
         "shape": rows.shape,
         "rows": layouts,
-        "riders": riding,
-        "left_out": left_out.told,
+        "riders": riding + carried,
+        "left_out": [*missing, *left_out.told][:MOST_LEFT_OUT],
     }
     return facts, arrays
 

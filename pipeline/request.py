@@ -89,11 +89,12 @@ def request_of(config: Config, shards: Sequence[Shard], model: Model | None, pla
         "versions": {name: version(name) for name in ("numpy", "Theano")},
         "format": _TRAINING,
     }
+    carried = {"carry": list(config.carry)} if config.carry else {}  # which touches neither scan nor model
     return Request(
         inputs={"shards": [_identity(shard) for shard in shards]},
         scan={"missing_value": config.missing_value, "format": _SCAN},
         training=training if model is None else {"model": model.fingerprint},
-        encoding={"out_of_range": config.out_of_range, "format": _ENCODING},
+        encoding={"out_of_range": config.out_of_range, "format": _ENCODING, **carried},
     )
 
 
@@ -106,7 +107,7 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "dtype": shard.stored_dtype,
         "n_bytes": shard.size,
         "changed": shard.mtime_ns,
-        "riders": [rider.name for rider in shard.riders],
+        "riders": [rider.name for rider in shard.riders if not rider.is_carried],
         # Where it is what it always was, runs of earlier versions can go on.
         **({} if shard.form == "dense" else {"form": shard.form}),
     }

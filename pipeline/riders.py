@@ -7,22 +7,38 @@ told from what nobody would expect to ride along.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
 import h5py
 import numpy as np
 
-from pipeline.walk import Refused, dtype_of, elsewhere, link_of, names_in, text
+from pipeline.walk import Refused, beside, dtype_of, elsewhere, link_of, names_in, objects, parts_of, some, text
 
-__all__ = ["MOST_ITEM", "MOST_LEFT_OUT", "MOST_RIDERS", "LeftOut", "find_riders", "misfit", "rides"]
+__all__ = [
+    "CATEGORIES",
+    "MOST_CATEGORIES",
+    "MOST_ITEM",
+    "MOST_LEFT_OUT",
+    "MOST_RIDERS",
+    "LeftOut",
+    "find_carried",
+    "find_riders",
+    "misfit",
+    "rides",
+]
 
 MOST_RIDERS = 1000
 MOST_LEFT_OUT = 50  # that are told of one file
 MOST_ITEM = 2**20  # bytes of one value
+MOST_CATEGORIES, _MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
+CATEGORIES = "__categories"  # the group beside codes that says what each stands for, as earlier AnnData wrote it
 
 _BARE = b"This is a netCDF dimension but not a netCDF variable"
+Layouts = Callable[[h5py.Dataset, str, list[np.ndarray]], dict[str, Any]]  # says where a dataset lies; `probe`'s own
+
 _NOT_THE_RIDERS = re.compile(r"errno = \d|allocat", re.IGNORECASE)  # HDF5's words when the storage or memory fails
 
 
@@ -56,7 +72,7 @@ class LeftOut:
 
 
 def find_riders(
-    parent: Any, rows: bytes, shape: tuple[int, ...], layout: Callable[[h5py.Dataset, str], dict[str, Any]]
+    parent: Any, rows: str, shape: tuple[int, ...], layout: Layouts, arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], LeftOut]:
     """What rides along of that which lies beside the rows, and what does not.
 
@@ -64,17 +80,18 @@ def find_riders(
     ----------
     parent : h5py.h5g.GroupID
         That holds the rows.
-    rows : bytes
-        Their name there.
+    rows : str
+        Their path.
     shape : tuple of int
         Theirs.
     layout : callable
-        Says where a dataset lies, given it and its name.
+    arrays : list of ndarray
+        Where it puts what is no plain value.
     """
     riding: list[dict[str, Any]] = []
     left_out = LeftOut()
     for name in names_in(parent):
-        if name == rows:
+        if name in (parts_of(rows)[-1], CATEGORIES.encode()):
             continue
         try:
             found = _rider(parent, name, shape)
@@ -83,7 +100,10 @@ def find_riders(
             elif found is not None and len(riding) == MOST_RIDERS:
                 left_out.note(name, f"more than {MOST_RIDERS} ride along already")
             elif found is not None:
-                riding.append({"name": text(name), "layout": layout(found, text(name))})
+                path = beside(rows, text(name))
+                categories = _categories_beside(parent, name, path, layout)
+                told = {"name": text(name), "layout": layout(found, path, arrays)}
+                riding.append({**told, "categories": categories, "is_carried": False})
         except Refused as reason:
             left_out.note(name, str(reason))
         except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
@@ -101,7 +121,10 @@ def _rider(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset | t
     item = h5py.h5o.open(parent, name)
     if not isinstance(item, h5py.h5d.DatasetID):
         return ("a group", False) if isinstance(item, h5py.h5g.GroupID) else None
-    found = h5py.Dataset(item)
+    return _judged(h5py.Dataset(item), shape)
+
+
+def _judged(found: h5py.Dataset, shape: tuple[int, ...]) -> h5py.Dataset | tuple[str, bool] | None:
     reason = elsewhere(found)
     if reason:
         return reason, True
@@ -133,3 +156,110 @@ def _is_bare(found: h5py.Dataset) -> bool:
     value = np.empty((), attribute.dtype)
     attribute.read(value)
     return bool(value.item().startswith(_BARE))
+
+
+# -- named ---------------------------------------------------------------------------------------------------------
+
+
+def find_carried(
+    file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], layout: Layouts, arrays: list[np.ndarray]
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """What rides along because it is named, wherever it lies; and which names are not there.
+
+    Parameters
+    ----------
+    file : h5py.File
+    paths : sequence of str
+        From the root. A group of codes and categories, as AnnData has it, rides along as its codes.
+    shape, layout, arrays
+        As for `find_riders`.
+
+    Raises
+    ------
+    Refused
+        When something named is there and cannot ride along.
+    """
+    riding: list[dict[str, Any]] = []
+    missing: list[list[Any]] = []
+    for path in paths:
+        there = _at(file, path)
+        if there is None:
+            missing.append([path, f"not there; one value for each row have {_carriable(file, shape[0])}", True])
+            continue
+        codes, categories = _codes(*there, path, layout)
+        found = _judged(codes, shape)
+        if not isinstance(found, h5py.Dataset):
+            raise Refused(f"{found[0] if found else 'a single value'}, cannot ride along", path)
+        where = f"{path}/codes" if isinstance(there[2], h5py.h5g.GroupID) else path
+        told = {"name": path, "layout": layout(found, where, arrays)}
+        riding.append({**told, "categories": categories, "is_carried": True})
+    return riding, missing
+
+
+def _at(file: h5py.File, path: str) -> tuple[Any, bytes, Any] | None:
+    """The group that holds what lies at a path, its name there, and the object; None where there is none."""
+    here, parent, parts = file.id, file.id, parts_of(path)
+    for part in parts:
+        if not isinstance(here, h5py.h5g.GroupID) or not here.links.exists(part):
+            return None
+        link = link_of(here, part)
+        if link:
+            raise Refused(f"{link}, cannot ride along", path)
+        parent, here = here, h5py.h5o.open(here, part)
+    return parent, parts[-1], here
+
+
+def _codes(parent: Any, name: bytes, item: Any, path: str, layout: Layouts) -> tuple[h5py.Dataset, list[Any] | None]:
+    """The dataset with a value for each row, and what its values stand for, if they are codes."""
+    if isinstance(item, h5py.h5d.DatasetID):
+        return h5py.Dataset(item), _categories_beside(parent, name, path, layout)
+    codes, categories = _held(item, b"codes"), _held(item, b"categories")
+    if codes is None or categories is None:
+        kind = "an array with a mask" if _held(item, b"mask") is not None else "a group"
+        raise Refused(f"{kind}, expected a dataset with one value for each row, or codes and categories", path)
+    return codes, _categories(categories, f"{path}/categories", layout)
+
+
+def _held(group: Any, name: bytes) -> h5py.Dataset | None:
+    """A dataset that a group itself holds."""
+    if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
+        return None
+    item = h5py.h5o.open(group, name)
+    return h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+
+
+def _categories_beside(parent: Any, name: bytes, path: str, layout: Layouts) -> list[Any] | None:
+    """What the values of a dataset stand for, where a group beside it says so."""
+    group = CATEGORIES.encode()
+    if not parent.links.exists(group) or link_of(parent, group):
+        return None
+    found = _held(h5py.h5o.open(parent, group), name)
+    return None if found is None else _categories(found, beside(path, f"{CATEGORIES}/{text(name)}"), layout)
+
+
+def _categories(found: h5py.Dataset, path: str, layout: Layouts) -> list[Any]:
+    if elsewhere(found):
+        raise Refused(f"{elsewhere(found)}, expected categories in the file itself", path)
+    stored = dtype_of(found)
+    is_text = stored is not None and h5py.check_string_dtype(stored) is not None
+    if stored is None or found.ndim != 1 or not (is_text or stored.kind in "iufb"):
+        raise Refused("expected categories: texts or numbers in one dimension", path)
+    if len(found) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or stored.itemsize > _MOST_WORDS:
+        raise Refused(f"{len(found)} categories of dtype {stored}, expected {MOST_CATEGORIES} at most", path)
+    layout(found, path, [])  # where it may be read at all: written, by known filters, in chunks that are not too long
+    values = found[...].tolist()
+    if is_text and sum(map(len, values)) > _MOST_WORDS:
+        raise Refused(f"categories of more than {_MOST_WORDS} bytes", path)
+    return [text(each) for each in values] if is_text else values
+
+
+def _carriable(file: h5py.File, n_rows: int) -> str:
+    """What could be named: datasets with one value for each row, and groups of codes and categories."""
+    names: dict[str, None] = {}
+    with suppress(Refused):
+        for name, item in objects(file.id):
+            found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+            if found is None or elsewhere(found) or not found.shape or not rides(found.shape, n_rows):
+                continue
+            names[name.removesuffix("/codes")] = None
+    return some(list(names))

@@ -6,26 +6,24 @@ beside it rides which rows have it: ``y_present`` for ``y``.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import shown
+from pipeline.errors import DataError, shown
 from pipeline.formats import missing_value
-from pipeline.gate import LeftOut, Rider, Shard
+from pipeline.gate import Rider, Shard
 from pipeline.layout import Layout
 from pipeline.rawread import read_across, read_values
 from pipeline.riders import MOST_RIDERS
+from pipeline.ridinglog import cut, some, warn
+from pipeline.walk import normal
 
-__all__ = ["absent", "alike", "chunk_rows", "log_riding", "read_rider", "told"]
+__all__ = ["absent", "alike", "chunk_rows", "read_rider", "told"]
 
-log = logging.getLogger(__name__)
-
-_NAMED, _LEFT_OUT, MOST_WARNED, _FILES = 20, 10, 10, 3  # in a line of the log; lines; files in one
-_LONGEST = 80  # characters of a name or reason
+_FILES = 3  # that a warning names
 
 
 def read_rider(shard: Shard, rider: Rider, start: int, stop: int) -> np.ndarray:
@@ -34,8 +32,24 @@ def read_rider(shard: Shard, rider: Rider, start: int, stop: int) -> np.ndarray:
         return absent(stop - start, rider)
     if _lies_across(rider.layout, shard.n_rows):
         return read_across(shard, rider.layout, start, np.empty((stop - start, 1), rider.dtype)).reshape(-1)
+    if rider.codes is not None:
+        return _recoded(replace(rider, dtype=rider.layout.dtype, codes=None), rider, shard, start, stop)
     values = read_values(shard, rider.layout, start, stop, rider.dtype)
     return values.reshape(stop - start, *values.shape[len(rider.layout.shape) :])  # of an array for each row, that
+
+
+def _recoded(as_stored: Rider, rider: Rider, shard: Shard, start: int, stop: int) -> np.ndarray:
+    """Codes of all shards' categories; -1 where there is none."""
+    assert rider.layout is not None
+    assert rider.codes is not None
+    codes = read_rider(shard, as_stored, start, stop).astype(np.int64)
+    odd = np.flatnonzero((codes < -1) | (codes >= len(rider.codes)))
+    if len(odd):
+        raise DataError(
+            f"file={shown(shard.path)} dataset={shown(rider.layout.name)} rows={start + int(odd[0])}: code "
+            f"{codes[odd[0]]}, expected -1 to {len(rider.codes) - 1} for its categories. Write it anew."
+        )
+    return np.array([*rider.codes, -1], rider.dtype)[codes]
 
 
 def chunk_rows(shard: Shard, layout: Layout) -> int | None:
@@ -71,11 +85,19 @@ class _Plan:
     name: str
     dtype: np.dtype | None
     first: Rider
-    mask: str | None
+    mask: str | None = None
+    categories: tuple[Any, ...] | None = None
 
 
-def alike(shards: Sequence[Shard]) -> tuple[Shard, ...]:
-    """The shards, from each of which the same rides along: what any of them has, in a dtype that holds them all."""
+def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ...]:
+    """The shards, from each of which the same rides along: what any of them has, in a dtype that holds them all.
+
+    Raises
+    ------
+    DataError
+        When nothing lies at one of the paths `carry` in any shard, or what does cannot go together.
+    """
+    shards = _renamed(shards, carry) if carry else shards
     if len({tuple((rider.name, _kind(rider)) for rider in shard.riders) for shard in shards}) == 1:
         return tuple(shards)
     having: dict[str, list[tuple[Shard, Rider]]] = {}
@@ -84,43 +106,83 @@ def alike(shards: Sequence[Shard]) -> tuple[Shard, ...]:
             having.setdefault(rider.name, []).append((shard, rider))
     taken = set(having)
     warnings: list[str] = []
-    plans = [_planned(name, having[name], shards, taken, warnings) for name in list(having)[:MOST_RIDERS]]
+    found = [_planned(name, having[name], shards, taken, warnings) for name in list(having)[:MOST_RIDERS]]
+    plans = [plan for plan in found if plan is not None]
     if len(having) > MOST_RIDERS:
         warnings.append(f"{len(having) - MOST_RIDERS} more datasets do not ride along, expected {MOST_RIDERS} at most")
-    _warn(warnings)
+    warn(warnings)
     return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in shards)
 
 
 def _kind(rider: Rider) -> object:
-    return rider.dtype, repr(rider.dtype.metadata)  # which tells how an enumeration's values are called
+    # The metadata tell how an enumeration's values are called.
+    return rider.dtype, repr(rider.dtype.metadata), rider.categories, rider.is_carried
 
 
 def _planned(
     name: str, having: Sequence[tuple[Shard, Rider]], shards: Sequence[Shard], taken: set[str], warnings: list[str]
+) -> _Plan | None:
+    kinds = list({_kind(rider): (shard, rider) for shard, rider in reversed(having)}.values())[::-1]
+    plan = _Plan(name, common_dtype([rider.dtype for _, rider in kinds]), kinds[0][1])
+    if any(rider.categories is not None for _, rider in kinds):
+        categories = _union([rider.categories for _, rider in kinds])
+        plan = replace(plan, dtype=np.min_scalar_type(-max(1, len(categories or ()))), categories=categories)
+    if plan.dtype is None or (plan.categories is None and any(rider.categories is not None for _, rider in kinds)):
+        both = _both(name, kinds)
+        if plan.first.is_carried:
+            raise DataError(f"{both}. Write it alike in all, or leave out --carry {shown(name)}.")
+        if plan.dtype is not None:
+            warnings.append(f"{both}: it does not ride along")
+            return None
+        warnings.append(f"{both}: no dtype holds both, so that it stands in parts/ and not in index.h5")
+    return _with_mask(plan, having, shards, taken, warnings)
+
+
+def _both(name: str, kinds: Sequence[tuple[Shard, Rider]]) -> str:
+    first, other = (
+        f"{'codes of categories' if rider.categories is not None else rider.dtype} from file={shown(shard.path)}"
+        for shard, rider in kinds[:2]
+    )
+    return f"{cut(name)} rides along as {first} and as {other}"
+
+
+def _union(found: Sequence[tuple[Any, ...] | None]) -> tuple[Any, ...] | None:
+    """All categories, in the order in which they come first; None where they are no such, or texts and numbers."""
+    union: dict[Any, None] = {}
+    for categories in found:
+        if categories is None:
+            return None
+        union.update(dict.fromkeys(categories))
+    return tuple(union) if len({isinstance(each, str) for each in union}) < 2 else None
+
+
+def _with_mask(
+    plan: _Plan, having: Sequence[tuple[Shard, Rider]], shards: Sequence[Shard], taken: set[str], warnings: list[str]
 ) -> _Plan:
-    first = having[0][1]
-    dtype = common_dtype([rider.dtype for _, rider in {_kind(each[1]): each for each in having}.values()])
-    if dtype is None:
-        shard, other = next(each for each in having if _kind(each[1]) != _kind(first))
-        warnings.append(
-            f"{_cut(name)} rides along as {first.dtype} from file={shown(having[0][0].path)} and as {other.dtype} from "
-            f"file={shown(shard.path)}: no dtype holds both, so that it stands in parts/ and not in index.h5"
-        )
+    name = plan.name
     has = {id(shard) for shard, _ in having}
     lacking = [shard for shard in shards if id(shard) not in has and shard.n_rows]
     if not lacking:
-        return _Plan(name, dtype, first, None)
+        return plan
     mask = f"{name}_present"
     while mask in taken:
         mask += "_"
     taken.add(mask)
-    files = _some((f"file={shown(shard.path)}{_why(shard, name)}" for shard in lacking), _FILES)
-    value = told(Rider(name, dtype or first.dtype))
+    files = some((f"file={shown(shard.path)}{_why(shard, name)}" for shard in lacking), _FILES)
+    value = told(_absent(plan))
     warnings.append(
-        f"{_cut(name)} is missing in {len(lacking)} of {len(shards)} shards, {files}: there it becomes {value}, and "
-        f"{_cut(mask)} tells which rows have it"
+        f"{cut(name)} is missing in {len(lacking)} of {len(shards)} shards, {files}: there it becomes {value}, and "
+        f"{cut(mask)} tells which rows have it"
     )
-    return _Plan(name, dtype, first, mask)
+    return replace(plan, mask=mask)
+
+
+def _absent(plan: _Plan) -> Rider:
+    """What rides along from a shard that has none."""
+    fill, is_carried = None if plan.categories is None else -1, plan.first.is_carried
+    return Rider(
+        plan.name, plan.dtype or plan.first.dtype, fill=fill, is_carried=is_carried, categories=plan.categories
+    )
 
 
 def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
@@ -128,11 +190,42 @@ def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
     for plan in plans:
         rider = own.get(plan.name)
         if rider is None:
-            yield Rider(plan.name, plan.dtype or plan.first.dtype)
-        else:
+            yield _absent(plan)
+        elif plan.categories is None:
             yield replace(rider, dtype=plan.dtype or rider.dtype)
+        else:
+            places = {each: i for i, each in enumerate(plan.categories)}
+            codes = tuple(places[each] for each in rider.categories or ())
+            yield replace(rider, dtype=plan.dtype or rider.dtype, categories=plan.categories, codes=codes)
         if plan.mask:
-            yield Rider(plan.mask, np.dtype(bool), fill=rider is not None)
+            yield Rider(plan.mask, np.dtype(bool), fill=rider is not None, is_carried=plan.first.is_carried)
+
+
+def _renamed(shards: Sequence[Shard], carry: Sequence[str]) -> list[Shard]:
+    """The shards, in which what is named by its path has the name under which it rides along."""
+    carried = {rider.name for shard in shards for rider in shard.riders if rider.is_carried}
+    others = [rider for shard in shards for rider in shard.riders if not rider.is_carried]
+    nowhere = [path for path in carry if path not in carried | {normal(r.layout.name) for r in others if r.layout}]
+    if nowhere:
+        where = f"file={shown(shards[0].path)} dataset={shown(nowhere[0])}"
+        reason = _reason(shards[0], nowhere[0]) or "cannot ride along"
+        raise DataError(f"{where}: {shown(reason)}. Name one of them with --carry.")
+    names: dict[str, str] = {}
+    taken, last = {rider.name for rider in others}, [path.rpartition("/")[2] for path in carry]
+    for path, name in zip(carry, last, strict=True):
+        if path in carried:
+            name = name if name not in taken and last.count(name) == 1 else path.replace("/", "_")
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            names[path] = name
+    return [_with_names(shard, names) for shard in shards]
+
+
+def _with_names(shard: Shard, names: Mapping[str, str]) -> Shard:
+    riders = (replace(rider, name=names[rider.name]) if rider.is_carried else rider for rider in shard.riders)
+    left_out = (replace(each, name=names.get(each.name, each.name)) for each in shard.left_out)
+    return replace(shard, riders=tuple(riders), left_out=tuple(left_out))
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
@@ -161,52 +254,9 @@ def _holds(common: np.dtype, dtype: np.dtype) -> bool:
 
 
 def _why(shard: Shard, name: str) -> str:
-    reason = next((each.reason for each in shard.left_out if each.name == name), None)
-    return f" ({_cut(reason)})" if reason else ""
+    reason = _reason(shard, name)
+    return f" ({cut(reason)})" if reason else ""
 
 
-# -- told at the start -------------------------------------------------------------------------------------------
-
-
-def log_riding(shards: Sequence[Shard]) -> None:
-    """Say what rides along and what does not, and why: of each name once, however many shards there are."""
-    riding = dict.fromkeys(rider.name for rider in shards[0].riders)
-    left_out = {name: found for name, found in _left_out(shards).items() if name not in riding}
-    line = f"riding along: {_some(map(_cut, riding), _NAMED)}"
-    if left_out:
-        reasons = (f"{_cut(each.name)} ({_cut(each.reason.rstrip('.'))})" for each, _ in left_out.values())
-        line += f"; left out: {_some(reasons, _LEFT_OUT)}"
-    log.info("input: %s", line)
-    _warn([_missed(each, among) for each, among in left_out.values() if each.is_missed])
-
-
-def _missed(each: LeftOut, among: Sequence[Shard]) -> str:
-    more = f", in {len(among)} shards" if len(among) > 1 else ""
-    where = f"file={shown(among[0].path)} dataset={shown(each.name)}"
-    return f"{where}: {shown(each.reason.rstrip('.'))}, does not ride along{more}"
-
-
-def _warn(lines: Sequence[str]) -> None:
-    for line in lines[:MOST_WARNED]:
-        log.warning("%s", line)
-    if len(lines) > MOST_WARNED:
-        log.warning("%d more datasets are told of in no line", len(lines) - MOST_WARNED)
-
-
-def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
-    """What does not ride along, by name: what is said of the first, and in which shards."""
-    found: dict[str, tuple[LeftOut, list[Shard]]] = {}
-    for shard in shards:
-        for each in shard.left_out:
-            found.setdefault(each.name, (each, []))[1].append(shard)
-    return found
-
-
-def _some(names: Iterable[str], n: int) -> str:
-    every = list(names)
-    more = f" and {len(every) - n} more" if len(every) > n else ""
-    return (", ".join(every[:n]) or "nothing") + more
-
-
-def _cut(words: str) -> str:
-    return shown(words if len(words) <= _LONGEST else words[:_LONGEST] + "...")
+def _reason(shard: Shard, name: str) -> str | None:
+    return next((each.reason for each in shard.left_out if each.name == name), None)

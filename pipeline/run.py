@@ -161,14 +161,16 @@ def run(
 def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
     """The shards, and those that were refused and may be left out."""
     if config.on_bad_data == "raise":
-        return open_shards(config.input, config.dataset, followed=config.follow, orientation=config.orientation), []
+        return open_shards(
+            config.input, config.dataset, followed=config.follow, orientation=config.orientation, carry=config.carry
+        ), []
     refused: list[dict[str, str]] = []
 
     def refuse(path: Path, error: DataError) -> None:
         log.warning("%s This shard is left out.", error)
         refused.append({"file": str(path), "reason": str(error)})
 
-    shards = open_shards(config.input, config.dataset, refuse, config.follow, config.orientation)
+    shards = open_shards(config.input, config.dataset, refuse, config.follow, config.orientation, config.carry)
     limit = allowed(config.max_bad_shards, len(shards) + len(refused))
     if len(refused) > limit:
         raise DataError(

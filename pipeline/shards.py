@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from pipeline.gate import Shard, vet
 from pipeline.gatekeeper import retire
 from pipeline.master import follow, pointer
 from pipeline.rawread import file_digest
-from pipeline.riding import alike, log_riding, read_rider
+from pipeline.riding import alike, read_rider
+from pipeline.ridinglog import log_riding
 from pipeline.rowforms import read_rows
 from pipeline.sources import Source, find
 from pipeline.walk import Refused
@@ -77,6 +78,7 @@ def open_shards(
     on_bad_shard: Callable[[Path, DataError], object] | None = None,
     followed: Sequence[str] = (),
     orientation: str | None = None,
+    carry: Sequence[str] = (),
 ) -> tuple[Shard, ...]:
     """Vet every file that `patterns` names, without reading rows.
 
@@ -93,6 +95,8 @@ def open_shards(
         Folders in which the files lie that masters among them stack; with none, a master is refused.
     orientation : str, optional
         Along which axis of a dataset its rows lie: ``rows``, the first one, or ``columns``, the last one.
+    carry : sequence of str
+        Paths of what rides along wherever it lies in the files, from the root.
 
     Returns
     -------
@@ -117,7 +121,7 @@ def open_shards(
         sources = follow(sources, dataset, followed, refuse)
     shards: list[Shard] = []
     named: Shard | None = None
-    with closing(_outcomes(sources, dataset, orientation)) as outcomes:
+    with closing(_outcomes(sources, _Wanted(dataset, orientation, tuple(carry)))) as outcomes:
         for source, outcome in zip(sources, outcomes, strict=True):
             signals.check()  # there may be many
             try:
@@ -134,15 +138,21 @@ def open_shards(
         raise DataError(
             f"file={shown(first.path)} dataset={shown(first.dataset)}: found no rows in any of {len(shards)} shards"
         )
-    found = alike(shards)
+    found = alike(shards, carry)
     _log_shards(found)
     _warn_of_writers(found)
     return found
 
 
-def _outcomes(
-    sources: Sequence[Source], dataset: str | None, orientation: str | None
-) -> Generator[Shard | DataError, None, None]:
+class _Wanted(NamedTuple):
+    """What to look for in every file."""
+
+    dataset: str | None
+    orientation: str | None
+    carry: tuple[str, ...]
+
+
+def _outcomes(sources: Sequence[Source], wanted: _Wanted) -> Generator[Shard | DataError, None, None]:
     """The shards in order, or what is wrong with each: in several threads once there are enough to be worth one."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_A_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
@@ -150,25 +160,25 @@ def _outcomes(
             some = sources[start : start + _AT_ONCE]
             # A few together, since to hand one over takes half as long as to vet it.
             tasks = (some[i : i + _A_TASK] for i in range(0, len(some), _A_TASK))
-            for outcomes in pool.map(partial(_outcomes_of, dataset=dataset, orientation=orientation), tasks):
+            for outcomes in pool.map(partial(_outcomes_of, wanted=wanted), tasks):
                 yield from outcomes
     retire(n_kept=1)
 
 
-def _outcomes_of(sources: Sequence[Source], dataset: str | None, orientation: str | None) -> list[Shard | DataError]:
-    return [_outcome(source, dataset, orientation) for source in sources]
+def _outcomes_of(sources: Sequence[Source], wanted: _Wanted) -> list[Shard | DataError]:
+    return [_outcome(source, wanted) for source in sources]
 
 
-def _outcome(source: Source, dataset: str | None, orientation: str | None) -> Shard | DataError:
+def _outcome(source: Source, wanted: _Wanted) -> Shard | DataError:
     try:
-        return _checked(source, dataset, orientation)
+        return _checked(source, wanted)
     except DataError as error:
         return error
 
 
-def _checked(source: Source, dataset: str | None, orientation: str | None) -> Shard:
+def _checked(source: Source, wanted: _Wanted) -> Shard:
     """A vetted shard, which is what its manifest or its master says."""
-    shard = _vetted(source, dataset, orientation)
+    shard = _vetted(source, wanted)
     where = f"file={shown(source.path)}"
     if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
@@ -186,14 +196,16 @@ def _checked(source: Source, dataset: str | None, orientation: str | None) -> Sh
     return replace(shard, digest=source.blake3)
 
 
-def _vetted(source: Source, dataset: str | None, orientation: str | None) -> Shard:
+def _vetted(source: Source, wanted: _Wanted) -> Shard:
     try:
-        return vet(source.path, dataset if source.master is None else source.dataset, orientation)
+        return vet(
+            source.path, wanted.dataset if source.master is None else source.dataset, wanted.orientation, wanted.carry
+        )
     except ShardpressError as error:
         if source.master is not None:
             raise type(error)(f"{error} (It is one of those that file={shown(source.master)} stacks.)") from error
         # The child is asked again only where it has survived the first question.
-        told = pointer(source.path, dataset) if isinstance(error.__cause__, Refused) else ""
+        told = pointer(source.path, wanted.dataset) if isinstance(error.__cause__, Refused) else ""
         if not told:
             raise
         raise type(error)(f"{str(error).rstrip('.')}.{told}") from error

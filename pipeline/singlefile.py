@@ -20,8 +20,9 @@ import numpy as np
 from pipeline import signals
 from pipeline.disk import PAGE, Pieces
 from pipeline.errors import ReadFailed, shown
-from pipeline.features import COMPLAINTS, allocate, common, describe, reading
+from pipeline.features import COMPLAINTS, allocate, categories_of, common, describe, reading
 from pipeline.files import read_into
+from pipeline.riders import CATEGORIES
 
 __all__ = ["SINGLE_FILE", "single_file"]
 
@@ -74,6 +75,8 @@ def single_file(directory: Path, files: Sequence[str], about: Mapping[str, Any])
         for name, column in columns.items():
             shape = (sum(values.shape[0] for values in column), *column[0].shape[1:])
             places[name] = allocate(file, name, shape, dtypes[name])
+        for name, found in categories_of(directory / files[0]).items():
+            file.create_dataset(f"{CATEGORIES}/{name}", data=found)
         describe(file, about)
     return Pieces(image.size, _pieces(image, columns, dtypes, places))
 
@@ -81,7 +84,11 @@ def single_file(directory: Path, files: Sequence[str], about: Mapping[str, Any])
 def _values(path: Path) -> dict[str, _Values]:
     try:
         with reading(path) as part:
-            return {key: _Values(path, item.shape, item.dtype, item.id.get_offset()) for key, item in part.items()}
+            return {
+                key: _Values(path, item.shape, item.dtype, item.id.get_offset())
+                for key, item in part.items()
+                if key != CATEGORIES
+            }
     except COMPLAINTS as error:
         raise _unreadable(path, error) from error
 

@@ -23,6 +23,7 @@ __all__ = [
     "listing",
     "locate",
     "names_in",
+    "normal",
     "objects",
     "parts_of",
     "some",
@@ -170,6 +171,11 @@ def some(names: Sequence[str]) -> str:
 def parts_of(path: str) -> list[bytes]:
     """The names on the way to a dataset."""
     return [part for part in path.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
+
+
+def normal(path: str) -> str:
+    """A path as others that lead there are spelled too."""
+    return text(b"/".join(parts_of(path)))
 
 
 def text(name: bytes) -> str:

@@ -94,7 +94,7 @@ def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[st
 def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> str:
     """What became of a file: ``accepted``, or a kind of error."""
     try:
-        shards = open_shards([str(path)], followed=followed, orientation=_orientation(content, i))
+        shards = open_shards([str(path)], None, None, followed, _orientation(content, i), _carry(content))
         for block in blocks(shards, max(1, -(-shards[0].n_rows // 3))):
             rows = read(block)
             read_riders(block)
@@ -113,6 +113,11 @@ def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: 
 def _orientation(content: bytes, i: int) -> str | None:
     """As MATLAB's files need it, and others can bear it."""
     return "columns" if _MATLAB in content or i % 8 == 0 else None
+
+
+def _carry(content: bytes) -> list[str]:
+    """What is named of a file in which something lies elsewhere than beside the rows."""
+    return ["obs/kind"] if b"T cell" in content else []
 
 
 def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
@@ -184,6 +189,16 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         for i in range(12):
             file["a/b/c/rows"].attrs[f"attribute {i}"] = "x" * i
 
+    def labelled(file: h5py.File) -> None:
+        """Whatever may lie beside rows, or be named."""
+        file["X"], file["y"], file["short"] = ROWS, np.zeros((30, 1)), np.arange(29)
+        file.create_dataset("unwritten", (30,), "i4")
+        file["unwritten"].attrs["NAME"] = np.bytes_("This is a netCDF dimension but not a netCDF variable.        30")
+        file["__categories/y"] = np.array(["no", "yes"], object)
+        file["code"], file["__categories/code"] = np.zeros(30, "i1"), [0.5]
+        file["obs/kind/codes"] = np.arange(30, dtype="i1") % 3 - 1
+        file["obs/kind/categories"] = np.array(["T cell", "B cell"], object)
+
     def elsewhere(file: h5py.File) -> None:
         layout = h5py.VirtualLayout((6, 2), "<i4")
         layout[:] = h5py.VirtualSource(secret, "X", (6, 2))
@@ -242,6 +257,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         plain,
         lambda file: plain(file, chunks=(7, 1), compression="gzip", shuffle=True, maxshape=(None, 2)),
         deep,
+        labelled,
         elsewhere,
         compact,
         master,
@@ -270,7 +286,7 @@ def open_all(corpus: list[bytes], folder: Path, followed: list[str]) -> None:
     for content in corpus:
         path = folder / "x.h5"
         path.write_bytes(content)
-        for shard in open_shards([str(path)], followed=followed, orientation=_orientation(content, 1)):
+        for shard in open_shards([str(path)], None, None, followed, _orientation(content, 1), _carry(content)):
             read(Block(shard, 0, shard.n_rows))
             read_riders(Block(shard, 0, shard.n_rows))
         path.unlink()

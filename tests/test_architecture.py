@@ -40,6 +40,7 @@ ORDER = [
     "filters",
     "rawread",
     "rowforms",
+    "ridinglog",
     "riding",
     "sources",
     "master",

@@ -17,6 +17,7 @@ SAMPLES = {
     "input": (("a.h5",), ("b.h5", "c.h5"), ("d.h5", "e.h5")),
     "follow": (("a",), ("b", "c"), ("d", "e")),
     "dataset": ("a", "b", "c"),
+    "carry": (("a",), ("b/c", "d"), ("e", "f")),
     "output": ("a", "b", "c"),
     "model": ("a", "b", "c"),
     "n_features": (1, 2, 3),

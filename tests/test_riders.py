@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import riders, riding
+from pipeline import riders, ridinglog
 from pipeline.shards import Block, open_shards, read_riders
 from tests.helpers import names, numbered, write_shard
 
@@ -138,7 +138,7 @@ def test_what_is_told_has_a_bound(tmp_path, caplog):
     beside = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=beside)])
     assert len(shard.left_out) == riders.MOST_LEFT_OUT
-    assert len(warnings_of(caplog)) == riding.MOST_WARNED + 1
+    assert len(warnings_of(caplog)) == ridinglog.MOST_WARNED + 1
     assert all(len(message) < 5000 for message in caplog.messages)
     (line,) = [message for message in caplog.messages if "riding along" in message]
     assert "and 130 more; left out: " in line

@@ -39,7 +39,7 @@ def test_what_some_shards_lack_rides_along_from_the_others(shards, caplog):
         "y": [0, 1, 2] + [LOWEST] * 6,
         "y_present": [True] * 3 + [False] * 6,
     }
-    (warning,) = caplog.messages
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     paths = [shard.path for shard in opened]
     assert warning == (
         f"y is missing in 2 of 3 shards, file={paths[1]}, file={paths[2]} (shape (2,), expected (3,)): there it "
