@@ -1,5 +1,7 @@
 """Rows in any form: the same, bit for bit, as if they had been stored densely; and what is damaged is told."""
 
+from itertools import pairwise
+
 import h5py
 import numpy as np
 import pytest
@@ -217,6 +219,37 @@ def test_sparse_rows_that_make_no_sense_are_told(tmp_path, columns, firsts, phra
     shard = opened(path, "sparse")
     with refused(65, path, "dataset=X", *phrases):
         read(Block(shard, 0, 3))
+
+
+def filled_in(values, columns, firsts, shape):
+    """Sparse rows, entry by entry; None where they make no sense."""
+    rows = np.zeros(shape, dtype=values.dtype)
+    for row, (start, stop) in enumerate(pairwise(firsts.tolist())):
+        here = columns[start:stop].tolist() if 0 <= start <= stop <= len(values) else [-1]
+        if len({*here}) < len(here) or not {*here} <= {*range(shape[1])}:
+            return None
+        rows[row, here] = values[start:stop]
+    return rows
+
+
+def test_any_sparse_rows_are_filled_in_or_told(tmp_path, monkeypatch):
+    rng, n_told = np.random.default_rng(0), 0
+    monkeypatch.setattr(rowforms, "_ENTRIES", 3)
+    for i in range(150):
+        shape = (int(rng.integers(1, 5)), int(rng.integers(1, 6)))
+        values, columns, firsts = csr(rng.integers(0, 3, shape).astype("f4"), scramble=bool(i % 2))
+        for part in (columns, firsts)[: rng.integers(0, 3)]:
+            if len(part) and rng.random() < 0.5:
+                part[rng.integers(len(part))] = rng.integers(-1, 9)
+        shard = opened(write_csr(tmp_path / f"{i}.h5", (values, columns, firsts), shape), "sparse")
+        expected = filled_in(values, columns, firsts, shape)
+        if expected is None:
+            n_told += 1
+            with refused(65, "dataset=X row="):
+                read(Block(shard, 0, shape[0]))
+        else:
+            assert read(Block(shard, 0, shape[0])).tobytes() == expected.tobytes()
+    assert 20 < n_told < 130
 
 
 def test_places_beyond_int64_are_told(tmp_path):
