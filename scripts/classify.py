@@ -8,18 +8,20 @@ regression on standardized columns, until it has converged. Rows that do not fit
 out of core. Without --test, a fifth of the rows of every class is held out.
 """
 
-from __future__ import annotations
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
+import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+
+# isort: split
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file, it finds its neighbours
 
 from pipeline.config import parse_bytes
 from pipeline.errors import DataError, ShardpressError, UsageError, counted, shown

@@ -12,7 +12,13 @@ docs/training.md says why the defaults are what they are, docs/inputs.md which f
 docs/reliability.md what is promised when a run is interrupted.
 """
 
-from __future__ import annotations
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
+import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+
+# isort: split
 
 from collections.abc import Sequence
 

@@ -13,6 +13,14 @@ this script did not make is never touched. Exit codes: 0 done, 64 wrong usage, 6
 source file, 73 a shard cannot be written, 130 interrupted.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
+import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+
+# isort: split
+
 import argparse
 import contextlib
 import gzip
@@ -21,11 +29,9 @@ import math
 import os
 import shutil
 import signal
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -394,7 +400,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, choices in (("dtype", DTYPES), ("layout", LAYOUTS)):
         group.add_argument(f"--{name}", choices=choices, help=f"(default: {SYNTHETIC[name]})")
     options = parser.parse_args(argv)
-    if problems := check(options):
+    problems = check(options)
+    if problems:
         parser.error("; ".join(problems))
     return options
 

@@ -7,13 +7,17 @@
 It is `scripts/extract.py` with the flags that FLAGS lists.
 """
 
-from __future__ import annotations
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
+import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+
+# isort: split
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # In the order of the data; a file may import from those above it only.
 ORDER = [
+    "installed",
     "errors",
     "signals",
     "formats",

@@ -1,0 +1,84 @@
+"""Whether this Python, and what is installed in it, is what was set up: told in a sentence, before anything is loaded.
+
+Importing this file ends a process that could not go on. Python 3.6 has to be able to read and run it, and it must cost
+next to nothing: `packaging` and `importlib.metadata` would take 60 ms to say the same.
+"""
+
+import importlib.util
+import os
+import re
+import sys
+
+__all__ = ["complaint"]
+
+_EXIT_CODE = 69  # as of `DeviceError` and scripts/setup.sh
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_COMPARED = {
+    "<": lambda found, bound: found < bound,
+    ">=": lambda found, bound: found >= bound,
+    "==": lambda found, bound: found == bound,
+}
+
+
+def complaint() -> str:
+    """What is wrong with this Python and what to do, in one sentence; empty when nothing is."""
+    if sys.version_info[:2] == (3, 11) and importlib.util.find_spec("theano"):
+        return "; ".join(_misfits(_installed()))
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return (
+        f"{os.path.basename(sys.argv[0])} cannot run in this Python ({version} at {sys.executable}): shardpress needs "
+        f"3.11 with what make setup installs. {_what_to_type()}"
+    )
+
+
+def _what_to_type() -> str:
+    python = os.path.join(_ROOT, ".venv", "bin", "python")
+    command = f"{os.path.relpath(python)} {sys.argv[0]}"
+    if os.path.exists(python) and os.path.abspath(sys.executable) != python:
+        return f"Type: {command}"
+    return f"Type make setup in {_ROOT}, then: {command}"
+
+
+def _installed() -> "dict[str, str]":
+    """The directory with what is known of each distribution, by its normalized name; the first one wins."""
+    found: dict[str, str] = {}
+    for folder in sys.path:
+        for name in os.listdir(folder or ".") if os.path.isdir(folder or ".") else ():
+            if name.endswith(".dist-info"):
+                found.setdefault(_normal(name.split("-")[0]), os.path.join(folder, name))
+    return found
+
+
+def _misfits(installed: "dict[str, str]") -> "list[str]":
+    """Of each requirement of ours that is not met, what is there and what to do."""
+    if "shardpress" not in installed:
+        return []  # run from a checkout alone: nobody has said which versions these are
+    misfits = []
+    with open(os.path.join(installed["shardpress"], "METADATA"), encoding="utf-8") as file:
+        requirements = re.findall(r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?$", file.read(), re.M)
+    for name, ranges in requirements:
+        version = os.path.basename(installed.get(_normal(name), ""))[: -len(".dist-info")].partition("-")[2]
+        if not version or not _fits(version, ranges):
+            found = f"{version} is installed" if version else "is not installed"
+            command = f"{sys.executable} -m pip install '{name}{ranges}'"
+            misfits.append(f"{name} {found}, expected {ranges}: {command}")
+    return misfits
+
+
+def _normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def _fits(version: str, ranges: str) -> bool:
+    """Whether a version lies in ranges of the kinds that setup.py uses."""
+    bounds = re.findall(r"([<>=]+) *([\d.]+)", ranges)
+    return all(_COMPARED[how](_numbers(version), _numbers(bound)) for how, bound in bounds)
+
+
+def _numbers(version: str) -> "tuple[int, ...]":
+    return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
+
+
+if complaint():
+    sys.stderr.write(complaint() + "\n")
+    sys.exit(_EXIT_CODE)

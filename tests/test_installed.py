@@ -1,0 +1,101 @@
+"""Started by the wrong Python, or with packages that do not fit, a program says so in a sentence and loads nothing."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import installed
+from tests.interpreters import REPOSITORY, environment
+
+SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
+# The contestants are started by bench.py, in an environment of others.
+STARTED = [path for path in SCRIPTS if "__main__" in path.read_text() and path.name != "contestants.py"]
+OLDEST = (3, 6)
+
+
+def start(*command, **variables):
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("path", [*STARTED, REPOSITORY / "pipeline/installed.py"], ids=lambda path: path.name)
+def test_old_pythons_can_read_what_is_started(path):
+    ast.parse(path.read_text(), feature_version=OLDEST)
+    assert "from __future__" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", STARTED, ids=lambda path: path.name)
+def test_a_python_without_the_packages_is_told_which_one_to_take(path):
+    script = str(path.relative_to(REPOSITORY))
+    code, said = start(sys.executable, "-S", script, PYTHONPATH=None)
+    assert code == 69
+    assert said.startswith(f"{path.name} cannot run in this Python (3.11.")
+    assert said.endswith(f".venv/bin/python {script}\n")
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
+def test_a_later_python_is_told_too(version):
+    python = REPOSITORY / ".venv-readers" / version / "bin/python"
+    if not python.exists():
+        pytest.skip(f"no Python {version} in .venv-readers; scripts/readers.sh makes one where it can")
+    code, said = start(python, "scripts/extract.py", PYTHONPATH=None)
+    assert code == 69
+    assert said.startswith(f"extract.py cannot run in this Python ({version}.")
+
+
+def test_without_a_virtual_environment_setup_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(installed, "_ROOT", str(tmp_path))
+    assert installed._what_to_type().startswith(f"Type make setup in {tmp_path}, then: ")
+
+
+def test_packages_that_do_not_fit_end_a_run_before_they_are_loaded(tmp_path):
+    (tmp_path / "numpy-2.4.6.dist-info").mkdir()
+    (tmp_path / "numpy.py").write_text("raise SystemExit('loaded')")
+    code, said = start(sys.executable, "scripts/extract.py", PYTHONPATH=tmp_path)
+    assert code == 69
+    assert re.fullmatch(
+        r"numpy 2\.4\.6 is installed, expected <2,>=1\.26\.4: \S+ -m pip install 'numpy<2,>=1\.26\.4'\n", said
+    )
+
+
+def test_every_requirement_of_ours_is_looked_at_and_this_environment_meets_them():
+    found = installed._installed()
+    assert installed._misfits(found) == []
+    needed = [text for text in importlib.metadata.requires("shardpress") or [] if "extra ==" not in text]
+    nothing = installed._misfits({"shardpress": found["shardpress"]})
+    assert len(nothing) == len(needed) > 10
+    assert all(" is not installed, expected " in text for text in nothing)
+
+
+@pytest.mark.parametrize(
+    ("version", "ranges", "fits"),
+    [
+        ("1.26.4", "<2,>=1.26.4", True),
+        ("1.26.3", "<2,>=1.26.4", False),
+        ("2.0.0rc1", "<2,>=1.26.4", False),
+        ("2.0", "<2", False),
+        ("10.1", ">=9.9", True),
+        ("3.16", ">=3.16", True),
+        ("1.0.5", "==1.0.5", True),
+        ("1.0.5.1", "==1.0.5", False),
+    ],
+)
+def test_versions_are_compared_by_their_numbers(version, ranges, fits):
+    assert installed._fits(version, ranges) is fits
+
+
+def test_a_checkout_that_is_not_installed_is_taken_as_it_is():
+    assert installed._misfits({}) == []
+
+
+def test_the_first_of_two_on_the_path_counts(tmp_path, monkeypatch):
+    for version in ("1.0", "2.0"):
+        (tmp_path / version / f"Some_Thing-{version}.dist-info").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "1.0"), str(tmp_path / "2.0"), str(tmp_path / "nowhere")])
+    assert [Path(path).name for path in installed._installed().values()] == ["Some_Thing-1.0.dist-info"]
