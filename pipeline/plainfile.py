@@ -32,7 +32,7 @@ from pipeline.metadata import (
     root,
 )
 from pipeline.probe import MOST_CHUNK_BYTES
-from pipeline.riders import CATEGORIES, LeftOut, misfit, rides
+from pipeline.riders import A_GROUP, CATEGORIES, LeftOut, misfit, rides
 from pipeline.superblock import SMALLEST
 from pipeline.walk import beside, parts_of, text
 
@@ -124,7 +124,7 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
         if rider == name:
             continue
         if found is None:
-            left_out.note(rider, "a group", is_missed=False)
+            left_out.note(rider, A_GROUP, is_missed=False)
         elif rides(found.shape, shape[0]):
             path = beside(dataset, text(rider))
             layout = _layout(file, found, path, arrays)

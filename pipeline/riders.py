@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.walk import Refused, beside, dtype_of, elsewhere, link_of, names_in, objects, parts_of, some, text
 
 __all__ = [
+    "A_GROUP",
     "CATEGORIES",
     "MOST_CATEGORIES",
     "MOST_ITEM",
@@ -34,8 +35,10 @@ MOST_RIDERS = 1000
 MOST_LEFT_OUT = 50  # that are told of one file
 MOST_ITEM = 2**20  # bytes of one value
 MOST_CATEGORIES, _MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
+_AT_ONCE = 2**22  # values of a mask
 CATEGORIES = "__categories"  # the group beside codes that says what each stands for, as earlier AnnData wrote it
 
+A_GROUP = "a group"
 _BARE = b"This is a netCDF dimension but not a netCDF variable"
 Layouts = Callable[[h5py.Dataset, str, list[np.ndarray]], dict[str, Any]]  # says where a dataset lies; `probe`'s own
 
@@ -120,7 +123,7 @@ def _rider(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset | t
         return link, True
     item = h5py.h5o.open(parent, name)
     if not isinstance(item, h5py.h5d.DatasetID):
-        return ("a group", False) if isinstance(item, h5py.h5g.GroupID) else None
+        return (A_GROUP, False) if isinstance(item, h5py.h5g.GroupID) else None
     return _judged(h5py.Dataset(item), shape)
 
 
@@ -170,7 +173,8 @@ def find_carried(
     ----------
     file : h5py.File
     paths : sequence of str
-        From the root. A group of codes and categories, as AnnData has it, rides along as its codes.
+        From the root. A group of codes and categories, as AnnData has it, rides along as its codes; one of values and
+        a mask as its values, if the mask hides none.
     shape, layout, arrays
         As for `find_riders`.
 
@@ -186,11 +190,10 @@ def find_carried(
         if there is None:
             missing.append([path, f"not there; one value for each row have {_carriable(file, shape[0])}", True])
             continue
-        codes, categories = _codes(*there, path, layout)
-        found = _judged(codes, shape)
+        held, where, categories = _values(*there, path, layout)
+        found = _judged(held, shape)
         if not isinstance(found, h5py.Dataset):
             raise Refused(f"{found[0] if found else 'a single value'}, cannot ride along", path)
-        where = f"{path}/codes" if isinstance(there[2], h5py.h5g.GroupID) else path
         told = {"name": path, "layout": layout(found, where, arrays)}
         riding.append({**told, "categories": categories, "is_carried": True})
     return riding, missing
@@ -209,15 +212,34 @@ def _at(file: h5py.File, path: str) -> tuple[Any, bytes, Any] | None:
     return parent, parts[-1], here
 
 
-def _codes(parent: Any, name: bytes, item: Any, path: str, layout: Layouts) -> tuple[h5py.Dataset, list[Any] | None]:
-    """The dataset with a value for each row, and what its values stand for, if they are codes."""
+def _values(
+    parent: Any, name: bytes, item: Any, path: str, layout: Layouts
+) -> tuple[h5py.Dataset, str, list[Any] | None]:
+    """The dataset with a value for each row, its path, and what its values stand for, if they are codes."""
     if isinstance(item, h5py.h5d.DatasetID):
-        return h5py.Dataset(item), _categories_beside(parent, name, path, layout)
+        return h5py.Dataset(item), path, _categories_beside(parent, name, path, layout)
     codes, categories = _held(item, b"codes"), _held(item, b"categories")
-    if codes is None or categories is None:
-        kind = "an array with a mask" if _held(item, b"mask") is not None else "a group"
-        raise Refused(f"{kind}, expected a dataset with one value for each row, or codes and categories", path)
-    return codes, _categories(categories, f"{path}/categories", layout)
+    if codes is not None and categories is not None:
+        return codes, f"{path}/codes", _categories(categories, f"{path}/categories", layout)
+    values, mask = _held(item, b"values"), _held(item, b"mask")
+    if values is None or mask is None:
+        raise Refused("a group, expected a dataset with one value for each row, or codes and categories", path)
+    n_missing = _n_set(mask, f"{path}/mask", layout)
+    if n_missing:
+        raise Refused(
+            f"{n_missing} of its values are missing, expected all of them. Write it as a categorical, or as numbers "
+            "with NaN.",
+            path,
+        )
+    return values, f"{path}/values", None
+
+
+def _n_set(mask: h5py.Dataset, path: str, layout: Layouts) -> int:
+    """How many entries of a mask are set."""
+    if elsewhere(mask) or dtype_of(mask) != np.dtype(bool) or mask.ndim != 1:
+        raise Refused("no mask, expected one bool for each row", path)
+    layout(mask, path, [])  # where it may be read at all
+    return sum(int(np.count_nonzero(mask[start : start + _AT_ONCE])) for start in range(0, len(mask), _AT_ONCE))
 
 
 def _held(group: Any, name: bytes) -> h5py.Dataset | None:
@@ -261,5 +283,6 @@ def _carriable(file: h5py.File, n_rows: int) -> str:
             found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
             if found is None or elsewhere(found) or not found.shape or not rides(found.shape, n_rows):
                 continue
-            names[name.removesuffix("/codes")] = None
+            if not name.endswith("/mask"):
+                names[name.removesuffix("/codes").removesuffix("/values")] = None
     return some(list(names))

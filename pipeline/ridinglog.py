@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pipeline.errors import shown
 from pipeline.gate import LeftOut, Rider, Shard
+from pipeline.riders import A_GROUP, MOST_LEFT_OUT
 
-__all__ = ["cut", "log_riding", "some", "warn"]
+__all__ = ["cut", "log_riding", "some", "warn", "why_left_out"]
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +21,14 @@ _LONGEST = 80  # characters of a name or reason
 def log_riding(shards: Sequence[Shard]) -> None:
     """Say what rides along and what does not, and why: of each name once, however many shards there are."""
     riding = {rider.name: _called(rider) for rider in shards[0].riders}
-    left_out = {name: found for name, found in _left_out(shards).items() if name not in riding}
+    left_out = _left_out(shards)
     line = f"riding along: {some(riding.values(), _NAMED)}"
-    if left_out:
-        reasons = (f"{cut(each.name)} ({cut(each.reason.rstrip('.'))})" for each, _ in left_out.values())
+    groups = [cut(each.name) for each, _ in left_out.values() if each.reason == A_GROUP]
+    reasons = [f"{cut(each.name)} ({cut(each.reason)})" for each, _ in left_out.values() if each.reason != A_GROUP]
+    if reasons:
         line += f"; left out: {some(reasons, _LEFT_OUT)}"
+    if groups:
+        line += f"; --carry takes from the groups: {some(groups, _LEFT_OUT)}"
     log.info("input: %s", line)
     warn([_missed(each, among) for each, among in left_out.values() if each.is_missed])
 
@@ -35,7 +40,7 @@ def _called(rider: Rider) -> str:
 def _missed(each: LeftOut, among: Sequence[Shard]) -> str:
     more = f", in {len(among)} shards" if len(among) > 1 else ""
     where = f"file={shown(among[0].path)} dataset={shown(each.name)}"
-    return f"{where}: {shown(each.reason.rstrip('.'))}, does not ride along{more}"
+    return f"{where}: {shown(each.reason)}, does not ride along{more}"
 
 
 def warn(lines: Sequence[str]) -> None:
@@ -49,10 +54,18 @@ def warn(lines: Sequence[str]) -> None:
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
     """What does not ride along, by name: what is said of the first, and in which shards."""
     found: dict[str, tuple[LeftOut, list[Shard]]] = {}
+    riding = {rider.name for rider in shards[0].riders}
     for shard in shards:
         for each in shard.left_out:
-            found.setdefault(each.name, (each, []))[1].append(shard)
+            if each.name not in riding:
+                told = replace(each, reason=each.reason.rstrip("."))
+                found.setdefault(each.name, (told, []))[1].append(shard)
     return found
+
+
+def why_left_out(shards: Sequence[Shard]) -> dict[str, str]:
+    """Why what lies beside the rows does not ride along, by name; not of too many."""
+    return {cut(name): cut(each.reason) for name, (each, _) in list(_left_out(shards).items())[:MOST_LEFT_OUT]}
 
 
 def some(names: Iterable[str], n: int) -> str:

@@ -29,6 +29,7 @@ from pipeline.model import Model, load_model
 from pipeline.plan import make_plan
 from pipeline.policy import Outside, Policy, farthest
 from pipeline.request import Request, request_of
+from pipeline.ridinglog import why_left_out
 from pipeline.scan import Scan
 from pipeline.shards import open_shards
 from pipeline.singlefile import SINGLE_FILE, single_file
@@ -375,6 +376,7 @@ def _finish(job: Job, model: Model, records: list[Record], is_trained: bool, fou
             "n_features": summary.n_features,
             "n_bad": summary.n_bad,
             "bad_shards": job.bad_shards,
+            "left_out": why_left_out(job.shards),
             "summary": asdict(summary),
             "files": entries,
             "parts": lines,

@@ -151,9 +151,11 @@ def _check_model(directory: str, run: Features, model: Model, features: str) -> 
 
 def _labels(directory: str, run: Features, name: str) -> np.ndarray:
     if name not in run.riders:
+        left_out = run.manifest.get("left_out", {})
+        why = f"{name} was left out ({shown(left_out[name])})" if name in left_out else f"left out: {sorted(left_out)}"
         raise DataError(
-            f"features={shown(directory)}: no dataset {name!r} rides along, found {sorted(run.riders)}. Name the "
-            "labels with --labels; what is to ride along stands beside the rows, one value for each."
+            f"features={shown(directory)}: no dataset {name!r} rides along, found {sorted(run.riders)}; {shown(why)}. "
+            "Name the labels with --labels; extract.py --carry GROUP/NAME has others ride along."
         )
     found = run.riders[name].compute()
     if found.dtype.kind not in "biufOSU":

@@ -42,6 +42,10 @@ def values(shards, name):
     return [value for shard in shards for value in read_riders(Block(shard, 0, N))[name].tolist()]
 
 
+def values_of(shards):
+    return values(shards, "kind")
+
+
 def meant(shards, name="kind"):
     """What codes stand for."""
     (categories,) = {rider.categories for shard in shards for rider in shard.riders if rider.name == name}
@@ -112,8 +116,16 @@ def test_no_link_is_followed_to_what_is_named(tmp_path, link, place):
 def test_a_group_that_is_no_categorical_is_an_error(shards):
     with refused(65, "dataset=obs: a group, expected a dataset"):
         shards({"obs/kind": range(N)}, carry=["obs"])
-    with refused(65, "dataset=obs/kind: an array with a mask"):
-        shards({"obs/kind/values": range(N), "obs/kind/mask": np.zeros(N, bool)})
+
+
+@pytest.mark.parametrize("values", [np.arange(N), np.array(["a", "b", "c", "d"], object)], ids=["numbers", "texts"])
+def test_an_array_with_a_mask_rides_along_if_nothing_is_missing(shards, values):
+    opened = shards({"obs/kind/values": values, "obs/kind/mask": np.zeros(N, bool)})
+    assert [each if isinstance(each, int) else each.decode() for each in values_of(opened)] == values.tolist()
+    with refused(65, "dataset=obs/kind: 1 of its values are missing"):
+        shards({"obs/kind/values": values, "obs/kind/mask": np.arange(N) == 2})
+    with refused(65, "dataset=obs/kind/mask: no mask"):
+        shards({"obs/kind/values": values, "obs/kind/mask": np.arange(N)})
 
 
 # -- categories ------------------------------------------------------------------------------------------------------

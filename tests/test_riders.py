@@ -74,7 +74,8 @@ def test_an_array_for_each_row_rides_along_rows_first_only(tmp_path):
 def test_what_rides_along_and_what_does_not_stands_in_one_line(add, caplog):
     add(y=range(N), id=range(N), labels=numbered(N, 3), **{"obs/z": range(N)}, scalar=3)
     (line,) = [message for message in caplog.messages if "riding along" in message]
-    assert line == "input: riding along: id, y; left out: labels (shape (6, 3), expected (6,)), obs (a group)"
+    left_out, groups = "labels (shape (6, 3), expected (6,))", "--carry takes from the groups: obs"
+    assert line == f"input: riding along: id, y; left out: {left_out}; {groups}"
     assert not warnings_of(caplog)
 
 

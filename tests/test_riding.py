@@ -9,6 +9,7 @@ from pipeline.cli import main
 from pipeline.features import open_features
 from pipeline.riding import common_dtype
 from pipeline.shards import Block, open_shards, read_riders
+from scripts import classify
 from tests.helpers import names, numbered, write_shard
 from tests.standin import install
 
@@ -138,6 +139,17 @@ def test_dtypes_that_go_into_no_common_one_are_a_warning_with_both(shards, caplo
 
 def run(tmp_path, *arguments):
     return main("", ["--input", str(tmp_path / "shards"), "--epochs", "1", "--quiet", *arguments])
+
+
+def test_the_manifest_says_why_labels_do_not_ride_along_and_the_classifier_too(tmp_path, monkeypatch, capsys):
+    install(monkeypatch)
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    write_shard(tmp_path / "shards" / "0.h5", rows, riders={"y": range(29)})
+    assert run(tmp_path, "--output", str(tmp_path / "out")) == 0
+    assert open_features(tmp_path / "out").manifest["left_out"] == {"y": "shape (29,), expected (30,)"}
+    assert classify.main(["--features", str(tmp_path / "out")]) == 65
+    assert "found []; y was left out (shape (29,), expected (30,))" in capsys.readouterr().err
 
 
 def test_features_do_not_depend_on_what_rides_along(tmp_path, monkeypatch):

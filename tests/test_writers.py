@@ -76,6 +76,14 @@ def test_rows_and_labels_come_back(name):
     assert [each for each in shard.left_out if each.is_missed] == []
 
 
+def test_what_anndata_knows_of_each_row_rides_along_when_it_is_named():
+    (shard,) = open_shards([str(FILES / "sparse-csr.h5ad")], carry=["obs/kind", "obs/_index"])
+    kind, index = shard.riders
+    found = read_riders(Block(shard, 0, 60))
+    assert [kind.categories[code] for code in found["kind"]] == [str("bac"[row % 3]) for row in ROWS[:, 0]]
+    assert (index.name, found["_index"][59]) == ("_index", b"cell 59")
+
+
 def test_packed_numbers_come_as_they_are_stored_and_times_ride(caplog):
     caplog.set_level("INFO", "pipeline")
     (shard,) = open_shards([str(FILES / "netcdf-times.nc")])
