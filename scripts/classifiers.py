@@ -64,9 +64,9 @@ def compare(rows: Rows, n_classes: int, memory_budget: int, most_passes: int, se
 
 
 def fits_in_memory(rows: Rows, n_classes: int, memory_budget: int) -> bool:
-    """Whether the rows, a copy for scikit-learn's decomposition and its scores do."""
+    """Whether the rows do, with scikit-learn's scores and what it copies, in float64, to standardize."""
     n_rows, n_inputs = len(rows.train) + len(rows.test), rows.model.n_inputs
-    width = 2 * n_inputs + 2 * rows.model.n_features + 2 * n_classes
+    width = 4 * n_inputs + 2 * rows.model.n_features + 2 * n_classes
     return n_rows * width * _dtype(n_rows * n_inputs).itemsize <= memory_budget
 
 
