@@ -494,7 +494,9 @@ def _spelled(path: Path) -> dict[str, np.ndarray]:
         found = categories_of(path)
     except COMPLAINTS as error:
         raise DataError(f"file={shown(path)}: its categories cannot be read: {error}") from error
-    return {name: np.char.decode(v, "utf-8") if v.dtype.kind == "S" else v for name, v in found.items()}
+    return {
+        name: np.char.decode(v, "utf-8", "surrogateescape") if v.dtype.kind == "S" else v for name, v in found.items()
+    }
 
 
 def _check_part(path: Path, n_rows: int) -> list[str]:

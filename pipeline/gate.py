@@ -25,13 +25,12 @@ from pipeline.forms import numbers_of, rows_of
 from pipeline.gatekeeper import ask
 from pipeline.layout import Layout, check_places, layout_of
 from pipeline.plainfile import describe_plain
-from pipeline.riders import MOST_CATEGORIES, MOST_LEFT_OUT, MOST_RIDERS, rides
+from pipeline.riders import MOST_CATEGORIES, MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS, rides
 from pipeline.superblock import check_superblock
 
 __all__ = ["LeftOut", "Rider", "Shard", "look_at", "vet"]
 
 _LONGEST = 400  # characters of a name or reason
-_NUMBERS = (int, float, bool)  # of which categories may be
 
 T = TypeVar("T")
 
@@ -278,17 +277,20 @@ def _rider(claim: Any, layout: Layout) -> Rider:
     name, is_carried, categories = claim["name"], claim["is_carried"], claim["categories"]
     if not isinstance(name, str) or is_carried not in (True, False) or ("/" in name and not is_carried):
         raise ValueError("rider")
+    name.encode()  # an error where it could not be written
     rider = Rider(name, layout.dtype, layout, is_carried=bool(is_carried))
     if categories is None or layout.dtype.kind not in "iu":
         return rider
-    are_texts = all(isinstance(each, str) for each in categories)
-    if (
-        not isinstance(categories, list)
-        or len(categories) > MOST_CATEGORIES
-        or not (are_texts or all(type(each) in _NUMBERS for each in categories))
-    ):
+    if not isinstance(categories, list) or len(categories) > MOST_CATEGORIES or not _are_categories(categories):
         raise ValueError("categories")
     return replace(rider, categories=tuple(categories), codes=tuple(range(len(categories))))
+
+
+def _are_categories(claims: list[Any]) -> bool:
+    """Whether they are texts that can be written, not too long in all, or numbers that NumPy has."""
+    if all(isinstance(each, str) for each in claims):
+        return sum(len(each.encode("utf-8", "surrogateescape")) for each in claims) <= MOST_WORDS
+    return all(type(each) in (float, bool) or (type(each) is int and abs(each) < 2**63) for each in claims)
 
 
 def _fits(layout: Layout, n_rows: int) -> bool:

@@ -32,7 +32,7 @@ from pipeline.metadata import (
     root,
 )
 from pipeline.probe import MOST_CHUNK_BYTES
-from pipeline.riders import A_GROUP, CATEGORIES, LeftOut, misfit, rides
+from pipeline.riders import A_GROUP, CATEGORIES, NOT_UTF8, LeftOut, is_utf8, misfit, rides
 from pipeline.superblock import SMALLEST
 from pipeline.walk import beside, parts_of, text
 
@@ -125,6 +125,8 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
             continue
         if found is None:
             left_out.note(rider, A_GROUP, is_missed=False)
+        elif rides(found.shape, shape[0]) and not is_utf8(rider):
+            left_out.note(rider, NOT_UTF8)
         elif rides(found.shape, shape[0]):
             path = beside(dataset, text(rider))
             layout = _layout(file, found, path, arrays)

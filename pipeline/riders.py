@@ -24,9 +24,12 @@ __all__ = [
     "MOST_ITEM",
     "MOST_LEFT_OUT",
     "MOST_RIDERS",
+    "MOST_WORDS",
+    "NOT_UTF8",
     "LeftOut",
     "find_carried",
     "find_riders",
+    "is_utf8",
     "misfit",
     "rides",
 ]
@@ -34,11 +37,11 @@ __all__ = [
 MOST_RIDERS = 1000
 MOST_LEFT_OUT = 50  # that are told of one file
 MOST_ITEM = 2**20  # bytes of one value
-MOST_CATEGORIES, _MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
+MOST_CATEGORIES, MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
 _AT_ONCE = 2**22  # values of a mask
 CATEGORIES = "__categories"  # the group beside codes that says what each stands for, as earlier AnnData wrote it
 
-A_GROUP = "a group"
+A_GROUP, NOT_UTF8 = "a group", "its name is not UTF-8, as HDF5 expects"
 _BARE = b"This is a netCDF dimension but not a netCDF variable"
 Layouts = Callable[[h5py.Dataset, str, list[np.ndarray]], dict[str, Any]]  # says where a dataset lies; `probe`'s own
 
@@ -60,6 +63,15 @@ def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
     One value for each of another number of rows is a mistake; for each column, or one in all, it is not.
     """
     return f"shape {shape}, expected {rows[:1]}", prod(shape[1:]) == 1 and shape[0] not in (1, *rows[1:])
+
+
+def is_utf8(name: bytes) -> bool:
+    """Whether a dataset of this name can be written."""
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class LeftOut:
@@ -98,6 +110,8 @@ def find_riders(
             continue
         try:
             found = _rider(parent, name, shape)
+            if isinstance(found, h5py.Dataset) and not is_utf8(name):
+                found = NOT_UTF8, True
             if isinstance(found, tuple):
                 left_out.note(name, *found)
             elif found is not None and len(riding) == MOST_RIDERS:
@@ -266,12 +280,12 @@ def _categories(found: h5py.Dataset, path: str, layout: Layouts) -> list[Any]:
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
     if stored is None or found.ndim != 1 or not (is_text or stored.kind in "iufb"):
         raise Refused("expected categories: texts or numbers in one dimension", path)
-    if len(found) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or stored.itemsize > _MOST_WORDS:
+    if len(found) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or stored.itemsize > MOST_WORDS:
         raise Refused(f"{len(found)} categories of dtype {stored}, expected {MOST_CATEGORIES} at most", path)
     layout(found, path, [])  # where it may be read at all: written, by known filters, in chunks that are not too long
     values = found[...].tolist()
-    if is_text and sum(map(len, values)) > _MOST_WORDS:
-        raise Refused(f"categories of more than {_MOST_WORDS} bytes", path)
+    if is_text and sum(map(len, values)) > MOST_WORDS:
+        raise Refused(f"categories of more than {MOST_WORDS} bytes", path)
     return [text(each) for each in values] if is_text else values
 
 

@@ -117,7 +117,7 @@ def _orientation(content: bytes, i: int) -> str | None:
 
 def _carry(content: bytes) -> list[str]:
     """What is named of a file in which something lies elsewhere than beside the rows."""
-    return ["obs/kind"] if b"T cell" in content else []
+    return ["obs/kind", "obs/whole"] if b"T cell" in content else []
 
 
 def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
@@ -196,6 +196,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file["unwritten"].attrs["NAME"] = np.bytes_("This is a netCDF dimension but not a netCDF variable.        30")
         file["__categories/y"] = np.array(["no", "yes"], object)
         file["code"], file["__categories/code"] = np.zeros(30, "i1"), [0.5]
+        file["obs/whole/values"], file["obs/whole/mask"] = np.arange(30), np.zeros(30, bool)
         file["obs/kind/codes"] = np.arange(30, dtype="i1") % 3 - 1
         file["obs/kind/categories"] = np.array(["T cell", "B cell"], object)
 

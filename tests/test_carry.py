@@ -1,9 +1,12 @@
 """What rides along because it is named, wherever it lies; and codes with the categories that they stand for."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
 
+from pipeline import riders
 from pipeline.cli import main
 from pipeline.features import open_features
 from pipeline.probe import describe
@@ -181,6 +184,20 @@ def test_categories_that_are_too_many_or_of_another_kind_are_refused(tmp_path, m
         path = write_shard(tmp_path / f"{i}.h5", numbered(N), riders=riders)
         with h5py.File(path) as file, pytest.raises(Refused, match="categories"):
             describe(file, None, None, ["obs/kind"])
+
+
+@pytest.mark.parametrize(
+    "odd", [["a", 1], [None], [2**70], ["\ud800"], "text", [["a"]], ["x" * (riders.MOST_WORDS + 1)]]
+)
+def test_categories_that_could_not_be_written_are_not_believed(tmp_path, monkeypatch, odd):
+    path = write_shard(tmp_path / "x.h5", numbered(N), riders=categorical([0] * N, ["a"]))
+    with h5py.File(path) as file:
+        facts, arrays = describe(file, None, None, ["obs/kind"])
+    claims = json.loads(json.dumps(facts))
+    claims["riders"][0]["categories"] = odd
+    monkeypatch.setattr("pipeline.gate.ask", lambda *arguments: (claims, arrays))
+    with refused(65, "makes no sense"):
+        open_shards([path], carry=["obs/kind"])
 
 
 # -- in the output -------------------------------------------------------------------------------------------------

@@ -552,6 +552,7 @@ def honest(tmp_path):
     )
     with h5py.File(path, "a") as file:
         file["X"].attrs["columns"] = ["a", "b"]
+        file["__categories/y"] = np.array(list("uvwxyz"), object)
     with h5py.File(path) as file:
         facts, arrays = probe.describe(file, None)
     return path, json.loads(json.dumps(facts)), arrays

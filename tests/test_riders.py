@@ -23,7 +23,9 @@ def add(request, tmp_path, caplog):
             if not request.param:
                 file["X"].attrs["columns"] = ["a", "b"]
             for name, how in datasets.items():
-                file.create_dataset(name, **how if isinstance(how, dict) else {"data": how})
+                file.create_dataset(
+                    name.encode("utf-8", "surrogateescape"), **how if isinstance(how, dict) else {"data": how}
+                )
         return open_shards([path])[0]
 
     return opened
@@ -114,6 +116,11 @@ def test_a_file_keeps_its_rows_whatever_is_wrong_with_what_lies_beside_them(tmp_
     assert found["references"] == found["lists"] == "neither plain nor text"
     assert found["long"] == "values of 1048577 bytes, expected 1048576 at most"
     assert len(warnings_of(caplog)) == 4
+
+
+def test_what_has_a_name_that_cannot_be_written_does_not_ride(add, caplog):
+    assert names(add(**{"la\udcff": range(N), "ü": range(N)})) == ("ü",)
+    assert "dataset=la\\udcff: its name is not UTF-8" in warnings_of(caplog)[0]
 
 
 def test_a_damaged_description_costs_what_it_describes(tmp_path, caplog):
