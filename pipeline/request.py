@@ -7,8 +7,10 @@ memory, verbosity) changes no result.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ _TRAINING_SETTINGS = (
     *("n_features", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "biases", "momentum", "seed"),
     *("validation_fraction", "patience"),
 )
-_LISTED = 10
+_LISTED, _FOLDERS = 10, 3
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,15 @@ class Request:
         Each shard by its file name: dataset, shape, dtype, bytes, time of change.
     scan, training, encoding : dict
         Settings of each stage.
+    folders : list of str
+        In which the shards lie. They decide nothing: a data set may be moved between two evenings.
     """
 
     inputs: dict[str, Any]
     scan: dict[str, Any]
     training: dict[str, Any]
     encoding: dict[str, Any]
+    folders: list[str]
 
     def of_scan(self) -> str:
         """Fingerprint of the scan's result."""
@@ -63,7 +68,7 @@ class Request:
 
     def of_all(self) -> str:
         """Fingerprint of everything that was asked for."""
-        return fingerprint("run", asdict(self))
+        return fingerprint("run", {name: value for name, value in asdict(self).items() if name != "folders"})
 
 
 def request_of(config: Config, shards: Sequence[Shard], model: Model | None, plan: Plan) -> Request:
@@ -95,11 +100,11 @@ def request_of(config: Config, shards: Sequence[Shard], model: Model | None, pla
         scan={"missing_value": config.missing_value, "format": _SCAN},
         training=training if model is None else {"model": model.fingerprint},
         encoding={"out_of_range": config.out_of_range, "format": _ENCODING, **carried},
+        folders=sorted({os.path.realpath(folder) for folder in {os.path.dirname(shard.path) for shard in shards}}),
     )
 
 
 def _identity(shard: Shard) -> dict[str, Any]:
-    # Not the folder: a data set may be moved between two evenings.
     return {
         "file": Path(shard.path).name,
         "dataset": shard.dataset,
@@ -118,23 +123,35 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     found = [*_files(before.get("inputs", {}), now["inputs"])]
     for stage in ("scan", "training", "encoding"):
         found += _settings(before.get(stage, {}), now[stage])
+    lay, lie = (", ".join(map(shown, request.get("folders", [])[:_FOLDERS])) for request in (before, now))
+    if found and lay and lay != lie:
+        found.insert(0, f"the inputs lie in {lie}, not in {lay}")
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     return "; ".join(found[:_LISTED]) + more
 
 
 def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the files that were asked for then and are not now: with any, the results are of another data set."""
-    names = {shard["file"] for shard in now["inputs"]["shards"]}
-    return [shard["file"] for shard in before.get("inputs", {}).get("shards", []) if shard["file"] not in names]
+    """Names of the files that were asked for then and are not now: with any, the results are of another data set.
+
+    Of other folders, files of the same names are others where not one of them is as it was: each night has its own.
+    """
+    old, new = (request.get("inputs", {}).get("shards", []) for request in (before, now))
+    names = {shard["file"] for shard in new}
+    gone = [shard["file"] for shard in old if shard["file"] not in names]
+    if gone or set(now["folders"]) & set(before.get("folders", now["folders"])):
+        return gone
+    return [] if set(_as_they_are(before)) & set(_as_they_are(now)) else [shard["file"] for shard in old]
+
+
+def _as_they_are(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """By which the files of a request are known again, wherever they lie."""
+    shards = request.get("inputs", {}).get("shards", [])
+    return [tuple(map(shard.get, ("file", "n_bytes", "changed"))) for shard in shards]
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether the model or its rows were chosen otherwise then, of the same files: so that one may choose as before."""
-    same_files = [[shard[key] for key in ("file", "n_bytes", "changed")] for shard in now["inputs"]["shards"]] == [
-        [shard.get(key) for key in ("file", "n_bytes", "changed")]
-        for shard in before.get("inputs", {}).get("shards", [])
-    ]
-    return same_files and _chosen(before) != _chosen(now)
+    return _as_they_are(before) == _as_they_are(now) and _chosen(before) != _chosen(now)
 
 
 def _chosen(request: Mapping[str, Any]) -> list[Any]:
@@ -162,4 +179,12 @@ def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
     for name in [*now, *(name for name in before if name not in now)]:
         was, is_now = before.get(name), now.get(name)
         if was != is_now:
-            yield f"{name} {shown(was)} -> {shown(is_now)}"
+            was, is_now = (_time(value) if name == "changed" else shown(value) for value in (was, is_now))
+            yield f"{name} {was} -> {is_now}"
+
+
+def _time(nanoseconds: object) -> str:
+    if not isinstance(nanoseconds, int):
+        return shown(nanoseconds)
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds)}.{rest:09d}"

@@ -774,6 +774,29 @@ def test_u3_results_of_other_inputs_are_not_overwritten(
     assert features_of(out) == fresh(night)
 
 
+def test_u3_another_nights_files_of_the_same_names_are_other_inputs(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before, first = stamps(out), night.shards
+    night.shards = first.with_name("next night")
+    night.shards.mkdir()
+    for path in first.iterdir():
+        (night.shards / path.name).write_bytes(path.read_bytes())
+    assert night.run(out, "--overwrite") == 78
+    assert f"of other input files: the inputs lie in {night.shards}, not in {first}; input 0.h5 (changed" in caplog.text
+    assert stamps(out) == before
+
+
+def test_a_data_set_may_be_moved(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    before = stamps(out)
+    night.shards = night.shards.rename(night.shards.with_name("moved"))
+    assert night.run(out) == 0
+    assert stamps(out) == before
+    assert night.run(out, "--epochs", "1", "--overwrite") == 0
+
+
 @pytest.mark.parametrize("kind", [kind for kind in INPUTS if kind != "removed"])
 def test_u3_a_changed_input_of_an_unfinished_run_makes_everything_anew(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, kind: str

@@ -132,7 +132,7 @@ def changed(**how: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
 
 
 INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] = {
-    "mtime": (changed(mtime_ns=10**18 + 1), f"input b.h5 (changed {10**18} -> {10**18 + 1})"),
+    "mtime": (changed(mtime_ns=10**18 + 1), ":40.000000001)"),
     "size": (changed(size=16001), "input b.h5 (n_bytes 16000 -> 16001)"),
     "rows": (changed(shape=(999, 4)), "input b.h5 (shape [1000, 4] -> [999, 4]"),
     "dtype": (changed(stored_dtype=">f4"), "input b.h5 (dtype <f4 -> >f4)"),
