@@ -15,7 +15,7 @@ from typing import Any
 
 from kernels.compilecache import default_cache
 
-__all__ = ["UnknownFlag", "below_the_users", "check_flags", "requested_device", "without_scipy"]
+__all__ = ["UnknownFlag", "below_the_users", "check_flags", "compiler_flags", "requested_device", "without_scipy"]
 
 # Every BLAS routine that Theano's real-valued operations call.
 _BLAS_ROUTINES = ("gemm", "gemv", "ger", "dot", "axpy", "scal")
@@ -58,11 +58,6 @@ def below_the_users() -> Iterator[None]:
 
 def _default_settings() -> str:
     """Our defaults, as the text of a Theano configuration file."""
-    # The macro alone makes gcc call the vector expf of glibc. Real -ffast-math would also switch the whole process to
-    # flush-to-zero. Theano adds the processor's own -march flags itself, and makes them part of its cache's keys.
-    cxxflags = "-O3 -D__FAST_MATH__"
-    if platform.machine() == "x86_64":
-        cxxflags += " -mprefer-vector-width=512"
     sections = {
         "global": {
             "floatX": "float32",
@@ -71,7 +66,7 @@ def _default_settings() -> str:
         },
         # Several cold processes share one lock, and the default gives up on a slow machine.
         "compile": {"timeout": "600"},
-        "gcc": {"cxxflags": cxxflags},
+        "gcc": {"cxxflags": compiler_flags()},
         "blas": {"ldflags": _blas_flags()},
         # Theano knows cuDNN up to version 7 only, and this model needs none of it.
         "dnn": {"enabled": "False"},
@@ -80,6 +75,14 @@ def _default_settings() -> str:
     for section, values in sections.items():
         lines += [f"[{section}]", *(f"{key} = {value.replace('%', '%%')}" for key, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def compiler_flags() -> str:
+    """What gcc is told; Theano adds the processor's own -march flags, and makes them part of its cache's keys."""
+    # The macro alone makes gcc call the vector expf of glibc. Real -ffast-math would also switch the whole process to
+    # flush-to-zero.
+    flags = "-O3 -D__FAST_MATH__"
+    return f"{flags} -mprefer-vector-width=512" if platform.machine() == "x86_64" else flags
 
 
 def _blas_flags() -> str:

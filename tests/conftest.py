@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 
+import atexit
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.instruction_sets import INSTRUCTION_SETS, missing, settings
 from tests.interpreters import fresh
 
 # A shell that starts the tests in the background has them ignore these, and so would every run that they start.
@@ -37,6 +39,22 @@ def missing():
     return ""
 facts["missing"] = missing()
 """
+
+
+def pytest_configure() -> None:
+    """Keep to the instruction set that TEST_ISA names, as far as a test does not ask for another one."""
+    name = os.environ.get("TEST_ISA")
+    if not name:
+        return
+    if name not in INSTRUCTION_SETS:
+        raise pytest.UsageError(f"TEST_ISA={name}, expected one of {', '.join(INSTRUCTION_SETS)}")
+    if lacks := missing(name):
+        raise pytest.UsageError(f"TEST_ISA={name}, but this machine's processor lacks {', '.join(lacks)}")
+    folder = Path(tempfile.mkdtemp(prefix="shardpress-test-"))
+    atexit.register(shutil.rmtree, folder)
+    (folder / "theanorc").write_text(settings(name))
+    os.environ["THEANORC"] = f"{folder / 'theanorc'}:~/.theanorc"
+    os.environ["OPENBLAS_CORETYPE"] = INSTRUCTION_SETS[name].openblas
 
 
 @pytest.fixture

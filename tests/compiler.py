@@ -1,0 +1,21 @@
+"""What the C++ compiler makes of the flags that Theano gives it."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from typing import Any
+
+from kernels import backend
+
+__all__ = ["macros"]
+
+
+@cache
+def macros() -> frozenset[str]:
+    """The names that are defined before any code: ``__AVX2__`` where the kernels are compiled for that."""
+    theano: Any = backend.load()
+    flags = theano.gof.cmodule.GCC_compiler.compile_args()
+    command = [theano.config.cxx, *flags, "-dM", "-E", "-x", "c++", "/dev/null"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return frozenset(line.split()[1] for line in done.stdout.splitlines())
