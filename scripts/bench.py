@@ -3,6 +3,7 @@
     make bench                                       sets up the peers' environment and runs every case
     .venv/bin/python scripts/bench.py step encode    some of the cases
     .venv/bin/python scripts/bench.py --quick        smaller data, fewer rounds
+    .venv/bin/python scripts/bench.py --isa avx2     as on a processor that has no more than that, for all contestants
     .venv/bin/python scripts/bench.py device         on a CUDA card (--device cuda1: another one)
 
 Each contestant is a process of its own (scripts/contestants.py), the peers in their own virtual environment. Before a
@@ -35,6 +36,10 @@ from typing import Any
 
 import h5py
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file, it finds its neighbours
+
+from scripts.instruction_sets import INSTRUCTION_SETS, limits, missing
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, PEERS = ROOT / ".venv/bin/python", ROOT / ".venv-peers/bin/python"
@@ -150,22 +155,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=float, default=1.0, help="of the data sets in files (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="as --rounds 3 --size 0.1")
     parser.add_argument("--device", default="cuda", help="for the case of that name (default: %(default)s)")
+    parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="instruction set that all contestants keep to")
     parser.add_argument("--without-peers", action="store_true", help="time only ourselves and BLAS")
     options = parser.parse_args(argv)
     unknown = set(options.cases) - set(CASES)
     if unknown:
         parser.error(f"unknown case {', '.join(sorted(unknown))}, expected {', '.join(CASES)}")
+    if options.isa and missing(options.isa):
+        parser.error(f"--isa {options.isa}: this machine's processor lacks {', '.join(missing(options.isa))}")
     if not PEERS.exists() and not options.without_peers:
         parser.error("the peers' environment is missing. Run: make bench")
     rounds, size = (3, 0.1) if options.quick else (options.rounds, options.size)
-    bench = Bench(options.output, rounds, size, options.device, not options.without_peers)
+    bench = Bench(options.output, rounds, size, options.device, not options.without_peers, options.isa)
     cores = len(os.sched_getaffinity(0))
-    print(f"{processor()}, {cores} cores, {bench.rounds} rounds", flush=True)
+    kept = f", kept to {options.isa}" if options.isa else ""
+    print(f"{processor()}{kept}, {cores} cores, {bench.rounds} rounds", flush=True)
     for name in options.cases or CASES:
         CASES[name](bench)
     bench.print_demands()
     path = options.output / "bench.json"
-    found = {"processor": processor(), "cores": cores, "results": bench.results, "demands": bench.demands}
+    found = {
+        "processor": processor(),
+        "isa": options.isa,
+        "cores": cores,
+        "results": bench.results,
+        "demands": bench.demands,
+    }
     path.write_text(json.dumps(found, indent=1) + "\n")
     print(f"written to {path}")
     return 0
@@ -182,8 +197,11 @@ def processor() -> str:
 class Bench:
     """Runs races and keeps their results."""
 
-    def __init__(self, folder: Path, rounds: int, size: float, device: str, with_peers: bool) -> None:
+    def __init__(
+        self, folder: Path, rounds: int, size: float, device: str, with_peers: bool, isa: str | None = None
+    ) -> None:
         self.folder, self.rounds, self.size, self.device = folder.resolve(), rounds, size, device
+        self.limits = limits(isa) if isa else {}  # of every contestant's environment
         self.with_peers = with_peers
         self.results: list[dict[str, Any]] = []
         self.demands: list[dict[str, Any]] = []
@@ -228,7 +246,7 @@ class Bench:
         """
         names = [name for name in names if self.with_peers or name in ("ours", "blas")]
         print(f"\n{case} {what}", flush=True)
-        with contestants(names, **variables) as all_of_them:
+        with contestants(names, **{**self.limits, **variables}) as all_of_them:
             there = [one for one in all_of_them if one.prepare(case, self.folder, **sizes)]
             self._compare(there, *tolerance)
             times = {one.name: self._calibrate(one, seconds) for one in there}
@@ -341,7 +359,7 @@ def roofline(bench: Bench) -> None:
     for n_inputs, n_features, _ in SHAPES:
         for dtype in (np.float32, np.uint8):
             pixels(bench.folder, n_inputs, n_features, dtype)
-            with contestants(["ours", "blas"]) as (ours, blas):
+            with contestants(["ours", "blas"], **bench.limits) as (ours, blas):
                 ours.prepare("encode", bench.folder, n_inputs=n_inputs, n_features=n_features)
                 blas.prepare("square", bench.folder, n=n)
                 pairs = [
@@ -393,7 +411,7 @@ def files(bench: Bench) -> None:
 
 def seconds_barely(bench: Bench, sizes: dict[str, Any]) -> float:
     """What the files take without everything that a run does beside reading, encoding and writing."""
-    with contestants(["ours"]) as (ours,):
+    with contestants(["ours"], **bench.limits) as (ours,):
         ours.prepare("encode_files_barely", bench.folder, **sizes)
         return median(ours.seconds() for _ in range(bench.rounds))
 
@@ -401,7 +419,7 @@ def seconds_barely(bench: Bench, sizes: dict[str, Any]) -> float:
 def rate_in_memory(bench: Bench, dtype: str) -> float:
     """Rows a second of our encoder, 784 -> 64."""
     pixels(bench.folder, 784, 64, dtype)
-    with contestants(["ours"]) as (ours,):
+    with contestants(["ours"], **bench.limits) as (ours,):
         ours.prepare("encode", bench.folder, n_inputs=784, n_features=64)
         return ENCODE_ROWS / median(ours.seconds(40) for _ in range(bench.rounds))
 
@@ -419,7 +437,7 @@ def fitted(bench: Bench) -> Path:
     """A model for 784 columns."""
     shards, output = make_shards(bench.folder / "shards-small", 20_000, 1, dtype="u1"), bench.folder / "model"
     shutil.rmtree(output, ignore_errors=True)
-    extract("--input", shards, "--output", output, "--epochs", 1)
+    extract("--input", shards, "--output", output, "--epochs", 1, **bench.limits)
     return output
 
 
@@ -480,7 +498,7 @@ def startup(bench: Bench) -> None:
     for _ in range(min(3, bench.rounds)):
         shutil.rmtree(cache, ignore_errors=True)
         for name in found:
-            found[name].append(extract(*flags, XDG_CACHE_HOME=str(cache))[0])
+            found[name].append(extract(*flags, XDG_CACHE_HOME=str(cache), **bench.limits)[0])
     for name, most in (("warm", 4.0), ("cold", 40.0)):
         print(f"startup, {name} compile cache, a whole tiny run: {median(found[name]):.2f} s", flush=True)
         bench.demand(f"start-up, {name} compile cache, a whole tiny run, s", median(found[name]), most=most)
@@ -499,7 +517,7 @@ def growth(bench: Bench) -> None:
         for i in range(min(5, bench.rounds)):
             output = folder / name / str(i)
             flags = ("--input", shards, "--model", model, "--memory-budget", GROWTH_MEMORY, "--output", output)
-            most.append(extract(*flags)[1])
+            most.append(extract(*flags, **bench.limits)[1])
             stages = json.loads((output / "report.json").read_text())["summary"]["seconds"]
             taken.append(sum(stages.values()) / n_rows)
             empty(output)
@@ -545,7 +563,8 @@ def writing(folder: Path, n_files: int, n_bytes: int) -> float:
 def device(bench: Bench) -> None:
     """Steps and encoding on a card, against PyTorch on the same one."""
     program = f"from kernels import backend; device = backend.start(); print(device.used == {bench.device!r}, device)"
-    flags = {"THEANO_FLAGS": f"device={bench.device}"}
+    ours = ",".join(filter(None, [bench.limits.get("THEANO_FLAGS"), f"device={bench.device}"]))
+    flags = {**bench.limits, "THEANO_FLAGS": ours}
     done = subprocess.run(
         [str(OURS), "-c", program], cwd=ROOT, env=environment(**flags), capture_output=True, text=True, check=False
     )

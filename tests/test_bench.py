@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from scripts import bench
+from scripts.instruction_sets import limits
 
 
 class Fake:
@@ -92,6 +93,44 @@ def test_ours_and_blas_race_for_real_and_a_card_that_is_not_there_is_named(
     assert all(set(result["seconds"]) == {"ours", "blas"} for result in steps)
     assert "OpenBLAS, kernels for" in steps[0]["about"]["blas"]
     assert device["case"] == "device"
+
+
+def test_all_contestants_keep_to_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that race, and the program as a whole."""
+    found: list[dict[str, str]] = []
+
+    def started(*arguments: Any, env: dict[str, str], **how: Any) -> None:
+        found.append(env)
+        raise InterruptedError
+
+    monkeypatch.setattr(bench.subprocess, "Popen", started)
+    monkeypatch.setattr(bench.subprocess, "run", started)
+    runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True, "avx2")
+    for case in (bench.step, bench.encode, bench.roofline, bench.train, bench.startup, bench.growth, bench.device):
+        with pytest.raises(InterruptedError):
+            case(runner)
+    assert len(found) == 7
+    for env in found:
+        assert "-march=x86-64-v3" in env["THEANO_FLAGS"]
+        assert env["OPENBLAS_CORETYPE"] == "Haswell"
+        assert env["ATEN_CPU_CAPABILITY"] == "avx2"
+        assert env["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
+    assert found[-1]["THEANO_FLAGS"].endswith(",device=cuda")
+
+
+def test_openblas_keeps_to_the_instruction_set_that_is_asked_for(tmp_path: Path) -> None:
+    with bench.contestants(["blas"], **limits("sse2")) as (blas,):
+        blas.prepare("square", tmp_path, n=8)
+    assert blas.about in ("OpenBLAS, kernels for Katmai", "OpenBLAS, kernels for Prescott")  # which are the same
+
+
+def test_an_instruction_set_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "missing", lambda name: ["avx512f"])
+    with pytest.raises(SystemExit):
+        bench.main(["--isa", "avx512", "--without-peers"])
+    assert "--isa avx512: this machine's processor lacks avx512f" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", bench.LAYOUTS)
