@@ -125,14 +125,15 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
             continue
         if found is None:
             left_out.note(rider, A_GROUP, is_missed=False)
-        elif rides(found.shape, shape[0]) and not is_utf8(rider):
+        elif not rides(found.shape, shape[0]):
+            if found.shape:
+                left_out.note(rider, *misfit(found.shape, shape))
+        elif not is_utf8(rider):
             left_out.note(rider, NOT_UTF8)
-        elif rides(found.shape, shape[0]):
+        else:
             path = beside(dataset, text(rider))
             layout = _layout(file, found, path, arrays)
             riders.append({"name": text(rider), "layout": layout, "categories": None, "is_carried": False})
-        elif found.shape:
-            left_out.note(rider, *misfit(found.shape, shape))
     form = {"form": "columns" if across else "dense", "shape": list(shape)}
     facts = {"dataset": dataset, "columns": None, "fill_value": None, **form}
     return {**facts, "rows": layouts, "riders": riders, "left_out": left_out.told}, arrays

@@ -53,6 +53,8 @@ def rides(shape: tuple[int, ...], n_rows: int) -> bool:
 
     They stand behind it, as Keras has labels, or before it, as MATLAB's columns come out.
     """
+    if shape == (n_rows,):
+        return True  # nearly always, and this is asked twice of each of many shards
     first, last = shape[:1] == (n_rows,), shape[-1:] == (n_rows,)
     return (first and prod(shape[1:]) == 1) or (last and prod(shape[:-1]) == 1)
 
