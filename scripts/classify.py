@@ -172,7 +172,9 @@ def _labels(directory: str, run: Features, name: str) -> np.ndarray:
 
 
 def _present(run: Features, name: str) -> np.ndarray:
-    """Which rows have a label: where some shards lack it, a mask rides along."""
+    """Which rows have a label: where some shards lack it, a mask rides along; of codes, -1 is none."""
+    if name in run.categories:
+        return np.asarray(run.riders[name].compute()) >= 0
     mask = run.riders.get(f"{name}_present")
     is_mask = mask is not None and mask.dtype == bool
     return np.asarray(mask.compute()) if is_mask else np.ones(len(run.riders[name]), dtype=bool)

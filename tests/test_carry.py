@@ -2,16 +2,18 @@
 
 import json
 
+import dask.array as da
 import h5py
 import numpy as np
 import pytest
 
 from pipeline import riders
 from pipeline.cli import main
-from pipeline.features import open_features
+from pipeline.features import Features, open_features
 from pipeline.probe import describe
 from pipeline.shards import Block, open_shards, read_riders
 from pipeline.walk import Refused
+from scripts import classify
 from tests.helpers import names, numbered, refused, write_shard
 from tests.standin import install
 
@@ -198,6 +200,12 @@ def test_categories_that_could_not_be_written_are_not_believed(tmp_path, monkeyp
     monkeypatch.setattr("pipeline.gate.ask", lambda *arguments: (claims, arrays))
     with refused(65, "makes no sense"):
         open_shards([path], carry=["obs/kind"])
+
+
+def test_a_code_that_is_none_is_no_label():
+    codes = da.from_array(np.array([0, -1, 1], "i1"))
+    found = Features(None, None, {"kind": codes}, {}, {"kind": np.array(["a", "b"])})
+    assert classify._present(found, "kind").tolist() == [True, False, True]
 
 
 # -- in the output -------------------------------------------------------------------------------------------------
