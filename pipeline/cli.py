@@ -14,7 +14,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pipeline.config import Config, parse
 from pipeline.disk import Disk
-from pipeline.errors import ConfigError, ReadFailed, ShardpressError, SystemLimit, TryAgain, UsageError, WriteFailed
+from pipeline.errors import (
+    ConfigError,
+    ReadFailed,
+    ShardpressError,
+    SystemLimit,
+    TryAgain,
+    UsageError,
+    WriteFailed,
+    system_limits,
+)
 from pipeline.run import run
 from pipeline.runlog import Dated, RunLog
 from pipeline.signals import Stopped, stoppable
@@ -70,7 +79,7 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
         _set_levels(config)
         # Otherwise any variable DASK_... could change what Dask does.
         dask.config.refresh(paths=[], env={})
-        with logging_redirect_tqdm():
+        with logging_redirect_tqdm(), system_limits():
             summary = run(config, ["extract.py", *arguments], disk, run_log.start)
     except ShardpressError as error:
         log.error("%s: %s", type(error).__name__, error)

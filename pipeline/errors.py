@@ -5,6 +5,9 @@ An error's sentence says where (file, dataset, rows), what was found, what was e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "CannotCreate",
     "ConfigError",
@@ -22,7 +25,11 @@ __all__ = [
     "WriteFailed",
     "counted",
     "shown",
+    "system_limits",
 ]
+
+# By which libraries that have no class for it say that the system has no more memory or threads.
+_OF_THE_SYSTEM = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
 
 
 class ShardpressError(Exception):
@@ -118,6 +125,24 @@ class ConfigError(ShardpressError):
 def counted(n: int, noun: str) -> str:
     """So many of something: ``1 row``, ``2 rows``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+@contextmanager
+def system_limits() -> Iterator[None]:
+    """Turn what Python and its libraries raise where memory or threads run out into `SystemLimit`."""
+    try:
+        yield
+    except ShardpressError:
+        raise
+    except Exception as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OF_THE_SYSTEM):
+            raise
+        why = f"{type(error).__name__}: {error}" if str(error) else "the memory has run out"
+        advice = "Raise its limits (ulimit -v, -u), or use fewer --threads."
+        limit = SystemLimit(f"the system gives no more: {shown(why)}. {advice}")
+        for note in getattr(error, "__notes__", ()):
+            limit.add_note(note)
+        raise limit from error
 
 
 def shown(name: object) -> str:

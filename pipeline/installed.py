@@ -1,4 +1,4 @@
-"""Whether this Python, and what is installed in it, is what was set up: told in a sentence, before anything is loaded.
+"""Whether this Python, its packages and its memory will do: told in a sentence, before anything is loaded.
 
 Importing this file ends a process that could not go on. Python 3.6 has to be able to read and run it, and it must cost
 next to nothing: `packaging` and `importlib.metadata` would take 60 ms to say the same.
@@ -7,11 +7,14 @@ next to nothing: `packaging` and `importlib.metadata` would take 60 ms to say th
 import importlib.util
 import os
 import re
+import resource
 import sys
 
-__all__ = ["complaint"]
+__all__ = ["complaint", "too_little_memory"]
 
-_EXIT_CODE = 69  # as of `DeviceError` and scripts/setup.sh
+_UNAVAILABLE, _SYSTEM_LIMIT = 69, 71  # as of `DeviceError` and scripts/setup.sh, and of `SystemLimit`
+# With less, HDF5 has crashed, and OpenBLAS has tried without end to get its memory.
+_LEAST_ADDRESSES = 768 * 2**20
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _COMPARED = {
     "<": lambda found, bound: found < bound,
@@ -28,6 +31,17 @@ def complaint() -> str:
     return (
         f"{os.path.basename(sys.argv[0])} cannot run in this Python ({version} at {sys.executable}): shardpress needs "
         f"3.11 with what make setup installs. {_what_to_type()}"
+    )
+
+
+def too_little_memory() -> str:
+    """Which limit on the process's memory no run fits into; empty when there is none."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or limit >= _LEAST_ADDRESSES:
+        return ""
+    return (
+        f"the process may have {limit >> 10} KiB of address space (ulimit -v), expected {_LEAST_ADDRESSES >> 10} at "
+        "least: Python and its libraries alone need that. Raise the limit."
     )
 
 
@@ -79,6 +93,7 @@ def _numbers(version: str) -> "tuple[int, ...]":
     return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[^\d.]", version)[0]))
 
 
-if complaint():
-    sys.stderr.write(complaint() + "\n")
-    sys.exit(_EXIT_CODE)
+for _find, _exit_code in ((complaint, _UNAVAILABLE), (too_little_memory, _SYSTEM_LIMIT)):
+    if _find():
+        sys.stderr.write(_find() + "\n")
+        sys.exit(_exit_code)

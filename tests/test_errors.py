@@ -1,9 +1,12 @@
 """Every failure has its exit code, and no name can forge a line of the log."""
 
+import errno
+import os
+
 import pytest
 
 from pipeline import errors
-from pipeline.errors import ShardpressError, counted, shown
+from pipeline.errors import DataError, ShardpressError, SystemLimit, counted, shown, system_limits
 
 SYSEXITS = {
     "ShardpressError": 70,
@@ -24,7 +27,9 @@ SYSEXITS = {
 
 
 def test_exit_codes_follow_sysexits():
-    classes = {name: getattr(errors, name) for name in errors.__all__ if name not in ("counted", "shown")}
+    classes = {
+        name: getattr(errors, name) for name in errors.__all__ if name not in ("counted", "shown", "system_limits")
+    }
     assert {name: kind.exit_code for name, kind in classes.items()} == SYSEXITS
     assert all(issubclass(kind, ShardpressError) for kind in classes.values())
 
@@ -48,3 +53,30 @@ def test_a_name_is_shown_on_one_line_that_any_log_can_hold(name, expected):
 
 def test_one_is_counted_in_the_singular():
     assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        ImportError("libstdc++.so.6: failed to map segment from shared object"),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "/tmp/x"),
+    ],
+    ids=repr,
+)
+def test_what_the_system_has_no_more_of_is_a_system_limit_with_all_that_was_noted(error):
+    error.add_note("Not finished.")
+    with (
+        pytest.raises(SystemLimit, match=r"^the system gives no more: .*\. Raise") as caught,
+        system_limits(),
+    ):
+        raise error
+    assert caught.value.__notes__ == ["Not finished."]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), DataError("failed to map segment")])
+def test_other_errors_are_left_as_they_are(error):
+    with pytest.raises(type(error)) as caught, system_limits():
+        raise error
+    assert caught.value is error

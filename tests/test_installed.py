@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,16 @@ def test_the_first_of_two_on_the_path_counts(tmp_path, monkeypatch):
         (tmp_path / version / f"Some_Thing-{version}.dist-info").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "1.0"), str(tmp_path / "2.0"), str(tmp_path / "nowhere")])
     assert [Path(path).name for path in installed._installed().values()] == ["Some_Thing-1.0.dist-info"]
+
+
+@pytest.mark.parametrize("n_kib", [64_000, 320_000])
+def test_where_no_run_fits_into_memory_that_is_said_before_a_library_crashes(n_kib):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (n_kib * 1024, n_kib * 1024))
+
+    command = [sys.executable, "scripts/extract.py"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, preexec_fn=limit)
+    assert done.returncode == 71
+    assert done.stderr.startswith(
+        f"the process may have {n_kib} KiB of address space (ulimit -v), expected 786432 at least"
+    )
