@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cli import main as extract
-from pipeline.errors import ShardpressError
+from pipeline.errors import NoInput, ShardpressError
 from pipeline.features import open_features
 from pipeline.model import load_model
 from pipeline.shards import blocks, open_shards, read
@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = run(options)
     except ShardpressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        hint = " scripts/make_data.py donuts writes it." if isinstance(error, NoInput) else ""
+        print(f"{type(error).__name__}: {error}{hint}", file=sys.stderr)
         return error.exit_code
     if code:
         return code
