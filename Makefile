@@ -24,8 +24,8 @@ reference: setup ## the model's reference run on two donuts, with its plot
 	$(PYTHON_OF_VENV) scripts/make_data.py donuts
 	$(PYTHON_OF_VENV) scripts/reference.py
 
-test: setup .venv-readers/.complete ## the whole test suite
-	$(PYTHON_OF_VENV) -m pytest
+test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
+	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest
 
 soak: setup ## kill 200 runs at random moments, fail every write in turn, feed 10,000 mutated files to the gate
 	$(PYTHON_OF_VENV) -m tests.killing 200

@@ -75,3 +75,10 @@ def test_every_width_of_vectors_in_the_kernels_is_among_them():
     text = "".join(path.read_text() for path in (REPOSITORY / "kernels/native").iterdir())
     named = set(re.findall(r"defined\((__(?:AVX|SSE)\w+__)\)", text))
     assert named <= {"__AVX__", *(there for there, _ in MACROS.values())}
+
+
+def test_make_hands_the_instruction_set_on():
+    done = subprocess.run(
+        ["make", "-n", "test", "ISA=avx2"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert "TEST_ISA=avx2 .venv/bin/python -m pytest\n" in done.stdout
