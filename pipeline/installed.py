@@ -13,8 +13,8 @@ import sys
 __all__ = ["complaint", "too_little_memory"]
 
 _UNAVAILABLE, _SYSTEM_LIMIT = 69, 71  # as of `DeviceError` and scripts/setup.sh, and of `SystemLimit`
-# With less, HDF5 has crashed, and OpenBLAS has tried without end to get its memory.
-_LEAST_ADDRESSES = 768 * 2**20
+# A run over a hundred rows takes 350 MiB, which its two threads and the libraries do. With less, HDF5 has crashed.
+_LEAST_ADDRESSES = 360 * 2**20
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _COMPARED = {
     "<": lambda found, bound: found < bound,

@@ -111,5 +111,5 @@ def test_where_no_run_fits_into_memory_that_is_said_before_a_library_crashes(n_k
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert done.returncode == 71
     assert done.stderr.startswith(
-        f"the process may have {n_kib} KiB of address space (ulimit -v), expected 786432 at least"
+        f"the process may have {n_kib} KiB of address space (ulimit -v), expected 368640 at least"
     )
