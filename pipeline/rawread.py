@@ -146,7 +146,7 @@ def _read_contiguous(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
 def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) -> None:
     """Rows that lie across the file's lines: a piece of each line is read, some lines at a time."""
     n, itemsize = layout.shape[-1], layout.dtype.itemsize
-    n_rows, n_lines = min(len(out), _LINE // itemsize), out.shape[1]
+    n_rows, n_lines = min(len(out), max(1, _LINE // itemsize)), out.shape[1]
     at_once = min(n_lines, max(1, _PIECE // (n_rows * itemsize)))
     piece = np.empty((at_once, n_rows), dtype=layout.dtype)
     for row in range(0, len(out), n_rows):

@@ -163,6 +163,13 @@ def test_riders_of_every_kind_come_back_with_what_h5py_notes_on_them(tmp_path, v
     assert found.tobytes() == expected.tobytes()
 
 
+def test_long_values_ride_along_whichever_axis_they_lie_along(tmp_path):
+    texts = np.array([[f"{i}" * 200_000 for i in range(4)]], "S200000")
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), riders={"across": texts, "y": texts[0]})])
+    found = read_riders(Block(shard, 1, 4))
+    assert found["across"].tolist() == found["y"].tolist() == texts[0, 1:].tolist()
+
+
 @pytest.mark.parametrize("padding", [h5py.h5t.STR_NULLTERM, h5py.h5t.STR_SPACEPAD])
 def test_texts_that_are_padded_in_another_way_are_read_as_h5py_reads_them(tmp_path, padding):
     path = write_shard(tmp_path / "x.h5", numbered(4))
