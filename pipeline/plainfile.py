@@ -32,7 +32,7 @@ from pipeline.metadata import (
     root,
 )
 from pipeline.probe import MOST_CHUNK_BYTES
-from pipeline.riders import A_GROUP, CATEGORIES, NOT_UTF8, LeftOut, is_utf8, misfit, rides
+from pipeline.riders import A_GROUP, CATEGORIES, MOST_ITEM, NOT_UTF8, LeftOut, is_utf8, misfit, rides
 from pipeline.superblock import SMALLEST
 from pipeline.walk import beside, parts_of, text
 
@@ -234,8 +234,8 @@ def _stored(body: bytes, found: _Dataset, end: int) -> _Dataset:
 
 def _layout(file: Metadata, found: _Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Where its bytes lie, in plain values but for what goes into `arrays`."""
-    code, notes, _ = found.dtype
-    expect(code[1] in "uifbS")
+    code, notes, itemsize = found.dtype
+    expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # or the child says why it does not ride along
     kind, offset = found.kind, 0
     if kind == "chunked":
         arrays.append(_index(file, found))

@@ -16,6 +16,7 @@ from pipeline.files import FILES
 from pipeline.gate import vet
 from pipeline.gatekeeper import LIMITS, ask
 from pipeline.plainfile import describe_plain
+from pipeline.riders import MOST_ITEM
 from pipeline.shards import Block, open_shards, read, read_riders
 from pipeline.superblock import signature_at
 from tests import fuzzing, hostile
@@ -238,6 +239,15 @@ def test_what_is_unusual_is_left_to_the_child(tmp_path, change, libver):
         change(file)
         dataset = "wide" if "wide" in file else None
     assert_left_to_the_child(tmp_path / "x.h5", dataset)
+
+
+def test_a_value_too_long_to_ride_does_not_cost_the_file(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(2), riders={"long": np.zeros(2, f"S{MOST_ITEM + 1}")})
+    (shard,) = open_shards([path])
+    assert [(each.name, each.reason) for each in shard.left_out] == [
+        ("long", "values of 1048577 bytes, expected 1048576 at most")
+    ]
+    assert_left_to_the_child(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("how", [{"fs_strategy": "page"}, {"libver": "latest"}], ids=str)
