@@ -67,7 +67,7 @@ def _table(shard: Shard, start: int, out: np.ndarray) -> None:
     for first, last in _pieces(layout, start, start + len(out)):
         records = read_values(shard, layout, first, last, layout.dtype)
         shape, strides = (len(records), numbers.n), (records.itemsize, numbers.dtype.itemsize)
-        found: np.ndarray = np.ndarray(shape, numbers.dtype, records.data.cast("B"), numbers.offset, strides)
+        found: np.ndarray = np.ndarray(shape, numbers.dtype, records.view(np.uint8), numbers.offset, strides)
         out[first - start : last - start] = found
 
 

@@ -133,6 +133,16 @@ def test_rows_go_where_they_are_wanted(tmp_path, form):
     assert out.tobytes() == rows[3:23].tobytes()
 
 
+@pytest.mark.parametrize("how", [{}, CHUNKED], ids=["contiguous", "chunked"])
+@pytest.mark.parametrize("index", ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})], ids=str)
+def test_a_tables_index_may_be_of_any_type(tmp_path, index, how):
+    records = np.zeros(9, [("index", index), ("a", "<f8"), ("b", "<f8")])
+    records["b"] = np.arange(9)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("X", data=records, **how)
+    assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_run_over_any_form_makes_the_same_features(tmp_path, form):
     rows = some_rows(n_rows=300)
