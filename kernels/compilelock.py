@@ -26,7 +26,7 @@ _PATIENCE = 5.0  # seconds after which a wait is worth a line
 
 
 class CompileLockHeld(RuntimeError):
-    """Another process held the lock for longer than Theano's setting ``compile.timeout`` says."""
+    """One other process held the lock for longer than Theano's setting ``compile.timeout`` says."""
 
 
 class _Lock:
@@ -107,19 +107,22 @@ def _taken() -> int:
 
 
 def _wait(descriptor: int, directory: str, seconds: float) -> None:
-    start, told = time.monotonic(), False
+    begin, told, last = time.monotonic(), False, -1
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waited = time.monotonic() - start
+            taken = os.fstat(descriptor).st_mtime_ns
+        now = time.monotonic()
+        if taken != last:  # by the next in a queue that moves, however long it is
+            start, last = now, taken
         owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "an unknown process"
-        if waited > seconds:
+        if now - start > seconds:
             raise CompileLockHeld(
                 f"the compile cache is locked: {owner} has held {directory} for more than {seconds:.0f} s. End that "
                 "process, or set another base_compiledir in THEANO_FLAGS."
             )
-        if waited > _PATIENCE and not told:
+        if now - begin > _PATIENCE and not told:
             log.info("waiting for %s, which compiles into the same cache", owner)
             told = True
         time.sleep(_STEP)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels import compilecache
+from kernels import compilecache, compilelock
 from kernels.compilecache import CompileCacheUnavailable
 from kernels.compilelock import CompileLockHeld, get_lock, lock_ctx, release_lock, try_out
 
@@ -67,6 +67,26 @@ def test_a_wait_has_an_end_that_says_who_is_waited_for(cache: Path) -> None:
     os.close(holder)  # as when it dies
     with lock_ctx():
         assert (cache / ".lock").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
+
+
+def test_a_wait_in_a_queue_that_moves_has_no_end(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of those before us may take as long as the setting says: all of them together take longer."""
+    holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    n_steps, n_owners = 0, 5
+    monkeypatch.setattr(sys.modules["theano"].config.compile, "timeout", 1.5)
+
+    def step(_: float) -> None:
+        nonlocal n_steps
+        n_steps += 1
+        os.utime(holder, ns=(n_steps, n_steps))  # as when the next one writes down who it is
+        if n_steps == n_owners:
+            os.close(holder)
+
+    clock = SimpleNamespace(monotonic=lambda: n_steps, sleep=step)
+    monkeypatch.setattr(compilelock, "time", clock)
+    with lock_ctx():
+        assert n_steps == n_owners
 
 
 def test_what_a_full_disk_says_comes_through_and_nothing_stays_locked(
