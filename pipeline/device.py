@@ -44,7 +44,7 @@ def theanos_errors() -> Iterator[None]:
     except compiler.CompilerMissing as error:
         raise DeviceError(f"THEANO_FLAGS or .theanorc: {error}. {_advice()}.") from error
     except compilelock.CompileLockHeld as error:
-        raise DeviceError(str(error)) from error
+        raise DeviceError(_own_words(error)) from error
     except compilecache.CompileCacheUnavailable as error:
         raise WriteFailed(f"{error}. Free some space, or choose another place.") from error
     except Exception as error:
@@ -59,6 +59,11 @@ def theanos_errors() -> Iterator[None]:
         ) from error
 
 
+def _own_words(error: Exception) -> str:
+    """What an error of `kernels` says: Theano puts the node that it was compiling before it."""
+    return str(error.args[-1])
+
+
 def _full(why: str) -> WriteFailed:
     return WriteFailed(
         f"{_COMPILE_CACHE} or the temporary directory is full: {why}. Free some space, or choose another place."
@@ -67,7 +72,7 @@ def _full(why: str) -> WriteFailed:
 
 def _of_the_compiler(error: CompilerFailed) -> ShardpressError:
     """One line of what can be pages; they stand in run.log."""
-    why = shown(error)
+    why = shown(_own_words(error))
     if any(sign in why for sign in _DISK_FULL):
         found: ShardpressError = _full(why)
     else:
