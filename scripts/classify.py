@@ -110,7 +110,7 @@ def _bytes(text: str) -> int:
 def report(options: argparse.Namespace) -> None:
     """Train on three representations of the same rows and print how they compare."""
     directories = [options.features, *filter(None, [options.test])]
-    runs, model = [open_features(directory) for directory in directories], load_model(options.features)
+    runs, model = [_open(directory) for directory in directories], load_model(options.features)
     for directory, run in zip(directories, runs, strict=True):
         _check_model(directory, run, model, options.features)
     labels = [_labels(directory, run, options.labels) for directory, run in zip(directories, runs, strict=True)]
@@ -137,6 +137,15 @@ def report(options: argparse.Namespace) -> None:
         print(f"Left out: {counted(n_bad, 'bad row')}, {counted(n_unlabelled, 'row')} without a label.")
 
 
+def _open(directory: str) -> Features:
+    if Path(directory).is_file():
+        raise DataError(
+            f"features={shown(directory)}: a file, expected the output directory of a finished run, whose manifest "
+            "says where the raw rows lie"
+        )
+    return open_features(directory)
+
+
 def _check_model(directory: str, run: Features, model: Model, features: str) -> None:
     if run.manifest["model"] != model.fingerprint:
         raise DataError(
@@ -158,6 +167,8 @@ def _labels(directory: str, run: Features, name: str) -> np.ndarray:
             "Name the labels with --labels; extract.py --carry GROUP/NAME has others ride along."
         )
     found = run.riders[name].compute()
+    if name in run.categories:
+        found = _meant(found, run.categories[name])
     if found.dtype.kind not in "biufOSU":
         raise DataError(f"features={shown(directory)} dataset={name}: {found.dtype}, expected numbers or text")
     if found.dtype.kind == "f":
@@ -169,6 +180,14 @@ def _labels(directory: str, run: Features, name: str) -> np.ndarray:
                 "or text for each class. Name others with --labels."
             )
     return found
+
+
+def _meant(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
+    """What codes stand for, since each run has its own codes; anything for -1, which `_present` leaves out."""
+    if not len(categories):
+        return codes
+    is_whole = categories.dtype.kind in "biu"
+    return (categories if is_whole else categories.astype(object))[codes]  # which holds each text once
 
 
 def _present(run: Features, name: str) -> np.ndarray:

@@ -215,6 +215,12 @@ def test_a_fifth_of_every_class_is_held_out() -> None:
         (["--features", "a", "--labels", "number"], 65, "in row 0; 500 rows without a whole number"),
         (["--features", "a", "--labels", "id"], 65, "500 different values in 500 training rows"),
         (["--features", "a", "--labels", "label", "--test", "other"], 65, "2 features of another model than that of"),
+        (
+            ["--features", "a", "--labels", "label", "--test", "b/index.h5"],
+            65,
+            "b/index.h5: a file, expected the output",
+        ),
+        (["--features", "a/index.h5", "--labels", "label"], 65, "a/index.h5: a file, expected the output"),
         (["--features", "a", "--memory-budget", "much"], 64, "expected bytes with a unit"),
         (["--features", "a", "--passes", "0"], 64, "expected a whole number, 1 or more"),
         (["--lables", "a"], 64, "--lables"),
@@ -239,6 +245,23 @@ def test_a_label_that_only_test_rows_have_counts_as_a_mistake(
     found = accuracies("--features", "a", "--labels", "label", "--test", "b")
     assert max(found.values()) <= 499 / 500
     assert "some test rows have labels that no training row has" in caplog.text
+
+
+def test_codes_count_by_what_they_stand_for_in_each_run(
+    tmp_path: Path, accuracies: Callable[..., dict[str, float]]
+) -> None:
+    y = np.arange(200) % 2
+    rows = np.random.default_rng(0).normal(size=(200, 4)) + 9 * y[:, None]
+    for output, categories in [("a", [b"cat", b"dog"]), ("b", [b"dog", b"cat"])]:
+        codes = y if output == "a" else 1 - y
+        riders = {"k/codes": codes.astype(np.int8), "k/categories": categories, "n/codes": 1 - codes}
+        riders |= {"n/categories": [0.5, 1.5] if output == "b" else [1.5, 0.5]}
+        write_shard(tmp_path / f"{output}.h5", rows, riders=riders)
+        how = ["--n-features", "2", "--epochs", "2"] if output == "a" else ["--model", str(tmp_path / "a")]
+        extracted(tmp_path, f"{output}.h5", output, "--carry", "k", "n", *how)
+    for labels in "kn":
+        flags = ["--features", str(tmp_path / "a"), "--test", str(tmp_path / "b"), "--labels", labels]
+        assert min(accuracies(*flags).values()) > 0.9
 
 
 def test_raw_rows_that_have_changed_since_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
