@@ -28,7 +28,7 @@ from pipeline.plainfile import describe_plain
 from pipeline.riders import MOST_CATEGORIES, MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS, rides
 from pipeline.superblock import check_superblock
 
-__all__ = ["LeftOut", "Rider", "Shard", "look_at", "vet"]
+__all__ = ["LeftOut", "Rider", "Shard", "code_dtype", "look_at", "vet"]
 
 _LONGEST = 400  # characters of a name or reason
 
@@ -58,7 +58,7 @@ class Rider:
     layout : Layout or None
         Where it lies; its name is the path in the file. None where the shard has none like it.
     fill : object
-        What stands for every row then.
+        What stands for every row then, and for a value that cannot be read; None for what is usual for the dtype.
     is_carried : bool
         Whether it rides along because it is named, wherever it lies.
     categories : tuple or None
@@ -283,7 +283,13 @@ def _rider(claim: Any, layout: Layout) -> Rider:
         return rider
     if not isinstance(categories, list) or len(categories) > MOST_CATEGORIES or not _are_categories(categories):
         raise ValueError("categories")
-    return replace(rider, categories=tuple(categories), codes=tuple(range(len(categories))))
+    codes = tuple(range(len(categories)))
+    return replace(rider, dtype=code_dtype(codes), fill=-1, categories=tuple(categories), codes=codes)
+
+
+def code_dtype(categories: Sequence[Any]) -> np.dtype:
+    """The smallest dtype of codes for so many categories, and for -1: in a file they may be unsigned."""
+    return np.min_scalar_type(-max(1, len(categories)))
 
 
 def _are_categories(claims: list[Any]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.formats import missing_value
-from pipeline.gate import Rider, Shard
+from pipeline.gate import Rider, Shard, code_dtype
 from pipeline.layout import Layout
 from pipeline.rawread import read_across, read_values
 from pipeline.riders import MOST_RIDERS
@@ -30,10 +30,10 @@ def read_rider(shard: Shard, rider: Rider, start: int, stop: int) -> np.ndarray:
     """A riding dataset's values for rows `start` to `stop`: shape (stop - start,); raises like `read_values`."""
     if rider.layout is None:
         return absent(stop - start, rider)
-    if _lies_across(rider.layout, shard.n_rows):
-        return read_across(shard, rider.layout, start, np.empty((stop - start, 1), rider.dtype)).reshape(-1)
     if rider.codes is not None:
         return _recoded(replace(rider, dtype=rider.layout.dtype, codes=None), rider, shard, start, stop)
+    if _lies_across(rider.layout, shard.n_rows):
+        return read_across(shard, rider.layout, start, np.empty((stop - start, 1), rider.dtype)).reshape(-1)
     values = read_values(shard, rider.layout, start, stop, rider.dtype)
     return values.reshape(stop - start, *values.shape[len(rider.layout.shape) :])  # of an array for each row, that
 
@@ -126,7 +126,7 @@ def _planned(
     plan = _Plan(name, common_dtype([rider.dtype for _, rider in kinds]), kinds[0][1])
     if any(rider.categories is not None for _, rider in kinds):
         categories = _union([rider.categories for _, rider in kinds])
-        plan = replace(plan, dtype=np.min_scalar_type(-max(1, len(categories or ()))), categories=categories)
+        plan = replace(plan, dtype=code_dtype(categories or ()), categories=categories)
     if plan.dtype is None or (plan.categories is None and any(rider.categories is not None for _, rider in kinds)):
         both = _both(name, kinds)
         if plan.first.is_carried:

@@ -11,6 +11,7 @@ from pipeline import riders
 from pipeline.cli import main
 from pipeline.features import Features, open_features
 from pipeline.probe import describe
+from pipeline.riding import absent
 from pipeline.shards import Block, open_shards, read_riders
 from pipeline.walk import Refused
 from scripts import classify
@@ -155,6 +156,28 @@ def test_shards_of_different_categories_get_the_codes_of_all(shards):
     opened = shards(categorical([0, 1, -1, 0], ["b", "c"]), categorical([2, 1, 0, -1], ["a", "b", "c"]), {})
     assert meant(opened) == ["b", "c", None, "b", "c", "b", "a", None] + [None] * N
     assert values(opened, "kind_present") == [True] * 2 * N + [False] * N
+
+
+def test_codes_that_lie_across_become_those_of_all_shards_too(tmp_path):
+    paths = [
+        write_shard(
+            tmp_path / f"{i}.h5",
+            numbered(2, N),
+            riders={"kind": np.array([[0, 1, -1, 0]]), "__categories/kind": np.array(categories, object)},
+        )
+        for i, categories in enumerate((["a", "b"], ["b", "c"]))
+    ]
+    assert meant(open_shards(paths, orientation="columns")) == ["a", "b", None, "a", "b", "c", None, "b"]
+
+
+@pytest.mark.parametrize(("dtype", "n"), [("u1", 3), ("i1", 200), ("<u8", 2)])
+def test_codes_are_of_a_dtype_that_has_a_number_for_each_and_for_none(shards, dtype, n):
+    words = np.array([str(i) for i in range(n)], object)
+    opened = shards({"obs/kind/codes": np.array([1, 0, 0, 1], dtype), "obs/kind/categories": words})
+    assert meant(opened) == ["1", "0", "0", "1"]
+    (rider,) = opened[0].riders
+    assert absent(1, rider).tolist() == [-1]
+    assert np.iinfo(rider.dtype).max >= n - 1
 
 
 def test_so_many_categories_in_all_that_their_codes_need_more_bytes(shards):
