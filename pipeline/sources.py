@@ -157,9 +157,11 @@ def _listed(directory: str) -> list[str]:
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
+                if entry.name.startswith("."):  # ._1.h5 is not what it is called, but macOS's notes on 1.h5
+                    continue
                 if os.path.splitext(entry.name)[1] in _ENDINGS or _begins_like_hdf5(entry, inside):
                     found.append(entry.name)
-                elif not entry.name.startswith("."):
+                else:
                     others.append(entry.name + "/" * entry.is_dir(follow_symlinks=False))
     except PermissionError as error:
         raise NotPermitted(f"input={shown(directory)}: {error.strerror}, expected a directory to list") from error
@@ -173,7 +175,7 @@ def _listed(directory: str) -> list[str]:
 
 def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     """Whether it is a regular file with HDF5's signature. No link out of the directory is followed to find out."""
-    if entry.name.startswith(".") or entry.is_dir(follow_symlinks=False):
+    if entry.is_dir(follow_symlinks=False):
         return False
     where = f"file={shown(entry.path)}"
     if entry.is_symlink() and not _lies_in(inside, os.path.realpath(entry.path)):

@@ -110,7 +110,7 @@ def test_i1_a_path_from_here_that_is_not_there_is_told_too(tmp_path, monkeypatch
 
 def test_a_directory_gives_whatever_begins_like_hdf5_and_opens_nothing_else(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "pipeline")
-    for name in ("a.nc", "b.h5ad", "c", "d.2024", ".hidden", "sub/e.nc"):
+    for name in ("a.nc", "b.h5ad", "c", "d.2024", ".hidden", "._a.h5", "sub/e.nc"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_shard(tmp_path / name, numbered(3))
     with h5py.File(tmp_path / "f.mat", "w", userblock_size=512) as file:
