@@ -70,7 +70,7 @@ def find(patterns: Sequence[str]) -> list[Source]:
     NoInput
         When one of them matches nothing, or a directory holds no such file.
     NotPermitted
-        When a directory may not be listed, or a link in it leads elsewhere.
+        When a directory may not be entered or listed, or a link in it leads elsewhere.
     DataError
         When one file is found twice, since its rows would count double.
     """
@@ -120,6 +120,7 @@ def _matches(pattern: str) -> list[Source]:
     else:
         matches = _kept_inside(_root(pattern), [Path(name) for name in glob.glob(pattern)])
     if not matches:
+        _check_reachable(pattern)
         raise NoInput(f"input={shown(pattern)}: {_nothing(pattern)}")
     return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
 
@@ -127,6 +128,19 @@ def _matches(pattern: str) -> list[Source]:
 def _root(pattern: str) -> str:
     """The directory before a glob's first wildcard, or before a file's name."""
     return os.path.dirname(pattern[: re.search(r"[*?[]|$", pattern).start()])  # type: ignore[union-attr]
+
+
+def _check_reachable(pattern: str) -> None:
+    """Do not say of what lies where we may not look that it is not there."""
+    try:
+        os.lstat(pattern)
+    except PermissionError as error:
+        raise NotPermitted(
+            f"input={shown(pattern)}: {error.strerror}, expected directories above it that may be entered. Run: chmod "
+            "+x on them, as their owner."
+        ) from error
+    except (OSError, ValueError):
+        return
 
 
 def _nothing(pattern: str) -> str:

@@ -140,6 +140,17 @@ def test_a_file_that_may_not_be_looked_at_is_left_out_with_a_warning(open_path, 
     assert as_nobody(look) == (0, "")
 
 
+@pytest.mark.parametrize("name", ["", "/a.h5", "/*.h5"])
+def test_what_lies_where_we_may_not_look_is_not_said_to_be_missing(open_path, name):
+    (open_path / "locked/in").mkdir(parents=True)
+    write_shard(open_path / "locked/in/a.h5", numbered(3))
+    (open_path / "locked").chmod(0)
+    pattern = f"{open_path}/locked/in{name}"
+    exit_code, sentence = as_nobody(lambda: find([pattern]))
+    assert exit_code == 77
+    assert sentence.startswith(f"input={pattern}: Permission denied, expected directories")
+
+
 @pytest.mark.parametrize(("number", "exit_code"), [(errno.EIO, 74), (errno.EMFILE, 71)])
 @pytest.mark.parametrize("name", ["open", "preadv"])
 def test_i10_a_failing_disk_is_no_other_content(tmp_path, monkeypatch, name, number, exit_code):
