@@ -149,6 +149,7 @@ def _setting(default: Any, convert: Callable[[str], Any], help: str, metavar: st
         metadata={
             "convert": _optional(convert) if default is None else convert,
             "help": help,
+            "is_text": convert in (str, _path, _dataset_path),
             "metavar": metavar or choices or _METAVARS.get(convert, "NAME"),
         },
     )
@@ -422,10 +423,17 @@ def _convert(setting: Field[Any], value: Any) -> Any:
             return ()
         if not isinstance(values, list) or not values:
             raise ValueError(f"{value!r}, expected one value or more")
-        return tuple(convert(str(item)) for item in values)
+        return tuple(convert(_typed(setting, item)) for item in values)
+    return convert(_typed(setting, value))
+
+
+def _typed(setting: Field[Any], value: Any) -> str:
+    """One value as a flag would have it. Of a name like a number YAML keeps the number alone: 2024_01 is 202401."""
     if isinstance(value, (list, dict)):
         raise ValueError(f"{value!r}, expected one value")
-    return convert("" if value is None else str(value))
+    if setting.metadata["is_text"] and isinstance(value, (bool, int, float)):
+        raise ValueError(f"{value!r} to YAML, expected a text. Put it in quotes.")
+    return "" if value is None else str(value)
 
 
 def _takes_several(setting: Field[Any]) -> bool:
@@ -435,6 +443,7 @@ def _takes_several(setting: Field[Any]) -> bool:
 def _nearest(name: str, spelled: Callable[[str], str], *more: str) -> str:
     """A question after the setting that looks like `name` or begins with it, if there is one."""
     name = name.strip("-").replace("-", "_")
-    known = ["config", *more, *(setting.name for setting in fields(Config))]
+    known = [*more, *(setting.name for setting in fields(Config))]
+    known += ["config"] if name != "config" else []  # which is unknown in the file that it names
     near = get_close_matches(name, known, n=1, cutoff=0.7) or [other for other in known if other.startswith(name)]
     return f" Did you mean {spelled(near[0])}?" if near and name else ""

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import config as config_module
 from pipeline.config import Config, allowed, parse, parse_bytes, problems
+from pipeline.errors import ConfigError
 from tests.helpers import refused
 
 # For each setting, as words: what the file, the environment and the flag say; and then the three as values.
@@ -231,6 +232,12 @@ def test_a_value_that_cannot_be_read_is_refused_by_source_name_and_kind(file, na
         ("input: []", "expected one value or more"),
         ("input:", "expected one value or more"),
         ("input: 3", "expected one value or more"),
+        ("input: [[a.h5]]", "['a.h5'], expected one value"),
+        ("carry: [{a: b}]", "{'a': 'b'}, expected one value"),
+        ("input: [~]", "found nothing"),
+        ("output: 2024_01", "202401 to YAML, expected a text. Put it in quotes."),
+        ("dataset: yes", "True to YAML, expected a text"),
+        ("carry: [1.50]", "1.5 to YAML, expected a text"),
     ],
 )
 def test_a_value_of_the_wrong_shape_is_refused(file, line, phrase):
@@ -262,6 +269,8 @@ def test_u1_a_flag_that_is_not_known_is_refused_with_the_nearest(arguments, phra
 
 
 def test_u1_a_key_or_variable_that_is_not_known_is_refused_with_the_nearest(file):
+    with pytest.raises(ConfigError, match=r"key config is unknown\.$"):  # which would suggest itself
+        settings(*file("config: other.yaml"))
     with refused(78, "settings.yaml: key n_feature is unknown. Did you mean n_features?"):
         settings(*file("n_feature: 3"))
     with refused(78, "SHARDPRESS_EPOCH is unknown. Did you mean SHARDPRESS_EPOCHS?"):
