@@ -83,10 +83,12 @@ def _blosc() -> Any:
 
 def _from_blosc(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     """A buffer of Blosc 1, whose sizes before and after stand in its head."""
-    n_bytes, _block, n_stored = struct.unpack_from("<3I", data, 4)
+    n_bytes, n_block, n_stored = struct.unpack_from("<3I", data, 4)
+    if n_bytes > min(most, n_block * _MOST_BLOCKS):  # all may be the same few bytes
+        raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected {most} at most")
     stored = bytes(data[:n_stored])
-    if n_bytes > most or n_stored != len(stored) or not _blosc().cbuffer_validate(stored):
-        raise ValueError(f"damaged, or more than {most} bytes unfolded")
+    if n_stored != len(stored) or not _blosc().cbuffer_validate(stored):
+        raise ValueError("damaged")
     return memoryview(_blosc().decompress(stored))
 
 

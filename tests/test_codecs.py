@@ -1,5 +1,6 @@
 """Filters that plugins bring: undone without a plugin, in bounds, or refused with what to do."""
 
+import struct
 from contextlib import suppress
 from pathlib import Path
 
@@ -147,6 +148,21 @@ def test_s8_a_frame_that_claims_nothing_is_unfolded_so_far_and_no_further():
     assert len(undone(memoryview(frame), [(32015, ())], 0, 2**20)) == 2**20
     with pytest.raises(ValueError, match="zstd"):
         undone(memoryview(frame), [(32015, ())], 0, 1000)
+
+
+def test_s8_blocks_of_blosc_are_not_more_than_any_writer_makes(monkeypatch):
+    """They may all be one: a chunk of 80 KB, compressed once more, would take minutes of the processor."""
+    monkeypatch.setattr(codecs, "_MOST_BLOCKS", 100)
+    block = zstandard.ZstdCompressor().compress(b"abcd")
+
+    def unfolded(n):
+        body = struct.pack("<i", 16 + 4 * n) * n + struct.pack("<i", len(block)) + block
+        head = struct.pack("<4B3I", 2, 1, 0x90, 1, 4 * n, 4, 16 + len(body))
+        return undone(memoryview(head + body), [(32001, ())], 0, 4 * n)
+
+    assert unfolded(100) == b"abcd" * 100
+    with pytest.raises(ValueError, match="404 bytes in blocks of 4"):
+        unfolded(101)
 
 
 @pytest.mark.parametrize(
