@@ -120,7 +120,7 @@ def _sparse(
 ) -> tuple[tuple[int, ...], np.dtype]:
     (values, columns, firsts), (dtype, *numbers) = shapes, dtypes
     n_rows, n_inputs = shape
-    if type(n_rows) is not int or type(n_inputs) is not int:  # JSON's true is none
+    if type(n_rows) is not int or type(n_inputs) is not int or n_rows < 0:  # JSON's true is none
         raise ValueError("sparse shape")
     if any(len(its) != 1 for its in shapes) or values != columns or firsts != (n_rows + 1,):
         raise ValueError("sparse shapes")

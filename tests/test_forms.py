@@ -79,6 +79,7 @@ SPARSE = ("sparse", [(7,), (7,), (6,)], [F8, I4, I8], (5, 3))
         (*SPARSE[:3], (5, MOST_COLUMNS + 1)),
         (*SPARSE[:3], (5, True)),
         (*SPARSE[:3], (5.0, 3)),
+        (SPARSE[0], [(7,), (7,), (0,)], SPARSE[2], (-1, 3)),
         (*SPARSE[:3], (5,)),
         ("sparse", [(7,), (6,), (6,)], *SPARSE[2:]),
         ("sparse", [(7, 1), (7, 1), (6,)], *SPARSE[2:]),
