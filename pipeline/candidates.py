@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pipeline.forms import is_number, numbers_of
-from pipeline.sparse import is_sparse, parts_and_shape
+from pipeline.forms import MOST_COLUMNS, is_number, numbers_of
+from pipeline.sparse import is_sparse, n_firsts, parts_and_shape
 from pipeline.stacked import is_stack
 from pipeline.walk import Refused, dtype_of, elsewhere, is_plain, link_of, listing, locate, objects, some, text
 
@@ -60,24 +60,25 @@ def choose(file: h5py.File, orientation: str | None) -> str:
     if there and (link_of(file.id, preferred) or _candidate(h5py.h5o.open(file.id, preferred))):
         return _PREFERRED
     found = {name: candidate for name, item in objects(file.id) if (candidate := _candidate(item))}
-    for forms in (("dense",), ("sparse", "table")):
-        candidates = {name: candidate for name, candidate in found.items() if candidate.form in (*forms, _OTHERS)}
-        obvious = _obvious(candidates, orientation)
-        if len(obvious) == 1:
-            return obvious[0]
-        if obvious:
-            raise Refused(_none_chosen(f"candidates {some([f'{name} {candidates[name]}' for name in candidates])}"))
+    obvious = _obvious(found, orientation)
+    if len(obvious) == 1:
+        return obvious[0]
+    if obvious:
+        forms = {found[name].form for name in obvious}
+        raise _none_chosen({name: candidate for name, candidate in found.items() if candidate.form in forms})
     if there:
         return _PREFERRED  # and be told what is wrong with it
-    if found:
-        return next(iter(found))  # likewise
-    raise Refused(_none_chosen(f"no candidate among {listing(file)}"))
+    unfit = [name for name, candidate in found.items() if candidate.form == "none"]
+    if unfit or len(found) == 1:
+        return [*unfit, *found][0]  # likewise
+    raise _none_chosen(found, listing(file))
 
 
-def _none_chosen(found: str) -> str:
-    return (
-        f"{found}, expected a dataset {_PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with "
-        "--dataset."
+def _none_chosen(candidates: dict[str, _Candidate], there: str = "") -> Refused:
+    listed = some([f"{name} {candidate}" for name, candidate in candidates.items()])
+    return Refused(
+        f"{f'candidates {listed}' if candidates else f'no candidate among {there}'}, expected a dataset "
+        f"{_PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with --dataset."
     )
 
 
@@ -87,17 +88,27 @@ class _Candidate(NamedTuple):
     form: str
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    n_rows: int = 0
+    n_inputs: int = MOST_COLUMNS  # or not known, but many
 
     def __str__(self) -> str:
         return f"{self.shape} {self.dtype}" if self.shape else self.form
+
+    def turned(self, orientation: str | None) -> _Candidate:
+        """With as many rows as there are if they lie along that axis."""
+        if self.form != "dense":
+            return self
+        n_rows, *others = self.shape[:: -1 if orientation == "columns" else 1]
+        return self._replace(n_rows=n_rows, n_inputs=prod(others))
 
 
 def _candidate(item: Any) -> _Candidate | None:
     if is_stack(item):  # a detector's, beside which its mask of pixels may be the only numbers of the file's own
         return _Candidate(_OTHERS)
     if isinstance(item, h5py.h5g.GroupID):
-        form = "sparse" if is_sparse(item) else "none" if _is_matlab_sparse(item) else None
-        return None if form is None else _Candidate(form)
+        if is_sparse(item):
+            return _Candidate("sparse", n_rows=n_firsts(item) - 1)
+        return _Candidate("none") if _is_matlab_sparse(item) else None
     if not _is_dataset(item):
         return None
     found = h5py.Dataset(item)
@@ -105,24 +116,34 @@ def _candidate(item: Any) -> _Candidate | None:
     if stored is None:
         return None
     if stored.fields is not None:
-        form = "table" if found.ndim == 1 and numbers_of(stored) else "none"
-        return _Candidate(form, found.shape, f"records of {len(stored.fields)} fields")
+        numbers, told = numbers_of(stored) if found.ndim == 1 else None, f"records of {len(stored.fields)} fields"
+        if numbers is None:
+            return _Candidate("none", found.shape, told, *found.shape[:1])
+        return _Candidate("table", found.shape, told, found.shape[0], numbers.n)
     return _Candidate("dense", found.shape, str(stored)) if found.ndim >= 2 and stored.kind in "uifb" else None
 
 
-def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
-    """Those that are neither a single column beside wider rows, with which it rides along, nor a single number."""
-    sizes = {}
-    for name, candidate in candidates.items():
-        first, *others = candidate.shape[:: -1 if orientation == "columns" else 1] or (0,)
-        sizes[name] = name.rpartition("/")[0], first, prod(others)
-    wider = {(group, n) for group, n, width in sizes.values() if width > 1}
-    return [
-        name
-        for name, (group, n, width) in sizes.items()
+def _obvious(found: dict[str, _Candidate], orientation: str | None) -> list[str]:
+    """Those that may be meant: all dense ones if one of them has several columns, else those of any form.
+
+    A single column beside wider rows, with which it rides along, is not; nor a single number or record.
+    """
+    sizes = {name: candidate.turned(orientation) for name, candidate in found.items()}
+    wider = {(_group(name), its.n_rows) for name, its in sizes.items() if its.n_inputs > 1}
+    obvious = []
+    for name, its in sizes.items():
+        is_lone = its.n_rows == 1 and (its.n_inputs == 1 or its.form == "table")
+        rides = its.n_inputs == 1 and (_group(name), its.n_rows) in wider
         # Of a pandas frame no column is more than others.
-        if width != 1 or (n != 1 and (group, n) not in wider) or _BLOCK.fullmatch(name.rpartition("/")[2])
-    ]
+        is_block = _BLOCK.fullmatch(name.rpartition("/")[2])
+        if its.form != "none" and (is_block or not (is_lone or rides)):
+            obvious.append(name)
+    dense = [name for name in obvious if sizes[name].form in ("dense", _OTHERS)]
+    return dense if any(sizes[name].n_inputs != 1 for name in dense) else obvious
+
+
+def _group(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 # -- what a name stands for ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ In the child; what it says is checked again where the rows are read.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import h5py
@@ -13,7 +14,7 @@ import numpy as np
 from pipeline.forms import MOST_COLUMNS
 from pipeline.walk import Refused, dtype_of, elsewhere, is_plain, link_of, text
 
-__all__ = ["is_sparse", "parts_and_shape"]
+__all__ = ["is_sparse", "n_firsts", "parts_and_shape"]
 
 _PARTS = (b"data", b"indices", b"indptr")
 _LONGEST_ATTRIBUTE = 64  # bytes
@@ -28,6 +29,12 @@ _OTHER_WAY = {
 def is_sparse(group: Any) -> bool:
     """Whether a group holds what a sparse matrix is made of."""
     return all(group.links.exists(part) for part in _PARTS)
+
+
+def n_firsts(group: Any) -> int:
+    """How many places where rows begin a sparse matrix has; 0 where these are no dataset of its own."""
+    found = None if link_of(group, _PARTS[2]) else h5py.h5o.open(group, _PARTS[2])
+    return prod(found.shape) if isinstance(found, h5py.h5d.DatasetID) and not elsewhere(h5py.Dataset(found)) else 0
 
 
 def parts_and_shape(group: Any, name: str, of_columns: bool) -> tuple[list[tuple[str, h5py.Dataset]], tuple[int, ...]]:

@@ -7,6 +7,7 @@ import pytest
 from pipeline.shards import open_shards
 from tests.helpers import csr, numbered, refused, some_rows, write_csr
 
+ONE = np.zeros(1, [("a", "<f8"), ("b", "<f8")])
 FRAME = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,))])
 MIXED = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,)), ("values_block_1", "<i8", (1,))])
 
@@ -47,6 +48,12 @@ SHAPED = [("X", "shape", (61, 6))]
             ("raw/X", "sparse"),
         ),
         ({**sparse("matrix"), "matrix/shape": [61, 6]}, (), None, ("matrix", "sparse")),
+        # A single column beside rows in any form.
+        ({**sparse("matrix"), "matrix/shape": [61, 6], "y": numbered(61, 1)}, (), None, ("matrix", "sparse")),
+        ({"table": FRAME, "labels": np.zeros((4, 1))}, (), None, ("table", "table")),
+        ({"table": FRAME, "labels": np.zeros(4, [("y", "<f8")])}, (), None, ("table", "table")),
+        ({"config": ONE, "rows": FRAME}, (), None, ("rows", "table")),
+        ({"config": ONE}, (), None, ("config", "table")),
     ],
 )
 def test_what_holds_the_rows_is_found(tmp_path, held, attributes, asked, chosen):
@@ -62,11 +69,24 @@ def test_what_holds_the_rows_is_found(tmp_path, held, attributes, asked, chosen)
             None,
             ["candidates a (4, 2) float32, b (4, 3, 1) uint8, y (4, 1) float64", "--dataset"],
         ),
+        (
+            {"obs/y": np.zeros((4, 1)), "t": FRAME},
+            None,
+            ["candidates obs/y (4, 1) float64, t (4,) records of 2 fields"],
+        ),
+        ({"a": np.zeros((1, 1)), "b": ONE}, None, ["candidates a (1, 1) float64, b (1,) records of 2 fields"]),
+        ({"config": ONE, "samples": MIXED}, None, ["dataset=samples:", "compound records of 3 fields"]),
+        ({"labels": np.zeros((4, 1)), "samples": MIXED}, None, ["dataset=samples:", "compound records of 3 fields"]),
         ({"one": FRAME, **sparse("two")}, None, ["candidates one (4,) records of 2 fields, two sparse"]),
         (
             {"df/block0_values": np.zeros((4, 3)), "df/block1_values": np.zeros((4, 1), "i8")},
             None,
             ["candidates df/block0_values (4, 3) float64, df/block1_values (4, 1) int64"],
+        ),
+        (
+            {"df/block0_values": np.zeros((1, 3)), "df/block1_values": np.zeros((1, 1), "i8")},
+            None,
+            ["candidates df/block0_values (1, 3) float64, df/block1_values (1, 1) int64"],
         ),
         (
             {"df/block0_values": np.zeros((4, 3)), "df/block1_values": np.zeros((4, 1), "i8")},
