@@ -26,7 +26,7 @@ from pipeline.gatekeeper import retire
 from pipeline.master import follow, pointer
 from pipeline.rawread import file_digest
 from pipeline.riding import alike, read_rider
-from pipeline.ridinglog import log_riding
+from pipeline.ridinglog import cut, log_riding, some
 from pipeline.rowforms import read_rows
 from pipeline.sources import Source, find
 from pipeline.walk import Refused
@@ -50,6 +50,7 @@ _TOLD = {
     "sparse": "sparse: what is not there is 0",
     "table": "records of a table, of which a first field `index` is none of the columns",
 }
+_DATASETS = 3  # that the log names
 _MOST_THREADS, _FILES_A_THREAD, _AT_ONCE, _A_TASK = 8, 100, 1000, 8
 _ANEW = "Take another copy of the directory, or run again what made it."
 
@@ -250,6 +251,9 @@ def _log_shards(shards: Sequence[Shard]) -> None:
             n_bytes / 1e6,
         ),
     )
+    names = dict.fromkeys(shard.dataset for shard in shards)
+    if list(names) != ["X"]:
+        log.info("input: rows are those of dataset %s", some(map(cut, names), _DATASETS))
     if len(first.shape) > 2:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
     if len({shard.dtype for shard in shards}) > 1:

@@ -229,6 +229,17 @@ def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path, how, block_rows
     np.testing.assert_array_equal(np.concatenate([read(block) for block in blocks(shards, block_rows)]), rows)
 
 
+def test_the_log_says_which_datasets_are_read_unless_all_are_called_x(tmp_path, caplog):
+    caplog.set_level("INFO", "pipeline")
+    paths = [write_shard(tmp_path / f"{name[-1]}.h5", numbered(3), name) for name in ("X", "g/a", "b", "c")]
+    open_shards(paths[:1])
+    assert "rows are those of" not in caplog.text
+    open_shards(paths[1:2])
+    assert "input: rows are those of dataset g/a" in caplog.messages
+    open_shards(paths)
+    assert "input: rows are those of dataset X, g/a, b and 1 more" in caplog.messages
+
+
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 2, 2), (5, 1, 1, 1)])
 def test_rank_above_2_is_flattened_per_row_and_said_so(tmp_path, shape, caplog):
     caplog.set_level("INFO", "pipeline")
