@@ -14,7 +14,7 @@ from pipeline.cluster import compute
 from pipeline.config import Config, allowed
 from pipeline.errors import ConfigError, shown
 from pipeline.job import Clock
-from pipeline.ledger import LAST_GOOD, Entry, Ledger, Record
+from pipeline.ledger import Entry, Ledger, Record
 from pipeline.request import Request, differences, other_inputs, other_settings
 from pipeline.singlefile import SINGLE_FILE
 
@@ -102,7 +102,7 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
 
 def _kept(ledger: Ledger) -> str:
     """What an unfinished run has done that takes long, in words; nothing when its training has diverged."""
-    if (ledger.directory / LAST_GOOD).exists():
+    if ledger.has_diverged():
         return ""
     found = []
     checkpoints, parts = ledger.all_records("checkpoint"), ledger.all_records("part")

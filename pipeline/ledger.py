@@ -338,6 +338,14 @@ class Ledger:
         except (OSError, ValueError):
             return None
 
+    def has_diverged(self) -> bool:
+        """Whether the training of the last run here has diverged, and not that of one before it."""
+        try:
+            left, asked = ((self.directory / name).stat().st_mtime_ns for name in (LAST_GOOD, _REQUEST))
+        except OSError:
+            return False
+        return left >= asked
+
     def set_request(self, request: Mapping[str, Any]) -> None:
         """Leave word of what this run is asked for."""
         data = seal(_OUTPUT, request)

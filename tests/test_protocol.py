@@ -706,6 +706,18 @@ def test_u3_a_run_that_has_only_been_scanned_or_has_diverged_is_no_loss(
     assert features_of(out) == expected()
 
 
+def test_u3_what_was_trained_after_another_training_diverged_is_not_thrown_away(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, *STEPS, "--optimizer", "momentum", disk=Stopping("commits/checkpoint", 2)) == 74
+    (out / "model-last-good.h5").touch()  # as a training leaves it that diverges
+    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
+    os.utime(out / "model-last-good.h5", ns=(0, (out / "run.json").stat().st_mtime_ns - 1))  # however fast this was
+    caplog.clear()
+    assert night.run(out, *EPOCHS) == 78
+    assert "holds an unfinished run (a checkpoint of " in caplog.text
+
+
 def test_how_far_a_checkpoint_is_stands_in_the_last_line(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
