@@ -55,7 +55,7 @@ class _BetweenImports(MetaPathFinder):
             watch_compiler(sys.modules["theano.misc.windows"])
             sys.modules["theano.gof.compilelock"] = compilelock
             _settle(config)
-            if _n_free(tempfile.gettempdir()) < _ROOM:
+            if _n_free_for_temporary_files() < _ROOM:
                 tempfile.tempdir = config.compiledir  # where there is room, for the compiler's temporary files
         elif fullname == "theano.gof.lazylinker_c":  # the first that compiles
             hush_compiler(sys.modules["theano.gof.cmodule"])
@@ -117,6 +117,13 @@ def _n_free(directory: str | Path) -> float:
     """Bytes; infinity where the file system does not say."""
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize if found.f_blocks else math.inf
+
+
+def _n_free_for_temporary_files() -> float:
+    try:
+        return _n_free(tempfile.gettempdir())
+    except FileNotFoundError:  # as Python says it where no file can be written in any of the usual places
+        return 0
 
 
 def _refuse_unsafe(directory: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -38,11 +37,11 @@ def below_the_users() -> Iterator[None]:
     os.environ.pop("THEANO_GPU_IS_ALREADY_ACTIVE", None)
     umask = os.umask(0o077)
     try:
-        with tempfile.NamedTemporaryFile("w", suffix=".theanorc") as ours:
+        with os.fdopen(os.memfd_create("theanorc"), "w") as ours:  # where no disk has room, either
             ours.write(_default_settings())
             ours.flush()
             theirs = "~/.theanorc" if before["THEANORC"] is None else before["THEANORC"]
-            os.environ["THEANORC"] = os.pathsep.join([ours.name, theirs])
+            os.environ["THEANORC"] = os.pathsep.join([f"/proc/self/fd/{ours.fileno()}", theirs])
             # The line's end closes a comment: Theano's reader knows them.
             flags = f"{before['THEANO_FLAGS'] or ''}\n,device=cpu,init_gpu_device=,contexts="
             os.environ["THEANO_FLAGS"] = flags

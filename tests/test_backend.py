@@ -242,7 +242,7 @@ except ValueError as error:
     facts["error"] = str(error)
 facts["changed"] = sorted(set(before.items()) ^ set(os.environ.items()))
 facts["umask"] = os.umask(mask)
-facts["left"] = [name for name in os.listdir(tempfile.gettempdir()) if name.endswith(".theanorc")]
+facts["left"] = os.listdir(tempfile.gettempdir())
 """
 
 
@@ -253,6 +253,18 @@ def test_the_environment_is_put_back_after_loading_even_when_it_fails(tmp_path, 
     facts = ended.facts
     assert facts.pop("error", "").startswith('Invalid value ("float31")' if flags == "floatX=float31" else "")
     assert facts == {"changed": [], "umask": 0o027, "left": []}
+
+
+def test_g6_without_a_temporary_directory_the_compile_cache_is_one():
+    """As in a container that cannot be written to, or where the disk of all the usual places is full."""
+    code = """
+    import tempfile
+    tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]
+    from kernels import backend
+    facts |= {"cache": backend.load().config.compiledir, "temporary": tempfile.gettempdir()}
+    """
+    facts = fresh(code).facts
+    assert facts["temporary"] == facts["cache"]
 
 
 def test_a_gpu_that_a_parent_process_had_does_no_harm():
