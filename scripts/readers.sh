@@ -19,11 +19,15 @@ make_venv() {
     return 1
 }
 
+install_packages() {
+    echo "readers: installing numpy, h5py and dask for Python $1"
+    ".venv-readers/$1/bin/pip" --quiet --no-input --disable-pip-version-check install --only-binary :all: \
+        numpy h5py 'dask[array]'
+}
+
 mkdir -p .venv-readers
 for version in 3.12 3.13 3.14; do
-    make_venv "$version" || continue
-    echo "readers: installing numpy, h5py and dask for Python $version"
-    ".venv-readers/$version/bin/pip" --quiet --no-input --disable-pip-version-check install --only-binary :all: \
-        numpy h5py 'dask[array]' || rm -rf ".venv-readers/$version"
+    # Of a half one the tests would take the interpreter for a whole one.
+    { make_venv "$version" && install_packages "$version"; } || rm -rf ".venv-readers/$version"
 done
 touch .venv-readers/.complete

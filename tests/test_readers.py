@@ -1,6 +1,7 @@
 """Features and models under a later Python and NumPy 2, where neither Theano nor the rest of a run is installed."""
 
 import json
+import shutil
 import subprocess
 
 import numpy as np
@@ -64,3 +65,19 @@ def test_features_open_and_models_encode_without_what_a_run_needs(output, versio
     for name, expected in (("features", FEATURES), ("valid", VALID), ("y", Y)):
         np.testing.assert_array_equal(found[name], expected)
     np.testing.assert_allclose(found["encoded"], load_model(output).encode(ROWS), rtol=1e-13)
+
+
+def test_an_environment_that_cannot_be_made_is_not_left_half(tmp_path):
+    """Then the tests in it would fail instead of skipping."""
+    tools, script = tmp_path / "bin", tmp_path / "scripts/readers.sh"
+    tools.mkdir()
+    script.parent.mkdir()
+    shutil.copy(REPOSITORY / "scripts/readers.sh", script)
+    for tool in ("bash", "dirname", "mkdir", "rm", "touch"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    for version in ("3.12", "3.13", "3.14"):
+        python = tools / f"python{version}"
+        python.write_text('#!/bin/sh\ntest "$2" != venv || { mkdir -p "$4/bin"; touch "$4/bin/python"; exit 1; }\n')
+        python.chmod(0o755)
+    subprocess.run([script], env={"PATH": str(tools)}, check=True)
+    assert [path.name for path in (tmp_path / ".venv-readers").iterdir()] == [".complete"]
