@@ -345,8 +345,13 @@ def index_bytes(
 
 def common(parts: Sequence[Mapping[str, tuple[tuple[int, ...], np.dtype]]]) -> dict[str, np.dtype]:
     """Dtypes of the datasets that every part has, of those in which they agree; given as shapes and dtypes."""
-    first = {key: dtype for key, (_, dtype) in parts[0].items()}
-    return {key: dtype for key, dtype in first.items() if all(key in part and part[key][1] == dtype for part in parts)}
+    first, *others = ({key: _kind(*found) for key, found in part.items()} for part in parts)
+    return {key: parts[0][key][1] for key, kind in first.items() if all(other.get(key) == kind for other in others)}
+
+
+def _kind(shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, ...]:
+    """NumPy takes enumerations for equal whatever their values are called."""
+    return shape[1:], dtype, h5py.check_enum_dtype(dtype)
 
 
 def _write_virtual(
@@ -463,11 +468,8 @@ def _open_directory(directory: Path, block_rows: int) -> Features:
         raise DataError(f"features={shown(directory)}: its manifest names no proper parts: {error!r}") from error
     if not parts:
         raise DataError(f"features={shown(directory)}: its manifest names no parts")
-    names = [_check_part(path, n_rows) for path, n_rows in parts]
-    common = [name for name in names[0] if all(name in others for others in names)]
-    found = {name: [_lazy(path, name, block_rows) for path, _ in parts] for name in common}
-    alike = {name: pieces for name, pieces in found.items() if len({piece.dtype for piece in pieces}) == 1}
-    arrays = {name: da.concatenate(pieces) for name, pieces in alike.items()}
+    names = common([_check_part(path, n_rows) for path, n_rows in parts])
+    arrays = {name: da.concatenate([_lazy(path, name, block_rows) for path, _ in parts]) for name in names}
     return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest, _spelled(parts[0][0]))
 
 
@@ -499,20 +501,26 @@ def _spelled(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _check_part(path: Path, n_rows: int) -> list[str]:
+def _check_part(path: Path, n_rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each dataset of a part, as they are read."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it is not there. {_WHOLE}") from error
     try:
         with reading(path) as file:
-            found = file[FEATURES].shape
-            names = [name for name in file if name != CATEGORIES]
+            found = {name: (each.shape, _read_as(each.dtype)) for name, each in file.items() if name != CATEGORIES}
+            n_found = file[FEATURES].shape[0]
     except COMPLAINTS as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
-    if found[0] != n_rows:
-        raise DataError(f"file={shown(path)}: {found[0]} rows, expected {n_rows} as the manifest says")
-    return names
+    if n_found != n_rows:
+        raise DataError(f"file={shown(path)}: {n_found} rows, expected {n_rows} as the manifest says")
+    return found
+
+
+def _read_as(dtype: np.dtype) -> np.dtype:
+    """As `_read_slice` has it: texts, of whatever length, are objects."""
+    return np.dtype(object) if h5py.check_string_dtype(dtype) else dtype
 
 
 def _lazy(path: Path, name: str, block_rows: int) -> Any:
@@ -520,9 +528,7 @@ def _lazy(path: Path, name: str, block_rows: int) -> Any:
     import dask.array as da
 
     with reading(path) as file:
-        shape, dtype = file[name].shape, file[name].dtype
-    if h5py.check_string_dtype(dtype):
-        dtype = np.dtype(object)
+        shape, dtype = file[name].shape, _read_as(file[name].dtype)
     pieces = [
         da.from_delayed(
             dask.delayed(_read_slice)(str(path), name, start, min(start + block_rows, shape[0])),

@@ -152,6 +152,26 @@ def test_the_manifest_says_why_labels_do_not_ride_along_and_the_classifier_too(t
     assert "found []; y was left out (shape (29,), expected (30,))" in capsys.readouterr().err
 
 
+def test_what_means_another_thing_in_each_shard_stands_in_parts_only(tmp_path, monkeypatch):
+    install(monkeypatch)
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    for i, words in enumerate(({"cat": 0, "dog": 1}, {"dog": 0, "cat": 1})):
+        kinds = {"y": h5py.enum_dtype(words, "i1"), "pair": np.dtype(("f4", (2 + i,))), "z": np.dtype("i4")}
+        with h5py.File(write_shard(tmp_path / "shards" / f"{i}.h5", rows), "a") as file:
+            for name, dtype in kinds.items():
+                file.create_dataset(name, (30,), dtype)[...] = np.zeros(30, dtype)
+    assert run(tmp_path, "--output", str(tmp_path / "out"), "--single-file") == 0
+    found = open_features(tmp_path / "out")
+    assert set(found.riders) == {"z"}
+    for name in ("index.h5", "single.h5"):
+        with h5py.File(tmp_path / "out" / name) as file:
+            assert set(file) == {"features", "valid", "z"}
+    for part in found.manifest["parts"]:
+        with h5py.File(tmp_path / "out" / part["file"]) as file:
+            assert set(file) == {"features", "valid", "y", "pair", "z"}
+
+
 def test_features_do_not_depend_on_what_rides_along(tmp_path, monkeypatch):
     install(monkeypatch)
     (tmp_path / "shards").mkdir()
