@@ -122,7 +122,8 @@ def _kind(rider: Rider) -> object:
 def _planned(
     name: str, having: Sequence[tuple[Shard, Rider]], shards: Sequence[Shard], taken: set[str], warnings: list[str]
 ) -> _Plan | None:
-    kinds = list({_kind(rider): (shard, rider) for shard, rider in reversed(having)}.values())[::-1]
+    with_rows = [found for found in having if found[0].n_rows] or having  # of none, any dtype and categories will do
+    kinds = list({_kind(rider): (shard, rider) for shard, rider in reversed(with_rows)}.values())[::-1]
     plan = _Plan(name, common_dtype([rider.dtype for _, rider in kinds]), kinds[0][1])
     if any(rider.categories is not None for _, rider in kinds):
         categories = _union([rider.categories for _, rider in kinds])
@@ -186,7 +187,7 @@ def _absent(plan: _Plan) -> Rider:
 
 
 def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
-    own = {rider.name: rider for rider in shard.riders}
+    own = {rider.name: rider for rider in shard.riders if shard.n_rows}
     for plan in plans:
         rider = own.get(plan.name)
         if rider is None:

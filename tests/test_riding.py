@@ -76,6 +76,23 @@ def test_a_shard_without_rows_lacks_nothing(tmp_path, caplog):
     assert "is missing" not in caplog.text
 
 
+@pytest.mark.parametrize("y", [np.arange(2), np.array([b"a", b"b"], object)], ids=["numbers", "texts"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_shard_without_rows_has_no_say_in_dtypes_and_categories(tmp_path, caplog, y, first):
+    codes, words = np.array([1, 0], "i1"), np.array([b"a", b"b"])
+    filled = {"y": y, "kind/codes": codes, "kind/categories": words}
+    paths = []
+    for i, (n, riders) in enumerate(((first, filled), (2 - first, filled))):
+        if not n:
+            riders = {"y": np.array([]), "kind/codes": np.array([], "i1"), "kind/categories": [1.5]}
+        paths.append(write_shard(tmp_path / f"{i}.h5", numbered(n), riders=riders))
+    opened = open_shards(paths, carry=["kind"])
+    assert values(opened) == {"y": y.tolist(), "kind": [1, 0]}
+    assert {rider.categories for shard in opened for rider in shard.riders} == {None, ("a", "b")}
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.endswith("no rows")
+
+
 def test_a_mask_takes_no_name_that_is_there(shards):
     opened = shards({"y": range(3), "y_present": range(3)}, {"y_present": range(3)})
     assert names(opened[0]) == ("y", "y_present_", "y_present")
