@@ -38,6 +38,7 @@ MOST_RIDERS = 1000
 MOST_LEFT_OUT = 50  # that are told of one file
 MOST_ITEM = 2**20  # bytes of one value
 MOST_CATEGORIES, MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
+_MOST_NUMBER = 2**63  # which no category that is a number reaches, since signed ones stand beside it
 _AT_ONCE = 2**22  # values of a mask
 CATEGORIES = "__categories"  # the group beside codes that says what each stands for, as earlier AnnData wrote it
 
@@ -286,6 +287,8 @@ def _categories(found: h5py.Dataset, path: str, layout: Layouts) -> list[Any]:
         raise Refused(f"{len(found)} categories of dtype {stored}, expected {MOST_CATEGORIES} at most", path)
     layout(found, path, [])  # where it may be read at all: written, by known filters, in chunks that are not too long
     values = found[...].tolist()
+    if stored.kind == "u" and max(values, default=0) >= _MOST_NUMBER:
+        raise Refused(f"category {max(values)}, expected less than {_MOST_NUMBER}", path)
     if is_text and sum(map(len, values)) > MOST_WORDS:
         raise Refused(f"categories of more than {MOST_WORDS} bytes", path)
     return [text(each) for each in values] if is_text else values

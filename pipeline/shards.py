@@ -117,12 +117,12 @@ def open_shards(
             raise error
         on_bad_shard(path, error)
 
-    sources = find(patterns)
+    sources, carry = find(patterns), tuple(dict.fromkeys(carry))
     if followed:
         sources = follow(sources, dataset, followed, refuse)
     shards: list[Shard] = []
     named: Shard | None = None
-    with closing(_outcomes(sources, _Wanted(dataset, orientation, tuple(carry)))) as outcomes:
+    with closing(_outcomes(sources, _Wanted(dataset, orientation, carry))) as outcomes:
         for source, outcome in zip(sources, outcomes, strict=True):
             signals.check()  # there may be many
             try:

@@ -72,6 +72,10 @@ def test_what_rides_along_anyway_may_be_named(shards):
     assert names(shards({"y": range(N)}, carry=["y"])[0]) == ("y",)
 
 
+def test_what_is_named_twice_rides_along_once(shards):
+    assert names(shards({"obs/kind": range(N)}, carry=["obs/kind", "obs/kind"])[0]) == ("kind",)
+
+
 def test_a_name_that_is_taken_gives_way_to_the_path(shards):
     riders = {"y": range(N), "a/y": range(1, 5), "a/z": range(2, 6), "b/z": range(3, 7)}
     opened = shards(riders, carry=["a/y", "a/z", "b/z"])
@@ -209,6 +213,13 @@ def test_categories_that_are_too_many_or_of_another_kind_are_refused(tmp_path, m
         path = write_shard(tmp_path / f"{i}.h5", numbered(N), riders=riders)
         with h5py.File(path) as file, pytest.raises(Refused, match="categories"):
             describe(file, None, None, ["obs/kind"])
+
+
+def test_a_number_too_large_for_a_category_costs_the_codes_and_not_the_file(tmp_path, caplog):
+    riders = {"y": range(N), "kind": [0] * N, "__categories/kind": np.array([1, 2**63], "u8")}
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=riders)])
+    assert names(shard) == ("y",)
+    assert "dataset=kind: category 9223372036854775808, expected less than 9223372036854775808" in caplog.text
 
 
 @pytest.mark.parametrize(
