@@ -75,7 +75,8 @@ class PartMemory:
     def __init__(
         self, n_rows: int, n_features: int, rider_bytes: int = 0, categories: Mapping[str, Sequence[Any]] | None = None
     ) -> None:
-        self._categories = {_free_name(name, set()): _stored(found) for name, found in (categories or {}).items()}
+        self._categories = {name: _stored(found) for name, found in (categories or {}).items()}
+        self._names: dict[str, str] = {}  # under which riding datasets stand
         self._n_features = n_features
         self._place = _place_of_features()
         n_bytes = self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM
@@ -101,8 +102,8 @@ class PartMemory:
         about : mapping
             What goes into the attributes; nested values as JSON.
         """
-        names = [_free_name(name, {FEATURES, VALID, *riders}) for name in riders]
-        arrays = {VALID: valid, **dict(zip(names, riders.values(), strict=True))}
+        self._names = {name: _free_name(name, {FEATURES, VALID, *riders}) for name in riders}
+        arrays = {VALID: valid, **{self._names[name]: values for name, values in riders.items()}}
         attributes = _attributes(about)
         varying = {name: data for name, value in attributes.items() if (data := _varying(value)) is not None}
         layout = _layout(arrays, attributes, varying)
@@ -147,7 +148,7 @@ class PartMemory:
                 else:
                     places[name] = allocate(file, name, values.shape, values.dtype)
             for name, found in self._categories.items():
-                file.create_dataset(f"{CATEGORIES}/{name}", data=found)
+                file.create_dataset(f"{CATEGORIES}/{self._names[name]}", data=found)
             _write_attributes(file, attributes)
         if place not in (None, self._place):
             raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")

@@ -192,6 +192,16 @@ def test_riders_called_like_our_datasets_get_another_name(tmp_path):
         np.testing.assert_array_equal(file["source_valid"], np.arange(3))
 
 
+def test_categories_are_called_like_the_codes_whatever_these_are_called(tmp_path):
+    memory = PartMemory(3, 2, categories={"features": ["a", "b"]})
+    memory.features(3)[:] = 0
+    riders = {"features": np.array([0, 1, -1], "i1"), "source_features": np.arange(3)}
+    (tmp_path / "0.h5").write_bytes(memory.file(np.ones(3, bool), riders, {}))
+    with h5py.File(tmp_path / "0.h5") as file:
+        (name,) = file["__categories"]
+        assert file[name][:].tolist() == [0, 1, -1]
+
+
 def test_features_of_features_of_features_can_be_made(tmp_path):
     path = tmp_path / "part.h5"
     path.write_bytes(part(3))
