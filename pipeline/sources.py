@@ -179,6 +179,8 @@ def _listed(directory: str) -> list[str]:
                     others.append(entry.name + "/" * entry.is_dir(follow_symlinks=False))
     except PermissionError as error:
         raise NotPermitted(f"input={shown(directory)}: {error.strerror}, expected a directory to list") from error
+    except OSError as error:
+        raise stand_in(error, f"input={shown(directory)}") from error
     if not found:
         holds = f"holds {_some(others)}" if others else "an empty directory"
         raise NoInput(f"input={shown(directory)}: {holds}, expected HDF5 files. Directories in it are not searched.")

@@ -164,6 +164,16 @@ def test_i10_a_failing_disk_is_no_other_content(tmp_path, monkeypatch, name, num
         find([str(tmp_path)])
 
 
+@pytest.mark.parametrize(("number", "exit_code"), [(errno.EIO, 74), (errno.ESTALE, 74), (errno.EMFILE, 71)])
+def test_i10_a_directory_that_cannot_be_listed_is_no_fault_of_ours(tmp_path, monkeypatch, number, exit_code):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pipeline.sources.os.scandir", fail)
+    with refused(exit_code, f"input={tmp_path}: {os.strerror(number)}"):
+        find([str(tmp_path)])
+
+
 def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path, caplog):
     write_shard(tmp_path / "secret.nc", numbered(3))
     (tmp_path / "in").mkdir()
