@@ -423,7 +423,8 @@ def _convert(setting: Field[Any], value: Any) -> Any:
             return ()
         if not isinstance(values, list) or not values:
             raise ValueError(f"{value!r}, expected one value or more")
-        return tuple(convert(_typed(setting, item)) for item in values)
+        found = tuple(convert(_typed(setting, item)) for item in values)
+        return found if setting.name == "input" else tuple(dict.fromkeys(found))  # rows that count double are refused
     return convert(_typed(setting, value))
 
 
