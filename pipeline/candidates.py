@@ -15,7 +15,19 @@ import numpy as np
 from pipeline.forms import MOST_COLUMNS, is_number, numbers_of
 from pipeline.sparse import is_sparse, n_firsts, parts_and_shape
 from pipeline.stacked import is_stack
-from pipeline.walk import Refused, dtype_of, elsewhere, is_plain, link_of, listing, locate, objects, some, text
+from pipeline.walk import (
+    Refused,
+    dtype_of,
+    elsewhere,
+    is_plain,
+    link_of,
+    listing,
+    locate,
+    objects,
+    parts_of,
+    some,
+    text,
+)
 
 __all__ = ["Found", "choose", "find"]
 
@@ -23,6 +35,10 @@ _PREFERRED = "X"
 _MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
 _OTHERS = "(rows of other files)"
 _WRITE_ROWS = "Write them as one array of two dimensions"
+_IN_THE_ROOT = (
+    "a sparse matrix in the root group, expected one in a group of its own, beside which labels may lie. Write it "
+    "there (X/data, X/indices, X/indptr, X/shape)."
+)
 _BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas frame of the fixed format
 
 
@@ -71,6 +87,8 @@ def choose(file: h5py.File, orientation: str | None) -> str:
     unfit = [name for name, candidate in found.items() if candidate.form == "none"]
     if unfit or len(found) == 1:
         return [*unfit, *found][0]  # likewise
+    if is_sparse(file.id):
+        return "/"  # likewise
     raise _none_chosen(found, listing(file))
 
 
@@ -163,6 +181,8 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Found:
     parent, here = locate(file, name)
     if isinstance(here, h5py.h5g.GroupID):
         if is_sparse(here):
+            if not parts_of(name):
+                raise Refused(_IN_THE_ROOT, name)
             parts, shape = parts_and_shape(here, name, orientation == "columns")
             return Found(name, parent, "sparse", parts, shape)
         frame = _frame(here)

@@ -24,7 +24,9 @@ def write(path, held, attributes=()):
 
 def sparse(name, rows=None):
     parts = csr(some_rows() if rows is None else rows)
-    return {f"{name}/{part}": values for part, values in zip(("data", "indices", "indptr"), parts, strict=True)}
+    return {
+        f"{name}/{part}".lstrip("/"): values for part, values in zip(("data", "indices", "indptr"), parts, strict=True)
+    }
 
 
 SHAPED = [("X", "shape", (61, 6))]
@@ -109,6 +111,7 @@ def test_what_holds_the_rows_is_found(tmp_path, held, attributes, asked, chosen)
         ),
         ({"g": None, "X": np.zeros((4, 2))}, "g", ["a group, expected a dataset", "nothing that could be rows"]),
         ({f"m/{part}": [1] for part in ("data", "ir", "jc")}, None, ["dataset=m", "of MATLAB's", "full(X)"]),
+        *(({**sparse(""), "shape": [61, 6]}, asked, ["root group", "X/indptr"]) for asked in (None, "/", "")),
         ({**sparse("X"), "y": [1]}, "X/data", ["rank 1", "part of the sparse matrix X"]),
     ],
 )
