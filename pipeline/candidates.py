@@ -183,7 +183,7 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Found:
         if is_sparse(here):
             if not parts_of(name):
                 raise Refused(_IN_THE_ROOT, name)
-            parts, shape = parts_and_shape(here, name, orientation == "columns")
+            parts, shape = parts_and_shape(here, name, orientation)
             return Found(name, parent, "sparse", parts, shape)
         frame = _frame(here)
         if frame is None:

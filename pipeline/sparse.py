@@ -24,6 +24,10 @@ _OTHER_WAY = {
     True: "a sparse matrix by rows (CSR), of which --orientation columns cannot read columns. Leave it out, or write "
     "the matrix transposed (adata.T).",
 }
+_EITHER_WAY = (
+    "a sparse matrix of shape {} that does not say whether it is stored by rows or by columns. Give --orientation rows "
+    "if by rows (CSR), or --orientation columns if by columns (CSC), which are then the samples."
+)
 
 
 def is_sparse(group: Any) -> bool:
@@ -37,7 +41,9 @@ def n_firsts(group: Any) -> int:
     return prod(found.shape) if isinstance(found, h5py.h5d.DatasetID) and not elsewhere(h5py.Dataset(found)) else 0
 
 
-def parts_and_shape(group: Any, name: str, of_columns: bool) -> tuple[list[tuple[str, h5py.Dataset]], tuple[int, ...]]:
+def parts_and_shape(
+    group: Any, name: str, orientation: str | None
+) -> tuple[list[tuple[str, h5py.Dataset]], tuple[int, ...]]:
     """The datasets that sparse rows are made of, with their paths, and the rows' shape.
 
     Parameters
@@ -45,13 +51,14 @@ def parts_and_shape(group: Any, name: str, of_columns: bool) -> tuple[list[tuple
     group : h5py.h5g.GroupID
     name : str
         Its path.
-    of_columns : bool
-        Whether the matrix's columns are the rows, and not its rows.
+    orientation : str, optional
+        ``columns`` if the matrix's columns are the rows, and not its rows.
     """
     parts = [(f"{name.rstrip('/')}/{text(part)}", _part(group, part, name)) for part in _PARTS]
     (n_values,), (n_columns,), (n_firsts,) = (found.shape for _, found in parts)
     shape = _shape(group, name)
-    if _by_columns(group, shape, n_firsts) != of_columns:
+    of_columns, by_columns = orientation == "columns", _by_columns(group, shape, n_firsts)
+    if by_columns not in (None, of_columns):
         raise Refused(_OTHER_WAY[of_columns], name)
     n_rows, n_inputs = shape[::-1] if of_columns else shape
     if n_firsts != n_rows + 1 or n_values != n_columns:
@@ -60,6 +67,8 @@ def parts_and_shape(group: Any, name: str, of_columns: bool) -> tuple[list[tuple
             "rows begin, which do not fit together. The file is damaged: write it anew.",
             name,
         )
+    if by_columns is None and orientation is None:
+        raise Refused(_EITHER_WAY.format(shape), name)
     if not 1 <= n_inputs <= MOST_COLUMNS:
         raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
     return parts, (n_rows, n_inputs)
@@ -91,12 +100,14 @@ def _shape(group: Any, name: str) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool:
-    """Whether a sparse matrix is stored by columns (CSC), as it says or else as its sizes do."""
+def _by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | None:
+    """Whether a sparse matrix is stored by columns (CSC), as it says or else as its sizes do; None if neither does."""
     for key in (b"encoding-type", b"h5sparse_format"):
         word = _attribute(group, key)
         if word is not None:
             return "csc" in str(word)
+    if shape == (n_firsts - 1, n_firsts - 1):
+        return None
     return n_firsts != shape[0] + 1 and n_firsts == shape[1] + 1
 
 

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.shards import open_shards
+from pipeline.shards import Block, open_shards, read
 from tests.helpers import csr, numbered, refused, some_rows, write_csr
 
 ONE = np.zeros(1, [("a", "<f8"), ("b", "<f8")])
@@ -190,6 +190,20 @@ def test_a_sparse_matrix_by_columns_is_read_as_the_transposed_one(tmp_path, attr
         open_shards([path])
     (shard,) = open_shards([path], orientation="columns")
     assert (shard.shape, shard.form) == ((8, 5), "sparse")
+
+
+def test_a_square_sparse_matrix_says_how_it_is_stored_or_is_told(tmp_path):
+    rows = some_rows(n_rows=5, n_inputs=5)
+    path = write_csr(tmp_path / "x.h5", csr(rows), (5, 5))
+    with refused(65, path, "dataset=X", "shape (5, 5)", "--orientation rows", "--orientation columns"):
+        open_shards([path])
+    for orientation in ("rows", "columns"):
+        (shard,) = open_shards([path], orientation=orientation)
+        assert read(Block(shard, 0, 5)).tolist() == rows.tolist()
+    path = write_csr(tmp_path / "y.h5", csr(rows), (5, 5), h5sparse_format="csr")
+    assert open_shards([path])[0].shape == (5, 5)
+    with refused(65, path, "(CSR)", "--orientation columns"):
+        open_shards([path], orientation="columns")
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,8 @@ def test_columns_come_in_any_order_and_as_any_integers(tmp_path, index, scramble
     ],
 )
 def test_sparse_rows_that_make_no_sense_are_told(tmp_path, columns, firsts, phrases):
-    path = write_csr(tmp_path / "x.h5", (np.ones(4, "f4"), np.array(columns), np.array(firsts)), (3, 3))
+    parts = np.ones(4, "f4"), np.array(columns), np.array(firsts)
+    path = write_csr(tmp_path / "x.h5", parts, (3, 3), h5sparse_format="csr")
     shard = opened(path, "sparse")
     with refused(65, path, "dataset=X", *phrases):
         read(Block(shard, 0, 3))
@@ -251,7 +252,9 @@ def test_any_sparse_rows_are_filled_in_or_told(tmp_path, monkeypatch):
         for part in (columns, firsts)[: rng.integers(0, 3)]:
             if len(part) and rng.random() < 0.5:
                 part[rng.integers(len(part))] = rng.integers(-1, 9)
-        shard = opened(write_csr(tmp_path / f"{i}.h5", (values, columns, firsts), shape), "sparse")
+        shard = opened(
+            write_csr(tmp_path / f"{i}.h5", (values, columns, firsts), shape, h5sparse_format="csr"), "sparse"
+        )
         expected = filled_in(values, columns, firsts, shape)
         if expected is None:
             n_told += 1
