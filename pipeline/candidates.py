@@ -80,8 +80,7 @@ def choose(file: h5py.File, orientation: str | None) -> str:
     if len(obvious) == 1:
         return obvious[0]
     if obvious:
-        forms = {found[name].form for name in obvious}
-        raise _none_chosen({name: candidate for name, candidate in found.items() if candidate.form in forms})
+        raise _none_chosen({name: candidate for name, candidate in found.items() if candidate.form != "none"})
     if there:
         return _PREFERRED  # and be told what is wrong with it
     unfit = [name for name, candidate in found.items() if candidate.form == "none"]

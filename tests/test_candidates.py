@@ -79,6 +79,11 @@ def test_what_holds_the_rows_is_found(tmp_path, held, attributes, asked, chosen)
         ({"a": np.zeros((1, 1)), "b": ONE}, None, ["candidates a (1, 1) float64, b (1,) records of 2 fields"]),
         ({"config": ONE, "samples": MIXED}, None, ["dataset=samples:", "compound records of 3 fields"]),
         ({"labels": np.zeros((4, 1)), "samples": MIXED}, None, ["dataset=samples:", "compound records of 3 fields"]),
+        (
+            {"obsm/pca": np.zeros((61, 3)), "obsm/umap": np.zeros((61, 2)), **sparse("layers/counts")},
+            None,
+            ["candidates layers/counts sparse, obsm/pca (61, 3) float64, obsm/umap (61, 2) float64"],
+        ),
         ({"one": FRAME, **sparse("two")}, None, ["candidates one (4,) records of 2 fields, two sparse"]),
         (
             {"df/block0_values": np.zeros((4, 3)), "df/block1_values": np.zeros((4, 1), "i8")},
