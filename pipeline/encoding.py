@@ -267,18 +267,20 @@ class _Work:
         except DataError:
             if self._policy.on_bad_data == "raise":
                 raise
-        found = {}
+        found = {rider.name: absent(len(source), rider) for rider in source.shard.riders}
         for rider in source.shard.riders:
-            found[rider.name] = values = absent(len(source), rider)
             if rider.layout is None:
                 continue
             lost: list[tuple[int, str]] = []
             for start, stop in _pieces(source, chunk_rows(source.shard, rider.layout) or _RIDER_ROWS):
                 signals.check()
+                place = slice(start - source.start, stop - source.start)
                 try:
-                    values[start - source.start : stop - source.start] = read_rider(source.shard, rider, start, stop)
+                    found[rider.name][place] = read_rider(source.shard, rider, start, stop)
                 except DataError as error:
                     lost.append((stop - start, str(error)))
+                    if rider.mask:
+                        found[rider.mask][place] = False
                     bad.append(
                         {"dataset": rider.layout.name, "row": [start, stop], "columns": [], "reason": str(error)}
                     )

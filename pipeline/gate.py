@@ -65,6 +65,8 @@ class Rider:
         Of codes, what each of them stands for.
     codes : tuple of int or None
         Which of them each code in the file is; None where the values are no codes.
+    mask : str or None
+        The one that tells which rows have a value, where some shards lack it.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Rider:
     is_carried: bool = False
     categories: tuple[Any, ...] | None = field(default=None, repr=False)
     codes: tuple[int, ...] | None = field(default=None, repr=False)
+    mask: str | None = None
 
 
 @dataclass(frozen=True)

@@ -193,11 +193,12 @@ def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
         if rider is None:
             yield _absent(plan)
         elif plan.categories is None:
-            yield replace(rider, dtype=plan.dtype or rider.dtype)
+            yield replace(rider, dtype=plan.dtype or rider.dtype, mask=plan.mask)
         else:
             places = {each: i for i, each in enumerate(plan.categories)}
             codes = tuple(places[each] for each in rider.categories or ())
-            yield replace(rider, dtype=plan.dtype or rider.dtype, categories=plan.categories, codes=codes)
+            rider = replace(rider, dtype=plan.dtype or rider.dtype, mask=plan.mask)
+            yield replace(rider, categories=plan.categories, codes=codes)
         if plan.mask:
             yield Rider(plan.mask, np.dtype(bool), fill=rider is not None, is_carried=plan.first.is_carried)
 

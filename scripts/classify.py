@@ -26,6 +26,7 @@ import numpy as np
 from pipeline.config import parse_bytes
 from pipeline.errors import DataError, ShardpressError, UsageError, counted, shown
 from pipeline.features import Features, open_features
+from pipeline.formats import missing_value
 from pipeline.model import Model, load_model
 from pipeline.signals import Stopped, leave, stoppable
 from scripts.classifiers import compare
@@ -195,8 +196,12 @@ def _present(run: Features, name: str) -> np.ndarray:
     if name in run.categories:
         return np.asarray(run.riders[name].compute()) >= 0
     mask = run.riders.get(f"{name}_present")
-    is_mask = mask is not None and mask.dtype == bool
-    return np.asarray(mask.compute()) if is_mask else np.ones(len(run.riders[name]), dtype=bool)
+    if mask is not None and mask.dtype == bool:
+        return np.asarray(mask.compute())
+    found = run.riders[name]
+    if found.dtype.kind != "i":
+        return np.ones(len(found), dtype=bool)
+    return np.asarray(found.compute() != missing_value(found.dtype))  # it stands for one that could not be read
 
 
 def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import h5py
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
+from pipeline.features import Features
 from scripts import classifiers, classify, extract
 from scripts.classify import classes_of, held_out, main
 from scripts.representations import LEFT_OUT
@@ -165,6 +167,11 @@ def test_rows_of_shards_that_lack_the_labels_count_as_unlabelled(
     assert "on 12 held-out rows, 2 classes, 48 training rows" in out
     assert "Left out: 0 bad rows, 7 rows without a label." in out
     assert "odd" not in err  # that it does not ride along, the run has said
+
+
+def test_a_label_that_could_not_be_read_is_none() -> None:
+    labels = da.from_array(np.array([0, -(2**15), 1], "<i2"))
+    assert classify._present(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("labels", ["bytes", "flag", "whole", "byte"])

@@ -288,6 +288,24 @@ def test_what_cannot_be_read_of_a_rider_becomes_nothing_and_the_rest_rides_on(
         encode(shards, tmp_path, plan(4, part_rows))
 
 
+def test_what_cannot_be_read_of_a_rider_is_not_said_to_be_there(tmp_path: Path) -> None:
+    lacking = write_shard(tmp_path / "0.h5", numbered(3))
+    path = tmp_path / "1.h5"
+    write_shard(path, numbered(30))
+    with h5py.File(path, "a") as file:
+        for name in ("y", "kind"):
+            file.create_dataset(name, data=np.zeros(30, "i1"), chunks=(7,), compression="gzip")
+        file["__categories/kind"] = [b"a"]
+    damage(path, "y", chunk=2)
+    damage(path, "kind", chunk=1)
+    lines, _ = encode(open_shards([lacking, str(path)]), tmp_path, plan(4, 12), Policy("skip"))
+    for name, first, nothing in (("y", 14, -128), ("kind", 7, -1)):
+        expected = np.r_[[False] * 3, [True] * 30]
+        expected[3 + first : 10 + first] = False
+        assert np.array_equal(whole(tmp_path, lines, f"{name}_present"), expected)
+        assert np.array_equal(whole(tmp_path, lines, name), np.where(expected, 0, nothing))
+
+
 def test_i9_a_rider_that_the_storage_fails_to_give_is_no_bad_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
