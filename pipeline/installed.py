@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import resource
+import shlex
 import sys
 
 __all__ = ["complaint", "too_little_memory"]
@@ -47,18 +48,22 @@ def too_little_memory() -> str:
 
 def _what_to_type() -> str:
     python = os.path.join(_ROOT, ".venv", "bin", "python")
-    command = f"{os.path.relpath(python)} {sys.argv[0]}"
+    command = " ".join(map(shlex.quote, (os.path.relpath(python), sys.argv[0])))
     if os.path.exists(python) and os.path.abspath(sys.executable) != python:
         return f"Type: {command}"
     return f"Type make setup in {_ROOT}, then: {command}"
 
 
 def _installed() -> "dict[str, str]":
-    """The directory with what is known of each distribution, by its normalized name; the first one wins."""
+    """What is known of each distribution (Debian's lie in .egg-info), by its normalized name; the first one wins."""
     found: dict[str, str] = {}
     for folder in sys.path:
-        for name in os.listdir(folder or ".") if os.path.isdir(folder or ".") else ():
-            if name.endswith(".dist-info"):
+        try:
+            names = os.listdir(folder or ".")
+        except OSError:  # imports pass over it, too
+            continue
+        for name in names:
+            if re.fullmatch(r"[^-]+-.*\.(dist|egg)-info", name):
                 found.setdefault(_normal(name.split("-")[0]), os.path.join(folder, name))
     return found
 
@@ -71,10 +76,10 @@ def _misfits(installed: "dict[str, str]") -> "list[str]":
     with open(os.path.join(installed["shardpress"], "METADATA"), encoding="utf-8") as file:
         requirements = re.findall(r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?$", file.read(), re.M)
     for name, ranges in requirements:
-        version = os.path.basename(installed.get(_normal(name), ""))[: -len(".dist-info")].partition("-")[2]
+        version = os.path.basename(installed.get(_normal(name), "")).rpartition(".")[0].partition("-")[2]
         if not version or not _fits(version, ranges):
             found = f"{version} is installed" if version else "is not installed"
-            command = f"{sys.executable} -m pip install '{name}{ranges}'"
+            command = f"{shlex.quote(sys.executable)} -m pip install '{name}{ranges}'"
             misfits.append(f"{name} {found}, expected {ranges}: {command}")
     return misfits
 

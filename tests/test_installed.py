@@ -2,8 +2,10 @@
 
 import ast
 import importlib.metadata
+import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +63,8 @@ def test_packages_that_do_not_fit_end_a_run_before_they_are_loaded(tmp_path):
     code, said = start(sys.executable, "scripts/extract.py", PYTHONPATH=tmp_path)
     assert code == 69
     assert re.fullmatch(
-        r"numpy 2\.4\.6 is installed, expected <2,>=1\.26\.4: \S+ -m pip install 'numpy<2,>=1\.26\.4'\n", said
-    )
+        r"numpy 2\.4\.6 is installed, expected <2,>=1\.26\.4: (.*) -m pip install 'numpy<2,>=1\.26\.4'\n", said
+    )[1] == shlex.quote(sys.executable)
 
 
 def test_every_requirement_of_ours_is_looked_at_and_this_environment_meets_them():
@@ -93,6 +95,37 @@ def test_versions_are_compared_by_their_numbers(version, ranges, fits):
 
 def test_a_checkout_that_is_not_installed_is_taken_as_it_is():
     assert installed._misfits({}) == []
+
+
+def test_what_is_to_be_typed_can_be_pasted_whatever_the_folders_name(monkeypatch, tmp_path):
+    python = tmp_path / "my files/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(installed, "_ROOT", str(tmp_path / "my files"))
+    monkeypatch.setattr(sys, "argv", ["my files/scripts/extract.py"])
+    assert installed._what_to_type() == "Type: 'my files/.venv/bin/python' 'my files/scripts/extract.py'"
+    monkeypatch.setattr(sys, "executable", str(python))
+    needs_one = {"shardpress": installed._installed()["shardpress"]}
+    assert f": '{python}' -m pip install " in installed._misfits(needs_one)[0]
+
+
+def test_packages_of_a_distribution_and_folders_that_cannot_be_read_do_no_harm(monkeypatch, tmp_path):
+    (tmp_path / "PyYAML-6.0.1-py3.11.egg-info").mkdir()
+    (tmp_path / "shardpress.egg-info").mkdir()
+    listdir = os.listdir
+
+    def refuse(folder):
+        if folder == "/refused":
+            raise PermissionError(folder)
+        return listdir(folder)
+
+    found = installed._installed()
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(sys, "path", ["/refused", str(tmp_path)])
+    there = installed._installed()
+    assert list(there) == ["pyyaml"]
+    assert installed._misfits(found | there) == []
 
 
 def test_the_first_of_two_on_the_path_counts(tmp_path, monkeypatch):
