@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shlex
@@ -89,7 +90,12 @@ def _blas_flags() -> str:
     import scipy_openblas32
 
     renames = [f"-D{t}{name}_=scipy_{t}{name}_" for t in "sd" for name in _BLAS_ROUTINES]
-    return " ".join([f"-L{scipy_openblas32.get_lib_dir()}", "-lscipy_openblas", *renames])
+    folder = scipy_openblas32.get_lib_dir()
+    if len(folder.split()) == 1:
+        return " ".join([f"-L{folder}", "-lscipy_openblas", *renames])
+    # Theano cuts flags at every space. What is compiled finds the routines in a library that is there already, too.
+    ctypes.CDLL(os.path.join(folder, "libscipy_openblas.so"), mode=ctypes.RTLD_GLOBAL)
+    return " ".join(renames)
 
 
 def requested_device() -> str:

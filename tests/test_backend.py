@@ -232,6 +232,23 @@ def test_a_setting_that_only_one_file_makes_leaves_the_others_at_our_defaults(tm
     assert facts["floatX"] == "float32"
 
 
+def test_blas_is_found_in_a_checkout_whose_path_has_spaces(tmp_path):
+    code = f"""
+    import os
+    import scipy_openblas32
+    folder = {str(tmp_path / "my files")!r}
+    os.symlink(scipy_openblas32.get_lib_dir(), folder)
+    scipy_openblas32.get_lib_dir = lambda: folder
+    from kernels import backend
+    theano = backend.load()
+    x = theano.tensor.matrix()
+    product = theano.function([x], theano.tensor.dot(x, x))
+    facts["ops"] = [str(node.op) for node in product.maker.fgraph.toposort()]
+    facts["product"] = product([[1, 2], [3, 4]]).tolist()
+    """
+    assert fresh(code).facts == {"ops": ["Dot22"], "product": [[7, 10], [15, 22]]}
+
+
 ENVIRONMENT_AROUND_LOAD = """
 import os, tempfile
 before, mask = dict(os.environ), os.umask(0o027)
