@@ -423,8 +423,7 @@ def _convert(setting: Field[Any], value: Any) -> Any:
             return ()
         if not isinstance(values, list) or not values:
             raise ValueError(f"{value!r}, expected one value or more")
-        found = tuple(convert(_typed(setting, item)) for item in values)
-        return found if setting.name == "input" else tuple(dict.fromkeys(found))  # rows that count double are refused
+        return tuple(convert(_typed(setting, item)) for item in values)
     return convert(_typed(setting, value))
 
 

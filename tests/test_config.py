@@ -277,12 +277,6 @@ def test_u1_a_key_or_variable_that_is_not_known_is_refused_with_the_nearest(file
         settings(SHARDPRESS_EPOCH="3")
 
 
-def test_what_is_named_twice_counts_once_except_for_rows(file):
-    twice = settings("--carry", "obs/k", "/obs/k/", "--carry", "y", "obs/k", "--follow", "b", "a", "b")
-    assert (twice.carry, twice.follow) == (("obs/k", "y"), ("b", "a"))
-    assert settings(*file("input: [a, a]")).input == ("a", "a")
-
-
 def test_all_complaints_about_a_file_come_at_once(file):
     with refused(78, "epoch is unknown", "seed: 'x'", "momentum: 'y'"):
         settings(*file("epoch: 3\nseed: x\nmomentum: y\npatience: 3"))
