@@ -433,6 +433,8 @@ def _typed(setting: Field[Any], value: Any) -> str:
         raise ValueError(f"{value!r}, expected one value")
     if setting.metadata["is_text"] and isinstance(value, (bool, int, float)):
         raise ValueError(f"{value!r} to YAML, expected a text. Put it in quotes.")
+    if "\0" in str(value):
+        raise ValueError(f"{value!r}, expected a text without the character 0")
     return "" if value is None else str(value)
 
 

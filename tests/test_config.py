@@ -238,6 +238,8 @@ def test_a_value_that_cannot_be_read_is_refused_by_source_name_and_kind(file, na
         ("output: 2024_01", "202401 to YAML, expected a text. Put it in quotes."),
         ("dataset: yes", "True to YAML, expected a text"),
         ("carry: [1.50]", "1.5 to YAML, expected a text"),
+        ('output: "a\\0b"', "'a\\x00b', expected a text without the character 0"),
+        ('dataset: "X\\0"', "'X\\x00', expected a text without"),
     ],
 )
 def test_a_value_of_the_wrong_shape_is_refused(file, line, phrase):
