@@ -37,8 +37,9 @@ def is_sparse(group: Any) -> bool:
 
 def n_firsts(group: Any) -> int:
     """How many places where rows begin a sparse matrix has; 0 where these are no dataset of its own."""
-    found = None if link_of(group, _PARTS[2]) else h5py.h5o.open(group, _PARTS[2])
-    return prod(found.shape) if isinstance(found, h5py.h5d.DatasetID) and not elsewhere(h5py.Dataset(found)) else 0
+    item = None if link_of(group, _PARTS[2]) else h5py.h5o.open(group, _PARTS[2])
+    found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+    return prod(found.shape or (0,)) if found is not None and not elsewhere(found) else 0
 
 
 def parts_and_shape(
@@ -116,7 +117,8 @@ def _attribute(item: Any, name: bytes) -> Any:
     if not h5py.h5a.exists(item, name):
         return None
     found = h5py.h5a.open(item, name)
-    if found.get_storage_size() > _LONGEST_ATTRIBUTE or found.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+    # HDF5 fails to tell the size of one without values.
+    if not found.get_space().get_simple_extent_npoints() or found.get_storage_size() > _LONGEST_ATTRIBUTE:
         return None
     value = np.empty(found.shape, found.dtype)
     found.read(value)
