@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -258,8 +259,8 @@ def _log_shards(shards: Sequence[Shard]) -> None:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
     if len({shard.dtype for shard in shards}) > 1:
         log.info("input: dtypes %s are read as %s", sorted({s.stored_dtype for s in shards}), row_dtype(shards))
-    for form in dict.fromkeys(shard.form for shard in shards if shard.form in _TOLD):
-        log.info("input: rows are %s", _TOLD[form])
+    for form, n in Counter(shard.form for shard in shards if shard.form in _TOLD).items():
+        log.info("input: rows %sare %s", "" if n == len(shards) else f"of {counted(n, 'shard')} ", _TOLD[form])
     for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
         log.info("input: attribute _FillValue: %s stands for no value. If it occurs: --missing-value %s", value, value)
     log_riding(shards)

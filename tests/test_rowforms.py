@@ -143,6 +143,15 @@ def test_a_tables_index_may_be_of_any_type(tmp_path, index, how):
     assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
 
 
+def test_the_log_says_of_how_many_shards_the_rows_lie_in_another_form(tmp_path, caplog):
+    caplog.set_level("INFO", "pipeline")
+    for i, form in enumerate(("dense", "sparse", "sparse")):
+        write_form(tmp_path / f"{i}.h5", form, some_rows())
+    assert "input: rows are sparse: what is not there is 0" in caplog.messages
+    open_shards([str(tmp_path)])
+    assert "input: rows of 2 shards are sparse: what is not there is 0" in caplog.messages
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_run_over_any_form_makes_the_same_features(tmp_path, form):
     rows = some_rows(n_rows=300)
