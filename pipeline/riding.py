@@ -14,11 +14,11 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.formats import missing_value
-from pipeline.gate import Rider, Shard, code_dtype
+from pipeline.gate import LeftOut, Rider, Shard, code_dtype
 from pipeline.layout import Layout
 from pipeline.rawread import read_across, read_values
 from pipeline.riders import MOST_RIDERS
-from pipeline.ridinglog import cut, some, warn
+from pipeline.ridinglog import APART, cut, some, warn
 from pipeline.walk import normal
 
 __all__ = ["absent", "alike", "chunk_rows", "read_rider", "told"]
@@ -106,8 +106,10 @@ def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ..
             having.setdefault(rider.name, []).append((shard, rider))
     taken = set(having)
     warnings: list[str] = []
-    found = [_planned(name, having[name], shards, taken, warnings) for name in list(having)[:MOST_RIDERS]]
-    plans = [plan for plan in found if plan is not None]
+    found = {name: _planned(name, having[name], shards, taken, warnings) for name in list(having)[:MOST_RIDERS]}
+    plans = [plan for plan in found.values() if plan is not None]
+    apart = [LeftOut(name, APART, False) for name, plan in found.items() if plan is None or plan.dtype is None]
+    shards = [replace(shards[0], left_out=(*apart, *shards[0].left_out)), *shards[1:]]
     if len(having) > MOST_RIDERS:
         warnings.append(f"{len(having) - MOST_RIDERS} more datasets do not ride along, expected {MOST_RIDERS} at most")
     warn(warnings)

@@ -10,10 +10,11 @@ from pipeline.errors import shown
 from pipeline.gate import LeftOut, Rider, Shard
 from pipeline.riders import A_GROUP, MOST_LEFT_OUT
 
-__all__ = ["cut", "log_riding", "some", "warn", "why_left_out"]
+__all__ = ["APART", "cut", "log_riding", "some", "warn", "why_left_out"]
 
 log = logging.getLogger(__name__)
 
+APART = "the shards do not have it alike"  # in no dtype, or no categories, that hold the values of all
 _NAMED, _LEFT_OUT, MOST_WARNED = 20, 10, 10  # in a line of the log; lines
 _LONGEST = 80  # characters of a name or reason
 
@@ -57,7 +58,7 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]
     riding = {rider.name for rider in shards[0].riders}
     for shard in shards:
         for each in shard.left_out:
-            if each.name not in riding:
+            if each.name not in riding or each.reason == APART:
                 told = replace(each, reason=each.reason.rstrip("."))
                 found.setdefault(each.name, (told, []))[1].append(shard)
     return found

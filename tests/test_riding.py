@@ -189,6 +189,20 @@ def test_what_means_another_thing_in_each_shard_stands_in_parts_only(tmp_path, m
             assert set(file) == {"features", "valid", "y", "pair", "z"}
 
 
+@pytest.mark.parametrize("is_code", [False, True])
+def test_why_labels_of_two_kinds_are_not_in_the_index_stands_in_the_manifest(tmp_path, monkeypatch, capsys, is_code):
+    install(monkeypatch)
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    words = {"__categories/y": [b"a"]} if is_code else {}
+    write_shard(tmp_path / "shards" / "0.h5", rows, riders={"y": np.zeros(30, "i1"), **words})
+    write_shard(tmp_path / "shards" / "1.h5", rows, riders={"y": np.array([b"a"] * 30)})
+    assert run(tmp_path, "--output", str(tmp_path / "out")) == 0
+    assert open_features(tmp_path / "out").manifest["left_out"] == {"y": "the shards do not have it alike"}
+    assert classify.main(["--features", str(tmp_path / "out")]) == 65
+    assert "found []; y was left out (the shards do not have it alike)" in capsys.readouterr().err
+
+
 def test_features_do_not_depend_on_what_rides_along(tmp_path, monkeypatch):
     install(monkeypatch)
     (tmp_path / "shards").mkdir()
