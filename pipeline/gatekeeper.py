@@ -121,9 +121,9 @@ class _Keeper:
             events = dict(waiting.poll(max(0.0, 1000 * (deadline - time.monotonic()))))
             if reader in events:
                 _drain(reader, body)
-            if keeper in events:
-                line += os.read(keeper, 2**10)
-            if not events or (keeper in events and not line):
+            said = os.read(keeper, 2**10) if keeper in events else b""
+            line += said
+            if not events or (keeper in events and not said):
                 raise _Died
         _drain(reader, body)
         return json.loads(line), body

@@ -160,7 +160,15 @@ def test_p9_a_fork_that_was_killed_from_outside_is_asked_again_and_not_held_agai
     assert vet(Path(path), None).shape == (3, 2)
 
 
-@pytest.mark.parametrize("program", ["import sys; sys.stdin.readline()", "pass", "import os; os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.stdin.readline()",
+        "import sys; sys.stdin.readline(); print('end', end='')",  # which was waited for without end
+        "pass",
+        "import os; os.kill(os.getpid(), 9)",
+    ],
+)
 def test_p9_a_child_that_dies_again_and_again_is_a_fault_of_the_system(path, fresh, monkeypatch, program):
     monkeypatch.setattr(gatekeeper, "_PROGRAM", program)
     with refused(71, f"file={path}", "killed or got stuck twice", "dmesg"):
