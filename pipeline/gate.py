@@ -25,7 +25,7 @@ from pipeline.forms import numbers_of, rows_of
 from pipeline.gatekeeper import ask
 from pipeline.layout import Layout, check_places, layout_of
 from pipeline.plainfile import describe_plain
-from pipeline.riders import MOST_CATEGORIES, MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS, rides
+from pipeline.riders import MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS, are_few, rides
 from pipeline.superblock import check_superblock
 
 __all__ = ["LeftOut", "Rider", "Shard", "code_dtype", "look_at", "vet"]
@@ -284,7 +284,7 @@ def _rider(claim: Any, layout: Layout) -> Rider:
     rider = Rider(name, layout.dtype, layout, is_carried=bool(is_carried))
     if categories is None or layout.dtype.kind not in "iu":
         return rider
-    if not isinstance(categories, list) or len(categories) > MOST_CATEGORIES or not _are_categories(categories):
+    if not isinstance(categories, list) or not _are_categories(categories) or not are_few(categories):
         raise ValueError("categories")
     codes = tuple(range(len(categories)))
     return replace(rider, dtype=code_dtype(codes), fill=-1, categories=tuple(categories), codes=codes)

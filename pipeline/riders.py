@@ -23,10 +23,12 @@ __all__ = [
     "MOST_CATEGORIES",
     "MOST_ITEM",
     "MOST_LEFT_OUT",
+    "MOST_PADDED",
     "MOST_RIDERS",
     "MOST_WORDS",
     "NOT_UTF8",
     "LeftOut",
+    "are_few",
     "find_carried",
     "find_riders",
     "is_utf8",
@@ -38,6 +40,7 @@ MOST_RIDERS = 1000
 MOST_LEFT_OUT = 50  # that are told of one file
 MOST_ITEM = 2**20  # bytes of one value
 MOST_CATEGORIES, MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
+MOST_PADDED = 2**24  # bytes of all their names, each made as long as the longest
 _MOST_NUMBER = 2**63  # which no category that is a number reaches, since signed ones stand beside it
 _AT_ONCE = 2**22  # values of a mask
 CATEGORIES = "__categories"  # the group beside codes that says what each stands for, as earlier AnnData wrote it
@@ -283,7 +286,7 @@ def _categories(found: h5py.Dataset, path: str, layout: Layouts) -> list[Any]:
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
     if stored is None or found.ndim != 1 or not (is_text or stored.kind in "iufb"):
         raise Refused("expected categories: texts or numbers in one dimension", path)
-    if len(found) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or stored.itemsize > MOST_WORDS:
+    if len(found) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or found.nbytes > MOST_PADDED:
         raise Refused(f"{len(found)} categories of dtype {stored}, expected {MOST_CATEGORIES} at most", path)
     layout(found, path, [])  # where it may be read at all: written, by known filters, in chunks that are not too long
     values = found[...].tolist()
@@ -291,7 +294,16 @@ def _categories(found: h5py.Dataset, path: str, layout: Layouts) -> list[Any]:
         raise Refused(f"category {max(values)}, expected less than {_MOST_NUMBER}", path)
     if is_text and sum(map(len, values)) > MOST_WORDS:
         raise Refused(f"categories of more than {MOST_WORDS} bytes", path)
-    return [text(each) for each in values] if is_text else values
+    categories = [text(each) for each in values] if is_text else values
+    if not are_few(categories):
+        raise Refused(f"categories that take more than {MOST_PADDED} bytes, each as long as the longest", path)
+    return categories
+
+
+def are_few(categories: Sequence[Any]) -> bool:
+    """Whether so many categories, and so long ones, may ride along: each part has them, as texts of one length."""
+    sizes = [len(each.encode("utf-8", "surrogateescape")) for each in categories if isinstance(each, str)]
+    return len(categories) <= MOST_CATEGORIES and len(sizes) * max(sizes, default=0) <= MOST_PADDED
 
 
 def _carriable(file: h5py.File, n_rows: int) -> str:

@@ -17,7 +17,7 @@ from pipeline.formats import missing_value
 from pipeline.gate import LeftOut, Rider, Shard, code_dtype
 from pipeline.layout import Layout
 from pipeline.rawread import read_across, read_values
-from pipeline.riders import MOST_RIDERS
+from pipeline.riders import MOST_RIDERS, are_few
 from pipeline.ridinglog import APART, cut, some, warn
 from pipeline.walk import normal
 
@@ -143,20 +143,25 @@ def _planned(
 
 def _both(name: str, kinds: Sequence[tuple[Shard, Rider]]) -> str:
     first, other = (
-        f"{'codes of categories' if rider.categories is not None else rider.dtype} from file={shown(shard.path)}"
+        f"{rider.dtype if rider.categories is None else f'codes of {len(rider.categories)} categories'} "
+        f"from file={shown(shard.path)}"
         for shard, rider in kinds[:2]
     )
-    return f"{cut(name)} rides along as {first} and as {other}"
+    why = "" if any(rider.categories is None for _, rider in kinds) else ", which are too many or of two kinds in all"
+    return f"{cut(name)} rides along as {first} and as {other}{why}"
 
 
 def _union(found: Sequence[tuple[Any, ...] | None]) -> tuple[Any, ...] | None:
-    """All categories, in the order in which they come first; None where they are no such, or texts and numbers."""
+    """All categories, in the order in which they come first.
+
+    None where they are no such, or texts and numbers, or too many in all.
+    """
     union: dict[Any, None] = {}
     for categories in found:
         if categories is None:
             return None
         union.update(dict.fromkeys(categories))
-    return tuple(union) if len({isinstance(each, str) for each in union}) < 2 else None
+    return tuple(union) if len({isinstance(each, str) for each in union}) < 2 and are_few([*union]) else None
 
 
 def _with_mask(

@@ -215,6 +215,30 @@ def test_categories_that_are_too_many_or_of_another_kind_are_refused(tmp_path, m
             describe(file, None, None, ["obs/kind"])
 
 
+def test_categories_that_are_too_many_in_all_shards_do_not_ride_along(shards, monkeypatch, caplog):
+    monkeypatch.setattr("pipeline.riders.MOST_CATEGORIES", 3)
+    beside = [{"y": [0] * N, "__categories/y": np.array(words, object)} for words in (["a", "b"], ["c", "d"])]
+    opened = shards(*beside, carry=[])
+    assert names(opened[0]) == ()
+    assert "as codes of 2 categories from file=" in caplog.text
+    assert "too many" in caplog.text
+    with refused(65, "kind rides along as codes of 2 categories", "too many", "--carry"):
+        shards(categorical([0] * N, ["a", "b"]), categorical([0] * N, ["c", "d"]))
+
+
+def test_one_long_category_among_many_costs_no_memory(tmp_path, caplog):
+    """Of one length they would take a thousand times what the file does."""
+    words = np.array(["x" * 2**19, *map(str, range(10**4))], object)
+    riders = {"y": range(N), "kind": [0] * N, "__categories/kind": words, "id": [0] * N}
+    path = write_shard(tmp_path / "x.h5", numbered(N), riders=riders)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("__categories/id", (2**16,), "S1000")
+    (shard,) = open_shards([path])
+    assert names(shard) == ("y",)
+    assert "dataset=kind: categories that take more than 16777216 bytes" in caplog.text
+    assert "dataset=id: 65536 categories of dtype |S1000" in caplog.text
+
+
 def test_a_number_too_large_for_a_category_costs_the_codes_and_not_the_file(tmp_path, caplog):
     riders = {"y": range(N), "kind": [0] * N, "__categories/kind": np.array([1, 2**63], "u8")}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=riders)])
