@@ -106,12 +106,15 @@ def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ..
             having.setdefault(rider.name, []).append((shard, rider))
     taken = set(having)
     warnings: list[str] = []
-    found = {name: _planned(name, having[name], shards, taken, warnings) for name in list(having)[:MOST_RIDERS]}
+    too_many = [name for name, found in having.items() if not found[0][1].is_carried][MOST_RIDERS:]
+    for name in too_many:
+        del having[name]
+    found = {name: _planned(name, each, shards, taken, warnings) for name, each in having.items()}
     plans = [plan for plan in found.values() if plan is not None]
     apart = [LeftOut(name, APART, False) for name, plan in found.items() if plan is None or plan.dtype is None]
     shards = [replace(shards[0], left_out=(*apart, *shards[0].left_out)), *shards[1:]]
-    if len(having) > MOST_RIDERS:
-        warnings.append(f"{len(having) - MOST_RIDERS} more datasets do not ride along, expected {MOST_RIDERS} at most")
+    if too_many:
+        warnings.append(f"{len(too_many)} more datasets do not ride along, expected {MOST_RIDERS} at most")
     warn(warnings)
     return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in shards)
 

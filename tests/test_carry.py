@@ -76,6 +76,13 @@ def test_what_is_named_twice_rides_along_once(shards):
     assert names(shards({"obs/kind": range(N)}, carry=["obs/kind", "obs/kind"])[0]) == ("kind",)
 
 
+def test_what_is_named_is_not_among_too_many(shards, monkeypatch, caplog):
+    monkeypatch.setattr("pipeline.riding.MOST_RIDERS", 1)
+    opened = shards({"a": range(N), "b": range(N), "obs/kind": range(N)}, {"a": range(N), "obs/kind": range(N)})
+    assert names(opened[1]) == ("a", "kind")
+    assert "1 more datasets do not ride along, expected 1 at most" in caplog.text
+
+
 def test_a_name_that_is_taken_gives_way_to_the_path(shards):
     riders = {"y": range(N), "a/y": range(1, 5), "a/z": range(2, 6), "b/z": range(3, 7)}
     opened = shards(riders, carry=["a/y", "a/z", "b/z"])
