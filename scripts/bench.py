@@ -37,8 +37,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # started as a file, it finds its neighbours
-
 from scripts.instruction_sets import INSTRUCTION_SETS, limits, missing
 
 ROOT = Path(__file__).resolve().parents[1]
