@@ -195,9 +195,11 @@ def _present(run: Features, name: str) -> np.ndarray:
     """Which rows have a label: where some shards lack it, a mask rides along; of codes, -1 is none."""
     if name in run.categories:
         return np.asarray(run.riders[name].compute()) >= 0
-    mask = run.riders.get(f"{name}_present")
-    if mask is not None and mask.dtype == bool:
-        return np.asarray(mask.compute())
+    # Where there was a dataset of this name before, the mask's has an underscore more.
+    beside = [each for other, each in run.riders.items() if other.rstrip("_") == f"{name}_present"]
+    masks = [each.compute() for each in beside if each.dtype == bool]
+    if masks:
+        return np.asarray(np.logical_and.reduce(masks))
     found = run.riders[name]
     if found.dtype.kind != "i":
         return np.ones(len(found), dtype=bool)

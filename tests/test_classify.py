@@ -169,6 +169,12 @@ def test_rows_of_shards_that_lack_the_labels_count_as_unlabelled(
     assert "odd" not in err  # that it does not ride along, the run has said
 
 
+def test_the_mask_of_labels_counts_where_its_name_was_taken() -> None:
+    present = {"y_present": np.ones(2, bool), "y_present_": np.array([True, False])}
+    arrays = {name: da.from_array(values) for name, values in {"y": np.array([1, 255], "u1"), **present}.items()}
+    assert classify._present(Features(None, None, arrays, {}), "y").tolist() == [True, False]
+
+
 def test_a_label_that_could_not_be_read_is_none() -> None:
     labels = da.from_array(np.array([0, -(2**15), 1], "<i2"))
     assert classify._present(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
