@@ -81,8 +81,10 @@ def deferred() -> Iterator[None]:
 def leave(code: int) -> NoReturn:
     """Exit with a code, or by the signal it stands for, so that whoever waits for the process sees why it ended."""
     if code > 128:
+        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        for number in (*heard, code - 128):
+            signal.signal(number, signal.SIG_DFL)  # one more ends the process at once, with no traceback
         atexit._run_exitfuncs()  # which a signal passes over
-        signal.signal(code - 128, signal.SIG_DFL)
         os.kill(os.getpid(), code - 128)
     sys.exit(code)
 

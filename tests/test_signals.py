@@ -169,3 +169,15 @@ def test_what_is_to_be_done_at_the_end_is_done_before_a_signal_is_passed_on() ->
     code = "import atexit\nfrom pipeline.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "done\n")
+
+
+def test_a_signal_that_comes_at_the_very_end_brings_no_traceback() -> None:
+    code = """
+import atexit, os, signal
+from pipeline.signals import leave
+atexit.register(print, "not reached")
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+leave(143)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
