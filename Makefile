@@ -28,9 +28,9 @@ test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it kee
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest
 
 soak: setup ## kill 200 runs at random moments, fail every write in turn, feed 10,000 mutated files to the gate
-	$(PYTHON_OF_VENV) -m tests.killing 200
-	$(PYTHON_OF_VENV) -m tests.soak_protocol
-	$(PYTHON_OF_VENV) -m tests.fuzzing 10000
+	$(PYTHON_OF_VENV) -m tests.support.killing 200
+	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
+	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000
 
 bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py
@@ -49,10 +49,10 @@ format: setup ## let ruff repair and lay out the code
 	.venv/bin/ruff format
 
 clean: ## remove .venv and caches; data/, sample/ and features/ stay
-	rm -rf .venv .venv-peers .venv-readers build pipeline/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-readers build pipeline/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): setup.py pipeline/lzf.c pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
+$(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
 	scripts/setup.sh
 
 # What users would take instead, as it is today.

@@ -1,6 +1,6 @@
 """The distribution shardpress: ranges here, the exact versions that were tested in constraints.txt."""
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 # NVRTC and cuBLAS without a CUDA toolkit. pygpu itself is not on PyPI: scripts/install_pygpu.sh.
 CUDA = ["nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"]
@@ -9,13 +9,17 @@ PLOT = ["matplotlib"]
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
 TEST = ["mypy", "pytest", "ruff", *FILTERS, *PLOT]
 
+LZF = Extension(
+    "pipeline.hdf5.filters.lzf", ["pipeline/hdf5/filters/lzf.c"], py_limited_api=True, extra_compile_args=["-O3"]
+)
+
 setup(
     name="shardpress",
     version="0.1.0",
     description="Presses HDF5 shards into features with a Theano autoencoder, on a GPU where there is one",
-    packages=["pipeline", "kernels"],
-    package_data={"kernels": ["native/*.c", "native/*.h"], "pipeline": ["*.pyi"]},
-    ext_modules=[Extension("pipeline.lzf", ["pipeline/lzf.c"], py_limited_api=True, extra_compile_args=["-O3"])],
+    packages=find_packages(include=["pipeline*", "kernels*"]),
+    package_data={"kernels": ["native/*.c", "native/*.h"], "pipeline.hdf5.filters": ["*.pyi"]},
+    ext_modules=[LZF],
     zip_safe=False,
     # Theano's generated code stops building at 3.12, and so does distutils.
     python_requires=">=3.11,<3.12",

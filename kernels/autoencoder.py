@@ -10,7 +10,7 @@ For rows ``r`` as they lie in the shards, with each column's minimum and scale::
 The scaling is part of the graph, so rows cross to the device in their own dtype (a byte a value for images) and are
 cast and scaled there, next to the product.
 
-On the CPU the Ops of `kernels.fused` stand in for most of the graph, see `backend.fuses`.
+On the CPU the Ops of `kernels.ops` stand in for most of the graph, see `backend.fuses`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import TILE_ROWS, backend, fused, plain
+from kernels import TILE_ROWS, backend, ops, reference
 from kernels.updates import RULES
 
 theano = backend.load()
@@ -208,8 +208,8 @@ class Autoencoder:
             return
         self._in_tiles("encode", lambda x: self.code(x), rows, out)
         if inside is not None and self._range is not None:
-            # A product whose sums are split can end in Inf - Inf; those of `kernels.fused` are one chain or exact.
-            inside[:] = plain.lie_in(rows, *self._range) & np.isfinite(out).all(axis=1)
+            # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
+            inside[:] = reference.lie_in(rows, *self._range) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
         """Mean squared error of each row's reconstruction: shape (n_rows,), float32, in squared scaled units."""
@@ -237,11 +237,11 @@ class Autoencoder:
         return np.asarray(self._functions["decode", "float32"](features))
 
     def fuses(self, dtype: np.dtype) -> bool:
-        """Whether rows of this dtype go through the Ops of `kernels.fused`."""
-        return self._fuses and dtype.name in fused.DTYPES
+        """Whether rows of this dtype go through the Ops of `kernels.ops`."""
+        return self._fuses and dtype.name in ops.DTYPES
 
     def _at_once(self, name: str, rows: np.ndarray, *targets: np.ndarray) -> None:
-        """Fill arrays by an Op of `kernels.fused`, in their place if their memory allows. From any thread."""
+        """Fill arrays by an Op of `kernels.ops`, in their place if their memory allows. From any thread."""
         places = [target if target.flags.carray else np.empty(target.shape, target.dtype) for target in targets]
         with self._borrowed((name, rows.dtype.name)) as (function, n_threads):
             results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
@@ -274,13 +274,13 @@ class Autoencoder:
         if name == "encode_checked":
             assert self._range is not None
             targets, maximum = [out, tensor.TensorType("bool", (False,))("inside")], theano.shared(self._range[1])
-            op, arguments = fused.Encode(checked=True), [rows, W, b_hidden, n_threads, maximum]
+            op, arguments = ops.Encode(checked=True), [rows, W, b_hidden, n_threads, maximum]
         elif name == "encode":
             targets = [out]
-            op, arguments = fused.Encode(), [rows, W, b_hidden, n_threads]
+            op, arguments = ops.Encode(), [rows, W, b_hidden, n_threads]
         else:
             targets = [tensor.fvector("out")]
-            op, arguments = fused.Errors(), [rows, W, b_hidden, b_output, n_threads]
+            op, arguments = ops.Errors(), [rows, W, b_hidden, b_output, n_threads]
         results = op(*arguments, *targets, *self.scaling(), return_list=True)
         inputs = [rows, n_threads, *(theano.In(target, mutable=True) for target in targets)]
         function = theano.function(inputs, [theano.Out(result, borrow=True) for result in results])
@@ -360,7 +360,7 @@ class TrainingStep:
         self._fuses = autoencoder.fuses(dtype)
         if self._fuses:
             given = rows, numbers, self._learning_rate, autoencoder.n_threads
-            cost, self._updates = fused.step_updates(rule, momentum, *given, parameters, autoencoder.scaling())
+            cost, self._updates = ops.step_updates(rule, momentum, *given, parameters, autoencoder.scaling())
         else:
             x = autoencoder.scaled(rows if numbers is None else rows[numbers])
             cost, gradients = autoencoder.cost_and_gradients(x)

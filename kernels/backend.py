@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from kernels.compilecache import settled_before_use
-from kernels.opencl_repair import patch_opencl_reduction
-from kernels.settings import below_the_users, check_flags, requested_device, without_scipy
+from kernels.flags import below_the_users, check_flags, requested_device, without_scipy
+from kernels.opencl import patch_opencl_reduction
 
 __all__ = [
     "Device",
@@ -177,7 +177,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def fuses() -> bool:
-    """Whether the Ops of `kernels.fused` do the work, and not Theano's own.
+    """Whether the Ops of `kernels.ops` do the work, and not Theano's own.
 
     They do on the CPU, where there is a compiler. ``optimizer_excluding=fused`` in the user's Theano flags says no.
     """

@@ -1,4 +1,4 @@
-"""shardpress: HDF5 shards in, compact autoencoder features out. The files stand in the README in the data's order."""
+"""shardpress: HDF5 shards in, compact autoencoder features out. Its wings stand in the README in the data's order."""
 
 import os as _os
 

@@ -12,8 +12,6 @@ from contextlib import suppress
 import dask
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pipeline.config import Config, parse
-from pipeline.disk import Disk
 from pipeline.errors import (
     ConfigError,
     ReadFailed,
@@ -24,8 +22,10 @@ from pipeline.errors import (
     WriteFailed,
     system_limits,
 )
-from pipeline.run import run
+from pipeline.output.disk import Disk
+from pipeline.run.stages import run
 from pipeline.runlog import Dated, RunLog
+from pipeline.settings.config import Config, parse
 from pipeline.signals import Stopped, stoppable
 
 __all__ = ["main"]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config
 from pipeline.errors import ConfigError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
+from pipeline.settings.config import Config
 
 if TYPE_CHECKING:
     from kernels.backend import Device
@@ -107,7 +107,7 @@ def start_device(config: Config) -> Device:
     """
     from kernels import backend
     from kernels.compilecache import UnsafeCompileCache
-    from kernels.settings import UnknownFlag
+    from kernels.flags import UnknownFlag
 
     for name in _VARIABLES:
         if name in os.environ:

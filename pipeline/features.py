@@ -24,12 +24,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.disk import PAGE
+from pipeline.encoding.template import MARK_BYTES, Skeleton, mark, put, skeleton_of
 from pipeline.errors import DataError, ReadFailed, shown
 from pipeline.formats import missing_value
-from pipeline.ledger import MANIFEST, read_manifest
-from pipeline.riders import CATEGORIES
-from pipeline.skeleton import MARK_BYTES, Skeleton, mark, put, skeleton_of
+from pipeline.hdf5.riders import CATEGORIES
+from pipeline.output.disk import PAGE
+from pipeline.output.ledger import MANIFEST, read_manifest
 
 __all__ = [
     "COMPLAINTS",

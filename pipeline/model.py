@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.errors import DataError, NoInput, shown
 
 if TYPE_CHECKING:
-    from pipeline.scan import Scan
+    from pipeline.scan.ranges import Scan
 
 __all__ = ["FORMAT", "Model", "Scaler", "load_model"]
 

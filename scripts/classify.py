@@ -23,11 +23,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from pipeline.config import parse_bytes
 from pipeline.errors import DataError, ShardpressError, UsageError, counted, shown
 from pipeline.features import Features, open_features
 from pipeline.formats import missing_value
 from pipeline.model import Model, load_model
+from pipeline.settings.config import parse_bytes
 from pipeline.signals import Stopped, leave, stoppable
 from scripts.classifiers import compare
 from scripts.representations import LEFT_OUT, Rows, pieces

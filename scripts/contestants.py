@@ -124,9 +124,9 @@ class Ours:
         return run, lambda: {"features": out}
 
     def encode_files(self, folder: Path, shards: str, model: str) -> Prepared:
-        from pipeline.config import Config
         from pipeline.features import open_features
-        from pipeline.run import run as extract
+        from pipeline.run.stages import run as extract
+        from pipeline.settings.config import Config
 
         output = folder / "ours"
 
@@ -143,11 +143,11 @@ class Ours:
         from concurrent.futures import ThreadPoolExecutor
 
         from kernels.autoencoder import Autoencoder
-        from pipeline.disk import Disk, publish
         from pipeline.features import PartMemory
         from pipeline.formats import digest
         from pipeline.model import load_model
-        from pipeline.shards import Block, blocks, open_shards, read
+        from pipeline.output.disk import Disk, publish
+        from pipeline.shards.open import Block, blocks, open_shards, read
 
         fitted, found = load_model(Path(model)), open_shards([shards])
         minimum, scale = fitted.scaler.arrays(np.dtype(found[0].dtype))
@@ -185,9 +185,9 @@ class Ours:
         return run, result
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
-        from pipeline.config import Config
         from pipeline.model import load_model
-        from pipeline.run import run as extract
+        from pipeline.run.stages import run as extract
+        from pipeline.settings.config import Config
 
         output = folder / "ours"
         config = Config(

@@ -78,6 +78,6 @@ def limits(name: str) -> dict[str, str]:
 
 def _flags(name: str) -> str:
     """What gcc is told as a rule, but for the processor: Theano adds its own only where no -march stands."""
-    from kernels.settings import compiler_flags
+    from kernels.flags import compiler_flags
 
     return f"{compiler_flags()} -mtune=native {INSTRUCTION_SETS[name].march}"

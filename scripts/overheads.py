@@ -29,18 +29,18 @@ import numpy as np
 
 from kernels import TILE_ROWS, backend
 from kernels.autoencoder import Autoencoder, TrainingStep
-from pipeline.config import Config
-from pipeline.encoding import encode_parts, plan_parts
+from pipeline.encoding.bad_data import Policy
+from pipeline.encoding.encode import encode_parts, plan_parts
 from pipeline.formats import digest
-from pipeline.groupcommit import GroupCommit
-from pipeline.job import resolved
-from pipeline.ledger import Entry, Ledger, Record, claim
-from pipeline.minibatches import Order, StreamedRows, slab_starts
 from pipeline.model import load_model
-from pipeline.plan import make_plan
-from pipeline.policy import Policy
-from pipeline.shards import open_shards, row_dtype
-from pipeline.training import Checkpoint, train
+from pipeline.output.groupcommit import GroupCommit
+from pipeline.output.ledger import Entry, Ledger, Record, claim
+from pipeline.run.budget import make_plan
+from pipeline.run.job import resolved
+from pipeline.settings.config import Config
+from pipeline.shards.open import open_shards, row_dtype
+from pipeline.training.epochs import Checkpoint, train
+from pipeline.training.rows import Order, StreamedRows, slab_starts
 
 N_COLUMNS = 784
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.features import Features
-from pipeline.gate import Shard, vet
 from pipeline.model import Model
-from pipeline.shards import Block, read
+from pipeline.shards.open import Block, read
+from pipeline.shards.vet import Shard, vet
 
 __all__ = ["LEFT_OUT", "Piece", "Rows", "pieces"]
 

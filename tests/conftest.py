@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.instruction_sets import INSTRUCTION_SETS, missing, settings
-from tests.interpreters import fresh
+from tests.support.interpreters import fresh
 
 # A shell that starts the tests in the background has them ignore these, and so would every run that they start.
 for number in (signal.SIGINT, signal.SIGHUP):

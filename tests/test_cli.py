@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scripts.extract import main
-from tests.helpers import numbered, write_shard
+from tests.support.helpers import numbered, write_shard
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline import features as module
+from pipeline.encoding.template import Skeleton
 from pipeline.features import PartMemory, index_bytes, open_features, part_bytes
-from pipeline.ledger import claim
-from pipeline.shards import Block, open_shards, read, read_riders
-from pipeline.skeleton import Skeleton
-from tests.helpers import names, numbered, refused, write_shard
+from pipeline.output.ledger import claim
+from pipeline.shards.open import Block, open_shards, read, read_riders
+from tests.support.helpers import names, numbered, refused, write_shard
 
 RIDERS = {
     "y": np.array([3, 1, 2], np.uint8),

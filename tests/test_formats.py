@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.errors import NewerFormat
 from pipeline.formats import fingerprint, pack, seal, unpack, unseal
-from tests.helpers import refused
+from tests.support.helpers import refused
 
 FORM = "shardpress-thing/2"
 CONTENT = {"name": "größe \udcff\n", "rows": [0, -1, 2**70], "rate": 1e-05, "cost": None, "more": {"is": True, "a": 1}}

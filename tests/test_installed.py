@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import installed
-from tests.interpreters import REPOSITORY, environment
+from tests.support.interpreters import REPOSITORY, environment
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 # The contestants are started by bench.py, in an environment of others.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.model import FORMAT, Model, Scaler, load_model
-from pipeline.scan import Scan
-from tests.helpers import refused
+from pipeline.scan.ranges import Scan
+from tests.support.helpers import refused
 
 MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
 

@@ -1,0 +1,206 @@
+"""``single.h5``: all rows in one file that needs no other, for whoever wants to carry one away.
+
+HDF5 lays it out in memory, where only its own words take room; the values are copied from the parts, a piece at a time.
+So it takes the same memory whatever its size, and goes to the disk like any other file of ours. Texts of any length
+become texts of one length, that of the longest: only HDF5 could write the others, and not in bounded memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline import signals
+from pipeline.errors import ReadFailed, shown
+from pipeline.features import COMPLAINTS, allocate, categories_of, common, describe, reading
+from pipeline.hdf5.files import read_into
+from pipeline.hdf5.riders import CATEGORIES
+from pipeline.output.disk import PAGE, Pieces
+
+__all__ = ["SINGLE_FILE", "single_file"]
+
+SINGLE_FILE = "single.h5"
+_PIECE = 2**22  # bytes copied at once
+_PIECE_TEXTS = 2**14
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What a part holds of a dataset, and from which byte on."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    place: int | None
+
+    @property
+    def n_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def single_file(directory: Path, files: Sequence[str], about: Mapping[str, Any]) -> Pieces:
+    """The bytes of a feature shard with the rows of all parts.
+
+    Parameters
+    ----------
+    directory : Path
+    files : sequence of str
+        The parts, relative to it, in the order of the rows.
+    about : mapping
+        What goes into the attributes.
+
+    Returns
+    -------
+    Pieces
+        Read from the parts as they are asked for.
+
+    Raises
+    ------
+    ReadFailed
+        Also while they are asked for.
+    """
+    parts = [_values(directory / name) for name in files]
+    names = common([{name: (values.shape, values.dtype) for name, values in part.items()} for part in parts])
+    columns = {name: [part[name] for part in parts] for name in names}
+    dtypes = {name: _dtype(name, column) for name, column in columns.items()}
+    image, places = _Image(), {}
+    with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
+        for name, column in columns.items():
+            shape = (sum(values.shape[0] for values in column), *column[0].shape[1:])
+            places[name] = allocate(file, name, shape, dtypes[name])
+        for name, found in categories_of(directory / files[0]).items():
+            file.create_dataset(f"{CATEGORIES}/{name}", data=found)
+        describe(file, about)
+    return Pieces(image.size, _pieces(image, columns, dtypes, places))
+
+
+def _values(path: Path) -> dict[str, _Values]:
+    try:
+        with reading(path) as part:
+            return {
+                key: _Values(path, item.shape, item.dtype, item.id.get_offset())
+                for key, item in part.items()
+                if key != CATEGORIES
+            }
+    except COMPLAINTS as error:
+        raise _unreadable(path, error) from error
+
+
+def _dtype(name: str, column: Sequence[_Values]) -> np.dtype:
+    """As which the values of all parts are stored."""
+    if not column[0].dtype.hasobject:
+        return column[0].dtype
+    longest = max((len(text) for values in column for texts in _texts(name, values) for text in texts), default=1)
+    return h5py.string_dtype("utf-8", max(1, longest))
+
+
+def _pieces(
+    image: _Image,
+    columns: Mapping[str, Sequence[_Values]],
+    dtypes: Mapping[str, np.dtype],
+    places: Mapping[str, int | None],
+) -> Iterator[bytes | memoryview]:
+    """The file from its first byte to its last."""
+    at = 0
+    for place, name in sorted((place, name) for name, place in places.items() if place is not None):
+        yield image.between(at, place)
+        at = place
+        for values in columns[name]:
+            for piece in _copied(values) if not values.dtype.hasobject else _padded(name, values, dtypes[name]):
+                signals.check()
+                yield piece
+                at += len(piece)
+    yield image.between(at, image.size)
+
+
+def _copied(values: _Values) -> Iterator[memoryview]:
+    """The bytes of numbers, as they stand in the part."""
+    if not values.n_bytes:
+        return
+    memory = memoryview(bytearray(min(_PIECE, values.n_bytes)))
+    try:
+        descriptor = os.open(values.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for start in range(0, values.n_bytes, _PIECE):
+                piece = memory[: values.n_bytes - start]
+                read_into(descriptor, piece, (values.place or 0) + start)
+                yield piece
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unreadable(values.path, error) from error
+
+
+def _padded(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes]:
+    for texts in _texts(name, values):
+        yield np.array(texts, dtype=f"S{dtype.itemsize}").tobytes()
+
+
+def _texts(name: str, values: _Values) -> Iterator[np.ndarray]:
+    """A part's texts of any length, as bytes."""
+    for start in range(0, values.shape[0], _PIECE_TEXTS):
+        try:
+            with reading(values.path) as part:
+                yield part[name][start : start + _PIECE_TEXTS]
+        except COMPLAINTS as error:
+            raise _unreadable(values.path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ReadFailed:
+    return ReadFailed(
+        f"file={shown(path)}: cannot be read again: {error}. Type the same command again without --verify sizes: what "
+        "is damaged is made anew."
+    )
+
+
+class _Image:
+    """A file object in which only pages that were written to take memory."""
+
+    def __init__(self) -> None:
+        self.size, self._at, self._pages = 0, 0, dict[int, bytearray]()
+
+    def between(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` on."""
+        first, last = start // PAGE, -(-stop // PAGE)
+        pages = b"".join(self._pages.get(number, bytes(PAGE)) for number in range(first, last))
+        return pages[start - first * PAGE : stop - first * PAGE]
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, n_bytes: int) -> bytes:
+        """By which h5py knows a file."""
+        self._at += n_bytes
+        return self.between(self._at - n_bytes, self._at)
+
+    def readinto(self, target: memoryview) -> int:
+        target[:] = self.read(len(target))
+        return len(target)
+
+    def write(self, data: memoryview) -> int:
+        rest = bytes(data)
+        while rest:
+            number, start = divmod(self._at, PAGE)
+            piece, rest = rest[: PAGE - start], rest[PAGE - start :]
+            self._pages.setdefault(number, bytearray(PAGE))[start : start + len(piece)] = piece
+            self._at += len(piece)
+        self.size = max(self.size, self._at)
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self.size = size
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back."""

@@ -1,0 +1,1 @@
+"""One file that nobody trusts, as bytes; knows no shard."""

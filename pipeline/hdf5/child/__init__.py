@@ -1,0 +1,1 @@
+"""Files understood by libhdf5 in a child process."""

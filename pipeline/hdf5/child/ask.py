@@ -1,0 +1,313 @@
+"""The parent's side of the child: start it, ask it about an open file, and outlive whatever happens to it.
+
+Pipes only, no sockets; JSON and plain arrays, no pickle. A child serves one thread at a time: threads that ask at once
+have one each, and keep them for the next question.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
+from pipeline.hdf5.child.describe import MOST_ANSWER_BYTES
+from pipeline.hdf5.child.find import Refused
+
+__all__ = ["LIMITS", "Limits", "ask", "retire"]
+
+_PROGRAM = "import sys; sys.path.insert(0, {!r}); from pipeline.hdf5.child.server import main; main()"
+_ROOT = str(Path(__file__).resolve().parents[3])
+_MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD", "PYTHON")
+_STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
+_MOST_WORDS = 2000
+_GRACE = 10.0  # seconds beyond its own patience, after which the child itself counts as stuck
+
+
+@dataclass
+class Limits:
+    """What one answer may cost.
+
+    Attributes
+    ----------
+    seconds : float
+        Of processor time.
+    patience : float
+        Seconds by the clock: many more, or a busy machine would have sound files refused.
+    memory : int
+        Bytes of address space beyond what the child has when it starts: the places of as many chunks as `probe` allows
+        (100 MB), twice while they are sent, HDF5's cache of metadata (32 MB), one chunk of 64 MiB before and after
+        decompression.
+    """
+
+    seconds: float = 120
+    patience: float = 1200
+    memory: int = 2**29
+
+
+LIMITS = Limits()
+
+
+class _Died(Exception):
+    """The child is not there any more."""
+
+
+class _Flooded(Exception):
+    """The child's fork says more than it could have to say."""
+
+
+class _Keeper:
+    """One child."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-I", "-c", _PROGRAM.format(_ROOT)]
+        # Not a fork of this process, which has threads that may hold a lock; and a session of its own, so that Ctrl-C
+        # does not reach it while Python starts.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+            bufsize=0,
+            start_new_session=True,
+        )
+        self._owner = os.getpid()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is alive, and this process's own rather than one that it had before it was forked."""
+        return self._owner == os.getpid() and self._process.poll() is None
+
+    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        """How its fork ended, and what that has answered."""
+        assert self._process.stdin is not None
+        reader, writer = os.pipe()
+        try:
+            os.set_blocking(reader, False)
+            with suppress(OSError):
+                fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 2**20)
+            try:
+                self._process.stdin.write(json.dumps({**request, "answer": writer}).encode() + b"\n")
+            except BrokenPipeError as error:
+                raise _Died from error
+            return self._heard(reader, time.monotonic() + request["patience"] + _GRACE)
+        finally:
+            os.close(reader)
+            os.close(writer)
+
+    def _heard(self, reader: int, deadline: float) -> tuple[dict[str, Any], bytearray]:
+        assert self._process.stdout is not None
+        keeper = self._process.stdout.fileno()
+        waiting = select.poll()
+        waiting.register(keeper, select.POLLIN)
+        waiting.register(reader, select.POLLIN)
+        line, body = bytearray(), bytearray()
+        while not line.endswith(b"\n"):
+            events = dict(waiting.poll(max(0.0, 1000 * (deadline - time.monotonic()))))
+            if reader in events:
+                _drain(reader, body)
+            said = os.read(keeper, 2**10) if keeper in events else b""
+            line += said
+            if not events or (keeper in events and not said):
+                raise _Died
+        _drain(reader, body)
+        return json.loads(line), body
+
+    def end(self) -> None:
+        """Take it down. Its fork dies with it."""
+        if self._owner == os.getpid():
+            self._process.kill()
+            self._process.wait()
+        else:
+            self._process.returncode = 0  # it is not ours to wait for
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _drain(reader: int, body: bytearray) -> None:
+    """Take what is in the pipe."""
+    with suppress(BlockingIOError):
+        while data := os.read(reader, 2**20):
+            body += data
+            if len(body) > MOST_ANSWER_BYTES:
+                raise _Flooded
+
+
+_idle: list[_Keeper] = []  # taking one out and putting one back are atomic
+
+
+def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
+    """Have the child look at an open file.
+
+    Parameters
+    ----------
+    what : str
+        ``describe`` or ``values``, functions of `probe`, or ``stacked``.
+    descriptor : int
+        The open file's. The child opens the same inode, whatever lies at its path meanwhile.
+    arguments : sequence
+        The function's, without the file.
+    where : str
+        How an error's sentence begins.
+
+    Returns
+    -------
+    facts : object
+        What JSON can hold. Nothing of it is to be trusted.
+    arrays : list of ndarray
+        Neither.
+
+    Raises
+    ------
+    DataError
+        When the file is refused, with `walk.Refused` as the cause; or when the child did not survive it.
+    ReadFailed
+        When the storage failed meanwhile.
+    SystemLimit
+        When no child can be started.
+    """
+    request = {
+        "pid": os.getpid(),
+        "file": descriptor,
+        "seconds": LIMITS.seconds,
+        "patience": LIMITS.patience,
+        "memory": LIMITS.memory,
+        "ask": what,
+        "arguments": arguments,
+    }
+    head, body = _asked(request, where)
+    if head["end"] != "answered":
+        raise _lost(head, where)
+    try:
+        told, arrays = _unpacked(body)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DataError(
+            f"{where}: the HDF5 library went astray on this file ({shown(error)}). Do not use it."
+        ) from error
+    if "facts" in told:
+        return told["facts"], arrays
+    raise _refusal(told, where) from (Refused(_words(told["refused"])) if "refused" in told else None)
+
+
+def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
+    """The answer of an idle child, or of another one where it or its fork is killed: that is not the file's fault."""
+    for _ in range(2):
+        keeper = _taken(where)
+        try:
+            answer = keeper.ask(request)
+        except _Died:
+            keeper.end()
+            continue
+        except _Flooded:
+            keeper.end()
+            return {"end": "flood", "detail": None}, bytearray()
+        except BaseException:
+            keeper.end()  # what it still has to say would be taken for the next answer
+            raise
+        _idle.append(keeper)
+        head, _ = answer
+        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # which comes from outside: out of memory?
+            return answer
+    raise SystemLimit(
+        f"{where}: the process that looks at files was killed or got stuck twice, expected it to answer. Check the "
+        "machine's memory and storage (dmesg), then type the same command again."
+    )
+
+
+def _taken(where: str) -> _Keeper:
+    while _idle:
+        keeper = _idle.pop()
+        if keeper.usable:
+            return keeper
+        keeper.end()
+    try:
+        return _Keeper()
+    except OSError as error:
+        raise SystemLimit(
+            f"{where}: the process that looks at files cannot be started: {error.strerror}. Raise the limits "
+            "(ulimit -n 4096, ulimit -u), then type the same command again."
+        ) from error
+
+
+@atexit.register
+def retire(n_kept: int = 0) -> None:
+    """End idle children, which take some 20 MB each, but for a few."""
+    while len(_idle) > n_kept:
+        _idle.pop().end()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would make Python, HDF5 or the loader do something else."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_MEDDLERS)}
+    # No plugins; and no threads, since it forks.
+    return {**kept, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+# -- answers -----------------------------------------------------------------------------------------------------
+
+
+def _unpacked(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """A JSON line, and the arrays that it announces: of two dtypes only, and exactly as many bytes."""
+    offset = body.index(b"\n") + 1
+    told, arrays = json.loads(body[:offset]), []
+    for code, shape in told["arrays"]:
+        if code not in ("<i8", "|u1") or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError("an array of another kind")
+        array = np.frombuffer(body, np.dtype(code), prod(shape), offset).reshape(shape)
+        offset += array.nbytes
+        arrays.append(array)
+    if offset != len(body):
+        raise ValueError(f"{len(body)} bytes")
+    return told, arrays
+
+
+def _lost(head: dict[str, Any], where: str) -> Exception:
+    if head["end"] == "system":
+        return SystemLimit(f"{where}: no process to look at it: {head['detail']}. Raise the limits (ulimit -u, -n).")
+    words = {
+        "signal": f"the HDF5 library crashed on this file (signal {head['detail']})",
+        "exit": f"the HDF5 library gave up on this file (exit code {head['detail']})",
+        "time": f"the HDF5 library took more than {head['detail']} for this file",
+        "flood": "the HDF5 library does not stop talking about this file",
+    }
+    return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")
+
+
+def _refusal(told: dict[str, Any], where: str) -> Exception:
+    if "refused" in told:
+        dataset = told.get("dataset")
+        place = f"{where} dataset={shown(dataset)}" if dataset is not None else where
+        return DataError(f"{place}: {_words(told['refused'])}")
+    if "memory" in told:
+        return DataError(
+            f"{where}: the HDF5 library ran out of its memory limit of {LIMITS.memory >> 20} MiB on this file. It is "
+            "damaged or forged: do not use it."
+        )
+    if "system" in told:
+        return SystemLimit(f"{where}: the process that looks at it cannot open it: {_words(told['system'])}.")
+    words = _words(told.get("failed"))
+    if told.get("errno") in _STORAGE:
+        return ReadFailed(f"{where}: {words}. Check the storage, then type the same command again.")
+    return DataError(f"{where}: its structure cannot be read: {words}. The file is damaged: copy it again.")
+
+
+def _words(told: object) -> str:
+    """What the child says, for people: it may have been made to say anything."""
+    words = str(told)
+    return shown(words[:_MOST_WORDS] + "..." if len(words) > _MOST_WORDS else words)

@@ -1,0 +1,125 @@
+"""A sparse matrix, as AnnData, h5sparse and others write it: a group of values, their columns, and where rows begin.
+
+In the child; what it says is checked again where the rows are read.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.hdf5.child.find import Refused, dtype_of, elsewhere, is_plain, link_of, text
+from pipeline.hdf5.forms import MOST_COLUMNS
+
+__all__ = ["is_sparse", "n_firsts", "parts_and_shape"]
+
+_PARTS = (b"data", b"indices", b"indptr")
+_LONGEST_ATTRIBUTE = 64  # bytes
+_OTHER_WAY = {
+    False: "a sparse matrix by columns (CSC), expected one by rows. Write it as CSR (adata.X = adata.X.tocsr()), or "
+    "give --orientation columns if its columns are the samples.",
+    True: "a sparse matrix by rows (CSR), of which --orientation columns cannot read columns. Leave it out, or write "
+    "the matrix transposed (adata.T).",
+}
+_EITHER_WAY = (
+    "a sparse matrix of shape {} that does not say whether it is stored by rows or by columns. Give --orientation rows "
+    "if by rows (CSR), or --orientation columns if by columns (CSC), which are then the samples."
+)
+
+
+def is_sparse(group: Any) -> bool:
+    """Whether a group holds what a sparse matrix is made of."""
+    return all(group.links.exists(part) for part in _PARTS)
+
+
+def n_firsts(group: Any) -> int:
+    """How many places where rows begin a sparse matrix has; 0 where these are no dataset of its own."""
+    item = None if link_of(group, _PARTS[2]) else h5py.h5o.open(group, _PARTS[2])
+    found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+    return prod(found.shape or (0,)) if found is not None and not elsewhere(found) else 0
+
+
+def parts_and_shape(
+    group: Any, name: str, orientation: str | None
+) -> tuple[list[tuple[str, h5py.Dataset]], tuple[int, ...]]:
+    """The datasets that sparse rows are made of, with their paths, and the rows' shape.
+
+    Parameters
+    ----------
+    group : h5py.h5g.GroupID
+    name : str
+        Its path.
+    orientation : str, optional
+        ``columns`` if the matrix's columns are the rows, and not its rows.
+    """
+    parts = [(f"{name.rstrip('/')}/{text(part)}", _part(group, part, name)) for part in _PARTS]
+    (n_values,), (n_columns,), (n_firsts,) = (found.shape for _, found in parts)
+    shape = _shape(group, name)
+    of_columns, by_columns = orientation == "columns", _by_columns(group, shape, n_firsts)
+    if by_columns not in (None, of_columns):
+        raise Refused(_OTHER_WAY[of_columns], name)
+    n_rows, n_inputs = shape[::-1] if of_columns else shape
+    if n_firsts != n_rows + 1 or n_values != n_columns:
+        raise Refused(
+            f"a sparse matrix of shape {shape} with {n_values} values, {n_columns} indices and {n_firsts} places where "
+            "rows begin, which do not fit together. The file is damaged: write it anew.",
+            name,
+        )
+    if by_columns is None and orientation is None:
+        raise Refused(_EITHER_WAY.format(shape), name)
+    if not 1 <= n_inputs <= MOST_COLUMNS:
+        raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
+    return parts, (n_rows, n_inputs)
+
+
+def _part(group: Any, part: bytes, name: str) -> h5py.Dataset:
+    """A sparse matrix's values, indices, or places where rows begin."""
+    link = link_of(group, part)
+    item = h5py.h5o.open(group, part) if not link else None
+    found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+    stored = None if found is None or elsewhere(found) or len(found.shape or ()) != 1 else dtype_of(found)
+    kinds = "iufb" if part == b"data" else "iu"
+    if found is None or stored is None or stored.kind not in kinds or not is_plain(found, stored):
+        raise Refused(f"a sparse matrix whose {text(part)} are {link or 'no plain numbers'}. Write it anew.", name)
+    return found
+
+
+def _shape(group: Any, name: str) -> tuple[int, int]:
+    """The shape that AnnData and h5sparse write as an attribute, and others as a dataset."""
+    shape = next(
+        (found for key in (b"shape", b"h5sparse_shape") if (found := _attribute(group, key)) is not None), None
+    )
+    if shape is None and group.links.exists(b"shape") and not link_of(group, b"shape"):
+        item = h5py.h5o.open(group, b"shape")
+        found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+        shape = found[...] if found is not None and not elsewhere(found) and found.shape == (2,) else None
+    if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
+        raise Refused("a sparse matrix without its shape, expected two numbers in an attribute or dataset shape", name)
+    return int(shape[0]), int(shape[1])
+
+
+def _by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | None:
+    """Whether a sparse matrix is stored by columns (CSC), as it says or else as its sizes do; None if neither does."""
+    for key in (b"encoding-type", b"h5sparse_format"):
+        word = _attribute(group, key)
+        if word is not None:
+            return "csc" in str(word)
+    if shape == (n_firsts - 1, n_firsts - 1):
+        return None
+    return n_firsts != shape[0] + 1 and n_firsts == shape[1] + 1
+
+
+def _attribute(item: Any, name: bytes) -> Any:
+    """A short attribute's value; None where there is none."""
+    if not h5py.h5a.exists(item, name):
+        return None
+    found = h5py.h5a.open(item, name)
+    # HDF5 fails to tell the size of one without values.
+    if not found.get_space().get_simple_extent_npoints() or found.get_storage_size() > _LONGEST_ATTRIBUTE:
+        return None
+    value = np.empty(found.shape, found.dtype)
+    found.read(value)
+    return value

@@ -1,0 +1,1 @@
+"""A chunk's filters, undone."""

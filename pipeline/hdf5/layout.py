@@ -1,0 +1,244 @@
+"""Where a dataset's bytes lie, as the child or `plainfile` says; each number is checked before it counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError, shown
+from pipeline.hdf5.child.describe import MOST_CHUNK_BYTES, MOST_CHUNKS
+from pipeline.hdf5.filters.codecs import ASKED, objection
+from pipeline.hdf5.superblock import SMALLEST
+
+__all__ = ["Layout", "check_places", "layout_of"]
+
+_KINDS = ("contiguous", "chunked", "inline", "asked")
+_MOST_BYTES = 2**46
+_MOST_EXPANSION = 1100  # deflate's own limit is 1032
+_EXPANSION_FLOOR = 2**28
+_MOST_ITEM = 2**20
+_CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where a dataset's bytes lie: plain values and arrays.
+
+    Attributes
+    ----------
+    name : str
+        Its path in the file.
+    shape : tuple of int
+    dtype : dtype
+        As stored.
+    kind : str
+        ``contiguous``, ``chunked``, ``inline`` (in the file's metadata), or ``asked``: only HDF5 can read it.
+    offset : int
+        Of contiguous bytes.
+    chunks : tuple of int
+        Shape of a chunk.
+    filters : tuple of (int, tuple of int)
+        Codes and parameters, in the order in which they were applied.
+    index : ndarray of shape (3, n_chunks), int64
+        Offset, size and filter mask of every chunk, in C order of their grid (in any order where HDF5 must be asked).
+    data : bytes
+        What lay in the metadata.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    kind: str
+    offset: int = 0
+    chunks: tuple[int, ...] = ()
+    filters: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    index: np.ndarray | None = None
+    data: bytes = b""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all values."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one chunk's values, at the edges too."""
+        return prod(self.chunks) * self.dtype.itemsize
+
+
+def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
+    """A dataset's layout from what is said of it.
+
+    Parameters
+    ----------
+    claim : object
+        As of `probe.describe`, out of JSON.
+    arrays : iterator of ndarray
+        Those that came with it; one is taken where the layout has one.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError, StopIteration
+        When it is not of that form.
+    """
+    kind, name = claim["kind"], claim["name"]
+    if kind not in _KINDS or not isinstance(name, str):
+        raise ValueError("kind")
+    shape = _whole(claim["shape"], 0, 2**63)
+    chunks = _whole(claim["chunks"], 1, 2**32)
+    filters = tuple((_whole([code], 0, 2**16)[0], _whole(values, 0, 2**32)) for code, values in claim["filters"])
+    dtype = _dtype(claim["dtype"])
+    if dtype.hasobject and (dtype != np.dtype("O") or kind != "asked"):
+        raise ValueError("objects")
+    if len(shape) > 32 or any(objection(*each, name) for each in filters) or len(dict(filters)) < len(filters):
+        raise ValueError("shape or filters")
+    layout = Layout(name, shape, dtype, kind, chunks=chunks, filters=filters)
+    if kind != "asked" and any(code in ASKED for code, _ in filters):
+        raise ValueError("filters")
+    if (kind == "chunked" and not chunks) or (chunks and kind not in ("chunked", "asked")):
+        raise ValueError("chunks")
+    if kind == "contiguous":
+        return Layout(name, shape, dtype, kind, offset=_whole([claim["offset"]], 0, 2**63)[0])
+    if chunks:
+        return Layout(name, shape, dtype, kind, 0, chunks, filters, _index(layout, next(arrays)))
+    if kind == "inline":
+        data = next(arrays)
+        if data.dtype != np.uint8 or data.shape != (layout.n_bytes,):
+            raise ValueError("inline data")
+        return Layout(name, shape, dtype, kind, data=data.tobytes())
+    return layout
+
+
+def _whole(values: Any, low: int, high: int) -> tuple[int, ...]:
+    """Python's integers, in a range; JSON's true is none of them."""
+    if not isinstance(values, list) or not all(type(value) is int and low <= value < high for value in values):
+        raise ValueError("numbers")
+    return tuple(values)
+
+
+def _index(layout: Layout, index: np.ndarray) -> np.ndarray:
+    if len(layout.chunks) != len(layout.shape) or layout.chunk_bytes > MOST_CHUNK_BYTES:
+        raise ValueError("chunks")
+    n_chunks = prod(-(-n // size) for n, size in zip(layout.shape, layout.chunks, strict=True))
+    if n_chunks > MOST_CHUNKS or index.shape != (3, n_chunks) or index.dtype != np.int64:
+        raise ValueError("index")
+    if (index < 0).any() or (index[2] >= 2**32).any():
+        raise ValueError("index")
+    return index
+
+
+def _dtype(claim: Any) -> np.dtype:
+    dtype: np.dtype
+    if "of" in claim:
+        dtype = np.dtype((_dtype(claim["of"]), _whole(claim["shape"], 1, _MOST_ITEM)))
+    elif "fields" in claim:
+        names, formats, offsets = map(list, zip(*claim["fields"], strict=True))
+        (itemsize,) = _whole([claim["itemsize"]], 1, _MOST_ITEM)
+        places = list(_whole(offsets, 0, _MOST_ITEM))
+        fields = {
+            "names": names,
+            "formats": [_dtype(each) for each in formats],
+            "offsets": places,
+            "itemsize": itemsize,
+        }
+        dtype = np.dtype(fields)  # type: ignore[call-overload]
+    elif claim["code"] == "|O":
+        dtype = np.dtype("O")
+    elif _CODE.fullmatch(claim["code"]):
+        dtype = _annotated(np.dtype(claim["code"]), claim["notes"])
+    else:
+        raise ValueError("dtype")
+    if not 1 <= dtype.itemsize <= _MOST_ITEM:
+        raise ValueError("dtype")
+    return dtype
+
+
+def _annotated(dtype: np.dtype, notes: Any) -> np.dtype:
+    """With what h5py notes on a dtype, so that a copy is written as the original was."""
+    known: dict[str, Any] = {}
+    if "enum" in notes:
+        if not all(isinstance(name, str) for name in notes["enum"]):
+            raise ValueError("enum")
+        known["enum"] = dict(zip(notes["enum"], _whole([*notes["enum"].values()], -(2**63), 2**64), strict=True))
+    if notes.get("h5py_encoding") in ("ascii", "utf-8"):
+        known["h5py_encoding"] = notes["h5py_encoding"]
+    if notes.get("h5py_opaque") is True:
+        known["h5py_opaque"] = True
+    return np.dtype(dtype, metadata=known) if known else dtype
+
+
+# -- places ------------------------------------------------------------------------------------------------------
+
+
+def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0) -> None:
+    """Refuse values that lie outside the file, one on top of the other, or unfold to too much.
+
+    Parameters
+    ----------
+    layouts : sequence of Layout
+    size : int
+        Of the file, in bytes.
+    where : str
+        How an error's sentence begins.
+    base : int
+        Where the superblock lies.
+
+    Raises
+    ------
+    DataError
+    """
+    low = base + SMALLEST
+    taken: dict[object, np.ndarray] = {}
+    for layout in layouts:
+        place = f"{where} dataset={shown(layout.name)}"
+        if layout.n_bytes > _MOST_BYTES:
+            raise DataError(
+                f"{place}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most"
+            )
+        offsets, sizes = _places(layout)
+        outside = np.flatnonzero((offsets < low) | (offsets > size - sizes))
+        if len(outside):
+            first, n = int(offsets[outside[0]]), int(sizes[outside[0]])
+            raise DataError(
+                f"{place}: values lie at bytes {first}:{first + n}, expected {low}:{size} at most. The file "
+                "is damaged or forged: do not use it."
+            )
+        if layout.index is not None:
+            _check_sizes(layout, place)
+        # Two names of one dataset have all places in common; otherwise not even one may be.
+        taken[layout.shape, str(layout.dtype), offsets.tobytes()] = np.stack([offsets, sizes])
+    every = np.concatenate([np.empty((2, 0), dtype=np.int64), *taken.values()], axis=1)
+    offsets, sizes = every[:, np.argsort(every[0], kind="stable")]
+    if (offsets[1:] < offsets[:-1] + sizes[:-1]).any():
+        at = int(offsets[1:][offsets[1:] < offsets[:-1] + sizes[:-1]][0])
+        raise DataError(f"{where}: values overlap at byte {at}. The file is damaged or forged: do not use it.")
+
+
+def _places(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    if layout.index is not None:
+        return layout.index[0], layout.index[1]
+    n = 1 if layout.kind == "contiguous" and layout.n_bytes else 0
+    return np.full(n, layout.offset, dtype=np.int64), np.full(n, layout.n_bytes if n else 0, dtype=np.int64)
+
+
+def _check_sizes(layout: Layout, place: str) -> None:
+    assert layout.index is not None
+    _, sizes, masks = layout.index
+    every = 2 ** len(layout.filters) - 1
+    wrong = (sizes > 2 * layout.chunk_bytes + 2**10) | (((masks & every) == every) & (sizes != layout.chunk_bytes))
+    if layout.kind == "chunked" and wrong.any():
+        raise DataError(
+            f"{place}: a chunk of {int(sizes[wrong][0])} bytes in the file, expected about {layout.chunk_bytes}. The "
+            "file is damaged or forged: do not use it."
+        )
+    declared, stored = len(sizes) * layout.chunk_bytes, int(sizes.sum())
+    if declared > max(_EXPANSION_FLOOR, _MOST_EXPANSION * stored):
+        raise DataError(
+            f"{place}: {stored} bytes unfold to {declared}, expected {_MOST_EXPANSION} times as many at most. Is it "
+            "forged? If not: rewrite it with h5repack -f GZIP=1."
+        )

@@ -1,0 +1,1 @@
+"""Files understood in Python, without libhdf5."""

@@ -1,0 +1,150 @@
+"""An HDF5 file's first bytes, read by hand: whether libhdf5 should look at it at all.
+
+The layout is that of the HDF5 File Format Specification 3.0, section II.A. Other bytes may stand before it, a user
+block: 512 of them in a MATLAB file. Four things are refused here that libhdf5 would follow: data that lie in other
+files (the family and multi drivers), addresses that count from elsewhere than the superblock, files cut short, and
+files that their writer has not closed.
+"""
+
+from __future__ import annotations
+
+from pipeline.errors import DataError
+from pipeline.hdf5.files import read_into
+
+__all__ = ["SIGNATURE", "SMALLEST", "check_superblock", "signature_at"]
+
+SMALLEST = 48  # bytes of the shortest superblock: no data can lie before its end
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_SMALLEST_USER_BLOCK = 512
+_LONGEST = 128
+_OPEN_FLAGS = 0b101  # written to, or written to while others read
+_DRIVER_MESSAGE = 0x14
+_OTHERS = [  # beginnings in small letters
+    ((b"version https://git-lfs",), " but a Git LFS pointer to one. Run: git lfs pull"),
+    ((b"<!doctype html", b"<html"), " but a web page. Download it again."),
+    ((b"matlab 5.0 mat-file",), " but an older MATLAB file. Save it anew: save(..., '-v7.3') in MATLAB."),
+    ((b"cdf\1", b"cdf\2", b"cdf\5"), " but netCDF-3, expected netCDF-4. Run: nccopy -k nc4"),
+    ((b"\x0e\3\x13\1",), " but HDF4, expected HDF5. Run: h4toh5"),
+    ((b"pk\3\4",), " but a ZIP archive, such as .npz and .keras are. Write what it holds as HDF5 (docs/inputs.md)."),
+    ((b"\x1f\x8b",), " but compressed as a whole. Run: gunzip"),
+    ((b"\x93numpy",), " but NumPy's. Write its rows as HDF5 (docs/inputs.md)."),
+]
+
+
+def signature_at(descriptor: int, size: int) -> int | None:
+    """Where HDF5 begins in an open file: at 0, 512, 1024, 2048 and so on, as libhdf5 searches; None if nowhere.
+
+    Raises
+    ------
+    OSError
+    """
+    place = 0
+    while place + len(SIGNATURE) <= size:
+        if _at(descriptor, place, len(SIGNATURE)) == SIGNATURE:
+            return place
+        place = 2 * place or _SMALLEST_USER_BLOCK
+    return None
+
+
+def check_superblock(descriptor: int, size: int, where: str) -> int:
+    """Look at the start of an open file.
+
+    Parameters
+    ----------
+    descriptor : int
+    size : int
+        Of the file, in bytes.
+    where : str
+        How an error's sentence begins.
+
+    Returns
+    -------
+    int
+        Where it lies, from which all addresses in the file count: 0, or behind a user block.
+
+    Raises
+    ------
+    DataError
+        When it is no HDF5 file that stands by itself.
+    OSError
+    """
+    place, head = 0, _at(descriptor, 0, min(size, _LONGEST))
+    if not head.startswith(SIGNATURE):
+        found = signature_at(descriptor, size)
+        if found is None:
+            raise DataError(f"{where}: not an HDF5 file (first bytes {head[:16]!r}){_other(head)}")
+        place, head = found, _at(descriptor, found, min(size - found, _LONGEST))
+    _check(descriptor, size, place, head, where)
+    return place
+
+
+def _check(descriptor: int, size: int, place: int, head: bytes, where: str) -> None:
+    """Refuse what the superblock at `place`, which begins with `head`, says of a file that does not stand by itself."""
+    try:
+        version = head[8]
+        if version > 3:
+            raise DataError(f"{where}: HDF5 superblock version {version}, expected 0 to 3. Rewrite it with h5repack.")
+        if version < 2:
+            width, first = head[13], 24 if version == 0 else 28
+            base, _, end, driver = (_address(head, first + i * width, width) for i in range(4))
+        else:
+            width, first = head[9], 12
+            base, extension, end, _ = (_address(head, first + i * width, width) for i in range(4))
+    except IndexError as error:
+        raise DataError(f"{where}: truncated: {size} bytes, not even a whole header. Copy it again.") from error
+    if base not in (0, place):  # 0: put behind other bytes later
+        raise DataError(f"{where}: addresses count from byte {base}, expected {place}. Rewrite it with h5repack.")
+    undefined = 256**width - 1
+    if version < 2:
+        split = driver != undefined
+    else:
+        split = extension != undefined and _names_driver(descriptor, size, place + extension)
+    if split:
+        raise DataError(f"{where}: its data lie in several files (an HDF5 driver), expected one. Join them: h5repart.")
+    if version == 3 and head[11] & _OPEN_FLAGS:
+        raise DataError(
+            f"{where}: left open by its writer: at work still, or crashed. Wait for it; or copy the file, run "
+            "h5clear -s on the copy, and check what it holds."
+        )
+    end += place - base
+    if end > size:
+        raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes as its header says. Copy it again.")
+
+
+def _other(head: bytes) -> str:
+    """What a file is that is not HDF5, and what to do."""
+    known = (words for beginnings, words in _OTHERS if head.lstrip().lower().startswith(beginnings))
+    return next(known, ", expected one. Check --input.")
+
+
+def _at(descriptor: int, offset: int, n_bytes: int) -> bytes:
+    buffer = bytearray(n_bytes)
+    read_into(descriptor, memoryview(buffer), offset)
+    return bytes(buffer)
+
+
+def _address(head: bytes, start: int, width: int) -> int:
+    if width not in (2, 4, 8) or start + width > len(head):
+        raise IndexError
+    return int.from_bytes(head[start : start + width], "little")
+
+
+def _names_driver(descriptor: int, size: int, extension: int) -> bool:
+    """Whether the superblock's extension, an object header of version 2, has a driver message in its first part.
+
+    HDF5 writes it nowhere else. Of any other form the driver is left to HDF5, which opens no second file for it either.
+    """
+    head = _at(descriptor, extension, max(0, min(size - extension, 2**10)))
+    if head[:4] != b"OHDR" or len(head) < 6:
+        return False
+    flags = head[5]
+    place = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
+    width = 1 << (flags & 3)
+    end = min(len(head), place + width + int.from_bytes(head[place : place + width], "little"))
+    place += width
+    while place + 4 <= end:
+        if head[place] == _DRIVER_MESSAGE:
+            return True
+        place += 4 + 2 * bool(flags & 0x04) + int.from_bytes(head[place + 1 : place + 3], "little")
+    return False

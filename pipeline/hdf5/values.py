@@ -1,0 +1,254 @@
+"""Rows straight from the file, without HDF5 and its global lock: bytes from where the gate found them, decoded here.
+
+Each read opens the file anew, and makes sure that it is the vetted one before and after. Of a chunked dataset, one
+chunk at a time is in memory; what must be converted is so a piece at a time.
+What is no plain value, such as text of any length, is left to HDF5 in the child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.errors import DataError, shown
+from pipeline.formats import digest
+from pipeline.hdf5.child.ask import ask
+from pipeline.hdf5.files import opened, persistently, read_into
+from pipeline.hdf5.filters.undo import undone
+from pipeline.hdf5.layout import Layout
+from pipeline.shards.vet import Shard
+
+__all__ = ["file_digest", "read_across", "read_values"]
+
+_PIECE = 2**20  # bytes
+_LINE = 2**17  # bytes that are read of a line at once
+_TILE = 64  # rows
+
+
+class _Wanted(NamedTuple):
+    """Values from `start` on along one axis of a dataset, the first or the last one."""
+
+    layout: Layout
+    start: int
+    axis: int
+    where: str
+
+
+def read_values(
+    shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype, out: np.ndarray | None = None
+) -> np.ndarray:
+    """A dataset's values along its first axis, from `start` to `stop`.
+
+    Parameters
+    ----------
+    shard : Shard
+    layout : Layout
+        One of the shard's.
+    start, stop : int
+    dtype : dtype
+        Of the result.
+    out : ndarray, optional
+        Of the result's dtype and size, in C order: where it goes. Fresh memory takes longer than reading into it.
+
+    Returns
+    -------
+    ndarray of shape (stop - start, *layout.shape[1:]), C order
+
+    Raises
+    ------
+    DataError
+        When they are damaged, or the file is not the one that was vetted.
+    ReadFailed, NotPermitted, SystemLimit
+        When the system fails.
+    """
+    shape = (stop - start, *layout.shape[1:])
+    values = np.empty(shape, dtype=dtype) if out is None else out.reshape(shape)
+    return _read(shard, layout, start, values, axis=0)
+
+
+def read_across(shard: Shard, layout: Layout, start: int, out: np.ndarray) -> np.ndarray:
+    """A dataset's values along its last axis, from `start` on, as rows.
+
+    Parameters
+    ----------
+    shard : Shard
+    layout : Layout
+        One of the shard's.
+    start : int
+    out : ndarray of shape (n, prod(layout.shape[:-1])), C order
+        Where as many go as there is room for.
+
+    Returns
+    -------
+    ndarray
+        `out`; errors are those of `read_values`.
+    """
+    _read(shard, layout, start, out.reshape(len(out), *layout.shape[:-1]), axis=-1)
+    return out
+
+
+def _read(shard: Shard, layout: Layout, start: int, out: np.ndarray, axis: int) -> np.ndarray:
+    where = f"file={shown(shard.path)} dataset={shown(layout.name)} rows={start}:{start + len(out)}"
+    wanted = _Wanted(layout, start, axis, where)
+
+    def read() -> np.ndarray:
+        with opened(shard.path, shard.identity) as (descriptor, _):
+            _READERS[layout.kind](descriptor, wanted, out)
+            return out
+
+    return persistently(read, where)
+
+
+def file_digest(shard: Shard) -> str:
+    """BLAKE3 of the shard's file, in hexadecimal digits; raises like `read_values`."""
+
+    def pieces() -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(_PIECE))
+        with opened(shard.path, shard.identity) as (descriptor, _):
+            for offset in range(0, shard.size, _PIECE):
+                piece = buffer[: min(_PIECE, shard.size - offset)]
+                read_into(descriptor, piece, offset)
+                yield piece
+
+    return persistently(lambda: digest(pieces()), f"file={shown(shard.path)}")
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+# -- contiguous --------------------------------------------------------------------------------------------------
+
+
+def _read_contiguous(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
+    if not out.size:
+        return
+    layout = wanted.layout
+    if wanted.axis:
+        _read_lines(descriptor, layout, wanted.start, out.reshape(len(out), -1))
+        return
+    row_bytes = prod(layout.shape[1:]) * layout.dtype.itemsize
+    if out.dtype == layout.dtype:
+        read_into(descriptor, _bytes_of(out), layout.offset + wanted.start * row_bytes)
+        return
+    n_rows = max(1, _PIECE // row_bytes)
+    piece = np.empty((n_rows, *layout.shape[1:]), dtype=layout.dtype)
+    for first in range(0, len(out), n_rows):
+        part = piece[: len(out) - first]
+        read_into(descriptor, _bytes_of(part), layout.offset + (wanted.start + first) * row_bytes)
+        out[first : first + len(part)] = part
+
+
+def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) -> None:
+    """Rows that lie across the file's lines: a piece of each line is read, some lines at a time."""
+    n, itemsize = layout.shape[-1], layout.dtype.itemsize
+    n_rows, n_lines = min(len(out), max(1, _LINE // itemsize)), out.shape[1]
+    at_once = min(n_lines, max(1, _PIECE // (n_rows * itemsize)))
+    piece = np.empty((at_once, n_rows), dtype=layout.dtype)
+    for row in range(0, len(out), n_rows):
+        for line in range(0, n_lines, at_once):
+            part = piece[: n_lines - line, : len(out) - row]
+            for i, into in enumerate(part, line):
+                read_into(descriptor, _bytes_of(into), layout.offset + (i * n + start + row) * itemsize)
+            _transpose(part, out[row : row + n_rows, line : line + at_once])
+
+
+def _transpose(lines: np.ndarray, out: np.ndarray) -> None:
+    """In tiles that stay in the processor's cache, which takes a fraction of the time."""
+    for row in range(0, len(out), _TILE):
+        out[row : row + _TILE] = lines[:, row : row + _TILE].T
+
+
+# -- in the metadata ---------------------------------------------------------------------------------------------
+
+
+def _read_inline(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
+    values = np.frombuffer(wanted.layout.data, dtype=wanted.layout.dtype).reshape(wanted.layout.shape)
+    out[...] = np.moveaxis(values, wanted.axis, 0)[wanted.start : wanted.start + len(out)]
+
+
+# -- chunked -----------------------------------------------------------------------------------------------------
+
+
+def _read_chunked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
+    layout = wanted.layout
+    assert layout.index is not None
+    grid = [-(-n // size) for n, size in zip(layout.shape, layout.chunks, strict=True)]
+    values = np.moveaxis(out, 0, wanted.axis)  # a view whose axes are the dataset's
+    for cell, source, target in _cells(layout, wanted.start, wanted.start + len(out), wanted.axis):
+        offset, size, mask = layout.index[:, np.ravel_multi_index(cell, grid)].tolist()
+        data = np.empty(size, dtype=np.uint8).data
+        read_into(descriptor, data, offset)
+        try:
+            decoded = undone(data, layout.filters, mask, layout.chunk_bytes)
+        except ValueError as error:
+            at = [i * n for i, n in zip(cell, layout.chunks, strict=True)]
+            raise DataError(
+                f"{wanted.where}: the chunk at {at} cannot be read: {error}. The file is damaged: copy it again."
+            ) from error
+        values[target] = np.frombuffer(decoded, dtype=layout.dtype).reshape(layout.chunks)[source]
+
+
+def _cells(
+    layout: Layout, start: int, stop: int, along: int = 0
+) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
+    """The chunks that `start` to `stop` along an axis lie in: cell of the grid, what of the chunk goes where."""
+    axes: list[list[tuple[int, slice, slice]]] = []
+    for axis, (n, size) in enumerate(zip(layout.shape, layout.chunks, strict=True)):
+        low, high = (start, stop) if axis == along % len(layout.shape) else (0, n)
+        steps = []
+        for i in range(low // size, -(-high // size) if high > low else 0):
+            first, last = max(low, i * size), min(high, (i + 1) * size)
+            steps.append((i, slice(first - i * size, last - i * size), slice(first - low, last - low)))
+        axes.append(steps)
+    for chosen in product(*axes):
+        cell, source, target = zip(*chosen, strict=True)
+        yield cell, source, target
+
+
+# -- asked -------------------------------------------------------------------------------------------------------
+
+
+def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
+    """Values that only HDF5 can read, an answer of the child at a time."""
+    first = 0
+    while first < len(out):
+        place = [wanted.layout.name, wanted.start + first, wanted.start + len(out), wanted.axis]
+        facts, arrays = ask("values", descriptor, place, wanted.where)
+        try:
+            values = _told(facts, arrays, wanted.layout.dtype, out.shape[1:])
+            out[first : first + len(values)] = values
+        except (TypeError, ValueError, LookupError) as error:
+            raise DataError(
+                f"{wanted.where}: what the HDF5 library says makes no sense ({shown(error)}). The file is damaged or "
+                "forged: do not use it."
+            ) from error
+        first += len(values)
+
+
+def _told(facts: dict, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Values of a shape each."""
+    *lengths, data = arrays
+    n = facts["n"]
+    if type(n) is not int or n < 1 or data.dtype != np.uint8:
+        raise ValueError("values")
+    if not dtype.hasobject:
+        return data.view(dtype).reshape(n, *shape)
+    ends = np.cumsum(lengths[0])
+    if len(ends) != n or (lengths[0] < 0).any() or ends[-1] != len(data):
+        raise ValueError("texts")
+    values = np.empty(n, dtype=object)
+    values[:] = [data[end - size : end].tobytes() for end, size in zip(ends.tolist(), lengths[0].tolist(), strict=True)]
+    return values.reshape(n, *shape)
+
+
+_READERS: dict[str, Callable[[int, _Wanted, np.ndarray], None]] = {
+    "contiguous": _read_contiguous,
+    "inline": _read_inline,
+    "chunked": _read_chunked,
+    "asked": _read_asked,
+}

@@ -1,0 +1,1 @@
+"""The output directory: changed safely, one commit record for each result."""

@@ -1,0 +1,75 @@
+"""Results that are finished close together are committed together, as databases do it.
+
+A commit record takes four syncs. A part of a small shard is finished sooner than that, and would wait for its record
+longer than for its rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from types import TracebackType
+
+from pipeline.errors import ShardpressError
+from pipeline.output.ledger import Ledger, Record
+
+__all__ = ["GroupCommit"]
+
+log = logging.getLogger(__name__)
+
+_SHARE, _MOST_SECONDS = 10, 1.0
+
+
+def _pause(seconds: float) -> float:
+    """How long no other commit follows one that took so many seconds.
+
+    Commits take a tenth of the time at most, on a slow disk, too, and a kill costs no more than a second of what was
+    finished.
+    """
+    return min(_SHARE * seconds, _MOST_SECONDS)
+
+
+class GroupCommit:
+    """Commits results at once while they come slowly, and some together while they come faster than the disk is.
+
+    Parameters
+    ----------
+    ledger : Ledger
+
+    Notes
+    -----
+    A context: when it ends, by an error too, everything that was added is committed.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._waiting: list[Record] = []
+        self._next = -math.inf  # not before then
+
+    def __enter__(self) -> GroupCommit:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._commit()
+        except ShardpressError as failed:
+            if error is None:
+                raise
+            log.warning("%s", failed)  # what ended the run was there first
+
+    def add(self, record: Record) -> None:
+        """Have a result committed, now or soon; raises like `Ledger.commit`, for this one or an earlier one."""
+        self._waiting.append(record)
+        if time.monotonic() >= self._next:
+            self._commit()
+
+    def _commit(self) -> None:
+        waiting, self._waiting = self._waiting, []  # none a second time: what failed to sync once is not on the disk
+        if waiting:
+            start = time.monotonic()
+            self._ledger.commit_together(waiting)
+            end = time.monotonic()
+            self._next = end + _pause(end - start)

@@ -1,0 +1,1 @@
+"""A run: binds the stages to settings, an output directory and a device."""

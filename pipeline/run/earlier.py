@@ -1,0 +1,141 @@
+"""What an earlier run has left in the output directory: whether it is what is asked for, or may be replaced."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster.threads import compute
+from pipeline.encoding.singlefile import SINGLE_FILE
+from pipeline.errors import ConfigError, shown
+from pipeline.output.ledger import Entry, Ledger, Record
+from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
+from pipeline.run.job import Clock
+from pipeline.settings.config import Config, allowed
+
+__all__ = ["QUARANTINE", "earlier", "n_allowed", "trained"]
+
+log = logging.getLogger(__name__)
+
+QUARANTINE = "quarantine.jsonl"
+
+
+def earlier(
+    ledger: Ledger, request: Request, config: Config, bad_shards: list[dict[str, str]], clock: Clock
+) -> dict[str, Any] | None:
+    """The manifest of an earlier run, if it is what is asked for; otherwise make ready to go on.
+
+    Raises
+    ------
+    ConfigError
+        When there are results of other settings or inputs, or an unfinished run of them, and no leave to replace them.
+    """
+    if config.restart:
+        log.info("output=%s: beginning again", shown(ledger.directory))
+        ledger.forget()
+    ledger.sweep()
+    now = json.loads(json.dumps(asdict(request)))
+    manifest = ledger.manifest()
+    if manifest is None:
+        _check_unfinished(ledger, config, now)
+    elif manifest["fingerprint"] != request.of_all():
+        _check_finished(ledger, config, manifest["request"], now)
+    elif not _passes(manifest, config, bad_shards):
+        log.info("output=%s: looked at again, since it is asked for otherwise", shown(ledger.directory))
+    elif _is_intact(ledger, manifest, config, clock):
+        if ledger.request() == now:  # else somebody has begun to replace it, and may go on with that
+            ledger.sweep(*manifest.get("kept", ()))
+        return manifest
+    ledger.set_request(now)
+    return None
+
+
+def _is_intact(ledger: Ledger, manifest: Mapping[str, Any], config: Config, clock: Clock) -> bool:
+    lines = [*manifest["parts"], *manifest["files"]]
+    entries = [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines]
+    check = partial(ledger.fault, digests=config.verify == "digests")
+    faults = compute([partial(check, entry) for entry in entries], config.threads or 2)
+    clock.lap("verification")
+    for fault in filter(None, faults):
+        log.warning("%s; it is made anew", fault)
+    return not any(faults)
+
+
+def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Results are replaced by leave only; those of other files are not what `overwrite` was said of."""
+    where, changed = f"output={shown(ledger.directory)}", differences(before, now)
+    if other_inputs(before, now):
+        raise ConfigError(
+            f"{where}: holds the results of other input files: {changed}. Choose another --output, or throw them away "
+            "with --restart; --overwrite replaces results of the same files only."
+        )
+    if not config.overwrite:
+        raise ConfigError(
+            f"{where}: holds the results of another run, and this one differs: {changed}. Choose another --output, or "
+            "replace them with --overwrite (what still fits is kept) or --restart."
+        )
+    log.info("%s: results are replaced, since: %s", where, changed)
+
+
+def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) -> None:
+    """Nor is a training thrown away by a slip of the finger. What nobody can go back to is not worth a stop."""
+    before = ledger.request() or now
+    where, changed, kept = f"output={shown(ledger.directory)}", differences(before, now), _kept(ledger)
+    if kept and other_inputs(before, now):
+        raise ConfigError(
+            f"{where}: holds an unfinished run of other input files ({kept}): {changed}. Choose another --output, or "
+            "throw it away with --restart."
+        )
+    if kept and other_settings(before, now) and not config.overwrite:
+        raise ConfigError(
+            f"{where}: holds an unfinished run ({kept}), and this one differs: {changed}. Set that back to go on with "
+            "it, choose another --output, or go on as set now with --overwrite (what still fits is kept)."
+        )
+    if changed and ledger.all_records():
+        log.warning("this run differs from the last one here, and does anew what that touches: %s", changed)
+
+
+def _kept(ledger: Ledger) -> str:
+    """What an unfinished run has done that takes long, in words; nothing when its training has diverged."""
+    if ledger.has_diverged():
+        return ""
+    found = []
+    checkpoints, parts = ledger.all_records("checkpoint"), ledger.all_records("part")
+    if ledger.all_records("model"):
+        found.append("trained")
+    elif checkpoints:
+        found.append(f"a checkpoint of {trained(max(checkpoints, key=lambda record: record.key))}")
+    if parts:
+        found.append(f"{sum(record.facts['n_rows'] for record in parts)} rows encoded")
+    return ", ".join(found)
+
+
+def trained(checkpoint: Record) -> str:
+    """How far a checkpoint is, in words."""
+    facts, step = checkpoint.facts, int(checkpoint.key.split("-")[1])
+    return f"{facts['n_epochs']} of {facts['of']} epochs, step {step}" if "of" in facts else f"step {step}"
+
+
+def _passes(manifest: Mapping[str, Any], config: Config, bad_shards: list[dict[str, str]]) -> bool:
+    """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
+    refused, now = ([Path(bad["file"]).name for bad in found] for found in (manifest["bad_shards"], bad_shards))
+    n_bad, n_bad_shards = (manifest["summary"][name] for name in ("n_bad", "n_bad_shards"))
+    n_shards = len(manifest["request"]["inputs"]["shards"]) + len(refused)
+    asked = {QUARANTINE: config.on_bad_data == "quarantine", SINGLE_FILE: config.single_file}
+    missing = {name for name, is_asked in asked.items() if is_asked} - {line["file"] for line in manifest["files"]}
+    return (
+        refused == now
+        and not missing
+        and n_bad <= n_allowed(config, config.max_bad_rows, manifest["n_rows"])
+        and n_bad_shards <= n_allowed(config, config.max_bad_shards, n_shards)
+    )
+
+
+def n_allowed(config: Config, limit: str, total: int) -> int:
+    """How many of `total` bad rows or shards pass."""
+    return 0 if config.on_bad_data == "raise" else allowed(limit, total)

@@ -1,0 +1,190 @@
+"""What a run is asked for, and what depends on what.
+
+Fingerprints chain: the inputs and the missing value decide the scan; the scan and the training's settings decide the
+model; the inputs, the model and the encoding's settings decide the features. A setting that is not here (threads,
+memory, verbosity) changes no result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import shown
+from pipeline.formats import fingerprint
+from pipeline.model import Model
+from pipeline.run.budget import Plan
+from pipeline.settings.config import Config
+from pipeline.shards.vet import Shard
+
+__all__ = ["Request", "differences", "other_inputs", "other_settings", "request_of"]
+
+# To be raised when the same settings begin to give other numbers.
+_SCAN, _TRAINING, _ENCODING = 1, 1, 1
+
+_TRAINING_SETTINGS = (
+    *("n_features", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "biases", "momentum", "seed"),
+    *("validation_fraction", "patience"),
+)
+_LISTED, _FOLDERS = 10, 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """Plain values that decide a run's results.
+
+    Attributes
+    ----------
+    inputs : dict
+        Each shard by its file name: dataset, shape, dtype, bytes, time of change.
+    scan, training, encoding : dict
+        Settings of each stage.
+    folders : list of str
+        In which the shards lie. They decide nothing: a data set may be moved between two evenings.
+    """
+
+    inputs: dict[str, Any]
+    scan: dict[str, Any]
+    training: dict[str, Any]
+    encoding: dict[str, Any]
+    folders: list[str]
+
+    def of_scan(self) -> str:
+        """Fingerprint of the scan's result."""
+        return fingerprint("scan", self.inputs, self.scan)
+
+    def of_model(self) -> str:
+        """Fingerprint of the training's result."""
+        return fingerprint("model", self.of_scan(), self.training)
+
+    def of_features(self, model: str) -> str:
+        """Fingerprint of the features that a model, given by its own fingerprint, makes."""
+        return fingerprint("features", self.inputs, self.scan, self.encoding, model)
+
+    def of_all(self) -> str:
+        """Fingerprint of everything that was asked for."""
+        return fingerprint("run", {name: value for name, value in asdict(self).items() if name != "folders"})
+
+
+def request_of(config: Config, shards: Sequence[Shard], model: Model | None, plan: Plan) -> Request:
+    """What a run with these settings is asked for.
+
+    Parameters
+    ----------
+    config : Config
+        With its defaults filled in.
+    shards : sequence of Shard
+    model : Model or None
+        A fitted one, that takes the training's place.
+    plan : Plan
+    """
+    settings = {name: getattr(config, name) for name in _TRAINING_SETTINGS}
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_validated = round(config.validation_fraction * n_rows)
+    training = {
+        **settings,
+        # A budget that holds all of them may change.
+        "window_rows": plan.window_rows if plan.window_rows < n_rows else None,
+        "validation_rows": plan.max_validation_rows if plan.max_validation_rows < n_validated else None,
+        "versions": {name: version(name) for name in ("numpy", "Theano")},
+        "format": _TRAINING,
+    }
+    carried = {"carry": list(config.carry)} if config.carry else {}  # which touches neither scan nor model
+    return Request(
+        inputs={"shards": [_identity(shard) for shard in shards]},
+        scan={"missing_value": config.missing_value, "format": _SCAN},
+        training=training if model is None else {"model": model.fingerprint},
+        encoding={"out_of_range": config.out_of_range, "format": _ENCODING, **carried},
+        folders=sorted({os.path.realpath(folder) for folder in {os.path.dirname(shard.path) for shard in shards}}),
+    )
+
+
+def _identity(shard: Shard) -> dict[str, Any]:
+    return {
+        "file": Path(shard.path).name,
+        "dataset": shard.dataset,
+        "shape": list(shard.shape),
+        "dtype": shard.stored_dtype,
+        "n_bytes": shard.size,
+        "changed": shard.mtime_ns,
+        "riders": [rider.name for rider in shard.riders if not rider.is_carried],
+        # Where it is what it always was, runs of earlier versions can go on.
+        **({} if shard.form == "dense" else {"form": shard.form}),
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What was asked for then and is asked for now, in words; empty without a difference."""
+    found = [*_files(before.get("inputs", {}), now["inputs"])]
+    for stage in ("scan", "training", "encoding"):
+        found += _settings(before.get(stage, {}), now[stage])
+    lay, lie = (", ".join(map(shown, request.get("folders", [])[:_FOLDERS])) for request in (before, now))
+    if found and lay and lay != lie:
+        found.insert(0, f"the inputs lie in {lie}, not in {lay}")
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return "; ".join(found[:_LISTED]) + more
+
+
+def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the files that were asked for then and are not now: with any, the results are of another data set.
+
+    Of other folders, files of the same names are others where not one of them is as it was: each night has its own.
+    """
+    old, new = (request.get("inputs", {}).get("shards", []) for request in (before, now))
+    names = {shard["file"] for shard in new}
+    gone = [shard["file"] for shard in old if shard["file"] not in names]
+    if gone or set(now["folders"]) & set(before.get("folders", now["folders"])):
+        return gone
+    return [] if set(_as_they_are(before)) & set(_as_they_are(now)) else [shard["file"] for shard in old]
+
+
+def _as_they_are(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """By which the files of a request are known again, wherever they lie."""
+    shards = request.get("inputs", {}).get("shards", [])
+    return [tuple(map(shard.get, ("file", "n_bytes", "changed"))) for shard in shards]
+
+
+def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the model or its rows were chosen otherwise then, of the same files: so that one may choose as before."""
+    return _as_they_are(before) == _as_they_are(now) and _chosen(before) != _chosen(now)
+
+
+def _chosen(request: Mapping[str, Any]) -> list[Any]:
+    stages = (request.get(stage, {}) for stage in ("scan", "training"))
+    chosen = [{name: value for name, value in stage.items() if name not in ("versions", "format")} for stage in stages]
+    return [*chosen, [shard["dataset"] for shard in request["inputs"]["shards"]]]
+
+
+def _files(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    old, new = ([*inputs.get("shards", [])] for inputs in (before, now))
+    old_names, new_names = ([shard["file"] for shard in shards] for shards in (old, new))
+    if old_names == new_names:
+        for was, is_now in zip(old, new, strict=True):
+            changed = "; ".join(_settings(was, is_now))
+            if changed:
+                yield f"input {shown(is_now['file'])} ({changed})"
+        return
+    yield from (f"input {shown(name)} is gone" for name in old_names if name not in set(new_names))
+    yield from (f"input {shown(name)} is new" for name in new_names if name not in set(old_names))
+    if sorted(old_names) == sorted(new_names):
+        yield "the inputs come in another order"
+
+
+def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in [*now, *(name for name in before if name not in now)]:
+        was, is_now = before.get(name), now.get(name)
+        if was != is_now:
+            was, is_now = (_time(value) if name == "changed" else shown(value) for value in (was, is_now))
+            yield f"{name} {was} -> {is_now}"
+
+
+def _time(nanoseconds: object) -> str:
+    if not isinstance(nanoseconds, int):
+        return shown(nanoseconds)
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds)}.{rest:09d}"

@@ -1,0 +1,311 @@
+"""One Dask pass over every block: the range of each column, and the rows that hold NaN or Inf."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipeline import signals
+from pipeline.cluster.threads import reduce
+from pipeline.errors import DataError, counted, shown
+from pipeline.formats import pack, unpack
+from pipeline.shards.open import Block, block_of, blocks, first_rows, read
+from pipeline.shards.vet import Shard
+
+__all__ = ["Scan", "bad_entries", "bad_rows", "check_usable", "describe_bad_rows", "readable", "scan"]
+
+log = logging.getLogger(__name__)
+
+_MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one pass over the rows tells.
+
+    Attributes
+    ----------
+    n_rows : int
+        All rows, bad ones included.
+    minimum, maximum : ndarray of shape (n_inputs,), float64
+        Over the good rows.
+    bad_rows : ndarray of int64
+        Numbers, counted over all shards, of the rows that hold NaN, Inf or the missing value; sorted. All rows of a
+        shard that cannot be read are among them.
+    unreadable : dict of int to str
+        Why, for each shard that cannot be read, by its place in the input.
+    """
+
+    n_rows: int
+    minimum: np.ndarray
+    maximum: np.ndarray
+    bad_rows: np.ndarray
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def n_good(self) -> int:
+        """Rows that can be used."""
+        return self.n_rows - len(self.bad_rows)
+
+    @property
+    def constant(self) -> np.ndarray:
+        """Which columns hold one value only: bool, shape (n_inputs,)."""
+        return self.minimum == self.maximum
+
+    def to_npz(self) -> bytes:
+        """The bytes of its file."""
+        arrays = {"minimum": self.minimum, "maximum": self.maximum, "bad_rows": self.bad_rows}
+        return pack(arrays, {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()]})
+
+    @classmethod
+    def from_npz(cls, data: bytes) -> Scan:
+        """What `to_npz` wrote.
+
+        Raises
+        ------
+        ValueError
+            When it is anything else.
+        """
+        arrays, about = unpack(data)
+        try:
+            return cls(int(about["n_rows"]), **arrays, unreadable=dict(about["unreadable"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"is no scan: {error!r}") from error
+
+
+def bad_rows(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
+    """Positions, int64, of the rows that hold NaN, Inf or the missing value."""
+    return np.flatnonzero(bad_entries(rows, missing, stored).any(axis=1))
+
+
+def bad_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
+    """Which entries of rows are NaN, Inf or the missing value: bool, of the same shape.
+
+    Parameters
+    ----------
+    rows : ndarray
+    missing : float, optional
+    stored : str, optional
+        The dtype that they were stored in, if that is another one.
+    """
+    bad = ~np.isfinite(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
+    held = None if missing is None else _held(missing, np.dtype(stored or rows.dtype))
+    return bad if held is None else bad | (rows == rows.dtype.type(held))
+
+
+def _held(missing: float, dtype: np.dtype) -> Any:
+    """The missing value as files of a dtype spell it; None where nothing in them can be it."""
+    if dtype.kind == "f":
+        # Rounded: -999.9 in a file of float32 is not the number that a user types. But 1e-99 there is not 0.
+        with np.errstate(over="ignore", under="ignore"):
+            held = np.float64(missing).astype(dtype)
+        return held if np.isfinite(held) and bool(held) == bool(missing) else None
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return int(missing) if low <= missing <= high and missing == int(missing) else None
+
+
+def scan(
+    shards: Sequence[Shard],
+    block_rows: int,
+    n_threads: int,
+    advance: Callable[[int], object] = lambda n_rows: None,
+    missing: float | None = None,
+    max_unreadable: int | None = None,
+) -> Scan:
+    """Read every row once.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+    block_rows : int
+        Rows that one task holds in memory at a time.
+    n_threads : int
+        Dask threads.
+    advance : callable
+        Told the number of rows after each block, and a negative one before those are read again; called from several
+        threads.
+    missing : float, optional
+        A value that stands for a missing one.
+    max_unreadable : int, optional
+        How many shards may be left out because they cannot be read; with None the first one is an error.
+
+    Raises
+    ------
+    DataError
+        When more shards than that cannot be read.
+    """
+    return _scan(shards, {}, block_rows, n_threads, advance, missing, max_unreadable)
+
+
+def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
+    """Whether rows can be scaled by what a scan has found.
+
+    Raises
+    ------
+    DataError
+        When there are no two good rows that differ, or a column's range is no float64.
+    """
+    if not found.n_good:
+        raise DataError(
+            f"no usable rows: all {found.n_rows} rows hold {_words(missing)}, or cannot be read, from "
+            f"file={shown(shards[0].path)} on"
+        )
+    where = f"file={shown(shards[0].path)} dataset={shown(shards[0].dataset)}"
+    if found.n_good == 1:
+        raise DataError(
+            f"{where}: 1 usable row of {found.n_rows}, expected two or more: nothing can be learnt from one. Give more "
+            "rows, or encode with a fitted model (--model)."
+        )
+    if found.constant.all():
+        raise DataError(
+            f"{where}: all {found.n_good} usable rows are the same, expected columns that vary: there is nothing to "
+            "learn. Name another dataset with --dataset, or give other rows."
+        )
+    with np.errstate(over="ignore"):
+        endless = np.flatnonzero(np.isinf(found.maximum - found.minimum))
+    if len(endless):
+        raise DataError(
+            f"file={shown(shards[0].path)} and what follows it: the range of columns {_some(endless)} is beyond "
+            "float64, expected numbers that can be scaled. Scale them down."
+        )
+    if found.constant.any():
+        columns = np.flatnonzero(found.constant)
+        log.info("scan: %s set to 0: %s", counted(len(columns), "constant column"), _some(columns))
+
+
+def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
+    """The shards that can be read, and what a scan of them alone would have told."""
+    if not found.unreadable:
+        return tuple(shards), found
+    firsts = first_rows(shards)
+    is_bad = np.isin(np.arange(len(shards)), list(found.unreadable))
+    shard_of = np.searchsorted(firsts, found.bad_rows, side="right") - 1
+    shift = np.cumsum(np.where(is_bad, np.diff(firsts), 0))[shard_of]
+    kept = ~is_bad[shard_of]
+    left = tuple(shard for shard, bad in zip(shards, is_bad, strict=True) if not bad)
+    n_rows = sum(shard.n_rows for shard in left)
+    return left, Scan(n_rows, found.minimum, found.maximum, (found.bad_rows - shift)[kept])
+
+
+def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> str:
+    """Where the first bad row lies, its first bad column, and how many bad rows there are."""
+    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_words(missing)}"
+    if found.unreadable:
+        return f"{next(iter(found.unreadable.values()))} {counts}, or lie in one of {len(found.unreadable)} such shards"
+    number = int(found.bad_rows[0])
+    block = block_of(shards, first_rows(shards), number, number + 1)
+    row = read(block)
+    column = int(np.flatnonzero(bad_entries(row, missing, block.shard.stored_dtype)[0])[0])
+    where = f"file={shown(block.shard.path)} dataset={shown(block.shard.dataset)}"
+    return f"{where}: {row[0, column]} in row {block.start}, column {column}; {counts}"
+
+
+def _scan(
+    shards: Sequence[Shard],
+    unreadable: dict[int, str],
+    block_rows: int,
+    n_threads: int,
+    advance: Callable[[int], object],
+    missing: float | None,
+    max_unreadable: int | None,
+) -> Scan:
+    """One pass over all shards but those known to be unreadable, and another one if there turn out to be more.
+
+    What can be read of a bad shard depends on the size of the blocks, and the result must not.
+    """
+    pieces = [
+        (i, first_row, block)
+        for i, (shard, first_row) in enumerate(zip(shards, first_rows(shards)[:-1].tolist(), strict=True))
+        if i not in unreadable
+        for block in blocks([shard], block_rows)
+    ]
+    stride = max(1, -(-len(pieces) // _MAX_TASKS))
+    tasks = [
+        partial(_scan_blocks, pieces[i : i + stride], advance, missing, max_unreadable is not None)
+        for i in range(0, len(pieces), stride)
+    ]
+    known = partial(_unread, shards, unreadable)
+    result = reduce([known, *tasks], _merge, n_threads)
+    more = {i: why for i, why in result.unreadable.items() if i not in unreadable}
+    if not more:
+        return result
+    if max_unreadable is not None and len(result.unreadable) > max_unreadable:
+        raise DataError(
+            f"{len(result.unreadable)} of {len(shards)} shards cannot be read, expected {max_unreadable} at most: "
+            f"{next(iter(more.values()))} Mend the files, or raise --max-bad-shards."
+        )
+    advance(sum(shards[i].n_rows for i in result.unreadable) - sum(shard.n_rows for shard in shards))
+    return _scan(shards, {**unreadable, **more}, block_rows, n_threads, advance, missing, max_unreadable)
+
+
+def _unread(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> Scan:
+    """What shards count for that cannot be read: rows, all of them bad."""
+    n_inputs, firsts = shards[0].n_inputs, first_rows(shards)
+    bad = [np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable)]
+    return Scan(
+        sum(shards[i].n_rows for i in unreadable),
+        *_nothing(n_inputs),
+        np.concatenate([np.empty(0, dtype=np.int64), *bad]),
+        dict(unreadable),
+    )
+
+
+def _scan_blocks(
+    pieces: Sequence[tuple[int, int, Block]], advance: Callable[[int], object], missing: float | None, tolerate: bool
+) -> Scan:
+    found = []
+    for i, first_row, block in pieces:
+        signals.check()
+        try:
+            found.append(_scan_block(first_row + block.start, block, missing))
+        except DataError as error:
+            if not tolerate:
+                raise
+            found.append(replace(_unread([block.shard], {}), unreadable={i: str(error)}))
+        advance(len(block))
+    return _merge(found)
+
+
+def _scan_block(first_row: int, block: Block, missing: float | None) -> Scan:
+    rows = read(block)
+    minimum, maximum = rows.min(axis=0), rows.max(axis=0)
+    bad = np.empty(0, dtype=np.int64)
+    # NaN and Inf come through as a minimum or maximum, so good blocks need no second look.
+    if missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
+        bad = bad_rows(rows, missing, block.shard.stored_dtype)
+        if len(bad) == len(rows):
+            return Scan(len(rows), *_nothing(rows.shape[1]), first_row + bad)
+        if len(bad):
+            rows = np.delete(rows, bad, axis=0)
+            minimum, maximum = rows.min(axis=0), rows.max(axis=0)
+    return Scan(len(block), minimum.astype(np.float64), maximum.astype(np.float64), first_row + bad)
+
+
+def _nothing(n_inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Minimum and maximum over no rows."""
+    return np.full(n_inputs, np.inf), np.full(n_inputs, -np.inf)
+
+
+def _merge(scans: Sequence[Scan]) -> Scan:
+    return Scan(
+        n_rows=sum(found.n_rows for found in scans),
+        minimum=np.minimum.reduce([found.minimum for found in scans]),
+        maximum=np.maximum.reduce([found.maximum for found in scans]),
+        bad_rows=np.sort(np.concatenate([found.bad_rows for found in scans])),
+        # The first complaint about each; dicts keep the last of equal keys.
+        unreadable=dict(sorted({i: why for found in reversed(scans) for i, why in found.unreadable.items()}.items())),
+    )
+
+
+def _words(missing: float | None) -> str:
+    return "NaN or Inf" if missing is None else f"NaN, Inf or {missing}"
+
+
+def _some(numbers: np.ndarray, n_shown: int = 10) -> str:
+    more = f" and {len(numbers) - n_shown} more" if len(numbers) > n_shown else ""
+    return ", ".join(str(number) for number in numbers[:n_shown]) + more

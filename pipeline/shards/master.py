@@ -1,0 +1,242 @@
+"""Master files: files that stack the rows of others, as detectors, NeXus and h5py's virtual layouts write them.
+
+Such a file stands for the list of files that it stacks, if somebody named the folder that these lie in. It is looked at
+once, by the child, which follows nothing; what is said is checked here. Then each file is a shard like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import signals
+from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, shown
+from pipeline.hdf5.child.ask import ask
+from pipeline.hdf5.child.stacked import MOST_PIECES
+from pipeline.hdf5.files import Identity
+from pipeline.hdf5.plain.describe import describe_plain
+from pipeline.shards.sources import Source, distinct, natural_key
+from pipeline.shards.vet import look_at
+
+__all__ = ["follow", "pointer"]
+
+log = logging.getLogger(__name__)
+
+_LONGEST_NAME = 4096
+_LONGEST_HINT = 200
+_LISTED = 20
+_MOST_ROWS = 2**63
+
+Box = tuple[tuple[int, int], ...]  # first and last but one along each axis; empty where everything is taken
+
+
+class Piece(NamedTuple):
+    """A file that a master names, and the shape that it says the dataset in it has."""
+
+    file: str
+    dataset: str
+    shape: tuple[int, ...] | None
+
+
+class Stack(NamedTuple):
+    """What a master says: which of its datasets or groups stacks what, and what lies beside that in the master."""
+
+    dataset: str
+    pieces: list[Piece]
+    beside: list[str]
+
+
+def follow(
+    sources: Sequence[Source],
+    dataset: str | None,
+    folders: Sequence[str],
+    refuse: Callable[[Path, DataError], object],
+) -> list[Source]:
+    """The sources, with the files that it stacks in the place of each master.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+    dataset : str, optional
+        The virtual dataset, external link or group of external links in the masters. With none: ``X``, else the only
+        one.
+    folders : sequence of str
+        Where the files may lie.
+    refuse : callable
+        Told the path of a file that is refused, and why.
+
+    Raises
+    ------
+    NotPermitted
+        When a master names a file outside the folders.
+    NoInput, ReadFailed, SystemLimit
+        When a folder is not there, or a file cannot be looked at.
+    DataError
+        When one file is found twice.
+    """
+    inside = [_folder(name) for name in folders]
+    found: list[tuple[Source, str]] = []
+    for source in sources:
+        signals.check()
+        try:
+            stack = None if source.blake3 else _stack(source.path, dataset)
+            found += [(source, str(source.path))] if stack is None else _followed(source.path, stack, inside)
+        except DataError as error:
+            refuse(source.path, error)
+    return distinct(found)
+
+
+def pointer(path: Path, dataset: str | None) -> str:
+    """A sentence on a file that was refused: that its rows lie in others, and how to have those read; or nothing."""
+    try:
+        stack = _stack(path, dataset)
+        places = [_place(path, piece) for piece in stack.pieces] if stack else []
+        folder = os.path.commonpath([os.path.normpath(os.path.dirname(place)) for place in places])
+    except (ShardpressError, ValueError):  # there is none, they lie all over the place, or it is no stack of whole rows
+        return ""
+    if len(folder) > _LONGEST_HINT:
+        return ""
+    folder, files = shown(folder), _files(len(places))
+    return f" It stacks the rows of {files} in {folder}: --follow {folder} has them read as shards."
+
+
+def _folder(name: str) -> str:
+    if not os.path.isdir(name):
+        raise NoInput(f"follow={shown(name)}: no such directory, expected one that holds what masters stack")
+    return os.path.realpath(name)
+
+
+# -- from a stack to sources -------------------------------------------------------------------------------------
+
+
+def _followed(master: Path, stack: Stack, inside: Sequence[str]) -> list[tuple[Source, str]]:
+    where = f"file={shown(master)} dataset={shown(stack.dataset)}"
+    sources = []
+    for piece in stack.pieces:
+        named = _place(master, piece)
+        path = os.path.realpath(named)
+        if not any(os.path.commonpath([folder, path]) == folder for folder in inside):
+            raise NotPermitted(
+                f"{where}: stacks {shown(named)}, which lies in {shown(os.path.dirname(path))}, expected files inside "
+                "of what --follow names. If it is meant, name that folder too."
+            )
+        sources.append(Source(Path(path), master=master, dataset=piece.dataset, shape=piece.shape))
+    log.info("%s: stacks %s, read in its place", where, _files(len(sources)))
+    if stack.beside:
+        names = ", ".join(map(shown, stack.beside[:_LISTED])) + (", ..." if len(stack.beside) > _LISTED else "")
+        log.warning("%s: does not ride along from the master: %s. What lies in the files it stacks does.", where, names)
+    return [(source, str(master)) for source in sources]
+
+
+def _place(master: Path, piece: Piece) -> str:
+    """Where a file lies that a master names: beside it, and never, as for HDF5, where the environment says."""
+    if piece.file == ".":
+        return str(master)
+    home = (master.resolve() if master.is_symlink() else master).parent
+    if os.path.isabs(piece.file) and not os.path.lexists(piece.file):
+        return os.path.join(home, os.path.basename(piece.file))  # written on another machine
+    return os.path.join(home, piece.file)
+
+
+def _files(n: int) -> str:
+    return "1 file" if n == 1 else f"{n} files"
+
+
+# -- what the child says ---------------------------------------------------------------------------------------------
+
+
+def _stack(path: Path, dataset: str | None) -> Stack | None:
+    """What a file stacks, and None where its rows are its own."""
+    where = f"file={shown(path)}"
+
+    def look(descriptor: int, found: Identity, base: int) -> Any:
+        # Of what is understood without a child, nothing lies elsewhere.
+        plain = describe_plain(descriptor, found.size, dataset, base=base)
+        return None if plain else ask("stacked", descriptor, [dataset], where)[0]
+
+    facts = look_at(path, look)
+    try:
+        return None if facts is None else _checked(facts, where)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise DataError(
+            f"{where}: what the HDF5 library says about what it stacks makes no sense ({shown(error)}). The file is "
+            "damaged or forged: do not use it."
+        ) from error
+
+
+def _checked(facts: Any, where: str) -> Stack:
+    dataset, beside = _name(facts["dataset"]), [_name(name) for name in facts["beside"][: _LISTED + 1]]
+    where = f"{where} dataset={shown(dataset)}"
+    n_pieces = len(facts["links"] if "links" in facts else facts["blocks"])
+    if not 0 < n_pieces <= MOST_PIECES:
+        raise DataError(f"{where}: stacks {_files(n_pieces)}, expected 1 to {MOST_PIECES}")
+    if "links" in facts:
+        links = sorted((tuple(map(_name, link)) for link in facts["links"]), key=lambda link: natural_key(link[0]))
+        pieces = [Piece(file, _spelled(path), None) for _, file, path in links]
+    else:
+        pieces = list(_rows_in_order(facts["blocks"], _numbers(facts["shape"]), where))
+    return Stack(dataset, pieces, beside)
+
+
+def _rows_in_order(blocks: Any, shape: tuple[int, ...], where: str) -> Iterator[Piece]:
+    """The pieces of a virtual dataset, which fill it with whole rows of whole files from the first row to the last."""
+    placed = []
+    for file, path, to, of in blocks:
+        name, path, filled, taken = _literal(_name(file), where), _spelled(_name(path)), _box(to, shape), _box(of, None)
+        where_to = f"{where}: of file={shown(name)} dataset={shown(path)}"
+        if filled is None or filled[1:] != tuple((0, n) for n in shape[1:]):
+            raise DataError(f"{where_to} something else than rows is stacked, expected whole rows in one piece")
+        n_rows = filled[0][1] - filled[0][0]
+        if taken is None or (taken and taken != tuple((0, n) for n in (n_rows, *shape[1:]))):
+            raise DataError(f"{where_to} only a part is stacked, expected all its rows. Give the file itself.")
+        placed.append((filled[0], Piece(name, path, (n_rows, *shape[1:]))))
+    end = 0
+    for (start, stop), piece in sorted(placed, key=lambda one: one[0]):
+        if start != end:
+            what = f"rows {end}:{start} come from no file" if start > end else f"rows {start}:{end} come from two files"
+            raise DataError(f"{where}: {what}, expected the rows of one file behind those of the other")
+        end = stop
+        yield piece
+    if end != shape[0]:
+        raise DataError(f"{where}: rows {end}:{shape[0]} come from no file, expected a file for every row")
+
+
+def _literal(name: str, where: str) -> str:
+    """A file's name, in which HDF5 spells % as %%."""
+    plain = name.replace("%%", "")
+    if "%" in plain:
+        raise DataError(f"{where}: stacks files by the pattern {shown(name)}, expected the names of files")
+    return name.replace("%%", "%")
+
+
+def _spelled(dataset: str) -> str:
+    """As a user would write it: by its name, results are known again."""
+    return dataset.strip("/") or "/"
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or "\0" in value:
+        raise ValueError("a name")
+    os.fsencode(value)
+    return value
+
+
+def _numbers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < _MOST_ROWS for value in values):
+        raise ValueError("numbers")
+    return tuple(values)
+
+
+def _box(claim: Any, shape: tuple[int, ...] | None) -> Box | None:
+    """A box of rank of the shape, if there is one; everything stands for all of it."""
+    if claim is None:
+        return None
+    box = tuple(_numbers(pair) for pair in claim)
+    if not all(len(pair) == 2 and pair[0] < pair[1] for pair in box):
+        raise ValueError("a box")
+    if not box and shape is not None:
+        return tuple((0, n) for n in shape)
+    return tuple((first, stop) for first, stop in box)

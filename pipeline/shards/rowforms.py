@@ -1,0 +1,152 @@
+"""Rows out of a shard, in whatever form it holds them: the same array as if they had been stored densely.
+
+What is not dense is read in pieces of a few megabytes, so that a block takes little more memory than its rows. Of
+sparse rows nothing is trusted: where they begin, and which columns they name, is checked where it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pipeline.errors import DataError, shown
+from pipeline.hdf5.forms import numbers_of
+from pipeline.hdf5.layout import Layout
+from pipeline.hdf5.values import read_across, read_values
+from pipeline.shards.vet import Shard
+
+__all__ = ["read_rows"]
+
+_PIECE = 2**22  # bytes
+_ENTRIES = 2**18  # of sparse rows
+
+
+def read_rows(shard: Shard, start: int, out: np.ndarray) -> np.ndarray:
+    """Rows from `start` on.
+
+    Parameters
+    ----------
+    shard : Shard
+    start : int
+    out : ndarray of shape (n, n_inputs), the shard's `dtype`, C order
+        Where as many go as there is room for.
+
+    Returns
+    -------
+    ndarray
+        `out`.
+
+    Raises
+    ------
+    DataError
+        When they are damaged, or the file has changed.
+    ReadFailed, NotPermitted, SystemLimit
+        When the system fails.
+    """
+    if len(out):
+        _READERS[shard.form](shard, start, out)
+    return out
+
+
+def _dense(shard: Shard, start: int, out: np.ndarray) -> None:
+    read_values(shard, shard.layouts[0], start, start + len(out), out.dtype, out)
+
+
+def _columns(shard: Shard, start: int, out: np.ndarray) -> None:
+    read_across(shard, shard.layouts[0], start, out)
+
+
+# -- tables ------------------------------------------------------------------------------------------------------
+
+
+def _table(shard: Shard, start: int, out: np.ndarray) -> None:
+    (layout,) = shard.layouts
+    numbers = numbers_of(layout.dtype)
+    assert numbers is not None
+    for first, last in _pieces(layout, start, start + len(out)):
+        records = read_values(shard, layout, first, last, layout.dtype)
+        shape, strides = (len(records), numbers.n), (records.itemsize, numbers.dtype.itemsize)
+        found: np.ndarray = np.ndarray(shape, numbers.dtype, records.view(np.uint8), numbers.offset, strides)
+        out[first - start : last - start] = found
+
+
+def _pieces(layout: Layout, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Cut a range where chunks begin, so that none is read twice."""
+    chunk = layout.chunks[0] if layout.chunks else 1
+    size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk
+    firsts = [start, *range((start // size + 1) * size, stop, size)]
+    return zip(firsts, [*firsts[1:], stop], strict=True)
+
+
+# -- sparse rows -------------------------------------------------------------------------------------------------
+
+
+def _sparse(shard: Shard, start: int, out: np.ndarray) -> None:
+    values, columns, firsts = shard.layouts
+    ends = read_values(shard, firsts, start, start + len(out) + 1, np.dtype(np.int64))
+    _check_ends(shard, start, ends)
+    out[...] = 0
+    for row, last in _few(ends):
+        low, high = int(ends[row]), int(ends[last])
+        where = read_values(shard, columns, low, high, np.dtype(np.int64))
+        places = np.repeat(np.arange(last - row) * shard.n_inputs, np.diff(ends[row : last + 1])) + where
+        _check_places(shard, start + row, where, places)
+        out[row:last].reshape(-1)[places] = read_values(shard, values, low, high, out.dtype)
+
+
+def _few(ends: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that together have not too many entries; single rows where they do."""
+    row = 0
+    while row + 1 < len(ends):
+        last = max(row + 1, int(np.searchsorted(ends, ends[row] + _ENTRIES, side="right")) - 1)
+        yield row, last
+        row = last
+
+
+def _check_ends(shard: Shard, start: int, ends: np.ndarray) -> None:
+    """That rows begin where others end, lie in the file, and have no more entries than columns."""
+    sizes = np.diff(ends)
+    wrong = (sizes < 0) | (sizes > shard.n_inputs) | (ends[:-1] < 0) | (ends[1:] > shard.layouts[0].shape[0])
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise _damaged(shard, start + row, f"its entries are said to be {ends[row]} to {ends[row + 1]}")
+
+
+def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarray) -> None:
+    """That the columns are there, and each at most once in a row."""
+    if not len(where):
+        return
+    if where.min() < 0 or where.max() >= shard.n_inputs:
+        i = int(np.argmax((where < 0) | (where >= shard.n_inputs)))
+        row = first + int(places[i] - where[i]) // shard.n_inputs
+        raise _damaged(shard, row, f"an entry in column {where[i]}")
+    if (places[1:] > places[:-1]).all():
+        return
+    in_order = np.sort(places)
+    twice = in_order[1:][in_order[1:] == in_order[:-1]]
+    if len(twice):
+        row, column = divmod(int(twice[0]), shard.n_inputs)
+        raise DataError(
+            f"{_place(shard, first + row)}: column {column} has two entries, expected one. Sum them before you write "
+            "the matrix (SciPy: X.sum_duplicates())."
+        )
+
+
+def _damaged(shard: Shard, row: int, found: str) -> DataError:
+    return DataError(
+        f"{_place(shard, row)}: {found}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
+        "all, row by row. The file is damaged: copy it again."
+    )
+
+
+def _place(shard: Shard, row: int) -> str:
+    return f"file={shown(shard.path)} dataset={shown(shard.dataset)} row={row}"
+
+
+_READERS: dict[str, Callable[[Shard, int, np.ndarray], None]] = {
+    "dense": _dense,
+    "columns": _columns,
+    "sparse": _sparse,
+    "table": _table,
+}

@@ -1,0 +1,100 @@
+"""docs/inputs.md: what its recipes write is read as they say."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.sparse
+from PIL import Image
+
+from pipeline.shards.open import Block, open_shards, read, read_riders
+
+PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
+RECIPES = dict(re.findall(r"^\*\*(\w+)\*\*[^`]*?(?:`[^`\n]+`[^`]*?)*\n\n```python\n(.*?)```$", PAGE, re.M | re.S))
+ROWS = np.arange(12.0).reshape(4, 3)
+NAMES = ["ant", "bee", "cat", "ant"]
+
+
+class Column:
+    """What a column of names is to pandas, in the environment of which none of these libraries is."""
+
+    def astype(self, kind):
+        assert kind is str
+        return self
+
+    def to_numpy(self):
+        return np.array(NAMES, object)
+
+
+class Frame:
+    columns = ("a", "b", 3)
+
+    def to_numpy(self, dtype):
+        return ROWS.astype(dtype)
+
+
+class Cells:
+    """Of AnnData; every second column is wanted."""
+
+    def __init__(self, form):
+        self.form = form
+        self.var = {"highly_variable": np.array([True, False, True])}
+        self.obs = {"cell_type": Column()}
+
+    def __getitem__(self, key):
+        return SimpleNamespace(X=self.form(ROWS[key]), obs=self.obs)
+
+
+class Array:
+    """Of xarray, with the times last."""
+
+    def transpose(self, first, _):
+        assert first == "time"
+        return self
+
+    def __getitem__(self, name):
+        assert name == "time"
+        return SimpleNamespace(values=np.arange(4).astype("datetime64[s]").astype("datetime64[ns]"))
+
+    values = ROWS
+
+
+def images():
+    Path("photos").mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((5, 7), 50 * i, "u1")).save(f"photos/{i}.png")
+
+
+GIVEN = {
+    "pandas": [lambda: {"frame": Frame(), "labels": Column()}],
+    "AnnData": [lambda: {"adata": Cells(scipy.sparse.csr_matrix)}, lambda: {"adata": Cells(np.asarray)}],
+    "xarray": [lambda: {"array": Array()}],
+    "Images": [images],
+    "NumPy": [lambda: np.save("rows.npy", ROWS)],
+}
+WRITTEN = {
+    "pandas": (ROWS, {"y": NAMES}),
+    "AnnData": (ROWS[:, ::2], {"y": NAMES}),
+    "xarray": (ROWS, {"time": [0, 1, 2, 3]}),
+    "Images": (np.repeat([[0], [50], [100], [150]], 32 * 32 * 3, axis=1), {"name": [f"{i}.png" for i in range(4)]}),
+    "NumPy": (ROWS, {}),
+}
+
+
+def test_every_recipe_is_tried():
+    assert list(RECIPES) == list(GIVEN) == list(WRITTEN)
+
+
+@pytest.mark.parametrize(("name", "given"), [(name, given) for name, all_of in GIVEN.items() for given in all_of])
+def test_what_a_recipe_writes_is_a_shard_with_what_belongs_to_its_rows(tmp_path, monkeypatch, name, given):
+    monkeypatch.chdir(tmp_path)
+    exec(RECIPES[name], given() or {})
+    (shard,) = open_shards(["shards" if Path("shards").exists() else "shard.h5"])
+    rows, riders = WRITTEN[name]
+    np.testing.assert_array_equal(read(Block(shard, 0, 4)), rows)
+    found = read_riders(Block(shard, 0, 4))
+    values = {key: [each.decode() if isinstance(each, bytes) else each for each in found[key]] for key in found}
+    assert values == riders
+    assert shard.columns == (("a", "b", "3") if name == "pandas" else ())

@@ -1,0 +1,34 @@
+"""What `make run` touches: a folder of its own, and nothing that a user has made."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "digits"])
+def test_the_sample_run_writes_into_a_folder_of_its_own(tmp_path, name):
+    """Another one for each set of samples, so that it goes through again after the set has changed."""
+    for shard in (f"{name}-train-0.h5", f"{name}-train-1.h5", "mine.h5", "my-train-0.h5"):
+        (tmp_path / "data" / shard).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / shard).touch()
+    command = ["make", "-s", "-f", MAKEFILE, "-o", "setup", "run", "PYTHON_OF_VENV=echo"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    shards, out = f"data/{name}-train-0.h5 data/{name}-train-1.h5", f"sample/{name}/features"
+    assert done.stdout.splitlines() == [
+        "scripts/make_data.py",
+        f"scripts/extract.py --overwrite --input {shards} --output {out}",
+        f"scripts/extract.py --quiet --overwrite --model {out} --input data/{name}-test --output {out}-test",
+        f"scripts/classify.py --features {out} --test {out}-test",
+    ]
+
+
+def test_a_sample_run_that_fails_goes_no_further(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "python").write_text("#!/bin/sh\necho $1\ntest $1 != scripts/extract.py\n")
+    (tmp_path / "python").chmod(0o755)
+    command = ["make", "-s", "-f", MAKEFILE, "-o", "setup", "run", f"PYTHON_OF_VENV={tmp_path}/python"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (2, ["scripts/make_data.py", "scripts/extract.py"])

@@ -1,0 +1,199 @@
+"""The policy: what becomes of a row depends on the row and the settings, and on nothing beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.encoding.bad_data import Outside, Policy, farthest
+from pipeline.shards.open import Block
+from pipeline.shards.vet import Shard
+from tests.support.helpers import refused
+
+
+def block_of(rows: np.ndarray, start: int = 100, stored: str | None = None) -> Block:
+    """A block that these rows might have been read from."""
+    shard = Shard("a.h5", "X", (1000, rows.shape[1]), stored or rows.dtype.str, rows.dtype.name)
+    return Block(shard, start, start + len(rows))
+
+
+def judge(policy: Policy, rows: Any, dtype: Any = np.float32, **how: Any) -> Any:
+    array = np.array(rows, dtype=dtype)
+    return policy.before(block_of(array, **how), array)
+
+
+# -- bad rows ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (-9999, "-9999.0")], ids=str
+)
+def test_a_bad_row_is_refused_with_its_place_in_the_file(value: float, word: str) -> None:
+    with refused(65, "file=a.h5 dataset=X rows=100:103", f"{word} in row 101, column 2; 2 of these rows"):
+        judge(Policy(missing=-9999), [[1, 2, 3], [1, 2, value], [value, 2, 3]])
+
+
+@pytest.mark.parametrize("on_bad_data", ["skip", "quarantine"])
+def test_bad_rows_are_told_by_their_positions_and_rows_are_left_as_they_are(on_bad_data: str) -> None:
+    rows = np.array([[1, np.nan], [np.inf, -np.inf], [1, 2], [5, 3]], np.float32)
+    judged = Policy(on_bad_data, missing=5).before(block_of(rows), rows)
+    assert judged.rows is rows
+    assert (judged.bad.tolist(), judged.n_outside) == ([0, 1, 3], 0)
+
+
+def test_only_quarantine_says_why() -> None:
+    rows = [[1, np.nan, 3], [np.inf, 5, np.nan], [1, 2, 3]]
+    assert judge(Policy("skip", missing=5), rows).reasons == []
+    assert judge(Policy("quarantine", missing=5), rows).reasons == [
+        {"row": 100, "columns": [1], "reason": "nan"},
+        {"row": 101, "columns": [0, 1, 2], "reason": "inf"},
+    ]
+
+
+def test_a_row_of_thousands_of_bad_columns_does_not_fill_the_list() -> None:
+    (reason,) = judge(Policy("quarantine"), np.full((1, 5000), np.nan)).reasons
+    assert reason["columns"] == list(range(20))
+
+
+def test_v8_integers_are_looked_at_for_the_missing_value_only() -> None:
+    rows = [[1, 255], [3, 4]]
+    assert judge(Policy(), rows, np.uint8).bad.tolist() == []
+    assert judge(Policy("skip", missing=255), rows, np.uint8).bad.tolist() == [0]
+    assert judge(Policy("skip", missing=-1), rows, np.uint8).bad.tolist() == []
+
+
+def test_v8_the_missing_value_is_spelled_as_the_file_does() -> None:
+    rows = np.array([[-9999, 1], [-10000, 1]], np.float32)  # the second is what a file of 16-bit numbers holds
+    assert judge(Policy("skip", missing=-9999), rows).bad.tolist() == [0]
+    assert judge(Policy("skip", missing=-9999), rows, stored="<f2").bad.tolist() == [1]
+
+
+# -- rows outside a model's range ----------------------------------------------------------------------------------
+
+LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
+
+
+def ranged(out_of_range: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> Policy:
+    return Policy(on_bad_data, out_of_range=out_of_range, minimum=low, maximum=high)
+
+
+def test_the_columns_that_lie_farthest_outside_are_told() -> None:
+    judged = judge(ranged("allow"), [[2, 8], [0, 0], [np.nan, 99], [-3, 0]])
+    assert judged.outside == [Outside(0, -3, 0, 1), Outside(1, 8, -1, 2)]
+    assert [one.distance for one in judged.outside] == [3, 2]
+    assert str(judged.outside[1]) == "column 1 (8, trained on -1 to 2, 2 times that range away)"
+    assert judge(ranged("allow"), [[1, 2]]).outside == []
+
+
+def test_what_is_farthest_does_not_depend_on_how_it_is_gathered() -> None:
+    rng = np.random.default_rng(0)
+    found = [Outside(int(rng.integers(8)), float(rng.normal() * 9 + 20), 0, float(rng.integers(3))) for _ in range(60)]
+    expected = farthest(found)
+    for size in (1, 7, 30):
+        pieces = [farthest(found[i : i + size]) for i in range(0, 60, size)]
+        assert farthest(one for piece in pieces for one in piece) == expected
+    assert len({one.column for one in expected}) == 3
+    assert str(Outside(2, 5, 0, 0)) == "column 2 (5, trained on 0 alone)"
+
+
+def test_v6_rows_on_the_edge_are_inside() -> None:
+    for out_of_range in ("allow", "clip", "raise"):
+        assert judge(ranged(out_of_range), [LOW, HIGH, [0.5, 0]]).n_outside == 0
+
+
+@pytest.mark.parametrize("out_of_range", ["allow", "clip"])
+def test_v6_rows_outside_are_counted_once_each_and_bad_rows_never(out_of_range: str) -> None:
+    judged = judge(ranged(out_of_range), [[2, 3], [0, 0], [np.nan, 9], [-1, 0], [np.inf, 0]])
+    assert (judged.n_outside, judged.bad.tolist()) == (2, [2, 4])
+
+
+def test_v6_rows_outside_are_refused_with_their_place() -> None:
+    words = ["rows=100:103", "2.5 in row 101, column 1, expected -1 to 2", "2 of these rows", "--out-of-range clip"]
+    with refused(65, *words):
+        judge(ranged("raise"), [[0, 0], [0.5, 2.5], [7, 0]])
+
+
+def test_v6_without_a_good_row_nothing_is_outside() -> None:
+    assert judge(ranged("raise"), [[np.nan, 5], [7, np.inf]]).n_outside == 0
+    assert judge(ranged("raise"), np.empty((0, 2))).n_outside == 0
+
+
+def test_v6_allowed_rows_are_left_as_they_are() -> None:
+    rows = np.array([[7, 7]], np.float32)
+    assert ranged("allow").before(block_of(rows), rows).rows is rows
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("seed", range(5))
+def test_v6_clipping_moves_what_is_outside_to_the_nearest_number_inside(seed: int, dtype: str) -> None:
+    """Compared in Python's own numbers, entry by entry; edges with fractions, and beyond what the dtype holds."""
+    rng = np.random.default_rng(seed)
+    scale = float(rng.choice([1, 100, 1e5]))
+    edges = np.sort(rng.normal(0, scale, (2, 4)), axis=0)
+    info: Any = np.iinfo(dtype) if dtype[0] in "iu" else np.finfo(dtype)
+    rows = np.clip(rng.normal(0, 3 * scale, (20, 4)), float(info.min), float(info.max)).astype(dtype)
+    rows[0], rows[1] = info.min, info.max
+    edges[:, 3] = -1e300, 1e300
+    found = judge(ranged("clip", low=edges[0], high=edges[1]), rows, dtype)
+    assert found.rows.dtype == rows.dtype
+    for row, clipped in zip(rows.tolist(), found.rows.tolist(), strict=True):
+        for value, moved, low, high in zip(row, clipped, *edges.tolist(), strict=True):
+            if low <= value <= high:
+                assert moved == value
+            elif info.min <= low and high <= info.max:
+                edge = low if value < low else high
+                assert abs(moved - edge) <= (1 if dtype[0] in "iu" else abs(edge) * info.eps)
+                assert dtype[0] == "f" or low <= moved <= high or np.floor(high) < np.ceil(low)
+
+
+def test_v6_the_largest_integers_survive_clipping() -> None:
+    """No float64 is the largest integer of 64 bits."""
+    for dtype in ("i8", "u8"):
+        most = np.iinfo(dtype).max
+        rows = np.array([[most, 0], [most, 9]], dtype)
+        found = judge(ranged("clip", low=np.array([0.0, 0.0]), high=np.array([float(most), 5.0])), rows, dtype)
+        assert found.rows.tolist() == [[most, 0], [most, 5]]
+
+
+def test_bad_rows_stay_bad_when_rows_are_clipped() -> None:
+    assert judge(ranged("clip"), [[np.inf, 0], [9, 9], [np.nan, 0]]).bad.tolist() == [0, 2]
+
+
+# -- rows that overflow ------------------------------------------------------------------------------------------
+
+
+def test_rows_whose_features_are_no_numbers_are_bad_rows_too() -> None:
+    features = np.array([[0.5], [np.nan], [np.nan], [0.1]], np.float32)
+    rows = np.array([[1, 1], [np.nan, 1], [1e38, -1e38], [0, 0]], np.float32)
+    block = block_of(rows)
+    for on_bad_data in ("skip", "quarantine"):
+        policy = Policy(on_bad_data)
+        judged = policy.after(block, policy.before(block, rows), features)
+        assert judged.bad.tolist() == [1, 2]
+    assert judged.reasons[-1] == {"row": 102, "columns": [], "reason": "overflows float32"}
+    with refused(65, "a.h5 dataset=X", "row 102 and 0 more", "overflow", "--on-bad-data skip"):
+        Policy().after(block, Policy().before(block, rows[[0, 0, 2, 0]]), features[[0, 0, 2, 0]])
+
+
+def test_features_are_looked_at_among_the_rows_that_need_it_only() -> None:
+    rows, features = np.zeros((5, 3), np.float32), np.ones((5, 2), np.float32)
+    features[3] = np.nan
+    policy, block = Policy("quarantine"), block_of(rows)
+    for among, bad in ((None, [3]), (np.array([1, 3]), [3]), (np.array([1, 2]), [])):
+        judged = policy.after(block, policy.before(block, rows, among), features, among)
+        assert judged.bad.tolist() == bad
+        assert [reason["row"] for reason in judged.reasons] == [100 + row for row in bad]
+
+
+def test_features_that_are_numbers_change_no_judgement() -> None:
+    rows = np.ones((3, 2), np.float32)
+    judged = Policy().before(block_of(rows), rows)
+    assert Policy().after(block_of(rows), judged, rows) is judged
+
+
+def test_a_part_of_a_shard_that_cannot_be_read_is_one_reason() -> None:
+    rows = np.empty((7, 2), np.float32)
+    (reason,) = Policy("quarantine", unreadable={3: "broken"}).of_unreadable(3, block_of(rows))
+    assert reason == {"row": [100, 107], "columns": [], "reason": "broken"}

@@ -1,0 +1,149 @@
+"""One file with all rows: equal to the index, whole without its parts, and written in bounded memory."""
+
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.encoding.encode import singlefile as module
+from pipeline.encoding.singlefile import single_file
+from pipeline.features import index_bytes, open_features, part_bytes
+from pipeline.shards.open import Block, open_shards, read, read_riders
+from tests.support.helpers import numbered, refused
+
+SIZES = (3, 0, 4, 1)
+
+
+def riders(n_rows, first):
+    rows = np.arange(first, first + n_rows)
+    return {
+        "y": rows.astype(np.uint8),
+        "weight": np.where(rows % 2, np.nan, rows).astype(">f8"),
+        "is": rows % 3 == 0,
+        "code": np.array([f"{row:03d}".encode() for row in rows], "S3"),
+        "name": np.array(["ö" * row for row in rows], object),
+    }
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Names of feature files in a directory."""
+    names = []
+    for i, size in enumerate(SIZES):
+        first = sum(SIZES[:i])
+        features = numbered(size, 3, first, np.float32)
+        names.append(f"part-{i}.h5")
+        valid = np.arange(first, first + size) % 5 != 1
+        (tmp_path / names[-1]).write_bytes(part_bytes(features, valid, riders(size, first), {}))
+    return names
+
+
+def written(folder, names, about=None):
+    pieces = single_file(folder, names, about or {})
+    path = folder / "elsewhere" / "single.h5"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"".join(bytes(piece) for piece in pieces.pieces))
+    assert path.stat().st_size == len(pieces)
+    return path
+
+
+def test_it_holds_what_the_index_shows(tmp_path, parts):
+    (tmp_path / "index.h5").write_bytes(index_bytes(tmp_path, parts, {"a": 1}))
+    path = written(tmp_path, parts, {"a": 1, "nested": {"b": [2]}, "long": "x" * 10**5})
+    with h5py.File(path) as file, h5py.File(tmp_path / "index.h5") as index:
+        assert set(file) == set(index) == {"features", "valid", *riders(0, 0)}
+        for name, item in index.items():
+            texts = h5py.check_string_dtype(item.dtype)
+            found, expected = ((each.asstr("utf-8") if texts else each)[:] for each in (file[name], item))
+            np.testing.assert_array_equal(found, expected)
+            assert file[name].dtype == item.dtype or name == "name"
+        assert dict(file.attrs) == {
+            **{"a": 1, "nested": '{"b": [2]}', "long": "x" * 10**5},
+            "format": "shardpress-features/1",
+        }
+        assert file["features"].id.get_offset() % 4096 == 0
+
+
+def test_it_needs_neither_parts_nor_anything_of_ours(tmp_path, parts):
+    path = written(tmp_path, parts)
+    for name in parts:
+        (tmp_path / name).unlink()
+    program = "import h5py, sys; file = h5py.File(sys.argv[1]); print(file['features'][:].sum(), *file['y'][:])"
+    done = subprocess.run([sys.executable, "-c", program, path], cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(numbered(8, 3, 0, np.float32).sum()), *map(str, range(8))]
+
+
+def test_it_is_a_valid_shard(tmp_path, parts):
+    (shard,) = open_shards([str(written(tmp_path, parts))])
+    np.testing.assert_array_equal(read(Block(shard, 0, 8)), numbered(8, 3, 0, np.float32))
+    found, expected = read_riders(Block(shard, 0, 8)), riders(8, 0)
+    assert [text.decode() for text in found.pop("name")] == list(expected.pop("name"))
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 100])
+def test_downstream_opens_it_as_it_opens_the_directory(tmp_path, parts, block_rows):
+    found = open_features(written(tmp_path, parts, {"n_bad": 2}), block_rows)
+    np.testing.assert_array_equal(found.features, numbered(8, 3, 0, np.float32))
+    np.testing.assert_array_equal(found.valid, np.arange(8) % 5 != 1)
+    assert set(found.riders) == set(riders(0, 0))
+    assert found.riders["name"].compute().tolist() == riders(8, 0)["name"].tolist()
+    assert found.riders["code"].compute().tolist() == [f"{row:03d}" for row in range(8)]
+    assert (found.manifest["n_rows"], found.manifest["n_bad"]) == (8, 2)
+
+
+@pytest.mark.parametrize("n_bytes", [1, 7, 12, 1000])
+def test_pieces_are_small_whatever_the_size(tmp_path, parts, monkeypatch, n_bytes):
+    whole = written(tmp_path, parts).read_bytes()
+    monkeypatch.setattr(module, "_PIECE", n_bytes)
+    monkeypatch.setattr(module, "_PIECE_TEXTS", 1)
+    pieces = [bytes(piece) for piece in single_file(tmp_path, parts, {}).pieces]
+    assert b"".join(pieces) == whole
+    bookkeeping = len(whole) - sum(size for size in map(len, pieces) if size <= n_bytes)
+    assert max(map(len, pieces)) <= max(n_bytes, bookkeeping)
+
+
+def test_what_only_a_hole_would_take_takes_no_memory(tmp_path):
+    """HDF5's words behind the values lie far from those before them."""
+    image = module._Image()
+    with h5py.File(image, "w") as file:
+        module.allocate(file, "features", (2**38, 1), np.dtype("<f4"))
+        module.describe(file, {"a": 1})
+    assert image.size > 2**40
+    assert len(image._pages) < 10
+
+
+def test_the_longest_text_of_all_parts_decides(tmp_path):
+    names = []
+    for i, texts in enumerate([["a", ""], [], ["größer", "\udcff"]]):
+        beside = {"t": np.array([text.encode("utf-8", "surrogateescape") for text in texts], object)}
+        names.append(f"{i}.h5")
+        features, valid = np.zeros((len(texts), 1), np.float32), np.ones(len(texts), bool)
+        (tmp_path / names[-1]).write_bytes(part_bytes(features, valid, beside, {}))
+    path = written(tmp_path, names)
+    with h5py.File(path) as file:
+        assert file["t"].dtype == np.dtype("S8")
+    assert open_features(path).riders["t"].compute().tolist() == ["a", "", "größer", "\udcff"]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "text"])
+def test_a_part_that_cannot_be_read_again_is_named(tmp_path, parts, damage):
+    path = tmp_path / parts[2]
+    pieces = single_file(tmp_path, parts, {})
+    if damage == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, 100)
+    with refused(74, f"file={path}: cannot be read again", "Type the same command again"):
+        list((single_file(tmp_path, parts, {}) if damage == "text" else pieces).pieces)
+
+
+def test_without_valid_it_is_no_feature_shard(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"] = np.zeros((3, 2))
+    with refused(65, f"file={tmp_path / 'x.h5'}: no dataset 'valid' beside its features"):
+        open_features(tmp_path / "x.h5")

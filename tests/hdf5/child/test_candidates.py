@@ -1,0 +1,247 @@
+"""What holds a file's rows: which object is chosen, in what form, and what is said where none can be."""
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.shards.open import Block, open_shards, read
+from tests.support.helpers import csr, numbered, refused, some_rows, write_csr
+
+ONE = np.zeros(1, [("a", "<f8"), ("b", "<f8")])
+FRAME = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,))])
+MIXED = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,)), ("values_block_1", "<i8", (1,))])
+
+
+def write(path, held, attributes=()):
+    """A file that holds these values under these names; None makes a group."""
+    with h5py.File(path, "w") as file:
+        for name, values in held.items():
+            file.create_group(name) if values is None else file.create_dataset(name, data=values)
+        for name, key, value in attributes:
+            file[name].attrs[key] = value
+    return str(path)
+
+
+def sparse(name, rows=None):
+    parts = csr(some_rows() if rows is None else rows)
+    return {
+        f"{name}/{part}".lstrip("/"): values for part, values in zip(("data", "indices", "indptr"), parts, strict=True)
+    }
+
+
+SHAPED = [("X", "shape", (61, 6))]
+
+
+@pytest.mark.parametrize(
+    ("held", "attributes", "asked", "chosen"),
+    [
+        ({"images": np.zeros((4, 2, 2, 1)), "labels": np.zeros((4, 1))}, (), None, ("images", "dense")),
+        ({"rows": np.zeros((4, 1)), "labels": np.zeros(4)}, (), None, ("rows", "dense")),
+        ({"a/images": np.zeros((4, 2)), "labels": np.zeros(4), "table": FRAME}, (), None, ("a/images", "dense")),
+        ({"df/table": FRAME, "df/_i_table/index/bounds": np.zeros((4, 9))}, (), None, ("df/table", "table")),
+        ({"df/table": FRAME, "df/_i_table/index/bounds": np.zeros((4, 9))}, (), "df", ("df/table", "table")),
+        ({"df/block0_values": np.zeros((4, 9)), "df/axis0": [1]}, (), "df/", ("df/block0_values", "dense")),
+        ({**sparse("X"), "obsm/X_pca": numbered(61, 3)}, SHAPED, None, ("X", "sparse")),
+        ({**sparse("X"), "layers/dense": numbered(61, 3)}, SHAPED, "layers/dense", ("layers/dense", "dense")),
+        (
+            {**sparse("raw/X"), "X": numbered(61, 3)},
+            [("raw/X", "h5sparse_shape", (61, 6))],
+            "raw/X",
+            ("raw/X", "sparse"),
+        ),
+        ({**sparse("matrix"), "matrix/shape": [61, 6]}, (), None, ("matrix", "sparse")),
+        # A single column beside rows in any form.
+        ({**sparse("matrix"), "matrix/shape": [61, 6], "y": numbered(61, 1)}, (), None, ("matrix", "sparse")),
+        ({"table": FRAME, "labels": np.zeros((4, 1))}, (), None, ("table", "table")),
+        ({"table": FRAME, "labels": np.zeros(4, [("y", "<f8")])}, (), None, ("table", "table")),
+        ({**sparse("g"), "g/indptr": h5py.Empty("i8"), "y": numbered(61, 2)}, (), None, ("y", "dense")),
+        ({"config": ONE, "rows": FRAME}, (), None, ("rows", "table")),
+        ({"config": ONE}, (), None, ("config", "table")),
+    ],
+)
+def test_what_holds_the_rows_is_found(tmp_path, held, attributes, asked, chosen):
+    (shard,) = open_shards([write(tmp_path / "x.h5", held, attributes)], asked)
+    assert (shard.dataset, shard.form) == chosen
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "phrases"),
+    [
+        (
+            {"a": np.zeros((4, 2), "f4"), "b": np.zeros((4, 3, 1), "u1"), "y": np.zeros((4, 1))},
+            None,
+            ["candidates a (4, 2) float32, b (4, 3, 1) uint8, y (4, 1) float64", "--dataset"],
+        ),
+        (
+            {"obs/y": np.zeros((4, 1)), "t": FRAME},
+            None,
+            ["candidates obs/y (4, 1) float64, t (4,) records of 2 fields"],
+        ),
+        ({"a": np.zeros((1, 1)), "b": ONE}, None, ["candidates a (1, 1) float64, b (1,) records of 2 fields"]),
+        ({"config": ONE, "samples": MIXED}, None, ["dataset=samples:", "compound records of 3 fields"]),
+        ({"labels": np.zeros((4, 1)), "samples": MIXED}, None, ["dataset=samples:", "compound records of 3 fields"]),
+        (
+            {"obsm/pca": np.zeros((61, 3)), "obsm/umap": np.zeros((61, 2)), **sparse("layers/counts")},
+            None,
+            ["candidates layers/counts sparse, obsm/pca (61, 3) float64, obsm/umap (61, 2) float64"],
+        ),
+        ({"one": FRAME, **sparse("two")}, None, ["candidates one (4,) records of 2 fields, two sparse"]),
+        (
+            {"df/block0_values": np.zeros((4, 3)), "df/block1_values": np.zeros((4, 1), "i8")},
+            None,
+            ["candidates df/block0_values (4, 3) float64, df/block1_values (4, 1) int64"],
+        ),
+        (
+            {"df/block0_values": np.zeros((1, 3)), "df/block1_values": np.zeros((1, 1), "i8")},
+            None,
+            ["candidates df/block0_values (1, 3) float64, df/block1_values (1, 1) int64"],
+        ),
+        (
+            {"df/block0_values": np.zeros((4, 3)), "df/block1_values": np.zeros((4, 1), "i8")},
+            "df",
+            ["dataset=df:", "pandas frame of several types", "df/block1_values (4, 1) int64", "df.to_numpy()"],
+        ),
+        *(
+            (
+                {"df/table": MIXED, "df/_i_table/index/bounds": np.zeros((4, 9))},
+                asked,
+                ["dataset=df/table:", "3 fields (index int64, values_block_0 3 x float64, ", "df.to_numpy()"],
+            )
+            for asked in (None, "df", "df/table")
+        ),
+        ({"X": np.zeros(4, [("a", "S3"), ("b", "f8")])}, None, ["dataset=X", "a |S3, b float64", "equal numbers"]),
+        (
+            {"g/a": np.zeros((4, 2)), "g/text": ["a"]},
+            "g",
+            ["a group, expected a dataset", "it holds g/a (4, 2) float64"],
+        ),
+        ({"g": None, "X": np.zeros((4, 2))}, "g", ["a group, expected a dataset", "nothing that could be rows"]),
+        ({f"m/{part}": [1] for part in ("data", "ir", "jc")}, None, ["dataset=m", "of MATLAB's", "full(X)"]),
+        *(({**sparse(""), "shape": [61, 6]}, asked, ["root group", "X/indptr"]) for asked in (None, "/", "")),
+        ({**sparse("X"), "y": [1]}, "X/data", ["rank 1", "part of the sparse matrix X"]),
+    ],
+)
+def test_what_cannot_be_rows_is_told_with_what_there_is_and_what_to_write(tmp_path, held, asked, phrases):
+    path = write(tmp_path / "x.h5", held)
+    with refused(65, path, *phrases):
+        open_shards([path], asked)
+
+
+@pytest.mark.parametrize("link", [h5py.SoftLink("/X"), h5py.ExternalLink("other.h5", "/X")], ids=["soft", "external"])
+def test_a_frame_is_not_followed_out_of_its_group(tmp_path, link):
+    path = write(tmp_path / "x.h5", {"X": np.zeros((4, 2)), "df": None})
+    with h5py.File(path, "a") as file:
+        file["df/table"] = link
+    with refused(65, path, "dataset=df/table", "link (not allowed"):
+        open_shards([path], "df")
+
+
+def test_a_group_that_is_called_like_a_frames_table_is_none(tmp_path):
+    path = write(tmp_path / "x.h5", {"X": np.zeros((4, 2)), "df/table/table": None})
+    with h5py.File(path, "a") as file:
+        file["df/table/table/table"] = file["df"]
+    with refused(65, path, "dataset=df", "a group"):
+        open_shards([path], "df")
+
+
+# -- by columns ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_what_matlab_wrote_is_read_as_soon_as_it_is_told_what_its_rows_are(tmp_path, libver):
+    path = tmp_path / "x.mat"
+    with h5py.File(path, "w", libver=libver) as file:
+        file["X"] = np.zeros((3, 5))
+        file["X"].attrs["MATLAB_class"] = np.bytes_(b"double")
+    with refused(65, str(path), "MATLAB", "5 x 3", "--orientation columns", "(5 of them)", "--orientation rows", "(3)"):
+        open_shards([str(path)])
+    for orientation, shape in (("columns", (5, 3)), ("rows", (3, 5))):
+        assert open_shards([str(path)], orientation=orientation)[0].shape == shape
+
+
+def test_of_a_workspace_of_matlabs_the_only_matrix_holds_the_rows(tmp_path):
+    held = {
+        "data": np.zeros((3, 5)),
+        "labels": np.zeros((1, 5)),
+        "alpha": np.zeros((1, 1)),
+        "#refs#/a": np.zeros((4, 4)),
+    }
+    path = write(tmp_path / "x.mat", held, [("data", "MATLAB_class", np.bytes_(b"double"))])
+    (shard,) = open_shards([path], orientation="columns")
+    assert (shard.dataset, [rider.name for rider in shard.riders]) == ("data", ["labels"])
+
+
+def test_a_column_that_rides_along_is_told_from_rows_that_lie_across(tmp_path):
+    path = write(tmp_path / "x.h5", {"rows": np.zeros((3, 5)), "labels": np.zeros((1, 5))})
+    assert open_shards([path], orientation="columns")[0].dataset == "rows"
+
+
+def test_records_and_sparse_rows_lie_across_nowhere(tmp_path):
+    path = write(tmp_path / "x.h5", {"df/table": FRAME})
+    with refused(65, "dataset=df/table", "--orientation columns"):
+        open_shards([path], orientation="columns")
+    path = write(tmp_path / "y.h5", sparse("X"), SHAPED)
+    with refused(65, "dataset=X", "(CSR)", "--orientation columns"):
+        open_shards([path], orientation="columns")
+
+
+# -- sparse --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attributes", [{"encoding-type": "csc_matrix"}, {"h5sparse_format": "csc"}, {}])
+def test_a_sparse_matrix_by_columns_is_read_as_the_transposed_one(tmp_path, attributes):
+    rows = some_rows(n_rows=8, n_inputs=5)
+    path = write_csr(tmp_path / "x.h5", csr(rows), (5, 8), **attributes)
+    with refused(65, path, "dataset=X", "(CSC)", "tocsr()", "--orientation columns"):
+        open_shards([path])
+    (shard,) = open_shards([path], orientation="columns")
+    assert (shard.shape, shard.form) == ((8, 5), "sparse")
+
+
+def test_a_square_sparse_matrix_says_how_it_is_stored_or_is_told(tmp_path):
+    rows = some_rows(n_rows=5, n_inputs=5)
+    path = write_csr(tmp_path / "x.h5", csr(rows), (5, 5))
+    with refused(65, path, "dataset=X", "shape (5, 5)", "--orientation rows", "--orientation columns"):
+        open_shards([path])
+    for orientation in ("rows", "columns"):
+        (shard,) = open_shards([path], orientation=orientation)
+        assert read(Block(shard, 0, 5)).tolist() == rows.tolist()
+    path = write_csr(tmp_path / "y.h5", csr(rows), (5, 5), h5sparse_format="csr")
+    assert open_shards([path])[0].shape == (5, 5)
+    with refused(65, path, "(CSR)", "--orientation columns"):
+        open_shards([path], orientation="columns")
+
+
+@pytest.mark.parametrize(
+    ("parts", "shape", "phrases"),
+    [
+        ({}, (4, 4), ["do not fit together", "shape (4, 4)", "4 places"]),
+        ({}, (3, 0), ["0 columns"]),
+        ({}, (3, 2**25), [f"{2**25} columns, expected 1 to {2**24}"]),
+        ({}, (3, 3, 3), ["without its shape"]),
+        ({}, (-1, 3), ["without its shape"]),
+        ({}, (3.0, 3.0), ["without its shape"]),
+        ({}, (), ["without its shape"]),
+        ({}, h5py.Empty("i8"), ["without its shape"]),
+        ({"data": np.ones(3)}, (3, 3), ["3 values, 4 indices"]),
+        ({"indptr": h5py.Empty("i8")}, (3, 3), ["indptr are no plain numbers"]),
+        ({"data": np.ones((4, 1))}, (3, 3), ["data are no plain numbers"]),
+        ({"data": np.ones(4, "c8")}, (3, 3), ["data are no plain numbers"]),
+        ({"indices": np.zeros(4)}, (3, 3), ["indices are no plain numbers"]),
+        ({"indptr": None}, (3, 3), ["indptr are no plain numbers"]),
+        ({"indptr": h5py.SoftLink("/X/data")}, (3, 3), ["indptr are a soft link"]),
+        ({"indptr": h5py.ExternalLink("other.h5", "/X")}, (3, 3), ["indptr are an external link"]),
+    ],
+    ids=str,
+)
+def test_a_sparse_matrix_whose_parts_do_not_fit_is_refused(tmp_path, parts, shape, phrases):
+    path = write_csr(tmp_path / "x.h5", (np.ones(4), np.zeros(4, int), np.array([0, 1, 2, 4])), shape)
+    with h5py.File(path, "a") as file:
+        for name, values in parts.items():
+            del file["X"][name]
+            if values is None:
+                file.create_group(f"X/{name}")
+            else:
+                file[f"X/{name}"] = values
+    with refused(65, path, "dataset=X", *phrases):
+        open_shards([path])

@@ -1,0 +1,199 @@
+"""Filters that plugins bring: undone without a plugin, in bounds, or refused with what to do."""
+
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from pipeline.hdf5.child import ask
+from pipeline.hdf5.filters import codecs
+from pipeline.hdf5.filters.undo import undone
+from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.vet import vet
+from tests.support.helpers import refused
+
+FILES = Path(__file__).parents[2] / "files"
+REGISTERED = ["zstd", "zstd-shuffle", "lz4", "lz4-blocks", "bzip2", "bitshuffle", "bitshuffle-lz4", "bitshuffle-zstd"]
+REGISTERED += ["blosc-lz4", "blosc-blosclz", "blosc-zlib", "blosc-zstd"]
+ROWS = np.arange(240).reshape(60, 4) % 97
+
+
+def path_of(name):
+    return FILES / f"filter-{name}.h5"
+
+
+@pytest.fixture
+def fresh():
+    ask.retire()
+    yield
+    ask.retire()
+
+
+@pytest.mark.parametrize("name", [*REGISTERED, "scaleoffset"])
+def test_what_other_software_wrote_through_a_filter_reads_back(name):
+    (shard,) = open_shards([str(path_of(name))])
+    assert shard.layouts[0].kind == ("asked" if name == "scaleoffset" else "chunked")
+    for start, stop in ((0, 60), (33, 37), (59, 60)):
+        block = Block(shard, start, stop)
+        np.testing.assert_array_equal(read(block), ROWS[start:stop])
+        np.testing.assert_array_equal(read_riders(block)["y"], np.arange(start, stop))
+
+
+@pytest.mark.parametrize("precision", [32, 12])
+def test_n_bit_reads_back(precision):
+    (shard,) = open_shards([str(path_of(f"nbit-{precision}"))])
+    np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_file_with_a_registered_filter_may_be_plain(name, monkeypatch):
+    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_: pytest.fail("the child was asked"))
+    vet(path_of(name), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("blosc2", "32026 (blosc2) not allowed"), ("blosc-snappy", "32001 (blosc) with Snappy inside")]
+)
+def test_other_filters_are_refused_with_a_way_that_needs_no_tools(name, words):
+    phrases = [f"filter {words}", "h5repack -f GZIP=4", "pip install hdf5plugin"]
+    with refused(65, str(path_of(name)), "dataset=X", *phrases, "h5py.File('new.h5', 'w')['X'] = "):
+        open_shards([str(path_of(name))])
+
+
+def test_text_through_a_registered_filter_does_not_cost_the_file(caplog):
+    (shard,) = open_shards([str(path_of("text"))])
+    np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
+    assert [*read_riders(Block(shard, 0, 60))] == ["y"]
+    assert shard.left_out
+    assert "plugin (not allowed)" in str(shard.left_out)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("zstd", "pip install zstandard"),
+        ("lz4", "pip install lz4"),
+        ("bitshuffle-lz4", "pip install lz4 zstandard"),
+        ("blosc-lz4", "pip install blosc"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(fresh, monkeypatch, name, advice):
+    hidden = "import sys; sys.modules.update(blosc=None, lz4=None, zstandard=None); "
+    monkeypatch.setattr(ask, "_PROGRAM", hidden + ask._PROGRAM)
+    monkeypatch.setattr(codecs, "_MISSING", codecs._PACKAGES)
+    with refused(65, str(path_of(name)), "dataset=X", "needs a package that is not installed", advice):
+        open_shards([str(path_of(name))])
+
+
+# -- damaged -------------------------------------------------------------------------------------------------------
+
+
+def stored(name):
+    """The first chunk's bytes, filters and size."""
+    (shard,) = open_shards([str(path_of(name))])
+    layout = shard.layouts[0]
+    offset, size, mask = layout.index[:, 0].tolist()
+    assert not mask
+    return path_of(name).read_bytes()[offset : offset + size], layout.filters, layout.chunk_bytes
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_whatever_is_stored_the_right_number_of_bytes_comes_out_or_an_error(name):
+    data, filters, n_bytes = stored(name)
+    rng = np.random.default_rng(5)
+    assert len(undone(memoryview(data), filters, 0, n_bytes)) == n_bytes
+    n_errors = 0
+    for i in range(600):
+        changed = bytearray(data)
+        for place in rng.integers(0, min(len(data), 24) if i % 2 else len(data), rng.integers(1, 4)):
+            changed[place] = rng.choice([0, 1, 2, 0x7F, 0x80, 0xFF, rng.integers(256)])
+        changed = changed[: rng.integers(len(data) + 1)] if i % 5 == 0 else changed
+        try:
+            assert len(undone(memoryview(changed), filters, 0, n_bytes)) == n_bytes
+        except ValueError:
+            n_errors += 1
+    assert n_errors > 100
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63])
+@pytest.mark.parametrize("name", ["lz4", "bitshuffle-lz4", "bitshuffle-zstd"])
+def test_s8_a_size_that_is_only_claimed_takes_no_memory(name, size, monkeypatch):
+    data, filters, n_bytes = stored(name)
+    real = bytearray
+
+    def bounded(size):
+        assert not isinstance(size, int) or size <= n_bytes + 4
+        return real(size)
+
+    monkeypatch.setattr(codecs, "bytearray", bounded, raising=False)
+    with pytest.raises(ValueError, match=r"bytes|lz4"):
+        undone(memoryview(size.to_bytes(8, "big") + data[8:]), filters, 0, n_bytes)
+    with suppress(ValueError):  # where one block holds all, it may be said to be longer
+        undone(memoryview(data[:8] + (size % 2**32).to_bytes(4, "big") + data[12:]), filters, 0, n_bytes)
+
+
+@pytest.mark.parametrize("claimed", [2**20, 2**40, 2**62])
+def test_s8_a_frame_that_claims_more_than_a_chunk_is_not_unfolded(claimed):
+    frame = bytearray(zstandard.ZstdCompressor().compress(bytes(2**20)))
+    assert frame[4] >> 6 == 2  # the content's size has 4 bytes
+    head = bytes([frame[4] & 0x3F | 0xC0]) + claimed.to_bytes(8, "little")
+    with pytest.raises(ValueError, match=f"{claimed} bytes unfolded"):
+        undone(memoryview(frame[:4] + head + frame[9:]), [(32015, ())], 0, 100)
+
+
+def test_s8_a_frame_that_claims_nothing_is_unfolded_so_far_and_no_further():
+    frame = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(2**20))
+    assert len(undone(memoryview(frame), [(32015, ())], 0, 2**20)) == 2**20
+    with pytest.raises(ValueError, match="zstd"):
+        undone(memoryview(frame), [(32015, ())], 0, 1000)
+
+
+def test_s8_blocks_of_blosc_are_not_more_than_any_writer_makes(monkeypatch):
+    """They may all be one: a chunk of 80 KB, compressed once more, would take minutes of the processor."""
+    monkeypatch.setattr(codecs, "_MOST_BLOCKS", 100)
+    block = zstandard.ZstdCompressor().compress(b"abcd")
+
+    def unfolded(n):
+        body = struct.pack("<i", 16 + 4 * n) * n + struct.pack("<i", len(block)) + block
+        head = struct.pack("<4B3I", 2, 1, 0x90, 1, 4 * n, 4, 16 + len(body))
+        return undone(memoryview(head + body), [(32001, ())], 0, 4 * n)
+
+    assert unfolded(100) == b"abcd" * 100
+    with pytest.raises(ValueError, match="404 bytes in blocks of 4"):
+        unfolded(101)
+
+
+@pytest.mark.parametrize(
+    "values", [(), (0, 4), (0, 4, 0, 0, 0), (0, 4, 4, 9, 0), (0, 4, 4, 0, 7), (0, 4, 2**32 - 1, 0, 2)]
+)
+def test_bitshuffle_with_parameters_that_make_no_sense_is_an_error(values):
+    with pytest.raises(ValueError, match="bitshuffle"):
+        undone(memoryview(bytes(range(64))), [(32008, values)], 0, 64)
+
+
+# -- bits ----------------------------------------------------------------------------------------------------------
+
+
+def bits_sorted(data, n_block, itemsize):
+    """Bitshuffle as its paper tells it (Masui et al., 2015), slowly."""
+    done = bytearray()
+    n = len(data) // itemsize
+    for first in range(0, n, n_block):
+        block = data[first * itemsize : (first + n_block) * itemsize]
+        whole = len(block) // itemsize // 8 * 8 * itemsize
+        bits = np.unpackbits(np.frombuffer(block[:whole], np.uint8), bitorder="little")
+        done += np.packbits(bits.reshape(-1, 8 * itemsize).T, bitorder="little").tobytes() + block[whole:]
+    return bytes(done)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 127, 128, 129, 1024, 5000])
+@pytest.mark.parametrize("itemsize", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("n_block", [8, 128])
+def test_sorting_bits_is_undone_whatever_is_left_over(n, itemsize, n_block, monkeypatch):
+    monkeypatch.setattr(codecs, "_PIECE", 4096)
+    data = np.random.default_rng(n).integers(0, 256, n * itemsize, dtype=np.uint8).tobytes()
+    sorted_ = bits_sorted(data, n_block, itemsize)
+    assert undone(memoryview(sorted_), [(32008, (0, 4, itemsize, n_block, 0))], 0, len(data)) == data

@@ -1,0 +1,104 @@
+"""LZF: what h5py's filter writes comes back, and whatever a stream says, nothing is touched outside of the buffers."""
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.hdf5.filters import lzf
+
+GUARD = 64
+
+
+def slow(data):
+    """The format's own words, a byte at a time; None for a damaged stream."""
+    out, i = bytearray(), 0
+    while i < len(data):
+        c, i = data[i], i + 1
+        if c < 32:
+            if i + c + 1 > len(data):
+                return None
+            out += data[i : i + c + 1]
+            i += c + 1
+            continue
+        n = (c >> 5) + 2
+        if n == 9 and i < len(data):
+            n, i = n + data[i], i + 1
+        if i == len(data):
+            return None
+        distance, i = ((c & 31) << 8 | data[i]) + 1, i + 1
+        if distance > len(out):
+            return None
+        for _ in range(n):
+            out.append(out[-distance])
+    return bytes(out)
+
+
+def undo(data, n_bytes):
+    """What comes out into a buffer of so many bytes, between guards that must stay as they are."""
+    around = np.full(n_bytes + 2 * GUARD, 0xA5, dtype=np.uint8)
+    out = around[GUARD : GUARD + n_bytes]
+    try:
+        return out[: lzf.undo_into(data, out)].tobytes()
+    finally:
+        assert (around[:GUARD] == 0xA5).all()
+        assert (around[GUARD + n_bytes :] == 0xA5).all()
+
+
+def random_stream(rng, n_pieces):
+    """A valid stream of literals and of repetitions from near and far."""
+    data, n = bytearray(), 0
+    for _ in range(n_pieces):
+        if n == 0 or rng.random() < 0.4:
+            size = int(rng.integers(1, 33))
+            data += bytes([size - 1]) + rng.bytes(size)
+            n += size
+            continue
+        size = int(rng.choice([3, 4, 8, 9, 17, 200, 264]))
+        distance = int(min(rng.choice([1, 2, 3, 4, 7, 8, 15, 16, 17, 8192]), n)) - 1
+        length = bytes([7 << 5 | distance >> 8, size - 9]) if size > 8 else bytes([size - 2 << 5 | distance >> 8])
+        data += length + bytes([distance & 255])
+        n += size
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_every_stream_unfolds_to_what_the_format_says(seed):
+    rng = np.random.default_rng(seed)
+    data = random_stream(rng, int(rng.integers(0, 60)))
+    expected = slow(data)
+    for more in (0, 1, 15, 300):
+        assert undo(data, len(expected) + more) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_h5py_writes_comes_back(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    rows = (rng.integers(0, 4, (64, 50)) * rng.integers(0, 2, (64, 1))).astype(rng.choice(["u1", "f4", "f8"]))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        made = file.create_dataset("X", data=rows, chunks=rows.shape, compression="lzf")
+        mask, data = made.id.read_direct_chunk((0, 0))
+    assert mask == 0
+    assert undo(data, rows.nbytes) == rows.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_a_damaged_stream_is_refused_or_unfolds_to_what_it_says_and_touches_nothing_else(seed):
+    rng = np.random.default_rng(seed)
+    data = bytearray(random_stream(rng, 30))
+    for _ in range(int(rng.integers(1, 6))):
+        data[rng.integers(len(data))] = rng.integers(256)
+    data = bytes(data[: rng.integers(1, len(data) + 1)])
+    expected = slow(data)
+    for n_bytes in (0, 1, 100, 10_000):
+        if expected is not None and len(expected) <= n_bytes:
+            assert undo(data, n_bytes) == expected
+        else:
+            with pytest.raises(ValueError, match=f"damaged or unfold to too much, expected {n_bytes} bytes"):
+                undo(data, n_bytes)
+
+
+def test_what_is_no_buffer_is_refused():
+    with pytest.raises(TypeError):
+        lzf.undo_into("text", bytearray(3))
+    with pytest.raises(TypeError):
+        lzf.undo_into(b"\0a", b"read-only")

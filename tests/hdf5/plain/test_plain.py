@@ -1,0 +1,469 @@
+"""Plain files: the reader says what the child says, or nothing; and of files that are plain, it does say something."""
+
+import os
+import struct
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import ShardpressError
+from pipeline.features import part_bytes
+from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child.ask import LIMITS, ask
+from pipeline.hdf5.files import FILES
+from pipeline.hdf5.plain import metadata
+from pipeline.hdf5.plain.describe import describe_plain
+from pipeline.hdf5.riders import MOST_ITEM
+from pipeline.hdf5.superblock import signature_at
+from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.vet import vet
+from tests.support import fuzzing, hostile
+from tests.support.helpers import numbered, refused, write_shard
+from tests.support.work import counted
+
+NUMBERS = [*(order + sign + size for order in "<>" for sign in "ui" for size in "248"), "u1", "i1", "?"]
+NUMBERS += [f"{order}f{size}" for order in "<>" for size in (2, 4, 8)]
+VERSIONS = ["earliest", "v108", "v110", "latest"]
+OLD = ["earliest", "v108"]  # what HDF5 writes of its own accord; later ones index chunks in other ways
+ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
+
+
+def told_by_reader(descriptor, dataset=None):
+    size = os.fstat(descriptor).st_size
+    return describe_plain(descriptor, size, dataset, base=signature_at(descriptor, size) or 0)
+
+
+def told_by_both(path, dataset=None):
+    """What the reader says, and what the child says: None, or the facts and arrays."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        ours = told_by_reader(descriptor, dataset)
+        try:
+            theirs = ask("describe", descriptor, [dataset], f"file={path}")
+        except ShardpressError:
+            theirs = None
+    finally:
+        os.close(descriptor)
+    return [told and (told[0], [(array.dtype, array.tolist()) for array in told[1]]) for told in (ours, theirs)]
+
+
+def assert_plain(path, dataset=None):
+    ours, theirs = told_by_both(path, dataset)
+    assert ours is not None, "left to the child"
+    assert ours == theirs
+
+
+def assert_left_to_the_child(path, dataset=None):
+    ours, theirs = told_by_both(path, dataset)
+    assert ours is None
+    assert theirs is not None
+
+
+# -- the same as the child ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("libver", VERSIONS)
+@pytest.mark.parametrize("rank", [2, 3, 5])
+def test_numbers_of_every_kind_are_understood_as_rows_and_as_riders(tmp_path, libver, rank):
+    for code in NUMBERS:
+        with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
+            file["X"] = np.zeros((3, 2, 1, 4, 2)[:rank], code)
+            for i, other in enumerate(NUMBERS if rank == 2 and libver == "earliest" else [code]):
+                file[f"rider {i}"] = np.zeros(3, other)
+        assert_plain(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("libver", OLD)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"chunks": (5, 1)},
+        {"chunks": (7, 2), "compression": "gzip"},
+        {"chunks": (7, 2), "compression": "lzf", "shuffle": True},
+        {"chunks": (4, 1), "fletcher32": True, "compression": "gzip", "shuffle": True, "compression_opts": 9},
+        {"chunks": (40, 2), "maxshape": (None, 2)},
+        {"chunks": (5, 2), "maxshape": (None, None)},
+        {"chunks": (5, 2), "maxshape": (99, 2), "fillvalue": 3},
+        {"chunks": (1, 1)},
+        {"fillvalue": -1, "track_times": True, "track_order": True},
+    ],
+    ids=str,
+)
+def test_chunks_are_found_whatever_their_shape_and_filters(tmp_path, how, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest"), track_order=True) as file:
+        file.create_dataset("X", data=ROWS, **how)
+        file.create_dataset("y", data=np.arange(30), chunks=(7,), compression="gzip")
+    assert_plain(tmp_path / "x.h5")
+    (shard,) = open_shards([str(tmp_path / "x.h5")])
+    np.testing.assert_array_equal(read(Block(shard, 0, 30)), ROWS)
+    np.testing.assert_array_equal(read_riders(Block(shard, 3, 30))["y"], np.arange(3, 30))
+
+
+@pytest.mark.parametrize("n_bytes", [512, 4096])
+@pytest.mark.parametrize("libver", VERSIONS)
+def test_all_of_it_may_stand_behind_a_user_block(tmp_path, libver, n_bytes):
+    with h5py.File(tmp_path / "x.h5", "w", userblock_size=n_bytes, libver=(libver, "latest")) as file:
+        file["X"] = ROWS
+        file.create_dataset("y", data=np.arange(30), **({"chunks": (7,)} if libver in OLD else {}))
+    assert_plain(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("libver", OLD)
+@pytest.mark.parametrize("shape", [(9000, 1), (90, 100), (5000, 2, 1)])
+def test_a_tree_of_chunks_may_have_several_levels_and_be_written_in_any_order(tmp_path, shape, libver):
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
+        made = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
+        for i in rng.permutation(shape[0]):
+            made[i] = np.arange(i, i + np.prod(shape[1:])).reshape(shape[1:])
+    assert_plain(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 300, 900])
+def test_the_names_beside_the_rows_may_need_many_nodes_and_be_of_any_spelling(tmp_path, n):
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for i in rng.permutation(n):
+            name = f"{i}".zfill(1 + i % 40).encode() + b"\xff ~\xc3\xbc"[: i % 6]
+            file.create_dataset(name, data=np.arange(3 + i % 2))
+        file["X"] = numbered(3)
+    assert_plain(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        for name in list(file)[::3]:
+            if name != "X":
+                del file[name]
+        file["another"] = np.arange(3)
+    assert_plain(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("libver", VERSIONS)
+@pytest.mark.parametrize("dataset", ["a/b/X", "/a//b/./X", "ü/rows", "Y", None])
+def test_the_dataset_is_found_by_a_path_or_as_the_only_candidate(tmp_path, dataset, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
+        file["Y"] = numbered(4)
+        file["same"] = file["Y"]
+        file["y"], file["text"], file["table"] = np.arange(4), "words", np.zeros((3, 2), "S4")
+        if dataset is not None:
+            file["a/b/X"] = numbered(5)
+            file["a/b/y"], file["a/b/none"] = np.arange(5), np.arange(4)
+            file["ü/rows"] = numbered(6)
+    assert_plain(tmp_path / "x.h5", dataset)
+
+
+@pytest.mark.parametrize("libver", VERSIONS)
+def test_what_does_not_ride_is_no_hindrance(tmp_path, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
+        file.create_dataset("X", data=ROWS)
+        for name, value in {"scalar": 1, "list": ["a", "b"], "short": range(3), "table": ROWS}.items():
+            file[name] = value
+        file.create_dataset("unwritten", (4, 4), "f4")
+        file.create_group("group")["deeper"] = h5py.SoftLink("nowhere")
+        file["names"] = np.zeros(30, h5py.string_dtype("utf-8", 5))  # this one does
+        for i in range(7):
+            file["X"].attrs[f"attribute {i}"] = (i, "text", ["a"] * i, np.zeros(i, "f4"), b"bytes")[i % 5]
+            file.attrs[f"attribute {i}"] = np.zeros(i, "i4,f4")
+    assert_plain(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("libver", VERSIONS)
+@pytest.mark.parametrize(
+    "how", [{}, {"maxshape": (None, 2), "chunks": (2, 2)}, {"maxshape": (9, 2), "chunks": (4, 1)}], ids=str
+)
+def test_no_rows_at_all_are_understood(tmp_path, how, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver if not how else "v108", "latest")) as file:
+        file.create_dataset("X", (0, 2), "f4", **how)
+        file["y"] = np.zeros(0)
+    assert_plain(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("libver", OLD)
+def test_values_in_the_metadata_are_understood(tmp_path, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_layout(h5py.h5d.COMPACT)
+        for name, shape in ((b"X", (4, 2)), (b"y", (4,))):
+            space = h5py.h5s.create_simple(shape)
+            made = h5py.h5d.create(file.id, name, h5py.h5t.STD_I32LE, space, dcpl=layout)
+            made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(np.prod(shape), dtype="<i4").reshape(shape))
+    assert_plain(tmp_path / "x.h5")
+
+
+def test_our_own_output_is_plain(tmp_path):
+    riders = {"y": np.arange(500), "name": np.zeros(500, "S5")}
+    data = part_bytes(np.zeros((500, 3), np.float32), np.ones(500, bool), riders, {"about": {"x": "y" * 1000}})
+    (tmp_path / "x.h5").write_bytes(data)
+    assert_plain(tmp_path / "x.h5")
+    assert_plain(tmp_path / "x.h5", "features")
+
+
+# -- left to the child -------------------------------------------------------------------------------------------
+
+
+def with_columns(file):
+    file["X"].attrs["columns"] = ["a", "b"]
+
+
+def with_committed_type(file):
+    file["type"] = np.dtype("i4")
+    file.create_dataset("y", data=np.arange(30), dtype=file["type"])
+
+
+def with_hidden_candidate(file):
+    file["g/rows"] = file["X"]
+    del file["X"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_columns,
+        with_committed_type,
+        with_hidden_candidate,
+        lambda file: file.create_dataset("text", data=["a"] * 30),
+        lambda file: file.create_dataset("records", data=np.zeros(30, "i4,f4")),
+        lambda file: file.create_dataset("kinds", data=np.zeros(30, "i1"), dtype=h5py.enum_dtype({"a": 0})),
+        lambda file: file.create_dataset("nothing", data=h5py.Empty("f4")),
+        lambda file: file.create_dataset("external", (30,), "u1", external=[("nowhere", 0, 30)]),
+        lambda file: file.__setitem__("soft", h5py.SoftLink("X")),
+        lambda file: file.__setitem__("far", h5py.ExternalLink("nowhere", "X")),
+        lambda file: file.create_dataset("wide", data=ROWS.T, chunks=(1, 5), maxshape=(2, None)),
+        lambda file: [file.create_group(f"g{i}") for i in range(metadata.MOST_NAMES)],
+    ],
+)
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_what_is_unusual_is_left_to_the_child(tmp_path, change, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
+        file["X"] = ROWS
+        change(file)
+        dataset = "wide" if "wide" in file else None
+    assert_left_to_the_child(tmp_path / "x.h5", dataset)
+
+
+def test_a_value_too_long_to_ride_does_not_cost_the_file(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(2), riders={"long": np.zeros(2, f"S{MOST_ITEM + 1}")})
+    (shard,) = open_shards([path])
+    assert [(each.name, each.reason) for each in shard.left_out] == [
+        ("long", "values of 1048577 bytes, expected 1048576 at most")
+    ]
+    assert_left_to_the_child(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("how", [{"fs_strategy": "page"}, {"libver": "latest"}], ids=str)
+def test_files_of_a_newer_build_are_left_to_the_child(tmp_path, how):
+    with h5py.File(tmp_path / "x.h5", "w", **how) as file:
+        file.create_dataset("X", data=ROWS, chunks=(5, 2), maxshape=(None, 2))
+    assert_left_to_the_child(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_many_attributes_are_understood_where_they_lie_in_the_header(tmp_path, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=libver) as file:
+        file["X"] = ROWS
+        file["X"].attrs.update({f"a{i}": i for i in range(99)})
+    (assert_plain if libver == "earliest" else assert_left_to_the_child)(tmp_path / "x.h5")
+
+
+def test_refusals_are_the_childs(tmp_path):
+    path = write_shard(tmp_path / "x.h5", [1, 2, 3])
+    for dataset in (None, "X", "nowhere", "X/deeper", "", "/"):
+        assert told_by_both(path, dataset) == [None, None]
+    with h5py.File(path, "a") as file:
+        file["one"] = file["two"] = ROWS
+        file["unwritten"] = np.zeros((9, 0))
+        file.create_dataset("zeros", (9, 9), "f4")
+        file.create_dataset("some", (9, 9), "f4", chunks=(3, 3))[:3] = 1
+        file.create_dataset("three", (9, 9), h5py.h5t.STD_I8BE)
+    for dataset in (None, "unwritten", "zeros", "some", "three"):
+        assert told_by_both(path, dataset) == [None, None]
+
+
+# -- damaged and hostile -----------------------------------------------------------------------------------------
+
+
+def plain_corpus(folder):
+    """Small plain files of all structures that are read by hand."""
+
+    def usual(file, **how):
+        file.create_dataset("X", data=ROWS, **how)
+        file["y"], file["z"], file["b"], file["s"] = (
+            np.arange(30),
+            np.zeros(7, ">f4"),
+            np.zeros(30, "?"),
+            np.zeros(30, "S3"),
+        )
+
+    def with_attributes(file):
+        usual(file)
+        file.create_group("g").attrs["t"] = file.attrs["t"] = "text"
+        file["X"].attrs.update({f"a{i}": ["x" * i] * i if i % 2 else i for i in range(6)})
+
+    def ordered(file):
+        file.create_dataset("X", data=ROWS, track_times=True, track_order=True).attrs["a"] = 1
+        file.create_dataset("y", data=np.arange(30), track_times=True, fillvalue=3)
+        file["also"] = file["y"]
+        file.create_group("g", track_order=True)
+
+    def crowded(file):
+        file.create_dataset("X", data=np.arange(400.0).reshape(200, 2), chunks=(1, 1))
+        for i in np.random.default_rng(0).permutation(40):
+            file[f"n{i}"] = np.arange(200 if i % 2 else 3)
+
+    writers = [
+        usual,
+        lambda file: usual(file, chunks=(7, 1), compression="gzip", shuffle=True),
+        lambda file: usual(file, chunks=(2, 1), maxshape=(None, 2), fletcher32=True, compression="lzf"),
+        with_attributes,
+        ordered,
+        crowded,
+    ]
+    corpus = []
+    for write in writers:
+        for libver in ("earliest", "v108", "latest"):
+            path = folder / f"{len(corpus)}.h5"
+            with h5py.File(
+                path, "w", libver=(libver, "latest"), userblock_size=1024 if write is crowded else 0
+            ) as file:
+                write(file)
+            if told_by_both(path)[0] is not None:
+                corpus.append(path.read_bytes())
+    return corpus
+
+
+def with_few_bytes_changed(content, rng):
+    changed = bytearray(content)
+    for _ in range(rng.integers(1, 3)):
+        place = fuzzing._place(changed, rng)
+        other = [changed[place] ^ 1 << rng.integers(8), rng.choice([0, 1, 2, 3, 8, 0x10, 0x7F, 0x80, 0xFF])]
+        changed[place] = int(other[rng.integers(2)])
+    fuzzing.mend(changed)
+    return bytes(changed)
+
+
+def test_no_damage_that_the_child_sees_escapes_the_reader(tmp_path, monkeypatch):
+    """Of 57,000 such files, none was answered otherwise than by the child; here are some of them."""
+    monkeypatch.setattr(LIMITS, "seconds", fuzzing.SECONDS)
+    corpus = plain_corpus(tmp_path)
+    counts = Counter()
+    path = tmp_path / "x.h5"
+    for i in range(1500):
+        rng = np.random.default_rng((7, i))
+        content = corpus[rng.integers(len(corpus))]
+        path.unlink(missing_ok=True)
+        path.write_bytes(with_few_bytes_changed(content, rng) if i % 3 else fuzzing.mutant([content], rng))
+        if path.stat().st_size < 100:
+            continue
+        with open(path, "rb") as file, counted() as work:
+            ours = told_by_reader(file.fileno())
+        assert_little(work)
+        if ours is not None:
+            ours, theirs = told_by_both(path)
+            assert ours == theirs, i
+        counts[ours is not None] += 1
+    assert min(counts[True], counts[False]) > 300
+
+
+def assert_little(work):
+    """Ten times what was seen, and less than a file may ask for."""
+    assert (work.n_calls < 2**16, work.n_reads < 2**9, work.n_bytes < metadata.MOST_BYTES) == (True, True, True), work
+
+
+def assert_given_up_soon(path, dataset=None):
+    with open(path, "rb") as file, counted() as work:
+        assert describe_plain(file.fileno(), os.fstat(file.fileno()).st_size, dataset) is None
+    assert_little(work)
+
+
+def test_s11_what_leads_in_a_circle_comes_to_an_end(tmp_path):
+    assert_given_up_soon(hostile.endless_chunk_index(tmp_path))
+    assert_given_up_soon(hostile.endless_header(tmp_path))
+    path = write_shard(tmp_path / "y.h5", numbered(300), chunks=(1, 2))
+    content = bytearray(Path(path).read_bytes())
+    (top,) = [i for i in range(len(content)) if content[i : i + 6] == b"TREE\1\1"]
+    for i in range(5):  # every child of the top is the top
+        content[top + 24 + 32 + 40 * i : top + 24 + 40 + 40 * i] = struct.pack("<Q", top)
+    Path(path).write_bytes(content)
+    assert_given_up_soon(path)
+
+
+@pytest.mark.parametrize("value", [0, 1, 47, 10**6, 2**31, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
+def test_any_word_of_the_metadata_may_be_any_number(tmp_path, value):
+    """Counts, sizes and places: nothing is reserved, read or repeated for what they claim."""
+    path = hostile.plain(tmp_path, chunks=(3, 2))
+    content = path.read_bytes()
+    for place in range(0, 2000, 4):
+        path.write_bytes(content[:place] + struct.pack("<Q", value) + content[place + 8 :])
+        with open(path, "rb") as file, counted() as work:
+            describe_plain(file.fileno(), path.stat().st_size, None)
+        assert_little(work)
+
+
+def test_metadata_without_bounds_are_left_to_the_child(tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "x.h5", numbered(3000), chunks=(1, 2))
+    assert_plain(path)
+    monkeypatch.setattr(metadata, "MOST_BYTES", 2**16)
+    assert_left_to_the_child(path)
+
+
+def test_names_that_share_their_bytes_take_no_memory():
+    heap = b"a" * 2**20 + b"\0"
+    assert metadata._name_at(heap, 2**20 - 9) == b"a" * 9
+    with pytest.raises(ValueError, match="not found"):
+        metadata._name_at(heap, 2**19)
+
+
+@pytest.mark.parametrize("n_bytes", [*range(200), 800, 1072])
+def test_a_file_may_end_anywhere(tmp_path, n_bytes):
+    content = hostile.plain(tmp_path).read_bytes()
+    (tmp_path / "x.h5").write_bytes(content[:n_bytes])
+    assert_given_up_soon(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("n_bytes", [1, 11, 12, 13, 24, 25, 280])
+def test_checksums_are_those_of_an_independent_lookup3(n_bytes):
+    data = bytes(np.random.default_rng(n_bytes).integers(256, size=n_bytes, dtype=np.uint8))
+    assert metadata._checksum(data) == fuzzing.lookup3(data)
+
+
+# -- the gate ----------------------------------------------------------------------------------------------------
+
+
+def test_plain_files_need_no_child(tmp_path, monkeypatch):
+    for i in range(250):
+        write_shard(tmp_path / f"{i}.h5", numbered(3), riders={"y": range(3)})
+
+    def none():
+        raise AssertionError("a child was started")
+
+    gatekeeper.retire()
+    monkeypatch.setattr(gatekeeper, "_Keeper", none)
+    assert sum(shard.n_rows for shard in open_shards([str(tmp_path)])) == 750
+    assert gatekeeper._idle == []
+
+
+def test_what_the_reader_says_is_checked_as_what_the_child_says(tmp_path):
+    """It does not look whether values overlap: the gate does."""
+    with h5py.File(hostile.plain(tmp_path)) as file:
+        offset = file["X"].id.get_offset()
+    path = hostile.moved(tmp_path, offset + 8, "y")
+    assert_plain(path)
+    with refused(65, f"file={path}", "values overlap"):
+        vet(path, None)
+
+
+def test_i10_a_disk_that_fails_in_the_reader_is_no_unusual_file(tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
+    real, n = FILES.preadv, []
+
+    def fail_later(*arguments):
+        n.append(1)
+        if len(n) % 2 == 0:  # the superblock's check was well
+            raise OSError(5, "Input/output error")
+        return real(*arguments)
+
+    monkeypatch.setattr(FILES, "preadv", fail_later)
+    with refused(74, f"file={path}", "Input/output error, 4 times"):
+        vet(Path(path), None)

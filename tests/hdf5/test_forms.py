@@ -1,0 +1,93 @@
+"""Forms of rows: which records hold equal numbers, and which datasets fit together."""
+
+import numpy as np
+import pytest
+
+from pipeline.hdf5.forms import MOST_COLUMNS, numbers_of, rows_of
+
+F8, I8, I4 = np.dtype("<f8"), np.dtype("<i8"), np.dtype("<i4")
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ([("a", "<f8"), ("b", "<f8")], (F8, 0, 2, ("a", "b"))),
+        ([("index", "<i8"), ("values_block_0", "<f8", (3,))], (F8, 8, 3, ())),
+        ([("index", "<i8"), ("a", "<f8"), ("b", "<f8")], (F8, 8, 2, ("a", "b"))),
+        ([("index", "<i8"), ("a", "<i8")], (I8, 8, 1, ("a",))),
+        ([("index", "S3"), ("a", "<f8")], (F8, 3, 1, ("a",))),
+        ([("index", "<f8")], (F8, 0, 1, ("index",))),
+        ([("a", "<f8"), ("block", "<f8", (2,))], (F8, 0, 3, ())),
+        ({"names": ["b", "a"], "formats": ["<f8", "<f8"], "offsets": [8, 0], "itemsize": 24}, (F8, 0, 2, ("a", "b"))),
+    ],
+)
+def test_equal_numbers_side_by_side_are_found_in_a_record(record, found):
+    assert numbers_of(np.dtype(record)) == found
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "<f8",
+        [("a", "<f8"), ("b", "<f4")],
+        [("a", "<f8"), ("b", ">f8")],
+        [("a", "<f8"), ("index", "<i8"), ("b", "<f8")],
+        [("a", "S8"), ("b", "S8")],
+        [("a", "<c16")],
+        [("a", "<f8", (2, 2))],
+        [("index", "<i8"), ("values_block_0", "<f8", (3,)), ("values_block_1", "<i8", (1,))],
+        [("deep", [("a", "<f8")])],
+        {"names": ["a", "b"], "formats": ["<f8", "<f8"], "offsets": [0, 16], "itemsize": 24},
+        {"names": ["a", "b"], "formats": ["<f8", "<f8"], "offsets": [0, 4], "itemsize": 24},
+    ],
+)
+def test_other_records_hold_none(record):
+    assert numbers_of(np.dtype(record)) is None
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes", "dtypes", "shape", "found"),
+    [
+        ("dense", [(5, 2, 3)], [F8], (), (5, 2, 3)),
+        ("columns", [(2, 3, 5)], [F8], (), (5, 2, 3)),
+        ("table", [(5,)], [np.dtype([("a", "<f8"), ("b", "<f8")])], (), (5, 2)),
+        ("sparse", [(7,), (7,), (6,)], [F8, I4, I8], (5, 3), (5, 3)),
+        ("sparse", [(0,), (0,), (1,)], [F8, I4, I4], (0, 3), (0, 3)),
+    ],
+)
+def test_rows_have_one_shape_whatever_their_form(form, shapes, dtypes, shape, found):
+    expected = dtypes[0]["a"] if form == "table" else dtypes[0]
+    assert rows_of(form, shapes, dtypes, shape) == (found, expected)
+
+
+SPARSE = ("sparse", [(7,), (7,), (6,)], [F8, I4, I8], (5, 3))
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes", "dtypes", "shape"),
+    [
+        ("other", [(5, 2)], [F8], ()),
+        ("dense", [(5,)], [F8], ()),
+        ("dense", [(5, 0)], [F8], ()),
+        ("dense", [(5, 2), (5, 2)], [F8, F8], ()),
+        ("dense", [(5, 2)], [np.dtype("S8")], ()),
+        ("columns", [(0, 5)], [F8], ()),
+        ("table", [(5, 2)], [np.dtype([("a", "<f8")])], ()),
+        ("table", [(5,)], [F8], ()),
+        (*SPARSE[:3], (6, 3)),
+        (*SPARSE[:3], (5, 0)),
+        (*SPARSE[:3], (5, MOST_COLUMNS + 1)),
+        (*SPARSE[:3], (5, True)),
+        (*SPARSE[:3], (5.0, 3)),
+        (SPARSE[0], [(7,), (7,), (0,)], SPARSE[2], (-1, 3)),
+        (*SPARSE[:3], (5,)),
+        ("sparse", [(7,), (6,), (6,)], *SPARSE[2:]),
+        ("sparse", [(7, 1), (7, 1), (6,)], *SPARSE[2:]),
+        ("sparse", SPARSE[1], [F8, F8, I8], (5, 3)),
+        ("sparse", SPARSE[1], [np.dtype("S8"), I4, I8], (5, 3)),
+        ("sparse", [(7,), (6,)], [F8, I4], (5, 3)),
+    ],
+)
+def test_what_makes_up_no_rows_is_refused(form, shapes, dtypes, shape):
+    with pytest.raises((ValueError, TypeError)):
+        rows_of(form, shapes, dtypes, shape)

@@ -1,0 +1,153 @@
+"""What rides along with the rows of a file, what does not, and what is said of it."""
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.hdf5 import riders
+from pipeline.shards.open import Block, open_shards, read_riders, ridinglog
+from tests.support.helpers import names, numbered, write_shard
+
+PLAIN = [True, False]
+N = 6
+
+
+@pytest.fixture(params=PLAIN, ids=["understood as plain", "asked of the child"])
+def add(request, tmp_path, caplog):
+    """Add datasets beside (N, 2) rows, and open them in either way; what is logged counts from then on."""
+    path = write_shard(tmp_path / "x.h5", numbered(N))
+    caplog.set_level("INFO", "pipeline")
+
+    def opened(**datasets):
+        with h5py.File(path, "a") as file:
+            if not request.param:
+                file["X"].attrs["columns"] = ["a", "b"]
+            for name, how in datasets.items():
+                file.create_dataset(
+                    name.encode("utf-8", "surrogateescape"), **how if isinstance(how, dict) else {"data": how}
+                )
+        return open_shards([path])[0]
+
+    return opened
+
+
+def reasons(shard):
+    return {each.name: each.reason for each in shard.left_out}
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+# -- what rides ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 1, 1), (1, N), (1, 1, N)])
+@pytest.mark.parametrize("how", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "chunked"])
+@pytest.mark.parametrize("dtype", ["i8", ">f4", "S3", object])
+def test_one_value_for_each_row_rides_along_whatever_its_rank(add, shape, how, dtype):
+    values = np.arange(N).astype("S3").astype(dtype)
+    shard = add(y={"data": values.reshape(shape), **how})
+    assert names(shard) == ("y",)
+    found = read_riders(Block(shard, 1, N))["y"]
+    assert (found.shape, found.tolist()) == ((N - 1,), values[1:].tolist())
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 1)])
+def test_an_array_for_each_row_rides_along_as_it_is(tmp_path, shape):
+    path, values = write_shard(tmp_path / "x.h5", numbered(N)), np.arange(2.0 * N).reshape(N, 2)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("y", shape, np.dtype(("f8", 2)))[...] = values.reshape(*shape, 2)
+    (shard,) = open_shards([path])
+    np.testing.assert_array_equal(read_riders(Block(shard, 2, 4))["y"], values[2:4])
+
+
+def test_an_array_for_each_row_rides_along_rows_first_only(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(N))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("y", (1, N), np.dtype(("f8", 2)))[...] = np.ones((1, N, 2))
+    (shard,) = open_shards([path])
+    assert (names(shard), [each.name for each in shard.left_out]) == ((), ["y"])
+
+
+# -- what does not, and who is told --------------------------------------------------------------------------------
+
+
+def test_what_rides_along_and_what_does_not_stands_in_one_line(add, caplog):
+    add(y=range(N), id=range(N), labels=numbered(N, 3), **{"obs/z": range(N)}, scalar=3)
+    (line,) = [message for message in caplog.messages if "riding along" in message]
+    left_out, groups = "labels (shape (6, 3), expected (6,))", "--carry takes from the groups: obs"
+    assert line == f"input: riding along: id, y; left out: {left_out}; {groups}"
+    assert not warnings_of(caplog)
+
+
+def test_it_is_said_too_that_nothing_rides_along(add, caplog):
+    add()
+    assert "input: riding along: nothing" in caplog.messages
+
+
+@pytest.mark.parametrize("shape", [(N - 1,), (N + 1,), (N - 1, 1)])
+def test_labels_for_another_number_of_rows_are_a_warning_with_both(add, caplog, shape):
+    shard = add(y=np.zeros(shape))
+    assert reasons(shard) == {"y": f"shape {shape}, expected (6,)"}
+    (warning,) = warnings_of(caplog)
+    assert f"dataset=y: shape {shape}, expected (6,), does not ride along" in warning
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (1, 1), (N, 2), (3, N), (0, 0)])
+def test_nobody_is_warned_of_what_has_another_meaning(add, caplog, shape):
+    """One value in all or for each column, and what has several for each row."""
+    assert names(add(z=np.zeros(shape))) == ()
+    assert not warnings_of(caplog)
+
+
+def test_a_file_keeps_its_rows_whatever_is_wrong_with_what_lies_beside_them(tmp_path, caplog):
+    path = write_shard(tmp_path / "x.h5", numbered(N))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("empty", (N,), "i4", chunks=(2,))
+        file.create_dataset("references", (N,), h5py.ref_dtype)
+        file.create_dataset("lists", (N,), h5py.vlen_dtype("i4"))
+        file.create_dataset("long", (N,), f"S{riders.MOST_ITEM + 1}", chunks=(1,))
+        file["y"] = range(N)
+    (shard,) = open_shards([path])
+    assert names(shard) == ("y",)
+    found = reasons(shard)
+    assert "3 of them were never written" in found["empty"]
+    assert found["references"] == found["lists"] == "neither plain nor text"
+    assert found["long"] == "values of 1048577 bytes, expected 1048576 at most"
+    assert len(warnings_of(caplog)) == 4
+
+
+def test_what_has_a_name_that_cannot_be_written_does_not_ride(add, caplog):
+    assert names(add(**{"la\udcff": range(N), "ü": range(N)})) == ("ü",)
+    assert "dataset=la\\udcff: its name is not UTF-8" in warnings_of(caplog)[0]
+
+
+def test_a_damaged_description_costs_what_it_describes(tmp_path, caplog):
+    path = write_shard(tmp_path / "x.h5", numbered(N), riders={"y": range(N), "z": range(N)})
+    with h5py.File(path) as file:
+        place = h5py.h5o.get_info(file["y"].id).addr
+    content = bytearray((tmp_path / "x.h5").read_bytes())
+    content[place] = 99  # the version of its header
+    (tmp_path / "x.h5").write_bytes(content)
+    assert names(open_shards([path])[0]) == ("z",)
+    assert "dataset=y: cannot be read" in warnings_of(caplog)[0]
+
+
+def test_a_dataset_of_many_shards_is_told_once(tmp_path, caplog):
+    paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), riders={"y": range(5)}) for i in range(30)]
+    open_shards(paths)
+    (warning,) = warnings_of(caplog)
+    assert warning == f"file={paths[0]} dataset=y: shape (5,), expected (6,), does not ride along, in 30 shards"
+
+
+def test_what_is_told_has_a_bound(tmp_path, caplog):
+    caplog.set_level("INFO", "pipeline")
+    beside = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=beside)])
+    assert len(shard.left_out) == riders.MOST_LEFT_OUT
+    assert len(warnings_of(caplog)) == ridinglog.MOST_WARNED + 1
+    assert all(len(message) < 5000 for message in caplog.messages)
+    (line,) = [message for message in caplog.messages if "riding along" in message]
+    assert "and 130 more; left out: " in line
+    assert line.endswith("and 40 more")

@@ -1,0 +1,455 @@
+"""Raw reads: what comes out is what h5py reads, bit for bit; what is damaged, changed or gone is told apart."""
+
+import ctypes
+import errno
+import os
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.hdf5.files import FILES
+from pipeline.hdf5.filters import undo
+from pipeline.hdf5.filters.undo import fletcher32
+from pipeline.hdf5.values import read_values
+from pipeline.shards.open import Block, open_shards, read, read_riders
+from tests.support.helpers import numbered, numbered_shards, refused, write_shard
+
+DTYPES = ["?", "u1", "i1", *(f"{order}{code}" for order in "<>" for code in ("u2", "i4", "u8", "f2", "f4", "f8"))]
+PIPELINES = [
+    {},
+    {"compression": "gzip", "compression_opts": 1},
+    {"compression": "gzip", "shuffle": True},
+    {"compression": "lzf"},
+    {"compression": "lzf", "shuffle": True, "fletcher32": True},
+    {"fletcher32": True},
+    {"shuffle": True},
+    {"compression": "gzip", "shuffle": True, "fletcher32": True},
+]
+LIBVERS = ["earliest", "v108", "v110", "latest"]
+
+
+def whole(shard):
+    return read(Block(shard, 0, shard.n_rows))
+
+
+# -- equal to h5py -----------------------------------------------------------------------------------------------
+
+
+def random_rows(rng, dtype, shape):
+    """Half of them repetitive, so that some filters shrink chunks and others leave them as they are."""
+    if dtype == np.dtype(bool):
+        return rng.integers(0, 2, shape).astype(bool)
+    noise = np.frombuffer(rng.bytes(int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
+    return np.where(rng.random(shape[:1] + (1,) * (len(shape) - 1)) < 0.5, noise, dtype.type(3)).astype(dtype)
+
+
+def random_storage(rng, shape):
+    how = dict(PIPELINES[rng.integers(len(PIPELINES))])
+    if how or rng.random() < 0.6:
+        how["chunks"] = tuple(int(rng.integers(1, n + 1)) for n in shape)
+    if "chunks" in how and rng.random() < 0.4:
+        how["maxshape"] = tuple(None if rng.random() < 0.5 else n + 3 for n in shape)
+    return how
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_any_storage_of_any_dtype_is_read_as_h5py_reads_it(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(DTYPES[rng.integers(len(DTYPES))])
+    shape = tuple(int(n) for n in rng.integers(1, (40, 9, 4, 3)[: rng.integers(2, 5)]))
+    how = random_storage(rng, shape)
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver=(LIBVERS[rng.integers(len(LIBVERS))], "latest")) as file:
+        file.create_dataset("X", data=random_rows(rng, dtype, shape), **how)
+        file.create_dataset("y", data=random_rows(rng, dtype, shape[:1]), chunks=(int(rng.integers(1, shape[0] + 1)),))
+    (shard,) = open_shards([str(path)])
+    for _ in range(4):
+        start, stop = sorted(int(i) for i in rng.integers(0, shape[0] + 1, 2))
+        with h5py.File(path) as file:
+            stored, labels = file["X"][start:stop], file["y"][start:stop]
+        found = read(Block(shard, start, stop))
+        expected = stored.reshape(stop - start, shard.n_inputs).astype(shard.dtype)
+        assert (found.dtype, found.shape) == (expected.dtype, (stop - start, shard.n_inputs))
+        assert found.flags.c_contiguous
+        assert found.tobytes() == expected.tobytes()
+        rider = read_riders(Block(shard, start, stop))["y"]
+        assert (rider.dtype, rider.tobytes()) == (labels.dtype, labels.tobytes())
+
+
+def low_level(path, data, libver="latest", **properties):
+    """A dataset made with property lists, as h5py's own interface would not."""
+    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    for name, arguments in properties.items():
+        getattr(created, name)(*arguments)
+    with h5py.File(path, "w", libver=libver) as file:
+        space = h5py.h5s.create_simple(data.shape)
+        made = h5py.h5d.create(file.id, b"X", h5py.h5t.py_create(data.dtype), space, dcpl=created)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, data)
+    return str(path)
+
+
+def test_compact_data_is_read_from_the_metadata(tmp_path):
+    rows = numbered(5, dtype=np.float16)
+    (shard,) = open_shards([low_level(tmp_path / "x.h5", rows, set_layout=(h5py.h5d.COMPACT,))])
+    assert shard.layouts[0].kind == "inline"
+    np.testing.assert_array_equal(read(Block(shard, 1, 4)), rows[1:4])
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("chunks", [(2, 2), (5, 3), (1, 3)])
+def test_chunks_that_were_allocated_at_once_are_found_without_an_index(tmp_path, libver, chunks):
+    rows = numbered(5, 3)
+    early = {"set_chunk": (chunks,), "set_alloc_time": (h5py.h5d.ALLOC_TIME_EARLY,)}
+    (shard,) = open_shards([low_level(tmp_path / "x.h5", rows, libver, **early)])
+    np.testing.assert_array_equal(whole(shard), rows)
+
+
+@pytest.mark.parametrize(
+    "filtered", [("set_shuffle",), ("set_deflate",), ("set_fletcher32",), ("set_shuffle", "set_deflate")]
+)
+def test_chunks_at_the_edge_may_be_stored_without_filters(tmp_path, filtered):
+    """Which HDF5 does not tell by their masks, but by an option that h5py does not know."""
+    rows = numbered(5, 3, dtype=np.int32)
+    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    created.set_chunk((2, 2))
+    for name in filtered:
+        getattr(created, name)(*([4] if name == "set_deflate" else []))
+    set_options = ctypes.CDLL(h5py.h5p.__file__).H5Pset_chunk_opts
+    assert set_options(ctypes.c_int64(created.id), ctypes.c_uint(2)) == 0
+    with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
+        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple(rows.shape), dcpl=created)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+    (shard,) = open_shards([str(tmp_path / "x.h5")])
+    np.testing.assert_array_equal(whole(shard), rows)
+
+
+def test_a_filter_that_a_chunk_was_stored_without_is_not_undone_for_it(tmp_path):
+    rows = numbered(4, 2, dtype=np.int16)
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("X", (4, 2), "<i2", chunks=(2, 2), compression="gzip", shuffle=True)
+        made.id.write_direct_chunk((0, 0), rows[:2].tobytes(), filter_mask=0b11)
+        shuffled = rows[2:].view(np.uint8).reshape(-1, 2).T.tobytes()
+        made.id.write_direct_chunk((2, 0), shuffled, filter_mask=0b10)
+        np.testing.assert_array_equal(made[:], rows)
+    (shard,) = open_shards([str(path)])
+    np.testing.assert_array_equal(whole(shard), rows)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([(1, 2.0, b"x", [1, 2])] * 4, [("a", ">i4"), ("b", "f8"), ("c", "S3"), ("d", "u1", 2)]),
+        np.zeros(4, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
+        np.array([1, 2, 0, 1], h5py.enum_dtype({"no": 0, "yes": 1, "maybe": 2}, "i2")),
+        np.array([b"a", b"bcd", b"", b"\xc3\xbc"], h5py.string_dtype("utf-8", 4)),
+        np.array([1, 2, 3, 4], "M8[s]").astype(h5py.opaque_dtype(np.dtype("M8[s]"))),
+        np.arange(4).astype(np.complex64),
+        np.zeros(4, "V5"),
+        np.zeros(4, np.longdouble),
+    ],
+    ids=lambda values: str(values.dtype),
+)
+def test_riders_of_every_kind_come_back_with_what_h5py_notes_on_them(tmp_path, values):
+    path = write_shard(tmp_path / "x.h5", numbered(4), riders={"r": values})
+    (shard,) = open_shards([path])
+    found = read_riders(Block(shard, 1, 4))["r"]
+    with h5py.File(path) as file:
+        expected = file["r"][1:4]
+    assert (found.dtype, found.dtype.metadata) == (expected.dtype, expected.dtype.metadata)
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_long_values_ride_along_whichever_axis_they_lie_along(tmp_path):
+    texts = np.array([[f"{i}" * 200_000 for i in range(4)]], "S200000")
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), riders={"across": texts, "y": texts[0]})])
+    found = read_riders(Block(shard, 1, 4))
+    assert found["across"].tolist() == found["y"].tolist() == texts[0, 1:].tolist()
+
+
+@pytest.mark.parametrize("padding", [h5py.h5t.STR_NULLTERM, h5py.h5t.STR_SPACEPAD])
+def test_texts_that_are_padded_in_another_way_are_read_as_h5py_reads_them(tmp_path, padding):
+    path = write_shard(tmp_path / "x.h5", numbered(4))
+    with h5py.File(path, "a") as file:
+        kind = h5py.h5t.C_S1.copy()
+        kind.set_size(4)
+        kind.set_strpad(padding)
+        made = h5py.h5d.create(file.id, b"r", kind, h5py.h5s.create_simple((4,)))
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array([b"a", b"bc", b"", b"def"], "S4"))
+        expected = file["r"][:]
+    (shard,) = open_shards([path])
+    found = read_riders(Block(shard, 0, 4))["r"]
+    assert found.tolist() == expected.tolist() == [b"a", b"bc", b"", b"def"]
+
+
+def test_long_texts_come_in_several_answers(tmp_path, monkeypatch):
+    texts = np.array([b"x" * (i % 7 * 10_000) for i in range(3000)], object)
+    path = write_shard(tmp_path / "x.h5", numbered(3000))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("text", data=texts, dtype=h5py.string_dtype(), chunks=(100,), compression="gzip")
+    (shard,) = open_shards([path])
+    found = read_riders(Block(shard, 1, 3000))["text"]
+    assert found.tolist() == texts[1:].tolist()
+
+
+# -- filters -----------------------------------------------------------------------------------------------------
+
+
+def slow_fletcher32(data):
+    """As in H5checksum.c, a word at a time."""
+    low = high = 0
+    for i in range(0, len(data), 2):
+        low += data[i] << 8 | (data[i + 1] if i + 1 < len(data) else 0)
+        high += low
+        low, high = (low & 0xFFFF) + (low >> 16), (high & 0xFFFF) + (high >> 16)
+    return ((high & 0xFFFF) + (high >> 16)) << 16 | (low & 0xFFFF) + (low >> 16)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 719, 720, 721, 16383, 16384, 16385, 50001])
+@pytest.mark.parametrize("fill", [0, 255, None])
+def test_the_checksum_is_hdf5s(n, fill):
+    data = np.random.default_rng(n).bytes(n) if fill is None else bytes([fill]) * n
+    assert fletcher32(memoryview(data)) == slow_fletcher32(data)
+
+
+def test_the_checksum_of_old_files_with_swapped_bytes_is_accepted():
+    data = np.arange(7, dtype=np.uint8).tobytes()
+    right = fletcher32(memoryview(data)).to_bytes(4, "little")
+    old = bytes([right[1], right[0], right[3], right[2]])
+    for stored in (right, old):
+        found = undo.undone(memoryview(data + stored), [(undo.FLETCHER32, ())], 0, 7)
+        assert bytes(found) == data
+    with pytest.raises(ValueError, match="checksum"):
+        undo.undone(memoryview(data + right[::-1]), [(undo.FLETCHER32, ())], 0, 7)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 3, 4, 5, 7, 12, 13])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_unshuffling_undoes_shuffling_whatever_is_left_over(n_bytes, size):
+    data = np.arange(n_bytes, dtype=np.uint8)
+    n = n_bytes // size
+    shuffled = np.concatenate([data[: n * size].reshape(n, size).T.ravel(), data[n * size :]])
+    assert bytes(undo.undone(shuffled.data, [(undo.SHUFFLE, (size,))], 0, n_bytes)) == data.tobytes()
+
+
+@pytest.mark.parametrize("parameters", [(), (0,), (4, 4)])
+def test_a_shuffle_without_a_size_is_refused(parameters):
+    with pytest.raises(ValueError, match="not told by what size"):
+        undo.undone(memoryview(bytes(8)), [(undo.SHUFFLE, parameters)], 0, 8)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 99, 101, 2**20])
+def test_s8_a_chunk_that_unfolds_to_another_size_is_refused_and_takes_no_memory(tmp_path, n_bytes):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("X", (10, 10), "u1", chunks=(10, 10), compression="gzip")
+        made.id.write_direct_chunk((0, 0), zlib.compress(bytes(n_bytes)))
+    (shard,) = open_shards([str(path)])
+    with refused(65, f"file={path} dataset=X rows=0:10", "chunk at [0, 0]", "expected 10", "damaged"):
+        whole(shard)
+
+
+def test_i6_a_wrong_checksum_names_the_rows(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(8), chunks=(4, 2), fletcher32=True)
+    (shard,) = open_shards([path])
+    offset = int(shard.layouts[0].index[0, 1])
+    content = bytearray(Path(path).read_bytes())
+    content[offset + 3] ^= 1
+    stamp = os.stat(path)
+    Path(path).write_bytes(content)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    np.testing.assert_array_equal(read(Block(shard, 0, 4)), numbered(4))
+    with refused(65, f"file={path} dataset=X rows=3:8", "chunk at [4, 0]", "checksum", "expected 0x", "copy it again"):
+        read(Block(shard, 3, 8))
+
+
+# -- the system ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Let a system call of the reading side do something else: ``calls("preadv", act)``."""
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
+
+    def replace(name, act):
+        real = getattr(FILES, name)
+        monkeypatch.setattr(FILES, name, lambda *arguments: act(real, *arguments))
+
+    return replace
+
+
+def failing(number, times):
+    """The first `times` calls fail with an error, the others are let through; and a list that counts them."""
+    made = []
+
+    def act(real, *arguments):
+        made.append(arguments)
+        if len(made) <= times:
+            raise OSError(number, os.strerror(number))
+        return real(*arguments)
+
+    return act, made
+
+
+LAYOUTS = [{}, {"chunks": (2, 2), "compression": "gzip"}]
+
+
+@pytest.mark.parametrize("how", LAYOUTS, ids=str)
+def test_d5_short_reads_and_interruptions_change_nothing(tmp_path, calls, how):
+    (shard,) = numbered_shards(tmp_path, 9, **how)
+    count = iter(range(10**6))
+
+    def one_byte_or_none(real, descriptor, buffer, offset):
+        if next(count) % 3 == 0:
+            raise InterruptedError(errno.EINTR, "Interrupted system call")
+        return real(descriptor, buffer[:1], offset)
+
+    calls("preadv", one_byte_or_none)
+    np.testing.assert_array_equal(whole(shard), numbered(9))
+
+
+@pytest.mark.parametrize("how", LAYOUTS, ids=str)
+@pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT])
+def test_i10_a_read_that_fails_for_a_moment_is_done_again_on_a_fresh_descriptor(tmp_path, calls, how, name, number):
+    (shard,) = numbered_shards(tmp_path, 9, **how)
+    act, _ = failing(number, 3)
+    opened = []
+    calls(name, act)
+    calls("open", lambda real, path: opened.append(path) or real(path))
+    np.testing.assert_array_equal(whole(shard), numbered(9))
+    assert len(opened) == (1 if name == "stat" else 4)
+
+
+@pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_i10_a_read_that_fails_again_and_again_is_no_bad_data(tmp_path, calls, name, number):
+    (shard,) = numbered_shards(tmp_path, 9)
+    act, made = failing(number, 10**6)
+    calls(name, act)
+    with refused(74, f"file={shard.path} dataset=X rows=2:7", os.strerror(number), "4 times", "Check the storage"):
+        read(Block(shard, 2, 7))
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_d14_too_many_open_files_come_with_the_limit_to_raise(tmp_path, calls, number):
+    (shard,) = numbered_shards(tmp_path, 9)
+    calls("open", failing(number, 10**6)[0])
+    with refused(71, shard.path, os.strerror(number), "ulimit -n"):
+        whole(shard)
+    with refused(71, shard.path, "ulimit -n"):
+        open_shards([shard.path])
+
+
+def test_permissions_that_went_away_are_told_as_such(tmp_path, calls):
+    (shard,) = numbered_shards(tmp_path, 9)
+    calls("open", failing(errno.EACCES, 10**6)[0])
+    with refused(77, shard.path, "no permission to read", "chmod"):
+        whole(shard)
+
+
+def append(path):
+    with open(path, "ab") as file:
+        file.write(b"more")
+
+
+def touch(path):
+    stamp = os.stat(path)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
+
+
+def replace(path):
+    stamp = os.stat(path)
+    other = Path(f"{path}.other")
+    other.write_bytes(Path(path).read_bytes())
+    os.utime(other, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    os.replace(other, path)
+
+
+def truncate(path):
+    os.truncate(path, os.stat(path).st_size - 100)
+
+
+CHANGES = [append, touch, replace, truncate]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_i8_a_file_that_changed_since_it_was_vetted_is_refused(tmp_path, change):
+    (shard,) = numbered_shards(tmp_path, 100)
+    change(shard.path)
+    with refused(65, shard.path, "changed during the run", "expected input that stays as it is"):
+        whole(shard)
+
+
+@pytest.mark.parametrize("how", LAYOUTS, ids=str)
+@pytest.mark.parametrize("change", [append, touch, truncate])
+def test_i8_a_file_that_changes_while_it_is_read_is_refused(tmp_path, calls, how, change):
+    (shard,) = numbered_shards(tmp_path, 100, **how)
+
+    def act(real, *arguments):
+        change(shard.path)
+        return real(*arguments)
+
+    calls("preadv", act)
+    with refused(65, shard.path, "changed during the run"):
+        whole(shard)
+
+
+def test_i9_a_file_that_is_deleted_while_it_is_read_is_read_to_its_end(tmp_path, calls):
+    (shard,) = numbered_shards(tmp_path, 100)
+
+    def act(real, *arguments):
+        Path(shard.path).unlink(missing_ok=True)
+        return real(*arguments)
+
+    calls("preadv", act)
+    np.testing.assert_array_equal(whole(shard), numbered(100))
+
+
+def test_a_fifo_in_place_of_a_vetted_file_does_not_hang(tmp_path):
+    (shard,) = numbered_shards(tmp_path, 3)
+    os.unlink(shard.path)
+    os.mkfifo(shard.path)
+    with refused(66, shard.path, "not a regular file"):
+        whole(shard)
+
+
+@pytest.mark.parametrize("how", [*LAYOUTS, {"chunks": (2, 2), "compression": "lzf"}], ids=str)
+def test_reads_leave_no_descriptor_open(tmp_path, calls, how):
+    (shard,) = numbered_shards(tmp_path, 9, **how)
+    whole(shard)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        whole(shard)
+    calls("preadv", failing(errno.EIO, 10**6)[0])
+    with refused(74):
+        whole(shard)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_reads_by_the_child_leave_no_descriptor_open(tmp_path):
+    text = np.array([b"a", b"bc", b""], object)
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text})])
+    assert read_riders(Block(shard, 0, 3))["text"].tolist() == text.tolist()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        read_riders(Block(shard, 0, 3))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_only_a_piece_is_in_memory_twice(tmp_path):
+    """What must be converted is so a megabyte at a time; chunks come one by one."""
+    rows = np.zeros((2**14, 512), ">f4")
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
+    tracemalloc = pytest.importorskip("tracemalloc")
+    tracemalloc.start()
+    try:
+        found = read_values(shard, shard.layouts[0], 0, 2**14, np.dtype("f4"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < found.nbytes + 2**22

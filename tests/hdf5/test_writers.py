@@ -1,0 +1,145 @@
+"""Files as other software writes them (tests/files): their rows and labels, or what to write instead."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.shards.open import Block, open_shards, read, read_riders
+from tests.support.helpers import refused, write_shard
+
+FILES = Path(__file__).parents[1] / "files"
+ROWS = np.arange(240).reshape(60, 4) % 97
+FEW = np.where(ROWS % 3, 0, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "orientation", "dataset", "dtype", "rows"),
+    [
+        ("sparse-csr.h5ad", None, None, "X", "<f4", FEW),
+        ("sparse-csc.h5ad", None, "columns", "X", "<f4", FEW.T),
+        ("frames-fixed.h5", None, None, "df/block0_values", "<f4", ROWS),
+        ("frames-fixed.h5", "df", None, "df/block0_values", "<f4", ROWS),
+        ("frames-fixed-mixed.h5", "df/block0_values", None, "df/block0_values", "<f4", ROWS[:, :3]),
+        ("frames-table.h5", None, None, "df/table", "<f4", ROWS),
+        ("frames-table.h5", "df", None, "df/table", "<f4", ROWS),
+        ("records.h5", None, None, "table", "<i4", ROWS),
+        ("matlab.mat", None, "columns", "X", "<f8", ROWS),
+        ("matlab.mat", None, "rows", "X", "<f8", ROWS.T),
+    ],
+)
+def test_rows_are_read_as_they_were_written(name, asked, orientation, dataset, dtype, rows):
+    (shard,) = open_shards([str(FILES / name)], asked, orientation=orientation)
+    assert (shard.dataset, shard.stored_dtype) == (dataset, dtype)
+    for start, stop in ((0, len(rows)), (1, 3)):
+        found = read(Block(shard, start, stop))
+        assert found.dtype == dtype
+        assert found.tolist() == rows[start:stop].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "phrases"),
+    [
+        ("sparse-csc.h5ad", None, ["dataset=X", "(CSC)", "tocsr()"]),
+        (
+            "frames-fixed-mixed.h5",
+            None,
+            ["candidates df/block0_values (60, 3) float32, df/block1_values (60, 1) int32"],
+        ),
+        ("frames-fixed-mixed.h5", "df", ["pandas frame of several types", "df.to_numpy()"]),
+        ("frames-table-mixed.h5", None, ["dataset=df/table", "values_block_1 1 x int32", "df.to_numpy()"]),
+        ("matlab.mat", None, ["MATLAB", "60 x 4", "--orientation columns", "--orientation rows"]),
+    ],
+)
+def test_what_is_no_rows_as_it_stands_is_told(name, asked, phrases):
+    with refused(65, name, *phrases):
+        open_shards([str(FILES / name)], asked)
+
+
+def test_columns_have_the_names_of_a_tables_fields():
+    assert open_shards([str(FILES / "records.h5")])[0].columns == ("a", "b", "c", "d")
+
+
+def test_labels_in_a_column_of_matlabs_ride_along():
+    (shard,) = open_shards([str(FILES / "matlab.mat")], orientation="columns")
+    assert read_riders(Block(shard, 58, 60))["y"].tolist() == [58, 59]
+
+
+@pytest.mark.parametrize("name", ["netcdf-unlimited.nc", "pytables.h5"])
+def test_rows_and_labels_come_back(name):
+    (shard,) = open_shards([str(FILES / name)])
+    rows, riders = read(Block(shard, 0, 60)), read_riders(Block(shard, 0, 60))
+    np.testing.assert_array_equal(rows, ROWS)
+    np.testing.assert_array_equal(riders["y"], np.arange(60))
+    assert [*riders] == ["y"]
+    assert [each for each in shard.left_out if each.is_missed] == []
+
+
+def test_what_anndata_knows_of_each_row_rides_along_when_it_is_named():
+    (shard,) = open_shards([str(FILES / "sparse-csr.h5ad")], carry=["obs/kind", "obs/_index"])
+    kind, index = shard.riders
+    found = read_riders(Block(shard, 0, 60))
+    assert [kind.categories[code] for code in found["kind"]] == [str("bac"[row % 3]) for row in ROWS[:, 0]]
+    assert (index.name, found["_index"][59]) == ("_index", b"cell 59")
+
+
+def test_packed_numbers_come_as_they_are_stored_and_times_ride(caplog):
+    caplog.set_level("INFO", "pipeline")
+    (shard,) = open_shards([str(FILES / "netcdf-times.nc")])
+    rows, riders = read(Block(shard, 0, 60)), read_riders(Block(shard, 0, 60))
+    np.testing.assert_array_equal(rows, 2 * (ROWS - 1))
+    np.testing.assert_array_equal(riders["time"], np.arange(60))
+    assert shard.fill_value == -9999
+    assert "_FillValue: -9999 stands for no value. If it occurs: --missing-value -9999" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (np.float32(1e30), float(np.float32(1e30))),
+        ([2], 2),
+        (np.nan, None),
+        (np.inf, None),
+        ("none", None),
+        ([1, 2], None),
+        (h5py.Empty("f4"), None),
+        (np.zeros((), "i4,f4"), None),
+        (1 + 2j, None),
+    ],
+)
+def test_a_number_that_stands_for_no_value_is_one_finite_number(tmp_path, value, told):
+    path = write_shard(tmp_path / "x.h5", ROWS)
+    with h5py.File(path, "a") as file:
+        file["X"].attrs["_FillValue"] = value
+    (shard,) = open_shards([path])
+    assert shard.fill_value == told
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "v200"])
+@pytest.mark.parametrize(
+    "how", [{"fs_strategy": "page", "fs_persist": True}, {"fs_strategy": "none"}, {"fs_strategy": "page"}, {}], ids=str
+)
+@pytest.mark.parametrize("storage", [{}, {"chunks": (7, 3)}, {"chunks": (7, 4), "maxshape": (None, None)}], ids=str)
+def test_h5py_may_lay_out_a_file_as_it_likes(tmp_path, libver, how, storage):
+    with h5py.File(tmp_path / "x", "w", libver=(libver, "latest"), track_order=True, **how) as file:
+        rows = file.create_dataset("X", data=ROWS, track_order=True, **storage)
+        rows.attrs.update({f"a{i}": i for i in range(20)})
+        file["y"] = np.arange(60)
+        for i in range(20):
+            file[f"group {i}/y"] = i
+    (shard,) = open_shards([str(tmp_path)])
+    block = Block(shard, 0, 60)
+    np.testing.assert_array_equal(read(block), ROWS)
+    np.testing.assert_array_equal(read_riders(block)["y"], np.arange(60))
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (4, 4), (4, 8), (8, 4)])
+def test_addresses_and_lengths_may_take_fewer_bytes(tmp_path, sizes):
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_sizes(*sizes)
+    creation.set_userblock(512)
+    with h5py.File(h5py.h5f.create(bytes(tmp_path / "x"), h5py.h5f.ACC_TRUNC, fcpl=creation)) as file:
+        file["X"], file["y"] = ROWS, np.arange(60)
+    (shard,) = open_shards([str(tmp_path)])
+    np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)

@@ -1,0 +1,84 @@
+"""The tests of the C kernels, by every instruction set that this machine's processor has."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from scripts.instruction_sets import INSTRUCTION_SETS, limits, missing
+from tests.support.interpreters import REPOSITORY, environment, fresh
+
+# For each, a macro of the compiler's that says so, and one that would say too much.
+MACROS = {
+    "sse2": ("__SSE2__", "__AVX__"),
+    "avx2": ("__AVX2__", "__AVXVNNI__"),
+    "avxvnni": ("__AVXVNNI__", "__AVX512F__"),
+    "avx512": ("__AVX512F__", "__AVX512VNNI__"),
+    "avx512vnni": ("__AVX512VNNI__", "__AVXVNNI__"),
+}
+COMPILED = "from tests.support.compiler import macros\nfacts['macros'] = sorted(macros())"
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def name(request):
+    """Each that the processor has; in a run of the tests that keeps to one, this one."""
+    lacks, asked = missing(request.param), os.environ.get("TEST_ISA")
+    if lacks:
+        pytest.skip(f"missing on this machine: a processor with {', '.join(lacks)}")
+    if asked not in (None, request.param):
+        pytest.skip(f"TEST_ISA={asked} asks for another one")
+    return request.param
+
+
+# Tests of what all else rests on: products, sigmoid, gradients, rows of bytes and floats. Others compile far more code:
+# a run of all tests with TEST_ISA has these.
+CORE = "edge or bytes or floats or same_bits or finite or sigmoid or nan or beyond"
+
+
+def kept_to(name, *arguments):
+    """A run of tests that keeps to an instruction set."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    env = environment(TEST_ISA=name, THEANORC=None)
+    return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def test_the_kernels_are_right_by_every_instruction_set(name):
+    """What they compute, and in which ways, where the rest of a run sees the processor's own way only."""
+    if os.environ.get("TEST_ISA"):
+        return  # in which case this run has the same tests
+    done = kept_to(name, "tests/kernels/test_ops.py", "-k", CORE)
+    assert done.returncode == 0, done.stdout[-20_000:]
+    assert re.search(r"^[0-9]{3} passed, ", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_the_compiler_keeps_to_the_instruction_set_that_is_asked_for(name):
+    """In the benchmark's processes; and in those of tests, where nothing else is said of it."""
+    there, too_much = MACROS[name]
+    found = set(fresh(COMPILED, **limits(name)).facts["macros"])
+    assert (there in found, too_much in found) == (True, False)
+    if os.environ.get("TEST_ISA"):
+        for flags in (None, "optimizer=fast_compile"):
+            assert set(fresh(COMPILED, THEANO_FLAGS=flags).facts["macros"]) == found
+
+
+@pytest.mark.parametrize("asked", ["avx1024", "AVX2"])
+def test_an_instruction_set_that_is_none_is_refused(asked):
+    done = kept_to(asked, "tests/test_errors.py")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"TEST_ISA={asked}, expected one of sse2, avx2, avxvnni, avx512, avx512vnni" in done.stderr
+
+
+def test_every_width_of_vectors_in_the_kernels_is_among_them():
+    """And every instruction that they name."""
+    text = "".join(path.read_text() for path in (REPOSITORY / "kernels/native").iterdir())
+    named = set(re.findall(r"defined\((__(?:AVX|SSE)\w+__)\)", text))
+    assert named <= {"__AVX__", *(there for there, _ in MACROS.values())}
+
+
+def test_make_hands_the_instruction_set_on():
+    done = subprocess.run(
+        ["make", "-n", "test", "ISA=avx2"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert "TEST_ISA=avx2 .venv/bin/python -m pytest\n" in done.stdout

@@ -1,0 +1,235 @@
+"""The whole pygpu path on a GPU that every machine has: OpenCL on the processor, held against the CPU and NumPy."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from pipeline.model import Model
+from tests.support import opencl_child as child
+from tests.support.interpreters import REPOSITORY, environment
+from tests.support.tolerances import assert_close
+
+DEVICE = "opencl0:0"
+LABELS = [" ".join(training) for training in child.TRAININGS]
+
+
+@dataclass
+class Run:
+    """What `opencl_child` found on a device."""
+
+    arrays: dict
+    device: str
+    name: str
+    graphs: dict
+    reductions: dict
+
+
+@pytest.fixture(scope="module")
+def runs(opencl, tmp_path_factory):
+    """One run on each device."""
+
+    def run(device):
+        folder = tmp_path_factory.mktemp("run")
+        arrays, facts = folder / "arrays.npz", folder / "facts.json"
+        command = [sys.executable, "-W", "error", str(REPOSITORY / "tests" / "opencl_child.py"), arrays, facts]
+        # Of the CPU, too, the graph that Theano makes: test_autoencoder.py holds the fused Ops against it.
+        env = environment(THEANO_FLAGS=f"device={device},optimizer_excluding=fused")
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        with np.load(arrays) as stored:
+            return Run(arrays=dict(stored), **json.loads(facts.read_text()))
+
+    # One after the other: two that fill one cold compile cache wait on its lock for 5 to 10 s at a time.
+    return {device: run(device) for device in ("cpu", DEVICE)}
+
+
+# ---- where it ran
+
+
+def test_each_run_used_the_device_it_was_told(runs):
+    assert {device: run.device for device, run in runs.items()} == {"cpu": "cpu", DEVICE: DEVICE}
+
+
+def products(graph):
+    """The matrix products among operations, whatever computes them: Dot, Dot22, Gemm, GpuGemv, BatchedDot, Ger..."""
+    return [node["op"] for node in graph if re.search(r"Dot|Gem[mv]|Ger(?!m)", node["op"])]
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize(
+    ("kind", "n_products"), [("step {} with cost", 5), ("step {} without cost", 5), ("encode {}", 1)]
+)
+def test_every_product_is_compiled_for_the_device_and_none_for_the_cpu(runs, label, kind, n_products):
+    found = products(runs[DEVICE].graphs[kind.format(label)])
+    assert len(found) == n_products
+    assert set(found) <= {"GpuDot22", "GpuGemm"}
+    on_cpu = products(runs["cpu"].graphs[kind.format(label)])
+    assert len(on_cpu) == n_products  # so the pattern knows the CPU's products, too
+    assert set(on_cpu) <= {"Dot22", "Gemm"}
+
+
+def test_nothing_but_single_numbers_is_computed_on_the_cpu(runs):
+    transfers = {"GpuFromHost", "HostFromGpu"}
+    for label, graph in runs[DEVICE].graphs.items():
+        others = [node for node in graph if not node["op"].startswith("Gpu") and node["op"] not in transfers]
+        assert [node for node in others if node["ndim"] > 0] == [], label
+
+
+@pytest.mark.parametrize("dtype", child.DTYPES)
+def test_rows_cross_to_the_device_in_their_own_dtype(runs, dtype):
+    graph = runs[DEVICE].graphs[f"encode {dtype}"]
+    crossing = [node["dtype"] for node in graph if node["op"] == "GpuFromHost"]
+    assert crossing == [np.dtype(dtype).name]
+
+
+def test_minibatches_of_resident_rows_cross_as_row_numbers_alone(runs):
+    for kind in ("with cost", "without cost"):
+        graph = runs[DEVICE].graphs[f"step momentum resident {kind}"]
+        crossing = {(node["dtype"], node["ndim"]) for node in graph if node["op"] == "GpuFromHost" and node["ndim"]}
+        assert crossing == {("int64", 1)}
+
+
+# ---- what it computed
+
+
+def oracle_training(rule):
+    """The same training in NumPy and float64: parameters after it, and the costs that were asked for."""
+    rows = child.make_rows()
+    x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
+    p, costs = start_of_training(), []
+    state = {name: [np.zeros_like(array), np.zeros_like(array)] for name, array in p.items()}
+    for step, numbers in enumerate(child.make_minibatches()):
+        x = x_all[numbers]
+        h = 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
+        dy = h @ p["W"].T + p["b_output"] - x
+        if child.with_cost(step):
+            costs.append(np.mean(dy**2))
+        dz = dy @ p["W"] * h * (1 - h)
+        gradients = {"W": x.T @ dz + dy.T @ h, "b_hidden": dz.sum(axis=0), "b_output": dy.sum(axis=0)}
+        for name, gradient in gradients.items():
+            oracle_update(rule, step + 1, p[name], 2 / dy.size * gradient, *state[name])
+    return p, np.array(costs)
+
+
+def start_of_training():
+    """W ~ N(0, 1) / sqrt(n_inputs + n_features), both biases 0, as the child draws them."""
+    shape = (child.N_INPUTS, child.N_FEATURES)
+    W = np.random.default_rng(9).standard_normal(shape) / np.sqrt(sum(shape))
+    p = {"W": W, "b_hidden": np.zeros(shape[1]), "b_output": np.zeros(shape[0])}
+    return {name: array.astype(np.float32).astype(np.float64) for name, array in p.items()}
+
+
+def oracle_update(rule, step, p, g, mean, square):
+    """One step of a rule, in place; momentum's velocity lies in `mean`."""
+    rate, beta1, beta2 = child.RATES[rule], child.DECAY, 0.999
+    if rule == "momentum":
+        mean[:] = beta1 * mean - rate * g
+        p += mean
+        return
+    mean[:] = beta1 * mean + (1 - beta1) * g
+    square[:] = beta2 * square + (1 - beta2) * g**2
+    p -= rate * np.sqrt(1 - beta2**step) / (1 - beta1**step) * mean / (np.sqrt(square) + 1e-8)
+
+
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
+@pytest.mark.parametrize("label", LABELS)
+def test_costs_and_parameters_of_a_training_are_those_of_numpy(runs, device, label):
+    arrays = runs[device].arrays
+    p, costs = oracle_training(label.split()[0])
+    assert costs[-1] < 0.1 * costs[0]  # it learns
+    assert_close(arrays[f"{label} costs"], costs, device, "float32", "cost")
+    for name, expected in p.items():
+        assert_close(arrays[f"{label} {name}"], expected, device, "float32", "parameters")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_costs_and_features_of_a_training_are_the_cpus(runs, label):
+    arrays, expected = runs[DEVICE].arrays, runs["cpu"].arrays
+    for name, quantity in (("costs", "cost"), ("features", "features")):
+        assert_close(arrays[f"{label} {name}"], expected[f"{label} {name}"], DEVICE, "float32", quantity)
+
+
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
+@pytest.mark.parametrize("label", LABELS)
+def test_features_are_those_of_the_models_numpy_encoder(runs, device, label):
+    arrays, rows = runs[device].arrays, child.make_rows()
+    p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
+    features = arrays[f"{label} features"]
+    assert features.shape == (child.N_ROWS, child.N_FEATURES)
+    assert_close(features, Model(child.make_scaler(rows), p).encode(rows), device, "float32", "features")
+
+
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
+def test_reconstructions_and_their_errors_are_those_of_numpy(runs, device):
+    arrays = {name.removeprefix("momentum streamed "): array for name, array in runs[device].arrays.items()}
+    rows = child.make_rows()
+    decoded = arrays["features"].astype(np.float64) @ arrays["W"].T.astype(np.float64) + arrays["b_output"]
+    assert_close(arrays["decoded"], decoded, device, "float32", "reconstruction")
+    errors = np.mean((child.make_scaler(rows).transform(rows) - decoded) ** 2, axis=1)
+    assert_close(arrays["errors"], errors, device, "float32", "cost")
+
+
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
+def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
+    arrays = runs[device].arrays
+    for name in ("costs", "W", "b_hidden", "b_output", "features"):
+        np.testing.assert_array_equal(arrays[f"momentum resident {name}"], arrays[f"momentum streamed {name}"])
+
+
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
+@pytest.mark.parametrize("dtype", child.DTYPES)
+def test_rows_of_every_dtype_give_numpys_features(runs, device, dtype):
+    rows = child.make_rows(dtype)[:50]
+    expected = Model(child.make_scaler(rows), start_of_training()).encode(rows)
+    assert_close(runs[device].arrays[f"{dtype} features"], expected, device, "float32", "features")
+
+
+# ---- the repair of OpenCL reductions
+
+
+def room_and_need(code):
+    """How many entries the kernel's argument array has, and how many the code writes."""
+    (room,) = re.findall(r"void \*args\[(\d+)\];", code)
+    written = [
+        sum(map(int, index.split("+"))) for index in re.findall(r"args\[([\d+]+)\] = ", code)
+    ]  # such as 7 and 7+1
+    return int(room), max(written) + 1
+
+
+REDUCTIONS = ["1-d", "2-d", "2-d rows", "2-d columns"]
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_generated_reductions_have_room_for_every_argument_they_write(runs, name):
+    reduction = runs[DEVICE].reductions[name]
+    room, need = room_and_need(reduction["repaired"])
+    assert need == 5 + 2 * reduction["n_dims"]
+    assert room >= need
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_without_our_repair_they_write_past_the_end(runs, name):
+    """When this fails, Theano has mended itself and the repair can go."""
+    room, need = room_and_need(runs[DEVICE].reductions[name]["original"])
+    assert room < need
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_the_repair_changes_nothing_but_the_arrays_size(runs, name):
+    reduction = runs[DEVICE].reductions[name]
+    changed = set(reduction["repaired"].splitlines()) ^ set(reduction["original"].splitlines())
+    assert len(changed) == 2
+    assert all("void *args[" in line for line in changed)
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_code_compiled_without_the_repair_is_not_taken_from_a_cache(runs, name):
+    reduction = runs[DEVICE].reductions[name]
+    assert reduction["repaired version"] != reduction["original version"]
+    assert reduction["repaired version"] != "()"  # Theano caches nothing of that version

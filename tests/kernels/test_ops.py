@@ -1,0 +1,760 @@
+"""The CPU's own Ops against their NumPy reference: every edge of a tile, any number of threads, and any neighbours."""
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from kernels import ops, reference
+from kernels.autoencoder import Autoencoder, TrainingStep, theano
+from kernels.states import ROLES
+from kernels.updates import RULES
+from tests.support.compiler import macros
+from tests.support.interpreters import fresh
+from tests.support.tolerances import assert_close
+
+# Tiles are 6 rows high and, by the processor, 8, 16 or 64 columns wide; rows of W are taken 512 at a time, rows of a
+# minibatch 258 at a time.
+WIDTHS = [(1, 1), (7, 3), (15, 16), (17, 15), (64, 64), (65, 33), (100, 130), (512, 48), (513, 17), (1030, 70)]
+HEIGHTS = [1, 5, 6, 7, 24, 25, 258, 259, 600]
+THREADS = [1, 2, 4]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240317)
+
+
+def random_parameters(rng, n_inputs, n_features):
+    shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
+    return {name: rng.normal(0, 1 / np.sqrt(n_inputs), shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def autoencoder_of(parameters, minimum=None, scale=None, n_threads=2):
+    autoencoder = Autoencoder(*parameters["W"].shape, minimum, scale)
+    autoencoder.set_parameters(parameters)
+    autoencoder.n_threads.set_value(np.int64(n_threads))
+    assert autoencoder.fuses(np.dtype("f4"))
+    return autoencoder
+
+
+def scaling_of(rows, working):
+    if working is None:
+        return []
+    low, high = rows.min(axis=0).astype(working), rows.max(axis=0).astype(working)
+    return [low, (1 / np.where(high > low, high - low, 1)).astype(working)]
+
+
+def float64(parameters):
+    return [array.astype(np.float64) for array in parameters.values()]
+
+
+def assert_same_bits(found, expected):
+    np.testing.assert_array_equal(np.asarray(found).view(np.uint32), np.asarray(expected).view(np.uint32))
+
+
+# ---- against NumPy
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+    parameters = random_parameters(rng, n_inputs, n_features)
+    W, b_hidden, b_output = float64(parameters)
+    autoencoder = autoencoder_of(parameters)
+    for n_rows in [0, *HEIGHTS]:
+        x = rng.random((n_rows, n_inputs), dtype=np.float32)
+        assert_close(autoencoder.encode(x), reference.code(x, W, b_hidden), "cpu", "float32", "features")
+        assert_close(autoencoder.errors(x), reference.row_errors(x, W, b_hidden, b_output), "cpu", "float32", "cost")
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+def test_features_of_bytes_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+    parameters = random_parameters(rng, n_inputs, n_features)
+    W, b_hidden, _ = float64(parameters)
+    scaling = np.zeros(n_inputs, np.float32), np.full(n_inputs, 1 / 255, np.float32)
+    autoencoder = autoencoder_of(parameters, *scaling)
+    for n_rows in [0, *HEIGHTS]:
+        rows = rng.integers(0, 256, (n_rows, n_inputs), dtype=np.uint8)
+        expected = reference.code(reference.scaled(rows, scaling), W, b_hidden)
+        assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+    parameters = random_parameters(rng, n_inputs, n_features)
+    autoencoder = autoencoder_of(parameters)
+    step = TrainingStep(autoencoder, "momentum", 0.0, np.dtype("f4"))
+    step.set_learning_rate(-1.0)
+    for n_rows in HEIGHTS:
+        x = rng.random((n_rows, n_inputs), dtype=np.float32)
+        autoencoder.set_parameters(parameters)
+        cost, gradients = reference.gradients(x.astype(np.float64), *float64(parameters))
+        assert_close(step(x, with_cost=True), cost, "cpu", "float32", "cost")
+        # Without momentum and at a rate of -1 the velocity is the gradient.
+        for found, expected in zip(step.state().values(), gradients, strict=True):
+            assert_close(found, expected, "cpu", "float32", "gradients")
+
+
+@pytest.mark.parametrize("working", ["float32", "float64", None])
+@pytest.mark.parametrize("dtype", sorted(ops.DTYPES))
+def test_rows_of_every_dtype_are_trained_on_as_numpy_does(rng, dtype, working):
+    rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
+    if working is None:
+        rows //= rows.dtype.type(100)  # nothing else keeps sigmoids from saturating
+    scaling = scaling_of(rows, working)
+    parameters, numbers = random_parameters(rng, 19, 5), rng.permutation(40)[:31]
+    autoencoder = autoencoder_of(parameters, *scaling)
+    step = TrainingStep(autoencoder, "momentum", 0.5, np.dtype(dtype), resident=rows.copy())
+    step.set_learning_rate(0.1)
+    cost, gradients = reference.gradients(reference.scaled(rows[numbers], scaling), *float64(parameters))
+    assert_close(step(numbers, with_cost=True), cost, "cpu", "float32", "cost")
+    for found, expected in zip(step.state().values(), gradients, strict=True):
+        assert_close(found, -0.1 * expected, "cpu", "float32", "gradients")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_updates_as_its_numpy_reference(rng, rule):
+    parameters = random_parameters(rng, 70, 33)
+    expected = float64(parameters)
+    states = [[np.zeros_like(array) for _ in ROLES[rule]] for array in expected]
+    autoencoder = autoencoder_of(parameters)
+    step = TrainingStep(autoencoder, rule, 0.9, np.dtype("f4"))
+    for count in range(1, 13):
+        step.set_learning_rate(0.01 / count)
+        minibatch = rng.random((300, 70), dtype=np.float32)
+        step(minibatch)
+        rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
+        _, gradients = reference.gradients(minibatch.astype(np.float64), *expected)
+        for parameter, gradient, own in zip(expected, gradients, states, strict=True):
+            reference.RULES[rule](parameter, gradient, rate, 0.9, *own)
+    for found, array in zip(autoencoder.parameters().values(), expected, strict=True):
+        assert_close(found, array, "cpu", "float32", "parameters")
+    found = {name: array for name, array in step.state().items() if name != "step"}
+    roles = [f"{name}.{role}" for name in parameters for role in ROLES[rule]]
+    for name, array in zip(roles, [array for own in states for array in own], strict=True):
+        assert_close(found.pop(name), array, "cpu", "float32", "parameters")
+    assert found == {}
+
+
+@pytest.mark.parametrize("optimizer", ["", "fused"])
+@pytest.mark.parametrize("working", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "f4", "f8"])
+@pytest.mark.parametrize("n_inputs", [1, 15, 64, 100])
+def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, optimizer, working, dtype, n_inputs):
+    """A value just outside of it, in any place of a row; NaN and Inf; and no row whose values are just inside."""
+    monkeypatch.setattr("kernels.backend.fuses", lambda: not optimizer)
+    low, high = np.full(n_inputs, 10, working), np.full(n_inputs, 90, working)
+    rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
+    rows[0], rows[1] = low, high
+    odd = {7: 9, 20: 91, 33: 0}
+    if rows.dtype.kind == "f":
+        kind = rows.dtype.type
+        odd |= {40: np.nan, 41: -np.nan, 42: np.inf, 43: -np.inf, 44: np.finfo(dtype).max, 45: -np.finfo(dtype).max}
+        if np.can_cast(dtype, working):
+            odd |= {50: np.nextafter(kind(10), kind(0)), 51: np.nextafter(kind(90), kind(100))}
+    for row, value in odd.items():
+        rows[row, rng.integers(n_inputs)] = value
+    parameters = random_parameters(rng, n_inputs, 3)
+    autoencoder = Autoencoder(n_inputs, 3, low, 1 / (high - low), high)
+    autoencoder.set_parameters(parameters)
+    out = np.empty((60, 3), np.float32)
+    assert autoencoder.encode_checked(rows, out).tolist() == sorted(odd)
+    plain_rows = np.setdiff1d(np.arange(60), list(odd))
+    assert_same_bits(out[plain_rows], autoencoder.encode(rows)[plain_rows])
+    assert np.isfinite(out[plain_rows]).all()
+
+
+def test_without_a_range_nothing_can_be_checked():
+    with pytest.raises(ValueError, match="give the Autoencoder minimum, scale and maximum"):
+        Autoencoder(3, 2).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, inplace):
+    """Theano takes `perform` where it is told to do without C."""
+    parameters, rows = list(random_parameters(rng, 9, 4).values()), rng.random((20, 9), dtype=np.float32)
+    one, rate = np.array(1, dtype=np.int64), np.array(0.1, dtype=np.float32)
+    states = [np.zeros_like(array) for array in parameters for _ in ROLES["adam"]]
+    scaling = scaling_of(rows, "float32")
+    numbers, edge = np.arange(3, 17), np.full(9, 0.9, np.float32)
+    checked = [np.empty((20, 4), np.float32), np.empty(20, bool)]
+    cases = [
+        (ops.Encode, (), [rows, *parameters[:2], one, np.empty((20, 4), np.float32), *scaling]),
+        (ops.Encode, (True,), [rows, *parameters[:2], one, edge, *checked, *scaling]),
+        (ops.Errors, (), [rows, *parameters, one, np.empty(20, np.float32), *scaling]),
+        (ops.Step, ("adam", 0.9, True), [rows, numbers, rate, one, *parameters, *states, *scaling]),
+    ]
+    for op, properties, arrays in cases:
+        results = [outputs_of(op(*properties, inplace=inplace), arrays, use_c) for use_c in (False, True)]
+        for found, expected in zip(*results, strict=True):
+            assert found.dtype == expected.dtype
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def outputs_of(op, arrays, use_c):
+    """What an Op makes of copies of arrays, which it leaves alone unless it works in place."""
+    given = [array.copy() for array in arrays]
+    variables = [theano.tensor.TensorType(array.dtype, (False,) * array.ndim)() for array in arrays]
+    node = op(*variables, return_list=True)[0].owner
+    values = [[array] for array in given] + [[None] for _ in node.outputs]
+    storages = dict(zip([*node.inputs, *node.outputs], values, strict=True))
+    computed = {variable: [variable in node.inputs] for variable in storages}
+    op.make_thunk(node, storages, computed, [], impl="c" if use_c else "py")()
+    outputs = [storages[variable][0] for variable in node.outputs]
+    changed = [given[i] for i in op.changed]
+    for array, output in zip(changed, outputs[len(outputs) - len(changed) :], strict=True):
+        assert np.shares_memory(array, output) == op.inplace
+    if not op.inplace:
+        for array, before in zip(given, arrays, strict=True):
+            np.testing.assert_array_equal(array, before)
+    return outputs
+
+
+# ---- rows of bytes
+
+
+def has_products_of_bytes():
+    return not macros().isdisjoint({"__AVX512VNNI__", "__AVXVNNI__"})
+
+
+def hard_columns(kind, rng, n_inputs=300):
+    """Bytes, and the minimum and scale of their columns."""
+    low, high = np.zeros(n_inputs), np.full(n_inputs, 255)
+    if kind == "far from zero":
+        low[:] = 200
+    elif kind == "a few narrow ones":
+        high[::30] = 1
+    elif kind == "of all ranges":
+        high[:] = 2 ** (np.arange(n_inputs) % 8 + 1) - 1
+    elif kind.startswith("constant"):
+        low[::3] = high[::3] = np.arange(n_inputs)[::3] % 256
+    scale = np.where(high > low, 1 / np.maximum(high - low, 1), kind == "constant and scaled by 1")
+    rows = rng.integers(low, high + 1, (500, n_inputs)).astype(np.uint8)
+    return rows, low.astype(np.float32), scale.astype(np.float32)
+
+
+HARD_COLUMNS = ["even", "far from zero", "a few narrow ones", "of all ranges", "constant", "constant and scaled by 1"]
+
+
+def hard_weights(kind, rng, n_inputs=300, n_features=60):
+    W = rng.normal(0, 1 / np.sqrt(n_inputs), (n_inputs, n_features))
+    if kind == "a few huge ones":
+        W[rng.random(W.shape) < 0.01] *= 100
+    elif kind == "of all sizes":
+        W *= np.exp(2 * rng.normal(size=(n_inputs, 1))) / 10
+    elif kind == "of one sign":
+        W = np.abs(W) / 3
+    elif kind == "tiny":
+        W *= 1e-35
+    elif kind == "mostly 0":
+        W[rng.random(W.shape) < 0.9] = 0
+        W[:, 0] = 0
+    return W.astype(np.float32)
+
+
+HARD_WEIGHTS = ["normal", "a few huge ones", "of all sizes", "of one sign", "tiny", "mostly 0"]
+
+
+@pytest.mark.parametrize("weights", HARD_WEIGHTS)
+@pytest.mark.parametrize("columns", HARD_COLUMNS)
+def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights):
+    rows, *scaling = hard_columns(columns, rng)
+    W = hard_weights(weights, rng)
+    exact = (rows - scaling[0].astype(np.float64)) * scaling[1].astype(np.float64)  # not rounded
+    b_hidden = (-exact.mean(axis=0) @ W).astype(np.float32)
+    autoencoder = autoencoder_of({"W": W, "b_hidden": b_hidden, "b_output": np.zeros(len(W))}, *scaling)
+    features, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
+    expected = reference.code(reference.scaled(rows, scaling), W.astype(np.float64), b_hidden.astype(np.float64))
+    assert_close(features, expected, "cpu", "float32", "features")
+    expected = reference.code(exact, W.astype(np.float64), b_hidden.astype(np.float64))
+    errors = [np.sqrt(np.mean((found - expected) ** 2)) for found in (features, of_floats)]
+    assert errors[0] <= 1.05 * errors[1]
+
+
+@pytest.mark.parametrize(
+    ("n_inputs", "columns", "in_integers"),
+    [(300, name, name in [*HARD_COLUMNS[:3], "constant"]) for name in HARD_COLUMNS]
+    + [(n, "even", n > 20) for n in (10, 100, 1000)],
+)
+def test_bytes_are_multiplied_in_integers_where_these_are_as_exact(rng, n_inputs, columns, in_integers):
+    """Floats are what other dtypes of the same values are multiplied in; and bytes, where there is no instruction."""
+    rows, *scaling = hard_columns(columns, rng, n_inputs)
+    autoencoder = autoencoder_of(random_parameters(rng, n_inputs, 60), *scaling)
+    of_bytes, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
+    assert np.array_equal(of_bytes, of_floats) != (in_integers and has_products_of_bytes())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["W", "b_hidden", "minimum", "scale"])
+def test_parameters_that_are_not_finite_leave_bytes_to_floats(rng, where, bad):
+    rows, minimum, scale = hard_columns("even", rng)
+    parameters = random_parameters(rng, 300, 60)
+    for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
+        if name == where:
+            array.flat[37] = bad
+    autoencoder = autoencoder_of(parameters, minimum, scale)
+    assert_same_bits(autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16)))
+
+
+@pytest.mark.parametrize("n_inputs", [65_535, 65_536, 65_537, 140_001])
+def test_sums_of_bytes_do_not_overflow(n_inputs):
+    """All bytes and all weights are the largest, of either sign; so are their digits."""
+    rows, scaling = np.full((7, n_inputs), 255, np.uint8), (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
+    W = np.array([1, -1, 1 - 2**-16], np.float32) / np.full((n_inputs, 1), n_inputs, np.float32)
+    autoencoder = autoencoder_of({"W": W, "b_hidden": np.zeros(3), "b_output": np.zeros(n_inputs)}, *scaling)
+    expected = reference.code(reference.scaled(rows, scaling), W.astype(np.float64), np.zeros(3))
+    tolerance = (
+        5e-6 if n_inputs <= 65_536 and has_products_of_bytes() else 1e-3
+    )  # a long chain, all rounded the same way
+    np.testing.assert_allclose(autoencoder.encode(rows), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["W", "b_hidden", "minimum", "scale"])
+def test_a_changed_parameter_is_noticed_between_two_calls(rng, name):
+    """What was made of the parameters is kept as long as they stay the same."""
+    rows, *scaling = hard_columns("even", rng)
+    parameters = random_parameters(rng, 300, 60)
+    autoencoder = autoencoder_of(parameters, *scaling)
+    before = autoencoder.encode(rows)
+    assert_same_bits(autoencoder.encode(rows), before)
+    variables = dict(zip(["minimum", "scale"], autoencoder.scaling(), strict=True)) | autoencoder.shared
+    changed = variables[name].get_value()
+    changed.flat[-1] *= 3
+    changed.flat[-1] += 1
+    variables[name].set_value(changed)
+    scaling = [variable.get_value() for variable in autoencoder.scaling()]
+    expected = autoencoder_of(autoencoder.parameters(), *scaling).encode(rows)
+    assert not np.array_equal(expected, before)
+    assert_same_bits(autoencoder.encode(rows), expected)
+    autoencoder.n_threads.set_value(np.int64(4))  # which takes more memory
+    assert_same_bits(autoencoder.encode(rows), expected)
+
+
+@pytest.mark.parametrize("n_inputs", [1, 3, 63, 64, 65, 100, 785])
+def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
+    """Whole or not, within those of a byte or beyond them, or none; each of them in one column at a time."""
+    rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
+    whole = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
+    others = [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
+    nothing = [(np.nan, 255), (0, np.nan), (np.nan, np.nan)]
+    parameters = random_parameters(rng, n_inputs, 5)
+    for low, high in whole + others + nothing:
+        minimum, maximum = np.full(n_inputs, 50, np.float32), np.full(n_inputs, 199, np.float32)
+        column = rng.integers(n_inputs)
+        minimum[column], maximum[column] = low, high
+        rows[:, column] = np.arange(256)
+        autoencoder = Autoencoder(n_inputs, 5, minimum, np.full(n_inputs, 1 / 149, np.float32), maximum)
+        autoencoder.set_parameters(parameters)
+        found = autoencoder.encode_checked(rows, np.empty((256, 5), np.float32))
+        np.testing.assert_array_equal(found, np.flatnonzero(~reference.lie_in(rows, minimum, maximum)))
+        rows[:, column] = 100
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_nothing_is_read_beyond_the_last_row(dtype):
+    """Rows end where a page ends, and the next one must not be touched."""
+    code = f"""
+    import ctypes, mmap
+    import numpy as np
+    from kernels.autoencoder import Autoencoder
+    dtype, page = np.dtype("{dtype}"), mmap.PAGESIZE
+    memory = mmap.mmap(-1, 33 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 32 * page), ctypes.c_size_t(page), mmap.PROT_NONE) == 0
+    rng = np.random.default_rng(0)
+    for n_inputs in (7, 97, 98, 99, 100):
+        zeros = np.zeros(n_inputs, np.float32)
+        autoencoder = Autoencoder(n_inputs, 20, zeros, zeros + np.float32(1 / 255), zeros + np.float32(255))
+        autoencoder.initialize(rng)
+        for n_rows in range(1, 20):
+            rows = rng.integers(0, 256, (n_rows, n_inputs)).astype(dtype)
+            out = np.empty((n_rows, 20), np.float32)
+            at_end = np.frombuffer(memory, dtype, rows.size, 32 * page - rows.nbytes).reshape(rows.shape)
+            at_end[:] = rows
+            assert autoencoder.encode_checked(at_end, out).size == 0
+            assert np.array_equal(out, autoencoder.encode(rows))
+    """
+    fresh(code)
+
+
+# ---- rows of floats
+
+
+@pytest.mark.parametrize("offset", [0, 0.5, -1, 1, 1.5, 1000])
+@pytest.mark.parametrize("n_features", [8, 64, 65])
+def test_rows_of_floats_are_multiplied_as_they_are_where_columns_begin_near_0(rng, n_features, offset):
+    """Others are scaled first, as rows of other dtypes are, and so are all where there are more than 64 features."""
+    width = np.exp(rng.normal(size=300)).astype(np.float32)
+    low, scale = (offset * width).astype(np.float32), 1 / width
+    if abs(offset) == 1:
+        low *= np.float32(0.999)  # or the rounding of the scale decides
+    rows = (low + rng.random((500, 300), dtype=np.float32) * width).astype(np.float32)
+    parameters = random_parameters(rng, 300, n_features)
+    autoencoder = autoencoder_of(parameters, low, scale)
+    found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
+    W, b_hidden, _ = float64(parameters)
+    expected = reference.code((rows - low.astype(np.float64)) * scale.astype(np.float64), W, b_hidden)  # not rounded
+    if abs(offset) > 1 or n_features > 64:
+        assert_same_bits(found, scaled_first)
+        return
+    assert not np.array_equal(found, scaled_first)
+    assert_close(found, expected, "cpu", "float32", "features")
+    errors = [np.sqrt(np.mean((features - expected) ** 2)) for features in (found, scaled_first)]
+    assert errors[0] <= 1.05 * (1 + 2 * abs(offset)) * errors[1]  # the mean row is at 1/2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+@pytest.mark.parametrize("where", ["W", "b_hidden", "minimum", "scale"])
+def test_parameters_that_cannot_be_folded_leave_floats_to_be_scaled(rng, where, bad):
+    rows = rng.random((50, 30), dtype=np.float32)
+    parameters = random_parameters(rng, 30, 8)
+    minimum, scale = np.zeros(30, np.float32), np.full(30, 2, np.float32)
+    for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
+        if name == where:
+            array.flat[7] = bad
+    autoencoder = autoencoder_of(parameters, minimum, scale)
+    found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
+    np.testing.assert_allclose(found, scaled_first, rtol=0, atol=1e-6)
+
+
+# ---- the same bits
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(("n_inputs", "n_features"), [(101, 24), (786, 65), (599, 17), (9, 64)])
+def test_a_row_gives_the_same_bits_whatever_lies_beside_it(rng, n_inputs, n_features, dtype):
+    rows = rng.integers(0, 256, (203, n_inputs)).astype(dtype)
+    scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
+    features = autoencoder_of(parameters, *scaling, n_threads=1).encode(rows)
+    for n_threads in THREADS:
+        autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
+        for start, stop in [(0, 203), (0, 1), (3, 4), (5, 100), (7, 202), (197, 203), (198, 203)]:
+            assert_same_bits(autoencoder.encode(rows[start:stop]), features[start:stop])
+        assert_same_bits(autoencoder.encode(np.ascontiguousarray(rows[::-1])), features[::-1])
+
+
+@pytest.mark.parametrize(("n_inputs", "n_features"), [(100, 24), (784, 64), (600, 130)])
+def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of_threads(rng, n_inputs, n_features):
+    rows = rng.integers(0, 256, (611, n_inputs), dtype=np.uint8)
+    scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
+    first = autoencoder_of(parameters, *scaling, n_threads=1)
+    features, errors = first.encode(rows), first.errors(rows)
+    for n_threads in THREADS:
+        autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
+        for start, stop in [(0, 611), (0, 1), (3, 4), (5, 300), (7, 610), (600, 611)]:
+            assert_same_bits(autoencoder.encode(rows[start:stop]), features[start:stop])
+            assert_same_bits(autoencoder.errors(rows[start:stop]), errors[start:stop])
+        backwards = np.ascontiguousarray(rows[::-1])
+        assert_same_bits(autoencoder.encode(backwards), features[::-1])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("n_inputs", "n_features", "n_rows"), [(100, 24, 37), (784, 64, 512), (600, 130, 259)])
+def test_training_is_the_same_bits_for_any_number_of_threads(rng, rule, n_inputs, n_features, n_rows):
+    parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((700, n_inputs), dtype=np.float32)
+    minibatches = [rng.permutation(700)[:n_rows] for _ in range(4)]
+    results = []
+    for n_threads in THREADS:
+        autoencoder = autoencoder_of(parameters, n_threads=n_threads)
+        step = TrainingStep(autoencoder, rule, 0.9, rows.dtype, resident=rows)
+        step.set_learning_rate(0.01)
+        costs = [step(minibatch, with_cost=True) for minibatch in minibatches]
+        results.append([np.float32(costs), *autoencoder.parameters().values(), *step.state().values()])
+    for found in results[1:]:
+        for array, expected in zip(found, results[0], strict=True):
+            assert_same_bits(array, expected)
+
+
+def test_two_calls_at_once_do_not_disturb_each_other(rng):
+    parameters, rows = random_parameters(rng, 784, 64), rng.random((5000, 784), dtype=np.float32)
+    autoencoders = [autoencoder_of(parameters) for _ in range(2)]
+    expected = autoencoders[0].encode(rows)
+    autoencoders[1].encode(rows)  # Theano compiles in one thread at a time
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            for features in pool.map(lambda autoencoder: autoencoder.encode(rows), autoencoders):
+                assert_same_bits(features, expected)
+
+
+# ---- numbers that are none
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("n_inputs", "n_features"), [(100, 24), (784, 64), (600, 130)])
+def test_a_row_that_is_not_finite_touches_no_other(rng, bad, n_inputs, n_features):
+    parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((50, n_inputs), dtype=np.float32)
+    autoencoder = autoencoder_of(parameters)
+    features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
+    spoilt, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    spoilt[[5, 49], 17] = bad
+    found = autoencoder.encode(spoilt)
+    assert_same_bits(found[others], features[others])
+    assert_same_bits(autoencoder.errors(spoilt)[others], errors[others])
+    assert not np.isfinite(autoencoder.errors(spoilt)[[5, 49]]).any()
+    saturated = np.where(bad * parameters["W"][17] > 0, 1, 0) if np.isinf(bad) else np.full(n_features, np.nan)
+    np.testing.assert_array_equal(found[[5, 49]], [saturated] * 2)
+
+
+def test_nan_keeps_its_meaning_whatever_bits_it_is_made_of():
+    """The exponential adds to the bits of its argument."""
+    bits = np.array([0x7FC00000, 0x7FC00001, 0x7F800001, 0xFFC00001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
+    autoencoder = autoencoder_of({"W": np.ones((1, 20)), "b_hidden": np.zeros(20), "b_output": np.zeros(1)})
+    assert np.isnan(autoencoder.encode(bits.view(np.float32)[:, None])).all()
+
+
+def test_the_sigmoid_is_exact_to_float32_and_saturates_at_0_and_1():
+    z = np.concatenate([np.linspace(-90, 30, 200_001), [-1e30, -300, -88.1, 17, 89, 300, 1e30, 0, -0.0]])
+    z = z.astype(np.float32)[:, None]
+    autoencoder = autoencoder_of({"W": np.ones((1, 1)), "b_hidden": np.zeros(1), "b_output": np.zeros(1)})
+    found = autoencoder.encode(z)[:, 0]
+    with np.errstate(over="ignore"):
+        expected = 1 / (1 + np.exp(-z[:, 0].astype(np.float64)))
+    normal = expected > 1e-37
+    assert (np.abs(found - expected)[normal] < 1.6e-7 * expected[normal]).all()
+    assert (found[~normal] < 2e-37).all()
+    np.testing.assert_array_equal(found[-9:], [0, 0, 0, 1, 1, 1, 1, 0.5, 0.5])
+    assert (found[z[:, 0] < -88] == 0).all()
+    assert (np.diff(found[:200_001]) >= -6e-8).all()
+
+
+def test_small_numbers_are_not_flushed_to_zero():
+    code = """
+    import numpy as np
+    from kernels.autoencoder import Autoencoder, TrainingStep
+    autoencoder, rows = Autoencoder(5, 3), np.full((40, 5), 1e-40, np.float32)
+    autoencoder.encode(rows)
+    TrainingStep(autoencoder, "momentum", 0.9, rows.dtype)(rows)
+    facts["tiny"] = float(np.float32(1e-39) * np.float32(0.5))
+    """
+    assert fresh(code).facts["tiny"] == pytest.approx(5e-40)
+
+
+# ---- arrays in any state
+
+
+def test_features_are_written_in_place_and_nowhere_else(rng):
+    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    expected = autoencoder.encode(rows)
+    around = np.full(35 * 21 + 1, 7, dtype=np.float32)
+    out = around[1 + 21 : 1 + 34 * 21].reshape(33, 21)  # at no multiple of 8 bytes
+    assert autoencoder.encode(rows, out) is out
+    assert_same_bits(out, expected)
+    assert (around[: 1 + 21] == 7).all()
+    assert (around[1 + 34 * 21 :] == 7).all()
+
+
+@pytest.mark.parametrize("order", ["strided", "transposed", "reversed"])
+def test_features_go_into_arrays_of_any_order(rng, order):
+    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    out = {
+        "strided": np.zeros((33, 40), np.float32)[:, 3:24],
+        "transposed": np.zeros((21, 33), np.float32).T,
+        "reversed": np.zeros((33, 21), np.float32)[::-1],
+    }[order]
+    assert autoencoder.encode(rows, out) is out
+    assert_same_bits(np.ascontiguousarray(out), autoencoder.encode(rows))
+
+
+def test_rows_may_lie_in_any_order_at_any_address_and_be_read_only(rng):
+    autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
+    expected = autoencoder.encode(rows)
+    unaligned = np.frombuffer(b"x" + rows.tobytes(), dtype=np.uint8)[1:].view(np.float32).reshape(rows.shape)
+    for same in (np.asfortranarray(rows), unaligned, np.repeat(rows, 2, axis=1)[:, ::2]):
+        assert_same_bits(autoencoder.encode(same), expected)
+
+
+def test_parameters_may_be_given_in_any_order(rng):
+    parameters, rows = random_parameters(rng, 50, 21), rng.random((33, 50), dtype=np.float32)
+    expected = autoencoder_of(parameters).encode(rows)
+    turned = parameters | {"W": np.asfortranarray(parameters["W"])}
+    assert_same_bits(autoencoder_of(turned).encode(rows), expected)
+
+
+def test_a_short_minibatch_between_long_ones_leaves_nothing_behind(rng):
+    """A compiled step keeps its memory, and what lies beyond the ends of rows must stay 0."""
+    parameters, minibatches = random_parameters(rng, 70, 33), rng.random((4, 300, 70), dtype=np.float32)
+    sizes = [7, 300, 1, 299]
+    autoencoder = autoencoder_of(parameters)
+    kept = TrainingStep(autoencoder, "momentum", 0.0, np.dtype("f4"))
+    for size, minibatch in zip(sizes, minibatches, strict=True):
+        autoencoder.set_parameters(parameters)
+        kept.set_learning_rate(-1.0)
+        kept(minibatch[:size])
+        new = TrainingStep(autoencoder_of(parameters), "momentum", 0.0, np.dtype("f4"))
+        new.set_learning_rate(-1.0)
+        new(minibatch[:size])
+        for found, expected in zip(kept.state().values(), new.state().values(), strict=True):
+            assert_same_bits(found, expected)
+
+
+# ---- refusals
+
+
+def test_arrays_of_other_shapes_are_refused_by_name(rng):
+    autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
+    with pytest.raises(ValueError, match=r"W has shape \(5, 3\), expected \(6, 3\)"):
+        autoencoder.encode(np.zeros((4, 6), np.float32))
+    with pytest.raises(ValueError, match=r"out has shape \(5, 3\), expected \(4, 3\)"):
+        autoencoder.encode(np.zeros((4, 5), np.float32), np.zeros((5, 3), np.float32))
+    with pytest.raises(ValueError, match=r"minimum has shape \(4, 1\), expected \(5, 1\)"):
+        autoencoder_of(random_parameters(rng, 5, 3), np.zeros(4), np.ones(5)).encode(np.zeros((4, 5), np.float32))
+
+
+@pytest.mark.parametrize("number", [-1, 9])
+def test_row_numbers_beyond_the_resident_rows_are_refused(rng, number):
+    autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
+    before = autoencoder.parameters()
+    step = TrainingStep(autoencoder, "adam", 0.9, np.dtype("f4"), resident=np.zeros((9, 5), np.float32))
+    with pytest.raises(IndexError, match=f"row {number} of the minibatch, expected one of the 9 resident rows"):
+        step(np.array([0, number]))
+    for name, array in autoencoder.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_an_empty_minibatch_is_refused(rng):
+    step = TrainingStep(autoencoder_of(random_parameters(rng, 5, 3)), "momentum", 0.9, np.dtype("f4"))
+    with pytest.raises(ValueError, match="the minibatch has no rows, expected at least one"):
+        step(np.zeros((0, 5), np.float32))
+
+
+def test_other_dtypes_are_left_to_theano(rng):
+    parameters = random_parameters(rng, 5, 3)
+    autoencoder, rows = autoencoder_of(parameters), rng.random((4, 5)) > 0.5
+    assert not autoencoder.fuses(rows.dtype)
+    expected = reference.code(rows.astype(np.float64), *float64(parameters)[:2])
+    assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
+
+
+# ---- processes and threads
+
+
+def test_other_threads_of_python_go_on_meanwhile(rng):
+    """Python takes its lock from no thread here, so another one runs only if the encoder gives it back."""
+    parameters, rows = random_parameters(rng, 784, 256), rng.random((3_000, 784), dtype=np.float32)
+    autoencoder, turns, stop = autoencoder_of(parameters, n_threads=1), [0], threading.Event()
+    autoencoder.encode(rows)
+
+    def take_turns():
+        while not stop.is_set():
+            turns[0] += 1
+            os.sched_yield()  # which gives it back
+
+    thread, before = threading.Thread(target=take_turns), sys.getswitchinterval()
+    thread.start()
+    sys.setswitchinterval(10**6)
+    try:
+        meanwhile = 0
+        for _ in range(1000):  # a busy machine may have no core for it during one call
+            seen = turns[0]
+            autoencoder.encode(rows)
+            meanwhile += turns[0] - seen
+            if meanwhile:
+                break
+    finally:
+        sys.setswitchinterval(before)
+        stop.set()
+        thread.join()
+    assert meanwhile
+
+
+def test_the_child_of_a_fork_has_a_team_of_its_own():
+    code = """
+    import os
+    import numpy as np
+    from kernels.autoencoder import Autoencoder
+    autoencoder, rows = Autoencoder(784, 64), np.random.default_rng(0).random((500, 784), dtype=np.float32)
+    autoencoder.initialize(np.random.default_rng(0))
+    autoencoder.n_threads.set_value(np.int64(3))
+    expected = autoencoder.encode(rows)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(autoencoder.encode(rows), expected) else 1)
+    facts["child"] = os.waitpid(child, 0)[1]
+    facts["parent"] = bool(np.array_equal(autoencoder.encode(rows), expected))
+    """
+    assert fresh(code).facts == {"child": 0, "parent": True}
+
+
+def test_threads_without_work_fall_asleep():
+    """Each look gives the core to those that still look out for work, for as long as a busy machine needs."""
+    code = """
+    import os
+    from pathlib import Path
+    import numpy as np
+    from kernels.autoencoder import Autoencoder
+    def states():
+        others = [path for path in Path("/proc/self/task").iterdir() if path.name != str(os.getpid())]
+        stats = [(path / "stat").read_text() for path in others]
+        return {stat.rpartition(")")[2].split()[0] for stat in stats}
+    autoencoder = Autoencoder(784, 64)
+    autoencoder.n_threads.set_value(np.int64(4))
+    autoencoder.encode(np.zeros((500, 784), np.float32))
+    quiet = 0
+    for _ in range(5000):
+        quiet = quiet + 1 if states() == {"S"} else 0
+        if quiet == 100:
+            break
+        os.sched_yield()
+    facts["quiet"] = quiet
+    """
+    assert fresh(code).facts["quiet"] == 100
+
+
+@pytest.mark.parametrize(("variables", "expected"), [({"OPENBLAS_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "5"}, 5)])
+def test_the_users_number_of_threads_wins(variables, expected):
+    code = """
+    from kernels.autoencoder import Autoencoder
+    facts["threads"] = int(Autoencoder(5, 3).n_threads.get_value())
+    """
+    unset = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
+    assert fresh(code, **unset | variables).facts["threads"] == expected
+    assert fresh(code, **unset).facts["threads"] == len(os.sched_getaffinity(0))
+
+
+# ---- compiling
+
+
+@pytest.mark.parametrize("flags", ["optimizer_excluding=fused", "optimizer_excluding=inplace:fused"])
+def test_the_users_flags_can_leave_it_all_to_theano(flags):
+    code = """
+    import numpy as np
+    from kernels import backend
+    from kernels.autoencoder import Autoencoder
+    autoencoder = Autoencoder(5, 3)
+    autoencoder.encode(np.zeros((4, 5), np.float32))
+    facts["fuses"] = backend.fuses()
+    (function,) = autoencoder._functions.values()
+    facts["ops"] = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
+    """
+    facts = fresh(code, THEANO_FLAGS=flags).facts
+    assert not facts["fuses"]
+    assert "Encode" not in facts["ops"]
+    assert any("Gemm" in op or "Dot" in op for op in facts["ops"])
+
+
+@pytest.mark.parametrize("flags", ["optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"])
+def test_without_optimisation_in_place_the_results_stay(flags):
+    code = """
+    import numpy as np
+    from kernels.autoencoder import Autoencoder, TrainingStep
+    rng = np.random.default_rng(0)
+    autoencoder, rows = Autoencoder(50, 7), rng.random((40, 50), dtype=np.float32)
+    autoencoder.initialize(rng)
+    step = TrainingStep(autoencoder, "adam", 0.9, rows.dtype)
+    step.set_learning_rate(0.01)
+    facts["costs"] = [step(rows, with_cost=True) for _ in range(5)]
+    out = np.zeros((40, 7), np.float32)
+    autoencoder.encode(rows, out)
+    facts["features"] = out.tolist()
+    """
+    assert fresh(code, THEANO_FLAGS=flags).facts == fresh(code).facts
+
+
+def test_other_code_is_not_taken_for_this_one_by_theanos_cache(monkeypatch):
+    versions = [op.c_code_cache_version() for op in (ops.Encode(), ops.Errors(), ops.Step("adam", 0.9, True))]
+    assert len(set(versions)) == 3
+    monkeypatch.setattr(ops, "_source", lambda file: "other code")
+    assert ops.Encode().c_code_cache_version() not in versions

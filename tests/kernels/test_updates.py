@@ -1,0 +1,117 @@
+"""Update rules against slow, obvious NumPy loops over given gradients."""
+
+import numpy as np
+import pytest
+
+from kernels import updates
+from kernels.updates import RULES, theano
+from tests.support.tolerances import assert_close
+
+N_STEPS = 10
+DECAY = np.float32(0.9)
+RATES = [0.1] * 5 + [0.02] * 5
+
+BETA2 = float(np.float32(0.999))  # 1 - 0.999 comes out 1e-5 of its size away in float32
+
+# The state that each rule keeps for a parameter, and what it keeps once.
+STATE = {"momentum": ["velocity"], "nesterov": ["velocity"], "adam": ["mean", "square"], "rmsprop": ["square"]}
+ONCE = {"adam": ["step"]}
+
+
+def momentum_loop(p, gradients, rates, decay):
+    """The design's: ``v <- momentum * v - learning_rate * d cost / d p ;  p <- p + v``."""
+    v = np.zeros_like(p)
+    for g, rate in zip(gradients, rates, strict=True):
+        for i in np.ndindex(p.shape):
+            v[i] = decay * v[i] - rate * g[i]
+            p[i] = p[i] + v[i]
+    return {"p": p, "p.velocity": v}
+
+
+def nesterov_loop(p, gradients, rates, decay):
+    """Bengio et al. 2013: as momentum, then one more step along the new velocity."""
+    v = np.zeros_like(p)
+    for g, rate in zip(gradients, rates, strict=True):
+        for i in np.ndindex(p.shape):
+            v[i] = decay * v[i] - rate * g[i]
+            p[i] = p[i] + decay * v[i] - rate * g[i]
+    return {"p": p, "p.velocity": v}
+
+
+def adam_loop(p, gradients, rates, decay):
+    """Kingma and Ba 2015, algorithm 1, with epsilon moved as at the end of their section 2."""
+    m, s = np.zeros_like(p), np.zeros_like(p)
+    for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        for i in np.ndindex(p.shape):
+            m[i] = decay * m[i] + (1 - decay) * g[i]
+            s[i] = BETA2 * s[i] + (1 - BETA2) * g[i] ** 2
+            p[i] = p[i] - rate * np.sqrt(1 - BETA2**t) / (1 - decay**t) * m[i] / (np.sqrt(s[i]) + 1e-8)
+    return {"p": p, "p.mean": m, "p.square": s, "step": np.array(N_STEPS)}
+
+
+def rmsprop_loop(p, gradients, rates, decay):
+    """Tieleman and Hinton 2012: divide by the root of a running mean of the squared gradient."""
+    s = np.zeros_like(p)
+    for g, rate in zip(gradients, rates, strict=True):
+        for i in np.ndindex(p.shape):
+            s[i] = decay * s[i] + (1 - decay) * g[i] ** 2
+            p[i] = p[i] - rate * g[i] / np.sqrt(s[i] + 1e-6)
+    return {"p": p, "p.square": s}
+
+
+LOOPS = {"momentum": momentum_loop, "nesterov": nesterov_loop, "adam": adam_loop, "rmsprop": rmsprop_loop}
+
+
+def shared_parameter(start, name="p"):
+    return theano.shared(np.array(start, dtype=np.float32), name=name)
+
+
+def states(step):
+    """Everything a rule's updates change, by name."""
+    return {variable.name: variable for variable in step}
+
+
+def test_every_rule_has_its_loop_here():
+    assert set(RULES) == set(LOOPS) == set(STATE)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
+    rng = np.random.default_rng(1)
+    start, gradients = rng.normal(size=(3, 2)), rng.normal(size=(N_STEPS, 3, 2)).astype(np.float32)
+    gradients[:, 0, 0] = 0  # a weight that no row touches: no rule may divide by its zero
+    start = start.astype(np.float32)
+    parameter, gradient, rate = shared_parameter(start), theano.tensor.fmatrix(), theano.tensor.fscalar()
+    step = RULES[rule]([gradient], [parameter], rate, DECAY)
+    function = theano.function([gradient, rate], [], updates=step)
+    for g, r in zip(gradients, RATES, strict=True):
+        function(g, np.float32(r))
+    expected = LOOPS[rule](start.astype(np.float64), gradients.astype(np.float64), RATES, float(DECAY))
+    assert set(states(step)) == set(expected)
+    for name, variable in states(step).items():
+        assert_close(variable.get_value(), expected[name], "cpu", "float32", "parameters")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
+    parameters = [shared_parameter(np.ones((3, 2)), "first.W"), shared_parameter(np.ones(2), "first.b_hidden")]
+    step = RULES[rule](parameters, parameters, np.float32(0.1), DECAY)
+    state = {name: variable for name, variable in states(step).items() if variable not in parameters}
+    shapes = {f"{p.name}.{role}": p.get_value().shape for p in parameters for role in STATE[rule]}
+    shapes |= dict.fromkeys(ONCE.get(rule, []), ())
+    assert {name: variable.get_value().shape for name, variable in state.items()} == shapes
+    assert all(variable.dtype == "float32" and not variable.get_value().any() for variable in state.values())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_is_computed_in_float64(rule):
+    parameter, rate = shared_parameter(np.ones(2)), theano.tensor.fscalar()
+    step = RULES[rule]([theano.tensor.fvector()], [parameter], rate, DECAY)
+    assert {value.dtype for value in step.values()} == {"float32"}
+    ancestors = theano.gof.graph.ancestors(list(step.values()))
+    assert "float64" not in {variable.dtype for variable in ancestors}
+
+
+def test_rules_are_the_functions_that_the_module_exports():
+    assert set(updates.__all__) - {"RULES"} == set(RULES)
+    assert all(getattr(updates, name) is rule for name, rule in RULES.items())

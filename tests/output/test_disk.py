@@ -1,0 +1,401 @@
+"""Writing: a file is there whole or not at all, whatever the disk answers, and nobody else's is ever touched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ShardpressError
+from pipeline.output import disk
+from pipeline.output.disk import PAGE, Disk, publish, remove
+from tests.support.faulty import Broken, Watched, forked, small_disk
+from tests.support.helpers import as_nobody, refused
+
+# Exit code, and what to do.
+ADVICE = {
+    errno.ENOSPC: (74, "bytes are free there. Free some space"),
+    errno.EDQUOT: (74, "quota is used up. Free some space"),
+    errno.EFBIG: (74, "ulimit -f unlimited"),
+    errno.EROFS: (74, "Make it writable"),
+    errno.EIO: (74, "Check the disk"),
+    errno.ESTALE: (74, "Check the disk"),
+    errno.EMFILE: (71, "ulimit -n"),
+    errno.ENFILE: (71, "ulimit -n"),
+    errno.EACCES: (77, "Make the directory writable for you"),
+}
+UNSUPPORTED = [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EMLINK]
+BEGINNING = ["create", "reserve", "write", "sync", "close"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Answering(Watched):
+    """Its writes are answered in turn by what is given, then truly: bytes to take at most, or an error."""
+
+    def __init__(self, *answers: int | OSError) -> None:
+        super().__init__()
+        self._answers = list(answers)
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        if name != "write" or not self._answers:
+            return do(*arguments)
+        answer = self._answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return do(arguments[0], arguments[1][:answer]) if answer else 0
+
+
+# -- a good disk -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"x" * 10**6], ids=len)
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_published_file_is_whole_and_alone(tmp_path: Path, data: bytes, replace: bool) -> None:
+    if replace:
+        (tmp_path / "part.h5").write_bytes(b"old")
+    publish(Disk(), tmp_path / "part.h5", data, replace)
+    assert contents(tmp_path) == {"part.h5": data}
+
+
+def test_what_is_there_stays_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    publish(Disk(), tmp_path / "part.h5", b"old")
+    with pytest.raises(FileExistsError):
+        publish(Disk(), tmp_path / "part.h5", b"new")
+    assert contents(tmp_path) == {"part.h5": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("replace", "naming"), [(False, ["link", "remove"]), (True, ["replace"])], ids=["new", "replaced"]
+)
+def test_p8_data_is_on_the_disk_before_it_has_its_name_and_the_name_is_after_it(
+    tmp_path: Path, replace: bool, naming: list[str]
+) -> None:
+    watched = Watched()
+    publish(watched, tmp_path / "part.h5", b"x", replace)
+    assert watched.names == [*BEGINNING, *naming, "sync_directory"]
+    assert watched.calls[-1] == ("sync_directory", tmp_path)
+
+
+def test_a_name_that_somebody_else_will_sync_is_not_synced(tmp_path: Path) -> None:
+    watched = Watched()
+    publish(watched, tmp_path / "part.h5", b"x", name_is_synced=False)
+    assert watched.names == [*BEGINNING, "link", "remove"]
+    assert contents(tmp_path) == {"part.h5": b"x"}
+
+
+# -- past the page cache -----------------------------------------------------------------------------------------
+
+LARGE = 300 * PAGE + 17
+
+
+def large(start: int = 0) -> memoryview:
+    """Bytes that begin so far behind a page's begin."""
+    memory = np.zeros(LARGE + 2 * PAGE, dtype=np.uint8)
+    first = -memory.ctypes.data % PAGE + start
+    memory[first : first + LARGE] = np.random.default_rng(0).integers(0, 256, LARGE)
+    return memory[first : first + LARGE].data
+
+
+def test_a_large_file_that_begins_with_a_page_goes_past_the_page_cache_but_for_its_end(tmp_path: Path) -> None:
+    watched = Watched()
+    publish(watched, tmp_path / "part.h5", large())
+    assert contents(tmp_path) == {"part.h5": bytes(large())}
+    assert watched.names[:6] == ["create", "reserve", "bypass_cache", "write", "bypass_cache", "write"]
+    assert [len(what) for name, what in watched.calls if name == "write"] == [300 * PAGE, 17]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [large(start=16), large()[: 2**17 - 1]], ids=["between pages", "small"])
+def test_what_cannot_or_need_not_go_past_the_page_cache_goes_through_it(tmp_path: Path, data: memoryview) -> None:
+    watched = Watched()
+    publish(watched, tmp_path / "part.h5", data)
+    assert contents(tmp_path) == {"part.h5": bytes(data)}
+    assert watched.names[:4] == BEGINNING[:4]
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED, ids=errno.errorcode.get)
+def test_a_file_system_without_a_way_past_its_cache_is_written_through_it(tmp_path: Path, code: int) -> None:
+    publish(Broken(code, "bypass_cache"), tmp_path / "part.h5", large())
+    assert contents(tmp_path) == {"part.h5": bytes(large())}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (OSError(errno.EINVAL, "wants larger multiples"),),
+        (PAGE, OSError(errno.EINVAL, "wants larger multiples")),
+        (PAGE, 7 * PAGE),
+        (PAGE + 1,),
+        (InterruptedError(), 5),
+    ],
+    ids=["EINVAL", "EINVAL later", "half-way", "in a page", "interrupted"],
+)
+def test_wherever_writing_past_the_cache_stops_the_file_becomes_whole(
+    tmp_path: Path, answers: tuple[int | OSError, ...]
+) -> None:
+    class ThroughIt(Answering):
+        """What stops within a page, only the cache does."""
+
+        def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
+            os.fstat(descriptor)
+
+    publish(ThroughIt(*answers), tmp_path / "part.h5", large())
+    assert contents(tmp_path) == {"part.h5": bytes(large())}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_d1_d4_an_error_past_the_cache_is_an_error(tmp_path: Path, code: int) -> None:
+    answering = Answering(PAGE, OSError(code, os.strerror(code)))
+    with refused(74, f"{os.strerror(code)} while writing {LARGE} bytes"):
+        publish(answering, tmp_path / "part.h5", large())
+    assert (contents(tmp_path), answering.names.count("write")) == ({}, 2)
+
+
+# -- a bad disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ADVICE, ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", [*BEGINNING, "link", "replace"])
+def test_d1_d3_d4_a_write_that_fails_leaves_what_was_there_and_no_more(tmp_path: Path, name: str, code: int) -> None:
+    (tmp_path / "part.h5").write_bytes(b"old")
+    target = tmp_path / ("new.h5" if name == "link" else "part.h5")
+    exit_code, advice = ADVICE[code]
+    what = f"file={target}: {os.strerror(code)} while writing 100 bytes"
+    with refused(exit_code, what, advice, "same command again: what was finished stays"):
+        publish(Broken(code, name), target, b"x" * 100, replace=name != "link")
+    assert contents(tmp_path) == {"part.h5": b"old"}
+
+
+@pytest.mark.parametrize("name", ["sync", "close"])
+def test_d4_nothing_is_asked_twice_for_what_it_could_not_do(tmp_path: Path, name: str) -> None:
+    """After a failed fsync the kernel may have dropped the data, and a second one succeeds."""
+    broken = Broken(errno.EIO, name)
+    with refused(74, "Input/output error"):
+        publish(broken, tmp_path / "part.h5", b"x")
+    assert broken.names.count(name) == 1
+    assert not {"link", "replace"} & set(broken.names)
+
+
+def test_d4_a_name_that_could_not_be_synced_is_an_error_and_its_file_whole(tmp_path: Path) -> None:
+    with refused(74, "Input/output error", "part.h5"):
+        publish(Broken(errno.EIO, "sync_directory"), tmp_path / "part.h5", b"data")
+    assert contents(tmp_path) == {"part.h5": b"data"}
+
+
+def test_d4_what_fails_while_cleaning_up_does_not_hide_the_error(tmp_path: Path) -> None:
+    with refused(74, "No space left"):
+        publish(Broken(errno.ENOSPC, "write", "close", "remove"), tmp_path / "part.h5", b"x")
+    assert not (tmp_path / "part.h5").exists()
+
+
+def test_d1_no_data_is_written_where_there_is_no_space_for_all_of_it(tmp_path: Path) -> None:
+    broken = Broken(errno.ENOSPC, "reserve")
+    with refused(74, "No space left", "bytes are free there"):
+        publish(broken, tmp_path / "part.h5", b"x" * 100)
+    assert "write" not in broken.names
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED, ids=errno.errorcode.get)
+def test_d1_a_file_system_that_reserves_nothing_is_written_to_all_the_same(tmp_path: Path, code: int) -> None:
+    publish(Broken(code, "reserve"), tmp_path / "part.h5", b"data")
+    assert contents(tmp_path) == {"part.h5": b"data"}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[1], [1, 2, 3, 4], [InterruptedError()], [3, InterruptedError(), InterruptedError(), 1]],
+    ids=["short", "shorter", "interrupted", "both"],
+)
+def test_d5_short_and_interrupted_writes_go_on(tmp_path: Path, answers: list[int | OSError]) -> None:
+    publish(Answering(*answers), tmp_path / "part.h5", b"0123456789")
+    assert contents(tmp_path) == {"part.h5": b"0123456789"}
+
+
+def test_d5_a_disk_that_takes_nothing_is_an_error_not_a_loop(tmp_path: Path) -> None:
+    with refused(74, "nothing was taken"):
+        publish(Answering(4, 0), tmp_path / "part.h5", b"0123456789")
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED, ids=errno.errorcode.get)
+def test_d8_without_hard_links_a_file_is_renamed(tmp_path: Path, code: int) -> None:
+    publish(Broken(code, "link"), tmp_path / "part.h5", b"data")
+    assert contents(tmp_path) == {"part.h5": b"data"}
+
+
+@pytest.mark.parametrize("target", ["victim", "link", "dangling"])
+def test_d8_without_hard_links_nothing_is_overwritten_either(tmp_path: Path, target: str) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("victim")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(FileExistsError):
+        publish(Broken(errno.EPERM, "link"), tmp_path / target, b"data")
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "link", "victim"]
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(("name", "replace"), [("link", False), ("replace", True)])
+def test_d8_another_file_system_is_an_error_and_nothing_is_copied(tmp_path: Path, name: str, replace: bool) -> None:
+    broken = Broken(errno.EXDEV, name)
+    with refused(74, "cross-device link"):
+        publish(broken, tmp_path / "part.h5", b"data", replace)
+    assert contents(tmp_path) == {}
+    assert broken.names.count("create") == 1
+
+
+@pytest.mark.parametrize("code", UNSUPPORTED, ids=errno.errorcode.get)
+def test_d9_a_file_system_that_syncs_no_directories_is_warned_of_once(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(disk, "_warned", set())
+    (tmp_path / "parts").mkdir()
+    for name in ("parts/1.h5", "2.h5", "parts/3.h5"):
+        publish(Broken(code, "sync_directory"), tmp_path / name, b"data")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "durability after a power cut is not guaranteed" in caplog.text
+
+
+def test_an_interrupt_leaves_nothing_and_is_passed_on(tmp_path: Path) -> None:
+    class Interrupting(Watched):
+        def sync(self, descriptor: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(Interrupting(), tmp_path / "part.h5", b"x")
+    assert contents(tmp_path) == {}
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_writing(tmp_path: Path) -> None:
+    with refused(74, "no\\x0a", "No such file"):
+        publish(Disk(), tmp_path / "no\n" / "part.h5", b"x")
+
+
+# -- real limits -------------------------------------------------------------------------------------------------
+
+
+def failing(act: Callable[[], object]) -> list[Any]:
+    """Exit code and sentence of the error that `act` meets."""
+    try:
+        act()
+    except ShardpressError as error:
+        return [error.exit_code, str(error)]
+    return [0, ""]
+
+
+def test_d3_a_real_limit_of_the_size_of_files(tmp_path: Path) -> None:
+    def write() -> list[Any]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        publish(Disk(), tmp_path / "small.h5", b"x" * 1000)
+        return failing(lambda: publish(Disk(), tmp_path / "part.h5", b"x" * 1001))
+
+    code, (exit_code, sentence) = forked(write)
+    assert (code, exit_code) == (0, 74), "SIGXFSZ did not end the process"
+    assert "ulimit -f" in sentence
+    assert contents(tmp_path) == {"small.h5": b"x" * 1000}
+
+
+def test_d14_a_real_limit_of_open_files(tmp_path: Path) -> None:
+    def write() -> list[Any]:
+        lowest = os.dup(0)  # so all below are open
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, lowest))
+        return failing(lambda: publish(Disk(), tmp_path / "part.h5", b"x"))
+
+    code, (exit_code, sentence) = forked(write)
+    assert (code, exit_code) == (0, 71)
+    assert "ulimit -n" in sentence
+    assert contents(tmp_path) == {}
+
+
+def test_d1_a_real_full_disk(tmp_path: Path) -> None:
+    """Where the machine lets nobody mount one, a disk that says so."""
+
+    def write() -> list[Any]:
+        is_real = small_disk(tmp_path, 64 * 2**10)
+        publish(Disk(), tmp_path / "small.h5", b"x" * 2**12)
+        found = failing(
+            lambda: publish(Disk() if is_real else Broken(errno.ENOSPC, "reserve"), tmp_path / "part.h5", b"x" * 2**17)
+        )
+        return [*found, sorted(os.listdir(tmp_path))]
+
+    code, (exit_code, sentence, left) = forked(write)
+    assert (code, exit_code) == (0, 74)
+    assert f"No space left on device while writing {2**17} bytes" in sentence
+    assert "bytes are free there. Free some space" in sentence
+    assert left == ["small.h5"]
+
+
+@pytest.mark.parametrize("act", ["publish", "remove"])
+def test_d6_a_directory_that_may_not_be_written(open_path: Path, act: str) -> None:
+    folder = open_path / "closed"
+    folder.mkdir()
+    (folder / "part.h5").write_bytes(b"old")
+    folder.chmod(0o555)
+    acts = {
+        "publish": lambda: publish(Disk(), folder / "part.h5", b"x", replace=True),
+        "remove": lambda: remove(Disk(), folder / "part.h5"),
+    }
+    exit_code, sentence = as_nobody(acts[act])
+    assert exit_code == 77, sentence
+    assert f"file={folder / 'part.h5'}: Permission denied while " in sentence
+    assert contents(folder) == {"part.h5": b"old"}
+
+
+# -- links -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["symbolic", "hard"])
+def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Somebody's file, to which ``part.h5`` leads."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    {"symbolic": os.symlink, "hard": os.link}[request.param](victim, tmp_path / "part.h5")
+    return victim
+
+
+@pytest.mark.parametrize("broken", [[], ["link"]], ids=["linked", "renamed"])
+def test_s13_a_link_in_a_new_files_place_is_neither_followed_nor_replaced(victim: Path, broken: list[str]) -> None:
+    with pytest.raises(FileExistsError):
+        publish(Broken(errno.EPERM, *broken), victim.with_name("part.h5"), b"data")
+    assert contents(victim.parent) == {"victim": b"precious", "part.h5": b"precious"}
+
+
+def test_s13_a_link_in_a_replaced_files_place_goes_and_its_target_stays(victim: Path) -> None:
+    publish(Disk(), victim.with_name("part.h5"), b"data", replace=True)
+    assert contents(victim.parent) == {"victim": b"precious", "part.h5": b"data"}
+    assert not victim.with_name("part.h5").is_symlink()
+
+
+def test_s13_removing_a_link_removes_no_target(victim: Path) -> None:
+    remove(Disk(), victim.with_name("part.h5"))
+    assert contents(victim.parent) == {"victim": b"precious"}
+
+
+def test_s13_no_link_is_followed_in_a_temporary_files_place_either(victim: Path) -> None:
+    victim.with_name("dangling").symlink_to(victim.with_name("nowhere"))
+    for name in ("part.h5", "dangling"):
+        with pytest.raises(FileExistsError):
+            Disk().create(victim.with_name(name))
+    assert victim.read_bytes() == b"precious"
+    assert not victim.with_name("nowhere").exists()
+
+
+# -- removing ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_gone_need_not_be_removed(tmp_path: Path) -> None:
+    remove(Disk(), tmp_path / "part.h5")
+
+
+def test_d4_what_cannot_be_removed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "part.h5").write_bytes(b"old")
+    with refused(74, f"file={tmp_path / 'part.h5'}: Input/output error while removing it", "Check the disk"):
+        remove(Broken(errno.EIO, "remove"), tmp_path / "part.h5")

@@ -1,0 +1,258 @@
+"""The program, end to end on the CPU: the same rows give the same features, whatever the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.cli import main as run_cli
+from pipeline.features import open_features
+from pipeline.model import load_model
+from pipeline.output.disk import Disk
+from scripts.extract import main
+from tests.support.helpers import write_shard
+from tests.support.tolerances import TOLERANCES
+
+QUICK = ["--epochs", "3", "--n-features", "5"]
+
+
+def rows(n_rows: int, n_inputs: int = 12, dtype: Any = np.float32, seed: int = 1) -> np.ndarray:
+    """Rows with something to learn: three directions and a little noise."""
+    rng = np.random.default_rng(seed)
+    found = rng.normal(size=(n_rows, 3)) @ rng.normal(size=(3, n_inputs)) + 0.1 * rng.normal(size=(n_rows, n_inputs))
+    return (20 * found + 100).clip(0, 255).astype(dtype)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Two shards, longer than a tile of the encoder, with labels."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    x = rows(3500)
+    for i, part in enumerate((x[:2100], x[2100:])):
+        write_shard(folder / f"{i}.h5", part, riders={"y": np.arange(len(part)) % 3})
+    return folder
+
+
+def features(folder: Path, output: Path, *flags: str) -> np.ndarray:
+    assert main(["--input", str(folder), "--output", str(output), *QUICK, *flags]) == 0
+    return np.asarray(open_features(output).features.compute())
+
+
+# -- the same features -------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(shards: Path, tmp_path: Path) -> None:
+    first, second = features(shards, tmp_path / "a"), features(shards, tmp_path / "b")
+    assert first.tobytes() == second.tobytes()
+    assert not np.array_equal(first, features(shards, tmp_path / "c", "--seed", "1"))
+
+
+@pytest.mark.parametrize(
+    "flags", [["--block-rows", "1"], ["--block-rows", "1500"], ["--threads", "1"], ["--threads", "5"]], ids=" ".join
+)
+def test_block_size_and_threads_do_not_change_a_bit(shards: Path, tmp_path: Path, flags: list[str]) -> None:
+    assert features(shards, tmp_path / "a").tobytes() == features(shards, tmp_path / "b", *flags).tobytes()
+
+
+def test_streamed_rows_give_the_features_of_resident_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    x = rows(6000, 500)  # 12 MB, more than half of the smallest budget
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for i in range(3):
+        write_shard(folder / f"{i}.h5", x[2000 * i : 2000 * (i + 1)])
+    window = ["--shuffle-window", "1MiB"]
+    resident = features(folder, tmp_path / "a", *window)
+    assert "rows in memory" in caplog.text
+    streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "16MiB")
+    assert "rows streamed" in caplog.text
+    assert resident.tobytes() == streamed.tobytes()
+
+
+@pytest.mark.parametrize("how", [{"chunks": (100, 5), "compression": "gzip"}, {"compression": "lzf", "shuffle": True}])
+def test_the_way_rows_are_stored_does_not_matter(shards: Path, tmp_path: Path, how: dict) -> None:
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    for path in shards.iterdir():
+        with h5py.File(path) as file:
+            write_shard(stored / path.name, file["X"][:], riders={"y": file["y"][:]}, **how)
+    assert features(shards, tmp_path / "a").tobytes() == features(stored, tmp_path / "b").tobytes()
+
+
+def test_an_old_model_gives_the_same_features_without_training(shards: Path, tmp_path: Path) -> None:
+    trained = features(shards, tmp_path / "a")
+    encoded = features(shards, tmp_path / "b", "--model", str(tmp_path / "a"))
+    assert trained.tobytes() == encoded.tobytes()
+    assert "training" not in json.loads((tmp_path / "b" / "report.json").read_text())
+
+
+def test_features_of_features(shards: Path, tmp_path: Path) -> None:
+    features(shards, tmp_path / "a")
+    again = features(tmp_path / "a" / "parts", tmp_path / "b", "--n-features", "2")
+    assert again.shape == (3500, 2)
+
+
+# -- the right features ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "int64"])
+def test_features_are_those_of_the_numpy_encoders(tmp_path: Path, dtype: str) -> None:
+    x = rows(1500, dtype=dtype)
+    write_shard(tmp_path / "x.h5", x)
+    found = features(tmp_path / "x.h5", tmp_path / "out")
+    tolerance = TOLERANCES["cpu", "float32", "features"]
+    assert np.allclose(found, load_model(tmp_path / "out").encode(x), rtol=0, atol=tolerance)
+    with np.load(tmp_path / "out" / "encoder.npz", allow_pickle=False) as encoder:
+        folded = 1 / (1 + np.exp(-(x.astype(np.float64) @ encoder["W"] + encoder["b"])))
+    assert np.allclose(found, folded, rtol=0, atol=tolerance)
+
+
+def test_the_default_settings_learn(tmp_path: Path) -> None:
+    x = rows(3000)
+    write_shard(tmp_path / "x.h5", x)
+    assert main(["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]) == 0
+    model = load_model(tmp_path / "out")
+    scaled = model.scaler.transform(x)
+    y = model.encode(x) @ model.parameters["W"].T + model.parameters["b_output"]
+    assert np.mean((y - scaled) ** 2) < 0.2 * scaled.var(axis=0).mean()
+
+
+def test_labels_and_rows_stay_together_in_one_virtual_file(shards: Path, tmp_path: Path) -> None:
+    found = features(shards, tmp_path / "out")
+    with h5py.File(tmp_path / "out" / "index.h5") as index:
+        assert np.array_equal(index["features"][:], found)
+        assert np.array_equal(index["y"][:], np.concatenate([np.arange(2100) % 3, np.arange(1400) % 3]))
+        assert index["valid"][:].all()
+        assert json.loads(index.attrs["config"])["n_features"] == 5
+        assert index.attrs["device"].startswith("cpu")
+
+
+# -- bad rows ----------------------------------------------------------------------------------------------------
+
+
+def test_skipped_rows_change_nothing_about_the_others(tmp_path: Path) -> None:
+    x = rows(1500)
+    x[10, 3], x[1400, 0] = np.nan, np.inf
+    write_shard(tmp_path / "x.h5", x)
+    out = tmp_path / "out"
+    assert main(["--input", str(tmp_path / "x.h5"), "--output", str(out), "--on-bad-data", "skip", *QUICK]) == 0
+    found = open_features(out)
+    valid, h = found.valid.compute(), found.features.compute()
+    assert np.flatnonzero(~valid).tolist() == [10, 1400]
+    assert np.isnan(h[~valid]).all()
+    assert np.isfinite(h[valid]).all()
+    assert load_model(out).scaler.maximum[0] == x[np.isfinite(x).all(axis=1), 0].max()
+
+
+def test_bad_rows_stop_a_run_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    x = rows(1500)
+    x[10, 3], x[1400, 0] = np.nan, np.inf
+    write_shard(tmp_path / "x.h5", x)
+    assert main(["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]) == 65
+    assert "nan in row 10, column 3; 2 of 1500 rows in all hold NaN or Inf" in caplog.text
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_bad_rows_stop_an_old_model_too(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    features(shards, tmp_path / "a")
+    x = rows(1500)
+    x[1100, 3] = -np.inf
+    write_shard(tmp_path / "x.h5", x)
+    flags = ["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "b"), "--model", str(tmp_path / "a")]
+    assert main(flags) == 65
+    assert "-inf in row 1100, column 3" in caplog.text
+
+
+def test_divergence_keeps_the_last_good_weights(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "out"
+    rate = ["--optimizer", "momentum", "--learning-rate", "1e6", "--schedule", "constant"]
+    assert main(["--input", str(shards), "--output", str(out), *QUICK, *rate]) == 65
+    assert "training diverged at epoch 0" in caplog.text
+    assert np.isfinite(load_model(out / "model-last-good.h5").parameters["W"]).all()
+    assert not (out / "manifest.json").exists()
+
+
+# -- the output directory ----------------------------------------------------------------------------------------
+
+
+def test_results_are_not_replaced_unless_told(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "out"
+    first = features(shards, out)
+    assert main(["--input", str(shards), "--output", str(out), *QUICK, "--seed", "3"]) == 78
+    assert "holds the results of another run, and this one differs: seed 0 -> 3" in caplog.text
+    assert np.array_equal(open_features(out).features.compute(), first), "a refusal touches nothing"
+    assert not np.array_equal(features(shards, out, "--overwrite", "--seed", "3"), first)
+
+
+def test_the_same_command_again_verifies_and_ends(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    first = features(shards, out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name not in (".lock", "run.log")}
+    capsys.readouterr()
+    assert np.array_equal(features(shards, out), first)
+    assert capsys.readouterr().out.startswith("Already complete: 3500 rows")
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name not in (".lock", "run.log")}
+    assert after == before
+
+
+class Interrupted(Disk):
+    """A disk whose user loses patience while the second part is synced."""
+
+    n_parts = 0
+
+    def create(self, path: Path) -> int:
+        self.n_parts += path.parent.name == "parts"
+        return super().create(path)
+
+    def sync(self, descriptor: int) -> None:
+        if self.n_parts == 2:
+            raise KeyboardInterrupt
+        super().sync(descriptor)
+
+
+def test_an_interrupt_ends_with_130_and_no_half_file(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--input", str(shards), "--output", str(out), "--threads", "1", *QUICK]
+    assert run_cli("", flags, Interrupted()) == 130
+    assert "no half-written file" in caplog.text
+    assert len(list((out / "parts").iterdir())) == 1
+    assert not (out / "manifest.json").exists()
+    assert features(shards, out, "--threads", "1").tobytes() == features(shards, tmp_path / "b").tobytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_a_real_process_cleanly_and_by_itself(shards: Path, tmp_path: Path, number: int) -> None:
+    """Whoever waits for the process, a shell or a scheduler of jobs, sees which signal ended it."""
+    command = [sys.executable, "scripts/extract.py", "--input", str(shards), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--epochs", "1000000"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "rows in memory" in line:
+            process.send_signal(number)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -number, errors
+    assert f"stopped by {signal.Signals(number).name}: no half-written file is left behind" in errors
+    assert "Traceback" not in errors
+    assert not [path for path in (tmp_path / "out").rglob("*") if "writing" in path.name]
+    features(shards, tmp_path / "out")
+
+
+def test_quiet_says_the_summary_only(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features(shards, tmp_path / "out", "--quiet")
+    assert capsys.readouterr().out.startswith("Done: 3500 rows x 12 columns -> 5 features in ")
+    assert not caplog.records

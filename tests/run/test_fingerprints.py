@@ -1,0 +1,214 @@
+"""What a run is asked for: a changed setting touches what depends on it and nothing else, and is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.hdf5.layout import Layout
+from pipeline.model import Model, Scaler
+from pipeline.run.budget import make_plan
+from pipeline.run.fingerprints import Request, differences, request_of
+from pipeline.run.stages import fingerprints as module
+from pipeline.settings.config import Config
+from pipeline.shards.vet import Rider, Shard
+
+CONFIG = Config(n_features=2, batch_size=16, learning_rate=0.1, threads=2)
+Y = Rider("y", np.dtype("<i8"), Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))
+SHARDS = tuple(
+    Shard(f"/data/{name}.h5", "X", (1000, 4), "<f4", "float32", riders=(Y,), size=16000, mtime_ns=10**18)
+    for name in "abc"
+)
+MODEL = Model(
+    Scaler(np.zeros(4), np.ones(4)),
+    {name: np.zeros(shape, np.float32) for name, shape in (("W", (4, 2)), ("b_hidden", 2), ("b_output", 4))},
+)
+STAGES = ("scan", "model", "features", "all")
+
+
+def request(config: Config = CONFIG, shards: tuple[Shard, ...] = SHARDS, model: Model | None = None) -> Request:
+    assert config.n_features is not None
+    return request_of(config, shards, model, make_plan(config, shards, config.n_features, 8, on_device=False))
+
+
+def fingerprints(found: Request) -> dict[str, str]:
+    return dict(zip(STAGES, (found.of_scan(), found.of_model(), found.of_features("m"), found.of_all()), strict=True))
+
+
+def touched(now: Request, before: Request | None = None) -> set[str]:
+    """Stages whose results two requests do not share."""
+    old, new = fingerprints(before or request()), fingerprints(now)
+    return {stage for stage in STAGES if old[stage] != new[stage]}
+
+
+def plain(found: Request) -> dict[str, Any]:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(asdict(found)))
+
+
+# -- what depends on what ----------------------------------------------------------------------------------------
+
+
+def test_the_same_request_has_the_same_fingerprints_and_each_stage_its_own() -> None:
+    assert touched(request()) == set()
+    assert len(set(fingerprints(request()).values())) == len(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"n_features": 3}, {"model", "all"}),
+        ({"epochs": 21}, {"model", "all"}),
+        ({"batch_size": 17}, {"model", "all"}),
+        ({"optimizer": "momentum"}, {"model", "all"}),
+        ({"learning_rate": 0.2}, {"model", "all"}),
+        ({"schedule": "constant"}, {"model", "all"}),
+        ({"biases": "zero"}, {"model", "all"}),
+        ({"momentum": 0.8}, {"model", "all"}),
+        ({"seed": 1}, {"model", "all"}),
+        ({"validation_fraction": 0.06}, {"model", "all"}),
+        ({"patience": 6}, {"model", "all"}),
+        ({"shuffle_window": 8000}, {"model", "all"}),
+        ({"missing_value": -9999.0}, set(STAGES)),
+        ({"out_of_range": "clip"}, {"features", "all"}),
+        ({"block_rows": 16}, set()),
+        ({"threads": 1}, set()),
+        ({"memory_budget": 2**24}, set()),
+        ({"memory_budget": 2**34}, set()),
+        ({"device_memory_budget": 0}, set()),
+        ({"shuffle_window": 2**30}, set()),
+        ({"output": "elsewhere"}, set()),
+        ({"input": ("other",)}, set()),
+        ({"checkpoint_minutes": 0.0}, set()),
+        ({"verify": "sizes"}, set()),
+        ({"overwrite": True}, set()),
+        ({"restart": True}, set()),
+        ({"quiet": True}, set()),
+        ({"verbose": True}, set()),
+        ({"require_device": True}, set()),
+    ],
+    ids=str,
+)
+def test_u3_a_setting_touches_what_depends_on_it(change: dict[str, Any], expected: set[str]) -> None:
+    """The features depend on the training by the model itself, whose fingerprint is held here."""
+    assert touched(request(replace(CONFIG, **change))) == expected
+
+
+@pytest.mark.parametrize("name", ["_SCAN", "_TRAINING", "_ENCODING"])
+def test_u3_other_numbers_from_the_same_settings_are_other_results(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = request()
+    monkeypatch.setattr(module, name, 2)
+    expected = {"_SCAN": set(STAGES), "_TRAINING": {"model", "all"}, "_ENCODING": {"features", "all"}}
+    assert touched(request(), before) == expected[name]
+
+
+@pytest.mark.parametrize("package", ["numpy", "Theano"])
+def test_u3_other_libraries_make_another_model(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    before, version = request(), module.version
+    monkeypatch.setattr(module, "version", lambda name: "9.9" if name == package else version(name))
+    assert touched(request(), before) == {"model", "all"}
+    assert package in differences(plain(before), plain(request()))
+
+
+def test_u3_a_budget_counts_as_far_as_it_binds() -> None:
+    wide = tuple(replace(shard, shape=(10**6, 4), size=16 * 10**6) for shard in SHARDS)
+    before = request(shards=wide)
+    assert touched(request(replace(CONFIG, memory_budget=2**35), wide), before) == set()
+    assert touched(request(replace(CONFIG, memory_budget=2**25), wide), before) == {"model", "all"}
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------
+
+
+def changed(**how: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
+    """Change the second shard."""
+    return lambda shards: (shards[0], replace(shards[1], **how), shards[2])
+
+
+INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] = {
+    "mtime": (changed(mtime_ns=10**18 + 1), ":40.000000001)"),
+    "size": (changed(size=16001), "input b.h5 (n_bytes 16000 -> 16001)"),
+    "rows": (changed(shape=(999, 4)), "input b.h5 (shape [1000, 4] -> [999, 4]"),
+    "dtype": (changed(stored_dtype=">f4"), "input b.h5 (dtype <f4 -> >f4)"),
+    "dataset": (changed(dataset="Y"), "input b.h5 (dataset X -> Y)"),
+    "riders": (changed(riders=()), "input b.h5 (riders ['y'] -> [])"),
+    "removed": (lambda shards: shards[:2], "input c.h5 is gone"),
+    "added": (lambda shards: (*shards, replace(shards[0], path="/data/d.h5")), "input d.h5 is new"),
+    "renamed": (changed(path="/data/new.h5"), "input b.h5 is gone; input new.h5 is new"),
+    "another order": (lambda shards: shards[::-1], "the inputs come in another order"),
+    "forged name": (changed(path="/data/b\n\x1b.h5"), "input b\\x0a\\x1b.h5 is new"),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_u3_a_changed_input_touches_everything_and_is_named(kind: str) -> None:
+    change, words = INPUTS[kind]
+    now = request(shards=change(SHARDS))
+    assert touched(now) == set(STAGES)
+    found = differences(plain(request()), plain(now))
+    assert words in found
+    assert found.isprintable()
+
+
+def test_u3_a_data_set_may_be_moved() -> None:
+    moved = tuple(replace(shard, path=shard.path.replace("/data", "/elsewhere"), inode=5, device=6) for shard in SHARDS)
+    assert touched(request(shards=moved)) == set()
+    assert differences(plain(request()), plain(request(shards=moved))) == ""
+
+
+def test_u3_the_place_of_a_shard_among_others_counts() -> None:
+    twins = (SHARDS[0], replace(SHARDS[0], path="/other/a.h5", mtime_ns=3))
+    assert touched(request(shards=twins), request(shards=twins[::-1])) == set(STAGES)
+
+
+# -- a given model -----------------------------------------------------------------------------------------------
+
+
+def test_with_a_model_no_setting_of_the_training_counts() -> None:
+    before = request(model=MODEL)
+    for change in ({"epochs": 3}, {"seed": 1}, {"learning_rate": 0.5}, {"memory_budget": 2**24}):
+        assert touched(request(replace(CONFIG, **change), model=MODEL), before) == set()
+    assert touched(before) == {"model", "all"}
+
+
+def test_another_model_makes_other_features() -> None:
+    other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": np.ones(2, np.float32)})
+    assert "all" in touched(request(model=other), request(model=MODEL))
+    assert request().of_features(MODEL.fingerprint) != request().of_features(other.fingerprint)
+    words = differences(plain(request(model=MODEL)), plain(request(model=other)))
+    assert words == f"model {MODEL.fingerprint} -> {other.fingerprint}"
+
+
+# -- in words ----------------------------------------------------------------------------------------------------
+
+
+def test_no_difference_has_no_words() -> None:
+    assert differences(plain(request()), plain(request())) == ""
+
+
+def test_every_changed_setting_is_named_with_both_values() -> None:
+    now = request(replace(CONFIG, epochs=3, seed=7, missing_value=-1.0, out_of_range="clip"))
+    words = differences(plain(request()), plain(now))
+    assert words == "missing_value None -> -1.0; epochs 20 -> 3; seed 0 -> 7; out_of_range allow -> clip"
+
+
+def test_many_differences_are_cut_short() -> None:
+    many = tuple(replace(SHARDS[0], path=f"/data/{i}.h5") for i in range(500))
+    words = differences(plain(request()), plain(request(shards=many)))
+    assert words.endswith(" and 493 more")
+    assert len(words) < 500
+
+
+@pytest.mark.parametrize("before", [{}, {"inputs": {}, "scan": {}}, {"training": {"epochs": 3, "of old": 1}}], ids=str)
+def test_what_another_version_was_asked_for_is_different_and_no_error(before: dict[str, Any]) -> None:
+    assert differences(before, plain(request()))
+
+
+def test_fields_of_a_request_are_plain_values(tmp_path: Path) -> None:
+    assert Request(**plain(request())).of_all() == request().of_all()

@@ -1,0 +1,61 @@
+"""Memory stays within the budget and a stated constant, whatever the size of the data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from scripts import make_data
+from tests.support.helpers import numbered, write_shard
+
+MIB = 2**20
+BUDGET = 64 * MIB
+
+# Python, NumPy, HDF5, Theano with its compiled code, and BLAS's own buffers: the README's number.
+CONSTANT = 300 * MIB
+
+CHILD = """
+import json, re, sys
+from scripts.extract import main
+code = main(sys.argv[1:])
+# Not ru_maxrss: that counts what the parent had before it became this program.
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+print(json.dumps({"code": code, "peak": 1024 * peak}))
+"""
+
+
+def peak(*flags: str) -> int:
+    """Peak resident memory, in bytes, of a run in a process of its own."""
+    command = [sys.executable, "-c", CHILD, *flags, "--memory-budget", f"{BUDGET // MIB}MiB"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["code"] == 0, done.stderr
+    return int(found["peak"])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """The peak of a run on next to nothing."""
+    folder = tmp_path_factory.mktemp("small")
+    return peak(*flags(write_shard(folder / "x.h5", numbered(100, 784, dtype=np.float32)), folder / "out"))
+
+
+def flags(source: str, output: Path) -> list[str]:
+    return ["--input", source, "--output", str(output), "--epochs", "1", "--threads", "2"]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "gzip"])
+def test_data_four_times_the_budget_stays_within_it(tmp_path: Path, layout: str, small: int) -> None:
+    rows = 4 * BUDGET // (4 * 784) + 1
+    shape = ["--rows", str(rows), "--columns", "784", "--shards", "3", "--layout", layout]
+    assert make_data.main(["synthetic", *shape, "--output", str(tmp_path / "shards")]) == 0
+    found = peak(*flags(str(tmp_path / "shards"), tmp_path / "out"))
+    assert found < BUDGET + CONSTANT
+    assert found - small < BUDGET, "the constant hides nothing: what the rows add stays within the budget by itself"
+    assert open_features(tmp_path / "out").features.shape == (rows, 64)

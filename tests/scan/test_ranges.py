@@ -1,0 +1,304 @@
+"""The scan: the ranges and bad rows that NumPy finds, whatever the blocks and threads."""
+
+import errno
+import io
+
+import numpy as np
+import pytest
+
+from pipeline.formats import pack
+from pipeline.hdf5.files import FILES
+from pipeline.scan.ranges import Scan, bad_entries, bad_rows, check_usable, describe_bad_rows, readable, scan
+from pipeline.scan.ranges import ranges as module
+from pipeline.shards.open import open_shards
+from tests.support.damage import damage
+from tests.support.helpers import numbered, refused, write_shard
+
+
+def shards_of(folder, *arrays):
+    return open_shards([write_shard(folder / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
+
+
+def oracle(arrays):
+    """Range and mean of the good rows in float64, and the bad rows' numbers, row by row."""
+    rows = [row for rows in arrays for row in rows.astype(np.float64)]
+    bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
+    good = np.array([row for i, row in enumerate(rows) if i not in bad])
+    return good.min(axis=0), good.max(axis=0), bad
+
+
+def check(found, arrays):
+    minimum, maximum, bad = oracle(arrays)
+    assert (found.n_rows, found.n_good) == (sum(map(len, arrays)), sum(map(len, arrays)) - len(bad))
+    assert {found.minimum.dtype, found.maximum.dtype} == {np.dtype(np.float64)}
+    assert found.bad_rows.dtype == np.int64
+    np.testing.assert_array_equal(found.minimum, minimum)
+    np.testing.assert_array_equal(found.maximum, maximum)
+    np.testing.assert_array_equal(found.bad_rows, bad)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("block_rows", [1, 2, 12, 13, 14])
+@pytest.mark.parametrize("dtype", ["u1", "?", "i2", "f2", "f4", ">f8"])
+def test_any_blocks_and_threads_give_numpys_ranges(tmp_path, dtype, block_rows, n_threads):
+    values = np.random.default_rng(0).normal(0, 50, (13, 3)).astype(dtype)
+    arrays = [values[:5], values[5:5], values[5:]]
+    check(scan(shards_of(tmp_path, *arrays), block_rows, n_threads), arrays)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("block_rows", [1, 2, 4, 9])
+def test_bad_rows_are_numbered_over_all_shards_and_left_out_of_the_ranges(tmp_path, block_rows, sign):
+    arrays = [sign * numbered(4, 3, 1, np.float32), sign * numbered(5, 3, 5, np.float32)]
+    arrays[0][0, 2] = np.nan
+    arrays[0][3] = [np.inf, np.nan, -np.inf]
+    arrays[1][4, 1] = -np.inf
+    found = scan(shards_of(tmp_path, *arrays), block_rows, 2)
+    assert found.bad_rows.tolist() == [0, 3, 8]
+    check(found, arrays)
+
+
+def test_many_blocks_share_a_task_and_count_on(tmp_path, monkeypatch):
+    """Past the limit of tasks each takes several blocks; bad rows must keep their numbers."""
+    monkeypatch.setattr(module, "_MAX_TASKS", 3)
+    arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
+    arrays[0][7], arrays[1][5] = np.nan, np.inf
+    check(scan(shards_of(tmp_path, *arrays), 2, 2), arrays)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.array([[np.iinfo(np.int64).min, np.iinfo(np.int64).max], [0, 0]]),
+        np.array([[0, np.iinfo(np.uint64).max], [1, 2]], np.uint64),
+        np.array([[-3e38, 1e-45], [3e38, 0]], np.float32),
+        np.array([[-8e307, 5e-324], [8e307, -5e-324]]),
+    ],
+    ids=lambda rows: str(rows.dtype),
+)
+def test_the_widest_and_the_narrowest_ranges_come_through(tmp_path, rows):
+    check(scan(shards_of(tmp_path, rows), 1, 1), [rows])
+
+
+@pytest.mark.parametrize("block_rows", [1, 2])
+def test_a_range_beyond_float64_is_refused_with_its_column(tmp_path, block_rows):
+    shards = shards_of(tmp_path, np.array([[0, 1.7e308], [1, -1.7e308]]))
+    with refused(65, "0.h5", "range of columns 1 is beyond float64"):
+        check_usable(shards, scan(shards, block_rows, 1))
+
+
+def test_constant_columns_are_known_and_logged(tmp_path, caplog):
+    caplog.set_level("INFO", "pipeline")
+    rows = np.zeros((5, 14))
+    rows[:, 3] = range(5)
+    shards = shards_of(tmp_path, rows + 7)
+    found = scan(shards, 2, 1)
+    assert np.flatnonzero(~found.constant).tolist() == [3]
+    check_usable(shards, found)
+    assert "13 constant columns set to 0: 0, 1, 2, 4, 5, 6, 7, 8, 9, 10 and 3 more" in caplog.text
+
+
+def test_without_a_good_row_there_is_nothing_to_scale_by(tmp_path):
+    shards = shards_of(tmp_path, np.full((2, 2), np.nan), np.full((1, 2), np.inf))
+    with refused(65, "no usable rows", "all 3 rows hold NaN or Inf, or cannot be read", "0.h5"):
+        check_usable(shards, scan(shards, 1, 2))
+
+
+def test_every_row_is_reported_once(tmp_path):
+    counts = []
+    scan(shards_of(tmp_path, numbered(7), numbered(4)), 3, 2, counts.append)
+    assert sorted(counts) == [1, 1, 3, 3, 3]
+
+
+def test_bad_rows_are_described_by_file_row_column_and_count(tmp_path):
+    arrays = [numbered(3, dtype=np.float64), numbered(0, dtype=np.float64), numbered(4, dtype=np.float64)]
+    arrays[2][1, 1], arrays[2][3] = -np.inf, np.nan
+    shards = shards_of(tmp_path, *arrays)
+    words = describe_bad_rows(shards, scan(shards, 2, 1))
+    assert words.startswith(f"file={shards[2].path} dataset=X: -inf in row 1, column 1; 2 of 7 rows")
+
+
+def test_integers_hold_no_bad_rows():
+    assert bad_rows(numbered(3)).tolist() == []
+    assert bad_rows(numbered(0, dtype=np.float32)).tolist() == []
+
+
+# -- missing values ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "missing", "spelled"),
+    [
+        ("f2", -9999, -10000),  # the nearest number that 16 bits hold
+        ("f2", -999.9, -1000),
+        ("f4", -999.9, -999.9),
+        (">f4", -999.9, -999.9),
+        ("f8", -999.9, -999.9),
+        ("f8", 1e300, 1e300),
+        ("u1", 255, 255),
+        (">i2", -9999, -9999),
+        ("i8", 2**63 - 1, 2**63 - 1),  # no float64 is that number
+        ("i8", -(2**63), -(2**63)),
+        ("u8", 2**64 - 1, 2**64 - 1),
+        ("f4", 0, -0.0),
+        ("?", 1, 1),
+    ],
+)
+@pytest.mark.parametrize("block_rows", [1, 3, 100])
+def test_v8_a_missing_value_is_found_as_its_file_spells_it(tmp_path, dtype, missing, spelled, block_rows):
+    rows = np.random.default_rng(0).integers(2, 100, (7, 3)).astype(dtype) if dtype != "?" else np.zeros((7, 3), "?")
+    rows[2, 0] = rows[5] = spelled
+    (shard,) = shards_of(tmp_path, rows)
+    found = scan([shard], block_rows, 2, missing=missing)
+    assert (found.bad_rows.tolist(), found.n_good) == ([2, 5], 5)
+    good = np.delete(rows, [2, 5], axis=0)
+    np.testing.assert_array_equal((found.minimum, found.maximum), (good.min(axis=0), good.max(axis=0)))
+    assert f"2 of 7 rows in all hold NaN, Inf or {missing}" in describe_bad_rows([shard], found, missing)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "missing"),
+    [
+        *[("u1", value) for value in (-9999, -1, 256, 0.5)],
+        *[("i2", value) for value in (40000, -40000)],
+        *[("i8", value) for value in (2**63, -(2**63) - 1)],
+        *[("u8", value) for value in (2**64, -1)],
+        *[("f2", value) for value in (70000, -1e300, 1e-30)],
+        *[("f4", value) for value in (1e300, 1e-99, -1e-99)],
+        ("?", 2),
+    ],
+)
+def test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it(tmp_path, dtype, missing):
+    """Neither wrapped around, nor rounded to 0, nor as Inf."""
+    wrapped = [int(missing) % 2**bits for bits in (8, 16, 64) if float(missing).is_integer()]
+    values = [0, 1, *(value for value in (-1, 241, 0x7FFF, *wrapped) if dtype != "?" and _fits(value, dtype))]
+    (shard,) = shards_of(tmp_path, np.array(values, dtype=object).astype(dtype)[:, None])
+    assert scan([shard], 2, 1, missing=missing).bad_rows.tolist() == []
+
+
+def _fits(value, dtype):
+    info = np.iinfo(dtype) if dtype[0] in "iu" else np.finfo(dtype)
+    return info.min <= value <= info.max
+
+
+def test_v8_nan_and_the_missing_value_are_both_bad():
+    rows = np.array([[1, 2], [np.nan, 2], [-1, np.inf], [3, -1]], np.float32)
+    assert bad_entries(rows, -1).tolist() == [[False, False], [True, False], [True, True], [False, True]]
+    assert bad_rows(rows, -1).tolist() == [1, 2, 3]
+
+
+def test_v3_rows_that_are_all_missing_are_no_usable_rows(tmp_path):
+    shards = shards_of(tmp_path, np.full((3, 2), 9, np.uint8))
+    with refused(65, "no usable rows", "all 3 rows hold NaN, Inf or 9"):
+        check_usable(shards, scan(shards, 2, 1, missing=9), 9)
+
+
+# -- shards that cannot be read ------------------------------------------------------------------------------------
+
+
+def random_shards(folder, rng, how):
+    """Shards of random sizes, some with NaN, some damaged; what they hold, and which are damaged."""
+    sizes = rng.integers(0, 12, 6)
+    arrays = [numbered(size, first=sum(sizes[:i]), dtype=np.float32) for i, size in enumerate(sizes)]
+    for rows in arrays:
+        rows[rng.random(len(rows)) < 0.2, rng.integers(2)] = np.nan
+    names = [
+        write_shard(folder / f"{i}.h5", rows, chunks=(2, 2), maxshape=(None, 2), **how) for i, rows in enumerate(arrays)
+    ]
+    bad = [i for i in range(len(arrays)) if len(arrays[i]) and rng.random() < 0.4]
+    for i in bad:
+        damage(names[i], chunk=int(rng.integers(-(-len(arrays[i]) // 2))))
+    return open_shards(names), arrays, bad
+
+
+@pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
+@pytest.mark.parametrize("seed", range(8))
+def test_i6_a_shard_that_cannot_be_read_counts_as_bad_rows_whatever_the_blocks(tmp_path, seed, how):
+    rng = np.random.default_rng(seed)
+    shards, arrays, bad = random_shards(tmp_path, rng, how)
+    told = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
+    for block_rows, n_threads in ((1, 1), (2, 3), (3, 2), (100, 2)):
+        counts = []
+        found = scan(shards, block_rows, n_threads, counts.append, max_unreadable=6)
+        check(found, told)
+        assert list(found.unreadable) == bad
+        assert all(f"file={shards[i].path} dataset=X rows=" in why for i, why in found.unreadable.items())
+        assert sum(counts) == found.n_rows, "every row is reported once, though some are read twice"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_left_of_a_scan_without_unreadable_shards_is_a_scan_of_the_others(tmp_path, seed):
+    shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), {"fletcher32": True})
+    left, found = readable(shards, scan(shards, 2, 2, max_unreadable=6))
+    assert left == tuple(shard for i, shard in enumerate(shards) if i not in bad)
+    check(found, [rows for i, rows in enumerate(arrays) if i not in bad])
+    assert not found.unreadable
+    again, same = readable(left, found)
+    assert (again, same) == (left, found)
+
+
+def damaged_shards(folder, n_bad, n_good=3):
+    shards = [write_shard(folder / f"{i}.h5", numbered(4), fletcher32=True, chunks=(2, 2)) for i in range(n_good + 2)]
+    for path in shards[:n_bad]:
+        damage(path)
+    return open_shards(shards)
+
+
+@pytest.mark.parametrize(("n_bad", "limit"), [(1, 0), (2, 1)])
+def test_v9_one_unreadable_shard_more_than_allowed_is_refused(tmp_path, n_bad, limit):
+    shards = damaged_shards(tmp_path, n_bad)
+    with refused(65, f"{n_bad} of 5 shards cannot be read, expected {limit} at most", "0.h5", "--max-bad-shards"):
+        scan(shards, 3, 1, max_unreadable=limit)
+    assert len(scan(shards, 3, 1, max_unreadable=n_bad).unreadable) == n_bad
+
+
+def test_i6_without_leave_an_unreadable_shard_is_refused_with_its_rows(tmp_path):
+    with refused(65, "0.h5 dataset=X rows=0:3", "cannot be read"):
+        scan(damaged_shards(tmp_path, 1), 3, 1)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_failing_disk_is_never_bad_data(tmp_path, monkeypatch, code):
+    def fail(*_):
+        raise OSError(code, "broken")
+
+    shards = damaged_shards(tmp_path, 0)
+    monkeypatch.setattr(FILES, "preadv", fail)
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
+    with refused(74, "dataset=X rows=", "broken"):
+        scan(shards, 3, 1, max_unreadable=5)
+
+
+def test_an_unreadable_shard_is_described_in_its_own_words(tmp_path):
+    shards = damaged_shards(tmp_path, 2)
+    words = describe_bad_rows(shards, scan(shards, 3, 1, max_unreadable=2))
+    assert words.startswith(f"file={shards[0].path} dataset=X rows=0:3")
+    assert "8 of 20 rows in all hold NaN or Inf, or lie in one of 2 such shards" in words
+
+
+# -- its file ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bad", [0, 2])
+def test_a_scan_comes_back_from_its_file(tmp_path, n_bad):
+    found = scan(damaged_shards(tmp_path, n_bad), 3, 1, max_unreadable=2)
+    again = Scan.from_npz(found.to_npz())
+    assert (again.n_rows, again.unreadable) == (found.n_rows, found.unreadable)
+    for name in ("minimum", "maximum", "bad_rows"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(found, name), strict=True)
+
+
+def _pickled():
+    buffer = io.BytesIO()
+    np.savez(buffer, about=np.array([{"n_rows": 1}], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"text", _pickled(), pack({}, {}), pack({"minimum": np.zeros(2)}, {"n_rows": 1, "unreadable": []})],
+    ids=["empty", "text", "pickle", "nothing", "half"],
+)
+def test_s14_what_is_no_scan_is_refused(data):
+    with pytest.raises(ValueError, match=r"no arrays of shardpress|is no scan"):
+        Scan.from_npz(data)

@@ -1,0 +1,305 @@
+"""The classifier on features, raw columns and principal components: as plain scikit-learn has it, in memory or not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import h5py
+import numpy as np
+import pytest
+from sklearn import datasets
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from pipeline.features import Features
+from scripts import classifiers, classify, extract
+from scripts.classify import classes_of, held_out, main
+from scripts.representations import LEFT_OUT
+from tests.support.helpers import write_shard
+
+BUNDLED = {
+    "breast cancer": datasets.load_breast_cancer,
+    "wine": datasets.load_wine,
+    "digits": datasets.load_digits,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of two clouds of points, and of other points of the same kind."""
+    folder = tmp_path_factory.mktemp("classify")
+    for name, seed in [("train", 0), ("test", 1)]:
+        y = np.sort(np.random.default_rng(seed).integers(0, 2, 500))
+        x = np.random.default_rng(seed + 10).normal(size=(500, 10)) + 6 * y[:, None]
+        text = np.array([b"cat", b"dog"])[y]
+        missing = np.where(np.arange(500) % 10, y, np.nan)
+        empty = np.where(np.arange(500) % 10, text, b"").astype(object)
+        riders = {"label": y, "one": np.ones(500), "bytes": text, "missing": missing, "empty": empty, "number": x[:, 0]}
+        riders |= {"flag": y.astype(bool), "whole": y * 2.0, "id": np.arange(500), "byte": y.astype(np.int8)}
+        if name == "test":
+            riders["label"] = riders["label"] + 3 * (np.arange(500) == 7)
+        write_shard(folder / f"{name}.h5", x, riders=riders)
+    extracted(folder, "train.h5", "a", "--n-features", "3", "--epochs", "3")
+    extracted(folder, "test.h5", "b", "--model", str(folder / "a"))
+    extracted(folder, "test.h5", "other", "--n-features", "2", "--epochs", "1")
+    return folder
+
+
+def extracted(folder: Path, shard: str, output: str, *flags: str) -> None:
+    assert extract.main(["--input", str(folder / shard), "--output", str(folder / output), "--quiet", *flags]) == 0
+
+
+@pytest.fixture
+def accuracies(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, float]]:
+    """Run the program and give the table."""
+    monkeypatch.chdir(folder)
+
+    def run(*flags: str) -> dict[str, float]:
+        assert main(list(flags)) == 0
+        rows = re.findall(r"^  ([\d.]+)  on (.*)$", capsys.readouterr().out, re.MULTILINE)
+        assert len(rows) == 3
+        return {name: float(value) for value, name in rows}
+
+    return run
+
+
+# -- scikit-learn --------------------------------------------------------------------------------------------------
+
+
+def plain(x: np.ndarray, y: np.ndarray, encoded: np.ndarray) -> list[float]:
+    """What scikit-learn alone makes of the same rows and the same split."""
+    is_test = held_out(classes_of([y])[1], seed=0)
+    raw = MinMaxScaler().fit_transform(x)
+    components = PCA(encoded.shape[1]).fit(raw[~is_test]).transform(raw)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return [model.fit(t[~is_test], y[~is_test]).score(t[is_test], y[is_test]) for t in (encoded, components, raw)]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_sets_come_out_as_plain_scikit_learn_has_them(
+    tmp_path: Path, accuracies: Callable[..., dict[str, float]], name: str
+) -> None:
+    x, y = BUNDLED[name](return_X_y=True)
+    write_shard(tmp_path / "x.h5", x, riders={"y": y})
+    extracted(tmp_path, "x.h5", "out", "--epochs", "5")
+    found = list(accuracies("--features", str(tmp_path / "out")).values())
+    expected = plain(x, y, classify.open_features(tmp_path / "out").features.compute())
+    assert found == pytest.approx(expected, abs=0.01)
+    # Their order, wherever they are not equal but for a row or two.
+    far = np.abs(np.subtract.outer(expected, expected)) > 0.01
+    assert np.array_equal(np.less.outer(found, found)[far], np.less.outer(expected, expected)[far])
+
+
+def test_out_of_core_it_learns_the_same_from_a_file_that_is_sorted_by_class(
+    tmp_path: Path, accuracies: Callable[..., dict[str, float]]
+) -> None:
+    x, y = datasets.load_digits(return_X_y=True)
+    order = np.argsort(y, kind="stable")
+    write_shard(tmp_path / "x.h5", x[order], riders={"y": y[order]})
+    extracted(tmp_path, "x.h5", "out", "--epochs", "5")
+    flags = ["--features", str(tmp_path / "out")]
+    inside, outside = accuracies(*flags), accuracies(*flags, "--memory-budget", "1MiB")
+    assert list(inside) == list(outside)
+    assert list(outside.values()) == pytest.approx(list(inside.values()), abs=0.04)
+
+
+def test_out_of_core_principal_components_are_those_of_all_training_rows(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(1000, 5)) * [5, 4, 3, 2, 1] + 10).astype(np.float32)
+    moments = classifiers._Moments(5)
+    for block in np.split(rows, [1, 300, 301]):
+        moments.add(block)
+    mean, covariance = moments.result()
+    assert np.allclose(mean, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
+    assert np.allclose(covariance, np.cov(rows.T.astype(np.float64), bias=True), atol=1e-4)
+
+
+def test_what_has_not_converged_is_told_so(accuracies: Callable[..., dict[str, float]]) -> None:
+    for budget in ("2GiB", "64KiB"):
+        found = accuracies("--features", "a", "--labels", "label", "--passes", "1", "--memory-budget", budget)
+        assert [name for name in found if "not converged: raise --passes from 1" not in name] == []
+
+
+# -- rows and labels -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("test", "budget"),
+    [([], "2GiB"), (["--test", "b"], "2GiB"), (["--test", "b"], "100KiB")],
+    ids=["held out", "test set", "test set, out of core"],
+)
+def test_clouds_far_apart_are_told_apart(
+    accuracies: Callable[..., dict[str, float]], test: list[str], budget: str
+) -> None:
+    found = accuracies("--features", "a", "--labels", "bytes", "--memory-budget", budget, *test)
+    assert list(found) == ["3 features", "3 principal components", "10 raw columns"]
+    assert min(found.values()) > 0.97
+
+
+def test_raw_rows_are_read_along_the_axis_that_the_run_was_told(
+    folder: Path, tmp_path: Path, accuracies: Callable[..., dict[str, float]]
+) -> None:
+    with h5py.File(folder / "train.h5") as file:
+        write_shard(tmp_path / "x.h5", file["X"][:].T, riders={"y": file["label"][:][None]})
+    extracted(tmp_path, "x.h5", "out", "--n-features", "3", "--epochs", "3", "--orientation", "columns")
+    assert min(accuracies("--features", str(tmp_path / "out")).values()) == 1
+
+
+def test_rows_of_shards_that_lack_the_labels_count_as_unlabelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    y = np.arange(60) % 2
+    x = np.random.default_rng(0).normal(size=(60, 10)) + 6 * y[:, None]
+    write_shard(tmp_path / "a.h5", x, riders={"y": y})
+    write_shard(tmp_path / "b.h5", x[:7], riders={"odd": y[:3]})
+    extracted(tmp_path, "*.h5", "out", "--epochs", "3")
+    capsys.readouterr()
+    assert main(["--features", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert "on 12 held-out rows, 2 classes, 48 training rows" in out
+    assert "Left out: 0 bad rows, 7 rows without a label." in out
+    assert "odd" not in err  # that it does not ride along, the run has said
+
+
+def test_the_mask_of_labels_counts_where_its_name_was_taken() -> None:
+    present = {"y_present": np.ones(2, bool), "y_present_": np.array([True, False])}
+    arrays = {name: da.from_array(values) for name, values in {"y": np.array([1, 255], "u1"), **present}.items()}
+    assert classify._present(Features(None, None, arrays, {}), "y").tolist() == [True, False]
+
+
+def test_a_label_that_could_not_be_read_is_none() -> None:
+    labels = da.from_array(np.array([0, -(2**15), 1], "<i2"))
+    assert classify._present(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("labels", ["bytes", "flag", "whole", "byte"])
+def test_labels_are_text_or_numbers_of_any_storage(accuracies: Callable[..., dict[str, float]], labels: str) -> None:
+    expected = accuracies("--features", "a", "--labels", "label")
+    assert accuracies("--features", "a", "--labels", labels) == expected
+
+
+@pytest.mark.parametrize("labels", ["missing", "empty"])
+def test_rows_without_a_label_are_left_out_and_counted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], labels: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["--features", "a", "--labels", labels]) == 0
+    assert capsys.readouterr().out.endswith("Left out: 0 bad rows, 50 rows without a label.\n")
+
+
+def test_bad_rows_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = datasets.load_wine(return_X_y=True)
+    x[5, 3] = np.nan
+    write_shard(tmp_path / "x.h5", x, riders={"y": y})
+    extracted(tmp_path, "x.h5", "out", "--epochs", "1", "--on-bad-data", "skip")
+    assert main(["--features", str(tmp_path / "out")]) == 0
+    assert "Left out: 1 bad row, 0 rows" in capsys.readouterr().out
+
+
+def test_classes_are_in_order_whatever_holds_them() -> None:
+    classes, codes = classes_of([np.array([b"b", b"a", b"  "], dtype=object), np.array([b"c", b"b"])])
+    assert (classes, codes.tolist()) == (["a", "b", "c"], [1, 0, LEFT_OUT, 2, 1])
+    classes, codes = classes_of([np.array([3, 1], dtype=np.uint8), np.array([3.0, np.nan, 2.0])])
+    assert (classes, codes.tolist()) == ([1, 2, 3], [2, 0, 2, LEFT_OUT, 1])
+
+
+def test_a_fifth_of_every_class_is_held_out() -> None:
+    codes = np.repeat([0, 1, 2, 3, LEFT_OUT], [100, 10, 2, 1, 20])
+    is_test = held_out(np.random.default_rng(0).permutation(codes), seed=1)
+    assert is_test.sum() == 20 + 2 + 1
+    shuffled = np.random.default_rng(0).permutation(codes)
+    assert np.bincount(shuffled[is_test] + 1, minlength=5).tolist() == [0, 20, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "phrase"),
+    [
+        (["--features", "nowhere"], 66, "expected the output directory of a finished run"),
+        (["--features", "a", "--labels", "y"], 65, "no dataset 'y' rides along, found ['byte', 'bytes'"),
+        (["--features", "a", "--labels", "one"], 65, "one class only"),
+        (["--features", "a", "--labels", "number"], 65, "in row 0; 500 rows without a whole number"),
+        (["--features", "a", "--labels", "id"], 65, "500 different values in 500 training rows"),
+        (["--features", "a", "--labels", "label", "--test", "other"], 65, "2 features of another model than that of"),
+        (
+            ["--features", "a", "--labels", "label", "--test", "b/index.h5"],
+            65,
+            "b/index.h5: a file, expected the output",
+        ),
+        (["--features", "a/index.h5", "--labels", "label"], 65, "a/index.h5: a file, expected the output"),
+        (["--features", "a", "--memory-budget", "much"], 64, "expected bytes with a unit"),
+        (["--features", "a", "--passes", "0"], 64, "expected a whole number, 1 or more"),
+        (["--lables", "a"], 64, "--lables"),
+    ],
+)
+def test_mistakes(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    code: int,
+    phrase: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(flags) == code
+    assert phrase in capsys.readouterr().err
+
+
+def test_a_label_that_only_test_rows_have_counts_as_a_mistake(
+    accuracies: Callable[..., dict[str, float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = accuracies("--features", "a", "--labels", "label", "--test", "b")
+    assert max(found.values()) <= 499 / 500
+    assert "some test rows have labels that no training row has" in caplog.text
+
+
+def test_codes_count_by_what_they_stand_for_in_each_run(
+    tmp_path: Path, accuracies: Callable[..., dict[str, float]]
+) -> None:
+    y = np.arange(200) % 2
+    rows = np.random.default_rng(0).normal(size=(200, 4)) + 9 * y[:, None]
+    for output, categories in [("a", [b"cat", b"dog"]), ("b", [b"dog", b"cat"])]:
+        codes = y if output == "a" else 1 - y
+        riders = {"k/codes": codes.astype(np.int8), "k/categories": categories, "n/codes": 1 - codes}
+        riders |= {"n/categories": [0.5, 1.5] if output == "b" else [1.5, 0.5]}
+        write_shard(tmp_path / f"{output}.h5", rows, riders=riders)
+        how = ["--n-features", "2", "--epochs", "2"] if output == "a" else ["--model", str(tmp_path / "a")]
+        extracted(tmp_path, f"{output}.h5", output, "--carry", "k", "n", *how)
+    for labels in "kn":
+        flags = ["--features", str(tmp_path / "a"), "--test", str(tmp_path / "b"), "--labels", labels]
+        assert min(accuracies(*flags).values()) > 0.9
+
+
+def test_raw_rows_that_have_changed_since_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = datasets.load_wine(return_X_y=True)
+    path = write_shard(tmp_path / "x.h5", x, riders={"y": y})
+    extracted(tmp_path, "x.h5", "out", "--epochs", "1")
+    with h5py.File(path, "r+") as file:
+        file["X"][:] = x[::-1]
+    assert main(["--features", str(tmp_path / "out")]) == 65
+    assert "not the rows that file=" in capsys.readouterr().err
+
+
+def test_a_row_is_read_once_whatever_the_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, model = classify.open_features(folder / "a"), classify.load_model(folder / "a")
+    seen: list[Any] = []
+    for most_bytes in (1, 1000, 10**6):
+        cut = classify.pieces(found, str(folder / "a"), most_bytes)
+        rows = classify.Rows(cut, model, np.zeros(500, dtype=int), np.zeros(500, dtype=bool))
+        blocks = [*rows.read(np.arange(500) % 3 == 0)]
+        seen.append([np.concatenate(arrays) for arrays in zip(*blocks, strict=True)])
+        assert np.allclose(
+            1 / (1 + np.exp(-(seen[-1][2] @ model.parameters["W"] + model.parameters["b_hidden"]))),
+            seen[-1][1],
+            atol=1e-5,
+        )
+    assert np.array_equal(seen[0][0], np.arange(0, 500, 3))
+    for one in seen[1:]:
+        assert all(np.array_equal(*pair) for pair in zip(one, seen[0], strict=True))

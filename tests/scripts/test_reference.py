@@ -1,0 +1,65 @@
+"""The reference run of the model: its costs on two donuts, in numbers and in a plot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from scripts import make_data, reference
+from tests.support.interpreters import REPOSITORY
+
+COSTS = list(reference.PUBLISHED.values())
+
+
+def costs_of(table: str) -> dict[int, float]:
+    lines = [line.split() for line in table.splitlines() if line.strip()[:1].isdigit()]
+    return {int(epoch): float(ours) for epoch, _, ours in lines}
+
+
+def test_the_costs_fall_as_the_published_ones_and_end_below(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, output = str(tmp_path / "donuts"), tmp_path / "reference"
+    assert make_data.main(["donuts", "--output", data]) == 0
+    capsys.readouterr()
+    assert reference.main(["--data", data, "--output", str(output)]) == 0
+    found = costs_of(capsys.readouterr().out)
+    assert list(found) == list(reference.PUBLISHED)
+    costs = list(found.values())
+    assert 0.1 <= costs[0] < 1, "the decade of the published start"
+    assert all(later < earlier for earlier, later in pairwise(costs))
+    assert costs[-1] <= COSTS[-1]
+    assert (output / "reference.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_opencl_falls_the_same_way(tmp_path: Path, opencl: None) -> None:
+    data = str(tmp_path / "donuts")
+    assert make_data.main(["donuts", "--output", data]) == 0
+    found, features = {}, {}
+    for device in ("cpu", "opencl0:0"):
+        command = [sys.executable, str(REPOSITORY / "scripts" / "reference.py"), "--epochs", "501", "--data", data]
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / device)],
+            env={**os.environ, "THEANO_FLAGS": f"device={device},force_device=True"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"Device: {device}" in done.stdout
+        found[device] = costs_of(done.stdout)
+        features[device] = open_features(tmp_path / device).features.compute()
+    assert list(found["cpu"]) == [0, 500]
+    assert found["opencl0:0"] == pytest.approx(found["cpu"], rel=1e-3)
+    # 501 steps of training lie between them, each a little off.
+    assert np.allclose(features["opencl0:0"], features["cpu"], rtol=0, atol=1e-3)
+
+
+def test_without_donuts_it_says_how_to_make_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reference.main(["--data", str(tmp_path / "none")]) == 66
+    assert "make_data.py" in capsys.readouterr().err

@@ -1,0 +1,319 @@
+"""What rides along because it is named, wherever it lies; and codes with the categories that they stand for."""
+
+import json
+
+import dask.array as da
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.cli import main
+from pipeline.features import Features, open_features
+from pipeline.hdf5 import riders
+from pipeline.hdf5.child.describe import describe
+from pipeline.hdf5.child.find import Refused
+from pipeline.shards.open import Block, open_shards, read_riders
+from pipeline.shards.riding import absent
+from scripts import classify
+from tests.support.helpers import names, numbered, refused, write_shard
+from tests.support.standin import install
+
+N = 4
+
+
+def categorical(codes, categories, name="obs/kind"):
+    """Riders as AnnData has a categorical."""
+    texts = isinstance(categories[0], str)
+    stored = np.array(categories, object if texts else None)
+    return {f"{name}/codes": np.array(codes, "i1"), f"{name}/categories": stored}
+
+
+def earlier(codes, categories):
+    """Riders as AnnData had it before version 0.7."""
+    return {"obs/kind": np.array(codes, "i1"), "obs/__categories/kind": np.array(categories, object)}
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Write a shard of N rows for each set of riders, and open them with what is named."""
+
+    def opened(*riders, carry=("obs/kind",)):
+        paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), riders=r) for i, r in enumerate(riders)]
+        return open_shards(paths, carry=carry)
+
+    return opened
+
+
+def values(shards, name):
+    return [value for shard in shards for value in read_riders(Block(shard, 0, N))[name].tolist()]
+
+
+def values_of(shards):
+    return values(shards, "kind")
+
+
+def meant(shards, name="kind"):
+    """What codes stand for."""
+    (categories,) = {rider.categories for shard in shards for rider in shard.riders if rider.name == name}
+    return [None if code < 0 else categories[code] for code in values(shards, name)]
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_named_rides_along_wherever_it_lies(shards):
+    riders = {"y": range(N), "labels/a": range(10, 14), "deep/er/b": np.zeros((N, 1))}
+    opened = shards(riders, carry=["labels/a", "deep/er/b"])
+    assert names(opened[0]) == ("y", "a", "b")
+    assert values(opened, "a") == [10, 11, 12, 13]
+
+
+def test_what_rides_along_anyway_may_be_named(shards):
+    assert names(shards({"y": range(N)}, carry=["y"])[0]) == ("y",)
+
+
+def test_what_is_named_twice_rides_along_once(shards):
+    assert names(shards({"obs/kind": range(N)}, carry=["obs/kind", "obs/kind"])[0]) == ("kind",)
+
+
+def test_what_is_named_is_not_among_too_many(shards, monkeypatch, caplog):
+    monkeypatch.setattr("pipeline.shards.riding.MOST_RIDERS", 1)
+    opened = shards({"a": range(N), "b": range(N), "obs/kind": range(N)}, {"a": range(N), "obs/kind": range(N)})
+    assert names(opened[1]) == ("a", "kind")
+    assert "1 more datasets do not ride along, expected 1 at most" in caplog.text
+
+
+def test_a_name_that_is_taken_gives_way_to_the_path(shards):
+    riders = {"y": range(N), "a/y": range(1, 5), "a/z": range(2, 6), "b/z": range(3, 7)}
+    opened = shards(riders, carry=["a/y", "a/z", "b/z"])
+    assert names(opened[0]) == ("y", "a_y", "a_z", "b_z")
+    assert [values(opened, name)[0] for name in names(opened[0])] == [0, 1, 2, 3]
+
+
+def test_what_is_named_and_nowhere_stops_with_a_list_of_what_there_is(shards):
+    riders = {"y": range(N), "obs/age": range(N), **categorical([0] * N, ["a"], "obs/type"), "short": range(3)}
+    with refused(65, "0.h5 dataset=obs/kind: not there", "one value for each row have obs/age, obs/type, y", "--carry"):
+        shards(riders, riders)
+
+
+def test_what_is_named_and_lacks_in_some_shards_rides_along_from_the_others(shards, caplog):
+    opened = shards({"obs/kind": range(N)}, {}, carry=["obs/kind"])
+    assert names(opened[0]) == ("kind", "kind_present")
+    assert values(opened, "kind_present") == [True] * N + [False] * N
+    assert "kind is missing in 1 of 2 shards" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("how", "phrase"),
+    [
+        ({"data": range(3)}, "shape (3,), expected (4,), cannot ride along"),
+        ({"data": 5}, "a single value, cannot ride along"),
+        ({"shape": (N,), "dtype": h5py.ref_dtype}, "neither plain nor text, cannot ride along"),
+        ({"shape": (N,), "dtype": "i4"}, "never written"),
+    ],
+)
+def test_what_is_named_and_cannot_ride_along_is_an_error(tmp_path, how, phrase):
+    path = write_shard(tmp_path / "x.h5", numbered(N))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("obs/kind", **how)
+    with refused(65, f"file={path} dataset=obs/kind: ", phrase):
+        open_shards([path], carry=["obs/kind"])
+
+
+@pytest.mark.parametrize("link", [h5py.SoftLink("/y"), h5py.ExternalLink("other.h5", "/y")])
+@pytest.mark.parametrize("place", ["obs", "obs/kind"])
+def test_no_link_is_followed_to_what_is_named(tmp_path, link, place):
+    path = write_shard(tmp_path / "x.h5", numbered(N), riders={"y": range(N)})
+    with h5py.File(path, "a") as file:
+        file[place] = link
+    with refused(65, f"file={path} dataset=obs/kind: ", "link (not allowed"):
+        open_shards([path], carry=["obs/kind"])
+
+
+def test_a_group_that_is_no_categorical_is_an_error(shards):
+    with refused(65, "dataset=obs: a group, expected a dataset"):
+        shards({"obs/kind": range(N)}, carry=["obs"])
+
+
+@pytest.mark.parametrize("values", [np.arange(N), np.array(["a", "b", "c", "d"], object)], ids=["numbers", "texts"])
+def test_an_array_with_a_mask_rides_along_if_nothing_is_missing(shards, values):
+    opened = shards({"obs/kind/values": values, "obs/kind/mask": np.zeros(N, bool)})
+    assert [each if isinstance(each, int) else each.decode() for each in values_of(opened)] == values.tolist()
+    with refused(65, "dataset=obs/kind: 1 of its values are missing"):
+        shards({"obs/kind/values": values, "obs/kind/mask": np.arange(N) == 2})
+    with refused(65, "dataset=obs/kind/mask: no mask"):
+        shards({"obs/kind/values": values, "obs/kind/mask": np.arange(N)})
+
+
+# -- categories ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [categorical, earlier])
+def test_codes_ride_along_with_what_they_stand_for(shards, write):
+    opened = shards(write([1, 0, -1, 1], ["T cell", "ß"]))
+    assert values(opened, "kind") == [1, 0, -1, 1]
+    assert meant(opened) == ["ß", "T cell", None, "ß"]
+
+
+@pytest.mark.parametrize("categories", [[3, 5], [0.5, 1.5]])
+def test_categories_may_be_numbers(shards, categories):
+    assert meant(shards(categorical([1, 0, -1, 1], categories))) == [categories[i] for i in (1, 0)] + [
+        None,
+        categories[1],
+    ]
+
+
+def test_shards_of_different_categories_get_the_codes_of_all(shards):
+    opened = shards(categorical([0, 1, -1, 0], ["b", "c"]), categorical([2, 1, 0, -1], ["a", "b", "c"]), {})
+    assert meant(opened) == ["b", "c", None, "b", "c", "b", "a", None] + [None] * N
+    assert values(opened, "kind_present") == [True] * 2 * N + [False] * N
+
+
+def test_codes_that_lie_across_become_those_of_all_shards_too(tmp_path):
+    paths = [
+        write_shard(
+            tmp_path / f"{i}.h5",
+            numbered(2, N),
+            riders={"kind": np.array([[0, 1, -1, 0]]), "__categories/kind": np.array(categories, object)},
+        )
+        for i, categories in enumerate((["a", "b"], ["b", "c"]))
+    ]
+    assert meant(open_shards(paths, orientation="columns")) == ["a", "b", None, "a", "b", "c", None, "b"]
+
+
+@pytest.mark.parametrize(("dtype", "n"), [("u1", 3), ("i1", 200), ("<u8", 2)])
+def test_codes_are_of_a_dtype_that_has_a_number_for_each_and_for_none(shards, dtype, n):
+    words = np.array([str(i) for i in range(n)], object)
+    opened = shards({"obs/kind/codes": np.array([1, 0, 0, 1], dtype), "obs/kind/categories": words})
+    assert meant(opened) == ["1", "0", "0", "1"]
+    (rider,) = opened[0].riders
+    assert absent(1, rider).tolist() == [-1]
+    assert np.iinfo(rider.dtype).max >= n - 1
+
+
+def test_so_many_categories_in_all_that_their_codes_need_more_bytes(shards):
+    many = [[f"{i} {j}" for j in range(100)] for i in range(3)]
+    opened = shards(*(categorical([99, 0, -1, 1], each) for each in many))
+    assert meant(opened) == [word for each in many for word in (each[99], each[0], None, each[1])]
+    assert read_riders(Block(opened[0], 0, N))["kind"].dtype == np.int16
+
+
+@pytest.mark.parametrize(
+    "other", [categorical([0] * N, [1]), {"obs/kind": np.array(["a"] * N, object)}], ids=["numbers", "texts"]
+)
+def test_what_goes_into_no_common_categories_is_an_error_that_names_both(shards, other):
+    with refused(65, "kind rides along as", "0.h5", "1.h5", "--carry"):
+        shards(categorical([0] * N, ["a"]), other)
+
+
+@pytest.mark.parametrize("code", [2, 100, -2])
+def test_a_code_that_stands_for_nothing_is_an_error(shards, code):
+    opened = shards(categorical([0, 1, code, 0], ["a", "b"]))
+    with refused(65, "dataset=obs/kind/codes rows=2: code", f"{code}, expected -1 to 1"):
+        values(opened, "kind")
+
+
+def test_categories_that_are_too_many_or_of_another_kind_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.hdf5.riders.MOST_CATEGORIES", 2)
+    for i, odd in enumerate((np.arange(3), numbered(2), np.zeros(2, "c8"))):
+        riders = {"obs/kind/codes": np.zeros(N, "i1"), "obs/kind/categories": odd}
+        path = write_shard(tmp_path / f"{i}.h5", numbered(N), riders=riders)
+        with h5py.File(path) as file, pytest.raises(Refused, match="categories"):
+            describe(file, None, None, ["obs/kind"])
+
+
+def test_categories_that_are_too_many_in_all_shards_do_not_ride_along(shards, monkeypatch, caplog):
+    monkeypatch.setattr("pipeline.hdf5.riders.MOST_CATEGORIES", 3)
+    beside = [{"y": [0] * N, "__categories/y": np.array(words, object)} for words in (["a", "b"], ["c", "d"])]
+    opened = shards(*beside, carry=[])
+    assert names(opened[0]) == ()
+    assert "as codes of 2 categories from file=" in caplog.text
+    assert "too many" in caplog.text
+    with refused(65, "kind rides along as codes of 2 categories", "too many", "--carry"):
+        shards(categorical([0] * N, ["a", "b"]), categorical([0] * N, ["c", "d"]))
+
+
+def test_one_long_category_among_many_costs_no_memory(tmp_path, caplog):
+    """Of one length they would take a thousand times what the file does."""
+    words = np.array(["x" * 2**19, *map(str, range(10**4))], object)
+    riders = {"y": range(N), "kind": [0] * N, "__categories/kind": words, "id": [0] * N}
+    path = write_shard(tmp_path / "x.h5", numbered(N), riders=riders)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("__categories/id", (2**16,), "S1000")
+    (shard,) = open_shards([path])
+    assert names(shard) == ("y",)
+    assert "dataset=kind: categories that take more than 16777216 bytes" in caplog.text
+    assert "dataset=id: 65536 categories of dtype |S1000" in caplog.text
+
+
+def test_a_number_too_large_for_a_category_costs_the_codes_and_not_the_file(tmp_path, caplog):
+    riders = {"y": range(N), "kind": [0] * N, "__categories/kind": np.array([1, 2**63], "u8")}
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=riders)])
+    assert names(shard) == ("y",)
+    assert "dataset=kind: category 9223372036854775808, expected less than 9223372036854775808" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "odd", [["a", 1], [None], [2**70], ["\ud800"], "text", [["a"]], ["x" * (riders.MOST_WORDS + 1)]]
+)
+def test_categories_that_could_not_be_written_are_not_believed(tmp_path, monkeypatch, odd):
+    path = write_shard(tmp_path / "x.h5", numbered(N), riders=categorical([0] * N, ["a"]))
+    with h5py.File(path) as file:
+        facts, arrays = describe(file, None, None, ["obs/kind"])
+    claims = json.loads(json.dumps(facts))
+    claims["riders"][0]["categories"] = odd
+    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *arguments: (claims, arrays))
+    with refused(65, "makes no sense"):
+        open_shards([path], carry=["obs/kind"])
+
+
+def test_a_code_that_is_none_is_no_label():
+    codes = da.from_array(np.array([0, -1, 1], "i1"))
+    found = Features(None, None, {"kind": codes}, {}, {"kind": np.array(["a", "b"])})
+    assert classify._present(found, "kind").tolist() == [True, False, True]
+
+
+# -- in the output -------------------------------------------------------------------------------------------------
+
+
+def test_codes_and_categories_stand_in_every_output_and_ride_on_from_there(tmp_path, monkeypatch):
+    install(monkeypatch)
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    for i, categories in enumerate((["x", "ü"], ["ü", "z"])):
+        riders = {"y": range(30), **categorical(np.arange(30) % 3 - 1, categories)}
+        write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * i + 30], riders=riders)
+    flags = ["--input", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--epochs", "1", "--single-file"]
+    assert main("", flags) == 0
+    before = open_features(tmp_path / "out").features.compute()
+    assert set(open_features(tmp_path / "out").riders) == {"y"}
+    assert main("", [*flags, "--carry", "obs/kind"]) == 78  # other results
+    assert main("", [*flags, "--carry", "obs/kind", "--overwrite"]) == 0
+    expected = [None, "x", "ü"] * 10 + [None, "ü", "z"] * 10
+    for path in (tmp_path / "out", tmp_path / "out" / "single.h5"):
+        found = open_features(path)
+        categories = found.categories["kind"]
+        assert categories.tolist() == ["x", "ü", "z"]
+        codes = found.riders["kind"].compute()
+        assert [None if code < 0 else categories[code] for code in codes] == expected
+        np.testing.assert_array_equal(found.features.compute(), before)
+    with h5py.File(tmp_path / "out" / "index.h5") as index:
+        assert index["kind"][:].tolist() == codes.tolist()
+        assert [text.decode() for text in index["__categories/kind"][:]] == ["x", "ü", "z"]
+    parts = open_shards([str(tmp_path / "out")])
+    assert {rider.categories for shard in parts for rider in shard.riders if rider.name == "kind"} == {("x", "ü", "z")}
+    assert not any(each.is_missed for shard in parts for each in shard.left_out)
+
+
+def test_what_is_named_changes_neither_scan_nor_model(tmp_path, monkeypatch, caplog):
+    install(monkeypatch)
+    caplog.set_level("INFO", "pipeline")
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    path = write_shard(tmp_path / "x.h5", rows, riders={"labels/y": np.arange(60), "labels/z": np.arange(60)})
+    flags = ["--input", path, "--output", str(tmp_path / "out"), "--epochs", "1"]
+    assert main("", flags) == 0
+    caplog.clear()
+    assert main("", [*flags, "--carry", "labels/y", "/labels//z", "--overwrite"]) == 0
+    assert "carry None -> ['labels/y', 'labels/z']" in caplog.text
+    assert open_features(tmp_path / "out").riders["z"].compute().tolist() == list(range(60))
+    assert "training" not in " ".join(message for message in caplog.messages if "epochs" in message)

@@ -1,0 +1,433 @@
+"""Master files: what they stack is read from there, if it lies where somebody said it may; and nothing else."""
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.features import open_features
+from pipeline.hdf5.child import stacked
+from pipeline.shards.open import Block, master, open_shards, read, read_riders
+from scripts.extract import main
+from tests.support import hostile
+from tests.support.helpers import numbered, refused, write_shard
+
+N_FILES, N_ROWS = 11, 3
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """The folder of files that are stacked: rows in another dataset than X, with a number of each."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for i in range(N_FILES):
+        rows = numbered(N_ROWS, first=N_ROWS * i).reshape(N_ROWS, 2, 1)
+        numbers = np.arange(N_ROWS * i, N_ROWS * (i + 1))
+        write_shard(folder / f"run_{i + 1}.h5", rows, "entry/data", {"entry/y": numbers})
+    return folder
+
+
+def sources(folder="raw", n=N_FILES):
+    """What a master says of them."""
+    return [h5py.VirtualSource(f"{folder}/run_{i + 1}.h5", "entry/data", (N_ROWS, 2, 1)) for i in range(n)]
+
+
+def virtual(path, pieces, shape=(N_FILES * N_ROWS, 2, 1), name="X", beside=()):
+    """A master with a virtual dataset: `pieces` are (where in it, source)."""
+    layout = h5py.VirtualLayout(shape, "i8")
+    for place, source in pieces:
+        layout[place] = source
+    with h5py.File(path, "w") as file:
+        file.create_virtual_dataset(name, layout)
+        for other in beside:
+            file[other] = np.arange(shape[0])
+    return str(path)
+
+
+def rows_of(found):
+    """Each source in its place, one after the other."""
+    return [(slice(N_ROWS * i, N_ROWS * (i + 1)), source) for i, source in enumerate(found)]
+
+
+def links(path, names, group="entry/data", dataset="/entry/data"):
+    """A master with a group of external links, by their names."""
+    with h5py.File(path, "w") as file:
+        for name, target in names.items():
+            file[f"{group}/{name}"] = h5py.ExternalLink(target, dataset)
+    return str(path)
+
+
+def eiger(path):
+    """As detectors of Dectris write it: in the order of the numbers, which is not that of the letters."""
+    return links(path, {f"data_{i + 1}": f"raw/run_{i + 1}.h5" for i in range(N_FILES)})
+
+
+def read_all(shards):
+    return np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
+
+
+# -- what is stacked is read ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources())), eiger], ids=["virtual", "links"])
+def test_the_shards_of_a_master_are_the_files_that_it_stacks_in_its_order(tmp_path, raw, write):
+    shards = open_shards([write(tmp_path / "master.h5")], followed=[str(raw)])
+    assert [Path(shard.path).name for shard in shards] == [f"run_{i + 1}.h5" for i in range(N_FILES)]
+    np.testing.assert_array_equal(read_all(shards), numbered(N_FILES * N_ROWS))
+    listed = open_shards([str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)], "entry/data")
+    assert shards == listed
+
+
+def test_a_virtual_dataset_has_the_rows_that_hdf5_has_for_it_whatever_the_order_of_its_blocks(tmp_path, raw):
+    backwards = rows_of(sources()[::-1])
+    path = virtual(tmp_path / "master.h5", backwards[3:] + backwards[:3])
+    with h5py.File(path) as file:
+        theirs = file["X"][:].reshape(-1, 2)
+    np.testing.assert_array_equal(read_all(open_shards([path], followed=[str(raw)])), theirs)
+
+
+def test_what_lies_beside_the_rows_in_the_files_rides_along_and_what_lies_in_the_master_is_said_not_to(
+    tmp_path, raw, caplog
+):
+    path = virtual(tmp_path / "master.h5", rows_of(sources()), name="entry/all", beside=["entry/time", "entry/n"])
+    shards = open_shards([path], followed=[str(raw)])
+    assert [read_riders(Block(shard, 0, 1))["y"][0] for shard in shards] == list(range(0, N_FILES * N_ROWS, N_ROWS))
+    assert "dataset=entry/all: does not ride along from the master: n, time." in caplog.text
+
+
+def test_a_master_may_stand_among_shards(tmp_path, raw):
+    shard = write_shard(tmp_path / "own.h5", numbered(2))
+    found = open_shards([shard, eiger(tmp_path / "master.h5")], followed=[str(raw)])
+    assert [found[0].path, len(found)] == [shard, 1 + N_FILES]
+
+
+@pytest.mark.parametrize("beside", [{}, {"run": np.array(["text"] * 2, object)}], ids=["plain", "asked of the child"])
+def test_rows_of_the_files_own_are_read_as_ever(tmp_path, raw, beside):
+    shard = write_shard(tmp_path / "own.h5", numbered(2), riders=beside)
+    with h5py.File(shard, "a") as file:
+        file["elsewhere"] = h5py.ExternalLink("raw/run_1.h5", "/entry/data")
+    assert open_shards([shard], followed=[str(raw)]) == open_shards([shard])
+
+
+def test_a_link_to_one_dataset_can_be_named(tmp_path, raw):
+    (shard,) = open_shards([eiger(tmp_path / "master.h5")], "entry/data/data_2", followed=[str(raw)])
+    np.testing.assert_array_equal(read_all([shard]), numbered(N_ROWS, first=N_ROWS))
+
+
+def test_files_are_looked_for_beside_the_master_wherever_it_is_linked_from(tmp_path, raw, monkeypatch):
+    for name in ("HDF5_VDS_PREFIX", "HDF5_EXT_PREFIX"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    link = tmp_path / "links" / "master.h5"
+    link.parent.mkdir()
+    link.symlink_to(virtual(tmp_path / "master.h5", rows_of(sources())))
+    assert len(open_shards([str(link)], followed=[str(raw)])) == N_FILES
+
+
+def test_files_that_are_not_where_they_were_written_are_looked_for_beside_the_master(tmp_path, raw):
+    path = links(raw / "master.h5", {"data_1": "/detector/of/another/machine/run_2.h5"})
+    (shard,) = open_shards([path], followed=[str(raw)])
+    assert shard.path == str(raw / "run_2.h5")
+
+
+def some_layout(rng):
+    """A master's blocks: of whole files in some order as a rule, else moved, cut or left out; with the rows in all."""
+    pieces, start = [], 0
+    for source in rng.permutation(np.array(sources(), object))[: rng.integers(1, 5)]:
+        first, stop = (0, N_ROWS) if rng.random() < 0.8 else sorted(rng.permutation(N_ROWS + 1)[:2].tolist())
+        start = max(0, start + int(rng.choice([-1, 1])) * int(rng.random() < 0.1))
+        end = start + stop - first
+        is_whole = stop - first == N_ROWS and rng.random() < 0.5  # there are two ways to say so
+        pieces.append((slice(start, end), source if is_whole else source[first:stop]))
+        start = end
+    return pieces, max(place.stop for place, _ in pieces) + int(rng.random() < 0.1)
+
+
+def test_any_layout_is_refused_or_gives_the_rows_that_hdf5_gives(tmp_path, raw):
+    outcomes = []
+    for seed in range(60):
+        pieces, n_rows = some_layout(np.random.default_rng(seed))
+        path = virtual(tmp_path / f"{seed}.h5", pieces, (n_rows, 2, 1))
+        with h5py.File(path) as file:
+            theirs = file["X"][:].reshape(n_rows, 2)
+        try:
+            ours = read_all(open_shards([path], followed=[str(raw)]))
+        except DataError:
+            outcomes.append("refused")
+            continue
+        np.testing.assert_array_equal(ours, theirs)
+        outcomes.append("read")
+    assert 15 < outcomes.count("read") < 45
+
+
+def test_a_percent_sign_in_a_name_is_spelled_twice(tmp_path, raw):
+    (raw / "run_1.h5").rename(raw / "100%.h5")
+    source = h5py.VirtualSource("raw/100%%.h5", "entry/data", (N_ROWS, 2, 1))
+    path = virtual(tmp_path / "master.h5", rows_of([source]), (N_ROWS, 2, 1))
+    (shard,) = open_shards([path], followed=[str(raw)])
+    assert Path(shard.path).name == "100%.h5"
+
+
+@pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources())), eiger], ids=["virtual", "links"])
+def test_a_run_over_a_master_gives_the_features_of_a_run_over_its_files_bit_for_bit(tmp_path, raw, write):
+    path = write(tmp_path / "master.h5")
+    settings = ["--epochs", "2", "--n-features", "1"]
+    listed = [str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)]
+    runs = {"a": ["--input", path, "--follow", str(raw)], "b": ["--input", *listed, "--dataset", "entry/data"]}
+    for output, flags in runs.items():
+        assert main([*flags, *settings, "--output", str(tmp_path / output)]) == 0
+    first, second = (open_features(tmp_path / output) for output in runs)
+    assert first.features.compute().tobytes() == second.features.compute().tobytes()
+    assert np.asarray(first.riders["y"]).tolist() == list(range(N_FILES * N_ROWS))
+    # Of what the master itself says, nothing counts: the results are the same ones.
+    assert main([*runs["a"], *settings, "--output", str(tmp_path / "b")]) == 0
+
+
+# -- what is no stack of whole rows ----------------------------------------------------------------------------------
+
+WHOLE = h5py.VirtualSource("raw/run_1.h5", "entry/data", (N_ROWS, 2, 1))
+
+
+def other(i):
+    return h5py.VirtualSource(f"raw/run_{i}.h5", "entry/data", (N_ROWS, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "pieces", "phrases"),
+    [
+        ((2, 2, 1), [(slice(0, 2), WHOLE[:2])], ["rows of shape (3, 2, 1) (dense), expected (2, 2, 1) (dense)"]),
+        ((2, 2, 1), [(slice(0, 2), WHOLE[1:])], ["only a part is stacked, expected all its rows"]),
+        ((3, 1, 1), [(slice(0, 3), WHOLE[:, :1])], ["shape (3, 2, 1) (dense), expected (3, 1, 1) (dense)"]),
+        ((4, 2, 1), [(slice(0, 3), WHOLE)], ["rows 3:4 come from no file"]),
+        ((4, 2, 1), [(slice(1, 4), WHOLE)], ["rows 0:1 come from no file"]),
+        ((7, 2, 1), [(slice(0, 3), WHOLE), (slice(4, 7), other(2))], ["rows 3:4 come from no file"]),
+        ((5, 2, 1), [(slice(0, 3), WHOLE), (slice(2, 5), other(2))], ["rows 2:3 come from two files"]),
+        ((3, 4, 1), [(np.s_[:, :2], WHOLE), (np.s_[:, 2:], other(2))], ["something else than rows"]),
+        ((6, 2, 1), [(slice(0, 6, 2), WHOLE), (slice(1, 6, 2), other(2))], ["something else than rows"]),
+        ((1, 3, 2, 1), [(0, WHOLE)], ["shape (3, 2, 1) (dense), expected (1, 3, 2, 1) (dense)"]),
+        ((6, 2, 1), [(slice(0, 3), WHOLE), (slice(3, 6), WHOLE)], ["found twice", "master.h5"]),
+        ((3, 2, 1), [], ["stacks 0 files, expected 1 to 100000"]),
+    ],
+)
+def test_what_is_not_made_of_whole_rows_is_refused_in_words(tmp_path, raw, shape, pieces, phrases):
+    path = virtual(tmp_path / "master.h5", pieces, shape)
+    with refused(65, str(tmp_path / "master.h5"), *phrases):
+        open_shards([path], "X", followed=[str(raw)])
+
+
+def test_rows_are_not_stacked_where_columns_are_asked_for(tmp_path):
+    """Squares, whose shape does not tell them from their transposes."""
+    for i in range(2):
+        write_shard(tmp_path / f"{i}.h5", numbered(3, 3, first=3 * i))
+    pieces = [(slice(3 * i, 3 * i + 3), h5py.VirtualSource(f"{i}.h5", "X", (3, 3))) for i in range(2)]
+    path = virtual(tmp_path / "master.h5", pieces, (6, 3))
+    with refused(65, "0.h5 dataset=X: rows of shape (3, 3) (columns), expected (3, 3) (dense)"):
+        open_shards([path], followed=[str(tmp_path)], orientation="columns")
+
+
+def test_files_by_a_pattern_without_an_end_are_refused(tmp_path, raw):
+    layout = h5py.VirtualLayout((3, 2, 1), "i8", maxshape=(None, 2, 1))
+    source = h5py.VirtualSource("raw/run_%b.h5", "entry/data", (3, 2, 1))
+    with h5py.File(tmp_path / "master.h5", "w") as file:
+        space = h5py.h5s.create_simple((3, 2, 1), (h5py.h5s.UNLIMITED, 2, 1))
+        space.select_hyperslab((0, 0, 0), (h5py.h5s.UNLIMITED, 1, 1), (3, 1, 1), (3, 2, 1))
+        layout.dcpl.set_virtual(space, source.path.encode(), b"entry/data", source.sel.id)
+        file.create_virtual_dataset("X", layout)
+    with refused(65, "by the pattern raw/run_%b.h5, expected the names of files"):
+        open_shards([str(tmp_path / "master.h5")], followed=[str(raw)])
+
+
+def test_a_dataset_that_grows_with_its_files_is_refused(tmp_path):
+    path = hostile.virtual(tmp_path, hostile.secret(tmp_path), unlimited=True)
+    with refused(65, "something else than rows"):
+        open_shards([str(path)], followed=[str(tmp_path)])
+
+
+def test_a_master_of_masters_is_refused(tmp_path, raw):
+    virtual(raw / "inner.h5", rows_of(sources(".")))
+    path = links(tmp_path / "master.h5", {"data_1": "raw/inner.h5"}, dataset="/X")
+    with refused(65, "inner.h5 dataset=X: a virtual dataset (not allowed", f"one of those that file={path} stacks"):
+        open_shards([path], followed=[str(raw)])
+
+
+def test_of_several_stacks_one_is_to_be_named(tmp_path, raw):
+    path = links(tmp_path / "master.h5", {"a/data_1": "raw/run_1.h5", "b/data_2": "raw/run_2.h5"})
+    with refused(65, "candidates entry/data/a, entry/data/b stack rows of other files", "Name it with --dataset"):
+        open_shards([path], followed=[str(raw)])
+    assert len(open_shards([path], "entry/data/a", followed=[str(raw)])) == 1
+
+
+def test_the_files_beside_a_master_are_not_counted_twice(tmp_path, raw):
+    path = eiger(tmp_path / "master.h5")
+    with refused(65, "run_1.h5: found twice", "Drop one of the inputs"):
+        open_shards([str(raw), path], followed=[str(raw)])
+
+
+def test_a_refused_master_may_be_left_out_like_any_bad_shard(tmp_path, raw):
+    path = virtual(tmp_path / "bad.h5", [(slice(0, 3), WHOLE)], (4, 2, 1))
+    bad = []
+    own = write_shard(tmp_path / "own.h5", numbered(2))
+    (shard,) = open_shards([path, own], None, lambda path, error: bad.append((str(path), str(error))), [str(raw)])
+    assert shard.path == own
+    assert [(name, "come from no file" in error) for name, error in bad] == [(path, True)]
+
+
+# -- without --follow ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["raw", "r\x1baw"])
+def test_a_refusal_says_how_a_master_would_be_read(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("data")
+    path = virtual("data/master.h5", rows_of(sources(folder)))
+    escaped = folder.replace("\x1b", "\\x1b")
+    phrase = f"It stacks the rows of 11 files in data/{escaped}: --follow data/{escaped} has them read as shards."
+    with refused(65, "dataset=X: a virtual dataset (not allowed", phrase):
+        open_shards([path])
+    with refused(65, "dataset=entry/data: a group, expected a dataset", phrase):
+        links("data/master.h5", {f"data_{i + 1}": f"{folder}/run_{i + 1}.h5" for i in range(N_FILES)})
+        open_shards(["data/master.h5"])
+
+
+@pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources()), name="all"), eiger])
+def test_a_mask_beside_a_stack_is_not_taken_for_the_rows(tmp_path, write):
+    path = write(tmp_path / "master.h5")
+    with h5py.File(path, "a") as file:
+        file["entry/mask"] = np.zeros((2, 2), "u4")
+    with refused(65, "candidates", "entry/mask (2, 2) uint32", "(rows of other files)", "--dataset", "--follow"):
+        open_shards([path])
+    assert open_shards([path], "entry/mask")[0].shape == (2, 2)
+
+
+def test_no_way_is_shown_that_would_not_lead_to_rows(tmp_path):
+    path = virtual(tmp_path / "master.h5", [(slice(0, 3), WHOLE)], (4, 2, 1))
+    with pytest.raises(Exception, match="a virtual dataset") as caught:
+        open_shards([path])
+    assert "--follow" not in str(caught.value)
+
+
+# -- what means harm -------------------------------------------------------------------------------------------------
+
+OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "folder/secret.h5", "absolute", "passwd"]
+
+
+@pytest.mark.parametrize("kind", ["virtual", "links"])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_s12_a_master_opens_nothing_outside_the_named_folders(tmp_path, kind, name):
+    """Neither by its path, nor by links out of the folder of the file or of a folder on the way."""
+    secret, inside = hostile.secret(tmp_path), tmp_path / "inside"
+    inside.mkdir()
+    (inside / "link.h5").symlink_to(secret)
+    (inside / "folder").symlink_to(tmp_path)
+    (inside / "passwd").symlink_to("/etc/passwd")
+    target = str(secret) if name == "absolute" else name
+    if kind == "virtual":
+        path = virtual(inside / "master.h5", [(slice(0, 6), h5py.VirtualSource(target, "X", (6, 2)))], (6, 2))
+    else:
+        path = links(inside / "master.h5", {"data_1": target}, dataset="/X")
+    with hostile.opens(secret) as counts:
+        with refused(77, f"file={path}", "expected files inside of what --follow names"):
+            open_shards([path], followed=[str(inside)])
+        with refused(65, f"file={path}"):
+            open_shards([path])
+    assert counts == [0]
+
+
+def test_a_fifo_is_not_waited_for(tmp_path, raw):
+    os.mkfifo(raw / "fifo.h5")
+    path = links(tmp_path / "master.h5", {"data_1": "raw/fifo.h5"})
+    with refused(66, "fifo.h5: not a regular file", f"one of those that file={path} stacks"):
+        open_shards([path], followed=[str(raw)])
+
+
+def test_a_file_that_is_not_there_is_named_with_its_master(tmp_path, raw):
+    path = links(tmp_path / "master.h5", {"data_1": "raw/gone.h5"})
+    with refused(66, "gone.h5: No such file", f"one of those that file={path} stacks"):
+        open_shards([path], followed=[str(raw)])
+
+
+@pytest.mark.parametrize("name", [".", "master.h5"])
+def test_a_master_that_stacks_itself_leads_nowhere(tmp_path, name):
+    path = virtual(tmp_path / "master.h5", [(slice(0, 6), h5py.VirtualSource(name, "X", (6, 2)))], (6, 2))
+    with refused(65, "master.h5 dataset=X: a virtual dataset (not allowed"):
+        open_shards([path], followed=[str(tmp_path)])
+
+
+def test_more_links_than_a_data_set_may_have_files_are_refused(tmp_path):
+    with h5py.File(tmp_path / "master.h5", "w", libver="latest") as file:
+        for i in range(stacked.MOST_PIECES + 1):
+            file.id.links.create_external(b"%d" % i, b"raw", b"X")
+    with refused(65, "more than 100000 external links"):
+        open_shards([str(tmp_path / "master.h5")], "/", followed=[str(tmp_path)])
+
+
+def test_more_blocks_than_a_data_set_may_have_files_are_refused(tmp_path, raw, monkeypatch):
+    path = virtual(tmp_path / "master.h5", rows_of(sources()))
+    monkeypatch.setattr(stacked, "MOST_PIECES", N_FILES - 1)
+    with h5py.File(path) as file, pytest.raises(stacked.Refused, match="11 blocks, expected 10 at most"):
+        stacked.stacked(file, "X")
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
+    with refused(66, "follow=", "no such directory"):
+        open_shards([write_shard(tmp_path / "x.h5", numbered(2))], followed=[str(tmp_path / "raw")])
+
+
+BLOCK = ["raw/run_1.h5", "entry/data", [[0, 3], [0, 2], [0, 1]], []]
+CLAIM = {"dataset": "X", "shape": [3, 2, 1], "blocks": [BLOCK], "beside": []}
+
+
+def block(i, value):
+    return [value if j == i else each for j, each in enumerate(BLOCK)]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {},
+        [],
+        "stack",
+        {**CLAIM, "dataset": 3},
+        {**CLAIM, "dataset": ""},
+        {**CLAIM, "shape": []},
+        {**CLAIM, "shape": [-3, 2, 1]},
+        {**CLAIM, "shape": [3.0, 2, 1]},
+        {**CLAIM, "shape": [True, 2, 1]},
+        {**CLAIM, "shape": [2**63, 2, 1]},
+        {**CLAIM, "blocks": 3},
+        {**CLAIM, "blocks": [3]},
+        {**CLAIM, "blocks": [BLOCK[:3]]},
+        {**CLAIM, "blocks": [block(0, 3)]},
+        {**CLAIM, "blocks": [block(0, "")]},
+        {**CLAIM, "blocks": [block(0, "a\0b")]},
+        {**CLAIM, "blocks": [block(0, "\ud800")]},
+        {**CLAIM, "blocks": [block(0, "x" * 5000)]},
+        {**CLAIM, "blocks": [block(1, None)]},
+        {**CLAIM, "blocks": [block(2, [[0, 3], [0, 2]])]},
+        {**CLAIM, "blocks": [block(2, [[0, 3], [0, 2], [0]])]},
+        {**CLAIM, "blocks": [block(2, [[3, 0], [0, 2], [0, 1]])]},
+        {**CLAIM, "blocks": [block(2, [[0, 2**64], [0, 2], [0, 1]])]},
+        {**CLAIM, "blocks": [block(3, [["0", 3]])]},
+        {**CLAIM, "blocks": [BLOCK] * 100_001},
+        {**CLAIM, "beside": [None]},
+        {**CLAIM, "beside": 3},
+        {"dataset": "X", "links": [], "beside": []},
+        {"dataset": "X", "links": [["a", "raw/run_1.h5"]], "beside": []},
+        {"dataset": "X", "links": [["a", "raw/run_1.h5", 3]], "beside": []},
+        {"dataset": "X", "links": [["9" * 5000, "raw/run_1.h5", "entry/data"]], "beside": []},
+        {"dataset": "X", "links": {"a": "b"}, "beside": []},
+    ],
+)
+def test_what_the_child_may_be_made_to_say_is_refused(tmp_path, raw, monkeypatch, forged):
+    path = write_shard(tmp_path / "x.h5", numbered(2), riders={"text": np.array(["text"] * 2, object)})
+    monkeypatch.setattr(master, "ask", lambda *question: (forged, []))
+    with refused(65, f"file={path}"):
+        open_shards([path], followed=[str(raw)])
+
+
+def test_what_the_child_says_of_a_stack_is_taken_where_it_is_right(tmp_path, raw, monkeypatch):
+    path = write_shard(tmp_path / "x.h5", numbered(2), riders={"text": np.array(["text"] * 2, object)})
+    monkeypatch.setattr(master, "ask", lambda *question: (CLAIM, []))
+    assert len(open_shards([path], followed=[str(raw)])) == 1

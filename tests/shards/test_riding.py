@@ -1,0 +1,226 @@
+"""The same rides along from every shard, whatever some of them lack."""
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.cli import main
+from pipeline.features import open_features
+from pipeline.shards.open import Block, open_shards, read_riders, riding
+from pipeline.shards.riding import common_dtype
+from scripts import classify
+from tests.support.helpers import names, numbered, write_shard
+from tests.support.standin import install
+
+LOWEST = np.iinfo(np.int64).min
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Write a shard of 3 rows for each set of riders, and open them."""
+
+    def opened(*riders):
+        return open_shards([write_shard(tmp_path / f"{i}.h5", numbered(3), riders=r) for i, r in enumerate(riders)])
+
+    return opened
+
+
+def values(shards):
+    """What rides along with all rows, by name."""
+    found = [read_riders(Block(shard, 0, shard.n_rows)) for shard in shards]
+    return {name: np.concatenate([each[name] for each in found]).tolist() for name in found[0]}
+
+
+def test_what_some_shards_lack_rides_along_from_the_others(shards, caplog):
+    opened = shards({"y": range(3), "id": range(3)}, {"id": range(3)}, {"y": range(2), "id": range(3)})
+    assert {names(shard) for shard in opened} == {("id", "y", "y_present")}
+    assert values(opened) == {
+        "id": [0, 1, 2] * 3,
+        "y": [0, 1, 2] + [LOWEST] * 6,
+        "y_present": [True] * 3 + [False] * 6,
+    }
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    paths = [shard.path for shard in opened]
+    assert warning == (
+        f"y is missing in 2 of 3 shards, file={paths[1]}, file={paths[2]} (shape (2,), expected (3,)): there it "
+        f"becomes {LOWEST}, and y_present tells which rows have it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"),
+    [
+        (np.zeros(3, "f4"), np.nan),
+        (np.zeros(3, "i1"), -128),
+        (np.zeros(3, "u2"), 65535),
+        (np.zeros(3, bool), False),
+        (np.array([b"abc"] * 3), b""),
+        (np.array(["text"] * 3, object), b""),
+        (np.zeros(3, [("a", "i4"), ("b", "f8")]), (0, 0.0)),
+        (np.zeros(3, "c8"), complex(np.nan)),
+    ],
+    ids=lambda each: str(getattr(each, "dtype", "")),
+)
+def test_what_stands_instead_can_hardly_be_taken_for_a_value(shards, present, missing):
+    opened = shards({"y": present}, {})
+    found = read_riders(Block(opened[1], 0, 3))
+    np.testing.assert_array_equal(np.array(found["y"].tolist()), np.array([missing] * 3))
+    assert found["y_present"].tolist() == [False] * 3
+
+
+def test_a_shard_without_rows_lacks_nothing(tmp_path, caplog):
+    empty = write_shard(tmp_path / "0.h5", numbered(0))
+    opened = open_shards([empty, write_shard(tmp_path / "1.h5", numbered(2), riders={"y": [1, 2]})])
+    assert values(opened) == {"y": [1, 2]}
+    assert "is missing" not in caplog.text
+
+
+@pytest.mark.parametrize("y", [np.arange(2), np.array([b"a", b"b"], object)], ids=["numbers", "texts"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_shard_without_rows_has_no_say_in_dtypes_and_categories(tmp_path, caplog, y, first):
+    codes, words = np.array([1, 0], "i1"), np.array([b"a", b"b"])
+    filled = {"y": y, "kind/codes": codes, "kind/categories": words}
+    paths = []
+    for i, (n, riders) in enumerate(((first, filled), (2 - first, filled))):
+        if not n:
+            riders = {"y": np.array([]), "kind/codes": np.array([], "i1"), "kind/categories": [1.5]}
+        paths.append(write_shard(tmp_path / f"{i}.h5", numbered(n), riders=riders))
+    opened = open_shards(paths, carry=["kind"])
+    assert values(opened) == {"y": y.tolist(), "kind": [1, 0]}
+    assert {rider.categories for shard in opened for rider in shard.riders} == {None, ("a", "b")}
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.endswith("no rows")
+
+
+def test_a_mask_takes_no_name_that_is_there(shards):
+    opened = shards({"y": range(3), "y_present": range(3)}, {"y_present": range(3)})
+    assert names(opened[0]) == ("y", "y_present_", "y_present")
+
+
+def test_shards_that_agree_are_left_as_they_are(shards):
+    opened = shards({"y": range(3)}, {"y": range(3)})
+    assert riding.alike(opened) == opened
+
+
+# -- dtypes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "common"),
+    [
+        ("i4 i8", "i8"),
+        ("u1 i1", "i2"),
+        (">i4 <i4", "i4"),
+        ("i4 f8", "f8"),
+        ("i2 f4", "f4"),
+        ("i4 f4", "f8"),
+        ("i8 f8", None),
+        ("u8 i8", None),
+        ("b1 u1", "u1"),
+        ("S3 S5", "S5"),
+        ("S3 O", "O"),
+        ("S3 i4", None),
+        ("O i4", None),
+    ],
+)
+def test_the_common_dtype_holds_every_value_of_both(dtypes, common):
+    found = common_dtype([np.dtype(name) for name in dtypes.split()])
+    assert found == (None if common is None else np.dtype(common))
+
+
+def test_enumerations_agree_only_if_their_values_are_called_the_same():
+    one, other = (h5py.enum_dtype({"a": 0, name: 1}, "i1") for name in "bc")
+    assert common_dtype([one, other]) is None
+    assert common_dtype([one, one]) == one
+
+
+def test_values_of_two_dtypes_ride_along_in_one_that_holds_them(shards):
+    opened = shards(
+        {"y": np.array([[1, 2, 3]], "i4"), "t": np.array([[b"a"], [b"b"], [b"c"]])},
+        {"y": np.array([2**40, -1, 0]), "t": np.array([b"long", b"", b"er"])},
+    )
+    assert values(opened) == {"y": [1, 2, 3, 2**40, -1, 0], "t": [b"a", b"b", b"c", b"long", b"", b"er"]}
+    assert all(read_riders(Block(shard, 0, 3))["y"].dtype == "i8" for shard in opened)
+
+
+def test_dtypes_that_go_into_no_common_one_are_a_warning_with_both(shards, caplog):
+    opened = shards({"y": np.array([1, 2, 3])}, {"y": np.array([b"a", b"b", b"c"])})
+    first, second = (shard.path for shard in opened)
+    assert f"y rides along as int64 from file={first} and as |S1 from file={second}" in caplog.text
+    assert [read_riders(Block(shard, 0, 3))["y"].tolist() for shard in opened] == [[1, 2, 3], [b"a", b"b", b"c"]]
+
+
+# -- in the output -------------------------------------------------------------------------------------------------
+
+
+def run(tmp_path, *arguments):
+    return main("", ["--input", str(tmp_path / "shards"), "--epochs", "1", "--quiet", *arguments])
+
+
+def test_the_manifest_says_why_labels_do_not_ride_along_and_the_classifier_too(tmp_path, monkeypatch, capsys):
+    install(monkeypatch)
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    write_shard(tmp_path / "shards" / "0.h5", rows, riders={"y": range(29)})
+    assert run(tmp_path, "--output", str(tmp_path / "out")) == 0
+    assert open_features(tmp_path / "out").manifest["left_out"] == {"y": "shape (29,), expected (30,)"}
+    assert classify.main(["--features", str(tmp_path / "out")]) == 65
+    assert "found []; y was left out (shape (29,), expected (30,))" in capsys.readouterr().err
+
+
+def test_what_means_another_thing_in_each_shard_stands_in_parts_only(tmp_path, monkeypatch):
+    install(monkeypatch)
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    for i, words in enumerate(({"cat": 0, "dog": 1}, {"dog": 0, "cat": 1})):
+        kinds = {"y": h5py.enum_dtype(words, "i1"), "pair": np.dtype(("f4", (2 + i,))), "z": np.dtype("i4")}
+        with h5py.File(write_shard(tmp_path / "shards" / f"{i}.h5", rows), "a") as file:
+            for name, dtype in kinds.items():
+                file.create_dataset(name, (30,), dtype)[...] = np.zeros(30, dtype)
+    assert run(tmp_path, "--output", str(tmp_path / "out"), "--single-file") == 0
+    found = open_features(tmp_path / "out")
+    assert set(found.riders) == {"z"}
+    for name in ("index.h5", "single.h5"):
+        with h5py.File(tmp_path / "out" / name) as file:
+            assert set(file) == {"features", "valid", "z"}
+    for part in found.manifest["parts"]:
+        with h5py.File(tmp_path / "out" / part["file"]) as file:
+            assert set(file) == {"features", "valid", "y", "pair", "z"}
+
+
+@pytest.mark.parametrize("is_code", [False, True])
+def test_why_labels_of_two_kinds_are_not_in_the_index_stands_in_the_manifest(tmp_path, monkeypatch, capsys, is_code):
+    install(monkeypatch)
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    words = {"__categories/y": [b"a"]} if is_code else {}
+    write_shard(tmp_path / "shards" / "0.h5", rows, riders={"y": np.zeros(30, "i1"), **words})
+    write_shard(tmp_path / "shards" / "1.h5", rows, riders={"y": np.array([b"a"] * 30)})
+    assert run(tmp_path, "--output", str(tmp_path / "out")) == 0
+    assert open_features(tmp_path / "out").manifest["left_out"] == {"y": "the shards do not have it alike"}
+    assert classify.main(["--features", str(tmp_path / "out")]) == 65
+    assert "found []; y was left out (the shards do not have it alike)" in capsys.readouterr().err
+
+
+def test_features_do_not_depend_on_what_rides_along(tmp_path, monkeypatch):
+    install(monkeypatch)
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32)
+    found = []
+    for beside in ({}, {"y": np.arange(30), "t": np.array([b"x"] * 30), "o": np.arange(30)}):
+        for i in range(3):
+            riders = {"o": np.array([b"o"] * 30)} if i == 1 and beside else beside if i != 1 else {}
+            write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * (i + 1)], riders=riders)
+        output = str(tmp_path / f"output {len(beside)}")
+        assert run(tmp_path, "--output", output) == 0
+        found.append(open_features(output))
+    without, with_riders = found
+    assert not without.riders
+    np.testing.assert_array_equal(without.features.compute(), with_riders.features.compute())
+    assert set(with_riders.riders) == {"y", "y_present", "t", "t_present"}
+    with h5py.File(f"{output}/index.h5") as index:
+        assert set(index) == {"features", "valid", *with_riders.riders}
+        for name in ("y", "y_present", "t_present"):
+            assert index[name][:].tolist() == with_riders.riders[name].compute().tolist()
+        assert index["y"][:].tolist() == [*range(30), *[LOWEST] * 30, *range(30)]
+        assert index["t_present"][:].tolist() == [True] * 30 + [False] * 30 + [True] * 30

@@ -1,0 +1,280 @@
+"""Rows in any form: the same, bit for bit, as if they had been stored densely; and what is damaged is told."""
+
+from itertools import pairwise
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from pipeline.hdf5 import values as rawread
+from pipeline.hdf5.files import FILES
+from pipeline.run.stages import run
+from pipeline.scan.ranges import scan
+from pipeline.settings.config import Config
+from pipeline.shards.open import Block, blocks, open_shards, read, read_riders, rowforms
+from tests.support.helpers import csr, refused, some_rows, write_csr
+
+N_ROWS, N_INPUTS = some_rows().shape
+CHUNKED = {"chunks": True, "compression": "gzip", "shuffle": True}
+
+
+def write_dense(file, rows, **how):
+    file.create_dataset("X", data=rows, **how)
+
+
+def write_columns(file, rows, **how):
+    file.create_dataset("X", data=np.moveaxis(rows, 0, -1), **how)
+
+
+def write_sparse(file, rows, **how):
+    group = file.create_group("X")
+    group.attrs["encoding-type"], group.attrs["shape"] = "csr_matrix", rows.shape
+    for name, values in zip(("data", "indices", "indptr"), csr(rows), strict=True):
+        group.create_dataset(name, data=values, **how)
+
+
+def write_table(file, rows, **how):
+    records = np.zeros(len(rows), [("index", "<i8"), ("values_block_0", rows.dtype, rows.shape[1:])])
+    records["index"], records["values_block_0"] = np.arange(len(rows)), rows
+    file.create_dataset("X", data=records, **how)
+
+
+def write_fields(file, rows, **how):
+    records = np.zeros(len(rows), [(f"c{i}", rows.dtype) for i in range(rows.shape[1])])
+    for i, name in enumerate(records.dtype.names):
+        records[name] = rows[:, i]
+    file.create_dataset("X", data=records, **how)
+
+
+FORMS = {
+    "dense": write_dense,
+    "columns": write_columns,
+    "sparse": write_sparse,
+    "table": write_table,
+    "fields": write_fields,
+}
+
+
+def write_form(path, form, rows, libver="earliest", **how):
+    """A shard in a form, with labels."""
+    with h5py.File(path, "w", libver=libver) as file:
+        FORMS[form](file, rows, **how)
+        file["y"] = np.arange(len(rows))
+    return opened(path, form)
+
+
+def write_both(folder, form, rows, **how):
+    """The same rows, densely and in a form."""
+    return tuple(write_form(folder / f"{i}.h5", each, rows, **how) for i, each in enumerate(("dense", form)))
+
+
+def opened(path, form):
+    (shard,) = open_shards([str(path)], orientation="columns" if form == "columns" else None)
+    return shard
+
+
+# -- equal to dense rows -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"])
+@pytest.mark.parametrize("how", [{}, CHUNKED], ids=["contiguous", "chunked"])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_any_form_are_those_of_a_dense_dataset(tmp_path, form, how, dtype):
+    rows = some_rows(dtype)
+    dense, shard = write_both(tmp_path, form, rows, **how)
+    assert (shard.shape, shard.stored_dtype, shard.dtype) == (dense.shape, dense.stored_dtype, dense.dtype)
+    for start, stop in [(0, N_ROWS), (0, 0), (17, 17), (17, 18), (5, 44), (N_ROWS - 1, N_ROWS)]:
+        found, expected = (read(Block(each, start, stop)) for each in (shard, dense))
+        assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())
+        assert found.flags.c_contiguous
+        assert read_riders(Block(shard, start, stop))["y"].tolist() == list(range(start, stop))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_rows_across_any_storage_are_those_of_the_transposed_array(tmp_path, seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    for name, most in (("_PIECE", 400), ("_LINE", 64), ("_TILE", 5)):
+        monkeypatch.setattr(rawread, name, int(rng.integers(8, most)) if name != "_TILE" else most)
+    shape = tuple(int(n) for n in rng.integers(1, (5, 7, 40)[-rng.integers(2, 4) :]))
+    stored = rng.integers(0, 200, shape).astype(["u1", "<f4", ">i8"][rng.integers(3)])
+    how = {}
+    if rng.random() < 0.7:
+        how = {"chunks": tuple(int(rng.integers(1, n + 1)) for n in shape), "compression": "lzf"}
+        how["maxshape"] = tuple(None if rng.random() < 0.4 else n for n in shape)
+    with h5py.File(tmp_path / "x.h5", "w", libver=("earliest", "latest")[seed % 2]) as file:
+        file.create_dataset("X", data=stored, **how)
+    shard = opened(tmp_path / "x.h5", "columns")
+    expected = np.moveaxis(stored, -1, 0).reshape(shape[-1], -1)
+    assert shard.shape == (shape[-1], *shape[:-1])
+    for _ in range(3):
+        start, stop = sorted(int(i) for i in rng.integers(0, shape[-1] + 1, 2))
+        found = read(Block(shard, start, stop))
+        assert found.tobytes() == expected[start:stop].astype(shard.dtype).tobytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_blocks_of_any_size_hold_the_same_rows(tmp_path, form, monkeypatch):
+    monkeypatch.setattr(rowforms, "_PIECE", 200)
+    monkeypatch.setattr(rowforms, "_ENTRIES", 7)
+    rows = some_rows()
+    shard = write_form(tmp_path / "x.h5", form, rows, **CHUNKED)
+    for block_rows in (1, 2, 7, 60, 61, 62):
+        found = np.concatenate([read(block) for block in blocks([shard], block_rows)])
+        assert found.tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_go_where_they_are_wanted(tmp_path, form):
+    rows = some_rows()
+    shard = write_form(tmp_path / "x.h5", form, rows)
+    out = np.full((20, N_INPUTS), 9, dtype="f4")
+    assert np.shares_memory(read(Block(shard, 3, 23), out), out)
+    assert out.tobytes() == rows[3:23].tobytes()
+
+
+@pytest.mark.parametrize("how", [{}, CHUNKED], ids=["contiguous", "chunked"])
+@pytest.mark.parametrize("index", ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})], ids=str)
+def test_a_tables_index_may_be_of_any_type(tmp_path, index, how):
+    records = np.zeros(9, [("index", index), ("a", "<f8"), ("b", "<f8")])
+    records["b"] = np.arange(9)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("X", data=records, **how)
+    assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
+
+
+def test_the_log_says_of_how_many_shards_the_rows_lie_in_another_form(tmp_path, caplog):
+    caplog.set_level("INFO", "pipeline")
+    for i, form in enumerate(("dense", "sparse", "sparse")):
+        write_form(tmp_path / f"{i}.h5", form, some_rows())
+    assert "input: rows are sparse: what is not there is 0" in caplog.messages
+    open_shards([str(tmp_path)])
+    assert "input: rows of 2 shards are sparse: what is not there is 0" in caplog.messages
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_over_any_form_makes_the_same_features(tmp_path, form):
+    rows = some_rows(n_rows=300)
+    rows[7, 2] = np.nan
+    found = []
+    for shard, block_rows in zip(write_both(tmp_path, form, rows, **CHUNKED), (None, 64), strict=True):
+        config = Config(
+            input=(shard.path,),
+            orientation="columns" if shard.form == "columns" else None,
+            output=f"{shard.path} features",
+            n_features=3,
+            epochs=2,
+            block_rows=block_rows,
+            on_bad_data="skip",
+        )
+        run(config, [])
+        found.append(open_features(config.output))
+    dense, other = found
+    assert np.asarray(dense.features).tobytes() == np.asarray(other.features).tobytes()
+    assert np.asarray(dense.riders["y"]).tolist() == np.asarray(other.riders["y"]).tolist()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_scan_over_any_form_finds_the_same(tmp_path, form):
+    rows = some_rows(">f8")
+    rows[[3, 40], [0, 5]] = np.nan, np.inf
+    dense, shard = write_both(tmp_path, form, rows)
+    expected, found = scan([dense], 100, 1), scan([shard], 7, 2)
+    assert found.to_npz() == expected.to_npz()
+
+
+def test_a_block_of_sparse_rows_is_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
+    sizes = []
+
+    def counted(shard, layout, start, stop, dtype):
+        sizes.append(stop - start)
+        return rawread.read_values(shard, layout, start, stop, dtype)
+
+    monkeypatch.setattr(rowforms, "read_values", counted)
+    monkeypatch.setattr(rowforms, "_ENTRIES", 20)
+    rows = some_rows()
+    shard = write_form(tmp_path / "x.h5", "sparse", rows)
+    assert read(Block(shard, 10, 40)).tobytes() == rows[10:40].tobytes()
+    assert sizes[0] == 31  # where the block's rows begin, and no others
+    assert max(sizes[1:]) <= 20
+
+
+def test_a_piece_of_each_column_is_read_at_once(tmp_path, monkeypatch):
+    rows = some_rows(n_rows=3000)
+    shard = write_form(tmp_path / "x.h5", "columns", rows)
+    sizes, preadv = [], FILES.preadv
+    monkeypatch.setattr(FILES, "preadv", lambda *place: sizes.append(len(place[1])) or preadv(*place))
+    assert read(Block(shard, 100, 2900)).tobytes() == rows[100:2900].tobytes()
+    assert sizes == [2800 * 4] * N_INPUTS
+
+
+# -- sparse rows ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", ["<i4", "<i8", "<u4", ">u8", "<u2"])
+@pytest.mark.parametrize("scramble", [False, True])
+def test_columns_come_in_any_order_and_as_any_integers(tmp_path, index, scramble):
+    rows = some_rows()
+    path = write_csr(tmp_path / "x.h5", csr(rows, index, scramble), rows.shape)
+    assert read(Block(opened(path, "sparse"), 0, N_ROWS)).tobytes() == rows.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("columns", "firsts", "phrases"),
+    [
+        ([0, 1, 2, 0], [0, 3, 2, 4], ["row=1", "3 to 2"]),
+        ([0, 1, 2, 0], [0, 1, 2, 5], ["row=2", "2 to 5", "4 entries in all"]),
+        ([0, 1, 2, 0], [-1, 1, 2, 4], ["row=0", "-1 to 1"]),
+        ([0, 1, 2, 0], [0, 2**62, 2, 4], ["row=0"]),
+        ([0, 1, 2, 0], [0, 0, 0, 4], ["row=2", "0 to 4"]),
+        ([0, 3, 2, 0], [0, 1, 2, 4], ["row=1", "column 3", "expected 3 columns"]),
+        ([0, 1, 2, -1], [0, 0, 2, 4], ["row=2", "column -1"]),
+        ([0, 1, 2, 2], [0, 1, 2, 4], ["row=2", "column 2 has two entries", "sum_duplicates"]),
+        ([1, 0, 1, 2], [0, 3, 3, 4], ["row=0", "column 1 has two entries"]),
+    ],
+)
+def test_sparse_rows_that_make_no_sense_are_told(tmp_path, columns, firsts, phrases):
+    parts = np.ones(4, "f4"), np.array(columns), np.array(firsts)
+    path = write_csr(tmp_path / "x.h5", parts, (3, 3), h5sparse_format="csr")
+    shard = opened(path, "sparse")
+    with refused(65, path, "dataset=X", *phrases):
+        read(Block(shard, 0, 3))
+
+
+def filled_in(values, columns, firsts, shape):
+    """Sparse rows, entry by entry; None where they make no sense."""
+    rows = np.zeros(shape, dtype=values.dtype)
+    for row, (start, stop) in enumerate(pairwise(firsts.tolist())):
+        here = columns[start:stop].tolist() if 0 <= start <= stop <= len(values) else [-1]
+        if len({*here}) < len(here) or not {*here} <= {*range(shape[1])}:
+            return None
+        rows[row, here] = values[start:stop]
+    return rows
+
+
+def test_any_sparse_rows_are_filled_in_or_told(tmp_path, monkeypatch):
+    rng, n_told = np.random.default_rng(0), 0
+    monkeypatch.setattr(rowforms, "_ENTRIES", 3)
+    for i in range(150):
+        shape = (int(rng.integers(1, 5)), int(rng.integers(1, 6)))
+        values, columns, firsts = csr(rng.integers(0, 3, shape).astype("f4"), scramble=bool(i % 2))
+        for part in (columns, firsts)[: rng.integers(0, 3)]:
+            if len(part) and rng.random() < 0.5:
+                part[rng.integers(len(part))] = rng.integers(-1, 9)
+        shard = opened(
+            write_csr(tmp_path / f"{i}.h5", (values, columns, firsts), shape, h5sparse_format="csr"), "sparse"
+        )
+        expected = filled_in(values, columns, firsts, shape)
+        if expected is None:
+            n_told += 1
+            with refused(65, "dataset=X row="):
+                read(Block(shard, 0, shape[0]))
+        else:
+            assert read(Block(shard, 0, shape[0])).tobytes() == expected.tobytes()
+    assert 20 < n_told < 130
+
+
+def test_places_beyond_int64_are_told(tmp_path):
+    path = write_csr(tmp_path / "x.h5", (np.ones(2, "f4"), np.array([0, 1]), np.array([0, 2**64 - 1], "u8")), (1, 3))
+    with refused(65, "row=0"):
+        read(Block(opened(path, "sparse"), 0, 1))

@@ -1,0 +1,668 @@
+"""The gate: what is a shard is described, and everything else is refused by name, before a row is read."""
+
+import errno
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.hdf5.child.ask import LIMITS
+from pipeline.hdf5.files import FILES
+from pipeline.hdf5.layout import Layout, check_places
+from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.vet import vet
+from tests.support import hostile
+from tests.support.helpers import as_nobody, names, numbered, refused, write_shard
+
+
+def low_level(path, kind, name=b"X", shape=(3, 2)):
+    """A dataset of a type that h5py itself would not make."""
+    with h5py.File(path, "w") as file:
+        h5py.h5d.create(file.id, name, kind, h5py.h5s.create_simple(shape))
+    return str(path)
+
+
+def three_byte_integer():
+    kind = h5py.h5t.STD_I32LE.copy()
+    kind.set_precision(24)
+    kind.set_size(3)
+    return kind
+
+
+# -- which dataset -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "chosen"),
+    [
+        ({"X": 2, "Y": 2}, None, "X"),
+        ({"X": 2, "Y": 2}, "Y", "Y"),
+        ({"Y": 2, "labels": 1}, None, "Y"),
+        ({"deep/er/images": 3, "labels": 1}, None, "deep/er/images"),
+        ({"deep/X": 2, "deep/Y": 2}, "/deep/Y", "/deep/Y"),
+    ],
+    ids=str,
+)
+def test_the_dataset_is_the_one_asked_for_else_x_else_the_only_candidate(tmp_path, held, asked, chosen):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, rank in held.items():
+            file[name] = np.zeros((3, 2, 2)[:rank])
+        file["text"] = [["a"], ["b"]]
+    assert open_shards([str(tmp_path / "x.h5")], asked)[0].dataset == chosen
+
+
+def test_several_candidates_are_refused_and_listed(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(3), "a/one", {"two": numbered(3), "labels": range(3)})
+    with refused(65, path, "candidates a/one (3, 2) int64, two (3, 2) int64", "--dataset"):
+        open_shards([path])
+
+
+def test_without_a_candidate_all_names_are_listed(tmp_path):
+    path = write_shard(tmp_path / "x.h5", [1, 2, 3], "labels")
+    with refused(65, path, "no candidate among labels", "--dataset"):
+        open_shards([path])
+
+
+def test_i11_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(3), "images", {"labels": [1, 2, 3]})
+    with refused(65, path, "dataset=pictures", "not there", "images, labels"):
+        open_shards([path], "pictures")
+
+
+# -- riders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([3, -1, 2**62, 0]),
+        np.array([1, 2, 3, 4], ">u2"),
+        np.array([0.5, np.nan, 1, 2], np.float32),
+        np.array([True, False, True, True]),
+        np.array([b"a", b"bc", b"", b"def"], "S3"),
+        np.array(["one", "zwölf", "", "4"], object),
+        np.array([(1, 2.0)] * 4, [("a", "i4"), ("b", "f8")]),
+    ],
+    ids=lambda values: str(values.dtype),
+)
+def test_riders_are_found_and_read_back(tmp_path, values):
+    riders = {"r": values, "short": [1, 2], "wide": numbered(4)}
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), riders=riders)])
+    assert names(shard) == ("r",)
+    found = read_riders(Block(shard, 1, 4))["r"]
+    if values.dtype.kind == "O":
+        found = np.array([text.decode() for text in found], object)
+    np.testing.assert_array_equal(found, values[1:])
+
+
+def test_riders_lie_beside_the_rows_not_elsewhere(tmp_path):
+    riders = {"g/label": range(4), "label": range(4)}
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), "g/rows", riders)], "g/rows")
+    assert names(shard) == ("label",)
+    np.testing.assert_array_equal(read_riders(Block(shard, 2, 3))["label"], [2])
+
+
+def test_s1_s2_links_do_not_ride(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
+    with h5py.File(path, "a") as file:
+        file["soft"] = h5py.SoftLink("/nowhere")
+        file["external"] = h5py.ExternalLink("nowhere.h5", "/y")
+    assert names(open_shards([path])[0]) == ("y",)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"label,x,y\n1,2,3\n", b"\0" * 3_000_000])
+def test_i3_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path, content):
+    path = tmp_path / "x.h5"
+    path.write_bytes(content)
+    with refused(65, str(path), "not an HDF5 file", repr(content[:16])):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("content", "phrases"),
+    [
+        (None, ["a group", "expected a dataset"]),
+        (["a", "b"], ["rank 1"]),
+        (np.array([["a"], ["b"]], object), ["strings"]),
+        (np.array([["a"], ["b"]], "S1"), ["strings"]),
+        (np.zeros((2, 2), [("a", "i4"), ("b", "f4")]), ["compound records of 2 fields"]),
+        (np.zeros((2, 2), np.complex64), ["complex64", "expected integers, bool"]),
+        (np.zeros((2, 2), "V4"), ["dtype |V4"]),
+        (h5py.Empty("f4"), ["an empty dataset", "no shape"]),
+        (np.zeros((3, 0)), ["an empty dataset", "(3, 0)", "no columns"]),
+        (np.zeros((3, 2, 0)), ["(3, 2, 0)", "no columns"]),
+        (np.zeros(3), ["shape (3,) has rank 1", "rank 2 or more"]),
+        (np.float64(3), ["shape () has rank 0"]),
+        (np.zeros((0, 3)), ["no rows in any of 1 shards"]),
+    ],
+    ids=str,
+)
+def test_i12_i16_what_is_no_table_of_numbers_is_refused_by_name(tmp_path, content, phrases):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        if content is None:
+            file.create_group("X")
+        else:
+            file["X"] = content
+    with refused(65, f"file={path} dataset=X", *phrases):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("asked", [None, "X"])
+@pytest.mark.parametrize("kind", [three_byte_integer(), h5py.h5t.UNIX_D32LE], ids=["int24", "time"])
+def test_i16_a_type_that_numpy_does_not_know_is_refused_by_name(tmp_path, kind, asked):
+    path = low_level(tmp_path / "x.h5", kind)
+    with refused(65, path, "dataset=X", "expected integers, bool"):
+        open_shards([path], asked)
+
+
+def test_a_type_that_numpy_does_not_know_elsewhere_in_the_file_does_no_harm(tmp_path):
+    path = low_level(tmp_path / "x.h5", three_byte_integer(), b"odd")
+    with h5py.File(path, "a") as file:
+        file["rows"] = numbered(3)
+    assert open_shards([path])[0].dataset == "rows"
+
+
+@pytest.mark.parametrize("how", [{}, {"compression": "gzip", "chunks": (64, 2)}], ids=str)
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("sixteenths", range(16))
+def test_i4_a_file_truncated_anywhere_is_refused_on_opening(tmp_path, how, libver, sixteenths):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        file.create_dataset("X", data=numbered(1024), **how)
+        file["y"] = range(1024)
+    content = path.read_bytes()
+    n_bytes = len(content) * sixteenths // 16
+    path.write_bytes(content[:n_bytes])
+    phrase = f"truncated: {n_bytes} bytes, expected {len(content)} bytes"
+    with refused(65, str(path), phrase if sixteenths else "not an HDF5 file"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
+def test_i4_a_file_cut_within_its_first_bytes_is_refused(tmp_path, libver):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        file["X"] = numbered(3)
+    content = path.read_bytes()
+    for n_bytes in range(100):
+        path.write_bytes(content[:n_bytes])
+        with refused(65, str(path), "truncated" if n_bytes >= 8 else "not an HDF5 file"):
+            open_shards([str(path)])
+
+
+def test_i6_a_file_with_damaged_structure_is_refused_by_name(tmp_path):
+    path = tmp_path / "x.h5"
+    write_shard(path, numbered(8))
+    content = path.read_bytes()
+    for signature in (b"TREE", b"HEAP", b"SNOD"):
+        content = content.replace(signature, b"\0\0\0\0")
+    path.write_bytes(content)
+    with refused(65, str(path)):
+        open_shards([str(path)])
+
+
+def test_i2_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path):
+    path = tmp_path / "x.h5"
+    os.mkfifo(path)
+    # Held open, so that a reader that does open it fails on reading instead of hanging.
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        with refused(66, str(path), "not a regular file"):
+            open_shards([str(path)])
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero"])
+def test_i2_a_device_is_refused_without_opening_it(path):
+    with hostile.opens(Path(path)) as counts, refused(66, f"file={path}", "not a regular file"):
+        open_shards([path])
+    assert counts == [0]
+
+
+def test_i2_a_directory_called_like_a_shard_is_refused(tmp_path):
+    (tmp_path / "x.h5").mkdir()
+    with refused(66, "x.h5", "not a regular file"):
+        open_shards([str(tmp_path)])
+
+
+@pytest.mark.parametrize("target", ["x.h5", "nowhere.h5"])
+def test_i2_a_link_that_leads_nowhere_is_refused(tmp_path, target):
+    path = tmp_path / "x.h5"
+    path.symlink_to(target)
+    with refused(66, str(path), "expected an HDF5 file"):
+        open_shards([str(path)])
+
+
+def test_i2_a_file_without_read_permission_is_refused(open_path):
+    path = write_shard(open_path / "x.h5", numbered(2))
+    Path(path).chmod(0)
+    exit_code, sentence = as_nobody(lambda: open_shards([path]))
+    assert exit_code == 77, sentence
+    assert path in sentence
+    assert "no permission to read" in sentence
+
+
+def test_i2_a_directory_without_read_permission_is_refused(open_path):
+    folder = open_path / "closed"
+    folder.mkdir(mode=0o300)
+    exit_code, sentence = as_nobody(lambda: open_shards([str(folder)]))
+    assert exit_code == 77, sentence
+    assert str(folder) in sentence
+
+
+def test_s6_a_filter_that_is_not_allowed_is_refused_before_anything_is_read(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        add_unknown_filter(file, b"X", (4, 2))
+    with refused(65, str(path), "dataset=X", "filter 300", "not allowed", "h5repack -f GZIP=4"):
+        open_shards([str(path)])
+
+
+def test_s6_what_has_a_filter_that_is_not_allowed_does_not_ride(tmp_path, caplog):
+    path = write_shard(tmp_path / "x.h5", numbered(4))
+    with h5py.File(path, "a") as file:
+        add_unknown_filter(file, b"label", (4,))
+    assert names(open_shards([path])[0]) == ()
+    assert "dataset=label: filter 300 () not allowed" in caplog.text
+
+
+def add_unknown_filter(file, name, shape):
+    """A dataset with one chunk that went through filter 300, which HDF5 keeps free for tests."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk(shape)
+    properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
+    space = h5py.h5s.create_simple(shape)
+    made = h5py.h5d.create(file.id, name, h5py.h5t.STD_I64LE, space, dcpl=properties)
+    made.write_direct_chunk((0,) * len(shape), b"\1" * (8 * int(np.prod(shape))))
+
+
+# -- what stands before the rows -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "phrases"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", ["Git LFS", "git lfs pull"]),
+        (b"<!DOCTYPE html>\n<title>404</title>", ["a web page", "Download it again"]),
+        (b"\n <HTML><body>", ["a web page"]),
+        (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", ["an older MATLAB file", "'-v7.3'"]),
+        (b"PK\3\4\x14\0", ["a ZIP archive", "docs/inputs.md"]),
+        (b"\x1f\x8b\x08\0", ["compressed", "gunzip"]),
+        (b"\x93NUMPY\1\0v\0", ["NumPy's", "docs/inputs.md"]),
+        (b"CDF\1\0\0\0\1", ["netCDF-3", "nccopy -k nc4"]),
+        (b"\x0e\x03\x13\x01\0", ["HDF4", "h4toh5"]),
+        (bytes(256) + b"\x89HDF\r\n\x1a\n" + bytes(1000), ["first bytes"]),
+        (bytes(1536) + b"\x89HDF\r\n\x1a\n" + bytes(1000), ["first bytes"]),
+        (b"\x1b[31m\n\r\0red", ["first bytes b'\\x1b[31m\\n\\r\\x00red'"]),
+        (b"\x89HDF\r\n\x1a", ["first bytes"]),
+        (b"\x89HDF\n\x1a\n" + bytes(100), ["first bytes"]),
+    ],
+)
+def test_i3_what_comes_instead_of_hdf5_is_recognised(tmp_path, content, phrases):
+    (tmp_path / "x.h5").write_bytes(content)
+    with refused(65, str(tmp_path / "x.h5"), "not an HDF5 file", *phrases):
+        open_shards([str(tmp_path)])
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+@pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
+@pytest.mark.parametrize("how", ["contiguous", "chunks", "chunks that may grow", "compact", "put before"])
+def test_a_user_block_moves_every_address(tmp_path, libver, how, is_plain):
+    rows, path = numbered(30), tmp_path / "x.mat"
+    user_block = 0 if how == "put before" else 1024
+    storage = {"chunks": {"chunks": (7, 1), "compression": "gzip", "fletcher32": True}}
+    storage["chunks that may grow"] = {"chunks": (7, 2), "maxshape": (None, 2), "shuffle": True}
+    with h5py.File(path, "w", userblock_size=user_block, libver=(libver, "latest")) as file:
+        if how == "compact":
+            created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            created.set_layout(h5py.h5d.COMPACT)
+            space = h5py.h5s.create_simple(rows.shape)
+            made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
+            made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+        else:
+            file.create_dataset("X", data=rows, **storage.get(how, {}))
+        file["y"] = np.arange(30)
+        if not is_plain:
+            file["text"] = ["a"] * 30
+    content = path.read_bytes()
+    path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(1024) + content[user_block:])
+    (shard,) = open_shards([str(path)])
+    block = Block(shard, 0, 30)
+    np.testing.assert_array_equal(read(block), rows)
+    riders = read_riders(block)
+    np.testing.assert_array_equal(riders["y"], np.arange(30))
+    assert ("text" in riders) != is_plain
+
+
+@pytest.mark.parametrize("cut", [1, 20, 500])
+def test_i4_a_truncated_file_with_a_user_block_is_refused(tmp_path, cut):
+    with h5py.File(tmp_path / "x.h5", "w", userblock_size=512) as file:
+        file["X"] = numbered(3)
+    content = (tmp_path / "x.h5").read_bytes()
+    (tmp_path / "x.h5").write_bytes(content[:-cut])
+    with refused(65, f"truncated: {len(content) - cut} bytes, expected {len(content)} bytes"):
+        open_shards([str(tmp_path)])
+
+
+def test_s9_values_that_are_said_to_lie_in_the_user_block_are_refused(tmp_path):
+    layout = Layout("X", (2, 2), np.dtype("<i4"), "contiguous", offset=512)
+    with refused(65, "values lie at bytes 512:528, expected 560:4000 at most"):
+        check_places([layout], 4000, "file=x", base=512)
+
+
+def test_i5_a_file_left_open_by_a_crashed_writer_is_refused_and_not_repaired(tmp_path):
+    path = hostile.left_open(tmp_path)
+    before = path.read_bytes()
+    with refused(65, str(path), "left open by its writer", "h5clear -s on the copy"):
+        open_shards([str(path)])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "latest"])
+@pytest.mark.parametrize("driver", ["family", "split"])
+def test_s5_a_file_whose_data_lie_in_several_files_is_refused(tmp_path, driver, libver):
+    path = hostile.in_several_files(tmp_path, driver, libver)
+    with refused(65, str(path), "its data lie in several files", "h5repart"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "phrase"),
+    [
+        (8, 4, "superblock version 4"),
+        (8, 255, "superblock version 255"),
+        (13, 3, "truncated"),
+        (24, 8, "count from byte 8"),
+    ],
+)
+def test_a_superblock_of_another_kind_is_refused(tmp_path, offset, value, phrase):
+    path = hostile.plain(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[offset] = value
+    path.write_bytes(content)
+    with refused(65, str(path), phrase):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "v112", "latest"])
+def test_files_of_every_version_of_hdf5_are_read(tmp_path, libver):
+    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest"), track_order=True, fs_strategy="page") as file:
+        file.create_dataset("X", data=numbered(9), chunks=(2, 2), maxshape=(None, 2), compression="gzip")
+        file["y"] = np.arange(9)
+    (shard,) = open_shards([str(tmp_path)])
+    np.testing.assert_array_equal(read(Block(shard, 0, 9)), numbered(9))
+
+
+# -- what leads elsewhere ------------------------------------------------------------------------------------------
+
+
+def test_the_watch_on_the_secret_sees_an_opening(tmp_path):
+    secret = hostile.secret(tmp_path)
+    path, name = hostile.external_link(tmp_path, secret, "group")
+    with hostile.opens(secret) as counts, h5py.File(path) as file:
+        assert file[name].shape == (6, 2)
+    assert counts[0] > 0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("place", ["dataset", "group", "deeper"])
+def test_s1_external_links_are_refused(tmp_path, place, asked):
+    secret = hostile.secret(tmp_path)
+    path, name = hostile.external_link(tmp_path, secret, place)
+    with hostile.opens(secret) as counts:
+        if asked or place == "dataset":
+            with refused(65, f"file={path} dataset={name}", "an external link (not allowed", str(secret)):
+                open_shards([str(path)], name if asked else None)
+        else:
+            with refused(65, str(path), "no candidate" if place == "group" else "a group, expected a dataset"):
+                open_shards([str(path)])
+    assert counts == [0]
+
+
+def test_s1_riders_that_lie_in_another_file_do_not_ride(tmp_path, caplog):
+    secret = hostile.secret(tmp_path)
+    with hostile.opens(secret) as counts:
+        (shard,) = open_shards([str(hostile.external_rider(tmp_path, secret))])
+        assert read_riders(Block(shard, 0, 6)) == {}
+    assert counts == [0]
+    assert "dataset=y: an external link (not allowed" in caplog.text
+
+
+@pytest.mark.parametrize("target", ["/rows", "/X", "/nowhere", "."])
+def test_s2_soft_links_are_refused_wherever_they_lead(tmp_path, target):
+    path = hostile.soft_link(tmp_path, target)
+    with refused(65, f"file={path} dataset=X", f"a soft link (not allowed: {target})"):
+        open_shards([str(path)])
+    assert open_shards([str(path)], "rows")[0].shape == (6, 2)
+
+
+def test_s3_external_storage_is_refused(tmp_path):
+    secret = hostile.secret(tmp_path)
+    path = hostile.external_storage(tmp_path, secret)
+    with hostile.opens(secret) as counts, refused(65, f"file={path} dataset=X", "external storage (not allowed"):
+        open_shards([str(path)])
+    assert counts == [0]
+
+
+@pytest.mark.parametrize("unlimited", [True, False])
+def test_s4_virtual_datasets_are_refused(tmp_path, unlimited):
+    """Of one that grows with its sources, even the shape cannot be told without opening them."""
+    secret = hostile.secret(tmp_path)
+    path = hostile.virtual(tmp_path, secret, unlimited)
+    with hostile.opens(secret) as counts:
+        with refused(65, f"file={path} dataset=X", "a virtual dataset (not allowed"):
+            open_shards([str(path)], "X")
+        with refused(65, f"file={path} dataset=X", "a virtual dataset (not allowed"):
+            open_shards([str(path)])
+    assert counts == [0]
+
+
+# -- what is too much ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "how", "phrase"),
+    [
+        ((2**50, 16), {}, "never written"),
+        ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "chunks, expected 4194304 at most"),
+        ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "chunks, expected 4194304 at most"),
+        ((4, 2**40), {"chunks": (1, 2**20)}, "4194304 chunks, but 4194304 of them were never written"),
+        ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
+    ],
+)
+def test_s7_a_shape_that_is_only_claimed_is_refused(tmp_path, shape, how, phrase):
+    path = hostile.declared(tmp_path, shape, **how)
+    assert path.stat().st_size < 10_000
+    with refused(65, f"file={path} dataset=X", phrase):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("n_bytes", [2**26 + 4, 2**32 - 16])
+def test_s8_chunks_of_many_bytes_are_refused(tmp_path, n_bytes):
+    path = hostile.declared(tmp_path, (2, n_bytes // 4), chunks=(1, n_bytes // 4), compression="gzip")
+    with refused(65, f"file={path} dataset=X", f"chunks of {n_bytes} bytes, expected 67108864 at most", "h5repack"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("how", [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}], ids=str)
+def test_i18_rows_that_were_never_written_are_an_error_not_zeros(tmp_path, how):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("X", (10, 2), "f4", **how)
+        if how:
+            made[:6] = 1
+    with refused(65, f"file={path} dataset=X", "never written", "Write the file anew"):
+        open_shards([str(path)])
+
+
+def test_i18_labels_that_were_never_written_do_not_ride_along_as_zeros(tmp_path, caplog):
+    path = write_shard(tmp_path / "x.h5", numbered(4))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("y", (4,), "i4")
+    assert names(open_shards([path])[0]) == ()
+    assert f"file={path} dataset=y: shape (4,), but its 16 bytes were never written" in caplog.text
+
+
+def test_i12_no_rows_at_all_are_fine_whatever_the_storage(tmp_path):
+    for i, how in enumerate(
+        ({}, {"chunks": (2, 2), "compression": "gzip", "maxshape": (None, 2)}, {"maxshape": (9, 9)})
+    ):
+        write_shard(tmp_path / f"{i}.h5", numbered(0), riders={"y": np.arange(0)}, **how)
+    write_shard(tmp_path / "9.h5", numbered(2), riders={"y": np.arange(2)})
+    shards = open_shards([str(tmp_path)])
+    assert [shard.n_rows for shard in shards] == [0, 0, 0, 2]
+    assert read(Block(shards[0], 0, 0)).shape == read(Block(shards[1], 0, 0)).shape == (0, 2)
+    assert read_riders(Block(shards[0], 0, 0))["y"].shape == (0,)
+
+
+# -- what is wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0, 8, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
+def test_s9_values_that_are_said_to_lie_elsewhere_are_refused(tmp_path, offset):
+    path = hostile.moved(tmp_path, offset)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("offset", [0, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
+def test_s9_what_is_said_to_lie_elsewhere_does_not_ride(tmp_path, caplog, offset):
+    path = hostile.moved(tmp_path, offset, "y")
+    assert names(open_shards([str(path)])[0]) == ()
+    assert f"file={path} dataset=y: " in caplog.text
+
+
+def test_s9_labels_that_are_said_to_lie_in_the_superblock_are_refused(tmp_path):
+    with refused(65, "values lie at bytes 8:56"):
+        open_shards([str(hostile.moved(tmp_path, 8, "y"))])
+
+
+@pytest.mark.parametrize("beside", [-8, 0, 8, 40])
+def test_s9_datasets_that_overlap_are_refused(tmp_path, beside):
+    with h5py.File(hostile.plain(tmp_path)) as file:
+        offset = file["X"].id.get_offset()
+    path = hostile.moved(tmp_path, offset + beside, "y")
+    with refused(65, f"file={path}", "overlap", "do not use it"):
+        open_shards([str(path)])
+
+
+def test_s9_two_names_of_one_dataset_do_not_overlap(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
+    with h5py.File(path, "a") as file:
+        file["label"] = file["y"]
+    (shard,) = open_shards([path])
+    assert names(shard) == ("label", "y")
+    assert read_riders(Block(shard, 1, 3))["label"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("offset", "fits"), [(47, False), (48, True), (988, True), (989, False), (2**63 - 1, False)])
+def test_s9_values_must_lie_in_the_file(offset, fits):
+    layout = Layout("X", (3, 1), np.dtype("<i4"), "contiguous", offset)
+    if fits:
+        check_places([layout], 1000, "file=x")
+    else:
+        with refused(65, f"file=x dataset=X: values lie at bytes {offset}:{offset + 12}, expected 48:1000"):
+            check_places([layout], 1000, "file=x")
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 4, 5, 33, 34, 255])
+def test_s11_chunks_of_another_rank_than_their_dataset_are_refused(tmp_path, rank):
+    path = hostile.of_another_chunk_rank(tmp_path, rank)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 2, 4), (3, 0, 4), (3, 2, 0), (3, 2, 8), (2**32 - 1, 2**32 - 1, 4), (1, 2, 4), (9, 9, 4)]
+)
+def test_s11_chunks_of_another_shape_are_refused(tmp_path, sizes):
+    path = hostile.with_chunks_of(tmp_path, *sizes)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+def test_s11_an_index_without_an_end_costs_its_time_limit(tmp_path, monkeypatch):
+    """Which HDF5 2.0 does follow for ever."""
+    monkeypatch.setattr(LIMITS, "seconds", 1)
+    path = hostile.endless_chunk_index(tmp_path)
+    with refused(65, f"file={path}", "took more than 1 s", "do not use it"):
+        open_shards([str(path)])
+
+
+def test_s11_a_header_without_an_end_is_refused(tmp_path):
+    path = hostile.endless_header(tmp_path)
+    with refused(65, f"file={path}", "structure cannot be read"):
+        open_shards([str(path)])
+
+
+# -- the system ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
+def test_i10_a_failing_disk_is_no_bad_shard(tmp_path, monkeypatch, name):
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
+
+    def fail(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(FILES, name, fail)
+    with refused(74, f"file={path}", "Input/output error, 4 times", "Check the storage"):
+        open_shards([path], on_bad_shard=lambda path, error: pytest.fail("left out"))
+
+
+def test_i8_a_file_that_changes_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    real = FILES.preadv
+
+    def grow(*arguments):
+        with open(path, "ab") as file:
+            file.write(b"more")
+        return real(*arguments)
+
+    monkeypatch.setattr(FILES, "preadv", grow)
+    with refused(65, f"file={path}", "changed during the run"):
+        open_shards([path])
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeypatch, is_plain):
+    """Whatever lies at its path by then; the child could not open it again."""
+    riders = {} if is_plain else {"text": np.array(["a", "b", "c"], object)}
+    path = Path(write_shard(tmp_path / "x.h5", numbered(3), riders=riders))
+    other = Path(write_shard(tmp_path / "other.h5", numbered(5)))
+    real = FILES.open
+
+    def swap(name):
+        descriptor = real(name)
+        os.replace(other, path)
+        return descriptor
+
+    monkeypatch.setattr(FILES, "open", swap)
+    if is_plain:
+        assert vet(path, None).shape == (3, 2)
+        return
+    with refused(66, f"file={path}", "deleted meanwhile"):
+        vet(path, None)
+
+
+def test_vetting_leaves_no_descriptor_open(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    bad = tmp_path / "bad.h5"
+    bad.write_bytes(b"bad")
+    open_shards([path])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        open_shards([path])
+        with refused(65):
+            open_shards([str(bad)])
+        with refused(65):
+            open_shards([path], "nowhere")
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,370 @@
+"""Disks that fail, and processes that die: what the commit protocol has to survive.
+
+Each is a `Disk` whose calls are counted. None of them waits for the real disk: what a sync would change is whether
+something survives a power cut, and that is played, not waited for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from pipeline.output.disk import Disk
+
+__all__ = ["Broken", "Failing", "Killing", "PowerLog", "Short", "Watched", "forked", "materialize", "small_disk"]
+
+_CALLS = (
+    *("create", "reserve", "bypass_cache", "write", "sync", "close", "link", "replace", "remove", "make_directory"),
+    *("sync_directory", "free_bytes"),
+)
+# Of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT.
+_NEW_MOUNTS, _PRIVATE, _REMOUNT = 0x20000, 0x44000, 0x20
+
+
+class Watched(Disk):
+    """Knows its calls; a subclass comes between.
+
+    Attributes
+    ----------
+    calls : list of (str, object)
+        The method, and its last argument: the path where there is one.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """The methods that were called, in order."""
+        return [name for name, _ in self.calls]
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        """Do a call, or something else; calls are numbered from 0."""
+        return do(*arguments)
+
+    def sync(self, descriptor: int) -> None:
+        os.fstat(descriptor)
+
+    def sync_directory(self, path: Path) -> None:
+        os.stat(path)
+
+
+def _through_between(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Watched, *arguments: Any) -> Any:
+        with self._lock:
+            number = len(self.calls)
+            self.calls.append((name, arguments[-1]))
+        return self.between(number, name, arguments, lambda *given: original(self, *given))
+
+    return call
+
+
+for _name in _CALLS:
+    setattr(Watched, _name, _through_between(_name, getattr(Watched, _name)))
+
+
+class Failing(Watched):
+    """Call number `first` fails, and `for_good` all later ones; with `done` it has had its effect nevertheless."""
+
+    def __init__(self, first: int, code: int, for_good: bool = False, done: bool = False) -> None:
+        super().__init__()
+        self._first, self._code, self._for_good, self._done = first, code, for_good, done
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        if number < self._first or (number > self._first and not self._for_good):
+            return do(*arguments)
+        # A descriptor is gone even when closing it fails.
+        if self._done or name == "close":
+            do(*arguments)
+        raise OSError(self._code, os.strerror(self._code))
+
+
+class Broken(Watched):
+    """Methods of some names always fail."""
+
+    def __init__(self, code: int, *names: str) -> None:
+        super().__init__()
+        self._code, self._broken = code, names
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        if name not in self._broken:
+            return do(*arguments)
+        if name == "close":
+            do(*arguments)
+        raise OSError(self._code, os.strerror(self._code))
+
+
+class Short(Watched):
+    """Write number `first` takes half of what it is given; after that all is well, or every write fails with `code`."""
+
+    def __init__(self, first: int, code: int = 0) -> None:
+        super().__init__()
+        self._first, self._code = first, code
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        n_writes = self.names[:number].count("write")
+        if name != "write" or n_writes < self._first:
+            return do(*arguments)
+        if n_writes == self._first:
+            descriptor, data = arguments
+            return do(descriptor, data[: max(1, len(data) // 2)])
+        if self._code:
+            raise OSError(self._code, os.strerror(self._code))
+        return do(*arguments)
+
+
+class Killing(Watched):
+    """Kills the process right before or right after call number `number`."""
+
+    def __init__(self, number: int, after: bool) -> None:
+        super().__init__()
+        self._number, self._after = number, after
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        if number != self._number:
+            return do(*arguments)
+        if self._after:
+            do(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("not reached")
+
+
+def forked(act: Callable[[], object]) -> tuple[int, Any]:
+    """Do something in a copy of this process: its exit code, negative for a signal, and what `act` returned."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            os.write(writer, json.dumps(act()).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), json.loads(answer or "null")
+
+
+def small_disk(folder: Path, n_bytes: int) -> bool:
+    """Lay a file system of this size over a folder, for this process only; False where the machine does not allow it.
+
+    Again on the same folder it changes the size.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.path.ismount(folder):
+        return libc.mount(b"tmpfs", bytes(folder), b"tmpfs", _REMOUNT, b"size=%d" % n_bytes) == 0
+    return (
+        libc.unshare(_NEW_MOUNTS) == 0
+        and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
+        and libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=%d" % n_bytes) == 0
+    )
+
+
+# -- power ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Content:
+    """A file, whatever its names: what was written, and what of that is on the disk."""
+
+    written: bytes = b""
+    place: int = 0  # where the next write goes: over the zeros that were reserved
+    synced: bytes | None = None
+
+
+Names = dict[PurePath, _Content | None]
+"""What stands under each path; None is a directory."""
+
+
+@dataclass
+class _State:
+    """What the kernel knows, and what the disk knows; between them, in order, the changes of names not yet synced."""
+
+    now: Names = field(default_factory=dict)
+    durable: Names = field(default_factory=dict)
+    pending: list[tuple[PurePath, PurePath | None, _Content | None]] = field(default_factory=list)
+
+    def change(self, path: PurePath, content: _Content | None, moved_from: PurePath | None = None) -> None:
+        """Give a name. A rename is one change of two names."""
+        _apply(self.now, path, moved_from, content)
+        self.pending.append((path, moved_from, content))
+
+    def sync_directory(self, folder: PurePath) -> None:
+        """All changes of names in it are on the disk from now on."""
+        for change in [change for change in self.pending if change[0].parent == folder]:
+            _apply(self.durable, *change)
+            self.pending.remove(change)
+
+
+_GONE = _Content()
+
+
+def _apply(names: Names, path: PurePath, moved_from: PurePath | None, content: _Content | None) -> None:
+    if moved_from is not None:
+        names.pop(moved_from, None)
+    if content is _GONE:
+        names.pop(path, None)
+    else:
+        names[path] = content
+
+
+class PowerLog(Watched):
+    """Remembers what is done below a folder, so that a power cut can be played after each call.
+
+    Parameters
+    ----------
+    folder : Path
+        What stands there now is on the disk for good.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self._one_at_a_time = threading.Lock()
+        self._log: list[tuple[str, tuple[Any, ...]]] = []
+        self._descriptors: dict[int, PurePath] = {}
+        self._before: dict[PurePath, bytes | None] = {
+            path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+        }
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        with self._one_at_a_time:  # so that they are remembered in the order in which they were done
+            return self._remembered(name, arguments, do)
+
+    def _remembered(self, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        result = do(*arguments)
+        if name == "create":
+            self._descriptors[result] = self._inside(arguments[0])
+        if name == "free_bytes":
+            return result
+        first = self._descriptors.get(arguments[0]) if isinstance(arguments[0], int) else self._inside(arguments[0])
+        rest: tuple[Any, ...] = ()
+        if name == "write":
+            rest = (bytes(arguments[1][:result]),)
+        elif name in ("link", "replace"):
+            rest = (self._inside(arguments[1]),)
+        elif name == "reserve":
+            rest = (arguments[1],)
+        self._log.append((name, (first, *rest)))
+        return result
+
+    def _inside(self, path: Path) -> PurePath:
+        # Directories above the folder have been there for long.
+        return path.relative_to(self.folder) if path.is_relative_to(self.folder) else PurePath("/", path)
+
+    def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, dict[PurePath, bytes | None]]]:
+        """Each state that a power cut may leave, once: after which call, of which kind, and what stands there.
+
+        ``lost``: what was not synced is gone. ``empty`` and ``zeros``: names are there that were not synced, and the
+        data of files that were not synced is not. ``mixed``: any of the names, `n_random` times after each call.
+
+        Fails where a file is lost that the program counts on, since it has gone on to write another one.
+        """
+        rng = random.Random(seed)
+        state = _State()
+        for path, data in self._before.items():
+            content = None if data is None else _Content(data, synced=data)
+            state.now[path] = state.durable[path] = content
+        promises, seen = _Promises(), set()
+        for number, (name, arguments) in enumerate(self._log):
+            _play(state, name, arguments)
+            promises.hear(name, arguments)
+            found = [
+                ("lost", _left(state.durable, lambda content: b"")),
+                ("empty", _left(state.now, lambda content: b"")),
+                ("zeros", _left(state.now, lambda content: bytes(len(content.written)))),
+            ]
+            for _ in range(n_random if state.pending else 0):
+                names = dict(state.durable)
+                for change in state.pending:
+                    if rng.random() < 0.5:
+                        _apply(names, *change)
+                found.append(("mixed", _left(names, lambda content: bytes(len(content.written)))))
+            for kind, left in found:
+                assert promises.kept - set(left) == set(), f"power cut after call {number}, {name}: {kind}"
+                key = tuple(sorted((str(path), data) for path, data in left.items()))
+                if key not in seen:
+                    seen.add(key)
+                    yield number, kind, left
+
+
+class _Promises:
+    """Names that must outlast a power cut: of files that the main thread alone writes, once it creates the next one."""
+
+    def __init__(self) -> None:
+        self.kept: set[PurePath] = set()
+        self._given: set[PurePath] = set()
+
+    def hear(self, name: str, arguments: tuple[Any, ...]) -> None:
+        path = arguments[-1] if name in ("link", "replace") else arguments[0]
+        if path.parent.name in ("parts", "stages"):
+            return
+        if name in ("link", "replace"):
+            self._given.add(path)
+        elif name == "create":
+            self.kept |= self._given
+        elif name == "remove":
+            self.kept.discard(path)
+            self._given.discard(path)
+
+
+def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
+    path = arguments[0]
+    if name == "create":
+        state.change(path, _Content())
+    elif name == "reserve":
+        _file(state, path).written = bytes(arguments[1])
+    elif name == "write":
+        content, data = _file(state, path), arguments[1]
+        stop = content.place + len(data)
+        content.written, content.place = content.written[: content.place] + data + content.written[stop:], stop
+    elif name == "sync":
+        _file(state, path).synced = _file(state, path).written
+    elif name == "link":
+        state.change(arguments[1], state.now[path])
+    elif name == "replace":
+        state.change(arguments[1], state.now[path], moved_from=path)
+    elif name == "remove":
+        state.change(path, _GONE)
+    elif name == "make_directory":
+        state.change(path, None)
+    elif name == "sync_directory":
+        state.sync_directory(path)
+
+
+def _file(state: _State, path: PurePath) -> _Content:
+    content = state.now[path]
+    assert content is not None
+    return content
+
+
+def _left(names: Names, unsynced: Callable[[_Content], bytes]) -> dict[PurePath, bytes | None]:
+    """Files and directories with what is left of their content; what stands in a lost directory is lost."""
+    left: dict[PurePath, bytes | None] = {}
+    for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
+        if path.parent == PurePath() or path.parent in left:
+            left[path] = None if content is None else unsynced(content) if content.synced is None else content.synced
+    return left
+
+
+def materialize(left: Mapping[PurePath, bytes | None], folder: Path) -> None:
+    """Put what a power cut has left into a folder that is not there yet."""
+    folder.mkdir()
+    for path, data in left.items():
+        if data is None:
+            (folder / path).mkdir()
+        else:
+            (folder / path).write_bytes(data)

@@ -1,0 +1,113 @@
+"""What several tests share: shards to order, errors to expect, and a user without root's rights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import ShardpressError
+from pipeline.shards.open import open_shards
+from pipeline.shards.vet import Shard
+
+NOBODY = 65534
+
+
+def write_shard(path: Path, rows: Any, name: str = "X", riders: Mapping[str, Any] | None = None, **how: Any) -> str:
+    """An HDF5 file with one dataset of rows, stored as `how` tells h5py's ``create_dataset``, and its riders."""
+    with h5py.File(path, "w") as file:
+        file.create_dataset(name, data=rows, **how)
+        for rider, values in (riders or {}).items():
+            file.create_dataset(rider, data=values)
+    return str(path)
+
+
+def numbered(n_rows: int, n_inputs: int = 2, first: int = 0, dtype: Any = np.int64) -> np.ndarray:
+    """Rows that tell their number: row i, counted from `first`, holds 10 i, 10 i + 1 and so on."""
+    return (10 * np.arange(first, first + n_rows)[:, None] + np.arange(n_inputs)).astype(dtype)
+
+
+def numbered_shards(folder: Path, *sizes: int, **how: Any) -> tuple[Shard, ...]:
+    """Shards of these sizes, in which the rows tell their number over all of them."""
+    for i, size in enumerate(sizes):
+        write_shard(folder / f"{i}.h5", numbered(size, first=sum(sizes[:i])), **how)
+    return open_shards([str(folder / f"{i}.h5") for i in range(len(sizes))])
+
+
+def names(shard: Shard) -> tuple[str, ...]:
+    """What rides along with a shard's rows."""
+    return tuple(rider.name for rider in shard.riders)
+
+
+def some_rows(dtype: Any = "<f4", n_rows: int = 61, n_inputs: int = 6) -> np.ndarray:
+    """Rows of which most entries are zero."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(1, 100, (n_rows, n_inputs)) * (rng.random((n_rows, n_inputs)) < 0.4)
+    return values.astype(dtype)
+
+
+def csr(rows: np.ndarray, index: str = "<i4", scramble: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values, columns, and where rows begin: SciPy's, and AnnData's."""
+    where = [np.flatnonzero(row)[:: -1 if scramble else 1] for row in rows]
+    values = [row[columns] for row, columns in zip(rows, where, strict=True)]
+    ends = np.cumsum([0, *map(len, where)])
+    return np.concatenate(values).astype(rows.dtype), np.concatenate(where).astype(index), ends.astype(index)
+
+
+def write_csr(path: Path, parts: Sequence[np.ndarray], shape: tuple[int, ...], **attributes: Any) -> str:
+    """A sparse matrix, `X`, made of values, columns, and where rows begin."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("X")
+        group["data"], group["indices"], group["indptr"] = parts
+        group.attrs.update({"shape": shape, **attributes})
+    return str(path)
+
+
+@contextmanager
+def refused(exit_code: int, *phrases: str) -> Iterator[None]:
+    """An error of ours with this exit code, whose sentence holds all these phrases on one line."""
+    with pytest.raises(ShardpressError) as caught:
+        yield
+    sentence = str(caught.value)
+    assert caught.value.exit_code == exit_code, sentence
+    assert [phrase for phrase in phrases if phrase not in sentence] == [], sentence
+    assert sentence.isprintable()
+
+
+def as_nobody(act: Callable[[], object]) -> tuple[int, str]:
+    """Exit code and sentence of the error that `act` meets without root's rights; (0, "") without an error."""
+    if os.getuid() != 0:
+        return _outcome(act)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            os.write(writer, json.dumps(_outcome(act)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        found = answer.read()
+    os.waitpid(child, 0)
+    exit_code, sentence = json.loads(found)
+    return exit_code, sentence
+
+
+def _outcome(act: Callable[[], object]) -> tuple[int, str]:
+    try:
+        act()
+    except ShardpressError as error:
+        return error.exit_code, str(error)
+    except BaseException as error:
+        return -1, repr(error)
+    return 0, ""

@@ -1,0 +1,76 @@
+"""Fresh Python processes: Theano reads its settings, and opens a device, once in a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+__all__ = ["REPOSITORY", "Ended", "environment", "fresh"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Compiled code is found again by the next run of the tests, whatever home a test gives its processes.
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+_PROGRAM = """
+import json
+facts = {{}}
+{code}
+print("\\n" + json.dumps(facts))
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes
+    ----------
+    facts : dict
+        What its code put into ``facts``; empty when it raised.
+    stderr : str
+    code : int
+        Its exit code.
+    """
+
+    facts: dict[str, Any]
+    stderr: str
+    code: int
+
+
+def environment(**variables: str | Path | None) -> dict[str, str]:
+    """This process's environment without the developer's own Theano settings, and with `variables`; None takes away."""
+    env = {name: value for name, value in os.environ.items() if "THEANO" not in name}
+    # No settings file lies in a home that is not there.
+    env |= {"HOME": "/nonexistent", "XDG_CACHE_HOME": str(_CACHE), "PYTHONPATH": str(REPOSITORY)}
+    if "TEST_ISA" in env:
+        env["THEANORC"] = os.environ["THEANORC"]  # which the tests themselves have set
+    for name, value in variables.items():
+        env.pop(name, None)
+        if value is not None:
+            env[name] = str(value)
+    return env
+
+
+def fresh(code: str, warnings: str = "error", **variables: str | Path | None) -> Ended:
+    """Run `code` in a new interpreter.
+
+    Parameters
+    ----------
+    code : str
+        It reports through a dict named ``facts``, of values that JSON can hold.
+    warnings : str
+        Python's ``-W``.
+    variables : str, Path or None
+        For its `environment`.
+    """
+    command = [sys.executable, "-W", warnings, "-c", _PROGRAM.format(code=dedent(code))]
+    done = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
+    facts = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+    return Ended(facts, done.stderr, done.returncode)

@@ -1,0 +1,305 @@
+"""Every call to the disk failing in turn, every call the last one before a kill, every power cut.
+
+    python -m tests.support.soak_protocol       all of them, on every kind of run; prints how many there were
+
+`tests/run/test_protocol.py` runs a part of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import math
+import random
+import shutil
+import signal
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+from pipeline.formats import digest, unseal
+from pipeline.output import groupcommit
+from tests.support.faulty import Failing, Killing, PowerLog, Short, Watched, forked, materialize
+from tests.support.standin import Night, features_of, install
+
+__all__ = [
+    "KINDS",
+    "Trial",
+    "bad_nights",
+    "broken_promises",
+    "cut_power",
+    "fail_every_call",
+    "fail_every_write",
+    "kill_at_every_call",
+]
+
+CLEAN = (0, 71, 73, 74)
+# Three steps, with a checkpoint after each: the first one makes room for the third.
+STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
+# Flags of an earlier, finished run in the same place, and of the run that is disturbed.
+KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
+    "new": (None, STEPS),
+    "overwrite": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
+    "restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
+    "threads": (None, (*STEPS, "--threads", "3")),
+    "together": (None, STEPS),
+    "single file": (None, (*STEPS, "--single-file")),
+    "single file afterwards": (STEPS, (*STEPS, "--single-file")),
+}
+
+
+class Trial:
+    """A kind of run, what it makes undisturbed, and a check of what a disturbed one has left.
+
+    Attributes
+    ----------
+    calls : list of (str, object)
+        What an undisturbed run calls of its disk.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        folder.mkdir()
+        # All but the first part in one group, or each by itself.
+        self._pause = math.inf if kind == "together" else 0.0
+        self.night, self._folder, self._n_outputs = Night(folder, 20, 0, 15), folder, 0
+        before, self.flags = KINDS[kind]
+        self._before = None if before is None else folder / "before"
+        if before is not None:
+            assert self.night.run(folder / "before", *before) == 0
+        disk, output = Watched(), self.fresh()
+        assert self.run(output, disk) == 0
+        self.calls, self._expected = disk.calls, features_of(output)
+        self._n_records, self._names = len(records(output)), named(output)
+
+    def fresh(self) -> Path:
+        """An output directory as the run finds it."""
+        self._n_outputs += 1
+        output = self._folder / f"{self._n_outputs}" / "out"
+        output.parent.mkdir()
+        if self._before is not None:
+            shutil.copytree(self._before, output)
+        return output
+
+    def run(self, output: Path, disk: Watched | None = None) -> int:
+        """Exit code of the run."""
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(groupcommit, "_pause", lambda seconds: self._pause)
+            return self.night.run(output, *self.flags, disk=disk or Watched())
+
+    def check(self, output: Path, label: str) -> None:
+        """Nothing is half, and the same command, typed again, makes what an undisturbed run makes; then clean up."""
+        assert broken_promises(output, self._before is None) == [], label
+        assert self.run(output) == 0, label
+        assert features_of(output) == self._expected, label
+        assert broken_promises(output) == [], label
+        assert leftovers(output) == [], label
+        assert named(output) == self._names, label
+        assert len(records(output)) == self._n_records, label
+        shutil.rmtree(output.parent)
+
+
+def broken_promises(output: Path, strictly: bool = True) -> list[str]:
+    """What a commit record or the manifest names and is not as they say, found without the program's own ledger.
+
+    While a run replaces another one's results, files of fixed names may be the new run's already. Then it is enough
+    that they are whole.
+    """
+    named = [record["entry"] for record in records(output)]
+    fixed = []
+    if (output / "manifest.json").exists():
+        manifest = unseal("shardpress-output/1", (output / "manifest.json").read_bytes())
+        named += manifest["parts"]
+        fixed = manifest["files"]
+    broken = [entry["file"] for entry in named if not _as_named(output, entry)]
+    return broken + [entry["file"] for entry in fixed if not (_as_named if strictly else _whole)(output, entry)]
+
+
+def named(output: Path) -> list[str]:
+    """The files of fixed names that the manifest names."""
+    manifest = unseal("shardpress-output/1", (output / "manifest.json").read_bytes())
+    return [entry["file"] for entry in manifest["files"]]
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """Every commit record, as plain values."""
+    return [record for path in sorted(output.glob("commits/*.json")) for record in _records_in(path.read_bytes())]
+
+
+def _records_in(data: bytes) -> list[dict[str, Any]]:
+    if json.loads(data)["format"].startswith("shardpress-commits/"):
+        found: list[dict[str, Any]] = unseal("shardpress-commits/1", data)["records"]
+        return found
+    return [unseal("shardpress-commit/1", data)]
+
+
+def _as_named(output: Path, entry: dict[str, Any]) -> bool:
+    path = output / entry["file"]
+    data = path.read_bytes() if path.is_file() else b""
+    return (len(data), digest([data])) == (entry["n_bytes"], entry["blake3"])
+
+
+def _whole(output: Path, entry: dict[str, Any]) -> bool:
+    path = output / entry["file"]
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            return len(file) > 0
+    if path.suffix == ".npz":
+        return zipfile.ZipFile(io.BytesIO(path.read_bytes())).testzip() is None
+    return bool(json.loads(path.read_text()))
+
+
+def leftovers(output: Path) -> list[str]:
+    """Half-written files, results that no record names, and records of a training that is over."""
+    named = {record["entry"]["file"] for record in records(output)}
+    found = [str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()]
+    return [
+        name
+        for name in found
+        if name.endswith(".writing")
+        or "checkpoint" in name
+        or (name.startswith(("parts", "stages")) and name not in named)
+    ]
+
+
+# -- the ordeals -----------------------------------------------------------------------------------------------------
+
+
+def fail_every_call(
+    trial: Trial, code: int, for_good: bool, done: bool = False, of: slice = slice(None)
+) -> Counter[int]:
+    """Let each call fail in turn; how often the run ended with which exit code."""
+    codes = Counter[int]()
+    for number in range(len(trial.calls))[of]:
+        output = trial.fresh()
+        found = trial.run(output, Failing(number, code, for_good, done))
+        label = f"{_named(trial, number)} fails with {errno.errorcode[code]}, for good: {for_good}, done: {done}"
+        assert found in CLEAN, f"{label}: exit code {found}"
+        trial.check(output, label)
+        codes[found] += 1
+    return codes
+
+
+def fail_every_write(trial: Trial, code: int = 0) -> Counter[int]:
+    """Let each write in turn be a short one; with a code, all later ones fail."""
+    codes = Counter[int]()
+    for number in range([name for name, _ in trial.calls].count("write")):
+        output = trial.fresh()
+        found = trial.run(output, Short(number, code))
+        assert found in (CLEAN[1:] if code else (0,)), f"write {number} is short: exit code {found}"
+        trial.check(output, f"write {number} is short, then {code}")
+        codes[found] += 1
+    return codes
+
+
+def kill_at_every_call(trial: Trial, after: bool, of: slice = slice(None)) -> int:
+    """Kill the run by SIGKILL right before or right after each call; how many there were."""
+    numbers = range(len(trial.calls))[of]
+    for number in numbers:
+        output = trial.fresh()
+        label = f"killed {'after' if after else 'before'} {_named(trial, number)}"
+        assert forked(lambda out=output, n=number: trial.run(out, Killing(n, after))) == (-signal.SIGKILL, None), label
+        trial.check(output, label)
+    return len(numbers)
+
+
+def cut_power(trial: Trial, n_random: int, of: slice = slice(None)) -> Counter[str]:
+    """Cut the power after each call; how many different states each kind of cut has left."""
+    log = PowerLog(trial.fresh().parent)
+    assert trial.run(log.folder / "out", log) == 0
+    kinds = Counter[str]()
+    for number, kind, left in [*log.cuts(n_random)][of]:
+        output = trial.fresh()
+        shutil.rmtree(output.parent)
+        materialize(left, output.parent)
+        trial.check(output, f"power cut after {_named(trial, number)}: {kind}")
+        kinds[kind] += 1
+    return kinds
+
+
+def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
+    """One disturbance after the other, of any kind, before the night that is good; how many of each."""
+    rng, kinds = random.Random(seed), Counter[str]()
+    for week in range(n_weeks):
+        output, story = trial.fresh(), f"week {week}:"
+        for _ in range(rng.randrange(2, 6)):
+            kind, number = rng.choice(["fails", "is short", "killed", "power"]), rng.randrange(len(trial.calls))
+            story += f" {kind} {number},"
+            kinds[kind] += 1
+            if kind == "killed":
+                # It may be over before that call.
+                code, _ = forked(lambda out=output, n=number: trial.run(out, Killing(n, after=rng.random() < 0.5)))
+                assert code in (0, -signal.SIGKILL), story
+            elif kind == "power":
+                output = _cut_off(trial, output, rng)
+            else:
+                code = rng.choice([errno.ENOSPC, errno.EIO, errno.EMFILE])
+                failing = Failing(number, code, for_good=rng.random() < 0.5, done=rng.random() < 0.2)
+                short = Short(number // 8, rng.choice([0, code]))
+                assert trial.run(output, failing if kind == "fails" else short) in CLEAN, story
+            assert broken_promises(output, strictly=False) == [], story
+        trial.check(output, story)
+    return kinds
+
+
+def _cut_off(trial: Trial, output: Path, rng: random.Random) -> Path:
+    """Where a run goes on that was cut off from power somewhere: all that it found had been on the disk."""
+    log = PowerLog(output.parent)
+    assert trial.run(output, log) == 0
+    cuts = [*log.cuts(1, rng.randrange(1000))]
+    if not cuts:
+        return output  # it had been complete
+    after = trial.fresh()
+    shutil.rmtree(after.parent)
+    shutil.rmtree(output.parent)
+    _, _, left = rng.choice(cuts)
+    materialize(left, after.parent)
+    return after
+
+
+def _named(trial: Trial, number: int) -> str:
+    name, what = trial.calls[number]
+    return f"call {number}, {name} {Path(str(what)).name}"
+
+
+# -- all of it -------------------------------------------------------------------------------------------------------
+
+
+def _all(trial: Trial) -> Iterator[tuple[str, Callable[[], object]]]:
+    for code in (errno.ENOSPC, errno.EIO):
+        for for_good in (False, True):
+            words = f"every call fails with {errno.errorcode[code]} {'for good' if for_good else 'once'}"
+            yield words, lambda code=code, for_good=for_good: fail_every_call(trial, code, for_good)
+    yield "every call is done and reports EIO", lambda: fail_every_call(trial, errno.EIO, False, done=True)
+    yield "every write is short", lambda: fail_every_write(trial)
+    yield "every write is short, then ENOSPC", lambda: fail_every_write(trial, errno.ENOSPC)
+    yield "killed before every call", lambda: kill_at_every_call(trial, after=False)
+    yield "killed after every call", lambda: kill_at_every_call(trial, after=True)
+    yield "power cut after every call", lambda: cut_power(trial, n_random=5)
+    yield "bad nights, one after the other", lambda: bad_nights(trial, 200)
+
+
+def main(kinds: Iterable[str] = KINDS) -> None:
+    """Print how many of each there were. An assertion stops it at the first that is not survived."""
+    logging.getLogger().addHandler(logging.NullHandler())
+    with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
+        install(monkeypatch)
+        for kind in kinds:
+            trial = Trial(Path(folder) / kind, kind)
+            print(f"{kind}: {len(trial.calls)} calls: {dict(Counter(name for name, _ in trial.calls))}", flush=True)
+            for words, ordeal in _all(trial):
+                start = time.monotonic()
+                found = ordeal()
+                print(f"  {words}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""A whole run in a few hundredths of a second: NumPy in the device's place, tiny parts, and shards vetted once.
+
+Everything else is the program's own, from the command line to the last sync. What it computes is a real autoencoder,
+and the same bits for the same rows, whatever their blocks, threads and interruptions.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from kernels.backend import Device
+from pipeline import cli
+from pipeline.output import groupcommit
+from pipeline.output.disk import Disk
+from pipeline.output.ledger import read_manifest
+from pipeline.run.stages import budget, fingerprints, job, stages
+from pipeline.shards.open import open_shards
+from tests.support.helpers import write_shard
+
+__all__ = ["Autoencoder", "Night", "TrainingStep", "features_of", "install"]
+
+TILE_ROWS = 4
+PART_BYTES = 4 * TILE_ROWS * 4 * 2  # so that a part has four tiles of two features
+
+
+class Autoencoder:
+    """Has the face of `kernels.autoencoder.Autoencoder`, as far as the pipeline looks at it."""
+
+    def __init__(
+        self, n_inputs: int, n_features: int, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
+    ) -> None:
+        self.n_inputs, self.n_features = n_inputs, n_features
+        self._minimum, self._scale, self._maximum = minimum, scale, maximum
+        self._shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
+        self.set_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
+
+    def initialize(self, rng: np.random.Generator, mean: np.ndarray | None = None) -> None:
+        W = rng.standard_normal(self._shapes["W"]) / np.sqrt(self.n_inputs + self.n_features)
+        center = np.zeros(self.n_inputs) if mean is None else mean
+        self.set_parameters({"W": W, "b_hidden": -center @ W, "b_output": center - W.sum(axis=1) / 2})
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in self._parameters.items()}
+
+    def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
+        self._parameters = checked(values, self._shapes)
+
+    def scaled(self, rows: np.ndarray) -> np.ndarray:
+        return ((rows.astype(self._minimum.dtype) - self._minimum) * self._scale).astype(np.float32)
+
+    def code(self, x: np.ndarray) -> np.ndarray:
+        # No BLAS: its roundings would depend on how many rows there are.
+        sums = (x[:, :, None] * self._parameters["W"]).sum(axis=1) + self._parameters["b_hidden"]
+        return 1 / (1 + np.exp(-sums))
+
+    def residual(self, x: np.ndarray) -> np.ndarray:
+        products = self.code(x)[:, None, :] * self._parameters["W"]
+        return products.sum(axis=2) + self._parameters["b_output"] - x
+
+    def n_callers(self, dtypes: Iterable[np.dtype]) -> int:
+        return 4
+
+    def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
+        with np.errstate(invalid="ignore", over="ignore"):
+            out[:] = self.code(self.scaled(rows))
+        return out
+
+    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+        self.encode(rows, out)
+        assert self._maximum is not None
+        return np.flatnonzero(~((rows >= self._minimum) & (rows <= self._maximum)).all(axis=1))
+
+    def errors(self, rows: np.ndarray) -> np.ndarray:
+        return (self.residual(self.scaled(rows)) ** 2).mean(axis=1)
+
+    def cost(self, rows: np.ndarray) -> float:
+        return float(self.errors(rows).mean(dtype=np.float64))
+
+
+class TrainingStep:
+    """Has the face of `kernels.autoencoder.TrainingStep`; every rule is plain momentum."""
+
+    def __init__(
+        self, autoencoder: Autoencoder, rule: str, momentum: float, dtype: np.dtype, resident: np.ndarray | None = None
+    ) -> None:
+        self._autoencoder, self._momentum, self._resident = autoencoder, np.float32(momentum), resident
+        self._shapes = {f"{name}_velocity": array.shape for name, array in autoencoder.parameters().items()}
+        self.set_state({name: np.zeros(shape) for name, shape in self._shapes.items()})
+        self.set_learning_rate(0)
+
+    def compile(self) -> None:
+        pass
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        self._rate = np.float32(learning_rate)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in self._state.items()}
+
+    def set_state(self, values: Mapping[str, np.ndarray]) -> None:
+        self._state = checked(values, self._shapes)
+
+    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+        rows = minibatch if self._resident is None else self._resident[minibatch]
+        x, parameters = self._autoencoder.scaled(rows), self._autoencoder.parameters()
+        h, dy = self._autoencoder.code(x), self._autoencoder.residual(x)
+        dh = dy @ parameters["W"] * h * (1 - h)
+        gradients = {"W": x.T @ dh + dy.T @ h, "b_hidden": dh.sum(axis=0), "b_output": dy.sum(axis=0)}
+        for name, gradient in gradients.items():
+            velocity = self._momentum * self._state[f"{name}_velocity"] - self._rate * gradient / np.float32(x.size)
+            self._state[f"{name}_velocity"] = velocity
+            parameters[name] += velocity
+        self._autoencoder.set_parameters(parameters)
+        return float((dy**2).mean(dtype=np.float64)) if with_cost else None
+
+
+def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Copies of the values as float32, if their names and shapes are these."""
+    if {name: np.shape(array) for name, array in values.items()} != dict(shapes):
+        raise ValueError(f"found arrays {sorted(values)}, expected {sorted(shapes)} of their shapes")
+    return {name: np.array(array, dtype=np.float32) for name, array in values.items()}
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the stand-ins in their places."""
+    module: Any = ModuleType("kernels.autoencoder")
+    module.Autoencoder, module.TrainingStep = Autoencoder, TrainingStep
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(stages, "start_device", lambda config: Device("cpu", "cpu", "stand-in"))
+    monkeypatch.setattr(stages, "TILE_ROWS", TILE_ROWS)
+    monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come
+    monkeypatch.setattr(stages, "open_shards", _remembering(open_shards))
+    for user in (job, fingerprints):
+        monkeypatch.setattr(user, "version", cache(version))  # a file to parse each time
+
+
+def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
+    """Vet files once for as long as they do not change: it takes time, and is not tested here."""
+    known: dict[object, Any] = {}
+
+    def vet_once(patterns: tuple[str, ...], *rest: Any, **settings: Any) -> Any:
+        if not all(os.path.isdir(pattern) for pattern in patterns):
+            return vet(patterns, *rest, **settings)
+        found = [(entry.path, entry.stat()) for pattern in patterns for entry in os.scandir(pattern)]
+        files = ((path, status.st_ino, status.st_size, status.st_mtime_ns) for path, status in sorted(found))
+        key = (patterns, rest, *sorted(settings.items()), *files)
+        if key not in known:
+            known[key] = vet(patterns, *rest, **settings)
+        return known[key]
+
+    return vet_once
+
+
+class Night:
+    """A data set of a few small shards, and runs over it.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the shards and the outputs go.
+    sizes : int
+        Rows of each shard.
+    """
+
+    def __init__(self, folder: Path, *sizes: int) -> None:
+        self.folder, self.shards = folder, folder / "shards"
+        self.shards.mkdir()
+        rng = np.random.default_rng(0)
+        for i, size in enumerate(sizes):
+            self.add_shard(f"{i}.h5", rng.normal(size=(size, 4)).astype(np.float32))
+
+    def add_shard(self, name: str, rows: np.ndarray) -> Path:
+        return Path(write_shard(self.shards / name, rows, riders={"y": np.arange(len(rows))}))
+
+    def run(self, output: Path, *flags: str, disk: Disk | None = None) -> int:
+        """Exit code of a run."""
+        settings = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "1"]
+        with redirect_stdout(io.StringIO()):
+            return cli.main("", ["--input", str(self.shards), "--output", str(output), *settings, *flags], disk)
+
+
+def features_of(output: Path) -> bytes:
+    """Every bit that a finished run says about the rows, in their order: features, valid, riders; and the model."""
+    manifest = read_manifest(output)
+    bits = [manifest["model"].encode()]
+    for name in ("features", "valid", "y"):
+        for part in manifest["parts"]:
+            with h5py.File(output / part["file"]) as file:
+                bits.append(file[name][()].tobytes())
+    return b"".join(bits)

@@ -1,0 +1,58 @@
+"""How much work something is, whatever the machine and what else it does: counted, where seconds would be measured."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from unittest.mock import patch
+
+from pipeline.hdf5.files import FILES
+
+__all__ = ["Work", "counted"]
+
+
+@dataclass
+class Work:
+    """What was done.
+
+    Attributes
+    ----------
+    n_calls : int
+        Of functions, Python's and C's, by this thread.
+    n_reads, n_bytes : int
+        Of input files, by all threads.
+    """
+
+    n_calls: int = 0
+    n_reads: int = 0
+    n_bytes: int = 0
+
+    def highest(self, other: Work) -> Work:
+        """Each count of whichever has more."""
+        most = (max(ours, theirs) for ours, theirs in zip(astuple(self), astuple(other), strict=True))
+        return Work(*most)
+
+
+@contextmanager
+def counted() -> Iterator[Work]:
+    """Count what is done meanwhile."""
+    work = Work()
+
+    def call(frame: object, event: str, argument: object) -> None:
+        work.n_calls += event.endswith("call")
+
+    def preadv(descriptor: int, buffer: memoryview, offset: int) -> int:
+        n_bytes = os.preadv(descriptor, [buffer], offset)
+        work.n_reads += 1
+        work.n_bytes += n_bytes
+        return n_bytes
+
+    with patch.object(FILES, "preadv", preadv):
+        sys.setprofile(call)
+        try:
+            yield work
+        finally:
+            sys.setprofile(None)
