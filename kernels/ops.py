@@ -37,8 +37,8 @@ _HEADERS = (
     "rows",
     "forward",
     "folded",
-    "digits",
-    "bytes",
+    "quantized",
+    "int8_products",
     "updates",
     "arrays",
 )

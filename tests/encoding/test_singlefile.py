@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding.encode import singlefile as module
+from pipeline.encoding import singlefile as module
 from pipeline.encoding.singlefile import single_file
 from pipeline.features import index_bytes, open_features, part_bytes
 from pipeline.shards.open import Block, open_shards, read, read_riders

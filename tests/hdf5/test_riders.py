@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pipeline.hdf5 import riders
-from pipeline.shards.open import Block, open_shards, read_riders, ridinglog
+from pipeline.shards import ridinglog
+from pipeline.shards.open import Block, open_shards, read_riders
 from tests.support.helpers import names, numbered, write_shard
 
 PLAIN = [True, False]

@@ -13,9 +13,9 @@ import pytest
 
 from pipeline.hdf5.layout import Layout
 from pipeline.model import Model, Scaler
+from pipeline.run import fingerprints as module
 from pipeline.run.budget import make_plan
 from pipeline.run.fingerprints import Request, differences, request_of
-from pipeline.run.stages import fingerprints as module
 from pipeline.settings.config import Config
 from pipeline.shards.vet import Rider, Shard
 
@@ -93,7 +93,7 @@ def test_the_same_request_has_the_same_fingerprints_and_each_stage_its_own() -> 
         ({"verbose": True}, set()),
         ({"require_device": True}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(value if isinstance(value, dict) else sorted(value)),
 )
 def test_u3_a_setting_touches_what_depends_on_it(change: dict[str, Any], expected: set[str]) -> None:
     """The features depend on the training by the model itself, whose fingerprint is held here."""

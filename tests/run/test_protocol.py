@@ -24,7 +24,7 @@ from pipeline.errors import DataError
 from pipeline.features import open_features
 from pipeline.formats import pack, seal, unpack
 from pipeline.output.ledger import claim, read_manifest
-from pipeline.scan.ranges import ranges
+from pipeline.scan import ranges
 from tests.support.faulty import Broken, Watched, forked, small_disk
 from tests.support.helpers import write_shard
 from tests.support.soak_protocol import (

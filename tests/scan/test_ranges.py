@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.formats import pack
 from pipeline.hdf5.files import FILES
+from pipeline.scan import ranges as module
 from pipeline.scan.ranges import Scan, bad_entries, bad_rows, check_usable, describe_bad_rows, readable, scan
-from pipeline.scan.ranges import ranges as module
 from pipeline.shards.open import open_shards
 from tests.support.damage import damage
 from tests.support.helpers import numbered, refused, write_shard

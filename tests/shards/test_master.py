@@ -10,7 +10,8 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.features import open_features
 from pipeline.hdf5.child import stacked
-from pipeline.shards.open import Block, master, open_shards, read, read_riders
+from pipeline.shards import master
+from pipeline.shards.open import Block, open_shards, read, read_riders
 from scripts.extract import main
 from tests.support import hostile
 from tests.support.helpers import numbered, refused, write_shard

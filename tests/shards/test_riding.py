@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.features import open_features
-from pipeline.shards.open import Block, open_shards, read_riders, riding
+from pipeline.shards import riding
+from pipeline.shards.open import Block, open_shards, read_riders
 from pipeline.shards.riding import common_dtype
 from scripts import classify
 from tests.support.helpers import names, numbered, write_shard

@@ -12,7 +12,8 @@ from pipeline.hdf5.files import FILES
 from pipeline.run.stages import run
 from pipeline.scan.ranges import scan
 from pipeline.settings.config import Config
-from pipeline.shards.open import Block, blocks, open_shards, read, read_riders, rowforms
+from pipeline.shards import rowforms
+from pipeline.shards.open import Block, blocks, open_shards, read, read_riders
 from tests.support.helpers import csr, refused, some_rows, write_csr
 
 N_ROWS, N_INPUTS = some_rows().shape

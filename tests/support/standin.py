@@ -26,7 +26,7 @@ from pipeline import cli
 from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import read_manifest
-from pipeline.run.stages import budget, fingerprints, job, stages
+from pipeline.run import budget, fingerprints, job, stages
 from pipeline.shards.open import open_shards
 from tests.support.helpers import write_shard
 

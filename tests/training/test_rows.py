@@ -10,7 +10,7 @@ import pytest
 from pipeline.hdf5.files import FILES
 from pipeline.shards.open import first_rows, open_shards
 from pipeline.shards.vet import Shard
-from pipeline.training.epochs import rows as module
+from pipeline.training import rows as module
 from pipeline.training.rows import Order, ResidentRows, StreamedRows, slab_starts, spread_rows
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 
