@@ -36,7 +36,14 @@ def runs(opencl, tmp_path_factory):
     def run(device):
         folder = tmp_path_factory.mktemp("run")
         arrays, facts = folder / "arrays.npz", folder / "facts.json"
-        command = [sys.executable, "-W", "error", str(REPOSITORY / "tests" / "opencl_child.py"), arrays, facts]
+        command = [
+            sys.executable,
+            "-W",
+            "error",
+            str(REPOSITORY / "tests" / "support" / "opencl_child.py"),
+            arrays,
+            facts,
+        ]
         # Of the CPU, too, the graph that Theano makes: test_autoencoder.py holds the fused Ops against it.
         env = environment(THEANO_FLAGS=f"device={device},optimizer_excluding=fused")
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
