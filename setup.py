@@ -7,7 +7,7 @@ CUDA = ["nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"]
 PLOT = ["matplotlib"]
 # Codecs of files that others have written with plugins of HDF5.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
-TEST = ["mypy", "pytest", "ruff", *FILTERS, *PLOT]
+TEST = ["mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", *FILTERS, *PLOT]
 
 LZF = Extension(
     "pipeline.hdf5.filters.lzf", ["pipeline/hdf5/filters/lzf.c"], py_limited_api=True, extra_compile_args=["-O3"]
