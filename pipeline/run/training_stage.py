@@ -12,12 +12,13 @@ import numpy as np
 
 from pipeline.cluster.threads import compute
 from pipeline.errors import DataError, ShardpressError, TrainingDiverged, counted, shown
-from pipeline.model import Model, Scaler, load_model
+from pipeline.model import Model, load_model
 from pipeline.output.ledger import LAST_GOOD, Record
 from pipeline.progress import Progress
 from pipeline.run.budget import Plan
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable, scan
+from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config, allowed
 from pipeline.shards.open import row_dtype
 from pipeline.training.epochs import Checkpoint, train
@@ -46,7 +47,7 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
     check_usable(job.shards, found, job.config.missing_value)
     _doubt(job, found)
     job.clock.lap("scan")
-    scaler = Scaler.from_scan(found)
+    scaler = Scaler(found.minimum, found.maximum)
     autoencoder = autoencoder_of(job, scaler)
     model = _earlier_model(job, found)
     if model is None:

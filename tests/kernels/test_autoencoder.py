@@ -8,7 +8,8 @@ from kernels import autoencoder as module
 from kernels.autoencoder import PARAMETERS, Autoencoder, TrainingStep, theano
 from kernels.backend import OutOfDeviceMemory
 from kernels.updates import RULES
-from pipeline.model import Model, Scaler
+from pipeline.model import Model
+from pipeline.scan.scaler import Scaler
 from tests.support.tolerances import TOLERANCES, assert_close
 
 DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from pipeline.hdf5.layout import Layout
-from pipeline.model import Model, Scaler
+from pipeline.model import Model
 from pipeline.run import fingerprints as module
 from pipeline.run.budget import make_plan
 from pipeline.run.fingerprints import Request, differences, request_of
+from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config
 from pipeline.shards.vet import Rider, Shard
 

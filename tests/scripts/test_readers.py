@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.features import index_bytes, part_bytes
-from pipeline.model import Model, Scaler, load_model
+from pipeline.model import Model, load_model
 from pipeline.output.ledger import claim
+from pipeline.scan.scaler import Scaler
 from tests.support.interpreters import REPOSITORY
 
 PROGRAM = """

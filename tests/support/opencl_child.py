@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernels import backend
-from pipeline.model import Scaler
+from pipeline.scan.scaler import Scaler
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 RATES = {"momentum": 0.5, "adam": 0.01}

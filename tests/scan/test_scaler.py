@@ -1,0 +1,79 @@
+"""Scaling keeps digits, and is scikit-learn's."""
+
+import numpy as np
+import pytest
+
+from pipeline.scan.scaler import Scaler
+
+MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
+
+
+def scaler_of(rows):
+    wide = np.asarray(rows, dtype=np.float64)
+    return Scaler(wide.min(axis=0), wide.max(axis=0))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "i8", "f4", "f8"])
+def test_scaling_is_scikit_learns(dtype):
+    rows = (100 * np.random.default_rng(0).random((50, 6))).astype(dtype)
+    rows[:, 2] = 42
+    scaler = scaler_of(rows)
+    found = scaler.transform(rows)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, scaler.to_sklearn().transform(rows.astype(np.float64)), atol=2e-7)
+    assert found.min() == 0
+    assert found.max() <= 1 + 1e-7
+
+
+def test_a_constant_column_becomes_0_even_where_new_rows_leave_it():
+    scaler = Scaler(np.array([7.0]), np.array([7.0]))
+    rows = np.array([[7.0], [8.0], [-1e30]])
+    np.testing.assert_array_equal(scaler.transform(rows), np.zeros((3, 1)))
+    np.testing.assert_array_equal(scaler.to_sklearn().transform(rows), np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.float64])
+def test_columns_far_from_zero_keep_their_digits(dtype):
+    """float32 holds 1.6e9 in steps of 128, which would leave two values of these hundred."""
+    rows = np.arange(MIDNIGHT - 50, MIDNIGHT + 51).astype(dtype)[:, None]
+    np.testing.assert_allclose(scaler_of(rows).transform(rows)[:, 0], np.arange(101) / 100, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("rows_dtype", "minimum", "maximum", "working"),
+    [
+        ("uint8", 0, 255, "float32"),
+        ("int16", -32768, 32767, "float32"),
+        ("float32", 0.5, 1.5, "float32"),
+        ("float32", 0.1, 1.5, "float64"),  # 0.1 is no float32
+        ("int32", 0, 1, "float64"),
+        ("float64", 0, 1, "float64"),
+        ("float32", -3e38, 3e38, "float64"),  # the range is no float32
+        ("float32", 0, 2**-130, "float64"),  # one over the range is no float32
+        ("float32", 3, 3, "float32"),
+    ],
+)
+def test_rows_are_scaled_in_float32_only_where_that_loses_nothing(rows_dtype, minimum, maximum, working):
+    scaler = Scaler(np.array([minimum], dtype=float), np.array([maximum], dtype=float))
+    assert [array.dtype.name for array in scaler.arrays(np.dtype(rows_dtype))] == [working, working]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [
+        (np.float32, -3e38, 3e38),
+        (np.float32, 0, 1e-45),
+        (np.float64, 0, 1e-307),
+        (np.int64, -(2**63), 2**63 - 1),
+        (np.uint64, 0, 2**64 - 1),
+    ],
+)
+def test_extreme_ranges_are_scaled_to_0_and_1(dtype, low, high):
+    rows = np.array([[low], [high]], dtype)
+    np.testing.assert_allclose(scaler_of(rows).transform(rows), [[0], [1]])
+
+
+@pytest.mark.parametrize("high", [5e-324, 1e-320])
+def test_a_range_that_one_cannot_be_divided_by_becomes_0(high):
+    rows = np.array([[0.0], [high]])
+    np.testing.assert_array_equal(scaler_of(rows).transform(rows), [[0], [0]])
