@@ -36,7 +36,7 @@ from pipeline.model import load_model
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Entry, Ledger, Record, claim
 from pipeline.run.budget import make_plan
-from pipeline.run.job import resolved
+from pipeline.run.prepare import resolved
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards, row_dtype
 from pipeline.training.epochs import Checkpoint, train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,10 @@ from pipeline.encoding.singlefile import SINGLE_FILE
 from pipeline.errors import ConfigError, shown
 from pipeline.output.ledger import Entry, Ledger, Record
 from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
-from pipeline.run.job import Clock
+from pipeline.run.job import Clock, Job
 from pipeline.settings.config import Config, allowed
 
-__all__ = ["QUARANTINE", "earlier", "n_allowed", "trained"]
+__all__ = ["QUARANTINE", "earlier", "intact", "n_allowed", "trained"]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,18 @@ def earlier(
         return manifest
     ledger.set_request(now)
     return None
+
+
+def intact(job: Job, records: Iterable[Record]) -> list[Record]:
+    """Those of `records` whose files are as they were committed; the others are dropped, and said so."""
+    records = list(records)
+    digests = job.config.verify == "digests"
+    faults = compute([partial(job.ledger.fault, record.entry, digests) for record in records], job.plan.n_threads)
+    for record, fault in zip(records, faults, strict=True):
+        if fault:
+            log.warning("%s; it is made anew", fault)
+            job.ledger.drop(record)
+    return [record for record, fault in zip(records, faults, strict=True) if not fault]
 
 
 def _is_intact(ledger: Ledger, manifest: Mapping[str, Any], config: Config, clock: Clock) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import platform
 import time
 from collections.abc import Sequence
@@ -18,15 +16,13 @@ from pipeline.output.ledger import Ledger
 from pipeline.run.budget import Plan
 from pipeline.run.fingerprints import Request
 from pipeline.scan.ranges import Scan
-from pipeline.settings.config import LEARNING_RATES, Config, plain
+from pipeline.settings.config import Config
 from pipeline.shards.vet import Shard
 
 if TYPE_CHECKING:
     from kernels.backend import Device
 
-__all__ = ["Clock", "Job", "resolved", "versions"]
-
-log = logging.getLogger(__name__)
+__all__ = ["Clock", "Job", "versions"]
 
 _PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
 
@@ -112,17 +108,6 @@ class Job:
             "device": str(self.device),
             "versions": versions(),
         }
-
-
-def resolved(config: Config, n_rows: int, n_inputs: int, model: Model | None) -> Config:
-    """The settings with every default that depends on others or on the data filled in."""
-    n_features = config.n_features or (model.n_features if model else min(64, max(1, n_inputs // 2)))
-    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
-    batch_size = config.batch_size if config.batch_size is not None else min(128, max(16, n_rows // 50), n_rows)
-    found = dataclasses.replace(config, n_features=n_features, learning_rate=rate, batch_size=batch_size)
-    for name, value in asdict(found).items():
-        log.info("  %-22s %s", name, plain(value))
-    return found
 
 
 @cache

@@ -1,25 +1,24 @@
-"""From rows to a fitted model: scan, then train; each is taken over from an earlier run that did the same."""
+"""From rows to a fitted model: scan, then train, or take over the model of an earlier run that did the same."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cluster.threads import compute
 from pipeline.errors import DataError, ShardpressError, TrainingDiverged, counted, shown
 from pipeline.model import Model, load_model
-from pipeline.output.ledger import LAST_GOOD, Record
-from pipeline.progress import Progress
+from pipeline.output.ledger import LAST_GOOD
 from pipeline.run.budget import Plan
+from pipeline.run.earlier import intact
 from pipeline.run.job import Job, versions
-from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable, scan
+from pipeline.run.scan_stage import doubt, scanned
+from pipeline.scan.ranges import Scan, check_usable, readable
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Config, allowed
+from pipeline.settings.config import Config
 from pipeline.shards.open import row_dtype
 from pipeline.training.epochs import Checkpoint, train
 from pipeline.training.rows import Order, ResidentRows, Rows, StreamedRows, slab_starts, spread_rows
@@ -27,7 +26,7 @@ from pipeline.training.rows import Order, ResidentRows, Rows, StreamedRows, slab
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder, TrainingStep
 
-__all__ = ["autoencoder_of", "fit", "intact", "scanned"]
+__all__ = ["autoencoder_of", "fit"]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
     """
     found = scanned(job)
     check_usable(job.shards, found, job.config.missing_value)
-    _doubt(job, found)
+    doubt(job, found)
     job.clock.lap("scan")
     scaler = Scaler(found.minimum, found.maximum)
     autoencoder = autoencoder_of(job, scaler)
@@ -66,108 +65,6 @@ def autoencoder_of(job: Job, scaler: Scaler) -> Autoencoder:
 
     minimum, scale = scaler.arrays(row_dtype(job.shards))
     return Autoencoder(job.shards[0].n_inputs, job.n_features, minimum, scale, scaler.maximum.astype(minimum.dtype))
-
-
-def intact(job: Job, records: Iterable[Record]) -> list[Record]:
-    """Those of `records` whose files are as they were committed; the others are dropped, and said so."""
-    records = list(records)
-    digests = job.config.verify == "digests"
-    faults = compute([partial(job.ledger.fault, record.entry, digests) for record in records], job.plan.n_threads)
-    for record, fault in zip(records, faults, strict=True):
-        if fault:
-            log.warning("%s; it is made anew", fault)
-            job.ledger.drop(record)
-    return [record for record, fault in zip(records, faults, strict=True) if not fault]
-
-
-# -- scan --------------------------------------------------------------------------------------------------------
-
-
-def scanned(job: Job) -> Scan:
-    """What one pass over the rows tells.
-
-    Raises
-    ------
-    DataError
-        For bad rows and shards that the settings do not allow.
-    """
-    found = _earlier_scan(job)
-    if found is None:
-        found = _scan(job)
-        entry = job.ledger.write("stages/scan", ".npz", found.to_npz())
-        job.ledger.commit("scan", job.request.of_scan(), entry)
-    _judge(job, found)
-    return found
-
-
-def _earlier_scan(job: Job) -> Scan | None:
-    for record in intact(job, job.ledger.records("scan", job.request.of_scan())):
-        try:
-            found = Scan.from_npz(job.ledger.load(record))
-        except ValueError as error:
-            log.warning("scan: %s; it is made anew", error)
-            job.ledger.drop(record)
-            continue
-        if found.unreadable:
-            job.ledger.drop(record)  # the files may have been mended without a change of their times
-            continue
-        log.info("scan: an earlier run has finished it")
-        return found
-    return None
-
-
-def _scan(job: Job) -> Scan:
-    shards, config, plan = job.shards, job.config, job.plan
-    n_rows = sum(shard.n_rows for shard in shards)
-    row_bytes = shards[0].n_inputs * np.dtype(shards[0].dtype).itemsize
-    max_unreadable = None
-    if job.tolerates_bad_data:
-        n_shards = len(shards) + len(job.bad_shards)
-        max_unreadable = max(0, allowed(config.max_bad_shards, n_shards) - len(job.bad_shards))
-    with Progress("scan", n_rows, "rows", row_bytes) as progress:
-        return scan(shards, plan.block_rows, plan.n_threads, progress.advance, config.missing_value, max_unreadable)
-
-
-def _judge(job: Job, found: Scan) -> None:
-    """Stop for bad rows, unless the settings let them pass."""
-    n_bad = len(found.bad_rows)
-    if not n_bad:
-        return
-    config = job.config
-    words = describe_bad_rows(job.shards, found, config.missing_value)
-    if not job.tolerates_bad_data:
-        raise DataError(f"{words}, expected finite numbers. {_leave_out(config, found)}")
-    limit = allowed(config.max_bad_rows, found.n_rows)
-    if n_bad > limit:
-        raise DataError(
-            f"{words}, expected {limit} at most (--max-bad-rows {config.max_bad_rows}). {_leave_out(config, found)}"
-        )
-    log.warning("%s; they are left out and get NaN features", words)
-
-
-def _leave_out(config: Config, found: Scan) -> str:
-    """What to do about bad rows: all flags that it takes, so that the next run goes through."""
-    if not found.n_good:
-        return "Mend the files: no row would be left."
-    how = config.on_bad_data if config.on_bad_data != "raise" else "skip"
-    limit = f" --max-bad-rows {len(found.bad_rows)}"
-    is_within = len(found.bad_rows) <= allowed(config.max_bad_rows, found.n_rows)
-    return f"Mend the files, or leave these rows out with --on-bad-data {how}{'' if is_within else limit}."
-
-
-def _doubt(job: Job, found: Scan) -> None:
-    """Warn of data from which little can be learnt."""
-    if found.n_good < job.n_features:
-        n_inputs = job.shards[0].n_inputs
-        advice = " If rows stand as columns there: --orientation columns." if n_inputs > found.n_rows else ""
-        log.warning(
-            "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
-            "heart and tell little about others. Give more rows, or lower --n-features.%s",
-            *(counted(found.n_good, "usable row"), n_inputs, job.n_features, advice),
-        )
-
-
-# -- training ----------------------------------------------------------------------------------------------------
 
 
 def _earlier_model(job: Job, found: Scan) -> Model | None:

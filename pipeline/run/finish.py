@@ -1,0 +1,196 @@
+"""What stands beside the parts, the manifest last; and how far a run came that did not finish."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.encoding.singlefile import SINGLE_FILE, single_file
+from pipeline.errors import counted, shown
+from pipeline.features import index_bytes
+from pipeline.model import Model
+from pipeline.output.ledger import Entry, Record
+from pipeline.run.earlier import QUARANTINE, trained
+from pipeline.run.job import Job
+from pipeline.scan.ranges import Scan
+from pipeline.shards.ridinglog import why_left_out
+
+__all__ = ["Summary", "finish", "standing"]
+
+log = logging.getLogger(__name__)
+
+
+_OF_RECORDS = ("bad", "outside")  # facts of a part that its line of the manifest does not repeat
+# facts of a part that its line of the manifest does not repeat
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run says at its end.
+
+    Attributes
+    ----------
+    output : str
+        Where the features are.
+    n_rows, n_inputs, n_features, n_bad : int
+        Rows, columns in, columns out, rows whose features are NaN.
+    n_parts : int
+        Feature files.
+    device : str
+        Where the products ran, and why there.
+    cost : float or None
+        The best epoch's validation cost, or training cost without validation; None without training.
+    seconds : dict of str to float
+        For each stage.
+    n_bad_shards : int
+        Shards that were left out, or could not be read.
+    n_outside : int
+        Rows outside the range that a given model was trained on.
+    before : bool
+        Whether an earlier run had finished it all.
+    """
+
+    output: str
+    n_rows: int
+    n_inputs: int
+    n_features: int
+    n_bad: int
+    n_parts: int
+    device: str
+    cost: float | None
+    seconds: dict[str, float]
+    n_bad_shards: int = 0
+    n_outside: int = 0
+    before: bool = False
+
+    def __str__(self) -> str:
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
+        cost = "" if self.cost is None else f" Mean squared error {self.cost:.5f} in scaled units."
+        bad = f" {counted(self.n_bad, 'bad row')} with NaN features." if self.n_bad else ""
+        bad += f" {counted(self.n_bad_shards, 'bad shard')}." if self.n_bad_shards else ""
+        bad += f" {counted(self.n_outside, 'row')} outside the model's range." if self.n_outside else ""
+        rows, features = counted(self.n_rows, "row"), counted(self.n_features, "feature")
+        return (
+            f"{'Already complete' if self.before else 'Done'}: {rows} x {self.n_inputs} columns -> {features} in "
+            f"{self.output}/index.h5 ({counted(self.n_parts, 'part')}).{cost}{bad} "
+            f"Device: {self.device}. Time: {stages}."
+        )
+
+
+def finish(job: Job, model: Model, records: list[Record], is_trained: bool, found: Scan | None) -> Summary:
+    """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
+    ledger = job.ledger
+    about = {**job.about(), "model": model.fingerprint}
+    n_unreadable = len(found.unreadable) if found else 0
+    summary = Summary(
+        output=job.config.output,
+        n_rows=sum(record.facts["n_rows"] for record in records),
+        n_inputs=model.n_inputs,
+        n_features=model.n_features,
+        n_bad=sum(record.facts["n_bad"] for record in records),
+        n_parts=len(records),
+        device=str(job.device),
+        cost=_best_cost(model.about["training"]) if is_trained else None,
+        seconds=job.clock.seconds,
+        n_bad_shards=len(job.bad_shards) + n_unreadable,
+        n_outside=sum(record.facts["n_outside"] for record in records),
+    )
+    report = {
+        "config": asdict(job.config),
+        "device": asdict(job.device),
+        "summary": asdict(summary),
+        **({"training": model.about["training"]} if is_trained else {}),
+    }
+    nothing_rides = not any(shard.riders for shard in job.shards)
+    alone = [(record.facts["n_rows"], model.n_features) for record in records] if nothing_rides else []
+    index = index_bytes(ledger.directory, [record.entry.file for record in records], about, alone)
+    files = {
+        "model.h5": model.to_hdf5(),
+        "encoder.npz": model.to_npz(),
+        "index.h5": index,
+        "report.json": (json.dumps(report, indent=1) + "\n").encode(),
+    }
+    if job.config.on_bad_data == "quarantine":
+        files[QUARANTINE] = _quarantine(job, records)
+    entries = [asdict(ledger.replace(name, data)) for name, data in files.items()]
+    entries += [asdict(entry) for entry in _single_file(job, records, {**about, "n_bad": summary.n_bad})]
+    lines = [{**asdict(r.entry), **{k: v for k, v in r.facts.items() if k not in _OF_RECORDS}} for r in records]
+    request = job.request
+    kept = [
+        request.of_scan(),
+        request.of_model() if found is None else job.of_model(found),
+        job.of_features(model, found),
+    ]
+    ledger.finish(
+        asdict(request),
+        {
+            **about,
+            "fingerprint": request.of_all(),
+            "kept": kept,
+            "n_rows": summary.n_rows,
+            "n_features": summary.n_features,
+            "n_bad": summary.n_bad,
+            "bad_shards": job.bad_shards,
+            "left_out": why_left_out(job.shards),
+            "summary": asdict(summary),
+            "files": entries,
+            "parts": lines,
+        },
+    )
+    ledger.sweep(*kept)
+    return summary
+
+
+def _single_file(job: Job, records: Sequence[Record], about: Mapping[str, Any]) -> list[Entry]:
+    """All rows in one file, when it is asked for or was: it is large, so one that is as it was written stays."""
+    ledger, parts = job.ledger, [asdict(record.entry) for record in records]
+    before = ledger.manifest() or {"parts": [], "files": []}
+    is_same = [line["blake3"] for line in before["parts"]] == [part["blake3"] for part in parts]
+    earlier = [
+        Entry(line["file"], line["n_bytes"], line["blake3"])
+        for line in before["files"]
+        if is_same and line["file"] == SINGLE_FILE
+    ]
+    if earlier and not ledger.fault(earlier[0]):
+        return earlier
+    if not earlier and not job.config.single_file:
+        return []
+    entry = ledger.replace_by_pieces(
+        SINGLE_FILE, single_file(ledger.directory, [part["file"] for part in parts], about)
+    )
+    job.clock.lap("single file")
+    log.info("single file: %s, %.1f MB", shown(ledger.directory / SINGLE_FILE), entry.n_bytes / 1e6)
+    return [entry]
+
+
+def _quarantine(job: Job, records: Sequence[Record]) -> bytes:
+    """One line of JSON for each bad shard and each bad row."""
+    lines: list[dict[str, Any]] = [{**bad, "dataset": None, "row": None, "columns": []} for bad in job.bad_shards]
+    for record in records:
+        where = {"file": record.facts["path"], "dataset": record.facts["dataset"]}
+        lines += [{**where, **bad} for bad in record.facts.get("bad", [])]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def _best_cost(training: dict[str, Any]) -> float:
+    best = training["history"][training["best_epoch"]]
+    cost = best["cost"] if best["validation_cost"] is None else best["validation_cost"]
+    return float(cost)
+
+
+def standing(job: Job) -> str:
+    """How far a run came that did not finish."""
+    stages = ", ".join(job.clock.seconds) or "nothing yet"
+    checkpoints = job.ledger.records("checkpoint", job.clock.model) if job.clock.model else []
+    if checkpoints:
+        stages += f"; a checkpoint keeps {trained(checkpoints[-1])}"
+    n_rows = sum(shard.n_rows for shard in job.shards)
+    records = job.ledger.records("part", job.clock.features) if job.clock.features else []
+    n_done = sum(record.facts["n_rows"] for record in records)
+    return (
+        f"Not finished after {job.clock.total:.1f} s in {shown(job.ledger.directory)}: stages done: {stages}; "
+        f"{n_done} of {n_rows} rows have committed features."
+    )

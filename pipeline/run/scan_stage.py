@@ -1,0 +1,102 @@
+"""What one pass over the rows tells, taken over from an earlier run or found out, and what of it stops a run."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from pipeline.errors import DataError, counted
+from pipeline.progress import Progress
+from pipeline.run.earlier import intact
+from pipeline.run.job import Job
+from pipeline.scan.ranges import Scan, describe_bad_rows, scan
+from pipeline.settings.config import Config, allowed
+
+__all__ = ["doubt", "scanned"]
+
+log = logging.getLogger(__name__)
+
+
+def scanned(job: Job) -> Scan:
+    """What one pass over the rows tells.
+
+    Raises
+    ------
+    DataError
+        For bad rows and shards that the settings do not allow.
+    """
+    found = _earlier_scan(job)
+    if found is None:
+        found = _scan(job)
+        entry = job.ledger.write("stages/scan", ".npz", found.to_npz())
+        job.ledger.commit("scan", job.request.of_scan(), entry)
+    _judge(job, found)
+    return found
+
+
+def _earlier_scan(job: Job) -> Scan | None:
+    for record in intact(job, job.ledger.records("scan", job.request.of_scan())):
+        try:
+            found = Scan.from_npz(job.ledger.load(record))
+        except ValueError as error:
+            log.warning("scan: %s; it is made anew", error)
+            job.ledger.drop(record)
+            continue
+        if found.unreadable:
+            job.ledger.drop(record)  # the files may have been mended without a change of their times
+            continue
+        log.info("scan: an earlier run has finished it")
+        return found
+    return None
+
+
+def _scan(job: Job) -> Scan:
+    shards, config, plan = job.shards, job.config, job.plan
+    n_rows = sum(shard.n_rows for shard in shards)
+    row_bytes = shards[0].n_inputs * np.dtype(shards[0].dtype).itemsize
+    max_unreadable = None
+    if job.tolerates_bad_data:
+        n_shards = len(shards) + len(job.bad_shards)
+        max_unreadable = max(0, allowed(config.max_bad_shards, n_shards) - len(job.bad_shards))
+    with Progress("scan", n_rows, "rows", row_bytes) as progress:
+        return scan(shards, plan.block_rows, plan.n_threads, progress.advance, config.missing_value, max_unreadable)
+
+
+def _judge(job: Job, found: Scan) -> None:
+    """Stop for bad rows, unless the settings let them pass."""
+    n_bad = len(found.bad_rows)
+    if not n_bad:
+        return
+    config = job.config
+    words = describe_bad_rows(job.shards, found, config.missing_value)
+    if not job.tolerates_bad_data:
+        raise DataError(f"{words}, expected finite numbers. {_leave_out(config, found)}")
+    limit = allowed(config.max_bad_rows, found.n_rows)
+    if n_bad > limit:
+        raise DataError(
+            f"{words}, expected {limit} at most (--max-bad-rows {config.max_bad_rows}). {_leave_out(config, found)}"
+        )
+    log.warning("%s; they are left out and get NaN features", words)
+
+
+def _leave_out(config: Config, found: Scan) -> str:
+    """What to do about bad rows: all flags that it takes, so that the next run goes through."""
+    if not found.n_good:
+        return "Mend the files: no row would be left."
+    how = config.on_bad_data if config.on_bad_data != "raise" else "skip"
+    limit = f" --max-bad-rows {len(found.bad_rows)}"
+    is_within = len(found.bad_rows) <= allowed(config.max_bad_rows, found.n_rows)
+    return f"Mend the files, or leave these rows out with --on-bad-data {how}{'' if is_within else limit}."
+
+
+def doubt(job: Job, found: Scan) -> None:
+    """Warn of data from which little can be learnt."""
+    if found.n_good < job.n_features:
+        n_inputs = job.shards[0].n_inputs
+        advice = " If rows stand as columns there: --orientation columns." if n_inputs > found.n_rows else ""
+        log.warning(
+            "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
+            "heart and tell little about others. Give more rows, or lower --n-features.%s",
+            *(counted(found.n_good, "usable row"), n_inputs, job.n_features, advice),
+        )
