@@ -26,7 +26,6 @@ MAY_IMPORT = {
 OWED = {
     "encoding.encode": ["output.ledger", "run.budget"],
     "features": ["encoding.template", "output.disk", "output.ledger"],
-    "hdf5.values": ["shards.vet"],
     "run.stages": ["kernels"],
     "run.training_stage": ["kernels.autoencoder"],
     "shards.sources": ["output.ledger"],

@@ -17,12 +17,11 @@ import numpy as np
 from pipeline.errors import DataError, shown
 from pipeline.formats import digest
 from pipeline.hdf5.child.ask import ask
-from pipeline.hdf5.files import opened, persistently, read_into
+from pipeline.hdf5.files import Identity, opened, persistently, read_into
 from pipeline.hdf5.filters.undo import undone
 from pipeline.hdf5.layout import Layout
-from pipeline.shards.vet import Shard
 
-__all__ = ["file_digest", "read_across", "read_values"]
+__all__ = ["file_digest", "read_values"]
 
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes that are read of a line at once
@@ -39,24 +38,29 @@ class _Wanted(NamedTuple):
 
 
 def read_values(
-    shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype, out: np.ndarray | None = None
+    path: str, identity: Identity, layout: Layout, start: int, out: np.ndarray, axis: int = 0
 ) -> np.ndarray:
-    """A dataset's values along its first axis, from `start` to `stop`.
+    """A dataset's values along its first or last axis, from `start` on.
 
     Parameters
     ----------
-    shard : Shard
+    path : str
+        Of the file.
+    identity : Identity
+        What it was when it was vetted.
     layout : Layout
-        One of the shard's.
-    start, stop : int
-    dtype : dtype
-        Of the result.
-    out : ndarray, optional
-        Of the result's dtype and size, in C order: where it goes. Fresh memory takes longer than reading into it.
+        Of one of its datasets.
+    start : int
+    out : ndarray of shape (n, ...), C order
+        Where as many go as there is room for, converted to its dtype; the shape of each is that of the other axes, or
+        any of the same size. Memory that is used again takes less time than fresh.
+    axis : int
+        0 for the first axis, -1 for the last one.
 
     Returns
     -------
-    ndarray of shape (stop - start, *layout.shape[1:]), C order
+    ndarray
+        `out`.
 
     Raises
     ------
@@ -65,56 +69,31 @@ def read_values(
     ReadFailed, NotPermitted, SystemLimit
         When the system fails.
     """
-    shape = (stop - start, *layout.shape[1:])
-    values = np.empty(shape, dtype=dtype) if out is None else out.reshape(shape)
-    return _read(shard, layout, start, values, axis=0)
-
-
-def read_across(shard: Shard, layout: Layout, start: int, out: np.ndarray) -> np.ndarray:
-    """A dataset's values along its last axis, from `start` on, as rows.
-
-    Parameters
-    ----------
-    shard : Shard
-    layout : Layout
-        One of the shard's.
-    start : int
-    out : ndarray of shape (n, prod(layout.shape[:-1])), C order
-        Where as many go as there is room for.
-
-    Returns
-    -------
-    ndarray
-        `out`; errors are those of `read_values`.
-    """
-    _read(shard, layout, start, out.reshape(len(out), *layout.shape[:-1]), axis=-1)
-    return out
-
-
-def _read(shard: Shard, layout: Layout, start: int, out: np.ndarray, axis: int) -> np.ndarray:
-    where = f"file={shown(shard.path)} dataset={shown(layout.name)} rows={start}:{start + len(out)}"
+    where = f"file={shown(path)} dataset={shown(layout.name)} rows={start}:{start + len(out)}"
     wanted = _Wanted(layout, start, axis, where)
+    others = layout.shape[:-1] if axis else layout.shape[1:]
+    values = out.reshape(len(out), *others, *layout.dtype.shape)  # a view, since it is in C order
 
     def read() -> np.ndarray:
-        with opened(shard.path, shard.identity) as (descriptor, _):
-            _READERS[layout.kind](descriptor, wanted, out)
+        with opened(path, identity) as (descriptor, _):
+            _READERS[layout.kind](descriptor, wanted, values)
             return out
 
     return persistently(read, where)
 
 
-def file_digest(shard: Shard) -> str:
-    """BLAKE3 of the shard's file, in hexadecimal digits; raises like `read_values`."""
+def file_digest(path: str, identity: Identity) -> str:
+    """BLAKE3 of a file, in hexadecimal digits; raises like `read_values`."""
 
     def pieces() -> Iterator[memoryview]:
         buffer = memoryview(bytearray(_PIECE))
-        with opened(shard.path, shard.identity) as (descriptor, _):
-            for offset in range(0, shard.size, _PIECE):
-                piece = buffer[: min(_PIECE, shard.size - offset)]
+        with opened(path, identity) as (descriptor, _):
+            for offset in range(0, identity.size, _PIECE):
+                piece = buffer[: min(_PIECE, identity.size - offset)]
                 read_into(descriptor, piece, offset)
                 yield piece
 
-    return persistently(lambda: digest(pieces()), f"file={shown(shard.path)}")
+    return persistently(lambda: digest(pieces()), f"file={shown(path)}")
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

@@ -193,7 +193,7 @@ def _checked(source: Source, wanted: _Wanted) -> Shard:
             raise DataError(f"{where}: {found} {what}, expected {expected} as the manifest says. {_ANEW}")
     if source.blake3 is None:
         return shard
-    if file_digest(shard) != source.blake3:
+    if file_digest(shard.path, shard.identity) != source.blake3:
         raise DataError(f"{where}: its BLAKE3 is not the manifest's: the content has changed. {_ANEW}")
     return replace(shard, digest=source.blake3)
 

@@ -17,7 +17,7 @@ from pipeline.formats import missing_value
 from pipeline.hdf5.child.find import normal
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.riders import MOST_RIDERS, are_few
-from pipeline.hdf5.values import read_across, read_values
+from pipeline.hdf5.values import read_values
 from pipeline.shards.ridinglog import APART, cut, some, warn
 from pipeline.shards.vet import LeftOut, Rider, Shard, code_dtype
 
@@ -32,10 +32,9 @@ def read_rider(shard: Shard, rider: Rider, start: int, stop: int) -> np.ndarray:
         return absent(stop - start, rider)
     if rider.codes is not None:
         return _recoded(replace(rider, dtype=rider.layout.dtype, codes=None), rider, shard, start, stop)
-    if _lies_across(rider.layout, shard.n_rows):
-        return read_across(shard, rider.layout, start, np.empty((stop - start, 1), rider.dtype)).reshape(-1)
-    values = read_values(shard, rider.layout, start, stop, rider.dtype)
-    return values.reshape(stop - start, *values.shape[len(rider.layout.shape) :])  # of an array for each row, that
+    axis = -1 if _lies_across(rider.layout, shard.n_rows) else 0
+    values = np.empty(stop - start, rider.dtype)  # has the axes of an array for each row, where that rides along
+    return read_values(shard.path, shard.identity, rider.layout, start, values, axis)
 
 
 def _recoded(as_stored: Rider, rider: Rider, shard: Shard, start: int, stop: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import DataError, shown
 from pipeline.hdf5.forms import numbers_of
 from pipeline.hdf5.layout import Layout
-from pipeline.hdf5.values import read_across, read_values
+from pipeline.hdf5.values import read_values
 from pipeline.shards.vet import Shard
 
 __all__ = ["read_rows"]
@@ -50,11 +50,16 @@ def read_rows(shard: Shard, start: int, out: np.ndarray) -> np.ndarray:
 
 
 def _dense(shard: Shard, start: int, out: np.ndarray) -> None:
-    read_values(shard, shard.layouts[0], start, start + len(out), out.dtype, out)
+    read_values(shard.path, shard.identity, shard.layouts[0], start, out)
 
 
 def _columns(shard: Shard, start: int, out: np.ndarray) -> None:
-    read_across(shard, shard.layouts[0], start, out)
+    read_values(shard.path, shard.identity, shard.layouts[0], start, out, axis=-1)
+
+
+def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
+    """What of one of the datasets that make up the rows is needed for some of them, in memory of its own."""
+    return read_values(shard.path, shard.identity, layout, start, np.empty(stop - start, dtype))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------
@@ -65,7 +70,7 @@ def _table(shard: Shard, start: int, out: np.ndarray) -> None:
     numbers = numbers_of(layout.dtype)
     assert numbers is not None
     for first, last in _pieces(layout, start, start + len(out)):
-        records = read_values(shard, layout, first, last, layout.dtype)
+        records = _values(shard, layout, first, last, layout.dtype)
         shape, strides = (len(records), numbers.n), (records.itemsize, numbers.dtype.itemsize)
         found: np.ndarray = np.ndarray(shape, numbers.dtype, records.view(np.uint8), numbers.offset, strides)
         out[first - start : last - start] = found
@@ -84,15 +89,15 @@ def _pieces(layout: Layout, start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 def _sparse(shard: Shard, start: int, out: np.ndarray) -> None:
     values, columns, firsts = shard.layouts
-    ends = read_values(shard, firsts, start, start + len(out) + 1, np.dtype(np.int64))
+    ends = _values(shard, firsts, start, start + len(out) + 1, np.dtype(np.int64))
     _check_ends(shard, start, ends)
     out[...] = 0
     for row, last in _few(ends):
         low, high = int(ends[row]), int(ends[last])
-        where = read_values(shard, columns, low, high, np.dtype(np.int64))
+        where = _values(shard, columns, low, high, np.dtype(np.int64))
         places = np.repeat(np.arange(last - row) * shard.n_inputs, np.diff(ends[row : last + 1])) + where
         _check_places(shard, start + row, where, places)
-        out[row:last].reshape(-1)[places] = read_values(shard, values, low, high, out.dtype)
+        out[row:last].reshape(-1)[places] = _values(shard, values, low, high, out.dtype)
 
 
 def _few(ends: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -448,7 +448,7 @@ def test_only_a_piece_is_in_memory_twice(tmp_path):
     tracemalloc = pytest.importorskip("tracemalloc")
     tracemalloc.start()
     try:
-        found = read_values(shard, shard.layouts[0], 0, 2**14, np.dtype("f4"))
+        found = read_values(shard.path, shard.identity, shard.layouts[0], 0, np.empty((2**14, 512), "f4"))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

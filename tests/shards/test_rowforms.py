@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.features import open_features
-from pipeline.hdf5 import values as rawread
+from pipeline.hdf5 import values as hdf5_values
 from pipeline.hdf5.files import FILES
 from pipeline.run.stages import run
 from pipeline.scan.ranges import scan
@@ -96,7 +96,7 @@ def test_rows_of_any_form_are_those_of_a_dense_dataset(tmp_path, form, how, dtyp
 def test_rows_across_any_storage_are_those_of_the_transposed_array(tmp_path, seed, monkeypatch):
     rng = np.random.default_rng(seed)
     for name, most in (("_PIECE", 400), ("_LINE", 64), ("_TILE", 5)):
-        monkeypatch.setattr(rawread, name, int(rng.integers(8, most)) if name != "_TILE" else most)
+        monkeypatch.setattr(hdf5_values, name, int(rng.integers(8, most)) if name != "_TILE" else most)
     shape = tuple(int(n) for n in rng.integers(1, (5, 7, 40)[-rng.integers(2, 4) :]))
     stored = rng.integers(0, 200, shape).astype(["u1", "<f4", ">i8"][rng.integers(3)])
     how = {}
@@ -187,9 +187,9 @@ def test_a_scan_over_any_form_finds_the_same(tmp_path, form):
 def test_a_block_of_sparse_rows_is_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
     sizes = []
 
-    def counted(shard, layout, start, stop, dtype):
-        sizes.append(stop - start)
-        return rawread.read_values(shard, layout, start, stop, dtype)
+    def counted(path, identity, layout, start, out):
+        sizes.append(len(out))
+        return hdf5_values.read_values(path, identity, layout, start, out)
 
     monkeypatch.setattr(rowforms, "read_values", counted)
     monkeypatch.setattr(rowforms, "_ENTRIES", 20)
