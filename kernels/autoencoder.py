@@ -36,11 +36,14 @@ log = logging.getLogger(__name__)
 PARAMETERS = ("W", "b_hidden", "b_output")
 _LEAST_TILE_ROWS = 32
 
+_compiling = threading.Lock()  # Theano compiles in one thread at a time, whichever model it is for
+
 
 class Autoencoder:
     """Parameters on the device, and the functions that need no training.
 
-    Each function is compiled at its first call, once for each dtype of rows.
+    Each function is compiled at its first call, for each dtype of rows. Any number of threads may call them: as many
+    compute at a time as gain by it, and the others wait.
 
     Parameters
     ----------
@@ -84,6 +87,8 @@ class Autoencoder:
         self._idle: dict[tuple[str, str], list[Any]] = {}
         self._n_inside = 0
         self._lock = threading.Lock()
+        self._free = threading.Semaphore(backend.n_cores())  # more would only get in each other's way
+        self._alone = threading.Lock()  # what Theano compiles of a graph is not safe to call from two threads
         self._tile_rows = TILE_ROWS
 
     # -- parameters --
@@ -231,10 +236,12 @@ class Autoencoder:
 
     def decode(self, features: np.ndarray) -> np.ndarray:
         """Scaled rows, shape (n_rows, n_inputs), float32, of features of shape (n_rows, n_features), float32."""
-        if ("decode", "float32") not in self._functions:
-            h = tensor.fmatrix("features")
-            self._functions["decode", "float32"] = theano.function([h], self.reconstruction(h))
-        return np.asarray(self._functions["decode", "float32"](features))
+        with self._alone:
+            if ("decode", "float32") not in self._functions:
+                h = tensor.fmatrix("features")
+                with _compiling:
+                    self._functions["decode", "float32"] = theano.function([h], self.reconstruction(h))
+            return np.asarray(self._functions["decode", "float32"](features))
 
     def fuses(self, dtype: np.dtype) -> bool:
         """Whether rows of this dtype go through the Ops of `kernels.ops`."""
@@ -252,17 +259,18 @@ class Autoencoder:
     @contextmanager
     def _borrowed(self, key: tuple[str, str]) -> Iterator[tuple[Callable[..., list[np.ndarray]], np.ndarray]]:
         """A compiled function for one thread alone, since none is safe to share, and its share of the cores."""
-        with self._lock:
-            idle = self._idle.setdefault(key, [])
-            function = idle.pop() if idle else self._compile_fused(*key)
-            self._n_inside += 1
-            n_threads = max(1, int(self.n_threads.get_value()) // self._n_inside)
-        try:
-            yield function, np.array(n_threads)
-        finally:
+        with self._free:
             with self._lock:
-                self._n_inside -= 1
-                idle.append(function)
+                idle = self._idle.setdefault(key, [])
+                function = idle.pop() if idle else self._compile_fused(*key)
+                self._n_inside += 1
+                n_threads = max(1, int(self.n_threads.get_value()) // self._n_inside)
+            try:
+                yield function, np.array(n_threads)
+            finally:
+                with self._lock:
+                    self._n_inside -= 1
+                    idle.append(function)
 
     def _compile_fused(self, name: str, dtype: str) -> Callable[..., list[np.ndarray]]:
         rows, out = (
@@ -283,11 +291,16 @@ class Autoencoder:
             op, arguments = ops.Errors(), [rows, W, b_hidden, b_output, n_threads]
         results = op(*arguments, *targets, *self.scaling(), return_list=True)
         inputs = [rows, n_threads, *(theano.In(target, mutable=True) for target in targets)]
-        function = theano.function(inputs, [theano.Out(result, borrow=True) for result in results])
+        with _compiling:
+            function = theano.function(inputs, [theano.Out(result, borrow=True) for result in results])
         function.trust_input = True
         return function
 
     def _in_tiles(self, name: str, expression: Any, rows: np.ndarray, out: np.ndarray) -> None:
+        with self._alone:
+            self._tile_by_tile(name, expression, rows, out)
+
+    def _tile_by_tile(self, name: str, expression: Any, rows: np.ndarray, out: np.ndarray) -> None:
         key = (name, rows.dtype.name)
         if key not in self._functions:
             self._functions[key] = self._compile(expression, rows.dtype)
@@ -319,7 +332,8 @@ class Autoencoder:
 
     def _compile(self, expression: Any, dtype: np.dtype) -> Any:
         rows = tensor.TensorType(dtype.name, (False, False))("rows")
-        function = theano.function([rows], theano.Out(expression(self.scaled(rows)), borrow=True))
+        with _compiling:
+            function = theano.function([rows], theano.Out(expression(self.scaled(rows)), borrow=True))
         function.trust_input = True
         return function
 

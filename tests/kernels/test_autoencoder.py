@@ -1,5 +1,7 @@
 """The model on the CPU against slow, obvious NumPy: gradients, training steps, features of rows of every dtype."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -373,6 +375,28 @@ def test_units_far_from_zero_saturate_without_a_warning_or_nan(shift, expected):
     autoencoder = Autoencoder(2, 3)
     autoencoder.set_parameters({"W": np.zeros((2, 3)), "b_hidden": np.full(3, shift), "b_output": np.zeros(2)})
     np.testing.assert_array_equal(autoencoder.encode(np.zeros((4, 2), np.float32)), np.full((4, 3), expected))
+
+
+# ---- threads
+
+
+def test_any_number_of_threads_may_encode_at_once(rng):
+    """From the first call on, which compiles; rows of a dtype that no Op takes among them."""
+    minimum = np.full(100, 10, np.float32)
+    autoencoder = Autoencoder(100, 24, minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
+    autoencoder.set_parameters(random_parameters(rng, 100, 24))
+    rows = rng.integers(0, 100, (2 * TILE_ROWS + 9, 100))
+    jobs = [(rows + i).astype(dtype) for i in range(5) for dtype in ("u1", "f4", "?")]
+
+    def encode(rows):
+        out = np.empty((len(rows), 24), np.float32)
+        return autoencoder.encode_checked(rows, out), out, autoencoder.errors(rows), autoencoder.decode(out)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(encode, jobs))
+    for job, results in zip(jobs, found, strict=True):
+        for array, expected in zip(results, encode(job), strict=True):
+            np.testing.assert_array_equal(array, expected, err_msg=job.dtype.name)
 
 
 # ---- compiling
