@@ -1,0 +1,87 @@
+"""Draw what a run has made of images: rows as they were, their features, and what these still know of them.
+
+    make run
+    python scripts/picture.py            sample/fashion-mnist/picture.png, one image of each label
+
+Rows must be square images with a label y; `--features`, `--input` and `--output` name others.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
+import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+
+# isort: split
+
+import argparse
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.errors import ShardpressError
+from pipeline.features import open_features
+from pipeline.model import load_model
+from pipeline.shards.open import block_of, first_rows, open_shards, read
+
+TITLES = ("rows: {} columns", "their {} features", "rows again, from the features alone")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", default="sample/fashion-mnist/features", help="a finished run (%(default)s)")
+    parser.add_argument(
+        "--input", nargs="+", default=["data/fashion-mnist-train-*.h5"], help="its shards (%(default)s)"
+    )
+    parser.add_argument("--output", default="sample/fashion-mnist/picture.png", help="(%(default)s)")
+    options = parser.parse_args(argv)
+    try:
+        lines = images(options.features, options.input)
+    except ShardpressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    draw(lines, options.output)
+    print(f"The picture is in {options.output}.")
+    return 0
+
+
+def images(features: str, patterns: Sequence[str]) -> list[np.ndarray]:
+    """For the first row of each label: the scaled row, its features, and its reconstruction, as squares."""
+    found, model = open_features(features), load_model(features)
+    shards = open_shards(patterns)
+    _, numbers = np.unique(found.riders["y"].compute(), return_index=True)
+    firsts = first_rows(shards)
+    rows = np.concatenate([read(block_of(shards, firsts, number, number + 1)) for number in numbers.tolist()])
+    codes = found.features[numbers].compute()
+    again = codes @ model.parameters["W"].T + model.parameters["b_output"]
+    return [square(line) for line in (model.scaler.transform(rows), codes, again)]
+
+
+def square(rows: np.ndarray) -> np.ndarray:
+    """Each row as an image, as square as its columns allow."""
+    height = math.isqrt(rows.shape[1])
+    return rows[:, : height * height].reshape(len(rows), height, height)
+
+
+def draw(lines: Sequence[np.ndarray], path: str) -> None:
+    """One line of images above the other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    n_columns = [lines[0][0].size, lines[1][0].size, 0]
+    figure = pyplot.figure(figsize=(len(lines[0]), 3.9), layout="constrained")
+    for part, line, title, n in zip(figure.subfigures(3, 1), lines, TITLES, n_columns, strict=True):
+        part.suptitle(title.format(n), x=0.005, horizontalalignment="left", fontsize=11)
+        for axis, image in zip(part.subplots(1, len(line), squeeze=False)[0], line, strict=True):
+            axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)
+            axis.set_axis_off()
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
