@@ -29,7 +29,7 @@ from pipeline.errors import DataError, ReadFailed, shown
 from pipeline.formats import missing_value
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.disk import PAGE
-from pipeline.output.ledger import MANIFEST, read_manifest
+from pipeline.output.records import MANIFEST, read_manifest
 
 __all__ = [
     "COMPLAINTS",

@@ -34,7 +34,9 @@ from pipeline.encoding.encode import encode_parts, plan_parts
 from pipeline.formats import digest
 from pipeline.model import load_model
 from pipeline.output.groupcommit import GroupCommit
-from pipeline.output.ledger import Entry, Ledger, Record, claim
+from pipeline.output.ledger import Ledger
+from pipeline.output.lock import locked
+from pipeline.output.records import Entry, Record
 from pipeline.run.budget import make_plan
 from pipeline.run.prepare import resolved
 from pipeline.settings.config import Config
@@ -122,7 +124,7 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
         return encode(write, lambda done: None)
 
     def durably() -> float:
-        with claim(fresh(work / "durable")) as ledger:
+        with locked(fresh(work / "durable")) as ledger:
             start = time.perf_counter()
             with GroupCommit(ledger) as group:
                 encode(ledger.write, lambda done: group.add(Record(done.part.key, "0" * 64, done.entry, done.facts)))
@@ -163,7 +165,7 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
         return time.perf_counter() - start
 
     def with_checkpoints() -> float:
-        with claim(fresh(work / "durable")) as ledger:
+        with locked(fresh(work / "durable")) as ledger:
             return fit(partial(keep, ledger))
 
     return {"without checkpoints": lambda: fit(lambda checkpoint: None), "with checkpoints": with_checkpoints}

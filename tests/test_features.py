@@ -11,7 +11,7 @@ import pytest
 from pipeline import features as module
 from pipeline.encoding.template import Skeleton
 from pipeline.features import PartMemory, index_bytes, open_features, part_bytes
-from pipeline.output.ledger import claim
+from pipeline.output.lock import locked
 from pipeline.shards.open import Block, open_shards, read, read_riders
 from tests.support.helpers import names, numbered, refused, write_shard
 
@@ -38,7 +38,7 @@ def output(tmp_path):
 
     def make(*sizes, riders=None):
         directory = tmp_path / "out"
-        with claim(directory) as ledger:
+        with locked(directory) as ledger:
             lines = []
             for i, size in enumerate(sizes):
                 first = sum(sizes[:i])
@@ -400,7 +400,7 @@ def test_a_part_with_other_rows_than_the_manifest_says_is_refused(output):
 
 @pytest.mark.parametrize("manifest", [{}, {"parts": []}, {"parts": [1]}, {"parts": [{"n_rows": 3}]}], ids=str)
 def test_a_manifest_without_parts_is_refused(tmp_path, manifest):
-    with claim(tmp_path) as ledger:
+    with locked(tmp_path) as ledger:
         ledger.finish({}, manifest)
     with refused(65, str(tmp_path)):
         open_features(tmp_path)

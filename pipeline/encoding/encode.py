@@ -21,7 +21,7 @@ from pipeline.cluster.threads import compute
 from pipeline.encoding.bad_data import Judged, Outside, Policy, farthest
 from pipeline.errors import DataError, shown
 from pipeline.features import PartMemory
-from pipeline.output.ledger import Entry, Record
+from pipeline.output.records import Entry, Record
 from pipeline.progress import Progress
 from pipeline.run.budget import Plan
 from pipeline.shards.open import Block, read, read_riders

@@ -12,7 +12,8 @@ import time
 from types import TracebackType
 
 from pipeline.errors import ShardpressError
-from pipeline.output.ledger import Ledger, Record
+from pipeline.output.ledger import Ledger
+from pipeline.output.records import Record
 
 __all__ = ["GroupCommit"]
 

@@ -13,7 +13,8 @@ from typing import Any
 from pipeline.cluster.threads import compute
 from pipeline.encoding.singlefile import SINGLE_FILE
 from pipeline.errors import ConfigError, shown
-from pipeline.output.ledger import Entry, Ledger, Record
+from pipeline.output.ledger import Ledger
+from pipeline.output.records import Entry, Record
 from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
 from pipeline.run.job import Clock, Job
 from pipeline.settings.config import Config, allowed

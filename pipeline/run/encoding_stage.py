@@ -13,7 +13,7 @@ from pipeline.encoding.encode import Encoded, encode_parts, plan_parts
 from pipeline.errors import DataError, counted, shown
 from pipeline.model import Model
 from pipeline.output.groupcommit import GroupCommit
-from pipeline.output.ledger import Record
+from pipeline.output.records import Record
 from pipeline.run.earlier import intact, n_allowed
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan

@@ -12,7 +12,7 @@ from pipeline.encoding.singlefile import SINGLE_FILE, single_file
 from pipeline.errors import counted, shown
 from pipeline.features import index_bytes
 from pipeline.model import Model
-from pipeline.output.ledger import Entry, Record
+from pipeline.output.records import Entry, Record
 from pipeline.run.earlier import QUARANTINE, trained
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan

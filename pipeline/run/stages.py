@@ -12,7 +12,7 @@ from pipeline.device import start_device, theanos_errors
 from pipeline.errors import DataError, shown
 from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
-from pipeline.output.ledger import claim
+from pipeline.output.lock import locked
 from pipeline.run.budget import make_plan
 from pipeline.run.earlier import earlier
 from pipeline.run.encoding_stage import encode, policy_of, tell_outside
@@ -70,7 +70,7 @@ def run(
     assert config.n_features is not None
     make = partial(make_plan, config, shards, config.n_features, TILE_ROWS)
     request = request_of(config, shards, model, make(on_device=False))
-    with claim(directory, disk) as ledger:
+    with locked(directory, disk) as ledger:
         on_claim(directory)
         manifest = earlier(ledger, request, config, bad_shards, clock)
         if manifest is not None:

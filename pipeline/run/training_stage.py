@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import DataError, ShardpressError, TrainingDiverged, counted, shown
 from pipeline.model import Model, load_model
-from pipeline.output.ledger import LAST_GOOD
+from pipeline.output.records import LAST_GOOD
 from pipeline.run.budget import Plan
 from pipeline.run.earlier import intact
 from pipeline.run.job import Job, versions

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.errors import DataError, NoInput, NotPermitted, shown
 from pipeline.hdf5.files import FILES, stand_in
 from pipeline.hdf5.superblock import signature_at
-from pipeline.output.ledger import read_manifest
+from pipeline.output.records import read_manifest
 
 __all__ = ["Source", "distinct", "find", "natural_key"]
 

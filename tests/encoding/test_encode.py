@@ -13,7 +13,7 @@ import pytest
 from pipeline.encoding.bad_data import Policy
 from pipeline.encoding.encode import Encoded, Encoder, Write, encode_parts, plan_parts
 from pipeline.hdf5.files import FILES
-from pipeline.output.ledger import Entry, Record
+from pipeline.output.records import Entry, Record
 from pipeline.run.budget import Plan
 from pipeline.shards.open import open_shards
 from pipeline.shards.vet import Shard

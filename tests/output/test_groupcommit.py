@@ -12,7 +12,9 @@ import pytest
 from pipeline.errors import WriteFailed
 from pipeline.output import groupcommit
 from pipeline.output.groupcommit import GroupCommit
-from pipeline.output.ledger import Ledger, Record, claim
+from pipeline.output.ledger import Ledger
+from pipeline.output.lock import locked
+from pipeline.output.records import Record
 from tests.support.faulty import Watched
 
 NOW = "0" * 64
@@ -48,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    with claim(tmp_path / "out", Slow(clock)) as found:
+    with locked(tmp_path / "out", Slow(clock)) as found:
         yield found
 
 
@@ -148,7 +150,7 @@ class Full(Slow):
 def test_a_record_that_cannot_be_written_hides_no_earlier_error(
     tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with claim(tmp_path, Full(clock)) as ledger:
+    with locked(tmp_path, Full(clock)) as ledger:
         with pytest.raises(ValueError, match="a fault"):
             fail_after_three(ledger, ValueError("a fault"))
         assert "No space left" in caplog.text
@@ -165,7 +167,7 @@ def add_three(ledger: Ledger, clock: Clock) -> None:
 def test_d4_a_record_that_could_not_be_written_is_an_error_and_not_tried_again(tmp_path: Path, clock: Clock) -> None:
     """After a failed fsync the kernel may have dropped the data, and a second one succeeds."""
     disk = Full(clock)
-    with claim(tmp_path, disk) as ledger:
+    with locked(tmp_path, disk) as ledger:
         with pytest.raises(WriteFailed, match="No space left"):
             add_three(ledger, clock)
         assert disk.n_records == 2

@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 
 from pipeline.formats import fingerprint, seal
-from pipeline.output import ledger as module
+from pipeline.output import lock as module
 from pipeline.output.disk import Disk
-from pipeline.output.ledger import MANIFEST, Entry, Ledger, Record, claim, read_manifest
+from pipeline.output.ledger import Ledger
+from pipeline.output.lock import locked
+from pipeline.output.records import MANIFEST, Entry, Record, read_manifest
 from tests.support.faulty import Broken, Watched, forked
 from tests.support.helpers import as_nobody, refused
 
@@ -102,13 +104,13 @@ def together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Record]:
 
 def claimed(directory: Path, disk: Disk | None = None) -> None:
     """Claim a directory and let go of it at once."""
-    with claim(directory, disk):
+    with locked(directory, disk):
         pass
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with claim(tmp_path / "out") as found:
+    with locked(tmp_path / "out") as found:
         yield found
 
 
@@ -142,7 +144,7 @@ def test_p8_every_new_directory_is_on_the_disk_before_anything_is_put_into_it(tm
 def test_an_empty_directory_is_taken_and_so_is_one_where_a_run_died_at_once(tmp_path: Path) -> None:
     fill(tmp_path, f".shardpress.{HEX}.writing")
     claimed(tmp_path)
-    with claim(tmp_path) as ledger:
+    with locked(tmp_path) as ledger:
         ledger.sweep()
     assert contents(tmp_path) == {}
 
@@ -222,13 +224,13 @@ def test_d12_what_a_later_version_wrote_is_refused_and_left_alone(ledger: Ledger
 
 def test_c1_a_second_run_is_told_who_is_at_work(tmp_path: Path) -> None:
     who = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y')}-"
-    with claim(tmp_path), refused(75, f"output={tmp_path}: another run is at work there", who, "same command again"):
+    with locked(tmp_path), refused(75, f"output={tmp_path}: another run is at work there", who, "same command again"):
         claimed(tmp_path)
     claimed(tmp_path)
 
 
 def test_c1_a_run_that_fails_lets_go(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), claim(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
         raise ZeroDivisionError
     claimed(tmp_path)
 
@@ -244,8 +246,8 @@ def test_c1_a_run_that_cannot_even_begin_lets_go(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from pipeline.output.ledger import claim
-with claim(Path(sys.argv[1])):
+from pipeline.output.lock import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -272,7 +274,7 @@ def test_c1_of_many_runs_one_gets_the_directory(tmp_path: Path) -> None:
         child = os.fork()
         if not child:
             try:
-                with claim(tmp_path):
+                with locked(tmp_path):
                     os._exit(0)
             except BaseException as error:
                 os._exit(getattr(error, "exit_code", 1))
@@ -302,7 +304,7 @@ def test_d2_a_full_disk_does_not_keep_anybody_from_looking_what_is_there(
 
     claimed(tmp_path)
     monkeypatch.setattr(os, name, fail)
-    with claim(tmp_path), refused(75, "another run is at work"):
+    with locked(tmp_path), refused(75, "another run is at work"):
         claimed(tmp_path)
 
 
@@ -437,7 +439,7 @@ def test_a_group_of_one_is_committed_like_a_result_alone(ledger: Ledger) -> None
 
 def test_committing_nothing_touches_nothing(tmp_path: Path) -> None:
     watched = Watched()
-    with claim(tmp_path, watched) as ledger:
+    with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
         assert ledger.commit_together([]) == []
     assert watched.calls == []
@@ -454,7 +456,7 @@ def test_c4_in_a_group_too_the_first_of_a_part_that_was_made_twice_stays(ledger:
 
 def test_p8_what_is_committed_is_on_the_disk_before_its_record_is_begun(tmp_path: Path) -> None:
     watched = Watched()
-    with claim(tmp_path, watched) as ledger:
+    with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
         together(ledger, *KEYS)
     paths = [Path(str(path)) if isinstance(path, Path) else Path() for _, path in watched.calls]
@@ -467,7 +469,7 @@ def test_p8_what_is_committed_is_on_the_disk_before_its_record_is_begun(tmp_path
 
 def test_p8_of_a_group_the_rest_stays_and_what_is_taken_back_is_gone_for_good_before_its_file(tmp_path: Path) -> None:
     watched = Watched()
-    with claim(tmp_path, watched) as ledger:
+    with locked(tmp_path, watched) as ledger:
         records = together(ledger, *KEYS)
         watched.calls.clear()
         ledger.drop(records[0], records[3])
@@ -662,7 +664,7 @@ def test_d14_too_many_open_files_say_nothing_about_a_file(
 
 def test_p8_a_record_is_gone_for_good_before_its_file_goes(tmp_path: Path) -> None:
     watched = Watched()
-    with claim(tmp_path, watched) as ledger:
+    with locked(tmp_path, watched) as ledger:
         records = [commit(ledger), commit(ledger, OTHER)]
         watched.calls.clear()
         ledger.drop(*records)
@@ -676,7 +678,7 @@ def test_p8_a_record_is_gone_for_good_before_its_file_goes(tmp_path: Path) -> No
 
 def test_dropping_nothing_touches_nothing(tmp_path: Path) -> None:
     watched = Watched()
-    with claim(tmp_path, watched) as ledger:
+    with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
         ledger.drop()
     assert watched.calls == []
@@ -691,7 +693,7 @@ def test_what_was_dropped_may_be_committed_anew(ledger: Ledger) -> None:
 def test_p8_a_manifest_is_gone_for_good_before_anything_that_it_names_goes(tmp_path: Path) -> None:
     """A reader that meets a run beginning again finds an unfinished run, never a mixture."""
     watched = Watched()
-    with claim(tmp_path, watched) as ledger:
+    with locked(tmp_path, watched) as ledger:
         commit(ledger)
         ledger.finish({}, {"parts": []})
         watched.calls.clear()
@@ -815,7 +817,7 @@ def test_s12_a_manifest_that_names_files_elsewhere_is_refused(ledger: Ledger, ke
 
 
 def test_a_manifest_that_may_not_be_read_says_so(open_path: Path) -> None:
-    with claim(open_path / "out") as ledger:
+    with locked(open_path / "out") as ledger:
         ledger.finish({}, {"parts": []})
     (open_path / "out" / MANIFEST).chmod(0)
     exit_code, sentence = as_nobody(lambda: read_manifest(open_path / "out"))
@@ -836,7 +838,7 @@ def test_a_failing_storage_does_not_make_a_finished_run_unfinished(
 
 def test_what_a_run_was_asked_for_is_written_once(tmp_path: Path) -> None:
     watched = Watched()
-    with claim(tmp_path, watched) as ledger:
+    with locked(tmp_path, watched) as ledger:
         assert ledger.request() is None
         ledger.set_request({"epochs": 1})
         n_calls = len(watched.calls)
@@ -855,7 +857,7 @@ def test_moving_the_directory_moves_everything(ledger: Ledger, tmp_path: Path) -
     record = commit(ledger)
     ledger.finish({}, {"parts": [{"file": record.entry.file}]})
     shutil.copytree(ledger.directory, tmp_path / "moved")
-    with claim(tmp_path / "moved") as moved:
+    with locked(tmp_path / "moved") as moved:
         assert moved.records("part", NOW) == [record]
         assert moved.fault(record.entry) is None
         assert moved.manifest() == ledger.manifest()

@@ -26,7 +26,7 @@ from pipeline.features import open_features
 from pipeline.hdf5.files import FILES
 from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
-from pipeline.output.ledger import read_manifest
+from pipeline.output.records import read_manifest
 from tests.support import standin
 from tests.support.damage import damage
 from tests.support.helpers import write_shard

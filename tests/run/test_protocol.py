@@ -23,7 +23,8 @@ from pipeline import runlog
 from pipeline.errors import DataError
 from pipeline.features import open_features
 from pipeline.formats import pack, seal, unpack
-from pipeline.output.ledger import claim, read_manifest
+from pipeline.output.lock import locked
+from pipeline.output.records import read_manifest
 from pipeline.scan import ranges
 from tests.support.faulty import Broken, Watched, forked, small_disk
 from tests.support.helpers import write_shard
@@ -387,7 +388,7 @@ def test_d13_a_directory_of_others_is_told_before_anything_is_read(night: Night,
 def test_c1_another_run_at_work_is_told_before_anything_is_read(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with claim(out):
+    with locked(out):
         assert night.run(out) == 75
     assert "another run is at work there" in caplog.text
     assert caplog.records[-1].message == "Nothing was started. The line above says what there is to wait for."
@@ -945,7 +946,7 @@ def test_s15_a_checkpoint_that_makes_no_sense_is_not_taken(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
-    with claim(out) as ledger:
+    with locked(out) as ledger:
         *_, last = sorted(ledger.all_records("checkpoint"), key=lambda record: record.key)
         data = ledger.load(last)
         ledger.drop(last)

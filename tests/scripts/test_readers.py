@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.features import index_bytes, part_bytes
 from pipeline.model import Model, load_model
-from pipeline.output.ledger import claim
+from pipeline.output.lock import locked
 from pipeline.scan.scaler import Scaler
 from tests.support.interpreters import REPOSITORY
 
@@ -41,7 +41,7 @@ def output(tmp_path):
     directory, files = tmp_path / "out", ["parts/part-0.h5", "parts/part-1.h5"]
     W = np.array([[1, -900], [0, 0.5], [-2, 1]], np.float32)
     parameters = {"W": W, "b_hidden": np.zeros(2, np.float32), "b_output": np.zeros(3, np.float32)}
-    with claim(directory) as ledger:
+    with locked(directory) as ledger:
         for i, file in enumerate(files):
             rows = slice(2 * i, 2 * i + 2)
             ledger.replace(file, part_bytes(FEATURES[rows], VALID[rows], {"y": Y[rows]}, {}))

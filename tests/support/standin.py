@@ -25,7 +25,7 @@ from kernels.backend import Device
 from pipeline import cli
 from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
-from pipeline.output.ledger import read_manifest
+from pipeline.output.records import read_manifest
 from pipeline.run import budget, fingerprints, job, prepare, stages
 from pipeline.shards.open import open_shards
 from tests.support.helpers import write_shard

@@ -1,0 +1,147 @@
+"""Whose an output directory is: made, marked as ours, and held by one run at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipeline.errors import CannotCreate, NewerFormat, NotPermitted, TryAgain, WriteFailed, shown
+from pipeline.formats import seal, unseal
+from pipeline.output.disk import Disk, publish, sync_directory
+from pipeline.output.ledger import Ledger
+from pipeline.output.records import FOLDERS, HALF, OUTPUT
+
+__all__ = ["locked"]
+
+log = logging.getLogger(__name__)
+
+MARKER = ".shardpress"
+_LOCK = ".lock"
+
+
+@contextmanager
+def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
+    """Make `directory` ours for as long as the context lasts, or refuse before anything is read.
+
+    The kernel holds the lock, and frees it when the process ends, however it ends: no lock is ever stale.
+
+    Parameters
+    ----------
+    directory : Path
+        Made with its parents when it is not there.
+    disk : Disk, optional
+        What makes the changes.
+
+    Raises
+    ------
+    CannotCreate
+        When it cannot be made, is no directory, or holds files that are not ours.
+    NotPermitted
+        When nothing can be written there.
+    NewerFormat
+        When a later version of shardpress has written there.
+    TryAgain
+        When another run holds it, or its file system knows no locks.
+    """
+    disk = disk or Disk()
+    where = f"output={shown(directory)}"
+    try:
+        _make(directory, disk)
+        _mark(directory, disk)
+        descriptor = _lock(directory)
+    except (PermissionError, NotPermitted) as error:
+        raise NotPermitted(f"{where}: {error}. Choose an --output that you may write to.") from error
+    except (OSError, WriteFailed) as error:
+        raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+    try:
+        try:
+            for name in FOLDERS:
+                _make_folder(directory, name, disk)
+        except OSError as error:
+            raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+        yield Ledger(directory, disk)
+    finally:
+        os.close(descriptor)
+
+
+def _make(directory: Path, disk: Disk) -> None:
+    """A directory with its parents, each on the disk before the next."""
+    if directory.is_dir():
+        return
+    _make(directory.parent, disk)
+    try:
+        disk.make_directory(directory)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+    try:
+        sync_directory(disk, directory.parent)
+    except PermissionError as error:
+        log.debug("output=%s: its parent may be written, but not read and synced: %s", shown(directory), error)
+
+
+def _make_folder(directory: Path, name: str, disk: Disk) -> None:
+    if (directory / name).is_symlink():
+        raise CannotCreate(
+            f"output={shown(directory)}: its {name} is a link, expected a directory. Choose another --output."
+        )
+    _make(directory / name, disk)
+
+
+def _mark(directory: Path, disk: Disk) -> None:
+    """Refuse what is not ours, and leave the sign that it is."""
+    path = directory / MARKER
+    if path.exists():
+        try:
+            unseal(OUTPUT, path.read_bytes())
+        except NewerFormat as error:
+            raise NewerFormat(f"output={shown(directory)}: {error}") from error
+        except ValueError:
+            log.debug("output=%s: its marker is damaged", shown(directory))
+    elif any(not HALF.fullmatch(name) for name in os.listdir(directory)):
+        raise CannotCreate(
+            f"output={shown(directory)}: holds files that are not of shardpress, expected a new or empty directory. "
+            "Choose another --output."
+        )
+    else:
+        publish(disk, path, seal(OUTPUT, {}), replace=True)
+
+
+def _lock(directory: Path) -> int:
+    """Hold the run's lock. What the file says is for people; only the kernel's lock decides."""
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise CannotCreate(
+                f"output={shown(directory)}: its {_LOCK} is a second name of another file, expected a file of its own. "
+                "Choose another --output."
+            )
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = shown(os.read(descriptor, 1000).decode(errors="replace").strip())
+            raise TryAgain(
+                f"output={shown(directory)}: another run is at work there ({holder}). Type the same command again "
+                "when it has ended, or choose another --output."
+            ) from error
+        except OSError as error:
+            raise TryAgain(
+                f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
+                "that knows locks."
+            ) from error
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        with suppress(OSError):  # a full disk is no reason not to look what is there
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {platform.node()} since {since}\n".encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
