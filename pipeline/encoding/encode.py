@@ -11,13 +11,12 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pipeline import signals
-from pipeline.cluster.threads import compute
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import check, threads
 from pipeline.encoding.bad_data import Judged, Outside, Policy, farthest
 from pipeline.errors import DataError, shown
 from pipeline.features import PartMemory
@@ -157,13 +156,12 @@ def encode_parts(
         return
     shard = parts[0].source.shard
     row_bytes = shard.n_inputs * np.dtype(shard.dtype).itemsize
-    stop = threading.Event()
     with Progress("encoding", sum(len(part.source) for part in parts), "rows", row_bytes) as progress:
         part_rows = max(len(part.source) for part in parts)
         few = _few_at_a_time(encode, n_callers)
-        work = _Work(write, few, n_features, part_rows, plan, policy, about, progress, stop)
-        # Whatever ends this early, parts that are under way stop at their next block.
-        compute([partial(work, part) for part in parts], plan.n_writers, commit, stop)
+        work = _Work(write, few, n_features, part_rows, plan, policy, about, progress)
+        with threads(plan.n_writers) as pool:
+            compute([(work, part) for part in parts], pool, plan.n_writers, commit)
 
 
 class _Work:
@@ -179,12 +177,11 @@ class _Work:
         policy: Policy,
         about: Mapping[str, Any],
         progress: Progress,
-        stop: threading.Event,
     ) -> None:
         self._write, self._encode, self._n_features = write, encode, n_features
         self._part_rows, self._block_rows = part_rows, min(part_rows, plan.block_rows)
         self._policy, self._about = policy, about
-        self._progress, self._stop = progress, stop
+        self._progress = progress
         self._kept = threading.local()
         # So that not all threads come to wait for the disk at the same time: the others encode whole parts meanwhile.
         self._turns = threading.Semaphore(plan.n_threads)
@@ -212,9 +209,7 @@ class _Work:
     ) -> int:
         n_outside, source = 0, part.source
         for block in _blocks_of(source, self._block_rows):
-            signals.check()
-            if self._stop.is_set():
-                raise InterruptedError
+            check()
             place = slice(block.start - source.start, block.stop - source.start)
             if part.number in self._policy.unreadable:
                 features[place], valid[place] = np.nan, False
@@ -273,7 +268,7 @@ class _Work:
                 continue
             lost: list[tuple[int, str]] = []
             for start, stop in _pieces(source, chunk_rows(source.shard, rider.layout) or _RIDER_ROWS):
-                signals.check()
+                check()
                 place = slice(start - source.start, stop - source.start)
                 try:
                     found[rider.name][place] = read_rider(source.shard, rider, start, stop)

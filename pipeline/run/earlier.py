@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.threads import compute
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import threads
 from pipeline.encoding.singlefile import SINGLE_FILE
 from pipeline.errors import ConfigError, shown
 from pipeline.output.ledger import Ledger
@@ -59,8 +60,7 @@ def earlier(
 def intact(job: Job, records: Iterable[Record]) -> list[Record]:
     """Those of `records` whose files are as they were committed; the others are dropped, and said so."""
     records = list(records)
-    digests = job.config.verify == "digests"
-    faults = compute([partial(job.ledger.fault, record.entry, digests) for record in records], job.plan.n_threads)
+    faults = _faults(job.ledger, [record.entry for record in records], job.config.verify, job.plan.n_threads)
     for record, fault in zip(records, faults, strict=True):
         if fault:
             log.warning("%s; it is made anew", fault)
@@ -71,12 +71,18 @@ def intact(job: Job, records: Iterable[Record]) -> list[Record]:
 def _is_intact(ledger: Ledger, manifest: Mapping[str, Any], config: Config, clock: Clock) -> bool:
     lines = [*manifest["parts"], *manifest["files"]]
     entries = [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines]
-    check = partial(ledger.fault, digests=config.verify == "digests")
-    faults = compute([partial(check, entry) for entry in entries], config.threads or 2)
+    faults = _faults(ledger, entries, config.verify, config.threads or 2)
     clock.lap("verification")
     for fault in filter(None, faults):
         log.warning("%s; it is made anew", fault)
     return not any(faults)
+
+
+def _faults(ledger: Ledger, entries: Sequence[Entry], verify: str, n_threads: int) -> list[str | None]:
+    """What is wrong with each file, if anything is."""
+    check = partial(ledger.fault, digests=verify == "digests")
+    with threads(n_threads) as pool:
+        return compute([(check, entry) for entry in entries], pool, n_threads)
 
 
 def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

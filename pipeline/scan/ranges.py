@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import signals
-from pipeline.cluster.threads import reduce
+from pipeline.cluster.executor import reduce
+from pipeline.cluster.threads import check, threads
 from pipeline.errors import DataError, counted, shown
 from pipeline.formats import pack, unpack
 from pipeline.shards.open import Block, block_of, blocks, first_rows, read
@@ -225,12 +225,11 @@ def _scan(
         for block in blocks([shard], block_rows)
     ]
     stride = max(1, -(-len(pieces) // _MAX_TASKS))
-    tasks = [
-        partial(_scan_blocks, pieces[i : i + stride], advance, missing, max_unreadable is not None)
-        for i in range(0, len(pieces), stride)
-    ]
-    known = partial(_unread, shards, unreadable)
-    result = reduce([known, *tasks], _merge, n_threads)
+    work = partial(_scan_blocks, advance=advance, missing=missing, tolerate=max_unreadable is not None)
+    tasks = [(work, pieces[i : i + stride]) for i in range(0, len(pieces), stride)]
+    known = (partial(_unread, shards), unreadable)
+    with threads(n_threads) as pool:
+        result = reduce([known, *tasks], _merge, pool, n_threads)
     more = {i: why for i, why in result.unreadable.items() if i not in unreadable}
     if not more:
         return result
@@ -260,7 +259,7 @@ def _scan_blocks(
 ) -> Scan:
     found = []
     for i, first_row, block in pieces:
-        signals.check()
+        check()
         try:
             found.append(_scan_block(first_row + block.start, block, missing))
         except DataError as error:

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
-from pipeline.cluster.threads import compute
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import threads
 from pipeline.shards.open import block_of, first_rows, read, row_dtype
 from pipeline.shards.vet import Shard
 
@@ -278,5 +278,6 @@ def _read_pieces(shards: Sequence[Shard], pieces: Sequence[tuple[int, int]], n_t
     def read_into(i: int) -> None:
         buffer[offsets[i] : offsets[i + 1]] = read(block_of(shards, numbers, *pieces[i]))
 
-    compute([partial(read_into, i) for i in range(len(pieces))], n_threads)
+    with threads(n_threads) as pool:
+        compute([(read_into, i) for i in range(len(pieces))], pool, n_threads)
     return buffer

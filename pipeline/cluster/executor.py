@@ -1,0 +1,120 @@
+"""Tasks over any executor of `concurrent.futures`, handed out by Dask's own scheduler.
+
+A task is a pair of a function and its one argument, both of which can be pickled where the executor is not of this
+process: threads, processes and the workers of a cluster then do the same. Graphs are written down as Dask takes them:
+one made of `dask.delayed` costs eight times as much for each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, wait
+from functools import partial
+from typing import Any
+
+from dask.local import get_async
+
+from pipeline import signals
+from pipeline.cluster.threads import stop
+
+__all__ = ["compute", "reduce"]
+
+_FAN_IN = 16
+_LAST = 10**12 - 1
+
+_Task = tuple[Callable[[Any], Any], Any]
+_Done = Callable[[Any], object]
+
+
+def compute(tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _Done | None = None) -> list[Any]:
+    """Run tasks; results in the order of the tasks. The first error stops the rest.
+
+    When it returns, and when it raises, no task is at work any more. After an error the executor serves no longer.
+
+    Parameters
+    ----------
+    tasks : sequence of (callable, object)
+        Each a function and what it is called with.
+    executor : Executor
+        Of `threads`, of processes, or ``Client.get_executor(pure=False)``.
+    n_at_once : int
+        Tasks under way at a time, and no more than the executor has workers.
+    done : callable, optional
+        Given each result as soon as it is there, in the thread that called `compute`. What it raises stops the rest.
+    """
+    graph = _graph(tasks)
+    return list(_run(graph, list(graph), executor, n_at_once, done))
+
+
+def reduce(
+    tasks: Sequence[_Task],
+    merge: Callable[[Sequence[Any]], Any],
+    executor: Executor,
+    n_at_once: int,
+    done: _Done | None = None,
+) -> Any:
+    """Run tasks and merge their results in order, a few at a time, so that few of them are held at once.
+
+    As `compute`; `merge` is given results that stand in a row, and what it has made of others before.
+    """
+    graph: dict[str, tuple[Any, ...]] = _graph(tasks)
+    keys = list(graph)
+    while len(keys) > 1:
+        few = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
+        keys = _keys(len(graph), len(few))
+        graph.update({key: (merge, some) for key, some in zip(keys, few, strict=True)})
+    (result,) = _run(graph, keys, executor, n_at_once, done)
+    return result
+
+
+def _graph(tasks: Sequence[_Task]) -> dict[str, tuple[Any, ...]]:
+    # In a partial: Dask would look for lazy values in the argument, a list of shards perhaps, once for every task.
+    keys = _keys(0, len(tasks))
+    return {key: (partial(function, each),) for key, (function, each) in zip(keys, tasks, strict=True)}
+
+
+def _keys(first: int, n: int) -> list[str]:
+    """Names under which tasks begin in this order, so that files are read from front to back.
+
+    Of tasks that are alike Dask begins with the one whose name comes last.
+    """
+    return [f"task-{_LAST - i}" for i in range(first, first + n)]
+
+
+def _run(
+    graph: dict[str, tuple[Any, ...]], keys: list[str], executor: Executor, n_at_once: int, done: _Done | None
+) -> tuple[Any, ...]:
+    under_way: set[Future[Any]] = set()
+
+    def submit(function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
+        # As one callable: distributed looks into lists, and would itself run a task of Dask's that it finds there.
+        future = executor.submit(partial(function, tasks))
+        under_way.add(future)
+        future.add_done_callback(under_way.discard)
+        return future
+
+    def posttask(key: str, result: Any, *_: object) -> None:
+        if done is not None and len(graph[key]) == 1:  # what has been merged has been told of before
+            done(result)
+        signals.check()
+
+    # Nothing is left to Dask's configuration, which any environment variable DASK_... changes: hence the cache too.
+    # Signals are deferred, as one that raised while a thread starts would make the pool forget that thread.
+    with signals.deferred():
+        try:
+            found: tuple[Any, ...] = get_async(
+                submit,
+                n_at_once,
+                graph,
+                keys,
+                cache={},
+                chunksize=1,
+                rerun_exceptions_locally=False,
+                callbacks=[(None, None, None, posttask, None)],
+            )
+        except BaseException:
+            # Dask would not wait; but whoever lets go of the output directory must not leave a writer behind.
+            stop(executor)
+            wait(set(under_way))
+            raise
+    return found

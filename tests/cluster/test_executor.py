@@ -1,0 +1,293 @@
+"""Tasks: results in order, each told once to the thread that asked, and nothing at work afterwards."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.cluster.executor import compute, reduce
+from pipeline.cluster.threads import check, threads
+from pipeline.signals import Stopped, stoppable
+
+SIZES = [0, 1, 2, 3, 15, 16, 17, 257]
+
+
+def square(i: int) -> int:
+    return i * i
+
+
+def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = None) -> list[Any]:
+    with threads(n) as pool:
+        return compute(tasks, pool, n, done)
+
+
+# -- the same over every executor ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An argument as tasks have it: plain values, and lists in which Dask would look for lazy ones."""
+
+    start: int
+    names: list[str]
+    others: tuple[Rows, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    text: str
+    rows: np.ndarray
+
+
+def look(rows: Rows) -> Found:
+    return Found(f"{rows.start}{''.join(rows.names)}", np.arange(rows.start, rows.start + len(rows.others)))
+
+
+def join(found: Sequence[Found]) -> Found:
+    return Found("".join(each.text for each in found), np.concatenate([each.rows for each in found]))
+
+
+def break_at(i: int) -> int:
+    if i == 3:
+        raise ValueError(f"broken at {i}")
+    return i
+
+
+def end_after_failure(where: tuple[str, int]) -> None:
+    """Fails, or waits until the other one is about to, and marks that it has come to its end."""
+    folder, i = where
+    if i:
+        Path(folder, "pipe").write_text("now")
+        raise ValueError("broken")
+    Path(folder, "pipe").read_text()
+    Path(folder, "ended").touch()
+
+
+@pytest.fixture(scope="module", params=["threads", "processes", "cluster"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]:
+    """Makes executors of one kind: each serves until its first error."""
+    if request.param == "threads":
+        with threads(2) as pool:
+            yield lambda: pool
+    elif request.param == "processes":
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+            yield lambda: processes
+    else:
+        from distributed import Client, LocalCluster
+
+        where = {"host": "127.0.0.1", "dashboard_address": None, "processes": True}
+        with LocalCluster(n_workers=1, threads_per_worker=2, **where) as cluster, Client(cluster) as client:
+            yield lambda: client.get_executor(pure=False)
+
+
+def test_every_executor_gives_the_same(executor: Callable[[], Executor]) -> None:
+    rows = [Rows(i, [f"task-{i}", "x"], (Rows(0, []),) * (i % 3)) for i in range(40)]
+    told: list[str] = []
+    found = compute([(look, each) for each in rows], executor(), 2, lambda each: told.append(each.text))
+    assert [each.text for each in found] == [f"{i}task-{i}x" for i in range(40)]
+    assert sorted(told) == sorted(each.text for each in found)
+    merged = reduce([(look, each) for each in rows], join, executor(), 2)
+    assert merged.text == "".join(each.text for each in found)
+    assert np.array_equal(merged.rows, join(found).rows)
+    with pytest.raises(ValueError, match="broken at 3"):
+        compute([(break_at, i) for i in range(40)], executor(), 2)
+
+
+def test_an_error_waits_for_what_is_under_way_anywhere(executor: Callable[[], Executor], tmp_path: Path) -> None:
+    """Whoever lets go of the output directory afterwards must not find a writer there."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="broken"):
+        compute([(end_after_failure, (str(tmp_path), i)) for i in range(2)], executor(), 2)
+    assert (tmp_path / "ended").exists()
+
+
+# -- order ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 7])
+def test_results_come_in_order_and_each_is_told_once_in_the_thread_that_asked(n_threads: int) -> None:
+    for n_tasks in SIZES:
+        told: list[int] = []
+        by = set[threading.Thread]()
+
+        def tell(result: int, told: list[int] = told, by: set[threading.Thread] = by) -> None:
+            told.append(result)
+            by.add(threading.current_thread())
+
+        results = run([(square, i) for i in range(n_tasks)], n_threads, tell)
+        assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
+        assert sorted(told) == results, f"{n_tasks} tasks"
+        assert by <= {threading.current_thread()}
+
+
+def test_tasks_begin_in_their_order() -> None:
+    """So that files are read from front to back, which disks and page caches look ahead for."""
+    for n_tasks in SIZES:
+        begun: list[int] = []
+        run([(begun.append, i) for i in range(n_tasks)], 1)
+        assert begun == list(range(n_tasks))
+
+
+def test_a_result_is_told_as_soon_as_it_is_there() -> None:
+    """Else a run that is interrupted in its tenth hour would have committed nothing."""
+    told = threading.Event()
+
+    def work(is_second: bool) -> None:
+        assert not is_second or told.wait(timeout=30), "told only after everything was done"
+
+    run([(work, False), (work, True)], 2, lambda _: told.set())
+
+
+def test_results_of_computations_at_one_time_are_not_mixed_up() -> None:
+    """One runs inside the other's callback, and a third in another thread meanwhile."""
+    told: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
+
+    def tell(result: int) -> None:
+        told["outer"].append(result)
+        run([(square, i) for i in (7, 8)], 2, told["inner"].append)
+
+    aside = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, told["aside"].append))
+    aside.start()
+    run([(square, i) for i in range(5)], 2, tell)
+    aside.join()
+    assert sorted(told["outer"]) == [i * i for i in range(5)]
+    assert sorted(told["inner"]) == sorted([49, 64] * 5)
+    assert sorted(told["aside"]) == [i * i for i in range(50)]
+
+
+# -- stopping ------------------------------------------------------------------------------------------------------
+
+
+def until_told(begun: threading.Event) -> None:
+    """A task that goes on until it is to stop."""
+    begun.set()
+    while True:
+        check()
+
+
+def test_an_error_stops_what_is_under_way_at_its_next_check() -> None:
+    begun = threading.Event()
+
+    def fail(_: None) -> None:
+        assert begun.wait(timeout=30)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        run([(until_told, begun), (fail, None)], 2)
+
+
+def test_the_first_error_stops_the_rest() -> None:
+    n_started = []
+
+    def fail(_: int) -> None:
+        n_started.append(1)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        run([(fail, i) for i in range(1000)], 2)
+    assert len(n_started) < 100
+
+
+def test_an_error_of_whoever_is_told_stops_the_rest_too() -> None:
+    told, n_started, begun = list[int](), list[int](), threading.Event()
+
+    def tell(result: int) -> None:
+        told.append(result)
+        raise ValueError("full")
+
+    with pytest.raises(ValueError, match="full"):
+        run([(until_told, begun), *((n_started.append, i) for i in range(1000))], 2, tell)
+    assert (len(told), len(n_started) < 100) == (1, True)
+
+
+def test_a_signal_stops_the_rest_and_waits_for_what_is_under_way() -> None:
+    at_work = []
+
+    def work(_: int) -> None:
+        at_work.append(1)
+        try:
+            if len(at_work) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            while True:
+                check()
+        finally:
+            at_work.append(-1)
+
+    with stoppable(), pytest.raises(Stopped):
+        run([(work, i) for i in range(20)], 2)
+    assert sum(at_work) == 0
+
+
+# -- merging -------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_merged_in_order_and_told_once_each() -> None:
+    for n_tasks in SIZES[1:]:
+        letters, told = [chr(ord("a") + i % 26) for i in range(n_tasks)], list[str]()
+        with threads(3) as pool:
+            merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, told.append)
+        assert (merged, sorted(told)) == ("".join(letters), sorted(letters))
+
+
+def test_few_results_are_held_at_once_while_they_are_merged() -> None:
+    alive, most = set(), []
+
+    class Result:
+        def __init__(self, _: object) -> None:
+            alive.add(id(self))
+            most.append(len(alive))
+
+        def __del__(self) -> None:
+            alive.discard(id(self))
+
+    with threads(1) as pool:
+        reduce([(Result, i) for i in range(1000)], Result, pool, 1)
+    assert max(most) < 100, "of 1000"
+
+
+# -- no environment decides ----------------------------------------------------------------------------------------
+
+HOSTILE = """
+import sys, threading
+from pipeline.cluster.executor import compute, reduce
+from pipeline.cluster.threads import threads
+names = set()
+def task(i):
+    names.add(threading.current_thread().name.split("_")[0])
+    return 3
+with threads(2) as pool:
+    tasks = [(task, i) for i in range(20)]
+    print(compute(tasks, pool, 2), reduce(tasks, sum, pool, 2), names, "distributed" in sys.modules)
+    try:
+        compute([(int, "x")], pool, 1)
+    except ValueError:
+        print("as it was")
+"""
+
+
+def test_s19_the_environment_does_not_choose_where_tasks_run() -> None:
+    """Nor is distributed imported, in 0.1 s, as Dask does where it looks up a scheduler's name."""
+    settings = {"SCHEDULER": "processes", "POOL": "3", "NUM_WORKERS": "99", "CHUNKSIZE": "50", "CACHE": "7"}
+    environment = {**os.environ, **{f"DASK_{name}": value for name, value in settings.items()}}
+    environment["DASK_RERUN_EXCEPTIONS_LOCALLY"] = "True"
+    command = [sys.executable, "-c", HOSTILE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "as it was"], done.stderr
+
+
+def test_arrays_come_through_threads_as_they_are() -> None:
+    rows = np.arange(6).reshape(2, 3)
+    (found,) = run([(np.asarray, rows)], 1)
+    assert found is rows
