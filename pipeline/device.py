@@ -1,4 +1,8 @@
-"""The device for a run, and in our words what Theano and the compiler have to say."""
+"""The one door from the pipeline to the kernels: the device, what computes on it, and its troubles in our words.
+
+Kernels are imported where they are called for: Theano takes a second to load, which a typing error in a command line
+need not wait for.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+import kernels
 from pipeline.errors import ConfigError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
-from pipeline.settings.config import Config
+from pipeline.scan.scaler import Scaler
 
 if TYPE_CHECKING:
+    from kernels.autoencoder import Autoencoder, TrainingStep
     from kernels.backend import Device
     from kernels.compiler import CompilerFailed
 
-__all__ = ["start_device", "theanos_errors"]
+__all__ = ["TILE_ROWS", "autoencoder_of", "start_device", "theanos_errors", "training_step_of"]
 
 log = logging.getLogger(__name__)
+
+TILE_ROWS = kernels.TILE_ROWS  # what the pipeline rounds its blocks up to
 
 # What changes a run from outside and stands in no setting.
 _VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
@@ -28,40 +38,90 @@ _DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, er
 _WITHOUT = "a hundred times as long"
 
 
+def autoencoder_of(scaler: Scaler, n_features: int, dtype: np.dtype) -> Autoencoder:
+    """An autoencoder of rows of `dtype` on the device, its parameters not yet set."""
+    from kernels.autoencoder import Autoencoder
+
+    minimum, scale = scaler.arrays(dtype)
+    return Autoencoder(len(minimum), n_features, minimum, scale, scaler.maximum.astype(minimum.dtype))
+
+
+def training_step_of(
+    autoencoder: Autoencoder, optimizer: str, momentum: float, dtype: np.dtype, resident: np.ndarray | None
+) -> TrainingStep:
+    """A compiled step of its training.
+
+    Parameters
+    ----------
+    autoencoder : Autoencoder
+    optimizer : str
+        The update rule.
+    momentum : float
+        Decay of the rule's running average.
+    dtype : dtype
+        That of the rows.
+    resident : ndarray of shape (n_rows, n_inputs) or None
+        All rows, for the device to keep; minibatches are then numbers of rows.
+    """
+    from kernels.autoencoder import TrainingStep
+
+    step = TrainingStep(autoencoder, optimizer, momentum, dtype, resident)
+    step.compile()  # now, so that a training's time and rate are its own
+    return step
+
+
 @contextmanager
 def theanos_errors() -> Iterator[None]:
-    """Say of what Theano raises, who has no classes for it, what has run out and what to do about it."""
-    from kernels import backend, compilecache, compilelock, compiler
-
+    """Say of what Theano raises what has run out or failed, and what to do about it."""
     try:
         yield
     except ShardpressError:
         raise
-    except MemoryError as error:
-        raise SystemLimit("the host's memory has run out. Lower --memory-budget or --threads.") from error
-    except compiler.CompilerFailed as error:
-        raise _of_the_compiler(error) from error
-    except compiler.CompilerMissing as error:
-        raise DeviceError(f"THEANO_FLAGS or .theanorc: {error}. {_advice()}.") from error
-    except compilelock.CompileLockHeld as error:
-        raise DeviceError(_own_words(error)) from error
-    except compilecache.CompileCacheUnavailable as error:
-        raise WriteFailed(f"{error}. Free some space, or choose another place.") from error
     except Exception as error:
-        words = " ".join(str(error).split())
-        if any(sign in words for sign in _DISK_FULL):
-            raise _full(words) from error
-        if not backend.is_out_of_memory(error):
+        found = _in_our_words(error)
+        if found is None:
             raise
-        raise DeviceError(
+        raise found from error
+
+
+def _in_our_words(error: Exception) -> ShardpressError | None:
+    """Ours for one of the kernels' errors, or for one that Theano has no class for; None for a fault of the program."""
+    from kernels import backend, compilecache, compilelock, compiler
+
+    match error:
+        case MemoryError():  # of the host; a device's is known by its words only
+            return SystemLimit("the host's memory has run out. Lower --memory-budget or --threads.")
+        case backend.DeviceUnavailable():
+            return DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.")
+        case compiler.CompilerFailed():
+            return _of_the_compiler(error)
+        case compiler.CompilerMissing():
+            return DeviceError(f"THEANO_FLAGS or .theanorc: {error}. {_advice()}.")
+        case compilelock.CompileLockHeld():
+            return DeviceError(_own_words(error))
+        case compilecache.UnsafeCompileCache():
+            return NotPermitted(str(error))
+        case compilecache.CompileCacheUnavailable():
+            return WriteFailed(f"{error}. Free some space, or choose another place.")
+    words = " ".join(str(error).split())
+    # The disk first: Theano repeats what the compiler said, and there a full disk can read like a full memory.
+    if _says_disk_full(words):
+        return _full(words)
+    if backend.is_out_of_memory(error):
+        return DeviceError(
             f"the device's memory has run out: {words}. Lower --device-memory-budget or --batch-size, free some of the "
             "device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."
-        ) from error
+        )
+    return None
 
 
 def _own_words(error: Exception) -> str:
     """What an error of `kernels` says: Theano puts the node that it was compiling before it."""
     return str(error.args[-1])
+
+
+def _says_disk_full(words: str) -> bool:
+    return any(sign in words for sign in _DISK_FULL)
 
 
 def _full(why: str) -> WriteFailed:
@@ -73,7 +133,7 @@ def _full(why: str) -> WriteFailed:
 def _of_the_compiler(error: CompilerFailed) -> ShardpressError:
     """One line of what can be pages; they stand in run.log."""
     why = shown(_own_words(error))
-    if any(sign in why for sign in _DISK_FULL):
+    if _says_disk_full(why):
         found: ShardpressError = _full(why)
     else:
         found = DeviceError(f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log.")
@@ -91,8 +151,13 @@ def _advice() -> str:
 
 
 @theanos_errors()
-def start_device(config: Config) -> Device:
+def start_device(is_required: bool = False) -> Device:
     """Load Theano and activate the device that its settings ask for.
+
+    Parameters
+    ----------
+    is_required : bool
+        Whether to stop when it cannot be used, and not to take the CPU.
 
     Raises
     ------
@@ -106,7 +171,6 @@ def start_device(config: Config) -> Device:
         When there is no room for compiled code.
     """
     from kernels import backend
-    from kernels.compilecache import UnsafeCompileCache
     from kernels.flags import UnknownFlag
 
     for name in _VARIABLES:
@@ -114,13 +178,9 @@ def start_device(config: Config) -> Device:
             log.info("environment: %s=%s", name, shown(os.environ[name]))
     try:
         _check_for_compiler(backend.load().config)
-        device = backend.start(config.require_device)
-    except backend.DeviceUnavailable as error:
-        raise DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.") from error
-    except UnsafeCompileCache as error:
-        raise NotPermitted(str(error)) from error
+        device = backend.start(is_required)
     except ValueError as error:
-        if "compiledir" in str(error):
+        if "compiledir" in str(error):  # Theano tries to make it while it reads its settings
             raise WriteFailed(f"{_COMPILE_CACHE}: {error} Or choose another place.") from error
         where = "" if isinstance(error, UnknownFlag) else "THEANO_FLAGS or .theanorc: "
         raise ConfigError(f"{where}{error}") from error

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "shards": ["hdf5", "output.records"],
     "scan": ["shards", "cluster"],
     "model": ["scan.scaler"],
-    "device": ["model", "kernels"],
+    "device": ["scan.scaler", "kernels"],
     "features": ["hdf5.riders", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
@@ -26,8 +26,6 @@ MAY_IMPORT = {
 OWED = {
     "encoding.encode": ["run.budget"],
     "features": ["encoding.template", "output.disk"],
-    "run.stages": ["kernels"],
-    "run.training_stage": ["kernels.autoencoder"],
 }
 
 ROOT = Path(__file__).parents[1]

@@ -5,11 +5,8 @@ import os
 
 import pytest
 
-from kernels.compilelock import CompileLockHeld
-from kernels.compiler import CompilerFailed
 from pipeline import errors
-from pipeline.device import theanos_errors
-from pipeline.errors import DataError, DeviceError, ShardpressError, SystemLimit, counted, shown, system_limits
+from pipeline.errors import DataError, ShardpressError, SystemLimit, counted, shown, system_limits
 
 SYSEXITS = {
     "ShardpressError": 70,
@@ -83,20 +80,3 @@ def test_other_errors_are_left_as_they_are(error):
     with pytest.raises(type(error)) as caught, system_limits():
         raise error
     assert caught.value is error
-
-
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (
-            CompilerFailed(["g++", "-shared"], "x.cpp:1: error: odd"),
-            "the C++ compiler has failed: x.cpp:1: error: odd. ",
-        ),
-        (CompileLockHeld("the compile cache is locked"), "the compile cache is locked"),
-    ],
-)
-def test_what_theano_puts_before_an_error_while_it_compiles_a_node_is_not_repeated(error, says):
-    error.args = ("The following error happened while compiling the node", object(), "\n", *error.args)
-    with pytest.raises(DeviceError) as caught, theanos_errors():
-        raise error
-    assert str(caught.value).startswith(says)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from kernels import TILE_ROWS
-from pipeline.device import start_device, theanos_errors
+from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from pipeline.errors import DataError, shown
 from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
@@ -21,9 +20,10 @@ from pipeline.run.finish import Summary, finish, standing
 from pipeline.run.job import Clock, Job
 from pipeline.run.prepare import check_space, misfits, open_inputs, own_inputs, own_model, refuse, resolved
 from pipeline.run.scan_stage import scanned
-from pipeline.run.training_stage import autoencoder_of, fit
+from pipeline.run.training_stage import fit
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config, problems
+from pipeline.shards.open import row_dtype
 
 __all__ = ["run"]
 
@@ -76,7 +76,7 @@ def run(
         if manifest is not None:
             return Summary(**{**manifest["summary"], "output": config.output, "seconds": clock.seconds, "before": True})
         check_space(ledger, config, shards, request)
-        device = start_device(config)
+        device = start_device(config.require_device)
         plan = make(on_device=device.used != "cpu")
         log.debug("plan: %s", plan)
         job = Job(config, command, shards, bad_shards, request, plan, ledger, device, clock)
@@ -97,7 +97,7 @@ def _extract(job: Job, given: Model | None) -> Summary:
         found = scanned(job) if job.tolerates_bad_data else None
         if found is not None:
             job.clock.lap("scan")
-        model, autoencoder = given, autoencoder_of(job, given.scaler)
+        model, autoencoder = given, autoencoder_of(given.scaler, job.n_features, row_dtype(job.shards))
         autoencoder.set_parameters(given.parameters)
     records = encode(job, model, autoencoder, policy_of(job, given, found), job.of_features(model, found))
     tell_outside(records)

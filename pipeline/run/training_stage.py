@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.device import autoencoder_of, training_step_of
 from pipeline.errors import DataError, ShardpressError, TrainingDiverged, counted, shown
 from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD
@@ -26,7 +27,7 @@ from pipeline.training.rows import Order, ResidentRows, Rows, StreamedRows, slab
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder, TrainingStep
 
-__all__ = ["autoencoder_of", "fit"]
+__all__ = ["fit"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
     doubt(job, found)
     job.clock.lap("scan")
     scaler = Scaler(found.minimum, found.maximum)
-    autoencoder = autoencoder_of(job, scaler)
+    autoencoder = autoencoder_of(scaler, job.n_features, row_dtype(job.shards))
     model = _earlier_model(job, found)
     if model is None:
         model = _trained(job, autoencoder, scaler, found)
@@ -57,14 +58,6 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
     job.ledger.drop(*job.ledger.records("checkpoint", job.of_model(found)))
     job.clock.lap("training")
     return model, autoencoder, found
-
-
-def autoencoder_of(job: Job, scaler: Scaler) -> Autoencoder:
-    """The model on the device, its parameters not yet set."""
-    from kernels.autoencoder import Autoencoder
-
-    minimum, scale = scaler.arrays(row_dtype(job.shards))
-    return Autoencoder(job.shards[0].n_inputs, job.n_features, minimum, scale, scaler.maximum.astype(minimum.dtype))
 
 
 def _earlier_model(job: Job, found: Scan) -> Model | None:
@@ -93,8 +86,6 @@ def _trained(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) ->
 
 
 def _train(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) -> dict[str, Any]:
-    from kernels.autoencoder import TrainingStep
-
     config, plan = job.config, job.plan
     job.clock.model = fingerprint = job.of_model(found)
     shards, found = readable(job.shards, found)
@@ -112,10 +103,8 @@ def _train(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) -> d
         *(counted(order.n_rows, "row"), "in memory" if plan.resident else "streamed", len(watched), config.batch_size),
     )
     autoencoder.initialize(np.random.default_rng(config.seed), _mean(scaler, rows, found, config))
-    step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
-    # Now, so that the training's time and rate are its own.
-    step.compile()
-    autoencoder.errors(validation[:0])
+    step = training_step_of(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
+    autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
     checkpoint = _earlier_checkpoint(job, fingerprint, autoencoder, step)
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)

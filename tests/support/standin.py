@@ -140,7 +140,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = ModuleType("kernels.autoencoder")
     module.Autoencoder, module.TrainingStep = Autoencoder, TrainingStep
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(stages, "start_device", lambda config: Device("cpu", "cpu", "stand-in"))
+    monkeypatch.setattr(stages, "start_device", lambda is_required: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(stages, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come

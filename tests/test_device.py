@@ -1,0 +1,87 @@
+"""What Theano and its compiler say reaches a user as one of our errors, in a sentence that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from kernels.backend import DeviceUnavailable, OutOfDeviceMemory
+from kernels.compilecache import CompileCacheUnavailable, UnsafeCompileCache
+from kernels.compilelock import CompileLockHeld
+from kernels.compiler import CompilerFailed, CompilerMissing
+from pipeline.device import autoencoder_of, theanos_errors, training_step_of
+from pipeline.errors import DataError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed
+from pipeline.scan.scaler import Scaler
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (MemoryError(), SystemLimit, "the host's memory has run out. Lower --memory-budget"),
+        (OutOfDeviceMemory("clblast"), DeviceError, "the device's memory has run out: clblast. Lower --device-memory"),
+        (
+            RuntimeError("b'CUDA_ERROR_OUT_OF_MEMORY:\n out of memory'"),
+            DeviceError,
+            "the device's memory has run out: b",
+        ),
+        (RuntimeError(f"{FULL}: out of memory"), WriteFailed, "the compile cache (base_compiledir in THEANO_FLAGS"),
+        (CompilerFailed(["g++"], f"as: {FULL}"), WriteFailed, "the compile cache (base_compiledir in THEANO_FLAGS"),
+        (
+            CompilerMissing("cxx=odd is not there"),
+            DeviceError,
+            "THEANO_FLAGS or .theanorc: cxx=odd is not there. It and",
+        ),
+        (CompileCacheUnavailable("no room"), WriteFailed, "no room. Free some space"),
+        (UnsafeCompileCache("others may write"), NotPermitted, "others may write"),
+        (DeviceUnavailable("no cuda"), DeviceError, "no cuda. Mend it, or run on the CPU"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_what_has_run_out_or_failed_is_said_with_what_to_do(
+    error: Exception, kind: type[ShardpressError], says: str
+) -> None:
+    with pytest.raises(kind) as caught, theanos_errors():
+        raise error
+    assert str(caught.value).startswith(says)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [DataError("ours: out of memory"), TypeError("a fault"), KeyboardInterrupt()])
+def test_other_errors_are_left_as_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, theanos_errors():
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            CompilerFailed(["g++", "-shared"], "x.cpp:1: error: odd"),
+            "the C++ compiler has failed: x.cpp:1: error: odd. ",
+        ),
+        (CompileLockHeld("the compile cache is locked"), "the compile cache is locked"),
+    ],
+)
+def test_what_theano_puts_before_an_error_while_it_compiles_a_node_is_not_repeated(error: Exception, says: str) -> None:
+    error.args = ("The following error happened while compiling the node", object(), "\n", *error.args)
+    with pytest.raises(DeviceError) as caught, theanos_errors():
+        raise error
+    assert str(caught.value).startswith(says)
+
+
+def test_an_autoencoder_and_its_step_come_ready_for_rows_of_their_dtype() -> None:
+    scaler = Scaler(np.zeros(3), np.full(3, 2.0))
+    autoencoder = autoencoder_of(scaler, 2, np.dtype(np.int16))
+    rows = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.int16)
+    autoencoder.initialize(np.random.default_rng(0))
+    before = autoencoder.cost(rows)
+    step = training_step_of(autoencoder, "momentum", 0.9, rows.dtype, None)
+    step.set_learning_rate(0.1)
+    assert step(rows, with_cost=True) == pytest.approx(before, rel=1e-5)
+    assert autoencoder.cost(rows) < before
