@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["MOST_COLUMNS", "Numbers", "is_number", "numbers_of", "rows_of"]
+from pipeline.hdf5.limits import MOST_COLUMNS
 
-MOST_COLUMNS = 2**24  # of sparse rows, which take no place in a file but do in memory
+__all__ = ["Numbers", "is_number", "numbers_of", "rows_of"]
 
 _INDEX = "index"  # what pandas calls the field of a record that is none of the frame's columns
 

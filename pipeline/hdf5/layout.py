@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, shown
-from pipeline.hdf5.child.describe import MOST_CHUNK_BYTES, MOST_CHUNKS
-from pipeline.hdf5.filters.codecs import ASKED, objection
+from pipeline.hdf5.filters.codecs import objection
+from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM
 from pipeline.hdf5.superblock import SMALLEST
 
 __all__ = ["Layout", "check_places", "layout_of"]
@@ -21,7 +21,6 @@ _KINDS = ("contiguous", "chunked", "inline", "asked")
 _MOST_BYTES = 2**46
 _MOST_EXPANSION = 1100  # deflate's own limit is 1032
 _EXPANSION_FLOOR = 2**28
-_MOST_ITEM = 2**20
 _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 
@@ -135,11 +134,11 @@ def _index(layout: Layout, index: np.ndarray) -> np.ndarray:
 def _dtype(claim: Any) -> np.dtype:
     dtype: np.dtype
     if "of" in claim:
-        dtype = np.dtype((_dtype(claim["of"]), _whole(claim["shape"], 1, _MOST_ITEM)))
+        dtype = np.dtype((_dtype(claim["of"]), _whole(claim["shape"], 1, MOST_ITEM)))
     elif "fields" in claim:
         names, formats, offsets = map(list, zip(*claim["fields"], strict=True))
-        (itemsize,) = _whole([claim["itemsize"]], 1, _MOST_ITEM)
-        places = list(_whole(offsets, 0, _MOST_ITEM))
+        (itemsize,) = _whole([claim["itemsize"]], 1, MOST_ITEM)
+        places = list(_whole(offsets, 0, MOST_ITEM))
         fields = {
             "names": names,
             "formats": [_dtype(each) for each in formats],
@@ -153,7 +152,7 @@ def _dtype(claim: Any) -> np.dtype:
         dtype = _annotated(np.dtype(claim["code"]), claim["notes"])
     else:
         raise ValueError("dtype")
-    if not 1 <= dtype.itemsize <= _MOST_ITEM:
+    if not 1 <= dtype.itemsize <= MOST_ITEM:
         raise ValueError("dtype")
     return dtype
 

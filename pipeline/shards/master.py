@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from pipeline import signals
 from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, shown
 from pipeline.hdf5.child.ask import ask
-from pipeline.hdf5.child.stacked import MOST_PIECES
 from pipeline.hdf5.files import Identity
+from pipeline.hdf5.limits import MOST_PIECES
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.shards.sources import Source, distinct, natural_key
 from pipeline.shards.vet import look_at

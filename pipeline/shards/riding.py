@@ -14,9 +14,10 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.formats import missing_value
-from pipeline.hdf5.child.find import normal
 from pipeline.hdf5.layout import Layout
-from pipeline.hdf5.riders import MOST_RIDERS, are_few
+from pipeline.hdf5.limits import MOST_RIDERS
+from pipeline.hdf5.paths import normal
+from pipeline.hdf5.riders import are_few
 from pipeline.hdf5.values import read_values
 from pipeline.shards.ridinglog import APART, cut, some, warn
 from pipeline.shards.vet import LeftOut, Rider, Shard, code_dtype

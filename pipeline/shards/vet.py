@@ -24,8 +24,9 @@ from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.files import Identity, opened, persistently, stand_in
 from pipeline.hdf5.forms import numbers_of, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
+from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
-from pipeline.hdf5.riders import MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS, are_few, rides
+from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
 
 __all__ = ["LeftOut", "Rider", "Shard", "code_dtype", "look_at", "vet"]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.hdf5.forms import MOST_COLUMNS, numbers_of, rows_of
+from pipeline.hdf5.forms import numbers_of, rows_of
+from pipeline.hdf5.limits import MOST_COLUMNS
 
 F8, I8, I4 = np.dtype("<f8"), np.dtype("<i8"), np.dtype("<i4")
 

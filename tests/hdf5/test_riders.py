@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5 import riders
+from pipeline.hdf5 import limits
 from pipeline.shards import ridinglog
 from pipeline.shards.open import Block, open_shards, read_riders
 from tests.support.helpers import names, numbered, write_shard
@@ -108,7 +108,7 @@ def test_a_file_keeps_its_rows_whatever_is_wrong_with_what_lies_beside_them(tmp_
         file.create_dataset("empty", (N,), "i4", chunks=(2,))
         file.create_dataset("references", (N,), h5py.ref_dtype)
         file.create_dataset("lists", (N,), h5py.vlen_dtype("i4"))
-        file.create_dataset("long", (N,), f"S{riders.MOST_ITEM + 1}", chunks=(1,))
+        file.create_dataset("long", (N,), f"S{limits.MOST_ITEM + 1}", chunks=(1,))
         file["y"] = range(N)
     (shard,) = open_shards([path])
     assert names(shard) == ("y",)
@@ -146,7 +146,7 @@ def test_what_is_told_has_a_bound(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     beside = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=beside)])
-    assert len(shard.left_out) == riders.MOST_LEFT_OUT
+    assert len(shard.left_out) == limits.MOST_LEFT_OUT
     assert len(warnings_of(caplog)) == ridinglog.MOST_WARNED + 1
     assert all(len(message) < 5000 for message in caplog.messages)
     (line,) = [message for message in caplog.messages if "riding along" in message]

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.features import Features, open_features
-from pipeline.hdf5 import riders
+from pipeline.hdf5 import limits
 from pipeline.hdf5.child.describe import describe
 from pipeline.hdf5.child.find import Refused
 from pipeline.shards.open import Block, open_shards, read_riders
@@ -214,7 +214,7 @@ def test_a_code_that_stands_for_nothing_is_an_error(shards, code):
 
 
 def test_categories_that_are_too_many_or_of_another_kind_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.hdf5.riders.MOST_CATEGORIES", 2)
+    monkeypatch.setattr("pipeline.hdf5.child.riders.MOST_CATEGORIES", 2)
     for i, odd in enumerate((np.arange(3), numbered(2), np.zeros(2, "c8"))):
         riders = {"obs/kind/codes": np.zeros(N, "i1"), "obs/kind/categories": odd}
         path = write_shard(tmp_path / f"{i}.h5", numbered(N), riders=riders)
@@ -254,7 +254,7 @@ def test_a_number_too_large_for_a_category_costs_the_codes_and_not_the_file(tmp_
 
 
 @pytest.mark.parametrize(
-    "odd", [["a", 1], [None], [2**70], ["\ud800"], "text", [["a"]], ["x" * (riders.MOST_WORDS + 1)]]
+    "odd", [["a", 1], [None], [2**70], ["\ud800"], "text", [["a"]], ["x" * (limits.MOST_WORDS + 1)]]
 )
 def test_categories_that_could_not_be_written_are_not_believed(tmp_path, monkeypatch, odd):
     path = write_shard(tmp_path / "x.h5", numbered(N), riders=categorical([0] * N, ["a"]))

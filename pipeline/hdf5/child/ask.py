@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
-from pipeline.hdf5.child.describe import MOST_ANSWER_BYTES
 from pipeline.hdf5.child.find import Refused
+from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 
 __all__ = ["LIMITS", "Limits", "ask", "retire"]
 

@@ -21,13 +21,13 @@ from pipeline.hdf5.child.find import (
     listing,
     locate,
     objects,
-    parts_of,
     some,
-    text,
 )
 from pipeline.hdf5.child.sparse import is_sparse, n_firsts, parts_and_shape
 from pipeline.hdf5.child.stacked import is_stack
-from pipeline.hdf5.forms import MOST_COLUMNS, is_number, numbers_of
+from pipeline.hdf5.forms import is_number, numbers_of
+from pipeline.hdf5.limits import MOST_COLUMNS
+from pipeline.hdf5.paths import parts_of, text
 
 __all__ = ["Found", "choose", "find"]
 

@@ -15,23 +15,21 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.candidates import choose, find
-from pipeline.hdf5.child.find import Refused, beside, elsewhere, is_plain, normal, text, walk
-from pipeline.hdf5.filters.codecs import ASKED, REGISTERED, objection, written_anew
-from pipeline.hdf5.riders import MOST_LEFT_OUT, find_carried, find_riders
+from pipeline.hdf5.child.find import Refused, elsewhere, is_plain, walk
+from pipeline.hdf5.child.riders import find_carried, find_riders
+from pipeline.hdf5.filters.codecs import REGISTERED, objection, written_anew
+from pipeline.hdf5.limits import (
+    ANSWER_BYTES,
+    ASKED,
+    MOST_ANSWER_BYTES,
+    MOST_CHUNK_BYTES,
+    MOST_CHUNKS,
+    MOST_LEFT_OUT,
+    MOST_NAMES,
+)
+from pipeline.hdf5.paths import beside, normal, text
 
-__all__ = [
-    "MOST_ANSWER_BYTES",
-    "MOST_CHUNKS",
-    "MOST_CHUNK_BYTES",
-    "describe",
-    "values",
-]
-
-MOST_CHUNK_BYTES = 2**26
-MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
-MOST_NAMES = 2**16  # in the attribute `columns`
-ANSWER_BYTES = 2**24  # of values, in one answer
-MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26
+__all__ = ["describe", "values"]
 
 _COLUMNS, _FILL_VALUE = b"columns", b"_FillValue"
 _TEXTS = 1024  # read at once: how long texts are is known afterwards only

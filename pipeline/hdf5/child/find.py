@@ -11,11 +11,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
+from pipeline.hdf5.paths import parts_of, text
+
 __all__ = [
-    "MOST_DEPTH",
-    "MOST_OBJECTS",
     "Refused",
-    "beside",
     "dtype_of",
     "elsewhere",
     "is_plain",
@@ -23,16 +23,10 @@ __all__ = [
     "listing",
     "locate",
     "names_in",
-    "normal",
     "objects",
-    "parts_of",
     "some",
-    "text",
     "walk",
 ]
-
-MOST_OBJECTS = 100_000  # that are looked at, in one group or while a dataset is searched
-MOST_DEPTH = 32
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # how groups are called that hold PyTables' indexes, and MATLAB's cells
 _LISTED = 20  # how many names a refusal lists
@@ -166,24 +160,3 @@ def some(names: Sequence[str]) -> str:
     """The first of many names."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return (", ".join(names[:_LISTED]) or "nothing") + more
-
-
-def parts_of(path: str) -> list[bytes]:
-    """The names on the way to a dataset."""
-    return [part for part in path.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
-
-
-def normal(path: str) -> str:
-    """A path as others that lead there are spelled too."""
-    return text(b"/".join(parts_of(path)))
-
-
-def text(name: bytes) -> str:
-    """A name as Python has it: UTF-8, and whatever else it is, restorable."""
-    return name.decode("utf-8", "surrogateescape")
-
-
-def beside(dataset: str, name: str) -> str:
-    """The path of what stands under a name in a dataset's group."""
-    group = dataset.rstrip("/").rpartition("/")[0]
-    return f"{group}/{name}" if group else name

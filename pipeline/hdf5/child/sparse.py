@@ -11,8 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.find import Refused, dtype_of, elsewhere, is_plain, link_of, text
-from pipeline.hdf5.forms import MOST_COLUMNS
+from pipeline.hdf5.child.find import Refused, dtype_of, elsewhere, is_plain, link_of
+from pipeline.hdf5.limits import MOST_COLUMNS
+from pipeline.hdf5.paths import text
 
 __all__ = ["is_sparse", "n_firsts", "parts_and_shape"]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import h5py
 
-from pipeline.hdf5.child.find import MOST_OBJECTS, Refused, locate, objects, some, text
+from pipeline.hdf5.child.find import Refused, locate, objects, some
+from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
+from pipeline.hdf5.paths import text
 
-__all__ = ["MOST_PIECES", "is_stack", "stacked"]
-
-MOST_PIECES = MOST_OBJECTS  # that one file may stack
+__all__ = ["is_stack", "stacked"]
 
 _PREFERRED = b"X"
 _LISTED = 20

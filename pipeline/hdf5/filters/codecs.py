@@ -16,12 +16,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ASKED", "FILTERS", "REGISTERED", "objection", "written_anew"]
+from pipeline.hdf5.limits import FILTERS
 
-# By their numbers: HDF5's own, and those that are registered.
-FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 5: "n-bit", 6: "scale-offset", 307: "bzip2"}
-FILTERS |= {32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd"}
-ASKED = frozenset({5, 6})  # which the child has HDF5 undo
+__all__ = ["REGISTERED", "objection", "written_anew"]
+
 _BLOSC, _SNAPPY = 32001, 3
 _PACKAGES = {_BLOSC: ("blosc",), 32004: ("lz4",), 32008: ("lz4", "zstandard"), 32015: ("zstandard",)}
 _MOST_BLOCKS = 2**16  # in a chunk: of bitshuffle's usual ones, 8192 make the largest

@@ -12,7 +12,8 @@ import deflate
 import numpy as np
 
 from pipeline.hdf5.filters import lzf
-from pipeline.hdf5.filters.codecs import FILTERS, REGISTERED
+from pipeline.hdf5.filters.codecs import REGISTERED
+from pipeline.hdf5.limits import FILTERS
 
 __all__ = ["fletcher32", "undone"]
 

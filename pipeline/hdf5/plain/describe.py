@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.hdf5.child.describe import MOST_CHUNK_BYTES
-from pipeline.hdf5.child.find import beside, parts_of, text
-from pipeline.hdf5.filters.codecs import ASKED, FILTERS, objection
+from pipeline.hdf5.filters.codecs import objection
+from pipeline.hdf5.limits import ASKED, FILTERS, MOST_CHUNK_BYTES, MOST_ITEM
+from pipeline.hdf5.paths import beside, parts_of, text
 from pipeline.hdf5.plain.metadata import (
     MOST_BYTES,
     NOWHERE,
@@ -33,7 +33,7 @@ from pipeline.hdf5.plain.metadata import (
     messages,
     root,
 )
-from pipeline.hdf5.riders import A_GROUP, CATEGORIES, MOST_ITEM, NOT_UTF8, LeftOut, is_utf8, misfit, rides
+from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, LeftOut, is_utf8, misfit, rides
 from pipeline.hdf5.superblock import SMALLEST
 
 __all__ = ["describe_plain"]

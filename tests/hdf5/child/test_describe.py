@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.hdf5 import riders
+from pipeline.hdf5 import limits
 from pipeline.hdf5.child import ask as gatekeeper
-from pipeline.hdf5.child import describe, find
+from pipeline.hdf5.child import describe, find, riders
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.shards.open import Block, open_shards, read, read_riders
 from pipeline.shards.vet import vet
@@ -489,11 +489,11 @@ def test_s10_names_beside_the_rows_are_bounded(tmp_path, monkeypatch, n_over, li
 @pytest.mark.parametrize("depth", [1, 30, 31, 32, 33, 500])
 def test_s10_groups_are_searched_to_a_bounded_depth(tmp_path, depth):
     path = hostile.nested(tmp_path, depth)
-    if depth < find.MOST_DEPTH:
+    if depth < limits.MOST_DEPTH:
         (shard,) = open_shards([str(path)])
         assert shard.dataset == "g/" * depth + "rows"
     else:
-        with refused(65, str(path), f"more than {find.MOST_DEPTH} deep", "--dataset"):
+        with refused(65, str(path), f"more than {limits.MOST_DEPTH} deep", "--dataset"):
             open_shards([str(path)])
 
 
@@ -508,7 +508,7 @@ def test_s10_a_group_that_contains_itself_is_searched_once(tmp_path):
 
 
 def test_s10_a_hundred_thousand_objects_are_refused_in_bounded_time(tmp_path):
-    path = hostile.crowded(tmp_path, find.MOST_OBJECTS)
+    path = hostile.crowded(tmp_path, limits.MOST_OBJECTS)
     with refused(65, str(path), "more than 100000 objects"):
         open_shards([str(path)])
 

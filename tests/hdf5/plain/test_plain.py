@@ -14,9 +14,9 @@ from pipeline.features import part_bytes
 from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.hdf5.files import FILES
+from pipeline.hdf5.limits import MOST_ITEM
 from pipeline.hdf5.plain import metadata
 from pipeline.hdf5.plain.describe import describe_plain
-from pipeline.hdf5.riders import MOST_ITEM
 from pipeline.hdf5.superblock import signature_at
 from pipeline.shards.open import Block, open_shards, read, read_riders
 from pipeline.shards.vet import vet

@@ -1,0 +1,49 @@
+"""What a file may ask for: everything that it could ask for without end has its bound here.
+
+Both ways to one answer keep to the same ones, and so does what checks that answer: one of them alone would do no good.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ANSWER_BYTES",
+    "ASKED",
+    "FILTERS",
+    "MOST_ANSWER_BYTES",
+    "MOST_CATEGORIES",
+    "MOST_CHUNKS",
+    "MOST_CHUNK_BYTES",
+    "MOST_COLUMNS",
+    "MOST_DEPTH",
+    "MOST_ITEM",
+    "MOST_LEFT_OUT",
+    "MOST_NAMES",
+    "MOST_OBJECTS",
+    "MOST_PADDED",
+    "MOST_PIECES",
+    "MOST_RIDERS",
+    "MOST_WORDS",
+]
+
+# By their numbers: HDF5's own, and those that are registered.
+FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 5: "n-bit", 6: "scale-offset", 307: "bzip2"}
+FILTERS |= {32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd"}
+ASKED = frozenset({5, 6})  # which the child has HDF5 undo
+
+MOST_OBJECTS = 100_000  # that are looked at, in one group or while a dataset is searched
+MOST_DEPTH = 32  # of groups
+MOST_PIECES = MOST_OBJECTS  # that one file may stack
+
+MOST_CHUNK_BYTES = 2**26
+MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
+MOST_COLUMNS = 2**24  # of sparse rows, which take no place in a file but do in memory
+MOST_NAMES = 2**16  # in the attribute `columns`
+MOST_ITEM = 2**20  # bytes of one value
+
+MOST_RIDERS = 1000
+MOST_LEFT_OUT = 50  # that are told of one file
+MOST_CATEGORIES, MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
+MOST_PADDED = 2**24  # bytes of all their names, each made as long as the longest
+
+ANSWER_BYTES = 2**24  # of values, in one answer of the child
+MOST_ANSWER_BYTES = 24 * MOST_CHUNKS + 2**26  # of which nothing more is heard
