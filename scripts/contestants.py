@@ -143,7 +143,7 @@ class Ours:
         from concurrent.futures import ThreadPoolExecutor
 
         from kernels.autoencoder import Autoencoder
-        from pipeline.features import PartMemory
+        from pipeline.encoding.partfile import PartMemory
         from pipeline.formats import digest
         from pipeline.model import load_model
         from pipeline.output.disk import Disk, publish

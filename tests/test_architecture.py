@@ -25,7 +25,6 @@ MAY_IMPORT = {
 # Imports that run the wrong way still.
 OWED = {
     "encoding.encode": ["run.budget"],
-    "features": ["encoding.template", "output.disk"],
 }
 
 ROOT = Path(__file__).parents[1]

@@ -18,8 +18,8 @@ import numpy as np
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check, threads
 from pipeline.encoding.bad_data import Judged, Outside, Policy, farthest
+from pipeline.encoding.partfile import PartMemory
 from pipeline.errors import DataError, shown
-from pipeline.features import PartMemory
 from pipeline.output.records import Entry, Record
 from pipeline.progress import Progress
 from pipeline.run.budget import Plan

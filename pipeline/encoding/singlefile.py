@@ -18,8 +18,9 @@ import h5py
 import numpy as np
 
 from pipeline import signals
+from pipeline.encoding.partfile import allocate, describe
 from pipeline.errors import ReadFailed, shown
-from pipeline.features import COMPLAINTS, allocate, categories_of, common, describe, reading
+from pipeline.features import COMPLAINTS, categories_of, common, reading
 from pipeline.hdf5.files import read_into
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.disk import PAGE, Pieces

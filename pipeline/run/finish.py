@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.encoding.index import index_bytes
 from pipeline.encoding.singlefile import SINGLE_FILE, single_file
 from pipeline.errors import counted, shown
-from pipeline.features import index_bytes
 from pipeline.model import Model
 from pipeline.output.records import Entry, Record
 from pipeline.run.earlier import QUARANTINE, trained

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from pipeline.encoding import singlefile as module
+from pipeline.encoding.index import index_bytes
+from pipeline.encoding.partfile import part_bytes
 from pipeline.encoding.singlefile import single_file
-from pipeline.features import index_bytes, open_features, part_bytes
+from pipeline.features import open_features
 from pipeline.shards.open import Block, open_shards, read, read_riders
 from tests.support.helpers import numbered, refused
 

@@ -7,7 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from pipeline.features import index_bytes, part_bytes
+from pipeline.encoding.index import index_bytes
+from pipeline.encoding.partfile import part_bytes
 from pipeline.model import Model, load_model
 from pipeline.output.lock import locked
 from pipeline.scan.scaler import Scaler

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.encoding.partfile import part_bytes
 from pipeline.errors import ShardpressError
-from pipeline.features import part_bytes
 from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.hdf5.files import FILES

@@ -1,0 +1,84 @@
+"""The index: all parts as one file, and nothing that could be taken for data without them."""
+
+from functools import partial
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.encoding.index import index_bytes
+from pipeline.shards.open import Block, open_shards, read
+from tests.support.helpers import names
+from tests.support.parts import RIDERS, feature_rows, finished, part, same
+
+
+@pytest.fixture
+def output(tmp_path):
+    return partial(finished, tmp_path / "out")
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3, 4), (2, 1, 5)])
+def test_the_index_is_all_parts_one_after_the_other(output, tmp_path, monkeypatch, sizes):
+    n_rows = sum(sizes)
+    directory = output(*sizes).rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    for path in (directory / "index.h5", "moved/index.h5"):
+        with h5py.File(path) as file:
+            expected = {"features": feature_rows(n_rows), "valid": np.arange(n_rows) % 5 != 1, "y": np.arange(n_rows)}
+            same({name: item[:] for name, item in file.items()}, expected)
+
+
+def test_the_index_stands_for_its_parts_as_input(output):
+    shards = open_shards([str(output(3, 4) / "index.h5")])
+    assert {(shard.dataset, names(shard)) for shard in shards} == {("features", ("valid", "y"))}
+    found = np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
+    np.testing.assert_array_equal(found, feature_rows(7))
+
+
+def test_riders_of_every_kind_stand_in_the_index(output):
+    with h5py.File(output(3, riders={0: RIDERS}) / "index.h5") as file:
+        same({name: file[name][:] for name in RIDERS}, RIDERS)
+
+
+@pytest.mark.parametrize("name", ["50%", "a%b", "%%", "with space", "größe"])
+def test_riders_may_have_any_name(output, name):
+    beside = {i: {name: np.full(2, i)} for i in range(2)}
+    with h5py.File(output(2, 2, riders=beside) / "index.h5") as file:
+        assert file[name][:].tolist() == [0, 0, 1, 1]
+
+
+def test_riders_that_not_every_part_has_alike_stay_in_the_parts(output):
+    beside = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
+    directory = output(2, 3, riders=beside)
+    with h5py.File(directory / "index.h5") as file:
+        assert set(file) == {"features", "valid", "y"}
+    with h5py.File(directory / "parts/part-00000.h5") as file:
+        assert set(file) == {"features", "valid", "y", "some", "odd"}
+
+
+def test_an_index_without_its_parts_gives_nothing_that_could_be_taken_for_data(output, tmp_path):
+    beside = {"i": np.ones(3, "i2"), "u": np.ones(3, ">u4"), "f": np.ones(3, "f2"), "is": np.ones(3, bool), **RIDERS}
+    alone = (output(3, riders={0: beside}) / "index.h5").rename(tmp_path / "alone.h5")
+    with h5py.File(alone) as file:
+        np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
+        assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
+            "valid": [False] * 3,
+            "i": [-(2**15)] * 3,
+            "u": [2**32 - 1] * 3,
+            "is": [False] * 3,
+            "y": [255] * 3,
+            "code": [b""] * 3,
+            "name": [b""] * 3,
+        }
+        assert np.isnan(file["f"]).all()
+        assert np.isnan(file["weight"]).all()
+        for item in (file, *file.values()):
+            assert "copy the whole directory" in item.attrs["view"]
+
+
+def test_an_index_over_parts_in_which_nothing_rides_needs_no_look_into_them(tmp_path):
+    sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(part(size))
+    known = index_bytes(tmp_path, list(sizes), {"a": 1}, [(size, 2) for size in sizes.values()])
+    assert known == index_bytes(tmp_path, list(sizes), {"a": 1})
