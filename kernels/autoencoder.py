@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 
 from kernels import TILE_ROWS, backend, ops, reference
-from kernels.updates import RULES
 
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["PARAMETERS", "Autoencoder", "TrainingStep"]
+__all__ = ["PARAMETERS", "Autoencoder", "get_values", "set_values"]
 
 log = logging.getLogger(__name__)
 
@@ -336,97 +335,6 @@ class Autoencoder:
             function = theano.function([rows], theano.Out(expression(self.scaled(rows)), borrow=True))
         function.trust_input = True
         return function
-
-
-class TrainingStep:
-    """One step of minibatch training of an `Autoencoder`, compiled for rows of one dtype.
-
-    Parameters
-    ----------
-    autoencoder : Autoencoder
-        What it trains, in place.
-    rule : str
-        A key of `kernels.updates.RULES`.
-    momentum : float
-        The decay of the rule's running average.
-    dtype : dtype
-        The rows' own.
-    resident : ndarray of shape (n_rows, n_inputs), `dtype`, optional
-        All rows, to be kept on the device. Minibatches are then row numbers (int64), and rows otherwise.
-    """
-
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        rule: str,
-        momentum: float,
-        dtype: np.dtype,
-        resident: np.ndarray | None = None,
-    ) -> None:
-        self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
-        if resident is None:
-            minibatch = tensor.TensorType(dtype.name, (False, False))("minibatch")
-            rows, numbers = minibatch, None
-        else:
-            minibatch = numbers = tensor.lvector("minibatch")
-            rows = backend.shared(resident, name="resident")
-        parameters = [autoencoder.shared[name] for name in PARAMETERS]
-        self._fuses = autoencoder.fuses(dtype)
-        if self._fuses:
-            given = rows, numbers, self._learning_rate, autoencoder.n_threads
-            cost, self._updates = ops.step_updates(rule, momentum, *given, parameters, autoencoder.scaling())
-        else:
-            x = autoencoder.scaled(rows if numbers is None else rows[numbers])
-            cost, gradients = autoencoder.cost_and_gradients(x)
-            self._updates = RULES[rule](gradients, parameters, self._learning_rate, np.float32(momentum))
-        self._state = {key.name: key for key in self._updates if key not in parameters}
-        self._minibatch, self._cost = minibatch, cost
-        self._flops_per_row = 2 * autoencoder.n_inputs * autoencoder.n_features
-        self._functions: dict[bool, Any] = {}
-
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
-        """Take one step.
-
-        Parameters
-        ----------
-        minibatch : ndarray
-            Rows of shape (n, n_inputs), C order, or with resident rows their numbers, shape (n,), int64.
-        with_cost : bool
-            Also compute the cost, which takes a quarter longer.
-
-        Returns
-        -------
-        float or None
-            The minibatch's cost before the step, when asked for.
-        """
-        if not self._fuses:
-            backend.use_cores_for(len(minibatch) * self._flops_per_row)
-        result = self._function(with_cost)(minibatch)
-        return float(np.asarray(result[0])) if with_cost else None
-
-    def compile(self) -> None:
-        """Compile now what the first steps would compile."""
-        self._function(False)
-        self._function(True)
-
-    def _function(self, with_cost: bool) -> Any:
-        if with_cost not in self._functions:
-            outputs = [self._cost] if with_cost else []
-            self._functions[with_cost] = theano.function([self._minibatch], outputs, updates=self._updates)
-            self._functions[with_cost].trust_input = True
-        return self._functions[with_cost]
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """The rate of the steps that follow."""
-        self._learning_rate.set_value(np.float32(learning_rate))
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Copies of the update rule's own arrays, by name: what a checkpoint needs beside the parameters."""
-        return get_values(self._state)
-
-    def set_state(self, values: Mapping[str, np.ndarray]) -> None:
-        """Go on from arrays that `state` returned; raises like `Autoencoder.set_parameters`."""
-        set_values(self._state, values)
 
 
 def get_values(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -20,9 +20,10 @@ from pipeline.errors import ConfigError, DeviceError, NotPermitted, ShardpressEr
 from pipeline.scan.scaler import Scaler
 
 if TYPE_CHECKING:
-    from kernels.autoencoder import Autoencoder, TrainingStep
+    from kernels.autoencoder import Autoencoder
     from kernels.backend import Device
     from kernels.compiler import CompilerFailed
+    from kernels.step import TrainingStep
 
 __all__ = ["TILE_ROWS", "autoencoder_of", "start_device", "theanos_errors", "training_step_of"]
 
@@ -63,7 +64,7 @@ def training_step_of(
     resident : ndarray of shape (n_rows, n_inputs) or None
         All rows, for the device to keep; minibatches are then numbers of rows.
     """
-    from kernels.autoencoder import TrainingStep
+    from kernels.step import TrainingStep
 
     step = TrainingStep(autoencoder, optimizer, momentum, dtype, resident)
     step.compile()  # now, so that a training's time and rate are its own

@@ -90,7 +90,8 @@ class Ours:
         self.about = f"shardpress on {backend.start()}"
 
     def step(self, folder: Path, n_inputs: int, n_features: int) -> Prepared:
-        from kernels.autoencoder import Autoencoder, TrainingStep
+        from kernels.autoencoder import Autoencoder
+        from kernels.step import TrainingStep
 
         given = arrays(folder)
         autoencoder = Autoencoder(n_inputs, n_features)

@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from kernels import TILE_ROWS, backend
-from kernels.autoencoder import Autoencoder, TrainingStep
+from kernels.autoencoder import Autoencoder
+from kernels.step import TrainingStep
 from pipeline.encoding.bad_data import Policy
 from pipeline.encoding.encode import encode_parts, plan_parts
 from pipeline.formats import digest

@@ -25,7 +25,8 @@ from pipeline.training.epochs import Checkpoint, train
 from pipeline.training.rows import Order, ResidentRows, Rows, StreamedRows, slab_starts, spread_rows
 
 if TYPE_CHECKING:
-    from kernels.autoencoder import Autoencoder, TrainingStep
+    from kernels.autoencoder import Autoencoder
+    from kernels.step import TrainingStep
 
 __all__ = ["fit"]
 

@@ -19,7 +19,8 @@ from pipeline.settings.config import Config
 from pipeline.training.rows import Order, Rows
 
 if TYPE_CHECKING:
-    from kernels.autoencoder import Autoencoder, TrainingStep
+    from kernels.autoencoder import Autoencoder
+    from kernels.step import TrainingStep
 
 __all__ = ["Checkpoint", "Epoch", "Trained", "learning_rate", "train"]
 

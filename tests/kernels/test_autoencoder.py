@@ -7,8 +7,9 @@ import pytest
 
 from kernels import TILE_ROWS, backend
 from kernels import autoencoder as module
-from kernels.autoencoder import PARAMETERS, Autoencoder, TrainingStep, theano
+from kernels.autoencoder import PARAMETERS, Autoencoder, theano
 from kernels.backend import OutOfDeviceMemory
+from kernels.step import TrainingStep
 from kernels.updates import RULES
 from pipeline.model import Model
 from pipeline.scan.scaler import Scaler

@@ -463,7 +463,8 @@ def test_the_cpu_needs_no_pygpu_and_says_nothing():
 PRODUCTS = """
 import pathlib
 import numpy as np
-from kernels.autoencoder import Autoencoder, TrainingStep
+from kernels.autoencoder import Autoencoder
+from kernels.step import TrainingStep
 autoencoder, rows = Autoencoder(5, 3), np.ones((4, 5), np.float32)
 autoencoder.encode(rows)
 TrainingStep(autoencoder, "momentum", 0.9, rows.dtype)(rows)

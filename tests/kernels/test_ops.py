@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from kernels import ops, reference
-from kernels.autoencoder import Autoencoder, TrainingStep, theano
+from kernels.autoencoder import Autoencoder, theano
 from kernels.states import ROLES
+from kernels.step import TrainingStep
 from kernels.updates import RULES
 from tests.support.compiler import macros
 from tests.support.interpreters import fresh
@@ -523,7 +524,8 @@ def test_the_sigmoid_is_exact_to_float32_and_saturates_at_0_and_1():
 def test_small_numbers_are_not_flushed_to_zero():
     code = """
     import numpy as np
-    from kernels.autoencoder import Autoencoder, TrainingStep
+    from kernels.autoencoder import Autoencoder
+    from kernels.step import TrainingStep
     autoencoder, rows = Autoencoder(5, 3), np.full((40, 5), 1e-40, np.float32)
     autoencoder.encode(rows)
     TrainingStep(autoencoder, "momentum", 0.9, rows.dtype)(rows)
@@ -739,7 +741,8 @@ def test_the_users_flags_can_leave_it_all_to_theano(flags):
 def test_without_optimisation_in_place_the_results_stay(flags):
     code = """
     import numpy as np
-    from kernels.autoencoder import Autoencoder, TrainingStep
+    from kernels.autoencoder import Autoencoder
+    from kernels.step import TrainingStep
     rng = np.random.default_rng(0)
     autoencoder, rows = Autoencoder(50, 7), rng.random((40, 50), dtype=np.float32)
     autoencoder.initialize(rng)

@@ -438,7 +438,7 @@ def test_v7_divergence_keeps_the_last_good_weights_and_happens_again_alike(
     shards.fill(200)
     flags = ["--optimizer", "momentum", "--epochs", "6", "--learning-rate", rate, "--checkpoint-minutes", "0"]
     if late:
-        monkeypatch.setattr(sys.modules["kernels.autoencoder"], "TrainingStep", Bursting)
+        monkeypatch.setattr(sys.modules["kernels.step"], "TrainingStep", Bursting)
     else:
         flags += ["--schedule", "constant"]
     found = []

@@ -70,7 +70,8 @@ def _describe(node: Any) -> dict[str, Any]:
 
 def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     """Costs, parameters and features of one training."""
-    from kernels.autoencoder import Autoencoder, TrainingStep
+    from kernels.autoencoder import Autoencoder
+    from kernels.step import TrainingStep
 
     rows, label, resident = make_rows(), f"{rule} {place}", place == "resident"
     autoencoder = Autoencoder(N_INPUTS, N_FEATURES, *make_scaler(rows).arrays(rows.dtype))

@@ -92,7 +92,7 @@ class Autoencoder:
 
 
 class TrainingStep:
-    """Has the face of `kernels.autoencoder.TrainingStep`; every rule is plain momentum."""
+    """Has the face of `kernels.step.TrainingStep`; every rule is plain momentum."""
 
     def __init__(
         self, autoencoder: Autoencoder, rule: str, momentum: float, dtype: np.dtype, resident: np.ndarray | None = None
@@ -137,9 +137,10 @@ def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the stand-ins in their places."""
-    module: Any = ModuleType("kernels.autoencoder")
-    module.Autoencoder, module.TrainingStep = Autoencoder, TrainingStep
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for name, standin in (("kernels.autoencoder", Autoencoder), ("kernels.step", TrainingStep)):
+        module = ModuleType(name)
+        setattr(module, standin.__name__, standin)
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(stages, "start_device", lambda is_required: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(stages, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)

@@ -260,7 +260,8 @@ class Rig:
     """A tiny training on the real kernels, compiled once, that can be stopped and taken up again."""
 
     def __init__(self, shards: Sequence[Shard], optimizer: str, resident: bool) -> None:
-        from kernels.autoencoder import Autoencoder, TrainingStep
+        from kernels.autoencoder import Autoencoder
+        from kernels.step import TrainingStep
 
         rows = ResidentRows(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
