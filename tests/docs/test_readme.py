@@ -1,0 +1,136 @@
+"""The README: its commands run, in its order, and the features of Fashion-MNIST are as good as it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from pipeline.model import load_model
+from pipeline.shards.open import blocks, open_shards, read
+from scripts import make_data
+from tests.support.helpers import write_shard
+from tests.support.interpreters import REPOSITORY, environment
+
+pytestmark = pytest.mark.process
+
+PAGE = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"(?:^    \S.*\n)+", PAGE, re.M)
+PYTHON = re.findall(r"^```python\n(.*?)```$", PAGE, re.M | re.S)
+# Set-up has been done where tests run; and the suite, which cannot run within itself, is one file here.
+MAKE = """#!/bin/sh
+export PYTEST_ADDOPTS="-p no:cacheprovider tests/test_errors.py"
+exec {make} --file=Makefile --old-file=setup --old-file=.venv-readers/.complete PYTHON_OF_VENV={python} "$@"
+"""
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout in which all of it has been typed.
+
+    Attributes
+    ----------
+    folder : Path
+    said : list of str
+        What each block of commands wrote.
+    """
+
+    folder: Path
+    said: list[str]
+
+    def sample(self, name: str) -> Path:
+        """Features of the sample shards."""
+        if not make_data.FASHION_FOLDER.exists():
+            pytest.skip("this machine has no Fashion-MNIST (Debian: dataset-fashion-mnist)")
+        return self.folder / "sample/fashion-mnist" / name
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("scripts", "tests", "pipeline", "kernels", "Makefile", "pyproject.toml"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    for name in ("data", "shards", "bin"):
+        (folder / name).mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        y = np.arange(300) % 2
+        write_shard(folder / f"shards/{number}.h5", rng.normal(size=(300, 12)) + 4 * y[:, None], riders={"y": y})
+    (folder / "bin/make").write_text(MAKE.format(make=shutil.which("make"), python=sys.executable))
+    (folder / "bin/make").chmod(0o755)
+    return Checkout(folder, [typed(folder, block) for block in BLOCKS])
+
+
+def typed(folder: Path, block: str) -> str:
+    """What these lines write, each of which has to succeed; a line's explanation stands behind two spaces."""
+    program = "\n".join(line.strip().split("  ")[0] for line in block.splitlines())
+    path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-ec", program], cwd=folder, env=environment(PATH=path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, program + done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_its_commands_run(checkout: Checkout) -> None:
+    one, two, three = checkout.said
+    assert "Done: 600 rows x 12 columns -> 6 features in features/index.h5" in one
+    assert "Accuracy of a logistic regression" in two
+    assert re.search("[0-9]+ passed", two)
+    assert "Already complete: 600 rows" in three
+    assert "1.0000  on 6 features" in three
+
+
+def test_its_lines_of_python_run(checkout: Checkout) -> None:
+    (example,) = PYTHON
+    program = f"{example}\nprint(found.features.shape, len(found.riders['y'].compute()))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=checkout.folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "(600, 6) 600\n"
+
+
+def test_its_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)", PAGE) if "://" not in link]
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+    named = re.findall(r"`((?:scripts|pipeline|kernels|tests)/[\w./]*)`", PAGE)
+    assert [path for path in named if not (REPOSITORY / path).exists()] == []
+
+
+def test_rows_it_has_not_seen_are_reconstructed_well(checkout: Checkout) -> None:
+    features = checkout.sample("features")
+    model, shards = load_model(features), open_shards([str(checkout.folder / "data/fashion-mnist-test")])
+    rows = np.concatenate([read(block) for block in blocks(shards, 10_000)])
+    x = model.scaler.transform(rows)
+    y = model.encode(rows) @ model.parameters["W"].T + model.parameters["b_output"]
+    assert np.mean((x - y) ** 2) <= 0.0135
+    assert len(json.loads((features / "report.json").read_text())["training"]["history"]) <= 20
+
+
+def test_units_are_neither_dead_nor_saturated(checkout: Checkout) -> None:
+    features = open_features(checkout.sample("features-test")).features.compute()
+    assert features.std(axis=0).min() > 0.1
+    assert np.mean((features < 0.01) | (features > 0.99)) < 0.1
+
+
+def test_a_classifier_on_the_features_is_nearly_as_good_as_on_components(checkout: Checkout) -> None:
+    checkout.sample("features")
+    accuracy = {kind: float(value) for value, kind in re.findall(r"([\d.]+)  on 64 (features|pri)", checkout.said[1])}
+    assert accuracy["features"] >= 0.82
+    assert accuracy["pri"] >= accuracy["features"] - 0.02
+
+
+def test_the_picture_is_drawn_of_the_samples(checkout: Checkout) -> None:
+    checkout.sample("features")
+    assert "The picture is in sample/fashion-mnist/picture.png." in typed(checkout.folder, "python scripts/picture.py")
+    assert (checkout.folder / "sample/fashion-mnist/picture.png").read_bytes()[:4] == b"\x89PNG"
