@@ -6,11 +6,12 @@ import logging
 
 import numpy as np
 
+from pipeline.cluster.threads import threads
 from pipeline.errors import DataError, counted
 from pipeline.progress import Progress
 from pipeline.run.earlier import intact
 from pipeline.run.job import Job
-from pipeline.scan.ranges import Scan, describe_bad_rows, scan
+from pipeline.scan.ranges import Scan, ScanSettings, describe_bad_rows, scan
 from pipeline.settings.config import Config, allowed
 
 __all__ = ["doubt", "scanned"]
@@ -59,8 +60,9 @@ def _scan(job: Job) -> Scan:
     if job.tolerates_bad_data:
         n_shards = len(shards) + len(job.bad_shards)
         max_unreadable = max(0, allowed(config.max_bad_shards, n_shards) - len(job.bad_shards))
-    with Progress("scan", n_rows, "rows", row_bytes) as progress:
-        return scan(shards, plan.block_rows, plan.n_threads, progress.advance, config.missing_value, max_unreadable)
+    settings = ScanSettings(plan.block_rows, config.missing_value, max_unreadable)
+    with Progress("scan", n_rows, "rows", row_bytes) as progress, threads(plan.n_threads) as pool:
+        return scan(shards, settings, pool, plan.n_threads, progress.advance)
 
 
 def _judge(job: Job, found: Scan) -> None:

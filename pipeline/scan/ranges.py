@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pipeline.cluster.executor import reduce
-from pipeline.cluster.threads import check, threads
+from pipeline.cluster.threads import check
 from pipeline.errors import DataError, counted, shown
 from pipeline.formats import pack, unpack
 from pipeline.shards.open import Block, block_of, blocks, first_rows, read
 from pipeline.shards.vet import Shard
 
-__all__ = ["Scan", "bad_entries", "bad_rows", "check_usable", "describe_bad_rows", "readable", "scan"]
+__all__ = [
+    "Scan",
+    "ScanSettings",
+    "ScanTask",
+    "bad_entries",
+    "bad_rows",
+    "check_usable",
+    "describe_bad_rows",
+    "readable",
+    "scan",
+    "scan_blocks",
+]
 
 log = logging.getLogger(__name__)
 
@@ -109,37 +120,78 @@ def _held(missing: float, dtype: np.dtype) -> Any:
     return int(missing) if low <= missing <= high and missing == int(missing) else None
 
 
-def scan(
-    shards: Sequence[Shard],
-    block_rows: int,
-    n_threads: int,
-    advance: Callable[[int], object] = lambda n_rows: None,
-    missing: float | None = None,
-    max_unreadable: int | None = None,
-) -> Scan:
-    """Read every row once.
+@dataclass(frozen=True)
+class ScanSettings:
+    """How rows are looked at.
 
-    Parameters
+    Attributes
     ----------
-    shards : sequence of Shard
     block_rows : int
         Rows that one task holds in memory at a time.
-    n_threads : int
-        Dask threads.
-    advance : callable
-        Told the number of rows after each block, and a negative one before those are read again; called from several
-        threads.
     missing : float, optional
         A value that stands for a missing one.
     max_unreadable : int, optional
         How many shards may be left out because they cannot be read; with None the first one is an error.
+    """
+
+    block_rows: int
+    missing: float | None = None
+    max_unreadable: int | None = None
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """What one task looks at.
+
+    Attributes
+    ----------
+    pieces : tuple of (int, int, Block)
+        Each block with its shard's place in the input, and the number, over all shards, of that shard's first row.
+    settings : ScanSettings
+    """
+
+    pieces: tuple[tuple[int, int, Block], ...]
+    settings: ScanSettings
+
+
+def scan(
+    shards: Sequence[Shard],
+    settings: ScanSettings,
+    executor: Executor,
+    n_at_once: int,
+    advance: Callable[[int], object] = lambda n_rows: None,
+) -> Scan:
+    """Read every row once; where shards turn out to be unreadable, all others again.
+
+    What can be read of a bad shard depends on the size of the blocks, and the result must not.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+    settings : ScanSettings
+    executor : Executor
+    n_at_once : int
+        Tasks under way at a time.
+    advance : callable
+        Told the number of rows of each task that is done, and a negative one before rows are read again.
 
     Raises
     ------
     DataError
         When more shards than that cannot be read.
     """
-    return _scan(shards, {}, block_rows, n_threads, advance, missing, max_unreadable)
+    known = _unread(shards, {})
+    while True:
+        found = known
+        if tasks := _tasks(shards, settings, known.unreadable):
+            work = [(scan_blocks, task) for task in tasks]
+            result = reduce(work, _merge, executor, n_at_once, lambda done: advance(done.n_rows))
+            found = _merge([known, result])
+        if len(found.unreadable) == len(known.unreadable):
+            return found
+        _check_limit(shards, settings, known, found)
+        known = _unread(shards, found.unreadable)
+        advance(known.n_rows - found.n_rows)
 
 
 def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
@@ -205,69 +257,50 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | Non
     return f"{where}: {row[0, column]} in row {block.start}, column {column}; {counts}"
 
 
-def _scan(
-    shards: Sequence[Shard],
-    unreadable: dict[int, str],
-    block_rows: int,
-    n_threads: int,
-    advance: Callable[[int], object],
-    missing: float | None,
-    max_unreadable: int | None,
-) -> Scan:
-    """One pass over all shards but those known to be unreadable, and another one if there turn out to be more.
+def scan_blocks(task: ScanTask) -> Scan:
+    """What one task finds; where a block cannot be read that may be, of its shard no more than why."""
+    found = []
+    for number, first_row, block in task.pieces:
+        check()
+        try:
+            found.append(_scan_block(first_row + block.start, block, task.settings.missing))
+        except DataError as error:
+            if task.settings.max_unreadable is None:
+                raise
+            nothing = _nothing(block.shard.n_inputs)
+            found.append(Scan(len(block), *nothing, np.empty(0, np.int64), {number: str(error)}))
+    return _merge(found)
 
-    What can be read of a bad shard depends on the size of the blocks, and the result must not.
-    """
+
+def _tasks(shards: Sequence[Shard], settings: ScanSettings, unreadable: Mapping[int, str]) -> list[ScanTask]:
+    """The rows of all shards but the unreadable ones, shared out in their order."""
     pieces = [
         (i, first_row, block)
         for i, (shard, first_row) in enumerate(zip(shards, first_rows(shards)[:-1].tolist(), strict=True))
         if i not in unreadable
-        for block in blocks([shard], block_rows)
+        for block in blocks([shard], settings.block_rows)
     ]
     stride = max(1, -(-len(pieces) // _MAX_TASKS))
-    work = partial(_scan_blocks, advance=advance, missing=missing, tolerate=max_unreadable is not None)
-    tasks = [(work, pieces[i : i + stride]) for i in range(0, len(pieces), stride)]
-    known = (partial(_unread, shards), unreadable)
-    with threads(n_threads) as pool:
-        result = reduce([known, *tasks], _merge, pool, n_threads)
-    more = {i: why for i, why in result.unreadable.items() if i not in unreadable}
-    if not more:
-        return result
-    if max_unreadable is not None and len(result.unreadable) > max_unreadable:
+    return [ScanTask(tuple(pieces[i : i + stride]), settings) for i in range(0, len(pieces), stride)]
+
+
+def _check_limit(shards: Sequence[Shard], settings: ScanSettings, known: Scan, found: Scan) -> None:
+    """Before the rows are read again: a night of reading is not spent on what is refused at its end."""
+    limit = settings.max_unreadable
+    if limit is not None and len(found.unreadable) > limit:
+        first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
         raise DataError(
-            f"{len(result.unreadable)} of {len(shards)} shards cannot be read, expected {max_unreadable} at most: "
-            f"{next(iter(more.values()))} Mend the files, or raise --max-bad-shards."
+            f"{len(found.unreadable)} of {len(shards)} shards cannot be read, expected {limit} at most: {first} Mend "
+            "the files, or raise --max-bad-shards."
         )
-    advance(sum(shards[i].n_rows for i in result.unreadable) - sum(shard.n_rows for shard in shards))
-    return _scan(shards, {**unreadable, **more}, block_rows, n_threads, advance, missing, max_unreadable)
 
 
 def _unread(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> Scan:
     """What shards count for that cannot be read: rows, all of them bad."""
-    n_inputs, firsts = shards[0].n_inputs, first_rows(shards)
+    firsts = first_rows(shards)
     bad = [np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable)]
-    return Scan(
-        sum(shards[i].n_rows for i in unreadable),
-        *_nothing(n_inputs),
-        np.concatenate([np.empty(0, dtype=np.int64), *bad]),
-        dict(unreadable),
-    )
-
-
-def _scan_blocks(
-    pieces: Sequence[tuple[int, int, Block]], advance: Callable[[int], object], missing: float | None, tolerate: bool
-) -> Scan:
-    found = []
-    for i, first_row, block in pieces:
-        check()
-        try:
-            found.append(_scan_block(first_row + block.start, block, missing))
-        except DataError as error:
-            if not tolerate:
-                raise
-            found.append(replace(_unread([block.shard], {}), unreadable={i: str(error)}))
-        advance(len(block))
-    return _merge(found)
+    numbers = np.concatenate([np.empty(0, dtype=np.int64), *bad])
+    return Scan(len(numbers), *_nothing(shards[0].n_inputs), numbers, dict(unreadable))
 
 
 def _scan_block(first_row: int, block: Block, missing: float | None) -> Scan:

@@ -6,13 +6,15 @@ import io
 import numpy as np
 import pytest
 
+from pipeline.cluster.executor import reduce
 from pipeline.formats import pack
 from pipeline.hdf5.files import FILES
 from pipeline.scan import ranges as module
-from pipeline.scan.ranges import Scan, bad_entries, bad_rows, check_usable, describe_bad_rows, readable, scan
+from pipeline.scan.ranges import Scan, bad_entries, bad_rows, check_usable, describe_bad_rows, readable
 from pipeline.shards.open import open_shards
 from tests.support.damage import damage
-from tests.support.helpers import numbered, refused, write_shard
+from tests.support.elsewhere import elsewhere
+from tests.support.helpers import numbered, refused, scanned, write_shard
 
 
 def shards_of(folder, *arrays):
@@ -43,7 +45,7 @@ def check(found, arrays):
 def test_any_blocks_and_threads_give_numpys_ranges(tmp_path, dtype, block_rows, n_threads):
     values = np.random.default_rng(0).normal(0, 50, (13, 3)).astype(dtype)
     arrays = [values[:5], values[5:5], values[5:]]
-    check(scan(shards_of(tmp_path, *arrays), block_rows, n_threads), arrays)
+    check(scanned(shards_of(tmp_path, *arrays), block_rows, n_threads), arrays)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -53,7 +55,7 @@ def test_bad_rows_are_numbered_over_all_shards_and_left_out_of_the_ranges(tmp_pa
     arrays[0][0, 2] = np.nan
     arrays[0][3] = [np.inf, np.nan, -np.inf]
     arrays[1][4, 1] = -np.inf
-    found = scan(shards_of(tmp_path, *arrays), block_rows, 2)
+    found = scanned(shards_of(tmp_path, *arrays), block_rows, 2)
     assert found.bad_rows.tolist() == [0, 3, 8]
     check(found, arrays)
 
@@ -63,7 +65,7 @@ def test_many_blocks_share_a_task_and_count_on(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_MAX_TASKS", 3)
     arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
     arrays[0][7], arrays[1][5] = np.nan, np.inf
-    check(scan(shards_of(tmp_path, *arrays), 2, 2), arrays)
+    check(scanned(shards_of(tmp_path, *arrays), 2, 2), arrays)
 
 
 @pytest.mark.parametrize(
@@ -77,14 +79,14 @@ def test_many_blocks_share_a_task_and_count_on(tmp_path, monkeypatch):
     ids=lambda rows: str(rows.dtype),
 )
 def test_the_widest_and_the_narrowest_ranges_come_through(tmp_path, rows):
-    check(scan(shards_of(tmp_path, rows), 1, 1), [rows])
+    check(scanned(shards_of(tmp_path, rows), 1, 1), [rows])
 
 
 @pytest.mark.parametrize("block_rows", [1, 2])
 def test_a_range_beyond_float64_is_refused_with_its_column(tmp_path, block_rows):
     shards = shards_of(tmp_path, np.array([[0, 1.7e308], [1, -1.7e308]]))
     with refused(65, "0.h5", "range of columns 1 is beyond float64"):
-        check_usable(shards, scan(shards, block_rows, 1))
+        check_usable(shards, scanned(shards, block_rows, 1))
 
 
 def test_constant_columns_are_known_and_logged(tmp_path, caplog):
@@ -92,7 +94,7 @@ def test_constant_columns_are_known_and_logged(tmp_path, caplog):
     rows = np.zeros((5, 14))
     rows[:, 3] = range(5)
     shards = shards_of(tmp_path, rows + 7)
-    found = scan(shards, 2, 1)
+    found = scanned(shards, 2, 1)
     assert np.flatnonzero(~found.constant).tolist() == [3]
     check_usable(shards, found)
     assert "13 constant columns set to 0: 0, 1, 2, 4, 5, 6, 7, 8, 9, 10 and 3 more" in caplog.text
@@ -101,12 +103,12 @@ def test_constant_columns_are_known_and_logged(tmp_path, caplog):
 def test_without_a_good_row_there_is_nothing_to_scale_by(tmp_path):
     shards = shards_of(tmp_path, np.full((2, 2), np.nan), np.full((1, 2), np.inf))
     with refused(65, "no usable rows", "all 3 rows hold NaN or Inf, or cannot be read", "0.h5"):
-        check_usable(shards, scan(shards, 1, 2))
+        check_usable(shards, scanned(shards, 1, 2))
 
 
 def test_every_row_is_reported_once(tmp_path):
     counts = []
-    scan(shards_of(tmp_path, numbered(7), numbered(4)), 3, 2, counts.append)
+    scanned(shards_of(tmp_path, numbered(7), numbered(4)), 3, 2, counts.append)
     assert sorted(counts) == [1, 1, 3, 3, 3]
 
 
@@ -114,7 +116,7 @@ def test_bad_rows_are_described_by_file_row_column_and_count(tmp_path):
     arrays = [numbered(3, dtype=np.float64), numbered(0, dtype=np.float64), numbered(4, dtype=np.float64)]
     arrays[2][1, 1], arrays[2][3] = -np.inf, np.nan
     shards = shards_of(tmp_path, *arrays)
-    words = describe_bad_rows(shards, scan(shards, 2, 1))
+    words = describe_bad_rows(shards, scanned(shards, 2, 1))
     assert words.startswith(f"file={shards[2].path} dataset=X: -inf in row 1, column 1; 2 of 7 rows")
 
 
@@ -149,7 +151,7 @@ def test_v8_a_missing_value_is_found_as_its_file_spells_it(tmp_path, dtype, miss
     rows = np.random.default_rng(0).integers(2, 100, (7, 3)).astype(dtype) if dtype != "?" else np.zeros((7, 3), "?")
     rows[2, 0] = rows[5] = spelled
     (shard,) = shards_of(tmp_path, rows)
-    found = scan([shard], block_rows, 2, missing=missing)
+    found = scanned([shard], block_rows, 2, missing=missing)
     assert (found.bad_rows.tolist(), found.n_good) == ([2, 5], 5)
     good = np.delete(rows, [2, 5], axis=0)
     np.testing.assert_array_equal((found.minimum, found.maximum), (good.min(axis=0), good.max(axis=0)))
@@ -173,7 +175,7 @@ def test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it(tmp_path, d
     wrapped = [int(missing) % 2**bits for bits in (8, 16, 64) if float(missing).is_integer()]
     values = [0, 1, *(value for value in (-1, 241, 0x7FFF, *wrapped) if dtype != "?" and _fits(value, dtype))]
     (shard,) = shards_of(tmp_path, np.array(values, dtype=object).astype(dtype)[:, None])
-    assert scan([shard], 2, 1, missing=missing).bad_rows.tolist() == []
+    assert scanned([shard], 2, 1, missing=missing).bad_rows.tolist() == []
 
 
 def _fits(value, dtype):
@@ -190,7 +192,7 @@ def test_v8_nan_and_the_missing_value_are_both_bad():
 def test_v3_rows_that_are_all_missing_are_no_usable_rows(tmp_path):
     shards = shards_of(tmp_path, np.full((3, 2), 9, np.uint8))
     with refused(65, "no usable rows", "all 3 rows hold NaN, Inf or 9"):
-        check_usable(shards, scan(shards, 2, 1, missing=9), 9)
+        check_usable(shards, scanned(shards, 2, 1, missing=9), 9)
 
 
 # -- shards that cannot be read ------------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ def test_i6_a_shard_that_cannot_be_read_counts_as_bad_rows_whatever_the_blocks(t
     told = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
     for block_rows, n_threads in ((1, 1), (2, 3), (3, 2), (100, 2)):
         counts = []
-        found = scan(shards, block_rows, n_threads, counts.append, max_unreadable=6)
+        found = scanned(shards, block_rows, n_threads, counts.append, max_unreadable=6)
         check(found, told)
         assert list(found.unreadable) == bad
         assert all(f"file={shards[i].path} dataset=X rows=" in why for i, why in found.unreadable.items())
@@ -229,7 +231,7 @@ def test_i6_a_shard_that_cannot_be_read_counts_as_bad_rows_whatever_the_blocks(t
 @pytest.mark.parametrize("seed", range(8))
 def test_what_is_left_of_a_scan_without_unreadable_shards_is_a_scan_of_the_others(tmp_path, seed):
     shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), {"fletcher32": True})
-    left, found = readable(shards, scan(shards, 2, 2, max_unreadable=6))
+    left, found = readable(shards, scanned(shards, 2, 2, max_unreadable=6))
     assert left == tuple(shard for i, shard in enumerate(shards) if i not in bad)
     check(found, [rows for i, rows in enumerate(arrays) if i not in bad])
     assert not found.unreadable
@@ -248,13 +250,13 @@ def damaged_shards(folder, n_bad, n_good=3):
 def test_v9_one_unreadable_shard_more_than_allowed_is_refused(tmp_path, n_bad, limit):
     shards = damaged_shards(tmp_path, n_bad)
     with refused(65, f"{n_bad} of 5 shards cannot be read, expected {limit} at most", "0.h5", "--max-bad-shards"):
-        scan(shards, 3, 1, max_unreadable=limit)
-    assert len(scan(shards, 3, 1, max_unreadable=n_bad).unreadable) == n_bad
+        scanned(shards, 3, 1, max_unreadable=limit)
+    assert len(scanned(shards, 3, 1, max_unreadable=n_bad).unreadable) == n_bad
 
 
 def test_i6_without_leave_an_unreadable_shard_is_refused_with_its_rows(tmp_path):
     with refused(65, "0.h5 dataset=X rows=0:3", "cannot be read"):
-        scan(damaged_shards(tmp_path, 1), 3, 1)
+        scanned(damaged_shards(tmp_path, 1), 3, 1)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
@@ -266,12 +268,12 @@ def test_a_failing_disk_is_never_bad_data(tmp_path, monkeypatch, code):
     monkeypatch.setattr(FILES, "preadv", fail)
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
     with refused(74, "dataset=X rows=", "broken"):
-        scan(shards, 3, 1, max_unreadable=5)
+        scanned(shards, 3, 1, max_unreadable=5)
 
 
 def test_an_unreadable_shard_is_described_in_its_own_words(tmp_path):
     shards = damaged_shards(tmp_path, 2)
-    words = describe_bad_rows(shards, scan(shards, 3, 1, max_unreadable=2))
+    words = describe_bad_rows(shards, scanned(shards, 3, 1, max_unreadable=2))
     assert words.startswith(f"file={shards[0].path} dataset=X rows=0:3")
     assert "8 of 20 rows in all hold NaN or Inf, or lie in one of 2 such shards" in words
 
@@ -281,7 +283,7 @@ def test_an_unreadable_shard_is_described_in_its_own_words(tmp_path):
 
 @pytest.mark.parametrize("n_bad", [0, 2])
 def test_a_scan_comes_back_from_its_file(tmp_path, n_bad):
-    found = scan(damaged_shards(tmp_path, n_bad), 3, 1, max_unreadable=2)
+    found = scanned(damaged_shards(tmp_path, n_bad), 3, 1, max_unreadable=2)
     again = Scan.from_npz(found.to_npz())
     assert (again.n_rows, again.unreadable) == (found.n_rows, found.unreadable)
     for name in ("minimum", "maximum", "bad_rows"):
@@ -302,3 +304,28 @@ def _pickled():
 def test_s14_what_is_no_scan_is_refused(data):
     with pytest.raises(ValueError, match=r"no arrays of shardpress|is no scan"):
         Scan.from_npz(data)
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------
+
+
+def test_each_task_finds_the_same_in_a_fresh_process(tmp_path, monkeypatch):
+    arrays = [numbered(size, first=9 * size, dtype=np.float32) for size in (9, 5, 8)]
+    arrays[0][3, 1], arrays[1][0], arrays[2][7] = np.nan, -1, np.inf
+    paths = [tmp_path / f"{i}.h5" for i in range(3)]
+    for path, rows in zip(paths, arrays, strict=True):
+        write_shard(path, rows, fletcher32=True, chunks=(2, 2))
+    damage(paths[1], chunk=1)
+    shards = open_shards([str(path) for path in paths])
+    tasks = []
+
+    def kept(work, *rest):
+        tasks.extend(work)
+        return reduce(work, *rest)
+
+    monkeypatch.setattr(module, "reduce", kept)
+    found = scanned(shards, 2, 2, missing=-1, max_unreadable=1)
+    assert len(tasks) == 5 + 3 + 4 + 5 + 4, "what can be read is read again"
+    here, there = [work(task) for work, task in tasks], elsewhere(tasks)
+    assert [each.to_npz() for each in there] == [each.to_npz() for each in here]
+    assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

@@ -10,11 +10,10 @@ from pipeline.features import open_features
 from pipeline.hdf5 import values as hdf5_values
 from pipeline.hdf5.files import FILES
 from pipeline.run.stages import run
-from pipeline.scan.ranges import scan
 from pipeline.settings.config import Config
 from pipeline.shards import rowforms
 from pipeline.shards.open import Block, blocks, open_shards, read, read_riders
-from tests.support.helpers import csr, refused, some_rows, write_csr
+from tests.support.helpers import csr, refused, scanned, some_rows, write_csr
 
 N_ROWS, N_INPUTS = some_rows().shape
 CHUNKED = {"chunks": True, "compression": "gzip", "shuffle": True}
@@ -180,7 +179,7 @@ def test_a_scan_over_any_form_finds_the_same(tmp_path, form):
     rows = some_rows(">f8")
     rows[[3, 40], [0, 5]] = np.nan, np.inf
     dense, shard = write_both(tmp_path, form, rows)
-    expected, found = scan([dense], 100, 1), scan([shard], 7, 2)
+    expected, found = scanned([dense], 100, 1), scanned([shard], 7, 2)
     assert found.to_npz() == expected.to_npz()
 
 

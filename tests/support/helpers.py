@@ -13,7 +13,9 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.cluster.threads import threads
 from pipeline.errors import ShardpressError
+from pipeline.scan.ranges import Scan, ScanSettings, scan
 from pipeline.shards.open import open_shards
 from pipeline.shards.vet import Shard
 
@@ -39,6 +41,18 @@ def numbered_shards(folder: Path, *sizes: int, **how: Any) -> tuple[Shard, ...]:
     for i, size in enumerate(sizes):
         write_shard(folder / f"{i}.h5", numbered(size, first=sum(sizes[:i])), **how)
     return open_shards([str(folder / f"{i}.h5") for i in range(len(sizes))])
+
+
+def scanned(
+    shards: Sequence[Shard],
+    block_rows: int,
+    n_threads: int = 1,
+    advance: Callable[[int], object] = lambda n_rows: None,
+    **settings: Any,
+) -> Scan:
+    """A scan in threads."""
+    with threads(n_threads) as pool:
+        return scan(shards, ScanSettings(block_rows, **settings), pool, n_threads, advance)
 
 
 def names(shard: Shard) -> tuple[str, ...]:

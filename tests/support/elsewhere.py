@@ -1,0 +1,34 @@
+"""Tasks in a fresh process, where there is nothing but what pickle has carried there."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tests.support.interpreters import REPOSITORY, environment
+
+__all__ = ["elsewhere"]
+
+PROGRAM = """
+import pickle, sys
+out, sys.stdout = sys.stdout.buffer, sys.stderr  # where a task might print
+for data in pickle.load(sys.stdin.buffer):
+    function, argument = pickle.loads(data)
+    pickle.dump(function(argument), out)
+"""
+
+
+def elsewhere(tasks: Sequence[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
+    """What tasks give in a process that has run nothing else; each of them, and each result, is pickled by itself."""
+    sent = pickle.dumps([pickle.dumps(task) for task in tasks])
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    done = subprocess.run(
+        command, input=sent, capture_output=True, check=False, timeout=300, cwd=REPOSITORY, env=environment()
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    results = io.BytesIO(done.stdout)
+    return [pickle.load(results) for _ in tasks]
