@@ -17,8 +17,7 @@ from tests.support.interpreters import REPOSITORY
 PROGRAM = """
 import json, sys
 import numpy as np
-from pipeline.features import open_features
-from pipeline.model import load_model
+from pipeline import load_model, open_features
 found = open_features(sys.argv[1])
 rows = np.load(sys.argv[2])
 print(json.dumps({

@@ -1,0 +1,33 @@
+"""The package: light until somebody asks for more, and libhdf5's environment is cleaned before it can be loaded."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import pipeline
+from tests.support.interpreters import REPOSITORY
+
+LIGHT = """
+import os, sys
+import pipeline
+loaded = [name for name in ("typing", "importlib.metadata", "numpy", "h5py", "dask") if name in sys.modules]
+cleaned = {name: value for name, value in os.environ.items() if name.startswith("HDF5_")}
+from pipeline import load_model, open_features
+import pipeline.features, pipeline.model
+assert (open_features, load_model) == (pipeline.features.open_features, pipeline.model.load_model)
+print(loaded, cleaned, [name for name in ("dask", "kernels") if name in sys.modules])
+"""
+
+
+def test_what_downstream_needs_is_loaded_when_it_is_asked_for():
+    environment = {**os.environ, "HDF5_DRIVER": "core", "HDF5_PLUGIN_PATH": "/elsewhere"}
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{LIGHT}"]  # no .pth loads more
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] {'HDF5_PLUGIN_PRELOAD': '::'} []"
+
+
+def test_the_package_has_nothing_else():
+    with pytest.raises(AttributeError, match="module 'pipeline' has no attribute 'nonsense'"):
+        pipeline.nonsense  # noqa: B018
