@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.hdf5 import limits
 from pipeline.hdf5.child import ask as gatekeeper
-from pipeline.hdf5.child import describe, find, riders
+from pipeline.hdf5.child import describe, find, layouts, riders
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.shards.open import Block, open_shards, read, read_riders
 from pipeline.shards.vet import vet
@@ -531,7 +531,7 @@ def test_s10_attributes_are_not_looked_at(tmp_path, monkeypatch):
 
 
 def test_too_many_chunks_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(describe, "MOST_CHUNKS", 9)
+    monkeypatch.setattr(layouts, "MOST_CHUNKS", 9)
     for n, fits in ((9, True), (10, False)):
         path = write_shard(tmp_path / "x.h5", numbered(n), chunks=(1, 2))
         with h5py.File(path) as file:

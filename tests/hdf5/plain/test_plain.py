@@ -15,7 +15,7 @@ from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.hdf5.files import FILES
 from pipeline.hdf5.limits import MOST_ITEM
-from pipeline.hdf5.plain import metadata
+from pipeline.hdf5.plain import groups, metadata
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import signature_at
 from pipeline.shards.open import Block, open_shards, read, read_riders
@@ -230,7 +230,7 @@ def with_hidden_candidate(file):
         lambda file: file.__setitem__("soft", h5py.SoftLink("X")),
         lambda file: file.__setitem__("far", h5py.ExternalLink("nowhere", "X")),
         lambda file: file.create_dataset("wide", data=ROWS.T, chunks=(1, 5), maxshape=(2, None)),
-        lambda file: [file.create_group(f"g{i}") for i in range(metadata.MOST_NAMES)],
+        lambda file: [file.create_group(f"g{i}") for i in range(groups.MOST_NAMES)],
     ],
 )
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
@@ -409,9 +409,9 @@ def test_metadata_without_bounds_are_left_to_the_child(tmp_path, monkeypatch):
 
 def test_names_that_share_their_bytes_take_no_memory():
     heap = b"a" * 2**20 + b"\0"
-    assert metadata._name_at(heap, 2**20 - 9) == b"a" * 9
+    assert groups._name_at(heap, 2**20 - 9) == b"a" * 9
     with pytest.raises(ValueError, match="not found"):
-        metadata._name_at(heap, 2**19)
+        groups._name_at(heap, 2**19)
 
 
 @pytest.mark.parametrize("n_bytes", [*range(200), 800, 1072])
@@ -424,7 +424,7 @@ def test_a_file_may_end_anywhere(tmp_path, n_bytes):
 @pytest.mark.parametrize("n_bytes", [1, 11, 12, 13, 24, 25, 280])
 def test_checksums_are_those_of_an_independent_lookup3(n_bytes):
     data = bytes(np.random.default_rng(n_bytes).integers(256, size=n_bytes, dtype=np.uint8))
-    assert metadata._checksum(data) == fuzzing.lookup3(data)
+    assert metadata.checksum(data) == fuzzing.lookup3(data)
 
 
 # -- the gate ----------------------------------------------------------------------------------------------------

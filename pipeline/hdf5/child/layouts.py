@@ -1,0 +1,169 @@
+"""Where the bytes of a dataset lie, as HDF5 tells it to the child, in plain values."""
+
+from __future__ import annotations
+
+import ctypes
+from math import prod
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.hdf5.child.find import Refused, is_plain
+from pipeline.hdf5.filters.codecs import REGISTERED, objection, written_anew
+from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS
+from pipeline.hdf5.paths import text
+
+__all__ = ["bytes_of", "filters_of", "layout_claim"]
+
+_UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
+_EVERY_FILTER = 0xFFFFFFFF
+
+_get_chunk_options = ctypes.CDLL(h5py.h5p.__file__).H5Pget_chunk_opts  # h5py leaves it out
+_get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
+
+
+def layout_claim(found: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Where a dataset's bytes lie, in plain values, but for what goes into `arrays`."""
+    properties = found.id.get_create_plist()
+    filters = filters_of(properties, name)
+    stored, plain = found.dtype, is_plain(found, found.dtype)
+    n_bytes, layout = prod(found.shape) * stored.itemsize, properties.get_layout()
+    chunks: tuple[int, ...] = ()
+    kind, offset = "asked", 0
+    if layout == h5py.h5d.CHUNKED:
+        is_raw = plain and _tells_places(found) and not any(code in ASKED for code, _ in filters)
+        kind = "chunked" if is_raw else "asked"
+        if not is_raw:
+            _check_without_plugins(filters, name)
+        chunks = properties.get_chunk()
+        n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
+        arrays.append(_index(found, name, chunks, properties, n_before))
+    elif n_bytes and layout == h5py.h5d.CONTIGUOUS:
+        offset = found.id.get_offset()
+        if offset is None or found.id.get_storage_size() < n_bytes:
+            raise Refused(
+                f"shape {found.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name
+            )
+        kind = "contiguous" if plain else "asked"
+    elif plain:
+        kind = "inline"
+        arrays.append(bytes_of(found[...]))
+    return {
+        "name": name,
+        "shape": found.shape,
+        "dtype": _spelled(stored),
+        "kind": kind,
+        "offset": offset,
+        "chunks": chunks,
+        "filters": filters,
+    }
+
+
+def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
+    """Codes and parameters of a dataset's filters, all of which can be undone."""
+    found = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    for i, (code, _flags, values, label) in enumerate(found):
+        words = objection(code, values, name)
+        if code in [other[0] for other in found[:i]]:
+            words = f"twice, expected once. {written_anew(name)}"
+        if words:
+            raise Refused(f"filter {code} ({text(label)}) {words}", name)
+    return [(code, list(values)) for code, _flags, values, _label in found]
+
+
+def _check_without_plugins(filters: list[tuple[int, list[int]]], name: str) -> None:
+    """Refuse, of values that only HDF5 can read, what it would need a plugin for."""
+    for code, _ in filters:
+        if code in REGISTERED:
+            raise Refused(
+                f"values of another form than NumPy's through filter {code}, for which the HDF5 library would need a "
+                f"plugin (not allowed). {written_anew(name)}",
+                name,
+            )
+
+
+def _index(found: h5py.Dataset, name: str, chunks: tuple[int, ...], properties: Any, n_before: int) -> np.ndarray:
+    """Offset, size and filter mask of every chunk, in C order of their grid; there must be all of them."""
+    shape, itemsize = found.shape, found.dtype.itemsize
+    if len(chunks) != len(shape) or 0 in chunks:
+        raise Refused(f"chunks of shape {chunks}, expected rank {len(shape)} as of its shape {shape}", name)
+    if prod(chunks) * itemsize > MOST_CHUNK_BYTES:
+        raise Refused(
+            f"chunks of {prod(chunks) * itemsize} bytes, expected {MOST_CHUNK_BYTES} at most. Rewrite the file with "
+            "smaller ones (h5repack -l).",
+            name,
+        )
+    grid = [-(-n // size) for n, size in zip(shape, chunks, strict=True)]
+    n_chunks = prod(grid)
+    if n_before + n_chunks > MOST_CHUNKS:
+        raise Refused(
+            f"shape {shape} in {n_chunks} chunks, expected {MOST_CHUNKS} at most. Rewrite the file with larger ones "
+            "(h5repack -l).",
+            name,
+        )
+    index = np.full((3, n_chunks), -1, dtype=np.int64)
+    strides = [prod(grid[i + 1 :]) for i in range(len(grid))]
+    in_order, n_told = _tells_places(found), 0
+
+    def take(chunk: Any) -> None:
+        nonlocal n_told
+        cell = [first // size for first, size in zip(chunk.chunk_offset, chunks, strict=True)]
+        if in_order and any(i >= n for i, n in zip(cell, grid, strict=True)):
+            return
+        if n_told == n_chunks:  # or a forged index would go on for ever
+            raise Refused(f"shape {shape} has {n_chunks} chunks, found more. The file is damaged or forged.", name)
+        place = sum(i * n for i, n in zip(cell, strides, strict=True)) if in_order else n_told
+        n_told += 1
+        if chunk.byte_offset is not None:
+            index[:, place] = chunk.byte_offset, chunk.size, chunk.filter_mask
+
+    if n_chunks:
+        found.id.chunk_iter(take)
+    n_missing = int((index[0] < 0).sum())
+    if n_missing:
+        raise Refused(
+            f"shape {shape} in {n_chunks} chunks, but {n_missing} of them were never written. Write the file anew.",
+            name,
+        )
+    if properties.get_nfilters() and _has_unfiltered_edges(properties):
+        edges = np.zeros(grid, dtype=bool)
+        for axis, (n, size) in enumerate(zip(shape, chunks, strict=True)):
+            if n % size:
+                edges[(slice(None),) * axis + (-1,)] = True
+        index[2, edges.ravel()] = _EVERY_FILTER
+    return index
+
+
+def _tells_places(found: h5py.Dataset) -> bool:
+    """Whether HDF5 tells rightly where in the dataset a chunk belongs.
+
+    Where one axis that is not the first may grow without limit, HDF5 (1.10 to 2.0) numbers chunks along that axis
+    first, and tells their places as if it had not.
+    """
+    unlimited = [axis for axis, most in enumerate(found.maxshape) if most is None]
+    return len(unlimited) != 1 or unlimited[0] == 0
+
+
+def _has_unfiltered_edges(properties: Any) -> bool:
+    """Whether chunks that stick out over the dataset's edge are stored without filters."""
+    options = ctypes.c_uint(0)
+    if _get_chunk_options(properties.id, ctypes.byref(options)) < 0:
+        raise RuntimeError("H5Pget_chunk_opts failed")
+    return bool(options.value & _UNFILTERED_EDGES)
+
+
+def _spelled(dtype: np.dtype) -> dict[str, Any]:
+    """A dtype in plain values, with what h5py notes on it."""
+    if dtype.subdtype is not None:
+        return {"of": _spelled(dtype.subdtype[0]), "shape": dtype.subdtype[1]}
+    if dtype.fields is not None:
+        fields = [(name, _spelled(dtype.fields[name][0]), dtype.fields[name][1]) for name in dtype.names or ()]
+        return {"fields": fields, "itemsize": dtype.itemsize}
+    notes = {key: value for key, value in (dtype.metadata or {}).items() if key != "vlen"}
+    return {"code": dtype.str, "notes": notes}
+
+
+def bytes_of(array: np.ndarray) -> np.ndarray:
+    """An array's bytes, uint8."""
+    return array.reshape(-1).view(np.uint8)
