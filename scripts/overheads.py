@@ -42,8 +42,10 @@ from pipeline.run.budget import make_plan
 from pipeline.run.prepare import resolved
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards, row_dtype
-from pipeline.training.epochs import Checkpoint, train
-from pipeline.training.rows import Order, StreamedRows, slab_starts
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.epochs import train
+from pipeline.training.order import Order, slab_starts
+from pipeline.training.rows import StreamedRows
 
 N_COLUMNS = 784
 

@@ -21,8 +21,10 @@ from pipeline.scan.ranges import Scan, check_usable, readable
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config
 from pipeline.shards.open import row_dtype
-from pipeline.training.epochs import Checkpoint, train
-from pipeline.training.rows import Order, ResidentRows, Rows, StreamedRows, slab_starts, spread_rows
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.epochs import train
+from pipeline.training.order import Order, slab_starts, spread_rows
+from pipeline.training.rows import ResidentRows, Rows, StreamedRows
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder

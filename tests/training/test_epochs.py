@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import os
-import pickle
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +13,9 @@ import pytest
 
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.config import Config
-from pipeline.shards.open import open_shards
-from pipeline.shards.vet import Shard
-from pipeline.signals import Stopped, stoppable
-from pipeline.training.epochs import Checkpoint, Trained, learning_rate, train
-from pipeline.training.rows import Order, ResidentRows, StreamedRows, slab_starts
-from tests.support.helpers import write_shard
+from pipeline.training.checkpoint import Checkpoint, Trained
+from pipeline.training.epochs import learning_rate, train
+from pipeline.training.order import Order
 
 CONFIG = Config(learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
 NO_ROWS = np.empty((0, 1))
@@ -222,209 +213,3 @@ def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyP
     config = replace(CONFIG, epochs=1000, checkpoint_minutes=1e6)
     train(device, device, Numbered(), order, NO_ROWS, config, None, save)
     assert 3 <= n_saved <= 5, "2000 seconds of steps, and a save for every 500"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"not an archive",
-        Checkpoint({"parameters/W": np.array([np.nan], np.float32)}, {}, 0).to_npz(),
-        Checkpoint({"parameters/W": np.array([1.0], np.float64)}, {}, 0).to_npz(),
-        Checkpoint({}, {}, 3).to_npz()[:-40],
-    ],
-    ids=["empty", "other", "nan", "float64", "truncated"],
-)
-def test_s15_what_is_no_checkpoint_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match=r"no arrays of shardpress|finite float32"):
-        Checkpoint.from_npz(content)
-
-
-def test_s14_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
-    class Canary:
-        def __reduce__(self) -> tuple:
-            return os.mkdir, (str(tmp_path / "made"),)
-
-    buffer = io.BytesIO()
-    np.savez(buffer, about=np.array([Canary()], dtype=object))
-    for content in (buffer.getvalue(), pickle.dumps(Canary())):
-        with pytest.raises(ValueError, match="no arrays of shardpress"):
-            Checkpoint.from_npz(content)
-    assert not (tmp_path / "made").exists()
-
-
-# -- checkpoints of the real thing -----------------------------------------------------------------------------------
-
-
-class Rig:
-    """A tiny training on the real kernels, compiled once, that can be stopped and taken up again."""
-
-    def __init__(self, shards: Sequence[Shard], optimizer: str, resident: bool) -> None:
-        from kernels.autoencoder import Autoencoder
-        from kernels.step import TrainingStep
-
-        rows = ResidentRows(shards, 2) if resident else StreamedRows(shards, 2)
-        self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
-        self.validation = rows.take(np.array([3, 17]))
-        self.autoencoder = Autoencoder(6, 3)
-        self.step = TrainingStep(self.autoencoder, optimizer, 0.9, np.dtype(np.float32), rows.resident)
-        self._zeros = {name: np.zeros_like(array) for name, array in self.step.state().items()}
-        rates = {"adam": 0.05, "rmsprop": 0.05, "momentum": 1.0, "nesterov": 1.0}
-        self.config = Config(
-            optimizer=optimizer, learning_rate=rates[optimizer], batch_size=8, epochs=6, checkpoint_minutes=1e6
-        )
-
-    @property
-    def n_steps(self) -> int:
-        """Of one epoch."""
-        return -(-self.order.n_rows // self.config.batch_size)
-
-    def train(
-        self,
-        checkpoint: Checkpoint | None = None,
-        stop: int = 0,
-        save: Callable[[Checkpoint], object] = lambda _: None,
-        **settings: Any,
-    ) -> Trained:
-        """Train from the start, or from a checkpoint after another training has left its traces everywhere.
-
-        SIGTERM comes within step number `stop` of this sitting, counted from 1.
-        """
-        if checkpoint is None:
-            self.autoencoder.initialize(np.random.default_rng(0))
-            self.step.set_state(self._zeros)
-        else:
-            self.autoencoder.initialize(np.random.default_rng(1))
-            self.step.set_state({name: array + 7 for name, array in self._zeros.items()})
-        step: Any = Interrupted(self.step, stop) if stop else self.step
-        config = replace(self.config, **settings)
-        with stoppable():
-            return train(self.autoencoder, step, self.rows, self.order, self.validation, config, checkpoint, save)
-
-    def interrupted(self, stop: int, checkpoint: Checkpoint | None = None, **settings: Any) -> Trained | Checkpoint:
-        """What a training leaves that is stopped; what it gives, when it is over before that."""
-        found: list[Checkpoint] = []
-        try:
-            return self.train(checkpoint, stop, found.append, **settings)
-        except Stopped:
-            return Checkpoint.from_npz(found[-1].to_npz())
-
-
-class Interrupted:
-    """A step within which a signal comes."""
-
-    def __init__(self, step: Any, number: int) -> None:
-        self._step, self._number = step, number
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._step, name)
-
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
-        self._number -= 1
-        if not self._number:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return self._step(minibatch, with_cost)
-
-
-def assert_same(found: Trained | Checkpoint, expected: Trained) -> None:
-    assert isinstance(found, Trained)
-    for name, array in expected.parameters.items():
-        assert found.parameters[name].tobytes() == array.tobytes(), name
-    histories = [[replace(epoch, seconds=0) for epoch in trained.history] for trained in (found, expected)]
-    assert histories[0] == histories[1]
-    assert found.best_epoch == expected.best_epoch
-
-
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Rig]:
-    folder = tmp_path_factory.mktemp("shards")
-    rng = np.random.default_rng(5)
-    for i, size in enumerate((20, 0, 26, 7)):
-        write_shard(folder / f"{i}.h5", rng.random((size, 6), dtype=np.float32))
-    shards = open_shards([str(folder)])
-    return cache(partial(Rig, shards))
-
-
-KINDS = pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-RULES = pytest.mark.parametrize("optimizer", ["adam", "momentum", "nesterov", "rmsprop"])
-
-
-@KINDS
-@RULES
-def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(
-    rig: Any, optimizer: str, resident: bool
-) -> None:
-    """In the first, a middle and the last epoch, at random steps and at an epoch's end and beginning."""
-    training = rig(optimizer, resident)
-    expected = training.train()
-    assert len(expected.history) == training.config.epochs
-    n = training.n_steps
-    random = np.random.default_rng(3).integers(1, 6 * n, 4).tolist()
-    for stop in {1, n - 1, n, n + 1, 3 * n + 2, 6 * n - 1, *random}:
-        checkpoint = training.interrupted(stop)
-        assert isinstance(checkpoint, Checkpoint)
-        assert checkpoint.n_steps == stop, "the step that was under way is taken to its end"
-        assert_same(training.train(checkpoint), expected)
-
-
-@KINDS
-@RULES
-def test_p5_a_training_that_is_stopped_again_and_again_ends_alike(rig: Any, optimizer: str, resident: bool) -> None:
-    training, rng = rig(optimizer, resident), np.random.default_rng(4)
-    expected = training.train()
-    found: Trained | Checkpoint | None = None
-    while not isinstance(found, Trained):
-        found = training.interrupted(int(rng.integers(1, 6)), found)
-    assert_same(found, expected)
-
-
-@RULES
-def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, optimizer: str) -> None:
-    """Validation may have been waiting for something better when the training was stopped."""
-    training = rig(optimizer, True)
-    settings = {"learning_rate": 2 * training.config.learning_rate, "epochs": 40, "patience": 3}
-    expected = training.train(**settings)
-    n_epochs = len(expected.history)
-    assert expected.best_epoch == n_epochs - 4, "it stops early"
-    for epoch in range(expected.best_epoch, n_epochs):
-        for stop in (epoch * training.n_steps + 1, (epoch + 1) * training.n_steps - 1):
-            checkpoint = training.interrupted(stop, **settings)
-            assert_same(training.train(checkpoint, **settings), expected)
-
-
-def test_p5_a_checkpoint_of_any_step_and_any_epochs_end_will_do(rig: Any) -> None:
-    training = rig("adam", False)
-    expected, found = training.train(), []
-    training.train(save=lambda checkpoint: found.append(checkpoint.to_npz()), checkpoint_minutes=0.0)
-    checkpoints = [Checkpoint.from_npz(data) for data in found]
-    n = training.n_steps
-    assert [each.n_steps for each in checkpoints] == sorted([*range(1, 6 * n + 1), *range(n, 6 * n + 1, n)])
-    for checkpoint in checkpoints[::3]:
-        assert_same(training.train(checkpoint), expected)
-    assert_same(training.train(checkpoints[-1], stop=1), expected)  # nothing is left to do
-
-
-def test_s15_a_checkpoint_of_another_training_is_refused(rig: Any) -> None:
-    training = rig("momentum", True)
-    checkpoint = training.interrupted(3)
-    assert isinstance(checkpoint, Checkpoint)
-    for optimizer in ("adam", "rmsprop", "nesterov"):
-        with pytest.raises(ValueError, match="momentum"):
-            rig(optimizer, True).train(checkpoint)
-    arrays = checkpoint.arrays
-    state = next(name for name in arrays if name.startswith("state/"))
-    wrong = [
-        {**arrays, "parameters/W": np.zeros((5, 3), np.float32)},
-        {**arrays, "best/W": np.zeros((5, 3), np.float32)},
-        {**arrays, state: np.zeros((7, 7), np.float32)},
-        {name: array for name, array in arrays.items() if name != state},
-        {name: array for name, array in arrays.items() if name != "best/b_hidden"},
-        {**arrays, "parameters/extra": np.zeros(1, np.float32)},
-    ]
-    for each in wrong:
-        with pytest.raises(ValueError, match="array"):
-            training.train(replace(checkpoint, arrays=each))
-    for name in checkpoint.progress:
-        progress = {key: value for key, value in checkpoint.progress.items() if key != name}
-        with pytest.raises(ValueError, match="no checkpoint of a training"):
-            training.train(replace(checkpoint, progress=progress))

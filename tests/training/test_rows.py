@@ -1,4 +1,4 @@
-"""Minibatches: every training row once an epoch, in an order of the seed alone, wherever the rows are kept."""
+"""Minibatches: the same rows wherever they are kept, from any minibatch on."""
 
 import threading
 from pathlib import Path
@@ -8,122 +8,24 @@ import numpy as np
 import pytest
 
 from pipeline.hdf5.files import FILES
-from pipeline.shards.open import first_rows, open_shards
-from pipeline.shards.vet import Shard
+from pipeline.shards.open import open_shards
+from pipeline.training import order as order_module
 from pipeline.training import rows as module
-from pipeline.training.rows import Order, ResidentRows, StreamedRows, slab_starts, spread_rows
+from pipeline.training.order import Order, slab_starts
+from pipeline.training.rows import ResidentRows, StreamedRows
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 
 NONE = np.empty(0, dtype=np.int64)
-STARTS = np.array([0, 3, 4, 9, 12, 20, 21])
 
 
 def epoch_of(order, epoch=0):
     return np.concatenate([rows for _slabs, rows in order.windows(epoch)])
 
 
-# -- which rows --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("left_out", [[], [0], [20], [3, 4, 5, 11], list(range(9)), list(range(20))], ids=str)
-@pytest.mark.parametrize("window_rows", [1, 5, 20, 21, 22])
-def test_an_epoch_visits_every_training_row_once_and_never_another(window_rows, left_out):
-    order = Order(STARTS, np.array(left_out, dtype=np.int64), window_rows, seed=7)
-    expected = sorted(set(range(21)) - set(left_out))
-    for epoch in range(3):
-        assert sorted(epoch_of(order, epoch)) == expected
-    assert order.n_rows == len(expected)
-
-
-@pytest.mark.parametrize("window_rows", [10, 100])
-def test_seed_and_epoch_decide_the_order_and_nothing_else_does(window_rows):
-    orders = {}
-    for seed in range(3):
-        for epoch in range(3):
-            order = epoch_of(Order(STARTS, NONE, window_rows, seed), epoch).tolist()
-            assert order == epoch_of(Order(STARTS, NONE, window_rows, seed), epoch).tolist()
-            orders[tuple(order)] = seed, epoch
-    assert len(orders) == 9
-
-
-@pytest.mark.parametrize("window_rows", [1, 7, 21])
-def test_windows_hold_the_rows_of_their_slabs_and_no_more_than_asked_for(window_rows):
-    seen = []
-    for slabs, rows in Order(STARTS, NONE, window_rows, 0).windows(0):
-        assert sorted(rows) == [row for slab in slabs for row in range(STARTS[slab], STARTS[slab + 1])]
-        assert len(slabs) == 1 or len(rows) <= window_rows
-        seen.extend(slabs)
-    assert sorted(seen) == list(range(len(STARTS) - 1))
-
-
-def test_slabs_from_all_over_the_data_set_meet_in_a_window():
-    """Files are often sorted by class or day: a window of neighbours would train on one of them at a time."""
-    windows = Order(np.arange(0, 1001, 10), NONE, 100, 0).windows(0)
-    assert all(slabs.max() - slabs.min() > 20 for slabs, _rows in windows)
-
-
-@pytest.mark.parametrize("starts", [[0, 21], STARTS, range(22)], ids=str)
-def test_a_window_over_everything_shuffles_alike_however_the_slabs_were_cut(starts):
-    (found,) = (rows for _slabs, rows in Order(np.array(starts), np.array([5, 6]), 21, 3).windows(2))
-    (expected,) = (rows for _slabs, rows in Order(STARTS, np.array([5, 6]), 10**9, 3).windows(2))
-    assert found.tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("chunk_rows", [1, 3, 10, 1000])
-@pytest.mark.parametrize("slab_bytes", [1, 64, 10**6])
-def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch, chunk_rows, slab_bytes):
-    monkeypatch.setattr(module, "_SLAB_BYTES", slab_bytes)
-    shards = [Shard("", "X", (size, 2), "<f4", "float32", chunk_rows) for size in (17, 0, 1, 30)]
-    starts = slab_starts(shards)
-    assert starts.dtype == np.int64
-    assert (np.diff(starts) > 0).all()
-    firsts = first_rows(shards)
-    assert set(firsts) <= set(starts)
-    shard_of_slab = np.searchsorted(firsts, starts[:-1], side="right") - 1
-    assert ((starts[:-1] - firsts[shard_of_slab]) % chunk_rows == 0).all()
-
-
-def test_chunks_too_large_for_a_window_are_cut(monkeypatch):
-    monkeypatch.setattr(module, "_SLAB_BYTES", 80)
-    monkeypatch.setattr(module, "_MAX_CHUNK_BYTES", 100)
-    shards = [Shard("", "X", (35, 2), "<f4", "float32", chunk_rows=30)]
-    assert slab_starts(shards).tolist() == [0, 10, 20, 30, 35]
-
-
-@pytest.mark.parametrize("max_runs", [1, 3, 4096])
-@pytest.mark.parametrize("n_wanted", [0, 1, 5, 50, 90, 99, 100])
-def test_validation_takes_as_many_rows_as_wanted_sorted_and_once(monkeypatch, n_wanted, max_runs):
-    monkeypatch.setattr(module, "_MAX_RUNS", max_runs)
-    for seed in range(10):
-        found = spread_rows(100, NONE, n_wanted, seed)
-        assert found.dtype == np.int64
-        assert len(found) == n_wanted
-        assert (np.diff(found) > 0).all()
-        assert all(0 <= row < 100 for row in found)
-
-
-def test_validation_is_spread_evenly_over_the_data_set(monkeypatch):
-    monkeypatch.setattr(module, "_MAX_RUNS", 10)
-    found = spread_rows(1000, NONE, 50, seed=1)
-    assert np.histogram(found, bins=10, range=(0, 1000))[0].tolist() == [5] * 10
-    assert (np.diff(found.reshape(10, 5), axis=1) == 1).all()
-
-
-def test_validation_leaves_bad_rows_out_and_follows_the_seed():
-    bad = np.arange(0, 100, 3)
-    found = spread_rows(100, bad, 60, seed=1)
-    assert set(found) & set(bad) == set()
-    np.testing.assert_array_equal(found, np.setdiff1d(spread_rows(100, NONE, 60, seed=1), bad))
-    assert spread_rows(100, NONE, 10, 1).tolist() != spread_rows(100, NONE, 10, 2).tolist()
-
-
-# -- the rows themselves -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def shards(tmp_path, monkeypatch):
     """21 rows in shards of 8, 0, 1 and 12, in slabs of 3."""
-    monkeypatch.setattr(module, "_SLAB_BYTES", 3 * 2 * 8)
+    monkeypatch.setattr(order_module, "_SLAB_BYTES", 3 * 2 * 8)
     return numbered_shards(tmp_path, 8, 0, 1, 12)
 
 
@@ -204,12 +106,3 @@ def test_single_rows_are_taken_as_fancy_indexing_would(shards, kind, rows):
 def test_reading_leaves_no_file_open(shards):
     list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
     assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) == 0
-
-
-@pytest.mark.parametrize("max_rows", [0, 1, 3, 16, 1000])
-def test_slabs_stay_small_beside_the_window_that_takes_them_whole(tmp_path, max_rows):
-    """Chunks of 16 rows would make slabs of thousands of rows; a small memory budget cannot hold two windows of one."""
-    shards = numbered_shards(tmp_path, 100, 7, chunks=True)
-    sizes = np.diff(slab_starts(shards, max_rows))
-    assert sizes.max() <= max(1, max_rows)
-    assert sizes.sum() == 107

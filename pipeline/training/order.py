@@ -1,0 +1,134 @@
+"""Which rows make up each minibatch: pure arithmetic.
+
+Rows are numbered over all shards. An epoch visits every training row once, in an order that only the seed and the
+epoch decide:
+
+1. the data set is cut into *slabs*, row ranges that are cheap to read at once;
+2. slabs from all over the data set, in random order, fill a *window*;
+3. the rows of a window are shuffled together; minibatches are cut from one window after the other.
+
+A window that holds the whole data set is a full shuffle. The order does not depend on where the rows are kept, so
+training from memory and training from disk give the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.shards.vet import Shard
+
+__all__ = ["Order", "slab_starts", "spread_rows"]
+
+_SLAB_BYTES = 2**20
+_MAX_CHUNK_BYTES = 2**24
+_MAX_RUNS = 512
+
+# One seed, one generator for each purpose: these numbers keep the streams apart.
+_EPOCHS, _SPREAD, _SLABS = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of the training rows in every epoch.
+
+    Attributes
+    ----------
+    starts : ndarray of int64
+        First row of each slab, and the number of rows at the end.
+    left_out : ndarray of int64
+        Sorted numbers of the rows that are not trained on: bad ones, and those of the validation.
+    window_rows : int
+        A window takes slabs until it holds this many rows.
+    seed : int
+    """
+
+    starts: np.ndarray
+    left_out: np.ndarray
+    window_rows: int
+    seed: int
+
+    @property
+    def n_rows(self) -> int:
+        """Training rows in an epoch."""
+        return int(self.starts[-1]) - len(self.left_out)
+
+    def windows(self, epoch: int, n_skipped: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The windows of an epoch, each as (slab numbers, row numbers in training order), both int64.
+
+        Without the first `n_skipped` rows of the epoch: an interrupted training goes on behind them.
+        """
+        rng = np.random.default_rng((self.seed, _EPOCHS, epoch))
+        # A generator of their own: how many slabs there are must not shift the shuffling of the rows.
+        slabs = np.random.default_rng((self.seed, _SLABS, epoch)).permutation(len(self.starts) - 1)
+        for window in self._fill(slabs):
+            rows = np.concatenate([np.arange(self.starts[slab], self.starts[slab + 1]) for slab in window])
+            rows = rng.permutation(rows[~np.isin(rows, self.left_out)])
+            if n_skipped >= len(rows):
+                n_skipped -= len(rows)
+                continue
+            yield window, rows[n_skipped:]
+            n_skipped = 0
+
+    def _fill(self, slabs: np.ndarray) -> Iterator[np.ndarray]:
+        ends = np.cumsum(np.diff(self.starts)[slabs])
+        first, n_taken = 0, 0
+        while first < len(slabs):
+            last = max(first + 1, int(np.searchsorted(ends, n_taken + self.window_rows, side="right")))
+            # Sorted, so that a window over everything shuffles alike however the slabs were cut.
+            yield np.sort(slabs[first:last])
+            first, n_taken = last, int(ends[last - 1])
+
+
+def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndarray:
+    """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks where those are not too large.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+    max_rows : int, optional
+        Rows of a slab, at most. A window takes whole slabs, so they must be small beside it.
+
+    Returns
+    -------
+    ndarray of int64
+        First row of each slab, and the number of rows at the end.
+    """
+    starts, first_row = [], 0
+    for shard in shards:
+        row_bytes = shard.n_inputs * np.dtype(shard.dtype).itemsize
+        slab_rows = max(1, _SLAB_BYTES // row_bytes)
+        if shard.chunk_rows * row_bytes <= _MAX_CHUNK_BYTES:
+            slab_rows = -(-slab_rows // shard.chunk_rows) * shard.chunk_rows
+        if max_rows is not None:
+            slab_rows = min(slab_rows, max(1, max_rows))
+        starts.append(first_row + np.arange(0, shard.n_rows, slab_rows, dtype=np.int64))
+        first_row += shard.n_rows
+    return np.concatenate([*starts, [first_row]])
+
+
+def spread_rows(n_rows: int, bad_rows: np.ndarray, n_wanted: int, seed: int) -> np.ndarray:
+    """Sorted numbers of good rows that stand for all: short runs, evenly spread over the data set.
+
+    Runs are cheap to read from a file. For validation it also helps that a row's neighbours in time, which resemble it,
+    are mostly chosen with it.
+
+    Parameters
+    ----------
+    n_rows : int
+        All rows.
+    bad_rows : ndarray of int64
+        Rows that cannot be used.
+    n_wanted : int
+        How many; bad rows among them are dropped.
+    seed : int
+    """
+    n_runs = min(n_wanted, _MAX_RUNS)
+    # Each run lies somewhere in a stratum of its own, which is the run and its share of the rows that stay out.
+    lengths, gaps = (np.diff(np.linspace(0, n, n_runs + 1).astype(np.int64)) for n in (n_wanted, n_rows - n_wanted))
+    strata = np.cumsum(lengths + gaps) - (lengths + gaps)
+    firsts = strata + np.random.default_rng((seed, _SPREAD)).integers(0, gaps + 1)
+    runs = [np.arange(first, first + n) for first, n in zip(firsts, lengths, strict=True)]
+    return np.setdiff1d(np.concatenate([np.empty(0, dtype=np.int64), *runs]), bad_rows)
