@@ -148,7 +148,9 @@ class Ours:
         from pipeline.formats import digest
         from pipeline.model import load_model
         from pipeline.output.disk import Disk, publish
-        from pipeline.shards.open import Block, blocks, open_shards, read
+        from pipeline.shards.open import open_shards
+        from pipeline.shards.rows import read
+        from pipeline.shards.shard import Block, blocks
 
         fitted, found = load_model(Path(model)), open_shards([shards])
         minimum, scale = fitted.scaler.arrays(np.dtype(found[0].dtype))

@@ -41,7 +41,8 @@ from pipeline.output.records import Entry, Record
 from pipeline.run.budget import make_plan
 from pipeline.run.prepare import resolved
 from pipeline.settings.config import Config
-from pipeline.shards.open import open_shards, row_dtype
+from pipeline.shards.open import open_shards
+from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import train
 from pipeline.training.order import Order, slab_starts

@@ -23,7 +23,9 @@ import numpy as np
 from pipeline.errors import ShardpressError
 from pipeline.features import open_features
 from pipeline.model import load_model
-from pipeline.shards.open import block_of, first_rows, open_shards, read
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read
+from pipeline.shards.shard import block_of, first_rows
 
 TITLES = ("rows: {} columns", "their {} features", "rows again, from the features alone")
 

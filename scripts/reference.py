@@ -26,7 +26,9 @@ from pipeline.cli import main as extract
 from pipeline.errors import NoInput, ShardpressError
 from pipeline.features import open_features
 from pipeline.model import load_model
-from pipeline.shards.open import blocks, open_shards, read
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read
+from pipeline.shards.shard import blocks
 
 # The published run of this model; its data file cannot be had, ours is of the same kind.
 PUBLISHED = {

@@ -12,8 +12,9 @@ import numpy as np
 from pipeline.errors import DataError, shown
 from pipeline.features import Features
 from pipeline.model import Model
-from pipeline.shards.open import Block, read
-from pipeline.shards.vet import Shard, vet
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block, Shard
+from pipeline.shards.vet import vet
 
 __all__ = ["LEFT_OUT", "Piece", "Rows", "pieces"]
 

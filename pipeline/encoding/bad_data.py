@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.scan.ranges import bad_entries, bad_rows
-from pipeline.shards.open import Block
+from pipeline.shards.rows import bad_entries, bad_rows
+from pipeline.shards.shard import Block
 
 __all__ = ["Judged", "Outside", "Policy", "farthest"]
 

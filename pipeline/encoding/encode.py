@@ -19,19 +19,16 @@ from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check, threads
 from pipeline.encoding.bad_data import Judged, Outside, Policy, farthest
 from pipeline.encoding.partfile import PartMemory
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError
 from pipeline.output.records import Entry, Record
 from pipeline.progress import Progress
 from pipeline.run.budget import Plan
-from pipeline.shards.open import Block, read, read_riders
-from pipeline.shards.riding import absent, chunk_rows, read_rider, told
-from pipeline.shards.vet import Shard
+from pipeline.shards.rows import read, read_riders, salvage_riders
+from pipeline.shards.shard import Block, Shard
 
 __all__ = ["Encoded", "Encoder", "Part", "Write", "encode_parts", "plan_parts"]
 
 log = logging.getLogger(__name__)
-
-_RIDER_ROWS = 1024  # of which a damaged rider that knows no chunks loses all
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Writes the features of rows (n, n_inputs) into an array (n, n_features). It may return positions of rows; all others
@@ -253,38 +250,15 @@ class _Work:
         return kept
 
     def _riders(self, source: Block, bad: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        """What rides along. Where bad data pass, what stands for a missing value is there for one that cannot be read.
-
-        Which ones depends on the file alone, and not on where the parts begin.
-        """
+        """What rides along; where bad data pass, what stands for a missing value for what cannot be read."""
         try:
             return read_riders(source)
         except DataError:
             if self._policy.on_bad_data == "raise":
                 raise
-        found = {rider.name: absent(len(source), rider) for rider in source.shard.riders}
-        for rider in source.shard.riders:
-            if rider.layout is None:
-                continue
-            lost: list[tuple[int, str]] = []
-            for start, stop in _pieces(source, chunk_rows(source.shard, rider.layout) or _RIDER_ROWS):
-                check()
-                place = slice(start - source.start, stop - source.start)
-                try:
-                    found[rider.name][place] = read_rider(source.shard, rider, start, stop)
-                except DataError as error:
-                    lost.append((stop - start, str(error)))
-                    if rider.mask:
-                        found[rider.mask][place] = False
-                    bad.append(
-                        {"dataset": rider.layout.name, "row": [start, stop], "columns": [], "reason": str(error)}
-                    )
-            if lost:
-                log.warning(
-                    "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
-                    *(source, sum(n for n, _ in lost), shown(rider.name), told(rider), lost[0][1]),
-                )
-        return found
+        riders, lost = salvage_riders(source, check)
+        bad += lost
+        return riders
 
     def _facts(self, part: Part, valid: np.ndarray, n_outside: int) -> dict[str, Any]:
         source = part.source
@@ -304,12 +278,6 @@ def _blocks_of(source: Block, block_rows: int) -> Iterator[Block]:
     """Cut a block into smaller ones."""
     for start in range(source.start, source.stop, block_rows):
         yield Block(source.shard, start, min(start + block_rows, source.stop))
-
-
-def _pieces(source: Block, size: int) -> Iterator[tuple[int, int]]:
-    """Cut a block where a rider's chunks of so many rows begin."""
-    starts = [source.start, *range((source.start // size + 1) * size, source.stop, size)]
-    return zip(starts, [*starts[1:], source.stop], strict=True)
 
 
 def _few_at_a_time(encode: Encoder, n_callers: int) -> Encoder:

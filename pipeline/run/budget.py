@@ -10,8 +10,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.settings.config import Config
-from pipeline.shards.open import row_dtype
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard, row_dtype
 
 __all__ = ["Plan", "make_plan"]
 

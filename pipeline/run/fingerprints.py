@@ -20,7 +20,7 @@ from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.run.budget import Plan
 from pipeline.settings.config import Config
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 
 __all__ = ["Request", "differences", "other_inputs", "other_settings", "request_of"]
 

@@ -17,7 +17,7 @@ from pipeline.run.budget import Plan
 from pipeline.run.fingerprints import Request
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 
 if TYPE_CHECKING:
     from kernels.backend import Device

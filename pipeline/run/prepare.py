@@ -14,7 +14,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.run.fingerprints import Request
 from pipeline.settings.config import LEARNING_RATES, Config, allowed, plain
 from pipeline.shards.open import open_shards
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 
 __all__ = ["check_space", "misfits", "open_inputs", "own_inputs", "own_model", "refuse", "resolved"]
 

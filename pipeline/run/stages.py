@@ -23,7 +23,7 @@ from pipeline.run.scan_stage import scanned
 from pipeline.run.training_stage import fit
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config, problems
-from pipeline.shards.open import row_dtype
+from pipeline.shards.shard import row_dtype
 
 __all__ = ["run"]
 

@@ -20,7 +20,7 @@ from pipeline.run.scan_stage import doubt, scanned
 from pipeline.scan.ranges import Scan, check_usable, readable
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config
-from pipeline.shards.open import row_dtype
+from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import train
 from pipeline.training.order import Order, slab_starts, spread_rows

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -14,15 +13,13 @@ from pipeline.cluster.executor import reduce
 from pipeline.cluster.threads import check
 from pipeline.errors import DataError, counted, shown
 from pipeline.formats import pack, unpack
-from pipeline.shards.open import Block, block_of, blocks, first_rows, read
-from pipeline.shards.vet import Shard
+from pipeline.shards.rows import bad_entries, bad_rows, read
+from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows
 
 __all__ = [
     "Scan",
     "ScanSettings",
     "ScanTask",
-    "bad_entries",
-    "bad_rows",
     "check_usable",
     "describe_bad_rows",
     "readable",
@@ -87,37 +84,6 @@ class Scan:
             return cls(int(about["n_rows"]), **arrays, unreadable=dict(about["unreadable"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"is no scan: {error!r}") from error
-
-
-def bad_rows(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
-    """Positions, int64, of the rows that hold NaN, Inf or the missing value."""
-    return np.flatnonzero(bad_entries(rows, missing, stored).any(axis=1))
-
-
-def bad_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
-    """Which entries of rows are NaN, Inf or the missing value: bool, of the same shape.
-
-    Parameters
-    ----------
-    rows : ndarray
-    missing : float, optional
-    stored : str, optional
-        The dtype that they were stored in, if that is another one.
-    """
-    bad = ~np.isfinite(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
-    held = None if missing is None else _held(missing, np.dtype(stored or rows.dtype))
-    return bad if held is None else bad | (rows == rows.dtype.type(held))
-
-
-def _held(missing: float, dtype: np.dtype) -> Any:
-    """The missing value as files of a dtype spell it; None where nothing in them can be it."""
-    if dtype.kind == "f":
-        # Rounded: -999.9 in a file of float32 is not the number that a user types. But 1e-99 there is not 0.
-        with np.errstate(over="ignore", under="ignore"):
-            held = np.float64(missing).astype(dtype)
-        return held if np.isfinite(held) and bool(held) == bool(missing) else None
-    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return int(missing) if low <= missing <= high and missing == int(missing) else None
 
 
 @dataclass(frozen=True)

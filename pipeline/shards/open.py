@@ -1,21 +1,18 @@
-"""Open HDF5 shards, and read their rows.
-
-Shards and blocks are plain values: no open file crosses a wall, each read opens and closes its own.
-"""
+"""Open HDF5 shards: find the files, vet each, and see that they fit together."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,23 +23,13 @@ from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import writers
 from pipeline.hdf5.values import file_digest
 from pipeline.shards.master import follow, pointer
-from pipeline.shards.riding import alike, read_rider
+from pipeline.shards.riding import alike
 from pipeline.shards.ridinglog import cut, log_riding, some
-from pipeline.shards.rowforms import read_rows
+from pipeline.shards.shard import Shard, row_dtype
 from pipeline.shards.sources import Source, find
-from pipeline.shards.vet import Shard, vet
+from pipeline.shards.vet import vet
 
-__all__ = [
-    "Block",
-    "block_of",
-    "blocks",
-    "first_rows",
-    "open_shards",
-    "read",
-    "read_riders",
-    "row_dtype",
-    "to_dask",
-]
+__all__ = ["open_shards"]
 
 log = logging.getLogger(__name__)
 
@@ -54,24 +41,6 @@ _TOLD = {
 _DATASETS = 3  # that the log names
 _MOST_THREADS, _FILES_A_THREAD, _AT_ONCE, _A_TASK = 8, 100, 1000, 8
 _ANEW = "Take another copy of the directory, or run again what made it."
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows ``start`` to ``stop`` of one shard: what a task reads at once."""
-
-    shard: Shard
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __str__(self) -> str:
-        return f"file={shown(self.shard.path)} dataset={shown(self.shard.dataset)} rows={self.start}:{self.stop}"
-
-
-# -- opening -------------------------------------------------------------------------------------------------------
 
 
 def open_shards(
@@ -234,11 +203,6 @@ def _fitting(shard: Shard, first: Shard, named: Shard) -> Shard:
     return shard
 
 
-def row_dtype(shards: Sequence[Shard]) -> np.dtype:
-    """The dtype that holds the rows of all shards."""
-    return np.result_type(*(np.dtype(shard.dtype) for shard in shards))
-
-
 def _log_shards(shards: Sequence[Shard]) -> None:
     first = shards[0]
     n_bytes = sum(shard.n_rows * shard.n_inputs * np.dtype(shard.dtype).itemsize for shard in shards)
@@ -280,85 +244,3 @@ def _warn_of_writers(shards: Sequence[Shard]) -> None:
             "run. Close it there first.",
             *(shown(shard.path), pid, more),
         )
-
-
-# -- reading -----------------------------------------------------------------------------------------------------
-
-
-def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
-    """Cut every shard into blocks of `block_rows` rows, the last of each shard shorter."""
-    for shard in shards:
-        for start in range(0, shard.n_rows, block_rows):
-            yield Block(shard, start, min(start + block_rows, shard.n_rows))
-
-
-def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
-    """The rows of a block.
-
-    Parameters
-    ----------
-    block : Block
-    out : ndarray, optional
-        What is to hold them, if memory is to be used again: of the result's shape and dtype, C order.
-
-    Returns
-    -------
-    ndarray of shape (len(block), n_inputs), the shard's `dtype`, C order
-
-    Raises
-    ------
-    DataError
-        When they are damaged, or the file has changed.
-    ReadFailed, NotPermitted, SystemLimit
-        When the system fails.
-    """
-    shard = block.shard
-    if out is None:
-        out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
-    return read_rows(shard, block.start, out)
-
-
-def read_riders(block: Block) -> dict[str, np.ndarray]:
-    """The riding datasets' values for a block, by name; strings as objects. Raises like `read`."""
-    shard = block.shard
-    return {rider.name: read_rider(shard, rider, block.start, block.stop) for rider in shard.riders}
-
-
-def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:
-    """The block of rows `start` to `stop`, counted over all shards, which lie in one shard.
-
-    Parameters
-    ----------
-    shards : sequence of Shard
-    first_rows : ndarray of shape (len(shards) + 1,), int64
-        What `first_rows` returns for them.
-    start, stop : int
-    """
-    i = int(np.searchsorted(first_rows, start, side="right")) - 1
-    return Block(shards[i], start - int(first_rows[i]), stop - int(first_rows[i]))
-
-
-def first_rows(shards: Sequence[Shard]) -> np.ndarray:
-    """Number of each shard's first row, counted over all shards, and of all rows at the end: int64."""
-    return np.cumsum([0, *(shard.n_rows for shard in shards)], dtype=np.int64)
-
-
-def to_dask(shards: Sequence[Shard], block_rows: int) -> Any:
-    """All rows as one lazy array.
-
-    Returns
-    -------
-    dask.array.Array of shape (n_rows, n_inputs), dtype `row_dtype`
-        One chunk for each block.
-    """
-    import dask
-    import dask.array as da
-
-    dtype, n_inputs = row_dtype(shards), shards[0].n_inputs
-    lazy = [
-        da.from_delayed(
-            dask.delayed(partial(read, block), pure=False)(), (len(block), n_inputs), dtype=block.shard.dtype
-        ).astype(dtype)
-        for block in blocks(shards, block_rows)
-    ]
-    return da.concatenate(lazy)

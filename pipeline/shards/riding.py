@@ -13,69 +13,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, shown
-from pipeline.formats import missing_value
-from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.limits import MOST_RIDERS
 from pipeline.hdf5.paths import normal
 from pipeline.hdf5.riders import are_few
-from pipeline.hdf5.values import read_values
 from pipeline.shards.ridinglog import APART, cut, some, warn
-from pipeline.shards.vet import LeftOut, Rider, Shard, code_dtype
+from pipeline.shards.rows import told
+from pipeline.shards.shard import LeftOut, Rider, Shard
+from pipeline.shards.vet import code_dtype
 
-__all__ = ["absent", "alike", "chunk_rows", "read_rider", "told"]
+__all__ = ["alike", "common_dtype"]
 
 _FILES = 3  # that a warning names
-
-
-def read_rider(shard: Shard, rider: Rider, start: int, stop: int) -> np.ndarray:
-    """A riding dataset's values for rows `start` to `stop`: shape (stop - start,); raises like `read_values`."""
-    if rider.layout is None:
-        return absent(stop - start, rider)
-    if rider.codes is not None:
-        return _recoded(replace(rider, dtype=rider.layout.dtype, codes=None), rider, shard, start, stop)
-    axis = -1 if _lies_across(rider.layout, shard.n_rows) else 0
-    values = np.empty(stop - start, rider.dtype)  # has the axes of an array for each row, where that rides along
-    return read_values(shard.path, shard.identity, rider.layout, start, values, axis)
-
-
-def _recoded(as_stored: Rider, rider: Rider, shard: Shard, start: int, stop: int) -> np.ndarray:
-    """Codes of all shards' categories; -1 where there is none."""
-    assert rider.layout is not None
-    assert rider.codes is not None
-    codes = read_rider(shard, as_stored, start, stop).astype(np.int64)
-    odd = np.flatnonzero((codes < -1) | (codes >= len(rider.codes)))
-    if len(odd):
-        raise DataError(
-            f"file={shown(shard.path)} dataset={shown(rider.layout.name)} rows={start + int(odd[0])}: code "
-            f"{codes[odd[0]]}, expected -1 to {len(rider.codes) - 1} for its categories. Write it anew."
-        )
-    return np.array([*rider.codes, -1], rider.dtype)[codes]
-
-
-def chunk_rows(shard: Shard, layout: Layout) -> int | None:
-    """Rows of a riding dataset's chunk; None where there are no chunks."""
-    return layout.chunks[-1 if _lies_across(layout, shard.n_rows) else 0] if layout.chunks else None
-
-
-def _lies_across(layout: Layout, n_rows: int) -> bool:
-    """Whether its axes of length 1 come first, as MATLAB's do."""
-    return layout.shape[0] != n_rows
-
-
-def absent(n: int, rider: Rider) -> np.ndarray:
-    """What stands for `n` values that are not there: shape (n,)."""
-    values = np.zeros(n, rider.dtype)
-    values[...] = missing_value(values.dtype) if rider.fill is None else rider.fill
-    return values
-
-
-def told(rider: Rider) -> str:
-    """What stands for a value that is not there, in words."""
-    value = missing_value(rider.dtype) if rider.fill is None else rider.fill
-    return "empty" if isinstance(value, bytes) and not value.strip(b"\0") else str(value)
-
-
-# -- alike in all shards ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

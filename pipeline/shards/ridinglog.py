@@ -9,7 +9,7 @@ from dataclasses import replace
 from pipeline.errors import shown
 from pipeline.hdf5.limits import MOST_LEFT_OUT
 from pipeline.hdf5.riders import A_GROUP
-from pipeline.shards.vet import LeftOut, Rider, Shard
+from pipeline.shards.shard import LeftOut, Rider, Shard
 
 __all__ = ["APART", "cut", "log_riding", "some", "warn", "why_left_out"]
 

@@ -14,7 +14,7 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.forms import numbers_of
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 
 __all__ = ["read_rows"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,8 +28,9 @@ from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
+from pipeline.shards.shard import LeftOut, Rider, Shard
 
-__all__ = ["LeftOut", "Rider", "Shard", "code_dtype", "look_at", "vet"]
+__all__ = ["code_dtype", "look_at", "vet"]
 
 _LONGEST = 400  # characters of a name or reason
 
@@ -44,126 +45,6 @@ _NATIVE_DTYPES = {
 
 
 _PAGE, _MOST_READ = 2**12, 2**23  # bytes of one column, and of all
-
-
-@dataclass(frozen=True)
-class Rider:
-    """A dataset with one value for each row, that rides along.
-
-    Attributes
-    ----------
-    name : str
-        Under which it stands beside the features.
-    dtype : dtype
-        Of its values as they are read.
-    layout : Layout or None
-        Where it lies; its name is the path in the file. None where the shard has none like it.
-    fill : object
-        What stands for every row then, and for a value that cannot be read; None for what is usual for the dtype.
-    is_carried : bool
-        Whether it rides along because it is named, wherever it lies.
-    categories : tuple or None
-        Of codes, what each of them stands for.
-    codes : tuple of int or None
-        Which of them each code in the file is; None where the values are no codes.
-    mask : str or None
-        The one that tells which rows have a value, where some shards lack it.
-    """
-
-    name: str
-    dtype: np.dtype
-    layout: Layout | None = field(default=None, compare=False, repr=False)
-    fill: Any = None
-    is_carried: bool = False
-    categories: tuple[Any, ...] | None = field(default=None, repr=False)
-    codes: tuple[int, ...] | None = field(default=None, repr=False)
-    mask: str | None = None
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """What lies beside the rows and does not ride along.
-
-    Attributes
-    ----------
-    name : str
-        Under which it lies there.
-    reason : str
-    is_missed : bool
-        Whether somebody may have expected it to.
-    """
-
-    name: str
-    reason: str
-    is_missed: bool
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One vetted file of the data set.
-
-    Attributes
-    ----------
-    path : str
-        Where it lies.
-    dataset : str
-        Which of its datasets holds the rows.
-    shape : tuple of int
-        Of the rows, first their number; the rank may be above 2.
-    stored_dtype, dtype : str
-        As stored, and as `read` returns it: native byte order, bool as uint8, float16 as float32.
-    chunk_rows : int
-        How many rows are cheapest to read together: those of one HDF5 chunk, 1 where storage is contiguous.
-    riders : tuple of Rider
-        The 1-D datasets of the same length that ride along.
-    left_out : tuple of LeftOut
-        What does not.
-    size, mtime_ns, inode, device : int
-        By which the file is known again.
-    digest : str
-        BLAKE3 of the file, where it was compared with one.
-    columns : tuple of str
-        The columns' names, where the file gives them.
-    fill_value : float, optional
-        What stands for no value, as the file says.
-    form : str
-        How it holds the rows, as in `pipeline.hdf5.forms`.
-    layouts : tuple of Layout
-        Of what makes up the rows: one, but for sparse ones.
-    """
-
-    path: str
-    dataset: str
-    shape: tuple[int, ...]
-    stored_dtype: str
-    dtype: str
-    chunk_rows: int = 1
-    riders: tuple[Rider, ...] = ()
-    size: int = 0
-    mtime_ns: int = 0
-    inode: int = 0
-    device: int = 0
-    digest: str = ""
-    columns: tuple[str, ...] = field(default=(), repr=False)
-    fill_value: float | None = None
-    form: str = "dense"
-    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
-    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
-
-    @property
-    def n_rows(self) -> int:
-        """Rows."""
-        return self.shape[0]
-
-    @property
-    def n_inputs(self) -> int:
-        """Columns, all axes behind the first flattened."""
-        return prod(self.shape[1:])
-
-    @property
-    def identity(self) -> Identity:
-        """What the file must still be when it is read."""
-        return Identity(self.device, self.inode, self.size, self.mtime_ns)
 
 
 def vet(path: Path, dataset: str | None, orientation: str | None = None, carry: Sequence[str] = ()) -> Shard:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 
 __all__ = ["Order", "slab_starts", "spread_rows"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
-from pipeline.shards.open import block_of, first_rows, read, row_dtype
-from pipeline.shards.vet import Shard
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Shard, block_of, first_rows, row_dtype
 from pipeline.training.order import Order, slab_starts
 
 __all__ = ["ResidentRows", "Rows", "StreamedRows"]

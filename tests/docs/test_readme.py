@@ -16,7 +16,9 @@ import pytest
 
 from pipeline.features import open_features
 from pipeline.model import load_model
-from pipeline.shards.open import blocks, open_shards, read
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read
+from pipeline.shards.shard import blocks
 from scripts import make_data
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment

@@ -16,7 +16,7 @@ from pipeline.hdf5.files import FILES
 from pipeline.output.records import Entry, Record
 from pipeline.run.budget import Plan
 from pipeline.shards.open import open_shards
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 from tests.support.damage import damage
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.encoding.index import index_bytes
-from pipeline.shards.open import Block, open_shards, read
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block
 from tests.support.helpers import names
 from tests.support.parts import RIDERS, feature_rows, finished, part, same
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.encoding.bad_data import Outside, Policy, farthest
-from pipeline.shards.open import Block
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Block, Shard
 from tests.support.helpers import refused
 
 

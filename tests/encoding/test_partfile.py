@@ -10,7 +10,9 @@ import pytest
 from pipeline.encoding import partfile as module
 from pipeline.encoding.partfile import PartMemory, part_bytes
 from pipeline.encoding.template import Skeleton
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from tests.support.helpers import names, numbered, write_shard
 from tests.support.parts import RIDERS, feature_rows, part, same
 

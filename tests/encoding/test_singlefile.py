@@ -13,7 +13,9 @@ from pipeline.encoding.index import index_bytes
 from pipeline.encoding.partfile import part_bytes
 from pipeline.encoding.singlefile import single_file
 from pipeline.features import open_features
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from tests.support.helpers import numbered, refused
 
 SIZES = (3, 0, 4, 1)

@@ -6,7 +6,9 @@ import pytest
 
 from pipeline.hdf5 import limits
 from pipeline.shards import ridinglog
-from pipeline.shards.open import Block, open_shards, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read_riders
+from pipeline.shards.shard import Block
 from tests.support.helpers import names, numbered, write_shard
 
 PLAIN = [True, False]

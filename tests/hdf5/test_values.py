@@ -14,7 +14,9 @@ from pipeline.hdf5.files import FILES
 from pipeline.hdf5.filters import undo
 from pipeline.hdf5.filters.undo import fletcher32
 from pipeline.hdf5.values import read_values
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 
 DTYPES = ["?", "u1", "i1", *(f"{order}{code}" for order in "<>" for code in ("u2", "i4", "u8", "f2", "f4", "f8"))]

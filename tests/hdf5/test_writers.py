@@ -6,7 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from tests.support.helpers import refused, write_shard
 
 FILES = Path(__file__).parents[1] / "files"

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.run.budget import make_plan
 from pipeline.settings.config import Config
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 from tests.support.helpers import refused
 
 MiB = 2**20

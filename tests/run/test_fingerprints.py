@@ -18,7 +18,7 @@ from pipeline.run.budget import make_plan
 from pipeline.run.fingerprints import Request, differences, request_of
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config
-from pipeline.shards.vet import Rider, Shard
+from pipeline.shards.shard import Rider, Shard
 
 CONFIG = Config(n_features=2, batch_size=16, learning_rate=0.1, threads=2)
 Y = Rider("y", np.dtype("<i8"), Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))

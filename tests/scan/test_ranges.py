@@ -10,8 +10,9 @@ from pipeline.cluster.executor import reduce
 from pipeline.formats import pack
 from pipeline.hdf5.files import FILES
 from pipeline.scan import ranges as module
-from pipeline.scan.ranges import Scan, bad_entries, bad_rows, check_usable, describe_bad_rows, readable
+from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable
 from pipeline.shards.open import open_shards
+from pipeline.shards.rows import bad_entries, bad_rows
 from tests.support.damage import damage
 from tests.support.elsewhere import elsewhere
 from tests.support.helpers import numbered, refused, scanned, write_shard

@@ -12,8 +12,9 @@ from pipeline.features import Features, open_features
 from pipeline.hdf5 import limits
 from pipeline.hdf5.child.describe import describe
 from pipeline.hdf5.child.find import Refused
-from pipeline.shards.open import Block, open_shards, read_riders
-from pipeline.shards.riding import absent
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import absent, read_riders
+from pipeline.shards.shard import Block
 from scripts import classify
 from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.standin import install

@@ -11,7 +11,9 @@ from pipeline.errors import DataError
 from pipeline.features import open_features
 from pipeline.hdf5.child import stacked
 from pipeline.shards import master
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from scripts.extract import main
 from tests.support import hostile
 from tests.support.helpers import numbered, refused, write_shard

@@ -16,19 +16,10 @@ from pipeline.errors import DataError, shown
 from pipeline.formats import seal
 from pipeline.hdf5 import files
 from pipeline.hdf5.files import FILES
-from pipeline.shards.open import (
-    Block,
-    block_of,
-    blocks,
-    first_rows,
-    open_shards,
-    read,
-    read_riders,
-    row_dtype,
-    to_dask,
-)
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders, to_dask
+from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
 from pipeline.shards.sources import find
-from pipeline.shards.vet import Shard
 from tests.support import hostile
 from tests.support.helpers import as_nobody, numbered, numbered_shards, refused, write_shard
 

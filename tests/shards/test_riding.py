@@ -7,8 +7,10 @@ import pytest
 from pipeline.cli import main
 from pipeline.features import open_features
 from pipeline.shards import riding
-from pipeline.shards.open import Block, open_shards, read_riders
+from pipeline.shards.open import open_shards
 from pipeline.shards.riding import common_dtype
+from pipeline.shards.rows import read_riders
+from pipeline.shards.shard import Block
 from scripts import classify
 from tests.support.helpers import names, numbered, write_shard
 from tests.support.standin import install

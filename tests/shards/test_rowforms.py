@@ -12,7 +12,9 @@ from pipeline.hdf5.files import FILES
 from pipeline.run.stages import run
 from pipeline.settings.config import Config
 from pipeline.shards import rowforms
-from pipeline.shards.open import Block, blocks, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block, blocks
 from tests.support.helpers import csr, refused, scanned, some_rows, write_csr
 
 N_ROWS, N_INPUTS = some_rows().shape

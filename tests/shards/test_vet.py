@@ -11,7 +11,9 @@ import pytest
 from pipeline.hdf5.child.ask import LIMITS
 from pipeline.hdf5.files import FILES
 from pipeline.hdf5.layout import Layout, check_places
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import hostile
 from tests.support.helpers import as_nobody, names, numbered, refused, write_shard

@@ -21,7 +21,9 @@ import numpy as np
 
 from pipeline.errors import ShardpressError
 from pipeline.hdf5.child.ask import LIMITS, ask
-from pipeline.shards.open import Block, blocks, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block, blocks
 from tests.support import hostile
 from tests.support.work import Work, counted
 

@@ -17,7 +17,7 @@ from pipeline.cluster.threads import threads
 from pipeline.errors import ShardpressError
 from pipeline.scan.ranges import Scan, ScanSettings, scan
 from pipeline.shards.open import open_shards
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 
 NOBODY = 65534
 

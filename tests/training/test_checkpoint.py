@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable
 from pipeline.training.checkpoint import Checkpoint, Trained
 from pipeline.training.epochs import train

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.shards.open import first_rows
-from pipeline.shards.vet import Shard
+from pipeline.shards.shard import Shard, first_rows
 from pipeline.training import order as module
 from pipeline.training.order import Order, slab_starts, spread_rows
 from tests.support.helpers import numbered_shards

@@ -4,7 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.shards.open import Block, open_shards, read
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block
 from tests.support.helpers import csr, numbered, refused, some_rows, write_csr
 
 ONE = np.zeros(1, [("a", "<f8"), ("b", "<f8")])

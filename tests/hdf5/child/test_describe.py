@@ -19,7 +19,9 @@ from pipeline.hdf5 import limits
 from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.hdf5.child import describe, find, layouts, riders
 from pipeline.hdf5.child.ask import LIMITS, ask
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import hostile
 from tests.support.helpers import names, numbered, refused, write_shard
@@ -362,7 +364,9 @@ def test_the_test_of_what_the_child_may_do_sees_what_it_may(path, evil):
 
 WITHOUT_RIGHTS = """
 import sys
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 assert int(status["CapEff"], 16) == 0
 (shard,) = open_shards([sys.argv[1]])

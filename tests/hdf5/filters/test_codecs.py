@@ -11,7 +11,9 @@ import zstandard
 from pipeline.hdf5.child import ask
 from pipeline.hdf5.filters import codecs
 from pipeline.hdf5.filters.undo import undone
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support.helpers import refused
 

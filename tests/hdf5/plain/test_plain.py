@@ -18,7 +18,9 @@ from pipeline.hdf5.limits import MOST_ITEM
 from pipeline.hdf5.plain import groups, metadata
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import signature_at
-from pipeline.shards.open import Block, open_shards, read, read_riders
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import fuzzing, hostile
 from tests.support.helpers import numbered, refused, write_shard

@@ -1,0 +1,188 @@
+"""Shards, the blocks they are cut into, and the numbering of rows over all of them: plain values.
+
+No open file crosses a wall: a shard says where its rows lie, and each read opens and closes the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import shown
+from pipeline.hdf5.files import Identity
+from pipeline.hdf5.layout import Layout
+
+__all__ = ["Block", "LeftOut", "Rider", "Shard", "block_of", "blocks", "first_rows", "row_dtype"]
+
+
+@dataclass(frozen=True)
+class Rider:
+    """A dataset with one value for each row, that rides along.
+
+    Attributes
+    ----------
+    name : str
+        Under which it stands beside the features.
+    dtype : dtype
+        Of its values as they are read.
+    layout : Layout or None
+        Where it lies; its name is the path in the file. None where the shard has none like it.
+    fill : object
+        What stands for every row then, and for a value that cannot be read; None for what is usual for the dtype.
+    is_carried : bool
+        Whether it rides along because it is named, wherever it lies.
+    categories : tuple or None
+        Of codes, what each of them stands for.
+    codes : tuple of int or None
+        Which of them each code in the file is; None where the values are no codes.
+    mask : str or None
+        The one that tells which rows have a value, where some shards lack it.
+    """
+
+    name: str
+    dtype: np.dtype
+    layout: Layout | None = field(default=None, compare=False, repr=False)
+    fill: Any = None
+    is_carried: bool = False
+    categories: tuple[Any, ...] | None = field(default=None, repr=False)
+    codes: tuple[int, ...] | None = field(default=None, repr=False)
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What lies beside the rows and does not ride along.
+
+    Attributes
+    ----------
+    name : str
+        Under which it lies there.
+    reason : str
+    is_missed : bool
+        Whether somebody may have expected it to.
+    """
+
+    name: str
+    reason: str
+    is_missed: bool
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One vetted file of the data set.
+
+    Attributes
+    ----------
+    path : str
+        Where it lies.
+    dataset : str
+        Which of its datasets holds the rows.
+    shape : tuple of int
+        Of the rows, first their number; the rank may be above 2.
+    stored_dtype, dtype : str
+        As stored, and as `read` returns it: native byte order, bool as uint8, float16 as float32.
+    chunk_rows : int
+        How many rows are cheapest to read together: those of one HDF5 chunk, 1 where storage is contiguous.
+    riders : tuple of Rider
+        The 1-D datasets of the same length that ride along.
+    left_out : tuple of LeftOut
+        What does not.
+    size, mtime_ns, inode, device : int
+        By which the file is known again.
+    digest : str
+        BLAKE3 of the file, where it was compared with one.
+    columns : tuple of str
+        The columns' names, where the file gives them.
+    fill_value : float, optional
+        What stands for no value, as the file says.
+    form : str
+        How it holds the rows, as in `pipeline.hdf5.forms`.
+    layouts : tuple of Layout
+        Of what makes up the rows: one, but for sparse ones.
+    """
+
+    path: str
+    dataset: str
+    shape: tuple[int, ...]
+    stored_dtype: str
+    dtype: str
+    chunk_rows: int = 1
+    riders: tuple[Rider, ...] = ()
+    size: int = 0
+    mtime_ns: int = 0
+    inode: int = 0
+    device: int = 0
+    digest: str = ""
+    columns: tuple[str, ...] = field(default=(), repr=False)
+    fill_value: float | None = None
+    form: str = "dense"
+    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows."""
+        return self.shape[0]
+
+    @property
+    def n_inputs(self) -> int:
+        """Columns, all axes behind the first flattened."""
+        return prod(self.shape[1:])
+
+    @property
+    def identity(self) -> Identity:
+        """What the file must still be when it is read."""
+        return Identity(self.device, self.inode, self.size, self.mtime_ns)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows ``start`` to ``stop`` of one shard: what a task reads at once."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"file={shown(self.shard.path)} dataset={shown(self.shard.dataset)} rows={self.start}:{self.stop}"
+
+
+# -- all rows ----------------------------------------------------------------------------------------------------
+
+
+def row_dtype(shards: Sequence[Shard]) -> np.dtype:
+    """The dtype that holds the rows of all shards."""
+    return np.result_type(*(np.dtype(shard.dtype) for shard in shards))
+
+
+def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
+    """Cut every shard into blocks of `block_rows` rows, the last of each shard shorter."""
+    for shard in shards:
+        for start in range(0, shard.n_rows, block_rows):
+            yield Block(shard, start, min(start + block_rows, shard.n_rows))
+
+
+def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:
+    """The block of rows `start` to `stop`, counted over all shards, which lie in one shard.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+    first_rows : ndarray of shape (len(shards) + 1,), int64
+        What `first_rows` returns for them.
+    start, stop : int
+    """
+    i = int(np.searchsorted(first_rows, start, side="right")) - 1
+    return Block(shards[i], start - int(first_rows[i]), stop - int(first_rows[i]))
+
+
+def first_rows(shards: Sequence[Shard]) -> np.ndarray:
+    """Number of each shard's first row, counted over all shards, and of all rows at the end: int64."""
+    return np.cumsum([0, *(shard.n_rows for shard in shards)], dtype=np.int64)
