@@ -38,9 +38,9 @@ from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import Entry, Record
-from pipeline.run.budget import make_plan
-from pipeline.run.prepare import resolved
+from pipeline.run.budget import make_budget
 from pipeline.settings.config import Config
+from pipeline.settings.resolved import resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
@@ -104,17 +104,20 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     """Encoding with files simply written, and with the durable protocol."""
     shards = open_shards([str(folder)])
     model = load_model(work / "features")
-    plan = make_plan(Config(), shards, model.n_features, TILE_ROWS, on_device=False)
+    settings = resolve(Config(), sum(shard.n_rows for shard in shards), model.n_inputs, model.n_features)
+    budget = make_budget(settings, shards, TILE_ROWS)
     minimum, scale = model.scaler.arrays(row_dtype(shards))
     maximum = model.scaler.maximum.astype(minimum.dtype)
     autoencoder = Autoencoder(model.n_inputs, model.n_features, minimum, scale, maximum)
     autoencoder.set_parameters(model.parameters)
-    parts, _ = plan_parts(shards, plan.part_rows, [])
+    parts, _ = plan_parts(shards, budget.part_rows, [])
     n_callers = autoencoder.n_callers([row_dtype(shards)])
 
     def encode(write: Callable[[str, str, bytes], Entry], commit: Callable[[Any], object]) -> float:
         start = time.perf_counter()
-        encode_parts(parts, write, autoencoder.encode_checked, model.n_features, plan, Policy(), {}, commit, n_callers)
+        encode_parts(
+            parts, write, autoencoder.encode_checked, model.n_features, budget, Policy(), {}, commit, n_callers
+        )
         return time.perf_counter() - start
 
     def simply() -> float:
@@ -150,11 +153,10 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     """Two streamed epochs without checkpoints, and with them."""
     shards = open_shards([str(folder)])
     n_rows = sum(shard.n_rows for shard in shards)
-    config = resolved(Config(epochs=2, validation_fraction=0), n_rows, N_COLUMNS, None)
-    assert config.n_features is not None
-    plan = make_plan(config, shards, config.n_features, TILE_ROWS, on_device=False)
+    config = resolve(Config(epochs=2, validation_fraction=0), n_rows, N_COLUMNS)
+    budget = make_budget(config, shards, TILE_ROWS)
     none = np.empty(0, dtype=np.int64)
-    order = Order(slab_starts(shards, plan.window_rows // 4), none, plan.window_rows, config.seed)
+    order = Order(slab_starts(shards, budget.window_rows // 4), none, budget.window_rows, config.seed)
     model = load_model(work / "features")
     autoencoder = Autoencoder(N_COLUMNS, config.n_features, *model.scaler.arrays(row_dtype(shards)))
     step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards))
@@ -163,7 +165,7 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     def fit(save: Callable[[Checkpoint], object]) -> float:
         autoencoder.initialize(np.random.default_rng(config.seed))
         step.set_state({name: np.zeros_like(array) for name, array in step.state().items()})
-        rows = StreamedRows(shards, plan.n_threads)
+        rows = StreamedRows(shards, budget.n_threads)
         start = time.perf_counter()
         train(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), config, None, save)
         return time.perf_counter() - start

@@ -22,7 +22,7 @@ from pipeline.encoding.partfile import PartMemory
 from pipeline.errors import DataError
 from pipeline.output.records import Entry, Record
 from pipeline.progress import Progress
-from pipeline.run.budget import Plan
+from pipeline.run.budget import Budget
 from pipeline.shards.rows import read, read_riders, salvage_riders
 from pipeline.shards.shard import Block, Shard
 
@@ -117,7 +117,7 @@ def encode_parts(
     write: Write,
     encode: Encoder,
     n_features: int,
-    plan: Plan,
+    plan: Budget,
     policy: Policy,
     about: Mapping[str, Any],
     commit: Callable[[Encoded], object],
@@ -133,7 +133,7 @@ def encode_parts(
     encode : callable
         An `Encoder`.
     n_features : int
-    plan : Plan
+    plan : Budget
         Its ``block_rows`` are read at once by each of ``n_writers`` threads.
     policy : Policy
     about : mapping
@@ -170,7 +170,7 @@ class _Work:
         encode: Encoder,
         n_features: int,
         part_rows: int,
-        plan: Plan,
+        plan: Budget,
         policy: Policy,
         about: Mapping[str, Any],
         progress: Progress,

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.settings.config import Config
+from pipeline.settings.resolved import Settings
 from pipeline.shards.shard import Shard, row_dtype
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Budget", "make_budget"]
 
-_BLOCK_BYTES = 2**23
-_PART_BYTES = 2**26
+_BLOCK_BYTES = 2**23  # read at once; see docs/performance.md
+_PART_BYTES = 2**26  # of features in one file
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Sizes that keep a run within its budgets.
+class Budget:
+    """Sizes that keep a run within its memory.
 
     Attributes
     ----------
@@ -30,8 +30,8 @@ class Plan:
         Rows read at once; whole tiles of the encoder.
     part_rows : int
         Rows whose features make one file; whole blocks.
-    resident : bool
-        Whether training keeps all rows in memory.
+    resident, resident_on_device : bool
+        Whether training may keep all rows in the host's memory, or in a device's own.
     window_rows : int
         Rows shuffled together, of which streaming holds two windows.
     max_validation_rows : int
@@ -41,6 +41,7 @@ class Plan:
     block_rows: int
     part_rows: int
     resident: bool
+    resident_on_device: bool
     window_rows: int
     max_validation_rows: int
 
@@ -53,56 +54,52 @@ class Plan:
         return _n_writers(self.n_threads)
 
 
-def make_plan(config: Config, shards: Sequence[Shard], n_features: int, tile_rows: int, on_device: bool) -> Plan:
-    """Share the memory budget out.
+def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> Budget:
+    """Share the memory out.
 
     A half goes to the rows of the training when all of them fit it, else a quarter to two windows of them; a sixteenth
     to the validation's rows; a quarter to the threads' blocks and parts. The rest is for copies on the way.
 
     Parameters
     ----------
-    config : Config
+    settings : Settings
     shards : sequence of Shard
-    n_features : int
     tile_rows : int
         Rows of one product of the encoder, which blocks are rounded up to.
-    on_device : bool
-        Whether resident rows lie in a device's own memory.
 
     Raises
     ------
     ConfigError
-        When the budget does not hold one tile of rows for each thread.
+        When the memory does not hold one tile of rows for each thread.
     """
-    row_bytes = shards[0].n_inputs * max(
-        row_dtype(shards).itemsize, *(np.dtype(s.stored_dtype).itemsize for s in shards)
-    )
-    n_rows = sum(shard.n_rows for shard in shards)
-    n_threads = config.threads or len(os.sched_getaffinity(0))
-    budget = config.memory_budget
-    share = budget // 8 // _n_writers(n_threads)
+    # Of the widest: a block is read as it is stored, and kept in the dtype that holds all shards.
+    itemsize = max(row_dtype(shards).itemsize, *(np.dtype(shard.stored_dtype).itemsize for shard in shards))
+    row_bytes = shards[0].n_inputs * itemsize
+    n_bytes = sum(shard.n_rows for shard in shards) * row_bytes
+    n_threads = settings.threads or len(os.sched_getaffinity(0))  # not all cores: a batch system may give a few
+    memory = settings.memory_budget
+    share = memory // 8 // _n_writers(n_threads)
 
-    wanted = config.block_rows or min(_BLOCK_BYTES, share) // row_bytes
+    wanted = settings.block_rows or min(_BLOCK_BYTES, share) // row_bytes
     block_rows = _round_up(max(1, wanted), tile_rows)
     least = 4 * n_threads * block_rows * row_bytes
-    if least > budget:
+    if least > memory:
         raise ConfigError(
-            f"memory_budget: {budget} bytes, expected at least {least} for {n_threads} threads with blocks of "
+            f"memory_budget: {memory} bytes, expected at least {least} for {n_threads} threads with blocks of "
             f"{block_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower --threads or --block-rows "
             f"(the least is {tile_rows})."
         )
     # A part is one piece of memory; the rest is for what rides along, and for a copy when that is longer than thought.
-    part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * n_features) // block_rows * block_rows)
-
-    resident_limit = min(budget // 2, config.device_memory_budget) if on_device else budget // 2
-    window = min(config.shuffle_window, budget // 8)
-    return Plan(
+    part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * settings.n_features) // block_rows * block_rows)
+    return Budget(
         n_threads=n_threads,
         block_rows=block_rows,
         part_rows=part_rows,
-        resident=n_rows * row_bytes <= resident_limit,
-        window_rows=max(1, window // row_bytes),
-        max_validation_rows=budget // 16 // row_bytes,
+        resident=n_bytes <= memory // 2,
+        # They pass through the host's memory on their way, whole.
+        resident_on_device=n_bytes <= min(memory // 2, settings.device_memory_budget),
+        window_rows=max(1, min(settings.shuffle_window, memory // 8) // row_bytes),
+        max_validation_rows=memory // 16 // row_bytes,
     )
 
 

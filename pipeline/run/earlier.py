@@ -1,35 +1,36 @@
-"""What an earlier run has left in the output directory: whether it is what is asked for, or may be replaced."""
+"""What an earlier run has left in the output directory: whether it is what is asked for, and what of it can be used."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.encoding.singlefile import SINGLE_FILE
-from pipeline.errors import ConfigError, shown
+from pipeline.errors import ConfigError, DataError, NoInput, shown
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Entry, Record
-from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
+from pipeline.run.fingerprints import differences, other_inputs, other_settings
 from pipeline.run.job import Clock, Job
+from pipeline.run.prepare import Prepared
 from pipeline.settings.config import Config, allowed
 
-__all__ = ["QUARANTINE", "earlier", "intact", "n_allowed", "trained"]
+__all__ = ["QUARANTINE", "intact", "latest", "n_allowed", "take_up", "trained"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 QUARANTINE = "quarantine.jsonl"
 
 
-def earlier(
-    ledger: Ledger, request: Request, config: Config, bad_shards: list[dict[str, str]], clock: Clock
-) -> dict[str, Any] | None:
+def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] | None:
     """The manifest of an earlier run, if it is what is asked for; otherwise make ready to go on.
 
     Raises
@@ -37,19 +38,20 @@ def earlier(
     ConfigError
         When there are results of other settings or inputs, or an unfinished run of them, and no leave to replace them.
     """
+    config, request = prepared.config, prepared.request
     if config.restart:
         log.info("output=%s: beginning again", shown(ledger.directory))
         ledger.forget()
     ledger.sweep()
-    now = json.loads(json.dumps(asdict(request)))
+    now = json.loads(json.dumps(asdict(request)))  # as it comes back from a file: lists for tuples
     manifest = ledger.manifest()
     if manifest is None:
         _check_unfinished(ledger, config, now)
     elif manifest["fingerprint"] != request.of_all():
         _check_finished(ledger, config, manifest["request"], now)
-    elif not _passes(manifest, config, bad_shards):
+    elif not _passes(manifest, prepared):
         log.info("output=%s: looked at again, since it is asked for otherwise", shown(ledger.directory))
-    elif _is_intact(ledger, manifest, config, clock):
+    elif _is_intact(ledger, manifest, prepared, clock):
         if ledger.request() == now:  # else somebody has begun to replace it, and may go on with that
             ledger.sweep(*manifest.get("kept", ()))
         return manifest
@@ -57,32 +59,51 @@ def earlier(
     return None
 
 
+def latest(job: Job, kind: str, fingerprint: str, read: Callable[[Record], T], complaint: str) -> T | None:
+    """The last result of an earlier run that can be used; those behind it cannot, and are dropped.
+
+    Parameters
+    ----------
+    job : Job
+    kind, fingerprint : str
+        What the result is, and what it was made from.
+    read : callable
+        Makes of a record what its file holds.
+    complaint : str
+        What is said of one that cannot be used, with ``%s`` for the reason.
+    """
+    for record in reversed(intact(job, job.ledger.records(kind, fingerprint))):
+        try:
+            return read(record)
+        except (ValueError, DataError, NoInput) as error:  # of the file: what the system lacks ends the run
+            log.warning(complaint, error)
+            job.ledger.drop(record)
+    return None
+
+
 def intact(job: Job, records: Iterable[Record]) -> list[Record]:
     """Those of `records` whose files are as they were committed; the others are dropped, and said so."""
     records = list(records)
-    faults = _faults(job.ledger, [record.entry for record in records], job.config.verify, job.plan.n_threads)
-    for record, fault in zip(records, faults, strict=True):
-        if fault:
-            log.warning("%s; it is made anew", fault)
-            job.ledger.drop(record)
+    faults = _faults(job.ledger, [record.entry for record in records], job)
+    job.ledger.drop(*(record for record, fault in zip(records, faults, strict=True) if fault))
     return [record for record, fault in zip(records, faults, strict=True) if not fault]
 
 
-def _is_intact(ledger: Ledger, manifest: Mapping[str, Any], config: Config, clock: Clock) -> bool:
+def _is_intact(ledger: Ledger, manifest: Mapping[str, Any], prepared: Prepared, clock: Clock) -> bool:
     lines = [*manifest["parts"], *manifest["files"]]
-    entries = [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines]
-    faults = _faults(ledger, entries, config.verify, config.threads or 2)
+    faults = _faults(ledger, [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines], prepared)
     clock.lap("verification")
-    for fault in filter(None, faults):
-        log.warning("%s; it is made anew", fault)
     return not any(faults)
 
 
-def _faults(ledger: Ledger, entries: Sequence[Entry], verify: str, n_threads: int) -> list[str | None]:
-    """What is wrong with each file, if anything is."""
-    check = partial(ledger.fault, digests=verify == "digests")
+def _faults(ledger: Ledger, entries: Iterable[Entry], prepared: Prepared) -> list[str | None]:
+    """What is wrong with each of these files, and said so; None where nothing is."""
+    check, n_threads = partial(ledger.fault, digests=prepared.config.verify == "digests"), prepared.budget.n_threads
     with threads(n_threads) as pool:
-        return compute([(check, entry) for entry in entries], pool, n_threads)
+        faults = compute([(check, entry) for entry in entries], pool, n_threads)
+    for fault in filter(None, faults):
+        log.warning("%s; it is made anew", fault)
+    return faults
 
 
 def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -140,9 +161,12 @@ def trained(checkpoint: Record) -> str:
     return f"{facts['n_epochs']} of {facts['of']} epochs, step {step}" if "of" in facts else f"step {step}"
 
 
-def _passes(manifest: Mapping[str, Any], config: Config, bad_shards: list[dict[str, str]]) -> bool:
+def _passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
-    refused, now = ([Path(bad["file"]).name for bad in found] for found in (manifest["bad_shards"], bad_shards))
+    config = prepared.config
+    refused, now = (
+        [Path(bad["file"]).name for bad in found] for found in (manifest["bad_shards"], prepared.bad_shards)
+    )
     n_bad, n_bad_shards = (manifest["summary"][name] for name in ("n_bad", "n_bad_shards"))
     n_shards = len(manifest["request"]["inputs"]["shards"]) + len(refused)
     asked = {QUARANTINE: config.on_bad_data == "quarantine", SINGLE_FILE: config.single_file}

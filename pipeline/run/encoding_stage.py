@@ -30,9 +30,9 @@ _MANY_OUTSIDE = 0.01  # of the rows
 # of the rows
 
 
-def policy_of(job: Job, given: Model | None, found: Scan | None) -> Policy:
+def policy_of(job: Job, found: Scan | None) -> Policy:
     """What becomes of rows that cannot be encoded like the others."""
-    config = job.config
+    config, given = job.config, job.given
     return Policy(
         on_bad_data=config.on_bad_data,
         missing=config.missing_value,
@@ -48,7 +48,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fin
     ledger = job.ledger
     job.clock.features = fingerprint
     there = intact(job, ledger.records("part", fingerprint))
-    parts, overlapping = plan_parts(job.shards, job.plan.part_rows, there)
+    parts, overlapping = plan_parts(job.shards, job.budget.part_rows, there)
     ledger.drop(*overlapping)
     if there and parts:
         n_rows = sum(record.facts["n_rows"] for record in there)
@@ -76,7 +76,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fin
         count(record.facts)
 
     about = {**job.about(), "model": model.fingerprint}
-    n_callers = min(job.plan.n_threads, autoencoder.n_callers(dtypes))
+    n_callers = min(job.budget.n_threads, autoencoder.n_callers(dtypes))
     with GroupCommit(ledger) as group:
 
         def commit(done: Encoded) -> None:
@@ -84,7 +84,15 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fin
             group.add(Record(done.part.key, fingerprint, done.entry, done.facts))
 
         encode_parts(
-            parts, ledger.write, autoencoder.encode_checked, job.n_features, job.plan, policy, about, commit, n_callers
+            parts,
+            ledger.write,
+            autoencoder.encode_checked,
+            job.n_features,
+            job.budget,
+            policy,
+            about,
+            commit,
+            n_callers,
         )
     return ledger.records("part", fingerprint)
 

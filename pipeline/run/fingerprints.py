@@ -18,8 +18,8 @@ from typing import Any
 from pipeline.errors import shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model
-from pipeline.run.budget import Plan
-from pipeline.settings.config import Config
+from pipeline.run.budget import Budget
+from pipeline.settings.resolved import Settings
 from pipeline.shards.shard import Shard
 
 __all__ = ["Request", "differences", "other_inputs", "other_settings", "request_of"]
@@ -71,35 +71,33 @@ class Request:
         return fingerprint("run", {name: value for name, value in asdict(self).items() if name != "folders"})
 
 
-def request_of(config: Config, shards: Sequence[Shard], model: Model | None, plan: Plan) -> Request:
+def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None, budget: Budget) -> Request:
     """What a run with these settings is asked for.
 
     Parameters
     ----------
-    config : Config
-        With its defaults filled in.
+    settings : Settings
     shards : sequence of Shard
     model : Model or None
         A fitted one, that takes the training's place.
-    plan : Plan
+    budget : Budget
     """
-    settings = {name: getattr(config, name) for name in _TRAINING_SETTINGS}
     n_rows = sum(shard.n_rows for shard in shards)
-    n_validated = round(config.validation_fraction * n_rows)
+    n_validated = round(settings.validation_fraction * n_rows)
     training = {
-        **settings,
+        **{name: getattr(settings, name) for name in _TRAINING_SETTINGS},
         # A budget that holds all of them may change.
-        "window_rows": plan.window_rows if plan.window_rows < n_rows else None,
-        "validation_rows": plan.max_validation_rows if plan.max_validation_rows < n_validated else None,
+        "window_rows": budget.window_rows if budget.window_rows < n_rows else None,
+        "validation_rows": budget.max_validation_rows if budget.max_validation_rows < n_validated else None,
         "versions": {name: version(name) for name in ("numpy", "Theano")},
         "format": _TRAINING,
     }
-    carried = {"carry": list(config.carry)} if config.carry else {}  # which touches neither scan nor model
+    carried = {"carry": list(settings.carry)} if settings.carry else {}  # which touches neither scan nor model
     return Request(
         inputs={"shards": [_identity(shard) for shard in shards]},
-        scan={"missing_value": config.missing_value, "format": _SCAN},
+        scan={"missing_value": settings.missing_value, "format": _SCAN},
         training=training if model is None else {"model": model.fingerprint},
-        encoding={"out_of_range": config.out_of_range, "format": _ENCODING, **carried},
+        encoding={"out_of_range": settings.out_of_range, "format": _ENCODING, **carried},
         folders=sorted({os.path.realpath(folder) for folder in {os.path.dirname(shard.path) for shard in shards}}),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan
 from pipeline.shards.ridinglog import why_left_out
 
-__all__ = ["Summary", "finish", "standing"]
+__all__ = ["Summary", "again", "finish", "standing"]
 
 log = logging.getLogger(__name__)
 
@@ -80,90 +80,86 @@ class Summary:
         )
 
 
-def finish(job: Job, model: Model, records: list[Record], is_trained: bool, found: Scan | None) -> Summary:
+def finish(job: Job, model: Model, records: Sequence[Record], scan: Scan | None) -> Summary:
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
-    ledger = job.ledger
-    about = {**job.about(), "model": model.fingerprint}
-    n_unreadable = len(found.unreadable) if found else 0
-    summary = Summary(
-        output=job.config.output,
-        n_rows=sum(record.facts["n_rows"] for record in records),
-        n_inputs=model.n_inputs,
-        n_features=model.n_features,
-        n_bad=sum(record.facts["n_bad"] for record in records),
-        n_parts=len(records),
-        device=str(job.device),
-        cost=_best_cost(model.about["training"]) if is_trained else None,
-        seconds=job.clock.seconds,
-        n_bad_shards=len(job.bad_shards) + n_unreadable,
-        n_outside=sum(record.facts["n_outside"] for record in records),
-    )
-    report = {
-        "config": asdict(job.config),
-        "device": asdict(job.device),
+    attributes = {**job.about(), "model": model.fingerprint}
+    summary = _summary(job, model, records, scan)
+    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, records, attributes, summary)]
+    entries += _single_file(job, records, {**attributes, "n_bad": summary.n_bad})
+    kept = [job.request.of_scan(), job.of_model(scan), job.of_features(model, scan)]
+    manifest = {
+        **attributes,
+        "fingerprint": job.request.of_all(),
+        "kept": kept,
+        "n_rows": summary.n_rows,
+        "n_features": summary.n_features,
+        "n_bad": summary.n_bad,
+        "bad_shards": job.bad_shards,
+        "left_out": why_left_out(job.shards),
         "summary": asdict(summary),
-        **({"training": model.about["training"]} if is_trained else {}),
+        "files": [asdict(entry) for entry in entries],
+        "parts": [_line(record) for record in records],
     }
-    nothing_rides = not any(shard.riders for shard in job.shards)
-    alone = [(record.facts["n_rows"], model.n_features) for record in records] if nothing_rides else []
-    index = index_bytes(ledger.directory, [record.entry.file for record in records], about, alone)
-    files = {
-        "model.h5": model.to_hdf5(),
-        "encoder.npz": model.to_npz(),
-        "index.h5": index,
-        "report.json": (json.dumps(report, indent=1) + "\n").encode(),
-    }
-    if job.config.on_bad_data == "quarantine":
-        files[QUARANTINE] = _quarantine(job, records)
-    entries = [asdict(ledger.replace(name, data)) for name, data in files.items()]
-    entries += [asdict(entry) for entry in _single_file(job, records, {**about, "n_bad": summary.n_bad})]
-    lines = [{**asdict(r.entry), **{k: v for k, v in r.facts.items() if k not in _OF_RECORDS}} for r in records]
-    request = job.request
-    kept = [
-        request.of_scan(),
-        request.of_model() if found is None else job.of_model(found),
-        job.of_features(model, found),
-    ]
-    ledger.finish(
-        asdict(request),
-        {
-            **about,
-            "fingerprint": request.of_all(),
-            "kept": kept,
-            "n_rows": summary.n_rows,
-            "n_features": summary.n_features,
-            "n_bad": summary.n_bad,
-            "bad_shards": job.bad_shards,
-            "left_out": why_left_out(job.shards),
-            "summary": asdict(summary),
-            "files": entries,
-            "parts": lines,
-        },
-    )
-    ledger.sweep(*kept)
+    job.ledger.finish(asdict(job.request), manifest)
+    # Only now: until the manifest named others, readers of an earlier run's results were at theirs.
+    job.ledger.sweep(*kept)
     return summary
 
 
-def _single_file(job: Job, records: Sequence[Record], about: Mapping[str, Any]) -> list[Entry]:
-    """All rows in one file, when it is asked for or was: it is large, so one that is as it was written stays."""
-    ledger, parts = job.ledger, [asdict(record.entry) for record in records]
-    before = ledger.manifest() or {"parts": [], "files": []}
-    is_same = [line["blake3"] for line in before["parts"]] == [part["blake3"] for part in parts]
-    earlier = [
-        Entry(line["file"], line["n_bytes"], line["blake3"])
-        for line in before["files"]
-        if is_same and line["file"] == SINGLE_FILE
-    ]
-    if earlier and not ledger.fault(earlier[0]):
-        return earlier
-    if not earlier and not job.config.single_file:
-        return []
-    entry = ledger.replace_by_pieces(
-        SINGLE_FILE, single_file(ledger.directory, [part["file"] for part in parts], about)
+def again(manifest: Mapping[str, Any], output: str, seconds: dict[str, float]) -> Summary:
+    """What an earlier run said at its end, said again of where its results lie now."""
+    return Summary(**{**manifest["summary"], "output": output, "seconds": seconds, "before": True})
+
+
+def _summary(job: Job, model: Model, records: Sequence[Record], scan: Scan | None) -> Summary:
+    n_rows, n_bad, n_outside = (
+        sum(record.facts[name] for record in records) for name in ("n_rows", "n_bad", "n_outside")
     )
-    job.clock.lap("single file")
-    log.info("single file: %s, %.1f MB", shown(ledger.directory / SINGLE_FILE), entry.n_bytes / 1e6)
-    return [entry]
+    return Summary(
+        output=job.config.output,
+        n_rows=n_rows,
+        n_inputs=model.n_inputs,
+        n_features=model.n_features,
+        n_bad=n_bad,
+        n_parts=len(records),
+        device=str(job.device),
+        cost=_best_cost(model.about["training"]) if job.given is None else None,
+        seconds=job.clock.seconds,
+        n_bad_shards=len(job.bad_shards) + (len(scan.unreadable) if scan else 0),
+        n_outside=n_outside,
+    )
+
+
+def _best_cost(training: dict[str, Any]) -> float:
+    best = training["history"][training["best_epoch"]]
+    cost = best["cost"] if best["validation_cost"] is None else best["validation_cost"]
+    return float(cost)
+
+
+def _files(
+    job: Job, model: Model, records: Sequence[Record], attributes: Mapping[str, Any], summary: Summary
+) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of what stands beside the parts, each made when the one before it is written."""
+    yield "model.h5", model.to_hdf5()
+    yield "encoder.npz", model.to_npz()
+    yield "index.h5", _index(job, model, records, attributes)
+    yield "report.json", _report(job, model, summary)
+    if job.config.on_bad_data == "quarantine":
+        yield QUARANTINE, _quarantine(job, records)
+
+
+def _index(job: Job, model: Model, records: Sequence[Record], attributes: Mapping[str, Any]) -> bytes:
+    nothing_rides = not any(shard.riders for shard in job.shards)
+    # Where nothing rides along, their shapes are known, and no part is opened for them.
+    shapes = [(record.facts["n_rows"], model.n_features) for record in records] if nothing_rides else []
+    return index_bytes(job.ledger.directory, [record.entry.file for record in records], attributes, shapes)
+
+
+def _report(job: Job, model: Model, summary: Summary) -> bytes:
+    report = {"config": asdict(job.config), "device": asdict(job.device), "summary": asdict(summary)}
+    if job.given is None:
+        report["training"] = model.about["training"]
+    return (json.dumps(report, indent=1) + "\n").encode()
 
 
 def _quarantine(job: Job, records: Sequence[Record]) -> bytes:
@@ -175,10 +171,27 @@ def _quarantine(job: Job, records: Sequence[Record]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def _best_cost(training: dict[str, Any]) -> float:
-    best = training["history"][training["best_epoch"]]
-    cost = best["cost"] if best["validation_cost"] is None else best["validation_cost"]
-    return float(cost)
+def _single_file(job: Job, records: Sequence[Record], attributes: Mapping[str, Any]) -> list[Entry]:
+    """All rows in one file, when it is asked for or was: it is large, so one that is as it was written stays."""
+    ledger, parts = job.ledger, [record.entry for record in records]
+    before = ledger.manifest() or {"parts": [], "files": []}
+    is_same = [line["blake3"] for line in before["parts"]] == [part.blake3 for part in parts]
+    earlier = [Entry(**line) for line in before["files"] if is_same and line["file"] == SINGLE_FILE]
+    if earlier and not ledger.fault(earlier[0]):
+        return earlier
+    if not earlier and not job.config.single_file:
+        return []
+    content = single_file(ledger.directory, [part.file for part in parts], attributes)
+    entry = ledger.replace_by_pieces(SINGLE_FILE, content)
+    job.clock.lap("single file")
+    log.info("single file: %s, %.1f MB", shown(ledger.directory / SINGLE_FILE), entry.n_bytes / 1e6)
+    return [entry]
+
+
+def _line(record: Record) -> dict[str, Any]:
+    """A part's line of the manifest."""
+    facts = {name: value for name, value in record.facts.items() if name not in _OF_RECORDS}
+    return {**asdict(record.entry), **facts}
 
 
 def standing(job: Job) -> str:
@@ -187,10 +200,9 @@ def standing(job: Job) -> str:
     checkpoints = job.ledger.records("checkpoint", job.clock.model) if job.clock.model else []
     if checkpoints:
         stages += f"; a checkpoint keeps {trained(checkpoints[-1])}"
-    n_rows = sum(shard.n_rows for shard in job.shards)
     records = job.ledger.records("part", job.clock.features) if job.clock.features else []
     n_done = sum(record.facts["n_rows"] for record in records)
     return (
         f"Not finished after {job.clock.total:.1f} s in {shown(job.ledger.directory)}: stages done: {stages}; "
-        f"{n_done} of {n_rows} rows have committed features."
+        f"{n_done} of {job.n_rows} rows have committed features."
     )

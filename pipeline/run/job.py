@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.output.ledger import Ledger
-from pipeline.run.budget import Plan
-from pipeline.run.fingerprints import Request
+from pipeline.run.prepare import Prepared
 from pipeline.scan.ranges import Scan
-from pipeline.settings.config import Config
-from pipeline.shards.shard import Shard
 
 if TYPE_CHECKING:
     from kernels.backend import Device
@@ -48,56 +45,47 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run under way.
+class Job(Prepared):
+    """A run under way: what was prepared, and where it is at work.
 
     Attributes
     ----------
-    config : Config
-        With its defaults filled in.
     command : sequence of str
         The command line, for the outputs' attributes.
-    shards : tuple of Shard
-    bad_shards : list of dict
-        Files of the input that were refused and left out: ``file`` and ``reason``.
-    request : Request
-        What decides the results.
-    plan : Plan
     ledger : Ledger
     device : Device
     clock : Clock
     """
 
-    config: Config
     command: Sequence[str]
-    shards: tuple[Shard, ...]
-    bad_shards: list[dict[str, str]]
-    request: Request
-    plan: Plan
     ledger: Ledger
     device: Device
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock
 
     @property
     def n_features(self) -> int:
         """Columns out."""
-        assert self.config.n_features is not None
         return self.config.n_features
+
+    @property
+    def resident(self) -> bool:
+        """Whether training keeps all rows in memory, where its products run."""
+        return self.budget.resident if self.device.used == "cpu" else self.budget.resident_on_device
 
     @property
     def tolerates_bad_data(self) -> bool:
         """Whether bad rows and shards are left out instead of ending the run."""
         return self.config.on_bad_data != "raise"
 
-    def of_model(self, found: Scan) -> str:
+    def of_model(self, scan: Scan | None) -> str:
         """Fingerprint of the training's result: also of the shards that it had to do without."""
-        asked = self.request.of_model()
-        return fingerprint(asked, sorted(found.unreadable)) if found.unreadable else asked
+        asked, without = self.request.of_model(), _unreadable(scan)
+        return fingerprint(asked, without) if without else asked
 
-    def of_features(self, model: Model, found: Scan | None) -> str:
+    def of_features(self, model: Model, scan: Scan | None) -> str:
         """Fingerprint of the features: also of the shards that have none, and whether bad rows are listed."""
-        asked = self.request.of_features(model.fingerprint)
-        without, is_listed = sorted(found.unreadable if found else []), self.config.on_bad_data == "quarantine"
+        asked, without = self.request.of_features(model.fingerprint), _unreadable(scan)
+        is_listed = self.config.on_bad_data == "quarantine"
         return fingerprint(asked, without, is_listed) if without or is_listed else asked
 
     def about(self) -> dict[str, Any]:
@@ -108,6 +96,10 @@ class Job:
             "device": str(self.device),
             "versions": versions(),
         }
+
+
+def _unreadable(scan: Scan | None) -> list[int]:
+    return sorted(scan.unreadable) if scan else []
 
 
 @cache

@@ -1,86 +1,93 @@
-"""What is looked at before a run begins: the inputs, the settings, the room on the disk."""
+"""What is looked at before a run begins, each once: the inputs, the settings, the memory, the room on the disk."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.device import TILE_ROWS
 from pipeline.errors import ConfigError, DataError, WriteFailed, shown
-from pipeline.model import Model
+from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
-from pipeline.run.fingerprints import Request
-from pipeline.settings.config import LEARNING_RATES, Config, allowed, plain
+from pipeline.run.budget import Budget, make_budget
+from pipeline.run.fingerprints import Request, request_of
+from pipeline.settings.config import Config, allowed, plain, problems
+from pipeline.settings.resolved import Settings, resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 
-__all__ = ["check_space", "misfits", "open_inputs", "own_inputs", "own_model", "refuse", "resolved"]
+__all__ = ["Prepared", "check_space", "prepare"]
 
 log = logging.getLogger(__name__)
 
 
-def open_inputs(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
-    """The shards, and those that were refused and may be left out."""
-    if config.on_bad_data == "raise":
-        return open_shards(
-            config.input, config.dataset, followed=config.follow, orientation=config.orientation, carry=config.carry
-        ), []
-    refused: list[dict[str, str]] = []
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run knows before it touches its output directory.
 
-    def refuse(path: Path, error: DataError) -> None:
-        log.warning("%s This shard is left out.", error)
-        refused.append({"file": str(path), "reason": str(error)})
+    Attributes
+    ----------
+    config : Settings
+    shards : tuple of Shard
+    bad_shards : list of dict
+        Files of the input that were refused and left out: ``file`` and ``reason``.
+    given : Model or None
+        A fitted one, that takes the training's place.
+    budget : Budget
+    request : Request
+        What decides the results.
+    """
 
-    shards = open_shards(config.input, config.dataset, refuse, config.follow, config.orientation, config.carry)
-    limit = allowed(config.max_bad_shards, len(shards) + len(refused))
-    if len(refused) > limit:
-        raise DataError(
-            f"{len(refused)} of {len(shards) + len(refused)} shards are bad, expected {limit} at most "
-            f"(--max-bad-shards {config.max_bad_shards}). The first: {refused[0]['reason']}"
-        )
-    return shards, refused
+    config: Settings
+    shards: tuple[Shard, ...]
+    bad_shards: list[dict[str, str]]
+    given: Model | None
+    budget: Budget
+    request: Request
 
-
-def refuse(found: Sequence[str]) -> None:
-    """Stop when something was found that speaks against the settings."""
-    if found:
-        raise ConfigError("; ".join(found))
-
-
-def misfits(config: Config, model: Model, shard: Shard) -> list[str]:
-    """What does not fit together about an old model and new shards."""
-    where = f"model={shown(config.model)}"
-    found = []
-    if model.n_inputs != shard.n_inputs:
-        found.append(f"{where}: made for {model.n_inputs} columns, found {shard.n_inputs} in file={shown(shard.path)}")
-    if model.n_features != config.n_features:
-        found.append(f"{where}: gives {model.n_features} features, found n_features {config.n_features}: leave it out")
-    return found
+    @property
+    def n_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(shard.n_rows for shard in self.shards)
 
 
-def own_inputs(directory: Path, shards: Sequence[Shard]) -> list[str]:
-    """Shards that writing to `directory` would remove."""
-    inside = [shard.path for shard in shards if directory.resolve() in Path(shard.path).resolve().parents]
-    return [
-        f"output={shown(directory)}: holds the input file={shown(path)}, expected another --output"
-        for path in inside[:1]
-    ]
+def prepare(config: Config) -> Prepared:
+    """Look at the inputs and at what a run with these settings takes; nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        For settings that cannot work, in themselves or with these inputs.
+    ShardpressError
+        For inputs or a model that cannot be used.
+    """
+    _refuse(problems(config))  # before the inputs, which may take minutes to look at
+    shards, bad_shards = _open(config)
+    given = load_model(config.model) if config.model else None
+    n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
+    settings = resolve(config, n_rows, n_inputs, given.n_features if given else None)
+    for name, value in asdict(settings).items():
+        log.info("  %-22s %s", name, plain(value))
+    _refuse(_too_large(settings, n_rows, n_inputs) if given is None else _misfits(settings, given, shards[0]))
+    _refuse([*_own_inputs(settings, shards), *_own_model(settings)])
+    budget = make_budget(settings, shards, TILE_ROWS)
+    log.debug("budget: %s", budget)
+    return Prepared(settings, shards, bad_shards, given, budget, request_of(settings, shards, given, budget))
 
 
-def own_model(directory: Path, model: str | None) -> list[str]:
-    """A model that writing to `directory` would remove."""
-    if model is None or directory.resolve() not in (Path(model).resolve(), Path(model).resolve().parent):
-        return []
-    return [f"output={shown(directory)}: holds the model itself and what it was trained on, expected another --output"]
+def check_space(ledger: Ledger, prepared: Prepared) -> None:
+    """A full disk is better met in the evening.
 
-
-def check_space(ledger: Ledger, config: Config, shards: Sequence[Shard], request: Request) -> None:
-    """A full disk is better met in the evening."""
-    assert config.n_features is not None
-    row_bytes = 4 * config.n_features + 1 + 8 * len(shards[0].riders)
-    needed = sum(shard.n_rows for shard in shards) * row_bytes * (2 if config.single_file else 1)
+    Raises
+    ------
+    WriteFailed
+        When the features will not fit.
+    """
+    config = prepared.config
+    row_bytes = 4 * config.n_features + 1 + 8 * len(prepared.shards[0].riders)  # features, valid, what rides along
+    needed = prepared.n_rows * row_bytes * (2 if config.single_file else 1)
     try:
         free = ledger.disk.free_bytes(ledger.directory)
     except OSError as error:
@@ -95,12 +102,68 @@ def check_space(ledger: Ledger, config: Config, shards: Sequence[Shard], request
         )
 
 
-def resolved(config: Config, n_rows: int, n_inputs: int, model: Model | None) -> Config:
-    """The settings with every default that depends on others or on the data filled in."""
-    n_features = config.n_features or (model.n_features if model else min(64, max(1, n_inputs // 2)))
-    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
-    batch_size = config.batch_size if config.batch_size is not None else min(128, max(16, n_rows // 50), n_rows)
-    found = dataclasses.replace(config, n_features=n_features, learning_rate=rate, batch_size=batch_size)
-    for name, value in asdict(found).items():
-        log.info("  %-22s %s", name, plain(value))
-    return found
+def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
+    """The shards, and those that were refused and may be left out."""
+    refused: list[dict[str, str]] = []
+
+    def refuse(path: Path, error: DataError) -> None:
+        log.warning("%s This shard is left out.", error)
+        refused.append({"file": str(path), "reason": str(error)})
+
+    leave = None if config.on_bad_data == "raise" else refuse
+    shards = open_shards(config.input, config.dataset, leave, config.follow, config.orientation, config.carry)
+    limit = allowed(config.max_bad_shards, len(shards) + len(refused))
+    if len(refused) > limit:
+        raise DataError(
+            f"{len(refused)} of {len(shards) + len(refused)} shards are bad, expected {limit} at most "
+            f"(--max-bad-shards {config.max_bad_shards}). The first: {refused[0]['reason']}"
+        )
+    first = shards[0]
+    if first.n_inputs == 1:
+        raise DataError(
+            f"file={shown(first.path)} dataset={shown(first.dataset)}: shape {first.shape} has a single column, "
+            "expected two or more: there is nothing to press together. Name another dataset with --dataset."
+        )
+    return shards, refused
+
+
+def _refuse(complaints: Iterable[str]) -> None:
+    if words := "; ".join(complaints):
+        raise ConfigError(words)
+
+
+def _too_large(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
+    """Settings that there are too few rows or columns for."""
+    for name, value, most in (
+        ("n_features", settings.n_features, n_inputs - 1),
+        ("batch_size", settings.batch_size, n_rows),
+    ):
+        if value > most:
+            yield f"{name}: {value}, expected 1 to {most} for these shards"
+
+
+def _misfits(settings: Settings, model: Model, shard: Shard) -> Iterator[str]:
+    """What does not fit together about an old model and new shards."""
+    where = f"model={shown(settings.model)}"
+    if model.n_inputs != shard.n_inputs:
+        yield f"{where}: made for {model.n_inputs} columns, found {shard.n_inputs} in file={shown(shard.path)}"
+    if model.n_features != settings.n_features:
+        yield f"{where}: gives {model.n_features} features, found n_features {settings.n_features}: leave it out"
+
+
+def _own_inputs(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
+    """Shards that writing to the output directory would remove."""
+    directory = Path(settings.output)
+    inside = [shard.path for shard in shards if directory.resolve() in Path(shard.path).resolve().parents]
+    if inside:
+        yield f"output={shown(directory)}: holds the input file={shown(inside[0])}, expected another --output"
+
+
+def _own_model(settings: Settings) -> Iterator[str]:
+    """A model that writing to the output directory would remove."""
+    if settings.model is None:
+        return
+    directory, model = Path(settings.output), Path(settings.model).resolve()
+    if directory.resolve() in (model, model.parent):
+        where = f"output={shown(directory)}"
+        yield f"{where}: holds the model itself and what it was trained on, expected another --output"

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.cluster.threads import threads
 from pipeline.errors import DataError, counted
 from pipeline.progress import Progress
-from pipeline.run.earlier import intact
+from pipeline.run.earlier import latest
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan, ScanSettings, describe_bad_rows, scan
 from pipeline.settings.config import Config, allowed
@@ -37,32 +37,29 @@ def scanned(job: Job) -> Scan:
 
 
 def _earlier_scan(job: Job) -> Scan | None:
-    for record in intact(job, job.ledger.records("scan", job.request.of_scan())):
-        try:
-            found = Scan.from_npz(job.ledger.load(record))
-        except ValueError as error:
-            log.warning("scan: %s; it is made anew", error)
-            job.ledger.drop(record)
-            continue
-        if found.unreadable:
-            job.ledger.drop(record)  # the files may have been mended without a change of their times
-            continue
-        log.info("scan: an earlier run has finished it")
-        return found
-    return None
+    fingerprint = job.request.of_scan()
+    found = latest(
+        job, "scan", fingerprint, lambda record: Scan.from_npz(job.ledger.load(record)), "scan: %s; it is made anew"
+    )
+    if found is None:
+        return None
+    if found.unreadable:  # the files may have been mended without a change of their times
+        job.ledger.drop(*job.ledger.records("scan", fingerprint))
+        return None
+    log.info("scan: an earlier run has finished it")
+    return found
 
 
 def _scan(job: Job) -> Scan:
-    shards, config, plan = job.shards, job.config, job.plan
-    n_rows = sum(shard.n_rows for shard in shards)
+    shards, config, budget = job.shards, job.config, job.budget
     row_bytes = shards[0].n_inputs * np.dtype(shards[0].dtype).itemsize
     max_unreadable = None
     if job.tolerates_bad_data:
         n_shards = len(shards) + len(job.bad_shards)
         max_unreadable = max(0, allowed(config.max_bad_shards, n_shards) - len(job.bad_shards))
-    settings = ScanSettings(plan.block_rows, config.missing_value, max_unreadable)
-    with Progress("scan", n_rows, "rows", row_bytes) as progress, threads(plan.n_threads) as pool:
-        return scan(shards, settings, pool, plan.n_threads, progress.advance)
+    settings = ScanSettings(budget.block_rows, config.missing_value, max_unreadable)
+    with Progress("scan", job.n_rows, "rows", row_bytes) as progress, threads(budget.n_threads) as pool:
+        return scan(shards, settings, pool, budget.n_threads, progress.advance)
 
 
 def _judge(job: Job, found: Scan) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.device import autoencoder_of, training_step_of
-from pipeline.errors import DataError, ShardpressError, TrainingDiverged, counted, shown
+from pipeline.errors import DataError, TrainingDiverged, counted, shown
 from pipeline.model import Model, load_model
-from pipeline.output.records import LAST_GOOD
-from pipeline.run.budget import Plan
-from pipeline.run.earlier import intact
+from pipeline.output.records import LAST_GOOD, Record
+from pipeline.run.budget import Budget
+from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.run.scan_stage import doubt, scanned
 from pipeline.scan.ranges import Scan, check_usable, readable
@@ -64,13 +64,13 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
 
 
 def _earlier_model(job: Job, found: Scan) -> Model | None:
-    for record in intact(job, job.ledger.records("model", job.of_model(found))):
-        try:
-            return load_model(job.ledger.directory / record.entry.file)
-        except ShardpressError as error:
-            log.warning("%s; it is trained anew", error)
-            job.ledger.drop(record)
-    return None
+    return latest(
+        job,
+        "model",
+        job.of_model(found),
+        lambda record: load_model(job.ledger.directory / record.entry.file),
+        "%s; it is trained anew",
+    )
 
 
 def _trained(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) -> Model:
@@ -89,21 +89,24 @@ def _trained(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) ->
 
 
 def _train(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) -> dict[str, Any]:
-    config, plan = job.config, job.plan
+    config, budget = job.config, job.budget
     job.clock.model = fingerprint = job.of_model(found)
     shards, found = readable(job.shards, found)
-    watched = _validation(found, plan, config)
+    watched = _validation(found, budget, config)
     order = Order(
-        slab_starts(shards, plan.window_rows // 4), np.union1d(found.bad_rows, watched), plan.window_rows, config.seed
+        slab_starts(shards, budget.window_rows // 4),
+        np.union1d(found.bad_rows, watched),
+        budget.window_rows,
+        config.seed,
     )
     if not order.n_rows:
         counts = f"{found.n_rows} rows, {len(found.bad_rows)} bad, {len(watched)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
-    rows: Rows = ResidentRows(shards, plan.n_threads) if plan.resident else StreamedRows(shards, plan.n_threads)
+    rows: Rows = ResidentRows(shards, budget.n_threads) if job.resident else StreamedRows(shards, budget.n_threads)
     validation = rows.take(watched)
     log.info(
         "training: %s %s, %d for validation, minibatches of %d",
-        *(counted(order.n_rows, "row"), "in memory" if plan.resident else "streamed", len(watched), config.batch_size),
+        *(counted(order.n_rows, "row"), "in memory" if job.resident else "streamed", len(watched), config.batch_size),
     )
     autoencoder.initialize(np.random.default_rng(config.seed), _mean(scaler, rows, found, config))
     step = training_step_of(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
@@ -116,16 +119,12 @@ def _train(job: Job, autoencoder: Autoencoder, scaler: Scaler, found: Scan) -> d
 
 
 def _earlier_checkpoint(job: Job, fingerprint: str, autoencoder: Autoencoder, step: TrainingStep) -> Checkpoint | None:
-    """The latest good one."""
-    for record in reversed(intact(job, job.ledger.records("checkpoint", fingerprint))):
-        try:
-            checkpoint = Checkpoint.from_npz(job.ledger.load(record))
-            checkpoint.check_fits(autoencoder, step)
-            return checkpoint
-        except ValueError as error:
-            log.warning("checkpoint %s; the one before it is taken", error)
-            job.ledger.drop(record)
-    return None
+    def read(record: Record) -> Checkpoint:
+        checkpoint = Checkpoint.from_npz(job.ledger.load(record))
+        checkpoint.check_fits(autoencoder, step)
+        return checkpoint
+
+    return latest(job, "checkpoint", fingerprint, read, "checkpoint %s; the one before it is taken")
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
@@ -136,16 +135,16 @@ def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])
 
 
-def _validation(found: Scan, plan: Plan, config: Config) -> np.ndarray:
+def _validation(found: Scan, budget: Budget, config: Config) -> np.ndarray:
     """Numbers of the rows that training is watched with."""
     n_wanted = round(config.validation_fraction * found.n_rows)
-    if n_wanted > plan.max_validation_rows:
+    if n_wanted > budget.max_validation_rows:
         log.info(
             "validation: %s instead of %d, to stay in the memory budget",
-            counted(plan.max_validation_rows, "row"),
+            counted(budget.max_validation_rows, "row"),
             n_wanted,
         )
-    return spread_rows(found.n_rows, found.bad_rows, min(n_wanted, plan.max_validation_rows), config.seed)
+    return spread_rows(found.n_rows, found.bad_rows, min(n_wanted, budget.max_validation_rows), config.seed)
 
 
 def _mean(scaler: Scaler, rows: Rows, found: Scan, config: Config) -> np.ndarray | None:

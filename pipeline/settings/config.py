@@ -274,16 +274,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     return config
 
 
-def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = None) -> list[str]:
-    """Everything that is wrong with the settings, one sentence each; with the data's size, what does not fit it too."""
-    rate, limit = config.learning_rate, n_rows or math.inf
-    missing = config.missing_value
-    n_features, widest, batch_size = config.n_features, (n_inputs or math.inf) - 1, config.batch_size
+def problems(config: Config) -> list[str]:
+    """Everything that is wrong with the settings in themselves, one sentence each."""
+    rate, missing = config.learning_rate, config.missing_value
     checks: list[tuple[bool, str, object, str]] = [
-        (config.n_features is None or 1 <= config.n_features <= widest, "n_features", n_features, _range(1, widest)),
+        (config.n_features is None or config.n_features >= 1, "n_features", config.n_features, "1 or more"),
         (not config.output.startswith("~"), "output", config.output, "a path whose ~ is expanded"),
         (config.epochs >= 1, "epochs", config.epochs, "1 or more"),
-        (batch_size is None or 1 <= batch_size <= limit, "batch_size", batch_size, _range(1, limit)),
+        (config.batch_size is None or config.batch_size >= 1, "batch_size", config.batch_size, "1 or more"),
         (rate is None or 0 < rate < math.inf, "learning_rate", rate, "a finite number above 0"),
         (0 <= config.momentum < 1, "momentum", config.momentum, "from 0 up to but not including 1"),
         (config.seed >= 0, "seed", config.seed, "0 or more"),
@@ -310,10 +308,6 @@ def problems(config: Config, n_rows: int | None = None, n_inputs: int | None = N
         (not (config.quiet and config.verbose), "quiet and verbose", "both", "at most one of them"),
     ]
     return [f"{name}: {found}, expected {expected}" for good, name, found, expected in checks if not good]
-
-
-def _range(low: int, high: float) -> str:
-    return f"{low} or more" if high == math.inf else f"{low} to {int(high)} for these shards"
 
 
 # The settings under --help, by what they are about.

@@ -14,7 +14,7 @@ from pipeline.encoding.bad_data import Policy
 from pipeline.encoding.encode import Encoded, Encoder, Write, encode_parts, plan_parts
 from pipeline.hdf5.files import FILES
 from pipeline.output.records import Entry, Record
-from pipeline.run.budget import Plan
+from pipeline.run.budget import Budget
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from tests.support.damage import damage
@@ -23,8 +23,8 @@ from tests.support.helpers import numbered, numbered_shards, refused, write_shar
 RAISE = Policy()
 
 
-def plan(block_rows: int, part_rows: int, n_threads: int = 2) -> Plan:
-    return Plan(n_threads, block_rows, part_rows, resident=True, window_rows=1, max_validation_rows=1)
+def plan(block_rows: int, part_rows: int, n_threads: int = 2) -> Budget:
+    return Budget(n_threads, block_rows, part_rows, True, True, window_rows=1, max_validation_rows=1)
 
 
 def double(rows: np.ndarray, out: np.ndarray) -> None:
@@ -46,7 +46,7 @@ def writer(folder: Path) -> Write:
 def encode(
     shards: Sequence[Shard],
     folder: Path,
-    sizes: Plan,
+    sizes: Budget,
     policy: Policy = RAISE,
     encoder: Encoder = double,
 ) -> tuple[list, np.ndarray]:

@@ -14,10 +14,11 @@ import pytest
 from pipeline.hdf5.layout import Layout
 from pipeline.model import Model
 from pipeline.run import fingerprints as module
-from pipeline.run.budget import make_plan
+from pipeline.run.budget import make_budget
 from pipeline.run.fingerprints import Request, differences, request_of
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config
+from pipeline.settings.resolved import resolve
 from pipeline.shards.shard import Rider, Shard
 
 CONFIG = Config(n_features=2, batch_size=16, learning_rate=0.1, threads=2)
@@ -34,8 +35,8 @@ STAGES = ("scan", "model", "features", "all")
 
 
 def request(config: Config = CONFIG, shards: tuple[Shard, ...] = SHARDS, model: Model | None = None) -> Request:
-    assert config.n_features is not None
-    return request_of(config, shards, model, make_plan(config, shards, config.n_features, 8, on_device=False))
+    settings = resolve(config, 3000, 4)
+    return request_of(settings, shards, model, make_budget(settings, shards, 8))
 
 
 def fingerprints(found: Request) -> dict[str, str]:

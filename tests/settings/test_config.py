@@ -477,9 +477,9 @@ def test_a_list_of_inputs_may_be_as_long_as_the_file(file):
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("n_features", [None, 1, 9], [0, -1, 10, 11]),
+        ("n_features", [None, 1, 9], [0, -1]),
         ("epochs", [1, 2], [0, -1]),
-        ("batch_size", [1, 99, 100], [0, -1, 101]),
+        ("batch_size", [None, 1, 100], [0, -1]),
         ("learning_rate", [None, 1e-9, 1e9], [0.0, -1.0, float("inf"), float("nan")]),
         ("momentum", [0.0, 0.999], [-0.1, 1.0, float("nan")]),
         ("seed", [0, 2**70], [-1]),
@@ -495,19 +495,18 @@ def test_a_list_of_inputs_may_be_as_long_as_the_file(file):
     ],
 )
 def test_each_setting_has_its_range(name, good, bad):
-    fitting = replace(Config(), batch_size=100)
     for value in good:
-        assert problems(replace(fitting, **{name: value}), n_rows=100, n_inputs=10) == []
+        assert problems(replace(Config(), **{name: value})) == []
     for value in bad:
-        (complaint,) = problems(replace(fitting, **{name: value}), n_rows=100, n_inputs=10)
+        (complaint,) = problems(replace(Config(), **{name: value}))
         assert complaint.startswith(f"{name}: {value}, expected ")
 
 
 def test_all_problems_are_told_at_once():
-    found = problems(replace(Config(), n_features=784, batch_size=0, quiet=True, verbose=True), 60000, 784)
+    found = problems(replace(Config(), n_features=-1, batch_size=0, quiet=True, verbose=True))
     assert found == [
-        "n_features: 784, expected 1 to 783 for these shards",
-        "batch_size: 0, expected 1 to 60000 for these shards",
+        "n_features: -1, expected 1 or more",
+        "batch_size: 0, expected 1 or more",
         "quiet and verbose: both, expected at most one of them",
     ]
     wrong = {"epochs": 0, "batch_size": -1, "learning_rate": float("nan"), "momentum": 1.0, "seed": -1, "patience": -1}

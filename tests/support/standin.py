@@ -142,7 +142,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         setattr(module, standin.__name__, standin)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(stages, "start_device", lambda is_required: Device("cpu", "cpu", "stand-in"))
-    monkeypatch.setattr(stages, "TILE_ROWS", TILE_ROWS)
+    monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come
     monkeypatch.setattr(prepare, "open_shards", _remembering(open_shards))

@@ -1,0 +1,50 @@
+"""What is looked at before a run begins: what cannot work is refused before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.run.prepare import prepare
+from pipeline.settings.config import Config
+from tests.support.helpers import refused, write_shard
+
+
+def config(folder: Path, n_rows: int = 100, n_inputs: int = 10) -> Config:
+    rows = np.arange(n_rows * n_inputs, dtype=np.float32).reshape(n_rows, n_inputs)
+    shard = write_shard(folder / "x.h5", rows)
+    return Config(input=(shard,), output=str(folder / "out"), threads=1)
+
+
+def test_settings_fit_the_rows_and_columns_or_all_that_do_not_are_told(tmp_path: Path) -> None:
+    given = config(tmp_path)
+    for n_features, batch_size in ((1, 1), (9, 100)):
+        prepare(replace(given, n_features=n_features, batch_size=batch_size))
+    few = "n_features: 10, expected 1 to 9 for these shards; batch_size: 101, expected 1 to 100 for these shards"
+    with refused(78, few):
+        prepare(replace(given, n_features=10, batch_size=101))
+
+
+def test_settings_that_cannot_work_are_told_before_the_inputs_are_looked_at(tmp_path: Path) -> None:
+    with refused(78, "epochs: 0, expected 1 or more"):
+        prepare(Config(input=(str(tmp_path / "nowhere"),), epochs=0))
+
+
+def test_every_setting_that_was_left_open_has_a_value_and_nothing_is_written(tmp_path: Path) -> None:
+    prepared = prepare(config(tmp_path))
+    assert (prepared.n_rows, prepared.given, prepared.bad_shards) == (100, None, [])
+    assert (prepared.config.n_features, prepared.config.batch_size, prepared.config.learning_rate) == (5, 16, 0.003)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
+    given = config(tmp_path)
+    with refused(78, "holds the input file=", "expected another --output"):
+        prepare(replace(given, output=str(tmp_path)))
+
+
+def test_a_single_column_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with refused(65, "has a single column, expected two or more", "--dataset"):
+        prepare(config(tmp_path, n_inputs=1))
