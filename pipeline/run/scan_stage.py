@@ -11,10 +11,10 @@ from pipeline.errors import DataError, counted
 from pipeline.progress import Progress
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job
-from pipeline.scan.ranges import Scan, ScanSettings, describe_bad_rows, scan
+from pipeline.scan.ranges import Scan, ScanSettings, check_usable, describe_bad_rows, scan
 from pipeline.settings.config import Config, allowed
 
-__all__ = ["doubt", "scanned"]
+__all__ = ["scanned"]
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def scanned(job: Job) -> Scan:
     Raises
     ------
     DataError
-        For bad rows and shards that the settings do not allow.
+        For bad rows and shards that the settings do not allow; or when there is nothing to learn from.
     """
     found = _earlier_scan(job)
     if found is None:
@@ -33,6 +33,10 @@ def scanned(job: Job) -> Scan:
         entry = job.ledger.write("stages/scan", ".npz", found.to_npz())
         job.ledger.commit("scan", job.request.of_scan(), entry)
     _judge(job, found)
+    if job.given is None:
+        check_usable(job.shards, found, job.config.missing_value)
+        _doubt(job, found)
+    job.clock.lap("scan")
     return found
 
 
@@ -89,7 +93,7 @@ def _leave_out(config: Config, found: Scan) -> str:
     return f"Mend the files, or leave these rows out with --on-bad-data {how}{'' if is_within else limit}."
 
 
-def doubt(job: Job, found: Scan) -> None:
+def _doubt(job: Job, found: Scan) -> None:
     """Warn of data from which little can be learnt."""
     if found.n_good < job.n_features:
         n_inputs = job.shards[0].n_inputs

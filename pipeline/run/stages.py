@@ -66,12 +66,11 @@ def run(
 def _extract(job: Job) -> Summary:
     found: Scan | None
     if job.given is None:
-        model, autoencoder, found = fit(job)
+        found = scanned(job)
+        model, autoencoder = fit(job, found)
     else:
         # Which rows are bad must be known before the first part is written.
         found = scanned(job) if job.tolerates_bad_data else None
-        if found is not None:
-            job.clock.lap("scan")
         model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.n_features, row_dtype(job.shards))
         autoencoder.set_parameters(model.parameters)
     records = encode(job, model, autoencoder, policy_of(job, found), job.of_features(model, found))

@@ -1,4 +1,4 @@
-"""From rows to a fitted model: scan, then train, or take over the model of an earlier run that did the same."""
+"""From rows to a fitted model: trained, or taken over from an earlier run that did the same."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from pipeline.output.records import LAST_GOOD, Record
 from pipeline.run.budget import Budget
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
-from pipeline.run.scan_stage import doubt, scanned
-from pipeline.scan.ranges import Scan, check_usable, readable
+from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config
 from pipeline.shards.shard import row_dtype
@@ -38,18 +37,13 @@ _MEAN_BYTES = 2**22
 _CHECKPOINTS_KEPT = 2
 
 
-def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
-    """Scan and train, or take over what an earlier run has left.
+def fit(job: Job, found: Scan) -> tuple[Model, Autoencoder]:
+    """Train, or take over what an earlier run has left.
 
     Raises
     ------
-    DataError
-        For bad rows that the settings do not allow, or a training that diverges.
+    TrainingDiverged
     """
-    found = scanned(job)
-    check_usable(job.shards, found, job.config.missing_value)
-    doubt(job, found)
-    job.clock.lap("scan")
     scaler = Scaler(found.minimum, found.maximum)
     autoencoder = autoencoder_of(scaler, job.n_features, row_dtype(job.shards))
     model = _earlier_model(job, found)
@@ -60,7 +54,7 @@ def fit(job: Job) -> tuple[Model, Autoencoder, Scan]:
         autoencoder.set_parameters(model.parameters)
     job.ledger.drop(*job.ledger.records("checkpoint", job.of_model(found)))
     job.clock.lap("training")
-    return model, autoencoder, found
+    return model, autoencoder
 
 
 def _earlier_model(job: Job, found: Scan) -> Model | None:
