@@ -44,7 +44,7 @@ from pipeline.settings.resolved import resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import train
+from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import StreamedRows
 
@@ -166,8 +166,9 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
         autoencoder.initialize(np.random.default_rng(config.seed))
         step.set_state({name: np.zeros_like(array) for name, array in step.state().items()})
         rows = StreamedRows(shards, budget.n_threads)
+        training = Training(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), config)
         start = time.perf_counter()
-        train(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), config, None, save)
+        train(training, None, save)
         return time.perf_counter() - start
 
     def with_checkpoints() -> float:

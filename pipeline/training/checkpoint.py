@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 from pipeline.formats import pack, unpack
 
-if TYPE_CHECKING:
-    from kernels.autoencoder import Autoencoder
-    from kernels.step import TrainingStep
-
-__all__ = ["Checkpoint", "Epoch", "Trained", "flat"]
-
-# What a checkpoint tells beside its arrays.
-_PROGRESS = ("optimizer", "epoch", "n_done", "costs", "seconds", "history", "best_cost", "best_epoch", "watch")
+__all__ = ["Checkpoint", "Epoch", "Standing", "Trained", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +60,50 @@ class Trained:
         return {"best_epoch": self.best_epoch, "history": [asdict(epoch) for epoch in self.history]}
 
 
+@dataclass
+class Standing:
+    """How far a training has come: all that decides how it goes on, beside arrays.
+
+    A checkpoint keeps every field under its name, so that none is forgotten on the way out or back.
+
+    Attributes
+    ----------
+    optimizer : str
+        The update rule, whose arrays go with it.
+    epoch, n_done : int
+        The epoch under way, from 0, and how many of its steps are done.
+    costs : list of float
+        Of these steps, where they were asked for.
+    seconds : float
+        That these steps took.
+    history : list of Epoch
+        Epochs that are over.
+    best_cost : float or None
+        The lowest validation cost; None before there is one.
+    best_epoch : int
+    watch : list of (float or None)
+        The first and the last good cost, by which divergence is told.
+    """
+
+    optimizer: str
+    epoch: int = 0
+    n_done: int = 0
+    costs: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    history: list[Epoch] = field(default_factory=list)
+    best_cost: float | None = None
+    best_epoch: int = 0
+    watch: list[float | None] = field(default_factory=lambda: [None, None])
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Standing:
+        """What `dataclasses.asdict` made plain; else a `ValueError`."""
+        names = {each.name for each in fields(cls)}
+        if set(values) != names:  # one that is missing must not become its default
+            raise ValueError(f"is no checkpoint: it tells {sorted(values)}, expected {sorted(names)}")
+        return cls(**{**values, "history": [Epoch(**epoch) for epoch in values["history"]]})
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where training stands between two steps.
@@ -75,14 +112,13 @@ class Checkpoint:
     ----------
     arrays : mapping
         ``parameters/...``, ``state/...`` of the update rule, and ``best/...`` of the best epoch so far, all float32.
-    progress : dict
-        Plain values: the epoch, the steps done in it, costs, history.
+    standing : Standing
     n_steps : int
         Steps done in all.
     """
 
     arrays: Mapping[str, np.ndarray]
-    progress: dict[str, Any]
+    standing: Standing
     n_steps: int
 
     def group(self, name: str) -> dict[str, np.ndarray]:
@@ -92,7 +128,7 @@ class Checkpoint:
 
     def to_npz(self) -> bytes:
         """The bytes of its file."""
-        return pack(self.arrays, {"progress": self.progress, "n_steps": self.n_steps})
+        return pack(self.arrays, {"progress": asdict(self.standing), "n_steps": self.n_steps})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Checkpoint:
@@ -107,24 +143,11 @@ class Checkpoint:
         if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("holds arrays that are not finite float32 numbers")
         try:
-            progress, n_steps = dict(about["progress"]), int(about["n_steps"])
+            return cls(arrays, Standing.of(about["progress"]), int(about["n_steps"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"is no checkpoint: {error!r}") from error
-        if set(progress) != set(_PROGRESS):
-            raise ValueError(f"is no checkpoint: it tells {sorted(progress)}, expected {sorted(_PROGRESS)}")
-        return cls(arrays, progress, n_steps)
-
-    def check_fits(self, autoencoder: Autoencoder, step: TrainingStep) -> None:
-        """Raise `ValueError` when its arrays are not those of this model and its update rule."""
-        own = flat(autoencoder.parameters(), step.state(), autoencoder.parameters())
-        found, expected = ({name: array.shape for name, array in arrays.items()} for arrays in (self.arrays, own))
-        if found != expected:
-            raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
 
 
-def flat(
-    parameters: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray], best: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The arrays of all groups under one name each."""
-    groups = {"parameters": parameters, "state": state, "best": best}
+def grouped(**groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of all groups under names like ``parameters/W``, as a `Checkpoint` holds them."""
     return {f"{group}/{name}": array for group, named in groups.items() for name, array in named.items()}

@@ -6,7 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +15,8 @@ import numpy as np
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
 from pipeline.progress import Progress
-from pipeline.settings.config import Config
-from pipeline.training.checkpoint import Checkpoint, Epoch, Trained, flat
+from pipeline.settings.resolved import Settings
+from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, Trained, grouped
 from pipeline.training.order import Order
 from pipeline.training.rows import Rows
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
 
-__all__ = ["learning_rate", "train"]
+__all__ = ["Training", "learning_rate", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +33,61 @@ _COSTS_PER_EPOCH = 16
 
 # Rows are scaled to [0, 1], so a cost that has grown so far will not come back.
 _DIVERGED = 100.0
-_SMALL = 1e-6
+_SMALL = 1e-6  # a first cost of almost nothing may grow a hundredfold by rounding alone
 
 # An epoch may be over in milliseconds: its end is saved only when saving takes less than a fiftieth of the time.
 _RARELY = 50
 
 
-def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+@dataclass(frozen=True)
+class Training:
+    """What is trained, on which rows, and how.
+
+    Attributes
+    ----------
+    autoencoder : Autoencoder
+        Initialized; trained in place.
+    step : TrainingStep
+        One step of it.
+    rows : Rows
+        Where minibatches come from.
+    order : Order
+        Which rows they hold.
+    validation : ndarray of shape (n_validation, n_inputs)
+        Unscaled; may be empty.
+    config : Settings
+    """
+
+    autoencoder: Autoencoder
+    step: TrainingStep
+    rows: Rows
+    order: Order
+    validation: np.ndarray
+    config: Settings
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Minibatches, of which the last one may be smaller."""
+        return -(-self.order.n_rows // self.config.batch_size)
+
+    def checked(self, checkpoint: Checkpoint) -> Checkpoint:
+        """A checkpoint that this training can go on from; a `ValueError` says why it cannot."""
+        if checkpoint.standing.optimizer != self.config.optimizer:
+            raise ValueError(f"is one of {checkpoint.standing.optimizer}, expected {self.config.optimizer}")
+        parameters = self.autoencoder.parameters()
+        own = grouped(parameters=parameters, state=self.step.state(), best=parameters)
+        found, expected = ({name: array.shape for name, array in each.items()} for each in (checkpoint.arrays, own))
+        if found != expected:
+            raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
+        return checkpoint
+
+
+def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
     """Size of a step, counted from 0 over all epochs.
 
     The linear schedule rises over the first epoch, while the weights are far from any order and a whole step would
     saturate the units, and falls to 0 over the others.
     """
-    assert config.learning_rate is not None
     if config.schedule == "constant":
         return config.learning_rate
     n_steps = config.epochs * steps_per_epoch
@@ -54,34 +97,19 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
 
 
 def train(
-    autoencoder: Autoencoder,
-    step: TrainingStep,
-    rows: Rows,
-    order: Order,
-    validation: np.ndarray,
-    config: Config,
+    training: Training,
     checkpoint: Checkpoint | None = None,
     save: Callable[[Checkpoint], object] = lambda checkpoint: None,
 ) -> Trained:
-    """Train until the epochs are over or validation stops getting better.
+    """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
 
     Parameters
     ----------
-    autoencoder : Autoencoder
-        Initialized; trained in place, and left with the best epoch's parameters.
-    step : TrainingStep
-        One step of it.
-    rows : Rows
-        Where minibatches come from.
-    order : Order
-        Which rows they hold.
-    validation : ndarray of shape (n_validation, n_inputs)
-        Unscaled; may be empty.
-    config : Config
+    training : Training
     checkpoint : Checkpoint, optional
         Where to go on. On the CPU the result is the same, bit for bit, as without the interruption.
     save : callable
-        Given a checkpoint every ``config.checkpoint_minutes``, at the end of epochs, and when a signal comes.
+        Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
 
     Raises
     ------
@@ -90,94 +118,66 @@ def train(
     ValueError
         When the checkpoint is of another model or update rule.
     """
-    assert config.batch_size is not None
-    state = _State(autoencoder, step, config, -(-order.n_rows // config.batch_size))
-    if checkpoint is not None:
-        state.restore(checkpoint)
-    keeper = _Keeper(state, save, 60 * config.checkpoint_minutes)
+    config, state = training.config, _State(training, checkpoint)
+    now, keeper = state.standing, _Keeper(state, save)
     # A step that a signal cuts short would leave weights that belong to no place in the order.
     with Progress("training", config.epochs, "epochs") as progress, signals.deferred():
-        progress.advance(state.epoch)
+        progress.advance(now.epoch)
         try:
             while not state.is_over:
-                _train_epoch(state, rows, order, keeper)
-                done = _end_epoch(state, validation)
+                _train_epoch(state, keeper)
+                done = _end_epoch(state)
                 progress.advance(1, str(done))
                 log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
                 keeper.keep(end_of_epoch=True)
         except TrainingDiverged:
-            autoencoder.set_parameters(state.best)
+            training.autoencoder.set_parameters(state.best)
             raise
         except signals.Stopped:
             save(state.checkpoint())
             raise
-    if state.epoch < config.epochs:
-        log.info("training: stopped early, epoch %d was the best", state.best_epoch)
-    autoencoder.set_parameters(state.best)
-    return Trained(state.best, tuple(state.history), state.best_epoch)
+    if now.epoch < config.epochs:
+        log.info("training: stopped early, epoch %d was the best", now.best_epoch)
+    training.autoencoder.set_parameters(state.best)
+    return Trained(state.best, tuple(now.history), now.best_epoch)
 
 
 class _State:
-    """Everything that decides how training goes on."""
+    """Everything that decides how a training goes on: arrays on the device, the best ones so far, how far it is."""
 
-    def __init__(self, autoencoder: Autoencoder, step: TrainingStep, config: Config, n_steps: int) -> None:
-        self.autoencoder, self.step, self.config, self.n_steps = autoencoder, step, config, n_steps
-        self.epoch = 0
-        self.n_done = 0  # steps of this epoch
-        self.costs: list[float] = []
-        self.seconds = 0.0
-        self.history: list[Epoch] = []
-        self.best, self.best_cost, self.best_epoch = autoencoder.parameters(), math.inf, 0
-        self.watch = _CostWatch()
+    def __init__(self, training: Training, checkpoint: Checkpoint | None) -> None:
+        self.training = training
+        if checkpoint is None:
+            self.best, self.standing = training.autoencoder.parameters(), Standing(training.config.optimizer)
+        else:
+            training.checked(checkpoint)
+            training.autoencoder.set_parameters(checkpoint.group("parameters"))
+            training.step.set_state(checkpoint.group("state"))
+            self.best, self.standing = checkpoint.group("best"), deepcopy(checkpoint.standing)
+
+    def checkpoint(self) -> Checkpoint:
+        """Copies of all of it."""
+        autoencoder, step = self.training.autoencoder, self.training.step
+        arrays = grouped(parameters=autoencoder.parameters(), state=step.state(), best=self.best)
+        now = deepcopy(self.standing)
+        return Checkpoint(arrays, now, now.epoch * self.training.steps_per_epoch + now.n_done)
 
     @property
     def is_over(self) -> bool:
         """All epochs are done, or validation has not got better for too long."""
-        waited = self.epoch - 1 - self.best_epoch
-        patience = self.config.patience
-        watched = bool(self.history) and self.history[-1].validation_cost is not None
-        return self.epoch >= self.config.epochs or bool(watched and patience and waited >= patience)
-
-    def checkpoint(self) -> Checkpoint:
-        """Copies of all of it."""
-        arrays = flat(self.autoencoder.parameters(), self.step.state(), self.best)
-        progress = {
-            "optimizer": self.config.optimizer,
-            "epoch": self.epoch,
-            "n_done": self.n_done,
-            "costs": list(self.costs),
-            "seconds": self.seconds,
-            "history": [asdict(epoch) for epoch in self.history],
-            "best_cost": self.best_cost if math.isfinite(self.best_cost) else None,
-            "best_epoch": self.best_epoch,
-            "watch": self.watch.seen(),
-        }
-        return Checkpoint(arrays, progress, self.epoch * self.n_steps + self.n_done)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from there; a `ValueError` says what does not fit."""
-        progress = checkpoint.progress
-        try:
-            if progress["optimizer"] != self.config.optimizer:
-                raise ValueError(f"a checkpoint of {progress['optimizer']}, expected {self.config.optimizer}")
-            self.best = checkpoint.group("best")
-            self.autoencoder.set_parameters(self.best)  # which are not needed yet, but must fit
-            self.autoencoder.set_parameters(checkpoint.group("parameters"))
-            self.step.set_state(checkpoint.group("state"))
-            self.epoch, self.n_done, self.costs = progress["epoch"], progress["n_done"], list(progress["costs"])
-            self.seconds, self.history = progress["seconds"], [Epoch(**epoch) for epoch in progress["history"]]
-            self.best_epoch = progress["best_epoch"]
-            self.best_cost = math.inf if progress["best_cost"] is None else progress["best_cost"]
-            self.watch = _CostWatch(*progress["watch"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no checkpoint of a training: {error!r}") from error
+        now, config = self.standing, self.training.config
+        if now.epoch >= config.epochs:
+            return True
+        is_watched = bool(now.history) and now.history[-1].validation_cost is not None
+        return is_watched and 0 < config.patience <= now.epoch - 1 - now.best_epoch
 
 
 class _Keeper:
     """Saves checkpoints: often enough to lose little, seldom enough to cost little."""
 
-    def __init__(self, state: _State, save: Callable[[Checkpoint], object], seconds_between: float) -> None:
-        self._state, self._save, self._seconds_between = state, save, seconds_between
+    def __init__(self, state: _State, save: Callable[[Checkpoint], object]) -> None:
+        self._state, self._save = state, save
+        self._seconds_between = 60 * state.training.config.checkpoint_minutes
         self._cost, self._last = 0.0, time.monotonic()
 
     def keep(self, end_of_epoch: bool = False) -> None:
@@ -190,61 +190,57 @@ class _Keeper:
             self._cost = self._last - start
 
 
-def _train_epoch(state: _State, rows: Rows, order: Order, keeper: _Keeper) -> None:
+def _train_epoch(state: _State, keeper: _Keeper) -> None:
     """Take an epoch's steps, or what is left of them."""
-    config, n_steps = state.config, state.n_steps
-    assert config.batch_size is not None
+    training, now = state.training, state.standing
+    config, n_steps, step = training.config, training.steps_per_epoch, training.step
     stride = max(1, n_steps // _COSTS_PER_EPOCH)
-    start = time.monotonic() - state.seconds
-    for minibatch in rows.minibatches(order, state.epoch, config.batch_size, state.n_done):
+    start = time.monotonic() - now.seconds  # also what steps took before an interruption
+    for minibatch in training.rows.minibatches(training.order, now.epoch, config.batch_size, now.n_done):
         signals.check()
-        number = state.n_done
-        state.step.set_learning_rate(learning_rate(config, state.epoch * n_steps + number, n_steps))
-        cost = state.step(minibatch, with_cost=number % stride == 0)
-        state.n_done, state.seconds = number + 1, time.monotonic() - start
+        number = now.n_done
+        step.set_learning_rate(learning_rate(config, now.epoch * n_steps + number, n_steps))
+        cost = step(minibatch, with_cost=number % stride == 0)
+        # Before the cost is looked at: a checkpoint of what follows counts the step that the weights have taken.
+        now.n_done, now.seconds = number + 1, time.monotonic() - start
         if cost is not None:
-            state.costs.append(state.watch.check(cost, f"epoch {state.epoch}, minibatch {number}"))
+            now.costs.append(_checked(now, cost, f"epoch {now.epoch}, minibatch {number}"))
         keeper.keep()
 
 
-def _end_epoch(state: _State, validation: np.ndarray) -> Epoch:
+def _end_epoch(state: _State) -> Epoch:
     """Look at what an epoch's steps have left, and turn to the next one."""
-    start, epoch = time.monotonic(), state.epoch
-    validation_cost = _validate(state.autoencoder, validation, epoch, state.watch)
-    seconds = state.seconds + time.monotonic() - start
-    done = Epoch(epoch, float(np.mean(state.costs)), validation_cost, seconds)
-    state.history.append(done)
-    if validation_cost is None or validation_cost < state.best_cost:
-        state.best, state.best_epoch = state.autoencoder.parameters(), epoch
-        state.best_cost = math.inf if validation_cost is None else validation_cost
-    state.epoch, state.n_done, state.costs, state.seconds = epoch + 1, 0, [], 0.0
+    start, now = time.monotonic(), state.standing
+    validation_cost = _validate(state.training, now)
+    seconds = now.seconds + time.monotonic() - start
+    done = Epoch(now.epoch, float(np.mean(now.costs)), validation_cost, seconds)
+    now.history.append(done)
+    # Without validation the last epoch counts as the best.
+    if validation_cost is None or now.best_cost is None or validation_cost < now.best_cost:
+        state.best, now.best_epoch = state.training.autoencoder.parameters(), now.epoch
+        now.best_cost = validation_cost
+    now.epoch, now.n_done, now.costs, now.seconds = now.epoch + 1, 0, [], 0.0
     return done
 
 
-def _validate(autoencoder: Autoencoder, validation: np.ndarray, epoch: int, watch: _CostWatch) -> float | None:
+def _validate(training: Training, now: Standing) -> float | None:
     """The validation rows' cost; None without any."""
     # The last steps' costs may not have been asked for.
-    if not all(np.isfinite(array).all() for array in autoencoder.parameters().values()):
-        watch.check(math.nan, f"the end of epoch {epoch}")
-    return watch.check(autoencoder.cost(validation), f"the validation after epoch {epoch}") if len(validation) else None
+    if not all(np.isfinite(array).all() for array in training.autoencoder.parameters().values()):
+        _checked(now, math.nan, f"the end of epoch {now.epoch}")
+    if not len(training.validation):
+        return None
+    return _checked(now, training.autoencoder.cost(training.validation), f"the validation after epoch {now.epoch}")
 
 
-class _CostWatch:
-    """Knows the first and the last good cost, and refuses one that is not finite or has grown without bound."""
-
-    def __init__(self, first: float | None = None, last: float | None = None) -> None:
-        self._first, self._last = first, last
-
-    def seen(self) -> list[float | None]:
-        """What it goes by."""
-        return [self._first, self._last]
-
-    def check(self, cost: float, where: str) -> float:
-        first = cost if self._first is None else self._first
-        if not math.isfinite(cost) or cost > _DIVERGED * max(first, _SMALL):
-            last = "none" if self._last is None else f"{self._last:.4g}"
-            raise TrainingDiverged(
-                f"training diverged at {where}: cost {cost:.4g}, last finite cost {last}. Lower --learning-rate."
-            )
-        self._first, self._last = first, cost
-        return cost
+def _checked(now: Standing, cost: float, where: str) -> float:
+    """A cost that is finite and has not grown without bound; `now` keeps the first one and the last."""
+    first, last = now.watch
+    first = cost if first is None else first
+    if not math.isfinite(cost) or cost > _DIVERGED * max(first, _SMALL):
+        words = "none" if last is None else f"{last:.4g}"
+        raise TrainingDiverged(
+            f"training diverged at {where}: cost {cost:.4g}, last finite cost {words}. Lower --learning-rate."
+        )
+    now.watch = [first, cost]
+    return cost

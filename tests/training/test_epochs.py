@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import TrainingDiverged
-from pipeline.settings.config import Config
+from pipeline.settings.resolved import Settings
 from pipeline.training.checkpoint import Checkpoint, Trained
-from pipeline.training.epochs import learning_rate, train
+from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order
 
-CONFIG = Config(learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
+CONFIG = Settings(n_features=1, learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
 NO_ROWS = np.empty((0, 1))
 
 
@@ -62,9 +62,13 @@ class Counting:
         return next(self._validation_costs)
 
 
-def run(device: Any, config: Config = CONFIG, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Trained:
+def training(device: Any, config: Settings, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Training:
     order = Order(np.array([0, n_rows]), np.empty(0, dtype=np.int64), n_rows, seed=0)
-    return train(device, device, Numbered(), order, validation, config)
+    return Training(device, device, Numbered(), order, validation, config)
+
+
+def run(device: Any, config: Settings = CONFIG, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Trained:
+    return train(training(device, config, validation, n_rows))
 
 
 def test_without_validation_every_epoch_runs_and_the_last_one_stays() -> None:
@@ -163,12 +167,10 @@ def test_every_step_gets_the_rate_of_the_schedule() -> None:
 # -- checkpoints -------------------------------------------------------------------------------------------------
 
 
-def saved(config: Config, **device: Any) -> list[Checkpoint]:
+def saved(config: Settings, **device: Any) -> list[Checkpoint]:
     """Every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
-    order = Order(np.array([0, 8]), np.empty(0, dtype=np.int64), 8, seed=0)
-    counting = Counting(**device)
-    train(counting, counting, Numbered(), order, np.zeros((1, 1)), config, None, found.append)
+    train(training(Counting(**device), config, np.zeros((1, 1))), None, found.append)
     return found
 
 
@@ -181,10 +183,8 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
     assert len(checkpoints) >= 2 * len(undisturbed.history)
     for checkpoint in checkpoints:
         again = Checkpoint.from_npz(checkpoint.to_npz())
-        done = len(again.progress["history"])
-        device = Counting(costs[again.n_steps :], validation[done:])
-        order = Order(np.array([0, 8]), np.empty(0, dtype=np.int64), 8, seed=0)
-        trained = train(device, device, Numbered(), order, np.zeros((1, 1)), config, again)
+        device = Counting(costs[again.n_steps :], validation[len(again.standing.history) :])
+        trained = train(training(device, config, np.zeros((1, 1))), again)
         assert trained.parameters == undisturbed.parameters
         assert [replace(epoch, seconds=0) for epoch in trained.history] == [
             replace(epoch, seconds=0) for epoch in undisturbed.history
@@ -208,8 +208,5 @@ def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyP
         nonlocal n_saved
         n_saved, now[0] = n_saved + 1, now[0] + 10
 
-    device = Slow()
-    order = Order(np.array([0, 8]), np.empty(0, dtype=np.int64), 8, seed=0)
-    config = replace(CONFIG, epochs=1000, checkpoint_minutes=1e6)
-    train(device, device, Numbered(), order, NO_ROWS, config, None, save)
+    train(training(Slow(), replace(CONFIG, epochs=1000, checkpoint_minutes=1e6)), None, save)
     assert 3 <= n_saved <= 5, "2000 seconds of steps, and a save for every 500"

@@ -1,0 +1,111 @@
+"""From shards and what a scan tells of them to a training that can start, or go on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.device import training_step_of
+from pipeline.errors import DataError, counted
+from pipeline.scan.ranges import Scan, readable
+from pipeline.scan.scaler import Scaler
+from pipeline.settings.resolved import Settings
+from pipeline.shards.shard import Shard, row_dtype
+from pipeline.training.epochs import Training
+from pipeline.training.order import Order, slab_starts, spread_rows
+from pipeline.training.rows import ResidentRows, Rows, StreamedRows
+
+if TYPE_CHECKING:
+    from kernels.autoencoder import Autoencoder
+
+__all__ = ["Sizes", "prepared"]
+
+log = logging.getLogger(__name__)
+
+_MEAN_BYTES = 2**22  # of rows in float64, whose mean the biases start with
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What keeps a training within its memory.
+
+    Attributes
+    ----------
+    resident : bool
+        Whether all rows are kept in memory.
+    window_rows : int
+        Rows shuffled together, of which streaming holds two windows.
+    max_validation_rows : int
+    n_threads : int
+        That read rows.
+    """
+
+    resident: bool
+    window_rows: int
+    max_validation_rows: int
+    n_threads: int
+
+
+def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, config: Settings, sizes: Sizes) -> Training:
+    """Choose the rows, read what is kept of them, initialize the autoencoder and compile its step.
+
+    Parameters
+    ----------
+    autoencoder : Autoencoder
+    shards : sequence of Shard
+        Those that the scan found unreadable are left out.
+    scan : Scan
+    config : Settings
+    sizes : Sizes
+
+    Returns
+    -------
+    Training
+        Given to `pipeline.training.epochs.train`, with a checkpoint that fits it or without one.
+
+    Raises
+    ------
+    DataError
+        When no row is left to train on, or rows cannot be read.
+    """
+    shards, scan = readable(shards, scan)
+    watched = _watched(scan, config, sizes.max_validation_rows)
+    left_out = np.union1d(scan.bad_rows, watched)
+    # A window takes whole slabs: with four or more of them it mixes rows from all over the data set.
+    order = Order(slab_starts(shards, sizes.window_rows // 4), left_out, sizes.window_rows, config.seed)
+    if not order.n_rows:
+        counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(watched)} for validation"
+        raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
+    rows: Rows = (ResidentRows if sizes.resident else StreamedRows)(shards, sizes.n_threads)
+    validation = rows.take(watched)
+    log.info(
+        "training: %s %s, %d for validation, minibatches of %d",
+        *(counted(order.n_rows, "row"), "in memory" if sizes.resident else "streamed"),
+        *(len(watched), config.batch_size),
+    )
+    autoencoder.initialize(np.random.default_rng(config.seed), _mean(rows, scan, config))
+    step = training_step_of(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
+    autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
+    return Training(autoencoder, step, rows, order, validation, config)
+
+
+def _watched(scan: Scan, config: Settings, most: int) -> np.ndarray:
+    """Numbers of the rows that training is watched with."""
+    n_wanted = round(config.validation_fraction * scan.n_rows)
+    if n_wanted > most:
+        log.info("validation: %s instead of %d, to stay in the memory budget", counted(most, "row"), n_wanted)
+    return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), config.seed)
+
+
+def _mean(rows: Rows, scan: Scan, config: Settings) -> np.ndarray | None:
+    """The scaled rows' mean, for the start of the biases, over rows that depend on no block, thread or budget."""
+    if config.biases == "zero":
+        return None
+    scaler = Scaler(scan.minimum, scan.maximum)
+    n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scaler.minimum))))
+    sample = rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, config.seed))
+    return np.asarray(scaler.transform(sample).mean(axis=0, dtype=np.float64)) if len(sample) else None

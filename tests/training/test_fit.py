@@ -1,0 +1,85 @@
+"""A training is prepared alike whatever its sizes are: which rows it sees, and where the biases start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.device import autoencoder_of
+from pipeline.errors import DataError
+from pipeline.scan.ranges import Scan
+from pipeline.scan.scaler import Scaler
+from pipeline.settings.resolved import Settings
+from pipeline.shards.open import open_shards
+from pipeline.shards.shard import Shard
+from pipeline.training.epochs import Training, train
+from pipeline.training.fit import Sizes, prepared
+from tests.support.helpers import write_shard
+
+CONFIG = Settings(n_features=2, batch_size=8, learning_rate=0.01, validation_fraction=0.2, epochs=2)
+SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, n_threads=1)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[tuple[Shard, ...], np.ndarray]:
+    """Two shards of 30 and 20 rows in five columns, and the rows."""
+    rows = np.random.default_rng(2).random((50, 5), dtype=np.float32)
+    paths = [write_shard(tmp_path / f"{i}.h5", each) for i, each in enumerate((rows[:30], rows[30:]))]
+    return open_shards(list(map(str, paths))), rows
+
+
+def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
+    good = np.delete(rows.astype(np.float64), bad, axis=0)
+    return Scan(len(rows), good.min(axis=0), good.max(axis=0), np.array(bad, dtype=np.int64))
+
+
+def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
+    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), config.n_features, np.dtype(np.float32))
+    return prepared(autoencoder, shards, scan, config, sizes)
+
+
+def test_rows_that_are_streamed_train_like_those_in_memory_with_any_number_of_threads(data) -> None:
+    shards, rows = data
+    scan, found = scan_of(rows, [4, 40]), []
+    for resident, n_threads in [(True, 1), (True, 3), (False, 1), (False, 3)]:
+        training = ready(shards, scan, sizes=replace(SIZES, resident=resident, n_threads=n_threads))
+        assert training.order.n_rows + len(training.validation) == 48
+        found.append({name: array.tobytes() for name, array in train(training).parameters.items()})
+    assert all(each == found[0] for each in found)
+
+
+def test_validation_stays_within_its_size_and_is_never_trained_on(data) -> None:
+    shards, rows = data
+    training = ready(shards, scan_of(rows, []), sizes=replace(SIZES, max_validation_rows=3))
+    assert training.order.n_rows == 47
+    np.testing.assert_array_equal(training.validation, rows[training.order.left_out])
+
+
+def test_shards_that_cannot_be_read_are_done_without(data) -> None:
+    shards, rows = data
+    scan = replace(scan_of(rows, list(range(30))), unreadable={0: "damaged"})
+    training = ready(shards, scan, replace(CONFIG, validation_fraction=0.0))
+    assert training.order.n_rows == 20
+    np.testing.assert_array_equal(training.rows.take(np.arange(20)), rows[30:])
+
+
+def test_biases_start_at_the_scaled_mean_or_at_zero(data) -> None:
+    shards, rows = data
+    scan = scan_of(rows, [])
+    scaled = Scaler(scan.minimum, scan.maximum).transform(rows)
+    parameters = ready(shards, scan).autoencoder.parameters()
+    expected = scaled.mean(axis=0) - parameters["W"].sum(axis=1) / 2  # half of every feature is what a mean row gives
+    np.testing.assert_allclose(parameters["b_output"], expected, rtol=1e-4, atol=1e-5)
+    zero = ready(shards, scan, replace(CONFIG, biases="zero")).autoencoder.parameters()
+    assert not zero["b_output"].any()
+    assert not zero["b_hidden"].any()
+
+
+def test_no_row_to_train_on_is_said_with_what_has_become_of_them(data) -> None:
+    shards, rows = data
+    config = replace(CONFIG, validation_fraction=0.999)
+    with pytest.raises(DataError, match=r"50 rows, 48 bad, 2 for validation\. Lower --validation-fraction"):
+        ready(shards, scan_of(rows, list(range(2, 50))), config)
