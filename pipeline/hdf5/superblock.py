@@ -8,10 +8,12 @@ files that their writer has not closed.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pipeline.errors import DataError
 from pipeline.hdf5.files import read_into
 
-__all__ = ["SIGNATURE", "SMALLEST", "check_superblock", "signature_at"]
+__all__ = ["SIGNATURE", "SMALLEST", "Superblock", "check_superblock", "signature_at"]
 
 SMALLEST = 48  # bytes of the shortest superblock: no data can lie before its end
 
@@ -30,6 +32,32 @@ _OTHERS = [  # beginnings in small letters
     ((b"\x1f\x8b",), " but compressed as a whole. Run: gunzip"),
     ((b"\x93numpy",), " but NumPy's. Write its rows as HDF5 (docs/inputs.md)."),
 ]
+
+
+class Superblock(NamedTuple):
+    """What stands in it, the four addresses in their order; versions 0 and 1 have others than 2 and 3."""
+
+    version: int
+    width: int  # of an address, in bytes
+    base: int  # from which the other addresses count, as it says
+    second: int  # of a list of unused bytes, or of an extension
+    end: int  # of the data
+    fourth: int  # of what names a driver, or of the root group's header
+
+    @classmethod
+    def of(cls, head: bytes) -> Superblock:
+        """That of a file from its first bytes; IndexError where these are too few."""
+        version = head[8]
+        width, first = (head[13], 24 + 4 * version) if version < 2 else (head[9], 12)
+        if width not in (2, 4, 8) or len(head) < first + 4 * width:
+            raise IndexError
+        places = range(first, first + 4 * width, width)
+        return cls(version, width, *(int.from_bytes(head[place : place + width], "little") for place in places))
+
+    @property
+    def nowhere(self) -> int:
+        """The address of what is not there."""
+        return int(256**self.width - 1)
 
 
 def signature_at(descriptor: int, size: int) -> int | None:
@@ -82,32 +110,25 @@ def check_superblock(descriptor: int, size: int, where: str) -> int:
 def _check(descriptor: int, size: int, place: int, head: bytes, where: str) -> None:
     """Refuse what the superblock at `place`, which begins with `head`, says of a file that does not stand by itself."""
     try:
-        version = head[8]
-        if version > 3:
-            raise DataError(f"{where}: HDF5 superblock version {version}, expected 0 to 3. Rewrite it with h5repack.")
-        if version < 2:
-            width, first = head[13], 24 if version == 0 else 28
-            base, _, end, driver = (_address(head, first + i * width, width) for i in range(4))
-        else:
-            width, first = head[9], 12
-            base, extension, end, _ = (_address(head, first + i * width, width) for i in range(4))
+        if head[8] > 3:
+            raise DataError(f"{where}: HDF5 superblock version {head[8]}, expected 0 to 3. Rewrite it with h5repack.")
+        found = Superblock.of(head)
     except IndexError as error:
         raise DataError(f"{where}: truncated: {size} bytes, not even a whole header. Copy it again.") from error
-    if base not in (0, place):  # 0: put behind other bytes later
-        raise DataError(f"{where}: addresses count from byte {base}, expected {place}. Rewrite it with h5repack.")
-    undefined = 256**width - 1
-    if version < 2:
-        split = driver != undefined
+    if found.base not in (0, place):  # 0: put behind other bytes later
+        raise DataError(f"{where}: addresses count from byte {found.base}, expected {place}. Rewrite it with h5repack.")
+    if found.version < 2:
+        split = found.fourth != found.nowhere
     else:
-        split = extension != undefined and _names_driver(descriptor, size, place + extension)
+        split = found.second != found.nowhere and _names_driver(descriptor, size, place + found.second)
     if split:
         raise DataError(f"{where}: its data lie in several files (an HDF5 driver), expected one. Join them: h5repart.")
-    if version == 3 and head[11] & _OPEN_FLAGS:
+    if found.version == 3 and head[11] & _OPEN_FLAGS:
         raise DataError(
             f"{where}: left open by its writer: at work still, or crashed. Wait for it; or copy the file, run "
             "h5clear -s on the copy, and check what it holds."
         )
-    end += place - base
+    end = found.end + place - found.base
     if end > size:
         raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes as its header says. Copy it again.")
 
@@ -122,12 +143,6 @@ def _at(descriptor: int, offset: int, n_bytes: int) -> bytes:
     buffer = bytearray(n_bytes)
     read_into(descriptor, memoryview(buffer), offset)
     return bytes(buffer)
-
-
-def _address(head: bytes, start: int, width: int) -> int:
-    if width not in (2, 4, 8) or start + width > len(head):
-        raise IndexError
-    return int.from_bytes(head[start : start + width], "little")
 
 
 def _names_driver(descriptor: int, size: int, extension: int) -> bool:

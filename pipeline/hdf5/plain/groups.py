@@ -8,33 +8,31 @@ from collections.abc import Iterator
 from pipeline.hdf5.plain.headers import Kind, Messages, expect_none_elsewhere, is_group, messages
 from pipeline.hdf5.plain.metadata import NOWHERE, Metadata, Odd, checksum, expect
 from pipeline.hdf5.plain.trees import HALVES, leaves
-from pipeline.hdf5.superblock import SIGNATURE
+from pipeline.hdf5.superblock import SIGNATURE, Superblock
 
 __all__ = ["MOST_NAMES", "links", "root"]
 
 MOST_NAMES, _LONGEST_NAME = 1000, 2**10  # in a group
 _MOST_GAPS = 1000  # in what holds a group's names
 
-_SUPERBLOCK_0, _OLDEST = struct.Struct("<16s2HI4Q8xQI4x16s"), SIGNATURE + b"\0\0\0\0\0\x08\x08\0"
-_SUPERBLOCK_2, _NEWER = struct.Struct("<12s4QI"), [SIGNATURE + bytes([version, 8, 8, 0]) for version in (2, 3)]
+_NEWER, _OLDEST = (b"\2\x08\x08\0", b"\3\x08\x08\0"), SIGNATURE + b"\0\0\0\0\0\x08\x08\0"
+_GROUP_SIZES, _ROOT_ENTRY = struct.Struct("<HHI"), struct.Struct("<QI4x16s")
 _NAMES, _NAME, _HEAP = struct.Struct("<4sBxH"), struct.Struct("<QQI20x"), struct.Struct("<4s4xQQQ")
 _MOST_IN_LEAF = 8
 
 
 def root(file: Metadata) -> Messages:
     """The root group, which the superblock names (II.A; in version 0 by an entry as of III.C)."""
-    start, size = file.start, file.end
-    if start[8] == 0:
-        numbers = _SUPERBLOCK_0.unpack_from(start)
-        plain, leaf, half, flags, base, free, end, driver, address, cached, table = numbers
-        expect(plain == _OLDEST, 2 * leaf == _MOST_IN_LEAF, half == HALVES[0], flags == 0)
-        expect(free == driver == NOWHERE)
-    else:
-        plain, base, extension, end, address, its_sum = _SUPERBLOCK_2.unpack_from(start)
-        expect(plain in _NEWER, extension == NOWHERE, its_sum == checksum(start[:44]))
-        cached, table = 0, b""
-    expect(base in (0, file.base), base <= end <= base + size)
-    file.end = end - base  # which is told as the file's, unlike all addresses
+    start, found = file.start, Superblock.of(file.start)
+    expect(found.width == 8, found.second == NOWHERE, found.base in (0, file.base))
+    expect(found.base <= found.end <= found.base + file.end)
+    file.end = found.end - found.base  # which is told as the file's, unlike all addresses
+    if found.version:
+        expect(start[:8] == SIGNATURE, start[8:12] in _NEWER, start[44:48] == checksum(start[:44]))
+        return messages(file, found.fourth)
+    expect(start[:16] == _OLDEST, found.fourth == NOWHERE)
+    expect(_GROUP_SIZES.unpack_from(start, 16) == (_MOST_IN_LEAF // 2, HALVES[0], 0))
+    address, cached, table = _ROOT_ENTRY.unpack_from(start, 64)
     group = messages(file, address)
     expect(cached == 0 or (cached == 1 and group[Kind.SYMBOL_TABLE][0][:16] == table))
     return group

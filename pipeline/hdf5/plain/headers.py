@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from pipeline.hdf5.plain.metadata import Metadata, checked, expect
 
@@ -32,33 +32,40 @@ class Kind:
 
 def messages(file: Metadata, address: int) -> Messages:
     """The messages of an object's header, by kind (IV.A.1)."""
-    found: dict[int, list[bytes]] = {}
-    blocks, head, n = _first_block(file, address)
+    by_kind: dict[int, list[bytes]] = {}
+    for kind, body in _in_order(file, address):
+        by_kind.setdefault(kind, []).append(body)
+    # HDF5 takes the first of several; which one that is, two readers must not have to agree on.
+    expect(all(len(bodies) == 1 or kind in (Kind.ATTRIBUTE, Kind.LINK) for kind, bodies in by_kind.items()))
+    for body in by_kind.get(Kind.MODIFIED, []):
+        expect(len(body) >= 8, body[0] == 1)
+    for body in by_kind.get(Kind.N_LINKS, []):
+        expect(len(body) >= 5, body[0] == 0)
+    for body in by_kind.get(Kind.ATTRIBUTE_INFO, []):
+        expect_none_elsewhere(body, "<H")
+    return by_kind
+
+
+def _in_order(file: Metadata, address: int) -> Iterator[tuple[int, bytes]]:
+    """Kind and body of every message that says something, block after block."""
+    blocks, head, n_left = _first_block(file, address)
     is_old = head is _OLD_MESSAGE
-    for block, place, stop in blocks:
+    for block, place, stop in blocks:  # to which each continuation adds one
         n_empty = 0
         while place + head.size <= stop:
             kind, size, flags = head.unpack_from(block, place)[:3]
-            place += head.size + size
-            body = block[place - size : place]
-            n -= 1
-            expect(place <= stop, not flags & ~_HARMLESS_FLAGS, len(blocks) <= _MOST_BLOCKS)
+            start, place, n_left = place + head.size, place + head.size + size, n_left - 1
+            expect(place <= stop, not flags & ~_HARMLESS_FLAGS)
             if kind == Kind.CONTINUATION:
-                blocks.append(_next_block(file, is_old, *struct.unpack_from("<QQ", body)))
+                expect(len(blocks) < _MOST_BLOCKS)  # or they would lead in a circle for ever
+                blocks.append(_next_block(file, is_old, *struct.unpack_from("<QQ", block[start:place])))
             elif kind:
-                found.setdefault(kind, []).append(body)
+                yield kind, block[start:place]
             else:
                 n_empty += 1
-        expect(place == stop or not (is_old or n_empty))  # what is left is too short for an empty message
-    expect(n == 0 or not is_old)
-    expect(all(len(bodies) == 1 or kind in (Kind.ATTRIBUTE, Kind.LINK) for kind, bodies in found.items()))
-    for body in found.get(Kind.MODIFIED, []):
-        expect(len(body) >= 8, body[0] == 1)
-    for body in found.get(Kind.N_LINKS, []):
-        expect(len(body) >= 5, body[0] == 0)
-    for body in found.get(Kind.ATTRIBUTE_INFO, []):
-        expect_none_elsewhere(body, "<H")
-    return found
+        # What is too short for an empty message may be left, in newer headers without empty ones.
+        expect(place == stop or not (is_old or n_empty))
+    expect(n_left == 0 or not is_old)
 
 
 def expect_none_elsewhere(info: bytes, form: str) -> None:

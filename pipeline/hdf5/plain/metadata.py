@@ -74,11 +74,11 @@ class Metadata:
 
 def checked(block: bytes) -> bytes:
     """The block, whose last four bytes are the sum of the others."""
-    expect(int.from_bytes(block[-4:], "little") == checksum(block[:-4]))
+    expect(block[-4:] == checksum(block[:-4]))
     return block
 
 
-def checksum(data: bytes) -> int:
+def checksum(data: bytes) -> bytes:
     """Bob Jenkins's lookup3 (2006), as HDF5 has it for metadata; `data` is not empty."""
     n_whole = (len(data) - 1) // 12
     words = struct.unpack(f"<{3 * n_whole + 3}I", data.ljust(12 * n_whole + 12, b"\0"))
@@ -105,4 +105,4 @@ def checksum(data: bytes) -> int:
     c = (c ^ b) - (b << 16 & m | b >> 16) & m
     a = (a ^ c) - (c << 4 & m | c >> 28) & m
     b = (b ^ a) - (a << 14 & m | a >> 18) & m
-    return (c ^ b) - (b << 24 & m | b >> 8) & m
+    return ((c ^ b) - (b << 24 & m | b >> 8) & m).to_bytes(4, "little")
