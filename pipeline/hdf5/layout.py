@@ -1,10 +1,10 @@
-"""Where a dataset's bytes lie, as the child or `plainfile` says; each number is checked before it counts."""
+"""Where a dataset's bytes lie, as the child or `plain.describe` says; each number is checked before it counts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.hdf5.filters.codecs import objection
 from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM
 from pipeline.hdf5.superblock import SMALLEST
 
-__all__ = ["Layout", "check_places", "layout_of"]
+__all__ = ["Layout", "check_places", "grid_of", "layout_of"]
 
 _KINDS = ("contiguous", "chunked", "inline", "asked")
 _MOST_BYTES = 2**46
@@ -70,13 +70,24 @@ class Layout:
         return prod(self.chunks) * self.dtype.itemsize
 
 
+def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
+    """How many chunks lie along each axis; the last ones may stick out.
+
+    Raises
+    ------
+    ValueError
+        When they are of another rank.
+    """
+    return tuple(-(-n // size) for n, size in zip(shape, chunks, strict=True))
+
+
 def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
     """A dataset's layout from what is said of it.
 
     Parameters
     ----------
     claim : object
-        As of `probe.describe`, out of JSON.
+        As of `child.layouts.layout_claim`, out of JSON.
     arrays : iterator of ndarray
         Those that came with it; one is taken where the layout has one.
 
@@ -85,32 +96,25 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
     ValueError, TypeError, KeyError, StopIteration
         When it is not of that form.
     """
-    kind, name = claim["kind"], claim["name"]
-    if kind not in _KINDS or not isinstance(name, str):
-        raise ValueError("kind")
-    shape = _whole(claim["shape"], 0, 2**63)
-    chunks = _whole(claim["chunks"], 1, 2**32)
-    filters = tuple((_whole([code], 0, 2**16)[0], _whole(values, 0, 2**32)) for code, values in claim["filters"])
-    dtype = _dtype(claim["dtype"])
+    name, kind, dtype = claim["name"], claim["kind"], _dtype(claim["dtype"])
+    layout = Layout(name, _whole(claim["shape"], 0, 2**63), dtype, kind)
+    if not isinstance(name, str) or kind not in _KINDS or len(layout.shape) > 32:
+        raise ValueError("name, kind or rank")
     if dtype.hasobject and (dtype != np.dtype("O") or kind != "asked"):
-        raise ValueError("objects")
-    if len(shape) > 32 or any(objection(*each, name) for each in filters) or len(dict(filters)) < len(filters):
-        raise ValueError("shape or filters")
-    layout = Layout(name, shape, dtype, kind, chunks=chunks, filters=filters)
-    if kind != "asked" and any(code in ASKED for code, _ in filters):
-        raise ValueError("filters")
-    if (kind == "chunked" and not chunks) or (chunks and kind not in ("chunked", "asked")):
-        raise ValueError("chunks")
+        raise ValueError("objects")  # places in memory, if they were taken from a file
     if kind == "contiguous":
-        return Layout(name, shape, dtype, kind, offset=_whole([claim["offset"]], 0, 2**63)[0])
-    if chunks:
-        return Layout(name, shape, dtype, kind, 0, chunks, filters, _index(layout, next(arrays)))
+        return replace(layout, offset=_whole([claim["offset"]], 0, 2**63)[0])
     if kind == "inline":
-        data = next(arrays)
-        if data.dtype != np.uint8 or data.shape != (layout.n_bytes,):
-            raise ValueError("inline data")
-        return Layout(name, shape, dtype, kind, data=data.tobytes())
-    return layout
+        return replace(layout, data=_data(layout, next(arrays)))
+    if kind == "asked" and "chunks" not in claim:
+        return layout
+    filters = tuple((_whole([code], 0, 2**16)[0], _whole(values, 0, 2**32)) for code, values in claim["filters"])
+    if any(objection(*each, name) for each in filters) or len(dict(filters)) < len(filters):
+        raise ValueError("filters")
+    if kind == "chunked" and not ASKED.isdisjoint(dict(filters)):
+        raise ValueError("filters that only HDF5 undoes")
+    layout = replace(layout, chunks=_whole(claim["chunks"], 1, 2**32), filters=filters)
+    return replace(layout, index=_index(layout, next(arrays)))
 
 
 def _whole(values: Any, low: int, high: int) -> tuple[int, ...]:
@@ -120,13 +124,19 @@ def _whole(values: Any, low: int, high: int) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _data(layout: Layout, data: np.ndarray) -> bytes:
+    if data.dtype != np.uint8 or data.shape != (layout.n_bytes,):
+        raise ValueError("inline data")
+    return data.tobytes()
+
+
 def _index(layout: Layout, index: np.ndarray) -> np.ndarray:
-    if len(layout.chunks) != len(layout.shape) or layout.chunk_bytes > MOST_CHUNK_BYTES:
+    n_chunks = prod(grid_of(layout.shape, layout.chunks))
+    if not layout.chunks or layout.chunk_bytes > MOST_CHUNK_BYTES or n_chunks > MOST_CHUNKS:
         raise ValueError("chunks")
-    n_chunks = prod(-(-n // size) for n, size in zip(layout.shape, layout.chunks, strict=True))
-    if n_chunks > MOST_CHUNKS or index.shape != (3, n_chunks) or index.dtype != np.int64:
+    if index.dtype != np.int64 or index.shape != (3, n_chunks):
         raise ValueError("index")
-    if (index < 0).any() or (index[2] >= 2**32).any():
+    if (index < 0).any() or (index[2] >= 2**32).any():  # a mask has 32 bits
         raise ValueError("index")
     return index
 

@@ -19,7 +19,7 @@ from pipeline.formats import digest
 from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.files import Identity, opened, persistently, read_into
 from pipeline.hdf5.filters.undo import undone
-from pipeline.hdf5.layout import Layout
+from pipeline.hdf5.layout import Layout, grid_of
 
 __all__ = ["file_digest", "read_values"]
 
@@ -156,7 +156,7 @@ def _read_inline(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
 def _read_chunked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
     layout = wanted.layout
     assert layout.index is not None
-    grid = [-(-n // size) for n, size in zip(layout.shape, layout.chunks, strict=True)]
+    grid = grid_of(layout.shape, layout.chunks)
     values = np.moveaxis(out, 0, wanted.axis)  # a view whose axes are the dataset's
     for cell, source, target in _cells(layout, wanted.start, wanted.start + len(out), wanted.axis):
         offset, size, mask = layout.index[:, np.ravel_multi_index(cell, grid)].tolist()

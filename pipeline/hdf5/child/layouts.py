@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.hdf5.child.find import Refused, is_plain
 from pipeline.hdf5.filters.codecs import REGISTERED, objection, written_anew
+from pipeline.hdf5.layout import grid_of
 from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS
 from pipeline.hdf5.paths import text
 
@@ -24,40 +25,40 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 
 
 def layout_claim(found: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Where a dataset's bytes lie, in plain values, but for what goes into `arrays`."""
+    """Where a dataset's bytes lie, as `layout.layout_of` takes it, but for what goes into `arrays`.
+
+    Parameters
+    ----------
+    found : h5py.Dataset
+    name : str
+        Its path.
+    arrays : list of ndarray
+        Of each chunked one, offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64; of each one
+        inside the metadata, its bytes.
+    """
     properties = found.id.get_create_plist()
-    filters = filters_of(properties, name)
-    stored, plain = found.dtype, is_plain(found, found.dtype)
-    n_bytes, layout = prod(found.shape) * stored.itemsize, properties.get_layout()
-    chunks: tuple[int, ...] = ()
-    kind, offset = "asked", 0
+    filters, layout = filters_of(properties, name), properties.get_layout()
+    is_raw, n_bytes = is_plain(found, found.dtype), prod(found.shape) * found.dtype.itemsize
+    claim = {"name": name, "shape": found.shape, "dtype": _spelled(found.dtype), "kind": "asked"}
     if layout == h5py.h5d.CHUNKED:
-        is_raw = plain and _tells_places(found) and not any(code in ASKED for code, _ in filters)
-        kind = "chunked" if is_raw else "asked"
-        if not is_raw:
+        if is_raw and _tells_places(found) and not any(code in ASKED for code, _ in filters):
+            claim["kind"] = "chunked"
+        else:
             _check_without_plugins(filters, name)
-        chunks = properties.get_chunk()
         n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
-        arrays.append(_index(found, name, chunks, properties, n_before))
-    elif n_bytes and layout == h5py.h5d.CONTIGUOUS:
+        arrays.append(_index(found, name, n_before))
+        return {**claim, "chunks": properties.get_chunk(), "filters": filters}
+    if n_bytes and layout == h5py.h5d.CONTIGUOUS:
         offset = found.id.get_offset()
         if offset is None or found.id.get_storage_size() < n_bytes:
             raise Refused(
                 f"shape {found.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name
             )
-        kind = "contiguous" if plain else "asked"
-    elif plain:
-        kind = "inline"
-        arrays.append(bytes_of(found[...]))
-    return {
-        "name": name,
-        "shape": found.shape,
-        "dtype": _spelled(stored),
-        "kind": kind,
-        "offset": offset,
-        "chunks": chunks,
-        "filters": filters,
-    }
+        return {**claim, "kind": "contiguous", "offset": offset} if is_raw else claim
+    if not is_raw:
+        return claim
+    arrays.append(bytes_of(found[...]))
+    return {**claim, "kind": "inline"}
 
 
 def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
@@ -83,56 +84,69 @@ def _check_without_plugins(filters: list[tuple[int, list[int]]], name: str) -> N
             )
 
 
-def _index(found: h5py.Dataset, name: str, chunks: tuple[int, ...], properties: Any, n_before: int) -> np.ndarray:
+def _index(found: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
     """Offset, size and filter mask of every chunk, in C order of their grid; there must be all of them."""
-    shape, itemsize = found.shape, found.dtype.itemsize
-    if len(chunks) != len(shape) or 0 in chunks:
-        raise Refused(f"chunks of shape {chunks}, expected rank {len(shape)} as of its shape {shape}", name)
-    if prod(chunks) * itemsize > MOST_CHUNK_BYTES:
+    grid = _checked_grid(found, name, n_before)
+    index = np.full((3, prod(grid)), -1, dtype=np.int64)
+    if index.size:
+        _take_places(found, name, grid, index)
+    n_missing = int((index[0] < 0).sum())
+    if n_missing:
         raise Refused(
-            f"chunks of {prod(chunks) * itemsize} bytes, expected {MOST_CHUNK_BYTES} at most. Rewrite the file with "
-            "smaller ones (h5repack -l).",
+            f"shape {found.shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file "
+            "anew.",
             name,
         )
-    grid = [-(-n // size) for n, size in zip(shape, chunks, strict=True)]
-    n_chunks = prod(grid)
-    if n_before + n_chunks > MOST_CHUNKS:
+    properties = found.id.get_create_plist()
+    if properties.get_nfilters() and _has_unfiltered_edges(properties):
+        edges = np.zeros(grid, dtype=bool)
+        for axis, (n, size) in enumerate(zip(found.shape, found.chunks, strict=True)):
+            if n % size:
+                edges[(slice(None),) * axis + (-1,)] = True
+        index[2, edges.ravel()] = _EVERY_FILTER
+    return index
+
+
+def _checked_grid(found: h5py.Dataset, name: str, n_before: int) -> tuple[int, ...]:
+    """How many chunks lie along each axis, if they are neither too large nor, with those before, too many."""
+    shape, chunks = found.shape, found.chunks
+    if len(chunks) != len(shape) or 0 in chunks:
+        raise Refused(f"chunks of shape {chunks}, expected rank {len(shape)} as of its shape {shape}", name)
+    n_bytes = prod(chunks) * found.dtype.itemsize
+    if n_bytes > MOST_CHUNK_BYTES:
         raise Refused(
-            f"shape {shape} in {n_chunks} chunks, expected {MOST_CHUNKS} at most. Rewrite the file with larger ones "
+            f"chunks of {n_bytes} bytes, expected {MOST_CHUNK_BYTES} at most. Rewrite the file with smaller ones "
             "(h5repack -l).",
             name,
         )
-    index = np.full((3, n_chunks), -1, dtype=np.int64)
-    strides = [prod(grid[i + 1 :]) for i in range(len(grid))]
+    grid = grid_of(shape, chunks)
+    if n_before + prod(grid) > MOST_CHUNKS:
+        raise Refused(
+            f"shape {shape} in {prod(grid)} chunks, expected {MOST_CHUNKS} at most. Rewrite the file with larger ones "
+            "(h5repack -l).",
+            name,
+        )
+    return grid
+
+
+def _take_places(found: h5py.Dataset, name: str, grid: tuple[int, ...], index: np.ndarray) -> None:
+    """Fill an index with what HDF5 says of each chunk: in the grid's order, or as it comes where that is not told."""
+    chunks, strides = found.chunks, [prod(grid[i + 1 :]) for i in range(len(grid))]
     in_order, n_told = _tells_places(found), 0
 
     def take(chunk: Any) -> None:
         nonlocal n_told
         cell = [first // size for first, size in zip(chunk.chunk_offset, chunks, strict=True)]
         if in_order and any(i >= n for i, n in zip(cell, grid, strict=True)):
-            return
-        if n_told == n_chunks:  # or a forged index would go on for ever
-            raise Refused(f"shape {shape} has {n_chunks} chunks, found more. The file is damaged or forged.", name)
+            return  # left over from when the dataset was larger
+        if n_told == index.shape[1]:  # or a forged index would go on for ever
+            raise Refused(f"shape {found.shape} has {n_told} chunks, found more. The file is damaged or forged.", name)
         place = sum(i * n for i, n in zip(cell, strides, strict=True)) if in_order else n_told
         n_told += 1
         if chunk.byte_offset is not None:
             index[:, place] = chunk.byte_offset, chunk.size, chunk.filter_mask
 
-    if n_chunks:
-        found.id.chunk_iter(take)
-    n_missing = int((index[0] < 0).sum())
-    if n_missing:
-        raise Refused(
-            f"shape {shape} in {n_chunks} chunks, but {n_missing} of them were never written. Write the file anew.",
-            name,
-        )
-    if properties.get_nfilters() and _has_unfiltered_edges(properties):
-        edges = np.zeros(grid, dtype=bool)
-        for axis, (n, size) in enumerate(zip(shape, chunks, strict=True)):
-            if n % size:
-                edges[(slice(None),) * axis + (-1,)] = True
-        index[2, edges.ravel()] = _EVERY_FILTER
-    return index
+    found.id.chunk_iter(take)
 
 
 def _tells_places(found: h5py.Dataset) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.hdf5.filters.codecs import objection
+from pipeline.hdf5.layout import grid_of
 from pipeline.hdf5.limits import ASKED, FILTERS, MOST_CHUNK_BYTES, MOST_ITEM
 from pipeline.hdf5.plain.headers import Kind, Messages
 from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Metadata, expect
@@ -128,30 +129,21 @@ def layout_claim(file: Metadata, found: Dataset, name: str, arrays: list[np.ndar
     """Where its bytes lie, in plain values but for what goes into `arrays`."""
     code, notes, itemsize = found.dtype
     expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # or the child says why it does not ride along
-    kind, offset = found.kind, 0
-    if kind == "chunked":
+    claim = {"name": name, "shape": list(found.shape), "dtype": {"code": code, "notes": notes}, "kind": found.kind}
+    if found.kind == "chunked":
         arrays.append(_index(file, found))
-    elif kind == "inline" or not found.n_bytes:
-        kind = "inline"
+        return {**claim, "chunks": list(found.chunks), "filters": found.filters}
+    if found.kind == "inline" or not found.n_bytes:
         arrays.append(np.frombuffer(found.data, dtype=np.uint8))
-    else:
-        expect(SMALLEST <= found.place < NOWHERE)
-        offset = file.base + found.place
-    return {
-        "name": name,
-        "shape": list(found.shape),
-        "dtype": {"code": code, "notes": notes},
-        "kind": kind,
-        "offset": offset,
-        "chunks": list(found.chunks),
-        "filters": found.filters,
-    }
+        return {**claim, "kind": "inline"}
+    expect(SMALLEST <= found.place < NOWHERE)
+    return {**claim, "offset": file.base + found.place}
 
 
 def _index(file: Metadata, found: Dataset) -> np.ndarray:
     """Offset, size and filter mask of every chunk; all are there, in C order of their grid and nothing else is."""
     rank = len(found.shape)
-    grid = [-(-n // size) for n, size in zip(found.shape, found.chunks, strict=True)]
+    grid = grid_of(found.shape, found.chunks)
     n_chunks = prod(grid)
     unlimited = [axis for axis, most in enumerate(found.most) if most == _UNLIMITED]
     expect(len(unlimited) != 1 or unlimited == [0])  # the child answers differently then
