@@ -52,12 +52,12 @@ class LeftOut:
     """Names in a file, why each does not ride along, and whether somebody may miss it; not too many."""
 
     def __init__(self) -> None:
-        self.told: list[list[Any]] = []
+        self.claims: list[list[Any]] = []
 
     def note(self, name: bytes, reason: str, is_missed: bool = True) -> None:
         """One more."""
-        if len(self.told) < MOST_LEFT_OUT:
-            self.told.append([text(name), reason, is_missed])
+        if len(self.claims) < MOST_LEFT_OUT:
+            self.claims.append([text(name), reason, is_missed])
 
 
 def are_few(categories: Sequence[Any]) -> bool:

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.candidates import choose, find
-from pipeline.hdf5.child.find import Refused, elsewhere, walk
+from pipeline.hdf5.child.find import Refused, attribute, dataset_at, elsewhere
 from pipeline.hdf5.child.layouts import bytes_of, filters_of, layout_claim
 from pipeline.hdf5.child.riders import find_carried, find_riders
 from pipeline.hdf5.limits import (
@@ -27,7 +27,6 @@ from pipeline.hdf5.paths import beside, normal, text
 
 __all__ = ["describe", "values"]
 
-_COLUMNS, _FILL_VALUE = b"columns", b"_FillValue"
 _TEXTS = 1024  # read at once: how long texts are is known afterwards only
 
 
@@ -62,55 +61,49 @@ def describe(
     rows = find(file, dataset if dataset is not None else choose(file, orientation), orientation)
     arrays: list[np.ndarray] = []
     layouts = [layout_claim(found, path, arrays) for path, found in rows.parts]
-    riding, left_out = find_riders(rows.parent, rows.name, rows.shape, layout_claim, arrays)
-    there = {beside(normal(rows.name), rider["name"]) for rider in riding}
-    carried, missing = find_carried(
-        file, [path for path in carry if path not in there], rows.shape, layout_claim, arrays
-    )
-    facts = {
+    riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
+    there = {beside(normal(rows.name), rider["name"]) for rider in riders}
+    carried, missing = find_carried(file, [path for path in carry if path not in there], rows.shape, arrays)
+    answer = {
         "dataset": rows.name,
         "columns": _columns(rows.parts[0][1], rows.name),
         "fill_value": _fill_value(rows.parts[0][1]),
         "form": rows.form,
         "shape": rows.shape,
         "rows": layouts,
-        "riders": riding + carried,
-        "left_out": [*missing, *left_out.told][:MOST_LEFT_OUT],
+        "riders": riders + carried,
+        "left_out": [*missing, *left_out.claims][:MOST_LEFT_OUT],
     }
-    return facts, arrays
+    return answer, arrays
 
 
 def _columns(rows: h5py.Dataset, name: str) -> list[str] | None:
     """The names in the attribute `columns`. Other attributes are not looked at: there may be any number of them."""
-    if not h5py.h5a.exists(rows.id, _COLUMNS):
+
+    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        if len(shape) != 1 or h5py.check_string_dtype(dtype) is None:
+            return False
+        if shape[0] > MOST_NAMES or shape[0] * dtype.itemsize > ANSWER_BYTES:
+            raise Refused(f"attribute columns: {shape[0]} names, expected {MOST_NAMES} at most", name)
+        return True
+
+    names = attribute(rows.id, b"columns", fits)
+    if names is None:
         return None
-    found = h5py.h5a.open(rows.id, _COLUMNS)
-    if len(found.shape or ()) != 1 or h5py.check_string_dtype(found.dtype) is None:
-        return None
-    if found.shape[0] > MOST_NAMES or found.shape[0] * found.dtype.itemsize > ANSWER_BYTES:
-        raise Refused(f"attribute columns: {found.shape[0]} names, expected {MOST_NAMES} at most", name)
-    names = np.empty(found.shape, found.dtype)
-    found.read(names)
-    if sum(map(len, names)) > ANSWER_BYTES:
+    if sum(map(len, names)) > ANSWER_BYTES:  # of texts of any length, which are known once they are read
         raise Refused(f"attribute columns: names of more than {ANSWER_BYTES} bytes", name)
     return [text(each) if isinstance(each, bytes) else str(each) for each in names.tolist()]
 
 
 def _fill_value(rows: h5py.Dataset) -> float | None:
     """The number in netCDF's attribute `_FillValue`, which stands for no value."""
-    if not h5py.h5a.exists(rows.id, _FILL_VALUE):
-        return None
-    found = h5py.h5a.open(rows.id, _FILL_VALUE)
-    try:
-        stored = found.dtype
-    except TypeError:  # one that NumPy does not have
-        return None
-    if found.shape not in ((), (1,)) or stored.kind not in "iuf" or stored.itemsize > 8:
-        return None
-    value = np.empty(found.shape, stored)
-    found.read(value)
-    number = value.item()
-    return number if isfinite(number) else None
+
+    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        return shape in ((), (1,)) and dtype.kind in "iuf" and dtype.itemsize <= 8
+
+    value = attribute(rows.id, b"_FillValue", fits)
+    number = None if value is None else value.item()
+    return number if number is not None and isfinite(number) else None
 
 
 # -- values that only HDF5 can read ------------------------------------------------------------------------------
@@ -126,7 +119,7 @@ def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> 
     list of ndarray
         The values as bytes, uint8; of texts their lengths, int64, before them.
     """
-    _, found = walk(file, name)
+    found = dataset_at(file, name)
     if elsewhere(found):
         raise Refused("its values lie elsewhere", name)
     filters_of(found.id.get_create_plist(), name)

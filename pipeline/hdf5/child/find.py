@@ -5,7 +5,7 @@ External links, soft links, virtual datasets and external storage are told, neve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import h5py
@@ -15,9 +15,13 @@ from pipeline.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
 from pipeline.hdf5.paths import parts_of, text
 
 __all__ = [
+    "NotThere",
     "Refused",
+    "attribute",
+    "dataset_at",
     "dtype_of",
     "elsewhere",
+    "held",
     "is_plain",
     "link_of",
     "listing",
@@ -25,10 +29,10 @@ __all__ = [
     "names_in",
     "objects",
     "some",
-    "walk",
 ]
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # how groups are called that hold PyTables' indexes, and MATLAB's cells
+_IF_LINK = "{path} is {link}, expected a dataset in the file itself"
 _LISTED = 20  # how many names a refusal lists
 
 
@@ -46,26 +50,51 @@ class Refused(Exception):
         self.dataset = dataset
 
 
-def walk(file: h5py.File, name: str) -> tuple[Any, h5py.Dataset]:
-    """The dataset at `name`, and the group that holds it, over hard links only."""
-    parent, here = locate(file, name)
+class NotThere(Refused):
+    """Nothing stands under a name."""
+
+
+def dataset_at(file: h5py.File, name: str) -> h5py.Dataset:
+    """The dataset at `name`, over hard links only."""
+    _, here = locate(file, name)
     if not isinstance(here, h5py.h5d.DatasetID):
         raise Refused(f"a group, expected a dataset; the file holds {listing(file)}", name)
-    return parent, h5py.Dataset(here)
+    return h5py.Dataset(here)
 
 
-def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
-    """What lies at `name`, behind the group that holds it."""
+def locate(file: h5py.File, name: str, if_link: str = _IF_LINK) -> tuple[Any, Any]:
+    """What lies at `name`, behind the group that holds it; `if_link` is how another link than a hard one is refused."""
     here, parent = file.id, file.id
     parts = parts_of(name)
     for i, part in enumerate(parts):
         if not isinstance(here, h5py.h5g.GroupID) or not here.links.exists(part):
-            raise Refused(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
+            raise NotThere(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
         link = link_of(here, part)
         if link:
-            raise Refused(f"{text(b'/'.join(parts[: i + 1]))} is {link}, expected a dataset in the file itself", name)
+            raise Refused(if_link.format(path=text(b"/".join(parts[: i + 1])), link=link), name)
         parent, here = here, h5py.h5o.open(here, part)
     return parent, here
+
+
+def held(group: Any, name: bytes) -> h5py.Dataset | None:
+    """The dataset that a group itself holds under a name."""
+    if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
+        return None
+    item = h5py.h5o.open(group, name)
+    return h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+
+
+def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
+    """An attribute's value, read only where its shape and dtype fit: it may be of any size, or a pickle."""
+    if not h5py.h5a.exists(item, name):
+        return None
+    found = h5py.h5a.open(item, name)
+    dtype = dtype_of(found)
+    if found.shape is None or dtype is None or not fits(found.shape, dtype):
+        return None
+    value = np.empty(found.shape, dtype)
+    found.read(value)
+    return value
 
 
 def link_of(group: Any, part: bytes) -> str | None:
@@ -90,8 +119,8 @@ def elsewhere(found: h5py.Dataset) -> str | None:
     return None
 
 
-def dtype_of(found: h5py.Dataset) -> np.dtype | None:
-    """A dataset's dtype; None where NumPy has none like it."""
+def dtype_of(found: Any) -> np.dtype | None:
+    """A dataset's or an attribute's dtype; None where NumPy has none like it."""
     try:
         return found.dtype
     except TypeError:

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.find import Refused, dtype_of, elsewhere, is_plain, link_of
+from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, held, is_plain, link_of
 from pipeline.hdf5.limits import MOST_COLUMNS
 from pipeline.hdf5.paths import text
 
@@ -38,8 +38,7 @@ def is_sparse(group: Any) -> bool:
 
 def n_firsts(group: Any) -> int:
     """How many places where rows begin a sparse matrix has; 0 where these are no dataset of its own."""
-    item = None if link_of(group, _PARTS[2]) else h5py.h5o.open(group, _PARTS[2])
-    found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+    found = held(group, _PARTS[2])
     return prod(found.shape or (0,)) if found is not None and not elsewhere(found) else 0
 
 
@@ -78,25 +77,22 @@ def parts_and_shape(
 
 def _part(group: Any, part: bytes, name: str) -> h5py.Dataset:
     """A sparse matrix's values, indices, or places where rows begin."""
-    link = link_of(group, part)
-    item = h5py.h5o.open(group, part) if not link else None
-    found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+    found = held(group, part)
     stored = None if found is None or elsewhere(found) or len(found.shape or ()) != 1 else dtype_of(found)
     kinds = "iufb" if part == b"data" else "iu"
     if found is None or stored is None or stored.kind not in kinds or not is_plain(found, stored):
-        raise Refused(f"a sparse matrix whose {text(part)} are {link or 'no plain numbers'}. Write it anew.", name)
+        what = link_of(group, part) or "no plain numbers"
+        raise Refused(f"a sparse matrix whose {text(part)} are {what}. Write it anew.", name)
     return found
 
 
 def _shape(group: Any, name: str) -> tuple[int, int]:
     """The shape that AnnData and h5sparse write as an attribute, and others as a dataset."""
-    shape = next(
-        (found for key in (b"shape", b"h5sparse_shape") if (found := _attribute(group, key)) is not None), None
-    )
-    if shape is None and group.links.exists(b"shape") and not link_of(group, b"shape"):
-        item = h5py.h5o.open(group, b"shape")
-        found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
-        shape = found[...] if found is not None and not elsewhere(found) and found.shape == (2,) else None
+    told = (attribute(group, key, _is_short) for key in (b"shape", b"h5sparse_shape"))
+    shape = next((each for each in told if each is not None), None)
+    found = held(group, b"shape") if shape is None else None
+    if found is not None and not elsewhere(found) and found.shape == (2,):
+        shape = found[...]
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
         raise Refused("a sparse matrix without its shape, expected two numbers in an attribute or dataset shape", name)
     return int(shape[0]), int(shape[1])
@@ -105,7 +101,7 @@ def _shape(group: Any, name: str) -> tuple[int, int]:
 def _by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | None:
     """Whether a sparse matrix is stored by columns (CSC), as it says or else as its sizes do; None if neither does."""
     for key in (b"encoding-type", b"h5sparse_format"):
-        word = _attribute(group, key)
+        word = attribute(group, key, _is_short)
         if word is not None:
             return "csc" in str(word)
     if shape == (n_firsts - 1, n_firsts - 1):
@@ -113,14 +109,5 @@ def _by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | Non
     return n_firsts != shape[0] + 1 and n_firsts == shape[1] + 1
 
 
-def _attribute(item: Any, name: bytes) -> Any:
-    """A short attribute's value; None where there is none."""
-    if not h5py.h5a.exists(item, name):
-        return None
-    found = h5py.h5a.open(item, name)
-    # HDF5 fails to tell the size of one without values.
-    if not found.get_space().get_simple_extent_npoints() or found.get_storage_size() > _LONGEST_ATTRIBUTE:
-        return None
-    value = np.empty(found.shape, found.dtype)
-    found.read(value)
-    return value
+def _is_short(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return 0 < prod(shape) * dtype.itemsize <= _LONGEST_ATTRIBUTE

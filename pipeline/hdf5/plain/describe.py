@@ -94,7 +94,7 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
             riders.append({"name": text(rider), "layout": layout, "categories": None, "is_carried": False})
     form = {"form": "columns" if across else "dense", "shape": list(shape)}
     facts = {"dataset": dataset, "columns": None, "fill_value": None, **form}
-    return {**facts, "rows": layouts, "riders": riders, "left_out": left_out.told}, arrays
+    return {**facts, "rows": layouts, "riders": riders, "left_out": left_out.claims}, arrays
 
 
 def _chosen(there: Mapping[bytes, int], objects: Mapping[int, Dataset | None]) -> bytes:
