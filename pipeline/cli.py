@@ -25,7 +25,8 @@ from pipeline.errors import (
 from pipeline.output.disk import Disk
 from pipeline.run.stages import run
 from pipeline.runlog import Dated, RunLog
-from pipeline.settings.config import Config, parse
+from pipeline.settings.config import Config
+from pipeline.settings.flags import parse
 from pipeline.signals import Stopped, stoppable
 
 __all__ = ["main"]

@@ -27,7 +27,7 @@ from pipeline.errors import DataError, ShardpressError, UsageError, counted, sho
 from pipeline.features import Features, open_features
 from pipeline.formats import missing_value
 from pipeline.model import Model, load_model
-from pipeline.settings.config import parse_bytes
+from pipeline.settings.kinds import parse_bytes
 from pipeline.signals import Stopped, leave, stoppable
 from scripts.classifiers import compare
 from scripts.representations import LEFT_OUT, Rows, pieces

@@ -19,7 +19,8 @@ from pipeline.output.records import Entry, Record
 from pipeline.run.fingerprints import differences, other_inputs, other_settings
 from pipeline.run.job import Clock, Job
 from pipeline.run.prepare import Prepared
-from pipeline.settings.config import Config, allowed
+from pipeline.settings.config import Config
+from pipeline.settings.kinds import allowed
 
 __all__ = ["QUARANTINE", "intact", "latest", "n_allowed", "take_up", "trained"]
 

@@ -13,7 +13,8 @@ from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
 from pipeline.run.budget import Budget, make_budget
 from pipeline.run.fingerprints import Request, request_of
-from pipeline.settings.config import Config, allowed, plain, problems
+from pipeline.settings.config import Config, problems
+from pipeline.settings.kinds import allowed, plain
 from pipeline.settings.resolved import Settings, resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard

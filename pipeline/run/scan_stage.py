@@ -12,7 +12,8 @@ from pipeline.progress import Progress
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan, ScanSettings, check_usable, describe_bad_rows, scan
-from pipeline.settings.config import Config, allowed
+from pipeline.settings.config import Config
+from pipeline.settings.kinds import allowed
 
 __all__ = ["scanned"]
 

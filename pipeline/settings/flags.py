@@ -1,0 +1,184 @@
+"""Settings from the command line, the environment and a configuration file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from pipeline.errors import ConfigError, UsageError, shown
+from pipeline.settings.config import Config, problems
+from pipeline.settings.configfile import read_configuration
+from pipeline.settings.kinds import plain
+
+__all__ = ["parse"]
+
+ENVIRONMENT_PREFIX = "SHARDPRESS_"
+
+_COMPLAINTS_LISTED = 50
+
+# The settings under --help, by what they are about.
+_STAGES = {
+    "input": ("input", "follow", "dataset", "orientation", "carry"),
+    "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value"),
+    "model": ("n_features", "biases", "model", "out_of_range"),
+    "training": (
+        *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum"),
+        *("validation_fraction", "patience", "seed", "shuffle_window"),
+    ),
+    "output": ("output", "single_file", "overwrite", "restart", "verify", "checkpoint_minutes"),
+    "machine": ("threads", "block_rows", "memory_budget", "device_memory_budget", "require_device"),
+    "messages": ("quiet", "verbose"),
+}
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
+    """Settings from every source: default < configuration file < environment < flag.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Flags, without the program's name.
+    environment : mapping
+        Variables; those that start with ``SHARDPRESS_`` count.
+    description : str
+        The head of the ``--help`` page.
+
+    Raises
+    ------
+    UsageError
+        For an unknown flag, or a flag's value that cannot be read or cannot work.
+    ConfigError
+        For what cannot be read in the file or the environment.
+    """
+    flags = _parse_flags(arguments, description)
+    variables = {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+    path = os.path.expanduser(flags.pop("config", None) or variables.pop("config", None) or "")
+    config = Config(
+        **{
+            **(_converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
+            **_converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper()),
+            **_converted(flags, "", UsageError, _flag),
+        }
+    )
+    wrong = problems(config)
+    # So that --epochs 0 ends as --epochs ten does.
+    if any(name in flags for line in wrong for name in line.split(":")[0].split(" and ")):
+        raise UsageError("; ".join(wrong))
+    return config
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See --help.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
+    parser = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
+    titled = {title: parser.add_argument_group(title) for title in _STAGES}
+    groups = {name: titled[title] for title, names in _STAGES.items() for name in names}
+    for setting in fields(Config):
+        text = setting.metadata["help"]
+        if setting.default not in (None, ()) and setting.default is not False:
+            text += f" (default: {plain(setting.default)})"
+        text = text.replace("%", "%%")
+        if setting.type == "bool":
+            groups.get(setting.name, parser).add_argument(
+                _flag(setting.name), action=argparse.BooleanOptionalAction, help=text
+            )
+        else:
+            how: dict[str, Any] = {"nargs": "+", "action": "extend"} if _takes_several(setting) else {}
+            groups.get(setting.name, parser).add_argument(
+                _flag(setting.name), metavar=setting.metadata["kind"].metavar, help=text, **how
+            )
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        meant = (
+            f" Did you mean --input {shown(unknown[0])}?"
+            if flag[:1] != "-"
+            else _nearest(flag, _flag, "help", "version")
+        )
+        raise UsageError(f"unknown argument {shown(flag)}.{meant} See --help.")
+    return vars(known)
+
+
+def _converted(
+    values: Mapping[str, Any],
+    where: str,
+    error: type[UsageError | ConfigError],
+    spelled: Callable[[str], str] = str,
+) -> dict[str, Any]:
+    """Values of the right types, or every complaint in one error."""
+    known = {setting.name: setting for setting in fields(Config)}
+    complaints: list[str] = []
+    converted = {}
+    for name, value in values.items():
+        if len(complaints) == _COMPLAINTS_LISTED:
+            complaints.append("and more")
+            break
+        if name not in known:
+            complaints.append(f"{where}{shown(spelled(name))} is unknown.{_nearest(name, spelled)}")
+            continue
+        try:
+            converted[name] = _convert(known[name], value)
+        except ValueError as complaint:
+            complaints.append(f"{where}{spelled(name)}: {complaint}")
+    if complaints:
+        raise error("; ".join(complaints))
+    return converted
+
+
+def _convert(setting: Field[Any], value: Any) -> Any:
+    read = setting.metadata["kind"].read
+    if _takes_several(setting):
+        values = value.split(os.pathsep) if isinstance(value, str) else value
+        if values in (None, [], [""]) and not setting.default:  # as a report spells its settings
+            return ()
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{value!r}, expected one value or more")
+        return tuple(read(_typed(setting, item)) for item in values)
+    return read(_typed(setting, value))
+
+
+def _typed(setting: Field[Any], value: Any) -> str:
+    """One value as a flag would have it. Of a name like a number YAML keeps the number alone: 2024_01 is 202401."""
+    if isinstance(value, (list, dict)):
+        raise ValueError(f"{value!r}, expected one value")
+    if setting.metadata["kind"].is_text and isinstance(value, (bool, int, float)):
+        raise ValueError(f"{value!r} to YAML, expected a text. Put it in quotes.")
+    if "\0" in str(value):
+        raise ValueError(f"{value!r}, expected a text without the character 0")
+    return "" if value is None else str(value)
+
+
+def _takes_several(setting: Field[Any]) -> bool:
+    return isinstance(setting.default, tuple)
+
+
+def _nearest(name: str, spelled: Callable[[str], str], *more: str) -> str:
+    """A question after the setting that looks like `name` or begins with it, if there is one."""
+    name = name.strip("-").replace("-", "_")
+    known = [*more, *(setting.name for setting in fields(Config))]
+    known += ["config"] if name != "config" else []  # which is unknown in the file that it names
+    near = get_close_matches(name, known, n=1, cutoff=0.7) or [other for other in known if other.startswith(name)]
+    return f" Did you mean {spelled(near[0])}?" if near and name else ""

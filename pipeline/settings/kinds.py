@@ -1,0 +1,156 @@
+"""The kinds of values that settings have: how each is read from a text, and spelled as one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from pipeline.errors import shown
+
+__all__ = [
+    "BYTES",
+    "DATASET",
+    "EXACT_NUMBER",
+    "FILES",
+    "FOLDER",
+    "LIMIT",
+    "NAME",
+    "NUMBER",
+    "WHOLE",
+    "YES_OR_NO",
+    "Kind",
+    "allowed",
+    "one_of",
+    "parse_bytes",
+    "plain",
+]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the values of a setting are written.
+
+    Attributes
+    ----------
+    read : callable
+        Makes a value of a text; a `ValueError` says what was expected.
+    metavar : str
+        What stands for a value in ``--help``.
+    is_text : bool
+        Whether it is a name: one that YAML takes for a number must stand in quotes.
+    """
+
+    read: Callable[[str], Any]
+    metavar: str = "NAME"
+    is_text: bool = False
+
+    def or_none(self) -> Kind:
+        """The same, or None for an empty text, ``none`` and ``auto``."""
+        return replace(self, read=lambda text: None if text in ("", "none", "auto") else self.read(text))
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``4GiB``, ``500 MB``, ``1.5G`` or ``1048576``.
+
+    ``KB`` and its kin are powers of 1000, all other units powers of 1024.
+    """
+    match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", str(text), re.IGNORECASE)
+    if not match or (match[3] and not match[2]):
+        raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
+    unit = match[2].upper()
+    factor = _UNITS[unit] if match[3] or not match[4] else 1000 ** "_KMGT".index(unit or "_")
+    return int(float(match[1]) * factor)
+
+
+def allowed(limit: str, total: int) -> int:
+    """How many of `total` a limit like ``25`` or ``1%`` allows."""
+    # Exactly: in floats, 29 % of 100 are 28.999999999999996.
+    return int(Fraction(limit[:-1]) * total / 100) if limit.endswith("%") else int(limit)
+
+
+def plain(value: object) -> str:
+    """A setting's value as a user would type it."""
+    if isinstance(value, tuple):
+        return " ".join(shown(item) for item in value) or "None"
+    if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
+        return f"{value // 2**20}MiB"
+    return shown(value)
+
+
+def one_of(*choices: str) -> Kind:
+    """One of a few words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"{text!r}, expected one of {', '.join(choices)}")
+        return text
+
+    return Kind(read, f"{{{','.join(choices)}}}")
+
+
+def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """`convert`, with what was expected where it fails."""
+
+    def read(text: str) -> Any:
+        try:
+            return convert(text)
+        except (KeyError, ValueError):
+            raise ValueError(f"{text!r}, expected {expected}") from None
+
+    return read
+
+
+def _limit(text: str) -> str:
+    match = re.fullmatch(r"\s*(?:([0-9]{1,18})|([0-9]{0,3}\.?[0-9]{1,18})\s*%)\s*", text)
+    if not match or (match[2] and Fraction(match[2]) > 100):
+        raise ValueError(f"{text!r}, expected a whole number, or a percentage like 0.1%")
+    return match[1] or f"{match[2]}%"
+
+
+def _exact_number(text: str) -> float:
+    """A number; a whole one as an integer, since float64 does not hold all of int64."""
+    number: float = NUMBER.read(text)
+    if not number.is_integer():
+        return number
+    try:
+        return int(text)
+    except ValueError:  # 1e3
+        return int(number)
+
+
+def _path(text: str) -> str:
+    """Of a leading ``~`` the home directory: no shell has expanded it behind ``--output=``, in a file or in quotes."""
+    if not text:
+        raise ValueError("found nothing, expected a name")
+    found = os.path.expanduser(text)
+    if found.startswith("~"):
+        raise ValueError(f"{text!r}, expected a user whose home is known behind ~ (a name that begins so: ./{text})")
+    return found
+
+
+def _dataset(text: str) -> str:
+    """The path of a dataset, without slashes that say nothing."""
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if not parts:
+        raise ValueError(f"{text!r}, expected the path of a dataset, like obs/cell_type")
+    return "/".join(parts)
+
+
+_ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+NAME = Kind(str, is_text=True)
+DATASET = Kind(_dataset, is_text=True)
+FILES = Kind(_path, "PATH", is_text=True)
+FOLDER = Kind(_path, "DIR", is_text=True)
+WHOLE = Kind(_by(int, "a whole number"), "N")
+NUMBER = Kind(_by(float, "a number"), "X")
+EXACT_NUMBER = Kind(_exact_number, "X")
+BYTES = Kind(parse_bytes, "BYTES")
+LIMIT = Kind(_limit, "N|N%")
+YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))

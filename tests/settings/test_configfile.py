@@ -1,0 +1,169 @@
+"""A configuration file: YAML of plain values and nothing else, read in bounded memory and work."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.settings.config import Config, problems
+from pipeline.settings.flags import parse
+from tests.support.helpers import refused
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Write a configuration file and give the flags that name it."""
+
+    def write(text):
+        (tmp_path / "settings.yaml").write_text(text)
+        return ["--config", str(tmp_path / "settings.yaml")]
+
+    return write
+
+
+def settings(*arguments, **environment):
+    return parse(arguments, environment, "")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null"])
+def test_an_empty_file_changes_nothing(file, text):
+    assert settings(*file(text)) == Config()
+
+
+@pytest.mark.parametrize("text", ["- epochs", "epochs", "3"])
+def test_a_file_without_keys_is_refused_with_an_example(file, text):
+    with refused(78, "settings.yaml", "expected lines like `epochs: 20`"):
+        settings(*file(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: [", "\t- x", "a: b: c", "epochs: 2001-99-99", "seed: " + "9" * 5000, "[" * 3000, "a: \x01"],
+    ids=["open", "tab", "nested", "date", "digits", "deep", "control"],
+)
+def test_what_is_not_yaml_is_refused_by_name(file, text):
+    with refused(78, "settings.yaml", "not YAML"):
+        settings(*file(text))
+
+
+def test_a_file_that_is_not_text_is_refused_by_name(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\xfa")
+    with refused(78, "x.yaml", "not YAML"):
+        settings("--config", str(tmp_path / "x.yaml"))
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path):
+    with refused(78, "nowhere.yaml", "No such file", "expected a YAML file"):
+        settings("--config", str(tmp_path / "nowhere.yaml"))
+    with refused(78, str(tmp_path), "Is a directory"):
+        settings("--config", str(tmp_path))
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"])
+def test_a_file_never_runs_code(file, tmp_path, tag):
+    with refused(78, "not YAML", "python/object"):
+        settings(*file(f"output: {tag} [{tmp_path}/made]"))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epochs: !!map [1, 2]",
+        "epochs: !!map ab",
+        "epochs: !!timestamp never",
+        "quiet: !!bool perhaps",
+        "momentum: !!float ''",
+        "seed: !!int ''",
+        "seed: !ours 3",
+        "seed: ! 3",
+        "epochs: !<%1b[31m> 3",
+        "!!omap [a: 1]",
+    ],
+)
+def test_a_tag_is_refused_whatever_it_asks_for(file, text):
+    """S17. PyYAML answers tags on values that do not fit them with errors of any kind."""
+    with refused(78, "not YAML", "a tag (", "expected plain values"):
+        settings(*file(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epochs: 3\nepochs: 3",
+        "epochs: 3\nseed: 1\n'epochs': 4",
+        "1: 2\n'1': 3",
+        "epochs: {a: 1, b: {c: 1, c: 2}}",
+        "input: [{a: 1, a: 2}]",
+        "epochs: 3\n<<: {epochs: 4}",
+        '"\\e[31m": 1\n"\\e[31m": 2',
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_at_any_depth(file, text):
+    """S17."""
+    with refused(78, "not YAML", "stands twice"):
+        settings(*file(text))
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: 1", "{[a]: 1}", "seed: {{a: 1}: 2}", "<<: 3", "<<: [1]", "seed: ="])
+def test_keys_and_values_that_are_none_are_refused(file, text):
+    with refused(78, "not YAML"):
+        settings(*file(text))
+
+
+BOMBS = {
+    "aliases": "b0: &b0 [x, x]\n" + "".join(f"b{i + 1}: &b{i + 1} [*b{i}, *b{i}]\n" for i in range(40)),
+    "merged": "a: &a {x: 1}\nb:\n  <<: [*a, *a]",
+    "endless": "a: &a [*a]",
+    "brackets": "[" * 250000,
+    "braces": "{a: " * 60000,
+    "questions": "? " * 10**5,
+    "dashes": "- " * 10**5,
+    "steps": "".join(" " * i + "a:\n" for i in range(700)),
+    "nested": "a: " + "[" * 16 + "]" * 16,
+    "keys": "".join(f"k{i}: 1\n" for i in range(25000)),
+    "same keys": "a: 1\n" * 50000,
+    "commas": "a: [" + "1," * 120000 + "]",
+    "long": "#" * 10**8,
+}
+IN_LITTLE = """
+import re, sys
+from pathlib import Path
+from pipeline.settings.flags import parse
+from pipeline.errors import ConfigError
+import yaml
+n_calls = 0
+def count(frame, event, argument):
+    global n_calls
+    n_calls += event.endswith("call")
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+before = peak()
+sys.setprofile(count)
+try:
+    parse(["--config", sys.argv[1]], {}, "")
+except ConfigError as error:
+    sys.setprofile(None)
+    print(error.exit_code, len(str(error)), n_calls, peak() - before)
+"""
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_in_little_work_and_memory(file, name):
+    """S17. Measured in a process of its own, in calls of functions (a scanner in Python makes 8 million) and KiB."""
+    command = [sys.executable, "-c", IN_LITTLE, file(BOMBS[name])[1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code, n_letters, n_calls, memory = map(int, done.stdout.split())
+    assert (code, n_letters < 20_000, n_calls < 2**21, memory < 2**16) == (78, True, True, True), done.stdout
+
+
+def test_a_list_of_inputs_may_be_as_long_as_the_file(file):
+    paths = [f"shards/{i:05d}.h5" for i in range(13_000)]
+    assert settings(*file("input: " + "".join(f"\n- {path}" for path in paths))).input == tuple(paths)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "validation_fraction", "missing_value"])
+@pytest.mark.parametrize("word", [".nan", ".inf", "-.inf", "nan", "inf"])
+def test_numbers_that_are_none_are_refused(file, name, word):
+    """S17, U2."""
+    assert [words for words in problems(settings(*file(f"{name}: {word}"))) if words.startswith(f"{name}: ")]
