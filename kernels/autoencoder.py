@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -166,10 +166,6 @@ class Autoencoder:
         return cost, [c * dW, c * _sum_rows(dh), c * _sum_rows(dy)]
 
     # -- functions --
-
-    def n_callers(self, dtypes: Iterable[np.dtype]) -> int:
-        """How many threads may encode rows of these dtypes at once: one where Theano's own graph computes."""
-        return backend.n_cores() if all(self.fuses(dtype) for dtype in dtypes) else 1
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Features of rows.

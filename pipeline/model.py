@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Model:
         """Columns out."""
         return int(self.parameters["W"].shape[1])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the arrays: equal models make equal features."""
         digest = sha256()

@@ -24,20 +24,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from kernels import TILE_ROWS, backend
 from kernels.autoencoder import Autoencoder
 from kernels.step import TrainingStep
-from pipeline.encoding.bad_data import Policy
-from pipeline.encoding.encode import encode_parts, plan_parts
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import threads
+from pipeline.device import autoencoder_of
+from pipeline.encoding.encode import EncodeSettings, EncodeTask, encode_part
+from pipeline.encoding.parts import PartFacts, plan_parts
+from pipeline.encoding.worker import Sizes, serving
 from pipeline.formats import digest
 from pipeline.model import load_model
+from pipeline.output.disk import Disk
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
-from pipeline.output.records import Entry, Record
+from pipeline.output.records import Entry
 from pipeline.run.budget import make_budget
 from pipeline.settings.config import Config
 from pipeline.settings.resolved import resolve
@@ -106,35 +112,35 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     model = load_model(work / "features")
     settings = resolve(Config(), sum(shard.n_rows for shard in shards), model.n_inputs, model.n_features)
     budget = make_budget(settings, shards, TILE_ROWS)
-    minimum, scale = model.scaler.arrays(row_dtype(shards))
-    maximum = model.scaler.maximum.astype(minimum.dtype)
-    autoencoder = Autoencoder(model.n_inputs, model.n_features, minimum, scale, maximum)
+    dtype = row_dtype(shards)
+    autoencoder = autoencoder_of(model.scaler, model.n_features, dtype)
     autoencoder.set_parameters(model.parameters)
     parts, _ = plan_parts(shards, budget.part_rows, [])
-    n_callers = autoencoder.n_callers([row_dtype(shards)])
+    sizes = Sizes(model.n_features, dtype.name, budget.block_rows, budget.part_rows, budget.n_threads)
 
-    def encode(write: Callable[[str, str, bytes], Entry], commit: Callable[[Any], object]) -> float:
-        start = time.perf_counter()
-        encode_parts(
-            parts, write, autoencoder.encode_checked, model.n_features, budget, Policy(), {}, commit, n_callers
-        )
+    def encode(directory: Path, commit: Callable[[PartFacts], object]) -> float:
+        start, n_at_once = time.perf_counter(), budget.n_writers
+        tasks = [(encode_part, EncodeTask(part, EncodeSettings(str(directory), model, sizes))) for part in parts]
+        with serving(model, sizes, autoencoder.encode_checked, Disk()), threads(n_at_once) as pool:
+            compute(tasks, pool, n_at_once, commit)
         return time.perf_counter() - start
 
     def simply() -> float:
         target = fresh(work / "simple")
         (target / "parts").mkdir(parents=True)
 
-        def write(stem: str, suffix: str, data: bytes) -> Entry:
-            (target / f"{stem}{suffix}").write_bytes(data)
+        def write(directory: Path, disk: Disk, stem: str, suffix: str, data: memoryview) -> Entry:
+            (directory / f"{stem}{suffix}").write_bytes(data)
             return Entry(stem, len(data), "")
 
-        return encode(write, lambda done: None)
+        with patch("pipeline.encoding.encode.write_result", write):
+            return encode(target, lambda done: None)
 
     def durably() -> float:
         with locked(fresh(work / "durable")) as ledger:
             start = time.perf_counter()
             with GroupCommit(ledger) as group:
-                encode(ledger.write, lambda done: group.add(Record(done.part.key, "0" * 64, done.entry, done.facts)))
+                encode(ledger.directory, lambda done: group.add(done.record("0" * 64)))
             return time.perf_counter() - start
 
     return {"simply": simply, "durably": durably}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from pipeline.errors import DataError
 from pipeline.shards.rows import bad_entries, bad_rows
 from pipeline.shards.shard import Block
 
-__all__ = ["Judged", "Outside", "Policy", "farthest"]
+__all__ = ["BadData", "Judged", "Outside", "farthest"]
 
 _COLUMNS_LISTED = 20
 _WORST = 3
@@ -74,7 +74,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Policy:
+class BadData:
     """The settings that decide.
 
     Attributes
@@ -83,8 +83,6 @@ class Policy:
         ``raise``, ``skip`` or ``quarantine``.
     missing : float or None
         A value that stands for a missing one.
-    unreadable : mapping of int to str
-        Why, for each shard that cannot be read, by its place in the input; its rows are bad rows.
     out_of_range : str
         ``allow``, ``clip`` or ``raise``.
     minimum, maximum : ndarray of shape (n_inputs,), float64, or None
@@ -93,19 +91,23 @@ class Policy:
 
     on_bad_data: str = "raise"
     missing: float | None = None
-    unreadable: Mapping[int, str] = field(default_factory=dict)
     out_of_range: str = "allow"
     minimum: np.ndarray | None = None
     maximum: np.ndarray | None = None
 
-    def before(self, block: Block, rows: np.ndarray, among: np.ndarray | None = None) -> Judged:
+    @property
+    def lists(self) -> bool:
+        """Whether each bad row is listed."""
+        return self.on_bad_data == "quarantine"
+
+    def before(self, block: Block, rows: np.ndarray, suspects: np.ndarray | None = None) -> Judged:
         """Judge rows as they were read.
 
         Parameters
         ----------
         block : Block
         rows : ndarray of shape (len(block), n_inputs)
-        among : ndarray of int, optional
+        suspects : ndarray of int, optional
             Positions of the rows to be looked at; all others hold finite numbers in the model's range.
 
         Raises
@@ -113,7 +115,7 @@ class Policy:
         DataError
             For a bad row, or one outside the range, when that is not allowed.
         """
-        numbers, some = (np.arange(len(rows)), rows) if among is None else (among, rows[among])
+        numbers, some = (np.arange(len(rows)), rows) if suspects is None else (suspects, rows[suspects])
         bad, reasons = _NONE, list[dict[str, Any]]()
         if self.missing is not None or rows.dtype.kind == "f":
             bad, reasons = self._bad(block, numbers, some)
@@ -125,7 +127,7 @@ class Policy:
             rows = np.clip(rows, *_edges(self.minimum, self.maximum, rows.dtype))
         return Judged(rows, numbers[bad], len(outside), reasons, worst)
 
-    def after(self, block: Block, judged: Judged, features: np.ndarray, among: np.ndarray | None = None) -> Judged:
+    def after(self, block: Block, judged: Judged, features: np.ndarray, suspects: np.ndarray | None = None) -> Judged:
         """Judge rows by their features: finite rows so far away that they overflow float32 are no better than bad ones.
 
         Parameters
@@ -134,7 +136,7 @@ class Policy:
         judged : Judged
             What `before` has found.
         features : ndarray of shape (len(block), n_features)
-        among : ndarray of int, optional
+        suspects : ndarray of int, optional
             As for `before`: the features of all other rows are finite.
 
         Raises
@@ -142,7 +144,7 @@ class Policy:
         DataError
             For such a row, when bad rows are not allowed.
         """
-        found = bad_rows(features) if among is None else among[bad_rows(features[among])]
+        found = bad_rows(features) if suspects is None else suspects[bad_rows(features[suspects])]
         lost = np.setdiff1d(found, judged.bad)
         if not len(lost):
             return judged
@@ -152,12 +154,8 @@ class Policy:
                 "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
             )
         reasons = [_reason(block.start + row, _NONE, "overflows float32") for row in lost]
-        listed = judged.reasons + (reasons if self.on_bad_data == "quarantine" else [])
+        listed = judged.reasons + (reasons if self.lists else [])
         return replace(judged, bad=np.union1d(judged.bad, lost), reasons=listed)
-
-    def of_unreadable(self, number: int, source: Block) -> list[dict[str, Any]]:
-        """What is said of a part of a shard that cannot be read."""
-        return [{"row": [source.start, source.stop], "columns": [], "reason": self.unreadable[number]}]
 
     def _bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Which of these rows, with such positions in the block, are bad ones, and why."""
@@ -171,7 +169,7 @@ class Policy:
                 "rows out, however many there are, with --on-bad-data skip --max-bad-rows 100%."
             )
         reasons = []
-        if self.on_bad_data == "quarantine":
+        if self.lists:
             for row in bad:
                 columns = np.flatnonzero(entries[row])
                 reasons.append(_reason(block.start + numbers[row], columns, str(rows[row, columns[0]])))

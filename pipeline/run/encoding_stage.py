@@ -3,105 +3,143 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.encoding.bad_data import Outside, Policy, farthest
-from pipeline.encoding.encode import Encoded, encode_parts, plan_parts
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import threads
+from pipeline.encoding.bad_data import BadData, farthest
+from pipeline.encoding.encode import EncodeSettings, EncodeTask, encode_part
+from pipeline.encoding.parts import PartFacts, plan_parts
+from pipeline.encoding.worker import Sizes, serving
 from pipeline.errors import DataError, counted, shown
 from pipeline.model import Model
 from pipeline.output.groupcommit import GroupCommit
-from pipeline.output.records import Record
+from pipeline.progress import Progress
 from pipeline.run.earlier import intact, n_allowed
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan
+from pipeline.settings.config import Config
+from pipeline.shards.shard import Shard, row_dtype
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["encode", "policy_of", "tell_outside"]
+__all__ = ["encode", "tell_outside"]
 
 log = logging.getLogger(__name__)
 
-
 _MANY_OUTSIDE = 0.01  # of the rows
-# of the rows
 
 
-def policy_of(job: Job, found: Scan | None) -> Policy:
-    """What becomes of rows that cannot be encoded like the others."""
-    config, given = job.config, job.given
-    return Policy(
+def encode(job: Job, model: Model, autoencoder: Autoencoder, scan: Scan | None) -> list[PartFacts]:
+    """Commit every part that is not there yet; all of them, in the order of the rows.
+
+    Parameters
+    ----------
+    job : Job
+    model : Model
+    autoencoder : Autoencoder
+        The same on its device.
+    scan : Scan or None
+        Which shards cannot be read, where that is known.
+    """
+    job.clock.features = fingerprint = job.of_features(model, scan)
+    there = [PartFacts.of(record) for record in intact(job, job.ledger.records("part", fingerprint))]
+    missing, overlapping = plan_parts(job.shards, job.budget.part_rows, there)
+    job.ledger.drop(*(part.record(fingerprint) for part in overlapping))
+    if there and missing:
+        there_are = f"{counted(sum(part.n_rows for part in there), 'row')} in {counted(len(there), 'part')}"
+        log.info("encoding: going on, an earlier run has committed %s", there_are)
+    limit = _Limit(job.config, sum(shard.n_rows for shard in job.shards))
+    for part in there:
+        limit.count(part)
+    if missing:
+        _compile(job.shards, autoencoder)
+        settings = EncodeSettings(
+            directory=str(job.ledger.directory),
+            model=model,
+            sizes=_sizes(job, max(len(part.source) for part in missing)),
+            bad_data=_bad_data(job),
+            attributes={**job.about(), "model": model.fingerprint},
+        )
+        unreadable = scan.unreadable if scan else {}
+        tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
+        with serving(model, settings.sizes, autoencoder.encode_checked, job.ledger.disk):
+            _encode(job, tasks, fingerprint, limit)
+    return [PartFacts.of(record) for record in job.ledger.records("part", fingerprint)]
+
+
+def _bad_data(job: Job) -> BadData:
+    """What becomes of rows that cannot be encoded like the others; only of a given model do rows lie outside."""
+    config, scaler = job.config, job.given.scaler if job.given else None
+    return BadData(
         on_bad_data=config.on_bad_data,
         missing=config.missing_value,
-        unreadable={} if found is None else found.unreadable,
         out_of_range=config.out_of_range,
-        minimum=None if given is None else given.scaler.minimum,
-        maximum=None if given is None else given.scaler.maximum,
+        minimum=scaler.minimum if scaler else None,
+        maximum=scaler.maximum if scaler else None,
     )
 
 
-def encode(job: Job, model: Model, autoencoder: Autoencoder, policy: Policy, fingerprint: str) -> list[Record]:
-    """Commit every part that is not there yet; the records of all of them, in the order of the rows."""
-    ledger = job.ledger
-    job.clock.features = fingerprint
-    there = intact(job, ledger.records("part", fingerprint))
-    parts, overlapping = plan_parts(job.shards, job.budget.part_rows, there)
-    ledger.drop(*overlapping)
-    if there and parts:
-        n_rows = sum(record.facts["n_rows"] for record in there)
-        there_are = f"{counted(n_rows, 'row')} in {counted(len(there), 'part')}"
-        log.info("encoding: going on, an earlier run has committed %s", there_are)
-    dtypes = [np.dtype(name) for name in sorted({shard.dtype for shard in job.shards})]
-    if parts:
-        for dtype in dtypes:
-            # No rows, no work: it compiles before the progress starts to count.
-            autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
-    limit = n_allowed(job.config, job.config.max_bad_rows, sum(shard.n_rows for shard in job.shards))
-    n_bad = 0
+def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Limit) -> None:
+    n_rows, n_at_once = sum(len(task.part.source) for task in tasks), job.budget.n_writers
+    shard = tasks[0].part.source.shard
+    row_bytes = shard.n_inputs * np.dtype(shard.dtype).itemsize
+    with (
+        GroupCommit(job.ledger) as group,
+        Progress("encoding", n_rows, "rows", row_bytes) as progress,
+        threads(n_at_once) as pool,
+    ):
 
-    def count(facts: Mapping[str, Any]) -> None:
-        nonlocal n_bad
-        n_bad += facts["n_bad"]
-        if n_bad > limit:
+        def commit(part: PartFacts) -> None:
+            limit.count(part)
+            group.add(part.record(fingerprint))
+            progress.advance(part.n_rows)
+
+        compute([(encode_part, task) for task in tasks], pool, n_at_once, commit)
+
+
+class _Limit:
+    """Counts bad rows, and says when they are too many."""
+
+    def __init__(self, config: Config, n_rows: int) -> None:
+        self._config, self._limit = config, n_allowed(config, config.max_bad_rows, n_rows)
+        self._n_bad = 0
+
+    def count(self, part: PartFacts) -> None:
+        self._n_bad += part.n_bad
+        if self._n_bad > self._limit:
             raise DataError(
-                f"file={shown(facts['path'])} dataset={shown(facts['dataset'])} rows={facts['start']}:{facts['stop']}: "
-                f"{counted(n_bad, 'bad row')} so far, expected {limit} at most (--max-bad-rows "
-                f"{job.config.max_bad_rows}, --on-bad-data {job.config.on_bad_data}). Mend the files, or raise it."
+                f"file={shown(part.path)} dataset={shown(part.dataset)} rows={part.start}:{part.stop}: "
+                f"{counted(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
+                f"{self._config.max_bad_rows}, --on-bad-data {self._config.on_bad_data}). Mend the files, or raise it."
             )
 
-    for record in there:
-        count(record.facts)
 
-    about = {**job.about(), "model": model.fingerprint}
-    n_callers = min(job.budget.n_threads, autoencoder.n_callers(dtypes))
-    with GroupCommit(ledger) as group:
-
-        def commit(done: Encoded) -> None:
-            count(done.facts)
-            group.add(Record(done.part.key, fingerprint, done.entry, done.facts))
-
-        encode_parts(
-            parts,
-            ledger.write,
-            autoencoder.encode_checked,
-            job.n_features,
-            job.budget,
-            policy,
-            about,
-            commit,
-            n_callers,
-        )
-    return ledger.records("part", fingerprint)
+def _sizes(job: Job, part_rows: int) -> Sizes:
+    return Sizes(
+        n_features=job.n_features,
+        dtype=row_dtype(job.shards).name,
+        block_rows=min(part_rows, job.budget.block_rows),
+        part_rows=part_rows,
+        n_readers=job.budget.n_threads,
+    )
 
 
-def tell_outside(records: Sequence[Record]) -> None:
+def _compile(shards: Sequence[Shard], autoencoder: Autoencoder) -> None:
+    """Before the progress starts to count: by rows of each dtype, of which there are none."""
+    for dtype in sorted({shard.dtype for shard in shards}):
+        autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
+
+
+def tell_outside(parts: Sequence[PartFacts]) -> None:
     """Warn when many rows are not like those that a given model has learnt from."""
-    n_rows, n_outside = (sum(record.facts[name] for record in records) for name in ("n_rows", "n_outside"))
+    n_rows, n_outside = sum(part.n_rows for part in parts), sum(part.n_outside for part in parts)
     if n_outside > _MANY_OUTSIDE * n_rows:
-        worst = farthest(Outside(*found) for record in records for found in record.facts.get("outside", []))
+        worst = farthest(column for part in parts for column in part.outside)
         log.warning(
             "%d of %d rows lie outside the range of the rows that the model was trained on, farthest in %s. Their "
             "features may mean little: train a model on such rows, or choose with --out-of-range.",

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.encoding.index import index_bytes
+from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.singlefile import SINGLE_FILE, single_file
 from pipeline.errors import counted, shown
 from pipeline.model import Model
-from pipeline.output.records import Entry, Record
+from pipeline.output.records import Entry
 from pipeline.run.earlier import QUARANTINE, trained
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan
@@ -21,10 +22,6 @@ from pipeline.shards.ridinglog import why_left_out
 __all__ = ["Summary", "again", "finish", "standing"]
 
 log = logging.getLogger(__name__)
-
-
-_OF_RECORDS = ("bad", "outside")  # facts of a part that its line of the manifest does not repeat
-# facts of a part that its line of the manifest does not repeat
 
 
 @dataclass(frozen=True)
@@ -80,12 +77,12 @@ class Summary:
         )
 
 
-def finish(job: Job, model: Model, records: Sequence[Record], scan: Scan | None) -> Summary:
+def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
     attributes = {**job.about(), "model": model.fingerprint}
-    summary = _summary(job, model, records, scan)
-    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, records, attributes, summary)]
-    entries += _single_file(job, records, {**attributes, "n_bad": summary.n_bad})
+    summary = _summary(job, model, parts, scan)
+    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, attributes, summary)]
+    entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
     kept = [job.request.of_scan(), job.of_model(scan), job.of_features(model, scan)]
     manifest = {
         **attributes,
@@ -98,7 +95,7 @@ def finish(job: Job, model: Model, records: Sequence[Record], scan: Scan | None)
         "left_out": why_left_out(job.shards),
         "summary": asdict(summary),
         "files": [asdict(entry) for entry in entries],
-        "parts": [_line(record) for record in records],
+        "parts": [part.line() for part in parts],
     }
     job.ledger.finish(asdict(job.request), manifest)
     # Only now: until the manifest named others, readers of an earlier run's results were at theirs.
@@ -111,22 +108,19 @@ def again(manifest: Mapping[str, Any], output: str, seconds: dict[str, float]) -
     return Summary(**{**manifest["summary"], "output": output, "seconds": seconds, "before": True})
 
 
-def _summary(job: Job, model: Model, records: Sequence[Record], scan: Scan | None) -> Summary:
-    n_rows, n_bad, n_outside = (
-        sum(record.facts[name] for record in records) for name in ("n_rows", "n_bad", "n_outside")
-    )
+def _summary(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
     return Summary(
         output=job.config.output,
-        n_rows=n_rows,
+        n_rows=sum(part.n_rows for part in parts),
         n_inputs=model.n_inputs,
         n_features=model.n_features,
-        n_bad=n_bad,
-        n_parts=len(records),
+        n_bad=sum(part.n_bad for part in parts),
+        n_parts=len(parts),
         device=str(job.device),
         cost=_best_cost(model.about["training"]) if job.given is None else None,
         seconds=job.clock.seconds,
         n_bad_shards=len(job.bad_shards) + (len(scan.unreadable) if scan else 0),
-        n_outside=n_outside,
+        n_outside=sum(part.n_outside for part in parts),
     )
 
 
@@ -137,22 +131,22 @@ def _best_cost(training: dict[str, Any]) -> float:
 
 
 def _files(
-    job: Job, model: Model, records: Sequence[Record], attributes: Mapping[str, Any], summary: Summary
+    job: Job, model: Model, parts: Sequence[PartFacts], attributes: Mapping[str, Any], summary: Summary
 ) -> Iterator[tuple[str, bytes]]:
     """Names and contents of what stands beside the parts, each made when the one before it is written."""
     yield "model.h5", model.to_hdf5()
     yield "encoder.npz", model.to_npz()
-    yield "index.h5", _index(job, model, records, attributes)
+    yield "index.h5", _index(job, model, parts, attributes)
     yield "report.json", _report(job, model, summary)
     if job.config.on_bad_data == "quarantine":
-        yield QUARANTINE, _quarantine(job, records)
+        yield QUARANTINE, _quarantine(job, parts)
 
 
-def _index(job: Job, model: Model, records: Sequence[Record], attributes: Mapping[str, Any]) -> bytes:
+def _index(job: Job, model: Model, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> bytes:
     nothing_rides = not any(shard.riders for shard in job.shards)
     # Where nothing rides along, their shapes are known, and no part is opened for them.
-    shapes = [(record.facts["n_rows"], model.n_features) for record in records] if nothing_rides else []
-    return index_bytes(job.ledger.directory, [record.entry.file for record in records], attributes, shapes)
+    shapes = [(part.n_rows, model.n_features) for part in parts] if nothing_rides else []
+    return index_bytes(job.ledger.directory, [part.entry.file for part in parts], attributes, shapes)
 
 
 def _report(job: Job, model: Model, summary: Summary) -> bytes:
@@ -162,36 +156,29 @@ def _report(job: Job, model: Model, summary: Summary) -> bytes:
     return (json.dumps(report, indent=1) + "\n").encode()
 
 
-def _quarantine(job: Job, records: Sequence[Record]) -> bytes:
+def _quarantine(job: Job, parts: Sequence[PartFacts]) -> bytes:
     """One line of JSON for each bad shard and each bad row."""
     lines: list[dict[str, Any]] = [{**bad, "dataset": None, "row": None, "columns": []} for bad in job.bad_shards]
-    for record in records:
-        where = {"file": record.facts["path"], "dataset": record.facts["dataset"]}
-        lines += [{**where, **bad} for bad in record.facts.get("bad", [])]
+    for part in parts:
+        lines += [{"file": part.path, "dataset": part.dataset, **bad} for bad in part.bad]
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def _single_file(job: Job, records: Sequence[Record], attributes: Mapping[str, Any]) -> list[Entry]:
+def _single_file(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> list[Entry]:
     """All rows in one file, when it is asked for or was: it is large, so one that is as it was written stays."""
-    ledger, parts = job.ledger, [record.entry for record in records]
+    ledger = job.ledger
     before = ledger.manifest() or {"parts": [], "files": []}
-    is_same = [line["blake3"] for line in before["parts"]] == [part.blake3 for part in parts]
+    is_same = [line["blake3"] for line in before["parts"]] == [part.entry.blake3 for part in parts]
     earlier = [Entry(**line) for line in before["files"] if is_same and line["file"] == SINGLE_FILE]
     if earlier and not ledger.fault(earlier[0]):
         return earlier
     if not earlier and not job.config.single_file:
         return []
-    content = single_file(ledger.directory, [part.file for part in parts], attributes)
+    content = single_file(ledger.directory, [part.entry.file for part in parts], attributes)
     entry = ledger.replace_by_pieces(SINGLE_FILE, content)
     job.clock.lap("single file")
     log.info("single file: %s, %.1f MB", shown(ledger.directory / SINGLE_FILE), entry.n_bytes / 1e6)
     return [entry]
-
-
-def _line(record: Record) -> dict[str, Any]:
-    """A part's line of the manifest."""
-    facts = {name: value for name, value in record.facts.items() if name not in _OF_RECORDS}
-    return {**asdict(record.entry), **facts}
 
 
 def standing(job: Job) -> str:

@@ -9,7 +9,7 @@ from pipeline.device import autoencoder_of, start_device, theanos_errors
 from pipeline.output.disk import Disk
 from pipeline.output.lock import locked
 from pipeline.run.earlier import take_up
-from pipeline.run.encoding_stage import encode, policy_of, tell_outside
+from pipeline.run.encoding_stage import encode, tell_outside
 from pipeline.run.finish import Summary, again, finish, standing
 from pipeline.run.job import Clock, Job
 from pipeline.run.prepare import check_space, prepare
@@ -73,7 +73,7 @@ def _extract(job: Job) -> Summary:
         found = scanned(job) if job.tolerates_bad_data else None
         model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.n_features, row_dtype(job.shards))
         autoencoder.set_parameters(model.parameters)
-    records = encode(job, model, autoencoder, policy_of(job, found), job.of_features(model, found))
-    tell_outside(records)
+    parts = encode(job, model, autoencoder, found)
+    tell_outside(parts)
     job.clock.lap("encoding")
-    return finish(job, model, records, found)
+    return finish(job, model, parts, found)

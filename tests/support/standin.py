@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import version
@@ -69,9 +69,6 @@ class Autoencoder:
     def residual(self, x: np.ndarray) -> np.ndarray:
         products = self.code(x)[:, None, :] * self._parameters["W"]
         return products.sum(axis=2) + self._parameters["b_output"] - x
-
-    def n_callers(self, dtypes: Iterable[np.dtype]) -> int:
-        return 4
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out

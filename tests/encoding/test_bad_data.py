@@ -1,4 +1,4 @@
-"""The policy: what becomes of a row depends on the row and the settings, and on nothing beside it."""
+"""Bad data: what becomes of a row depends on the row and the settings, and on nothing beside it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.encoding.bad_data import Outside, Policy, farthest
+from pipeline.encoding.bad_data import BadData, Outside, farthest
 from pipeline.shards.shard import Block, Shard
 from tests.support.helpers import refused
 
@@ -18,9 +18,9 @@ def block_of(rows: np.ndarray, start: int = 100, stored: str | None = None) -> B
     return Block(shard, start, start + len(rows))
 
 
-def judge(policy: Policy, rows: Any, dtype: Any = np.float32, **how: Any) -> Any:
+def judge(bad_data: BadData, rows: Any, dtype: Any = np.float32, **how: Any) -> Any:
     array = np.array(rows, dtype=dtype)
-    return policy.before(block_of(array, **how), array)
+    return bad_data.before(block_of(array, **how), array)
 
 
 # -- bad rows ----------------------------------------------------------------------------------------------------
@@ -31,42 +31,42 @@ def judge(policy: Policy, rows: Any, dtype: Any = np.float32, **how: Any) -> Any
 )
 def test_a_bad_row_is_refused_with_its_place_in_the_file(value: float, word: str) -> None:
     with refused(65, "file=a.h5 dataset=X rows=100:103", f"{word} in row 101, column 2; 2 of these rows"):
-        judge(Policy(missing=-9999), [[1, 2, 3], [1, 2, value], [value, 2, 3]])
+        judge(BadData(missing=-9999), [[1, 2, 3], [1, 2, value], [value, 2, 3]])
 
 
 @pytest.mark.parametrize("on_bad_data", ["skip", "quarantine"])
 def test_bad_rows_are_told_by_their_positions_and_rows_are_left_as_they_are(on_bad_data: str) -> None:
     rows = np.array([[1, np.nan], [np.inf, -np.inf], [1, 2], [5, 3]], np.float32)
-    judged = Policy(on_bad_data, missing=5).before(block_of(rows), rows)
+    judged = BadData(on_bad_data, missing=5).before(block_of(rows), rows)
     assert judged.rows is rows
     assert (judged.bad.tolist(), judged.n_outside) == ([0, 1, 3], 0)
 
 
 def test_only_quarantine_says_why() -> None:
     rows = [[1, np.nan, 3], [np.inf, 5, np.nan], [1, 2, 3]]
-    assert judge(Policy("skip", missing=5), rows).reasons == []
-    assert judge(Policy("quarantine", missing=5), rows).reasons == [
+    assert judge(BadData("skip", missing=5), rows).reasons == []
+    assert judge(BadData("quarantine", missing=5), rows).reasons == [
         {"row": 100, "columns": [1], "reason": "nan"},
         {"row": 101, "columns": [0, 1, 2], "reason": "inf"},
     ]
 
 
 def test_a_row_of_thousands_of_bad_columns_does_not_fill_the_list() -> None:
-    (reason,) = judge(Policy("quarantine"), np.full((1, 5000), np.nan)).reasons
+    (reason,) = judge(BadData("quarantine"), np.full((1, 5000), np.nan)).reasons
     assert reason["columns"] == list(range(20))
 
 
 def test_v8_integers_are_looked_at_for_the_missing_value_only() -> None:
     rows = [[1, 255], [3, 4]]
-    assert judge(Policy(), rows, np.uint8).bad.tolist() == []
-    assert judge(Policy("skip", missing=255), rows, np.uint8).bad.tolist() == [0]
-    assert judge(Policy("skip", missing=-1), rows, np.uint8).bad.tolist() == []
+    assert judge(BadData(), rows, np.uint8).bad.tolist() == []
+    assert judge(BadData("skip", missing=255), rows, np.uint8).bad.tolist() == [0]
+    assert judge(BadData("skip", missing=-1), rows, np.uint8).bad.tolist() == []
 
 
 def test_v8_the_missing_value_is_spelled_as_the_file_does() -> None:
     rows = np.array([[-9999, 1], [-10000, 1]], np.float32)  # the second is what a file of 16-bit numbers holds
-    assert judge(Policy("skip", missing=-9999), rows).bad.tolist() == [0]
-    assert judge(Policy("skip", missing=-9999), rows, stored="<f2").bad.tolist() == [1]
+    assert judge(BadData("skip", missing=-9999), rows).bad.tolist() == [0]
+    assert judge(BadData("skip", missing=-9999), rows, stored="<f2").bad.tolist() == [1]
 
 
 # -- rows outside a model's range ----------------------------------------------------------------------------------
@@ -74,8 +74,8 @@ def test_v8_the_missing_value_is_spelled_as_the_file_does() -> None:
 LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
 
 
-def ranged(out_of_range: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> Policy:
-    return Policy(on_bad_data, out_of_range=out_of_range, minimum=low, maximum=high)
+def ranged(out_of_range: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> BadData:
+    return BadData(on_bad_data, out_of_range=out_of_range, minimum=low, maximum=high)
 
 
 def test_the_columns_that_lie_farthest_outside_are_told() -> None:
@@ -168,31 +168,25 @@ def test_rows_whose_features_are_no_numbers_are_bad_rows_too() -> None:
     rows = np.array([[1, 1], [np.nan, 1], [1e38, -1e38], [0, 0]], np.float32)
     block = block_of(rows)
     for on_bad_data in ("skip", "quarantine"):
-        policy = Policy(on_bad_data)
-        judged = policy.after(block, policy.before(block, rows), features)
+        bad_data = BadData(on_bad_data)
+        judged = bad_data.after(block, bad_data.before(block, rows), features)
         assert judged.bad.tolist() == [1, 2]
     assert judged.reasons[-1] == {"row": 102, "columns": [], "reason": "overflows float32"}
     with refused(65, "a.h5 dataset=X", "row 102 and 0 more", "overflow", "--on-bad-data skip"):
-        Policy().after(block, Policy().before(block, rows[[0, 0, 2, 0]]), features[[0, 0, 2, 0]])
+        BadData().after(block, BadData().before(block, rows[[0, 0, 2, 0]]), features[[0, 0, 2, 0]])
 
 
-def test_features_are_looked_at_among_the_rows_that_need_it_only() -> None:
+def test_features_are_looked_at_suspects_the_rows_that_need_it_only() -> None:
     rows, features = np.zeros((5, 3), np.float32), np.ones((5, 2), np.float32)
     features[3] = np.nan
-    policy, block = Policy("quarantine"), block_of(rows)
-    for among, bad in ((None, [3]), (np.array([1, 3]), [3]), (np.array([1, 2]), [])):
-        judged = policy.after(block, policy.before(block, rows, among), features, among)
+    bad_data, block = BadData("quarantine"), block_of(rows)
+    for suspects, bad in ((None, [3]), (np.array([1, 3]), [3]), (np.array([1, 2]), [])):
+        judged = bad_data.after(block, bad_data.before(block, rows, suspects), features, suspects)
         assert judged.bad.tolist() == bad
         assert [reason["row"] for reason in judged.reasons] == [100 + row for row in bad]
 
 
 def test_features_that_are_numbers_change_no_judgement() -> None:
     rows = np.ones((3, 2), np.float32)
-    judged = Policy().before(block_of(rows), rows)
-    assert Policy().after(block_of(rows), judged, rows) is judged
-
-
-def test_a_part_of_a_shard_that_cannot_be_read_is_one_reason() -> None:
-    rows = np.empty((7, 2), np.float32)
-    (reason,) = Policy("quarantine", unreadable={3: "broken"}).of_unreadable(3, block_of(rows))
-    assert reason == {"row": [100, 107], "columns": [], "reason": "broken"}
+    judged = BadData().before(block_of(rows), rows)
+    assert BadData().after(block_of(rows), judged, rows) is judged

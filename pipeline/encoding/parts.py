@@ -1,0 +1,129 @@
+"""Which rows make a part, and what is known of a part whose features stand in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.encoding.bad_data import Outside
+from pipeline.output.records import Entry, Record
+from pipeline.shards.shard import Block, Shard
+
+__all__ = ["Part", "PartFacts", "plan_parts"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row range of one input shard whose features are committed together.
+
+    Attributes
+    ----------
+    number : int
+        The shard's place in the input.
+    source : Block
+        The rows it is made from.
+    """
+
+    number: int
+    source: Block
+
+    @property
+    def key(self) -> str:
+        """Its name; in the order of the names, parts are in the order of the input's rows."""
+        return _key(self.number, self.source.start)
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """A part whose features stand in a file.
+
+    Its commit record and its line of the manifest are made of this, and nothing else knows what stands in them.
+
+    Attributes
+    ----------
+    entry : Entry
+        The file.
+    n_rows, n_bad, n_outside : int
+        Rows; those whose features do not count; good ones outside the range of the model's training rows.
+    shard : int
+        Its source's place in the input.
+    path, dataset : str
+    start, stop : int
+        Rows of that dataset.
+    bad : tuple of dict
+        With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
+    outside : tuple of Outside
+        The columns in which rows lie farthest outside that range.
+    """
+
+    entry: Entry
+    n_rows: int
+    n_bad: int
+    n_outside: int
+    shard: int
+    path: str
+    dataset: str
+    start: int
+    stop: int
+    bad: tuple[dict[str, Any], ...] = ()
+    outside: tuple[Outside, ...] = ()
+
+    @classmethod
+    def of(cls, record: Record) -> PartFacts:
+        """What `record` has made a record of."""
+        facts = dict(record.facts)
+        bad, outside = facts.pop("bad", ()), facts.pop("outside", ())
+        return cls(record.entry, **facts, bad=tuple(bad), outside=tuple(Outside(*each) for each in outside))
+
+    def record(self, fingerprint: str) -> Record:
+        """What commits it; `fingerprint` is of everything that decides its features."""
+        lists = {name: list(found) for name in ("bad", "outside") if (found := getattr(self, name))}
+        return Record(_key(self.shard, self.start), fingerprint, self.entry, {**self._numbers(), **lists})
+
+    def line(self) -> dict[str, Any]:
+        """What the manifest says of it; the lists stay in the record."""
+        return {**vars(self.entry), **self._numbers()}
+
+    def _numbers(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("entry", "bad", "outside")}
+
+
+def plan_parts(
+    shards: Sequence[Shard], part_rows: int, there: Sequence[PartFacts]
+) -> tuple[list[Part], list[PartFacts]]:
+    """Parts for the rows that no committed part holds, in the order of the input's rows.
+
+    Committed parts may be of another size: what they hold stays, whatever the memory or the threads are now.
+
+    Returns
+    -------
+    list of Part
+        Still to be made.
+    list of PartFacts
+        Committed parts that overlap an earlier one, and count for nothing.
+    """
+    missing: list[Part] = []
+    overlapping: list[PartFacts] = []
+    of_shard: dict[int, list[PartFacts]] = {}
+    for part in sorted(there, key=lambda part: part.start):
+        of_shard.setdefault(part.shard, []).append(part)
+    for number, shard in enumerate(shards):
+        first = 0
+        for part in of_shard.get(number, []):
+            if part.start < first or part.stop > shard.n_rows:
+                overlapping.append(part)
+                continue
+            missing += _cut(number, shard, first, part.start, part_rows)
+            first = part.stop
+        missing += _cut(number, shard, first, shard.n_rows, part_rows)
+    return missing, overlapping
+
+
+def _key(shard: int, start: int) -> str:
+    return f"part-{shard:06d}-{start:012d}"
+
+
+def _cut(number: int, shard: Shard, start: int, stop: int, part_rows: int) -> Iterator[Part]:
+    for first in range(start, stop, part_rows):
+        yield Part(number, Block(shard, first, min(first + part_rows, stop)))

@@ -1,0 +1,56 @@
+"""Parts: which rows are still to be encoded, and what is known of those that are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.encoding.bad_data import Outside
+from pipeline.encoding.parts import PartFacts, plan_parts
+from pipeline.output.records import Entry, Record, record_of, sealed
+from tests.support.helpers import numbered_shards
+
+FACTS = {"n_rows": 4, "n_bad": 1, "n_outside": 2, "shard": 3, "path": "a.h5", "dataset": "X", "start": 5, "stop": 9}
+
+
+def part(shard: int, start: int, stop: int, **more: Any) -> PartFacts:
+    entry = Entry(f"parts/part-{shard:06d}-{start:012d}-{'0' * 32}.h5", 7, "b")
+    return PartFacts(entry, stop - start, 1, 2, shard, "a.h5", "X", start, stop, **more)
+
+
+def test_parts_that_are_committed_are_not_made_again_whatever_their_size(tmp_path: Path) -> None:
+    shards = numbered_shards(tmp_path, 10, 0, 7)
+    there = [part(2, 0, 7), part(0, 4, 6), part(0, 2, 5)]
+    missing, overlapping = plan_parts(shards, 4, there)
+    places = [(each.number, each.source.start, each.source.stop) for each in missing]
+    assert places == [(0, 0, 2), (0, 5, 9), (0, 9, 10)]
+    assert overlapping == [there[1]]
+
+
+def test_a_part_comes_back_from_its_record() -> None:
+    bad = {"row": 3, "columns": [1], "reason": "nan"}
+    for each in (part(3, 5, 9), part(3, 5, 9, bad=(bad, bad), outside=(Outside(1, 2.5, 0.0, 1.0),))):
+        record = each.record("f" * 64)
+        (again,) = record_of(sealed(record), f"{record.key}-{'f' * 16}")
+        assert PartFacts.of(again) == each
+
+
+def test_a_record_of_the_version_before_is_read() -> None:
+    """It lists bad rows even where there are none."""
+    found = part(3, 5, 9)
+    assert PartFacts.of(Record("part-000003-000000000005", "", found.entry, {**FACTS, "bad": []})) == found
+
+
+def test_the_manifest_repeats_no_lists() -> None:
+    line = part(3, 5, 9, bad=({"row": 3},), outside=(Outside(1, 2.5, 0.0, 1.0),)).line()
+    numbers = {
+        "n_rows": 4,
+        "n_bad": 1,
+        "n_outside": 2,
+        "shard": 3,
+        "path": "a.h5",
+        "dataset": "X",
+        "start": 5,
+        "stop": 9,
+    }
+    assert line == {"file": line["file"], "n_bytes": 7, "blake3": "b", **numbers}
