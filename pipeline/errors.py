@@ -5,7 +5,7 @@ An error's sentence says where (file, dataset, rows), what was found, what was e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "WriteFailed",
     "counted",
     "shown",
+    "some",
     "system_limits",
 ]
 
@@ -125,6 +126,13 @@ class ConfigError(ShardpressError):
 def counted(n: int, noun: str) -> str:
     """So many of something: ``1 row``, ``2 rows``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def some(words: Iterable[str], n: int) -> str:
+    """The first `n` of many words, and how many more there are; ``nothing`` where there are none."""
+    every = list(words)
+    more = f" and {len(every) - n} more" if len(every) > n else ""
+    return (", ".join(every[:n]) or "nothing") + more
 
 
 @contextmanager

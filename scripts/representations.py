@@ -14,7 +14,7 @@ from pipeline.features import Features
 from pipeline.model import Model
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard
-from pipeline.shards.vet import vet
+from pipeline.shards.vet import Wanted, vet
 
 __all__ = ["LEFT_OUT", "Piece", "Rows", "pieces"]
 
@@ -105,7 +105,7 @@ def pieces(found: Features, directory: str, most_bytes: int, first: int = 0) -> 
 
 @cache
 def _shard(path: str, dataset: str, orientation: str | None) -> Shard:
-    return vet(Path(path), dataset, orientation)
+    return vet(Path(path), Wanted(dataset, orientation))
 
 
 def _check(model: Model, piece: Piece, raw: np.ndarray, encoded: np.ndarray) -> None:

@@ -108,8 +108,8 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "dataset": shard.dataset,
         "shape": list(shard.shape),
         "dtype": shard.stored_dtype,
-        "n_bytes": shard.size,
-        "changed": shard.mtime_ns,
+        "n_bytes": shard.identity.size,
+        "changed": shard.identity.mtime_ns,
         "riders": [rider.name for rider in shard.riders if not rider.is_carried],
         # Where it is what it always was, runs of earlier versions can go on.
         **({} if shard.form == "dense" else {"form": shard.form}),

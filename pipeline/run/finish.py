@@ -17,7 +17,7 @@ from pipeline.output.records import Entry
 from pipeline.run.earlier import QUARANTINE, trained
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan
-from pipeline.shards.ridinglog import why_left_out
+from pipeline.shards.inputlog import why_left_out
 
 __all__ = ["Summary", "again", "finish", "standing"]
 

@@ -18,8 +18,8 @@ from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.limits import MOST_PIECES
 from pipeline.hdf5.plain.describe import describe_plain
-from pipeline.shards.sources import Source, distinct, natural_key
-from pipeline.shards.vet import look_at
+from pipeline.shards.sources import Source, distinct, lies_in, natural_key
+from pipeline.shards.vet import believed, look_at
 
 __all__ = ["follow", "pointer"]
 
@@ -118,7 +118,7 @@ def _followed(master: Path, stack: Stack, inside: Sequence[str]) -> list[tuple[S
     for piece in stack.pieces:
         named = _place(master, piece)
         path = os.path.realpath(named)
-        if not any(os.path.commonpath([folder, path]) == folder for folder in inside):
+        if not any(lies_in(folder, path) for folder in inside):
             raise NotPermitted(
                 f"{where}: stacks {shown(named)}, which lies in {shown(os.path.dirname(path))}, expected files inside "
                 "of what --follow names. If it is meant, name that folder too."
@@ -158,13 +158,8 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
         return None if plain else ask("stacked", descriptor, [dataset], where)[0]
 
     facts = look_at(path, look)
-    try:
+    with believed(where, "about what it stacks"):
         return None if facts is None else _checked(facts, where)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise DataError(
-            f"{where}: what the HDF5 library says about what it stacks makes no sense ({shown(error)}). The file is "
-            "damaged or forged: do not use it."
-        ) from error
 
 
 def _checked(facts: Any, where: str) -> Stack:

@@ -1,45 +1,33 @@
-"""Open HDF5 shards: find the files, vet each, and see that they fit together."""
+"""From patterns to shards: find the files, vet each, and see that they fit together."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from pipeline import signals
-from pipeline.errors import DataError, ShardpressError, counted, shown
+from pipeline.errors import DataError, ShardpressError, shown
 from pipeline.hdf5.child.ask import retire
 from pipeline.hdf5.child.find import Refused
-from pipeline.hdf5.files import writers
 from pipeline.hdf5.values import file_digest
+from pipeline.shards.inputlog import log_shards
 from pipeline.shards.master import follow, pointer
 from pipeline.shards.riding import alike
-from pipeline.shards.ridinglog import cut, log_riding, some
-from pipeline.shards.shard import Shard, row_dtype
+from pipeline.shards.shard import Shard
 from pipeline.shards.sources import Source, find
-from pipeline.shards.vet import vet
+from pipeline.shards.vet import Wanted, vet
 
 __all__ = ["open_shards"]
 
-log = logging.getLogger(__name__)
-
-_TOLD = {
-    "columns": "stored by columns: the last axis counts them",
-    "sparse": "sparse: what is not there is 0",
-    "table": "records of a table, of which a first field `index` is none of the columns",
-}
-_DATASETS = 3  # that the log names
-_MOST_THREADS, _FILES_A_THREAD, _AT_ONCE, _A_TASK = 8, 100, 1000, 8
+_MOST_THREADS, _FILES_A_THREAD = 8, 100  # a thread takes as long to begin as some files to be vetted
+_AT_ONCE = 1000  # files under way, so that after the first bad one of many not all are looked at
+_A_TASK = 8  # files together, since to hand one over takes half as long as to vet it
 _ANEW = "Take another copy of the directory, or run again what made it."
 
 
@@ -87,21 +75,12 @@ def open_shards(
             raise error
         on_bad_shard(path, error)
 
-    sources, carry = find(patterns), tuple(dict.fromkeys(carry))
+    sources = find(patterns)
     if followed:
         sources = follow(sources, dataset, followed, refuse)
-    shards: list[Shard] = []
-    named: Shard | None = None
-    with closing(_outcomes(sources, _Wanted(dataset, orientation, carry))) as outcomes:
-        for source, outcome in zip(sources, outcomes, strict=True):
-            signals.check()  # there may be many
-            try:
-                if isinstance(outcome, DataError):
-                    raise outcome
-                shards.append(_fitting(outcome, shards[0] if shards else outcome, named or outcome))
-                named = named or (shards[-1] if shards[-1].columns else None)
-            except DataError as error:
-                refuse(source.path, error)
+    wanted = Wanted(dataset, orientation, tuple(dict.fromkeys(carry)))
+    with closing(_opened(sources, wanted)) as opened:  # closed early by an error, it looks at no more files
+        shards = _fitting(sources, opened, refuse)
     if not shards:
         raise DataError(f"input={shown(patterns[0])}: none of {len(sources)} files is a shard that can be used")
     if not any(shard.n_rows for shard in shards):
@@ -109,69 +88,46 @@ def open_shards(
         raise DataError(
             f"file={shown(first.path)} dataset={shown(first.dataset)}: found no rows in any of {len(shards)} shards"
         )
-    found = alike(shards, carry)
-    _log_shards(found)
-    _warn_of_writers(found)
-    return found
+    every = alike(shards, wanted.carry)
+    log_shards(every)
+    return every
 
 
-class _Wanted(NamedTuple):
-    """What to look for in every file."""
-
-    dataset: str | None
-    orientation: str | None
-    carry: tuple[str, ...]
+# -- each file ---------------------------------------------------------------------------------------------------
 
 
-def _outcomes(sources: Sequence[Source], wanted: _Wanted) -> Generator[Shard | DataError, None, None]:
+def _opened(sources: Sequence[Source], wanted: Wanted) -> Generator[Shard | DataError, None, None]:
     """The shards in order, or what is wrong with each: in several threads once there are enough to be worth one."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_A_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
         for start in range(0, len(sources), _AT_ONCE):
             some = sources[start : start + _AT_ONCE]
-            # A few together, since to hand one over takes half as long as to vet it.
             tasks = (some[i : i + _A_TASK] for i in range(0, len(some), _A_TASK))
-            for outcomes in pool.map(partial(_outcomes_of, wanted=wanted), tasks):
-                yield from outcomes
-    retire(n_kept=1)
+            for shards in pool.map(partial(_open_few, wanted=wanted), tasks):
+                yield from shards
+    retire(n_kept=1)  # children, of which each thread may have had one
 
 
-def _outcomes_of(sources: Sequence[Source], wanted: _Wanted) -> list[Shard | DataError]:
-    return [_outcome(source, wanted) for source in sources]
+def _open_few(sources: Sequence[Source], wanted: Wanted) -> list[Shard | DataError]:
+    opened: list[Shard | DataError] = []
+    for source in sources:
+        try:
+            opened.append(_open(source, wanted))
+        except DataError as error:  # whether it ends the run is decided in the order of the files
+            opened.append(error)
+    return opened
 
 
-def _outcome(source: Source, wanted: _Wanted) -> Shard | DataError:
-    try:
-        return _checked(source, wanted)
-    except DataError as error:
-        return error
-
-
-def _checked(source: Source, wanted: _Wanted) -> Shard:
-    """A vetted shard, which is what its manifest or its master says."""
+def _open(source: Source, wanted: Wanted) -> Shard:
+    """A vetted shard, which is what its master and its manifest say."""
     shard = _vetted(source, wanted)
-    where = f"file={shown(source.path)}"
-    if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
-        raise DataError(
-            f"{where} dataset={shown(shard.dataset)}: rows of shape {shard.shape} ({shard.form}), expected "
-            f"{source.shape} (dense) as file={shown(source.master)} stacks them: whole ones, and all. Give the file "
-            "itself."
-        )
-    for found, expected, what in ((shard.size, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
-        if expected not in (None, found):
-            raise DataError(f"{where}: {found} {what}, expected {expected} as the manifest says. {_ANEW}")
-    if source.blake3 is None:
-        return shard
-    if file_digest(shard.path, shard.identity) != source.blake3:
-        raise DataError(f"{where}: its BLAKE3 is not the manifest's: the content has changed. {_ANEW}")
-    return replace(shard, digest=source.blake3)
+    _check_as_stacked(shard, source)
+    return _with_digest(shard, source)
 
 
-def _vetted(source: Source, wanted: _Wanted) -> Shard:
+def _vetted(source: Source, wanted: Wanted) -> Shard:
     try:
-        return vet(
-            source.path, wanted.dataset if source.master is None else source.dataset, wanted.orientation, wanted.carry
-        )
+        return vet(source.path, wanted if source.master is None else replace(wanted, dataset=source.dataset))
     except ShardpressError as error:
         if source.master is not None:
             raise type(error)(f"{error} (It is one of those that file={shown(source.master)} stacks.)") from error
@@ -182,65 +138,72 @@ def _vetted(source: Source, wanted: _Wanted) -> Shard:
         raise type(error)(f"{str(error).rstrip('.')}.{told}") from error
 
 
-def _fitting(shard: Shard, first: Shard, named: Shard) -> Shard:
-    """A shard as wide as the first one, whose columns have the names of those that were named first."""
-    where = f"file={shown(shard.path)} dataset={shown(shard.dataset)}"
+def _check_as_stacked(shard: Shard, source: Source) -> None:
+    """Whether a master stacks all of it: what it says was taken for the shape of its own rows, unseen."""
+    if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
+        raise DataError(
+            f"file={shown(source.path)} dataset={shown(shard.dataset)}: rows of shape {shard.shape} ({shard.form}), "
+            f"expected {source.shape} (dense) as file={shown(source.master)} stacks them: whole ones, and all. Give "
+            "the file itself."
+        )
+
+
+def _with_digest(shard: Shard, source: Source) -> Shard:
+    """The shard with the digest that its manifest gives, once that is the file's: what is quick to see comes first."""
+    where, n_bytes = f"file={shown(source.path)}", shard.identity.size
+    for n, expected, what in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
+        if expected not in (None, n):
+            raise DataError(f"{where}: {n} {what}, expected {expected} as the manifest says. {_ANEW}")
+    if source.blake3 is None:
+        return shard
+    if file_digest(shard.path, shard.identity) != source.blake3:
+        raise DataError(f"{where}: its BLAKE3 is not the manifest's: the content has changed. {_ANEW}")
+    return replace(shard, digest=source.blake3)
+
+
+# -- all together ------------------------------------------------------------------------------------------------
+
+
+def _fitting(
+    sources: Sequence[Source], opened: Iterator[Shard | DataError], refuse: Callable[[Path, DataError], object]
+) -> list[Shard]:
+    """The shards that fit those before them; the others are refused, in the order of the files."""
+    shards: list[Shard] = []
+    named: Shard | None = None  # the first one whose columns have names
+    for source, shard in zip(sources, opened, strict=True):
+        signals.check()  # there may be many
+        try:
+            if isinstance(shard, DataError):
+                raise shard
+            _check_width(shard, shards[0] if shards else shard)
+            _check_columns(shard, named or shard)
+        except DataError as error:
+            refuse(source.path, error)
+            continue
+        if named and shard.columns:
+            shard = replace(shard, columns=named.columns)  # the same object: there may be many shards
+        shards.append(shard)
+        named = named or (shard if shard.columns else None)
+    return shards
+
+
+def _check_width(shard: Shard, first: Shard) -> None:
     if shard.n_inputs != first.n_inputs:
         raise DataError(
-            f"{where}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in "
-            f"file={shown(first.path)} dataset={shown(first.dataset)} of shape {first.shape}. Give shards of one width."
+            f"file={shown(shard.path)} dataset={shown(shard.dataset)}: shape {shard.shape} has {shard.n_inputs} "
+            f"columns, expected {first.n_inputs} as in file={shown(first.path)} dataset={shown(first.dataset)} of "
+            f"shape {first.shape}. Give shards of one width."
         )
-    if shard.columns == named.columns:
-        return replace(shard, columns=named.columns)  # the same object: there may be many shards
-    if shard.columns and named.columns:
-        pairs = enumerate(zip_longest(shard.columns, named.columns))
-        i, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-        found, expected = (shown(repr(name)) for name in names)
-        raise DataError(
-            f"{where}: names column {i} {found}, expected {expected} as in "
-            f"file={shown(named.path)} dataset={shown(named.dataset)}. Give shards of the same columns in one order."
-        )
-    return shard
 
 
-def _log_shards(shards: Sequence[Shard]) -> None:
-    first = shards[0]
-    n_bytes = sum(shard.n_rows * shard.n_inputs * np.dtype(shard.dtype).itemsize for shard in shards)
-    log.info(
-        "input: %s, %s x %d columns %s, %.1f MB",
-        *(
-            counted(len(shards), "shard"),
-            counted(sum(shard.n_rows for shard in shards), "row"),
-            first.n_inputs,
-            row_dtype(shards),
-            n_bytes / 1e6,
-        ),
+def _check_columns(shard: Shard, named: Shard) -> None:
+    """Whether the columns have the names of those that were named first, or none."""
+    if not shard.columns or not named.columns or shard.columns == named.columns:
+        return
+    pairs = enumerate(zip_longest(shard.columns, named.columns))
+    i, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    name, expected = (shown(repr(name)) for name in names)
+    raise DataError(
+        f"file={shown(shard.path)} dataset={shown(shard.dataset)}: names column {i} {name}, expected {expected} as in "
+        f"file={shown(named.path)} dataset={shown(named.dataset)}. Give shards of the same columns in one order."
     )
-    names = dict.fromkeys(shard.dataset for shard in shards)
-    if list(names) != ["X"]:
-        log.info("input: rows are those of dataset %s", some(map(cut, names), _DATASETS))
-    if len(first.shape) > 2:
-        log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
-    if len({shard.dtype for shard in shards}) > 1:
-        log.info("input: dtypes %s are read as %s", sorted({s.stored_dtype for s in shards}), row_dtype(shards))
-    for form, n in Counter(shard.form for shard in shards if shard.form in _TOLD).items():
-        log.info("input: rows %sare %s", "" if n == len(shards) else f"of {counted(n, 'shard')} ", _TOLD[form])
-    for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
-        log.info("input: attribute _FillValue: %s stands for no value. If it occurs: --missing-value %s", value, value)
-    log_riding(shards)
-    for shard in shards:
-        if not shard.n_rows:
-            log.warning("file=%s dataset=%s: no rows", shown(shard.path), shown(shard.dataset))
-
-
-def _warn_of_writers(shards: Sequence[Shard]) -> None:
-    at_work = writers()
-    held = [(shard, at_work[key]) for shard in shards if (key := (shard.device, shard.inode)) in at_work]
-    if held:
-        (shard, pid), *others = held
-        more = f" (and {len(others)} more files are held so)" if others else ""
-        log.warning(
-            "file=%s: process %d holds it open for writing%s: what is written from now on is not read, or ends the "
-            "run. Close it there first.",
-            *(shown(shard.path), pid, more),
-        )

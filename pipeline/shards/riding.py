@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, shown
+from pipeline.errors import DataError, shown, some
 from pipeline.hdf5.limits import MOST_RIDERS
 from pipeline.hdf5.paths import normal
 from pipeline.hdf5.riders import are_few
-from pipeline.shards.ridinglog import APART, cut, some, warn
-from pipeline.shards.rows import told
+from pipeline.shards.inputlog import APART, cut, warn
 from pipeline.shards.shard import LeftOut, Rider, Shard
 from pipeline.shards.vet import code_dtype
 
@@ -28,13 +27,21 @@ _FILES = 3  # that a warning names
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a riding dataset rides along; `dtype` is None where the shards have it in no common one."""
+    """How a riding dataset rides along from every shard.
 
-    name: str
-    dtype: np.dtype | None
-    first: Rider
-    mask: str | None = None
-    categories: tuple[Any, ...] | None = None
+    Attributes
+    ----------
+    absent : Rider
+        What rides along from a shard that has none.
+    is_common : bool
+        Whether its dtype holds the values of all shards; else each keeps its own.
+    """
+
+    absent: Rider
+    is_common: bool
+
+
+Having = Sequence[tuple[Shard, Rider]]  # the shards that have something of one name, and what
 
 
 def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ...]:
@@ -47,23 +54,27 @@ def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ..
     """
     shards = _renamed(shards, carry) if carry else shards
     if len({tuple((rider.name, _kind(rider)) for rider in shard.riders) for shard in shards}) == 1:
-        return tuple(shards)
+        return tuple(shards)  # as nearly always
     having: dict[str, list[tuple[Shard, Rider]]] = {}
     for shard in shards:
         for rider in shard.riders:
             having.setdefault(rider.name, []).append((shard, rider))
     taken = set(having)
     warnings: list[str] = []
-    too_many = [name for name, found in having.items() if not found[0][1].is_carried][MOST_RIDERS:]
+    too_many = [name for name, own in having.items() if not own[0][1].is_carried][MOST_RIDERS:]
     for name in too_many:
         del having[name]
-    found = {name: _planned(name, each, shards, taken, warnings) for name, each in having.items()}
-    plans = [plan for plan in found.values() if plan is not None]
-    apart = [LeftOut(name, APART, False) for name, plan in found.items() if plan is None or plan.dtype is None]
-    shards = [replace(shards[0], left_out=(*apart, *shards[0].left_out)), *shards[1:]]
+    plans, apart = [], []
+    for name, own in having.items():
+        plan = _plan(name, own, warnings)
+        if plan is None or not plan.is_common:
+            apart.append(LeftOut(name, APART, False))
+        if plan is not None:
+            plans.append(_with_mask(plan, own, shards, taken, warnings))
     if too_many:
         warnings.append(f"{len(too_many)} more datasets do not ride along, expected {MOST_RIDERS} at most")
     warn(warnings)
+    shards = [replace(shards[0], left_out=(*apart, *shards[0].left_out)), *shards[1:]]
     return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in shards)
 
 
@@ -72,24 +83,27 @@ def _kind(rider: Rider) -> object:
     return rider.dtype, repr(rider.dtype.metadata), rider.categories, rider.is_carried
 
 
-def _planned(
-    name: str, having: Sequence[tuple[Shard, Rider]], shards: Sequence[Shard], taken: set[str], warnings: list[str]
-) -> _Plan | None:
-    with_rows = [found for found in having if found[0].n_rows] or having  # of none, any dtype and categories will do
+def _plan(name: str, having: Having, warnings: list[str]) -> _Plan | None:
+    """How what some shards have can ride along from all; None where it cannot."""
+    with_rows = [own for own in having if own[0].n_rows] or having  # of none, any dtype and categories will do
     kinds = list({_kind(rider): (shard, rider) for shard, rider in reversed(with_rows)}.values())[::-1]
-    plan = _Plan(name, common_dtype([rider.dtype for _, rider in kinds]), kinds[0][1])
-    if any(rider.categories is not None for _, rider in kinds):
-        categories = _union([rider.categories for _, rider in kinds])
-        plan = replace(plan, dtype=code_dtype(categories or ()), categories=categories)
-    if plan.dtype is None or (plan.categories is None and any(rider.categories is not None for _, rider in kinds)):
+    riders = [rider for _, rider in kinds]
+    first, all_codes = riders[0], all(rider.categories is not None for rider in riders)
+    categories = _union([rider.categories or () for rider in riders]) if all_codes else None
+    if categories is not None:
+        absent = Rider(name, code_dtype(categories), None, -1, first.is_carried, categories)
+        return _Plan(absent, is_common=True)
+    dtype = common_dtype([rider.dtype for rider in riders])
+    has_codes = any(rider.categories is not None for rider in riders)
+    if dtype is None or has_codes:
         both = _both(name, kinds)
-        if plan.first.is_carried:
+        if first.is_carried:
             raise DataError(f"{both}. Write it alike in all, or leave out --carry {shown(name)}.")
-        if plan.dtype is not None:
+        if has_codes:  # which without their categories could be taken for labels
             warnings.append(f"{both}: it does not ride along")
             return None
         warnings.append(f"{both}: no dtype holds both, so that it stands in parts/ and not in index.h5")
-    return _with_mask(plan, having, shards, taken, warnings)
+    return _Plan(Rider(name, dtype or first.dtype, is_carried=first.is_carried), is_common=dtype is not None)
 
 
 def _both(name: str, kinds: Sequence[tuple[Shard, Rider]]) -> str:
@@ -102,24 +116,15 @@ def _both(name: str, kinds: Sequence[tuple[Shard, Rider]]) -> str:
     return f"{cut(name)} rides along as {first} and as {other}{why}"
 
 
-def _union(found: Sequence[tuple[Any, ...] | None]) -> tuple[Any, ...] | None:
-    """All categories, in the order in which they come first.
-
-    None where they are no such, or texts and numbers, or too many in all.
-    """
-    union: dict[Any, None] = {}
-    for categories in found:
-        if categories is None:
-            return None
-        union.update(dict.fromkeys(categories))
+def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
+    """All categories, in the order in which they come first; None where they are texts and numbers, or too many."""
+    union = dict.fromkeys(each for categories in all_categories for each in categories)
     return tuple(union) if len({isinstance(each, str) for each in union}) < 2 and are_few([*union]) else None
 
 
-def _with_mask(
-    plan: _Plan, having: Sequence[tuple[Shard, Rider]], shards: Sequence[Shard], taken: set[str], warnings: list[str]
-) -> _Plan:
-    name = plan.name
-    has = {id(shard) for shard, _ in having}
+def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[str], warnings: list[str]) -> _Plan:
+    """The plan, with the name of a mask where some shards with rows have nothing of that name."""
+    name, has = plan.absent.name, {id(shard) for shard, _ in having}
     lacking = [shard for shard in shards if id(shard) not in has and shard.n_rows]
     if not lacking:
         return plan
@@ -128,37 +133,28 @@ def _with_mask(
         mask += "_"
     taken.add(mask)
     files = some((f"file={shown(shard.path)}{_why(shard, name)}" for shard in lacking), _FILES)
-    value = told(_absent(plan))
     warnings.append(
-        f"{cut(name)} is missing in {len(lacking)} of {len(shards)} shards, {files}: there it becomes {value}, and "
-        f"{cut(mask)} tells which rows have it"
+        f"{cut(name)} is missing in {len(lacking)} of {len(shards)} shards, {files}: there it becomes "
+        f"{plan.absent.absent_in_words}, and {cut(mask)} tells which rows have it"
     )
-    return replace(plan, mask=mask)
-
-
-def _absent(plan: _Plan) -> Rider:
-    """What rides along from a shard that has none."""
-    fill, is_carried = None if plan.categories is None else -1, plan.first.is_carried
-    return Rider(
-        plan.name, plan.dtype or plan.first.dtype, fill=fill, is_carried=is_carried, categories=plan.categories
-    )
+    return replace(plan, absent=replace(plan.absent, mask=mask))
 
 
 def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
+    """What rides along from a shard, by the plans."""
     own = {rider.name: rider for rider in shard.riders if shard.n_rows}
     for plan in plans:
-        rider = own.get(plan.name)
+        absent, rider = plan.absent, own.get(plan.absent.name)
         if rider is None:
-            yield _absent(plan)
-        elif plan.categories is None:
-            yield replace(rider, dtype=plan.dtype or rider.dtype, mask=plan.mask)
+            yield absent
+        elif absent.categories is None:
+            yield replace(rider, dtype=absent.dtype if plan.is_common else rider.dtype, mask=absent.mask)
         else:
-            places = {each: i for i, each in enumerate(plan.categories)}
+            places = {each: i for i, each in enumerate(absent.categories)}
             codes = tuple(places[each] for each in rider.categories or ())
-            rider = replace(rider, dtype=plan.dtype or rider.dtype, mask=plan.mask)
-            yield replace(rider, categories=plan.categories, codes=codes)
-        if plan.mask:
-            yield Rider(plan.mask, np.dtype(bool), fill=rider is not None, is_carried=plan.first.is_carried)
+            yield replace(rider, dtype=absent.dtype, mask=absent.mask, categories=absent.categories, codes=codes)
+        if absent.mask:
+            yield Rider(absent.mask, np.dtype(bool), fill=rider is not None, is_carried=absent.is_carried)
 
 
 def _renamed(shards: Sequence[Shard], carry: Sequence[str]) -> list[Shard]:

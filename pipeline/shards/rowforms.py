@@ -14,47 +14,26 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.forms import numbers_of
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
-from pipeline.shards.shard import Shard
+from pipeline.shards.shard import Block, Shard, aligned
 
 __all__ = ["read_rows"]
 
 _PIECE = 2**22  # bytes
-_ENTRIES = 2**18  # of sparse rows
+_ENTRIES = 2**18  # of sparse rows: 6 MiB with their columns and places
 
 
-def read_rows(shard: Shard, start: int, out: np.ndarray) -> np.ndarray:
-    """Rows from `start` on.
-
-    Parameters
-    ----------
-    shard : Shard
-    start : int
-    out : ndarray of shape (n, n_inputs), the shard's `dtype`, C order
-        Where as many go as there is room for.
-
-    Returns
-    -------
-    ndarray
-        `out`.
-
-    Raises
-    ------
-    DataError
-        When they are damaged, or the file has changed.
-    ReadFailed, NotPermitted, SystemLimit
-        When the system fails.
-    """
-    if len(out):
-        _READERS[shard.form](shard, start, out)
-    return out
+def read_rows(block: Block, out: np.ndarray) -> None:
+    """Read the rows of a block into an array (len(block), n_inputs) of its shard's `dtype`, in C order."""
+    if len(block):
+        _READERS[block.shard.form](block, out)
 
 
-def _dense(shard: Shard, start: int, out: np.ndarray) -> None:
-    read_values(shard.path, shard.identity, shard.layouts[0], start, out)
+def _dense(block: Block, out: np.ndarray) -> None:
+    read_values(block.shard.path, block.shard.identity, block.shard.layouts[0], block.start, out)
 
 
-def _columns(shard: Shard, start: int, out: np.ndarray) -> None:
-    read_values(shard.path, shard.identity, shard.layouts[0], start, out, axis=-1)
+def _columns(block: Block, out: np.ndarray) -> None:
+    read_values(block.shard.path, block.shard.identity, block.shard.layouts[0], block.start, out, axis=-1)
 
 
 def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
@@ -65,38 +44,34 @@ def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype
 # -- tables ------------------------------------------------------------------------------------------------------
 
 
-def _table(shard: Shard, start: int, out: np.ndarray) -> None:
-    (layout,) = shard.layouts
+def _table(block: Block, out: np.ndarray) -> None:
+    (layout,) = block.shard.layouts
     numbers = numbers_of(layout.dtype)
     assert numbers is not None
-    for first, last in _pieces(layout, start, start + len(out)):
-        records = _values(shard, layout, first, last, layout.dtype)
-        shape, strides = (len(records), numbers.n), (records.itemsize, numbers.dtype.itemsize)
-        found: np.ndarray = np.ndarray(shape, numbers.dtype, records.view(np.uint8), numbers.offset, strides)
-        out[first - start : last - start] = found
-
-
-def _pieces(layout: Layout, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Cut a range where chunks begin, so that none is read twice."""
     chunk = layout.chunks[0] if layout.chunks else 1
-    size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk
-    firsts = [start, *range((start // size + 1) * size, stop, size)]
-    return zip(firsts, [*firsts[1:], stop], strict=True)
+    size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk  # whole chunks, so that none is read twice
+    for start, stop in aligned(block.start, block.stop, size):
+        records = _values(block.shard, layout, start, stop, layout.dtype)
+        # The numbers alone, as a view: they lie side by side in each record, with other fields around them.
+        shape, strides = (len(records), numbers.n), (records.itemsize, numbers.dtype.itemsize)
+        rows: np.ndarray = np.ndarray(shape, numbers.dtype, records.view(np.uint8), numbers.offset, strides)
+        out[start - block.start : stop - block.start] = rows
 
 
 # -- sparse rows -------------------------------------------------------------------------------------------------
 
 
-def _sparse(shard: Shard, start: int, out: np.ndarray) -> None:
-    values, columns, firsts = shard.layouts
-    ends = _values(shard, firsts, start, start + len(out) + 1, np.dtype(np.int64))
-    _check_ends(shard, start, ends)
+def _sparse(block: Block, out: np.ndarray) -> None:
+    shard, (values, columns, firsts) = block.shard, block.shard.layouts
+    ends = _values(shard, firsts, block.start, block.stop + 1, np.dtype(np.int64))  # one more: where the last row ends
+    _check_ends(block, ends)
     out[...] = 0
     for row, last in _few(ends):
         low, high = int(ends[row]), int(ends[last])
         where = _values(shard, columns, low, high, np.dtype(np.int64))
+        # Where each entry goes in the rows' memory, so that one assignment fills in all of them.
         places = np.repeat(np.arange(last - row) * shard.n_inputs, np.diff(ends[row : last + 1])) + where
-        _check_places(shard, start + row, where, places)
+        _check_places(shard, block.start + row, where, places)
         out[row:last].reshape(-1)[places] = _values(shard, values, low, high, out.dtype)
 
 
@@ -109,13 +84,13 @@ def _few(ends: np.ndarray) -> Iterator[tuple[int, int]]:
         row = last
 
 
-def _check_ends(shard: Shard, start: int, ends: np.ndarray) -> None:
+def _check_ends(block: Block, ends: np.ndarray) -> None:
     """That rows begin where others end, lie in the file, and have no more entries than columns."""
-    sizes = np.diff(ends)
+    shard, sizes = block.shard, np.diff(ends)
     wrong = (sizes < 0) | (sizes > shard.n_inputs) | (ends[:-1] < 0) | (ends[1:] > shard.layouts[0].shape[0])
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise _damaged(shard, start + row, f"its entries are said to be {ends[row]} to {ends[row + 1]}")
+        raise _damaged(shard, block.start + row, f"its entries are said to be {ends[row]} to {ends[row + 1]}")
 
 
 def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarray) -> None:
@@ -126,7 +101,7 @@ def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarra
         i = int(np.argmax((where < 0) | (where >= shard.n_inputs)))
         row = first + int(places[i] - where[i]) // shard.n_inputs
         raise _damaged(shard, row, f"an entry in column {where[i]}")
-    if (places[1:] > places[:-1]).all():
+    if (places[1:] > places[:-1]).all():  # as nearly every writer leaves them, and sorting takes far longer
         return
     in_order = np.sort(places)
     twice = in_order[1:][in_order[1:] == in_order[:-1]]
@@ -149,7 +124,7 @@ def _place(shard: Shard, row: int) -> str:
     return f"file={shown(shard.path)} dataset={shown(shard.dataset)} row={row}"
 
 
-_READERS: dict[str, Callable[[Shard, int, np.ndarray], None]] = {
+_READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
     "dense": _dense,
     "columns": _columns,
     "sparse": _sparse,

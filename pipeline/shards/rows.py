@@ -6,31 +6,19 @@ Each read opens the file and closes it again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from pipeline import signals
 from pipeline.errors import DataError, shown
-from pipeline.formats import missing_value
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
 from pipeline.shards.rowforms import read_rows
-from pipeline.shards.shard import Block, Rider, Shard, blocks, row_dtype
+from pipeline.shards.shard import Block, Rider, Shard, aligned
 
-__all__ = [
-    "absent",
-    "bad_entries",
-    "bad_rows",
-    "read",
-    "read_riders",
-    "salvage_riders",
-    "to_dask",
-    "told",
-]
+__all__ = ["bad_entries", "bad_rows", "read", "read_riders", "salvage_riders"]
 
 log = logging.getLogger(__name__)
 
@@ -60,34 +48,8 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     shard = block.shard
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
-    return read_rows(shard, block.start, out)
-
-
-def read_riders(block: Block) -> dict[str, np.ndarray]:
-    """The riding datasets' values for a block, by name; strings as objects. Raises like `read`."""
-    shard = block.shard
-    return {rider.name: read_rider(shard, rider, block.start, block.stop) for rider in shard.riders}
-
-
-def to_dask(shards: Sequence[Shard], block_rows: int) -> Any:
-    """All rows as one lazy array.
-
-    Returns
-    -------
-    dask.array.Array of shape (n_rows, n_inputs), dtype `row_dtype`
-        One chunk for each block.
-    """
-    import dask
-    import dask.array as da
-
-    dtype, n_inputs = row_dtype(shards), shards[0].n_inputs
-    lazy = [
-        da.from_delayed(
-            dask.delayed(partial(read, block), pure=False)(), (len(block), n_inputs), dtype=block.shard.dtype
-        ).astype(dtype)
-        for block in blocks(shards, block_rows)
-    ]
-    return da.concatenate(lazy)
+    read_rows(block, out)
+    return out
 
 
 # -- bad entries -----------------------------------------------------------------------------------------------
@@ -127,87 +89,90 @@ def _held(missing: float, dtype: np.dtype) -> Any:
 # -- what rides along ------------------------------------------------------------------------------------------
 
 
-def salvage_riders(
-    source: Block, check: Callable[[], object] = signals.check
-) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """The riding datasets' values where some cannot be read: what stands for a missing one is there for each of them.
+def read_riders(block: Block) -> dict[str, np.ndarray]:
+    """The riding datasets' values for a block, by name; strings as objects. Raises like `read`."""
+    return {rider.name: _read_rider(block, rider) for rider in block.shard.riders}
 
-    Which ones depends on the file alone, and not on where the block begins. What is said of them comes along: the
-    dataset, the rows and the reason. `check` is called between pieces, and may raise.
+
+def salvage_riders(
+    block: Block, check: Callable[[], object] = signals.check
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """What can be read of what rides along, once `read_riders` has failed.
+
+    Which values are lost depends on the file alone, and not on where the block begins.
+
+    Parameters
+    ----------
+    block : Block
+    check : callable
+        Called before each piece; what it raises ends the reading.
+
+    Returns
+    -------
+    dict of str to ndarray
+        As of `read_riders`, with what stands for a missing value in place of those that are lost.
+    list of dict
+        For each lost piece, its ``dataset``, its rows (``row``: first, and last but one) and the ``reason``.
     """
-    bad: list[dict[str, Any]] = []
-    found = {rider.name: absent(len(source), rider) for rider in source.shard.riders}
-    for rider in source.shard.riders:
+    values = {rider.name: _absent(len(block), rider) for rider in block.shard.riders}
+    reports: list[dict[str, Any]] = []
+    for rider in block.shard.riders:
         if rider.layout is None:
             continue
-        lost: list[tuple[int, str]] = []
-        for start, stop in _pieces(source, chunk_rows(source.shard, rider.layout) or _RIDER_ROWS):
-            check()
-            place = slice(start - source.start, stop - source.start)
-            try:
-                found[rider.name][place] = read_rider(source.shard, rider, start, stop)
-            except DataError as error:
-                lost.append((stop - start, str(error)))
-                if rider.mask:
-                    found[rider.mask][place] = False
-                bad.append({"dataset": rider.layout.name, "row": [start, stop], "columns": [], "reason": str(error)})
+        lost = _salvage(block, rider, rider.layout, values[rider.name], check)
+        for piece, error in lost:
+            rows = [piece.start, piece.stop]
+            reports.append({"dataset": rider.layout.name, "row": rows, "columns": [], "reason": str(error)})
+            if rider.mask:
+                values[rider.mask][piece.start - block.start : piece.stop - block.start] = False
         if lost:
             log.warning(
                 "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
-                *(source, sum(n for n, _ in lost), shown(rider.name), told(rider), lost[0][1]),
+                *(block, sum(len(piece) for piece, _ in lost), shown(rider.name), rider.absent_in_words, lost[0][1]),
             )
-    return found, bad
+    return values, reports
 
 
-def _pieces(source: Block, size: int) -> Iterator[tuple[int, int]]:
-    """Cut a block where a rider's chunks of so many rows begin."""
-    starts = [source.start, *range((source.start // size + 1) * size, source.stop, size)]
-    return zip(starts, [*starts[1:], source.stop], strict=True)
+def _salvage(
+    block: Block, rider: Rider, layout: Layout, out: np.ndarray, check: Callable[[], object]
+) -> list[tuple[Block, DataError]]:
+    """Read what can be of a rider; which pieces cannot, and why."""
+    lost = []
+    chunk_rows = layout.chunks[_axis(block.shard, layout)] if layout.chunks else _RIDER_ROWS
+    for start, stop in aligned(block.start, block.stop, chunk_rows):
+        check()
+        piece = Block(block.shard, start, stop)
+        try:
+            out[start - block.start : stop - block.start] = _read_rider(piece, rider)
+        except DataError as error:
+            lost.append((piece, error))
+    return lost
 
 
-def read_rider(shard: Shard, rider: Rider, start: int, stop: int) -> np.ndarray:
-    """A riding dataset's values for rows `start` to `stop`: shape (stop - start,); raises like `read_values`."""
-    if rider.layout is None:
-        return absent(stop - start, rider)
-    if rider.codes is not None:
-        return _recoded(replace(rider, dtype=rider.layout.dtype, codes=None), rider, shard, start, stop)
-    axis = -1 if _lies_across(rider.layout, shard.n_rows) else 0
-    values = np.empty(stop - start, rider.dtype)  # has the axes of an array for each row, where that rides along
-    return read_values(shard.path, shard.identity, rider.layout, start, values, axis)
-
-
-def _recoded(as_stored: Rider, rider: Rider, shard: Shard, start: int, stop: int) -> np.ndarray:
-    """Codes of all shards' categories; -1 where there is none."""
-    assert rider.layout is not None
-    assert rider.codes is not None
-    codes = read_rider(shard, as_stored, start, stop).astype(np.int64)
+def _read_rider(block: Block, rider: Rider) -> np.ndarray:
+    """A riding dataset's values for a block, shape (len(block),); with an array for each row, these axes behind it."""
+    shard, layout = block.shard, rider.layout
+    if layout is None:
+        return _absent(len(block), rider)
+    values = np.empty(len(block), rider.dtype if rider.codes is None else layout.dtype)
+    read_values(shard.path, shard.identity, layout, block.start, values, _axis(shard, layout))
+    if rider.codes is None:
+        return values
+    codes = values.astype(np.int64)  # beyond it, unsigned ones become negative
     odd = np.flatnonzero((codes < -1) | (codes >= len(rider.codes)))
     if len(odd):
         raise DataError(
-            f"file={shown(shard.path)} dataset={shown(rider.layout.name)} rows={start + int(odd[0])}: code "
+            f"file={shown(shard.path)} dataset={shown(layout.name)} rows={block.start + int(odd[0])}: code "
             f"{codes[odd[0]]}, expected -1 to {len(rider.codes) - 1} for its categories. Write it anew."
         )
-    return np.array([*rider.codes, -1], rider.dtype)[codes]
+    return np.array([*rider.codes, -1], rider.dtype)[codes]  # the last one is what -1 stands for, too
 
 
-def chunk_rows(shard: Shard, layout: Layout) -> int | None:
-    """Rows of a riding dataset's chunk; None where there are no chunks."""
-    return layout.chunks[-1 if _lies_across(layout, shard.n_rows) else 0] if layout.chunks else None
+def _axis(shard: Shard, layout: Layout) -> int:
+    """Along which axis the rows lie: a rider's axes of length 1 stand behind them, or before, as MATLAB's do."""
+    return 0 if layout.shape[0] == shard.n_rows else -1
 
 
-def _lies_across(layout: Layout, n_rows: int) -> bool:
-    """Whether its axes of length 1 come first, as MATLAB's do."""
-    return layout.shape[0] != n_rows
-
-
-def absent(n: int, rider: Rider) -> np.ndarray:
-    """What stands for `n` values that are not there: shape (n,)."""
-    values = np.zeros(n, rider.dtype)
-    values[...] = missing_value(values.dtype) if rider.fill is None else rider.fill
-    return values
-
-
-def told(rider: Rider) -> str:
-    """What stands for a value that is not there, in words."""
-    value = missing_value(rider.dtype) if rider.fill is None else rider.fill
-    return "empty" if isinstance(value, bytes) and not value.strip(b"\0") else str(value)
+def _absent(n: int, rider: Rider) -> np.ndarray:
+    """What stands for `n` values that are not there."""
+    return np.full(n, rider.absent, rider.dtype)

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import shown
+from pipeline.formats import missing_value
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 
-__all__ = ["Block", "LeftOut", "Rider", "Shard", "block_of", "blocks", "first_rows", "row_dtype"]
+__all__ = ["Block", "LeftOut", "Rider", "Shard", "aligned", "block_of", "blocks", "first_rows", "row_dtype"]
+
+_NO_FILE = Identity(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,17 @@ class Rider:
     categories: tuple[Any, ...] | None = field(default=None, repr=False)
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None
+
+    @property
+    def absent(self) -> Any:
+        """What stands for a value that is not there."""
+        return missing_value(self.dtype.base) if self.fill is None else self.fill
+
+    @property
+    def absent_in_words(self) -> str:
+        """The same for a line of the log."""
+        value = self.absent
+        return "empty" if isinstance(value, bytes) and not value.strip(b"\0") else str(value)
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,8 @@ class Shard:
         The 1-D datasets of the same length that ride along.
     left_out : tuple of LeftOut
         What does not.
-    size, mtime_ns, inode, device : int
-        By which the file is known again.
+    identity : Identity
+        What the file must still be when it is read.
     digest : str
         BLAKE3 of the file, where it was compared with one.
     columns : tuple of str
@@ -112,10 +126,7 @@ class Shard:
     dtype: str
     chunk_rows: int = 1
     riders: tuple[Rider, ...] = ()
-    size: int = 0
-    mtime_ns: int = 0
-    inode: int = 0
-    device: int = 0
+    identity: Identity = _NO_FILE
     digest: str = ""
     columns: tuple[str, ...] = field(default=(), repr=False)
     fill_value: float | None = None
@@ -132,11 +143,6 @@ class Shard:
     def n_inputs(self) -> int:
         """Columns, all axes behind the first flattened."""
         return prod(self.shape[1:])
-
-    @property
-    def identity(self) -> Identity:
-        """What the file must still be when it is read."""
-        return Identity(self.device, self.inode, self.size, self.mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,12 @@ def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
     for shard in shards:
         for start in range(0, shard.n_rows, block_rows):
             yield Block(shard, start, min(start + block_rows, shard.n_rows))
+
+
+def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut a range wherever a multiple of `size` lies, so that where it is cut does not depend on where it begins."""
+    firsts = [start, *range((start // size + 1) * size, stop, size)]
+    return zip(firsts, [*firsts[1:], stop], strict=True)
 
 
 def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:

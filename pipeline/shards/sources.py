@@ -13,12 +13,12 @@ from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 
-from pipeline.errors import DataError, NoInput, NotPermitted, shown
+from pipeline.errors import DataError, NoInput, NotPermitted, shown, some
 from pipeline.hdf5.files import FILES, stand_in
 from pipeline.hdf5.superblock import signature_at
 from pipeline.output.records import read_manifest
 
-__all__ = ["Source", "distinct", "find", "natural_key"]
+__all__ = ["Source", "distinct", "find", "lies_in", "natural_key"]
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     if entry.is_dir(follow_symlinks=False):
         return False
     where = f"file={shown(entry.path)}"
-    if entry.is_symlink() and not _lies_in(inside, os.path.realpath(entry.path)):
+    if entry.is_symlink() and not lies_in(inside, os.path.realpath(entry.path)):
         log.warning("%s: a link out of the directory, left out. If it is meant, name the file itself", where)
         return False
     try:
@@ -217,12 +217,11 @@ def _has_signature(path: str) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    first = sorted(names, key=natural_key)[:_LISTED]
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(shown, first)) + more
+    return some(map(shown, sorted(names, key=natural_key)), _LISTED)
 
 
-def _lies_in(directory: str, path: str) -> bool:
+def lies_in(directory: str, path: str) -> bool:
+    """Whether a path lies in a directory or below, both as `os.path.realpath` has them."""
     return os.path.commonpath([directory, path]) == directory
 
 
@@ -231,7 +230,7 @@ def _kept_inside(directory: str, entries: list[Path]) -> list[Path]:
     inside = os.path.realpath(directory)
     for entry in entries:
         found = os.path.realpath(entry)
-        if not _lies_in(inside, found):
+        if not lies_in(inside, found):
             raise NotPermitted(
                 f"file={shown(entry)}: a link out of the directory {shown(directory or '.')} to {shown(found)}, "
                 "expected files that lie in it. If it is meant, name the file itself with --input."

@@ -1,18 +1,19 @@
-"""The gate: whether a file is a shard, and if not, why, before anything of it is read.
+"""From a file to a shard: whether it is one, and if not, why, before anything of its rows is read.
 
 A shard is one HDF5 file with a numeric dataset, rows first, whose further axes are flattened per row; or with rows in
-another of the forms that `forms` lists.
+another of the forms that `pipeline.hdf5.forms` lists.
 
 No input file is trusted, and this process never runs libhdf5 on one. It opens the file, looks at the first bytes by
-itself, and if the file is not plain (`plainfile`), has a child say where the rows lie. What is said is checked here,
-since a forged file may have made the child say anything; then the rows can be read without HDF5 (`rawread`).
+itself, and if the file is not plain (`pipeline.hdf5.plain`), has a child say where the rows lie. What it says is
+checked here, since a forged file may have made it say anything; then the rows can be read without HDF5.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,9 +31,10 @@ from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.shards.shard import LeftOut, Rider, Shard
 
-__all__ = ["code_dtype", "look_at", "vet"]
+__all__ = ["Wanted", "believed", "code_dtype", "look_at", "vet"]
 
 _LONGEST = 400  # characters of a name or reason
+_PAGE, _MOST_READ = 2**12, 2**23  # bytes of one column, and of all
 
 T = TypeVar("T")
 
@@ -44,21 +46,30 @@ _NATIVE_DTYPES = {
 }
 
 
-_PAGE, _MOST_READ = 2**12, 2**23  # bytes of one column, and of all
+@dataclass(frozen=True)
+class Wanted:
+    """What to look for in a file.
 
-
-def vet(path: Path, dataset: str | None, orientation: str | None = None, carry: Sequence[str] = ()) -> Shard:
-    """Look at a file's structure, not at its rows.
-
-    Parameters
+    Attributes
     ----------
-    path : Path
     dataset : str, optional
         The dataset that holds the rows. With none: ``X``, else the only candidate.
     orientation : str, optional
         Along which of its axes they lie: ``rows``, the first one, or ``columns``, the last one.
-    carry : sequence of str
+    carry : tuple of str
         Paths of what rides along wherever it lies, from the root.
+    """
+
+    dataset: str | None = None
+    orientation: str | None = None
+    carry: tuple[str, ...] = ()
+
+
+_ANYTHING = Wanted()
+
+
+def vet(path: Path, wanted: Wanted = _ANYTHING) -> Shard:
+    """Look at a file's structure, not at its rows.
 
     Raises
     ------
@@ -67,8 +78,18 @@ def vet(path: Path, dataset: str | None, orientation: str | None = None, carry: 
     NoInput, NotPermitted, ReadFailed, SystemLimit
         When it cannot be looked at.
     """
-    wanted = [dataset, orientation, list(carry)]
-    return look_at(path, lambda descriptor, found, base: _looked_into(descriptor, found, base, path, wanted))
+    where = f"file={shown(path)}"
+
+    def look(descriptor: int, identity: Identity, base: int) -> Shard:
+        facts, arrays = _described(descriptor, identity, base, wanted, where)
+        with believed(where, "about it"):
+            shard = _shard(facts, arrays, str(path), identity)
+            _check_riders(shard, wanted)
+        layouts = [*shard.layouts, *(rider.layout for rider in shard.riders if rider.layout)]
+        check_places(layouts, identity.size, where, base)
+        return shard
+
+    return look_at(path, look)
 
 
 def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
@@ -87,9 +108,9 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
 
     def once() -> T:
         try:
-            with opened(str(path)) as (descriptor, found):
-                base = check_superblock(descriptor, found.size, where)
-                return look(descriptor, found, base)
+            with opened(str(path)) as (descriptor, identity):
+                base = check_superblock(descriptor, identity.size, where)
+                return look(descriptor, identity, base)
         except OSError as error:
             told = stand_in(error, where)
             if isinstance(told, ReadFailed):
@@ -99,63 +120,85 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
     return persistently(once, where)
 
 
-def _looked_into(descriptor: int, found: Identity, base: int, path: Path, wanted: list[Any]) -> Shard:
-    where = f"file={shown(path)}"
-    dataset, orientation, carry = wanted
+@contextmanager
+def believed(where: str, about: str) -> Iterator[None]:
+    """Around the checks of what the child has said: whatever they stumble over, the file made the child say it.
+
+    Raises
+    ------
+    DataError
+    """
     try:
-        plain = None if carry else describe_plain(descriptor, found.size, dataset, orientation, base)
-        facts, arrays = plain or ask("describe", descriptor, wanted, where)
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
+        raise DataError(
+            f"{where}: what the HDF5 library says {about} makes no sense ({shown(error)}). The file is damaged or "
+            "forged: do not use it."
+        ) from error
+
+
+def _described(
+    descriptor: int, identity: Identity, base: int, wanted: Wanted, where: str
+) -> tuple[Any, list[np.ndarray]]:
+    """What lies where in the file: understood here if it is plain, else as the child says."""
+    dataset, orientation, carry = wanted.dataset, wanted.orientation, list(wanted.carry)
+    try:
+        # What is named may lie anywhere, and the plain way looks at one group only.
+        plain = None if carry else describe_plain(descriptor, identity.size, dataset, orientation, base)
+        return plain or ask("describe", descriptor, [dataset, orientation, carry], where)
     except DataError:
+        # The child opens the file by its descriptor's name, under which nothing is found once it is deleted.
         if not os.fstat(descriptor).st_nlink:
             raise NoInput(f"{where}: deleted meanwhile, expected an HDF5 file") from None
         raise
-    try:
-        shard = _shard(facts, arrays, str(path), found)
-        if not {rider.name for rider in shard.riders if rider.is_carried} <= set(carry):
-            raise ValueError("carried")
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
-        raise DataError(
-            f"{where}: what the HDF5 library says about it makes no sense ({shown(error)}). The file is damaged or "
-            "forged: do not use it."
-        ) from error
-    check_places([*shard.layouts, *(rider.layout for rider in shard.riders if rider.layout)], found.size, where, base)
-    return shard
 
 
-def _shard(facts: Any, arrays: list[np.ndarray], path: str, found: Identity) -> Shard:
-    """What is said, once it is of the right form."""
-    left = iter(arrays)
+# -- from what is said to a shard, once it is of the right form ----------------------------------------------------
+
+
+def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) -> Shard:
+    left = iter(arrays)  # which are in the order of the layouts
+    # Lists, out of which StopIteration comes as it is where arrays are missing.
     layouts = [layout_of(claim, left) for claim in facts["rows"]]
     riders = [_rider(claim, layout_of(claim["layout"], left)) for claim in facts["riders"]]
-    form, shapes, dtypes = facts["form"], [each.shape for each in layouts], [each.dtype for each in layouts]
-    shape, stored = rows_of(form, shapes, dtypes, facts["shape"])
-    native = _NATIVE_DTYPES[stored.newbyteorder("=").name]
-    numbers = numbers_of(dtypes[0])
-    columns = facts["columns"] or (numbers.names if numbers else [])
-    if len(riders) > 2 * MOST_RIDERS or not all(rider.layout and _fits(rider.layout, shape[0]) for rider in riders):
-        raise ValueError("riders")
-    if len({(rider.name, rider.is_carried) for rider in riders}) < len(riders) or not isinstance(facts["dataset"], str):
+    form, dtypes = facts["form"], [layout.dtype for layout in layouts]
+    shape, stored = rows_of(form, [layout.shape for layout in layouts], dtypes, facts["shape"])
+    if not isinstance(facts["dataset"], str):
         raise ValueError("names")
-    if not all(isinstance(name, str) for name in columns):
-        raise ValueError("columns")
     return Shard(
         path=path,
         dataset=facts["dataset"],
         shape=shape,
         stored_dtype=stored.str,
-        dtype=native,
+        dtype=_NATIVE_DTYPES[stored.newbyteorder("=").name],
         form=form,
-        chunk_rows=_chunk_rows(form, layouts, shape),
+        chunk_rows=_chunk_rows(form, layouts[0], shape),
         riders=tuple(riders),
-        size=found.size,
-        mtime_ns=found.mtime_ns,
-        inode=found.inode,
-        device=found.device,
-        columns=tuple(columns),
+        identity=identity,
+        columns=_columns(facts["columns"], dtypes[0]),
         fill_value=_finite(facts["fill_value"]),
         layouts=tuple(layouts),
         left_out=_left_out(facts["left_out"]),
     )
+
+
+def _check_riders(shard: Shard, wanted: Wanted) -> None:
+    riders, n_rows = shard.riders, shard.n_rows
+    if len(riders) > 2 * MOST_RIDERS or not all(rider.layout and _fits(rider.layout, n_rows) for rider in riders):
+        raise ValueError("riders")
+    if len({(rider.name, rider.is_carried) for rider in riders}) < len(riders):
+        raise ValueError("names")
+    if not {rider.name for rider in riders if rider.is_carried} <= set(wanted.carry):
+        raise ValueError("carried")
+
+
+def _columns(names: Any, dtype: np.dtype) -> tuple[str, ...]:
+    """The columns' names; those of a table's fields where the file gives no others."""
+    numbers = numbers_of(dtype)
+    columns = tuple(names or (numbers.names if numbers else ()))
+    if not all(isinstance(name, str) for name in columns):
+        raise ValueError("columns")
+    return columns
 
 
 def _rider(claim: Any, layout: Layout) -> Rider:
@@ -195,9 +238,8 @@ def _finite(claim: Any) -> float | None:
     return claim
 
 
-def _chunk_rows(form: str, layouts: list[Layout], shape: tuple[int, ...]) -> int:
-    """How many rows are cheapest to read together."""
-    first = layouts[0]
+def _chunk_rows(form: str, first: Layout, shape: tuple[int, ...]) -> int:
+    """How many rows are cheapest to read together, by the first of the datasets that make them up."""
     if form == "sparse":  # as many as a chunk of values holds, if all are alike
         return max(1, first.chunks[0] * shape[0] // max(1, first.shape[0])) if first.chunks else 1
     if first.chunks:
@@ -208,7 +250,7 @@ def _chunk_rows(form: str, layouts: list[Layout], shape: tuple[int, ...]) -> int
 
 
 def _left_out(claims: Any) -> tuple[LeftOut, ...]:
-    found = tuple(LeftOut(name[:_LONGEST], reason[:_LONGEST], bool(is_missed)) for name, reason, is_missed in claims)
-    if len(found) > MOST_LEFT_OUT or not all(isinstance(each.name + each.reason, str) for each in found):
+    left_out = tuple(LeftOut(name[:_LONGEST], reason[:_LONGEST], bool(is_missed)) for name, reason, is_missed in claims)
+    if len(left_out) > MOST_LEFT_OUT or not all(isinstance(each.name + each.reason, str) for each in left_out):
         raise ValueError("left out")
-    return found
+    return left_out

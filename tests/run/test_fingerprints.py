@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 from pipeline.model import Model
 from pipeline.run import fingerprints as module
@@ -22,10 +23,10 @@ from pipeline.settings.resolved import resolve
 from pipeline.shards.shard import Rider, Shard
 
 CONFIG = Config(n_features=2, batch_size=16, learning_rate=0.1, threads=2)
+FILE = Identity(0, 0, 16000, 10**18)
 Y = Rider("y", np.dtype("<i8"), Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))
 SHARDS = tuple(
-    Shard(f"/data/{name}.h5", "X", (1000, 4), "<f4", "float32", riders=(Y,), size=16000, mtime_ns=10**18)
-    for name in "abc"
+    Shard(f"/data/{name}.h5", "X", (1000, 4), "<f4", "float32", riders=(Y,), identity=FILE) for name in "abc"
 )
 MODEL = Model(
     Scaler(np.zeros(4), np.ones(4)),
@@ -119,7 +120,7 @@ def test_u3_other_libraries_make_another_model(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_u3_a_budget_counts_as_far_as_it_binds() -> None:
-    wide = tuple(replace(shard, shape=(10**6, 4), size=16 * 10**6) for shard in SHARDS)
+    wide = tuple(replace(shard, shape=(10**6, 4), identity=replace(FILE, size=16 * 10**6)) for shard in SHARDS)
     before = request(shards=wide)
     assert touched(request(replace(CONFIG, memory_budget=2**35), wide), before) == set()
     assert touched(request(replace(CONFIG, memory_budget=2**25), wide), before) == {"model", "all"}
@@ -134,8 +135,8 @@ def changed(**how: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
 
 
 INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] = {
-    "mtime": (changed(mtime_ns=10**18 + 1), ":40.000000001)"),
-    "size": (changed(size=16001), "input b.h5 (n_bytes 16000 -> 16001)"),
+    "mtime": (changed(identity=replace(FILE, mtime_ns=10**18 + 1)), ":40.000000001)"),
+    "size": (changed(identity=replace(FILE, size=16001)), "input b.h5 (n_bytes 16000 -> 16001)"),
     "rows": (changed(shape=(999, 4)), "input b.h5 (shape [1000, 4] -> [999, 4]"),
     "dtype": (changed(stored_dtype=">f4"), "input b.h5 (dtype <f4 -> >f4)"),
     "dataset": (changed(dataset="Y"), "input b.h5 (dataset X -> Y)"),
@@ -159,13 +160,14 @@ def test_u3_a_changed_input_touches_everything_and_is_named(kind: str) -> None:
 
 
 def test_u3_a_data_set_may_be_moved() -> None:
-    moved = tuple(replace(shard, path=shard.path.replace("/data", "/elsewhere"), inode=5, device=6) for shard in SHARDS)
+    there = replace(FILE, inode=5, device=6)
+    moved = tuple(replace(shard, path=shard.path.replace("/data", "/elsewhere"), identity=there) for shard in SHARDS)
     assert touched(request(shards=moved)) == set()
     assert differences(plain(request()), plain(request(shards=moved))) == ""
 
 
 def test_u3_the_place_of_a_shard_among_others_counts() -> None:
-    twins = (SHARDS[0], replace(SHARDS[0], path="/other/a.h5", mtime_ns=3))
+    twins = (SHARDS[0], replace(SHARDS[0], path="/other/a.h5", identity=replace(FILE, mtime_ns=3)))
     assert touched(request(shards=twins), request(shards=twins[::-1])) == set(STAGES)
 
 

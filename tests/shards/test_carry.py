@@ -13,7 +13,7 @@ from pipeline.hdf5 import limits
 from pipeline.hdf5.child.describe import describe
 from pipeline.hdf5.child.find import Refused
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import absent, read_riders
+from pipeline.shards.rows import read_riders
 from pipeline.shards.shard import Block
 from scripts import classify
 from tests.support.helpers import names, numbered, refused, write_shard
@@ -188,7 +188,7 @@ def test_codes_are_of_a_dtype_that_has_a_number_for_each_and_for_none(shards, dt
     opened = shards({"obs/kind/codes": np.array([1, 0, 0, 1], dtype), "obs/kind/categories": words})
     assert meant(opened) == ["1", "0", "0", "1"]
     (rider,) = opened[0].riders
-    assert absent(1, rider).tolist() == [-1]
+    assert rider.absent == -1
     assert np.iinfo(rider.dtype).max >= n - 1
 
 

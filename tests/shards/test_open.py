@@ -17,8 +17,8 @@ from pipeline.formats import seal
 from pipeline.hdf5 import files
 from pipeline.hdf5.files import FILES
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders, to_dask
-from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows
 from pipeline.shards.sources import find
 from tests.support import hostile
 from tests.support.helpers import as_nobody, numbered, numbered_shards, refused, write_shard
@@ -282,18 +282,6 @@ def test_blocks_cover_every_row_once_and_in_order(sizes, block_rows):
     assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     for number, (shard, row) in enumerate(rows):
         assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
-
-
-@pytest.mark.parametrize("block_rows", [1, 6, 7, 8])
-def test_to_dask_is_the_shards_one_after_the_other(tmp_path, block_rows):
-    arrays = [numbered(3, dtype=np.uint8), numbered(0, dtype=np.int16), numbered(4, first=3, dtype=np.int16)]
-    names = [write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)]
-    shards = open_shards(names)
-    lazy = to_dask(shards, block_rows)
-    assert (lazy.shape, lazy.dtype) == ((7, 2), row_dtype(shards))
-    found = lazy.compute(scheduler="sync")
-    assert found.dtype == np.int16
-    np.testing.assert_array_equal(found, np.concatenate(arrays))
 
 
 def test_shards_without_rows_are_warned_about_and_count_as_none(tmp_path, caplog):

@@ -649,10 +649,10 @@ def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeyp
 
     monkeypatch.setattr(FILES, "open", swap)
     if is_plain:
-        assert vet(path, None).shape == (3, 2)
+        assert vet(path).shape == (3, 2)
         return
     with refused(66, f"file={path}", "deleted meanwhile"):
-        vet(path, None)
+        vet(path)
 
 
 def test_vetting_leaves_no_descriptor_open(tmp_path):

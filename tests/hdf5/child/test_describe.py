@@ -22,7 +22,7 @@ from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
-from pipeline.shards.vet import vet
+from pipeline.shards.vet import Wanted, vet
 from tests.support import hostile
 from tests.support.helpers import names, numbered, refused, write_shard
 
@@ -109,9 +109,9 @@ def test_p10_whatever_happens_to_the_child_costs_this_file_only(path, evil, monk
     monkeypatch.setattr(LIMITS, "seconds", 1)
     evil("if dataset == 'evil':", f"    {act}", "return {}, []")
     with refused(65, f"file={path}", phrase):
-        vet(Path(path), "evil")
+        vet(Path(path), Wanted("evil"))
     with refused(65, f"file={path}", "makes no sense"):
-        vet(Path(path), None)  # which is the same process, and alive
+        vet(Path(path))  # which is the same process, and alive
 
 
 def test_p10_a_child_that_only_waits_is_not_waited_for(path, evil, monkeypatch):
@@ -121,8 +121,8 @@ def test_p10_a_child_that_only_waits_is_not_waited_for(path, evil, monkeypatch):
         impatient.setattr(LIMITS, "patience", 0.5)
         impatient.setattr(gatekeeper, "_GRACE", 10**6)  # the child itself may take any time to start
         with refused(65, f"file={path}", "took more than 0.5 s for this file"):
-            vet(Path(path), "evil")
-    assert vet(Path(path), None).shape == (3, 2)
+            vet(Path(path), Wanted("evil"))
+    assert vet(Path(path)).shape == (3, 2)
 
 
 def test_p10_only_the_file_that_crashes_the_library_is_left_out(tmp_path, evil):
@@ -142,26 +142,26 @@ def test_p10_only_the_file_that_crashes_the_library_is_left_out(tmp_path, evil):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_child_waits_for_the_driver_not_for_signals(path, fresh, number):
-    vet(Path(path), None)
+    vet(Path(path))
     before = child_pid()
     os.kill(before, number)
-    vet(Path(path), None)
+    vet(Path(path))
     assert child_pid() == before
 
 
 def test_p9_a_child_that_was_killed_is_started_again(path, fresh):
-    vet(Path(path), None)
+    vet(Path(path))
     before = child_pid()
     os.kill(before, signal.SIGKILL)
-    assert vet(Path(path), None).shape == (3, 2)
+    assert vet(Path(path)).shape == (3, 2)
     assert child_pid() != before
 
 
 def test_p9_a_fork_that_was_killed_from_outside_is_asked_again_and_not_held_against_the_file(path, evil, tmp_path):
     evil("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset, *wanted)")
     with refused(71, f"file={path}", "killed or got stuck twice"):
-        vet(Path(path), "evil")
-    assert vet(Path(path), None).shape == (3, 2)
+        vet(Path(path), Wanted("evil"))
+    assert vet(Path(path)).shape == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +176,13 @@ def test_p9_a_fork_that_was_killed_from_outside_is_asked_again_and_not_held_agai
 def test_p9_a_child_that_dies_again_and_again_is_a_fault_of_the_system(path, fresh, monkeypatch, program):
     monkeypatch.setattr(gatekeeper, "_PROGRAM", program)
     with refused(71, f"file={path}", "killed or got stuck twice", "dmesg"):
-        vet(Path(path), None)
+        vet(Path(path))
 
 
 def test_a_child_that_cannot_be_started_comes_with_the_limits_to_raise(path, fresh, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with refused(71, f"file={path}", "cannot be started", "ulimit"):
-        vet(Path(path), None)
+        vet(Path(path))
 
 
 @pytest.mark.parametrize("n", [4, 5, 6])
@@ -190,7 +190,7 @@ def test_d14_a_child_without_descriptors_is_a_fault_of_the_system(path, fresh, m
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({n}, {n})); main()"
     monkeypatch.setattr(gatekeeper, "_PROGRAM", gatekeeper._PROGRAM.replace("main()", limited))
     with refused(71, f"file={path}"):
-        vet(Path(path), None)
+        vet(Path(path))
 
 
 def test_a_child_that_is_stuck_is_taken_down(path, fresh, monkeypatch):
@@ -198,7 +198,7 @@ def test_a_child_that_is_stuck_is_taken_down(path, fresh, monkeypatch):
     monkeypatch.setattr(gatekeeper, "_GRACE", 0.1)
     monkeypatch.setattr(LIMITS, "patience", 0.1)
     with refused(71, f"file={path}", "killed or got stuck twice"):
-        vet(Path(path), None)
+        vet(Path(path))
 
 
 def test_an_interrupted_question_is_not_answered_to_the_next(path, evil):
@@ -213,10 +213,10 @@ def test_an_interrupted_question_is_not_answered_to_the_next(path, evil):
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            vet(Path(path), "slow")
+            vet(Path(path), Wanted("slow"))
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert vet(Path(path), None).shape == (3, 2)
+    assert vet(Path(path)).shape == (3, 2)
 
 
 DRIVER = """
@@ -224,8 +224,8 @@ import os, sys
 from pathlib import Path
 from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.errors import DataError
-from pipeline.shards.vet import vet
-vet(Path(sys.argv[1]), None)
+from pipeline.shards.vet import Wanted, vet
+vet(Path(sys.argv[1]))
 print(gatekeeper._idle[0]._process.pid, flush=True)
 sys.stdin.read()
 """
@@ -287,13 +287,13 @@ def test_threads_that_ask_at_once_are_served_at_once(tmp_path, fresh):
 
 
 def test_a_fork_of_the_driver_has_a_child_of_its_own(path, fresh):
-    vet(Path(path), None)
+    vet(Path(path))
     before = child_pid()
     reader, writer = os.pipe()
     forked = os.fork()
     if not forked:
         try:
-            vet(Path(path), None)
+            vet(Path(path))
             os.write(writer, str(child_pid()).encode())
         finally:
             os._exit(0)
@@ -303,7 +303,7 @@ def test_a_fork_of_the_driver_has_a_child_of_its_own(path, fresh):
     os.waitpid(forked, 0)
     assert theirs
     assert int(theirs) != before
-    assert vet(Path(path), None).shape == (3, 2)
+    assert vet(Path(path)).shape == (3, 2)
     assert child_pid() == before
 
 
@@ -391,21 +391,21 @@ def test_a_driver_without_any_rights_has_a_child_too(tmp_path):
 
 
 def test_the_child_has_no_network(path, fresh):
-    vet(Path(path), None)
+    vet(Path(path))
     ours, theirs = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child_pid()))
     if ours == theirs:
         pytest.skip("missing on this machine: the right to make a network namespace")
 
 
 def test_k10_nothing_here_listens_or_has_a_socket(path, fresh):
-    vet(Path(path), None)
+    vet(Path(path))
     for pid in ("self", child_pid()):
         links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
         assert [link for link in links if link.startswith("socket")] == [] or pid == "self"
 
 
 def test_the_child_has_one_thread_and_gains_no_rights(path, fresh):
-    vet(Path(path), None)
+    vet(Path(path))
     status = dict(line.split(":\t") for line in Path(f"/proc/{child_pid()}/status").read_text().splitlines())
     assert status["Threads"].strip() == "1"
     assert status["NoNewPrivs"].strip() == "1"
@@ -426,7 +426,7 @@ def test_s19_the_childs_environment_is_clean(path, fresh, monkeypatch):
     }
     for name, value in planted.items():
         monkeypatch.setenv(name, value)
-    vet(Path(path), None)
+    vet(Path(path))
     found = Path(f"/proc/{child_pid()}/environ").read_bytes().split(b"\0")
     assert [item for item in found if item.startswith((b"HDF5_", b"LD_PRELOAD", b"LD_AUDIT", b"PYTHON"))] == [
         b"HDF5_PLUGIN_PRELOAD=::"
@@ -574,7 +574,7 @@ def honest(tmp_path):
 
 def forged(monkeypatch, path, facts, arrays):
     monkeypatch.setattr("pipeline.shards.vet.ask", lambda *arguments: (facts, arrays))
-    return vet(Path(path), None)
+    return vet(Path(path))
 
 
 def test_the_answer_that_is_forged_below_is_taken_when_it_is_not(honest, monkeypatch):

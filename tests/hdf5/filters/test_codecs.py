@@ -53,7 +53,7 @@ def test_n_bit_reads_back(precision):
 @pytest.mark.parametrize("name", REGISTERED)
 def test_a_file_with_a_registered_filter_may_be_plain(name, monkeypatch):
     monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_: pytest.fail("the child was asked"))
-    vet(path_of(name), None)
+    vet(path_of(name))
 
 
 @pytest.mark.parametrize(

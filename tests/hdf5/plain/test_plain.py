@@ -452,7 +452,7 @@ def test_what_the_reader_says_is_checked_as_what_the_child_says(tmp_path):
     path = hostile.moved(tmp_path, offset + 8, "y")
     assert_plain(path)
     with refused(65, f"file={path}", "values overlap"):
-        vet(path, None)
+        vet(path)
 
 
 def test_i10_a_disk_that_fails_in_the_reader_is_no_unusual_file(tmp_path, monkeypatch):
@@ -468,4 +468,4 @@ def test_i10_a_disk_that_fails_in_the_reader_is_no_unusual_file(tmp_path, monkey
 
     monkeypatch.setattr(FILES, "preadv", fail_later)
     with refused(74, f"file={path}", "Input/output error, 4 times"):
-        vet(Path(path), None)
+        vet(Path(path))
