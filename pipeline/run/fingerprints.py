@@ -31,7 +31,7 @@ _TRAINING_SETTINGS = (
     *("n_features", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "biases", "momentum", "seed"),
     *("validation_fraction", "patience"),
 )
-_LISTED, _FOLDERS = 10, 3
+_LISTED, _FOLDERS = 10, 3  # differences and folders that a message names: it is read in a terminal
 
 
 @dataclass(frozen=True)
@@ -118,33 +118,25 @@ def _identity(shard: Shard) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What was asked for then and is asked for now, in words; empty without a difference."""
-    found = [*_files(before.get("inputs", {}), now["inputs"])]
+    changes = [*_changed_files(_shards(before), _shards(now))]
     for stage in ("scan", "training", "encoding"):
-        found += _settings(before.get(stage, {}), now[stage])
+        changes += _changes(before.get(stage, {}), now[stage])
     lay, lie = (", ".join(map(shown, request.get("folders", [])[:_FOLDERS])) for request in (before, now))
-    if found and lay and lay != lie:
-        found.insert(0, f"the inputs lie in {lie}, not in {lay}")
-    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    return "; ".join(found[:_LISTED]) + more
+    if changes and lay and lay != lie:
+        changes.insert(0, f"the inputs lie in {lie}, not in {lay}")
+    more = f" and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
+    return "; ".join(changes[:_LISTED]) + more
 
 
-def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the files that were asked for then and are not now: with any, the results are of another data set.
+def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether files that were asked for then are not now, so that the results are of another data set.
 
     Of other folders, files of the same names are others where not one of them is as it was: each night has its own.
     """
-    old, new = (request.get("inputs", {}).get("shards", []) for request in (before, now))
-    names = {shard["file"] for shard in new}
-    gone = [shard["file"] for shard in old if shard["file"] not in names]
-    if gone or set(now["folders"]) & set(before.get("folders", now["folders"])):
-        return gone
-    return [] if set(_as_they_are(before)) & set(_as_they_are(now)) else [shard["file"] for shard in old]
-
-
-def _as_they_are(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """By which the files of a request are known again, wherever they lie."""
-    shards = request.get("inputs", {}).get("shards", [])
-    return [tuple(map(shard.get, ("file", "n_bytes", "changed"))) for shard in shards]
+    if {shard["file"] for shard in _shards(before)} - {shard["file"] for shard in _shards(now)}:
+        return True
+    is_moved = not set(now["folders"]) & set(before.get("folders", now["folders"]))
+    return is_moved and not set(_as_they_are(before)) & set(_as_they_are(now))
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -152,29 +144,39 @@ def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return _as_they_are(before) == _as_they_are(now) and _chosen(before) != _chosen(now)
 
 
+def _shards(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = request.get("inputs", {}).get("shards", [])
+    return found
+
+
+def _as_they_are(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """By which the files of a request are known again, wherever they lie."""
+    return [tuple(map(shard.get, ("file", "n_bytes", "changed"))) for shard in _shards(request)]
+
+
 def _chosen(request: Mapping[str, Any]) -> list[Any]:
     stages = (request.get(stage, {}) for stage in ("scan", "training"))
+    # Versions are not chosen: who has them can hardly go back to others.
     chosen = [{name: value for name, value in stage.items() if name not in ("versions", "format")} for stage in stages]
-    return [*chosen, [shard["dataset"] for shard in request["inputs"]["shards"]]]
+    return [*chosen, [shard["dataset"] for shard in _shards(request)]]
 
 
-def _files(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    old, new = ([*inputs.get("shards", [])] for inputs in (before, now))
-    old_names, new_names = ([shard["file"] for shard in shards] for shards in (old, new))
-    if old_names == new_names:
-        for was, is_now in zip(old, new, strict=True):
-            changed = "; ".join(_settings(was, is_now))
-            if changed:
-                yield f"input {shown(is_now['file'])} ({changed})"
+def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    old, new = ([shard["file"] for shard in shards] for shards in (before, now))
+    if old == new:
+        for name, was, is_now in zip(new, before, now, strict=True):
+            if changes := "; ".join(_changes(was, is_now)):
+                yield f"input {shown(name)} ({changes})"
         return
-    yield from (f"input {shown(name)} is gone" for name in old_names if name not in set(new_names))
-    yield from (f"input {shown(name)} is new" for name in new_names if name not in set(old_names))
-    if sorted(old_names) == sorted(new_names):
+    olds, news = set(old), set(new)
+    yield from (f"input {shown(name)} is gone" for name in old if name not in news)
+    yield from (f"input {shown(name)} is new" for name in new if name not in olds)
+    if sorted(old) == sorted(new):
         yield "the inputs come in another order"
 
 
-def _settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in [*now, *(name for name in before if name not in now)]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in {**now, **before}:  # in the order of today's names, then those that are no more
         was, is_now = before.get(name), now.get(name)
         if was != is_now:
             was, is_now = (_time(value) if name == "changed" else shown(value) for value in (was, is_now))
