@@ -1,0 +1,139 @@
+"""Real processes, watched from beginning to end: what children and sockets they have.
+
+Test names begin with the row of the project's list of faults that they hold.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.support.killing import Program, Victim
+from tests.support.processes import arguments_of, descendants
+
+
+@dataclass
+class Watch:
+    """What a run and its descendants were seen with, from beginning to end.
+
+    Attributes
+    ----------
+    pid : int
+        The run's.
+    times : list of float
+        When somebody looked, in seconds from the start.
+    parents : dict of int to int
+        Of every descendant.
+    commands : dict of int to list of str
+        What every descendant was last seen as.
+    copies : Counter
+        How often a child was seen as a mere copy of the run.
+    sockets : set of str
+        Lines of the kernel's tables, or inodes that stand in none.
+    """
+
+    pid: int = 0
+    times: list[float] = field(default_factory=list)
+    parents: dict[int, int] = field(default_factory=dict)
+    commands: dict[int, list[str]] = field(default_factory=dict)
+    copies: Counter[int] = field(default_factory=Counter)
+    sockets: set[str] = field(default_factory=set)
+
+
+class Watched(Program):
+    """Looks at every process that it starts until that has ended."""
+
+    def start(self, output: Path, *flags: str, **how: object) -> subprocess.Popen[bytes]:
+        process = super().start(output, *flags, **how)
+        self.watch = Watch()
+        self.watcher = threading.Thread(target=look, args=(process.pid, self.watch))
+        self.watcher.start()
+        return process
+
+
+def look(pid: int, watch: Watch) -> None:
+    """Until the process has gone."""
+    watch.pid = pid
+    start = time.monotonic()
+    while own := arguments_of(pid):
+        now = time.monotonic() - start
+        watch.times.append(now)
+        watch.sockets |= sockets_of(pid)
+        for child, parent in descendants(pid):
+            watch.parents[child] = parent
+            watch.sockets |= sockets_of(child)
+            arguments = arguments_of(child)
+            if arguments:
+                watch.commands[child] = arguments
+            if arguments == own:  # between a fork and an exec everybody looks like that
+                watch.copies[child] += 1
+        time.sleep(0.005)
+
+
+def sockets_of(pid: int) -> set[str]:
+    """The sockets that a process has open, as the kernel's tables tell of them."""
+    inodes = set()
+    with suppress(OSError):  # it has ended
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # this one was closed meanwhile
+                inodes |= set(re.findall(r"^socket:\[(\d+)\]$", os.readlink(path)))
+    return {next((line for line in kernel_table() if inode in line.split()), inode) for inode in inodes}
+
+
+def kernel_table() -> Iterator[str]:
+    for name in ("tcp", "tcp6", "udp", "udp6", "unix"):
+        path = Path(f"/proc/net/{name}")
+        if path.exists():  # where there is no IPv6, there is no table of it
+            yield from (f"{name}: {line}" for line in path.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def watch(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    """A run that was looked at in each of its phases: one of a few, where the machine is busy."""
+    program = Watched([])
+    program.command, program.environment = victim.program.command, victim.program.environment
+    for i in range(10):
+        ended = program.run(tmp_path_factory.mktemp("watched") / str(i))
+        program.watcher.join()
+        assert ended.code == 0
+        phases = list(pairwise(ended.begun.values()))
+        if all(any(start <= moment <= stop for moment in program.watch.times) for start, stop in phases):
+            return program.watch
+    pytest.fail(f"nobody looked at each phase of a run: {ended.begun}")
+
+
+def test_the_watch_sees_a_socket_that_listens() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        (line,) = sockets_of(os.getpid()) & set(kernel_table())
+        assert f":{listening.getsockname()[1]:04X} " in line
+        assert line.startswith("tcp: ")
+
+
+def test_c7_the_only_child_is_the_gatekeeper_and_no_child_is_a_fork_of_the_run(watch: Watch) -> None:
+    assert all(n_looks < 300 for n_looks in watch.copies.values()), watch.copies
+    gatekeepers = [
+        pid for pid, words in watch.commands.items() if "from pipeline.hdf5.child.server import main" in words[-1]
+    ]
+    # What forks is a gatekeeper, which has neither threads nor the run's memory.
+    assert {watch.parents[pid] for pid in gatekeepers} - set(gatekeepers) == {watch.pid}
+    # Theano asks compilers and the system who they are: programs, and none of them Python.
+    pythons = [pid for pid, words in watch.commands.items() if Path(words[0]).name.startswith("python")]
+    assert set(pythons) <= {*gatekeepers, *watch.copies}, watch.commands
+
+
+def test_k10_a_local_run_has_no_socket_at_all(watch: Watch) -> None:
+    assert watch.sockets == set()
