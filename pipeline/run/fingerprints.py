@@ -1,8 +1,8 @@
 """What a run is asked for, and what depends on what.
 
-Fingerprints chain: the inputs and the missing value decide the scan; the scan and the training's settings decide the
-model; the inputs, the model and the encoding's settings decide the features. A setting that is not here (threads,
-memory, verbosity) changes no result.
+Fingerprints chain: the inputs and what affects the scan decide the scan; the scan and what affects the model decide the
+model; the inputs, the model and what affects the features decide the features. Which setting affects what, it says
+itself, in `pipeline.settings.config`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline.errors import shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.run.budget import Budget
+from pipeline.settings.config import deciding
 from pipeline.settings.resolved import Settings
 from pipeline.shards.shard import Shard
 
@@ -27,10 +28,6 @@ __all__ = ["Request", "differences", "other_inputs", "other_settings", "request_
 # To be raised when the same settings begin to give other numbers.
 _SCAN, _TRAINING, _ENCODING = 1, 1, 1
 
-_TRAINING_SETTINGS = (
-    *("n_features", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "biases", "momentum", "seed"),
-    *("validation_fraction", "patience"),
-)
 _LISTED, _FOLDERS = 10, 3  # differences and folders that a message names: it is read in a terminal
 
 
@@ -85,19 +82,18 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
     n_rows = sum(shard.n_rows for shard in shards)
     n_validated = round(settings.validation_fraction * n_rows)
     training = {
-        **{name: getattr(settings, name) for name in _TRAINING_SETTINGS},
+        **deciding(settings, "model"),
         # A budget that holds all of them may change.
         "window_rows": budget.window_rows if budget.window_rows < n_rows else None,
         "validation_rows": budget.max_validation_rows if budget.max_validation_rows < n_validated else None,
         "versions": {name: version(name) for name in ("numpy", "Theano")},
         "format": _TRAINING,
     }
-    carried = {"carry": list(settings.carry)} if settings.carry else {}  # which touches neither scan nor model
     return Request(
         inputs={"shards": [_identity(shard) for shard in shards]},
-        scan={"missing_value": settings.missing_value, "format": _SCAN},
+        scan={**deciding(settings, "scan"), "format": _SCAN},
         training=training if model is None else {"model": model.fingerprint},
-        encoding={"out_of_range": settings.out_of_range, "format": _ENCODING, **carried},
+        encoding={**deciding(settings, "features"), "format": _ENCODING},
         folders=sorted({os.path.realpath(folder) for folder in {os.path.dirname(shard.path) for shard in shards}}),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -12,21 +13,22 @@ from typing import Any
 from pipeline.errors import shown
 
 __all__ = [
-    "BYTES",
     "DATASET",
     "EXACT_NUMBER",
     "FILES",
     "FOLDER",
+    "FOLDERS",
     "LIMIT",
     "NAME",
-    "NUMBER",
-    "WHOLE",
     "YES_OR_NO",
     "Kind",
     "allowed",
+    "number",
     "one_of",
     "parse_bytes",
     "plain",
+    "size",
+    "whole",
 ]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -34,7 +36,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Kind:
-    """How the values of a setting are written.
+    """How the values of a setting are written, and which of them can work.
 
     Attributes
     ----------
@@ -44,15 +46,23 @@ class Kind:
         What stands for a value in ``--help``.
     is_text : bool
         Whether it is a name: one that YAML takes for a number must stand in quotes.
+    holds, expected : callable, str
+        Whether a value can work, and in words which can.
     """
 
     read: Callable[[str], Any]
     metavar: str = "NAME"
     is_text: bool = False
+    holds: Callable[[Any], bool] = lambda value: True
+    expected: str = ""
 
     def or_none(self) -> Kind:
         """The same, or None for an empty text, ``none`` and ``auto``."""
-        return replace(self, read=lambda text: None if text in ("", "none", "auto") else self.read(text))
+        return replace(
+            self,
+            read=lambda text: None if text in ("", "none", "auto") else self.read(text),
+            holds=lambda value: value is None or self.holds(value),
+        )
 
 
 def parse_bytes(text: str) -> int:
@@ -115,13 +125,13 @@ def _limit(text: str) -> str:
 
 def _exact_number(text: str) -> float:
     """A number; a whole one as an integer, since float64 does not hold all of int64."""
-    number: float = NUMBER.read(text)
-    if not number.is_integer():
-        return number
+    found: float = _by(float, "a number")(text)
+    if not found.is_integer():
+        return found
     try:
         return int(text)
     except ValueError:  # 1e3
-        return int(number)
+        return int(found)
 
 
 def _path(text: str) -> str:
@@ -142,15 +152,28 @@ def _dataset(text: str) -> str:
     return "/".join(parts)
 
 
+def whole(least: int) -> Kind:
+    """Whole numbers of `least` or more."""
+    return Kind(_by(int, "a whole number"), "N", False, lambda value: value >= least, f"{least} or more")
+
+
+def number(holds: Callable[[float], bool], expected: str) -> Kind:
+    """Numbers for which `holds`."""
+    return Kind(_by(float, "a number"), "X", False, holds, expected)
+
+
+def size(least: int, words: str = "") -> Kind:
+    """Bytes, `least` or more."""
+    return Kind(parse_bytes, "BYTES", False, lambda value: value >= least, words or f"{least} or more")
+
+
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 NAME = Kind(str, is_text=True)
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
-FOLDER = Kind(_path, "DIR", is_text=True)
-WHOLE = Kind(_by(int, "a whole number"), "N")
-NUMBER = Kind(_by(float, "a number"), "X")
-EXACT_NUMBER = Kind(_exact_number, "X")
-BYTES = Kind(parse_bytes, "BYTES")
+FOLDERS = Kind(_path, "DIR", is_text=True)
+FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path whose ~ is expanded")
+EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number: NaN always is")
 LIMIT = Kind(_limit, "N|N%")
 YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from pipeline.run import fingerprints as module
 from pipeline.run.budget import make_budget
 from pipeline.run.fingerprints import Request, differences, request_of
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Config
+from pipeline.settings.config import Affected, Config
 from pipeline.settings.resolved import resolve
 from pipeline.shards.shard import Rider, Shard
 
@@ -101,6 +101,61 @@ def test_the_same_request_has_the_same_fingerprints_and_each_stage_its_own() -> 
 def test_u3_a_setting_touches_what_depends_on_it(change: dict[str, Any], expected: set[str]) -> None:
     """The features depend on the training by the model itself, whose fingerprint is held here."""
     assert touched(request(replace(CONFIG, **change))) == expected
+
+
+AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"features", "all"}}
+
+
+def other_value(setting: Field[Any]) -> Any:
+    """A value that a setting does not have in CONFIG."""
+    now, kind = getattr(CONFIG, setting.name), setting.metadata["kind"]
+    if kind.metavar.startswith("{"):
+        return next(each for each in kind.metavar.strip("{}").split(",") if each != now)
+    if isinstance(now, (bool, int, float)):
+        return not now if isinstance(now, bool) else now * 2 + 1 if isinstance(now, int) else now / 2
+    return ("other",) if isinstance(now, tuple) else "7" if setting.type == "str" else 7
+
+
+def test_u3_every_setting_says_what_it_affects_and_touches_that() -> None:
+    """One that is forgotten in a fingerprint would take over a result that it changes."""
+    for setting in fields(Config):
+        affects = setting.metadata["affects"]
+        assert affects in get_args(Affected), setting.name
+        if affects in ("inputs", "budget"):  # which count by what comes of them, and have tests of their own
+            continue
+        change = {setting.name: other_value(setting)}
+        assert touched(request(replace(CONFIG, **change))) == AFFECTED.get(affects, set()), change
+
+
+BEFORE = {  # fingerprints by the version that kept lists of settings, the first sixteen digits
+    "defaults": "f9202c2e3d272bc2 7657422c97e3f371 46a1f1cced7f7173 546cdb3c96a567a3",
+    "training": "f9202c2e3d272bc2 681cb0edd169790a 46a1f1cced7f7173 10271c1a6d9832d9",
+    "missing value": "6365c3f7351ed865 5ee2514a5f938b36 48d0d0e3e4229716 867235a4b1c6cb1f",
+    "features": "f9202c2e3d272bc2 7657422c97e3f371 ef25051c3909abee 0be2279f28384846",
+    "budget": "ebfa21aa6caad9ae 0480562527b4cddf bd234b4b806c11cb b8193f064a7b4b89",
+    "model": "f9202c2e3d272bc2 0df7615e96dbe97e 46a1f1cced7f7173 c210835fddb4d35c",
+}
+
+
+def test_u3_what_earlier_versions_have_done_is_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "version", lambda name: "1.2.3")
+    training = {
+        **{"n_features": 3, "epochs": 7, "batch_size": 32, "optimizer": "momentum", "learning_rate": 0.5},
+        **{"schedule": "constant", "biases": "zero", "momentum": 0.8, "seed": 5},
+        **{"validation_fraction": 0.1, "patience": 2},
+    }
+    wide = tuple(replace(shard, shape=(10**6, 4)) for shard in SHARDS)
+    budget = replace(CONFIG, memory_budget=2**25, shuffle_window=2**20)
+    found = {
+        "defaults": request(),
+        "training": request(replace(CONFIG, **training)),
+        "missing value": request(replace(CONFIG, missing_value=-9999)),
+        "features": request(replace(CONFIG, out_of_range="clip", carry=("obs/a", "b"))),
+        "budget": request(budget, wide),
+        "model": request(model=MODEL),
+    }
+    for name, each in found.items():
+        assert " ".join(digits[:16] for digits in fingerprints(each).values()) == BEFORE[name], name
 
 
 @pytest.mark.parametrize("name", ["_SCAN", "_TRAINING", "_ENCODING"])
