@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kernels import backend, reference
-from kernels.states import ROLES, Updates, adam_rate, state_like
+from kernels.updates import ROLES, Updates, adam_rate, state_like
 
 theano: Any = backend.load()
 tensor = theano.tensor

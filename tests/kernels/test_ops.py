@@ -10,9 +10,8 @@ import pytest
 
 from kernels import ops, reference
 from kernels.autoencoder import Autoencoder, theano
-from kernels.states import ROLES
 from kernels.step import TrainingStep
-from kernels.updates import RULES
+from kernels.updates import ROLES, RULES
 from tests.support.compiler import macros
 from tests.support.interpreters import fresh
 from tests.support.tolerances import assert_close
