@@ -15,27 +15,20 @@ On the CPU the Ops of `kernels.ops` stand in for most of the graph, see `backend
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from kernels import TILE_ROWS, backend, ops, reference
+from kernels import backend, ops
+from kernels.functions import GraphFunctions, OpFunctions
 
 theano = backend.load()
 tensor = theano.tensor
 
 __all__ = ["PARAMETERS", "Autoencoder", "get_values", "set_values"]
 
-log = logging.getLogger(__name__)
-
 PARAMETERS = ("W", "b_hidden", "b_output")
-_LEAST_TILE_ROWS = 32
-
-_compiling = threading.Lock()  # Theano compiles in one thread at a time, whichever model it is for
 
 
 class Autoencoder:
@@ -73,22 +66,21 @@ class Autoencoder:
             name: backend.shared(np.zeros(shape, dtype=np.float32), name=prefix + name)
             for name, shape in shapes.items()
         }
-        self._scaling = None
+        self._scaling: tuple[Any, ...] = ()
+        self._limits: tuple[np.ndarray, np.ndarray] | None = None
         if minimum is not None and scale is not None:
-            self._scaling = (
-                backend.shared(np.array(minimum), name=prefix + "minimum"),
-                backend.shared(np.array(scale), name=prefix + "scale"),
-            )
+            given = {"minimum": minimum, "scale": scale}
+            self._scaling = tuple(backend.shared(np.array(array), name=prefix + name) for name, array in given.items())
+            self._limits = None if maximum is None else (minimum, maximum.astype(minimum.dtype))
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
-        self._range = None if minimum is None or maximum is None else (minimum, maximum.astype(minimum.dtype))
         self._fuses = backend.fuses()
-        self._functions: dict[tuple[str, str], Any] = {}
-        self._idle: dict[tuple[str, str], list[Any]] = {}
-        self._n_inside = 0
-        self._lock = threading.Lock()
-        self._free = threading.Semaphore(backend.n_cores())  # more would only get in each other's way
-        self._alone = threading.Lock()  # what Theano compiles of a graph is not safe to call from two threads
-        self._tile_rows = TILE_ROWS
+        self._by_ops = OpFunctions(list(self.shared.values()), self._scaling, self._limits, self.n_threads)
+        self._by_graph = GraphFunctions(
+            lambda rows: self.code(self.scaled(rows)),
+            lambda rows: self._row_errors(self.scaled(rows)),
+            self._limits,
+            2 * n_inputs * n_features,
+        )
 
     # -- parameters --
 
@@ -128,11 +120,11 @@ class Autoencoder:
 
     def scaling(self) -> tuple[Any, ...]:
         """Shared minimum and scale, or nothing."""
-        return self._scaling or ()
+        return self._scaling
 
     def scaled(self, rows: Any) -> Any:
         """Scaled rows, float32, of symbolic rows of any dtype."""
-        if self._scaling is None:
+        if not self._scaling:
             return rows.astype("float32")
         minimum, scale = self._scaling
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype("float32")
@@ -144,6 +136,9 @@ class Autoencoder:
     def reconstruction(self, h: Any) -> Any:
         """Scaled rows that symbolic features stand for."""
         return tensor.dot(h, self.shared["W"].T) + self.shared["b_output"]
+
+    def _row_errors(self, x: Any) -> Any:
+        return tensor.mean((self.reconstruction(self.code(x)) - x) ** 2, axis=1, acc_dtype="float32")
 
     def cost_and_gradients(self, x: Any) -> tuple[Any, list[Any]]:
         """Symbolic cost of scaled rows, and its gradients in the order of `PARAMETERS`.
@@ -167,6 +162,13 @@ class Autoencoder:
 
     # -- functions --
 
+    def fuses(self, dtype: np.dtype) -> bool:
+        """Whether rows of this dtype go through the Ops of `kernels.ops`."""
+        return self._fuses and dtype.name in ops.DTYPES
+
+    def _functions(self, dtype: np.dtype) -> OpFunctions | GraphFunctions:
+        return self._by_ops if self.fuses(dtype) else self._by_graph
+
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Features of rows.
 
@@ -183,7 +185,7 @@ class Autoencoder:
             rows of the same shard.
         """
         out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
-        self._encode(rows, out, None)
+        self._functions(rows.dtype).encode(rows, out)
         return out
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -195,142 +197,21 @@ class Autoencoder:
             Positions of the rows that hold NaN, Inf, or a value outside of the range that was given; a row with a
             negative zero may be among them. All others have finite features.
         """
-        if self._range is None:
+        if self._limits is None:
             raise ValueError("there is no range to check rows against: give the Autoencoder minimum, scale and maximum")
         inside = np.empty(len(rows), dtype=bool)
-        self._encode(rows, out, inside)
+        self._functions(rows.dtype).encode_checked(rows, out, inside)
         return np.flatnonzero(~inside)
-
-    def _encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None) -> None:
-        if self.fuses(rows.dtype):
-            name, targets = ("encode", [out]) if inside is None else ("encode_checked", [out, inside])
-            self._at_once(name, rows, *targets)
-            return
-        self._in_tiles("encode", lambda x: self.code(x), rows, out)
-        if inside is not None and self._range is not None:
-            # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
-            inside[:] = reference.lie_in(rows, *self._range) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
         """Mean squared error of each row's reconstruction: shape (n_rows,), float32, in squared scaled units."""
         out = np.empty(len(rows), dtype=np.float32)
-
-        def row_errors(x: Any) -> Any:
-            residual = self.reconstruction(self.code(x)) - x
-            return tensor.mean(residual**2, axis=1, acc_dtype="float32")
-
-        if self.fuses(rows.dtype):
-            self._at_once("errors", rows, out)
-        else:
-            self._in_tiles("errors", row_errors, rows, out)
+        self._functions(rows.dtype).errors(rows, out)
         return out
 
     def cost(self, rows: np.ndarray) -> float:
         """Mean squared error over every entry of `rows`, which has at least one row."""
         return float(self.errors(rows).mean(dtype=np.float64))
-
-    def decode(self, features: np.ndarray) -> np.ndarray:
-        """Scaled rows, shape (n_rows, n_inputs), float32, of features of shape (n_rows, n_features), float32."""
-        with self._alone:
-            if ("decode", "float32") not in self._functions:
-                h = tensor.fmatrix("features")
-                with _compiling:
-                    self._functions["decode", "float32"] = theano.function([h], self.reconstruction(h))
-            return np.asarray(self._functions["decode", "float32"](features))
-
-    def fuses(self, dtype: np.dtype) -> bool:
-        """Whether rows of this dtype go through the Ops of `kernels.ops`."""
-        return self._fuses and dtype.name in ops.DTYPES
-
-    def _at_once(self, name: str, rows: np.ndarray, *targets: np.ndarray) -> None:
-        """Fill arrays by an Op of `kernels.ops`, in their place if their memory allows. From any thread."""
-        places = [target if target.flags.carray else np.empty(target.shape, target.dtype) for target in targets]
-        with self._borrowed((name, rows.dtype.name)) as (function, n_threads):
-            results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
-            for target, result in zip(targets, results, strict=True):
-                if result is not target:
-                    target[...] = result
-
-    @contextmanager
-    def _borrowed(self, key: tuple[str, str]) -> Iterator[tuple[Callable[..., list[np.ndarray]], np.ndarray]]:
-        """A compiled function for one thread alone, since none is safe to share, and its share of the cores."""
-        with self._free:
-            with self._lock:
-                idle = self._idle.setdefault(key, [])
-                function = idle.pop() if idle else self._compile_fused(*key)
-                self._n_inside += 1
-                n_threads = max(1, int(self.n_threads.get_value()) // self._n_inside)
-            try:
-                yield function, np.array(n_threads)
-            finally:
-                with self._lock:
-                    self._n_inside -= 1
-                    idle.append(function)
-
-    def _compile_fused(self, name: str, dtype: str) -> Callable[..., list[np.ndarray]]:
-        rows, out = (
-            tensor.TensorType(dtype, (False, False))("rows"),
-            tensor.TensorType("float32", (False, False))("out"),
-        )
-        n_threads = tensor.lscalar("n_threads")
-        W, b_hidden, b_output = (self.shared[parameter] for parameter in PARAMETERS)
-        if name == "encode_checked":
-            assert self._range is not None
-            targets, maximum = [out, tensor.TensorType("bool", (False,))("inside")], theano.shared(self._range[1])
-            op, arguments = ops.Encode(checked=True), [rows, W, b_hidden, n_threads, maximum]
-        elif name == "encode":
-            targets = [out]
-            op, arguments = ops.Encode(), [rows, W, b_hidden, n_threads]
-        else:
-            targets = [tensor.fvector("out")]
-            op, arguments = ops.Errors(), [rows, W, b_hidden, b_output, n_threads]
-        results = op(*arguments, *targets, *self.scaling(), return_list=True)
-        inputs = [rows, n_threads, *(theano.In(target, mutable=True) for target in targets)]
-        with _compiling:
-            function = theano.function(inputs, [theano.Out(result, borrow=True) for result in results])
-        function.trust_input = True
-        return function
-
-    def _in_tiles(self, name: str, expression: Any, rows: np.ndarray, out: np.ndarray) -> None:
-        with self._alone:
-            self._tile_by_tile(name, expression, rows, out)
-
-    def _tile_by_tile(self, name: str, expression: Any, rows: np.ndarray, out: np.ndarray) -> None:
-        key = (name, rows.dtype.name)
-        if key not in self._functions:
-            self._functions[key] = self._compile(expression, rows.dtype)
-        function = self._functions[key]
-        backend.use_cores_for(2 * TILE_ROWS * self.n_inputs * self.n_features)
-        start = 0
-        while start < len(rows):
-            tile = rows[start : start + self._tile_rows]
-            n_rows = len(tile)
-            if n_rows < self._tile_rows:
-                tile = np.concatenate([tile, np.zeros((self._tile_rows - n_rows, self.n_inputs), dtype=rows.dtype)])
-            try:
-                out[start : start + n_rows] = np.asarray(function(tile))[:n_rows]
-            except Exception as error:  # of whatever class: see is_out_of_memory
-                if not backend.is_out_of_memory(error):
-                    raise
-                self._halve_tiles(error)
-                continue
-            start += n_rows
-
-    def _halve_tiles(self, error: Exception) -> None:
-        """Give the device less at a time, from now on. Features stay the same but for the rounding of products."""
-        if self._tile_rows // 2 < _LEAST_TILE_ROWS:
-            raise backend.OutOfDeviceMemory(
-                f"the device's memory does not hold {self._tile_rows} rows of {self.n_inputs} columns: {error}"
-            ) from error
-        self._tile_rows //= 2
-        log.warning("the device is out of memory: from now on %d rows at a time", self._tile_rows)
-
-    def _compile(self, expression: Any, dtype: np.dtype) -> Any:
-        rows = tensor.TensorType(dtype.name, (False, False))("rows")
-        with _compiling:
-            function = theano.function([rows], theano.Out(expression(self.scaled(rows)), borrow=True))
-        function.trust_input = True
-        return function
 
 
 def get_values(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -12,7 +12,9 @@ import ctypes
 import logging
 import os
 import platform
+import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -29,9 +31,11 @@ __all__ = [
     "Device",
     "DeviceUnavailable",
     "OutOfDeviceMemory",
+    "compiled",
     "fuses",
     "is_out_of_memory",
     "load",
+    "matrix",
     "n_cores",
     "shared",
     "start",
@@ -46,6 +50,7 @@ _REMOVED_NUMPY_NAMES = ("bool", "int", "float", "complex", "object", "str")
 
 _FLOPS_WORTH_A_THREAD = 2**24
 
+_compiling = threading.Lock()
 
 _SIGNS_OF_NO_MEMORY = ("out of memory", "out_of_memory", "allocation_failure", "out_of_resources")
 
@@ -168,6 +173,23 @@ def shared(value: np.ndarray, name: str) -> Any:
         # theano.shared would leave integers on the host.
         return theano.gpuarray.gpuarray_shared_constructor(value, name=name, target=None)
     return theano.shared(value, name=name, borrow=True)
+
+
+def matrix(dtype: np.dtype, name: str) -> Any:
+    """A symbolic matrix."""
+    return load().tensor.TensorType(dtype.name, (False, False))(name)
+
+
+def compiled(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
+    """``theano.function`` of inputs that it need not look at: of the right type, in memory that is as it wants it.
+
+    One thread at a time compiles, whichever model it is for: Theano can do no more, and its lock on the compile cache
+    counts for the whole process.
+    """
+    with _compiling:
+        function = load().function(inputs, outputs, **options)
+    function.trust_input = True
+    return function
 
 
 def is_out_of_memory(error: BaseException) -> bool:

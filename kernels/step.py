@@ -44,7 +44,7 @@ class TrainingStep:
     ) -> None:
         self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
         if resident is None:
-            minibatch = tensor.TensorType(dtype.name, (False, False))("minibatch")
+            minibatch = backend.matrix(dtype, "minibatch")
             rows, numbers = minibatch, None
         else:
             minibatch = numbers = tensor.lvector("minibatch")
@@ -91,8 +91,7 @@ class TrainingStep:
     def _function(self, with_cost: bool) -> Any:
         if with_cost not in self._functions:
             outputs = [self._cost] if with_cost else []
-            self._functions[with_cost] = theano.function([self._minibatch], outputs, updates=self._updates)
-            self._functions[with_cost].trust_input = True
+            self._functions[with_cost] = backend.compiled([self._minibatch], outputs, updates=self._updates)
         return self._functions[with_cost]
 
     def set_learning_rate(self, learning_rate: float) -> None:

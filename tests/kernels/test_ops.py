@@ -724,10 +724,11 @@ def test_the_users_flags_can_leave_it_all_to_theano(flags):
     import numpy as np
     from kernels import backend
     from kernels.autoencoder import Autoencoder
-    autoencoder = Autoencoder(5, 3)
-    autoencoder.encode(np.zeros((4, 5), np.float32))
+    compiled, functions = backend.compiled, []
+    backend.compiled = lambda *arguments: functions.append(compiled(*arguments)) or functions[-1]
+    Autoencoder(5, 3).encode(np.zeros((4, 5), np.float32))
     facts["fuses"] = backend.fuses()
-    (function,) = autoencoder._functions.values()
+    (function,) = functions
     facts["ops"] = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
     """
     facts = fresh(code, THEANO_FLAGS=flags).facts

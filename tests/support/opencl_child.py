@@ -86,7 +86,9 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     found = {"costs": np.array([cost for cost in costs if cost is not None]), "features": autoencoder.encode(rows)}
     if not resident:
         graphs.label = f"others {label}"
-        found |= {"errors": autoencoder.errors(rows), "decoded": autoencoder.decode(found["features"])}
+        symbol = backend.load().tensor.fmatrix()
+        decode = backend.compiled([symbol], autoencoder.reconstruction(symbol))
+        found |= {"errors": autoencoder.errors(rows), "decoded": np.asarray(decode(found["features"]))}
     found |= autoencoder.parameters()
     return {f"{label} {name}": array for name, array in found.items()}
 

@@ -1,0 +1,90 @@
+"""What is compiled of a model: from any number of threads, and on a device that has little memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from kernels import TILE_ROWS, backend
+from kernels.autoencoder import Autoencoder
+from kernels.backend import OutOfDeviceMemory
+from tests.support.tolerances import TOLERANCES
+
+# ---- threads
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+def test_any_number_of_threads_may_encode_at_once(monkeypatch, fuses):
+    """From the first call on, which compiles; rows of a dtype that no Op takes among them."""
+    monkeypatch.setattr(backend, "fuses", lambda: fuses)
+    minimum = np.full(100, 10, np.float32)
+    autoencoder = Autoencoder(100, 24, minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
+    autoencoder.initialize(np.random.default_rng(0))
+    rows = np.random.default_rng(1).integers(0, 100, (2 * TILE_ROWS + 9, 100))
+    jobs = [(rows + i).astype(dtype) for i in range(5) for dtype in ("u1", "f4", "?")]
+
+    def encode(rows):
+        out = np.empty((len(rows), 24), np.float32)
+        return autoencoder.encode_checked(rows, out), out, autoencoder.errors(rows)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(encode, jobs))
+    for job, results in zip(jobs, found, strict=True):
+        for array, expected in zip(results, encode(job), strict=True):
+            np.testing.assert_array_equal(array, expected, err_msg=job.dtype.name)
+
+
+# ---- a device without memory
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A device whose memory holds as many rows as are put in here, failing as pygpu does; all of them at first."""
+    monkeypatch.setattr(backend, "fuses", lambda: False)
+    rows_that_fit, compiled = [TILE_ROWS], backend.compiled
+
+    def limited(*arguments):
+        function = compiled(*arguments)
+
+        def call(tile):
+            if len(tile) > rows_that_fit[-1]:
+                raise RuntimeError("b'cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: out of memory'")
+            return function(tile)
+
+        return call
+
+    monkeypatch.setattr(backend, "compiled", limited)
+    return rows_that_fit
+
+
+def some_autoencoder():
+    autoencoder = Autoencoder(20, 5)
+    autoencoder.initialize(np.random.default_rng(0))
+    return autoencoder
+
+
+@pytest.mark.parametrize("n_rows", [TILE_ROWS - 1, 300, 32])
+def test_a_device_without_memory_is_given_less_at_a_time_and_the_features_stay(device, caplog, n_rows):
+    rows = np.random.default_rng(3).random((2 * TILE_ROWS + 7, 20), dtype=np.float32)
+    autoencoder = some_autoencoder()
+    expected = autoencoder.encode(rows)
+    device.append(n_rows)
+    found = autoencoder.encode(rows)
+    assert np.allclose(found, expected, rtol=0, atol=TOLERANCES["cpu", "float32", "features"])
+    assert "out of memory: from now on" in caplog.text
+
+
+def test_a_device_that_holds_next_to_nothing_is_an_error(device):
+    device.append(31)
+    with pytest.raises(OutOfDeviceMemory, match="does not hold 32 rows of 20 columns"):
+        some_autoencoder().encode(np.zeros((40, 20), dtype=np.float32))
+
+
+def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    def broken(tile):
+        raise RuntimeError("cuCtxSynchronize: CUDA_ERROR_ECC_UNCORRECTABLE")
+
+    monkeypatch.setattr(backend, "fuses", lambda: False)
+    monkeypatch.setattr(backend, "compiled", lambda *arguments: broken)
+    with pytest.raises(RuntimeError, match="ECC"):
+        some_autoencoder().encode(np.zeros((40, 20), dtype=np.float32))
