@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from kernels import backend, reference
-from kernels.updates import ROLES, Updates, adam_rate, state_like
+from kernels.updates import ROLES
 
 theano: Any = backend.load()
 tensor = theano.tensor
 
-__all__ = ["DTYPES", "Encode", "Errors", "Step", "step_updates"]
+__all__ = ["DTYPES", "Encode", "Errors", "Step"]
 
 DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {"float32", "float64"}
 """Names of the dtypes that rows may have."""
@@ -50,10 +50,7 @@ def _source(file: str) -> str:
     return "\n".join((Path(__file__).parent / "native" / name).read_text() for name in files)
 
 
-_Op: Any = theano.Op
-
-
-class _Native(_Op):
+class _Native(theano.Op):
     """An Op that takes rows first, and whose code is a file of the folder ``native``.
 
     Its last inputs are the scaling: minimum and scale, both or none. Some inputs come back changed, as the last
@@ -64,23 +61,20 @@ class _Native(_Op):
     __props__: tuple[str, ...] = ("inplace",)
     file = ""
     rule = "momentum"  # which function of updates.h; the compiler leaves the others out
+    more: tuple[Any, ...] = ()  # types of the outputs before the changed inputs
 
-    def __init__(self, n_inputs: int, changed: range, n_more: int, inplace: bool) -> None:
+    def __init__(self, n_inputs: int, changed: range, inplace: bool) -> None:
         self.n_inputs, self.changed, self.inplace = n_inputs, changed, inplace
         if inplace:
-            self.destroy_map = {n_more + i: [place] for i, place in enumerate(changed)}
+            self.destroy_map = {len(self.more) + i: [place] for i, place in enumerate(changed)}
 
     def in_place(self) -> _Native:
         """The same Op, changing its inputs in place."""
-        raise NotImplementedError
-
-    def more_outputs(self) -> list[Any]:
-        """Those before the changed inputs."""
-        return []
+        return type(self)(**{name: getattr(self, name) for name in self.__props__} | {"inplace": True})
 
     def make_node(self, *inputs: Any) -> Any:
         """Check nothing: all inputs are made by this package."""
-        return theano.Apply(self, list(inputs), [*self.more_outputs(), *(inputs[i].type() for i in self.changed)])
+        return theano.Apply(self, list(inputs), [new() for new in self.more] + [inputs[i].type() for i in self.changed])
 
     # -- in NumPy --
 
@@ -104,7 +98,7 @@ class _Native(_Op):
     def c_code(self, node: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], sub: Any) -> str:
         """Hand the changed inputs on as outputs, or copies of them, and let these be changed."""
         arrays, lines = list(inputs), ["int done = 0;"]
-        n_more = len(outputs) - len(self.changed)
+        n_more = len(self.more)
         for place, output in zip(self.changed, outputs[n_more:], strict=True):
             lines += [f"Py_XDECREF({output});"]
             if self.inplace:
@@ -156,7 +150,7 @@ class Encode(_Native):
 
     The features of a row are the same bits whatever the rows around it and the number of threads. Rows of bytes that
     are scaled in float32 are multiplied in integers where the processor has an instruction for that, and where W and
-    the scaling let it be at least as exact: ``native/digits.h`` says when. What it makes of W is kept between calls.
+    the scaling let it be at least as exact: ``native/quantized.h`` says when. What it makes of W is kept between calls.
 
     Parameters
     ----------
@@ -171,11 +165,7 @@ class Encode(_Native):
     def __init__(self, checked: bool = False, inplace: bool = False) -> None:
         self.checked = checked
         n_inputs = 7 if checked else 5
-        super().__init__(n_inputs, range(n_inputs - 1 - checked, n_inputs), 0, inplace)
-
-    def in_place(self) -> _Native:
-        """The same Op, changing its inputs in place."""
-        return Encode(self.checked, inplace=True)
+        super().__init__(n_inputs, range(n_inputs - 1 - checked, n_inputs), inplace)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
@@ -200,11 +190,7 @@ class Errors(_Native):
     file = "reconstruction.c"
 
     def __init__(self, inplace: bool = False) -> None:
-        super().__init__(6, range(5, 6), 0, inplace)
-
-    def in_place(self) -> _Native:
-        """The same Op, changing its inputs in place."""
-        return Errors(inplace=True)
+        super().__init__(6, range(5, 6), inplace)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
@@ -237,19 +223,12 @@ class Step(_Native):
 
     __props__ = ("rule", "decay", "resident", "inplace")
     file = "step.c"
+    more = (tensor.fscalar,)  # the cost
 
     def __init__(self, rule: str, decay: float, resident: bool, inplace: bool = False) -> None:
         self.rule, self.decay, self.resident = rule, float(decay), resident
         first, n_changed = 4 if resident else 3, 3 + 3 * len(ROLES[rule])
-        super().__init__(first + n_changed, range(first, first + n_changed), 1, inplace)
-
-    def in_place(self) -> _Native:
-        """The same Op, changing its inputs in place."""
-        return Step(self.rule, self.decay, self.resident, inplace=True)
-
-    def more_outputs(self) -> list[Any]:
-        """The cost."""
-        return [tensor.fscalar()]
+        super().__init__(first + n_changed, range(first, first + n_changed), inplace)
 
     def _sorted(self, inputs: Sequence[Any]) -> tuple[Any, list[Any], Any, Any, list[Any], list[list[Any]]]:
         """Rows, numbers if any, rate, number of threads, parameters, and the states of each."""
@@ -310,48 +289,3 @@ theano.compile.optdb.register(
     "fast_run",
     "inplace",
 )
-
-
-def step_updates(
-    rule: str,
-    decay: float,
-    rows: Any,
-    numbers: Any,
-    learning_rate: Any,
-    n_threads: Any,
-    parameters: Sequence[Any],
-    scaling: Sequence[Any],
-) -> tuple[Any, Updates]:
-    """The cost of a minibatch, and what a step on it changes.
-
-    Parameters
-    ----------
-    rule : str
-        A key of `kernels.updates.RULES`.
-    decay : float
-        Of the rule's running average.
-    rows : matrix
-        Symbolic or shared, of a dtype of `DTYPES`.
-    numbers : int64 vector or None
-        Which rows make up the minibatch; all when None.
-    learning_rate : float32 scalar
-    n_threads : int64 scalar
-    parameters : sequence of shared variables
-        ``W``, ``b_hidden``, ``b_output``.
-    scaling : sequence of shared vectors
-        Minimum and scale, or nothing.
-
-    Returns
-    -------
-    float32 scalar
-    OrderedDict
-        As the functions of `kernels.updates` return it, with the same states.
-    """
-    updates = Updates()
-    rate = adam_rate(learning_rate, np.float32(decay), updates) if rule == "adam" else learning_rate
-    minibatch = [rows] if numbers is None else [rows, numbers]
-    states = [state_like(parameter, role) for parameter in parameters for role in ROLES[rule]]
-    step = Step(rule, decay, resident=numbers is not None)
-    cost, *changed = step(*minibatch, rate, n_threads, *parameters, *states, *scaling)
-    updates.update(zip([*parameters, *states], changed, strict=True))
-    return cost, updates

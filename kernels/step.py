@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kernels import backend, ops
-from kernels.autoencoder import PARAMETERS, Autoencoder, get_values, set_values
-from kernels.updates import RULES
+from kernels.autoencoder import Autoencoder, get_values, set_values
+from kernels.updates import Updates, rate_of, states_of, updates_of
 
 theano = backend.load()
 tensor = theano.tensor
@@ -44,22 +44,14 @@ class TrainingStep:
     ) -> None:
         self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
         if resident is None:
-            minibatch = backend.matrix(dtype, "minibatch")
-            rows, numbers = minibatch, None
+            minibatch = [backend.matrix(dtype, "minibatch")]
         else:
-            minibatch = numbers = tensor.lvector("minibatch")
-            rows = backend.shared(resident, name="resident")
-        parameters = [autoencoder.shared[name] for name in PARAMETERS]
+            minibatch = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
+        self._minibatch = minibatch[-1]
         self._fuses = autoencoder.fuses(dtype)
-        if self._fuses:
-            given = rows, numbers, self._learning_rate, autoencoder.n_threads
-            cost, self._updates = ops.step_updates(rule, momentum, *given, parameters, autoencoder.scaling())
-        else:
-            x = autoencoder.scaled(rows if numbers is None else rows[numbers])
-            cost, gradients = autoencoder.cost_and_gradients(x)
-            self._updates = RULES[rule](gradients, parameters, self._learning_rate, np.float32(momentum))
-        self._state = {key.name: key for key in self._updates if key not in parameters}
-        self._minibatch, self._cost = minibatch, cost
+        by = _by_op if self._fuses else _by_graph
+        self._cost, self._updates = by(autoencoder, rule, momentum, self._learning_rate, minibatch)
+        self._state = {key.name: key for key in self._updates if key not in autoencoder.shared.values()}
         self._flops_per_row = 2 * autoencoder.n_inputs * autoencoder.n_features
         self._functions: dict[bool, Any] = {}
 
@@ -105,3 +97,26 @@ class TrainingStep:
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
         """Go on from arrays that `state` returned; raises like `Autoencoder.set_parameters`."""
         set_values(self._state, values)
+
+
+def _by_op(
+    autoencoder: Autoencoder, rule: str, momentum: float, learning_rate: Any, minibatch: Sequence[Any]
+) -> tuple[Any, Updates]:
+    """The cost of a minibatch (rows, and numbers of those that count), and what a step on it changes."""
+    parameters, updates = list(autoencoder.shared.values()), Updates()
+    rate = rate_of(rule, learning_rate, np.float32(momentum), updates)
+    states = [state for parameter in parameters for state in states_of(rule, parameter)]
+    step = ops.Step(rule, momentum, resident=len(minibatch) > 1)
+    cost, *changed = step(*minibatch, rate, autoencoder.n_threads, *parameters, *states, *autoencoder.scaling())
+    updates.update(zip([*parameters, *states], changed, strict=True))
+    return cost, updates
+
+
+def _by_graph(
+    autoencoder: Autoencoder, rule: str, momentum: float, learning_rate: Any, minibatch: Sequence[Any]
+) -> tuple[Any, Updates]:
+    """The same of Theano's graph, which works on any device."""
+    rows, *numbers = minibatch
+    cost, gradients = autoencoder.cost_and_gradients(autoencoder.scaled(rows[numbers[0]] if numbers else rows))
+    parameters = list(autoencoder.shared.values())
+    return cost, updates_of(rule, gradients, parameters, learning_rate, np.float32(momentum))

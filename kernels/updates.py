@@ -1,8 +1,8 @@
 """Update rules: from gradients and parameters to what every training step changes.
 
-Each rule is a function ``(gradients, parameters, learning_rate, momentum) -> OrderedDict``, whose keys are shared
-variables (the parameters, and the rule's own state, named after the parameter it belongs to) and whose values are
-their next values. `momentum` is the decay of the rule's running average, so one pair of numbers steers every rule.
+Each rule is a function ``(p, g, rate, decay, *states) -> p, *states`` of one parameter, its gradient and the states
+that the rule keeps beside it, and gives their next values. `decay` is that of the rule's running average, momentum in
+the settings, so one pair of numbers steers every rule. The CPU's own Op has the same rules, in ``native/updates.h``.
 """
 
 from __future__ import annotations
@@ -18,88 +18,86 @@ from kernels import backend
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["ROLES", "RULES", "Updates", "adam", "adam_rate", "momentum", "nesterov", "rmsprop", "state_like"]
+__all__ = ["ROLES", "RULES", "Updates", "adam", "momentum", "nesterov", "rate_of", "rmsprop", "states_of", "updates_of"]
 
 Updates = OrderedDict[Any, Any]
+"""Shared variables, and their next values; Theano warns of a dict without an order."""
 
 # Python's own 1 would promote a NumPy float32 beside it to float64.
 _ONE = np.float32(1)
 _BETA2 = np.float32(0.999)
 
-ROLES = {"momentum": ("velocity",), "nesterov": ("velocity",), "adam": ("mean", "square"), "rmsprop": ("square",)}
-"""The states that each rule keeps beside a parameter."""
 
-
-def state_like(parameter: Any, role: str) -> Any:
-    """A shared array of zeros beside `parameter`, on the same device, named after both."""
-    shape = parameter.get_value(borrow=True).shape
-    return theano.shared(np.zeros(shape, dtype=np.float32), name=f"{parameter.name}.{role}")
-
-
-def adam_rate(learning_rate: Any, momentum: Any, updates: Updates) -> Any:
-    """Adam's learning rate with the next step's bias corrections in it; adds the count of steps to `updates`."""
-    step = theano.shared(np.float32(0), name="step")
-    updates[step] = step + _ONE
-    return learning_rate * tensor.sqrt(_ONE - _BETA2 ** updates[step]) / (_ONE - momentum ** updates[step])
-
-
-def momentum(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any, momentum: Any) -> Updates:
-    """Classical momentum: ``v <- momentum v - learning_rate g ;  p <- p + v``.
+def momentum(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any, ...]:
+    """Classical momentum: ``v <- decay v - rate g ;  p <- p + v``.
 
     Source: Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning",
     2013, equations 1 and 2.
     """
-    updates = Updates()
-    for gradient, parameter in zip(gradients, parameters, strict=True):
-        velocity = state_like(parameter, "velocity")
-        updates[velocity] = momentum * velocity - learning_rate * gradient
-        updates[parameter] = parameter + updates[velocity]
-    return updates
+    velocity = decay * velocity - rate * g
+    return p + velocity, velocity
 
 
-def nesterov(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any, momentum: Any) -> Updates:
-    """Nesterov momentum: ``v <- momentum v - learning_rate g ;  p <- p + momentum v - learning_rate g``.
+def nesterov(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any, ...]:
+    """Nesterov momentum: ``v <- decay v - rate g ;  p <- p + decay v - rate g``.
 
     The parameters are those at the looked-ahead point, so that the gradient is taken where they stand. Source: Bengio,
     Boulanger-Lewandowski and Pascanu, "Advances in optimizing recurrent networks", 2013, equations 6 and 7.
     """
-    updates = Updates()
-    for gradient, parameter in zip(gradients, parameters, strict=True):
-        velocity = state_like(parameter, "velocity")
-        updates[velocity] = momentum * velocity - learning_rate * gradient
-        updates[parameter] = parameter + momentum * updates[velocity] - learning_rate * gradient
-    return updates
+    velocity = decay * velocity - rate * g
+    return p + decay * velocity - rate * g, velocity
 
 
-def adam(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any, momentum: Any) -> Updates:
-    """Adam with ``beta1 = momentum``, ``beta2 = 0.999``, ``epsilon = 1e-8``.
+def adam(p: Any, g: Any, rate: Any, decay: Any, mean: Any, square: Any) -> tuple[Any, ...]:
+    """Adam with ``beta1 = decay``, ``beta2 = 0.999``, ``epsilon = 1e-8``; `rate_of` has the bias corrections.
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015, in the order of computation given at the
     end of section 2, which takes the bias corrections into the learning rate.
     """
-    epsilon = np.float32(1e-8)
-    updates = Updates()
-    rate = adam_rate(learning_rate, momentum, updates)
-    for gradient, parameter in zip(gradients, parameters, strict=True):
-        mean, square = state_like(parameter, "mean"), state_like(parameter, "square")
-        updates[mean] = momentum * mean + (_ONE - momentum) * gradient
-        updates[square] = _BETA2 * square + (_ONE - _BETA2) * gradient**2
-        updates[parameter] = parameter - rate * updates[mean] / (tensor.sqrt(updates[square]) + epsilon)
-    return updates
+    mean = decay * mean + (_ONE - decay) * g
+    square = _BETA2 * square + (_ONE - _BETA2) * g**2
+    return p - rate * mean / (tensor.sqrt(square) + np.float32(1e-8)), mean, square
 
 
-def rmsprop(gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any, momentum: Any) -> Updates:
-    """RMSProp with the running square's decay ``momentum``: ``p <- p - learning_rate g / sqrt(square + epsilon)``.
+def rmsprop(p: Any, g: Any, rate: Any, decay: Any, square: Any) -> tuple[Any, ...]:
+    """RMSProp with the running square's decay: ``p <- p - rate g / sqrt(square + epsilon)``, ``epsilon = 1e-6``.
 
     Source: Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
     """
-    epsilon = np.float32(1e-6)
+    square = decay * square + (_ONE - decay) * g**2
+    return p - rate * g / tensor.sqrt(square + np.float32(1e-6)), square
+
+
+RULES: dict[str, Callable[..., tuple[Any, ...]]] = {rule.__name__: rule for rule in (momentum, nesterov, adam, rmsprop)}
+
+ROLES = {"momentum": ("velocity",), "nesterov": ("velocity",), "adam": ("mean", "square"), "rmsprop": ("square",)}
+"""The states that each rule keeps beside a parameter."""
+
+
+def states_of(rule: str, parameter: Any) -> list[Any]:
+    """Shared arrays of zeros, one for each role, on the parameter's device, named after both."""
+    zeros = np.zeros(parameter.get_value(borrow=True).shape, dtype=np.float32)
+    return [theano.shared(zeros, name=f"{parameter.name}.{role}") for role in ROLES[rule]]
+
+
+def rate_of(rule: str, learning_rate: Any, decay: Any, updates: Updates) -> Any:
+    """The rate of the next step: adam's has its bias corrections in it, and adds a count of steps to `updates`."""
+    if rule != "adam":
+        return learning_rate
+    step = theano.shared(np.float32(0), name="step")
+    updates[step] = step + _ONE
+    return learning_rate * tensor.sqrt(_ONE - _BETA2 ** updates[step]) / (_ONE - decay ** updates[step])
+
+
+def updates_of(
+    rule: str, gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any, decay: Any
+) -> Updates:
+    """What a step by a rule changes: the parameters, and the rule's own states."""
     updates = Updates()
+    rate = rate_of(rule, learning_rate, decay, updates)
     for gradient, parameter in zip(gradients, parameters, strict=True):
-        square = state_like(parameter, "square")
-        updates[square] = momentum * square + (_ONE - momentum) * gradient**2
-        updates[parameter] = parameter - learning_rate * gradient / tensor.sqrt(updates[square] + epsilon)
+        states = states_of(rule, parameter)
+        following, *those_of_states = RULES[rule](parameter, gradient, rate, decay, *states)
+        updates.update(zip(states, those_of_states, strict=True))
+        updates[parameter] = following
     return updates
-
-
-RULES: dict[str, Callable[..., Updates]] = {rule.__name__: rule for rule in (momentum, nesterov, adam, rmsprop)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kernels import updates
-from kernels.updates import RULES, theano
+from kernels.updates import RULES, theano, updates_of
 from tests.support.tolerances import assert_close
 
 N_STEPS = 10
@@ -82,7 +82,7 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
     gradients[:, 0, 0] = 0  # a weight that no row touches: no rule may divide by its zero
     start = start.astype(np.float32)
     parameter, gradient, rate = shared_parameter(start), theano.tensor.fmatrix(), theano.tensor.fscalar()
-    step = RULES[rule]([gradient], [parameter], rate, DECAY)
+    step = updates_of(rule, [gradient], [parameter], rate, DECAY)
     function = theano.function([gradient, rate], [], updates=step)
     for g, r in zip(gradients, RATES, strict=True):
         function(g, np.float32(r))
@@ -95,7 +95,7 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
     parameters = [shared_parameter(np.ones((3, 2)), "first.W"), shared_parameter(np.ones(2), "first.b_hidden")]
-    step = RULES[rule](parameters, parameters, np.float32(0.1), DECAY)
+    step = updates_of(rule, parameters, parameters, np.float32(0.1), DECAY)
     state = {name: variable for name, variable in states(step).items() if variable not in parameters}
     shapes = {f"{p.name}.{role}": p.get_value().shape for p in parameters for role in STATE[rule]}
     shapes |= dict.fromkeys(ONCE.get(rule, []), ())
@@ -106,7 +106,7 @@ def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_nothing_is_computed_in_float64(rule):
     parameter, rate = shared_parameter(np.ones(2)), theano.tensor.fscalar()
-    step = RULES[rule]([theano.tensor.fvector()], [parameter], rate, DECAY)
+    step = updates_of(rule, [theano.tensor.fvector()], [parameter], rate, DECAY)
     assert {value.dtype for value in step.values()} == {"float32"}
     ancestors = theano.gof.graph.ancestors(list(step.values()))
     assert "float64" not in {variable.dtype for variable in ancestors}
