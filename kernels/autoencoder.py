@@ -46,8 +46,6 @@ class Autoencoder:
         rows are taken as scaled already when they are left out.
     maximum : ndarray of shape (n_inputs,), of their dtype; optional
         With the minimum, the range that `encode_checked` expects values in.
-    id : str
-        Prefix of the parameters' names in Theano's graphs and profiles: set it where several are stacked.
     """
 
     def __init__(
@@ -57,20 +55,17 @@ class Autoencoder:
         minimum: np.ndarray | None = None,
         scale: np.ndarray | None = None,
         maximum: np.ndarray | None = None,
-        id: str = "",
     ) -> None:
         self.n_inputs, self.n_features = n_inputs, n_features
-        prefix = f"{id}." if id else ""
         shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
         self.shared = {
-            name: backend.shared(np.zeros(shape, dtype=np.float32), name=prefix + name)
-            for name, shape in shapes.items()
+            name: backend.shared(np.zeros(shape, dtype=np.float32), name=name) for name, shape in shapes.items()
         }
         self._scaling: tuple[Any, ...] = ()
         self._limits: tuple[np.ndarray, np.ndarray] | None = None
         if minimum is not None and scale is not None:
             given = {"minimum": minimum, "scale": scale}
-            self._scaling = tuple(backend.shared(np.array(array), name=prefix + name) for name, array in given.items())
+            self._scaling = tuple(backend.shared(np.array(array), name=name) for name, array in given.items())
             self._limits = None if maximum is None else (minimum, maximum.astype(minimum.dtype))
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
         self._fuses = backend.fuses()
@@ -200,7 +195,7 @@ class Autoencoder:
         if self._limits is None:
             raise ValueError("there is no range to check rows against: give the Autoencoder minimum, scale and maximum")
         inside = np.empty(len(rows), dtype=bool)
-        self._functions(rows.dtype).encode_checked(rows, out, inside)
+        self._functions(rows.dtype).encode(rows, out, inside)
         return np.flatnonzero(~inside)
 
     def errors(self, rows: np.ndarray) -> np.ndarray:

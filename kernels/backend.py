@@ -12,19 +12,22 @@ import ctypes
 import logging
 import os
 import platform
+import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from kernels.compilecache import settled_before_use
-from kernels.flags import below_the_users, check_flags, requested_device, without_scipy
+from kernels.compilecache import SettledCache
+from kernels.flags import NoScipy, below_the_users, check_flags, requested_device
 from kernels.opencl import patch_opencl_reduction
 
 __all__ = [
@@ -113,17 +116,22 @@ def load() -> ModuleType:
         if name not in vars(np):
             setattr(np, name, getattr(builtins, name))
     # Theano also turns NumPy's floating-point warnings off for the whole process: they are put back.
-    with (
-        below_the_users(),
-        settled_before_use(),
-        without_scipy(),
-        warnings.catch_warnings(),
-        np.errstate(),
-    ):
+    with below_the_users(), _asked_first(SettledCache(), NoScipy()), warnings.catch_warnings(), np.errstate():
         warnings.simplefilter("ignore")  # Theano 1.0.5 is older than the things it is warned about
         import theano
     check_flags()
     return theano
+
+
+@contextmanager
+def _asked_first(*finders: MetaPathFinder) -> Iterator[None]:
+    """Python asks these for each module, before all others."""
+    sys.meta_path[:0] = finders
+    try:
+        yield
+    finally:
+        for finder in finders:
+            sys.meta_path.remove(finder)
 
 
 def start(require: bool = False) -> Device:

@@ -11,8 +11,6 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import numpy as np
 from kernels import compilelock
 from kernels.compiler import check_compiler, hush_compiler, watch_compiler
 
-__all__ = ["CompileCacheUnavailable", "UnsafeCompileCache", "default_cache", "settled_before_use"]
+__all__ = ["CompileCacheUnavailable", "SettledCache", "UnsafeCompileCache", "default_cache"]
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +43,11 @@ def default_cache() -> str:
     return str(root / f"theano-{version('Theano')}-numpy-{np.__version__}")
 
 
-class _BetweenImports(MetaPathFinder):
-    """Finds no module, but sees to compiler and cache when Theano has read its settings and has compiled nothing."""
+class SettledCache(MetaPathFinder):
+    """Theano settles where its cache lies and then compiles and runs code there, all while it is imported."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Find nothing, but see to compiler and cache once Theano has read its settings, before it compiles."""
         if fullname == "theano.gof":
             config = sys.modules["theano.configdefaults"].config
             check_compiler(config)
@@ -59,17 +58,6 @@ class _BetweenImports(MetaPathFinder):
                 tempfile.tempdir = config.compiledir  # where there is room, for the compiler's temporary files
         elif fullname == "theano.gof.lazylinker_c":  # the first that compiles
             hush_compiler(sys.modules["theano.gof.cmodule"])
-
-
-@contextmanager
-def settled_before_use() -> Iterator[None]:
-    """Theano settles where its cache lies and then compiles and runs code there, all while it is imported."""
-    between = _BetweenImports()
-    sys.meta_path.insert(0, between)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(between)
 
 
 def _settle(config: Any) -> None:

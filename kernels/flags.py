@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -15,7 +14,7 @@ from typing import Any
 
 from kernels.compilecache import default_cache
 
-__all__ = ["UnknownFlag", "below_the_users", "check_flags", "compiler_flags", "requested_device", "without_scipy"]
+__all__ = ["NoScipy", "UnknownFlag", "below_the_users", "check_flags", "compiler_flags", "requested_device"]
 
 # Every BLAS routine that Theano's real-valued operations call.
 _BLAS_ROUTINES = ("gemm", "gemv", "ger", "dot", "axpy", "scal")
@@ -147,20 +146,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-class _NoScipy(MetaPathFinder):
-    """Says that there is no SciPy, unless it is imported already."""
+class NoScipy(MetaPathFinder):
+    """Theano takes SciPy where it finds it, for operations that this model has none of, and 0.5 s to import it."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Say that there is no SciPy, unless it is imported already."""
         if fullname.partition(".")[0] == "scipy":
             raise ModuleNotFoundError("not needed by this model", name=fullname)
-
-
-@contextmanager
-def without_scipy() -> Iterator[None]:
-    """Theano takes SciPy where it finds it, for operations that this model has none of, and 0.5 s to import it."""
-    finder = _NoScipy()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _LEAST_TILE_ROWS = 32
 
 Limits = tuple[np.ndarray, np.ndarray]
+Expression = Callable[[Any], Any]
 
 
 class OpFunctions:
@@ -38,7 +39,7 @@ class OpFunctions:
     scaling : sequence of shared vectors
         Minimum and scale, or nothing.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
-        Minimum and maximum of what `encode_checked` expects; the minimum is the scaling's.
+        The range that rows are held against, where that is asked for; the minimum is the scaling's.
     n_threads : shared int64 scalar
         How many threads of ours all calls together may take.
     """
@@ -54,15 +55,13 @@ class OpFunctions:
         self._lock = threading.Lock()  # of the two above, which all threads change
         self._free = threading.Semaphore(backend.n_cores())  # more would only get in each other's way
 
-    def encode(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` with features."""
+    def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
+        """Fill `out` with features, and `inside` with whether rows lie within the limits."""
         W, b_hidden, _ = self._parameters
-        self._fill(ops.Encode(), [W, b_hidden, self._share], rows, out)
-
-    def encode_checked(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray) -> None:
-        """Fill `out` with features, and `inside` with whether rows lie in the range."""
-        W, b_hidden, _ = self._parameters
-        self._fill(ops.Encode(checked=True), [W, b_hidden, self._share, self._maximum], rows, out, inside)
+        if inside is None:
+            self._fill(ops.Encode(), [W, b_hidden, self._share], rows, out)
+        else:
+            self._fill(ops.Encode(checked=True), [W, b_hidden, self._share, self._maximum], rows, out, inside)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` with mean squared errors."""
@@ -112,40 +111,30 @@ class GraphFunctions:
     features, errors : callable
         What the symbolic features, and errors, of symbolic rows are.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
-        Minimum and maximum of what `encode_checked` expects.
+        As of `OpFunctions`.
     flops_per_row : int
         Of the product in either.
     """
 
-    def __init__(
-        self,
-        features: Callable[[Any], Any],
-        errors: Callable[[Any], Any],
-        limits: Limits | None,
-        flops_per_row: int,
-    ) -> None:
+    def __init__(self, features: Expression, errors: Expression, limits: Limits | None, flops_per_row: int) -> None:
         self._features, self._errors = features, errors
         self._limits, self._flops_per_row = limits, flops_per_row
         self._tile_rows = TILE_ROWS
-        self._functions: dict[tuple[Callable[[Any], Any], str], Any] = {}
+        self._functions: dict[tuple[Expression, str], Any] = {}
         self._alone = threading.Lock()  # what Theano compiles keeps its inputs and results in one place
 
-    def encode(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` with features."""
+    def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
+        """Fill `out` with features, and `inside` with whether rows lie within the limits."""
         self._fill(self._features, rows, out)
-
-    def encode_checked(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray) -> None:
-        """Fill `out` with features, and `inside` with whether rows lie in the range."""
-        assert self._limits is not None
-        self.encode(rows, out)
-        # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
-        inside[:] = reference.lie_in(rows, *self._limits) & np.isfinite(out).all(axis=1)
+        if inside is not None and self._limits is not None:
+            # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
+            inside[:] = reference.lie_in(rows, *self._limits) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` with mean squared errors."""
         self._fill(self._errors, rows, out)
 
-    def _fill(self, expression: Callable[[Any], Any], rows: np.ndarray, out: np.ndarray) -> None:
+    def _fill(self, expression: Expression, rows: np.ndarray, out: np.ndarray) -> None:
         with self._alone:
             function = self._function(expression, rows.dtype)
             backend.use_cores_for(TILE_ROWS * self._flops_per_row)
@@ -176,7 +165,7 @@ class GraphFunctions:
         self._tile_rows //= 2
         log.warning("the device is out of memory: from now on %d rows at a time", self._tile_rows)
 
-    def _function(self, expression: Callable[[Any], Any], dtype: np.dtype) -> Any:
+    def _function(self, expression: Expression, dtype: np.dtype) -> Any:
         key = (expression, dtype.name)
         if key not in self._functions:
             rows = backend.matrix(dtype, "rows")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kernels import backend, reference
-from kernels.updates import ROLES
+from kernels.updates import ROLES, RULES
 
 theano: Any = backend.load()
 tensor = theano.tensor
@@ -243,7 +243,9 @@ class Step(_Native):
         x = reference.scaled(rows[numbers[0]] if numbers else rows, scaling)
         cost, gradients = reference.gradients(x, *parameters)
         for parameter, gradient, own in zip(parameters, gradients, states, strict=True):
-            reference.RULES[self.rule](parameter, gradient, float(rate), self.decay, *own)
+            following = RULES[self.rule](parameter, gradient, float(rate), self.decay, *own)
+            for array, values in zip([parameter, *own], following, strict=True):
+                array[...] = values
         return [np.array(cost, dtype=np.float32)]
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:

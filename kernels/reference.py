@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["RULES", "code", "gradients", "lie_in", "row_errors", "scaled"]
-
-
-_BETA2 = float(np.float32(0.999))  # 1 - 0.999 loses digits in float32, here as there
+__all__ = ["code", "gradients", "lie_in", "row_errors", "scaled"]
 
 
 def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
@@ -50,33 +47,3 @@ def gradients(
     dh = (r @ W) * h * (1 - h)
     c = 2 / x.size
     return float(np.mean(r**2)), [c * (x.T @ dh + r.T @ h), c * dh.sum(axis=0), c * r.sum(axis=0)]
-
-
-def _momentum(p: np.ndarray, g: np.ndarray, rate: float, decay: float, velocity: np.ndarray) -> None:
-    velocity[:] = decay * velocity - rate * g
-    p += velocity
-
-
-def _nesterov(p: np.ndarray, g: np.ndarray, rate: float, decay: float, velocity: np.ndarray) -> None:
-    velocity[:] = decay * velocity - rate * g
-    p[:] = p + decay * velocity - rate * g
-
-
-def _adam(p: np.ndarray, g: np.ndarray, rate: float, decay: float, mean: np.ndarray, square: np.ndarray) -> None:
-    mean[:] = decay * mean + (1 - decay) * g
-    square[:] = _BETA2 * square + (1 - _BETA2) * g**2
-    p[:] = p - rate * mean / (np.sqrt(square) + 1e-8)
-
-
-def _rmsprop(p: np.ndarray, g: np.ndarray, rate: float, decay: float, square: np.ndarray) -> None:
-    square[:] = decay * square + (1 - decay) * g**2
-    p[:] = p - rate * g / np.sqrt(square + 1e-6)
-
-
-RULES: dict[str, Callable[..., None]] = {
-    "momentum": _momentum,
-    "nesterov": _nesterov,
-    "adam": _adam,
-    "rmsprop": _rmsprop,
-}
-"""The rules of `kernels.updates`: ``(parameter, gradient, rate, decay, *states)``, which change arrays in place."""

@@ -26,6 +26,7 @@ Updates = OrderedDict[Any, Any]
 # Python's own 1 would promote a NumPy float32 beside it to float64.
 _ONE = np.float32(1)
 _BETA2 = np.float32(0.999)
+_HALF = np.float32(0.5)  # a power that Theano makes a root of, and NumPy has no other word for its variables
 
 
 def momentum(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any, ...]:
@@ -56,7 +57,7 @@ def adam(p: Any, g: Any, rate: Any, decay: Any, mean: Any, square: Any) -> tuple
     """
     mean = decay * mean + (_ONE - decay) * g
     square = _BETA2 * square + (_ONE - _BETA2) * g**2
-    return p - rate * mean / (tensor.sqrt(square) + np.float32(1e-8)), mean, square
+    return p - rate * mean / (square**_HALF + np.float32(1e-8)), mean, square
 
 
 def rmsprop(p: Any, g: Any, rate: Any, decay: Any, square: Any) -> tuple[Any, ...]:
@@ -65,7 +66,7 @@ def rmsprop(p: Any, g: Any, rate: Any, decay: Any, square: Any) -> tuple[Any, ..
     Source: Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
     """
     square = decay * square + (_ONE - decay) * g**2
-    return p - rate * g / tensor.sqrt(square + np.float32(1e-6)), square
+    return p - rate * g / (square + np.float32(1e-6)) ** _HALF, square
 
 
 RULES: dict[str, Callable[..., tuple[Any, ...]]] = {rule.__name__: rule for rule in (momentum, nesterov, adam, rmsprop)}

@@ -64,8 +64,8 @@ def random_parameters(rng, n_inputs=N_INPUTS, n_features=N_FEATURES):
     return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def random_autoencoder(rng, n_inputs=N_INPUTS, n_features=N_FEATURES, minimum=None, scale=None, id=""):
-    autoencoder = Autoencoder(n_inputs, n_features, minimum, scale, id=id)
+def random_autoencoder(rng, n_inputs=N_INPUTS, n_features=N_FEATURES, minimum=None, scale=None):
+    autoencoder = Autoencoder(n_inputs, n_features, minimum, scale)
     autoencoder.set_parameters(random_parameters(rng, n_inputs, n_features))
     return autoencoder
 
@@ -463,16 +463,6 @@ def test_parameters_of_other_names_or_shapes_are_refused_by_name_and_change_noth
     with pytest.raises(ValueError, match=phrase):
         autoencoder.set_parameters(values)
     assert_same_arrays(autoencoder.parameters(), before)
-
-
-def test_the_id_prefixes_every_variables_name_in_theanos_graphs(rng):
-    autoencoder = random_autoencoder(rng, minimum=np.zeros(N_INPUTS), scale=np.ones(N_INPUTS), id="second")
-    symbol = theano.tensor.fmatrix("rows")
-    features = autoencoder.code(autoencoder.scaled(symbol))
-    names = {v.name for v in theano.gof.graph.inputs([features]) if isinstance(v, theano.compile.SharedVariable)}
-    assert names == {"second.minimum", "second.scale", "second.W", "second.b_hidden"}
-    assert set(step_of(autoencoder).state()) == {f"second.{name}.velocity" for name in PARAMETERS}
-    assert tuple(autoencoder.parameters()) == PARAMETERS  # as files name them, whatever the id
 
 
 def test_the_exported_names_exist():

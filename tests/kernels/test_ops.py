@@ -129,7 +129,8 @@ def test_every_rule_updates_as_its_numpy_reference(rng, rule):
         rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
         _, gradients = reference.gradients(minibatch.astype(np.float64), *expected)
         for parameter, gradient, own in zip(expected, gradients, states, strict=True):
-            reference.RULES[rule](parameter, gradient, rate, 0.9, *own)
+            for array, values in zip([parameter, *own], RULES[rule](parameter, gradient, rate, 0.9, *own), strict=True):
+                array[...] = values
     for found, array in zip(autoencoder.parameters().values(), expected, strict=True):
         assert_close(found, array, "cpu", "float32", "parameters")
     found = {name: array for name, array in step.state().items() if name != "step"}
