@@ -5,7 +5,8 @@
    ``valid`` (n_rows,) bool, false where the input row was a bad one and its features are NaN; and the riding datasets
    under their own names, the same ones in every part; in the group ``__categories`` what the codes in some of them
    stand for. Where a shard has none, `missing_value` stands, or the code -1, and ``NAME_present`` tells which rows have
-   one. It is itself a valid input shard.
+   one. The attribute ``source`` says in JSON which rows of which file it was made from. It is itself a valid input
+   shard.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view,
    and says so: without the parts beside it there are no values in it, but what `missing_value` gives.
 3. ``manifest.json`` names the parts in that order; it is written last.
@@ -31,6 +32,7 @@ __all__ = [
     "FEATURES",
     "VALID",
     "Features",
+    "Shape",
     "categories_of",
     "common",
     "open_features",
@@ -39,6 +41,8 @@ __all__ = [
 
 FEATURES, VALID, INDEX = "features", "valid", "index.h5"
 _WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/, or the file that --single-file writes."
+Shape = tuple[tuple[int, ...], np.dtype]
+"""Of a dataset, and its dtype."""
 COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError)  # HDF5's come as any of them
 
 
@@ -49,10 +53,10 @@ def categories_of(path: Path) -> dict[str, np.ndarray]:
         return {name: found[()] for name, found in group.items()} if isinstance(group, h5py.Group) else {}
 
 
-def common(parts: Sequence[Mapping[str, tuple[tuple[int, ...], np.dtype]]]) -> dict[str, np.dtype]:
-    """Dtypes of the datasets that every part has, of those in which they agree; given as shapes and dtypes."""
-    first, *others = ({key: _kind(*found) for key, found in part.items()} for part in parts)
-    return {key: parts[0][key][1] for key, kind in first.items() if all(other.get(key) == kind for other in others)}
+def common(parts: Sequence[Mapping[str, Shape]]) -> dict[str, np.dtype]:
+    """Dtypes of the datasets that every part has, of those in which they agree."""
+    first, *others = ({name: _kind(*shape) for name, shape in part.items()} for part in parts)
+    return {name: parts[0][name][1] for name, kind in first.items() if all(o.get(name) == kind for o in others)}
 
 
 def _kind(shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, ...]:
@@ -131,8 +135,6 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
 
 
 def _open_directory(directory: Path, block_rows: int) -> Features:
-    import dask.array as da
-
     manifest = read_manifest(directory)
     try:
         parts = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
@@ -140,9 +142,7 @@ def _open_directory(directory: Path, block_rows: int) -> Features:
         raise DataError(f"features={shown(directory)}: its manifest names no proper parts: {error!r}") from error
     if not parts:
         raise DataError(f"features={shown(directory)}: its manifest names no parts")
-    names = common([_check_part(path, n_rows) for path, n_rows in parts])
-    arrays = {name: da.concatenate([_lazy(path, name, block_rows) for path, _ in parts]) for name in names}
-    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest, _spelled(parts[0][0]))
+    return _opened([(path, _check_part(path, n_rows)) for path, n_rows in parts], manifest, block_rows)
 
 
 def _open_file(path: Path, block_rows: int) -> Features:
@@ -152,14 +152,24 @@ def _open_file(path: Path, block_rows: int) -> Features:
             # Without its parts it would give rows of what stands for a missing value, and no error.
             if file[FEATURES].is_virtual:
                 raise DataError(f"{where}: holds no values, since the parts that it is a view of are missing. {_WHOLE}")
-            n_rows, about = len(file[FEATURES]), dict(file.attrs)
-            names = [name for name, item in file.items() if name != CATEGORIES and item.shape[:1] == (n_rows,)]
+            n_rows, attributes = len(file[FEATURES]), dict(file.attrs)
+            shapes = {name: shape for name, shape in _shapes(file).items() if shape[0][:1] == (n_rows,)}
     except (*COMPLAINTS, AttributeError, TypeError) as error:
         raise DataError(f"{where}: holds no features that can be read: {error}") from error
-    if VALID not in names:
+    return _opened([(path, shapes)], {**attributes, "n_rows": n_rows}, block_rows)
+
+
+def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int) -> Features:
+    import dask.array as da
+
+    shapes, first = common([shapes for _, shapes in parts]), parts[0][0]
+    if VALID not in shapes:
+        where = f"file={shown(first)}"
         raise DataError(f"{where}: no dataset {VALID!r} beside its features, expected what --single-file writes")
-    arrays = {name: _lazy(path, name, block_rows) for name in names}
-    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, {**about, "n_rows": n_rows}, _spelled(path))
+    arrays = {
+        name: da.concatenate([_lazy(path, name, shapes[name], block_rows) for path, shapes in parts]) for name in shapes
+    }
+    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest, _spelled(first))
 
 
 def _spelled(path: Path) -> dict[str, np.ndarray]:
@@ -173,7 +183,7 @@ def _spelled(path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _check_part(path: Path, n_rows: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
     """Shape and dtype of each dataset of a part, as they are read."""
     try:
         os.stat(path)
@@ -181,8 +191,7 @@ def _check_part(path: Path, n_rows: int) -> dict[str, tuple[tuple[int, ...], np.
         raise DataError(f"file={shown(path)}: the manifest names it, but it is not there. {_WHOLE}") from error
     try:
         with reading(path) as file:
-            found = {name: (each.shape, _read_as(each.dtype)) for name, each in file.items() if name != CATEGORIES}
-            n_found = file[FEATURES].shape[0]
+            found, n_found = _shapes(file), len(file[FEATURES])
     except COMPLAINTS as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
     if n_found != n_rows:
@@ -190,24 +199,24 @@ def _check_part(path: Path, n_rows: int) -> dict[str, tuple[tuple[int, ...], np.
     return found
 
 
-def _read_as(dtype: np.dtype) -> np.dtype:
-    """As `_read_slice` has it: texts, of whatever length, are objects."""
-    return np.dtype(object) if h5py.check_string_dtype(dtype) else dtype
+def _shapes(file: h5py.File) -> dict[str, Shape]:
+    """As `_read_slice` has them: texts, of whatever length, are objects."""
+    return {
+        name: (item.shape, np.dtype(object) if h5py.check_string_dtype(item.dtype) else item.dtype)
+        for name, item in file.items()
+        if name != CATEGORIES
+    }
 
 
-def _lazy(path: Path, name: str, block_rows: int) -> Any:
+def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
     import dask
     import dask.array as da
 
-    with reading(path) as file:
-        shape, dtype = file[name].shape, _read_as(file[name].dtype)
+    (n_rows, *others), dtype = shape
+    blocks = [(start, min(start + block_rows, n_rows)) for start in range(0, max(n_rows, 1), block_rows)]
     pieces = [
-        da.from_delayed(
-            dask.delayed(_read_slice)(str(path), name, start, min(start + block_rows, shape[0])),
-            (min(start + block_rows, shape[0]) - start, *shape[1:]),
-            dtype=dtype,
-        )
-        for start in range(0, max(shape[0], 1), block_rows)
+        da.from_delayed(dask.delayed(_read_slice)(str(path), name, start, stop), (stop - start, *others), dtype=dtype)
+        for start, stop in blocks
     ]
     return da.concatenate(pieces)
 

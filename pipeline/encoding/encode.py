@@ -97,8 +97,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
         "start": source.start,
         "stop": source.stop,
     }
-    attributes = {**settings.attributes, **{f"source_{name}": value for name, value in facts.items()}}
-    data = memory.file(valid, riders, attributes)
+    data = memory.file(valid, riders, settings.attributes, facts)
     entry = write_result(Path(settings.directory), worker.disk, f"parts/{part.key}", ".h5", data)
     listed = [*bad, *lost] if settings.bad_data.lists else []
     return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(outside))

@@ -1,24 +1,27 @@
-"""A part's file: HDF5 lays it out in memory around the features, and is not asked again for parts of one layout."""
+"""A part's file: features that stand in memory already, and HDF5's words around them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import h5py
 import numpy as np
 
-from pipeline.encoding.template import MARK_BYTES, Skeleton, mark, put, skeleton_of
-from pipeline.features import FEATURES, VALID
+from pipeline.encoding.template import SOURCE, Template, lay_out
+from pipeline.features import FEATURES, VALID, Shape
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.disk import PAGE
+from pipeline.shards.shard import Rider
 
-__all__ = ["PartMemory", "allocate", "describe", "part_bytes", "write_attributes"]
+__all__ = ["PartMemory", "part_shapes", "stored_categories"]
 
-FORMAT = "shardpress-features/1"
+_FLOAT32 = np.dtype("<f4")
 _ROOM = 2**17  # bytes beside the features, at first
+_SOURCE_BYTES = 256  # of which `source` takes a multiple: parts of files with longer names have one layout still
+_MOST_TEXT = 2**12  # characters: every path fits, and what is made of two such into the 64 KiB of an attribute
 
 
 class PartMemory:
@@ -32,31 +35,30 @@ class PartMemory:
     n_rows : int
         Of the largest part.
     n_features : int
-    rider_bytes : int
-        Of the riding datasets, for each row; what is longer is taken in all the same.
-    categories : mapping of str to sequence
-        What the codes in riding datasets stand for, by the datasets' names: texts or numbers.
+    riders : sequence of Rider
+        What rides along: how much memory that takes, though what is longer is taken in all the same, and what codes
+        stand for.
     """
 
-    def __init__(
-        self, n_rows: int, n_features: int, rider_bytes: int = 0, categories: Mapping[str, Sequence[Any]] | None = None
-    ) -> None:
-        self._categories = {name: _stored(found) for name, found in (categories or {}).items()}
-        self._names: dict[str, str] = {}  # under which riding datasets stand
-        self._n_features = n_features
+    def __init__(self, n_rows: int, n_features: int, riders: Sequence[Rider] = ()) -> None:
+        self._n_features, self._categories = n_features, stored_categories(riders)
         self._place = _place_of_features()
-        n_bytes = self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM
-        self._memory = _pages(n_bytes)
-        self._n_used = 0
-        self._layout = ""  # of the last part
-        self._skeleton: Skeleton | None = None
+        rider_bytes = sum(rider.dtype.itemsize for rider in riders)
+        self._memory = _pages(self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM)
+        self._layout, self._template = "", Template(0, ())  # of the last part
 
     def features(self, n_rows: int) -> np.ndarray:
         """Where the features of the next part go: shape (n_rows, n_features), float32."""
         end = self._place + 4 * n_rows * self._n_features
-        return self._memory[self._place : end].view("<f4").reshape(n_rows, self._n_features)
+        return self._memory[self._place : end].view(_FLOAT32).reshape(n_rows, self._n_features)
 
-    def file(self, valid: np.ndarray, riders: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> memoryview:
+    def file(
+        self,
+        valid: np.ndarray,
+        riders: Mapping[str, np.ndarray],
+        attributes: Mapping[str, Any],
+        source: Mapping[str, Any],
+    ) -> memoryview:
         """The bytes of a feature shard with the features that stand there; they last until the next part.
 
         Parameters
@@ -65,151 +67,78 @@ class PartMemory:
         riders : mapping
             Riding datasets of n_rows values each, numbers or text. One that is called like a dataset of ours becomes
             ``source_...``.
-        about : mapping
-            What goes into the attributes; nested values as JSON.
+        attributes : mapping
+            The same for many parts; nested values as JSON.
+        source : mapping
+            Where the part comes from, which becomes JSON in the attribute ``source``.
         """
-        self._names = {name: _free_name(name, {FEATURES, VALID, *riders}) for name in riders}
-        arrays = {VALID: valid, **{self._names[name]: values for name, values in riders.items()}}
-        attributes = _attributes(about)
-        varying = {name: data for name, value in attributes.items() if (data := _varying(value)) is not None}
-        layout = _layout(arrays, attributes, varying)
-        if layout != self._layout:
-            self._layout, self._skeleton = layout, self._skeleton_of(arrays, attributes, varying)
-        if self._skeleton is None:
-            places = self._lay_out(arrays, attributes)
-            for name, place in places.items():
-                put(self._memory, place, arrays[name])
-        else:
-            self._skeleton.fill(self._memory, arrays, varying)
-            self._n_used = self._skeleton.n_bytes
-        return self._memory[: self._n_used].data
+        names = _names(riders)
+        arrays = {VALID: valid, **{names[name]: values for name, values in riders.items()}}
+        told = _told(source)
+        template = self._template_of(arrays, attributes, len(told))
+        if template.n_bytes > len(self._memory):
+            self._memory = _pages(template.n_bytes + _ROOM, self._memory)
+        template.fill(self._memory, {**arrays, SOURCE: told})
+        return self._memory[: template.n_bytes].data
 
-    def _skeleton_of(
-        self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], varying: Mapping[str, bytes]
-    ) -> Skeleton | None:
-        """Of parts of this layout; None where texts of any lengths ride along, or marks cannot be told apart."""
-        if any(values.dtype.hasobject for values in arrays.values()):
-            return None
-        marks = {name: mark(i, len(data)) for i, (name, data) in enumerate(varying.items())}
-        as_marks = {name: _value_of(attributes[name], data) for name, data in marks.items()}
-        places = self._lay_out(arrays, {**attributes, **as_marks})
-        extents = {name: (place, arrays[name].nbytes) for name, place in places.items()}
-        extents[FEATURES] = (self._place, self.features(len(arrays[VALID])).nbytes)
-        return skeleton_of(self._memory[: self._n_used], extents, marks)
-
-    def _lay_out(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, int]:
-        """Have HDF5 write all but the values of arrays of numbers; where those go."""
-        features = self.features(len(arrays[VALID]))
-        image = _Image(self._memory)
-        # What the last file has left: gaps are zeros.
-        self._memory[: self._place] = 0
-        self._memory[self._place + features.nbytes : self._n_used] = 0
-        self._n_used = len(self._memory)
-        places: dict[str, int | None] = {}
-        with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-            place = allocate(file, FEATURES, features.shape, features.dtype)
-            for name, values in arrays.items():
-                if values.dtype.hasobject:
-                    file.create_dataset(name, data=values, dtype=h5py.string_dtype())
-                else:
-                    places[name] = allocate(file, name, values.shape, values.dtype)
-            for name, found in self._categories.items():
-                file.create_dataset(f"{CATEGORIES}/{self._names[name]}", data=found)
-            write_attributes(file, attributes)
-        if place not in (None, self._place):
-            raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
-        self._memory, self._n_used = image.memory, image.size
-        return {name: place for name, place in places.items() if place is not None}
+    def _template_of(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], n_source: int) -> Template:
+        """The last one, if all but the values is as it was."""
+        shapes = {name: (values.shape, values.dtype) for name, values in arrays.items()}
+        texts = {name: values for name, values in arrays.items() if values.dtype.hasobject}
+        # NumPy takes dtypes for equal whatever their metadata say, as it does texts in ASCII and in UTF-8.
+        layout = repr((n_source, attributes, [(name, *shape, shape[1].metadata) for name, shape in shapes.items()]))
+        if layout != self._layout or texts:  # only HDF5 knows how texts of any length are stored
+            features = (len(arrays[VALID]), self._n_features), _FLOAT32
+            shapes = {FEATURES: features, **{name: shape for name, shape in shapes.items() if name not in texts}}
+            template = lay_out(shapes, {**texts, **self._categories}, attributes, n_source)
+            place = next((start for start, piece in template.pieces if piece == FEATURES), self._place)
+            if place != self._place:
+                raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
+            self._layout, self._template = layout, template
+        return self._template
 
 
-def part_bytes(
-    features: np.ndarray, valid: np.ndarray, riders: Mapping[str, np.ndarray], about: Mapping[str, Any]
-) -> bytes:
-    """The bytes of a feature shard with these features (n_rows, n_features); the rest is as for `PartMemory.file`."""
-    memory = PartMemory(features.shape[0], features.shape[1])
-    memory.features(len(features))[:] = features
-    return bytes(memory.file(valid, riders, about))
-
-
-class _Image:
-    """A file object over memory, as h5py takes it in a file's place; it takes more memory when it must."""
-
-    def __init__(self, memory: np.ndarray) -> None:
-        self.memory, self.size, self._at = memory, 0, 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self.size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, n_bytes: int) -> bytes:
-        """By which h5py knows a file."""
-        return self.memory[self._at : self._at + n_bytes].tobytes()
-
-    def readinto(self, target: memoryview) -> int:
-        target[:] = self.memory[self._at : self._at + len(target)].data
-        self._at += len(target)
-        return len(target)
-
-    def write(self, data: memoryview) -> int:
-        self._make_room(self._at + len(data))
-        self.memory[self._at : self._at + len(data)] = np.frombuffer(data, dtype=np.uint8)
-        self._at += len(data)
-        self.size = max(self.size, self._at)
-        return len(data)
-
-    def truncate(self, size: int) -> int:
-        self._make_room(size)
-        self.size = size
-        return size
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def _make_room(self, size: int) -> None:
-        if size > len(self.memory):
-            memory = _pages(size + _ROOM)
-            memory[: len(self.memory)] = self.memory
-            self.memory = memory
-
-
-def _pages(n_bytes: int) -> np.ndarray:
-    """Zeros that begin with a page, as they must to be written past the page cache."""
+def _pages(n_bytes: int, content: np.ndarray | None = None) -> np.ndarray:
+    """Zeros that begin with a page, as they must to be written past the page cache; or that content, and then zeros."""
     memory = np.zeros(n_bytes + PAGE, dtype=np.uint8)
     start = -memory.ctypes.data % PAGE
+    if content is not None:
+        memory[start : start + len(content)] = content
     return memory[start : start + n_bytes]
 
 
 @cache
 def _place_of_features() -> int:
     """Where HDF5 puts the first dataset of a file."""
-    image = _Image(np.empty(0, dtype=np.uint8))
-    with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-        place = allocate(file, FEATURES, (1, 1), np.dtype("<f4"))
-    assert place is not None
-    return place
+    template = lay_out({FEATURES: ((1, 1), _FLOAT32)}, {}, {})
+    return next(start for start, piece in template.pieces if piece == FEATURES)
 
 
-def allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int | None:
-    """Have HDF5 make a dataset, and leave its values alone; the first one's byte, if there are any."""
-    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    how.set_obj_track_times(False)
-    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
-    made = h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=how)
-    place: int | None = made.get_offset()
-    return place
+def _told(source: Mapping[str, Any]) -> bytes:
+    """JSON in UTF-8, and NULs behind it; of a file's name what is not UTF-8 as JSON itself would escape it."""
+    plain = {key: value[-_MOST_TEXT:] if isinstance(value, str) else value for key, value in source.items()}
+    data = json.dumps(plain, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return data.ljust((len(data) // _SOURCE_BYTES + 1) * _SOURCE_BYTES, b"\0")
 
 
-def _free_name(rider: str, taken: set[str]) -> str:
-    """The name under which a riding dataset stands beside the features: its own, if that is not one of ours."""
-    name = rider
-    while name in (FEATURES, VALID, CATEGORIES) or (name != rider and name in taken):
-        name = f"source_{name}"
-    return name
+# -- what stands in it -------------------------------------------------------------------------------------------
+
+
+def part_shapes(n_rows: int, n_features: int, riders: Sequence[Rider]) -> dict[str, Shape]:
+    """Shape and dtype of each dataset in the file of a part, without a look into it."""
+    names = _names(rider.name for rider in riders)
+    shapes = {FEATURES: ((n_rows, n_features), _FLOAT32), VALID: ((n_rows,), np.dtype(bool))}
+    for rider in riders:
+        dtype, inner = rider.dtype.subdtype or (rider.dtype, ())
+        shapes[names[rider.name]] = (n_rows, *inner), h5py.string_dtype() if dtype.hasobject else dtype
+    return shapes
+
+
+def stored_categories(riders: Sequence[Rider]) -> dict[str, np.ndarray]:
+    """What the codes in riding datasets stand for, by the path in the file."""
+    names = _names(rider.name for rider in riders)
+    found = {names[rider.name]: rider.categories for rider in riders if rider.categories is not None}
+    return {f"{CATEGORIES}/{name}": _stored(categories) for name, categories in found.items()}
 
 
 def _stored(categories: Sequence[Any]) -> np.ndarray:
@@ -220,49 +149,12 @@ def _stored(categories: Sequence[Any]) -> np.ndarray:
     return np.array(texts, h5py.string_dtype("utf-8", max([1, *map(len, texts)])))
 
 
-def _attributes(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and texts, as they are stored."""
-    return {
-        # HDF5 takes UTF-8 only, and a file's name may be anything.
-        key: value if isinstance(value, (int, float)) else _text(value).encode("utf-8", "backslashreplace").decode()
-        for key, value in {"format": FORMAT, **about}.items()
-    }
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _varying(value: object) -> bytes | None:
-    """The bytes of an attribute that may be another one in a file of the same layout."""
-    if type(value) is int and -(2**63) <= value < 2**63:
-        return np.asarray(value).tobytes()
-    if isinstance(value, str) and len(data := value.encode()) >= MARK_BYTES and b"\0" not in data:
-        return data
-    return None
-
-
-def _value_of(like: object, data: bytes) -> int | str:
-    """The attribute that is stored as these bytes."""
-    return data.decode() if isinstance(like, str) else int(np.frombuffer(data, np.int64)[0])
-
-
-def _layout(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], varying: Mapping[str, bytes]) -> str:
-    """Equal for files that differ in nothing but values."""
-    shapes = [(name, values.shape, values.dtype, values.dtype.metadata) for name, values in arrays.items()]
-    fixed = [(name, len(varying[name]) if name in varying else value) for name, value in attributes.items()]
-    return repr((shapes, fixed))
-
-
-def describe(file: h5py.File, about: Mapping[str, Any]) -> None:
-    """Give a file its attributes, as `PartMemory.file` does."""
-    write_attributes(file, _attributes(about))
-
-
-def write_attributes(file: h5py.File | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
-    """As `h5py.File.attrs` would, in half the time."""
-    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
-    for key, value in attributes.items():
-        stored = np.array(value, dtype=h5py.string_dtype()) if isinstance(value, str) else np.asarray(value)
-        kind = h5py.h5t.py_create(stored.dtype, logical=True)
-        h5py.h5a.create(file.id, key.encode(), kind, scalar).write(stored)
+def _names(riders: Iterable[str]) -> dict[str, str]:
+    """The name under which each riding dataset stands beside the features: its own, if that is not one of ours."""
+    taken = {FEATURES, VALID, *(riders := list(riders))}
+    names = {}
+    for name in riders:
+        names[name] = name
+        while names[name] in (FEATURES, VALID, CATEGORIES) or (names[name] != name and names[name] in taken):
+            names[name] = f"source_{names[name]}"
+    return names

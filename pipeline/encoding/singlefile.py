@@ -18,12 +18,12 @@ import h5py
 import numpy as np
 
 from pipeline import signals
-from pipeline.encoding.partfile import allocate, describe
+from pipeline.encoding.template import Template, lay_out
 from pipeline.errors import ReadFailed, shown
 from pipeline.features import COMPLAINTS, categories_of, common, reading
 from pipeline.hdf5.files import read_into
 from pipeline.hdf5.riders import CATEGORIES
-from pipeline.output.disk import PAGE, Pieces
+from pipeline.output.disk import Pieces
 
 __all__ = ["SINGLE_FILE", "single_file"]
 
@@ -46,7 +46,7 @@ class _Values:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def single_file(directory: Path, files: Sequence[str], about: Mapping[str, Any]) -> Pieces:
+def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, Any]) -> Pieces:
     """The bytes of a feature shard with the rows of all parts.
 
     Parameters
@@ -54,8 +54,8 @@ def single_file(directory: Path, files: Sequence[str], about: Mapping[str, Any])
     directory : Path
     files : sequence of str
         The parts, relative to it, in the order of the rows.
-    about : mapping
-        What goes into the attributes.
+    attributes : mapping
+        Nested values as JSON.
 
     Returns
     -------
@@ -71,15 +71,13 @@ def single_file(directory: Path, files: Sequence[str], about: Mapping[str, Any])
     names = common([{name: (values.shape, values.dtype) for name, values in part.items()} for part in parts])
     columns = {name: [part[name] for part in parts] for name in names}
     dtypes = {name: _dtype(name, column) for name, column in columns.items()}
-    image, places = _Image(), {}
-    with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-        for name, column in columns.items():
-            shape = (sum(values.shape[0] for values in column), *column[0].shape[1:])
-            places[name] = allocate(file, name, shape, dtypes[name])
-        for name, found in categories_of(directory / files[0]).items():
-            file.create_dataset(f"{CATEGORIES}/{name}", data=found)
-        describe(file, about)
-    return Pieces(image.size, _pieces(image, columns, dtypes, places))
+    shapes = {
+        name: ((sum(values.shape[0] for values in column), *column[0].shape[1:]), dtypes[name])
+        for name, column in columns.items()
+    }
+    categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
+    template = lay_out(shapes, categories, attributes)
+    return Pieces(template.n_bytes, _pieces(template, columns, dtypes))
 
 
 def _values(path: Path) -> dict[str, _Values]:
@@ -103,22 +101,17 @@ def _dtype(name: str, column: Sequence[_Values]) -> np.dtype:
 
 
 def _pieces(
-    image: _Image,
-    columns: Mapping[str, Sequence[_Values]],
-    dtypes: Mapping[str, np.dtype],
-    places: Mapping[str, int | None],
+    template: Template, columns: Mapping[str, Sequence[_Values]], dtypes: Mapping[str, np.dtype]
 ) -> Iterator[bytes | memoryview]:
     """The file from its first byte to its last."""
-    at = 0
-    for place, name in sorted((place, name) for name, place in places.items() if place is not None):
-        yield image.between(at, place)
-        at = place
-        for values in columns[name]:
-            for piece in _copied(values) if not values.dtype.hasobject else _padded(name, values, dtypes[name]):
+    for _, piece in template.pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        for values in columns[piece]:
+            for copied in _copied(values) if not values.dtype.hasobject else _padded(piece, values, dtypes[piece]):
                 signals.check()
-                yield piece
-                at += len(piece)
-    yield image.between(at, image.size)
+                yield copied
 
 
 def _copied(values: _Values) -> Iterator[memoryview]:
@@ -159,49 +152,3 @@ def _unreadable(path: Path, error: Exception) -> ReadFailed:
         f"file={shown(path)}: cannot be read again: {error}. Type the same command again without --verify sizes: what "
         "is damaged is made anew."
     )
-
-
-class _Image:
-    """A file object in which only pages that were written to take memory."""
-
-    def __init__(self) -> None:
-        self.size, self._at, self._pages = 0, 0, dict[int, bytearray]()
-
-    def between(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` on."""
-        first, last = start // PAGE, -(-stop // PAGE)
-        pages = b"".join(self._pages.get(number, bytes(PAGE)) for number in range(first, last))
-        return pages[start - first * PAGE : stop - first * PAGE]
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self.size)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, n_bytes: int) -> bytes:
-        """By which h5py knows a file."""
-        self._at += n_bytes
-        return self.between(self._at - n_bytes, self._at)
-
-    def readinto(self, target: memoryview) -> int:
-        target[:] = self.read(len(target))
-        return len(target)
-
-    def write(self, data: memoryview) -> int:
-        rest = bytes(data)
-        while rest:
-            number, start = divmod(self._at, PAGE)
-            piece, rest = rest[: PAGE - start], rest[PAGE - start :]
-            self._pages.setdefault(number, bytearray(PAGE))[start : start + len(piece)] = piece
-            self._at += len(piece)
-        self.size = max(self.size, self._at)
-        return len(data)
-
-    def truncate(self, size: int) -> int:
-        self.size = size
-        return size
-
-    def flush(self) -> None:
-        """Nothing is held back."""

@@ -1,102 +1,193 @@
 """Files of one layout: HDF5 is asked once where everything stands, and values of other files are put there.
 
 It takes HDF5 two milliseconds to write a file with a few attributes, in which it holds its own lock and Python's. The
-bytes around the values depend on names, shapes, dtypes and the lengths of texts alone.
+bytes around the values depend on names, shapes and dtypes alone; what else differs from file to file stands in one
+attribute of fixed length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from secrets import token_bytes
+from typing import Any
 
+import h5py
 import numpy as np
 
-__all__ = ["MARK_BYTES", "Skeleton", "mark", "put", "skeleton_of"]
+from pipeline.features import Shape
+from pipeline.output.disk import PAGE
 
-MARK_BYTES = 8  # which are found again among some thousand bytes of HDF5's
+__all__ = ["SOURCE", "Template", "describe", "lay_out", "write_attributes"]
+
+FORMAT = "shardpress-features/1"
+SOURCE = "/source"  # among the names of values: a dataset's own holds no slash
 
 
 @dataclass(frozen=True)
-class Skeleton:
-    """What stands around the values of files of one layout.
+class Template:
+    """A file whose values are left out.
 
     Attributes
     ----------
     n_bytes : int
-        Of a whole file.
-    around : tuple of (int, ndarray of uint8)
-        Where bytes begin that are no array's values, and those bytes.
-    arrays, attributes : mapping of str to int
-        The byte at which the values of each of them begin.
+    pieces : tuple of (int, bytes or str)
+        From the first byte to the last: where each begins, and its bytes, or the name of the values there.
     """
 
     n_bytes: int
-    around: tuple[tuple[int, np.ndarray], ...]
-    arrays: Mapping[str, int]
-    attributes: Mapping[str, int]
+    pieces: tuple[tuple[int, bytes | str], ...]
 
-    def fill(self, memory: np.ndarray, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, bytes]) -> None:
+    def fill(self, memory: np.ndarray, values: Mapping[str, np.ndarray | bytes]) -> None:
         """Make a file.
 
         Parameters
         ----------
         memory : ndarray of uint8
             At least ``n_bytes`` of them; the file is made at their begin.
-        arrays : mapping
-            Values in the shapes and dtypes of the layout. Of those that are not given, what is there stays.
-        attributes : mapping of str to bytes
-            All of them, each in its length.
+        values : mapping
+            In the shapes and dtypes of the layout. Of those that are not given, what is there stays.
         """
-        for start, content in self.around:
-            memory[start : start + len(content)] = content
-        for name in arrays.keys() & self.arrays.keys():  # what has no bytes has no place
-            put(memory, self.arrays[name], arrays[name])
-        for name, place in self.attributes.items():
-            put(memory, place, attributes[name])
+        for start, piece in self.pieces:
+            value = values.get(piece) if isinstance(piece, str) else piece
+            if value is not None:
+                flat = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.ascontiguousarray(value)
+                memory[start : start + flat.nbytes] = flat.reshape(-1).view(np.uint8)
 
 
-def mark(number: int, n_bytes: int) -> bytes:
-    """Text of `n_bytes`, at least `MARK_BYTES`, that is like no other number's and like nothing that HDF5 writes."""
-    return (b"\x01%06d\x02" % number * (n_bytes // MARK_BYTES + 1))[:n_bytes]
-
-
-def skeleton_of(
-    content: np.ndarray, arrays: Mapping[str, tuple[int, int]], marks: Mapping[str, bytes]
-) -> Skeleton | None:
-    """What a file leaves when its values are taken out.
+def lay_out(
+    shapes: Mapping[str, Shape], written: Mapping[str, np.ndarray], attributes: Mapping[str, Any], n_source: int = 0
+) -> Template:
+    """Have HDF5 write a file without its values.
 
     Parameters
     ----------
-    content : ndarray of shape (n_bytes,), uint8
-        The file, with marks in the place of attributes.
-    arrays : mapping of str to (int, int)
-        The byte at which the values of each array begin, and how many bytes they take.
-    marks : mapping of str to bytes
-        What stands in the place of each attribute.
-
-    Returns
-    -------
-    Skeleton or None
-        None when a mark does not stand there exactly once.
+    shapes : mapping
+        Of the datasets whose values are left out, in the order in which they stand in the file, each from a page on.
+    written : mapping of str to ndarray
+        Datasets that HDF5 writes, by their paths: what is the same in every file, and texts of any length.
+    attributes : mapping
+        The same in every file; nested values as JSON.
+    n_source : int
+        Bytes of the attribute ``source``, whose place is called `SOURCE`; 0 for none.
     """
-    around, end = [], 0
-    for start, n_bytes in sorted(arrays.values()):
-        around.append((end, content[end:start].copy()))
-        end = start + n_bytes
-    around.append((end, content[end:].copy()))
-    pieces = [(start, piece.tobytes()) for start, piece in around]
-    attributes = {}
-    for name, text in marks.items():
-        found = [(start + piece.find(text), piece.count(text)) for start, piece in pieces if text in piece]
-        if [n for _, n in found] != [1]:
-            return None
-        attributes[name] = found[0][0]
-    places = {name: start for name, (start, _) in arrays.items()}
-    return Skeleton(len(content), tuple(around), places, attributes)
+    # HDF5 does not tell where an attribute lies. That these bytes lie elsewhere as well is out of the question.
+    image, mark = _Image(), token_bytes(n_source or 16)
+    with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
+        places = {name: _allocate(file, name, shape) for name, shape in shapes.items()}
+        for name, values in written.items():
+            file.create_dataset(name, data=values, dtype=h5py.string_dtype() if values.dtype.hasobject else None)
+        describe(file, attributes)
+        if n_source:
+            _write_source(file, mark)
+    # What has no bytes has no place.
+    extents = [(place, _n_bytes(shapes[name]), name) for name, place in places.items() if place is not None]
+    return Template(image.size, tuple(_pieces(image, sorted(extents), mark)))
 
 
-def put(memory: np.ndarray, place: int, value: np.ndarray | bytes) -> None:
-    """Copy a value's bytes into an array of uint8, from the byte `place` on."""
-    flat = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.ascontiguousarray(value).reshape(-1)
-    if flat.size:
-        memory[place : place + flat.nbytes] = flat.view(np.uint8)
+def _pieces(image: _Image, extents: Sequence[tuple[int, int, str]], mark: bytes) -> Iterator[tuple[int, bytes | str]]:
+    """Values, given as (place, bytes, name) in the file's order, and what stands around them."""
+    at = 0
+    for place, n_bytes, name in [*extents, (image.size, 0, "")]:
+        before, found, after = image.between(at, place).partition(mark)
+        yield at, before
+        if found:
+            yield at + len(before), SOURCE
+            yield place - len(after), after
+        if name:
+            yield place, name
+        at = place + n_bytes
+
+
+def _n_bytes(shape: Shape) -> int:
+    return prod(shape[0]) * shape[1].itemsize
+
+
+def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
+    """Have HDF5 make a dataset, and leave its values alone; the first one's byte, if there are any."""
+    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    how.set_obj_track_times(False)  # equal parts are equal bytes
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    kind, space = h5py.h5t.py_create(shape[1], logical=True), h5py.h5s.create_simple(shape[0])
+    place: int | None = h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=how).get_offset()
+    return place
+
+
+# -- attributes --------------------------------------------------------------------------------------------------
+
+
+def describe(file: h5py.File, attributes: Mapping[str, Any]) -> None:
+    """Give a file its format and attributes: numbers and texts as they are, all else as JSON."""
+    write_attributes(file, {"format": FORMAT, **attributes})
+
+
+def write_attributes(item: h5py.File | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
+    """As `h5py.File.attrs` would, in half the time."""
+    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
+    for key, value in attributes.items():
+        stored = np.asarray(value) if isinstance(value, (int, float)) else _text(value)
+        kind = h5py.h5t.py_create(stored.dtype, logical=True)
+        h5py.h5a.create(item.id, key.encode(), kind, scalar).write(stored)
+
+
+def _text(value: object) -> np.ndarray:
+    text = value if isinstance(value, str) else json.dumps(value)
+    # HDF5 takes UTF-8 only, and a file's name may be anything.
+    return np.array(text.encode("utf-8", "backslashreplace"), dtype=h5py.string_dtype())
+
+
+def _write_source(file: h5py.File, data: bytes) -> None:
+    kind = h5py.h5t.C_S1.copy()  # ends with the first NUL, so that h5dump shows none
+    kind.set_size(len(data))
+    kind.set_cset(h5py.h5t.CSET_UTF8)
+    scalar = h5py.h5s.create(h5py.h5s.SCALAR)
+    h5py.h5a.create(file.id, b"source", kind, scalar).write(np.array(data, f"S{len(data)}"), mtype=kind)
+
+
+class _Image:
+    """A file object, as h5py takes it in a file's place, in which only pages that were written to take memory."""
+
+    def __init__(self) -> None:
+        self.size, self._at, self._pages = 0, 0, dict[int, bytearray]()
+
+    def between(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` on."""
+        first, last = start // PAGE, -(-stop // PAGE)
+        pages = b"".join(self._pages.get(number, bytes(PAGE)) for number in range(first, last))
+        return pages[start - first * PAGE : stop - first * PAGE]
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, n_bytes: int) -> bytes:
+        """By which h5py knows a file."""
+        self._at += n_bytes
+        return self.between(self._at - n_bytes, self._at)
+
+    def readinto(self, target: memoryview) -> int:
+        target[:] = self.read(len(target))
+        return len(target)
+
+    def write(self, data: memoryview) -> int:
+        rest = bytes(data)
+        while rest:
+            number, start = divmod(self._at, PAGE)
+            piece, rest = rest[: PAGE - start], rest[PAGE - start :]
+            self._pages.setdefault(number, bytearray(PAGE))[start : start + len(piece)] = piece
+            self._at += len(piece)
+        self.size = max(self.size, self._at)
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self.size = size
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back."""

@@ -74,9 +74,7 @@ class Worker:
     def part_memory(self, shard: Shard) -> PartMemory:
         """Where a part becomes a file, over this thread's last one."""
         if not hasattr(self._kept, "part"):
-            rider_bytes = sum(rider.dtype.itemsize for rider in shard.riders)
-            categories = {rider.name: rider.categories for rider in shard.riders if rider.categories is not None}
-            self._kept.part = PartMemory(self._sizes.part_rows, self._sizes.n_features, rider_bytes, categories)
+            self._kept.part = PartMemory(self._sizes.part_rows, self._sizes.n_features, shard.riders)
         kept: PartMemory = self._kept.part
         return kept
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.encoding.index import index_bytes
+from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.singlefile import SINGLE_FILE, single_file
 from pipeline.errors import counted, shown
@@ -143,10 +144,9 @@ def _files(
 
 
 def _index(job: Job, model: Model, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> bytes:
-    nothing_rides = not any(shard.riders for shard in job.shards)
-    # Where nothing rides along, their shapes are known, and no part is opened for them.
-    shapes = [(part.n_rows, model.n_features) for part in parts] if nothing_rides else []
-    return index_bytes(job.ledger.directory, [part.entry.file for part in parts], attributes, shapes)
+    shapes = [part_shapes(part.n_rows, model.n_features, job.shards[part.shard].riders) for part in parts]
+    categories = stored_categories(job.shards[0].riders)  # the same in all
+    return index_bytes([part.entry.file for part in parts], shapes, categories, attributes)
 
 
 def _report(job: Job, model: Model, summary: Summary) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,7 +109,8 @@ def test_the_manifest_says_which_rows_a_part_was_made_from(tmp_path: Path) -> No
     found = [(part.path, part.start, part.stop, part.n_bad) for part in parts]
     assert found == [(shards[0].path, 0, 3, 0), (shards[0].path, 3, 5, 0), (shards[1].path, 0, 2, 0)]
     with h5py.File(tmp_path / parts[1].entry.file) as file:
-        assert (file.attrs["source_start"], file.attrs["source_stop"], file.attrs["command"]) == (3, 5, "test")
+        source = json.loads(file.attrs["source"])
+        assert (source["start"], source["stop"], file.attrs["command"]) == (3, 5, "test")
 
 
 def test_skipped_rows_do_not_shift_the_others(tmp_path: Path) -> None:

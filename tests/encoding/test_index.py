@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from pipeline.encoding.index import index_bytes
+from pipeline.encoding.partfile import PartMemory, part_shapes, stored_categories
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Block
+from pipeline.shards.shard import Block, Rider
 from tests.support.helpers import names
-from tests.support.parts import RIDERS, feature_rows, finished, part, same
+from tests.support.parts import RIDERS, feature_rows, finished, index_of, same
 
 
 @pytest.fixture
@@ -78,9 +79,13 @@ def test_an_index_without_its_parts_gives_nothing_that_could_be_taken_for_data(o
             assert "copy the whole directory" in item.attrs["view"]
 
 
-def test_an_index_over_parts_in_which_nothing_rides_needs_no_look_into_them(tmp_path):
+def test_an_index_opens_no_part(tmp_path):
     sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
+    riders = [Rider("y", np.dtype(int)), Rider("cell", np.dtype("i1"), categories=("größe", "b"))]
+    memory = PartMemory(3, 2, riders)
+    shapes = [dict(sorted(part_shapes(size, 2, riders).items())) for size in sizes.values()]  # as HDF5 sorts them
+    found = index_bytes(list(sizes), shapes, stored_categories(riders), {"a": 1})
     for name, size in sizes.items():
-        (tmp_path / name).write_bytes(part(size))
-    known = index_bytes(tmp_path, list(sizes), {"a": 1}, [(size, 2) for size in sizes.values()])
-    assert known == index_bytes(tmp_path, list(sizes), {"a": 1})
+        beside = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
+        (tmp_path / name).write_bytes(memory.file(np.ones(size, bool), beside, {}, {}))
+    assert found == index_of(tmp_path, list(sizes), {"a": 1})

@@ -1,6 +1,7 @@
 """A part's file: valid input again, ready to be mapped, and the one that HDF5 itself would write."""
 
 import io
+import json
 import os
 
 import h5py
@@ -8,19 +9,28 @@ import numpy as np
 import pytest
 
 from pipeline.encoding import partfile as module
-from pipeline.encoding.partfile import PartMemory, part_bytes
-from pipeline.encoding.template import Skeleton
+from pipeline.encoding.partfile import PartMemory, part_shapes
+from pipeline.encoding.template import lay_out
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
-from pipeline.shards.shard import Block
+from pipeline.shards.shard import Block, Rider
 from tests.support.helpers import names, numbered, write_shard
-from tests.support.parts import RIDERS, feature_rows, part, same
+from tests.support.parts import (
+    RIDERS,
+    feature_rows,
+    part,
+    part_bytes,
+    riders_of,
+    same,
+    shapes_in,
+    written_by_hdf5,
+)
 
 
 @pytest.mark.parametrize(("n_rows", "n_features"), [(1, 1), (3, 2), (1023, 1), (1024, 1), (1025, 1), (3000, 64)])
 def test_features_can_be_mapped_from_the_file(tmp_path, n_rows, n_features):
     path = tmp_path / "part.h5"
-    path.write_bytes(part(n_rows, n_features=n_features, about={"long": "x" * 5000}))
+    path.write_bytes(part(n_rows, n_features=n_features, attributes={"long": "x" * 5000}))
     with h5py.File(path) as file:
         features = file["features"]
         offset = features.id.get_offset()
@@ -48,19 +58,42 @@ def test_big_endian_and_strided_features_are_stored_alike():
 
 
 def test_equal_content_gives_equal_bytes():
-    assert part(3, riders=RIDERS, about={"a": 1}) == part(3, riders=RIDERS, about={"a": 1})
+    assert part(3, riders=RIDERS, attributes={"a": 1}) == part(3, riders=RIDERS, attributes={"a": 1})
 
 
-def test_attributes_say_where_a_part_comes_from(tmp_path):
-    about = {"text": "größe\n", "number": 3, "share": 0.5, "nested": {"a": [1, None]}, "long": "x" * 10**6}
-    (tmp_path / "part.h5").write_bytes(part(3, about=about))
+def test_attributes_say_how_a_part_was_made(tmp_path):
+    attributes = {"text": "größe\n", "number": 3, "share": 0.5, "nested": {"a": [1, None]}, "long": "x" * 10**6}
+    (tmp_path / "part.h5").write_bytes(part(3, attributes=attributes))
     with h5py.File(tmp_path / "part.h5") as file:
         found = dict(file.attrs)
-    assert found == {**about, "nested": '{"a": [1, null]}', "format": "shardpress-features/1"}
+    assert json.loads(found.pop("source")) == {}
+    assert found == {**attributes, "nested": '{"a": [1, null]}', "format": "shardpress-features/1"}
 
 
-def test_a_path_that_is_not_utf8_can_be_an_attribute():
-    part(3, about={"source_path": os.fsdecode(b"\xff.h5")})
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
+        {"path": os.fsdecode(b"\xff\\udcff.h5"), "dataset": "a\0b"},
+        {"path": os.fsdecode(b"\xff" * 4096), "dataset": os.fsdecode(b"\xff" * 4096)},
+        *({"path": "x" * n} for n in range(240, 260)),  # around the length to which it is padded
+    ],
+    ids=lambda source: f"{len(str(source))} characters",
+)
+def test_an_attribute_says_where_a_part_comes_from(source):
+    with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, source))) as file:
+        assert json.loads(file.attrs["source"]) == source
+        kind = h5py.h5a.open(file.id, b"source").get_type()
+    assert (kind.get_strpad(), kind.get_cset()) == (h5py.h5t.STR_NULLTERM, h5py.h5t.CSET_UTF8)
+
+
+def test_of_a_name_that_no_attribute_could_hold_the_end_is_told():
+    names = {"dataset": "x" * 10**6 + "end", "path": "0.h5"}
+    with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, names))) as file:
+        found = json.loads(file.attrs["source"])
+    assert names["dataset"].endswith(found["dataset"])
+    assert found["dataset"].endswith("end")
+    assert found["path"] == "0.h5"
 
 
 @pytest.mark.parametrize("sizes", [(100, 7), (7, 100), (100, 100), (1, 100, 0, 3)])
@@ -71,8 +104,8 @@ def test_memory_that_is_used_again_gives_the_file_that_fresh_memory_gives(sizes)
         features, valid = feature_rows(size, first=i), np.arange(size) % 3 > 0
         riders = {"y": np.arange(size), "text": np.array([b"x" * 5000] * size, object)} if i == 0 else {"y": valid}
         memory.features(size)[:] = features
-        found = bytes(memory.file(valid, riders, {"i": i}))
-        assert found == part_bytes(features, valid, riders, {"i": i})
+        found = bytes(memory.file(valid, riders, {}, {"i": i}))
+        assert found == part_bytes(features, valid, riders, {}, {"i": i})
         with h5py.File(io.BytesIO(found)) as file:
             same({key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid})
             assert set(file) == {"features", "valid", *riders}
@@ -80,66 +113,65 @@ def test_memory_that_is_used_again_gives_the_file_that_fresh_memory_gives(sizes)
 
 
 NUMBERS = {name: values for name, values in RIDERS.items() if values.dtype != object}
+ASCII = np.dtype("S2", metadata={"h5py_encoding": "ascii"})
 
 
-ABOUT = {"source_path": "größe/0.h5", "n_rows": 3, "share": 0.5, "short": "x", "is": True, "nested": {"a": [1, 2, 3]}}
-
-
-@pytest.mark.parametrize(
-    "others",
-    [
-        [{}, {}],
-        [{"source_path": "breite/1.h5"}, {"n_rows": -(2**63)}, {"n_rows": 2**63 - 1, "nested": {"a": [4, 5, 6]}}],
-        [{"source_path": "longer/than/before.h5"}, {"source_path": "short.h5"}, {"source_path": ""}],
-        [{"source_path": "\x01000000\x02\x01000000\x02"[:12]}, {"share": 0.25}, {"is": False}, {"short": "y"}],
-        [{"more": 1}, {}],
-        [{"n_rows": 0.5}, {"n_rows": 2**63}, {"n_rows": "three hundred"}],
-    ],
-    ids=["same", "values", "lengths", "what is no mark", "names", "types"],
-)
 @pytest.mark.parametrize(
     "riders",
-    [{}, NUMBERS, RIDERS, {"source_path": np.arange(3), "format": np.ones(3)}],
-    ids=["no riders", "numbers", "texts", "called like attributes"],
+    [{}, NUMBERS, RIDERS, {"source": np.arange(3), "format": np.ones(3)}, {"wide": np.arange(6.0).reshape(3, 2)}],
+    ids=["no riders", "numbers", "texts", "called like attributes", "arrays"],
 )
-def test_a_part_like_the_last_one_is_the_file_that_hdf5_writes(riders, others, monkeypatch):
-    """HDF5 is asked for the first of them only, and for every one without skeletons."""
-
-    def files():
-        memory = PartMemory(4, 2)
-        for i, other in enumerate([{}, *others, {}]):
-            memory.features(3)[:] = feature_rows(3, first=i)
-            beside = {name: np.roll(values, i) for name, values in riders.items()}
-            yield bytes(memory.file(np.arange(3) % 2 == i % 2, beside, {**ABOUT, **other}))
-
-    found = list(files())
-    with monkeypatch.context() as context:
-        context.setattr(module, "skeleton_of", lambda *_: None)
-        assert found == list(files())
-    with h5py.File(io.BytesIO(found[1])) as file:
-        about = {**ABOUT, **others[0]}
-        assert {key: file.attrs[key] for key in about if key not in ("nested", "source_path")} == {
-            key: value for key, value in about.items() if key not in ("nested", "source_path")
-        }
-        same({key: file[key][()] for key in riders}, {name: np.roll(values, 1) for name, values in riders.items()})
+def test_parts_one_after_the_other_are_the_files_that_hdf5_writes(riders):
+    attributes = {"share": 0.5, "is": True, "nested": {"a": [1, 2, 3]}}
+    memory = PartMemory(4, 2)
+    sources = [{"path": path, "n_rows": n} for path in ("größe/0.h5", "x" * 300, "b") for n in (3, -(2**63), 2**64)]
+    for i, source in enumerate(sources):
+        beside = {name: np.roll(values, i, axis=0) for name, values in riders.items()}
+        if i == 3 and "code" in beside:
+            beside["code"] = beside["code"].astype(ASCII)
+        features, valid = feature_rows(3, first=i), np.arange(3) % 2 == i % 2
+        memory.features(3)[:] = features
+        told = json.dumps(source, ensure_ascii=False).encode()
+        told = told.ljust(256 * (len(told) // 256 + 1), b"\0")
+        numbers, texts = ({n: v for n, v in beside.items() if v.dtype.hasobject == has} for has in (False, True))
+        expected = written_by_hdf5({"features": features, "valid": valid, **numbers}, texts, attributes, told)
+        found = bytes(memory.file(valid, beside, attributes, source))
+        assert found == expected, f"part {i}"
+        with h5py.File(io.BytesIO(found)) as file:
+            same({name: file[name][()] for name in beside}, beside)
 
 
 def test_what_hdf5_cannot_store_is_an_error_in_a_later_part_too():
     memory = PartMemory(3, 2)
     for _ in range(2):
-        memory.file(np.ones(3, bool), {}, {"source_path": "a name of 9"})
+        memory.file(np.ones(3, bool), {}, {}, {})
         with pytest.raises(ValueError, match="NULL"):
-            memory.file(np.ones(3, bool), {}, {"source_path": "a name\0of 9"})
+            memory.file(np.ones(3, bool), {"text": np.array([b"", b"a\0b", b""], object)}, {}, {})
 
 
 def test_of_parts_that_differ_in_values_hdf5_writes_the_first(monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "write_attributes", lambda file, about: asked.append(1))
-    monkeypatch.setattr(module, "skeleton_of", lambda content, *_: Skeleton(len(content), (), {}, {}))
+    monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
     memory = PartMemory(4, 2)
     for i in range(5):
-        memory.file(np.ones(3, bool), {"y": np.arange(3)}, {**ABOUT, "n_rows": i, "source_path": f"größe/{i}.h5"})
+        memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("n_rows", [0, 3])
+def test_what_stands_in_a_part_is_known_without_a_look_into_it(tmp_path, n_rows):
+    state = h5py.enum_dtype({"on": 1, "off": 0}, "i2")
+    dtypes = {"valid": "i8", "wide": np.dtype(("f4", (3, 2))), "state": state, "ascii": ASCII, "text": "O", "is": "?"}
+    arrays = {name: np.zeros(n_rows, dtype) for name, dtype in dtypes.items()} | {
+        name: values[:n_rows] for name, values in RIDERS.items()
+    }
+    arrays["text"][:] = b""
+    (tmp_path / "0.h5").write_bytes(part(n_rows, riders=arrays))
+    found = part_shapes(n_rows, 2, riders_of(arrays))
+    assert found == shapes_in(tmp_path / "0.h5")
+    for name, (_, dtype) in shapes_in(tmp_path / "0.h5").items():
+        assert h5py.check_enum_dtype(found[name][1]) == h5py.check_enum_dtype(dtype)
+        assert h5py.check_string_dtype(found[name][1]) == h5py.check_string_dtype(dtype)
 
 
 def test_riders_called_like_our_datasets_get_another_name(tmp_path):
@@ -151,10 +183,11 @@ def test_riders_called_like_our_datasets_get_another_name(tmp_path):
 
 
 def test_categories_are_called_like_the_codes_whatever_these_are_called(tmp_path):
-    memory = PartMemory(3, 2, categories={"features": ["a", "b"]})
+    codes = Rider("features", np.dtype("i1"), categories=("a", "b"))
+    memory = PartMemory(3, 2, [codes, Rider("source_features", np.dtype(int))])
     memory.features(3)[:] = 0
     riders = {"features": np.array([0, 1, -1], "i1"), "source_features": np.arange(3)}
-    (tmp_path / "0.h5").write_bytes(memory.file(np.ones(3, bool), riders, {}))
+    (tmp_path / "0.h5").write_bytes(memory.file(np.ones(3, bool), riders, {}, {}))
     with h5py.File(tmp_path / "0.h5") as file:
         (name,) = file["__categories"]
         assert file[name][:].tolist() == [0, 1, -1]

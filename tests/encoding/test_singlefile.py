@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from pipeline.encoding import singlefile as module
-from pipeline.encoding.index import index_bytes
-from pipeline.encoding.partfile import part_bytes
 from pipeline.encoding.singlefile import single_file
 from pipeline.features import open_features
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from tests.support.helpers import numbered, refused
+from tests.support.parts import index_of, part_bytes
 
 SIZES = (3, 0, 4, 1)
 
@@ -55,7 +54,7 @@ def written(folder, names, about=None):
 
 
 def test_it_holds_what_the_index_shows(tmp_path, parts):
-    (tmp_path / "index.h5").write_bytes(index_bytes(tmp_path, parts, {"a": 1}))
+    (tmp_path / "index.h5").write_bytes(index_of(tmp_path, parts, {"a": 1}))
     path = written(tmp_path, parts, {"a": 1, "nested": {"b": [2]}, "long": "x" * 10**5})
     with h5py.File(path) as file, h5py.File(tmp_path / "index.h5") as index:
         assert set(file) == set(index) == {"features", "valid", *riders(0, 0)}
@@ -109,16 +108,6 @@ def test_pieces_are_small_whatever_the_size(tmp_path, parts, monkeypatch, n_byte
     assert b"".join(pieces) == whole
     bookkeeping = len(whole) - sum(size for size in map(len, pieces) if size <= n_bytes)
     assert max(map(len, pieces)) <= max(n_bytes, bookkeeping)
-
-
-def test_what_only_a_hole_would_take_takes_no_memory(tmp_path):
-    """HDF5's words behind the values lie far from those before them."""
-    image = module._Image()
-    with h5py.File(image, "w") as file:
-        module.allocate(file, "features", (2**38, 1), np.dtype("<f4"))
-        module.describe(file, {"a": 1})
-    assert image.size > 2**40
-    assert len(image._pages) < 10
 
 
 def test_the_longest_text_of_all_parts_decides(tmp_path):

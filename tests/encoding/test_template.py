@@ -1,77 +1,98 @@
-"""A file made from a skeleton is the file that the skeleton was taken from, but for the values."""
+"""A file made from a template is the file that HDF5 itself would have written, whatever the values."""
 
-from __future__ import annotations
+import io
+import tracemalloc
 
+import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding.template import MARK_BYTES, mark, skeleton_of
+from pipeline.encoding import template as module
+from pipeline.encoding.template import SOURCE, Template, lay_out
+from tests.support.parts import same, written_by_hdf5
 
-NOISE = np.random.default_rng(0).integers(0, 256, 5000).astype(np.uint8)
-
-
-def laid_out(values: dict[str, np.ndarray], texts: dict[str, bytes]) -> tuple[np.ndarray, dict[str, tuple[int, int]]]:
-    """A format of its own: arrays and texts between bytes of no meaning; and where the arrays stand."""
-    pieces, places, at = [NOISE[:100]], {}, 100
-    for i, (name, value) in enumerate(values.items()):
-        places[name] = (at, value.nbytes)
-        pieces += [value.reshape(-1).view(np.uint8), NOISE[: 10 * i]]
-        at += value.nbytes + 10 * i
-    for text in texts.values():
-        pieces += [NOISE[200:300], np.frombuffer(text, np.uint8)]
-    return np.concatenate(pieces), places
+DTYPES = ["u1", "<i2", ">i4", "<f4", ">f8", "?", "S3", "<c8"]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_filled_skeleton_is_the_file_that_would_have_been_written(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    shapes = {f"array {i}": tuple(rng.integers(0, 5, rng.integers(1, 3))) for i in range(rng.integers(1, 5))}
-    lengths = {f"text {i}": int(rng.integers(MARK_BYTES, 40)) for i in range(rng.integers(1, 12))}
-
-    def some() -> tuple[dict[str, np.ndarray], dict[str, bytes]]:
-        return {name: rng.normal(size=shape) for name, shape in shapes.items()}, {
-            name: rng.bytes(n) for name, n in lengths.items()
-        }
-
-    marks = {name: mark(i, n) for i, (name, n) in enumerate(lengths.items())}
-    content, places = laid_out(some()[0], marks)
-    skeleton = skeleton_of(content, places, marks)
-    assert skeleton is not None
-    for _ in range(3):
-        arrays, texts = some()
-        expected, _places = laid_out(arrays, texts)
-        memory = rng.integers(0, 256, skeleton.n_bytes + 100).astype(np.uint8)
-        skeleton.fill(memory, arrays, texts)
-        np.testing.assert_array_equal(memory[: skeleton.n_bytes], expected)
+def some(rng, shape, dtype):
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return rng.integers(0, 2 if dtype == "?" else 100, n_bytes).astype(np.uint8).view(dtype).reshape(shape)
 
 
-def test_arrays_that_are_not_given_stay() -> None:
-    content, places = laid_out({"kept": np.arange(4.0), "given": np.arange(3.0)}, {})
-    skeleton = skeleton_of(content, places, {})
-    assert skeleton is not None
-    start, n_bytes = places["kept"]
-    memory = np.full(skeleton.n_bytes, 77, dtype=np.uint8)
-    skeleton.fill(memory, {"given": np.ones(3)}, {})
-    assert set(memory[start : start + n_bytes]) == {77}
+def test_a_filled_template_is_the_file_that_hdf5_writes():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        kinds = {f"array {i}": (tuple(rng.integers(0, 5, rng.integers(1, 3))), rng.choice(DTYPES)) for i in range(5)}
+        written = {"group/texts": np.array([b"a", b"bc"]), "numbers": np.arange(seed)}
+        attributes = {"n": seed, "text": "größe" * seed, "nested": {"seed": [seed]}, "is": True, "share": 0.5}
+        n_source = int(rng.integers(0, 3)) * 100
+        shapes = {name: (shape, np.dtype(dtype)) for name, (shape, dtype) in kinds.items()}
+        template = lay_out(shapes, written, attributes, n_source)
+        for _ in range(3):
+            values = {name: some(rng, *kind) for name, kind in kinds.items()}
+            source = rng.bytes(n_source)
+            memory = rng.integers(0, 256, template.n_bytes + 100).astype(np.uint8)
+            template.fill(memory, {**values, SOURCE: source})
+            expected = written_by_hdf5(values, written, attributes, source)
+            assert memory[: template.n_bytes].tobytes() == expected, f"seed {seed}"
 
 
-def test_marks_are_all_different_whatever_their_lengths() -> None:
-    marks = [mark(i, n) for i in range(30) for n in range(MARK_BYTES, 40)]
-    assert [len(each) for each in marks] == [*range(MARK_BYTES, 40)] * 30
-    for i in range(30):
-        for j in range(30):
-            assert i == j or mark(i, MARK_BYTES) not in mark(j, 40)
+def test_pieces_follow_each_other_from_the_first_byte_to_the_last():
+    shapes = {"a": ((3, 2), np.dtype("<f4")), "none": ((0, 2), np.dtype("<f4")), "b": ((5,), np.dtype("u1"))}
+    template = lay_out(shapes, {}, {}, 64)
+    sizes = {"a": 24, "b": 5, SOURCE: 64}
+    at = 0
+    for start, piece in template.pieces:
+        assert start == at
+        at += sizes[piece] if isinstance(piece, str) else len(piece)
+    assert at == template.n_bytes
+    assert [piece for _, piece in template.pieces if isinstance(piece, str)].count(SOURCE) == 1
 
 
-@pytest.mark.parametrize("n", [0, 2])
-def test_a_mark_that_does_not_stand_there_once_makes_no_skeleton(n: int) -> None:
-    content = np.concatenate([NOISE, np.frombuffer(mark(0, 10) * n, np.uint8), NOISE])
-    assert skeleton_of(content, {}, {"text": mark(0, 10)}) is None
+def test_values_that_are_not_given_stay():
+    template = Template(8, ((0, b"ab"), (2, "kept"), (4, "given"), (6, b"yz")))
+    memory = np.full(10, ord("-"), np.uint8)
+    template.fill(memory, {"given": np.array([[1, 2]], np.uint8)})
+    assert memory.tobytes() == b"ab--\1\2yz--"
 
 
-def test_a_mark_among_an_arrays_values_does_not_count() -> None:
-    values = np.frombuffer(mark(0, 16), np.uint8)
-    content = np.concatenate([NOISE, values, NOISE, values])
-    skeleton = skeleton_of(content, {"values": (len(NOISE), 16)}, {"text": mark(0, 16)})
-    assert skeleton is not None
-    assert skeleton.attributes["text"] == 2 * len(NOISE) + 16
+def test_strided_values_are_stored_in_their_order():
+    memory = np.zeros(4, np.uint8)
+    Template(4, ((0, "x"),)).fill(memory, {"x": np.arange(4, dtype=np.uint8).reshape(2, 2).T})
+    assert memory.tolist() == [0, 2, 1, 3]
+
+
+def test_what_hdf5_writes_itself_is_there(tmp_path):
+    written = {"texts": np.array([b"a", "größe".encode()], object), "deep/numbers": np.arange(3)}
+    template = lay_out({"x": ((2,), np.dtype("u1"))}, written, {"text": "größe", "odd": "\udcff.h5"})
+    memory = np.zeros(template.n_bytes, np.uint8)
+    template.fill(memory, {"x": np.arange(2, dtype=np.uint8)})
+    with h5py.File(io.BytesIO(memory.tobytes())) as file:
+        same({name: file[name][:] for name in ("x", *written)}, {"x": [0, 1], **written})
+        assert dict(file.attrs) == {"format": "shardpress-features/1", "text": "größe", "odd": "\\udcff.h5"}
+
+
+def test_what_only_a_hole_would_take_takes_no_memory():
+    """HDF5's words behind the values lie far from those before them."""
+    tracemalloc.start()
+    try:
+        template = lay_out({"features": ((2**38, 1), np.dtype("<f4"))}, {}, {"a": 1})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert template.n_bytes > 2**40
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("n_bytes", [4096, 5000])
+def test_an_image_is_the_file_that_was_written(n_bytes):
+    rng, image, expected = np.random.default_rng(n_bytes), module._Image(), bytearray(3 * n_bytes)
+    for _ in range(50):
+        start, data = int(rng.integers(0, 2 * n_bytes)), rng.bytes(int(rng.integers(0, n_bytes)))
+        image.seek(start)
+        assert image.write(memoryview(data)) == len(data)
+        expected[start : start + len(data)] = data
+        assert image.tell() == start + len(data)
+    assert image.between(0, image.size) == bytes(expected[: image.size])
+    image.seek(-10, 2)
+    assert image.read(10) == expected[image.size - 10 : image.size]

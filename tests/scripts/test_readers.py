@@ -7,12 +7,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from pipeline.encoding.index import index_bytes
-from pipeline.encoding.partfile import part_bytes
 from pipeline.model import Model, load_model
 from pipeline.output.lock import locked
 from pipeline.scan.scaler import Scaler
 from tests.support.interpreters import REPOSITORY
+from tests.support.parts import index_of, part_bytes
 
 PROGRAM = """
 import json, sys
@@ -45,7 +44,7 @@ def output(tmp_path):
         for i, file in enumerate(files):
             rows = slice(2 * i, 2 * i + 2)
             ledger.replace(file, part_bytes(FEATURES[rows], VALID[rows], {"y": Y[rows]}, {}))
-        ledger.replace("index.h5", index_bytes(directory, files, {}))
+        ledger.replace("index.h5", index_of(directory, files, {}))
         ledger.replace("model.h5", Model(Scaler(ROWS.min(0), ROWS.max(0)), parameters).to_hdf5())
         ledger.finish({}, {"parts": [{"file": file, "n_rows": 2} for file in files]})
     np.save(tmp_path / "rows.npy", ROWS)

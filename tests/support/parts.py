@@ -1,10 +1,17 @@
 """Parts, and whole output directories of them, without a run."""
 
+import io
+
+import h5py
 import numpy as np
 
+from pipeline.encoding import template
 from pipeline.encoding.index import index_bytes
-from pipeline.encoding.partfile import part_bytes
+from pipeline.encoding.partfile import PartMemory
+from pipeline.features import categories_of
+from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.lock import locked
+from pipeline.shards.shard import Rider
 from tests.support.helpers import numbered
 
 RIDERS = {
@@ -19,9 +26,50 @@ def feature_rows(n_rows, first=0, n_features=2):
     return numbered(n_rows, n_features, first, np.float32)
 
 
-def part(n_rows=3, first=0, riders=None, about=None, **how):
+def riders_of(arrays):
+    """As a shard declares what rides along."""
+    return [Rider(name, np.dtype((a.dtype, a.shape[1:])) if a.ndim > 1 else a.dtype) for name, a in arrays.items()]
+
+
+def part_bytes(features, valid, riders, attributes, source=None):
+    """The bytes of a feature shard, from fresh memory."""
+    memory = PartMemory(*features.shape, riders_of(riders))
+    memory.features(len(features))[:] = features
+    return bytes(memory.file(valid, riders, attributes, source or {}))
+
+
+def written_by_hdf5(values, written, attributes, source):
+    """The file, values and all, without a template."""
+    file = io.BytesIO()
+    with h5py.File(file, "w", alignment_threshold=1, alignment_interval=4096) as out:
+        for name, array in values.items():
+            template._allocate(out, name, (array.shape, array.dtype))
+        for name, array in written.items():
+            out.create_dataset(name, data=array, dtype=h5py.string_dtype() if array.dtype.hasobject else None)
+        template.describe(out, attributes)
+        if source:
+            template._write_source(out, source)
+        for name, array in values.items():
+            if array.size:
+                out[name][...] = array
+    return file.getvalue()
+
+
+def part(n_rows=3, first=0, riders=None, attributes=None, n_features=2):
     valid = np.arange(first, first + n_rows) % 5 != 1
-    return part_bytes(feature_rows(n_rows, first, **how), valid, riders or {}, about or {})
+    return part_bytes(feature_rows(n_rows, first, n_features), valid, riders or {}, attributes or {})
+
+
+def shapes_in(path):
+    """Shape and dtype of each dataset in a part, as HDF5 finds them."""
+    with h5py.File(path) as file:
+        return {name: (item.shape, item.dtype) for name, item in file.items() if name != CATEGORIES}
+
+
+def index_of(directory, files, attributes):
+    """The bytes of an index over parts that stand in a directory."""
+    categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
+    return index_bytes(files, [shapes_in(directory / name) for name in files], categories, attributes)
 
 
 def finished(directory, *sizes, riders=None):
@@ -33,7 +81,7 @@ def finished(directory, *sizes, riders=None):
             beside = {"y": np.arange(first, first + size), **(riders or {}).get(i, {})}
             lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
             ledger.replace(lines[-1]["file"], part(size, first, beside))
-        ledger.replace("index.h5", index_bytes(directory, [line["file"] for line in lines], {}))
+        ledger.replace("index.h5", index_of(directory, [line["file"] for line in lines], {}))
         ledger.finish({}, {"parts": lines})
     return directory
 

@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding.partfile import part_bytes
 from pipeline.errors import ShardpressError
 from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.hdf5.child.ask import LIMITS, ask
@@ -24,6 +23,7 @@ from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import fuzzing, hostile
 from tests.support.helpers import numbered, refused, write_shard
+from tests.support.parts import part_bytes
 from tests.support.work import counted
 
 NUMBERS = [*(order + sign + size for order in "<>" for sign in "ui" for size in "248"), "u1", "i1", "?"]
