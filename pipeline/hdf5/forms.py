@@ -22,8 +22,9 @@ import numpy as np
 
 from pipeline.hdf5.limits import MOST_COLUMNS
 
-__all__ = ["Numbers", "is_number", "numbers_of", "rows_of"]
+__all__ = ["PREFERRED", "Numbers", "is_number", "numbers_of", "rows_of"]
 
+PREFERRED = "X"  # the name under which rows are looked for first
 _INDEX = "index"  # what pandas calls the field of a record that is none of the frame's columns
 
 

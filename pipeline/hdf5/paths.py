@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["beside", "normal", "parts_of", "text"]
+__all__ = ["beside", "normal", "parts_of", "split", "text", "under"]
 
 
 def parts_of(path: str) -> list[bytes]:
@@ -20,7 +20,18 @@ def text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
+def split(path: str) -> tuple[str, str]:
+    """A path's group, which is empty at the root, and the last name on it."""
+    group, _, name = path.rstrip("/").rpartition("/")
+    return group, name
+
+
+def under(group: str, name: str) -> str:
+    """The path of what stands under a name in a group."""
+    return f"{group.rstrip('/')}/{name}"
+
+
 def beside(dataset: str, name: str) -> str:
     """The path of what stands under a name in a dataset's group."""
-    group = dataset.rstrip("/").rpartition("/")[0]
-    return f"{group}/{name}" if group else name
+    group, _ = split(dataset)
+    return under(group, name) if group else name

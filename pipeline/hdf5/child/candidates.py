@@ -12,26 +12,15 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.find import (
-    Refused,
-    dtype_of,
-    elsewhere,
-    is_plain,
-    link_of,
-    listing,
-    locate,
-    objects,
-    some,
-)
+from pipeline.hdf5.child.find import Refused, dtype_of, elsewhere, is_plain, link_of, listing, locate, objects, some
 from pipeline.hdf5.child.sparse import is_sparse, n_firsts, parts_and_shape
 from pipeline.hdf5.child.stacked import is_stack
-from pipeline.hdf5.forms import is_number, numbers_of
+from pipeline.hdf5.forms import PREFERRED, is_number, numbers_of
 from pipeline.hdf5.limits import MOST_COLUMNS
-from pipeline.hdf5.paths import parts_of, text
+from pipeline.hdf5.paths import parts_of, split, text, under
 
-__all__ = ["Found", "choose", "find"]
+__all__ = ["Rows", "choose", "find"]
 
-_PREFERRED = "X"
 _MATLAB = b"MATLAB_class"  # an attribute that MATLAB writes to every array
 _OTHERS = "(rows of other files)"
 _WRITE_ROWS = "Write them as one array of two dimensions"
@@ -42,28 +31,14 @@ _IN_THE_ROOT = (
 _BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas frame of the fixed format
 
 
-class Found(NamedTuple):
-    """What holds the rows.
+class Rows(NamedTuple):
+    """What holds the rows."""
 
-    Attributes
-    ----------
-    name : str
-        Its path.
-    parent : object
-        The group that it lies in.
-    form : str
-        As in `pipeline.hdf5.forms`.
-    parts : list of (str, h5py.Dataset)
-        With their paths.
-    shape : tuple of int
-        The rows', first their number.
-    """
-
-    name: str
-    parent: Any
-    form: str
-    parts: list[tuple[str, h5py.Dataset]]
-    shape: tuple[int, ...]
+    name: str  # its path
+    parent: Any  # the group that it lies in
+    form: str  # as in `pipeline.hdf5.forms`
+    parts: list[tuple[str, h5py.Dataset]]  # with their paths
+    shape: tuple[int, ...]  # the rows', first their number
 
 
 # -- searching ---------------------------------------------------------------------------------------------------
@@ -71,31 +46,32 @@ class Found(NamedTuple):
 
 def choose(file: h5py.File, orientation: str | None) -> str:
     """``X``, else the only candidate: a numeric dataset of rank 2 or more, else a table or a sparse matrix."""
-    preferred = _PREFERRED.encode()
+    preferred = PREFERRED.encode()
     there = file.id.links.exists(preferred)
     if there and (link_of(file.id, preferred) or _candidate(h5py.h5o.open(file.id, preferred))):
-        return _PREFERRED
-    found = {name: candidate for name, item in objects(file.id) if (candidate := _candidate(item))}
-    obvious = _obvious(found, orientation)
+        return PREFERRED
+    candidates = {name: candidate for name, item in objects(file.id) if (candidate := _candidate(item))}
+    obvious = _obvious(candidates, orientation)
     if len(obvious) == 1:
         return obvious[0]
+    unfit = [name for name, candidate in candidates.items() if candidate.form == "none"]
     if obvious:
-        raise _none_chosen({name: candidate for name, candidate in found.items() if candidate.form != "none"})
+        raise _none_chosen({name: candidate for name, candidate in candidates.items() if name not in unfit})
+    # None is left but to be told what is wrong with it.
     if there:
-        return _PREFERRED  # and be told what is wrong with it
-    unfit = [name for name, candidate in found.items() if candidate.form == "none"]
-    if unfit or len(found) == 1:
-        return [*unfit, *found][0]  # likewise
+        return PREFERRED
+    if unfit or len(candidates) == 1:
+        return [*unfit, *candidates][0]
     if is_sparse(file.id):
-        return "/"  # likewise
-    raise _none_chosen(found, listing(file))
+        return "/"
+    raise _none_chosen(candidates, listing(file))
 
 
 def _none_chosen(candidates: dict[str, _Candidate], there: str = "") -> Refused:
     listed = some([f"{name} {candidate}" for name, candidate in candidates.items()])
     return Refused(
         f"{f'candidates {listed}' if candidates else f'no candidate among {there}'}, expected a dataset "
-        f"{_PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with --dataset."
+        f"{PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with --dataset."
     )
 
 
@@ -133,40 +109,36 @@ def _candidate(item: Any) -> _Candidate | None:
     if stored is None:
         return None
     if stored.fields is not None:
-        numbers, told = numbers_of(stored) if found.ndim == 1 else None, f"records of {len(stored.fields)} fields"
+        numbers, words = numbers_of(stored) if found.ndim == 1 else None, f"records of {len(stored.fields)} fields"
         if numbers is None:
-            return _Candidate("none", found.shape, told, *found.shape[:1])
-        return _Candidate("table", found.shape, told, found.shape[0], numbers.n)
+            return _Candidate("none", found.shape, words, *found.shape[:1])
+        return _Candidate("table", found.shape, words, found.shape[0], numbers.n)
     return _Candidate("dense", found.shape, str(stored)) if found.ndim >= 2 and stored.kind in "uifb" else None
 
 
-def _obvious(found: dict[str, _Candidate], orientation: str | None) -> list[str]:
+def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
     """Those that may be meant: all dense ones if one of them has several columns, else those of any form.
 
     A single column beside wider rows, with which it rides along, is not; nor a single number or record.
     """
-    sizes = {name: candidate.turned(orientation) for name, candidate in found.items()}
-    wider = {(_group(name), its.n_rows) for name, its in sizes.items() if its.n_inputs > 1}
+    sizes = {name: candidate.turned(orientation) for name, candidate in candidates.items()}
+    wider = {(split(name)[0], its.n_rows) for name, its in sizes.items() if its.n_inputs > 1}
     obvious = []
     for name, its in sizes.items():
         is_lone = its.n_rows == 1 and (its.n_inputs == 1 or its.form == "table")
-        rides = its.n_inputs == 1 and (_group(name), its.n_rows) in wider
+        rides = its.n_inputs == 1 and (split(name)[0], its.n_rows) in wider
         # Of a pandas frame no column is more than others.
-        is_block = _BLOCK.fullmatch(name.rpartition("/")[2])
+        is_block = _BLOCK.fullmatch(split(name)[1])
         if its.form != "none" and (is_block or not (is_lone or rides)):
             obvious.append(name)
     dense = [name for name in obvious if sizes[name].form in ("dense", _OTHERS)]
     return dense if any(sizes[name].n_inputs != 1 for name in dense) else obvious
 
 
-def _group(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
 # -- what a name stands for ----------------------------------------------------------------------------------------
 
 
-def find(file: h5py.File, name: str, orientation: str | None) -> Found:
+def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
     """What a name stands for, as rows.
 
     Parameters
@@ -183,11 +155,11 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Found:
             if not parts_of(name):
                 raise Refused(_IN_THE_ROOT, name)
             parts, shape = parts_and_shape(here, name, orientation)
-            return Found(name, parent, "sparse", parts, shape)
+            return Rows(name, parent, "sparse", parts, shape)
         frame = _frame(here)
         if frame is None:
             raise Refused(_of_group(here, name), name)
-        return find(file, f"{name.rstrip('/')}/{frame}", orientation)
+        return find(file, under(name, frame), orientation)
     if not _is_dataset(here):
         raise Refused("a named type, expected a dataset", name)
     rows = h5py.Dataset(here)
@@ -195,13 +167,13 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Found:
     numbers = numbers_of(dtype_of(rows) or np.dtype("V1")) if rows.ndim == 1 else None
     if numbers is not None:
         _check_table(rows, name, orientation)
-        return Found(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
+        return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
     if rows.ndim == 1 and is_sparse(parent):
-        raise Refused(f"rank 1, a part of the sparse matrix {name.rpartition('/')[0]}: name that one", name)
+        raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}: name that one", name)
     _check_rows(rows, name, orientation)
     if orientation == "columns":
-        return Found(name, parent, "columns", [(name, rows)], (rows.shape[-1], *rows.shape[:-1]))
-    return Found(name, parent, "dense", [(name, rows)], rows.shape)
+        return Rows(name, parent, "columns", [(name, rows)], (rows.shape[-1], *rows.shape[:-1]))
+    return Rows(name, parent, "dense", [(name, rows)], rows.shape)
 
 
 def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
@@ -275,7 +247,7 @@ def _is_dataset(item: Any) -> bool:
 
 def _of_group(group: Any, name: str) -> str:
     found = {path: candidate for path, item in objects(group) if (candidate := _candidate(item))}
-    listed = some([f"{name.rstrip('/')}/{path} {candidate}" for path, candidate in found.items()])
+    listed = some([f"{under(name, path)} {candidate}" for path, candidate in found.items()])
     if group.links.exists(b"block1_values"):
         return f"a pandas frame of several types ({listed}). {_WRITE_ROWS}: df.to_numpy(); or name one of these."
     if _is_matlab_sparse(group):

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, held, is_plain, link_of
 from pipeline.hdf5.limits import MOST_COLUMNS
-from pipeline.hdf5.paths import text
+from pipeline.hdf5.paths import text, under
 
 __all__ = ["is_sparse", "n_firsts", "parts_and_shape"]
 
@@ -55,7 +55,7 @@ def parts_and_shape(
     orientation : str, optional
         ``columns`` if the matrix's columns are the rows, and not its rows.
     """
-    parts = [(f"{name.rstrip('/')}/{text(part)}", _part(group, part, name)) for part in _PARTS]
+    parts = [(under(name, text(part)), _part(group, part, name)) for part in _PARTS]
     (n_values,), (n_columns,), (n_firsts,) = (found.shape for _, found in parts)
     shape = _shape(group, name)
     of_columns, by_columns = orientation == "columns", _by_columns(group, shape, n_firsts)

@@ -1,6 +1,6 @@
 """What a master file stacks: which rows of which other files. The child tells it, and follows nothing.
 
-Only `sandbox` runs this. What it answers is a claim that `master` checks.
+Only `server` runs this. What it answers is a claim that `shards.master` checks.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 import h5py
 
 from pipeline.hdf5.child.find import Refused, locate, objects, some
+from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
-from pipeline.hdf5.paths import text
+from pipeline.hdf5.paths import split, text
 
 __all__ = ["is_stack", "stacked"]
 
-_PREFERRED = b"X"
 _LISTED = 20
 _ENDLESS = 2**63
 
@@ -40,17 +40,16 @@ def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None
         Empty: no arrays.
     """
     if dataset is None:
-        dataset = "X" if file.id.links.exists(_PREFERRED) else _only(file)
-    facts = None if dataset is None else _told(file, dataset)
-    return facts, []
+        dataset = PREFERRED if file.id.links.exists(PREFERRED.encode()) else _only(file)
+    return None if dataset is None else _stack(file, dataset), []
 
 
 def _only(file: h5py.File) -> str | None:
     """The only virtual dataset of rank 2 or more, or group of external links."""
-    found = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
-    if len(found) > 1:
-        raise Refused(f"candidates {some(found)} stack rows of other files, expected one. Name it with --dataset.")
-    return found[0] if found else None
+    names = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
+    if len(names) > 1:
+        raise Refused(f"candidates {some(names)} stack rows of other files, expected one. Name it with --dataset.")
+    return names[0] if names else None
 
 
 def is_stack(item: Any) -> bool:
@@ -60,10 +59,9 @@ def is_stack(item: Any) -> bool:
     return isinstance(item, h5py.h5d.DatasetID) and len(_virtual_shape(item) or ()) >= 2
 
 
-def _told(file: h5py.File, dataset: str) -> dict[str, Any] | None:
-    above, _, last = dataset.rstrip("/").rpartition("/")
-    group = locate(file, above)[1]
-    name = last.encode("utf-8", "surrogateescape")
+def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
+    above, last = split(dataset)
+    group, name = locate(file, above)[1], last.encode("utf-8", "surrogateescape")
     if isinstance(group, h5py.h5g.GroupID) and name in _external_links(group):
         return {"dataset": dataset, "links": [_link(group, name)], "beside": []}
     parent, item = locate(file, dataset)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.paths import beside, parts_of, text
 from pipeline.hdf5.plain.datasets import Dataset, dataset_of, layout_claim, name_of
 from pipeline.hdf5.plain.groups import links, root
@@ -99,8 +100,8 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
 
 def _chosen(there: Mapping[bytes, int], objects: Mapping[int, Dataset | None]) -> bytes:
     """``X``, else the only candidate, where there is no group in which there may be more."""
-    if b"X" in there:
-        return b"X"
+    if PREFERRED.encode() in there:
+        return PREFERRED.encode()
     (address,) = (address for address, found in objects.items() if found is None or found.is_candidate)
     return next(name for name, its in there.items() if its == address)
 
