@@ -1,4 +1,4 @@
-"""Rows straight from the file, without HDF5 and its global lock: bytes from where the gate found them, decoded here.
+"""Rows straight from the file, without HDF5 and its global lock: bytes from where they were found to lie, decoded here.
 
 Each read opens the file anew, and makes sure that it is the vetted one before and after. Of a chunked dataset, one
 chunk at a time is in memory; what must be converted is so a piece at a time.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -197,9 +197,9 @@ def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
     first = 0
     while first < len(out):
         place = [wanted.layout.name, wanted.start + first, wanted.start + len(out), wanted.axis]
-        facts, arrays = ask("values", descriptor, place, wanted.where)
+        answer, arrays = ask("values", descriptor, place, wanted.where)
         try:
-            values = _told(facts, arrays, wanted.layout.dtype, out.shape[1:])
+            values = _answered(answer, arrays, wanted.layout.dtype, out.shape[1:])
             out[first : first + len(values)] = values
         except (TypeError, ValueError, LookupError) as error:
             raise DataError(
@@ -209,10 +209,10 @@ def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
         first += len(values)
 
 
-def _told(facts: dict, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _answered(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """Values of a shape each."""
     *lengths, data = arrays
-    n = facts["n"]
+    n = answer["n"]
     if type(n) is not int or n < 1 or data.dtype != np.uint8:
         raise ValueError("values")
     if not dtype.hasobject:

@@ -13,14 +13,14 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import numpy as np
@@ -41,22 +41,13 @@ _GRACE = 10.0  # seconds beyond its own patience, after which the child itself c
 
 @dataclass
 class Limits:
-    """What one answer may cost.
+    """What one answer may cost."""
 
-    Attributes
-    ----------
-    seconds : float
-        Of processor time.
-    patience : float
-        Seconds by the clock: many more, or a busy machine would have sound files refused.
-    memory : int
-        Bytes of address space beyond what the child has when it starts: the places of as many chunks as `probe` allows
-        (100 MB), twice while they are sent, HDF5's cache of metadata (32 MB), one chunk of 64 MiB before and after
-        decompression.
-    """
-
-    seconds: float = 120
-    patience: float = 1200
+    seconds: float = 120  # of processor time
+    patience: float = 1200  # seconds by the clock: many more, or a busy machine would have sound files refused
+    # Bytes of address space beyond what the child has when it starts: the places of as many chunks as are allowed
+    # (100 MB), twice while they are sent, HDF5's cache of metadata (32 MB), one chunk of 64 MiB before and after it is
+    # decompressed.
     memory: int = 2**29
 
 
@@ -67,10 +58,6 @@ class _Died(Exception):
     """The child is not there any more."""
 
 
-class _Flooded(Exception):
-    """The child's fork says more than it could have to say."""
-
-
 class _Keeper:
     """One child."""
 
@@ -78,14 +65,7 @@ class _Keeper:
         command = [sys.executable, "-I", "-c", _PROGRAM.format(_ROOT)]
         # Not a fork of this process, which has threads that may hold a lock; and a session of its own, so that Ctrl-C
         # does not reach it while Python starts.
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_environment(),
-            bufsize=0,
-            start_new_session=True,
-        )
+        self._process = Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, env=_environment(), start_new_session=True)
         self._owner = os.getpid()
 
     @property
@@ -125,7 +105,10 @@ class _Keeper:
             line += said
             if not events or (keeper in events and not said):
                 raise _Died
-        _drain(reader, body)
+            if len(body) > MOST_ANSWER_BYTES:
+                self.end()  # and with it the fork, which would never stop
+                return {"end": "flood", "detail": None}, body
+        _drain(reader, body)  # what was left when the fork ended
         return json.loads(line), body
 
     def end(self) -> None:
@@ -141,12 +124,10 @@ class _Keeper:
 
 
 def _drain(reader: int, body: bytearray) -> None:
-    """Take what is in the pipe."""
+    """Take what is in the pipe, but of more than there may be no more than that it is more."""
     with suppress(BlockingIOError):
-        while data := os.read(reader, 2**20):
+        while len(body) <= MOST_ANSWER_BYTES and (data := os.read(reader, 2**20)):
             body += data
-            if len(body) > MOST_ANSWER_BYTES:
-                raise _Flooded
 
 
 _idle: list[_Keeper] = []  # taking one out and putting one back are atomic
@@ -158,7 +139,7 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
     Parameters
     ----------
     what : str
-        ``describe`` or ``values``, functions of `probe`, or ``stacked``.
+        ``describe``, ``values`` or ``stacked``, functions of `child`.
     descriptor : int
         The open file's. The child opens the same inode, whatever lies at its path meanwhile.
     arguments : sequence
@@ -168,7 +149,7 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
 
     Returns
     -------
-    facts : object
+    answer : object
         What JSON can hold. Nothing of it is to be trusted.
     arrays : list of ndarray
         Neither.
@@ -176,33 +157,25 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
     Raises
     ------
     DataError
-        When the file is refused, with `walk.Refused` as the cause; or when the child did not survive it.
+        When the file is refused, with `find.Refused` as the cause; or when the child did not survive it.
     ReadFailed
         When the storage failed meanwhile.
     SystemLimit
         When no child can be started.
     """
-    request = {
-        "pid": os.getpid(),
-        "file": descriptor,
-        "seconds": LIMITS.seconds,
-        "patience": LIMITS.patience,
-        "memory": LIMITS.memory,
-        "ask": what,
-        "arguments": arguments,
-    }
+    request = {"pid": os.getpid(), "file": descriptor, "ask": what, "arguments": arguments, **asdict(LIMITS)}
     head, body = _asked(request, where)
     if head["end"] != "answered":
         raise _lost(head, where)
     try:
-        told, arrays = _unpacked(body)
+        said, arrays = _unpacked(body)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{where}: the HDF5 library went astray on this file ({shown(error)}). Do not use it."
         ) from error
-    if "facts" in told:
-        return told["facts"], arrays
-    raise _refusal(told, where) from (Refused(_words(told["refused"])) if "refused" in told else None)
+    if "answer" in said:
+        return said["answer"], arrays
+    raise _refusal(said, where) from (Refused(_words(said["refused"])) if "refused" in said else None)
 
 
 def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
@@ -214,9 +187,6 @@ def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearr
         except _Died:
             keeper.end()
             continue
-        except _Flooded:
-            keeper.end()
-            return {"end": "flood", "detail": None}, bytearray()
         except BaseException:
             keeper.end()  # what it still has to say would be taken for the next answer
             raise
@@ -265,8 +235,8 @@ def _environment() -> dict[str, str]:
 def _unpacked(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
     """A JSON line, and the arrays that it announces: of two dtypes only, and exactly as many bytes."""
     offset = body.index(b"\n") + 1
-    told, arrays = json.loads(body[:offset]), []
-    for code, shape in told["arrays"]:
+    said, arrays = json.loads(body[:offset]), []
+    for code, shape in said["arrays"]:
         if code not in ("<i8", "|u1") or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("an array of another kind")
         array = np.frombuffer(body, np.dtype(code), prod(shape), offset).reshape(shape)
@@ -274,7 +244,7 @@ def _unpacked(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
         arrays.append(array)
     if offset != len(body):
         raise ValueError(f"{len(body)} bytes")
-    return told, arrays
+    return said, arrays
 
 
 def _lost(head: dict[str, Any], where: str) -> Exception:
@@ -289,25 +259,25 @@ def _lost(head: dict[str, Any], where: str) -> Exception:
     return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")
 
 
-def _refusal(told: dict[str, Any], where: str) -> Exception:
-    if "refused" in told:
-        dataset = told.get("dataset")
+def _refusal(said: dict[str, Any], where: str) -> Exception:
+    if "refused" in said:
+        dataset = said.get("dataset")
         place = f"{where} dataset={shown(dataset)}" if dataset is not None else where
-        return DataError(f"{place}: {_words(told['refused'])}")
-    if "memory" in told:
+        return DataError(f"{place}: {_words(said['refused'])}")
+    if "memory" in said:
         return DataError(
             f"{where}: the HDF5 library ran out of its memory limit of {LIMITS.memory >> 20} MiB on this file. It is "
             "damaged or forged: do not use it."
         )
-    if "system" in told:
-        return SystemLimit(f"{where}: the process that looks at it cannot open it: {_words(told['system'])}.")
-    words = _words(told.get("failed"))
-    if told.get("errno") in _STORAGE:
+    if "system" in said:
+        return SystemLimit(f"{where}: the process that looks at it cannot open it: {_words(said['system'])}.")
+    words = _words(said.get("failed"))
+    if said.get("errno") in _STORAGE:
         return ReadFailed(f"{where}: {words}. Check the storage, then type the same command again.")
     return DataError(f"{where}: its structure cannot be read: {words}. The file is damaged: copy it again.")
 
 
-def _words(told: object) -> str:
+def _words(said: object) -> str:
     """What the child says, for people: it may have been made to say anything."""
-    words = str(told)
+    words = str(said)
     return shown(words[:_MOST_WORDS] + "..." if len(words) > _MOST_WORDS else words)

@@ -1,7 +1,7 @@
 """What the child finds: libhdf5 looks into a file that nobody trusts, and says in plain values what lies where.
 
-Only `sandbox` runs this, in a process that has limits and ends after one answer. What it answers is a claim that `gate`
-checks.
+Only `server` runs this, in a process that has limits and ends after one answer. What it answers is a claim, which
+`layout.layout_of` and whoever asked check.
 """
 
 from __future__ import annotations
@@ -17,12 +17,7 @@ from pipeline.hdf5.child.candidates import choose, find
 from pipeline.hdf5.child.find import Refused, attribute, dataset_at, elsewhere
 from pipeline.hdf5.child.layouts import bytes_of, filters_of, layout_claim
 from pipeline.hdf5.child.riders import find_carried, find_riders
-from pipeline.hdf5.limits import (
-    ANSWER_BYTES,
-    MOST_ANSWER_BYTES,
-    MOST_LEFT_OUT,
-    MOST_NAMES,
-)
+from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT, MOST_NAMES
 from pipeline.hdf5.paths import beside, normal, text
 
 __all__ = ["describe", "values"]
@@ -123,17 +118,19 @@ def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> 
     if elsewhere(found):
         raise Refused("its values lie elsewhere", name)
     filters_of(found.id.get_create_plist(), name)
+
+    def read(first: int, n: int) -> np.ndarray:
+        some = slice(first, min(stop, first + n))
+        return np.moveaxis(found[..., some] if axis else found[some], axis, 0)
+
     if not found.dtype.hasobject:
         row_bytes = max(1, prod(found.shape) // found.shape[axis] * found.dtype.itemsize)
-        some = slice(start, min(stop, start + max(1, ANSWER_BYTES // row_bytes)))
-        rows = np.moveaxis(found[..., some] if axis else found[some], axis, 0)
+        rows = read(start, max(1, ANSWER_BYTES // row_bytes))
         return {"n": len(rows)}, [bytes_of(np.ascontiguousarray(rows))]
     texts: list[bytes] = []
     n_bytes = 0
     while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
-        first = start + len(texts)
-        some = slice(first, min(stop, first + _TEXTS))
-        more = (found[..., some] if axis else found[some]).reshape(-1)
+        more = read(start + len(texts), _TEXTS).reshape(-1)
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:

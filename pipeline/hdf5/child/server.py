@@ -1,6 +1,6 @@
 """The child: a process that waits, and forks for each file one that may look at that file and at nothing else.
 
-`gatekeeper` starts this as a program of its own; it loads h5py once. Whatever a file does to libhdf5, it does to one
+`ask` starts this as a program of its own; it loads h5py once. Whatever a file does to libhdf5, it does to one
 fork, which has limits on memory and time and ends with its answer.
 """
 
@@ -72,7 +72,7 @@ def _warm_up() -> None:
         names = (None, "X", "table", "sparse", "soft", "external", "nowhere", "\udcff\n")
         asked = [(describe, (name, orientation)) for name in names for orientation in (None, "columns")]
         for ask, arguments in [*asked, (values, ("X", 0, 2, -1)), *((values, (name, 0, 4)) for name in file)]:
-            _told(ask, file, arguments)
+            _answered(ask, file, arguments)
 
 
 def _attend(request: dict[str, Any]) -> tuple[str, object]:
@@ -143,22 +143,22 @@ def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
         file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # from here on nothing more can be opened
         ask = {"describe": describe, "values": values, "stacked": stacked}[request["ask"]]
-        _reply(*_told(ask, file, request["arguments"]))
+        _reply(*_answered(ask, file, request["arguments"]))
     except BaseException as error:
         _reply(*_failure(error))
     os._exit(0)
 
 
-def _told(ask: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _answered(ask: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
-        facts, arrays = ask(file, *arguments)
-        return {"facts": facts}, arrays
+        answer, arrays = ask(file, *arguments)
+        return {"answer": answer}, arrays
     except BaseException as error:
         return _failure(error)
 
 
 def _failure(error: BaseException) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """What is told instead of an answer. No exception crosses the pipe, as that would take a pickle."""
+    """What is said instead of an answer. No exception crosses the pipe, as that would take a pickle."""
     is_hdf5s = isinstance(error, (OSError, RuntimeError, KeyError)) and error.args
     words = str(error.args[-1]) if is_hdf5s else f"{type(error).__name__}: {error}"
     if isinstance(error, Refused):
@@ -169,9 +169,9 @@ def _failure(error: BaseException) -> tuple[dict[str, Any], list[np.ndarray]]:
     return {"failed": words, "errno": int(number[1]) if number else getattr(error, "errno", None)}, []
 
 
-def _reply(facts: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+def _reply(said: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
     """A JSON line and the arrays' bytes."""
-    line = {**facts, "arrays": [[array.dtype.str, array.shape] for array in arrays]}
+    line = {**said, "arrays": [[array.dtype.str, array.shape] for array in arrays]}
     _write(1, json.dumps(line).encode() + b"\n")
     for array in arrays:
         _write(1, array.reshape(-1).view(np.uint8).data)
