@@ -164,9 +164,9 @@ def persistently(read: Callable[[], T], where: str) -> T:
         try:
             return read()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM):
-                raise stand_in(error, where) from error
-            failure = error
+            failure, meaning = error, stand_in(error, where)
+            if isinstance(meaning, (SystemLimit, NotPermitted)):
+                raise meaning from error
         if i + 1 < _TRIES:
             log.warning("%s: %s, trying again", where, failure.strerror)
             FILES.sleep(_PAUSE * 2**i)

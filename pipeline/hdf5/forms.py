@@ -9,7 +9,7 @@
 ``table``
     One of compound records, in which equal numbers lie side by side (PyTables, pandas, NumPy's structured arrays).
 
-Plain values only. The child asks here what it has found, and the gate whether what is said of it can be.
+Plain values only. The child asks here what it has found, and who asked it whether what it says can be.
 """
 
 from __future__ import annotations
@@ -29,22 +29,12 @@ _INDEX = "index"  # what pandas calls the field of a record that is none of the 
 
 
 class Numbers(NamedTuple):
-    """Where in every record of a table its numbers lie.
-
-    Attributes
-    ----------
-    dtype : dtype
-    offset : int
-        Of the first one's bytes.
-    n : int
-    names : tuple of str
-        Theirs, where each is a field of its own.
-    """
+    """Where in every record of a table its numbers lie."""
 
     dtype: np.dtype
-    offset: int
+    offset: int  # of the first one's bytes
     n: int
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # theirs, where each is a field of its own
 
 
 def is_number(dtype: np.dtype) -> bool:
@@ -66,19 +56,15 @@ def numbers_of(record: np.dtype) -> Numbers | None:
         del fields[0]
     if not fields:
         return None
-    first, base = fields[0][0], _base(fields[0][2])[0]
+    first, base = fields[0][0], fields[0][2].base
     n, names = 0, []
     for offset, name, dtype in fields:
-        its, shape = _base(dtype)
+        its, shape = dtype.base, dtype.shape
         if its != base or not is_number(its) or len(shape) > 1 or offset != first + n * base.itemsize:
             return None
         n += prod(shape)
         names.append(name)
     return Numbers(base, first, n, tuple(names) if n == len(names) else ())
-
-
-def _base(dtype: np.dtype) -> tuple[np.dtype, tuple[int, ...]]:
-    return dtype.subdtype or (dtype, ())
 
 
 def rows_of(

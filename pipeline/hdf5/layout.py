@@ -147,15 +147,10 @@ def _dtype(claim: Any) -> np.dtype:
         dtype = np.dtype((_dtype(claim["of"]), _whole(claim["shape"], 1, MOST_ITEM)))
     elif "fields" in claim:
         names, formats, offsets = map(list, zip(*claim["fields"], strict=True))
-        (itemsize,) = _whole([claim["itemsize"]], 1, MOST_ITEM)
-        places = list(_whole(offsets, 0, MOST_ITEM))
-        fields = {
-            "names": names,
-            "formats": [_dtype(each) for each in formats],
-            "offsets": places,
-            "itemsize": itemsize,
-        }
-        dtype = np.dtype(fields)  # type: ignore[call-overload]
+        places = [*_whole(offsets, 0, MOST_ITEM)]
+        record: dict[str, Any] = {"names": names, "formats": [*map(_dtype, formats)], "offsets": places}
+        (record["itemsize"],) = _whole([claim["itemsize"]], 1, MOST_ITEM)
+        dtype = np.dtype(record)  # type: ignore[call-overload]
     elif claim["code"] == "|O":
         dtype = np.dtype("O")
     elif _CODE.fullmatch(claim["code"]):

@@ -215,8 +215,8 @@ def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
 
 
 def _records(stored: np.dtype) -> str:
-    bases = {name: dtype.subdtype or (dtype, ()) for name, (dtype, *_) in (stored.fields or {}).items()}
-    fields = [f"{name} {' x '.join(map(str, (*shape, dtype)))}" for name, (dtype, shape) in bases.items()]
+    dtypes = {name: dtype for name, (dtype, *_) in (stored.fields or {}).items()}
+    fields = [f"{name} {' x '.join(map(str, (*its.shape, its.base)))}" for name, its in dtypes.items()]
     return f"compound records of {len(fields)} fields ({some(fields)})"
 
 
