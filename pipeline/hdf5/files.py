@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TypeVar
 
 from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, shown
@@ -31,35 +32,15 @@ _PAUSE = 0.2  # seconds before the second try, doubled before each later one
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
 
 
-class Files:
-    """The system calls that read, one method each; all of them raise `OSError`."""
-
-    def stat(self, path: str) -> os.stat_result:
-        """What lies at a path."""
-        return os.stat(path)
-
-    def open(self, path: str) -> int:
-        """Open for reading; never waits, as for a FIFO's other end."""
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-
-    def fstat(self, descriptor: int) -> os.stat_result:
-        """What is open."""
-        return os.fstat(descriptor)
-
-    def preadv(self, descriptor: int, buffer: memoryview, offset: int) -> int:
-        """Read some of it; how many bytes."""
-        return os.preadv(descriptor, [buffer], offset)
-
-    def close(self, descriptor: int) -> None:
-        """Let go of a file."""
-        os.close(descriptor)
-
-    def sleep(self, seconds: float) -> None:
-        """Wait before another try."""
-        time.sleep(seconds)
-
-
-FILES = Files()
+_HOW = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY  # never waits, as for a FIFO's other end
+FILES = SimpleNamespace(
+    stat=os.stat,
+    open=lambda path: os.open(path, _HOW),
+    fstat=os.fstat,
+    preadv=lambda descriptor, buffer, offset: os.preadv(descriptor, [buffer], offset),
+    close=os.close,
+    sleep=time.sleep,
+)
 
 
 @dataclass(frozen=True)
