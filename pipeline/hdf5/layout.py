@@ -12,8 +12,7 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.hdf5.filters.codecs import objection
-from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM
-from pipeline.hdf5.superblock import SMALLEST
+from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
 __all__ = ["Layout", "check_places", "grid_of", "layout_of"]
 

@@ -23,12 +23,15 @@ __all__ = [
     "MOST_PIECES",
     "MOST_RIDERS",
     "MOST_WORDS",
+    "SMALLEST",
 ]
 
 # By their numbers: HDF5's own, and those that are registered.
 FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 5: "n-bit", 6: "scale-offset", 307: "bzip2"}
 FILTERS |= {32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd"}
 ASKED = frozenset({5, 6})  # which the child has HDF5 undo
+
+SMALLEST = 48  # bytes of the shortest superblock: no data can lie before its end
 
 MOST_OBJECTS = 100_000  # that are looked at, in one group or while a dataset is searched
 MOST_DEPTH = 32  # of groups

@@ -41,11 +41,7 @@ def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
 
 def is_utf8(name: bytes) -> bool:
     """Whether a dataset of this name can be written."""
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return name.decode(errors="ignore").encode() == name
 
 
 class LeftOut:

@@ -12,16 +12,15 @@ from typing import NamedTuple
 
 from pipeline.errors import DataError
 from pipeline.hdf5.files import read_into
+from pipeline.hdf5.plain.headers import Kind, messages
+from pipeline.hdf5.plain.metadata import Metadata
 
-__all__ = ["SIGNATURE", "SMALLEST", "Superblock", "check_superblock", "signature_at"]
-
-SMALLEST = 48  # bytes of the shortest superblock: no data can lie before its end
+__all__ = ["SIGNATURE", "Superblock", "check_superblock", "signature_at"]
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SMALLEST_USER_BLOCK = 512
 _LONGEST = 128
 _OPEN_FLAGS = 0b101  # written to, or written to while others read
-_DRIVER_MESSAGE = 0x14
 _OTHERS = [  # beginnings in small letters
     ((b"version https://git-lfs",), " but a Git LFS pointer to one. Run: git lfs pull"),
     ((b"<!doctype html", b"<html"), " but a web page. Download it again."),
@@ -120,7 +119,7 @@ def _check(descriptor: int, size: int, place: int, head: bytes, where: str) -> N
     if found.version < 2:
         split = found.fourth != found.nowhere
     else:
-        split = found.second != found.nowhere and _names_driver(descriptor, size, place + found.second)
+        split = found.second != found.nowhere and _names_driver(descriptor, size, place, found.second)
     if split:
         raise DataError(f"{where}: its data lie in several files (an HDF5 driver), expected one. Join them: h5repart.")
     if found.version == 3 and head[11] & _OPEN_FLAGS:
@@ -145,21 +144,14 @@ def _at(descriptor: int, offset: int, n_bytes: int) -> bytes:
     return bytes(buffer)
 
 
-def _names_driver(descriptor: int, size: int, extension: int) -> bool:
-    """Whether the superblock's extension, an object header of version 2, has a driver message in its first part.
+def _names_driver(descriptor: int, size: int, place: int, extension: int) -> bool:
+    """Whether the superblock's extension, an object header, has a driver message.
 
-    HDF5 writes it nowhere else. Of any other form the driver is left to HDF5, which opens no second file for it either.
+    Where that header is not plain the driver is left to HDF5, which opens no second file for it either.
     """
-    head = _at(descriptor, extension, max(0, min(size - extension, 2**10)))
-    if head[:4] != b"OHDR" or len(head) < 6:
+    try:
+        return Kind.DRIVER in messages(Metadata(descriptor, size, place), extension)
+    except OSError:
+        raise
+    except Exception:
         return False
-    flags = head[5]
-    place = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
-    width = 1 << (flags & 3)
-    end = min(len(head), place + width + int.from_bytes(head[place : place + width], "little"))
-    place += width
-    while place + 4 <= end:
-        if head[place] == _DRIVER_MESSAGE:
-            return True
-        place += 4 + 2 * bool(flags & 0x04) + int.from_bytes(head[place + 1 : place + 3], "little")
-    return False

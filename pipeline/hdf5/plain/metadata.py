@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 
 from pipeline.hdf5.files import read_into
-from pipeline.hdf5.superblock import SMALLEST
+from pipeline.hdf5.limits import SMALLEST
 
 __all__ = ["MOST_BYTES", "NOWHERE", "Metadata", "Odd", "checked", "checksum", "expect"]
 
