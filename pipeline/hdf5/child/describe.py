@@ -25,9 +25,6 @@ __all__ = ["describe", "values"]
 _TEXTS = 1024  # read at once: how long texts are is known afterwards only
 
 
-# -- describing --------------------------------------------------------------------------------------------------
-
-
 def describe(
     file: h5py.File, dataset: str | None, orientation: str | None = None, carry: Sequence[str] = ()
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -99,9 +96,6 @@ def _fill_value(rows: h5py.Dataset) -> float | None:
     value = attribute(rows.id, b"_FillValue", fits)
     number = None if value is None else value.item()
     return number if number is not None and isfinite(number) else None
-
-
-# -- values that only HDF5 can read ------------------------------------------------------------------------------
 
 
 def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Where the bytes of a dataset lie, as HDF5 tells it to the child, in plain values."""
+"""Where the bytes of a dataset lie, as HDF5 tells it to the child: in plain values, which the parent checks."""
 
 from __future__ import annotations
 

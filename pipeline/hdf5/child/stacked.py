@@ -92,9 +92,6 @@ def _link(group: Any, name: bytes) -> list[str]:
     return [text(name), *map(text, group.links.get_val(name))]
 
 
-# -- virtual datasets --------------------------------------------------------------------------------------------
-
-
 def _virtual_shape(item: Any) -> tuple[int, ...] | None:
     """A virtual dataset's shape; None of any other. HDF5 itself would look into the files that it is made of."""
     properties = item.get_create_plist()
@@ -130,9 +127,6 @@ def _box(space: Any) -> list[list[int]] | None:
             return None
         box.append([first, first + count * block])
     return box
-
-
-# -- beside them -------------------------------------------------------------------------------------------------
 
 
 def _beside(group: Any, shape: tuple[int, ...] | None) -> list[str]:

@@ -58,7 +58,7 @@ def dataset_of(header: Messages, end: int) -> Dataset:
         expect(int.from_bytes(body[:4], "little") in (0, dtype[2]), len(body) >= 4)
     filters = [each for body in header.get(Kind.FILTERS, []) for each in _filters(body)]
     found = _stored(header[Kind.LAYOUT][0], Dataset(header, shape, most, dtype, filters, ""), end)
-    expect(found.chunks or not filters)
+    expect(found.chunks or not filters, len(dict(filters)) == len(filters))
     return found
 
 
@@ -76,7 +76,7 @@ def _filters(body: bytes) -> Iterator[list[Any]]:
     """Codes and values (IV.A.2.l)."""
     version, n = body[:2]
     expect(version in (1, 2), n <= len(FILTERS))
-    place, seen = {1: 8, 2: 2}[version], set()
+    place = {1: 8, 2: 2}[version]
     for _ in range(n):
         (code,) = struct.unpack_from("<H", body, place)
         if version == 1 or code >= 256:
@@ -87,11 +87,10 @@ def _filters(body: bytes) -> Iterator[list[Any]]:
             place += 6
         place += n_name
         values = list(struct.unpack_from(f"<{n_values}I", body, place))
-        expect(code not in ASKED, code not in seen, flags in (0, 1), version == 2 or n_name % 8 == 0)
+        expect(code not in ASKED, flags in (0, 1), version == 2 or n_name % 8 == 0)
         expect(objection(code, values, "") is None)
         yield [code, values]
         place += 4 * (n_values + (n_values % 2 if version == 1 else 0))
-        seen.add(code)
 
 
 def _check_fill(body: bytes, itemsize: int) -> None:
@@ -158,9 +157,6 @@ def _index(file: Metadata, found: Dataset) -> np.ndarray:
     expect(not any(n % size for n, size in zip(keys[-1, 1:].tolist(), sizes, strict=True)))
     index[0], index[1], index[2] = places + np.uint64(file.base), keys[:-1, 0] & 0xFFFFFFFF, keys[:-1, 0] >> 32
     return index
-
-
-# -- types and attributes ----------------------------------------------------------------------------------------
 
 
 def _numbers() -> dict[bytes, Type]:

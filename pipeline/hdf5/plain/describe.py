@@ -1,7 +1,7 @@
 """Plain files, understood without HDF5: most shards are as simple as HDF5 can write them.
 
 A child that looks at a file costs a fork, which is more than all else that is done to a small shard. Here the same is
-found in pure Python. The answer is what `probe.describe` would give, and is checked like that; or there is none,
+found in pure Python. The answer is what `child.describe` would give, and is checked like that; or there is none,
 wherever anything is not plain, and the child is asked. Nothing is refused here.
 """
 
@@ -35,17 +35,15 @@ def describe_plain(
         Of the open file, whose superblock has been checked.
     size : int
         Its bytes.
-    dataset : str, optional
-        The dataset that holds the rows. With none: ``X``, else the only candidate.
-    orientation : str, optional
-        ``rows`` or ``columns``: along which axis the rows lie.
+    dataset, orientation : str, optional
+        As for `child.describe.describe`.
     base : int
         Where the superblock lies.
 
     Returns
     -------
     tuple of (dict, list of ndarray), or None
-        As of `probe.describe`, in lists as JSON has them. None when the child is to be asked.
+        As of `child.describe.describe`, in lists as JSON has them. None when the child is to be asked.
 
     Raises
     ------
@@ -73,29 +71,44 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
         raise Odd
     across = orientation == "columns"
     shape = (rows.shape[-1], *rows.shape[:-1]) if across else rows.shape
+    # Attributes by which the child would answer otherwise, or refuse.
     notable = {b"columns", b"_FillValue"} | (set() if orientation else {b"MATLAB_class"})
     expect(rows.is_candidate, prod(shape[1:]), notable.isdisjoint(map(name_of, rows.header.get(Kind.ATTRIBUTE, []))))
     arrays: list[np.ndarray] = []
-    layouts = [layout_claim(file, rows, dataset, arrays)]
+    answer = {
+        "dataset": dataset,
+        "columns": None,
+        "fill_value": None,
+        "form": "columns" if across else "dense",
+        "shape": list(shape),
+        "rows": [layout_claim(file, rows, dataset, arrays)],
+    }
+    others = {other: objects[address] for other, address in there.items() if other != name}
+    riders, left_out = _riders(file, others, dataset, shape, arrays)
+    return {**answer, "riders": riders, "left_out": left_out.claims}, arrays
+
+
+def _riders(
+    file: Metadata,
+    others: Mapping[bytes, Dataset | None],
+    rows: str,
+    shape: tuple[int, ...],
+    arrays: list[np.ndarray],
+) -> tuple[list[dict[str, Any]], LeftOut]:
+    """As of `child.riders.find_riders`, of what stands under other names beside the rows."""
     riders, left_out = [], LeftOut()
-    for rider, address in there.items():
-        found = objects[address]
-        if rider == name:
-            continue
+    for name, found in others.items():
         if found is None:
-            left_out.note(rider, A_GROUP, is_missed=False)
+            left_out.note(name, A_GROUP, is_missed=False)
         elif not rides(found.shape, shape[0]):
             if found.shape:
-                left_out.note(rider, *misfit(found.shape, shape))
-        elif not is_utf8(rider):
-            left_out.note(rider, NOT_UTF8)
+                left_out.note(name, *misfit(found.shape, shape))
+        elif not is_utf8(name):
+            left_out.note(name, NOT_UTF8)
         else:
-            path = beside(dataset, text(rider))
-            layout = layout_claim(file, found, path, arrays)
-            riders.append({"name": text(rider), "layout": layout, "categories": None, "is_carried": False})
-    form = {"form": "columns" if across else "dense", "shape": list(shape)}
-    facts = {"dataset": dataset, "columns": None, "fill_value": None, **form}
-    return {**facts, "rows": layouts, "riders": riders, "left_out": left_out.claims}, arrays
+            layout = layout_claim(file, found, beside(rows, text(name)), arrays)
+            riders.append({"name": text(name), "layout": layout, "categories": None, "is_carried": False})
+    return riders, left_out
 
 
 def _chosen(there: Mapping[bytes, int], objects: Mapping[int, Dataset | None]) -> bytes:
