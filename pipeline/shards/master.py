@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import signals
-from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, shown
+from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, counted, shown
 from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.limits import MOST_PIECES
+from pipeline.hdf5.paths import normal
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.shards.sources import Source, distinct, lies_in, natural_key
 from pipeline.shards.vet import believed, look_at
@@ -30,7 +31,7 @@ _LONGEST_HINT = 200
 _LISTED = 20
 _MOST_ROWS = 2**63
 
-Box = tuple[tuple[int, int], ...]  # first and last but one along each axis; empty where everything is taken
+Box = tuple[tuple[int, int], ...]  # first and last but one along each axis
 
 
 class Piece(NamedTuple):
@@ -78,15 +79,16 @@ def follow(
         When one file is found twice.
     """
     inside = [_folder(name) for name in folders]
-    found: list[tuple[Source, str]] = []
+    named: list[tuple[Source, str]] = []
     for source in sources:
         signals.check()
         try:
-            stack = None if source.blake3 else _stack(source.path, dataset)
-            found += [(source, str(source.path))] if stack is None else _followed(source.path, stack, inside)
+            stack = None if source.blake3 else _stack(source.path, dataset)  # parts of ours are no masters
+            stacked = [source] if stack is None else _followed(source.path, stack, inside)
+            named += [(each, str(source.path)) for each in stacked]
         except DataError as error:
             refuse(source.path, error)
-    return distinct(found)
+    return distinct(named)  # the files may have been given beside their master, too
 
 
 def pointer(path: Path, dataset: str | None) -> str:
@@ -99,7 +101,7 @@ def pointer(path: Path, dataset: str | None) -> str:
         return ""
     if len(folder) > _LONGEST_HINT:
         return ""
-    folder, files = shown(folder), _files(len(places))
+    folder, files = shown(folder), counted(len(places), "file")
     return f" It stacks the rows of {files} in {folder}: --follow {folder} has them read as shards."
 
 
@@ -112,23 +114,23 @@ def _folder(name: str) -> str:
 # -- from a stack to sources -------------------------------------------------------------------------------------
 
 
-def _followed(master: Path, stack: Stack, inside: Sequence[str]) -> list[tuple[Source, str]]:
+def _followed(master: Path, stack: Stack, inside: Sequence[str]) -> list[Source]:
     where = f"file={shown(master)} dataset={shown(stack.dataset)}"
     sources = []
     for piece in stack.pieces:
         named = _place(master, piece)
-        path = os.path.realpath(named)
+        path = os.path.realpath(named)  # so that no link in a folder that was named leads out of it
         if not any(lies_in(folder, path) for folder in inside):
             raise NotPermitted(
                 f"{where}: stacks {shown(named)}, which lies in {shown(os.path.dirname(path))}, expected files inside "
                 "of what --follow names. If it is meant, name that folder too."
             )
         sources.append(Source(Path(path), master=master, dataset=piece.dataset, shape=piece.shape))
-    log.info("%s: stacks %s, read in its place", where, _files(len(sources)))
+    log.info("%s: stacks %s, read in its place", where, counted(len(sources), "file"))
     if stack.beside:
         names = ", ".join(map(shown, stack.beside[:_LISTED])) + (", ..." if len(stack.beside) > _LISTED else "")
         log.warning("%s: does not ride along from the master: %s. What lies in the files it stacks does.", where, names)
-    return [(source, str(master)) for source in sources]
+    return sources
 
 
 def _place(master: Path, piece: Piece) -> str:
@@ -141,10 +143,6 @@ def _place(master: Path, piece: Piece) -> str:
     return os.path.join(home, piece.file)
 
 
-def _files(n: int) -> str:
-    return "1 file" if n == 1 else f"{n} files"
-
-
 # -- what the child says ---------------------------------------------------------------------------------------------
 
 
@@ -152,9 +150,9 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     """What a file stacks, and None where its rows are its own."""
     where = f"file={shown(path)}"
 
-    def look(descriptor: int, found: Identity, base: int) -> Any:
+    def look(descriptor: int, identity: Identity, base: int) -> Any:
         # Of what is understood without a child, nothing lies elsewhere.
-        plain = describe_plain(descriptor, found.size, dataset, base=base)
+        plain = describe_plain(descriptor, identity.size, dataset, base=base)
         return None if plain else ask("stacked", descriptor, [dataset], where)[0]
 
     facts = look_at(path, look)
@@ -167,55 +165,55 @@ def _checked(facts: Any, where: str) -> Stack:
     where = f"{where} dataset={shown(dataset)}"
     n_pieces = len(facts["links"] if "links" in facts else facts["blocks"])
     if not 0 < n_pieces <= MOST_PIECES:
-        raise DataError(f"{where}: stacks {_files(n_pieces)}, expected 1 to {MOST_PIECES}")
+        raise DataError(f"{where}: stacks {counted(n_pieces, 'file')}, expected 1 to {MOST_PIECES}")
     if "links" in facts:
         links = sorted((tuple(map(_name, link)) for link in facts["links"]), key=lambda link: natural_key(link[0]))
-        pieces = [Piece(file, _spelled(path), None) for _, file, path in links]
+        pieces = [Piece(file, normal(path) or "/", None) for _, file, path in links]
     else:
-        pieces = list(_rows_in_order(facts["blocks"], _numbers(facts["shape"]), where))
+        pieces = _rows_in_order(facts["blocks"], _numbers(facts["shape"]), where)
     return Stack(dataset, pieces, beside)
 
 
-def _rows_in_order(blocks: Any, shape: tuple[int, ...], where: str) -> Iterator[Piece]:
+def _rows_in_order(blocks: Any, shape: tuple[int, ...], where: str) -> list[Piece]:
     """The pieces of a virtual dataset, which fill it with whole rows of whole files from the first row to the last."""
-    placed = []
-    for file, path, to, of in blocks:
-        name, path, filled, taken = _literal(_name(file), where), _spelled(_name(path)), _box(to, shape), _box(of, None)
-        where_to = f"{where}: of file={shown(name)} dataset={shown(path)}"
-        if filled is None or filled[1:] != tuple((0, n) for n in shape[1:]):
-            raise DataError(f"{where_to} something else than rows is stacked, expected whole rows in one piece")
-        n_rows = filled[0][1] - filled[0][0]
-        if taken is None or (taken and taken != tuple((0, n) for n in (n_rows, *shape[1:]))):
-            raise DataError(f"{where_to} only a part is stacked, expected all its rows. Give the file itself.")
-        placed.append((filled[0], Piece(name, path, (n_rows, *shape[1:]))))
-    end = 0
-    for (start, stop), piece in sorted(placed, key=lambda one: one[0]):
+    end, pieces = 0, []
+    # Sorted by where they go: HDF5 keeps the blocks in the order in which they were written.
+    for (start, stop), piece in sorted((_placed(block, shape, where) for block in blocks), key=lambda each: each[0]):
         if start != end:
             what = f"rows {end}:{start} come from no file" if start > end else f"rows {start}:{end} come from two files"
             raise DataError(f"{where}: {what}, expected the rows of one file behind those of the other")
         end = stop
-        yield piece
+        pieces.append(piece)
     if end != shape[0]:
         raise DataError(f"{where}: rows {end}:{shape[0]} come from no file, expected a file for every row")
+    return pieces
+
+
+def _placed(block: Any, shape: tuple[int, ...], where: str) -> tuple[tuple[int, int], Piece]:
+    """Which rows of a virtual dataset of that shape a block of it fills, and with what."""
+    file, path, to, of = block
+    file, path = _literal(_name(file), where), normal(_name(path)) or "/"
+    where = f"{where}: of file={shown(file)} dataset={shown(path)}"
+    filled = _box(to, shape)
+    if filled is None or filled[1:] != _all_of(shape[1:]):
+        raise DataError(f"{where} something else than rows is stacked, expected whole rows in one piece")
+    whole = (filled[0][1] - filled[0][0], *shape[1:])
+    if _box(of, whole) != _all_of(whole):
+        raise DataError(f"{where} only a part is stacked, expected all its rows. Give the file itself.")
+    return filled[0], Piece(file, path, whole)
 
 
 def _literal(name: str, where: str) -> str:
     """A file's name, in which HDF5 spells % as %%."""
-    plain = name.replace("%%", "")
-    if "%" in plain:
+    if "%" in name.replace("%%", ""):
         raise DataError(f"{where}: stacks files by the pattern {shown(name)}, expected the names of files")
     return name.replace("%%", "%")
-
-
-def _spelled(dataset: str) -> str:
-    """As a user would write it: by its name, results are known again."""
-    return dataset.strip("/") or "/"
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME or "\0" in value:
         raise ValueError("a name")
-    os.fsencode(value)
+    os.fsencode(value)  # an error where no file could be called so
     return value
 
 
@@ -225,13 +223,15 @@ def _numbers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _box(claim: Any, shape: tuple[int, ...] | None) -> Box | None:
-    """A box of rank of the shape, if there is one; everything stands for all of it."""
+def _box(claim: Any, whole: tuple[int, ...]) -> Box | None:
+    """A box as it is claimed: with no axes everything, of that shape; None where it is no box."""
     if claim is None:
         return None
     box = tuple(_numbers(pair) for pair in claim)
     if not all(len(pair) == 2 and pair[0] < pair[1] for pair in box):
         raise ValueError("a box")
-    if not box and shape is not None:
-        return tuple((0, n) for n in shape)
-    return tuple((first, stop) for first, stop in box)
+    return tuple((first, stop) for first, stop in box) or _all_of(whole)
+
+
+def _all_of(shape: tuple[int, ...]) -> Box:
+    return tuple((0, n) for n in shape)
