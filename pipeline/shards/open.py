@@ -122,7 +122,8 @@ def _open(source: Source, wanted: Wanted) -> Shard:
     """A vetted shard, which is what its master and its manifest say."""
     shard = _vetted(source, wanted)
     _check_as_stacked(shard, source)
-    return _with_digest(shard, source)
+    _check_as_listed(shard, source)
+    return shard
 
 
 def _vetted(source: Source, wanted: Wanted) -> Shard:
@@ -148,17 +149,14 @@ def _check_as_stacked(shard: Shard, source: Source) -> None:
         )
 
 
-def _with_digest(shard: Shard, source: Source) -> Shard:
-    """The shard with the digest that its manifest gives, once that is the file's: what is quick to see comes first."""
+def _check_as_listed(shard: Shard, source: Source) -> None:
+    """Whether it is the file that its manifest lists: what is quick to see comes first."""
     where, n_bytes = f"file={shown(source.path)}", shard.identity.size
     for n, expected, what in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
             raise DataError(f"{where}: {n} {what}, expected {expected} as the manifest says. {_ANEW}")
-    if source.blake3 is None:
-        return shard
-    if file_digest(shard.path, shard.identity) != source.blake3:
+    if source.blake3 is not None and file_digest(shard.path, shard.identity) != source.blake3:
         raise DataError(f"{where}: its BLAKE3 is not the manifest's: the content has changed. {_ANEW}")
-    return replace(shard, digest=source.blake3)
 
 
 # -- all together ------------------------------------------------------------------------------------------------

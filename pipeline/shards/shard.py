@@ -107,8 +107,6 @@ class Shard:
         What does not.
     identity : Identity
         What the file must still be when it is read.
-    digest : str
-        BLAKE3 of the file, where it was compared with one.
     columns : tuple of str
         The columns' names, where the file gives them.
     fill_value : float, optional
@@ -127,7 +125,6 @@ class Shard:
     chunk_rows: int = 1
     riders: tuple[Rider, ...] = ()
     identity: Identity = _NO_FILE
-    digest: str = ""
     columns: tuple[str, ...] = field(default=(), repr=False)
     fill_value: float | None = None
     form: str = "dense"

@@ -11,7 +11,7 @@ from pipeline.hdf5 import values as hdf5_values
 from pipeline.hdf5.files import FILES
 from pipeline.run.stages import run
 from pipeline.settings.config import Config
-from pipeline.shards import rowforms
+from pipeline.shards import rows as module
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, blocks
@@ -117,8 +117,8 @@ def test_rows_across_any_storage_are_those_of_the_transposed_array(tmp_path, see
 
 @pytest.mark.parametrize("form", FORMS)
 def test_blocks_of_any_size_hold_the_same_rows(tmp_path, form, monkeypatch):
-    monkeypatch.setattr(rowforms, "_PIECE", 200)
-    monkeypatch.setattr(rowforms, "_ENTRIES", 7)
+    monkeypatch.setattr(module, "_PIECE", 200)
+    monkeypatch.setattr(module, "_ENTRIES", 7)
     rows = some_rows()
     shard = write_form(tmp_path / "x.h5", form, rows, **CHUNKED)
     for block_rows in (1, 2, 7, 60, 61, 62):
@@ -192,8 +192,8 @@ def test_a_block_of_sparse_rows_is_read_a_few_entries_at_a_time(tmp_path, monkey
         sizes.append(len(out))
         return hdf5_values.read_values(path, identity, layout, start, out)
 
-    monkeypatch.setattr(rowforms, "read_values", counted)
-    monkeypatch.setattr(rowforms, "_ENTRIES", 20)
+    monkeypatch.setattr(module, "read_values", counted)
+    monkeypatch.setattr(module, "_ENTRIES", 20)
     rows = some_rows()
     shard = write_form(tmp_path / "x.h5", "sparse", rows)
     assert read(Block(shard, 10, 40)).tobytes() == rows[10:40].tobytes()
@@ -256,7 +256,7 @@ def filled_in(values, columns, firsts, shape):
 
 def test_any_sparse_rows_are_filled_in_or_told(tmp_path, monkeypatch):
     rng, n_told = np.random.default_rng(0), 0
-    monkeypatch.setattr(rowforms, "_ENTRIES", 3)
+    monkeypatch.setattr(module, "_ENTRIES", 3)
     for i in range(150):
         shape = (int(rng.integers(1, 5)), int(rng.integers(1, 6)))
         values, columns, firsts = csr(rng.integers(0, 3, shape).astype("f4"), scramble=bool(i % 2))
