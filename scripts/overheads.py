@@ -43,7 +43,7 @@ from pipeline.output.disk import Disk
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
-from pipeline.output.records import Entry
+from pipeline.output.records import Entry, Record
 from pipeline.run.budget import make_budget
 from pipeline.settings.config import Config
 from pipeline.settings.resolved import resolve
@@ -187,7 +187,7 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
 def keep(ledger: Ledger, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint."""
     entry = ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
-    ledger.commit(f"checkpoint-{checkpoint.n_steps:012d}", "0" * 64, entry)
+    ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", "0" * 64, entry))
 
 
 # -- a finished run ----------------------------------------------------------------------------------------------

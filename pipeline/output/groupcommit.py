@@ -71,6 +71,6 @@ class GroupCommit:
         waiting, self._waiting = self._waiting, []  # none a second time: what failed to sync once is not on the disk
         if waiting:
             start = time.monotonic()
-            self._ledger.commit_together(waiting)
+            self._ledger.commit(*waiting)
             end = time.monotonic()
             self._next = end + _pause(end - start)

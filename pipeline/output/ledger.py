@@ -1,13 +1,13 @@
-"""The output directory: whose it is, what stands in it for good, and how an interrupted run goes on.
+"""The output directory: what stands in it for good, and how an interrupted run goes on.
 
 The commit protocol:
 
 1. The kernel's lock makes one run the driver. Nobody else writes.
 2. Results (parts, and what the scan and the training leave) are files with unique names, never overwritten. A task may
    write one; until a commit record names it, it does not exist.
-3. A commit record, ``commits/<key>-<fingerprint>.json``, gives the file's size and BLAKE3 and the fingerprint of
-   everything it was made from. Only the driver writes records, each once: that is the moment a result exists. Results
-   that are finished close together share a file of records, ``commits/part-<unique>.json``.
+3. A commit record gives the file's size and BLAKE3 and the fingerprint of everything it was made from. Records stand in
+   files ``commits/<kind>-<unique>.json``, alone or with those of results that were finished at about the same time.
+   Only the driver writes them, each once: that is the moment a result exists.
 4. ``manifest.json`` names every part and comes last. Readers follow it and never list a directory.
 
 So results of other settings stand beside this run's until its manifest replaces theirs; only then are they swept away.
@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import logging
 import os
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import CannotCreate, DataError, NewerFormat, NoInput, shown
-from pipeline.formats import Digested, digest, seal, unseal
+from pipeline.errors import DataError, NoInput, shown
+from pipeline.formats import Digested, seal, unseal
 from pipeline.output.disk import Disk, Pieces, publish, remove, sync_directory, write_error
 from pipeline.output.records import (
     FOLDERS,
@@ -32,16 +31,14 @@ from pipeline.output.records import (
     MANIFEST,
     OPTIONAL,
     OUTPUT,
-    RECORD,
     RECORDS,
     RESULT,
     Entry,
     Record,
-    check_limits,
     fault,
     files_of,
     read_manifest,
-    record_of,
+    reading,
     records_of,
     sealed,
     write_result,
@@ -66,48 +63,31 @@ class Ledger:
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory, self.disk = directory, disk
-        self._records: dict[str, Record] = {}
-        self._files: dict[str, str] = {}  # of each record, the file that holds it
-        for name, record in self._read_records():
-            self._records[record.path], self._files[record.path] = record, name
+        self._files: dict[str, list[Record]] = {}  # each file of records, and what it holds
+        for name in sorted(os.listdir(directory / "commits")):
+            self._look_into(f"commits/{name}")
+        self._records = {record.identity: record for held in self._files.values() for record in held}
 
     # -- writing --
 
     def write(self, stem: str, suffix: str, data: bytes | memoryview) -> Entry:
-        """Put a result's file there, under a name that nothing else ever has. It does not exist until `commit`.
-
-        May be called from any thread or process; raises like `pipeline.output.disk.publish`.
-        """
+        """Put a result's file there, as `pipeline.output.records.write_result` does."""
         return write_result(self.directory, self.disk, stem, suffix, data)
 
-    def replace(self, name: str, data: bytes) -> Entry:
-        """Put a file of a fixed name there, in place of an earlier one; raises like `pipeline.output.disk.publish`."""
-        return self._publish(name, data, replace=True)
+    def replace(self, name: str, data: bytes | Pieces, name_is_synced: bool = True) -> Entry:
+        """Put a file of a fixed name there, in place of an earlier one; like `pipeline.output.disk.publish`."""
+        passing = Digested(data.pieces if isinstance(data, Pieces) else [data])  # it need not fit in memory
+        pieces = Pieces(len(data), passing)
+        publish(self.disk, self.directory / name, pieces, replace=True, name_is_synced=name_is_synced)
+        return Entry(name, len(data), passing.blake3)
 
-    def replace_by_pieces(self, name: str, data: Pieces) -> Entry:
-        """Like `replace`, of content that need not fit in memory."""
-        passing = Digested(data.pieces)
-        self._put(name, Pieces(data.n_bytes, passing), replace=True)
-        return Entry(name, data.n_bytes, passing.blake3)
-
-    def commit(self, key: str, fingerprint: str, entry: Entry, facts: Mapping[str, Any] | None = None) -> Record:
-        """Make a result exist. When it does already, the earlier one stays and this one's file goes.
-
-        Returns
-        -------
-        Record
-            The one that counts.
-        """
-        (record,) = self.commit_together([Record(key, fingerprint, entry, dict(facts or {}))])
-        return record
-
-    def commit_together(self, records: Sequence[Record]) -> list[Record]:
-        """Make results exist, all in one moment; else like `commit`, which takes four syncs for each of them.
+    def commit(self, *records: Record) -> list[Record]:
+        """Make results exist, all in one moment. Of one that exists already the first stays, and this one's file goes.
 
         Parameters
         ----------
-        records : sequence of Record
-            Of one kind, of files that `write` has put there.
+        records : Record
+            Of one kind, of files that `write` has put there. Any number of them take four syncs.
 
         Returns
         -------
@@ -116,20 +96,23 @@ class Ledger:
 
         Raises
         ------
-        WriteFailed, SystemLimit, NotPermitted, CannotCreate
+        WriteFailed, SystemLimit, NotPermitted
             When the records cannot be written; a later run finds all of them, or none.
         """
-        new: dict[str, Record] = {}
+        new: dict[tuple[str, str], Record] = {}
         for record in records:
-            if record.path not in self._records:
-                new.setdefault(record.path, record)
+            if record.identity not in self._records:
+                new.setdefault(record.identity, record)
         if new:
-            for folder in sorted({os.path.dirname(record.entry.file) for record in new.values()}):
+            held = list(new.values())
+            for folder in sorted({os.path.dirname(record.entry.file) for record in held}):
                 self._sync(folder)  # what a record names is there for good before it
-            name = self._write_records(list(new.values()))
-            self._records.update(new)
-            self._files.update(dict.fromkeys(new, name))
-        counting = [self._records[record.path] for record in records]
+            entry = self.write(f"commits/{held[0].kind}", ".json", sealed(held))
+            self._sync("commits")
+            # Only now: what failed on the way is not ours to count on, though a later run may find it.
+            self._files[entry.file] = held
+            self._records |= new
+        counting = [self._records[record.identity] for record in records]
         for record, counts in zip(records, counting, strict=True):
             if record.entry.file != counts.entry.file:
                 self._remove(record.entry.file)
@@ -137,22 +120,19 @@ class Ledger:
 
     def drop(self, *records: Record) -> None:
         """Take results back: their records first, for good, and only then their files."""
-        gone = {record.path for record in records}
-        rest: dict[str, list[Record]] = {self._files.get(path, path): [] for path in gone}
-        for path, name in self._files.items():
-            if name in rest and path not in gone:
-                rest[name].append(self._records[path])
-        for name, others in sorted(rest.items()):
-            if others:
-                self.replace(name, sealed(others))
-            else:
+        gone = {record.identity for record in records}
+        for name, held in list(self._files.items()):
+            rest = [record for record in held if record.identity not in gone]
+            if not rest:
                 self._remove(name)
-        for path in gone:
-            self._records.pop(path, None)
-            self._files.pop(path, None)
+                del self._files[name]
+            elif len(rest) < len(held):
+                self.replace(name, sealed(rest), name_is_synced=False)
+                self._files[name] = rest
         if records:
-            self._sync("commits")
+            self._sync("commits")  # else a power cut could bring back a record whose file is gone
         for record in records:
+            self._records.pop(record.identity, None)
             self._remove(record.entry.file)
 
     def forget(self) -> None:
@@ -175,28 +155,34 @@ class Ledger:
             Fingerprints; with any given, results of all others go too.
         """
         if keep:
-            self.drop(*(record for record in self._records.values() if record.fingerprint not in keep))
-        named = {record.entry.file for record in self._records.values()} | set(files_of(self._manifest()))
+            self.drop(*(record for record in self.records() if record.fingerprint not in keep))
+        # A manifest's parts stay without their records, too: its readers count on them.
+        named = {record.entry.file for record in self.records()} | set(files_of(self.manifest(warn=False) or {}))
         for folder in ("", *FOLDERS):
             for name in sorted(os.listdir(self.directory / folder)):
-                path = f"{folder}/{name}" if folder else name
-                is_left = RESULT.fullmatch(path) or (keep and path in OPTIONAL)
-                if HALF.fullmatch(path) or (is_left and path not in named):
+                path = os.path.join(folder, name)
+                may_go = HALF.fullmatch(path) or RESULT.fullmatch(path) or (keep and path in OPTIONAL)
+                if may_go and path not in named:
                     self._remove(path)
+
+    def set_request(self, request: Mapping[str, Any]) -> None:
+        """Leave word of what this run is asked for."""
+        if self.request() != request:  # else the file keeps its time, see `has_diverged`
+            self.replace(_REQUEST, seal(OUTPUT, request))
 
     # -- reading --
 
-    def records(self, kind: str, fingerprint: str) -> list[Record]:
-        """Committed results of a kind (``part``, ``scan``) made from `fingerprint`, in the order of their keys."""
-        found = (record for record in self._records.values() if record.fingerprint == fingerprint)
-        return sorted((r for r in found if r.key.split("-")[0] == kind), key=lambda record: record.key)
-
-    def all_records(self, kind: str | None = None) -> list[Record]:
-        """Committed results of a kind, or of all, whatever they were made from."""
-        return [record for record in self._records.values() if kind in (None, record.key.split("-")[0])]
+    def records(self, kind: str | None = None, fingerprint: str | None = None) -> list[Record]:
+        """Committed results in the order of their keys; of a kind (``part``, ``scan``), or made from `fingerprint`."""
+        found = [
+            record
+            for record in self._records.values()
+            if kind in (None, record.kind) and fingerprint in (None, record.fingerprint)
+        ]
+        return sorted(found, key=lambda record: record.key)
 
     def fault(self, entry: Entry, digests: bool = True) -> str | None:
-        """What is wrong with a file of ours, as `pipeline.output.records.fault` has it."""
+        """What is wrong with a file of ours, as `pipeline.output.records.fault` tells it."""
         return fault(self.directory, entry, digests)
 
     def load(self, record: Record) -> bytes:
@@ -207,65 +193,53 @@ class Ledger:
         ValueError
             When it is not what was committed.
         """
+        found = self.fault(record.entry)
+        if found:
+            raise ValueError(found)
         path = self.directory / record.entry.file
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            check_limits(error, path)
-            raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
-        if digest([data]) != record.entry.blake3:
-            raise ValueError(f"file={shown(record.entry.file)}: not what was committed")
-        return data
+        with reading(path):
+            return path.read_bytes()
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self, warn: bool = True) -> dict[str, Any] | None:
         """What a finished run says of itself; None without one that can be read."""
-        return self._manifest(warn=True)
+        try:
+            return read_manifest(self.directory)
+        except NoInput:
+            return None
+        except DataError as error:
+            if warn:
+                log.warning("%s; the run counts as unfinished", error)
+            return None
 
     def request(self) -> dict[str, Any] | None:
         """What the last run here was asked for."""
+        path = self.directory / _REQUEST
         try:
-            return unseal(OUTPUT, (self.directory / _REQUEST).read_bytes())
+            with reading(path):
+                return unseal(OUTPUT, path.read_bytes())
         except (OSError, ValueError):
             return None
 
     def has_diverged(self) -> bool:
         """Whether the training of the last run here has diverged, and not that of one before it."""
         try:
-            left, asked = ((self.directory / name).stat().st_mtime_ns for name in (LAST_GOOD, _REQUEST))
+            model, request = ((self.directory / name).stat() for name in (LAST_GOOD, _REQUEST))
         except OSError:
             return False
-        return left >= asked
-
-    def set_request(self, request: Mapping[str, Any]) -> None:
-        """Leave word of what this run is asked for."""
-        data = seal(OUTPUT, request)
-        path = self.directory / _REQUEST
-        if not path.is_file() or path.read_bytes() != data:
-            self.replace(_REQUEST, data)
+        return model.st_mtime_ns >= request.st_mtime_ns  # a run leaves word of its request before it trains
 
     # -- inside --
 
-    def _publish(
-        self, name: str, data: bytes | memoryview, replace: bool = False, name_is_synced: bool = True
-    ) -> Entry:
-        self._put(name, data, replace, name_is_synced)
-        return Entry(name, len(data), digest([data]))
-
-    def _put(
-        self, name: str, data: bytes | memoryview | Pieces, replace: bool = False, name_is_synced: bool = True
-    ) -> None:
-        path = self.directory / name
+    def _look_into(self, name: str) -> None:
+        """Remember what a file of records holds. A damaged one goes: what it stood for counts as never made."""
+        if not RECORDS.fullmatch(name):
+            return
         try:
-            publish(self.disk, path, data, replace, name_is_synced)
-        except FileExistsError as error:
-            raise CannotCreate(f"file={shown(path)}: something else lies in its place. Move it away.") from error
-
-    def _write_records(self, records: Sequence[Record]) -> str:
-        """One file of records; its name."""
-        first, *others = records
-        kind = first.key.split("-")[0]
-        name = f"commits/{kind}-{uuid.uuid4().hex}.json" if others else first.path
-        return self._publish(name, sealed(records if others else first)).file
+            self._files[name] = records_of(self.directory, name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            path = shown(self.directory / name)
+            log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", path, error)
+            self._remove(name)
 
     def _remove(self, name: str) -> None:
         path = self.directory / name
@@ -277,32 +251,3 @@ class Ledger:
             sync_directory(self.disk, self.directory / folder)
         except OSError as error:
             raise write_error(error, self.directory / folder, "syncing it") from error
-
-    def _manifest(self, warn: bool = False) -> dict[str, Any] | None:
-        try:
-            return read_manifest(self.directory)
-        except NoInput:
-            return None
-        except DataError as error:
-            if warn:
-                log.warning("%s; the run counts as unfinished", error)
-            return None
-
-    def _read_records(self) -> Iterator[tuple[str, Record]]:
-        """Each record, with the name of its file."""
-        for name in sorted(f"commits/{name}" for name in os.listdir(self.directory / "commits")):
-            one, several = RECORD.fullmatch(name), RECORDS.fullmatch(name)
-            if not one and not several:
-                continue
-            path = self.directory / name
-            try:
-                data = path.read_bytes()
-                found = record_of(data, one[1]) if one else records_of(data)
-            except NewerFormat as error:
-                raise NewerFormat(f"file={shown(path)}: {error}") from error
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                check_limits(error, path)
-                log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", shown(path), error)
-                self._remove(name)
-            else:
-                yield from ((name, record) for record in found)

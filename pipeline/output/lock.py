@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import CannotCreate, NewerFormat, NotPermitted, TryAgain, WriteFailed, shown
+from pipeline.errors import CannotCreate, NotPermitted, TryAgain, WriteFailed, shown
 from pipeline.formats import seal, unseal
 from pipeline.output.disk import Disk, publish, sync_directory
 from pipeline.output.ledger import Ledger
-from pipeline.output.records import FOLDERS, HALF, OUTPUT
+from pipeline.output.records import FOLDERS, HALF, OUTPUT, reading
 
 __all__ = ["locked"]
 
@@ -100,9 +100,8 @@ def _mark(directory: Path, disk: Disk) -> None:
     path = directory / MARKER
     if path.exists():
         try:
-            unseal(OUTPUT, path.read_bytes())
-        except NewerFormat as error:
-            raise NewerFormat(f"output={shown(directory)}: {error}") from error
+            with reading(path):
+                unseal(OUTPUT, path.read_bytes())
         except ValueError:
             log.debug("output=%s: its marker is damaged", shown(directory))
     elif any(not HALF.fullmatch(name) for name in os.listdir(directory)):

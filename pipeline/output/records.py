@@ -8,7 +8,8 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,16 +26,14 @@ __all__ = [
     "MANIFEST",
     "OPTIONAL",
     "OUTPUT",
-    "RECORD",
     "RECORDS",
     "RESULT",
     "Entry",
     "Record",
-    "check_limits",
     "fault",
     "files_of",
     "read_manifest",
-    "record_of",
+    "reading",
     "records_of",
     "sealed",
     "write_result",
@@ -42,17 +41,21 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 LAST_GOOD = "model-last-good.h5"  # of a training that diverged
-_PIECE = 2**20  # bytes read at once
 FOLDERS = ("parts", "stages", "commits")
-OUTPUT, _COMMIT, _COMMITS = "shardpress-output/1", "shardpress-commit/1", "shardpress-commits/1"
+OUTPUT = "shardpress-output/1"
+OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # of the names in `_TOP`, what not every run leaves
+_COMMITS, _ALONE = "shardpress-commits/1", "shardpress-commit/1"
+_PIECE = 2**20  # bytes read at once
+
+# Only files of these names are ever removed: whatever else lies in the directory is somebody else's.
 _TOP = (
     r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index|single)\.h5|encoder\.npz|quarantine\.jsonl"
 )
-OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # of those above, what not every run leaves
 RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-f]{32}\.(h5|npz)")
-RECORD = re.compile(r"commits/([a-z]+(?:-[0-9]+)*-[0-9a-f]{16})\.json")
-RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
-HALF = re.compile(rf"({_TOP}|{RESULT.pattern}|{RECORD.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+# Earlier runs may have left records of the form that one had which was written alone, named by key and fingerprint.
+RECORDS = re.compile(r"commits/[a-z]+-([0-9a-f]{32}|(?P<alone>([0-9]+-)*[0-9a-f]{16}))\.json")
+HALF = re.compile(rf"({_TOP}|{RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+_IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -94,19 +97,78 @@ class Record:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def path(self) -> str:
-        """Where it is written when it is committed alone, relative to the output directory."""
-        return f"commits/{self.key}-{self.fingerprint[:16]}.json"
+    def kind(self) -> str:
+        """The key's first word."""
+        return self.key.partition("-")[0]
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """There is one result of each."""
+        return self.key, self.fingerprint
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
 
 
 def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: bytes | memoryview) -> Entry:
-    """Put a result's file there, under a name that nothing else ever has. It does not exist until it is committed.
+    """Put a file there under a name that nothing else ever has. It does not exist until a record names it.
 
     May be called from any thread or process; raises like `pipeline.output.disk.publish`.
     """
     name = f"{stem}-{uuid.uuid4().hex}{suffix}"
+    # Its name is synced right before its record is written: once for all results of a group.
     publish(disk, directory / name, data, name_is_synced=False)
     return Entry(name, len(data), digest([data]))
+
+
+def sealed(records: Sequence[Record]) -> bytes:
+    """The content of a file of records."""
+    return seal(_COMMITS, {"records": [{**vars(record), "entry": vars(record.entry)} for record in records]})
+
+
+# -- reading -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tell apart what says nothing against a file of ours: it is of a later version, or too many others are open.
+
+    Raises
+    ------
+    NewerFormat, SystemLimit
+    """
+    try:
+        yield
+    except NewerFormat as error:
+        raise NewerFormat(f"file={shown(path)}: {error}") from error
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise write_error(error, path, "reading it") from error
+        raise
+
+
+def records_of(directory: Path, name: str) -> list[Record]:
+    """What a file of records holds, all of it or nothing.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError, TypeError
+        When it cannot be read, or is not as it was written.
+    NewerFormat, SystemLimit
+    """
+    path, found = directory / name, RECORDS.fullmatch(name)
+    with reading(path):
+        if found and found["alone"]:
+            return [_record(unseal(_ALONE, path.read_bytes()))]
+        return [_record(content) for content in unseal(_COMMITS, path.read_bytes())["records"]]
+
+
+def _record(content: dict[str, Any]) -> Record:
+    record = Record(**{**content, "entry": Entry(**content["entry"])})
+    # What is dropped is removed, and what is swept is what no record names: so a record may name nothing but results.
+    if not _IDENTITY.fullmatch(" ".join(record.identity)) or not RESULT.fullmatch(record.entry.file):
+        raise ValueError("names what is no result")
+    return record
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -125,45 +187,35 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         When it may not be read, or names files outside the directory.
     """
     path = directory / MANIFEST
+    where = f"file={shown(path)}"
     try:
-        manifest = unseal(OUTPUT, path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoInput(
-            f"file={shown(path)}: {error.strerror}, expected the output directory of a finished run"
-        ) from error
-    except PermissionError as error:
-        raise NotPermitted(f"file={shown(path)}: {error.strerror}, expected a file that you may read") from error
-    except OSError as error:
-        check_limits(error, path)
-        raise ReadFailed(f"file={shown(path)}: {error.strerror}. Check the storage.") from error
-    except NewerFormat as error:
-        raise NewerFormat(f"file={shown(path)}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"file={shown(path)}: not JSON: {error}") from error
-    except ValueError as error:
-        raise DataError(f"file={shown(path)}: not JSON of ours: {error}") from error
-    try:
+        with reading(path):
+            manifest = unseal(OUTPUT, path.read_bytes())
         names = files_of(manifest)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
+    except PermissionError as error:
+        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you may read") from error
+    except OSError as error:
+        raise ReadFailed(f"{where}: {error.strerror}. Check the storage.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON of ours: {error}") from error
     except (KeyError, TypeError) as error:
-        raise DataError(f"file={shown(path)}: names no proper parts: {error!r}") from error
+        raise DataError(f"{where}: names no proper parts: {error!r}") from error
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise NotPermitted(
-                f"file={shown(path)}: names the file {shown(name)}, expected names inside the directory only. Do not "
-                "use this output."
+                f"{where}: names the file {shown(name)}, expected names inside the directory only. Do not use this "
+                "output."
             )
     return manifest
 
 
-def check_limits(error: Exception, path: Path) -> None:
-    """Raise what says nothing about the file: that this process, or the system, has too many open."""
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        raise write_error(error, path, "reading it") from error
-
-
-def files_of(manifest: Mapping[str, Any] | None) -> list[str]:
+def files_of(manifest: Mapping[str, Any]) -> list[str]:
     """Every file that a manifest names."""
-    return [str(line["file"]) for key in ("parts", "files") for line in (manifest or {}).get(key, [])]
+    return [str(line["file"]) for key in ("parts", "files") for line in manifest.get(key, [])]
 
 
 def fault(directory: Path, entry: Entry, digests: bool = True) -> str | None:
@@ -175,50 +227,26 @@ def fault(directory: Path, entry: Entry, digests: bool = True) -> str | None:
     entry : Entry
     digests : bool
         Read it and compare its BLAKE3, instead of its size only.
+
+    Raises
+    ------
+    SystemLimit
+        When too many files are open.
     """
     path = directory / entry.file
+    where = f"file={shown(path)}"
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        # No link is followed, and a fifo that lies in its place keeps nobody waiting.
+        with reading(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                return f"file={shown(path)}: no regular file any more"
+                return f"{where}: no regular file any more"
             if status.st_size != entry.n_bytes:
-                return f"file={shown(path)}: {status.st_size} bytes, expected {entry.n_bytes} as committed"
+                return f"{where}: {status.st_size} bytes, expected {entry.n_bytes} as committed"
             if digests and digest(iter(partial(file.read, _PIECE), b"")) != entry.blake3:
-                return f"file={shown(path)}: its BLAKE3 is not the one committed: the content has changed"
+                return f"{where}: its BLAKE3 is not the one committed: the content has changed"
     except OSError as error:
-        check_limits(error, path)
-        return f"file={shown(path)}: committed, but cannot be read: {error.strerror}"
+        return f"{where}: committed, but cannot be read: {error.strerror}"
     return None
-
-
-def sealed(records: Record | Sequence[Record]) -> bytes:
-    """The content of a file of one record, or of several."""
-    if isinstance(records, Record):
-        return seal(_COMMIT, _plain(records))
-    return seal(_COMMITS, {"records": [_plain(record) for record in records]})
-
-
-def _plain(record: Record) -> dict[str, Any]:
-    return {**vars(record), "entry": vars(record.entry)}
-
-
-def record_of(data: bytes, name: str) -> list[Record]:
-    """What a file of one record holds, or a `ValueError`, `KeyError` or `TypeError`."""
-    record = _as_record(unseal(_COMMIT, data))
-    if name != f"{record.key}-{record.fingerprint[:16]}":
-        raise ValueError("its name and its content differ")
-    return [record]
-
-
-def records_of(data: bytes) -> list[Record]:
-    """What a file of several records holds, or an error like that of `record_of`."""
-    return [_as_record(content) for content in unseal(_COMMITS, data)["records"]]
-
-
-def _as_record(content: dict[str, Any]) -> Record:
-    record = Record(**{**content, "entry": Entry(**content["entry"])})
-    if not RECORD.fullmatch(record.path) or not RESULT.fullmatch(record.entry.file):
-        raise ValueError("names what is no result")
-    return record

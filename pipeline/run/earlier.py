@@ -137,7 +137,7 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
             f"{where}: holds an unfinished run ({kept}), and this one differs: {changed}. Set that back to go on with "
             "it, choose another --output, or go on as set now with --overwrite (what still fits is kept)."
         )
-    if changed and ledger.all_records():
+    if changed and ledger.records():
         log.warning("this run differs from the last one here, and does anew what that touches: %s", changed)
 
 
@@ -146,8 +146,8 @@ def _kept(ledger: Ledger) -> str:
     if ledger.has_diverged():
         return ""
     found = []
-    checkpoints, parts = ledger.all_records("checkpoint"), ledger.all_records("part")
-    if ledger.all_records("model"):
+    checkpoints, parts = ledger.records("checkpoint"), ledger.records("part")
+    if ledger.records("model"):
         found.append("trained")
     elif checkpoints:
         found.append(f"a checkpoint of {trained(max(checkpoints, key=lambda record: record.key))}")

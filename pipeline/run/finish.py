@@ -175,7 +175,7 @@ def _single_file(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, 
     if not earlier and not job.config.single_file:
         return []
     content = single_file(ledger.directory, [part.entry.file for part in parts], attributes)
-    entry = ledger.replace_by_pieces(SINGLE_FILE, content)
+    entry = ledger.replace(SINGLE_FILE, content)
     job.clock.lap("single file")
     log.info("single file: %s, %.1f MB", shown(ledger.directory / SINGLE_FILE), entry.n_bytes / 1e6)
     return [entry]

@@ -95,7 +95,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
         log.debug("output=%s: how much is free there cannot be told: %s", shown(ledger.directory), error)
         return
     # Parts of this very model that are there already; which one it is, only the training tells.
-    there = sum(record.entry.n_bytes for record in ledger.all_records("part"))
+    there = sum(record.entry.n_bytes for record in ledger.records("part"))
     if needed - there > free:
         raise WriteFailed(
             f"output={shown(ledger.directory)}: {free} bytes are free there, expected {needed - there} at least for "

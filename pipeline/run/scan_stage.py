@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.cluster.threads import threads
 from pipeline.errors import DataError, counted
+from pipeline.output.records import Record
 from pipeline.progress import Progress
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job
@@ -32,7 +33,7 @@ def scanned(job: Job) -> Scan:
     if found is None:
         found = _scan(job)
         entry = job.ledger.write("stages/scan", ".npz", found.to_npz())
-        job.ledger.commit("scan", job.request.of_scan(), entry)
+        job.ledger.commit(Record("scan", job.request.of_scan(), entry))
     _judge(job, found)
     if job.given is None:
         check_usable(job.shards, found, job.config.missing_value)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
-from pipeline.output.records import LAST_GOOD
+from pipeline.output.records import LAST_GOOD, Record
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan
@@ -44,7 +44,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     model = _earlier(job, fingerprint)
     if model is None:
         model = _trained(job, fingerprint, autoencoder, scan)
-        job.ledger.commit("model", fingerprint, job.ledger.write("stages/model", ".h5", model.to_hdf5()))
+        job.ledger.commit(Record("model", fingerprint, job.ledger.write("stages/model", ".h5", model.to_hdf5())))
     else:
         log.info("training: an earlier run has finished it")
         autoencoder.set_parameters(model.parameters)
@@ -91,5 +91,5 @@ def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
     entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
     facts = {"n_epochs": checkpoint.standing.epoch, "of": job.config.epochs}
     # So many digits that the order of the keys is that of the steps.
-    job.ledger.commit(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts)
+    job.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])

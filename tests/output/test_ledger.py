@@ -62,8 +62,8 @@ HALF_WRITTEN = [
     for name in (
         *(".shardpress", MANIFEST, "run.json", "report.json", "model.h5", "model-last-good.h5", "index.h5"),
         *("encoder.npz", "quarantine.jsonl", "single.h5", f"parts/{KEY}-{HEX}.h5", f"stages/scan-{HEX}.npz"),
-        *(f"stages/checkpoint-{HEX}.npz", f"stages/model-{HEX}.h5", f"commits/{KEY}-{HEX[:16]}.json"),
-        f"commits/part-{HEX}.json",
+        *(f"stages/checkpoint-{HEX}.npz", f"stages/model-{HEX}.h5", f"commits/part-{HEX}.json"),
+        *(f"commits/{KEY}-{HEX[:16]}.json", f"commits/scan-{HEX[:16]}.json"),  # of the form before
     )
 ]
 
@@ -90,7 +90,8 @@ def commit(
     """Write and commit a result."""
     kind = key.split("-")[0]
     stem, suffix = (f"parts/{key}", ".h5") if kind == "part" else (f"stages/{kind}", ".npz")
-    return ledger.commit(key, made_from, ledger.write(stem, suffix, data), facts)
+    (record,) = ledger.commit(Record(key, made_from, ledger.write(stem, suffix, data), facts or {}))
+    return record
 
 
 def together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Record]:
@@ -99,7 +100,7 @@ def together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Record]:
     records = [
         Record(key, made_from, entry, {"i": i}) for i, (key, entry) in enumerate(zip(keys, entries, strict=True))
     ]
-    return ledger.commit_together(records)
+    return ledger.commit(*records)
 
 
 def claimed(directory: Path, disk: Disk | None = None) -> None:
@@ -361,7 +362,7 @@ def test_a_committed_result_is_found_by_later_runs(ledger: Ledger) -> None:
 def test_a_written_file_does_not_exist_before_its_commit(ledger: Ledger) -> None:
     ledger.write(f"parts/{KEY}", ".h5", b"data")
     found = reopened(ledger)
-    assert found.all_records("part") == []
+    assert found.records("part") == []
     found.sweep()
     assert contents(ledger.directory) == {}
 
@@ -377,15 +378,15 @@ def test_results_come_by_kind_and_fingerprint_in_the_order_of_their_keys(ledger:
         assert [record.key[-3:] for record in found.records("checkpoint", NOW)] == ["009", "010"]
         assert [record.fingerprint for record in found.records("part", BEFORE)] == [BEFORE]
         assert found.records("scan", BEFORE) == []
-        assert len(found.all_records("part")) == len(keys) + 1
+        assert len(found.records("part")) == len(keys) + 1
 
 
 def test_c4_of_a_part_that_was_made_twice_the_first_stays_and_the_other_goes(ledger: Ledger) -> None:
     first = ledger.write(f"parts/{KEY}", ".h5", b"first")
     second = ledger.write(f"parts/{KEY}", ".h5", b"second")
-    record = ledger.commit(KEY, NOW, first, {"n_rows": 1})
-    assert ledger.commit(KEY, NOW, second, {"n_rows": 2}) == record
-    assert ledger.commit(KEY, NOW, first, {"n_rows": 1}) == record
+    record = Record(KEY, NOW, first, {"n_rows": 1})
+    for each in (record, Record(KEY, NOW, second, {"n_rows": 2}), record):
+        assert ledger.commit(each) == [record]
     assert contents(ledger.directory / "parts") == {Path(first.file).name: b"first"}
     assert len(os.listdir(ledger.directory / "commits")) == 1
     assert reopened(ledger).records("part", NOW) == [record]
@@ -420,6 +421,12 @@ def record_files(ledger: Ledger) -> list[Path]:
     return sorted((ledger.directory / "commits").iterdir())
 
 
+def file_of(ledger: Ledger) -> str:
+    """The only file of records."""
+    (path,) = record_files(ledger)
+    return f"commits/{path.name}"
+
+
 def test_results_that_are_committed_together_are_found_by_later_runs(ledger: Ledger) -> None:
     commit(ledger, "scan")
     records = together(ledger, *KEYS)
@@ -432,16 +439,11 @@ def test_results_that_are_committed_together_are_found_by_later_runs(ledger: Led
     assert len(record_files(ledger)) == 2
 
 
-def test_a_group_of_one_is_committed_like_a_result_alone(ledger: Ledger) -> None:
-    (record,) = together(ledger, KEY)
-    assert [path.name for path in record_files(ledger)] == [Path(record.path).name]
-
-
 def test_committing_nothing_touches_nothing(tmp_path: Path) -> None:
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
-        assert ledger.commit_together([]) == []
+        assert ledger.commit() == []
     assert watched.calls == []
 
 
@@ -489,7 +491,7 @@ def test_a_group_of_other_settings_goes_when_results_are_replaced(ledger: Ledger
     records = together(ledger, *KEYS)
     found = reopened(ledger)
     found.sweep(NOW)
-    assert reopened(ledger).all_records("part") == records
+    assert reopened(ledger).records("part") == records
     assert len(record_files(ledger)) == 1
     found.forget()
     assert contents(ledger.directory) == {}
@@ -545,67 +547,39 @@ def test_d11_what_is_not_what_was_committed_is_not_loaded(ledger: Ledger, kind: 
         ledger.load(record)
 
 
-RECORD = {
+RECORD: dict[str, Any] = {
     "key": KEY,
     "fingerprint": NOW,
     "entry": {"file": f"parts/{KEY}-{HEX}.h5", "n_bytes": 1, "blake3": HEX * 2},
     "facts": {},
 }
+
+
+def group_of(*contents: object) -> bytes:
+    return seal("shardpress-commits/1", {"records": contents})
+
+
 DAMAGED_RECORDS = {
     "empty": b"",
     "zeros": bytes(400),
-    "half": seal("shardpress-commit/1", RECORD)[:200],
-    "edited": seal("shardpress-commit/1", RECORD).replace(b'"n_bytes": 1', b'"n_bytes": 2'),
-    "unknown version": seal("shardpress-commit/0", RECORD),
-    "other format": seal("shardpress-output/1", RECORD),
-    "other key": seal("shardpress-commit/1", {**RECORD, "key": OTHER}),
-    "other fingerprint": seal("shardpress-commit/1", {**RECORD, "fingerprint": BEFORE}),
-    "unknown field": seal("shardpress-commit/1", {**RECORD, "more": 1}),
-    "no entry": seal("shardpress-commit/1", {**RECORD, "entry": None}),
-    "number for a name": seal("shardpress-commit/1", {**RECORD, "entry": {**RECORD["entry"], "file": 3}}),
-    "number for a key": seal("shardpress-commit/1", {**RECORD, "key": 3}),
+    "half": group_of(RECORD)[:200],
+    "edited": group_of(RECORD).replace(b'"n_bytes": 1', b'"n_bytes": 2'),
+    "unknown version": seal("shardpress-commits/0", {"records": [RECORD]}),
+    "other format": seal("shardpress-output/1", {"records": [RECORD]}),
+    "not in a list": seal("shardpress-commits/1", RECORD),
     "list": b"[]",
-    "names no result": seal("shardpress-commit/1", {**RECORD, "entry": {**RECORD["entry"], "file": "model.h5"}}),
-    "leads outside": seal("shardpress-commit/1", {**RECORD, "entry": {**RECORD["entry"], "file": "../victim"}}),
-}
-
-
-def check_counts_as_none(ledger: Ledger, damaged: Path, content: bytes, good: Record) -> None:
-    """A record file with this content is named, goes, and takes with it nothing but what it stood for."""
-    victim = ledger.directory.parent / "victim"
-    victim.write_bytes(b"precious")
-    damaged.write_bytes(content)
-    found = reopened(ledger)
-    assert found.all_records("part") == [good]
-    found.sweep()
-    assert set(contents(ledger.directory)) == {good.path, good.entry.file}
-    assert victim.read_bytes() == b"precious"
-
-
-@pytest.mark.parametrize("content", DAMAGED_RECORDS.values(), ids=DAMAGED_RECORDS)
-def test_d12_a_damaged_record_counts_as_none_and_is_named(
-    ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes
-) -> None:
-    good, bad = commit(ledger, OTHER), commit(ledger)
-    check_counts_as_none(ledger, ledger.directory / bad.path, content, good)
-    assert f"file={ledger.directory / bad.path}: no valid commit record" in caplog.text
-
-
-DAMAGED_GROUPS = {
-    "empty": b"",
-    "half": seal("shardpress-commits/1", {"records": [RECORD]})[:200],
-    "edited": seal("shardpress-commits/1", {"records": [RECORD]}).replace(b'"n_bytes": 1', b'"n_bytes": 2'),
-    "of one": seal("shardpress-commit/1", RECORD),
     "no records": seal("shardpress-commits/1", {}),
     "a number of records": seal("shardpress-commits/1", {"records": 3}),
-    "text": seal("shardpress-commits/1", {"records": ["part"]}),
+    "text": group_of("part"),
     **{
-        f"one that {words}": seal("shardpress-commits/1", {"records": [RECORD, {**RECORD, **other}]})
+        f"one {number} that {words}": group_of(*before, {**RECORD, **other})
+        for number, before in {"alone": [], "among others": [RECORD]}.items()
         for words, other in {
             "has a number for a key": {"key": 3},
             "has a key that leads outside": {"key": "../../victim"},
             "has a number for a fingerprint": {"fingerprint": 3},
             "has no entry": {"entry": None},
+            "has a number for a name": {"entry": {**RECORD["entry"], "file": 3}},
             "has an unknown field": {"more": 1},
             "names no result": {"entry": {**RECORD["entry"], "file": "model.h5"}},
             "leads outside": {"entry": {**RECORD["entry"], "file": "../victim"}},
@@ -614,15 +588,24 @@ DAMAGED_GROUPS = {
 }
 
 
-@pytest.mark.parametrize("content", DAMAGED_GROUPS.values(), ids=DAMAGED_GROUPS)
-def test_d12_a_damaged_group_counts_as_none_and_is_named(
-    ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes
+@pytest.mark.parametrize("content", DAMAGED_RECORDS.values(), ids=DAMAGED_RECORDS)
+@pytest.mark.parametrize("n_parts", [1, 5], ids=["alone", "together"])
+def test_d12_a_damaged_file_of_records_counts_as_none_and_is_named(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes, n_parts: int
 ) -> None:
+    """It goes, and takes with it nothing but what it stood for."""
+    victim = ledger.directory.parent / "victim"
+    victim.write_bytes(b"precious")
+    together(ledger, *KEYS[:n_parts])
+    (damaged,) = record_files(ledger)
     good = commit(ledger, OTHER)
-    together(ledger, *KEYS)
-    (group,) = [path for path in record_files(ledger) if path.name != Path(good.path).name]
-    check_counts_as_none(ledger, group, content, good)
-    assert f"file={group}: no valid commit record" in caplog.text
+    damaged.write_bytes(content)
+    found = reopened(ledger)
+    assert f"file={damaged}: no valid commit record" in caplog.text
+    assert found.records("part") == [good]
+    found.sweep()
+    assert set(contents(ledger.directory)) == {file_of(ledger), good.entry.file}
+    assert victim.read_bytes() == b"precious"
 
 
 def test_d12_a_group_that_a_later_version_wrote_is_refused_and_left_alone(ledger: Ledger) -> None:
@@ -635,7 +618,7 @@ def test_d12_a_group_that_a_later_version_wrote_is_refused_and_left_alone(ledger
     assert contents(ledger.directory) == before
 
 
-@pytest.mark.parametrize("act", ["records", "fault", "load", "manifest"])
+@pytest.mark.parametrize("act", ["records", "fault", "load", "manifest", "request"])
 def test_d14_too_many_open_files_say_nothing_about_a_file(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
@@ -647,16 +630,53 @@ def test_d14_too_many_open_files_say_nothing_about_a_file(
         "fault": lambda: ledger.fault(record.entry),
         "load": lambda: ledger.load(record),
         "manifest": ledger.manifest,
+        "request": ledger.request,
     }
 
     def fail(*_arguments: object, **_more: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as context:
-        context.setattr(os if act == "fault" else Path, "open" if act == "fault" else "read_bytes", fail)
+        context.setattr(*((os, "open") if act in ("fault", "load") else (Path, "read_bytes")), fail)
         with refused(71, "Too many open files while reading it", "ulimit -n"):
             acts[act]()
     assert contents(ledger.directory) == before
+
+
+# -- of the form before ----------------------------------------------------------------------------------------------
+
+
+def alone(ledger: Ledger, record: Record) -> Path:
+    """Have a record stand as earlier runs wrote one that was committed alone."""
+    path = ledger.directory / "commits" / f"{record.key}-{record.fingerprint[:16]}.json"
+    path.write_bytes(seal("shardpress-commit/1", {**vars(record), "entry": vars(record.entry)}))
+    return path
+
+
+def test_a_record_that_an_earlier_run_wrote_alone_counts_like_any_other(ledger: Ledger) -> None:
+    others = together(ledger, *KEYS[1:])
+    entry = ledger.write(f"parts/{KEYS[0]}", ".h5", b"data")
+    first = Record(KEYS[0], NOW, entry, {"n_rows": 3})
+    path, scan = alone(ledger, first), alone(ledger, Record("scan", NOW, ledger.write("stages/scan", ".npz", b"scan")))
+    found = reopened(ledger)
+    found.sweep(NOW)
+    assert found.records("part", NOW) == [first, *others]
+    assert found.load(first) == b"data"
+    assert commit(found, KEYS[0], data=b"again") == first
+    found.drop(first, *found.records("scan"))
+    assert not path.exists()
+    assert not scan.exists()
+    assert reopened(ledger).records() == others
+
+
+@pytest.mark.parametrize(
+    "content", [b"", group_of(RECORD), seal("shardpress-commit/1", {**RECORD, "key": "../victim"})]
+)
+def test_d12_a_damaged_record_that_stands_alone_counts_as_none(ledger: Ledger, content: bytes) -> None:
+    path = alone(ledger, Record(**{**RECORD, "entry": Entry(**RECORD["entry"])}))
+    path.write_bytes(content)
+    assert reopened(ledger).records() == []
+    assert not path.exists()
 
 
 # -- taking back -------------------------------------------------------------------------------------------------
@@ -666,10 +686,11 @@ def test_p8_a_record_is_gone_for_good_before_its_file_goes(tmp_path: Path) -> No
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         records = [commit(ledger), commit(ledger, OTHER)]
+        files = record_files(ledger)
         watched.calls.clear()
         ledger.drop(*records)
-    assert watched.calls == [
-        *(("remove", tmp_path / record.path) for record in records),
+    assert watched.calls[:2] in ([("remove", path) for path in order] for order in (files, files[::-1]))
+    assert watched.calls[2:] == [
         ("sync_directory", tmp_path / "commits"),
         *(("remove", tmp_path / record.entry.file) for record in records),
     ]
@@ -715,7 +736,7 @@ def test_d13_neither_sweeping_nor_forgetting_touches_files_of_others(ledger: Led
 
 def test_d13_directories_of_others_stay_whatever_their_names(ledger: Ledger) -> None:
     bad = commit(ledger)
-    for name in (bad.entry.file, bad.path):
+    for name in (bad.entry.file, file_of(ledger)):
         (ledger.directory / name).unlink()
         fill(ledger.directory, f"{name}/thesis.tex")
     foreign = fill(ledger.directory, f"stages/scan-{HEX}.npz/thesis.tex", f"index.h5.{HEX}.writing/thesis.tex")
@@ -723,8 +744,6 @@ def test_d13_directories_of_others_stay_whatever_their_names(ledger: Ledger) -> 
     found = reopened(ledger)
     found.forget()
     assert len(contents(ledger.directory)) == len(foreign) + 2
-    with refused(73, f"file={ledger.directory / bad.path}: something else lies in its place. Move it away"):
-        commit(found)
 
 
 def test_sweeping_removes_every_half_written_file(ledger: Ledger) -> None:
@@ -740,14 +759,14 @@ def test_results_of_other_settings_stay_until_they_are_replaced(ledger: Ledger) 
     assert found.records("part", NOW) == [kept]
     assert found.records("part", BEFORE) == [other]
     found.sweep(NOW)
-    assert set(contents(ledger.directory)) == {kept.path, kept.entry.file}
+    assert set(contents(ledger.directory)) == {file_of(ledger), kept.entry.file}
 
 
 def test_what_the_manifest_names_stays_without_its_record_too(ledger: Ledger) -> None:
     record = commit(ledger)
     ledger.finish({}, {"parts": [{"file": record.entry.file}], "files": [{"file": "quarantine.jsonl"}]})
     fill(ledger.directory, "quarantine.jsonl", "model-last-good.h5")
-    (ledger.directory / record.path).unlink()
+    (ledger.directory / file_of(ledger)).unlink()
     found = reopened(ledger)
     found.sweep(NOW)
     assert set(contents(ledger.directory)) == {MANIFEST, record.entry.file, "quarantine.jsonl"}

@@ -30,6 +30,7 @@ from pipeline.output.records import read_manifest
 from tests.support import standin
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
+from tests.support.soak_protocol import records
 from tests.support.tolerances import assert_close
 
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]
@@ -885,9 +886,9 @@ def test_s15_a_checkpoint_that_is_damaged_gives_way_to_the_one_before(
     flags = ["--checkpoint-minutes", "0", "--epochs", "4"]
     assert shards.run(*flags, output=tmp_path / "undisturbed") == 0
     assert shards.run(*flags, disk=Impatient("stages", 12)) == 130
-    records = [json.loads(path.read_text()) for path in sorted((shards.output / "commits").glob("checkpoint-*"))]
-    assert len(records) == 2
-    for record in records[-n_damaged:]:
+    found = [record for record in records(shards.output) if record["key"].startswith("checkpoint")]
+    earlier, last = sorted(found, key=lambda record: record["key"])
+    for record in (earlier, last)[-n_damaged:]:
         path = shards.output / record["entry"]["file"]
         if DAMAGE[how] is None:
             path.unlink()
@@ -895,7 +896,7 @@ def test_s15_a_checkpoint_that_is_damaged_gives_way_to_the_one_before(
             path.write_bytes(DAMAGE[how](path.read_bytes()))
     assert shards.run(*flags) == 0
     assert caplog.text.count("it is made anew") == n_damaged
-    step = int(records[0]["key"].split("-")[1])
+    step = int(earlier["key"].split("-")[1])
     assert (f"going on behind step {step} of an earlier run" in caplog.text) == (n_damaged == 1)
     assert standin.features_of(shards.output) == standin.features_of(tmp_path / "undisturbed")
 

@@ -130,7 +130,7 @@ def named(output: Path) -> list[str]:
 
 
 def records(output: Path) -> list[dict[str, Any]]:
-    """Every commit record, as plain values."""
+    """Every commit record, as plain values; also of the form that earlier versions gave to one alone."""
     return [record for path in sorted(output.glob("commits/*.json")) for record in _records_in(path.read_bytes())]
 
 
