@@ -22,25 +22,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, NoInput, shown
-from pipeline.formats import Digested, seal, unseal
+from pipeline.formats import Digested, digest, seal
 from pipeline.output.disk import Disk, Pieces, publish, remove, sync_directory, write_error
 from pipeline.output.records import (
     FOLDERS,
-    HALF,
     LAST_GOOD,
     MANIFEST,
-    OPTIONAL,
     OUTPUT,
     RECORDS,
-    RESULT,
     Entry,
     Record,
-    fault,
+    check_limits,
     files_of,
+    is_left,
     read_manifest,
-    reading,
     records_of,
     sealed,
+    unsealed,
     write_result,
 )
 
@@ -161,8 +159,7 @@ class Ledger:
         for folder in ("", *FOLDERS):
             for name in sorted(os.listdir(self.directory / folder)):
                 path = os.path.join(folder, name)
-                may_go = HALF.fullmatch(path) or RESULT.fullmatch(path) or (keep and path in OPTIONAL)
-                if may_go and path not in named:
+                if is_left(path, is_replaced=bool(keep)) and path not in named:
                     self._remove(path)
 
     def set_request(self, request: Mapping[str, Any]) -> None:
@@ -181,10 +178,6 @@ class Ledger:
         ]
         return sorted(found, key=lambda record: record.key)
 
-    def fault(self, entry: Entry, digests: bool = True) -> str | None:
-        """What is wrong with a file of ours, as `pipeline.output.records.fault` tells it."""
-        return fault(self.directory, entry, digests)
-
     def load(self, record: Record) -> bytes:
         """The content of a committed result.
 
@@ -193,12 +186,15 @@ class Ledger:
         ValueError
             When it is not what was committed.
         """
-        found = self.fault(record.entry)
-        if found:
-            raise ValueError(found)
         path = self.directory / record.entry.file
-        with reading(path):
-            return path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            check_limits(error, path)
+            raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
+        if digest([data]) != record.entry.blake3:
+            raise ValueError(f"file={shown(record.entry.file)}: not what was committed")
+        return data
 
     def manifest(self, warn: bool = True) -> dict[str, Any] | None:
         """What a finished run says of itself; None without one that can be read."""
@@ -213,10 +209,8 @@ class Ledger:
 
     def request(self) -> dict[str, Any] | None:
         """What the last run here was asked for."""
-        path = self.directory / _REQUEST
         try:
-            with reading(path):
-                return unseal(OUTPUT, path.read_bytes())
+            return unsealed(self.directory / _REQUEST)
         except (OSError, ValueError):
             return None
 

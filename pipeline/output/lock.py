@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import CannotCreate, NotPermitted, TryAgain, WriteFailed, shown
-from pipeline.formats import seal, unseal
+from pipeline.formats import seal
 from pipeline.output.disk import Disk, publish, sync_directory
 from pipeline.output.ledger import Ledger
-from pipeline.output.records import FOLDERS, HALF, OUTPUT, reading
+from pipeline.output.records import FOLDERS, OUTPUT, is_left, unsealed
 
 __all__ = ["locked"]
 
@@ -55,17 +55,14 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     try:
         _make(directory, disk)
         _mark(directory, disk)
+        for name in FOLDERS:
+            _make_folder(directory, name, disk)
         descriptor = _lock(directory)
     except (PermissionError, NotPermitted) as error:
         raise NotPermitted(f"{where}: {error}. Choose an --output that you may write to.") from error
     except (OSError, WriteFailed) as error:
         raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
     try:
-        try:
-            for name in FOLDERS:
-                _make_folder(directory, name, disk)
-        except OSError as error:
-            raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
         yield Ledger(directory, disk)
     finally:
         os.close(descriptor)
@@ -100,16 +97,15 @@ def _mark(directory: Path, disk: Disk) -> None:
     path = directory / MARKER
     if path.exists():
         try:
-            with reading(path):
-                unseal(OUTPUT, path.read_bytes())
+            unsealed(path)
         except ValueError:
             log.debug("output=%s: its marker is damaged", shown(directory))
-    elif any(not HALF.fullmatch(name) for name in os.listdir(directory)):
+    elif not all(is_left(name) for name in os.listdir(directory)):
         raise CannotCreate(
             f"output={shown(directory)}: holds files that are not of shardpress, expected a new or empty directory. "
             "Choose another --output."
         )
-    else:
+    else:  # empty, or a run died here before it had left its sign
         publish(disk, path, seal(OUTPUT, {}), replace=True)
 
 

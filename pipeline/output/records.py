@@ -8,8 +8,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,40 +20,38 @@ from pipeline.output.disk import TEMPORARY, Disk, publish, write_error
 
 __all__ = [
     "FOLDERS",
-    "HALF",
     "LAST_GOOD",
     "MANIFEST",
-    "OPTIONAL",
     "OUTPUT",
     "RECORDS",
-    "RESULT",
     "Entry",
     "Record",
-    "fault",
+    "check_limits",
+    "fault_of",
     "files_of",
+    "is_left",
     "read_manifest",
-    "reading",
     "records_of",
     "sealed",
+    "unsealed",
     "write_result",
 ]
 
 MANIFEST = "manifest.json"
 LAST_GOOD = "model-last-good.h5"  # of a training that diverged
 FOLDERS = ("parts", "stages", "commits")
-OUTPUT = "shardpress-output/1"
-OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # of the names in `_TOP`, what not every run leaves
-_COMMITS, _ALONE = "shardpress-commits/1", "shardpress-commit/1"
+OUTPUT, _COMMITS, _ALONE = "shardpress-output/1", "shardpress-commits/1", "shardpress-commit/1"
 _PIECE = 2**20  # bytes read at once
 
 # Only files of these names are ever removed: whatever else lies in the directory is somebody else's.
+_OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # what not every run leaves
 _TOP = (
     r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index|single)\.h5|encoder\.npz|quarantine\.jsonl"
 )
-RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-f]{32}\.(h5|npz)")
+_RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-f]{32}\.(h5|npz)")
 # Earlier runs may have left records of the form that one had which was written alone, named by key and fingerprint.
 RECORDS = re.compile(r"commits/[a-z]+-([0-9a-f]{32}|(?P<alone>([0-9]+-)*[0-9a-f]{16}))\.json")
-HALF = re.compile(rf"({_TOP}|{RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+_HALF = re.compile(rf"({_TOP}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
 _IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")
 
 
@@ -129,22 +126,29 @@ def sealed(records: Sequence[Record]) -> bytes:
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Tell apart what says nothing against a file of ours: it is of a later version, or too many others are open.
+def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
+    """What a file of ours holds.
 
     Raises
     ------
+    OSError, ValueError
+        When it cannot be read, or is not as it was written.
     NewerFormat, SystemLimit
+        Which say nothing against it: it is of a later version, or too many others are open.
     """
     try:
-        yield
+        return unseal(form, path.read_bytes())
     except NewerFormat as error:
         raise NewerFormat(f"file={shown(path)}: {error}") from error
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise write_error(error, path, "reading it") from error
+        check_limits(error, path)
         raise
+
+
+def check_limits(error: OSError, path: Path) -> None:
+    """Raise what says nothing about a file: that this process, or the system, has too many open."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise write_error(error, path, "reading it") from error
 
 
 def records_of(directory: Path, name: str) -> list[Record]:
@@ -157,16 +161,15 @@ def records_of(directory: Path, name: str) -> list[Record]:
     NewerFormat, SystemLimit
     """
     path, found = directory / name, RECORDS.fullmatch(name)
-    with reading(path):
-        if found and found["alone"]:
-            return [_record(unseal(_ALONE, path.read_bytes()))]
-        return [_record(content) for content in unseal(_COMMITS, path.read_bytes())["records"]]
+    if found and found["alone"]:
+        return [_record(unsealed(path, _ALONE))]
+    return [_record(content) for content in unsealed(path, _COMMITS)["records"]]
 
 
 def _record(content: dict[str, Any]) -> Record:
     record = Record(**{**content, "entry": Entry(**content["entry"])})
     # What is dropped is removed, and what is swept is what no record names: so a record may name nothing but results.
-    if not _IDENTITY.fullmatch(" ".join(record.identity)) or not RESULT.fullmatch(record.entry.file):
+    if not _IDENTITY.fullmatch(" ".join(record.identity)) or not _RESULT.fullmatch(record.entry.file):
         raise ValueError("names what is no result")
     return record
 
@@ -189,8 +192,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     where = f"file={shown(path)}"
     try:
-        with reading(path):
-            manifest = unseal(OUTPUT, path.read_bytes())
+        manifest = unsealed(path)
         names = files_of(manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
@@ -218,7 +220,15 @@ def files_of(manifest: Mapping[str, Any]) -> list[str]:
     return [str(line["file"]) for key in ("parts", "files") for line in manifest.get(key, [])]
 
 
-def fault(directory: Path, entry: Entry, digests: bool = True) -> str | None:
+def is_left(path: str, is_replaced: bool = False) -> bool:
+    """Whether a name, relative to the directory, is that of something half-written, or of a result.
+
+    With `is_replaced`, also that of what some runs leave beside their results, and others do not.
+    """
+    return bool(_HALF.fullmatch(path) or _RESULT.fullmatch(path)) or (is_replaced and path in _OPTIONAL)
+
+
+def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
     """What is wrong with a file of ours; None when it is as it was written.
 
     Parameters
@@ -237,8 +247,7 @@ def fault(directory: Path, entry: Entry, digests: bool = True) -> str | None:
     where = f"file={shown(path)}"
     try:
         # No link is followed, and a fifo that lies in its place keeps nobody waiting.
-        with reading(path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -248,5 +257,6 @@ def fault(directory: Path, entry: Entry, digests: bool = True) -> str | None:
             if digests and digest(iter(partial(file.read, _PIECE), b"")) != entry.blake3:
                 return f"{where}: its BLAKE3 is not the one committed: the content has changed"
     except OSError as error:
+        check_limits(error, path)
         return f"{where}: committed, but cannot be read: {error.strerror}"
     return None

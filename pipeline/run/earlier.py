@@ -15,7 +15,7 @@ from pipeline.cluster.threads import threads
 from pipeline.encoding.singlefile import SINGLE_FILE
 from pipeline.errors import ConfigError, DataError, NoInput, shown
 from pipeline.output.ledger import Ledger
-from pipeline.output.records import Entry, Record
+from pipeline.output.records import Entry, Record, fault_of
 from pipeline.run.fingerprints import differences, other_inputs, other_settings
 from pipeline.run.job import Clock, Job
 from pipeline.run.prepare import Prepared
@@ -99,7 +99,8 @@ def _is_intact(ledger: Ledger, manifest: Mapping[str, Any], prepared: Prepared, 
 
 def _faults(ledger: Ledger, entries: Iterable[Entry], prepared: Prepared) -> list[str | None]:
     """What is wrong with each of these files, and said so; None where nothing is."""
-    check, n_threads = partial(ledger.fault, digests=prepared.config.verify == "digests"), prepared.budget.n_threads
+    check = partial(fault_of, ledger.directory, digests=prepared.config.verify == "digests")
+    n_threads = prepared.budget.n_threads
     with threads(n_threads) as pool:
         faults = compute([(check, entry) for entry in entries], pool, n_threads)
     for fault in filter(None, faults):

@@ -14,7 +14,7 @@ from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.singlefile import SINGLE_FILE, single_file
 from pipeline.errors import counted, shown
 from pipeline.model import Model
-from pipeline.output.records import Entry
+from pipeline.output.records import Entry, fault_of
 from pipeline.run.earlier import QUARANTINE, trained
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan
@@ -170,7 +170,7 @@ def _single_file(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, 
     before = ledger.manifest() or {"parts": [], "files": []}
     is_same = [line["blake3"] for line in before["parts"]] == [part.entry.blake3 for part in parts]
     earlier = [Entry(**line) for line in before["files"] if is_same and line["file"] == SINGLE_FILE]
-    if earlier and not ledger.fault(earlier[0]):
+    if earlier and not fault_of(ledger.directory, earlier[0]):
         return earlier
     if not earlier and not job.config.single_file:
         return []

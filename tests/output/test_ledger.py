@@ -24,7 +24,7 @@ from pipeline.output import lock as module
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
-from pipeline.output.records import MANIFEST, Entry, Record, read_manifest
+from pipeline.output.records import MANIFEST, Entry, Record, fault_of, read_manifest
 from tests.support.faulty import Broken, Watched, forked
 from tests.support.helpers import as_nobody, refused
 
@@ -355,7 +355,7 @@ def test_a_committed_result_is_found_by_later_runs(ledger: Ledger) -> None:
     assert (ledger.directory / record.entry.file).read_bytes() == b"data"
     for found in (ledger, reopened(ledger)):
         assert found.records("part", NOW) == [record]
-        assert found.fault(record.entry) is None
+        assert fault_of(found.directory, record.entry) is None
         assert found.load(record) == b"data"
 
 
@@ -531,12 +531,12 @@ def test_d11_a_damaged_result_is_named_with_what_is_wrong(ledger: Ledger, kind: 
     good, bad = commit(ledger, OTHER), commit(ledger)
     damage, words = DAMAGE[kind]
     damage(ledger.directory / bad.entry.file)
-    assert ledger.fault(good.entry) is None
-    found = ledger.fault(bad.entry)
+    assert fault_of(ledger.directory, good.entry) is None
+    found = fault_of(ledger.directory, bad.entry)
     assert found is not None
     assert found.startswith(f"file={ledger.directory / bad.entry.file}: ")
     assert words in found
-    assert (ledger.fault(bad.entry, digests=False) is None) == (kind == "flipped")
+    assert (fault_of(ledger.directory, bad.entry, digests=False) is None) == (kind == "flipped")
 
 
 @pytest.mark.parametrize("kind", ["deleted", "truncated", "flipped", "directory"])
@@ -627,7 +627,7 @@ def test_d14_too_many_open_files_say_nothing_about_a_file(
     before = contents(ledger.directory)
     acts = {
         "records": lambda: reopened(ledger),
-        "fault": lambda: ledger.fault(record.entry),
+        "fault": lambda: fault_of(ledger.directory, record.entry),
         "load": lambda: ledger.load(record),
         "manifest": ledger.manifest,
         "request": ledger.request,
@@ -637,7 +637,7 @@ def test_d14_too_many_open_files_say_nothing_about_a_file(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as context:
-        context.setattr(*((os, "open") if act in ("fault", "load") else (Path, "read_bytes")), fail)
+        context.setattr(*((os, "open") if act == "fault" else (Path, "read_bytes")), fail)
         with refused(71, "Too many open files while reading it", "ulimit -n"):
             acts[act]()
     assert contents(ledger.directory) == before
@@ -878,7 +878,7 @@ def test_moving_the_directory_moves_everything(ledger: Ledger, tmp_path: Path) -
     shutil.copytree(ledger.directory, tmp_path / "moved")
     with locked(tmp_path / "moved") as moved:
         assert moved.records("part", NOW) == [record]
-        assert moved.fault(record.entry) is None
+        assert fault_of(moved.directory, record.entry) is None
         assert moved.manifest() == ledger.manifest()
     assert not os.path.isabs(record.entry.file)
     assert isinstance(record.entry, Entry)
