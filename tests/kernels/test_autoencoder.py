@@ -1,120 +1,34 @@
-"""The model on the CPU against slow, obvious NumPy: gradients, training steps, features of rows of every dtype."""
+"""The model on the CPU against slow, obvious NumPy: gradients, features of rows of every dtype, parameters."""
 
 import numpy as np
 import pytest
 
-from kernels import TILE_ROWS, backend
+from kernels import TILE_ROWS
 from kernels import autoencoder as module
 from kernels.autoencoder import PARAMETERS, Autoencoder, theano
-from kernels.step import TrainingStep
-from kernels.updates import RULES
 from pipeline.model import Model
-from pipeline.scan.scaler import Scaler
+from tests.support.models import (
+    DTYPES,
+    N_FEATURES,
+    N_INPUTS,
+    SCALINGS,
+    assert_same_arrays,
+    float64,
+    oracle_code,
+    oracle_cost,
+    oracle_gradients,
+    oracle_reconstruction,
+    oracle_scaled,
+    random_autoencoder,
+    random_parameters,
+    random_rows,
+    scaler_of,
+    scaling_of,
+    step_of,
+)
 from tests.support.tolerances import assert_close
 
-DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]
-SCALINGS = ["float32", "float64", None]
-N_INPUTS, N_FEATURES = 7, 3
-
-
-# ---- oracles
-
-
-def oracle_code(p, x):
-    return 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
-
-
-def oracle_reconstruction(p, h):
-    return h @ p["W"].T + p["b_output"]
-
-
-def oracle_cost(p, x):
-    return np.mean((x - oracle_reconstruction(p, oracle_code(p, x))) ** 2)
-
-
-def oracle_gradients(p, x, width=1e-5):
-    """Central finite differences of the cost, one entry of one parameter at a time."""
-    gradients = {}
-    for name in PARAMETERS:
-        gradients[name] = np.zeros_like(p[name])
-        for i in np.ndindex(p[name].shape):
-            above, below = ({key: array.copy() for key, array in p.items()} for _ in range(2))
-            above[name][i] += width
-            below[name][i] -= width
-            gradients[name][i] = (oracle_cost(above, x) - oracle_cost(below, x)) / (2 * width)
-    return gradients
-
-
-def oracle_scaled(rows, minimum, scale):
-    """What the design says, in the working dtype of `minimum`."""
-    if minimum is None:
-        return rows.astype(np.float32)
-    return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
-
-
-# ---- what tests are made of
-
-
-def float64(arrays):
-    return {name: array.astype(np.float64) for name, array in arrays.items()}
-
-
-def random_parameters(rng, n_inputs=N_INPUTS, n_features=N_FEATURES):
-    shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
-    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def random_autoencoder(rng, n_inputs=N_INPUTS, n_features=N_FEATURES, minimum=None, scale=None):
-    autoencoder = Autoencoder(n_inputs, n_features, minimum, scale)
-    autoencoder.set_parameters(random_parameters(rng, n_inputs, n_features))
-    return autoencoder
-
-
-def random_rows(rng, n_rows, dtype, n_inputs=N_INPUTS):
-    """Rows over the dtype's whole range, with both its ends; floats over several powers of ten."""
-    if dtype.kind == "f":
-        return (rng.normal(size=(n_rows, n_inputs)) * 10.0 ** rng.integers(-2, 4, n_inputs)).astype(dtype)
-    info = np.iinfo(dtype)
-    rows = rng.integers(info.min, info.max, (n_rows, n_inputs), dtype=dtype, endpoint=True)
-    rows[0], rows[1] = info.min, info.max
-    return rows
-
-
-def scaler_of(rows):
-    return Scaler(rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64))
-
-
-def scaling_of(rows, working):
-    """Minimum and scale in the dtype asked for; none of both for rows that are taken as they are."""
-    if working is None:
-        return None, None
-    scaler = scaler_of(rows)
-    return scaler.minimum.astype(working), scaler.scale.astype(working)
-
-
-@pytest.fixture(params=["fused", "theano"], autouse=True)
-def path(request, monkeypatch):
-    """Every test here holds for the Ops of `kernels.ops`, and for what Theano makes of the model by itself."""
-    if request.param == "theano":
-        monkeypatch.setattr(backend, "fuses", lambda: False)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20240229)
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """The calls of ``theano.function``, as a list that grows."""
-    calls, original = [], theano.function
-
-    def counted(*args, **kwargs):
-        calls.append(args)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(theano, "function", counted)
-    return calls
+pytestmark = pytest.mark.usefixtures("path")
 
 
 # ---- gradients
@@ -145,119 +59,6 @@ def test_gradients_equal_those_that_theano_derives_from_the_cost(cost_and_gradie
     _, _, ours, theanos = cost_and_gradients
     for gradient, expected in zip(ours, theanos, strict=True):
         assert_close(gradient, expected, "cpu", "float32", "gradients")
-
-
-# ---- training steps
-
-
-def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, rate=0.1):
-    step = TrainingStep(autoencoder, rule, 0.9, np.dtype(dtype), resident=resident)
-    step.set_learning_rate(rate)
-    return step
-
-
-def assert_same_arrays(found, expected):
-    """Bit for bit, under the same names."""
-    assert list(found) == list(expected)
-    for name, array in found.items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
-
-
-def test_twenty_momentum_steps_equal_a_numpy_loop(rng):
-    rows = random_rows(rng, 24, np.dtype("u1"))
-    minimum, scale = scaling_of(rows, "float32")
-    autoencoder = random_autoencoder(rng, minimum=minimum, scale=scale)
-    p = float64(autoencoder.parameters())
-    v = {name: np.zeros_like(array) for name, array in p.items()}
-    step = step_of(autoencoder, dtype="u1")
-    for number in range(20):
-        minibatch = rows[rng.permutation(24)[:8]]
-        rate = 0.1 if number < 10 else 0.05
-        step.set_learning_rate(rate)
-        x = oracle_scaled(minibatch, minimum, scale).astype(np.float64)
-        assert_close(step(minibatch, with_cost=True), oracle_cost(p, x), "cpu", "float32", "cost")
-        for name, gradient in oracle_gradients(p, x).items():
-            v[name] = 0.9 * v[name] - rate * gradient
-            p[name] = p[name] + v[name]
-    for name, array in autoencoder.parameters().items():
-        assert_close(array, p[name], "cpu", "float32", "parameters")
-        assert_close(step.state()[f"{name}.velocity"], v[name], "cpu", "float32", "parameters")
-
-
-def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
-    """Parameters and state after a step on each minibatch."""
-    for number, minibatch in enumerate(minibatches):
-        step(minibatch, with_cost=with_cost(number))
-    return autoencoder.parameters() | step.state()
-
-
-@pytest.mark.parametrize("dtype", ["u1", "f4", "f8"])
-def test_resident_and_streamed_rows_train_the_same_parameters_bit_for_bit(rng, dtype):
-    rows = random_rows(rng, 300, np.dtype(dtype), 30)
-    minimum, scale = scaler_of(rows).arrays(rows.dtype)
-    numbers = [rng.permutation(300)[:64] for _ in range(12)] + [np.array([299], dtype=np.int64)]
-    results = []
-    for resident in (None, rows.copy()):
-        autoencoder = random_autoencoder(np.random.default_rng(5), 30, 8, minimum, scale)
-        step = step_of(autoencoder, dtype=dtype, resident=resident)
-        minibatches = numbers if resident is not None else [rows[n] for n in numbers]
-        results.append(train_some(autoencoder, step, minibatches))
-    assert_same_arrays(*results)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_asking_for_the_cost_does_not_change_what_is_learnt(rng, rule):
-    minibatches = rng.random((12, 64, 30), dtype=np.float32)
-    results = []
-    for with_cost in (lambda _: False, lambda _: True, lambda number: number % 3 == 0):
-        autoencoder = random_autoencoder(np.random.default_rng(5), 30, 8)
-        results.append(train_some(autoencoder, step_of(autoencoder, rule), minibatches, with_cost))
-    assert_same_arrays(results[1], results[0])
-    assert_same_arrays(results[2], results[0])
-
-
-def test_cost_is_a_float_when_asked_for_and_none_otherwise(rng):
-    step, minibatch = step_of(random_autoencoder(rng)), rng.random((4, N_INPUTS), dtype=np.float32)
-    assert isinstance(step(minibatch, with_cost=True), float)
-    assert step(minibatch) is None
-
-
-def test_a_new_step_stands_still_until_it_is_given_a_learning_rate(rng):
-    autoencoder = random_autoencoder(rng)
-    before = autoencoder.parameters()
-    TrainingStep(autoencoder, "momentum", 0.9, np.dtype("f4"))(rng.random((4, N_INPUTS), dtype=np.float32))
-    assert_same_arrays(autoencoder.parameters(), before)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_training_goes_on_from_saved_state_as_if_never_interrupted(rng, rule):
-    minibatches = rng.random((10, 16, N_INPUTS), dtype=np.float32)
-    autoencoder = random_autoencoder(rng)
-    step = step_of(autoencoder, rule)
-    train_some(autoencoder, step, minibatches[:5])
-    saved_parameters, saved_state = autoencoder.parameters(), step.state()
-    expected = train_some(autoencoder, step, minibatches[5:])
-
-    again = Autoencoder(N_INPUTS, N_FEATURES)
-    again.set_parameters(saved_parameters)
-    step = step_of(again, rule)
-    step.set_state(saved_state)
-    assert_same_arrays(train_some(again, step, minibatches[5:]), expected)
-
-
-def test_saved_arrays_are_copies_that_training_leaves_alone(rng):
-    autoencoder = random_autoencoder(rng)
-    step = step_of(autoencoder)
-    saved = autoencoder.parameters() | step.state()
-    before = {name: array.copy() for name, array in saved.items()}
-    train_some(autoencoder, step, rng.random((3, 4, N_INPUTS), dtype=np.float32))
-    assert_same_arrays(saved, before)
-
-
-def test_state_of_another_rule_is_refused_by_name(rng):
-    step = step_of(random_autoencoder(rng))
-    with pytest.raises(ValueError, match=r"found arrays \['W.mean'\], expected \['W.velocity', 'b_hidden.velocity'"):
-        step.set_state({"W.mean": np.zeros((N_INPUTS, N_FEATURES))})
 
 
 # ---- rows of every dtype
@@ -389,14 +190,6 @@ def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
             for call in calls.values():
                 call(rows)
     assert len(compiled) == 4  # encode and errors, for two dtypes
-
-
-def test_a_training_step_compiles_one_function_with_the_cost_and_one_without(rng, compiled):
-    step = step_of(random_autoencoder(rng))
-    assert compiled == []
-    for with_cost in (False, False, True, True, False):
-        step(np.ones((2, N_INPUTS), np.float32), with_cost=with_cost)
-    assert len(compiled) == 2
 
 
 def test_changing_the_parameters_or_the_learning_rate_compiles_nothing(rng, compiled):

@@ -1,4 +1,4 @@
-"""The lock on the compile cache: nested, given back, never waited for without end; no place for compiled code."""
+"""The compile cache: its lock, no place for compiled code, and whose code is trusted."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from kernels import compilecache, compilelock
 from kernels.compilecache import CompileCacheUnavailable
 from kernels.compilelock import CompileLockHeld, get_lock, lock_ctx, release_lock, try_out
+from tests.support.interpreters import fresh
 
 
 @pytest.fixture
@@ -112,3 +113,104 @@ def test_with_no_room_anywhere_both_places_and_their_reasons_are_named(monkeypat
     monkeypatch.setattr(compilecache.tempfile, "mkdtemp", full)
     with pytest.raises(CompileCacheUnavailable, match=r"/home/x cannot be used \(Read-only .*\), nor .* No space"):
         compilecache._temporary("/home/x", "Read-only file system")
+
+
+def test_g6_without_a_temporary_directory_the_compile_cache_is_one():
+    """As in a container that cannot be written to, or where the disk of all the usual places is full."""
+    code = """
+    import tempfile
+    tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]
+    from kernels import backend
+    facts |= {"cache": backend.load().config.compiledir, "temporary": tempfile.gettempdir()}
+    """
+    facts = fresh(code).facts
+    assert facts["temporary"] == facts["cache"]
+
+
+# ---- whose cache is trusted
+
+
+def test_s16_the_compile_cache_is_private_whatever_the_umask(tmp_path):
+    code = """
+    import os
+    os.umask(0)
+    from kernels import backend
+    facts["cache"] = backend.load().config.compiledir
+    """
+    cache = Path(fresh(code, XDG_CACHE_HOME=tmp_path / "new").facts["cache"])
+    assert cache.is_relative_to(tmp_path / "new" / "shardpress")
+    assert cache.stat().st_mode & 0o777 == 0o700
+    made = [path for path in (tmp_path / "new").rglob("*") if path.is_dir()]
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+
+
+BASE = """
+from kernels import backend
+facts["base"] = backend.load().config.base_compiledir
+"""
+
+
+def test_the_compile_caches_name_tells_theanos_and_numpys_versions(tmp_path):
+    import numpy as np
+
+    name = Path(fresh(BASE, XDG_CACHE_HOME=tmp_path).facts["base"]).name
+    assert name == f"theano-1.0.5-numpy-{np.__version__}"
+
+
+UNSAFE = """
+from kernels import backend
+from kernels.compilecache import UnsafeCompileCache
+try:
+    backend.load()
+except UnsafeCompileCache as error:
+    facts["error"] = str(error)
+"""
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A cache whose code tells when it runs: what Theano loads first of all, while it is imported."""
+    cache, told = tmp_path / "base" / "cache", tmp_path / "told"
+    for name in ("lazylinker_ext", "cutils_ext"):
+        (cache / name).mkdir(parents=True, mode=0o700)
+        (cache / name / "__init__.py").write_text(f"open({str(told)!r}, 'w').close()\n")
+    cache.chmod(0o700)
+    cache.parent.chmod(0o700)
+    return cache, told
+
+
+def flags_for(cache):
+    return f"base_compiledir={cache.parent},compiledir_format={cache.name}"
+
+
+def test_code_in_a_private_cache_runs_so_the_trap_works(trap):
+    cache, told = trap
+    fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
+    assert told.exists()
+
+
+@pytest.mark.parametrize(
+    ("which", "mode", "phrase"),
+    [
+        ("cache", 0o770, "has mode 0770, expected 0700: Theano runs what it finds there. Run: chmod 700 {path}"),
+        ("cache", 0o705, "has mode 0705, expected 0700"),
+        (
+            "base",
+            0o770,
+            "lies in {path} of mode 0770, so that others could put another in its place; expected no write",
+        ),
+        ("base", 0o702, "Run: chmod go-w {path}"),
+    ],
+)
+def test_s16_a_cache_that_others_may_write_is_refused_before_anything_in_it_runs(trap, which, mode, phrase):
+    cache, told = trap
+    path = cache if which == "cache" else cache.parent
+    path.chmod(mode)
+    ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
+    assert phrase.format(path=path) in ended.facts["error"]
+    assert not told.exists()
+
+
+def test_a_sticky_folder_like_tmp_may_hold_a_private_cache(tmp_path):
+    tmp_path.chmod(0o1777)
+    assert fresh(UNSAFE, THEANO_FLAGS=f"base_compiledir={tmp_path}").facts == {}

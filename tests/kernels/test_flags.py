@@ -1,0 +1,266 @@
+"""What Theano reads while it is imported: whose settings win, and which are refused."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.interpreters import fresh
+
+# Cards that no machine has: asking for one shows what was read, and falls back at once.
+FILE, OTHER_FILE, FLAG = "cuda101", "cuda102", "cuda103"
+
+START = "from kernels import backend\ndevice = backend.start()\n"
+
+
+# ---- which device: as Theano itself reads it
+
+
+@dataclass
+class Settings:
+    """What a user has set: files by name, in a home of their own, and variables that may name ``{home}``."""
+
+    expected: str
+    files: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+def naming(device):
+    return f"[global]\ndevice = {device}\n"
+
+
+SETTINGS = {
+    "nothing": Settings("cpu"),
+    "flags": Settings(FLAG, variables={"THEANO_FLAGS": f"device={FLAG}"}),
+    "a-file-in-THEANORC": Settings(FILE, {"mine": naming(FILE)}, {"THEANORC": "{home}/mine"}),
+    "the-file-at-home": Settings(FILE, {".theanorc": naming(FILE)}),
+    "flags-win-over-files": Settings(FLAG, {".theanorc": naming(FILE)}, {"THEANO_FLAGS": f"device={FLAG}"}),
+    "flags-for-the-cpu-win-too": Settings("cpu", {".theanorc": naming(FILE)}, {"THEANO_FLAGS": "device=cpu"}),
+    "later-files-win": Settings(
+        OTHER_FILE, {"a": naming(FILE), "b": naming(OTHER_FILE)}, {"THEANORC": "{home}/a:{home}/b"}
+    ),
+    "files-that-do-not-say-leave-it": Settings(
+        FILE, {"a": naming(FILE), "b": "[global]\nfloatX = float32\n"}, {"THEANORC": "~/a:{home}/b:{home}/not-there"}
+    ),
+    "THEANORC-replaces-the-file-at-home": Settings(
+        "cpu", {".theanorc": naming(FILE), "empty": ""}, {"THEANORC": "{home}/empty"}
+    ),
+    "an-empty-THEANORC-names-no-file": Settings("cpu", {".theanorc": naming(FILE)}, {"THEANORC": ""}),
+    "the-last-of-repeated-flags": Settings(
+        FLAG, variables={"THEANO_FLAGS": f"device=cpu, floatX=float32,,device='{FLAG}',"}
+    ),
+    "a-comment-in-flags": Settings(FLAG, variables={"THEANO_FLAGS": f"device={FLAG}#,device={FILE}"}),
+}
+
+# Theano alone, as far as it reads its settings: the modules after that would open the device, and need a compiler.
+THEANOS_OWN = """
+import builtins, sys
+import numpy as np
+for name in ("bool", "int", "float", "complex", "object", "str"):
+    setattr(np, name, getattr(builtins, name))
+sys.modules["theano.gof"] = None
+try:
+    import theano
+except ImportError:
+    facts["device"] = sys.modules["theano.configdefaults"].config.device
+"""
+
+OURS = """
+from kernels import backend
+facts["device"] = backend.start().requested
+facts["imported with"] = backend.load().config.device
+"""
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory):
+    """For each of the settings: what our backend makes of them, and what Theano alone does."""
+
+    def read(settings, home):
+        for name, text in settings.files.items():
+            (home / name).write_text(text)
+        variables = {name: value.format(home=home) for name, value in settings.variables.items()}
+        ours = fresh(OURS, HOME=home, **variables)
+        theanos = fresh(THEANOS_OWN, warnings="ignore", HOME=home, **variables)
+        assert (ours.code, theanos.code) == (0, 0), ours.stderr + theanos.stderr
+        return ours.facts, theanos.facts
+
+    fresh(OURS)  # fills a cold compile cache, on whose lock the others would wait for 5 to 10 s at a time
+    # Not by the threads: two that ask for the first folder of a session at one time may be given different roots.
+    homes = [tmp_path_factory.mktemp("home") for _ in SETTINGS]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(SETTINGS, pool.map(read, SETTINGS.values(), homes), strict=True))
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
+    ours, theanos = devices[case]
+    assert ours["device"] == theanos["device"] == SETTINGS[case].expected
+    assert ours["imported with"] == "cpu"  # Theano would log a failure, and could not be asked again
+
+
+@pytest.mark.parametrize(
+    ("device", "phrase"), [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')]
+)
+def test_a_device_that_theano_does_not_know_is_refused_in_its_words(device, phrase):
+    code = """
+    from kernels import backend
+    backend.load()
+    try:
+        backend.start()
+    except ValueError as error:
+        facts["error"] = " ".join(str(error).split())
+    """
+    ended = fresh(code, THEANO_FLAGS=f"device={device}")
+    assert phrase in ended.facts["error"]
+
+
+REFUSING = """
+from kernels import backend
+from kernels.flags import UnknownFlag
+try:
+    backend.load()
+except UnknownFlag as error:
+    facts["error"] = str(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "phrase"),
+    [
+        ("devcie=cuda", "THEANO_FLAGS: Theano has no flag 'devcie'. Did you mean device?"),
+        ("gcc.cxxflag=-O1", "THEANO_FLAGS: Theano has no flag 'gcc.cxxflag'. Did you mean gcc.cxxflags?"),
+        ("cuda", "THEANO_FLAGS: Theano has no flag 'cuda'."),
+        ("device", "THEANO_FLAGS: 'device' has no value, expected device=VALUE"),
+        ("device=cpu # as it was", None),
+        (",device='cpu',", None),
+    ],
+)
+def test_a_flag_that_theano_would_pass_over_is_an_error_that_names_the_nearest(flags, phrase):
+    found = fresh(REFUSING, THEANO_FLAGS=flags).facts.get("error")
+    assert (found or "").startswith(phrase or "")
+    assert (found is None) == (phrase is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        (
+            "[global]\ndevcie = cuda\n",
+            ".theanorc: Theano has no option 'devcie' in section [global]. Did you mean device?",
+        ),
+        ("[gpuarray]\ndevice = cuda\n", ".theanorc: Theano has no option 'device' in section [gpuarray]."),
+        ("[DEFAULT]\nmine = 1\n[global]\nfloatX = float32\n[gcc]\ncxxflags = -O%(mine)s\n", None),
+    ],
+)
+def test_an_option_in_a_file_that_theano_would_pass_over_is_an_error(tmp_path, text, phrase):
+    (tmp_path / "mine").write_text(text)
+    found = fresh(REFUSING, THEANORC=tmp_path / "mine").facts.get("error")
+    assert (found or "").startswith(phrase or "")
+    assert (found is None) == (phrase is None)
+
+
+def test_theano_is_loaded_without_scipy_which_others_can_import_afterwards():
+    code = """
+    import sys
+    from kernels import backend
+    backend.load()
+    facts["before"] = [name for name in sys.modules if name.partition(".")[0] == "scipy"]
+    import scipy.stats
+    facts["after"] = scipy.stats.chi2.sf(0, 1)
+    """
+    assert fresh(code).facts == {"before": [], "after": 1.0}
+
+
+# ---- our defaults, below everything the user says
+
+CONFIG = """
+from kernels import backend
+config = backend.load().config
+facts |= {"floatX": config.floatX, "cxxflags": config.gcc.cxxflags, "ldflags": config.blas.ldflags}
+facts |= {"timeout": config.compile.timeout, "dnn": config.dnn.enabled, "base": config.base_compiledir}
+"""
+
+
+def test_our_defaults_hold_when_the_user_says_nothing(tmp_path):
+    facts = fresh(CONFIG, XDG_CACHE_HOME=tmp_path).facts
+    assert facts["floatX"] == "float32"
+    assert "-D__FAST_MATH__" in facts["cxxflags"]
+    assert "-ffast-math" not in facts["cxxflags"]  # it would switch the whole process to flush-to-zero
+    assert "-lscipy_openblas" in facts["ldflags"]
+    assert facts["timeout"] == 600
+    assert facts["dnn"] == "False"
+    assert Path(facts["base"]).parent == tmp_path / "shardpress"
+
+
+def test_our_defaults_lose_to_each_of_the_users_files(tmp_path):
+    base = tmp_path / "cache"
+    (tmp_path / ".theanorc").write_text(
+        f"[global]\nfloatX = float64\nbase_compiledir = {base}\n[gcc]\ncxxflags = -O1\n[blas]\nldflags = -lblas\n"
+        "[compile]\ntimeout = 7\n[dnn]\nenabled = auto\n"
+    )
+    expected = {"floatX": "float64", "cxxflags": "-O1", "ldflags": "-lblas", "timeout": 7, "dnn": "auto"}
+    assert fresh(CONFIG, HOME=tmp_path).facts == expected | {"base": str(base)}
+
+
+def test_our_defaults_lose_to_the_users_flags(tmp_path):
+    base = tmp_path / "cache"
+    flags = f"floatX=float64,gcc.cxxflags=-O1,blas.ldflags=,compile.timeout=7,dnn.enabled=auto,base_compiledir={base}"
+    expected = {"floatX": "float64", "cxxflags": "-O1", "ldflags": "", "timeout": 7, "dnn": "auto"}
+    assert fresh(CONFIG, THEANO_FLAGS=flags).facts == expected | {"base": str(base)}
+
+
+def test_a_setting_that_only_one_file_makes_leaves_the_others_at_our_defaults(tmp_path):
+    (tmp_path / "mine").write_text("[blas]\nldflags = -lblas\n")
+    facts = fresh(CONFIG, THEANORC=tmp_path / "mine").facts
+    assert facts["ldflags"] == "-lblas"
+    assert facts["floatX"] == "float32"
+
+
+def test_blas_is_found_in_a_checkout_whose_path_has_spaces(tmp_path):
+    code = f"""
+    import os
+    import scipy_openblas32
+    folder = {str(tmp_path / "my files")!r}
+    os.symlink(scipy_openblas32.get_lib_dir(), folder)
+    scipy_openblas32.get_lib_dir = lambda: folder
+    from kernels import backend
+    theano = backend.load()
+    x = theano.tensor.matrix()
+    product = theano.function([x], theano.tensor.dot(x, x))
+    facts["ops"] = [str(node.op) for node in product.maker.fgraph.toposort()]
+    facts["product"] = product([[1, 2], [3, 4]]).tolist()
+    """
+    assert fresh(code).facts == {"ops": ["Dot22"], "product": [[7, 10], [15, 22]]}
+
+
+ENVIRONMENT_AROUND_LOAD = """
+import os, tempfile
+before, mask = dict(os.environ), os.umask(0o027)
+from kernels import backend
+try:
+    backend.load()
+except ValueError as error:
+    facts["error"] = str(error)
+facts["changed"] = sorted(set(before.items()) ^ set(os.environ.items()))
+facts["umask"] = os.umask(mask)
+facts["left"] = os.listdir(tempfile.gettempdir())
+"""
+
+
+@pytest.mark.parametrize("flags", [None, "device=cuda,floatX=float64", "floatX=float31"])
+def test_the_environment_is_put_back_after_loading_even_when_it_fails(tmp_path, flags):
+    variables = {"THEANO_FLAGS": flags, "THEANORC": None if flags is None else tmp_path / "mine", "TMPDIR": tmp_path}
+    ended = fresh(ENVIRONMENT_AROUND_LOAD, **variables)
+    facts = ended.facts
+    assert facts.pop("error", "").startswith('Invalid value ("float31")' if flags == "floatX=float31" else "")
+    assert facts == {"changed": [], "umask": 0o027, "left": []}
+
+
+def test_a_gpu_that_a_parent_process_had_does_no_harm():
+    """Theano refuses to start a device when it inherits this variable."""
+    code = START + "import os\nfacts |= {'reason': device.reason, 'left': 'THEANO_GPU_IS_ALREADY_ACTIVE' in os.environ}"
+    ended = fresh(code, THEANO_FLAGS=f"device={FLAG}", THEANO_GPU_IS_ALREADY_ACTIVE="Yes")
+    assert "subprocess" not in ended.facts["reason"]
+    assert not ended.facts["left"]

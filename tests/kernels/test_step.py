@@ -1,0 +1,130 @@
+"""Steps of training against slow, obvious NumPy loops, and against each other."""
+
+import numpy as np
+import pytest
+
+from kernels.autoencoder import Autoencoder
+from kernels.step import TrainingStep
+from kernels.updates import RULES
+from tests.support.models import (
+    N_FEATURES,
+    N_INPUTS,
+    assert_same_arrays,
+    float64,
+    oracle_cost,
+    oracle_gradients,
+    oracle_scaled,
+    random_autoencoder,
+    random_rows,
+    scaler_of,
+    scaling_of,
+    step_of,
+)
+from tests.support.tolerances import assert_close
+
+pytestmark = pytest.mark.usefixtures("path")
+
+
+def test_twenty_momentum_steps_equal_a_numpy_loop(rng):
+    rows = random_rows(rng, 24, np.dtype("u1"))
+    minimum, scale = scaling_of(rows, "float32")
+    autoencoder = random_autoencoder(rng, minimum=minimum, scale=scale)
+    p = float64(autoencoder.parameters())
+    v = {name: np.zeros_like(array) for name, array in p.items()}
+    step = step_of(autoencoder, dtype="u1")
+    for number in range(20):
+        minibatch = rows[rng.permutation(24)[:8]]
+        rate = 0.1 if number < 10 else 0.05
+        step.set_learning_rate(rate)
+        x = oracle_scaled(minibatch, minimum, scale).astype(np.float64)
+        assert_close(step(minibatch, with_cost=True), oracle_cost(p, x), "cpu", "float32", "cost")
+        for name, gradient in oracle_gradients(p, x).items():
+            v[name] = 0.9 * v[name] - rate * gradient
+            p[name] = p[name] + v[name]
+    for name, array in autoencoder.parameters().items():
+        assert_close(array, p[name], "cpu", "float32", "parameters")
+        assert_close(step.state()[f"{name}.velocity"], v[name], "cpu", "float32", "parameters")
+
+
+def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
+    """Parameters and state after a step on each minibatch."""
+    for number, minibatch in enumerate(minibatches):
+        step(minibatch, with_cost=with_cost(number))
+    return autoencoder.parameters() | step.state()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4", "f8"])
+def test_resident_and_streamed_rows_train_the_same_parameters_bit_for_bit(rng, dtype):
+    rows = random_rows(rng, 300, np.dtype(dtype), 30)
+    minimum, scale = scaler_of(rows).arrays(rows.dtype)
+    numbers = [rng.permutation(300)[:64] for _ in range(12)] + [np.array([299], dtype=np.int64)]
+    results = []
+    for resident in (None, rows.copy()):
+        autoencoder = random_autoencoder(np.random.default_rng(5), 30, 8, minimum, scale)
+        step = step_of(autoencoder, dtype=dtype, resident=resident)
+        minibatches = numbers if resident is not None else [rows[n] for n in numbers]
+        results.append(train_some(autoencoder, step, minibatches))
+    assert_same_arrays(*results)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_asking_for_the_cost_does_not_change_what_is_learnt(rng, rule):
+    minibatches = rng.random((12, 64, 30), dtype=np.float32)
+    results = []
+    for with_cost in (lambda _: False, lambda _: True, lambda number: number % 3 == 0):
+        autoencoder = random_autoencoder(np.random.default_rng(5), 30, 8)
+        results.append(train_some(autoencoder, step_of(autoencoder, rule), minibatches, with_cost))
+    assert_same_arrays(results[1], results[0])
+    assert_same_arrays(results[2], results[0])
+
+
+def test_cost_is_a_float_when_asked_for_and_none_otherwise(rng):
+    step, minibatch = step_of(random_autoencoder(rng)), rng.random((4, N_INPUTS), dtype=np.float32)
+    assert isinstance(step(minibatch, with_cost=True), float)
+    assert step(minibatch) is None
+
+
+def test_a_new_step_stands_still_until_it_is_given_a_learning_rate(rng):
+    autoencoder = random_autoencoder(rng)
+    before = autoencoder.parameters()
+    TrainingStep(autoencoder, "momentum", 0.9, np.dtype("f4"))(rng.random((4, N_INPUTS), dtype=np.float32))
+    assert_same_arrays(autoencoder.parameters(), before)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_training_goes_on_from_saved_state_as_if_never_interrupted(rng, rule):
+    minibatches = rng.random((10, 16, N_INPUTS), dtype=np.float32)
+    autoencoder = random_autoencoder(rng)
+    step = step_of(autoencoder, rule)
+    train_some(autoencoder, step, minibatches[:5])
+    saved_parameters, saved_state = autoencoder.parameters(), step.state()
+    expected = train_some(autoencoder, step, minibatches[5:])
+
+    again = Autoencoder(N_INPUTS, N_FEATURES)
+    again.set_parameters(saved_parameters)
+    step = step_of(again, rule)
+    step.set_state(saved_state)
+    assert_same_arrays(train_some(again, step, minibatches[5:]), expected)
+
+
+def test_saved_arrays_are_copies_that_training_leaves_alone(rng):
+    autoencoder = random_autoencoder(rng)
+    step = step_of(autoencoder)
+    saved = autoencoder.parameters() | step.state()
+    before = {name: array.copy() for name, array in saved.items()}
+    train_some(autoencoder, step, rng.random((3, 4, N_INPUTS), dtype=np.float32))
+    assert_same_arrays(saved, before)
+
+
+def test_state_of_another_rule_is_refused_by_name(rng):
+    step = step_of(random_autoencoder(rng))
+    with pytest.raises(ValueError, match=r"found arrays \['W.mean'\], expected \['W.velocity', 'b_hidden.velocity'"):
+        step.set_state({"W.mean": np.zeros((N_INPUTS, N_FEATURES))})
+
+
+def test_a_training_step_compiles_one_function_with_the_cost_and_one_without(rng, compiled):
+    step = step_of(random_autoencoder(rng))
+    assert compiled == []
+    for with_cost in (False, False, True, True, False):
+        step(np.ones((2, N_INPUTS), np.float32), with_cost=with_cost)
+    assert len(compiled) == 2

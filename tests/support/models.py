@@ -1,0 +1,121 @@
+"""Autoencoders of random parameters, rows of every dtype, and the model in slow, obvious NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernels.autoencoder import PARAMETERS, Autoencoder
+from kernels.step import TrainingStep
+from pipeline.scan.scaler import Scaler
+
+__all__ = [
+    "DTYPES",
+    "N_FEATURES",
+    "N_INPUTS",
+    "SCALINGS",
+    "assert_same_arrays",
+    "float64",
+    "oracle_code",
+    "oracle_cost",
+    "oracle_gradients",
+    "oracle_reconstruction",
+    "oracle_scaled",
+    "random_autoencoder",
+    "random_parameters",
+    "random_rows",
+    "scaler_of",
+    "scaling_of",
+    "step_of",
+]
+
+DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]
+SCALINGS = ["float32", "float64", None]
+N_INPUTS, N_FEATURES = 7, 3
+
+
+# ---- oracles
+
+
+def oracle_code(p, x):
+    return 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
+
+
+def oracle_reconstruction(p, h):
+    return h @ p["W"].T + p["b_output"]
+
+
+def oracle_cost(p, x):
+    return np.mean((x - oracle_reconstruction(p, oracle_code(p, x))) ** 2)
+
+
+def oracle_gradients(p, x, width=1e-5):
+    """Central finite differences of the cost, one entry of one parameter at a time."""
+    gradients = {}
+    for name in PARAMETERS:
+        gradients[name] = np.zeros_like(p[name])
+        for i in np.ndindex(p[name].shape):
+            above, below = ({key: array.copy() for key, array in p.items()} for _ in range(2))
+            above[name][i] += width
+            below[name][i] -= width
+            gradients[name][i] = (oracle_cost(above, x) - oracle_cost(below, x)) / (2 * width)
+    return gradients
+
+
+def oracle_scaled(rows, minimum, scale):
+    """What the design says, in the working dtype of `minimum`."""
+    if minimum is None:
+        return rows.astype(np.float32)
+    return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
+
+
+# ---- what tests are made of
+
+
+def float64(arrays):
+    return {name: array.astype(np.float64) for name, array in arrays.items()}
+
+
+def random_parameters(rng, n_inputs=N_INPUTS, n_features=N_FEATURES):
+    shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
+    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def random_autoencoder(rng, n_inputs=N_INPUTS, n_features=N_FEATURES, minimum=None, scale=None):
+    autoencoder = Autoencoder(n_inputs, n_features, minimum, scale)
+    autoencoder.set_parameters(random_parameters(rng, n_inputs, n_features))
+    return autoencoder
+
+
+def random_rows(rng, n_rows, dtype, n_inputs=N_INPUTS):
+    """Rows over the dtype's whole range, with both its ends; floats over several powers of ten."""
+    if dtype.kind == "f":
+        return (rng.normal(size=(n_rows, n_inputs)) * 10.0 ** rng.integers(-2, 4, n_inputs)).astype(dtype)
+    info = np.iinfo(dtype)
+    rows = rng.integers(info.min, info.max, (n_rows, n_inputs), dtype=dtype, endpoint=True)
+    rows[0], rows[1] = info.min, info.max
+    return rows
+
+
+def scaler_of(rows):
+    return Scaler(rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64))
+
+
+def scaling_of(rows, working):
+    """Minimum and scale in the dtype asked for; none of both for rows that are taken as they are."""
+    if working is None:
+        return None, None
+    scaler = scaler_of(rows)
+    return scaler.minimum.astype(working), scaler.scale.astype(working)
+
+
+def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, rate=0.1):
+    step = TrainingStep(autoencoder, rule, 0.9, np.dtype(dtype), resident=resident)
+    step.set_learning_rate(rate)
+    return step
+
+
+def assert_same_arrays(found, expected):
+    """Bit for bit, under the same names."""
+    assert list(found) == list(expected)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
