@@ -41,9 +41,10 @@ __all__ = [
 
 FEATURES, VALID, INDEX = "features", "valid", "index.h5"
 _WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/, or the file that --single-file writes."
+COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError)  # HDF5's come as any of them
+
 Shape = tuple[tuple[int, ...], np.dtype]
 """Of a dataset, and its dtype."""
-COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError)  # HDF5's come as any of them
 
 
 def categories_of(path: Path) -> dict[str, np.ndarray]:
@@ -135,6 +136,7 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
 
 
 def _open_directory(directory: Path, block_rows: int) -> Features:
+    # Never a list of what lies in parts/: an interrupted run leaves files there that count for nothing.
     manifest = read_manifest(directory)
     try:
         parts = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
@@ -160,7 +162,7 @@ def _open_file(path: Path, block_rows: int) -> Features:
 
 
 def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int) -> Features:
-    import dask.array as da
+    import dask.array as da  # here, since it takes longer to load than everything else
 
     shapes, first = common([shapes for _, shapes in parts]), parts[0][0]
     if VALID not in shapes:
@@ -186,7 +188,7 @@ def _spelled(path: Path) -> dict[str, np.ndarray]:
 def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
     """Shape and dtype of each dataset of a part, as they are read."""
     try:
-        os.stat(path)
+        os.stat(path)  # HDF5 says the same of a file that is not there and of one that it cannot make out
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it is not there. {_WHOLE}") from error
     try:
@@ -213,6 +215,7 @@ def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
     import dask.array as da
 
     (n_rows, *others), dtype = shape
+    # Of no rows one piece all the same, since Dask puts no empty list together.
     blocks = [(start, min(start + block_rows, n_rows)) for start in range(0, max(n_rows, 1), block_rows)]
     pieces = [
         da.from_delayed(dask.delayed(_read_slice)(str(path), name, start, stop), (stop - start, *others), dtype=dtype)
@@ -222,6 +225,7 @@ def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
 
 
 def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:
+    # Opened for each piece: it may be asked for in any thread or process, and an open file goes to no other.
     with reading(path) as file:
         values = file[name]
         if h5py.check_string_dtype(values.dtype):

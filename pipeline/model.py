@@ -57,6 +57,7 @@ class Model:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the arrays: equal models make equal features."""
+        # Not of `about`: the same weights from another training are the same model, and its features stay.
         digest = sha256()
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
@@ -84,7 +85,7 @@ class Model:
 
     def to_hdf5(self) -> bytes:
         """The bytes of ``model.h5``."""
-        with h5py.File.in_memory() as file:
+        with h5py.File.in_memory() as file:  # what goes to the disk goes there by `Disk` alone
             file.attrs["format"] = FORMAT
             file.attrs["fingerprint"] = self.fingerprint
             file.attrs["about"] = json.dumps(self.about)
@@ -125,9 +126,9 @@ def load_model(path: str | Path) -> Model:
     if not path.is_file():
         raise NoInput(f"model={shown(path)}: not there, expected a model.h5 or an output directory that holds one")
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(path, "r", locking=False) as file:  # a lock would keep out the run that replaces it
             found_format = file.attrs.get("format")
-            if found_format != FORMAT:
+            if found_format != FORMAT:  # first: what another format holds is not damage
                 raise DataError(f"model={shown(path)}: format {found_format!r}, expected {FORMAT!r}")
             missing = [name for name in _ARRAYS if not isinstance(file.get(name), h5py.Dataset)]
             if missing:

@@ -43,7 +43,7 @@ def index_bytes(
             _write_virtual(file, name, files, [part[name][0] for part in shapes], dtype)
         for path, found in categories.items():
             file.create_dataset(path, data=found)
-        file.flush()
+        file.flush()  # the image is of what has left HDF5's cache
         return bytes(file.id.get_file_image())
 
 
@@ -54,6 +54,7 @@ def _write_virtual(
     whole = h5py.h5s.create_simple((sum(shape[0] for shape in shapes), *shapes[0][1:]))
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_layout(h5py.h5d.VIRTUAL)
+    how.set_obj_track_times(False)  # of equal parts, an equal index
     if dtype.kind in "fciu":  # all others' are HDF5's own
         how.set_fill_value(np.array(missing_value(dtype), dtype))
     there, first = name.replace("%", "%%").encode(), 0  # HDF5 reads % in it as a format
@@ -61,6 +62,5 @@ def _write_virtual(
         whole.select_hyperslab((first, *(0 for _ in shape[1:])), shape)
         how.set_virtual(whole, path.encode(), there, h5py.h5s.create_simple(shape))
         first += shape[0]
-    whole.select_all()
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), whole, dcpl=how)
     write_attributes(file[name], {"view": VIEW})

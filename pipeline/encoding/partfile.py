@@ -74,11 +74,11 @@ class PartMemory:
         """
         names = _names(riders)
         arrays = {VALID: valid, **{names[name]: values for name, values in riders.items()}}
-        told = _told(source)
-        template = self._template_of(arrays, attributes, len(told))
+        data = _source(source)
+        template = self._template_of(arrays, attributes, len(data))
         if template.n_bytes > len(self._memory):
             self._memory = _pages(template.n_bytes + _ROOM, self._memory)
-        template.fill(self._memory, {**arrays, SOURCE: told})
+        template.fill(self._memory, {**arrays, SOURCE: data})
         return self._memory[: template.n_bytes].data
 
     def _template_of(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], n_source: int) -> Template:
@@ -88,6 +88,7 @@ class PartMemory:
         # NumPy takes dtypes for equal whatever their metadata say, as it does texts in ASCII and in UTF-8.
         layout = repr((n_source, attributes, [(name, *shape, shape[1].metadata) for name, shape in shapes.items()]))
         if layout != self._layout or texts:  # only HDF5 knows how texts of any length are stored
+            # The features first: they are encoded to their place before anything is known of what stands behind them.
             features = (len(arrays[VALID]), self._n_features), _FLOAT32
             shapes = {FEATURES: features, **{name: shape for name, shape in shapes.items() if name not in texts}}
             template = lay_out(shapes, {**texts, **self._categories}, attributes, n_source)
@@ -114,7 +115,7 @@ def _place_of_features() -> int:
     return next(start for start, piece in template.pieces if piece == FEATURES)
 
 
-def _told(source: Mapping[str, Any]) -> bytes:
+def _source(source: Mapping[str, Any]) -> bytes:
     """JSON in UTF-8, and NULs behind it; of a file's name what is not UTF-8 as JSON itself would escape it."""
     plain = {key: value[-_MOST_TEXT:] if isinstance(value, str) else value for key, value in source.items()}
     data = json.dumps(plain, ensure_ascii=False).encode("utf-8", "backslashreplace")

@@ -28,8 +28,8 @@ from pipeline.output.disk import Pieces
 __all__ = ["SINGLE_FILE", "single_file"]
 
 SINGLE_FILE = "single.h5"
-_PIECE = 2**22  # bytes copied at once
-_PIECE_TEXTS = 2**14
+_PIECE = 2**22  # bytes copied at once: a signal waits for no more than that
+_PIECE_TEXTS = 2**14  # texts, each an object of some 50 bytes beside its own
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def _dtype(name: str, column: Sequence[_Values]) -> np.dtype:
     """As which the values of all parts are stored."""
     if not column[0].dtype.hasobject:
         return column[0].dtype
+    # Every text is read twice, now and when it is copied: the length decides where all that follows lies.
     longest = max((len(text) for values in column for texts in _texts(name, values) for text in texts), default=1)
     return h5py.string_dtype("utf-8", max(1, longest))
 
@@ -118,8 +119,9 @@ def _copied(values: _Values) -> Iterator[memoryview]:
     """The bytes of numbers, as they stand in the part."""
     if not values.n_bytes:
         return
-    memory = memoryview(bytearray(min(_PIECE, values.n_bytes)))
+    memory = memoryview(bytearray(min(_PIECE, values.n_bytes)))  # whoever is given a piece is done before the next
     try:
+        # Past HDF5, which would take its own lock and Python's for each piece.
         descriptor = os.open(values.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for start in range(0, values.n_bytes, _PIECE):

@@ -109,8 +109,8 @@ def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
     """Have HDF5 make a dataset, and leave its values alone; the first one's byte, if there are any."""
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_obj_track_times(False)  # equal parts are equal bytes
-    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else there is no place before there are values
+    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # else gigabytes of zeros would go into the image
     kind, space = h5py.h5t.py_create(shape[1], logical=True), h5py.h5s.create_simple(shape[0])
     place: int | None = h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=how).get_offset()
     return place
