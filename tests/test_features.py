@@ -18,15 +18,16 @@ def output(tmp_path):
     return partial(finished, tmp_path / "out")
 
 
-@pytest.mark.parametrize("block_rows", [1, 2, 7, 8, 100])
-def test_opened_features_equal_the_parts_for_any_blocks(output, block_rows):
-    found = open_features(output(3, 4), block_rows)
-    assert (found.features.shape, found.features.dtype, found.valid.dtype) == ((7, 2), np.float32, bool)
-    assert max(found.features.chunks[0]) <= block_rows
-    assert [part["n_rows"] for part in found.manifest["parts"]] == [3, 4]
-    np.testing.assert_array_equal(found.features, feature_rows(7))
-    np.testing.assert_array_equal(found.valid, np.arange(7) % 5 != 1)
-    same(found.riders, {"y": np.arange(7)})
+def test_opened_features_equal_the_parts_for_any_blocks(output):
+    directory = output(3, 4)
+    for block_rows in (1, 2, 7, 8, 100):
+        found = open_features(directory, block_rows)
+        assert (found.features.shape, found.features.dtype, found.valid.dtype) == ((7, 2), np.float32, bool)
+        assert max(found.features.chunks[0]) <= block_rows
+        assert [part["n_rows"] for part in found.manifest["parts"]] == [3, 4]
+        np.testing.assert_array_equal(found.features, feature_rows(7), err_msg=f"blocks of {block_rows}")
+        np.testing.assert_array_equal(found.valid, np.arange(7) % 5 != 1)
+        same(found.riders, {"y": np.arange(7)})
 
 
 def test_riders_that_not_every_part_has_are_not_opened(output):

@@ -47,12 +47,12 @@ def slow_encode(model, rows):
     return found
 
 
-@pytest.mark.parametrize("n_rows", [0, 1, 7])
-def test_encode_is_the_formula(model, n_rows):
-    rows = np.random.default_rng(1).normal(size=(n_rows, 4))
-    found = model.encode(rows)
-    assert (found.shape, found.dtype) == ((n_rows, 3), np.float64)
-    np.testing.assert_allclose(found, slow_encode(model, rows), rtol=1e-12)
+def test_encode_is_the_formula(model):
+    for n_rows in (0, 1, 7):
+        rows = np.random.default_rng(1).normal(size=(n_rows, 4))
+        found = model.encode(rows)
+        assert (found.shape, found.dtype) == ((n_rows, 3), np.float64)
+        np.testing.assert_allclose(found, slow_encode(model, rows), rtol=1e-12, err_msg=f"{n_rows} rows")
 
 
 @pytest.mark.parametrize("offset", [0, 0.5, MIDNIGHT])
@@ -111,24 +111,24 @@ def broken(model, tmp_path):
     return write
 
 
-@pytest.mark.parametrize("name", ["minimum", "maximum", "W", "b_hidden", "b_output"])
 @pytest.mark.parametrize("damage", ["missing", "shape", "dtype", "byte order", "nan", "inf", "strings"])
-def test_a_model_with_a_broken_array_is_refused_by_its_name(broken, model, name, damage):
+def test_a_model_with_a_broken_array_is_refused_by_its_name(broken, model, damage):
     arrays = {**model.parameters, "minimum": model.scaler.minimum, "maximum": model.scaler.maximum}
-    good = arrays[name]
-    spoiled = good.copy()
-    spoiled.flat[-1] = {"inf": np.inf}.get(damage, np.nan)
-    changed = {
-        "missing": None,
-        "shape": good[None],
-        "dtype": good.astype(np.float16),
-        "byte order": good.astype(good.dtype.newbyteorder(">")),
-        "nan": spoiled,
-        "inf": spoiled,
-        "strings": np.full(good.shape, b"1"),
-    }[damage]
-    with refused(65, "model.h5", name):
-        load_model(broken({name: changed}))
+    assert set(arrays) == {"minimum", "maximum", "W", "b_hidden", "b_output"}
+    for name, good in arrays.items():
+        spoiled = good.copy()
+        spoiled.flat[-1] = {"inf": np.inf}.get(damage, np.nan)
+        changed = {
+            "missing": None,
+            "shape": good[None],
+            "dtype": good.astype(np.float16),
+            "byte order": good.astype(good.dtype.newbyteorder(">")),
+            "nan": spoiled,
+            "inf": spoiled,
+            "strings": np.full(good.shape, b"1"),
+        }[damage]
+        with refused(65, "model.h5", name):
+            load_model(broken({name: changed}))
 
 
 @pytest.mark.parametrize(

@@ -88,26 +88,27 @@ def test_it_is_a_valid_shard(tmp_path, parts):
         np.testing.assert_array_equal(found[name], values)
 
 
-@pytest.mark.parametrize("block_rows", [1, 3, 100])
-def test_downstream_opens_it_as_it_opens_the_directory(tmp_path, parts, block_rows):
-    found = open_features(written(tmp_path, parts, {"n_bad": 2}), block_rows)
-    np.testing.assert_array_equal(found.features, numbered(8, 3, 0, np.float32))
-    np.testing.assert_array_equal(found.valid, np.arange(8) % 5 != 1)
-    assert set(found.riders) == set(riders(0, 0))
-    assert found.riders["name"].compute().tolist() == riders(8, 0)["name"].tolist()
-    assert found.riders["code"].compute().tolist() == [f"{row:03d}" for row in range(8)]
-    assert (found.manifest["n_rows"], found.manifest["n_bad"]) == (8, 2)
+def test_downstream_opens_it_as_it_opens_the_directory(tmp_path, parts):
+    path = written(tmp_path, parts, {"n_bad": 2})
+    for block_rows in (1, 3, 100):
+        found = open_features(path, block_rows)
+        np.testing.assert_array_equal(found.features, numbered(8, 3, 0, np.float32), err_msg=f"blocks of {block_rows}")
+        np.testing.assert_array_equal(found.valid, np.arange(8) % 5 != 1)
+        assert set(found.riders) == set(riders(0, 0))
+        assert found.riders["name"].compute().tolist() == riders(8, 0)["name"].tolist()
+        assert found.riders["code"].compute().tolist() == [f"{row:03d}" for row in range(8)]
+        assert (found.manifest["n_rows"], found.manifest["n_bad"]) == (8, 2)
 
 
-@pytest.mark.parametrize("n_bytes", [1, 7, 12, 1000])
-def test_pieces_are_small_whatever_the_size(tmp_path, parts, monkeypatch, n_bytes):
+def test_pieces_are_small_whatever_the_size(tmp_path, parts, monkeypatch):
     whole = written(tmp_path, parts).read_bytes()
-    monkeypatch.setattr(module, "_PIECE", n_bytes)
     monkeypatch.setattr(module, "_PIECE_TEXTS", 1)
-    pieces = [bytes(piece) for piece in single_file(tmp_path, parts, {}).pieces]
-    assert b"".join(pieces) == whole
-    bookkeeping = len(whole) - sum(size for size in map(len, pieces) if size <= n_bytes)
-    assert max(map(len, pieces)) <= max(n_bytes, bookkeeping)
+    for n_bytes in (1, 7, 12, 1000):
+        monkeypatch.setattr(module, "_PIECE", n_bytes)
+        pieces = [bytes(piece) for piece in single_file(tmp_path, parts, {}).pieces]
+        assert b"".join(pieces) == whole, f"pieces of {n_bytes}"
+        bookkeeping = len(whole) - sum(size for size in map(len, pieces) if size <= n_bytes)
+        assert max(map(len, pieces)) <= max(n_bytes, bookkeeping), f"pieces of {n_bytes}"
 
 
 def test_the_longest_text_of_all_parts_decides(tmp_path):

@@ -5,7 +5,6 @@ import tracemalloc
 
 import h5py
 import numpy as np
-import pytest
 
 from pipeline.encoding import template as module
 from pipeline.encoding.template import SOURCE, Template, lay_out
@@ -84,11 +83,10 @@ def test_what_only_a_hole_would_take_takes_no_memory():
     assert peak < 2**20
 
 
-@pytest.mark.parametrize("n_bytes", [4096, 5000])
-def test_an_image_is_the_file_that_was_written(n_bytes):
-    rng, image, expected = np.random.default_rng(n_bytes), module._Image(), bytearray(3 * n_bytes)
+def test_an_image_is_the_file_that_was_written():
+    rng, image, expected = np.random.default_rng(0), module._Image(), bytearray(15000)
     for _ in range(50):
-        start, data = int(rng.integers(0, 2 * n_bytes)), rng.bytes(int(rng.integers(0, n_bytes)))
+        start, data = int(rng.integers(0, 10000)), rng.bytes(int(rng.integers(0, 5000)))
         image.seek(start)
         assert image.write(memoryview(data)) == len(data)
         expected[start : start + len(data)] = data
