@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 
@@ -18,19 +16,6 @@ from pipeline.training.order import Order, slab_starts
 __all__ = ["ResidentRows", "Rows", "StreamedRows"]
 
 
-class Rows(Protocol):
-    """Where training rows come from."""
-
-    resident: np.ndarray | None
-    """All rows, when the device can keep them."""
-
-    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on: row numbers (n,) int64 where rows are resident, else rows."""
-
-    def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Single rows, given by their sorted numbers: shape (len(numbers), n_inputs), dtype `row_dtype`."""
-
-
 class ResidentRows:
     """All rows, loaded once and kept in their own dtype.
 
@@ -39,21 +24,24 @@ class ResidentRows:
     shards : sequence of Shard
     n_threads : int
         Dask threads that load them.
+
+    Attributes
+    ----------
+    resident : ndarray of shape (n_rows, n_inputs)
     """
 
     def __init__(self, shards: Sequence[Shard], n_threads: int) -> None:
         starts = slab_starts(shards)
-        self._rows = _read_slabs(shards, starts, np.arange(len(starts) - 1), n_threads)
-        self.resident: np.ndarray | None = self._rows
+        self.resident = _read_slabs(shards, starts, np.arange(len(starts) - 1), n_threads)
 
     def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on, as row numbers."""
+        """An epoch's minibatches from number `first` on, as row numbers: each of shape (n,), int64."""
         windows = order.windows(epoch, first * batch_size)
         return _cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows, by their numbers."""
-        return self._rows[numbers]
+        return self.resident[numbers]
 
 
 class StreamedRows:
@@ -66,38 +54,43 @@ class StreamedRows:
         Dask threads that read a window.
     """
 
-    resident: np.ndarray | None = None
+    resident = None
 
     def __init__(self, shards: Sequence[Shard], n_threads: int) -> None:
         self._shards, self._n_threads = shards, n_threads
 
     def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on, as rows."""
+        """An epoch's minibatches from number `first` on, as rows: each of shape (n, n_inputs)."""
         return _cut(self._windows(order, epoch, first * batch_size), batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows, by their sorted numbers."""
-        return _read_rows(self._shards, numbers, self._n_threads)
+        firsts = first_rows(self._shards)
+        shard_of = np.searchsorted(firsts, numbers, side="right")
+        # Neighbours are read at once, but no piece lies in two shards.
+        breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(shard_of) != 0)) + 1
+        runs = [run for run in np.split(numbers, breaks) if len(run)]
+        return _read_pieces(self._shards, [(int(run[0]), int(run[-1]) + 1) for run in runs], self._n_threads)
 
     def _windows(self, order: Order, epoch: int, n_skipped: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each window's rows in the order of the slabs, and their places in the order of the training."""
         with ThreadPoolExecutor(1, "read-ahead") as reader:
-            windows = order.windows(epoch, n_skipped)
-
-            def start_next() -> tuple | None:
-                window = next(windows, None)
-                if window is None:
-                    return None
-                return (*window, reader.submit(_read_slabs, self._shards, order.starts, window[0], self._n_threads))
-
-            upcoming = start_next()
+            # Lazy: each step starts to read a window.
+            windows = (
+                (slabs, rows, reader.submit(_read_slabs, self._shards, order.starts, slabs, self._n_threads))
+                for slabs, rows in order.windows(epoch, n_skipped)
+            )
+            upcoming = next(windows, None)
             while upcoming is not None:
                 slabs, rows, reading = upcoming
                 buffer = reading.result()
-                upcoming = start_next()
-                places = _places(order.starts, slabs, rows)
-                yield buffer, places
+                upcoming = next(windows, None)
+                yield buffer, _places(order.starts, slabs, rows)
                 del buffer, reading  # before the window after the next is read
+
+
+Rows = ResidentRows | StreamedRows
+"""Where training rows come from: two classes of one face."""
 
 
 def _cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:
@@ -118,15 +111,6 @@ def _cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> I
         del values, places  # a window is large: let go of it before the next one comes
     if rest is not None:
         yield rest
-
-
-def _read_rows(shards: Sequence[Shard], rows: np.ndarray, n_threads: int) -> np.ndarray:
-    numbers = first_rows(shards)
-    shard = np.searchsorted(numbers, rows, side="right")
-    breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(shard) != 0)) + 1
-    firsts = np.concatenate([[0], breaks, [len(rows)]]).astype(np.int64)
-    pieces = [(int(rows[a]), int(rows[b - 1]) + 1) for a, b in pairwise(firsts) if a < b]
-    return _read_pieces(shards, pieces, n_threads)
 
 
 def _places(starts: np.ndarray, slabs: np.ndarray, rows: np.ndarray) -> np.ndarray:
