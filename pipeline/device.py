@@ -22,7 +22,6 @@ from pipeline.scan.scaler import Scaler
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
     from kernels.backend import Device
-    from kernels.compiler import CompilerFailed
     from kernels.step import TrainingStep
 
 __all__ = ["TILE_ROWS", "autoencoder_of", "start_device", "theanos_errors", "training_step_of"]
@@ -95,7 +94,7 @@ def _in_our_words(error: Exception) -> ShardpressError | None:
         case backend.DeviceUnavailable():
             return DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.")
         case compiler.CompilerFailed():
-            return _of_the_compiler(error)
+            return _of_the_compiler(shown(_own_words(error)), error.output)
         case compiler.CompilerMissing():
             return DeviceError(f"THEANO_FLAGS or .theanorc: {error}. {_advice()}.")
         case compilelock.CompileLockHeld():
@@ -106,8 +105,8 @@ def _in_our_words(error: Exception) -> ShardpressError | None:
             return WriteFailed(f"{error}. Free some space, or choose another place.")
     words = " ".join(str(error).split())
     # The disk first: Theano repeats what the compiler said, and there a full disk can read like a full memory.
-    if _says_disk_full(words):
-        return _full(words)
+    if full := _if_full(words):
+        return full
     if backend.is_out_of_memory(error):
         return DeviceError(
             f"the device's memory has run out: {words}. Lower --device-memory-budget or --batch-size, free some of the "
@@ -121,24 +120,18 @@ def _own_words(error: Exception) -> str:
     return str(error.args[-1])
 
 
-def _says_disk_full(words: str) -> bool:
-    return any(sign in words for sign in _DISK_FULL)
+def _if_full(why: str) -> WriteFailed | None:
+    if not any(sign in why for sign in _DISK_FULL):
+        return None
+    where = f"{_COMPILE_CACHE} or the temporary directory"
+    return WriteFailed(f"{where} is full: {why}. Free some space, or choose another place.")
 
 
-def _full(why: str) -> WriteFailed:
-    return WriteFailed(
-        f"{_COMPILE_CACHE} or the temporary directory is full: {why}. Free some space, or choose another place."
-    )
-
-
-def _of_the_compiler(error: CompilerFailed) -> ShardpressError:
+def _of_the_compiler(why: str, output: str) -> ShardpressError:
     """One line of what can be pages; they stand in run.log."""
-    why = shown(_own_words(error))
-    if _says_disk_full(why):
-        found: ShardpressError = _full(why)
-    else:
-        found = DeviceError(f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log.")
-    found.details = error.output
+    said = f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log."
+    found = _if_full(why) or DeviceError(said)
+    found.details = output
     return found
 
 

@@ -13,27 +13,28 @@ from typing import Any, NoReturn
 from pipeline.errors import ConfigError, UsageError, shown
 from pipeline.settings.config import Config, problems
 from pipeline.settings.configfile import read_configuration
-from pipeline.settings.kinds import plain
+from pipeline.settings.kinds import Kind, plain
 
 __all__ = ["parse"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
-_COMPLAINTS_LISTED = 50
+_COMPLAINTS_LISTED = 50  # of a file that is no configuration every line may be one
 
 # The settings under --help, by what they are about.
 _STAGES = {
     "input": ("input", "follow", "dataset", "orientation", "carry"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value"),
-    "model": ("n_features", "biases", "model", "out_of_range"),
+    "model": ("model", "n_features", "biases", "out_of_range"),
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum"),
-        *("validation_fraction", "patience", "seed", "shuffle_window"),
+        *("seed", "validation_fraction", "patience", "shuffle_window"),
     ),
-    "output": ("output", "single_file", "overwrite", "restart", "verify", "checkpoint_minutes"),
-    "machine": ("threads", "block_rows", "memory_budget", "device_memory_budget", "require_device"),
+    "output": ("output", "checkpoint_minutes", "verify", "restart", "overwrite", "single_file"),
+    "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),
     "messages": ("quiet", "verbose"),
 }
+_KNOWN = {setting.name: setting for setting in fields(Config)}
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
@@ -95,31 +96,27 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
     titled = {title: parser.add_argument_group(title) for title in _STAGES}
-    groups = {name: titled[title] for title, names in _STAGES.items() for name in names}
-    for setting in fields(Config):
-        text = setting.metadata["help"]
-        if setting.default not in (None, ()) and setting.default is not False:
-            text += f" (default: {plain(setting.default)})"
-        text = text.replace("%", "%%")
-        if setting.type == "bool":
-            groups.get(setting.name, parser).add_argument(
-                _flag(setting.name), action=argparse.BooleanOptionalAction, help=text
-            )
-        else:
-            how: dict[str, Any] = {"nargs": "+", "action": "extend"} if _takes_several(setting) else {}
-            groups.get(setting.name, parser).add_argument(
-                _flag(setting.name), metavar=setting.metadata["kind"].metavar, help=text, **how
-            )
+    group_of = {name: titled[title] for title, names in _STAGES.items() for name in names}
+    for name, setting in _KNOWN.items():
+        group_of[name].add_argument(_flag(name), **_described(setting))
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
-        meant = (
-            f" Did you mean --input {shown(unknown[0])}?"
-            if flag[:1] != "-"
-            else _nearest(flag, _flag, "help", "version")
-        )
+        is_flag = flag.startswith("-")
+        meant = _nearest(flag, _flag, "help", "version") if is_flag else f" Did you mean --input {shown(unknown[0])}?"
         raise UsageError(f"unknown argument {shown(flag)}.{meant} See --help.")
     return vars(known)
+
+
+def _described(setting: Field[Any]) -> dict[str, Any]:
+    """What argparse is told of a setting."""
+    text = setting.metadata["help"].replace("%", "%%")
+    if setting.default not in (None, ()) and setting.default is not False:
+        text += f" (default: {plain(setting.default)})".replace("%", "%%")
+    if setting.type == "bool":
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    several = {"nargs": "+", "action": "extend"} if isinstance(setting.default, tuple) else {}
+    return {"metavar": setting.metadata["kind"].metavar, "help": text, **several}
 
 
 def _converted(
@@ -129,18 +126,17 @@ def _converted(
     spelled: Callable[[str], str] = str,
 ) -> dict[str, Any]:
     """Values of the right types, or every complaint in one error."""
-    known = {setting.name: setting for setting in fields(Config)}
     complaints: list[str] = []
     converted = {}
     for name, value in values.items():
         if len(complaints) == _COMPLAINTS_LISTED:
             complaints.append("and more")
             break
-        if name not in known:
+        if name not in _KNOWN:
             complaints.append(f"{where}{shown(spelled(name))} is unknown.{_nearest(name, spelled)}")
             continue
         try:
-            converted[name] = _convert(known[name], value)
+            converted[name] = _convert(_KNOWN[name], value)
         except ValueError as complaint:
             complaints.append(f"{where}{spelled(name)}: {complaint}")
     if complaints:
@@ -149,36 +145,32 @@ def _converted(
 
 
 def _convert(setting: Field[Any], value: Any) -> Any:
-    read = setting.metadata["kind"].read
-    if _takes_several(setting):
-        values = value.split(os.pathsep) if isinstance(value, str) else value
-        if values in (None, [], [""]) and not setting.default:  # as a report spells its settings
-            return ()
-        if not isinstance(values, list) or not values:
-            raise ValueError(f"{value!r}, expected one value or more")
-        return tuple(read(_typed(setting, item)) for item in values)
-    return read(_typed(setting, value))
+    kind: Kind = setting.metadata["kind"]
+    if not isinstance(setting.default, tuple):
+        return kind.read(_typed(kind, value))
+    values = value.split(os.pathsep) if isinstance(value, str) else value
+    if values in (None, [], [""]) and not setting.default:  # as a report spells its settings
+        return ()
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{value!r}, expected one value or more")
+    return tuple(kind.read(_typed(kind, item)) for item in values)
 
 
-def _typed(setting: Field[Any], value: Any) -> str:
+def _typed(kind: Kind, value: Any) -> str:
     """One value as a flag would have it. Of a name like a number YAML keeps the number alone: 2024_01 is 202401."""
     if isinstance(value, (list, dict)):
         raise ValueError(f"{value!r}, expected one value")
-    if setting.metadata["kind"].is_text and isinstance(value, (bool, int, float)):
+    if kind.is_text and isinstance(value, (bool, int, float)):
         raise ValueError(f"{value!r} to YAML, expected a text. Put it in quotes.")
     if "\0" in str(value):
-        raise ValueError(f"{value!r}, expected a text without the character 0")
+        raise ValueError(f"{value!r}, expected a text without the character 0")  # which would end a path in C
     return "" if value is None else str(value)
-
-
-def _takes_several(setting: Field[Any]) -> bool:
-    return isinstance(setting.default, tuple)
 
 
 def _nearest(name: str, spelled: Callable[[str], str], *more: str) -> str:
     """A question after the setting that looks like `name` or begins with it, if there is one."""
     name = name.strip("-").replace("-", "_")
-    known = [*more, *(setting.name for setting in fields(Config))]
+    known = [*more, *_KNOWN]
     known += ["config"] if name != "config" else []  # which is unknown in the file that it names
     near = get_close_matches(name, known, n=1, cutoff=0.7) or [other for other in known if other.startswith(name)]
     return f" Did you mean {spelled(near[0])}?" if near and name else ""

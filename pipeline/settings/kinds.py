@@ -31,8 +31,6 @@ __all__ = [
     "whole",
 ]
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -73,9 +71,8 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", str(text), re.IGNORECASE)
     if not match or (match[3] and not match[2]):
         raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
-    unit = match[2].upper()
-    factor = _UNITS[unit] if match[3] or not match[4] else 1000 ** "_KMGT".index(unit or "_")
-    return int(float(match[1]) * factor)
+    base = 1024 if match[3] or not match[4] else 1000
+    return int(float(match[1]) * base ** "_KMGT".index(match[2].upper() or "_"))
 
 
 def allowed(limit: str, total: int) -> int:
