@@ -176,6 +176,7 @@ def start_device(is_required: bool = False) -> Device:
     except ValueError as error:
         if "compiledir" in str(error):  # Theano tries to make it while it reads its settings
             raise WriteFailed(f"{_COMPILE_CACHE}: {error} Or choose another place.") from error
+        # Ours names the place itself, Theano does not.
         where = "" if isinstance(error, UnknownFlag) else "THEANO_FLAGS or .theanorc: "
         raise ConfigError(f"{where}{error}") from error
     log.info("device: %s", device)
@@ -186,7 +187,7 @@ def _check_for_compiler(settings: Any) -> None:
     """Without one Theano computes in Python, and says so in a warning only."""
     if settings.cxx:
         return
-    if type(settings).cxx.is_default:
+    if type(settings).cxx.is_default:  # else the user has chosen to go without
         raise DeviceError(
             f"no C++ compiler: g++ was not found, and without one a run takes {_WITHOUT}. {_advice()}; with "
             "THEANO_FLAGS=cxx= it goes without."

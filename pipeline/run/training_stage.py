@@ -48,6 +48,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     else:
         log.info("training: an earlier run has finished it")
         autoencoder.set_parameters(model.parameters)
+    # Only now: until the model is committed, they are what a run goes on from.
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint))
     job.clock.lap("training")
     return model, autoencoder
@@ -69,7 +70,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
     try:
         done = train(training, checkpoint, partial(_save, job, fingerprint))
-    except TrainingDiverged as error:
+    except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
         stopped = Model(scaler, autoencoder.parameters(), {"stopped": str(error)})
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD

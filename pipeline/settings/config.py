@@ -67,7 +67,7 @@ class Config:
         "along which axis of the dataset its rows lie: rows, the first one, or columns, the last one, as of files that "
         "MATLAB, Fortran, Julia or R have written (default: rows; MATLAB's files must be told)",
     )
-    carry: tuple[str, ...] = _setting(
+    carry: tuple[str, ...] = _setting(  # what rides along is not looked at by scan or training
         (),
         DATASET,
         "features",
@@ -75,7 +75,7 @@ class Config:
     )
     output: str = _setting("features", FOLDER, "nothing", "directory for the features")
     model: str | None = _setting(None, FILES, "inputs", "encode with this model.h5 or output directory, no training")
-    n_features: int | None = _setting(
+    n_features: int | None = _setting(  # left open until the inputs are known: see settings/resolved.py
         None, whole(1), "model", "columns out (default: 64, or half the columns where there are fewer than 128)"
     )
     epochs: int = _setting(20, whole(1), "model", "passes over the training rows, at most")
@@ -112,11 +112,13 @@ class Config:
     patience: int = _setting(
         5, whole(0), "model", "stop after so many epochs without a better validation cost (0: never)"
     )
+    # The encoder works in tiles of one height, so neither blocks nor threads change a bit.
     block_rows: int | None = _setting(None, whole(1), "nothing", "rows read at once (default: about 8 MiB of them)")
     threads: int | None = _setting(None, whole(1), "nothing", "Dask threads (default: one for each processor core)")
     memory_budget: int = _setting(
         2 * 2**30, size(2**24, "16MiB or more"), "budget", "host memory for rows and features, like 4GiB"
     )
+    # Whether rows are kept or streamed, and where, trains the same model.
     device_memory_budget: int = _setting(2**30, size(0), "nothing", "device memory for rows, like 4GiB")
     shuffle_window: int = _setting(256 * 2**20, size(1), "budget", "bytes of rows that are shuffled together")
     on_bad_data: str = _setting(
@@ -126,11 +128,11 @@ class Config:
         "rows with NaN or Inf, and shards that cannot be read: raise stops, skip leaves them out (NaN features), "
         "quarantine also lists them in quarantine.jsonl",
     )
-    max_bad_rows: str = _setting(
+    max_bad_rows: str = _setting(  # ends a run or lets it pass, and is asked again of a finished one
         "1%", LIMIT, "nothing", "bad rows that skip and quarantine let pass, a number or a percentage"
     )
     max_bad_shards: str = _setting("1%", LIMIT, "nothing", "the same for shards")
-    missing_value: float | None = _setting(
+    missing_value: float | None = _setting(  # its rows count in no range, so the scaling changes
         None, EXACT_NUMBER, "scan", "a value that stands for a missing one, like -9999: its rows are bad rows"
     )
     out_of_range: str = _setting(

@@ -90,8 +90,8 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     parser = _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # what was not typed is left to the other sources
+        allow_abbrev=False,  # which a later version could make ambiguous
     )
     parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
@@ -99,7 +99,7 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     group_of = {name: titled[title] for title, names in _STAGES.items() for name in names}
     for name, setting in _KNOWN.items():
         group_of[name].add_argument(_flag(name), **_described(setting))
-    known, unknown = parser.parse_known_args(arguments)
+    known, unknown = parser.parse_known_args(arguments)  # and not parse_args, which suggests nothing
     if unknown:
         flag = unknown[0].split("=")[0]
         is_flag = flag.startswith("-")

@@ -68,6 +68,7 @@ def parse_bytes(text: str) -> int:
 
     ``KB`` and its kin are powers of 1000, all other units powers of 1024.
     """
+    # No more digits than any size has: Python refuses to make numbers of thousands of them.
     match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", str(text), re.IGNORECASE)
     if not match or (match[3] and not match[2]):
         raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
@@ -107,7 +108,7 @@ def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             return convert(text)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError):  # whose own words speak of literals and bases
             raise ValueError(f"{text!r}, expected {expected}") from None
 
     return read
@@ -164,9 +165,10 @@ def size(least: int, words: str = "") -> Kind:
     return Kind(parse_bytes, "BYTES", False, lambda value: value >= least, words or f"{least} or more")
 
 
+# As YAML, environment variables and Python spell them.
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-NAME = Kind(str, is_text=True)
+NAME = Kind(str, is_text=True)  # may be empty, which is none where that is the default
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
 FOLDERS = Kind(_path, "DIR", is_text=True)

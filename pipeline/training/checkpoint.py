@@ -89,11 +89,11 @@ class Standing:
     epoch: int = 0
     n_done: int = 0
     costs: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float = 0.0  # of earlier sittings too, so that an epoch's time is that of all its steps
     history: list[Epoch] = field(default_factory=list)
-    best_cost: float | None = None
+    best_cost: float | None = None  # and not Inf, which JSON does not have
     best_epoch: int = 0
-    watch: list[float | None] = field(default_factory=lambda: [None, None])
+    watch: list[float | None] = field(default_factory=lambda: [None, None])  # as JSON gives it back
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Standing:
@@ -128,6 +128,7 @@ class Checkpoint:
 
     def to_npz(self) -> bytes:
         """The bytes of its file."""
+        # Under the names of the first version, whose checkpoints can be gone on from.
         return pack(self.arrays, {"progress": asdict(self.standing), "n_steps": self.n_steps})
 
     @classmethod
@@ -140,6 +141,7 @@ class Checkpoint:
             When it is anything else, or an array is not finite.
         """
         arrays, about = unpack(data)
+        # From one NaN every later weight is NaN, and the training would only be told so at its next cost.
         if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("holds arrays that are not finite float32 numbers")
         try:

@@ -133,7 +133,7 @@ def train(
         except TrainingDiverged:
             training.autoencoder.set_parameters(state.best)
             raise
-        except signals.Stopped:
+        except signals.Stopped:  # whatever was saved last: not even one step is lost
             save(state.checkpoint())
             raise
     if now.epoch < config.epochs:
@@ -153,6 +153,7 @@ class _State:
             training.checked(checkpoint)
             training.autoencoder.set_parameters(checkpoint.group("parameters"))
             training.step.set_state(checkpoint.group("state"))
+            # A copy, since the checkpoint is the caller's and this one goes on.
             self.best, self.standing = checkpoint.group("best"), deepcopy(checkpoint.standing)
 
     def checkpoint(self) -> Checkpoint:

@@ -74,7 +74,7 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
     """
     shards, scan = readable(shards, scan)
     watched = _watched(scan, config, sizes.max_validation_rows)
-    left_out = np.union1d(scan.bad_rows, watched)
+    left_out = np.union1d(scan.bad_rows, watched)  # sorted, as Order needs it
     # A window takes whole slabs: with four or more of them it mixes rows from all over the data set.
     order = Order(slab_starts(shards, sizes.window_rows // 4), left_out, sizes.window_rows, config.seed)
     if not order.n_rows:
@@ -95,7 +95,7 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
 
 def _watched(scan: Scan, config: Settings, most: int) -> np.ndarray:
     """Numbers of the rows that training is watched with."""
-    n_wanted = round(config.validation_fraction * scan.n_rows)
+    n_wanted = round(config.validation_fraction * scan.n_rows)  # of all rows: bad ones among them are dropped
     if n_wanted > most:
         log.info("validation: %s instead of %d, to stay in the memory budget", counted(most, "row"), n_wanted)
     return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), config.seed)
@@ -104,7 +104,7 @@ def _watched(scan: Scan, config: Settings, most: int) -> np.ndarray:
 def _mean(rows: Rows, scan: Scan, config: Settings) -> np.ndarray | None:
     """The scaled rows' mean, for the start of the biases, over rows that depend on no block, thread or budget."""
     if config.biases == "zero":
-        return None
+        return None  # as in the reference
     scaler = Scaler(scan.minimum, scan.maximum)
     n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scaler.minimum))))
     sample = rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, config.seed))

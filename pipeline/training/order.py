@@ -22,9 +22,9 @@ from pipeline.shards.shard import Shard
 
 __all__ = ["Order", "slab_starts", "spread_rows"]
 
-_SLAB_BYTES = 2**20
-_MAX_CHUNK_BYTES = 2**24
-_MAX_RUNS = 512
+_SLAB_BYTES = 2**20  # so long that seeking costs little, so short that a window holds many
+_MAX_CHUNK_BYTES = 2**24  # larger ones are read, and undone, once for each slab that lies in them
+_MAX_RUNS = 512  # reads of a file for the validation, however many rows it has
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
 _EPOCHS, _SPREAD, _SLABS = 1, 2, 3

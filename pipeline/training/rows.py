@@ -74,7 +74,7 @@ class StreamedRows:
 
     def _windows(self, order: Order, epoch: int, n_skipped: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each window's rows in the order of the slabs, and their places in the order of the training."""
-        with ThreadPoolExecutor(1, "read-ahead") as reader:
+        with ThreadPoolExecutor(1, "read-ahead") as reader:  # one, since each more holds a window more
             # Lazy: each step starts to read a window.
             windows = (
                 (slabs, rows, reader.submit(_read_slabs, self._shards, order.starts, slabs, self._n_threads))
@@ -107,7 +107,7 @@ def _cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> I
         last = first + (len(places) - first) // batch_size * batch_size
         for start in range(first, last, batch_size):
             yield values[places[start : start + batch_size]]
-        rest = values[places[last:]] if last < len(places) else None
+        rest = values[places[last:]] if last < len(places) else None  # copied: it must not keep the window
         del values, places  # a window is large: let go of it before the next one comes
     if rest is not None:
         yield rest
@@ -132,6 +132,7 @@ def _read_pieces(shards: Sequence[Shard], pieces: Sequence[tuple[int, int]], n_t
     numbers = first_rows(shards)
 
     def read_into(i: int) -> None:
+        # In place: a window that is put together from pieces would need its memory twice.
         buffer[offsets[i] : offsets[i + 1]] = read(block_of(shards, numbers, *pieces[i]))
 
     with threads(n_threads) as pool:
