@@ -1,0 +1,233 @@
+"""What happens to the child costs one clear error, and whoever asks has another one."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child.ask import LIMITS
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
+from pipeline.shards.vet import Wanted, vet
+from tests.support.child import DRIVER, ROOT, child_pid, unusual
+from tests.support.helpers import numbered, refused, write_shard
+
+
+@pytest.mark.parametrize(
+    ("act", "phrase"),
+    [
+        ("ctypes.string_at(0)", "crashed on this file (signal 11)"),
+        ("os.abort()", "crashed on this file (signal 6)"),
+        ("os._exit(3)", "gave up on this file (exit code 3)"),
+        ("while True: pass", "took more than 1 s of the processor for this file"),
+        ("np.ones(2**27)", "ran out of its memory limit of 512 MiB"),
+        ("os.write(1, bytes(2**20)); os._exit(0)", "went astray"),
+        ("os._exit(0)", "went astray"),
+        ("os.write(1, b'[]\\n'); os._exit(0)", "went astray"),
+        ("os.write(1, b'{' * 10**6 + b'\\n'); os._exit(0)", "went astray"),
+        ("os.write(1, b'[' * 10**6 + b'\\n'); os._exit(0)", "went astray"),
+        ('os.write(1, b\'{"answer": 1, "arrays": [["|O", [1]]]}\\n\' + bytes(8)); os._exit(0)', "went astray"),
+        ('os.write(1, b\'{"answer": 1, "arrays": [["<i8", [-1]]]}\\n\'); os._exit(0)', "went astray"),
+        ('os.write(1, b\'{"answer": 1, "arrays": [["<i8", [1]]]}\\n\'); os._exit(0)', "went astray"),
+        ("while True: os.write(1, bytes(2**20))", "does not stop talking"),
+        ("raise ValueError('\\x1b[31m\\n')", "\\x1b[31m\\x0a"),
+        ("raise ValueError('x' * 10**6)", "xxx..."),
+    ],
+)
+def test_p10_whatever_happens_to_the_child_costs_this_file_only(path, evil, monkeypatch, act, phrase):
+    monkeypatch.setattr(LIMITS, "seconds", 1)
+    evil("if dataset == 'evil':", f"    {act}", "return {}, []")
+    with refused(65, f"file={path}", phrase):
+        vet(Path(path), Wanted("evil"))
+    with refused(65, f"file={path}", "makes no sense"):
+        vet(Path(path))  # which is the same process, and alive
+
+
+def test_p10_a_child_that_only_waits_is_not_waited_for(path, evil, monkeypatch):
+    """Though the clock alone says little: a busy machine takes its time for sound files as well."""
+    evil("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
+    with monkeypatch.context() as impatient:
+        impatient.setattr(LIMITS, "patience", 0.5)
+        impatient.setattr(gatekeeper, "_GRACE", 10**6)  # the child itself may take any time to start
+        with refused(65, f"file={path}", "took more than 0.5 s for this file"):
+            vet(Path(path), Wanted("evil"))
+    assert vet(Path(path)).shape == (3, 2)
+
+
+def test_p10_only_the_file_that_crashes_the_library_is_left_out(tmp_path, evil):
+    for i in range(4):
+        unusual(tmp_path / f"{i}.h5", 3 + i)
+    evil(
+        "if file['X'].shape[0] == 5: ctypes.string_at(0)",
+        "return honest(file, dataset, *wanted)",
+    )
+    left_out = []
+    shards = open_shards([str(tmp_path)], on_bad_shard=lambda path, error: left_out.append((path.name, str(error))))
+    assert [Path(shard.path).name for shard in shards] == ["0.h5", "1.h5", "3.h5"]
+    ((name, sentence),) = left_out
+    assert name == "2.h5"
+    assert "crashed on this file (signal 11)" in sentence
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_child_waits_for_the_driver_not_for_signals(path, fresh, number):
+    vet(Path(path))
+    before = child_pid()
+    os.kill(before, number)
+    vet(Path(path))
+    assert child_pid() == before
+
+
+def test_p9_a_child_that_was_killed_is_started_again(path, fresh):
+    vet(Path(path))
+    before = child_pid()
+    os.kill(before, signal.SIGKILL)
+    assert vet(Path(path)).shape == (3, 2)
+    assert child_pid() != before
+
+
+def test_p9_a_fork_that_was_killed_from_outside_is_asked_again_and_not_held_against_the_file(path, evil, tmp_path):
+    evil("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset, *wanted)")
+    with refused(71, f"file={path}", "killed or got stuck twice"):
+        vet(Path(path), Wanted("evil"))
+    assert vet(Path(path)).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.stdin.readline()",
+        "import sys; sys.stdin.readline(); print('end', end='')",  # which was waited for without end
+        "pass",
+        "import os; os.kill(os.getpid(), 9)",
+    ],
+)
+def test_p9_a_child_that_dies_again_and_again_is_a_fault_of_the_system(path, fresh, monkeypatch, program):
+    monkeypatch.setattr(gatekeeper, "_PROGRAM", program)
+    with refused(71, f"file={path}", "killed or got stuck twice", "dmesg"):
+        vet(Path(path))
+
+
+def test_a_child_that_cannot_be_started_comes_with_the_limits_to_raise(path, fresh, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with refused(71, f"file={path}", "cannot be started", "ulimit"):
+        vet(Path(path))
+
+
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_d14_a_child_without_descriptors_is_a_fault_of_the_system(path, fresh, monkeypatch, n):
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({n}, {n})); main()"
+    monkeypatch.setattr(gatekeeper, "_PROGRAM", gatekeeper._PROGRAM.replace("main()", limited))
+    with refused(71, f"file={path}"):
+        vet(Path(path))
+
+
+def test_a_child_that_is_stuck_is_taken_down(path, fresh, monkeypatch):
+    monkeypatch.setattr(gatekeeper, "_PROGRAM", "import time; time.sleep(1000)")
+    monkeypatch.setattr(gatekeeper, "_GRACE", 0.1)
+    monkeypatch.setattr(LIMITS, "patience", 0.1)
+    with refused(71, f"file={path}", "killed or got stuck twice"):
+        vet(Path(path))
+
+
+def test_an_interrupted_question_is_not_answered_to_the_next(path, evil):
+    evil(
+        f"if dataset == 'slow': os.kill({os.getpid()}, 10); time.sleep(1000)",
+        "return honest(file, dataset, *wanted)",
+    )
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            vet(Path(path), Wanted("slow"))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert vet(Path(path)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGKILL", "SIGTERM"])
+def test_p11_the_child_ends_with_the_driver(path, how):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    child = os.pidfd_open(int(driver.stdout.readline()))
+    try:
+        if how != "exit":
+            driver.send_signal(getattr(signal, how))
+        driver.communicate()
+        assert select.select([child], [], [], 60)[0], "the child lives on"
+    finally:
+        os.close(child)
+
+
+def test_c7_the_child_is_no_fork_of_the_driver_and_needs_none_of_its_locks(path, fresh, monkeypatch):
+    def no_fork():
+        raise AssertionError("forked")
+
+    monkeypatch.setattr(os, "fork", no_fork)
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with h5py._hl.base.phil:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        held.wait()
+        (shard,) = open_shards([path])
+        np.testing.assert_array_equal(read(Block(shard, 0, 3)), numbered(3))
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_threads_that_ask_at_once_are_served_at_once(tmp_path, fresh):
+    text = np.array(["one", "two", "three"], object)
+    shards = open_shards([write_shard(tmp_path / f"{i}.h5", numbered(3), riders={"t": text}) for i in range(8)])
+    found = {}
+
+    def take(i):
+        found[i] = [read_riders(Block(shards[i], j, j + 1))["t"][0].decode() for j in range(3)]
+
+    threads = [threading.Thread(target=take, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: text.tolist() for i in range(8)}
+    assert 1 <= len(gatekeeper._idle) <= 8
+
+
+def test_a_fork_of_the_driver_has_a_child_of_its_own(path, fresh):
+    vet(Path(path))
+    before = child_pid()
+    reader, writer = os.pipe()
+    forked = os.fork()
+    if not forked:
+        try:
+            vet(Path(path))
+            os.write(writer, str(child_pid()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        theirs = answer.read()
+    os.waitpid(forked, 0)
+    assert theirs
+    assert int(theirs) != before
+    assert vet(Path(path)).shape == (3, 2)
+    assert child_pid() == before

@@ -1,0 +1,181 @@
+"""What the child may do: look at one file, and reach nothing else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.hdf5.child.ask import ask
+from pipeline.shards.vet import vet
+from tests.support import hostile
+from tests.support.child import DRIVER, ROOT, child_pid
+from tests.support.helpers import numbered, write_shard
+
+
+def attempt(path, evil, act):
+    """What comes of an attempt in the child, after it has opened the file: None where it succeeds."""
+    evil(
+        "try:",
+        f"    {act}",
+        "except BaseException as error:",
+        "    return {'caught': repr(error)}, []",
+        "return {'caught': None}, []",
+    )
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        facts, _ = ask("describe", descriptor, [None], "")
+    finally:
+        os.close(descriptor)
+    return facts["caught"]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "open('/etc/passwd')",
+        "open('/proc/self/maps')",
+        "os.listdir('/')",
+        "socket.socket()",
+        "os.pipe()",
+        "__import__('h5py').File('/etc/passwd')",
+        "os.unlink(os.environ['VICTIM'])",
+        "os.rename(os.environ['VICTIM'], os.environ['VICTIM'] + '2')",
+        "os.mkdir(os.environ['VICTIM'] + '2')",
+        "os.symlink('/', os.environ['VICTIM'] + '2')",
+    ],
+)
+def test_the_child_can_open_make_and_remove_nothing(path, tmp_path, evil, monkeypatch, act):
+    victim = tmp_path / "victim"
+    victim.touch()
+    monkeypatch.setenv("VICTIM", str(victim))
+    if "VICTIM" in act and ctypes_landlock() < 1:
+        pytest.skip("missing on this machine: Landlock (Linux 5.13)")
+    assert attempt(path, evil, act)
+    assert victim.exists()
+    assert not Path(f"{victim}2").exists()
+
+
+def ctypes_landlock():
+    """The version of Landlock, or -1."""
+    return hostile._LIBC.syscall(444, None, 0, 1)
+
+
+def test_the_test_of_what_the_child_may_do_sees_what_it_may(path, evil):
+    assert attempt(path, evil, "os.getpid()") is None
+
+
+WITHOUT_RIGHTS = """
+import sys
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+assert int(status["CapEff"], 16) == 0
+(shard,) = open_shards([sys.argv[1]])
+print(read(Block(shard, 0, 3)).tolist(), read_riders(Block(shard, 0, 3))["text"].tolist())
+"""
+
+
+def test_lower_limits_of_the_user_are_kept(path):
+    limits = "import resource as r; r.setrlimit(r.RLIMIT_CPU, (50, 50)); r.setrlimit(r.RLIMIT_NPROC, (4096, 4096))\n"
+    command = [sys.executable, "-c", limits + DRIVER, path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, input="")
+    assert done.stdout.strip().isdecimal(), done.stderr
+
+
+def test_a_driver_without_any_rights_has_a_child_too(tmp_path):
+    text = np.array([b"a", b"bc", b""], object)  # which only the child can read
+    path = write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text})
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 else []
+    command = [*drop, sys.executable, "-c", WITHOUT_RIGHTS, path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"{numbered(3).tolist()} {text.tolist()}", done.stderr
+
+
+def test_the_child_has_no_network(path, fresh):
+    vet(Path(path))
+    ours, theirs = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child_pid()))
+    if ours == theirs:
+        pytest.skip("missing on this machine: the right to make a network namespace")
+
+
+def test_k10_nothing_here_listens_or_has_a_socket(path, fresh):
+    vet(Path(path))
+    for pid in ("self", child_pid()):
+        links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+        assert [link for link in links if link.startswith("socket")] == [] or pid == "self"
+
+
+def test_the_child_has_one_thread_and_gains_no_rights(path, fresh):
+    vet(Path(path))
+    status = dict(line.split(":\t") for line in Path(f"/proc/{child_pid()}/status").read_text().splitlines())
+    assert status["Threads"].strip() == "1"
+    assert status["NoNewPrivs"].strip() == "1"
+
+
+def test_s19_the_childs_environment_is_clean(path, fresh, monkeypatch):
+    planted = {
+        "HDF5_PLUGIN_PATH": "/tmp",
+        "HDF5_VOL_CONNECTOR": "evil",
+        "HDF5_DRIVER": "core",
+        "HDF5_EXT_PREFIX": "/tmp",
+        "HDF5_VDS_PREFIX": "/tmp",
+        "HDF5_EXTFILE_PREFIX": "/tmp",
+        "LD_PRELOAD": "",
+        "LD_AUDIT": "",
+        "PYTHONPATH": "/tmp",
+        "PYTHONSTARTUP": "/tmp/x.py",
+    }
+    for name, value in planted.items():
+        monkeypatch.setenv(name, value)
+    vet(Path(path))
+    found = Path(f"/proc/{child_pid()}/environ").read_bytes().split(b"\0")
+    assert [item for item in found if item.startswith((b"HDF5_", b"LD_PRELOAD", b"LD_AUDIT", b"PYTHON"))] == [
+        b"HDF5_PLUGIN_PRELOAD=::"
+    ]
+
+
+PLANTED = """
+import os, sys
+if sys.argv[1] == "bare":
+    import h5py
+else:
+    from pipeline.shards.open import open_shards
+    left = sorted(name for name in os.environ if name.startswith("HDF5_"))
+    assert left == ["HDF5_PLUGIN_PRELOAD"], left
+    from pipeline.errors import DataError
+    import h5py
+try:
+    h5py.File(sys.argv[2])["X"][:] if sys.argv[1] == "bare" else open_shards([sys.argv[2]])
+except (OSError, KeyError, *([] if sys.argv[1] == "bare" else [DataError])) as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("by", ["filter", "connector"])
+def test_s6_a_planted_plugin_is_not_loaded(tmp_path, by):
+    """Neither by this process nor by the child; that it would be is shown by h5py itself."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("X", (4, 2), "i4", chunks=(4, 2), compression=300 if by == "never" else None)
+        properties = made.id.get_create_plist()
+        properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
+        del file["X"]
+        made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple((4, 2)), dcpl=properties)
+        made.write_direct_chunk((0, 0), bytes(32))
+    environment = {**os.environ, **hostile.plugin(tmp_path)}
+    environment.pop("HDF5_PLUGIN_PRELOAD")
+    if by == "connector":
+        environment["HDF5_VOL_CONNECTOR"] = "canary"
+    canary = Path(environment["CANARY"])
+    for how, loads in (("bare", True), ("ours", False)):
+        command = [sys.executable, "-c", PLANTED, how, str(path)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert canary.exists() == loads, done.stderr
+        canary.unlink(missing_ok=True)
+    assert "filter 300" in done.stdout
+    assert "not allowed" in done.stdout

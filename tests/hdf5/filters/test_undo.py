@@ -1,0 +1,50 @@
+"""HDF5's own filters: undone as HDF5 does them, or refused."""
+
+import numpy as np
+import pytest
+
+from pipeline.hdf5.filters import undo
+from pipeline.hdf5.filters.undo import fletcher32
+
+
+def slow_fletcher32(data):
+    """As in H5checksum.c, a word at a time."""
+    low = high = 0
+    for i in range(0, len(data), 2):
+        low += data[i] << 8 | (data[i + 1] if i + 1 < len(data) else 0)
+        high += low
+        low, high = (low & 0xFFFF) + (low >> 16), (high & 0xFFFF) + (high >> 16)
+    return ((high & 0xFFFF) + (high >> 16)) << 16 | (low & 0xFFFF) + (low >> 16)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 719, 720, 721, 16383, 16384, 16385, 50001])
+@pytest.mark.parametrize("fill", [0, 255, None])
+def test_the_checksum_is_hdf5s(n, fill):
+    data = np.random.default_rng(n).bytes(n) if fill is None else bytes([fill]) * n
+    assert fletcher32(memoryview(data)) == slow_fletcher32(data)
+
+
+def test_the_checksum_of_old_files_with_swapped_bytes_is_accepted():
+    data = np.arange(7, dtype=np.uint8).tobytes()
+    right = fletcher32(memoryview(data)).to_bytes(4, "little")
+    old = bytes([right[1], right[0], right[3], right[2]])
+    for stored in (right, old):
+        found = undo.undone(memoryview(data + stored), [(undo.FLETCHER32, ())], 0, 7)
+        assert bytes(found) == data
+    with pytest.raises(ValueError, match="checksum"):
+        undo.undone(memoryview(data + right[::-1]), [(undo.FLETCHER32, ())], 0, 7)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 3, 4, 5, 7, 12, 13])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_unshuffling_undoes_shuffling_whatever_is_left_over(n_bytes, size):
+    data = np.arange(n_bytes, dtype=np.uint8)
+    n = n_bytes // size
+    shuffled = np.concatenate([data[: n * size].reshape(n, size).T.ravel(), data[n * size :]])
+    assert bytes(undo.undone(shuffled.data, [(undo.SHUFFLE, (size,))], 0, n_bytes)) == data.tobytes()
+
+
+@pytest.mark.parametrize("parameters", [(), (0,), (4, 4)])
+def test_a_shuffle_without_a_size_is_refused(parameters):
+    with pytest.raises(ValueError, match="not told by what size"):
+        undo.undone(memoryview(bytes(8)), [(undo.SHUFFLE, parameters)], 0, 8)

@@ -1,0 +1,150 @@
+"""What is said of a file is checked, whatever a forged one has made the child say."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.hdf5.child import describe
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
+from pipeline.shards.vet import vet
+from tests.support.helpers import names, numbered, refused, write_shard
+
+
+@pytest.fixture
+def honest(tmp_path):
+    """What is said of a shard that has everything, for a test to forge."""
+    path = write_shard(
+        tmp_path / "x.h5", numbered(6), chunks=(2, 2), compression="gzip", shuffle=True, riders={"y": range(6)}
+    )
+    with h5py.File(path, "a") as file:
+        file["X"].attrs["columns"] = ["a", "b"]
+        file["__categories/y"] = np.array(list("uvwxyz"), object)
+    with h5py.File(path) as file:
+        facts, arrays = describe.describe(file, None)
+    return path, json.loads(json.dumps(facts)), arrays
+
+
+def forged(monkeypatch, path, facts, arrays):
+    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *arguments: (facts, arrays))
+    return vet(Path(path))
+
+
+def test_the_answer_that_is_forged_below_is_taken_when_it_is_not(honest, monkeypatch):
+    shard = forged(monkeypatch, *honest)
+    assert (shard.shape, names(shard), shard.columns) == ((6, 2), ("y",), ("a", "b"))
+
+
+NONSENSE = [
+    None,
+    True,
+    -1,
+    2**63,
+    2**64,
+    1.5,
+    "x",
+    "\x1b\n",
+    [],
+    {},
+    [[]],
+    [None],
+    [-1],
+    [2**64],
+    [1.5],
+    ["x"],
+    {"a": 1},
+]
+
+
+def places(node, where=()):
+    """Every place in a tree of lists and dicts."""
+    yield where
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from places(value, (*where, key))
+
+
+def at(node, where, value):
+    """A copy of a tree with another value at one place."""
+    if not where:
+        return value
+    copied = dict(node) if isinstance(node, dict) else list(node)
+    copied[where[0]] = at(copied[where[0]], where[1:], value)
+    return copied
+
+
+def test_any_nonsense_at_any_place_of_the_answer_is_refused_or_harmless(honest, monkeypatch):
+    """Nothing but a `DataError` comes of it, when it is vetted and when it is read."""
+    path, facts, arrays = honest
+    sentences, n_taken = [], 0
+    for where in places(facts):
+        for value in NONSENSE:
+            try:
+                shard = forged(monkeypatch, path, at(facts, where, value), arrays)
+            except DataError as error:
+                sentences.append(str(error))
+            else:
+                n_taken += 1
+                whole = Block(shard, 0, shard.n_rows)
+                with suppress(DataError):
+                    read(whole), read_riders(whole)
+    assert all(map(str.isprintable, sentences))
+    assert len(sentences) > n_taken > 0
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "phrase"),
+    [
+        (0, 0, "values lie at bytes 0:"),
+        (0, 10**6, "values lie at bytes 1000000:"),
+        (0, 2**63 - 1, "values lie at bytes 9223372036854775807:"),
+        (0, -1, "makes no sense"),
+        (1, 0, None),
+        (1, 2**63 - 1, "values lie at bytes"),
+        (1, -1, "makes no sense"),
+        (2, -1, "makes no sense"),
+        (2, 2**32, "makes no sense"),
+        (2, 3, "bytes in the file, expected about 32"),
+    ],
+)
+def test_s9_a_chunk_that_is_said_to_lie_elsewhere_is_refused(honest, monkeypatch, row, value, phrase):
+    path, facts, arrays = honest
+    index = arrays[0].copy()
+    index[row, 1] = value
+    if phrase is None:
+        forged(monkeypatch, path, facts, [index, *arrays[1:]])
+        return
+    with refused(65, path, phrase):
+        forged(monkeypatch, path, facts, [index, *arrays[1:]])
+
+
+def test_s9_chunks_that_overlap_are_refused(honest, monkeypatch):
+    path, facts, arrays = honest
+    index = arrays[0].copy()
+    index[0, 1] = index[0, 0] + 1
+    with refused(65, path, f"values overlap at byte {index[0, 1]}"):
+        forged(monkeypatch, path, facts, [index, *arrays[1:]])
+
+
+@pytest.mark.parametrize(
+    "arrays", [[], [np.zeros((3, 2), np.int64)], [np.zeros((3, 3), np.uint8)], [np.zeros(9, np.int64)]]
+)
+def test_arrays_of_another_shape_are_refused(honest, monkeypatch, arrays):
+    path, facts, _ = honest
+    with refused(65, path, "makes no sense"):
+        forged(monkeypatch, path, facts, arrays)
+
+
+def test_s7_what_unfolds_to_more_than_deflate_could_is_refused(honest, monkeypatch):
+    path, facts, _ = honest
+    n = 2**12
+    rows = {**facts["rows"][0], "shape": [n, 2**14], "chunks": [1, 2**14]}
+    index = np.stack([100 + np.arange(n), np.ones(n), np.zeros(n)]).astype(np.int64)
+    os.truncate(path, 2**20)
+    with refused(65, path, f"{n} bytes unfold to {n * 2**17}", "1100 times as many at most"):
+        forged(monkeypatch, path, {**facts, "rows": [rows], "riders": []}, [index])

@@ -1,0 +1,49 @@
+"""The child as tests have it: bent, found, and given something that only it understands."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.hdf5.child import ask as gatekeeper
+from tests.support.helpers import numbered, write_shard
+
+ROOT = Path(__file__).parents[2]
+
+# A child like the real one, in which the function that looks at a file is another one.
+EVIL = """
+import ctypes, os, socket, sys, time
+sys.path.insert(0, {root!r})
+import numpy as np
+from pipeline.hdf5.child import server as sandbox
+from pipeline.hdf5.child.describe import describe as honest
+warm_up = sandbox._warm_up
+def describe(file, dataset, *wanted):
+    {lines}
+def start():
+    warm_up()
+    sandbox.describe = describe
+sandbox._warm_up = start
+sandbox.main()
+"""
+
+
+def unusual(path, n_rows=3):
+    """A shard that only the child understands, for the text that lies beside its rows."""
+    return write_shard(path, numbered(n_rows), riders={"text": np.array(["text"] * n_rows, object)})
+
+
+def child_pid():
+    (keeper,) = gatekeeper._idle
+    return keeper._process.pid
+
+
+DRIVER = """
+import os, sys
+from pathlib import Path
+from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.errors import DataError
+from pipeline.shards.vet import Wanted, vet
+vet(Path(sys.argv[1]))
+print(gatekeeper._idle[0]._process.pid, flush=True)
+sys.stdin.read()
+"""
