@@ -26,6 +26,8 @@ class Budget:
     ----------
     n_threads : int
         Dask threads, each of which holds a block.
+    n_writers : int
+        Dask threads while encoding, each of which holds a block and the features of a part.
     block_rows : int
         Rows read at once; whole tiles of the encoder.
     part_rows : int
@@ -38,20 +40,13 @@ class Budget:
     """
 
     n_threads: int
+    n_writers: int
     block_rows: int
     part_rows: int
     resident: bool
     resident_on_device: bool
     window_rows: int
     max_validation_rows: int
-
-    @property
-    def n_writers(self) -> int:
-        """Dask threads while encoding, each of which holds a block and the features of a part.
-
-        Two more, so that the processor has work while parts are brought to the disk; but who asks for one gets one.
-        """
-        return _n_writers(self.n_threads)
 
 
 def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> Budget:
@@ -77,11 +72,13 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
     row_bytes = shards[0].n_inputs * itemsize
     n_bytes = sum(shard.n_rows for shard in shards) * row_bytes
     n_threads = settings.threads or len(os.sched_getaffinity(0))  # not all cores: a batch system may give a few
+    # Two more, so that the processor has work while parts are brought to the disk; but who asks for one gets one.
+    n_writers = n_threads + 2 * (n_threads > 1)
     memory = settings.memory_budget
-    share = memory // 8 // _n_writers(n_threads)
+    share = memory // 8 // n_writers
 
-    wanted = settings.block_rows or min(_BLOCK_BYTES, share) // row_bytes
-    block_rows = _round_up(max(1, wanted), tile_rows)
+    n_tiles = -(-(settings.block_rows or min(_BLOCK_BYTES, share) // row_bytes) // tile_rows)
+    block_rows = max(1, n_tiles) * tile_rows  # whole ones, so that no product is padded but a shard's last
     least = 4 * n_threads * block_rows * row_bytes
     if least > memory:
         raise ConfigError(
@@ -93,6 +90,7 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
     part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * settings.n_features) // block_rows * block_rows)
     return Budget(
         n_threads=n_threads,
+        n_writers=n_writers,
         block_rows=block_rows,
         part_rows=part_rows,
         resident=n_bytes <= memory // 2,
@@ -101,11 +99,3 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
         window_rows=max(1, min(settings.shuffle_window, memory // 8) // row_bytes),
         max_validation_rows=memory // 16 // row_bytes,
     )
-
-
-def _n_writers(n_threads: int) -> int:
-    return n_threads + 2 * (n_threads > 1)
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

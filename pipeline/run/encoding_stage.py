@@ -27,7 +27,7 @@ from pipeline.shards.shard import Shard, row_dtype
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["encode", "tell_outside"]
+__all__ = ["encode"]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, scan: Scan | None) 
     if there and missing:
         there_are = f"{counted(sum(part.n_rows for part in there), 'row')} in {counted(len(there), 'part')}"
         log.info("encoding: going on, an earlier run has committed %s", there_are)
-    limit = _Limit(job.config, sum(shard.n_rows for shard in job.shards))
+    limit = _Limit(job.config, job.n_rows)
     for part in there:
         limit.count(part)
     if missing:
@@ -69,7 +69,10 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, scan: Scan | None) 
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(model, settings.sizes, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)
-    return [PartFacts.of(record) for record in job.ledger.records("part", fingerprint)]
+    parts = [PartFacts.of(record) for record in job.ledger.records("part", fingerprint)]
+    _tell_outside(parts)
+    job.clock.lap("encoding")
+    return parts
 
 
 def _bad_data(job: Job) -> BadData:
@@ -121,7 +124,7 @@ class _Limit:
 
 def _sizes(job: Job, part_rows: int) -> Sizes:
     return Sizes(
-        n_features=job.n_features,
+        n_features=job.config.n_features,
         dtype=row_dtype(job.shards).name,
         block_rows=min(part_rows, job.budget.block_rows),
         part_rows=part_rows,
@@ -135,7 +138,7 @@ def _compile(shards: Sequence[Shard], autoencoder: Autoencoder) -> None:
         autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
 
 
-def tell_outside(parts: Sequence[PartFacts]) -> None:
+def _tell_outside(parts: Sequence[PartFacts]) -> None:
     """Warn when many rows are not like those that a given model has learnt from."""
     n_rows, n_outside = sum(part.n_rows for part in parts), sum(part.n_outside for part in parts)
     if n_outside > _MANY_OUTSIDE * n_rows:

@@ -63,11 +63,6 @@ class Job(Prepared):
     clock: Clock
 
     @property
-    def n_features(self) -> int:
-        """Columns out."""
-        return self.config.n_features
-
-    @property
     def resident(self) -> bool:
         """Whether training keeps all rows in memory, where its products run."""
         return self.budget.resident if self.device.used == "cpu" else self.budget.resident_on_device

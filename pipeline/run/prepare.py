@@ -71,8 +71,7 @@ def prepare(config: Config) -> Prepared:
     settings = resolve(config, n_rows, n_inputs, given.n_features if given else None)
     for name, value in asdict(settings).items():
         log.info("  %-22s %s", name, plain(value))
-    _refuse(_too_large(settings, n_rows, n_inputs) if given is None else _misfits(settings, given, shards[0]))
-    _refuse([*_own_inputs(settings, shards), *_own_model(settings)])
+    _refuse(_complaints(settings, shards, given))
     budget = make_budget(settings, shards, TILE_ROWS)
     log.debug("budget: %s", budget)
     return Prepared(settings, shards, bad_shards, given, budget, request_of(settings, shards, given, budget))
@@ -133,38 +132,28 @@ def _refuse(complaints: Iterable[str]) -> None:
         raise ConfigError(words)
 
 
-def _too_large(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
-    """Settings that there are too few rows or columns for."""
-    for name, value, most in (
-        ("n_features", settings.n_features, n_inputs - 1),
-        ("batch_size", settings.batch_size, n_rows),
-    ):
-        if value > most:
-            yield f"{name}: {value}, expected 1 to {most} for these shards"
-
-
-def _misfits(settings: Settings, model: Model, shard: Shard) -> Iterator[str]:
-    """What does not fit together about an old model and new shards."""
-    where = f"model={shown(settings.model)}"
-    if model.n_inputs != shard.n_inputs:
-        yield f"{where}: made for {model.n_inputs} columns, found {shard.n_inputs} in file={shown(shard.path)}"
-    if model.n_features != settings.n_features:
-        yield f"{where}: gives {model.n_features} features, found n_features {settings.n_features}: leave it out"
-
-
-def _own_inputs(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
-    """Shards that writing to the output directory would remove."""
-    directory = Path(settings.output)
-    inside = [shard.path for shard in shards if directory.resolve() in Path(shard.path).resolve().parents]
-    if inside:
-        yield f"output={shown(directory)}: holds the input file={shown(inside[0])}, expected another --output"
-
-
-def _own_model(settings: Settings) -> Iterator[str]:
-    """A model that writing to the output directory would remove."""
-    if settings.model is None:
-        return
-    directory, model = Path(settings.output), Path(settings.model).resolve()
-    if directory.resolve() in (model, model.parent):
-        where = f"output={shown(directory)}"
-        yield f"{where}: holds the model itself and what it was trained on, expected another --output"
+def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None) -> Iterator[str]:
+    """What does not fit together about the settings, the inputs and a given model."""
+    first, directory = shards[0], Path(settings.output)
+    if given is None:
+        n_rows = sum(shard.n_rows for shard in shards)
+        if settings.n_features >= first.n_inputs:
+            yield f"n_features: {settings.n_features}, expected 1 to {first.n_inputs - 1} for these shards"
+        if settings.batch_size > n_rows:
+            yield f"batch_size: {settings.batch_size}, expected 1 to {n_rows} for these shards"
+    else:
+        where, path = f"model={shown(settings.model)}", Path(settings.model or "").resolve()
+        if given.n_inputs != first.n_inputs:
+            yield f"{where}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
+        if given.n_features != settings.n_features:
+            yield f"{where}: gives {given.n_features} features, found n_features {settings.n_features}: leave it out"
+        if directory.resolve() in (path, path.parent):
+            yield (
+                f"output={shown(directory)}: holds the model itself and what it was trained on, expected another "
+                "--output"
+            )
+    # They may be the features of an earlier run there, which are swept away when this one's take their place.
+    for shard in shards:
+        if directory.resolve() in Path(shard.path).resolve().parents:
+            yield f"output={shown(directory)}: holds the input file={shown(shard.path)}, expected another --output"
+            return

@@ -97,11 +97,11 @@ def _leave_out(config: Config, found: Scan) -> str:
 
 def _doubt(job: Job, found: Scan) -> None:
     """Warn of data from which little can be learnt."""
-    if found.n_good < job.n_features:
+    if found.n_good < job.config.n_features:
         n_inputs = job.shards[0].n_inputs
         advice = " If rows stand as columns there: --orientation columns." if n_inputs > found.n_rows else ""
         log.warning(
             "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
             "heart and tell little about others. Give more rows, or lower --n-features.%s",
-            *(counted(found.n_good, "usable row"), n_inputs, job.n_features, advice),
+            *(counted(found.n_good, "usable row"), n_inputs, job.config.n_features, advice),
         )

@@ -9,7 +9,7 @@ from pipeline.device import autoencoder_of, start_device, theanos_errors
 from pipeline.output.disk import Disk
 from pipeline.output.lock import locked
 from pipeline.run.earlier import take_up
-from pipeline.run.encoding_stage import encode, tell_outside
+from pipeline.run.encoding_stage import encode
 from pipeline.run.finish import Summary, again, finish, standing
 from pipeline.run.job import Clock, Job
 from pipeline.run.prepare import check_space, prepare
@@ -53,27 +53,25 @@ def run(
         if finished is not None:
             return again(finished, config.output, clock.seconds)
         check_space(ledger, prepared)
-        device = start_device(config.require_device)
+        device = start_device(config.require_device)  # only now: Theano takes seconds, which a finished run is spared
         job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock)
         try:
             with theanos_errors():
-                return _extract(job)
+                return _stages(job)
         except BaseException as error:
             error.add_note(standing(job))
             raise
 
 
-def _extract(job: Job) -> Summary:
-    found: Scan | None
+def _stages(job: Job) -> Summary:
+    scan: Scan | None
     if job.given is None:
-        found = scanned(job)
-        model, autoencoder = fit(job, found)
+        scan = scanned(job)
+        model, autoencoder = fit(job, scan)
     else:
-        # Which rows are bad must be known before the first part is written.
-        found = scanned(job) if job.tolerates_bad_data else None
-        model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.n_features, row_dtype(job.shards))
+        # Without leave for bad data the first bad row ends it; with leave they are counted before a part is written.
+        scan = scanned(job) if job.tolerates_bad_data else None
+        model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.config.n_features, row_dtype(job.shards))
         autoencoder.set_parameters(model.parameters)
-    parts = encode(job, model, autoencoder, found)
-    tell_outside(parts)
-    job.clock.lap("encoding")
-    return finish(job, model, parts, found)
+    parts = encode(job, model, autoencoder, scan)
+    return finish(job, model, parts, scan)

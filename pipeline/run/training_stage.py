@@ -40,7 +40,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     TrainingDiverged
     """
     fingerprint = job.of_model(scan)
-    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), job.n_features, row_dtype(job.shards))
+    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), job.config.n_features, row_dtype(job.shards))
     model = _earlier(job, fingerprint)
     if model is None:
         model = _trained(job, fingerprint, autoencoder, scan)
