@@ -12,16 +12,7 @@ from contextlib import suppress
 import dask
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pipeline.errors import (
-    ConfigError,
-    ReadFailed,
-    ShardpressError,
-    SystemLimit,
-    TryAgain,
-    UsageError,
-    WriteFailed,
-    system_limits,
-)
+from pipeline.errors import ShardpressError, system_limits
 from pipeline.output.disk import Disk
 from pipeline.run.stages import run
 from pipeline.runlog import Dated, RunLog
@@ -33,10 +24,14 @@ __all__ = ["main"]
 
 log = logging.getLogger(__name__)
 
-# What has nothing to do with what was asked for.
-_PASSING = (ReadFailed, SystemLimit, WriteFailed)
 _AGAIN = "Type the same command again to go on; what was finished stays."
 _MEND = "Mend what the line above says, then type the same command again: what was finished stays."
+# By exit code: a failure of the system or of the storage has nothing to do with what was asked for.
+_ADVICE = {
+    os.EX_OSERR: _AGAIN,
+    os.EX_IOERR: _AGAIN,
+    os.EX_TEMPFAIL: "The line above says what there is to wait for.",
+}
 
 
 def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None = None) -> int:
@@ -58,7 +53,7 @@ def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None 
         and its number for a signal.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _open_streams()
+    _open_streams()  # before anything is logged, or opened
     terminal = logging.StreamHandler()
     terminal.setFormatter(Dated())
     logging.basicConfig(handlers=[terminal])
@@ -86,11 +81,11 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
         log.error("%s: %s", type(error).__name__, error)
         if error.details:
             run_log.say(error.details)
-        if not isinstance(error, (ConfigError, UsageError)):  # with those nothing has begun, and one line says it all
-            _last_line(error, _advice(error))
+        if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # nothing has begun then, and one line says it all
+            _last_line(error, _ADVICE.get(error.exit_code, _MEND))
         return error.exit_code
     except KeyboardInterrupt as stopped:
-        log.error("%s: no half-written file is left behind", stopped or "stopped")
+        log.error("%s: no half-written file is left behind", stopped or "stopped")  # Python's own has no words
         _last_line(stopped, _AGAIN)
         return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
     except Exception as error:
@@ -100,12 +95,6 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
     run_log.say(str(summary))
     _say(str(summary))
     return 0
-
-
-def _advice(error: ShardpressError) -> str:
-    if isinstance(error, TryAgain):
-        return "The line above says what there is to wait for."
-    return _AGAIN if isinstance(error, _PASSING) else _MEND
 
 
 def _open_streams() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ["Dated", "RunLog"]
 
 _NAME = "run.log"
-_MAX_WAITING = 1000
+_MAX_WAITING = 1000  # lines, of a run that is refused thousands of files before its directory is known
 
 
 class Dated(logging.Formatter):
@@ -43,6 +43,7 @@ class RunLog(logging.Handler):
 
     def start(self, directory: Path) -> None:
         """Write to a directory, which is ours by now."""
+        # What lies there in its place may be a link to somebody's file, or a pipe that nobody reads.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with suppress(OSError):
             descriptor = os.open(directory / _NAME, flags, 0o666)
@@ -53,13 +54,13 @@ class RunLog(logging.Handler):
             self._descriptor = descriptor
             waiting, self._waiting = self._waiting, []
             for line in waiting:
-                self._write(line)
+                _write(descriptor, line)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take one line."""
         line = self.format(record)
         if self._descriptor is not None:
-            self._write(line)
+            _write(self._descriptor, line)
         elif len(self._waiting) < _MAX_WAITING:
             self._waiting.append(line)
 
@@ -75,7 +76,7 @@ class RunLog(logging.Handler):
             self._descriptor = None
         super().close()
 
-    def _write(self, line: str) -> None:
-        assert self._descriptor is not None
-        with suppress(OSError):
-            os.write(self._descriptor, line.encode("utf-8", "backslashreplace") + b"\n")
+
+def _write(descriptor: int, line: str) -> None:
+    with suppress(OSError):  # a full disk, say
+        os.write(descriptor, line.encode("utf-8", "backslashreplace") + b"\n")  # names of files need not be UTF-8

@@ -75,7 +75,7 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
     # Two more, so that the processor has work while parts are brought to the disk; but who asks for one gets one.
     n_writers = n_threads + 2 * (n_threads > 1)
     memory = settings.memory_budget
-    share = memory // 8 // n_writers
+    share = memory // 8 // n_writers  # of each thread for its block, and as much for its part
 
     n_tiles = -(-(settings.block_rows or min(_BLOCK_BYTES, share) // row_bytes) // tile_rows)
     block_rows = max(1, n_tiles) * tile_rows  # whole ones, so that no product is padded but a shard's last

@@ -43,7 +43,7 @@ def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] 
     if config.restart:
         log.info("output=%s: beginning again", shown(ledger.directory))
         ledger.forget()
-    ledger.sweep()
+    ledger.sweep()  # what a killed run left half-written, before anything needs the room
     now = json.loads(json.dumps(asdict(request)))  # as it comes back from a file: lists for tuples
     manifest = ledger.manifest()
     if manifest is None:
@@ -56,7 +56,7 @@ def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] 
         if ledger.request() == now:  # else somebody has begun to replace it, and may go on with that
             ledger.sweep(*manifest.get("kept", ()))
         return manifest
-    ledger.set_request(now)
+    ledger.set_request(now)  # before its first result, so that what an interrupted run leaves is known for what it is
     return None
 
 
@@ -86,6 +86,7 @@ def intact(job: Job, records: Iterable[Record]) -> list[Record]:
     """Those of `records` whose files are as they were committed; the others are dropped, and said so."""
     records = list(records)
     faults = _faults(job.ledger, [record.entry for record in records], job)
+    # All at once: their records share files, each of which is written anew but once.
     job.ledger.drop(*(record for record, fault in zip(records, faults, strict=True) if fault))
     return [record for record, fault in zip(records, faults, strict=True) if not fault]
 
@@ -166,6 +167,7 @@ def trained(checkpoint: Record) -> str:
 def _passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
     config = prepared.config
+    # By name, since a data set may have been moved.
     refused, now = (
         [Path(bad["file"]).name for bad in found] for found in (manifest["bad_shards"], prepared.bad_shards)
     )

@@ -63,7 +63,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, scan: Scan | None) 
             model=model,
             sizes=_sizes(job, max(len(part.source) for part in missing)),
             bad_data=_bad_data(job),
-            attributes={**job.about(), "model": model.fingerprint},
+            attributes=job.about(model),
         )
         unreadable = scan.unreadable if scan else {}
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]

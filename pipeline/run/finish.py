@@ -80,7 +80,7 @@ class Summary:
 
 def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
-    attributes = {**job.about(), "model": model.fingerprint}
+    attributes = job.about(model)
     summary = _summary(job, model, parts, scan)
     entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, attributes, summary)]
     entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
@@ -99,7 +99,7 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
         "parts": [part.line() for part in parts],
     }
     job.ledger.finish(asdict(job.request), manifest)
-    # Only now: until the manifest named others, readers of an earlier run's results were at theirs.
+    # Only now: until the manifest named others, readers followed it to an earlier run's results.
     job.ledger.sweep(*kept)
     return summary
 
@@ -119,7 +119,7 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | No
         n_parts=len(parts),
         device=str(job.device),
         cost=_best_cost(model.about["training"]) if job.given is None else None,
-        seconds=job.clock.seconds,
+        seconds=job.clock.seconds,  # the very dict: the lap of the single file is still to come
         n_bad_shards=len(job.bad_shards) + (len(scan.unreadable) if scan else 0),
         n_outside=sum(part.n_outside for part in parts),
     )
@@ -167,6 +167,7 @@ def _quarantine(job: Job, parts: Sequence[PartFacts]) -> bytes:
 def _single_file(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> list[Entry]:
     """All rows in one file, when it is asked for or was: it is large, so one that is as it was written stays."""
     ledger = job.ledger
+    # The manifest is the last one's still, and tells what that file was made of.
     before = ledger.manifest() or {"parts": [], "files": []}
     is_same = [line["blake3"] for line in before["parts"]] == [part.entry.blake3 for part in parts]
     earlier = [Entry(**line) for line in before["files"] if is_same and line["file"] == SINGLE_FILE]
@@ -184,6 +185,7 @@ def _single_file(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, 
 def standing(job: Job) -> str:
     """How far a run came that did not finish."""
     stages = ", ".join(job.clock.seconds) or "nothing yet"
+    # Of this very run: results of other settings may stand beside them.
     checkpoints = job.ledger.records("checkpoint", job.clock.model) if job.clock.model else []
     if checkpoints:
         stages += f"; a checkpoint keeps {trained(checkpoints[-1])}"

@@ -10,6 +10,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import h5py
+
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.output.ledger import Ledger
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Clock", "Job", "versions"]
 
+# Whose version may change a bit of the results, or of their files.
 _PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
 
 
@@ -40,7 +43,7 @@ class Clock:
 
     def lap(self, stage: str) -> None:
         """A stage is over."""
-        now = time.monotonic()
+        now = time.monotonic()  # which no change of the time of day moves
         self.seconds[stage], self._last = now - self._last, now
 
 
@@ -75,21 +78,22 @@ class Job(Prepared):
     def of_model(self, scan: Scan | None) -> str:
         """Fingerprint of the training's result: also of the shards that it had to do without."""
         asked, without = self.request.of_model(), _unreadable(scan)
-        return fingerprint(asked, without) if without else asked
+        return fingerprint(asked, without) if without else asked  # without any, what was asked for tells it all
 
     def of_features(self, model: Model, scan: Scan | None) -> str:
         """Fingerprint of the features: also of the shards that have none, and whether bad rows are listed."""
         asked, without = self.request.of_features(model.fingerprint), _unreadable(scan)
-        is_listed = self.config.on_bad_data == "quarantine"
+        is_listed = self.config.on_bad_data == "quarantine"  # then the parts' records list them, and else they do not
         return fingerprint(asked, without, is_listed) if without or is_listed else asked
 
-    def about(self) -> dict[str, Any]:
-        """Attributes of every output."""
+    def about(self, model: Model) -> dict[str, Any]:
+        """Attributes of every output that `model` makes."""
         return {
             "command": " ".join(self.command),
             "config": asdict(self.config),
             "device": str(self.device),
             "versions": versions(),
+            "model": model.fingerprint,
         }
 
 
@@ -100,7 +104,5 @@ def _unreadable(scan: Scan | None) -> list[int]:
 @cache
 def versions() -> dict[str, str]:
     """What was at work. Looking that up takes as long as writing a small part."""
-    import h5py
-
     packages = {name: version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version, **packages}

@@ -72,7 +72,7 @@ def prepare(config: Config) -> Prepared:
     for name, value in asdict(settings).items():
         log.info("  %-22s %s", name, plain(value))
     _refuse(_complaints(settings, shards, given))
-    budget = make_budget(settings, shards, TILE_ROWS)
+    budget = make_budget(settings, shards, TILE_ROWS)  # or refuse, before there is a directory to clean up
     log.debug("budget: %s", budget)
     return Prepared(settings, shards, bad_shards, given, budget, request_of(settings, shards, given, budget))
 
@@ -87,7 +87,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
     """
     config = prepared.config
     row_bytes = 4 * config.n_features + 1 + 8 * len(prepared.shards[0].riders)  # features, valid, what rides along
-    needed = prepared.n_rows * row_bytes * (2 if config.single_file else 1)
+    needed = prepared.n_rows * row_bytes * (2 if config.single_file else 1)  # at least: models and digests are small
     try:
         free = ledger.disk.free_bytes(ledger.directory)
     except OSError as error:
