@@ -13,7 +13,7 @@ from pipeline.errors import counted, shown, some
 from pipeline.hdf5.files import writers
 from pipeline.hdf5.limits import MOST_LEFT_OUT
 from pipeline.hdf5.riders import A_GROUP
-from pipeline.shards.shard import LeftOut, Rider, Shard, row_dtype
+from pipeline.shards.shard import LeftOut, Shard, row_dtype
 
 __all__ = ["APART", "cut", "log_shards", "warn", "why_left_out"]
 
@@ -40,7 +40,7 @@ def log_shards(shards: Sequence[Shard]) -> None:
         *(first.n_inputs, row_dtype(shards), n_bytes / 1e6),
     )
     names = dict.fromkeys(shard.dataset for shard in shards)
-    if list(names) != ["X"]:
+    if list(names) != ["X"]:  # which is what everybody expects
         log.info("input: rows are those of dataset %s", some(map(cut, names), _DATASETS))
     if len(first.shape) > 2:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
@@ -76,9 +76,13 @@ def _warn_of_writers(shards: Sequence[Shard]) -> None:
 
 def _log_riding(shards: Sequence[Shard]) -> None:
     """Say what rides along and what does not, and why: of each name once, however many shards there are."""
-    riding = {rider.name: _called(rider) for rider in shards[0].riders}
+    # The first shard tells of all, since the same rides along from each.
+    riding = [
+        cut(rider.name) + ("" if rider.categories is None else f" ({len(rider.categories)} categories)")
+        for rider in shards[0].riders
+    ]
     left_out = _left_out(shards)
-    line = f"riding along: {some(riding.values(), _NAMED)}"
+    line = f"riding along: {some(riding, _NAMED)}"
     groups = [cut(each.name) for each, _ in left_out.values() if each.reason == A_GROUP]
     reasons = [f"{cut(each.name)} ({cut(each.reason)})" for each, _ in left_out.values() if each.reason != A_GROUP]
     if reasons:
@@ -86,16 +90,12 @@ def _log_riding(shards: Sequence[Shard]) -> None:
     if groups:
         line += f"; --carry takes from the groups: {some(groups, _LEFT_OUT)}"
     log.info("input: %s", line)
-    warn([_missed(each, among) for each, among in left_out.values() if each.is_missed])
+    warn([_missed(each, lacking) for each, lacking in left_out.values() if each.is_missed])
 
 
-def _called(rider: Rider) -> str:
-    return cut(rider.name) + ("" if rider.categories is None else f" ({len(rider.categories)} categories)")
-
-
-def _missed(each: LeftOut, among: Sequence[Shard]) -> str:
-    more = f", in {len(among)} shards" if len(among) > 1 else ""
-    where = f"file={shown(among[0].path)} dataset={shown(each.name)}"
+def _missed(each: LeftOut, lacking: Sequence[Shard]) -> str:
+    more = f", in {len(lacking)} shards" if len(lacking) > 1 else ""
+    where = f"file={shown(lacking[0].path)} dataset={shown(each.name)}"
     return f"{where}: {shown(each.reason)}, does not ride along{more}"
 
 
@@ -109,14 +109,14 @@ def warn(lines: Sequence[str]) -> None:
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
     """What does not ride along, by name: what is said of the first, and in which shards."""
-    found: dict[str, tuple[LeftOut, list[Shard]]] = {}
+    told: dict[str, tuple[LeftOut, list[Shard]]] = {}
     riding = {rider.name for rider in shards[0].riders}
     for shard in shards:
         for each in shard.left_out:
-            if each.name not in riding or each.reason == APART:
-                told = replace(each, reason=each.reason.rstrip("."))
-                found.setdefault(each.name, (told, []))[1].append(shard)
-    return found
+            if each.name not in riding or each.reason == APART:  # it may ride along from others, and be absent here
+                first = replace(each, reason=each.reason.rstrip("."))
+                told.setdefault(each.name, (first, []))[1].append(shard)
+    return told
 
 
 def why_left_out(shards: Sequence[Shard]) -> dict[str, str]:

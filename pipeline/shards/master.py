@@ -26,8 +26,8 @@ __all__ = ["follow", "pointer"]
 
 log = logging.getLogger(__name__)
 
-_LONGEST_NAME = 4096
-_LONGEST_HINT = 200
+_LONGEST_NAME = 4096  # characters: Linux has no longer paths
+_LONGEST_HINT = 200  # characters of a folder that is to be typed
 _LISTED = 20
 _MOST_ROWS = 2**63
 
@@ -78,7 +78,10 @@ def follow(
     DataError
         When one file is found twice.
     """
-    inside = [_folder(name) for name in folders]
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise NoInput(f"follow={shown(folder)}: no such directory, expected one that holds what masters stack")
+    inside = [os.path.realpath(folder) for folder in folders]
     named: list[tuple[Source, str]] = []
     for source in sources:
         signals.check()
@@ -103,12 +106,6 @@ def pointer(path: Path, dataset: str | None) -> str:
         return ""
     folder, files = shown(folder), counted(len(places), "file")
     return f" It stacks the rows of {files} in {folder}: --follow {folder} has them read as shards."
-
-
-def _folder(name: str) -> str:
-    if not os.path.isdir(name):
-        raise NoInput(f"follow={shown(name)}: no such directory, expected one that holds what masters stack")
-    return os.path.realpath(name)
 
 
 # -- from a stack to sources -------------------------------------------------------------------------------------
@@ -137,6 +134,7 @@ def _place(master: Path, piece: Piece) -> str:
     """Where a file lies that a master names: beside it, and never, as for HDF5, where the environment says."""
     if piece.file == ".":
         return str(master)
+    # Where the file itself lies, if a link led to it: its names were written there.
     home = (master.resolve() if master.is_symlink() else master).parent
     if os.path.isabs(piece.file) and not os.path.lexists(piece.file):
         return os.path.join(home, os.path.basename(piece.file))  # written on another machine
@@ -166,7 +164,7 @@ def _checked(facts: Any, where: str) -> Stack:
     n_pieces = len(facts["links"] if "links" in facts else facts["blocks"])
     if not 0 < n_pieces <= MOST_PIECES:
         raise DataError(f"{where}: stacks {counted(n_pieces, 'file')}, expected 1 to {MOST_PIECES}")
-    if "links" in facts:
+    if "links" in facts:  # which HDF5 has in the order of their spelling, 10 before 9
         links = sorted((tuple(map(_name, link)) for link in facts["links"]), key=lambda link: natural_key(link[0]))
         pieces = [Piece(file, normal(path) or "/", None) for _, file, path in links]
     else:

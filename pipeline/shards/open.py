@@ -45,17 +45,13 @@ def open_shards(
     ----------
     patterns : sequence of str
         As for `pipeline.shards.sources.find`.
-    dataset : str, optional
-        The dataset that holds the rows. With none: ``X``, else the only candidate.
+    dataset, orientation, carry
+        As for `pipeline.shards.vet.Wanted`.
     on_bad_shard : callable, optional
         Called with a file that is refused for what it holds, and the error, which is raised otherwise. The file is left
         out.
     followed : sequence of str
         Folders in which the files lie that masters among them stack; with none, a master is refused.
-    orientation : str, optional
-        Along which axis of a dataset its rows lie: ``rows``, the first one, or ``columns``, the last one.
-    carry : sequence of str
-        Paths of what rides along wherever it lies in the files, from the root.
 
     Returns
     -------
@@ -112,18 +108,13 @@ def _open_few(sources: Sequence[Source], wanted: Wanted) -> list[Shard | DataErr
     opened: list[Shard | DataError] = []
     for source in sources:
         try:
-            opened.append(_open(source, wanted))
+            shard = _vetted(source, wanted)
+            _check_as_stacked(shard, source)
+            _check_as_listed(shard, source)
+            opened.append(shard)
         except DataError as error:  # whether it ends the run is decided in the order of the files
             opened.append(error)
     return opened
-
-
-def _open(source: Source, wanted: Wanted) -> Shard:
-    """A vetted shard, which is what its master and its manifest say."""
-    shard = _vetted(source, wanted)
-    _check_as_stacked(shard, source)
-    _check_as_listed(shard, source)
-    return shard
 
 
 def _vetted(source: Source, wanted: Wanted) -> Shard:

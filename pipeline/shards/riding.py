@@ -6,7 +6,7 @@ beside it rides which rows have it: ``y_present`` for ``y``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,18 +27,10 @@ _FILES = 3  # that a warning names
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a riding dataset rides along from every shard.
+    """How a riding dataset rides along from every shard."""
 
-    Attributes
-    ----------
-    absent : Rider
-        What rides along from a shard that has none.
-    is_common : bool
-        Whether its dtype holds the values of all shards; else each keeps its own.
-    """
-
-    absent: Rider
-    is_common: bool
+    absent: Rider  # what does from a shard that has none
+    is_common: bool  # whether its dtype holds the values of all shards; else each keeps its own
 
 
 Having = Sequence[tuple[Shard, Rider]]  # the shards that have something of one name, and what
@@ -59,8 +51,9 @@ def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ..
     for shard in shards:
         for rider in shard.riders:
             having.setdefault(rider.name, []).append((shard, rider))
-    taken = set(having)
+    taken = set(having)  # also by what does not ride along: no mask takes a name that stands in a file
     warnings: list[str] = []
+    # Each file has few enough, all together may not; what is named is meant, however many there are.
     too_many = [name for name, own in having.items() if not own[0][1].is_carried][MOST_RIDERS:]
     for name in too_many:
         del having[name]
@@ -74,6 +67,7 @@ def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ..
     if too_many:
         warnings.append(f"{len(too_many)} more datasets do not ride along, expected {MOST_RIDERS} at most")
     warn(warnings)
+    # Said of one shard, since it is the same for all, and each name is told once.
     shards = [replace(shards[0], left_out=(*apart, *shards[0].left_out)), *shards[1:]]
     return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in shards)
 
@@ -86,20 +80,19 @@ def _kind(rider: Rider) -> object:
 def _plan(name: str, having: Having, warnings: list[str]) -> _Plan | None:
     """How what some shards have can ride along from all; None where it cannot."""
     with_rows = [own for own in having if own[0].n_rows] or having  # of none, any dtype and categories will do
+    # The first shard of each kind, which is what an error names.
     kinds = list({_kind(rider): (shard, rider) for shard, rider in reversed(with_rows)}.values())[::-1]
-    riders = [rider for _, rider in kinds]
-    first, all_codes = riders[0], all(rider.categories is not None for rider in riders)
-    categories = _union([rider.categories or () for rider in riders]) if all_codes else None
+    first, coded = kinds[0][1], [rider.categories for _, rider in kinds if rider.categories is not None]
+    categories = _union(coded) if len(coded) == len(kinds) else None
     if categories is not None:
         absent = Rider(name, code_dtype(categories), None, -1, first.is_carried, categories)
         return _Plan(absent, is_common=True)
-    dtype = common_dtype([rider.dtype for rider in riders])
-    has_codes = any(rider.categories is not None for rider in riders)
-    if dtype is None or has_codes:
+    dtype = common_dtype([rider.dtype for _, rider in kinds])
+    if dtype is None or coded:
         both = _both(name, kinds)
         if first.is_carried:
             raise DataError(f"{both}. Write it alike in all, or leave out --carry {shown(name)}.")
-        if has_codes:  # which without their categories could be taken for labels
+        if coded:  # which without their categories could be taken for labels
             warnings.append(f"{both}: it does not ride along")
             return None
         warnings.append(f"{both}: no dtype holds both, so that it stands in parts/ and not in index.h5")
@@ -124,6 +117,7 @@ def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
 
 def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[str], warnings: list[str]) -> _Plan:
     """The plan, with the name of a mask where some shards with rows have nothing of that name."""
+    # By identity, which takes no time: to compare shards is to compare all their riders.
     name, has = plan.absent.name, {id(shard) for shard, _ in having}
     lacking = [shard for shard in shards if id(shard) not in has and shard.n_rows]
     if not lacking:
@@ -132,7 +126,8 @@ def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[
     while mask in taken:
         mask += "_"
     taken.add(mask)
-    files = some((f"file={shown(shard.path)}{_why(shard, name)}" for shard in lacking), _FILES)
+    why = [f" ({cut(reason)})" if (reason := _reason(shard, name)) else "" for shard in lacking]
+    files = some((f"file={shown(shard.path)}{each}" for shard, each in zip(lacking, why, strict=True)), _FILES)
     warnings.append(
         f"{cut(name)} is missing in {len(lacking)} of {len(shards)} shards, {files}: there it becomes "
         f"{plan.absent.absent_in_words}, and {cut(mask)} tells which rows have it"
@@ -166,6 +161,7 @@ def _renamed(shards: Sequence[Shard], carry: Sequence[str]) -> list[Shard]:
         where = f"file={shown(shards[0].path)} dataset={shown(nowhere[0])}"
         reason = _reason(shards[0], nowhere[0]) or "cannot ride along"
         raise DataError(f"{where}: {shown(reason)}. Name one of them with --carry.")
+    # The last part of its path, unless that is taken or not the only one: then all of the path.
     names: dict[str, str] = {}
     taken, last = {rider.name for rider in others}, [path.rpartition("/")[2] for path in carry]
     for path, name in zip(carry, last, strict=True):
@@ -175,13 +171,12 @@ def _renamed(shards: Sequence[Shard], carry: Sequence[str]) -> list[Shard]:
                 name += "_"
             taken.add(name)
             names[path] = name
-    return [_with_names(shard, names) for shard in shards]
-
-
-def _with_names(shard: Shard, names: Mapping[str, str]) -> Shard:
-    riders = (replace(rider, name=names[rider.name]) if rider.is_carried else rider for rider in shard.riders)
-    left_out = (replace(each, name=names.get(each.name, each.name)) for each in shard.left_out)
-    return replace(shard, riders=tuple(riders), left_out=tuple(left_out))
+    renamed = []
+    for shard in shards:
+        riders = (replace(rider, name=names[rider.name]) if rider.is_carried else rider for rider in shard.riders)
+        left_out = (replace(each, name=names.get(each.name, each.name)) for each in shard.left_out)
+        renamed.append(replace(shard, riders=tuple(riders), left_out=tuple(left_out)))
+    return renamed
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
@@ -192,11 +187,11 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
         return first
     if kinds == {"S"}:
         longest = max(dtype.itemsize for dtype in dtypes)
-        codes = {note.get("h5py_encoding") for note in notes}
+        codes = {note.get("h5py_encoding") for note in notes}  # ASCII is UTF-8, and not the other way round
         return np.dtype(f"S{longest}", metadata={"h5py_encoding": "ascii" if codes == {"ascii"} else "utf-8"})
     if kinds <= {"S", "O"}:
         return np.dtype("O")
-    if not kinds <= set("biuf") or any("enum" in note for note in notes):
+    if not kinds <= set("biuf") or any("enum" in note for note in notes):  # 1 may mean dog here and cat there
         return None
     common = np.result_type(*dtypes)
     return common if all(_holds(common, dtype) for dtype in dtypes) else None
@@ -207,11 +202,6 @@ def _holds(common: np.dtype, dtype: np.dtype) -> bool:
     if common.kind == "f" and dtype.kind in "iu":
         return 8 * dtype.itemsize - (dtype.kind == "i") <= np.finfo(common).nmant + 1
     return np.can_cast(dtype, common, "safe")
-
-
-def _why(shard: Shard, name: str) -> str:
-    reason = _reason(shard, name)
-    return f" ({cut(reason)})" if reason else ""
 
 
 def _reason(shard: Shard, name: str) -> str | None:

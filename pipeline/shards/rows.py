@@ -53,7 +53,7 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     shard = block.shard
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
-    if len(block):
+    if len(block):  # for none, no file need be opened
         _READERS[shard.form](block, out)
     return out
 
@@ -106,6 +106,7 @@ def _few(ends: np.ndarray) -> Iterator[tuple[int, int]]:
     """Ranges of rows that together have not too many entries; single rows where they do."""
     row = 0
     while row + 1 < len(ends):
+        # The last row that ends within the bound; a row is never cut, since its places are checked together.
         last = max(row + 1, int(np.searchsorted(ends, ends[row] + _ENTRIES, side="right")) - 1)
         yield row, last
         row = last
@@ -114,6 +115,7 @@ def _few(ends: np.ndarray) -> Iterator[tuple[int, int]]:
 def _check_ends(block: Block, ends: np.ndarray) -> None:
     """That rows begin where others end, lie in the file, and have no more entries than columns."""
     shard, sizes = block.shard, np.diff(ends)
+    # No more than columns, or a forged file would have us take memory for any number of entries.
     wrong = (sizes < 0) | (sizes > shard.n_inputs) | (ends[:-1] < 0) | (ends[1:] > shard.layouts[0].shape[0])
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -121,7 +123,7 @@ def _check_ends(block: Block, ends: np.ndarray) -> None:
 
 
 def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarray) -> None:
-    """That the columns are there, and each at most once in a row."""
+    """That the columns are there, and each at most once in a row: else values would go to other rows, or be lost."""
     if not len(where):
         return
     if where.min() < 0 or where.max() >= shard.n_inputs:
@@ -140,9 +142,9 @@ def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarra
         )
 
 
-def _damaged(shard: Shard, row: int, found: str) -> DataError:
+def _damaged(shard: Shard, row: int, what: str) -> DataError:
     return DataError(
-        f"{_place(shard, row)}: {found}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
+        f"{_place(shard, row)}: {what}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
         "all, row by row. The file is damaged: copy it again."
     )
 
@@ -187,7 +189,7 @@ def salvage_riders(
     list of dict
         For each lost piece, its ``dataset``, its rows (``row``: first, and last but one) and the ``reason``.
     """
-    values = {rider.name: _absent(len(block), rider) for rider in block.shard.riders}
+    values = {rider.name: np.full(len(block), rider.absent, rider.dtype) for rider in block.shard.riders}
     reports: list[dict[str, Any]] = []
     for rider in block.shard.riders:
         if rider.layout is None:
@@ -196,7 +198,7 @@ def salvage_riders(
         for piece, error in lost:
             rows = [piece.start, piece.stop]
             reports.append({"dataset": rider.layout.name, "row": rows, "columns": [], "reason": str(error)})
-            if rider.mask:
+            if rider.mask:  # which says so far that all of this shard's rows have a value
                 values[rider.mask][piece.start - block.start : piece.stop - block.start] = False
         if lost:
             log.warning(
@@ -211,6 +213,7 @@ def _salvage(
 ) -> list[tuple[Block, DataError]]:
     """Read what can be of a rider; which pieces cannot, and why."""
     lost = []
+    # A damaged chunk costs its own values and no others, wherever the block begins.
     chunk_rows = layout.chunks[_axis(block.shard, layout)] if layout.chunks else _RIDER_ROWS
     for start, stop in aligned(block.start, block.stop, chunk_rows):
         check()
@@ -226,7 +229,8 @@ def _read_rider(block: Block, rider: Rider) -> np.ndarray:
     """A riding dataset's values for a block, shape (len(block),); with an array for each row, these axes behind it."""
     shard, layout = block.shard, rider.layout
     if layout is None:
-        return _absent(len(block), rider)
+        return np.full(len(block), rider.absent, rider.dtype)
+    # Codes as they are stored, to be checked before they become those of all shards.
     values = np.empty(len(block), rider.dtype if rider.codes is None else layout.dtype)
     read_values(shard.path, shard.identity, layout, block.start, values, _axis(shard, layout))
     if rider.codes is None:
@@ -244,11 +248,6 @@ def _read_rider(block: Block, rider: Rider) -> np.ndarray:
 def _axis(shard: Shard, layout: Layout) -> int:
     """Along which axis the rows lie: a rider's axes of length 1 stand behind them, or before, as MATLAB's do."""
     return 0 if layout.shape[0] == shard.n_rows else -1
-
-
-def _absent(n: int, rider: Rider) -> np.ndarray:
-    """What stands for `n` values that are not there."""
-    return np.full(n, rider.absent, rider.dtype)
 
 
 # -- bad entries -----------------------------------------------------------------------------------------------
@@ -269,6 +268,7 @@ def bad_entries(rows: np.ndarray, missing: float | None = None, stored: str | No
     stored : str, optional
         The dtype that they were stored in, if that is another one.
     """
+    # Of integers none is NaN, but any may be the missing value.
     bad = ~np.isfinite(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
     held = None if missing is None else _held(missing, np.dtype(stored or rows.dtype))
     return bad if held is None else bad | (rows == rows.dtype.type(held))
@@ -281,5 +281,6 @@ def _held(missing: float, dtype: np.dtype) -> Any:
         with np.errstate(over="ignore", under="ignore"):
             held = np.float64(missing).astype(dtype)
         return held if np.isfinite(held) and bool(held) == bool(missing) else None
+    # An integer's dtype holds neither fractions nor what lies outside it: 255.5 is in no file of uint8.
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     return int(missing) if low <= missing <= high and missing == int(missing) else None

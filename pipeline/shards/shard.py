@@ -19,7 +19,7 @@ from pipeline.hdf5.layout import Layout
 
 __all__ = ["Block", "LeftOut", "Rider", "Shard", "aligned", "block_of", "blocks", "first_rows", "row_dtype"]
 
-_NO_FILE = Identity(0, 0, 0, 0)
+_NO_FILE = Identity(0, 0, 0, 0)  # which no file has, so that nothing is read where none was vetted
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Rider:
 
     name: str
     dtype: np.dtype
-    layout: Layout | None = field(default=None, compare=False, repr=False)
+    layout: Layout | None = field(default=None, compare=False, repr=False)  # in another copy it lies elsewhere
     fill: Any = None
     is_carried: bool = False
     categories: tuple[Any, ...] | None = field(default=None, repr=False)
@@ -58,7 +58,7 @@ class Rider:
     @property
     def absent(self) -> Any:
         """What stands for a value that is not there."""
-        return missing_value(self.dtype.base) if self.fill is None else self.fill
+        return missing_value(self.dtype.base) if self.fill is None else self.fill  # the base of an array for each row
 
     @property
     def absent_in_words(self) -> str:
@@ -144,7 +144,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``start`` to ``stop`` of one shard: what a task reads at once."""
+    """Rows ``start`` to ``stop`` of one shard: what a task reads at once.
+
+    It holds all that reading takes, in any process: pickled, a kilobyte, and 24 bytes for each chunk of the shard.
+    """
 
     shard: Shard
     start: int
@@ -162,6 +165,7 @@ class Block:
 
 def row_dtype(shards: Sequence[Shard]) -> np.dtype:
     """The dtype that holds the rows of all shards."""
+    # As NumPy promotes: of float32 and int32 float64, which loses nothing.
     return np.result_type(*(np.dtype(shard.dtype) for shard in shards))
 
 
@@ -179,19 +183,14 @@ def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:
-    """The block of rows `start` to `stop`, counted over all shards, which lie in one shard.
-
-    Parameters
-    ----------
-    shards : sequence of Shard
-    first_rows : ndarray of shape (len(shards) + 1,), int64
-        What `first_rows` returns for them.
-    start, stop : int
-    """
-    i = int(np.searchsorted(first_rows, start, side="right")) - 1
+    """The block of rows `start` to `stop` as `first_rows` counts them, which lie in one of the shards."""
+    i = int(np.searchsorted(first_rows, start, side="right")) - 1  # from the right: past shards that have no rows
     return Block(shards[i], start - int(first_rows[i]), stop - int(first_rows[i]))
 
 
 def first_rows(shards: Sequence[Shard]) -> np.ndarray:
-    """Number of each shard's first row, counted over all shards, and of all rows at the end: int64."""
+    """Number of each shard's first row, counted over all shards, and of all rows at the end: int64.
+
+    An ndarray of shape (len(shards) + 1,).
+    """
     return np.cumsum([0, *(shard.n_rows for shard in shards)], dtype=np.int64)

@@ -85,16 +85,16 @@ def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
     DataError
         When one file is found twice, since its rows would count double.
     """
-    found: dict[object, str] = {}
+    names: dict[object, str] = {}
     sources = []
     for source, name in named:
         key = _same_file(source.path)
-        if key in found:
+        if key in names:
             raise DataError(
-                f"file={shown(source.path)}: found twice (as {shown(found[key])} and by {shown(name)}), "
+                f"file={shown(source.path)}: found twice (as {shown(names[key])} and by {shown(name)}), "
                 "expected each shard once: its rows would count double. Drop one of the inputs."
             )
-        found[key] = str(source.path)
+        names[key] = str(source.path)
         sources.append(source)
     return sources
 
@@ -111,12 +111,13 @@ def _same_file(path: Path) -> object:
 def _matches(pattern: str) -> list[Source]:
     path = Path(pattern)
     ours = path.parent if path.name == _INDEX else path
+    # By its marker, which stands there from the first moment on: of an unfinished run nothing is read.
     if os.path.lexists(ours / _MARKER):
         return _parts(ours)
     if os.path.isdir(pattern):
         matches = _kept_inside(pattern, [path / name for name in _listed(pattern)])
-    elif os.path.lexists(pattern):
-        matches = [path]
+    elif os.path.lexists(pattern):  # before it could be a glob: files may be called a[1].h5
+        matches = [path]  # also a link that leads elsewhere, since whoever names it means it
     else:
         matches = _kept_inside(_root(pattern), [Path(name) for name in glob.glob(pattern)])
     if not matches:
@@ -167,26 +168,27 @@ def _listed(directory: str) -> list[str]:
 
     What is named like one is not looked at, so that it may be any number, and is refused later if it is none.
     """
-    inside, found, others = os.path.realpath(directory), [], []
+    inside, names, others = os.path.realpath(directory), [], []
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.name.startswith("."):  # ._1.h5 is not what it is called, but macOS's notes on 1.h5
                     continue
                 if os.path.splitext(entry.name)[1] in _ENDINGS or _begins_like_hdf5(entry, inside):
-                    found.append(entry.name)
+                    names.append(entry.name)
                 else:
                     others.append(entry.name + "/" * entry.is_dir(follow_symlinks=False))
     except PermissionError as error:
         raise NotPermitted(f"input={shown(directory)}: {error.strerror}, expected a directory to list") from error
     except OSError as error:
         raise stand_in(error, f"input={shown(directory)}") from error
-    if not found:
-        holds = f"holds {_some(others)}" if others else "an empty directory"
+    listed = some(map(shown, sorted(others, key=natural_key)), _LISTED)
+    if not names:
+        holds = f"holds {listed}" if others else "an empty directory"
         raise NoInput(f"input={shown(directory)}: {holds}, expected HDF5 files. Directories in it are not searched.")
     if others:
-        log.info("input=%s: %s left out: no HDF5", shown(directory), _some(others))
-    return found
+        log.info("input=%s: %s left out: no HDF5", shown(directory), listed)
+    return names
 
 
 def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
@@ -210,14 +212,10 @@ def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
 def _has_signature(path: str) -> bool:
     descriptor = FILES.open(path)
     try:
-        found = FILES.fstat(descriptor)
-        return stat.S_ISREG(found.st_mode) and signature_at(descriptor, found.st_size) is not None
+        status = FILES.fstat(descriptor)
+        return stat.S_ISREG(status.st_mode) and signature_at(descriptor, status.st_size) is not None
     finally:
         FILES.close(descriptor)
-
-
-def _some(names: list[str]) -> str:
-    return some(map(shown, sorted(names, key=natural_key)), _LISTED)
 
 
 def lies_in(directory: str, path: str) -> bool:
@@ -229,10 +227,10 @@ def _kept_inside(directory: str, entries: list[Path]) -> list[Path]:
     """The entries, unless a link leads out of the directory: whoever may write there would choose what is read."""
     inside = os.path.realpath(directory)
     for entry in entries:
-        found = os.path.realpath(entry)
-        if not lies_in(inside, found):
+        place = os.path.realpath(entry)
+        if not lies_in(inside, place):
             raise NotPermitted(
-                f"file={shown(entry)}: a link out of the directory {shown(directory or '.')} to {shown(found)}, "
+                f"file={shown(entry)}: a link out of the directory {shown(directory or '.')} to {shown(place)}, "
                 "expected files that lie in it. If it is meant, name the file itself with --input."
             )
     return entries
@@ -247,6 +245,7 @@ def _parts(directory: Path) -> list[Source]:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: its manifest names no proper parts: {error!r}") from error
     for part in parts:
+        # A manifest may have been forged, and parts been put in the place of ours: nothing outside is read by it.
         inside = part.path.relative_to(directory)
         if ".." in inside.parts or any(os.path.islink(directory / each) for each in (inside, *inside.parents[:-1])):
             raise NotPermitted(f"{where}: its part {shown(inside)} leads elsewhere, expected a file in the directory")
@@ -257,4 +256,5 @@ def _parts(directory: Path) -> list[Source]:
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Sort key under which digits count as numbers."""
+    # Whether it is a number comes first, so that numbers are compared with numbers; its spelling last (010, 10).
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]

@@ -34,7 +34,7 @@ from pipeline.shards.shard import LeftOut, Rider, Shard
 __all__ = ["Wanted", "believed", "code_dtype", "look_at", "vet"]
 
 _LONGEST = 400  # characters of a name or reason
-_PAGE, _MOST_READ = 2**12, 2**23  # bytes of one column, and of all
+_PAGE, _MOST_READ = 2**12, 2**23  # bytes that are read at once of one column, and of all
 
 T = TypeVar("T")
 
@@ -122,12 +122,7 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
 
 @contextmanager
 def believed(where: str, about: str) -> Iterator[None]:
-    """Around the checks of what the child has said: whatever they stumble over, the file made the child say it.
-
-    Raises
-    ------
-    DataError
-    """
+    """Around the checks of what the child has said: `DataError` for whatever they stumble over."""
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
@@ -184,6 +179,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) 
 
 def _check_riders(shard: Shard, wanted: Wanted) -> None:
     riders, n_rows = shard.riders, shard.n_rows
+    # As many again may be named. Where they lie was said too, and is checked as that of the rows is.
     if len(riders) > 2 * MOST_RIDERS or not all(rider.layout and _fits(rider.layout, n_rows) for rider in riders):
         raise ValueError("riders")
     if len({(rider.name, rider.is_carried) for rider in riders}) < len(riders):
