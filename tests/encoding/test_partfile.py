@@ -174,6 +174,34 @@ def test_what_stands_in_a_part_is_known_without_a_look_into_it(tmp_path, n_rows)
         assert h5py.check_string_dtype(found[name][1]) == h5py.check_string_dtype(dtype)
 
 
+def test_what_a_shard_says_of_its_riders_is_what_its_parts_hold(tmp_path):
+    """Otherwise the index, which is made of that alone, would show no values."""
+    n, state = 3, h5py.enum_dtype({"on": 1, "off": 0}, "i2")
+    both = {
+        "ascii": np.zeros(n, ASCII),
+        "utf8": np.zeros(n, h5py.string_dtype("utf-8", 5)),
+        "state": np.zeros(n, state),
+    }
+    one = {"big": np.zeros(n, ">i4"), "column": np.zeros((n, 1)), "row": np.zeros((1, n), "f4"), "is": np.ones(n, bool)}
+    for i, beside in enumerate(
+        ({**both, **one}, {**both, "ascii": np.zeros(n, "S7"), "text": np.full(n, "ö", object)})
+    ):
+        with h5py.File(write_shard(tmp_path / f"{i}.h5", numbered(n)), "a") as file:
+            for name, values in beside.items():
+                file.create_dataset(name, data=values, dtype=h5py.string_dtype() if name == "text" else None)
+            file.create_dataset("array", (n,), np.dtype(("f4", (2, 2))))[...] = np.zeros((n, 2, 2))
+    for shard in open_shards([str(tmp_path)]):
+        found = read_riders(Block(shard, 0, n))
+        (tmp_path / "part").write_bytes(part(n, riders=found))
+        told, held = part_shapes(n, 2, shard.riders), shapes_in(tmp_path / "part")
+        assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(told)
+        assert told == held
+        for check in (h5py.check_enum_dtype, h5py.check_string_dtype):
+            assert {name: check(dtype) for name, (_, dtype) in told.items()} == {
+                name: check(dtype) for name, (_, dtype) in held.items()
+            }
+
+
 def test_riders_called_like_our_datasets_get_another_name(tmp_path):
     (tmp_path / "part.h5").write_bytes(part(3, riders={"features": np.arange(3), "valid": np.arange(3)}))
     with h5py.File(tmp_path / "part.h5") as file:
