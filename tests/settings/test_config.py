@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-
 from pipeline.settings.config import Config, problems
 
 
@@ -11,32 +9,32 @@ def test_the_defaults_have_no_problems():
     assert problems(Config()) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "good", "bad"),
-    [
-        ("n_features", [None, 1, 9], [0, -1]),
-        ("epochs", [1, 2], [0, -1]),
-        ("batch_size", [None, 1, 100], [0, -1]),
-        ("learning_rate", [None, 1e-9, 1e9], [0.0, -1.0, float("inf"), float("nan")]),
-        ("momentum", [0.0, 0.999], [-0.1, 1.0, float("nan")]),
-        ("seed", [0, 2**70], [-1]),
-        ("validation_fraction", [0.0, 0.99], [-0.1, 1.0, float("nan")]),
-        ("patience", [0, 1], [-1]),
-        ("block_rows", [None, 1], [0]),
-        ("threads", [None, 1], [0]),
-        ("memory_budget", [2**24], [2**24 - 1, 0]),
-        ("device_memory_budget", [0], [-1]),
-        ("shuffle_window", [1], [0]),
-        ("checkpoint_minutes", [0.0, 0.5, 1e6], [-1.0, float("inf"), float("nan")]),
-        ("missing_value", [None, 0, -9999, 10**300], [float("inf"), float("-inf"), float("nan")]),
-    ],
-)
-def test_each_setting_has_its_range(name, good, bad):
-    for value in good:
-        assert problems(replace(Config(), **{name: value})) == []
-    for value in bad:
-        (complaint,) = problems(replace(Config(), **{name: value}))
-        assert complaint.startswith(f"{name}: {value}, expected ")
+RANGES = {
+    "n_features": ([None, 1, 9], [0, -1]),
+    "epochs": ([1, 2], [0, -1]),
+    "batch_size": ([None, 1, 100], [0, -1]),
+    "learning_rate": ([None, 1e-9, 1e9], [0.0, -1.0, float("inf"), float("nan")]),
+    "momentum": ([0.0, 0.999], [-0.1, 1.0, float("nan")]),
+    "seed": ([0, 2**70], [-1]),
+    "validation_fraction": ([0.0, 0.99], [-0.1, 1.0, float("nan")]),
+    "patience": ([0, 1], [-1]),
+    "block_rows": ([None, 1], [0]),
+    "threads": ([None, 1], [0]),
+    "memory_budget": ([2**24], [2**24 - 1, 0]),
+    "device_memory_budget": ([0], [-1]),
+    "shuffle_window": ([1], [0]),
+    "checkpoint_minutes": ([0.0, 0.5, 1e6], [-1.0, float("inf"), float("nan")]),
+    "missing_value": ([None, 0, -9999, 10**300], [float("inf"), float("-inf"), float("nan")]),
+}
+
+
+def test_each_setting_has_its_range():
+    for name, (good, bad) in RANGES.items():
+        for value in good:
+            assert problems(replace(Config(), **{name: value})) == [], (name, value)
+        for value in bad:
+            (complaint,) = problems(replace(Config(), **{name: value}))
+            assert complaint.startswith(f"{name}: {value}, expected ")
 
 
 def test_all_problems_are_told_at_once():

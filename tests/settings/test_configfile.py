@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 
 from pipeline.settings.config import Config, problems
 from pipeline.settings.flags import parse
-from tests.support.helpers import refused
+from tests.support.helpers import case, refused
 
 
 @pytest.fixture
@@ -25,25 +26,22 @@ def settings(*arguments, **environment):
     return parse(arguments, environment, "")
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null"])
-def test_an_empty_file_changes_nothing(file, text):
-    assert settings(*file(text)) == Config()
+def test_an_empty_file_changes_nothing(file):
+    for text in ["", "# nothing\n", "---\n", "null"]:
+        with case(text):
+            assert settings(*file(text)) == Config()
 
 
-@pytest.mark.parametrize("text", ["- epochs", "epochs", "3"])
-def test_a_file_without_keys_is_refused_with_an_example(file, text):
-    with refused(78, "settings.yaml", "expected lines like `epochs: 20`"):
-        settings(*file(text))
+def test_a_file_without_keys_is_refused_with_an_example(file):
+    for text in ["- epochs", "epochs", "3"]:
+        with case(text), refused(78, "settings.yaml", "expected lines like `epochs: 20`"):
+            settings(*file(text))
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a: [", "\t- x", "a: b: c", "epochs: 2001-99-99", "seed: " + "9" * 5000, "[" * 3000, "a: \x01"],
-    ids=["open", "tab", "nested", "date", "digits", "deep", "control"],
-)
-def test_what_is_not_yaml_is_refused_by_name(file, text):
-    with refused(78, "settings.yaml", "not YAML"):
-        settings(*file(text))
+def test_what_is_not_yaml_is_refused_by_name(file):
+    for text in ["a: [", "\t- x", "a: b: c", "epochs: 2001-99-99", "seed: " + "9" * 5000, "[" * 3000, "a: \x01"]:
+        with case(text), refused(78, "settings.yaml", "not YAML"):
+            settings(*file(text))
 
 
 def test_a_file_that_is_not_text_is_refused_by_name(tmp_path):
@@ -59,16 +57,17 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path):
         settings("--config", str(tmp_path))
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"])
-def test_a_file_never_runs_code(file, tmp_path, tag):
-    with refused(78, "not YAML", "python/object"):
-        settings(*file(f"output: {tag} [{tmp_path}/made]"))
-    assert not (tmp_path / "made").exists()
+def test_a_file_never_runs_code(file, tmp_path):
+    for tag in ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"]:
+        with case(tag):
+            with refused(78, "not YAML", "python/object"):
+                settings(*file(f"output: {tag} [{tmp_path}/made]"))
+            assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_a_tag_is_refused_whatever_it_asks_for(file):
+    """S17. PyYAML answers tags on values that do not fit them with errors of any kind."""
+    for text in [
         "epochs: !!map [1, 2]",
         "epochs: !!map ab",
         "epochs: !!timestamp never",
@@ -79,17 +78,14 @@ def test_a_file_never_runs_code(file, tmp_path, tag):
         "seed: ! 3",
         "epochs: !<%1b[31m> 3",
         "!!omap [a: 1]",
-    ],
-)
-def test_a_tag_is_refused_whatever_it_asks_for(file, text):
-    """S17. PyYAML answers tags on values that do not fit them with errors of any kind."""
-    with refused(78, "not YAML", "a tag (", "expected plain values"):
-        settings(*file(text))
+    ]:
+        with case(text), refused(78, "not YAML", "a tag (", "expected plain values"):
+            settings(*file(text))
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_a_key_that_stands_twice_is_refused_at_any_depth(file):
+    """S17."""
+    for text in [
         "epochs: 3\nepochs: 3",
         "epochs: 3\nseed: 1\n'epochs': 4",
         "1: 2\n'1': 3",
@@ -97,18 +93,15 @@ def test_a_tag_is_refused_whatever_it_asks_for(file, text):
         "input: [{a: 1, a: 2}]",
         "epochs: 3\n<<: {epochs: 4}",
         '"\\e[31m": 1\n"\\e[31m": 2',
-    ],
-)
-def test_a_key_that_stands_twice_is_refused_at_any_depth(file, text):
-    """S17."""
-    with refused(78, "not YAML", "stands twice"):
-        settings(*file(text))
+    ]:
+        with case(text), refused(78, "not YAML", "stands twice"):
+            settings(*file(text))
 
 
-@pytest.mark.parametrize("text", ["? [a]\n: 1", "{[a]: 1}", "seed: {{a: 1}: 2}", "<<: 3", "<<: [1]", "seed: ="])
-def test_keys_and_values_that_are_none_are_refused(file, text):
-    with refused(78, "not YAML"):
-        settings(*file(text))
+def test_keys_and_values_that_are_none_are_refused(file):
+    for text in ["? [a]\n: 1", "{[a]: 1}", "seed: {{a: 1}: 2}", "<<: 3", "<<: [1]", "seed: ="]:
+        with case(text), refused(78, "not YAML"):
+            settings(*file(text))
 
 
 BOMBS = {
@@ -162,8 +155,10 @@ def test_a_list_of_inputs_may_be_as_long_as_the_file(file):
     assert settings(*file("input: " + "".join(f"\n- {path}" for path in paths))).input == tuple(paths)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "momentum", "validation_fraction", "missing_value"])
-@pytest.mark.parametrize("word", [".nan", ".inf", "-.inf", "nan", "inf"])
-def test_numbers_that_are_none_are_refused(file, name, word):
+def test_numbers_that_are_none_are_refused(file):
     """S17, U2."""
-    assert [words for words in problems(settings(*file(f"{name}: {word}"))) if words.startswith(f"{name}: ")]
+    for name, word in product(
+        ["learning_rate", "momentum", "validation_fraction", "missing_value"], [".nan", ".inf", "-.inf", "nan", "inf"]
+    ):
+        with case(name, word):
+            assert [words for words in problems(settings(*file(f"{name}: {word}"))) if words.startswith(f"{name}: ")]

@@ -9,18 +9,18 @@ from pipeline.errors import ConfigError
 from pipeline.settings import flags as module
 from pipeline.settings.config import Config, problems
 from pipeline.settings.flags import parse
-from tests.support.helpers import refused
+from tests.support.helpers import case, refused
 
 # For each setting, as words: what the file, the environment and the flag say; and then the three as values.
 SAMPLES = {
     "input": (("a.h5",), ("b.h5", "c.h5"), ("d.h5", "e.h5")),
     "follow": (("a",), ("b", "c"), ("d", "e")),
     "dataset": ("a", "b", "c"),
+    "orientation": ("rows", "columns", "rows"),
     "carry": (("a",), ("b/c", "d"), ("e", "f")),
     "output": ("a", "b", "c"),
     "model": ("a", "b", "c"),
     "n_features": (1, 2, 3),
-    "orientation": ("rows", "columns", "rows"),
     "epochs": (1, 2, 3),
     "batch_size": (1, 2, 3),
     "optimizer": ("momentum", "nesterov", "rmsprop"),
@@ -81,16 +81,17 @@ def settings(*arguments, **environment):
 # -- precedence --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [setting.name for setting in fields(Config)])
-def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(file, name):
-    in_file, in_environment, in_flag = SAMPLES[name]
-    line = f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}"
-    given, variables = file(line), variable(name, in_environment)
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(file):
     default = Config()
     assert settings() == default
-    assert settings(*given) == replace(default, **{name: in_file})
-    assert settings(*given, **variables) == replace(default, **{name: in_environment})
-    assert settings(*given, *flags(name, in_flag), **variables) == replace(default, **{name: in_flag})
+    assert list(SAMPLES) == [setting.name for setting in fields(Config)]
+    for name, (in_file, in_environment, in_flag) in SAMPLES.items():
+        with case(name):
+            given = file(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")
+            variables = variable(name, in_environment)
+            assert settings(*given) == replace(default, **{name: in_file})
+            assert settings(*given, **variables) == replace(default, **{name: in_environment})
+            assert settings(*given, *flags(name, in_flag), **variables) == replace(default, **{name: in_flag})
 
 
 def test_sources_add_up(file):
@@ -102,58 +103,47 @@ def test_a_flag_of_several_values_may_stand_several_times():
     assert settings("--input", "a", "b", "--input", "c").input == ("a", "b", "c")
 
 
-@pytest.mark.parametrize("line", ["follow: []", "follow:", "follow: ''"])
-def test_none_of_several_values_may_be_asked_for_where_that_is_the_default(file, line):
-    assert settings(*file(line)) == settings(SHARDPRESS_FOLLOW="") == Config()
+def test_none_of_several_values_may_be_asked_for_where_that_is_the_default(file):
+    for line in ("follow: []", "follow:", "follow: ''"):
+        assert settings(*file(line)) == settings(SHARDPRESS_FOLLOW="") == Config(), line
 
 
 def test_the_file_may_be_named_in_the_environment(file):
     assert settings(SHARDPRESS_CONFIG=file("epochs: 3")[1]).epochs == 3
 
 
-@pytest.mark.parametrize("name", ["dataset", "model", "n_features", "learning_rate", "block_rows", "threads"])
-@pytest.mark.parametrize("word", ["none", "auto"])
-def test_what_is_found_out_by_itself_can_be_asked_for_by_name(file, name, word):
-    assert getattr(settings(*flags(name, word), **variable(name, 1)), name) is None
-    assert getattr(settings(*file(f"{name}: null")), name) is None
+def test_what_is_found_out_by_itself_can_be_asked_for_by_name(file):
+    for name in ("dataset", "model", "n_features", "learning_rate", "block_rows", "threads"):
+        for word in ("none", "auto"):
+            assert getattr(settings(*flags(name, word), **variable(name, 1)), name) is None, (name, word)
+        assert getattr(settings(*file(f"{name}: null")), name) is None, name
 
 
 # -- values ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "limit"),
-    [("0", "0"), ("25", "25"), (" 5 ", "5"), ("1%", "1%"), ("0.5 %", "0.5%"), (".5%", ".5%"), ("100.0%", "100.0%")],
-)
-def test_limits_are_numbers_or_percentages(text, limit):
+def test_limits_are_numbers_or_percentages():
+    limits = {"0": "0", "25": "25", " 5 ": "5", "1%": "1%", "0.5 %": "0.5%", ".5%": ".5%", "100.0%": "100.0%"}
     for name in ("max_bad_rows", "max_bad_shards"):
-        assert getattr(settings(*flags(name, text)), name) == limit
+        assert {text: getattr(settings(*flags(name, text)), name) for text in limits} == limits
 
 
-@pytest.mark.parametrize(
-    "text", ["", "150%", "100.001%", "-1", "-1%", "1.5", "1e3", "%", "1%%", "1.%", "nan%", "inf", "some", "9" * 5000]
-)
-def test_what_is_no_limit_is_refused_with_an_example(text):
-    with refused(78, "MAX_BAD_ROWS", "expected a whole number, or a percentage like 0.1%"):
-        settings(**variable("max_bad_rows", text))
+def test_what_is_no_limit_is_refused_with_an_example():
+    numbers = ("-1", "1.5", "1e3", "inf", "9" * 5000)
+    for text in ("", "150%", "100.001%", "-1%", "%", "1%%", "1.%", "nan%", "some", *numbers):
+        with case(text), refused(78, "MAX_BAD_ROWS", "expected a whole number, or a percentage like 0.1%"):
+            settings(**variable("max_bad_rows", text))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("-9999", -9999),
-        ("-999.9", -999.9),
-        ("1e3", 1000),
-        ("9223372036854775807", 2**63 - 1),
-        ("18446744073709551615", 2**64 - 1),
-        ("1e300", int(1e300)),
-        ("none", None),
-    ],
-)
-def test_a_missing_value_is_kept_to_the_last_digit(file, text, value):
+def test_a_missing_value_is_kept_to_the_last_digit(file):
     """Integers of 64 bits are often marked by their largest or smallest value, which no float64 is."""
-    for found in (settings("--missing-value", text), settings(*file(f"missing_value: '{text}'"))):
-        assert found.missing_value == value
+    values = {
+        **{"-9999": -9999, "-999.9": -999.9, "1e3": 1000, "1e300": int(1e300), "none": None},
+        **{"9223372036854775807": 2**63 - 1, "18446744073709551615": 2**64 - 1},
+    }
+    for text, value in values.items():
+        for found in (settings("--missing-value", text), settings(*file(f"missing_value: '{text}'"))):
+            assert found.missing_value == value, text
 
 
 BAD_VALUES = [
@@ -169,62 +159,63 @@ BAD_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "phrase"), BAD_VALUES)
-def test_a_value_that_cannot_be_read_is_refused_by_source_name_and_kind(file, name, value, phrase):
-    with refused(64, f"--{name.replace('_', '-')}: {phrase}"):
-        settings(*flags(name, value))
-    with refused(78, f"environment: SHARDPRESS_{name.upper()}: {phrase}"):
-        settings(**variable(name, value))
-    with refused(78, f"settings.yaml: key {name}: {phrase}"):
-        settings(*file(f"{name}: {value}"))
+def test_a_value_that_cannot_be_read_is_refused_by_source_name_and_kind(file):
+    for name, value, phrase in BAD_VALUES:
+        with case(name, value):
+            with refused(64, f"--{name.replace('_', '-')}: {phrase}"):
+                settings(*flags(name, value))
+            with refused(78, f"environment: SHARDPRESS_{name.upper()}: {phrase}"):
+                settings(**variable(name, value))
+            with refused(78, f"settings.yaml: key {name}: {phrase}"):
+                settings(*file(f"{name}: {value}"))
 
 
-@pytest.mark.parametrize(
-    ("line", "phrase"),
-    [
-        ("epochs: [1, 2]", "expected one value"),
-        ("epochs: {a: 1}", "expected one value"),
-        ("epochs:", "expected a whole number"),
-        ("quiet: perhaps", "expected true or false"),
-        ("input: []", "expected one value or more"),
-        ("input:", "expected one value or more"),
-        ("input: 3", "expected one value or more"),
-        ("input: [[a.h5]]", "['a.h5'], expected one value"),
-        ("carry: [{a: b}]", "{'a': 'b'}, expected one value"),
-        ("input: [~]", "found nothing"),
-        ("output: 2024_01", "202401 to YAML, expected a text. Put it in quotes."),
-        ("dataset: yes", "True to YAML, expected a text"),
-        ("carry: [1.50]", "1.5 to YAML, expected a text"),
-        ('output: "a\\0b"', "'a\\x00b', expected a text without the character 0"),
-        ('dataset: "X\\0"', "'X\\x00', expected a text without"),
-    ],
-)
-def test_a_value_of_the_wrong_shape_is_refused(file, line, phrase):
-    with refused(78, f"key {line.split(':')[0]}: ", phrase):
-        settings(*file(line))
+WRONG_SHAPES = [
+    ("epochs: [1, 2]", "expected one value"),
+    ("epochs: {a: 1}", "expected one value"),
+    ("epochs:", "expected a whole number"),
+    ("quiet: perhaps", "expected true or false"),
+    ("input: []", "expected one value or more"),
+    ("input:", "expected one value or more"),
+    ("input: 3", "expected one value or more"),
+    ("input: [[a.h5]]", "['a.h5'], expected one value"),
+    ("carry: [{a: b}]", "{'a': 'b'}, expected one value"),
+    ("input: [~]", "found nothing"),
+    ("output: 2024_01", "202401 to YAML, expected a text. Put it in quotes."),
+    ("dataset: yes", "True to YAML, expected a text"),
+    ("carry: [1.50]", "1.5 to YAML, expected a text"),
+    ('output: "a\\0b"', "'a\\x00b', expected a text without the character 0"),
+    ('dataset: "X\\0"', "'X\\x00', expected a text without"),
+]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "phrases"),
-    [
-        (["--epoch", "3"], ["unknown argument --epoch", "Did you mean --epochs?", "--help"]),
-        (["--n_features=3"], ["unknown argument --n_features", "Did you mean --n-features?"]),
-        (["--zzzzzz"], ["unknown argument --zzzzzz. See --help"]),
-        (["data.h5"], ["unknown argument data.h5", "Did you mean --input data.h5?"]),
-        (["--versoin"], ["Did you mean --version?"]),
-        (["--batch", "3"], ["Did you mean --batch-size?"]),
-        (["--dry-run"], ["unknown argument --dry-run. See --help"]),
-        (["--log-file", "x"], ["unknown argument --log-file. See --help"]),
-        (["--", "-"], ["unknown argument"]),
-        (["--epochs"], ["--epochs", "expected one argument"]),
-        (["--input"], ["--input", "expected at least one argument"]),
-        (["--quiet=yes"], ["--quiet", "yes"]),
-        (["--bad\nflag"], ["--bad\\x0aflag"]),
-    ],
-)
-def test_u1_a_flag_that_is_not_known_is_refused_with_the_nearest(arguments, phrases):
-    with refused(64, *phrases):
-        settings(*arguments)
+def test_a_value_of_the_wrong_shape_is_refused(file):
+    for line, phrase in WRONG_SHAPES:
+        with case(line), refused(78, f"key {line.split(':')[0]}: ", phrase):
+            settings(*file(line))
+
+
+UNKNOWN_FLAGS = [
+    (["--epoch", "3"], ["unknown argument --epoch", "Did you mean --epochs?", "--help"]),
+    (["--n_features=3"], ["unknown argument --n_features", "Did you mean --n-features?"]),
+    (["--zzzzzz"], ["unknown argument --zzzzzz. See --help"]),
+    (["data.h5"], ["unknown argument data.h5", "Did you mean --input data.h5?"]),
+    (["--versoin"], ["Did you mean --version?"]),
+    (["--batch", "3"], ["Did you mean --batch-size?"]),
+    (["--dry-run"], ["unknown argument --dry-run. See --help"]),
+    (["--log-file", "x"], ["unknown argument --log-file. See --help"]),
+    (["--", "-"], ["unknown argument"]),
+    (["--epochs"], ["--epochs", "expected one argument"]),
+    (["--input"], ["--input", "expected at least one argument"]),
+    (["--quiet=yes"], ["--quiet", "yes"]),
+    (["--bad\nflag"], ["--bad\\x0aflag"]),
+]
+
+
+def test_u1_a_flag_that_is_not_known_is_refused_with_the_nearest():
+    for arguments, phrases in UNKNOWN_FLAGS:
+        with case(arguments), refused(64, *phrases):
+            settings(*arguments)
 
 
 def test_u1_a_key_or_variable_that_is_not_known_is_refused_with_the_nearest(file):
@@ -251,13 +242,14 @@ def test_all_complaints_about_the_environment_come_at_once():
         settings(SHARDPRESS_SEED="x", SHARDPRESS_MOMENTUM="y", SHARDPRESS_EPOCH="3")
 
 
-@pytest.mark.parametrize("value", ["ten", "0"])
-def test_a_value_that_cannot_work_ends_as_one_that_cannot_be_read(file, value):
-    with refused(64, f"epochs: {value!r}, expected" if value == "ten" else "epochs: 0, expected 1 or more"):
-        settings("--epochs", value)
-    if value == "0":
-        for given in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
-            assert problems(given) == ["epochs: 0, expected 1 or more"], "which the run refuses with 78"
+def test_a_value_that_cannot_work_ends_as_one_that_cannot_be_read(file):
+    for value in ("ten", "0"):
+        with case(value):
+            with refused(64, f"epochs: {value!r}, expected" if value == "ten" else "epochs: 0, expected 1 or more"):
+                settings("--epochs", value)
+            if value == "0":
+                for given in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
+                    assert problems(given) == ["epochs: 0, expected 1 or more"], "which the run refuses with 78"
 
 
 def test_help_says_what_each_setting_takes_and_to_what_stage_it_belongs(capsys):
@@ -281,15 +273,16 @@ def test_every_setting_belongs_to_one_stage():
     assert sorted(listed) == sorted(setting.name for setting in fields(Config))
 
 
-@pytest.mark.parametrize("name", ["input", "follow", "output", "model"])
-def test_a_tilde_is_the_home_directory_wherever_a_path_is_set(file, tmp_path, monkeypatch, name):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    several = name in ("input", "follow")
-    expected = (f"{tmp_path}/home/x", "a~b/~") if several else f"{tmp_path}/home/x"
-    given = ("~/x", "a~b/~") if several else "~/x"
-    line = f"{name}: {json.dumps(given)}"
-    for found in (settings(*flags(name, given)), settings(**variable(name, given)), settings(*file(line))):
-        assert getattr(found, name) == expected
+def test_a_tilde_is_the_home_directory_wherever_a_path_is_set(file, tmp_path, monkeypatch):
+    for name in ("input", "follow", "output", "model"):
+        with case(name):
+            monkeypatch.setenv("HOME", str(tmp_path / "home"))
+            several = name in ("input", "follow")
+            expected = (f"{tmp_path}/home/x", "a~b/~") if several else f"{tmp_path}/home/x"
+            given = ("~/x", "a~b/~") if several else "~/x"
+            line = f"{name}: {json.dumps(given)}"
+            for found in (settings(*flags(name, given)), settings(**variable(name, given)), settings(*file(line))):
+                assert getattr(found, name) == expected
 
 
 def test_a_tilde_is_the_home_directory_of_the_configuration_file_too(tmp_path, monkeypatch):
@@ -299,8 +292,9 @@ def test_a_tilde_is_the_home_directory_of_the_configuration_file_too(tmp_path, m
     assert settings("--config=~/settings.yaml").seed == settings(SHARDPRESS_CONFIG="~/settings.yaml").seed == 7
 
 
-@pytest.mark.parametrize("name", ["input", "output", "model"])
-def test_a_directory_called_tilde_is_never_made(name):
-    with refused(64, f"--{name}: '~nobody-of-this-name/x', expected a user whose home is known"):
-        settings(f"--{name}", "~nobody-of-this-name/x")
-    assert getattr(settings(f"--{name}", "./~x"), name) in ("./~x", ("./~x",))
+def test_a_directory_called_tilde_is_never_made():
+    for name in ("input", "output", "model"):
+        with case(name):
+            with refused(64, f"--{name}: '~nobody-of-this-name/x', expected a user whose home is known"):
+                settings(f"--{name}", "~nobody-of-this-name/x")
+            assert getattr(settings(f"--{name}", "./~x"), name) in ("./~x", ("./~x",))

@@ -1,12 +1,13 @@
 """The order of the training rows: every one once an epoch, decided by the seed alone; runs that stand for all rows."""
 
+from itertools import product
+
 import numpy as np
-import pytest
 
 from pipeline.shards.shard import Shard, first_rows
 from pipeline.training import order as module
 from pipeline.training.order import Order, slab_starts, spread_rows
-from tests.support.helpers import numbered_shards
+from tests.support.helpers import case, numbered_shards
 
 NONE = np.empty(0, dtype=np.int64)
 STARTS = np.array([0, 3, 4, 9, 12, 20, 21])
@@ -16,35 +17,39 @@ def epoch_of(order, epoch=0):
     return np.concatenate([rows for _slabs, rows in order.windows(epoch)])
 
 
-@pytest.mark.parametrize("left_out", [[], [0], [20], [3, 4, 5, 11], list(range(9)), list(range(20))], ids=str)
-@pytest.mark.parametrize("window_rows", [1, 5, 20, 21, 22])
-def test_an_epoch_visits_every_training_row_once_and_never_another(window_rows, left_out):
-    order = Order(STARTS, np.array(left_out, dtype=np.int64), window_rows, seed=7)
-    expected = sorted(set(range(21)) - set(left_out))
-    for epoch in range(3):
-        assert sorted(epoch_of(order, epoch)) == expected
-    assert order.n_rows == len(expected)
+def test_an_epoch_visits_every_training_row_once_and_never_another():
+    for window_rows, left_out in product(
+        [1, 5, 20, 21, 22], [[], [0], [20], [3, 4, 5, 11], list(range(9)), list(range(20))]
+    ):
+        with case(window_rows, left_out):
+            order = Order(STARTS, np.array(left_out, dtype=np.int64), window_rows, seed=7)
+            expected = sorted(set(range(21)) - set(left_out))
+            for epoch in range(3):
+                assert sorted(epoch_of(order, epoch)) == expected
+            assert order.n_rows == len(expected)
 
 
-@pytest.mark.parametrize("window_rows", [10, 100])
-def test_seed_and_epoch_decide_the_order_and_nothing_else_does(window_rows):
-    orders = {}
-    for seed in range(3):
-        for epoch in range(3):
-            order = epoch_of(Order(STARTS, NONE, window_rows, seed), epoch).tolist()
-            assert order == epoch_of(Order(STARTS, NONE, window_rows, seed), epoch).tolist()
-            orders[tuple(order)] = seed, epoch
-    assert len(orders) == 9
+def test_seed_and_epoch_decide_the_order_and_nothing_else_does():
+    for window_rows in (10, 100):
+        with case(window_rows):
+            orders = {}
+            for seed in range(3):
+                for epoch in range(3):
+                    order = epoch_of(Order(STARTS, NONE, window_rows, seed), epoch).tolist()
+                    assert order == epoch_of(Order(STARTS, NONE, window_rows, seed), epoch).tolist()
+                    orders[tuple(order)] = seed, epoch
+            assert len(orders) == 9
 
 
-@pytest.mark.parametrize("window_rows", [1, 7, 21])
-def test_windows_hold_the_rows_of_their_slabs_and_no_more_than_asked_for(window_rows):
-    seen = []
-    for slabs, rows in Order(STARTS, NONE, window_rows, 0).windows(0):
-        assert sorted(rows) == [row for slab in slabs for row in range(STARTS[slab], STARTS[slab + 1])]
-        assert len(slabs) == 1 or len(rows) <= window_rows
-        seen.extend(slabs)
-    assert sorted(seen) == list(range(len(STARTS) - 1))
+def test_windows_hold_the_rows_of_their_slabs_and_no_more_than_asked_for():
+    for window_rows in (1, 7, 21):
+        with case(window_rows):
+            seen = []
+            for slabs, rows in Order(STARTS, NONE, window_rows, 0).windows(0):
+                assert sorted(rows) == [row for slab in slabs for row in range(STARTS[slab], STARTS[slab + 1])]
+                assert len(slabs) == 1 or len(rows) <= window_rows
+                seen.extend(slabs)
+            assert sorted(seen) == list(range(len(STARTS) - 1))
 
 
 def test_slabs_from_all_over_the_data_set_meet_in_a_window():
@@ -53,25 +58,26 @@ def test_slabs_from_all_over_the_data_set_meet_in_a_window():
     assert all(slabs.max() - slabs.min() > 20 for slabs, _rows in windows)
 
 
-@pytest.mark.parametrize("starts", [[0, 21], STARTS, range(22)], ids=str)
-def test_a_window_over_everything_shuffles_alike_however_the_slabs_were_cut(starts):
-    (found,) = (rows for _slabs, rows in Order(np.array(starts), np.array([5, 6]), 21, 3).windows(2))
-    (expected,) = (rows for _slabs, rows in Order(STARTS, np.array([5, 6]), 10**9, 3).windows(2))
-    assert found.tolist() == expected.tolist()
+def test_a_window_over_everything_shuffles_alike_however_the_slabs_were_cut():
+    for starts in ([0, 21], STARTS, range(22)):
+        with case(starts):
+            (found,) = (rows for _slabs, rows in Order(np.array(starts), np.array([5, 6]), 21, 3).windows(2))
+            (expected,) = (rows for _slabs, rows in Order(STARTS, np.array([5, 6]), 10**9, 3).windows(2))
+            assert found.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 3, 10, 1000])
-@pytest.mark.parametrize("slab_bytes", [1, 64, 10**6])
-def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch, chunk_rows, slab_bytes):
-    monkeypatch.setattr(module, "_SLAB_BYTES", slab_bytes)
-    shards = [Shard("", "X", (size, 2), "<f4", "float32", chunk_rows) for size in (17, 0, 1, 30)]
-    starts = slab_starts(shards)
-    assert starts.dtype == np.int64
-    assert (np.diff(starts) > 0).all()
-    firsts = first_rows(shards)
-    assert set(firsts) <= set(starts)
-    shard_of_slab = np.searchsorted(firsts, starts[:-1], side="right") - 1
-    assert ((starts[:-1] - firsts[shard_of_slab]) % chunk_rows == 0).all()
+def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch):
+    for chunk_rows, slab_bytes in product([1, 3, 10, 1000], [1, 64, 10**6]):
+        with case(chunk_rows, slab_bytes):
+            monkeypatch.setattr(module, "_SLAB_BYTES", slab_bytes)
+            shards = [Shard("", "X", (size, 2), "<f4", "float32", chunk_rows) for size in (17, 0, 1, 30)]
+            starts = slab_starts(shards)
+            assert starts.dtype == np.int64
+            assert (np.diff(starts) > 0).all()
+            firsts = first_rows(shards)
+            assert set(firsts) <= set(starts)
+            shard_of_slab = np.searchsorted(firsts, starts[:-1], side="right") - 1
+            assert ((starts[:-1] - firsts[shard_of_slab]) % chunk_rows == 0).all()
 
 
 def test_chunks_too_large_for_a_window_are_cut(monkeypatch):
@@ -81,16 +87,16 @@ def test_chunks_too_large_for_a_window_are_cut(monkeypatch):
     assert slab_starts(shards).tolist() == [0, 10, 20, 30, 35]
 
 
-@pytest.mark.parametrize("max_runs", [1, 3, 4096])
-@pytest.mark.parametrize("n_wanted", [0, 1, 5, 50, 90, 99, 100])
-def test_validation_takes_as_many_rows_as_wanted_sorted_and_once(monkeypatch, n_wanted, max_runs):
-    monkeypatch.setattr(module, "_MAX_RUNS", max_runs)
-    for seed in range(10):
-        found = spread_rows(100, NONE, n_wanted, seed)
-        assert found.dtype == np.int64
-        assert len(found) == n_wanted
-        assert (np.diff(found) > 0).all()
-        assert all(0 <= row < 100 for row in found)
+def test_validation_takes_as_many_rows_as_wanted_sorted_and_once(monkeypatch):
+    for max_runs, n_wanted in product([1, 3, 4096], [0, 1, 5, 50, 90, 99, 100]):
+        with case(max_runs, n_wanted):
+            monkeypatch.setattr(module, "_MAX_RUNS", max_runs)
+            for seed in range(10):
+                found = spread_rows(100, NONE, n_wanted, seed)
+                assert found.dtype == np.int64
+                assert len(found) == n_wanted
+                assert (np.diff(found) > 0).all()
+                assert all(0 <= row < 100 for row in found)
 
 
 def test_validation_is_spread_evenly_over_the_data_set(monkeypatch):
@@ -108,10 +114,10 @@ def test_validation_leaves_bad_rows_out_and_follows_the_seed():
     assert spread_rows(100, NONE, 10, 1).tolist() != spread_rows(100, NONE, 10, 2).tolist()
 
 
-@pytest.mark.parametrize("max_rows", [0, 1, 3, 16, 1000])
-def test_slabs_stay_small_beside_the_window_that_takes_them_whole(tmp_path, max_rows):
+def test_slabs_stay_small_beside_the_window_that_takes_them_whole(tmp_path):
     """Chunks of 16 rows would make slabs of thousands of rows; a small memory budget cannot hold two windows of one."""
     shards = numbered_shards(tmp_path, 100, 7, chunks=True)
-    sizes = np.diff(slab_starts(shards, max_rows))
-    assert sizes.max() <= max(1, max_rows)
-    assert sizes.sum() == 107
+    for max_rows in (0, 1, 3, 16, 1000):
+        sizes = np.diff(slab_starts(shards, max_rows))
+        assert sizes.max() <= max(1, max_rows), max_rows
+        assert sizes.sum() == 107, max_rows

@@ -1,6 +1,7 @@
 """Minibatches: the same rows wherever they are kept, from any minibatch on."""
 
 import threading
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,7 @@ from pipeline.training import order as order_module
 from pipeline.training import rows as module
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, StreamedRows
-from tests.support.helpers import numbered, numbered_shards, refused, write_shard
+from tests.support.helpers import case, numbered, numbered_shards, refused, write_shard
 
 NONE = np.empty(0, dtype=np.int64)
 
@@ -29,36 +30,37 @@ def shards(tmp_path, monkeypatch):
     return numbered_shards(tmp_path, 8, 0, 1, 12)
 
 
-@pytest.mark.parametrize("batch_size", [1, 18, 19, 20])
-@pytest.mark.parametrize("window_rows", [1, 7, 19, 21, 1000])
-def test_rows_in_memory_and_rows_from_disk_make_the_same_minibatches(shards, window_rows, batch_size):
-    order = Order(slab_starts(shards), np.array([2, 8]), window_rows, seed=5)
-    resident, streamed = ResidentRows(shards, 2), StreamedRows(shards, 2)
-    np.testing.assert_array_equal(resident.resident, numbered(21))
-    assert streamed.resident is None
-    for epoch in (0, 1):
-        numbers = list(resident.minibatches(order, epoch, batch_size))
-        rows = list(streamed.minibatches(order, epoch, batch_size))
-        assert [len(batch) for batch in rows] == [len(batch) for batch in numbers]
-        assert all(1 <= len(batch) <= batch_size for batch in numbers)
-        for i, batch in zip(numbers, rows, strict=True):
-            np.testing.assert_array_equal(batch, numbered(21)[i])
-        np.testing.assert_array_equal(np.concatenate(numbers), epoch_of(order, epoch))
+def test_rows_in_memory_and_rows_from_disk_make_the_same_minibatches(shards):
+    for window_rows, batch_size in product([1, 7, 19, 21, 1000], [1, 18, 19, 20]):
+        with case(window_rows, batch_size):
+            order = Order(slab_starts(shards), np.array([2, 8]), window_rows, seed=5)
+            resident, streamed = ResidentRows(shards, 2), StreamedRows(shards, 2)
+            np.testing.assert_array_equal(resident.resident, numbered(21))
+            assert streamed.resident is None
+            for epoch in (0, 1):
+                numbers = list(resident.minibatches(order, epoch, batch_size))
+                rows = list(streamed.minibatches(order, epoch, batch_size))
+                assert [len(batch) for batch in rows] == [len(batch) for batch in numbers]
+                assert all(1 <= len(batch) <= batch_size for batch in numbers)
+                for i, batch in zip(numbers, rows, strict=True):
+                    np.testing.assert_array_equal(batch, numbered(21)[i])
+                np.testing.assert_array_equal(np.concatenate(numbers), epoch_of(order, epoch))
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_an_epoch_can_be_entered_at_any_minibatch(shards, seed):
+def test_an_epoch_can_be_entered_at_any_minibatch(shards):
     """An interrupted training goes on in the middle of an epoch: with what would have come next, and nothing else."""
-    rng = np.random.default_rng(seed)
-    left_out = np.flatnonzero(rng.random(21) < rng.choice([0, 0.3, 0.9]))
-    window_rows, batch_size = int(rng.choice([1, 4, 7, 1000])), int(rng.choice([1, 2, 5, 21, 30]))
-    order = Order(slab_starts(shards, int(rng.choice([1, 3]))), left_out, window_rows, seed)
-    for rows in (ResidentRows(shards, 2), StreamedRows(shards, 2)):
-        for epoch in (0, 3):
-            whole = list(rows.minibatches(order, epoch, batch_size))
-            for first in range(len(whole) + 2):
-                tail = list(rows.minibatches(order, epoch, batch_size, first))
-                assert [batch.tolist() for batch in tail] == [batch.tolist() for batch in whole[first:]]
+    for seed in range(6):
+        with case(seed):
+            rng = np.random.default_rng(seed)
+            left_out = np.flatnonzero(rng.random(21) < rng.choice([0, 0.3, 0.9]))
+            window_rows, batch_size = int(rng.choice([1, 4, 7, 1000])), int(rng.choice([1, 2, 5, 21, 30]))
+            order = Order(slab_starts(shards, int(rng.choice([1, 3]))), left_out, window_rows, seed)
+            for rows in (ResidentRows(shards, 2), StreamedRows(shards, 2)):
+                for epoch in (0, 3):
+                    whole = list(rows.minibatches(order, epoch, batch_size))
+                    for first in range(len(whole) + 2):
+                        tail = list(rows.minibatches(order, epoch, batch_size, first))
+                        assert [batch.tolist() for batch in tail] == [batch.tolist() for batch in whole[first:]]
 
 
 def test_windows_that_lie_behind_are_not_read_again(shards, monkeypatch):
@@ -96,11 +98,13 @@ def test_an_error_while_reading_ahead_reaches_the_training(shards, monkeypatch):
         list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
 
 
-@pytest.mark.parametrize("rows", [[], [0], [20], [7, 8], [0, 1, 2, 7, 8, 9, 20], range(21), range(0, 21, 2)], ids=str)
-@pytest.mark.parametrize("kind", [ResidentRows, StreamedRows])
-def test_single_rows_are_taken_as_fancy_indexing_would(shards, kind, rows):
-    rows = np.array(rows, dtype=np.int64)
-    np.testing.assert_array_equal(kind(shards, 2).take(rows), numbered(21)[rows])
+def test_single_rows_are_taken_as_fancy_indexing_would(shards):
+    for kind, rows in product(
+        [ResidentRows, StreamedRows], [[], [0], [20], [7, 8], [0, 1, 2, 7, 8, 9, 20], range(21), range(0, 21, 2)]
+    ):
+        with case(kind, rows):
+            rows = np.array(rows, dtype=np.int64)
+            np.testing.assert_array_equal(kind(shards, 2).take(rows), numbered(21)[rows])
 
 
 def test_reading_leaves_no_file_open(shards):
