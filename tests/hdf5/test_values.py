@@ -15,6 +15,7 @@ from pipeline.hdf5.values import read_values
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
+from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 
 DTYPES = ["?", "u1", "i1", *(f"{order}{code}" for order in "<>" for code in ("u2", "i4", "u8", "f2", "f4", "f8"))]
@@ -55,28 +56,30 @@ def random_storage(rng, shape):
     return how
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_any_storage_of_any_dtype_is_read_as_h5py_reads_it(tmp_path, seed):
-    rng = np.random.default_rng(seed)
-    dtype = np.dtype(DTYPES[rng.integers(len(DTYPES))])
-    shape = tuple(int(n) for n in rng.integers(1, (40, 9, 4, 3)[: rng.integers(2, 5)]))
-    how = random_storage(rng, shape)
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w", libver=(LIBVERS[rng.integers(len(LIBVERS))], "latest")) as file:
-        file.create_dataset("X", data=random_rows(rng, dtype, shape), **how)
-        file.create_dataset("y", data=random_rows(rng, dtype, shape[:1]), chunks=(int(rng.integers(1, shape[0] + 1)),))
-    (shard,) = open_shards([str(path)])
-    for _ in range(4):
-        start, stop = sorted(int(i) for i in rng.integers(0, shape[0] + 1, 2))
-        with h5py.File(path) as file:
-            stored, labels = file["X"][start:stop], file["y"][start:stop]
-        found = read(Block(shard, start, stop))
-        expected = stored.reshape(stop - start, shard.n_inputs).astype(shard.dtype)
-        assert (found.dtype, found.shape) == (expected.dtype, (stop - start, shard.n_inputs))
-        assert found.flags.c_contiguous
-        assert found.tobytes() == expected.tobytes()
-        rider = read_riders(Block(shard, start, stop))["y"]
-        assert (rider.dtype, rider.tobytes()) == (labels.dtype, labels.tobytes())
+def test_any_storage_of_any_dtype_is_read_as_h5py_reads_it(tmp_path):
+    for seed in range(300):
+        with case(seed=seed):
+            rng = np.random.default_rng(seed)
+            dtype = np.dtype(DTYPES[rng.integers(len(DTYPES))])
+            shape = tuple(int(n) for n in rng.integers(1, (40, 9, 4, 3)[: rng.integers(2, 5)]))
+            how = random_storage(rng, shape)
+            path = tmp_path / "x.h5"
+            with h5py.File(path, "w", libver=(LIBVERS[rng.integers(len(LIBVERS))], "latest")) as file:
+                file.create_dataset("X", data=random_rows(rng, dtype, shape), **how)
+                y = random_rows(rng, dtype, shape[:1])
+                file.create_dataset("y", data=y, chunks=(int(rng.integers(1, shape[0] + 1)),))
+            (shard,) = open_shards([str(path)])
+            for _ in range(4):
+                start, stop = sorted(int(i) for i in rng.integers(0, shape[0] + 1, 2))
+                with h5py.File(path) as file:
+                    stored, labels = file["X"][start:stop], file["y"][start:stop]
+                found = read(Block(shard, start, stop))
+                expected = stored.reshape(stop - start, shard.n_inputs).astype(shard.dtype)
+                assert (found.dtype, found.shape) == (expected.dtype, (stop - start, shard.n_inputs))
+                assert found.flags.c_contiguous
+                assert found.tobytes() == expected.tobytes()
+                rider = read_riders(Block(shard, start, stop))["y"]
+                assert (rider.dtype, rider.tobytes()) == (labels.dtype, labels.tobytes())
 
 
 def low_level(path, data, libver="latest", **properties):

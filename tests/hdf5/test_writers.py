@@ -1,5 +1,6 @@
 """Files as other software writes them (tests/files): their rows and labels, or what to write instead."""
 
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -9,6 +10,7 @@ import pytest
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
+from tests.support.cases import case
 from tests.support.helpers import refused, write_shard
 
 FILES = Path(__file__).parents[1] / "files"
@@ -119,21 +121,21 @@ def test_a_number_that_stands_for_no_value_is_one_finite_number(tmp_path, value,
 
 
 @pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "v200"])
-@pytest.mark.parametrize(
-    "how", [{"fs_strategy": "page", "fs_persist": True}, {"fs_strategy": "none"}, {"fs_strategy": "page"}, {}], ids=str
-)
-@pytest.mark.parametrize("storage", [{}, {"chunks": (7, 3)}, {"chunks": (7, 4), "maxshape": (None, None)}], ids=str)
-def test_h5py_may_lay_out_a_file_as_it_likes(tmp_path, libver, how, storage):
-    with h5py.File(tmp_path / "x", "w", libver=(libver, "latest"), track_order=True, **how) as file:
-        rows = file.create_dataset("X", data=ROWS, track_order=True, **storage)
-        rows.attrs.update({f"a{i}": i for i in range(20)})
-        file["y"] = np.arange(60)
-        for i in range(20):
-            file[f"group {i}/y"] = i
-    (shard,) = open_shards([str(tmp_path)])
-    block = Block(shard, 0, 60)
-    np.testing.assert_array_equal(read(block), ROWS)
-    np.testing.assert_array_equal(read_riders(block)["y"], np.arange(60))
+def test_h5py_may_lay_out_a_file_as_it_likes(tmp_path, libver):
+    spaces = [{"fs_strategy": "page", "fs_persist": True}, {"fs_strategy": "none"}, {"fs_strategy": "page"}, {}]
+    storages = [{}, {"chunks": (7, 3)}, {"chunks": (7, 4), "maxshape": (None, None)}]
+    for how, storage in product(spaces, storages):
+        with case(how=how, storage=storage):
+            with h5py.File(tmp_path / "x", "w", libver=(libver, "latest"), track_order=True, **how) as file:
+                rows = file.create_dataset("X", data=ROWS, track_order=True, **storage)
+                rows.attrs.update({f"a{i}": i for i in range(20)})
+                file["y"] = np.arange(60)
+                for i in range(20):
+                    file[f"group {i}/y"] = i
+            (shard,) = open_shards([str(tmp_path)])
+            block = Block(shard, 0, 60)
+            np.testing.assert_array_equal(read(block), ROWS)
+            np.testing.assert_array_equal(read_riders(block)["y"], np.arange(60))
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (4, 4), (4, 8), (8, 4)])

@@ -2,6 +2,7 @@
 
 import struct
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
+from tests.support.cases import case
 from tests.support.helpers import refused
 
 FILES = Path(__file__).parents[2] / "files"
@@ -191,11 +193,11 @@ def bits_sorted(data, n_block, itemsize):
     return bytes(done)
 
 
-@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 127, 128, 129, 1024, 5000])
-@pytest.mark.parametrize("itemsize", [1, 2, 3, 4, 8, 16])
-@pytest.mark.parametrize("n_block", [8, 128])
-def test_sorting_bits_is_undone_whatever_is_left_over(n, itemsize, n_block, monkeypatch):
+def test_sorting_bits_is_undone_whatever_is_left_over(monkeypatch):
+    lengths = [0, 1, 7, 8, 9, 127, 128, 129, 1024, 5000]
     monkeypatch.setattr(codecs, "_PIECE", 4096)
-    data = np.random.default_rng(n).integers(0, 256, n * itemsize, dtype=np.uint8).tobytes()
-    sorted_ = bits_sorted(data, n_block, itemsize)
-    assert undone(memoryview(sorted_), [(32008, (0, 4, itemsize, n_block, 0))], 0, len(data)) == data
+    for n, itemsize, n_block in product(lengths, [1, 2, 3, 4, 8, 16], [8, 128]):
+        with case(n=n, itemsize=itemsize, n_block=n_block):
+            data = np.random.default_rng(n).integers(0, 256, n * itemsize, dtype=np.uint8).tobytes()
+            sorted_ = bits_sorted(data, n_block, itemsize)
+            assert undone(memoryview(sorted_), [(32008, (0, 4, itemsize, n_block, 0))], 0, len(data)) == data

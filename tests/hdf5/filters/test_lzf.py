@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.hdf5.filters import lzf
+from tests.support.cases import case
 
 GUARD = 64
 
@@ -61,40 +62,43 @@ def random_stream(rng, n_pieces):
     return bytes(data)
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_every_stream_unfolds_to_what_the_format_says(seed):
-    rng = np.random.default_rng(seed)
-    data = random_stream(rng, int(rng.integers(0, 60)))
-    expected = slow(data)
-    for more in (0, 1, 15, 300):
-        assert undo(data, len(expected) + more) == expected
+def test_every_stream_unfolds_to_what_the_format_says():
+    for seed in range(100):
+        with case(seed=seed):
+            rng = np.random.default_rng(seed)
+            data = random_stream(rng, int(rng.integers(0, 60)))
+            expected = slow(data)
+            for more in (0, 1, 15, 300):
+                assert undo(data, len(expected) + more) == expected
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_what_h5py_writes_comes_back(tmp_path, seed):
-    rng = np.random.default_rng(seed)
-    rows = (rng.integers(0, 4, (64, 50)) * rng.integers(0, 2, (64, 1))).astype(rng.choice(["u1", "f4", "f8"]))
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        made = file.create_dataset("X", data=rows, chunks=rows.shape, compression="lzf")
-        mask, data = made.id.read_direct_chunk((0, 0))
-    assert mask == 0
-    assert undo(data, rows.nbytes) == rows.tobytes()
+def test_what_h5py_writes_comes_back(tmp_path):
+    for seed in range(20):
+        with case(seed=seed):
+            rng = np.random.default_rng(seed)
+            rows = (rng.integers(0, 4, (64, 50)) * rng.integers(0, 2, (64, 1))).astype(rng.choice(["u1", "f4", "f8"]))
+            with h5py.File(tmp_path / "x.h5", "w") as file:
+                made = file.create_dataset("X", data=rows, chunks=rows.shape, compression="lzf")
+                mask, data = made.id.read_direct_chunk((0, 0))
+            assert mask == 0
+            assert undo(data, rows.nbytes) == rows.tobytes()
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_a_damaged_stream_is_refused_or_unfolds_to_what_it_says_and_touches_nothing_else(seed):
-    rng = np.random.default_rng(seed)
-    data = bytearray(random_stream(rng, 30))
-    for _ in range(int(rng.integers(1, 6))):
-        data[rng.integers(len(data))] = rng.integers(256)
-    data = bytes(data[: rng.integers(1, len(data) + 1)])
-    expected = slow(data)
-    for n_bytes in (0, 1, 100, 10_000):
-        if expected is not None and len(expected) <= n_bytes:
-            assert undo(data, n_bytes) == expected
-        else:
-            with pytest.raises(ValueError, match=f"damaged or unfold to too much, expected {n_bytes} bytes"):
-                undo(data, n_bytes)
+def test_a_damaged_stream_is_refused_or_unfolds_to_what_it_says_and_touches_nothing_else():
+    for seed in range(300):
+        with case(seed=seed):
+            rng = np.random.default_rng(seed)
+            data = bytearray(random_stream(rng, 30))
+            for _ in range(int(rng.integers(1, 6))):
+                data[rng.integers(len(data))] = rng.integers(256)
+            data = bytes(data[: rng.integers(1, len(data) + 1)])
+            expected = slow(data)
+            for n_bytes in (0, 1, 100, 10_000):
+                if expected is not None and len(expected) <= n_bytes:
+                    assert undo(data, n_bytes) == expected
+                else:
+                    with pytest.raises(ValueError, match=f"damaged or unfold to too much, expected {n_bytes} bytes"):
+                        undo(data, n_bytes)
 
 
 def test_what_is_no_buffer_is_refused():
