@@ -176,7 +176,7 @@ class _Image:
         return len(target)
 
     def write(self, data: memoryview) -> int:
-        rest = bytes(data)
+        rest = memoryview(data)  # of which no page copies what is left
         while rest:
             number, start = divmod(self._at, PAGE)
             piece, rest = rest[: PAGE - start], rest[PAGE - start :]
