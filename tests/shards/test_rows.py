@@ -1,6 +1,8 @@
 """Rows in any form: the same, bit for bit, as if they had been stored densely; and what is damaged is told."""
 
+import fcntl
 from itertools import pairwise
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,8 +17,21 @@ from pipeline.shards import rows as module
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, blocks
-from tests.support.helpers import csr, refused, scanned, some_rows, write_csr
+from tests.support.damage import damage
+from tests.support.helpers import (
+    csr,
+    numbered,
+    numbered_shards,
+    refused,
+    scanned,
+    some_rows,
+    whole,
+    write_csr,
+    write_shard,
+)
 
+INTEGERS = [f"{sign}{size}" for sign in "ui" for size in (1, 2, 4, 8)]
+FLOATS = ["f2", "f4", "f8"]
 N_ROWS, N_INPUTS = some_rows().shape
 CHUNKED = {"chunks": True, "compression": "gzip", "shuffle": True}
 
@@ -74,6 +89,105 @@ def write_both(folder, form, rows, **how):
 def opened(path, form):
     (shard,) = open_shards([str(path)], orientation="columns" if form == "columns" else None)
     return shard
+
+
+# -- every storage and dtype ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("code", INTEGERS + FLOATS)
+def test_i14_every_dtype_and_byte_order_reads_back_as_numpy_casts_it(tmp_path, code, order):
+    dtype = np.dtype(order + code)
+    limits = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
+    rows = np.array([[0, 1, 2], [3, 4, 5], [limits.min, limits.max, 100]], dtype)
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
+    delivered = np.dtype("f4" if code == "f2" else code)
+    found = whole(shard)
+    assert found.dtype == delivered == np.dtype(shard.dtype)
+    assert found.dtype.isnative
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, rows.astype(delivered))
+
+
+def test_bool_reads_back_as_0_and_1(tmp_path):
+    rows = np.array([[True, False], [False, True]])
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
+    assert whole(shard).dtype == np.uint8
+    np.testing.assert_array_equal(whole(shard), rows.astype(np.uint8))
+
+
+def test_nan_and_inf_are_read_as_they_are(tmp_path):
+    rows = np.array([[np.nan, np.inf, -np.inf]], np.float16)
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
+    np.testing.assert_array_equal(whole(shard), rows.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"chunks": (1, 3)},
+        {"chunks": (4, 2)},
+        {"chunks": (11, 3)},
+        {"chunks": (3, 3), "maxshape": (None, None)},
+        {"compression": "gzip", "compression_opts": 9},
+        {"compression": "lzf", "chunks": (4, 3)},
+        {"shuffle": True, "compression": "gzip", "chunks": (2, 1)},
+        {"fletcher32": True},
+        {"shuffle": True, "fletcher32": True, "compression": "lzf"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("block_rows", [1, 4, 10, 11, 12])
+def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path, how, block_rows):
+    rows = numbered(11, 3)
+    shards = open_shards([write_shard(tmp_path / "x.h5", rows, **how)])
+    np.testing.assert_array_equal(np.concatenate([read(block) for block in blocks(shards, block_rows)]), rows)
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 2, 2), (5, 1, 1, 1)])
+def test_rank_above_2_is_flattened_per_row_and_said_so(tmp_path, shape, caplog):
+    caplog.set_level("INFO", "pipeline")
+    rows = np.arange(np.prod(shape)).reshape(shape)
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows, chunks=(2, *shape[1:]))])
+    np.testing.assert_array_equal(whole(shard), rows.reshape(5, -1))
+    assert "flattened" in caplog.text
+
+
+def test_a_shard_that_another_program_has_locked_is_read(tmp_path):
+    """Some file systems know no locks, and on others a crashed writer's lock stays."""
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    with open(path, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        np.testing.assert_array_equal(whole(open_shards([path])[0]), numbered(3))
+
+
+# -- what is damaged --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
+def test_i6_a_damaged_chunk_is_named_by_file_dataset_and_rows(tmp_path, how):
+    path = write_shard(tmp_path / "x.h5", numbered(8), chunks=(4, 2), **how)
+    damage(path)
+    (shard,) = open_shards([path])
+    with refused(65, f"file={path} dataset=X rows=1:4", "cannot be read", "damaged"):
+        read(Block(shard, 1, 4))
+    np.testing.assert_array_equal(read(Block(shard, 4, 8)), numbered(4, first=4))
+
+
+def test_i9_a_shard_that_went_away_after_vetting_is_a_failure_of_the_storage(tmp_path, monkeypatch):
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
+    (shard,) = numbered_shards(tmp_path, 3)
+    Path(shard.path).unlink()
+    with refused(74, shard.path, "rows=0:3", "No such file", "4 times"):
+        whole(shard)
+
+
+def test_i8_a_shard_that_shrank_after_vetting_is_refused_by_name(tmp_path):
+    (shard,) = numbered_shards(tmp_path, 3)
+    write_shard(Path(shard.path), numbered(2))
+    with refused(65, shard.path):
+        whole(shard)
 
 
 # -- equal to dense rows -------------------------------------------------------------------------------------------
@@ -143,15 +257,6 @@ def test_a_tables_index_may_be_of_any_type(tmp_path, index, how):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file.create_dataset("X", data=records, **how)
     assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
-
-
-def test_the_log_says_of_how_many_shards_the_rows_lie_in_another_form(tmp_path, caplog):
-    caplog.set_level("INFO", "pipeline")
-    for i, form in enumerate(("dense", "sparse", "sparse")):
-        write_form(tmp_path / f"{i}.h5", form, some_rows())
-    assert "input: rows are sparse: what is not there is 0" in caplog.messages
-    open_shards([str(tmp_path)])
-    assert "input: rows of 2 shards are sparse: what is not there is 0" in caplog.messages
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -17,7 +17,8 @@ from pipeline.cluster.threads import threads
 from pipeline.errors import ShardpressError
 from pipeline.scan.ranges import Scan, ScanSettings, scan
 from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block, Shard
 
 NOBODY = 65534
 
@@ -51,6 +52,11 @@ def numbered_shards(folder: Path, *sizes: int, **how: Any) -> tuple[Shard, ...]:
     for i, size in enumerate(sizes):
         write_shard(folder / f"{i}.h5", numbered(size, first=sum(sizes[:i])), **how)
     return open_shards([str(folder / f"{i}.h5") for i in range(len(sizes))])
+
+
+def whole(shard: Shard) -> np.ndarray:
+    """All rows of a shard."""
+    return read(Block(shard, 0, shard.n_rows))
 
 
 def scanned(

@@ -1,0 +1,61 @@
+"""Shards and blocks: plain values, with arithmetic over all rows."""
+
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows
+from tests.support.elsewhere import elsewhere
+from tests.support.helpers import csr, some_rows, write_csr, write_shard
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3, 4), (0, 3, 0, 0, 2, 0), (1, 1, 1)])
+@pytest.mark.parametrize("block_rows", [1, 2, 3, 100])
+def test_blocks_cover_every_row_once_and_in_order(sizes, block_rows):
+    shards = [Shard(str(i), "X", (size, 2), "<f4", "float32") for i, size in enumerate(sizes)]
+    rows = [(shard, row) for shard in shards for row in range(shard.n_rows)]
+    cut = list(blocks(shards, block_rows))
+    assert [(block.shard, row) for block in cut for row in range(block.start, block.stop)] == rows
+    assert all(1 <= len(block) <= block_rows for block in cut)
+    assert sum(len(block) < block_rows for block in cut) <= len(shards)
+    numbers = first_rows(shards)
+    assert numbers.dtype == np.int64
+    assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    for number, (shard, row) in enumerate(rows):
+        assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_where_a_range_is_cut_does_not_depend_on_where_it_begins(size):
+    for start in range(9):
+        for stop in range(start + 1, 12):
+            pieces = list(aligned(start, stop, size))
+            assert [i for first, last in pieces for i in range(first, last)] == list(range(start, stop))
+            assert all(first < last for first, last in pieces)
+            assert all(first % size == 0 for first, _ in pieces[1:])
+            assert all(first // size == (last - 1) // size for first, last in pieces)
+
+
+def test_a_pickled_block_is_small_and_reads_the_same_bytes_in_a_fresh_process(tmp_path):
+    rows = some_rows(n_rows=2000)
+    text, words = np.array(["a", "ü"] * 1000, object), h5py.enum_dtype({"no": 0, "yes": 1}, "i1")
+    riders = {"y": np.arange(2000), "text": text, "word": np.zeros(2000, words), "kind": np.arange(2000) % 3 - 1}
+    riders["__categories/kind"] = ["b", "c"]
+    paths = [
+        write_shard(tmp_path / "plain.h5", rows, riders={**riders, "word": np.zeros(2000, "i1")}),
+        write_shard(tmp_path / "chunked.h5", rows, riders=riders, chunks=(100, 6), compression="gzip"),
+        write_csr(tmp_path / "sparse.h5", csr(rows), rows.shape),
+        write_shard(tmp_path / "table.h5", rows.view([(name, "<f4") for name in "abcdef"]).reshape(-1)),
+    ]
+    opened = [Block(open_shards([path])[0], 5, 1995) for path in paths]
+    together = [Block(shard, 0, 7) for shard in open_shards([paths[0], paths[2]])]  # where a mask rides along
+    tasks = [(each, block) for block in (*opened, *together) for each in (read, read_riders)]
+    for (function, block), there in zip(tasks, elsewhere(tasks), strict=True):
+        here = function(block)
+        assert pickle.dumps(there) == pickle.dumps(here)
+        assert len(pickle.dumps(block)) < 4096 + 24 * 20
+        assert pickle.loads(pickle.dumps(block)) == block

@@ -1,0 +1,309 @@
+"""Which files are read: what patterns, directories and manifests name, and nothing that a link leads to."""
+
+import errno
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from blake3 import blake3
+
+from pipeline.formats import seal
+from pipeline.hdf5.files import FILES
+from pipeline.shards.open import open_shards
+from pipeline.shards.sources import find
+from tests.support import hostile
+from tests.support.helpers import as_nobody, numbered, refused, whole, write_shard
+
+# -- which files ------------------------------------------------------------------------------------------------------
+
+
+def test_natural_order_puts_9_before_10(tmp_path):
+    for name in ("part-10.h5", "part-9.h5", "part-9b.h5", "part-010.h5", "other-1.h5"):
+        (tmp_path / name).touch()
+    names = ["other-1.h5", "part-9.h5", "part-9b.h5", "part-010.h5", "part-10.h5"]
+    assert [source.path.name for source in find([str(tmp_path)])] == names
+    assert [source.path.name for source in find([str(tmp_path / "*.h5")])] == names
+
+
+def test_patterns_keep_their_order_and_directories_give_hdf5_files_only(tmp_path):
+    for name in ("a.h5", "b.hdf5", "c.hdf", "d.he5", "notes.txt", "more/z.h5"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    patterns = [str(tmp_path / "more/*"), str(tmp_path), str(tmp_path / "notes.txt")]
+    assert [source.path.name for source in find(patterns)] == ["z.h5", "a.h5", "b.hdf5", "c.hdf", "d.he5", "notes.txt"]
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    (tmp_path / "a1.h5").touch()
+    (tmp_path / "a[1].h5").touch()
+    assert [source.path.name for source in find([str(tmp_path / "a[1].h5")])] == ["a[1].h5"]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link, None])
+def test_i20_a_file_found_twice_is_refused_because_its_rows_would_count_double(tmp_path, link):
+    first = tmp_path / "a.h5"
+    first.touch()
+    if link is None:
+        patterns = [str(first), str(tmp_path / "*.h5")]
+    else:
+        link(first, tmp_path / "b.h5")
+        patterns = [str(tmp_path)]
+    with refused(65, "found twice", "a.h5", "count double"):
+        find(patterns)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "phrases"),
+    [
+        ("nothing-*.h5", ["no file matches", "--input"]),
+        ("x" * 300, ["no such file or directory. Check --input"]),
+        ("nul\0", ["no such file or directory. Check --input"]),
+        ("elsewhere/x.h5", ["no such file or directory. Check --input"]),
+        ("cancr", ["no such file or directory. Did you mean {}/cancer?"]),
+        ("cancr/", ["no such file or directory. Did you mean {}/cancer?"]),
+        ("empty", ["an empty directory"]),
+        ("cancer", ["holds 1.txt, 2.txt, 9/ and 1 more, expected HDF5 files", "Directories in it are not searched"]),
+    ],
+)
+def test_i1_a_pattern_that_matches_nothing_is_refused_by_name(tmp_path, pattern, phrases):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/.hidden").touch()
+    (tmp_path / "cancer/9").mkdir(parents=True)
+    for name in ("10.txt", "2.txt", "1.txt"):
+        (tmp_path / "cancer" / name).touch()
+    with refused(66, f"input={tmp_path}/{pattern[:3]}", *(phrase.format(tmp_path) for phrase in phrases)):
+        find([f"{tmp_path}/{pattern}"])
+
+
+def test_i1_a_path_from_here_that_is_not_there_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cancer").mkdir()
+    with refused(66, "input=cancr: there is no such", "Did you mean cancer?"):
+        find(["cancr"])
+
+
+def test_a_directory_gives_whatever_begins_like_hdf5_and_opens_nothing_else(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "pipeline")
+    for name in ("a.nc", "b.h5ad", "c", "d.2024", ".hidden", "._a.h5", "sub/e.nc"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_shard(tmp_path / name, numbered(3))
+    with h5py.File(tmp_path / "f.mat", "w", userblock_size=512) as file:
+        file["X"] = numbered(3)
+    (tmp_path / "notes.txt").write_text("x" * 600)
+    (tmp_path / "link").symlink_to("sub/e.nc")
+    (tmp_path / "broken").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "named.h5").touch()  # as many as there may be of these, they cost no look
+    opened, open_it = [], FILES.open
+    monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or open_it(path))
+    found = [source.path.name for source in find([str(tmp_path)])]
+    assert found == ["a.nc", "b.h5ad", "c", "d.2024", "f.mat", "link", "named.h5"]
+    assert sorted(opened) == ["a.nc", "c", "d.2024", "f.mat", "link", "notes.txt"]
+    assert "broken, circle, fifo and 2 more left out: no HDF5" in caplog.text
+
+
+def test_a_file_that_may_not_be_looked_at_is_left_out_with_a_warning(open_path, caplog):
+    def look():
+        assert [source.path.name for source in find([str(open_path)])] == ["a.nc"]
+        assert f"file={open_path}/b.nc: Permission denied, left out" in caplog.text
+
+    for name in ("a.nc", "b.nc"):
+        write_shard(open_path / name, numbered(3))
+    (open_path / "b.nc").chmod(0)
+    assert as_nobody(look) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["", "/a.h5", "/*.h5"])
+def test_what_lies_where_we_may_not_look_is_not_said_to_be_missing(open_path, name):
+    (open_path / "locked/in").mkdir(parents=True)
+    write_shard(open_path / "locked/in/a.h5", numbered(3))
+    (open_path / "locked").chmod(0)
+    pattern = f"{open_path}/locked/in{name}"
+    exit_code, sentence = as_nobody(lambda: find([pattern]))
+    assert exit_code == 77
+    assert sentence.startswith(f"input={pattern}: Permission denied, expected directories")
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(errno.EIO, 74), (errno.EMFILE, 71)])
+@pytest.mark.parametrize("name", ["open", "preadv"])
+def test_i10_a_failing_disk_is_no_other_content(tmp_path, monkeypatch, name, number, exit_code):
+    write_shard(tmp_path / "a.nc", numbered(3))
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(FILES, name, fail)
+    with refused(exit_code, f"file={tmp_path}/a.nc", os.strerror(number)):
+        find([str(tmp_path)])
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(errno.EIO, 74), (errno.ESTALE, 74), (errno.EMFILE, 71)])
+def test_i10_a_directory_that_cannot_be_listed_is_no_fault_of_ours(tmp_path, monkeypatch, number, exit_code):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pipeline.shards.sources.os.scandir", fail)
+    with refused(exit_code, f"input={tmp_path}: {os.strerror(number)}"):
+        find([str(tmp_path)])
+
+
+def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path, caplog):
+    write_shard(tmp_path / "secret.nc", numbered(3))
+    (tmp_path / "in").mkdir()
+    write_shard(tmp_path / "in/a.nc", numbered(3))
+    (tmp_path / "in/b.nc").symlink_to("../secret.nc")
+    with hostile.opens(tmp_path / "secret.nc") as counts:
+        assert [source.path.name for source in find([str(tmp_path / "in")])] == ["a.nc"]
+    assert counts == [0]
+    assert f"file={tmp_path}/in/b.nc: a link out of the directory, left out" in caplog.text
+
+
+# -- links and manifests ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A directory of shards beside which something lies that nobody gave leave to read."""
+    write_shard(tmp_path / "secret.h5", numbered(3))
+    (tmp_path / "in/sub").mkdir(parents=True)
+    write_shard(tmp_path / "in/a.h5", numbered(3))
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("pattern", ["", "*.h5", "[a-z].h5", "*"])
+@pytest.mark.parametrize("target", ["../secret.h5", "{}/secret.h5", "sub/../../secret.h5", "sub/up"])
+def test_s12_a_link_out_of_a_listed_directory_is_refused(folder, target, pattern):
+    (folder / "sub/up").symlink_to("../../secret.h5")
+    (folder / "b.h5").symlink_to(target.format(folder.parent))
+    phrases = (f"file={folder}/b.h5", "a link out of the directory", "secret.h5", "--input")
+    with hostile.opens(folder.parent / "secret.h5") as counts, refused(77, *phrases):
+        open_shards([str(folder / pattern)])
+    assert counts == [0]
+
+
+def test_s12_a_directory_on_the_way_may_not_lead_out_either(folder):
+    (folder / "other").symlink_to("..")
+    with refused(77, f"file={folder}/other/secret.h5", "a link out of the directory"):
+        find([str(folder / "*/*.h5")])
+
+
+def test_s12_links_within_a_directory_and_files_that_are_named_may_be_links(folder):
+    write_shard(folder / "sub/c.h5", numbered(1))
+    (folder / "b.h5").symlink_to("sub/c.h5")
+    (folder.parent / "named.h5").symlink_to(folder / "a.h5")
+    (folder.parent / "dir").symlink_to(folder)
+    assert [shard.n_rows for shard in open_shards([str(folder)])] == [3, 1]
+    assert open_shards([str(folder.parent / "named.h5")])[0].n_rows == 3
+    assert len(open_shards([str(folder.parent / "dir")])) == len(open_shards([str(folder.parent / "dir/*.h5")])) == 2
+
+
+@pytest.fixture
+def output(tmp_path):
+    """A finished run's directory with parts of 3, 2 and 4 rows; and what changes its manifest."""
+    directory = tmp_path / "out"
+    (directory / "parts").mkdir(parents=True)
+    (directory / ".shardpress").touch()
+    lines = []
+    for i, size in enumerate((3, 2, 4)):
+        name = f"parts/part-{9 - i}.h5"  # whose order is not that of the names
+        data = Path(write_shard(directory / name, numbered(size, first=10 * i), "features")).read_bytes()
+        digest = blake3(data).hexdigest()
+        lines.append({"file": name, "n_rows": size, "n_bytes": len(data), "blake3": digest})
+    write_shard(directory / "index.h5", numbered(1))
+    write_shard(directory / "parts/unfinished.h5", numbered(7))
+
+    def write(change=lambda lines: lines):
+        (directory / "manifest.json").write_bytes(seal("shardpress-output/1", {"parts": change(lines)}))
+        return directory
+
+    write()
+    return write
+
+
+def test_an_output_directory_is_read_by_its_manifest(output):
+    directory = output()
+    for pattern in (directory, directory / "index.h5", f"{directory}/"):
+        shards = open_shards([str(pattern)])
+        assert [shard.n_rows for shard in shards] == [3, 2, 4]
+        np.testing.assert_array_equal(whole(shards[2]), numbered(4, first=20))
+    assert len(open_shards([str(directory / "parts")])) == 4, "as it stands there"
+
+
+def test_an_older_manifest_says_less(output):
+    directory = output(lambda lines: [{"file": line["file"], "n_rows": line["n_rows"]} for line in lines])
+    shards = open_shards([str(directory)])
+    assert [shard.n_rows for shard in shards] == [3, 2, 4]
+
+
+def flip(path):
+    with h5py.File(path) as file:
+        offset = file["features"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_i7_a_bit_that_turned_over_in_a_part_is_found_by_its_hash(output):
+    directory = output()
+    flip(directory / "parts/part-8.h5")
+    with refused(65, f"file={directory}/parts/part-8.h5", "BLAKE3", "manifest"):
+        open_shards([str(directory)])
+    left_out = []
+    shards = open_shards([str(directory)], on_bad_shard=lambda path, error: left_out.append(path.name))
+    assert ([shard.n_rows for shard in shards], left_out) == ([3, 4], ["part-8.h5"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "phrase"), [("n_rows", 5, "2 rows, expected 5"), ("n_bytes", 5, "expected 5")]
+)
+def test_i7_a_part_of_another_size_than_the_manifest_says_is_refused(output, key, value, phrase):
+    directory = output(lambda lines: [lines[0], {**lines[1], key: value}, lines[2]])
+    with refused(65, f"file={directory}/parts/part-8.h5", phrase, "as the manifest says"):
+        open_shards([str(directory)])
+
+
+@pytest.mark.parametrize("name", ["../secret.h5", "parts/../../secret.h5", "/etc/passwd", "{}/secret.h5"])
+def test_s12_a_manifest_that_names_files_elsewhere_is_refused(output, tmp_path, name):
+    write_shard(tmp_path / "secret.h5", numbered(3))
+    directory = output(lambda lines: [{"file": name.format(tmp_path), "n_rows": 3}])
+    with hostile.opens(tmp_path / "secret.h5") as counts, refused(77, str(directory)):
+        open_shards([str(directory)])
+    assert counts == [0]
+
+
+@pytest.mark.parametrize("what", ["part", "folder"])
+def test_s12_a_part_that_is_a_link_is_refused(output, tmp_path, what):
+    directory = output()
+    if what == "part":
+        (directory / "parts/part-8.h5").rename(tmp_path / "moved.h5")
+        (directory / "parts/part-8.h5").symlink_to(tmp_path / "moved.h5")
+    else:
+        (directory / "parts").rename(tmp_path / "moved")
+        (directory / "parts").symlink_to(tmp_path / "moved")
+    with refused(77, str(directory), "leads elsewhere"):
+        open_shards([str(directory)])
+
+
+def test_an_unfinished_output_directory_is_no_input(output):
+    directory = output()
+    (directory / "manifest.json").unlink()
+    for pattern in (directory, directory / "index.h5"):
+        with refused(66, str(directory), "finished run"):
+            open_shards([str(pattern)])
+
+
+@pytest.mark.parametrize("lines", [[], None, [1], [{}], [{"file": 3}], [{"n_rows": 3}]])
+def test_a_manifest_without_proper_parts_is_refused(output, lines):
+    directory = output(lambda _: lines)
+    with refused(65, str(directory)):
+        open_shards([str(directory)])
+
+
+def test_a_part_that_is_missing_is_no_input(output):
+    directory = output()
+    (directory / "parts/part-8.h5").unlink()
+    with refused(66, f"file={directory}/parts/part-8.h5", "No such file"):
+        open_shards([str(directory)])

@@ -1,0 +1,214 @@
+"""Files that lead elsewhere, ask for too much or are forged: refused by name, and nothing outside is opened."""
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.hdf5.child.ask import LIMITS
+from pipeline.hdf5.layout import Layout, check_places
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
+from tests.support import hostile
+from tests.support.helpers import names, numbered, refused, write_shard
+
+# -- what leads elsewhere ---------------------------------------------------------------------------------------------
+
+
+def test_the_watch_on_the_secret_sees_an_opening(tmp_path):
+    secret = hostile.secret(tmp_path)
+    path, name = hostile.external_link(tmp_path, secret, "group")
+    with hostile.opens(secret) as counts, h5py.File(path) as file:
+        assert file[name].shape == (6, 2)
+    assert counts[0] > 0
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("place", ["dataset", "group", "deeper"])
+def test_s1_external_links_are_refused(tmp_path, place, asked):
+    secret = hostile.secret(tmp_path)
+    path, name = hostile.external_link(tmp_path, secret, place)
+    with hostile.opens(secret) as counts:
+        if asked or place == "dataset":
+            with refused(65, f"file={path} dataset={name}", "an external link (not allowed", str(secret)):
+                open_shards([str(path)], name if asked else None)
+        else:
+            with refused(65, str(path), "no candidate" if place == "group" else "a group, expected a dataset"):
+                open_shards([str(path)])
+    assert counts == [0]
+
+
+def test_s1_riders_that_lie_in_another_file_do_not_ride(tmp_path, caplog):
+    secret = hostile.secret(tmp_path)
+    with hostile.opens(secret) as counts:
+        (shard,) = open_shards([str(hostile.external_rider(tmp_path, secret))])
+        assert read_riders(Block(shard, 0, 6)) == {}
+    assert counts == [0]
+    assert "dataset=y: an external link (not allowed" in caplog.text
+
+
+@pytest.mark.parametrize("target", ["/rows", "/X", "/nowhere", "."])
+def test_s2_soft_links_are_refused_wherever_they_lead(tmp_path, target):
+    path = hostile.soft_link(tmp_path, target)
+    with refused(65, f"file={path} dataset=X", f"a soft link (not allowed: {target})"):
+        open_shards([str(path)])
+    assert open_shards([str(path)], "rows")[0].shape == (6, 2)
+
+
+def test_s3_external_storage_is_refused(tmp_path):
+    secret = hostile.secret(tmp_path)
+    path = hostile.external_storage(tmp_path, secret)
+    with hostile.opens(secret) as counts, refused(65, f"file={path} dataset=X", "external storage (not allowed"):
+        open_shards([str(path)])
+    assert counts == [0]
+
+
+@pytest.mark.parametrize("unlimited", [True, False])
+def test_s4_virtual_datasets_are_refused(tmp_path, unlimited):
+    """Of one that grows with its sources, even the shape cannot be told without opening them."""
+    secret = hostile.secret(tmp_path)
+    path = hostile.virtual(tmp_path, secret, unlimited)
+    with hostile.opens(secret) as counts:
+        with refused(65, f"file={path} dataset=X", "a virtual dataset (not allowed"):
+            open_shards([str(path)], "X")
+        with refused(65, f"file={path} dataset=X", "a virtual dataset (not allowed"):
+            open_shards([str(path)])
+    assert counts == [0]
+
+
+# -- what is too much -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "how", "phrase"),
+    [
+        ((2**50, 16), {}, "never written"),
+        ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "chunks, expected 4194304 at most"),
+        ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "chunks, expected 4194304 at most"),
+        ((4, 2**40), {"chunks": (1, 2**20)}, "4194304 chunks, but 4194304 of them were never written"),
+        ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
+    ],
+)
+def test_s7_a_shape_that_is_only_claimed_is_refused(tmp_path, shape, how, phrase):
+    path = hostile.declared(tmp_path, shape, **how)
+    assert path.stat().st_size < 10_000
+    with refused(65, f"file={path} dataset=X", phrase):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("n_bytes", [2**26 + 4, 2**32 - 16])
+def test_s8_chunks_of_many_bytes_are_refused(tmp_path, n_bytes):
+    path = hostile.declared(tmp_path, (2, n_bytes // 4), chunks=(1, n_bytes // 4), compression="gzip")
+    with refused(65, f"file={path} dataset=X", f"chunks of {n_bytes} bytes, expected 67108864 at most", "h5repack"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("how", [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}], ids=str)
+def test_i18_rows_that_were_never_written_are_an_error_not_zeros(tmp_path, how):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("X", (10, 2), "f4", **how)
+        if how:
+            made[:6] = 1
+    with refused(65, f"file={path} dataset=X", "never written", "Write the file anew"):
+        open_shards([str(path)])
+
+
+def test_i18_labels_that_were_never_written_do_not_ride_along_as_zeros(tmp_path, caplog):
+    path = write_shard(tmp_path / "x.h5", numbered(4))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("y", (4,), "i4")
+    assert names(open_shards([path])[0]) == ()
+    assert f"file={path} dataset=y: shape (4,), but its 16 bytes were never written" in caplog.text
+
+
+def test_i12_no_rows_at_all_are_fine_whatever_the_storage(tmp_path):
+    for i, how in enumerate(
+        ({}, {"chunks": (2, 2), "compression": "gzip", "maxshape": (None, 2)}, {"maxshape": (9, 9)})
+    ):
+        write_shard(tmp_path / f"{i}.h5", numbered(0), riders={"y": np.arange(0)}, **how)
+    write_shard(tmp_path / "9.h5", numbered(2), riders={"y": np.arange(2)})
+    shards = open_shards([str(tmp_path)])
+    assert [shard.n_rows for shard in shards] == [0, 0, 0, 2]
+    assert read(Block(shards[0], 0, 0)).shape == read(Block(shards[1], 0, 0)).shape == (0, 2)
+    assert read_riders(Block(shards[0], 0, 0))["y"].shape == (0,)
+
+
+# -- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0, 8, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
+def test_s9_values_that_are_said_to_lie_elsewhere_are_refused(tmp_path, offset):
+    path = hostile.moved(tmp_path, offset)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize("offset", [0, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
+def test_s9_what_is_said_to_lie_elsewhere_does_not_ride(tmp_path, caplog, offset):
+    path = hostile.moved(tmp_path, offset, "y")
+    assert names(open_shards([str(path)])[0]) == ()
+    assert f"file={path} dataset=y: " in caplog.text
+
+
+def test_s9_labels_that_are_said_to_lie_in_the_superblock_are_refused(tmp_path):
+    with refused(65, "values lie at bytes 8:56"):
+        open_shards([str(hostile.moved(tmp_path, 8, "y"))])
+
+
+@pytest.mark.parametrize("beside", [-8, 0, 8, 40])
+def test_s9_datasets_that_overlap_are_refused(tmp_path, beside):
+    with h5py.File(hostile.plain(tmp_path)) as file:
+        offset = file["X"].id.get_offset()
+    path = hostile.moved(tmp_path, offset + beside, "y")
+    with refused(65, f"file={path}", "overlap", "do not use it"):
+        open_shards([str(path)])
+
+
+def test_s9_two_names_of_one_dataset_do_not_overlap(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
+    with h5py.File(path, "a") as file:
+        file["label"] = file["y"]
+    (shard,) = open_shards([path])
+    assert names(shard) == ("label", "y")
+    assert read_riders(Block(shard, 1, 3))["label"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("offset", "fits"), [(47, False), (48, True), (988, True), (989, False), (2**63 - 1, False)])
+def test_s9_values_must_lie_in_the_file(offset, fits):
+    layout = Layout("X", (3, 1), np.dtype("<i4"), "contiguous", offset)
+    if fits:
+        check_places([layout], 1000, "file=x")
+    else:
+        with refused(65, f"file=x dataset=X: values lie at bytes {offset}:{offset + 12}, expected 48:1000"):
+            check_places([layout], 1000, "file=x")
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 4, 5, 33, 34, 255])
+def test_s11_chunks_of_another_rank_than_their_dataset_are_refused(tmp_path, rank):
+    path = hostile.of_another_chunk_rank(tmp_path, rank)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 2, 4), (3, 0, 4), (3, 2, 0), (3, 2, 8), (2**32 - 1, 2**32 - 1, 4), (1, 2, 4), (9, 9, 4)]
+)
+def test_s11_chunks_of_another_shape_are_refused(tmp_path, sizes):
+    path = hostile.with_chunks_of(tmp_path, *sizes)
+    with refused(65, f"file={path}"):
+        open_shards([str(path)])
+
+
+def test_s11_an_index_without_an_end_costs_its_time_limit(tmp_path, monkeypatch):
+    """Which HDF5 2.0 does follow for ever."""
+    monkeypatch.setattr(LIMITS, "seconds", 1)
+    path = hostile.endless_chunk_index(tmp_path)
+    with refused(65, f"file={path}", "took more than 1 s", "do not use it"):
+        open_shards([str(path)])
+
+
+def test_s11_a_header_without_an_end_is_refused(tmp_path):
+    path = hostile.endless_header(tmp_path)
+    with refused(65, f"file={path}", "structure cannot be read"):
+        open_shards([str(path)])
