@@ -34,9 +34,9 @@ from kernels.step import TrainingStep
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.device import autoencoder_of
-from pipeline.encoding.encode import EncodeSettings, EncodeTask, encode_part
+from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.encoding.worker import Sizes, serving
+from pipeline.encoding.worker import EncodeSettings, serving
 from pipeline.formats import digest
 from pipeline.model import load_model
 from pipeline.output.disk import Disk
@@ -116,12 +116,13 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     autoencoder = autoencoder_of(model.scaler, model.n_features, dtype)
     autoencoder.set_parameters(model.parameters)
     parts, _ = plan_parts(shards, budget.part_rows, [])
-    sizes = Sizes(model.n_features, dtype.name, budget.block_rows, budget.part_rows, budget.n_threads)
+    sizes = (budget.block_rows, budget.part_rows, budget.n_threads)
 
     def encode(directory: Path, commit: Callable[[PartFacts], object]) -> float:
         start, n_at_once = time.perf_counter(), budget.n_writers
-        tasks = [(encode_part, EncodeTask(part, EncodeSettings(str(directory), model, sizes))) for part in parts]
-        with serving(model, sizes, autoencoder.encode_checked, Disk()), threads(n_at_once) as pool:
+        settings = EncodeSettings(str(directory), model, dtype.name, *sizes)
+        tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
+        with serving(settings, autoencoder.encode_checked, Disk()), threads(n_at_once) as pool:
             compute(tasks, pool, n_at_once, commit)
         return time.perf_counter() - start
 

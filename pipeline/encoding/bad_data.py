@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, bad_rows
 from pipeline.shards.shard import Block
 
 __all__ = ["BadData", "Judged", "Outside", "farthest"]
 
-_COLUMNS_LISTED = 20
-_WORST = 3
+_COLUMNS_LISTED = 20  # of a row: enough to see which, and a row of thousands does not fill the list
+_WORST = 3  # columns, as many as a sentence takes
 _NONE = np.empty(0, dtype=np.int64)
 
 
@@ -44,7 +45,7 @@ class Outside(NamedTuple):
 def farthest(found: Iterable[Outside]) -> list[Outside]:
     """The columns in which rows lie farthest outside: the worst first, each once, and `_WORST` at most."""
     worst: dict[int, Outside] = {}
-    for one in sorted(found, key=lambda one: (-one.distance, one)):
+    for one in sorted(found, key=lambda one: (-one.distance, one)):  # all of it, so that no order of blocks shows
         worst.setdefault(one.column, one)
     return list(worst.values())[:_WORST]
 
@@ -85,15 +86,14 @@ class BadData:
         A value that stands for a missing one.
     out_of_range : str
         ``allow``, ``clip`` or ``raise``.
-    minimum, maximum : ndarray of shape (n_inputs,), float64, or None
-        The range that the model was trained on, when rows may lie outside.
+    trained_on : Scaler or None
+        The range of the model's training rows, when rows may lie outside.
     """
 
     on_bad_data: str = "raise"
     missing: float | None = None
     out_of_range: str = "allow"
-    minimum: np.ndarray | None = None
-    maximum: np.ndarray | None = None
+    trained_on: Scaler | None = None
 
     @property
     def lists(self) -> bool:
@@ -117,14 +117,15 @@ class BadData:
         """
         numbers, some = (np.arange(len(rows)), rows) if suspects is None else (suspects, rows[suspects])
         bad, reasons = _NONE, list[dict[str, Any]]()
-        if self.missing is not None or rows.dtype.kind == "f":
+        if self.missing is not None or rows.dtype.kind == "f":  # integers are all finite
             bad, reasons = self._bad(block, numbers, some)
-        if self.minimum is None or self.maximum is None or len(bad) == len(some):
+        if self.trained_on is None or len(bad) == len(some):
             return Judged(rows, numbers[bad], 0, reasons)
-        outside = self._outside(block, numbers, some, bad, self.minimum, self.maximum)
-        worst = _farthest(some[outside], self.minimum, self.maximum)
+        outside = self._outside(block, numbers, some, bad, self.trained_on)
+        worst = _farthest(some[outside], self.trained_on)
         if len(outside) and self.out_of_range == "clip":
-            rows = np.clip(rows, *_edges(self.minimum, self.maximum, rows.dtype))
+            # A copy: the rows may lie in memory that serves others. All of them, as no row inside is changed by it.
+            rows = np.clip(rows, *_edges(self.trained_on, rows.dtype))
         return Judged(rows, numbers[bad], len(outside), reasons, worst)
 
     def after(self, block: Block, judged: Judged, features: np.ndarray, suspects: np.ndarray | None = None) -> Judged:
@@ -145,7 +146,7 @@ class BadData:
             For such a row, when bad rows are not allowed.
         """
         found = bad_rows(features) if suspects is None else suspects[bad_rows(features[suspects])]
-        lost = np.setdiff1d(found, judged.bad)
+        lost = np.setdiff1d(found, judged.bad)  # a bad row's features are NaN, and that has been said already
         if not len(lost):
             return judged
         if self.on_bad_data == "raise":
@@ -162,31 +163,34 @@ class BadData:
         entries = bad_entries(rows, self.missing, block.shard.stored_dtype)
         bad = np.flatnonzero(entries.any(axis=1))
         if len(bad) and self.on_bad_data == "raise":
-            row, column = bad[0], int(np.flatnonzero(entries[bad[0]])[0])
+            row, column = np.argwhere(entries)[0]
             raise DataError(
                 f"{block}: {rows[row, column]} in row {block.start + numbers[row]}, column {column}; {len(bad)} of "
                 "these rows hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or leave such "
                 "rows out, however many there are, with --on-bad-data skip --max-bad-rows 100%."
             )
-        reasons = []
-        if self.lists:
-            for row in bad:
-                columns = np.flatnonzero(entries[row])
-                reasons.append(_reason(block.start + numbers[row], columns, str(rows[row, columns[0]])))
-        return bad, reasons
+        if not self.lists:
+            return bad, []
+        columns = [np.flatnonzero(entries[row]) for row in bad]
+        return bad, [
+            _reason(block.start + numbers[row], which, str(rows[row, which[0]]))
+            for row, which in zip(bad, columns, strict=True)
+        ]
 
     def _outside(
-        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, low: np.ndarray, high: np.ndarray
+        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler
     ) -> np.ndarray:
         """Which good ones of these rows, with such positions in the block, lie outside the model's range."""
+        low, high = trained_on.minimum, trained_on.maximum
         good = np.delete(rows, bad, axis=0) if len(bad) else rows
+        # Two passes over the columns first: nearly always that is all, and comparing every entry costs memory.
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
             return _NONE
         entries = (rows < low) | (rows > high)
         entries[bad] = False
         outside = np.flatnonzero(entries.any(axis=1))
         if self.out_of_range == "raise":
-            row, column = outside[0], int(np.flatnonzero(entries[outside[0]])[0])
+            row, column = np.argwhere(entries)[0]
             raise DataError(
                 f"{block}: {rows[row, column]} in row {block.start + numbers[row]}, column {column}, expected "
                 f"{low[column]:g} to {high[column]:g}, the range of the model's training rows; {len(outside)} of these "
@@ -195,9 +199,10 @@ class BadData:
         return outside
 
 
-def _farthest(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Outside]:
+def _farthest(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
     if not len(rows):
-        return []
+        return []  # of which NumPy knows no minimum
+    low, high = trained_on.minimum, trained_on.maximum
     least, most = rows.min(axis=0), rows.max(axis=0)
     found = [
         Outside(int(column), float(value[column]), float(low[column]), float(high[column]))
@@ -207,8 +212,9 @@ def _farthest(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Outsi
     return farthest(found)
 
 
-def _edges(low: np.ndarray, high: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def _edges(trained_on: Scaler, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """A range in the rows' own dtype, so that what lies inside it keeps every bit."""
+    low, high = trained_on.minimum, trained_on.maximum
     if dtype.kind == "f":
         with np.errstate(over="ignore", under="ignore"):
             return low.astype(dtype), high.astype(dtype)

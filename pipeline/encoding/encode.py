@@ -6,8 +6,8 @@ encoded. The features of a row depend on nothing but the row: every part and blo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,13 @@ import numpy as np
 from pipeline.cluster.threads import check
 from pipeline.encoding.bad_data import BadData, Judged, Outside, farthest
 from pipeline.encoding.parts import Part, PartFacts
-from pipeline.encoding.worker import Sizes, Worker, worker_of
+from pipeline.encoding.worker import EncodeSettings, Worker, worker_of
 from pipeline.errors import DataError
-from pipeline.model import Model
 from pipeline.output.records import write_result
 from pipeline.shards.rows import read, read_riders, salvage_riders
 from pipeline.shards.shard import Block
 
-__all__ = ["EncodeSettings", "EncodeTask", "encode_part"]
-
-
-@dataclass(frozen=True)
-class EncodeSettings:
-    """What all parts have in common.
-
-    Attributes
-    ----------
-    directory : str
-        The output directory.
-    model : Model
-    sizes : Sizes
-    bad_data : BadData
-        What becomes of rows that cannot be encoded like the others.
-    attributes : mapping
-        Of every file.
-    """
-
-    directory: str
-    model: Model
-    sizes: Sizes
-    bad_data: BadData = field(default_factory=BadData)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+__all__ = ["EncodeTask", "encode_part"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +52,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     WriteFailed, SystemLimit
     """
     part, settings, source = task.part, task.settings, task.part.source
-    worker = worker_of(settings.model, settings.sizes)
+    worker = worker_of(settings)
     memory = worker.part_memory(source.shard)
     features, valid = memory.features(len(source)), np.ones(len(source), dtype=bool)
     if task.unreadable is None:
@@ -109,7 +85,7 @@ def _encode_rows(
     """Features of a part's rows, and which of them count; how many lie outside the model's range, and what is said."""
     source, n_outside = task.part.source, 0
     bad, outside = list[dict[str, Any]](), list[Outside]()
-    for block in _blocks_of(source, task.settings.sizes.block_rows):
+    for block in _blocks_of(source, task.settings.block_rows):
         check()
         place = slice(block.start - source.start, block.stop - source.start)
         judged = _encode_block(worker, task.settings.bad_data, block, features[place])

@@ -11,9 +11,9 @@ import numpy as np
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.encoding.bad_data import BadData, farthest
-from pipeline.encoding.encode import EncodeSettings, EncodeTask, encode_part
+from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.encoding.worker import Sizes, serving
+from pipeline.encoding.worker import EncodeSettings, serving
 from pipeline.errors import DataError, counted, shown
 from pipeline.model import Model
 from pipeline.output.groupcommit import GroupCommit
@@ -58,16 +58,10 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, scan: Scan | None) 
         limit.count(part)
     if missing:
         _compile(job.shards, autoencoder)
-        settings = EncodeSettings(
-            directory=str(job.ledger.directory),
-            model=model,
-            sizes=_sizes(job, max(len(part.source) for part in missing)),
-            bad_data=_bad_data(job),
-            attributes=job.about(model),
-        )
+        settings = _settings(job, model, max(len(part.source) for part in missing))
         unreadable = scan.unreadable if scan else {}
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
-        with serving(model, settings.sizes, autoencoder.encode_checked, job.ledger.disk):
+        with serving(settings, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)
     parts = [PartFacts.of(record) for record in job.ledger.records("part", fingerprint)]
     _tell_outside(parts)
@@ -75,15 +69,21 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, scan: Scan | None) 
     return parts
 
 
-def _bad_data(job: Job) -> BadData:
-    """What becomes of rows that cannot be encoded like the others; only of a given model do rows lie outside."""
-    config, scaler = job.config, job.given.scaler if job.given else None
-    return BadData(
-        on_bad_data=config.on_bad_data,
-        missing=config.missing_value,
-        out_of_range=config.out_of_range,
-        minimum=scaler.minimum if scaler else None,
-        maximum=scaler.maximum if scaler else None,
+def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
+    return EncodeSettings(
+        directory=str(job.ledger.directory),
+        model=model,
+        dtype=row_dtype(job.shards).name,
+        block_rows=min(part_rows, job.budget.block_rows),
+        part_rows=part_rows,
+        n_readers=job.budget.n_threads,
+        bad_data=BadData(
+            on_bad_data=job.config.on_bad_data,
+            missing=job.config.missing_value,
+            out_of_range=job.config.out_of_range,
+            trained_on=job.given.scaler if job.given else None,
+        ),
+        attributes=job.about(model),
     )
 
 
@@ -120,16 +120,6 @@ class _Limit:
                 f"{counted(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
                 f"{self._config.max_bad_rows}, --on-bad-data {self._config.on_bad_data}). Mend the files, or raise it."
             )
-
-
-def _sizes(job: Job, part_rows: int) -> Sizes:
-    return Sizes(
-        n_features=job.config.n_features,
-        dtype=row_dtype(job.shards).name,
-        block_rows=min(part_rows, job.budget.block_rows),
-        part_rows=part_rows,
-        n_readers=job.budget.n_threads,
-    )
 
 
 def _compile(shards: Sequence[Shard], autoencoder: Autoencoder) -> None:

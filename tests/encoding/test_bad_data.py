@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.encoding.bad_data import BadData, Outside, farthest
+from pipeline.scan.scaler import Scaler
 from pipeline.shards.shard import Block, Shard
 from tests.support.helpers import refused
 
@@ -75,7 +76,7 @@ LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
 
 
 def ranged(out_of_range: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> BadData:
-    return BadData(on_bad_data, out_of_range=out_of_range, minimum=low, maximum=high)
+    return BadData(on_bad_data, out_of_range=out_of_range, trained_on=Scaler(low, high))
 
 
 def test_the_columns_that_lie_farthest_outside_are_told() -> None:

@@ -18,9 +18,9 @@ from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check, threads
 from pipeline.device import TILE_ROWS, autoencoder_of
 from pipeline.encoding.bad_data import BadData
-from pipeline.encoding.encode import EncodeSettings, EncodeTask, encode_part
+from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.encoding.worker import Encoder, Sizes, serving
+from pipeline.encoding.worker import Encoder, EncodeSettings, serving
 from pipeline.hdf5.files import FILES
 from pipeline.model import Model
 from pipeline.output.disk import Disk
@@ -47,9 +47,8 @@ def model_of(n_inputs: int, n_features: int = 2) -> Model:
 
 def settings_of(shards: Sequence[Shard], folder: Path, block_rows: int, part_rows: int, **more: Any) -> EncodeSettings:
     (folder / "parts").mkdir(exist_ok=True)
-    sizes = Sizes(2, shards[0].dtype, min(block_rows, part_rows), part_rows, n_readers=2)
-    model = model_of(shards[0].n_inputs)
-    return EncodeSettings(str(folder), model, sizes, attributes={"command": "test"}, **more)
+    model, rows = model_of(shards[0].n_inputs), (min(block_rows, part_rows), part_rows)
+    return EncodeSettings(str(folder), model, shards[0].dtype, *rows, 2, attributes={"command": "test"}, **more)
 
 
 def run(
@@ -62,9 +61,9 @@ def run(
     unreadable: dict[int, str] | None = None,
 ) -> list[PartFacts]:
     """Every part of the shards, encoded in threads."""
-    parts, _ = plan_parts(shards, settings.sizes.part_rows, [])
+    parts, _ = plan_parts(shards, settings.part_rows, [])
     tasks = [(encode_part, EncodeTask(part, settings, (unreadable or {}).get(part.number))) for part in parts]
-    with serving(settings.model, settings.sizes, encoder, disk or Disk()), threads(n_threads) as pool:
+    with serving(settings, encoder, disk or Disk()), threads(n_threads) as pool:
         return compute(tasks, pool, n_threads, done)
 
 
@@ -321,7 +320,7 @@ def test_i9_a_rider_that_the_storage_fails_to_give_is_no_bad_data(
 
 def test_rows_outside_a_models_range_are_counted_for_each_part(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 10)
-    bad_data = BadData("raise", minimum=np.array([10.0, 0.0]), maximum=np.array([1e9, 61.0]))
+    bad_data = BadData("raise", trained_on=Scaler(np.array([10.0, 0.0]), np.array([1e9, 61.0])))
     parts, _ = encode(shards, tmp_path, 2, 4, bad_data)
     assert [part.n_outside for part in parts] == [1, 1, 2]  # rows 0, 7, and 8 and 9
 
@@ -339,9 +338,9 @@ def test_each_task_gives_the_same_bytes_and_facts_in_a_fresh_process(tmp_path: P
         for i, each in enumerate(rows)
     ]
     shards = open_shards(names)
-    bad_data = BadData("quarantine", -99, "clip", np.full(3, -5.0), np.full(3, 200.0))
+    bad_data = BadData("quarantine", -99, "clip", Scaler(np.full(3, -5.0), np.full(3, 200.0)))
     settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data)
-    autoencoder = autoencoder_of(settings.model.scaler, 2, np.dtype(settings.sizes.dtype))
+    autoencoder = autoencoder_of(settings.model.scaler, 2, np.dtype(settings.dtype))
     autoencoder.set_parameters(settings.model.parameters)
     here = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
     parts, _ = plan_parts(shards, TILE_ROWS, [])
