@@ -6,7 +6,6 @@ encoded. The features of a row depend on nothing but the row: every part and blo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def _encode_rows(
     """Features of a part's rows, and which of them count; how many lie outside the model's range, and what is said."""
     source, n_outside = task.part.source, 0
     bad, outside = list[dict[str, Any]](), list[Outside]()
-    for block in _blocks_of(source, task.settings.block_rows):
+    for block in source.cut(task.settings.block_rows):
         check()
         place = slice(block.start - source.start, block.stop - source.start)
         judged = _encode_block(worker, task.settings.bad_data, block, features[place])
@@ -121,9 +120,3 @@ def _riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], li
         if bad_data.on_bad_data == "raise":
             raise
         return salvage_riders(source, check)
-
-
-def _blocks_of(source: Block, block_rows: int) -> Iterator[Block]:
-    """Cut a block into smaller ones."""
-    for start in range(source.start, source.stop, block_rows):
-        yield Block(source.shard, start, min(start + block_rows, source.stop))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,21 +109,17 @@ def plan_parts(
     for part in sorted(there, key=lambda part: part.start):
         of_shard.setdefault(part.shard, []).append(part)
     for number, shard in enumerate(shards):
-        first = 0
+        first, gaps = 0, list[tuple[int, int]]()
         for part in of_shard.get(number, []):
-            if part.start < first or part.stop > shard.n_rows:
+            if part.start < first or part.stop > shard.n_rows:  # made with parts of other sizes, by two runs
                 overlapping.append(part)
                 continue
-            missing += _cut(number, shard, first, part.start, part_rows)
+            gaps.append((first, part.start))
             first = part.stop
-        missing += _cut(number, shard, first, shard.n_rows, part_rows)
+        gaps.append((first, shard.n_rows))
+        missing += [Part(number, block) for gap in gaps for block in Block(shard, *gap).cut(part_rows)]
     return missing, overlapping
 
 
 def _key(shard: int, start: int) -> str:
     return f"part-{shard:06d}-{start:012d}"
-
-
-def _cut(number: int, shard: Shard, start: int, stop: int, part_rows: int) -> Iterator[Part]:
-    for first in range(start, stop, part_rows):
-        yield Part(number, Block(shard, first, min(first + part_rows, stop)))

@@ -159,6 +159,11 @@ class Block:
     def __str__(self) -> str:
         return f"file={shown(self.shard.path)} dataset={shown(self.shard.dataset)} rows={self.start}:{self.stop}"
 
+    def cut(self, n_rows: int) -> Iterator[Block]:
+        """Blocks of `n_rows` rows in their order, the last one shorter."""
+        for start in range(self.start, self.stop, n_rows):
+            yield Block(self.shard, start, min(start + n_rows, self.stop))
+
 
 # -- all rows ----------------------------------------------------------------------------------------------------
 
@@ -172,8 +177,7 @@ def row_dtype(shards: Sequence[Shard]) -> np.dtype:
 def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
     """Cut every shard into blocks of `block_rows` rows, the last of each shard shorter."""
     for shard in shards:
-        for start in range(0, shard.n_rows, block_rows):
-            yield Block(shard, start, min(start + block_rows, shard.n_rows))
+        yield from Block(shard, 0, shard.n_rows).cut(block_rows)
 
 
 def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
