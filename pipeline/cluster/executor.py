@@ -19,8 +19,8 @@ from pipeline.cluster.threads import stop
 
 __all__ = ["compute", "reduce"]
 
-_FAN_IN = 16
-_LAST = 10**12 - 1
+_FAN_IN = 16  # results that are merged at a time: fewer would be more tasks, more would be held longer
+_LAST = 10**12 - 1  # of a width that keeps the order of the names
 
 _Task = tuple[Callable[[Any], Any], Any]
 _Done = Callable[[Any], object]
@@ -108,7 +108,7 @@ def _run(
                 graph,
                 keys,
                 cache={},
-                chunksize=1,
+                chunksize=1,  # one at a time: the tasks are large, and the first error stops the rest
                 rerun_exceptions_locally=False,
                 callbacks=[(None, None, None, posttask, None)],
             )

@@ -55,7 +55,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     memory = worker.part_memory(source.shard)
     features, valid = memory.features(len(source)), np.ones(len(source), dtype=bool)
     if task.unreadable is None:
-        with worker.turns:
+        with worker.turns:  # not for what follows, which waits for the disk
             n_outside, bad, outside = _encode_rows(worker, task, features, valid)
     else:
         features[:], valid[:] = np.nan, False
@@ -74,6 +74,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     }
     data = memory.file(valid, riders, settings.attributes, facts)
     entry = write_result(Path(settings.directory), worker.disk, f"parts/{part.key}", ".h5", data)
+    # Only now, since what cannot be read of a rider is among them.
     listed = [*bad, *lost] if settings.bad_data.lists else []
     return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(outside))
 
@@ -85,7 +86,7 @@ def _encode_rows(
     source, n_outside = task.part.source, 0
     bad, outside = list[dict[str, Any]](), list[Outside]()
     for block in source.cut(task.settings.block_rows):
-        check()
+        check()  # a part can take seconds, and a run is to stop at once
         place = slice(block.start - source.start, block.stop - source.start)
         judged = _encode_block(worker, task.settings.bad_data, block, features[place])
         if judged is not None:
@@ -105,17 +106,17 @@ def _encode_block(worker: Worker, bad_data: BadData, block: Block, features: np.
     if suspects is not None and not len(suspects):
         return None
     judged = bad_data.before(block, rows, suspects)
-    if judged.rows is not rows:
+    if judged.rows is not rows:  # clipped; rarely, so that the block is encoded twice instead of looked at before
         worker.encode(judged.rows, features)
     judged = bad_data.after(block, judged, features, suspects)
-    features[judged.bad] = np.nan
+    features[judged.bad] = np.nan  # whatever Inf or a missing value has made of them
     return judged
 
 
 def _riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """What rides along, and what is said of values that cannot be read: where bad data pass, they are as if missing."""
     try:
-        return read_riders(source), []
+        return read_riders(source), []  # at one go; piece by piece is several times as slow
     except DataError:
         if bad_data.on_bad_data == "raise":
             raise

@@ -72,12 +72,13 @@ class PartFacts:
     @classmethod
     def of(cls, record: Record) -> PartFacts:
         """What `record` has made a record of."""
-        facts = dict(record.facts)
+        facts = dict(record.facts)  # a record stays as it was read
         bad, outside = facts.pop("bad", ()), facts.pop("outside", ())
         return cls(record.entry, **facts, bad=tuple(bad), outside=tuple(Outside(*each) for each in outside))
 
     def record(self, fingerprint: str) -> Record:
         """What commits it; `fingerprint` is of everything that decides its features."""
+        # Empty lists stay out: a record of a part without bad rows is as short as it can be, and there are thousands.
         lists = {name: list(found) for name in ("bad", "outside") if (found := getattr(self, name))}
         return Record(_key(self.shard, self.start), fingerprint, self.entry, {**self._numbers(), **lists})
 
@@ -106,7 +107,7 @@ def plan_parts(
     missing: list[Part] = []
     overlapping: list[PartFacts] = []
     of_shard: dict[int, list[PartFacts]] = {}
-    for part in sorted(there, key=lambda part: part.start):
+    for part in sorted(there, key=lambda part: part.start):  # so that the one that begins first is kept
         of_shard.setdefault(part.shard, []).append(part)
     for number, shard in enumerate(shards):
         first, gaps = 0, list[tuple[int, int]]()
@@ -122,4 +123,4 @@ def plan_parts(
 
 
 def _key(shard: int, start: int) -> str:
-    return f"part-{shard:06d}-{start:012d}"
+    return f"part-{shard:06d}-{start:012d}"  # as many digits as keep the order of the numbers

@@ -98,12 +98,12 @@ _making = threading.Lock()  # a model compiles once, however many threads begin 
 def worker_of(settings: EncodeSettings) -> Worker:
     """The worker of this process; if there is none yet, one is made on the device that the process is set to."""
     key = _key(settings)
-    with _making:
+    with _making:  # held while it compiles: the others could do nothing but the same
         if key not in _workers:
             start_device()
             autoencoder = autoencoder_of(settings.model.scaler, settings.model.n_features, np.dtype(settings.dtype))
             autoencoder.set_parameters(settings.model.parameters)
-            _workers.clear()
+            _workers.clear()  # another run's, in a process that serves several
             _workers[key] = Worker(settings, autoencoder.encode_checked, Disk())
         return _workers[key]
 

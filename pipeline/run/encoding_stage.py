@@ -53,6 +53,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, scan: Scan | None) 
     if there and missing:
         there_are = f"{counted(sum(part.n_rows for part in there), 'row')} in {counted(len(there), 'part')}"
         log.info("encoding: going on, an earlier run has committed %s", there_are)
+    # Those of earlier runs count: the limit is one of the whole input.
     limit = _Limit(job.config, job.n_rows)
     for part in there:
         limit.count(part)
@@ -75,7 +76,7 @@ def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
         model=model,
         dtype=row_dtype(job.shards).name,
         block_rows=min(part_rows, job.budget.block_rows),
-        part_rows=part_rows,
+        part_rows=part_rows,  # of what there is: a run on few rows takes little memory
         n_readers=job.budget.n_threads,
         bad_data=BadData(
             on_bad_data=job.config.on_bad_data,
@@ -92,13 +93,13 @@ def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Lim
     shard = tasks[0].part.source.shard
     row_bytes = shard.n_inputs * np.dtype(shard.dtype).itemsize
     with (
-        GroupCommit(job.ledger) as group,
+        GroupCommit(job.ledger) as group,  # outermost: it commits what waits when all else has ended, by an error too
         Progress("encoding", n_rows, "rows", row_bytes) as progress,
         threads(n_at_once) as pool,
     ):
 
         def commit(part: PartFacts) -> None:
-            limit.count(part)
+            limit.count(part)  # first: a part too many is not committed
             group.add(part.record(fingerprint))
             progress.advance(part.n_rows)
 
@@ -125,7 +126,7 @@ class _Limit:
 def _compile(shards: Sequence[Shard], autoencoder: Autoencoder) -> None:
     """Before the progress starts to count: by rows of each dtype, of which there are none."""
     for dtype in sorted({shard.dtype for shard in shards}):
-        autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
+        autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))  # no rows, no work
 
 
 def _tell_outside(parts: Sequence[PartFacts]) -> None:

@@ -34,7 +34,7 @@ def scanned(job: Job) -> Scan:
         found = _scan(job)
         entry = job.ledger.write("stages/scan", ".npz", found.to_npz())
         job.ledger.commit(Record("scan", job.request.of_scan(), entry))
-    _judge(job, found)
+    _judge(job, found)  # behind the commit: with more leave the next run need not scan again
     if job.given is None:
         check_usable(job.shards, found, job.config.missing_value)
         _doubt(job, found)
@@ -59,9 +59,9 @@ def _earlier_scan(job: Job) -> Scan | None:
 def _scan(job: Job) -> Scan:
     shards, config, budget = job.shards, job.config, job.budget
     row_bytes = shards[0].n_inputs * np.dtype(shards[0].dtype).itemsize
-    max_unreadable = None
+    max_unreadable = None  # the first one is an error
     if job.tolerates_bad_data:
-        n_shards = len(shards) + len(job.bad_shards)
+        n_shards = len(shards) + len(job.bad_shards)  # those that were refused count as bad ones already
         max_unreadable = max(0, allowed(config.max_bad_shards, n_shards) - len(job.bad_shards))
     settings = ScanSettings(budget.block_rows, config.missing_value, max_unreadable)
     with Progress("scan", job.n_rows, "rows", row_bytes) as progress, threads(budget.n_threads) as pool:

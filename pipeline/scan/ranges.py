@@ -147,9 +147,9 @@ def scan(
         When more shards than that cannot be read.
     """
     known = _unread(shards, {})
-    while True:
+    while True:  # twice at most, but for files that go bad meanwhile
         found = known
-        if tasks := _tasks(shards, settings, known.unreadable):
+        if tasks := _tasks(shards, settings, known.unreadable):  # there are none where no shard can be read
             work = [(scan_blocks, task) for task in tasks]
             result = reduce(work, _merge, executor, n_at_once, lambda done: advance(done.n_rows))
             found = _merge([known, result])
@@ -157,7 +157,7 @@ def scan(
             return found
         _check_limit(shards, settings, known, found)
         known = _unread(shards, found.unreadable)
-        advance(known.n_rows - found.n_rows)
+        advance(known.n_rows - found.n_rows)  # what is read again counts once
 
 
 def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
@@ -184,7 +184,7 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
             f"{where}: all {found.n_good} usable rows are the same, expected columns that vary: there is nothing to "
             "learn. Name another dataset with --dataset, or give other rows."
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # Inf is the answer
         endless = np.flatnonzero(np.isinf(found.maximum - found.minimum))
     if len(endless):
         raise DataError(
@@ -203,7 +203,7 @@ def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], S
     firsts = first_rows(shards)
     is_bad = np.isin(np.arange(len(shards)), list(found.unreadable))
     shard_of = np.searchsorted(firsts, found.bad_rows, side="right") - 1
-    shift = np.cumsum(np.where(is_bad, np.diff(firsts), 0))[shard_of]
+    shift = np.cumsum(np.where(is_bad, np.diff(firsts), 0))[shard_of]  # rows of bad shards before each
     kept = ~is_bad[shard_of]
     left = tuple(shard for shard, bad in zip(shards, is_bad, strict=True) if not bad)
     n_rows = sum(shard.n_rows for shard in left)
@@ -217,7 +217,7 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | Non
         return f"{next(iter(found.unreadable.values()))} {counts}, or lie in one of {len(found.unreadable)} such shards"
     number = int(found.bad_rows[0])
     block = block_of(shards, first_rows(shards), number, number + 1)
-    row = read(block)
+    row = read(block)  # once more, since a scan keeps numbers only
     column = int(np.flatnonzero(bad_entries(row, missing, block.shard.stored_dtype)[0])[0])
     where = f"file={shown(block.shard.path)} dataset={shown(block.shard.dataset)}"
     return f"{where}: {row[0, column]} in row {block.start}, column {column}; {counts}"
@@ -233,7 +233,7 @@ def scan_blocks(task: ScanTask) -> Scan:
         except DataError as error:
             if task.settings.max_unreadable is None:
                 raise
-            nothing = _nothing(block.shard.n_inputs)
+            nothing = _nothing(block.shard.n_inputs)  # what its other blocks tell is thrown away, with the pass
             found.append(Scan(len(block), *nothing, np.empty(0, np.int64), {number: str(error)}))
     return _merge(found)
 
@@ -246,6 +246,7 @@ def _tasks(shards: Sequence[Shard], settings: ScanSettings, unreadable: Mapping[
         if i not in unreadable
         for block in blocks([shard], settings.block_rows)
     ]
+    # Neighbours share a task: a file is read from front to back.
     stride = max(1, -(-len(pieces) // _MAX_TASKS))
     return [ScanTask(tuple(pieces[i : i + stride]), settings) for i in range(0, len(pieces), stride)]
 
@@ -271,12 +272,12 @@ def _unread(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> Scan:
 
 def _scan_block(first_row: int, block: Block, missing: float | None) -> Scan:
     rows = read(block)
-    minimum, maximum = rows.min(axis=0), rows.max(axis=0)
+    minimum, maximum = rows.min(axis=0), rows.max(axis=0)  # in the rows' own dtype: no copy of a block
     bad = np.empty(0, dtype=np.int64)
     # NaN and Inf come through as a minimum or maximum, so good blocks need no second look.
     if missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
         bad = bad_rows(rows, missing, block.shard.stored_dtype)
-        if len(bad) == len(rows):
+        if len(bad) == len(rows):  # NumPy knows no minimum of nothing
             return Scan(len(rows), *_nothing(rows.shape[1]), first_row + bad)
         if len(bad):
             rows = np.delete(rows, bad, axis=0)
@@ -286,7 +287,7 @@ def _scan_block(first_row: int, block: Block, missing: float | None) -> Scan:
 
 def _nothing(n_inputs: int) -> tuple[np.ndarray, np.ndarray]:
     """Minimum and maximum over no rows."""
-    return np.full(n_inputs, np.inf), np.full(n_inputs, -np.inf)
+    return np.full(n_inputs, np.inf), np.full(n_inputs, -np.inf)  # which change nothing when they are merged
 
 
 def _merge(scans: Sequence[Scan]) -> Scan:

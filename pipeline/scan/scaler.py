@@ -41,6 +41,7 @@ class Scaler:
         with np.errstate(over="ignore", under="ignore"):
             narrow_scale, narrow_range = scale.astype(np.float32), (self.maximum - self.minimum).astype(np.float32)
             exact = all(np.array_equal(a, a.astype(np.float32)) for a in (self.minimum, self.maximum))
+        # Subnormal numbers have lost digits already, and processors are slow with them.
         sizes = np.concatenate([narrow_scale[scale > 0], narrow_range[scale > 0]])
         normal = np.isfinite(sizes).all() and (sizes >= np.finfo(np.float32).tiny).all()
         working = np.float32 if np.can_cast(dtype, np.float32) and exact and normal else np.float64
@@ -61,6 +62,6 @@ class Scaler:
         from sklearn.preprocessing import MinMaxScaler
 
         scaler = MinMaxScaler().fit(np.stack([self.minimum, self.maximum]))
-        constant = self.scale == 0
+        constant = self.scale == 0  # scikit-learn scales those by 1, and moves what leaves them
         scaler.scale_[constant], scaler.min_[constant] = 0, 0
         return scaler
