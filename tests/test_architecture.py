@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 # Every wing may import itself, the ground and what stands here; a wing that is no folder is a file.
-GROUND = ["errors", "formats", "progress", "runlog", "settings", "signals"]
+GROUND = ["errors", "formats", "runlog", "settings", "signals"]
 MAY_IMPORT = {
-    **{each: [] for each in ("installed", *GROUND, "cluster", "hdf5", "output")},
+    **{each: [] for each in ("installed", "progress", *GROUND, "cluster", "hdf5", "output")},
     "shards": ["hdf5", "output.records"],
     "scan": ["shards", "cluster"],
     "model": ["scan.scaler"],
@@ -19,11 +19,14 @@ MAY_IMPORT = {
     "features": ["hdf5.riders", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
-    "run": ["hdf5", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"],
+    # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
+    "run": ["progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"],
     "cli": ["run", "output.disk"],
 }
 # Imports that run the wrong way still.
-OWED: dict[str, list[str]] = {}
+OWED = {
+    "training.epochs": ["progress"],
+}
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "pipeline").rglob("*.pyi")])  # C has a .pyi
