@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -89,17 +90,15 @@ def whole(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("block_rows", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("part_rows", [1, 3, 100])
 @pytest.mark.parametrize("n_threads", [1, 4])
-def test_features_stand_in_the_order_of_the_rows(
-    tmp_path: Path, block_rows: int, part_rows: int, n_threads: int
-) -> None:
+def test_features_stand_in_the_order_of_the_rows(tmp_path: Path, n_threads: int) -> None:
     shards = numbered_shards(tmp_path, 5, 0, 1, 7)
-    parts, features = encode(shards, tmp_path, block_rows, part_rows, n_threads=n_threads)
-    assert np.array_equal(features, 2 * numbered(13).astype(np.float32))
-    assert sum(part.n_rows for part in parts) == 13
-    assert all(part.n_rows <= part_rows for part in parts)
+    for block_rows, part_rows in itertools.product((1, 2, 3, 7, 100), (1, 3, 100)):
+        words = f"blocks of {block_rows}, parts of {part_rows}"
+        parts, features = encode(shards, tmp_path, block_rows, part_rows, n_threads=n_threads)
+        assert np.array_equal(features, 2 * numbered(13).astype(np.float32)), words
+        assert sum(part.n_rows for part in parts) == 13, words
+        assert all(part.n_rows <= part_rows for part in parts), words
 
 
 def test_the_manifest_says_which_rows_a_part_was_made_from(tmp_path: Path) -> None:
