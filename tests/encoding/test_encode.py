@@ -25,7 +25,7 @@ from pipeline.encoding.worker import Encoder, EncodeSettings, serving
 from pipeline.hdf5.files import FILES
 from pipeline.model import Model
 from pipeline.output.disk import Disk
-from pipeline.output.records import fault
+from pipeline.output.records import fault_of
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
@@ -350,4 +350,4 @@ def test_each_task_gives_the_same_bytes_and_facts_in_a_fresh_process(tmp_path: P
     assert [part.record("") for part in there] == [
         dataclasses.replace(mine.record(""), entry=other.entry) for mine, other in zip(here, there, strict=True)
     ]
-    assert all(fault(tmp_path, part.entry) is None for part in there)
+    assert all(fault_of(tmp_path, part.entry) is None for part in there)
