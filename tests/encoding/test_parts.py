@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.encoding.bad_data import Outside
 from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.output.records import Entry, Record, record_of, sealed
+from pipeline.output.records import Entry, Record, records_of, sealed
 from tests.support.helpers import numbered_shards
 
 FACTS = {"n_rows": 4, "n_bad": 1, "n_outside": 2, "shard": 3, "path": "a.h5", "dataset": "X", "start": 5, "stop": 9}
@@ -27,11 +27,11 @@ def test_parts_that_are_committed_are_not_made_again_whatever_their_size(tmp_pat
     assert overlapping == [there[1]]
 
 
-def test_a_part_comes_back_from_its_record() -> None:
+def test_a_part_comes_back_from_its_record(tmp_path: Path) -> None:
     bad = {"row": 3, "columns": [1], "reason": "nan"}
     for each in (part(3, 5, 9), part(3, 5, 9, bad=(bad, bad), outside=(Outside(1, 2.5, 0.0, 1.0),))):
-        record = each.record("f" * 64)
-        (again,) = record_of(sealed(record), f"{record.key}-{'f' * 16}")
+        (tmp_path / "some.json").write_bytes(sealed([each.record("f" * 64)]))
+        (again,) = records_of(tmp_path, "some.json")
         assert PartFacts.of(again) == each
 
 
