@@ -15,11 +15,6 @@ from tests.support.killing import Broken, Ended, Victim, features_of, rounds
 PHASES = ("start", "scan", "training", "encoding", "finishing")
 
 
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
-    return Victim(tmp_path_factory.mktemp("victim"))
-
-
 def test_p1_killed_in_any_phase_a_run_goes_on_and_ends_with_the_same_bits(victim: Victim) -> None:
     found = list(rounds(victim, len(PHASES), seed=1))
     assert [kills[0].is_rerun for kills, _ in found] == [False] * len(PHASES)
