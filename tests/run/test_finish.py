@@ -1,0 +1,28 @@
+"""What a run says at its end, or how far it came."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from pipeline.run.finish import Summary, again
+
+SUMMARY = Summary("out", 300, 9, 4, 0, 2, "cpu (C kernels)", None, {"scan": 0.25, "encoding": 61.04})
+
+
+def test_a_summary_says_what_there_is_to_say_and_no_more() -> None:
+    assert str(SUMMARY) == (
+        "Done: 300 rows x 9 columns -> 4 features in out/index.h5 (2 parts). Device: cpu (C kernels). "
+        "Time: scan 0.2 s, encoding 61.0 s."
+    )
+    full = replace(SUMMARY, n_rows=1, n_features=1, n_parts=1, n_bad=1, n_bad_shards=1, n_outside=1, cost=0.0123456)
+    assert str(full) == (
+        "Done: 1 row x 9 columns -> 1 feature in out/index.h5 (1 part). Mean squared error 0.01235 in scaled units. "
+        "1 bad row with NaN features. 1 bad shard. 1 row outside the model's range. Device: cpu (C kernels). "
+        "Time: scan 0.2 s, encoding 61.0 s."
+    )
+
+
+def test_a_finished_run_is_told_again_of_where_it_lies_now() -> None:
+    told = again({"summary": asdict(SUMMARY), "parts": []}, "elsewhere", {"verification": 0.5})
+    assert told == replace(SUMMARY, output="elsewhere", seconds={"verification": 0.5}, before=True)
+    assert str(told).startswith("Already complete: 300 rows x 9 columns -> 4 features in elsewhere/index.h5")
