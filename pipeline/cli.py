@@ -16,7 +16,6 @@ from pipeline.errors import ShardpressError, system_limits
 from pipeline.output.disk import Disk
 from pipeline.run.stages import run
 from pipeline.runlog import Dated, RunLog
-from pipeline.settings.config import Config
 from pipeline.settings.flags import parse
 from pipeline.signals import Stopped, stoppable
 
@@ -72,7 +71,9 @@ def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None 
 def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log: RunLog) -> int:
     try:
         config = parse(arguments, os.environ, description)
-        _set_levels(config)
+        level = logging.WARNING if config.quiet else logging.DEBUG if config.verbose else logging.INFO
+        for name in ("pipeline", "kernels"):  # not of Theano and Dask, whose details say nothing to a user
+            logging.getLogger(name).setLevel(level)
         # Otherwise any variable DASK_... could change what Dask does.
         dask.config.refresh(paths=[], env={})
         with logging_redirect_tqdm(), system_limits():
@@ -93,7 +94,8 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
         _last_line(error, _AGAIN)
         return ShardpressError.exit_code
     run_log.say(str(summary))
-    _say(str(summary))
+    with suppress(OSError):  # whoever would read it has gone
+        print(summary, flush=True)
     return 0
 
 
@@ -117,11 +119,6 @@ def _last_line(error: BaseException, advice: str) -> None:
         log.error("%s %s", note, advice)
 
 
-def _say(text: str) -> None:
-    with suppress(OSError):  # whoever would read it has gone
-        print(text, flush=True)
-
-
 def _empty_streams() -> None:
     """Let go of what nobody takes: Python would try once more when it ends, and turn a good exit code into 120."""
     for stream in (sys.stdout, sys.stderr):
@@ -131,9 +128,3 @@ def _empty_streams() -> None:
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, stream.fileno())
             os.close(nothing)
-
-
-def _set_levels(config: Config) -> None:
-    level = logging.WARNING if config.quiet else logging.DEBUG if config.verbose else logging.INFO
-    for name in ("pipeline", "kernels"):
-        logging.getLogger(name).setLevel(level)

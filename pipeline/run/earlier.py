@@ -146,16 +146,10 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
 def _kept(ledger: Ledger) -> str:
     """What an unfinished run has done that takes long, in words; nothing when its training has diverged."""
     if ledger.has_diverged():
-        return ""
-    found = []
-    checkpoints, parts = ledger.records("checkpoint"), ledger.records("part")
-    if ledger.records("model"):
-        found.append("trained")
-    elif checkpoints:
-        found.append(f"a checkpoint of {trained(max(checkpoints, key=lambda record: record.key))}")
-    if parts:
-        found.append(f"{sum(record.facts['n_rows'] for record in parts)} rows encoded")
-    return ", ".join(found)
+        return ""  # to go on with it would diverge again
+    last, n_rows = ledger.records("checkpoint")[-1:], sum(part.facts["n_rows"] for part in ledger.records("part"))
+    done = ["trained"] if ledger.records("model") else [f"a checkpoint of {trained(checkpoint)}" for checkpoint in last]
+    return ", ".join([*done, *([f"{n_rows} rows encoded"] if n_rows else [])])
 
 
 def trained(checkpoint: Record) -> str:

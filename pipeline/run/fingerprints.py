@@ -141,8 +141,7 @@ def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _shards(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = request.get("inputs", {}).get("shards", [])
-    return found
+    return list(request.get("inputs", {}).get("shards", []))  # which an earlier version may have kept elsewhere
 
 
 def _as_they_are(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
