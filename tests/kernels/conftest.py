@@ -6,7 +6,7 @@ import pytest
 from kernels import backend
 
 
-@pytest.fixture(params=["fused", "theano"])
+@pytest.fixture(params=["ops", "theano"])
 def path(request, monkeypatch):
     """Every test here holds for the Ops of `kernels.ops`, and for what Theano makes of the model by itself."""
     if request.param == "theano":

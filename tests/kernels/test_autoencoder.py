@@ -7,6 +7,7 @@ from kernels import TILE_ROWS
 from kernels import autoencoder as module
 from kernels.autoencoder import PARAMETERS, Autoencoder, theano
 from pipeline.model import Model
+from tests.support.cases import each
 from tests.support.models import (
     DTYPES,
     N_FEATURES,
@@ -28,7 +29,7 @@ from tests.support.models import (
 )
 from tests.support.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("path")
+both_ways = pytest.mark.usefixtures("path")
 
 
 # ---- gradients
@@ -64,8 +65,9 @@ def test_gradients_equal_those_that_theano_derives_from_the_cost(cost_and_gradie
 # ---- rows of every dtype
 
 
-@pytest.mark.parametrize("working", SCALINGS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@both_ways
+@each("working", SCALINGS)
+@each("dtype", DTYPES)
 def test_rows_of_every_dtype_are_scaled_and_encoded_as_numpy_does(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:
@@ -90,7 +92,8 @@ def test_rows_of_every_dtype_are_scaled_and_encoded_as_numpy_does(rng, dtype, wo
     assert_close(autoencoder.cost(rows), oracle_cost(p, x), "cpu", "float32", "cost")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@both_ways
+@each("dtype", DTYPES)
 def test_the_models_own_scaler_and_encoder_agree_with_the_device(rng, dtype):
     rows = random_rows(rng, 40, dtype)
     rows[:, 2] = rows[0, 2]  # a constant column
@@ -113,7 +116,8 @@ def images(rng):
     return random_autoencoder(rng, 100, 24, *scaling_of(rows, "float32")), rows
 
 
-@pytest.mark.parametrize("n_rows", [0, 1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 3 * TILE_ROWS + 5])
+@both_ways
+@each("n_rows", [0, 1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 3 * TILE_ROWS + 5])
 def test_features_and_errors_of_a_row_are_the_same_bits_however_many_rows_follow(images, n_rows):
     autoencoder, rows = images
     features, errors = autoencoder.encode(rows[:n_rows]), autoencoder.errors(rows[:n_rows])
@@ -123,6 +127,7 @@ def test_features_and_errors_of_a_row_are_the_same_bits_however_many_rows_follow
     np.testing.assert_array_equal(errors, autoencoder.errors(rows)[:n_rows])
 
 
+@both_ways
 def test_features_are_the_same_bits_however_calls_are_split_at_whole_tiles(images):
     autoencoder, rows = images
     whole = autoencoder.encode(rows)
@@ -133,6 +138,7 @@ def test_features_are_the_same_bits_however_calls_are_split_at_whole_tiles(image
     assert_close(whole, oracle_code(p, x), "cpu", "float32", "features")
 
 
+@both_ways
 def test_features_go_where_they_are_told(images):
     autoencoder, rows = images
     out = np.full((len(rows) + 2, 24), 7, dtype=np.float32)
@@ -142,6 +148,7 @@ def test_features_go_where_they_are_told(images):
     assert (out[[0, -1]] == 7).all()
 
 
+@both_ways
 def test_rows_are_left_as_they_were(images):
     autoencoder, rows = images
     before = rows.copy()
@@ -150,7 +157,8 @@ def test_rows_are_left_as_they_were(images):
     np.testing.assert_array_equal(rows, before)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@both_ways
+@each("bad", [np.nan, np.inf])
 def test_a_row_that_is_not_finite_touches_no_other(rng, bad):
     rows = rng.random((TILE_ROWS + 9, 100), dtype=np.float32)
     autoencoder = random_autoencoder(rng, 100, 24)
@@ -162,13 +170,15 @@ def test_a_row_that_is_not_finite_touches_no_other(rng, bad):
     assert not np.isfinite(autoencoder.errors(spoilt)[[5, TILE_ROWS + 3]]).any()
 
 
+@both_ways
 def test_nan_in_a_row_makes_all_its_features_nan(rng):
     rows = rng.random((9, 100), dtype=np.float32)
     rows[4, 50] = np.nan
     assert np.isnan(random_autoencoder(rng, 100, 24).encode(rows)).all(axis=1).tolist() == [i == 4 for i in range(9)]
 
 
-@pytest.mark.parametrize(("shift", "expected"), [(300, 1), (-300, 0)])
+@both_ways
+@each("shift, expected", [(300, 1), (-300, 0)])
 def test_units_far_from_zero_saturate_without_a_warning_or_nan(shift, expected):
     autoencoder = Autoencoder(2, 3)
     autoencoder.set_parameters({"W": np.zeros((2, 3)), "b_hidden": np.full(3, shift), "b_output": np.zeros(2)})
@@ -178,6 +188,7 @@ def test_units_far_from_zero_saturate_without_a_warning_or_nan(shift, expected):
 # ---- compiling
 
 
+@both_ways
 def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
     autoencoder = random_autoencoder(rng)
     calls = {
@@ -192,6 +203,7 @@ def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
     assert len(compiled) == 4  # encode and errors, for two dtypes
 
 
+@both_ways
 def test_changing_the_parameters_or_the_learning_rate_compiles_nothing(rng, compiled):
     autoencoder, rows = random_autoencoder(rng), np.ones((2, N_INPUTS), np.float32)
     step = step_of(autoencoder)
@@ -239,8 +251,8 @@ def test_parameters_come_back_as_float32_in_the_order_of_their_names(rng):
     assert {array.dtype for array in autoencoder.parameters().values()} == {np.dtype("f4")}
 
 
-@pytest.mark.parametrize(
-    ("change", "phrase"),
+@each(
+    "change, phrase",
     [
         ({"b_output": None}, r"found arrays \['W', 'b_hidden'\], expected \['W', 'b_hidden', 'b_output'\]"),
         ({"gain": np.ones(3)}, r"found arrays \['W', 'b_hidden', 'b_output', 'gain'\], expected"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import each
 from tests.support.interpreters import fresh
 
 # Cards that no machine has: asking for one shows what was read, and falls back at once.
@@ -93,16 +94,14 @@ def devices(tmp_path_factory):
         return dict(zip(SETTINGS, pool.map(read, SETTINGS.values(), homes), strict=True))
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@each("case", SETTINGS)
 def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
     ours, theanos = devices[case]
     assert ours["device"] == theanos["device"] == SETTINGS[case].expected
     assert ours["imported with"] == "cpu"  # Theano would log a failure, and could not be asked again
 
 
-@pytest.mark.parametrize(
-    ("device", "phrase"), [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')]
-)
+@each("device, phrase", [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')])
 def test_a_device_that_theano_does_not_know_is_refused_in_its_words(device, phrase):
     code = """
     from kernels import backend
@@ -126,8 +125,8 @@ except UnknownFlag as error:
 """
 
 
-@pytest.mark.parametrize(
-    ("flags", "phrase"),
+@each(
+    "flags, phrase",
     [
         ("devcie=cuda", "THEANO_FLAGS: Theano has no flag 'devcie'. Did you mean device?"),
         ("gcc.cxxflag=-O1", "THEANO_FLAGS: Theano has no flag 'gcc.cxxflag'. Did you mean gcc.cxxflags?"),
@@ -143,8 +142,8 @@ def test_a_flag_that_theano_would_pass_over_is_an_error_that_names_the_nearest(f
     assert (found is None) == (phrase is None)
 
 
-@pytest.mark.parametrize(
-    ("text", "phrase"),
+@each(
+    "text, phrase",
     [
         (
             "[global]\ndevcie = cuda\n",
@@ -249,7 +248,7 @@ facts["left"] = os.listdir(tempfile.gettempdir())
 """
 
 
-@pytest.mark.parametrize("flags", [None, "device=cuda,floatX=float64", "floatX=float31"])
+@each("flags", [None, "device=cuda,floatX=float64", "floatX=float31"])
 def test_the_environment_is_put_back_after_loading_even_when_it_fails(tmp_path, flags):
     variables = {"THEANO_FLAGS": flags, "THEANORC": None if flags is None else tmp_path / "mine", "TMPDIR": tmp_path}
     ended = fresh(ENVIRONMENT_AROUND_LOAD, **variables)

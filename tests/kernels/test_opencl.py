@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.model import Model
 from tests.support import opencl_child as child
+from tests.support.cases import each
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.tolerances import assert_close
 
@@ -44,7 +45,7 @@ def runs(opencl, tmp_path_factory):
             arrays,
             facts,
         ]
-        # Of the CPU, too, the graph that Theano makes: test_autoencoder.py holds the fused Ops against it.
+        # Of the CPU, too, the graph that Theano makes: test_autoencoder.py holds our Ops against the same oracles.
         env = environment(THEANO_FLAGS=f"device={device},optimizer_excluding=fused")
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -68,10 +69,8 @@ def products(graph):
     return [node["op"] for node in graph if re.search(r"Dot|Gem[mv]|Ger(?!m)", node["op"])]
 
 
-@pytest.mark.parametrize("label", LABELS)
-@pytest.mark.parametrize(
-    ("kind", "n_products"), [("step {} with cost", 5), ("step {} without cost", 5), ("encode {}", 1)]
-)
+@each("label", LABELS)
+@each("kind, n_products", [("step {} with cost", 5), ("step {} without cost", 5), ("encode {}", 1)])
 def test_every_product_is_compiled_for_the_device_and_none_for_the_cpu(runs, label, kind, n_products):
     found = products(runs[DEVICE].graphs[kind.format(label)])
     assert len(found) == n_products
@@ -88,7 +87,7 @@ def test_nothing_but_single_numbers_is_computed_on_the_cpu(runs):
         assert [node for node in others if node["ndim"] > 0] == [], label
 
 
-@pytest.mark.parametrize("dtype", child.DTYPES)
+@each("dtype", child.DTYPES)
 def test_rows_cross_to_the_device_in_their_own_dtype(runs, dtype):
     graph = runs[DEVICE].graphs[f"encode {dtype}"]
     crossing = [node["dtype"] for node in graph if node["op"] == "GpuFromHost"]
@@ -145,7 +144,7 @@ def oracle_update(rule, step, p, g, mean, square):
 
 
 @pytest.mark.parametrize("device", ["cpu", DEVICE])
-@pytest.mark.parametrize("label", LABELS)
+@each("label", LABELS)
 def test_costs_and_parameters_of_a_training_are_those_of_numpy(runs, device, label):
     arrays = runs[device].arrays
     p, costs = oracle_training(label.split()[0])
@@ -155,7 +154,7 @@ def test_costs_and_parameters_of_a_training_are_those_of_numpy(runs, device, lab
         assert_close(arrays[f"{label} {name}"], expected, device, "float32", "parameters")
 
 
-@pytest.mark.parametrize("label", LABELS)
+@each("label", LABELS)
 def test_costs_and_features_of_a_training_are_the_cpus(runs, label):
     arrays, expected = runs[DEVICE].arrays, runs["cpu"].arrays
     for name, quantity in (("costs", "cost"), ("features", "features")):
@@ -163,7 +162,7 @@ def test_costs_and_features_of_a_training_are_the_cpus(runs, label):
 
 
 @pytest.mark.parametrize("device", ["cpu", DEVICE])
-@pytest.mark.parametrize("label", LABELS)
+@each("label", LABELS)
 def test_features_are_those_of_the_models_numpy_encoder(runs, device, label):
     arrays, rows = runs[device].arrays, child.make_rows()
     p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
@@ -190,7 +189,7 @@ def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
 
 
 @pytest.mark.parametrize("device", ["cpu", DEVICE])
-@pytest.mark.parametrize("dtype", child.DTYPES)
+@each("dtype", child.DTYPES)
 def test_rows_of_every_dtype_give_numpys_features(runs, device, dtype):
     rows = child.make_rows(dtype)[:50]
     expected = Model(child.make_scaler(rows), start_of_training()).encode(rows)
@@ -212,7 +211,7 @@ def room_and_need(code):
 REDUCTIONS = ["1-d", "2-d", "2-d rows", "2-d columns"]
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@each("name", REDUCTIONS)
 def test_generated_reductions_have_room_for_every_argument_they_write(runs, name):
     reduction = runs[DEVICE].reductions[name]
     room, need = room_and_need(reduction["repaired"])
@@ -220,14 +219,14 @@ def test_generated_reductions_have_room_for_every_argument_they_write(runs, name
     assert room >= need
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@each("name", REDUCTIONS)
 def test_without_our_repair_they_write_past_the_end(runs, name):
     """When this fails, Theano has mended itself and the repair can go."""
     room, need = room_and_need(runs[DEVICE].reductions[name]["original"])
     assert room < need
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@each("name", REDUCTIONS)
 def test_the_repair_changes_nothing_but_the_arrays_size(runs, name):
     reduction = runs[DEVICE].reductions[name]
     changed = set(reduction["repaired"].splitlines()) ^ set(reduction["original"].splitlines())
@@ -235,7 +234,7 @@ def test_the_repair_changes_nothing_but_the_arrays_size(runs, name):
     assert all("void *args[" in line for line in changed)
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@each("name", REDUCTIONS)
 def test_code_compiled_without_the_repair_is_not_taken_from_a_cache(runs, name):
     reduction = runs[DEVICE].reductions[name]
     assert reduction["repaired version"] != reduction["original version"]

@@ -12,6 +12,7 @@ from kernels import ops, reference
 from kernels.autoencoder import Autoencoder, theano
 from kernels.step import TrainingStep
 from kernels.updates import ROLES, RULES
+from tests.support.cases import each
 from tests.support.compiler import macros
 from tests.support.interpreters import fresh
 from tests.support.tolerances import assert_close
@@ -59,7 +60,7 @@ def assert_same_bits(found, expected):
 # ---- against NumPy
 
 
-@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+@each("n_inputs, n_features", WIDTHS)
 def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     W, b_hidden, b_output = float64(parameters)
@@ -70,7 +71,7 @@ def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n
         assert_close(autoencoder.errors(x), reference.row_errors(x, W, b_hidden, b_output), "cpu", "float32", "cost")
 
 
-@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+@each("n_inputs, n_features", WIDTHS)
 def test_features_of_bytes_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     W, b_hidden, _ = float64(parameters)
@@ -82,7 +83,7 @@ def test_features_of_bytes_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_f
         assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
 
 
-@pytest.mark.parametrize(("n_inputs", "n_features"), WIDTHS)
+@each("n_inputs, n_features", WIDTHS)
 def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     autoencoder = autoencoder_of(parameters)
@@ -98,8 +99,8 @@ def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_
             assert_close(found, expected, "cpu", "float32", "gradients")
 
 
-@pytest.mark.parametrize("working", ["float32", "float64", None])
-@pytest.mark.parametrize("dtype", sorted(ops.DTYPES))
+@each("working", ["float32", "float64", None])
+@each("dtype", sorted(ops.DTYPES))
 def test_rows_of_every_dtype_are_trained_on_as_numpy_does(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
     if working is None:
@@ -141,9 +142,9 @@ def test_every_rule_updates_as_its_numpy_reference(rng, rule):
 
 
 @pytest.mark.parametrize("optimizer", ["", "fused"])
-@pytest.mark.parametrize("working", ["float32", "float64"])
-@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "f4", "f8"])
-@pytest.mark.parametrize("n_inputs", [1, 15, 64, 100])
+@each("working", ["float32", "float64"])
+@each("dtype", ["u1", "i2", "i8", "f4", "f8"])
+@each("n_inputs", [1, 15, 64, 100])
 def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, optimizer, working, dtype, n_inputs):
     """A value just outside of it, in any place of a row; NaN and Inf; and no row whose values are just inside."""
     monkeypatch.setattr("kernels.backend.fuses", lambda: not optimizer)
@@ -163,9 +164,9 @@ def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, opti
     autoencoder.set_parameters(parameters)
     out = np.empty((60, 3), np.float32)
     assert autoencoder.encode_checked(rows, out).tolist() == sorted(odd)
-    plain_rows = np.setdiff1d(np.arange(60), list(odd))
-    assert_same_bits(out[plain_rows], autoencoder.encode(rows)[plain_rows])
-    assert np.isfinite(out[plain_rows]).all()
+    others = np.setdiff1d(np.arange(60), list(odd))
+    assert_same_bits(out[others], autoencoder.encode(rows)[others])
+    assert np.isfinite(out[others]).all()
 
 
 def test_without_a_range_nothing_can_be_checked():
@@ -173,7 +174,7 @@ def test_without_a_range_nothing_can_be_checked():
         Autoencoder(3, 2).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
 
 
-@pytest.mark.parametrize("inplace", [False, True])
+@each("inplace", [False, True])
 def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, inplace):
     """Theano takes `perform` where it is told to do without C."""
     parameters, rows = list(random_parameters(rng, 9, 4).values()), rng.random((20, 9), dtype=np.float32)
@@ -259,8 +260,8 @@ def hard_weights(kind, rng, n_inputs=300, n_features=60):
 HARD_WEIGHTS = ["normal", "a few huge ones", "of all sizes", "of one sign", "tiny", "mostly 0"]
 
 
-@pytest.mark.parametrize("weights", HARD_WEIGHTS)
-@pytest.mark.parametrize("columns", HARD_COLUMNS)
+@each("weights", HARD_WEIGHTS)
+@each("columns", HARD_COLUMNS)
 def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights):
     rows, *scaling = hard_columns(columns, rng)
     W = hard_weights(weights, rng)
@@ -275,8 +276,8 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     assert errors[0] <= 1.05 * errors[1]
 
 
-@pytest.mark.parametrize(
-    ("n_inputs", "columns", "in_integers"),
+@each(
+    "n_inputs, columns, in_integers",
     [(300, name, name in [*HARD_COLUMNS[:3], "constant"]) for name in HARD_COLUMNS]
     + [(n, "even", n > 20) for n in (10, 100, 1000)],
 )
@@ -288,8 +289,8 @@ def test_bytes_are_multiplied_in_integers_where_these_are_as_exact(rng, n_inputs
     assert np.array_equal(of_bytes, of_floats) != (in_integers and has_products_of_bytes())
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["W", "b_hidden", "minimum", "scale"])
+@each("bad", [np.nan, np.inf, -np.inf])
+@each("where", ["W", "b_hidden", "minimum", "scale"])
 def test_parameters_that_are_not_finite_leave_bytes_to_floats(rng, where, bad):
     rows, minimum, scale = hard_columns("even", rng)
     parameters = random_parameters(rng, 300, 60)
@@ -300,7 +301,7 @@ def test_parameters_that_are_not_finite_leave_bytes_to_floats(rng, where, bad):
     assert_same_bits(autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16)))
 
 
-@pytest.mark.parametrize("n_inputs", [65_535, 65_536, 65_537, 140_001])
+@each("n_inputs", [65_535, 65_536, 65_537, 140_001])
 def test_sums_of_bytes_do_not_overflow(n_inputs):
     """All bytes and all weights are the largest, of either sign; so are their digits."""
     rows, scaling = np.full((7, n_inputs), 255, np.uint8), (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
@@ -313,7 +314,7 @@ def test_sums_of_bytes_do_not_overflow(n_inputs):
     np.testing.assert_allclose(autoencoder.encode(rows), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["W", "b_hidden", "minimum", "scale"])
+@each("name", ["W", "b_hidden", "minimum", "scale"])
 def test_a_changed_parameter_is_noticed_between_two_calls(rng, name):
     """What was made of the parameters is kept as long as they stay the same."""
     rows, *scaling = hard_columns("even", rng)
@@ -334,7 +335,7 @@ def test_a_changed_parameter_is_noticed_between_two_calls(rng, name):
     assert_same_bits(autoencoder.encode(rows), expected)
 
 
-@pytest.mark.parametrize("n_inputs", [1, 3, 63, 64, 65, 100, 785])
+@each("n_inputs", [1, 3, 63, 64, 65, 100, 785])
 def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
     """Whole or not, within those of a byte or beyond them, or none; each of them in one column at a time."""
     rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
@@ -354,7 +355,7 @@ def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
         rows[:, column] = 100
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@each("dtype", ["uint8", "float32"])
 def test_nothing_is_read_beyond_the_last_row(dtype):
     """Rows end where a page ends, and the next one must not be touched."""
     code = f"""
@@ -384,8 +385,8 @@ def test_nothing_is_read_beyond_the_last_row(dtype):
 # ---- rows of floats
 
 
-@pytest.mark.parametrize("offset", [0, 0.5, -1, 1, 1.5, 1000])
-@pytest.mark.parametrize("n_features", [8, 64, 65])
+@each("offset", [0, 0.5, -1, 1, 1.5, 1000])
+@each("n_features", [8, 64, 65])
 def test_rows_of_floats_are_multiplied_as_they_are_where_columns_begin_near_0(rng, n_features, offset):
     """Others are scaled first, as rows of other dtypes are, and so are all where there are more than 64 features."""
     width = np.exp(rng.normal(size=300)).astype(np.float32)
@@ -407,8 +408,8 @@ def test_rows_of_floats_are_multiplied_as_they_are_where_columns_begin_near_0(rn
     assert errors[0] <= 1.05 * (1 + 2 * abs(offset)) * errors[1]  # the mean row is at 1/2
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
-@pytest.mark.parametrize("where", ["W", "b_hidden", "minimum", "scale"])
+@each("bad", [np.nan, np.inf, 3e38])
+@each("where", ["W", "b_hidden", "minimum", "scale"])
 def test_parameters_that_cannot_be_folded_leave_floats_to_be_scaled(rng, where, bad):
     rows = rng.random((50, 30), dtype=np.float32)
     parameters = random_parameters(rng, 30, 8)
@@ -424,8 +425,8 @@ def test_parameters_that_cannot_be_folded_leave_floats_to_be_scaled(rng, where, 
 # ---- the same bits
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize(("n_inputs", "n_features"), [(101, 24), (786, 65), (599, 17), (9, 64)])
+@each("dtype", [np.uint8, np.float32])
+@each("n_inputs, n_features", [(101, 24), (786, 65), (599, 17), (9, 64)])
 def test_a_row_gives_the_same_bits_whatever_lies_beside_it(rng, n_inputs, n_features, dtype):
     rows = rng.integers(0, 256, (203, n_inputs)).astype(dtype)
     scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
@@ -437,7 +438,7 @@ def test_a_row_gives_the_same_bits_whatever_lies_beside_it(rng, n_inputs, n_feat
         assert_same_bits(autoencoder.encode(np.ascontiguousarray(rows[::-1])), features[::-1])
 
 
-@pytest.mark.parametrize(("n_inputs", "n_features"), [(100, 24), (784, 64), (600, 130)])
+@each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
 def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of_threads(rng, n_inputs, n_features):
     rows = rng.integers(0, 256, (611, n_inputs), dtype=np.uint8)
     scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
@@ -452,8 +453,8 @@ def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of
         assert_same_bits(autoencoder.encode(backwards), features[::-1])
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("n_inputs", "n_features", "n_rows"), [(100, 24, 37), (784, 64, 512), (600, 130, 259)])
+@each("rule", RULES)
+@each("n_inputs, n_features, n_rows", [(100, 24, 37), (784, 64, 512), (600, 130, 259)])
 def test_training_is_the_same_bits_for_any_number_of_threads(rng, rule, n_inputs, n_features, n_rows):
     parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((700, n_inputs), dtype=np.float32)
     minibatches = [rng.permutation(700)[:n_rows] for _ in range(4)]
@@ -483,8 +484,8 @@ def test_two_calls_at_once_do_not_disturb_each_other(rng):
 # ---- numbers that are none
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(("n_inputs", "n_features"), [(100, 24), (784, 64), (600, 130)])
+@each("bad", [np.nan, np.inf, -np.inf])
+@each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
 def test_a_row_that_is_not_finite_touches_no_other(rng, bad, n_inputs, n_features):
     parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((50, n_inputs), dtype=np.float32)
     autoencoder = autoencoder_of(parameters)
@@ -548,7 +549,7 @@ def test_features_are_written_in_place_and_nowhere_else(rng):
     assert (around[1 + 34 * 21 :] == 7).all()
 
 
-@pytest.mark.parametrize("order", ["strided", "transposed", "reversed"])
+@each("order", ["strided", "transposed", "reversed"])
 def test_features_go_into_arrays_of_any_order(rng, order):
     autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
     out = {
@@ -605,7 +606,7 @@ def test_arrays_of_other_shapes_are_refused_by_name(rng):
         autoencoder_of(random_parameters(rng, 5, 3), np.zeros(4), np.ones(5)).encode(np.zeros((4, 5), np.float32))
 
 
-@pytest.mark.parametrize("number", [-1, 9])
+@each("number", [-1, 9])
 def test_row_numbers_beyond_the_resident_rows_are_refused(rng, number):
     autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
     before = autoencoder.parameters()

@@ -6,6 +6,7 @@ import pytest
 from kernels.autoencoder import Autoencoder
 from kernels.step import TrainingStep
 from kernels.updates import RULES
+from tests.support.cases import each
 from tests.support.models import (
     N_FEATURES,
     N_INPUTS,
@@ -53,7 +54,7 @@ def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
     return autoencoder.parameters() | step.state()
 
 
-@pytest.mark.parametrize("dtype", ["u1", "f4", "f8"])
+@each("dtype", ["u1", "f4", "f8"])
 def test_resident_and_streamed_rows_train_the_same_parameters_bit_for_bit(rng, dtype):
     rows = random_rows(rng, 300, np.dtype(dtype), 30)
     minimum, scale = scaler_of(rows).arrays(rows.dtype)
@@ -67,7 +68,7 @@ def test_resident_and_streamed_rows_train_the_same_parameters_bit_for_bit(rng, d
     assert_same_arrays(*results)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@each("rule", RULES)
 def test_asking_for_the_cost_does_not_change_what_is_learnt(rng, rule):
     minibatches = rng.random((12, 64, 30), dtype=np.float32)
     results = []
@@ -91,7 +92,7 @@ def test_a_new_step_stands_still_until_it_is_given_a_learning_rate(rng):
     assert_same_arrays(autoencoder.parameters(), before)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@each("rule", RULES)
 def test_training_goes_on_from_saved_state_as_if_never_interrupted(rng, rule):
     minibatches = rng.random((10, 16, N_INPUTS), dtype=np.float32)
     autoencoder = random_autoencoder(rng)

@@ -1,10 +1,10 @@
 """Update rules against slow, obvious NumPy loops over given gradients."""
 
 import numpy as np
-import pytest
 
 from kernels import updates
 from kernels.updates import RULES, theano, updates_of
+from tests.support.cases import each
 from tests.support.tolerances import assert_close
 
 N_STEPS = 10
@@ -75,7 +75,7 @@ def test_every_rule_has_its_loop_here():
     assert set(RULES) == set(LOOPS) == set(STATE)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@each("rule", RULES)
 def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
     rng = np.random.default_rng(1)
     start, gradients = rng.normal(size=(3, 2)), rng.normal(size=(N_STEPS, 3, 2)).astype(np.float32)
@@ -92,7 +92,7 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
         assert_close(variable.get_value(), expected[name], "cpu", "float32", "parameters")
 
 
-@pytest.mark.parametrize("rule", RULES)
+@each("rule", RULES)
 def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
     parameters = [shared_parameter(np.ones((3, 2)), "first.W"), shared_parameter(np.ones(2), "first.b_hidden")]
     step = updates_of(rule, parameters, parameters, np.float32(0.1), DECAY)
@@ -103,7 +103,7 @@ def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
     assert all(variable.dtype == "float32" and not variable.get_value().any() for variable in state.values())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@each("rule", RULES)
 def test_nothing_is_computed_in_float64(rule):
     parameter, rate = shared_parameter(np.ones(2)), theano.tensor.fscalar()
     step = updates_of(rule, [theano.tensor.fvector()], [parameter], rate, DECAY)

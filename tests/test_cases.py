@@ -1,0 +1,42 @@
+"""The loops of cases that tests are made of."""
+
+import numpy as np
+import pytest
+
+from tests.support.cases import each
+
+
+def test_each_case_is_gone_through_and_the_one_that_fails_is_named():
+    seen = []
+
+    @each("a, b", [(1, 2), (3, 4)])
+    @each("c", "xyz")
+    def test(a, b, c):
+        seen.append((a, b, c))
+        assert (a, c) != (3, "y")
+
+    with pytest.raises(AssertionError) as failed:
+        test()
+    assert seen == [(1, 2, "x"), (1, 2, "y"), (1, 2, "z"), (3, 4, "x"), (3, 4, "y")]
+    assert failed.value.__notes__ == ["in the case c='y'", "in the case a=3, b=4"]
+
+
+def test_generators_start_anew_in_each_case_and_other_fixtures_are_shared():
+    seen, shared = [], []
+
+    @each("n", range(3))
+    def test(n, rng, shared):
+        shared.append(n)
+        seen.append(rng.random())
+
+    test(rng=np.random.default_rng(0), shared=shared)
+    assert len(set(seen)) == 1
+    assert shared == [0, 1, 2]
+
+
+def test_a_case_of_an_argument_that_a_test_does_not_take_is_refused():
+    with pytest.raises(AssertionError, match="test takes no m"):
+
+        @each("m", [1])
+        def test(n):
+            """Takes another one."""
