@@ -67,6 +67,7 @@ class Autoencoder:
             given = {"minimum": minimum, "scale": scale}
             self._scaling = tuple(backend.shared(np.array(array), name=name) for name, array in given.items())
             self._limits = None if maximum is None else (minimum, maximum.astype(minimum.dtype))
+        # A variable and not a number, so that a change compiles nothing.
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
         self._fuses = backend.fuses()
         self._by_ops = OpFunctions(list(self.shared.values()), self._scaling, self._limits, self.n_threads)
@@ -91,10 +92,10 @@ class Autoencoder:
             both biases start at 0, as the reference's do.
         """
         shape = (self.n_inputs, self.n_features)
-        W = rng.standard_normal(shape) / np.sqrt(sum(shape))
+        W = rng.standard_normal(shape) / np.sqrt(sum(shape))  # in float64: float32 would draw other numbers
         b_hidden, b_output = np.zeros(self.n_features), np.zeros(self.n_inputs)
         if mean is not None:
-            b_hidden, b_output = -mean @ W, mean - W.sum(axis=1) / 2
+            b_hidden, b_output = -mean @ W, mean - W.sum(axis=1) / 2  # h = 1/2 gives W.sum(axis=1) / 2
         self.set_parameters({"W": W, "b_hidden": b_hidden, "b_output": b_output})
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -159,7 +160,7 @@ class Autoencoder:
 
     def fuses(self, dtype: np.dtype) -> bool:
         """Whether rows of this dtype go through the Ops of `kernels.ops`."""
-        return self._fuses and dtype.name in ops.DTYPES
+        return self._fuses and dtype.name in ops.DTYPES  # bool and float16 are left to Theano
 
     def _functions(self, dtype: np.dtype) -> OpFunctions | GraphFunctions:
         return self._by_ops if self.fuses(dtype) else self._by_graph
@@ -206,7 +207,7 @@ class Autoencoder:
 
     def cost(self, rows: np.ndarray) -> float:
         """Mean squared error over every entry of `rows`, which has at least one row."""
-        return float(self.errors(rows).mean(dtype=np.float64))
+        return float(self.errors(rows).mean(dtype=np.float64))  # float32 would lose digits over many rows
 
 
 def get_values(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -219,7 +220,7 @@ def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
     if set(values) != set(variables):
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")
     arrays = {name: np.asarray(values[name], dtype=np.float32, order="C") for name in variables}
-    for name, variable in variables.items():
+    for name, variable in variables.items():  # all of them first: what is refused has changed nothing
         expected = variable.get_value(borrow=True).shape
         if arrays[name].shape != expected:
             raise ValueError(f"array {name} has shape {arrays[name].shape}, expected {expected}")

@@ -256,7 +256,7 @@ def _started() -> tuple[Device, Exception | None]:
         _activate(requested)
     except Exception as error:  # the GPU stack raises anything, from ImportError to pygpu's own classes
         return Device(requested, "cpu", _processor_name(), _explain(error)), error
-    context = theano.gpuarray.get_context(None)
+    context = theano.gpuarray.get_context(None)  # whose name comes padded from pygpu's buffer
     return Device(requested, requested, context.devname.strip("\0 ")), None
 
 
@@ -279,7 +279,7 @@ def _activate(device: str) -> None:
         import theano.gpuarray
     if theano.gpuarray.pygpu is None:
         raise ImportError("pygpu is not installed; scripts/install_pygpu.sh puts it into the virtual environment")
-    patch_opencl_reduction()
+    patch_opencl_reduction()  # before the first is compiled
     theano.gpuarray.use(device, force=True)
     try:
         _probe()
@@ -302,6 +302,7 @@ def _probe() -> None:
     theano = load()
     left, right = (np.arange(12, dtype=np.float32).reshape(shape) for shape in ((3, 4), (4, 3)))
     symbol = theano.tensor.fmatrix()
+    # Of a size that is no power of two and not square, so that a swapped or a padded one shows.
     product = theano.function([symbol], theano.tensor.dot(symbol, theano.shared(right)))
     operations = [type(node.op).__name__ for node in product.maker.fgraph.apply_nodes]
     if not any(name.startswith(("GpuDot", "GpuGemm")) for name in operations):
@@ -317,10 +318,10 @@ def _explain(error: BaseException) -> str:
     words = words or type(error).__name__
     hints = {
         "libcuda": "no NVIDIA driver was found (is nvidia-smi there?)",
-        "libnvrtc": "the CUDA compiler library is missing (see 'CUDA' in the README)",
-        "libcublas": "cuBLAS is missing (see 'CUDA' in the README)",
+        "libnvrtc": "the CUDA compiler library is missing (see docs/devices.md)",
+        "libcublas": "cuBLAS is missing (see docs/devices.md)",
         "Missing Blas": "no BLAS for this device (OpenCL needs libclblast.so, CUDA libcublas.so)",
-        "INVALID_OPTION": "libgpuarray 0.7.6 cannot name this card's architecture (see 'CUDA' in the README)",
+        "INVALID_OPTION": "libgpuarray 0.7.6 cannot name this card's architecture (see docs/devices.md)",
     }
     for sign, hint in hints.items():
         if sign in words:

@@ -44,7 +44,7 @@ class _Lock:
     def release(self) -> None:
         self.n_lock -= 1
         if self.n_lock == 0:
-            os.close(self._descriptor)
+            os.close(self._descriptor)  # which unlocks; the file stays, or the next could lock another one
 
 
 get_lock = _Lock()
@@ -79,6 +79,7 @@ def try_out(directory: str) -> None:
 
 
 def _opened(directory: str) -> int:
+    # No link is followed, which could lead to somebody's file; and no program that we start inherits the lock.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.open(os.path.join(directory, _NAME), flags, 0o600)
 

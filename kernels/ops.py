@@ -66,6 +66,7 @@ class _Native(theano.Op):
     def __init__(self, n_inputs: int, changed: range, inplace: bool) -> None:
         self.n_inputs, self.changed, self.inplace = n_inputs, changed, inplace
         if inplace:
+            # What Theano has to know of who works in place, so that nobody else reads the input afterwards.
             self.destroy_map = {len(self.more) + i: [place] for i, place in enumerate(changed)}
 
     def in_place(self) -> _Native:
@@ -100,7 +101,7 @@ class _Native(theano.Op):
         arrays, lines = list(inputs), ["int done = 0;"]
         n_more = len(self.more)
         for place, output in zip(self.changed, outputs[n_more:], strict=True):
-            lines += [f"Py_XDECREF({output});"]
+            lines += [f"Py_XDECREF({output});"]  # the call before left its own there
             if self.inplace:
                 lines += [f"{output} = {arrays[place]}; Py_INCREF({output});"]
             else:
@@ -114,6 +115,7 @@ class _Native(theano.Op):
     def c_support_code_apply(self, node: Any, name: str) -> str:
         """All code, for the dtypes at hand."""
         scaling = [variable.type.dtype_specs()[1] for variable in node.inputs[self.n_inputs :]] or ["float"]
+        # Bits of an Inf or a NaN, and of a negative number, are larger than all others when read as unsigned.
         bits = "npy_uint64" if scaling[0] == "npy_float64" else "npy_uint32"
         row = node.inputs[0].type.dtype_specs()[1]
         macros = {"ROW": row, "SCALING": scaling[0], "BITS": bits, "UPDATE": self.rule}

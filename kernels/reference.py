@@ -22,14 +22,14 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
 
 def lie_in(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Which rows have all their values in a range (n_inputs,): bool, (n_rows,). NaN lies in none."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes Inf, and lies outside
         values = rows.astype(low.dtype, copy=False)
     return np.asarray(((values >= low) & (values <= high)).all(axis=1))
 
 
 def code(x: np.ndarray, W: np.ndarray, b_hidden: np.ndarray) -> np.ndarray:
     """Features (n_rows, n_features) of scaled rows."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # exp(-z) is Inf far below 0, where the sigmoid is 0
         return 1 / (1 + np.exp(-(x @ W + b_hidden)))
 
 
@@ -45,5 +45,5 @@ def gradients(
     h = code(x, W, b_hidden)
     r = h @ W.T + b_output - x
     dh = (r @ W) * h * (1 - h)
-    c = 2 / x.size
+    c = 2 / x.size  # of the mean's derivative
     return float(np.mean(r**2)), [c * (x.T @ dh + r.T @ h), c * dh.sum(axis=0), c * r.sum(axis=0)]

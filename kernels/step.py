@@ -42,18 +42,19 @@ class TrainingStep:
         dtype: np.dtype,
         resident: np.ndarray | None = None,
     ) -> None:
+        # A variable and not an input, so that a step is called with its minibatch alone.
         self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
         if resident is None:
             minibatch = [backend.matrix(dtype, "minibatch")]
         else:
             minibatch = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
-        self._minibatch = minibatch[-1]
+        self._minibatch = minibatch[-1]  # numbers, where there are any: the rows lie on the device already
         self._fuses = autoencoder.fuses(dtype)
         by = _by_op if self._fuses else _by_graph
         self._cost, self._updates = by(autoencoder, rule, momentum, self._learning_rate, minibatch)
         self._state = {key.name: key for key in self._updates if key not in autoencoder.shared.values()}
         self._flops_per_row = 2 * autoencoder.n_inputs * autoencoder.n_features
-        self._functions: dict[bool, Any] = {}
+        self._functions: dict[bool, Any] = {}  # with the cost, which has a price, and without
 
     def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
         """Take one step.
@@ -70,7 +71,7 @@ class TrainingStep:
         float or None
             The minibatch's cost before the step, when asked for.
         """
-        if not self._fuses:
+        if not self._fuses:  # the Ops see to their threads themselves
             backend.use_cores_for(len(minibatch) * self._flops_per_row)
         result = self._function(with_cost)(minibatch)
         return float(np.asarray(result[0])) if with_cost else None
@@ -107,6 +108,7 @@ def _by_op(
     rate = rate_of(rule, learning_rate, np.float32(momentum), updates)
     states = [state for parameter in parameters for state in states_of(rule, parameter)]
     step = ops.Step(rule, momentum, resident=len(minibatch) > 1)
+    # In the order that `ops.Step` has for them.
     cost, *changed = step(*minibatch, rate, autoencoder.n_threads, *parameters, *states, *autoencoder.scaling())
     updates.update(zip([*parameters, *states], changed, strict=True))
     return cost, updates
@@ -119,4 +121,5 @@ def _by_graph(
     rows, *numbers = minibatch
     cost, gradients = autoencoder.cost_and_gradients(autoencoder.scaled(rows[numbers[0]] if numbers else rows))
     parameters = list(autoencoder.shared.values())
+    # float32, or the whole rule would be computed in float64.
     return cost, updates_of(rule, gradients, parameters, learning_rate, np.float32(momentum))

@@ -66,6 +66,7 @@ def rmsprop(p: Any, g: Any, rate: Any, decay: Any, square: Any) -> tuple[Any, ..
     Source: Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
     """
     square = decay * square + (_ONE - decay) * g**2
+    # Without epsilon a weight that no row touches would become 0 / 0.
     return p - rate * g / (square + np.float32(1e-6)) ** _HALF, square
 
 
@@ -78,6 +79,7 @@ ROLES = {"momentum": ("velocity",), "nesterov": ("velocity",), "adam": ("mean", 
 def states_of(rule: str, parameter: Any) -> list[Any]:
     """Shared arrays of zeros, one for each role, on the parameter's device, named after both."""
     zeros = np.zeros(parameter.get_value(borrow=True).shape, dtype=np.float32)
+    # Each is a copy, and a device's own where one is active.
     return [theano.shared(zeros, name=f"{parameter.name}.{role}") for role in ROLES[rule]]
 
 
