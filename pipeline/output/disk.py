@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 TEMPORARY = ".writing"
 PAGE = 4096  # bytes: what begins in memory at a multiple of it can be written past the page cache
 _WORTH_BYPASSING = 2**17  # bytes
-# What file systems answer that know no reservation, no hard links, no syncing of directories, or no way past the cache.
+# What file systems answer that know no reservation, no syncing of directories, or no way past the cache.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EMLINK)
 
 
@@ -61,10 +61,6 @@ class Disk:
     def close(self, descriptor: int) -> None:
         """Let go of a file."""
         os.close(descriptor)
-
-    def link(self, source: Path, target: Path) -> None:
-        """Give a file a second name, if nothing has it."""
-        os.link(source, target, follow_symlinks=False)
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename a file, over whatever has the name."""
@@ -102,10 +98,8 @@ class Pieces:
         return self.n_bytes
 
 
-def publish(
-    disk: Disk, path: Path, data: bytes | memoryview | Pieces, replace: bool = False, name_is_synced: bool = True
-) -> None:
-    """Put a whole file at `path`.
+def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_synced: bool = True) -> None:
+    """Put a whole file at `path`, in place of whatever has that name.
 
     Parameters
     ----------
@@ -113,8 +107,6 @@ def publish(
     path : Path
     data : bytes, memoryview or Pieces
         An error of ours that a piece raises goes through.
-    replace : bool
-        Whether it may take the place of another; otherwise a file that is there stays, and `FileExistsError` tells.
     name_is_synced : bool
         Otherwise only the content is on the disk for good, and whoever counts on the name syncs the directory first.
 
@@ -122,24 +114,18 @@ def publish(
     ------
     WriteFailed, SystemLimit, NotPermitted
         When it cannot be written; nothing stands at `path` then that was not there before, or the whole new file.
-    FileExistsError
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         try:
             _fill(disk, temporary, data)
-            if replace:
-                disk.replace(temporary, path)
-            else:
-                _link(disk, temporary, path)
+            disk.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
                 disk.remove(temporary)
             raise
         if name_is_synced:
             sync_directory(disk, path.parent)
-    except FileExistsError:
-        raise
     except OSError as error:
         raise write_error(error, path, f"writing {len(data)} bytes") from error
 
@@ -266,17 +252,3 @@ def _reserve(disk: Disk, descriptor: int, n_bytes: int) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-
-
-def _link(disk: Disk, temporary: Path, path: Path) -> None:
-    try:
-        disk.link(temporary, path)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        # No hard links here. Only the holder of the run's lock gives names, so nobody can come between these two.
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-        disk.replace(temporary, path)
-        return
-    disk.remove(temporary)

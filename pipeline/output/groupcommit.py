@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from types import TracebackType
 
 from pipeline.errors import ShardpressError
 from pipeline.output.ledger import Ledger
@@ -51,9 +50,7 @@ class GroupCommit:
     def __enter__(self) -> GroupCommit:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self._commit()
         except ShardpressError as failed:

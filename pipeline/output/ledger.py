@@ -76,7 +76,7 @@ class Ledger:
         """Put a file of a fixed name there, in place of an earlier one; like `pipeline.output.disk.publish`."""
         passing = Digested(data.pieces if isinstance(data, Pieces) else [data])  # it need not fit in memory
         pieces = Pieces(len(data), passing)
-        publish(self.disk, self.directory / name, pieces, replace=True, name_is_synced=name_is_synced)
+        publish(self.disk, self.directory / name, pieces, name_is_synced)
         return Entry(name, len(data), passing.blake3)
 
     def commit(self, *records: Record) -> list[Record]:

@@ -106,7 +106,7 @@ def _mark(directory: Path, disk: Disk) -> None:
             "Choose another --output."
         )
     else:  # empty, or a run died here before it had left its sign
-        publish(disk, path, seal(OUTPUT, {}), replace=True)
+        publish(disk, path, seal(OUTPUT, {}))
 
 
 def _lock(directory: Path) -> int:

@@ -57,38 +57,23 @@ class Answering(Watched):
 # -- a good disk -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"x" * 10**6], ids=len)
-@pytest.mark.parametrize("replace", [False, True])
-def test_a_published_file_is_whole_and_alone(tmp_path: Path, data: bytes, replace: bool) -> None:
-    if replace:
-        (tmp_path / "part.h5").write_bytes(b"old")
-    publish(Disk(), tmp_path / "part.h5", data, replace)
-    assert contents(tmp_path) == {"part.h5": data}
+def test_a_published_file_is_whole_and_alone(tmp_path: Path) -> None:
+    for data in (b"", b"x", b"x" * 10**6, b""):  # in place of the one before
+        publish(Disk(), tmp_path / "part.h5", data)
+        assert contents(tmp_path) == {"part.h5": data}, len(data)
 
 
-def test_what_is_there_stays_unless_it_may_be_replaced(tmp_path: Path) -> None:
-    publish(Disk(), tmp_path / "part.h5", b"old")
-    with pytest.raises(FileExistsError):
-        publish(Disk(), tmp_path / "part.h5", b"new")
-    assert contents(tmp_path) == {"part.h5": b"old"}
-
-
-@pytest.mark.parametrize(
-    ("replace", "naming"), [(False, ["link", "remove"]), (True, ["replace"])], ids=["new", "replaced"]
-)
-def test_p8_data_is_on_the_disk_before_it_has_its_name_and_the_name_is_after_it(
-    tmp_path: Path, replace: bool, naming: list[str]
-) -> None:
+def test_p8_data_is_on_the_disk_before_it_has_its_name_and_the_name_is_after_it(tmp_path: Path) -> None:
     watched = Watched()
-    publish(watched, tmp_path / "part.h5", b"x", replace)
-    assert watched.names == [*BEGINNING, *naming, "sync_directory"]
+    publish(watched, tmp_path / "part.h5", b"x")
+    assert watched.names == [*BEGINNING, "replace", "sync_directory"]
     assert watched.calls[-1] == ("sync_directory", tmp_path)
 
 
 def test_a_name_that_somebody_else_will_sync_is_not_synced(tmp_path: Path) -> None:
     watched = Watched()
     publish(watched, tmp_path / "part.h5", b"x", name_is_synced=False)
-    assert watched.names == [*BEGINNING, "link", "remove"]
+    assert watched.names == [*BEGINNING, "replace"]
     assert contents(tmp_path) == {"part.h5": b"x"}
 
 
@@ -163,14 +148,14 @@ def test_d1_d4_an_error_past_the_cache_is_an_error(tmp_path: Path, code: int) ->
 
 
 @pytest.mark.parametrize("code", ADVICE, ids=errno.errorcode.get)
-@pytest.mark.parametrize("name", [*BEGINNING, "link", "replace"])
+@pytest.mark.parametrize("name", [*BEGINNING, "replace"])
 def test_d1_d3_d4_a_write_that_fails_leaves_what_was_there_and_no_more(tmp_path: Path, name: str, code: int) -> None:
     (tmp_path / "part.h5").write_bytes(b"old")
-    target = tmp_path / ("new.h5" if name == "link" else "part.h5")
+    target = tmp_path / "part.h5"
     exit_code, advice = ADVICE[code]
     what = f"file={target}: {os.strerror(code)} while writing 100 bytes"
     with refused(exit_code, what, advice, "same command again: what was finished stays"):
-        publish(Broken(code, name), target, b"x" * 100, replace=name != "link")
+        publish(Broken(code, name), target, b"x" * 100)
     assert contents(tmp_path) == {"part.h5": b"old"}
 
 
@@ -181,7 +166,7 @@ def test_d4_nothing_is_asked_twice_for_what_it_could_not_do(tmp_path: Path, name
     with refused(74, "Input/output error"):
         publish(broken, tmp_path / "part.h5", b"x")
     assert broken.names.count(name) == 1
-    assert not {"link", "replace"} & set(broken.names)
+    assert "replace" not in broken.names
 
 
 def test_d4_a_name_that_could_not_be_synced_is_an_error_and_its_file_whole(tmp_path: Path) -> None:
@@ -225,28 +210,10 @@ def test_d5_a_disk_that_takes_nothing_is_an_error_not_a_loop(tmp_path: Path) -> 
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("code", UNSUPPORTED, ids=errno.errorcode.get)
-def test_d8_without_hard_links_a_file_is_renamed(tmp_path: Path, code: int) -> None:
-    publish(Broken(code, "link"), tmp_path / "part.h5", b"data")
-    assert contents(tmp_path) == {"part.h5": b"data"}
-
-
-@pytest.mark.parametrize("target", ["victim", "link", "dangling"])
-def test_d8_without_hard_links_nothing_is_overwritten_either(tmp_path: Path, target: str) -> None:
-    (tmp_path / "victim").write_bytes(b"precious")
-    (tmp_path / "link").symlink_to("victim")
-    (tmp_path / "dangling").symlink_to("nowhere")
-    with pytest.raises(FileExistsError):
-        publish(Broken(errno.EPERM, "link"), tmp_path / target, b"data")
-    assert sorted(os.listdir(tmp_path)) == ["dangling", "link", "victim"]
-    assert (tmp_path / "victim").read_bytes() == b"precious"
-
-
-@pytest.mark.parametrize(("name", "replace"), [("link", False), ("replace", True)])
-def test_d8_another_file_system_is_an_error_and_nothing_is_copied(tmp_path: Path, name: str, replace: bool) -> None:
-    broken = Broken(errno.EXDEV, name)
+def test_d8_another_file_system_is_an_error_and_nothing_is_copied(tmp_path: Path) -> None:
+    broken = Broken(errno.EXDEV, "replace")
     with refused(74, "cross-device link"):
-        publish(broken, tmp_path / "part.h5", b"data", replace)
+        publish(broken, tmp_path / "part.h5", b"data")
     assert contents(tmp_path) == {}
     assert broken.names.count("create") == 1
 
@@ -340,7 +307,7 @@ def test_d6_a_directory_that_may_not_be_written(open_path: Path, act: str) -> No
     (folder / "part.h5").write_bytes(b"old")
     folder.chmod(0o555)
     acts = {
-        "publish": lambda: publish(Disk(), folder / "part.h5", b"x", replace=True),
+        "publish": lambda: publish(Disk(), folder / "part.h5", b"x"),
         "remove": lambda: remove(Disk(), folder / "part.h5"),
     }
     exit_code, sentence = as_nobody(acts[act])
@@ -361,15 +328,8 @@ def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return victim
 
 
-@pytest.mark.parametrize("broken", [[], ["link"]], ids=["linked", "renamed"])
-def test_s13_a_link_in_a_new_files_place_is_neither_followed_nor_replaced(victim: Path, broken: list[str]) -> None:
-    with pytest.raises(FileExistsError):
-        publish(Broken(errno.EPERM, *broken), victim.with_name("part.h5"), b"data")
-    assert contents(victim.parent) == {"victim": b"precious", "part.h5": b"precious"}
-
-
-def test_s13_a_link_in_a_replaced_files_place_goes_and_its_target_stays(victim: Path) -> None:
-    publish(Disk(), victim.with_name("part.h5"), b"data", replace=True)
+def test_s13_a_link_in_a_files_place_goes_and_its_target_stays(victim: Path) -> None:
+    publish(Disk(), victim.with_name("part.h5"), b"data")
     assert contents(victim.parent) == {"victim": b"precious", "part.h5": b"data"}
     assert not victim.with_name("part.h5").is_symlink()
 

@@ -178,7 +178,7 @@ class Stopping(Watched):
         if not self._left:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         result = do(*arguments)
-        if name in ("link", "replace") and self._kind in str(arguments[1]):
+        if name == "replace" and self._kind in str(arguments[1]):
             self._left -= 1
         return result
 

@@ -23,7 +23,7 @@ from pipeline.output.disk import Disk
 __all__ = ["Broken", "Failing", "Killing", "PowerLog", "Short", "Watched", "forked", "materialize", "small_disk"]
 
 _CALLS = (
-    *("create", "reserve", "bypass_cache", "write", "sync", "close", "link", "replace", "remove", "make_directory"),
+    *("create", "reserve", "bypass_cache", "write", "sync", "close", "replace", "remove", "make_directory"),
     *("sync_directory", "free_bytes"),
 )
 # Of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT.
@@ -254,7 +254,7 @@ class PowerLog(Watched):
         rest: tuple[Any, ...] = ()
         if name == "write":
             rest = (bytes(arguments[1][:result]),)
-        elif name in ("link", "replace"):
+        elif name == "replace":
             rest = (self._inside(arguments[1]),)
         elif name == "reserve":
             rest = (arguments[1],)
@@ -309,10 +309,10 @@ class _Promises:
         self._given: set[PurePath] = set()
 
     def hear(self, name: str, arguments: tuple[Any, ...]) -> None:
-        path = arguments[-1] if name in ("link", "replace") else arguments[0]
+        path = arguments[-1] if name == "replace" else arguments[0]
         if path.parent.name in ("parts", "stages"):
             return
-        if name in ("link", "replace"):
+        if name == "replace":
             self._given.add(path)
         elif name == "create":
             self.kept |= self._given
@@ -333,8 +333,6 @@ def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
         content.written, content.place = content.written[: content.place] + data + content.written[stop:], stop
     elif name == "sync":
         _file(state, path).synced = _file(state, path).written
-    elif name == "link":
-        state.change(arguments[1], state.now[path])
     elif name == "replace":
         state.change(arguments[1], state.now[path], moved_from=path)
     elif name == "remove":
