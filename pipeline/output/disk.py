@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 TEMPORARY = ".writing"
 PAGE = 4096  # bytes: what begins in memory at a multiple of it can be written past the page cache
-_WORTH_BYPASSING = 2**17  # bytes
+_WORTH_BYPASSING = 2**17  # bytes: of less, the copy costs little
 # What file systems answer that know no reservation, no syncing of directories, or no way past the cache.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EMLINK)
 
@@ -120,7 +120,7 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_s
         try:
             _fill(disk, temporary, data)
             disk.replace(temporary, path)
-        except BaseException:
+        except BaseException:  # of a signal, too: nobody else knows its name until the next run sweeps
             with suppress(OSError):
                 disk.remove(temporary)
             raise
@@ -155,7 +155,7 @@ def sync_directory(disk: Disk, directory: Path) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        file_system = os.stat(directory).st_dev
+        file_system = os.stat(directory).st_dev  # for which it is said once, not for each part
         if file_system not in _warned:
             _warned.add(file_system)
             log.warning(
@@ -245,10 +245,8 @@ def _written_past_cache(disk: Disk, descriptor: int, data: memoryview) -> int:
 
 
 def _reserve(disk: Disk, descriptor: int, n_bytes: int) -> None:
-    if not n_bytes:
-        return
     try:
         disk.reserve(descriptor, n_bytes)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in _UNSUPPORTED:  # which nothing at all is, too
             raise

@@ -33,13 +33,11 @@ def _pause(seconds: float) -> float:
 class GroupCommit:
     """Commits results at once while they come slowly, and some together while they come faster than the disk is.
 
+    A context: when it ends, by an error too, everything that was added is committed.
+
     Parameters
     ----------
     ledger : Ledger
-
-    Notes
-    -----
-    A context: when it ends, by an error too, everything that was added is committed.
     """
 
     def __init__(self, ledger: Ledger) -> None:

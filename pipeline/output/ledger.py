@@ -75,22 +75,16 @@ class Ledger:
     def replace(self, name: str, data: bytes | Pieces, name_is_synced: bool = True) -> Entry:
         """Put a file of a fixed name there, in place of an earlier one; like `pipeline.output.disk.publish`."""
         passing = Digested(data.pieces if isinstance(data, Pieces) else [data])  # it need not fit in memory
-        pieces = Pieces(len(data), passing)
-        publish(self.disk, self.directory / name, pieces, name_is_synced)
+        publish(self.disk, self.directory / name, Pieces(len(data), passing), name_is_synced)
         return Entry(name, len(data), passing.blake3)
 
-    def commit(self, *records: Record) -> list[Record]:
+    def commit(self, *records: Record) -> None:
         """Make results exist, all in one moment. Of one that exists already the first stays, and this one's file goes.
 
         Parameters
         ----------
         records : Record
             Of one kind, of files that `write` has put there. Any number of them take four syncs.
-
-        Returns
-        -------
-        list of Record
-            Those that count, in the same order.
 
         Raises
         ------
@@ -107,14 +101,12 @@ class Ledger:
                 self._sync(folder)  # what a record names is there for good before it
             entry = self.write(f"commits/{held[0].kind}", ".json", sealed(held))
             self._sync("commits")
-            # Only now: what failed on the way is not ours to count on, though a later run may find it.
+            # Only now: of what fails before, a later run finds out whether it exists.
             self._files[entry.file] = held
             self._records |= new
-        counting = [self._records[record.identity] for record in records]
-        for record, counts in zip(records, counting, strict=True):
-            if record.entry.file != counts.entry.file:
+        for record in records:
+            if record.entry.file != self._records[record.identity].entry.file:
                 self._remove(record.entry.file)
-        return counting
 
     def drop(self, *records: Record) -> None:
         """Take results back: their records first, for good, and only then their files."""

@@ -22,8 +22,7 @@ __all__ = ["locked"]
 
 log = logging.getLogger(__name__)
 
-MARKER = ".shardpress"
-_LOCK = ".lock"
+_MARKER, _LOCK = ".shardpress", ".lock"
 
 
 @contextmanager
@@ -54,9 +53,8 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     where = f"output={shown(directory)}"
     try:
         _make(directory, disk)
-        _mark(directory, disk)
-        for name in FOLDERS:
-            _make_folder(directory, name, disk)
+        _mark(directory, disk)  # first, so that nothing is put where others' files lie
+        _make_folders(directory, disk)
         descriptor = _lock(directory)
     except (PermissionError, NotPermitted) as error:
         raise NotPermitted(f"{where}: {error}. Choose an --output that you may write to.") from error
@@ -84,18 +82,19 @@ def _make(directory: Path, disk: Disk) -> None:
         log.debug("output=%s: its parent may be written, but not read and synced: %s", shown(directory), error)
 
 
-def _make_folder(directory: Path, name: str, disk: Disk) -> None:
-    if (directory / name).is_symlink():
-        raise CannotCreate(
-            f"output={shown(directory)}: its {name} is a link, expected a directory. Choose another --output."
-        )
-    _make(directory / name, disk)
+def _make_folders(directory: Path, disk: Disk) -> None:
+    for name in FOLDERS:
+        # What a run removes lies inside: a link would lead it to files of others.
+        if (directory / name).is_symlink():
+            found = f"its {name} is a link, expected a directory"
+            raise CannotCreate(f"output={shown(directory)}: {found}. Choose another --output.")
+        _make(directory / name, disk)
 
 
 def _mark(directory: Path, disk: Disk) -> None:
     """Refuse what is not ours, and leave the sign that it is."""
-    path = directory / MARKER
-    if path.exists():
+    path = directory / _MARKER
+    if path.exists():  # a damaged one, too, says whose directory it is
         try:
             unsealed(path)
         except ValueError:
@@ -111,14 +110,13 @@ def _mark(directory: Path, disk: Disk) -> None:
 
 def _lock(directory: Path) -> int:
     """Hold the run's lock. What the file says is for people; only the kernel's lock decides."""
+    # No child inherits it: one that outlives the run would hold the lock on.
     descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise CannotCreate(
-                f"output={shown(directory)}: its {_LOCK} is a second name of another file, expected a file of its own. "
-                "Choose another --output."
-            )
+            found = f"its {_LOCK} is a second name of another file, expected a file of its own"  # to be emptied below
+            raise CannotCreate(f"output={shown(directory)}: {found}. Choose another --output.")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -132,10 +130,10 @@ def _lock(directory: Path) -> int:
                 f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
                 "that knows locks."
             ) from error
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        who = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
         with suppress(OSError):  # a full disk is no reason not to look what is there
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"pid {os.getpid()} on {platform.node()} since {since}\n".encode(), 0)
+            os.pwrite(descriptor, who.encode(), 0)
     except BaseException:
         os.close(descriptor)
         raise

@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 LAST_GOOD = "model-last-good.h5"  # of a training that diverged
 FOLDERS = ("parts", "stages", "commits")
 OUTPUT, _COMMITS, _ALONE = "shardpress-output/1", "shardpress-commits/1", "shardpress-commit/1"
-_PIECE = 2**20  # bytes read at once
+_PIECE = 2**20  # bytes read at once, so that verifying large parts takes no memory
 
 # Only files of these names are ever removed: whatever else lies in the directory is somebody else's.
 _OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # what not every run leaves
@@ -52,7 +52,7 @@ _RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-
 # Earlier runs may have left records of the form that one had which was written alone, named by key and fingerprint.
 RECORDS = re.compile(r"commits/[a-z]+-([0-9a-f]{32}|(?P<alone>([0-9]+-)*[0-9a-f]{16}))\.json")
 _HALF = re.compile(rf"({_TOP}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
-_IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")
+_IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")  # key and fingerprint
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,12 @@ class Record:
         return self.key, self.fingerprint
 
 
-# -- writing -----------------------------------------------------------------------------------------------------
-
-
 def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: bytes | memoryview) -> Entry:
     """Put a file there under a name that nothing else ever has. It does not exist until a record names it.
 
     May be called from any thread or process; raises like `pipeline.output.disk.publish`.
     """
-    name = f"{stem}-{uuid.uuid4().hex}{suffix}"
+    name = f"{stem}-{uuid.uuid4().hex}{suffix}"  # of no clock, which may jump back, and no seed
     # Its name is synced right before its record is written: once for all results of a group.
     publish(disk, directory / name, data, name_is_synced=False)
     return Entry(name, len(data), digest([data]))
@@ -121,9 +118,6 @@ def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: byte
 def sealed(records: Sequence[Record]) -> bytes:
     """The content of a file of records."""
     return seal(_COMMITS, {"records": [{**vars(record), "entry": vars(record.entry)} for record in records]})
-
-
-# -- reading -----------------------------------------------------------------------------------------------------
 
 
 def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
@@ -208,10 +202,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise DataError(f"{where}: names no proper parts: {error!r}") from error
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise NotPermitted(
-                f"{where}: names the file {shown(name)}, expected names inside the directory only. Do not use this "
-                "output."
-            )
+            found = f"names the file {shown(name)}, expected names inside the directory only"
+            raise NotPermitted(f"{where}: {found}. Do not use this output.")
     return manifest
 
 
@@ -221,10 +213,7 @@ def files_of(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def is_left(path: str, is_replaced: bool = False) -> bool:
-    """Whether a name, relative to the directory, is that of something half-written, or of a result.
-
-    With `is_replaced`, also that of what some runs leave beside their results, and others do not.
-    """
+    """Whether it is the name of a result or of something half-written; if `is_replaced` also of what some runs add."""
     return bool(_HALF.fullmatch(path) or _RESULT.fullmatch(path)) or (is_replaced and path in _OPTIONAL)
 
 
