@@ -1,0 +1,17 @@
+"""A ledger in a directory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.output.ledger import Ledger
+from pipeline.output.lock import locked
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with locked(tmp_path / "out") as found:
+        yield found

@@ -1,0 +1,298 @@
+"""Files, records and the manifest: what is not as it was written counts as none, and is named."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.formats import seal
+from pipeline.output.ledger import Ledger
+from pipeline.output.lock import locked
+from pipeline.output.records import MANIFEST, Entry, Record, fault_of, read_manifest
+from tests.support.faulty import forked
+from tests.support.helpers import as_nobody, refused
+from tests.support.ledgers import (
+    HEX,
+    KEY,
+    KEYS,
+    NOW,
+    OTHER,
+    commit,
+    contents,
+    file_of,
+    record_files,
+    reopened,
+    together,
+)
+
+
+def test_p12_names_are_unique_whatever_the_clock_says(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("time", "time_ns", "monotonic", "monotonic_ns"):
+        monkeypatch.setattr(time, name, lambda: 0)
+    random.seed(0)
+
+    def write(n_files: int) -> list[str]:
+        return [ledger.write(f"parts/{KEY}", ".h5", b"").file for _ in range(n_files)]
+
+    names = write(50)
+    for _ in range(2):  # processes that are copies of each other
+        names += forked(lambda: write(50))[1]
+    assert len(set(names)) == 150 == len(os.listdir(ledger.directory / "parts"))
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def turn_into(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def turn(path: Path) -> None:
+        path.rename(path.with_suffix(".moved"))
+        make(path)
+
+    return turn
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "deleted": (Path.unlink, "committed, but cannot be read: No such file"),
+    "truncated": (lambda path: os.truncate(path, 3), "3 bytes, expected 4 as committed"),
+    "emptied": (lambda path: os.truncate(path, 0), "0 bytes, expected 4 as committed"),
+    "grown": (lambda path: os.truncate(path, 5), "5 bytes, expected 4 as committed"),
+    "flipped": (flip, "its BLAKE3 is not the one committed"),
+    "symlink": (turn_into(lambda path: path.symlink_to(path.with_suffix(".moved"))), "cannot be read"),
+    "directory": (turn_into(Path.mkdir), "Is a directory"),
+    "fifo": (turn_into(os.mkfifo), "no regular file any more"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_d11_a_damaged_result_is_named_with_what_is_wrong(ledger: Ledger, kind: str) -> None:
+    good, bad = commit(ledger, OTHER), commit(ledger)
+    damage, words = DAMAGE[kind]
+    damage(ledger.directory / bad.entry.file)
+    assert fault_of(ledger.directory, good.entry) is None
+    found = fault_of(ledger.directory, bad.entry)
+    assert found is not None
+    assert found.startswith(f"file={ledger.directory / bad.entry.file}: ")
+    assert words in found
+    assert (fault_of(ledger.directory, bad.entry, digests=False) is None) == (kind == "flipped")
+
+
+@pytest.mark.parametrize("kind", ["deleted", "truncated", "flipped", "directory"])
+def test_d11_what_is_not_what_was_committed_is_not_loaded(ledger: Ledger, kind: str) -> None:
+    record = commit(ledger, "scan")
+    DAMAGE[kind][0](ledger.directory / record.entry.file)
+    with pytest.raises(ValueError, match=record.entry.file):
+        ledger.load(record)
+
+
+RECORD: dict[str, Any] = {
+    "key": KEY,
+    "fingerprint": NOW,
+    "entry": {"file": f"parts/{KEY}-{HEX}.h5", "n_bytes": 1, "blake3": HEX * 2},
+    "facts": {},
+}
+
+
+def group_of(*contents: object) -> bytes:
+    return seal("shardpress-commits/1", {"records": contents})
+
+
+DAMAGED_RECORDS = {
+    "empty": b"",
+    "zeros": bytes(400),
+    "half": group_of(RECORD)[:200],
+    "edited": group_of(RECORD).replace(b'"n_bytes": 1', b'"n_bytes": 2'),
+    "unknown version": seal("shardpress-commits/0", {"records": [RECORD]}),
+    "other format": seal("shardpress-output/1", {"records": [RECORD]}),
+    "not in a list": seal("shardpress-commits/1", RECORD),
+    "list": b"[]",
+    "no records": seal("shardpress-commits/1", {}),
+    "a number of records": seal("shardpress-commits/1", {"records": 3}),
+    "text": group_of("part"),
+    **{
+        f"one {number} that {words}": group_of(*before, {**RECORD, **other})
+        for number, before in {"alone": [], "among others": [RECORD]}.items()
+        for words, other in {
+            "has a number for a key": {"key": 3},
+            "has a key that leads outside": {"key": "../../victim"},
+            "has a number for a fingerprint": {"fingerprint": 3},
+            "has no entry": {"entry": None},
+            "has a number for a name": {"entry": {**RECORD["entry"], "file": 3}},
+            "has an unknown field": {"more": 1},
+            "names no result": {"entry": {**RECORD["entry"], "file": "model.h5"}},
+            "leads outside": {"entry": {**RECORD["entry"], "file": "../victim"}},
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED_RECORDS.values(), ids=DAMAGED_RECORDS)
+@pytest.mark.parametrize("n_parts", [1, 5], ids=["alone", "together"])
+def test_d12_a_damaged_file_of_records_counts_as_none_and_is_named(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes, n_parts: int
+) -> None:
+    """It goes, and takes with it nothing but what it stood for."""
+    victim = ledger.directory.parent / "victim"
+    victim.write_bytes(b"precious")
+    together(ledger, *KEYS[:n_parts])
+    (damaged,) = record_files(ledger)
+    good = commit(ledger, OTHER)
+    damaged.write_bytes(content)
+    found = reopened(ledger)
+    assert f"file={damaged}: no valid commit record" in caplog.text
+    assert found.records("part") == [good]
+    found.sweep()
+    assert set(contents(ledger.directory)) == {file_of(ledger), good.entry.file}
+    assert victim.read_bytes() == b"precious"
+
+
+def test_d12_a_group_that_a_later_version_wrote_is_refused_and_left_alone(ledger: Ledger) -> None:
+    together(ledger, *KEYS)
+    (group,) = record_files(ledger)
+    group.write_bytes(seal("shardpress-commits/2", {}))
+    before = contents(ledger.directory)
+    with refused(76, f"file={group}: format 'shardpress-commits/2'"):
+        reopened(ledger)
+    assert contents(ledger.directory) == before
+
+
+@pytest.mark.parametrize("act", ["records", "fault", "load", "manifest", "request"])
+def test_d14_too_many_open_files_say_nothing_about_a_file(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    record = commit(ledger)
+    ledger.finish({}, {"parts": []})
+    before = contents(ledger.directory)
+    acts = {
+        "records": lambda: reopened(ledger),
+        "fault": lambda: fault_of(ledger.directory, record.entry),
+        "load": lambda: ledger.load(record),
+        "manifest": ledger.manifest,
+        "request": ledger.request,
+    }
+
+    def fail(*_arguments: object, **_more: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as context:
+        context.setattr(*((os, "open") if act == "fault" else (Path, "read_bytes")), fail)
+        with refused(71, "Too many open files while reading it", "ulimit -n"):
+            acts[act]()
+    assert contents(ledger.directory) == before
+
+
+# -- of the form before ----------------------------------------------------------------------------------------------
+
+
+def alone(ledger: Ledger, record: Record) -> Path:
+    """Have a record stand as earlier runs wrote one that was committed alone."""
+    path = ledger.directory / "commits" / f"{record.key}-{record.fingerprint[:16]}.json"
+    path.write_bytes(seal("shardpress-commit/1", {**vars(record), "entry": vars(record.entry)}))
+    return path
+
+
+def test_a_record_that_an_earlier_run_wrote_alone_counts_like_any_other(ledger: Ledger) -> None:
+    others = together(ledger, *KEYS[1:])
+    entry = ledger.write(f"parts/{KEYS[0]}", ".h5", b"data")
+    first = Record(KEYS[0], NOW, entry, {"n_rows": 3})
+    path, scan = alone(ledger, first), alone(ledger, Record("scan", NOW, ledger.write("stages/scan", ".npz", b"scan")))
+    found = reopened(ledger)
+    found.sweep(NOW)
+    assert found.records("part", NOW) == [first, *others]
+    assert found.load(first) == b"data"
+    assert commit(found, KEYS[0], data=b"again") == first
+    found.drop(first, *found.records("scan"))
+    assert not path.exists()
+    assert not scan.exists()
+    assert reopened(ledger).records() == others
+
+
+@pytest.mark.parametrize(
+    "content", [b"", group_of(RECORD), seal("shardpress-commit/1", {**RECORD, "key": "../victim"})]
+)
+def test_d12_a_damaged_record_that_stands_alone_counts_as_none(ledger: Ledger, content: bytes) -> None:
+    path = alone(ledger, Record(**{**RECORD, "entry": Entry(**RECORD["entry"])}))
+    path.write_bytes(content)
+    assert reopened(ledger).records() == []
+    assert not path.exists()
+
+
+# -- the manifest -------------------------------------------------------------------------------------------------
+
+
+def test_without_a_manifest_a_run_is_not_finished(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (ledger.directory, tmp_path / "nowhere", tmp_path / "file"):
+        with refused(66, str(folder / MANIFEST), "expected the output directory of a finished run"):
+            read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "phrase"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"", "not JSON"),
+        (bytes(100), "not JSON"),
+        (b"[]", "expected format"),
+        (b"[" * 100_000, "nested too deeply"),
+        (seal("shardpress-output/0", {"parts": []}), "expected format 'shardpress-output/1'"),
+        (seal("shardpress-output/1", {"parts": []}).replace(b"parts", b"trap"), "its digest does not fit"),
+        (seal("shardpress-output/1", {"parts": [{}]}), "names no proper parts"),
+        (seal("shardpress-output/1", {"parts": 3}), "names no proper parts"),
+        (json.dumps({"format": "shardpress-output/1", "parts": []}).encode(), "its digest does not fit"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_d12_a_damaged_manifest_is_refused_and_its_run_counts_as_unfinished(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes, phrase: str
+) -> None:
+    (ledger.directory / MANIFEST).write_bytes(content)
+    with refused(65, MANIFEST, phrase):
+        read_manifest(ledger.directory)
+    assert ledger.manifest() is None
+    assert "the run counts as unfinished" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["parts", "files"])
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../victim", "parts/../../victim", "..", "a/..", "parts/\n/../x", "/", "//x"]
+)
+def test_s12_a_manifest_that_names_files_elsewhere_is_refused(ledger: Ledger, key: str, name: str) -> None:
+    ledger.finish({}, {key: [{"file": name}]})
+    for read in (lambda: read_manifest(ledger.directory), ledger.manifest, ledger.sweep):
+        with refused(77, MANIFEST, "names inside the directory only"):
+            read()
+
+
+def test_a_manifest_that_may_not_be_read_says_so(open_path: Path) -> None:
+    with locked(open_path / "out") as ledger:
+        ledger.finish({}, {"parts": []})
+    (open_path / "out" / MANIFEST).chmod(0)
+    exit_code, sentence = as_nobody(lambda: read_manifest(open_path / "out"))
+    assert (exit_code, "Permission denied" in sentence) == (77, True)
+
+
+def test_a_failing_storage_does_not_make_a_finished_run_unfinished(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    ledger.finish({}, {"parts": []})
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with refused(74, MANIFEST, "Input/output error"):
+        ledger.manifest()

@@ -1,0 +1,78 @@
+"""A ledger to be tested: results that are written and committed, and what lies in its directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.formats import fingerprint
+from pipeline.output.ledger import Ledger
+from pipeline.output.records import Record
+
+__all__ = [
+    *("BEFORE", "HEX", "KEY", "KEYS", "NOW", "OTHER", "commit", "contents", "counting", "file_of", "fill"),
+    *("record_files", "reopened", "together"),
+]
+
+KEY, OTHER = "part-000000-000000000000", "part-000000-000000000016"
+KEYS = [f"part-{i:06d}-000000000000" for i in range(5)]
+NOW, BEFORE = fingerprint("now"), fingerprint("before")
+HEX = "0123456789abcdef" * 2
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What every file below a folder holds, but for the marker and the lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".shardpress", ".lock")
+    }
+
+
+def fill(folder: Path, *names: str) -> dict[str, bytes]:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(name.encode())
+    return {name: name.encode() for name in names}
+
+
+def commit(
+    ledger: Ledger, key: str = KEY, made_from: str = NOW, data: bytes = b"data", facts: dict[str, Any] | None = None
+) -> Record:
+    """Write and commit a result."""
+    kind = key.split("-")[0]
+    stem, suffix = (f"parts/{key}", ".h5") if kind == "part" else (f"stages/{kind}", ".npz")
+    record = Record(key, made_from, ledger.write(stem, suffix, data), facts or {})
+    ledger.commit(record)
+    return counting(ledger, record)
+
+
+def counting(ledger: Ledger, record: Record) -> Record:
+    """The record that counts for what this one is of."""
+    (found,) = (each for each in ledger.records() if each.identity == record.identity)
+    return found
+
+
+def together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Record]:
+    """Write and commit results in one group."""
+    entries = [ledger.write(f"parts/{key}", ".h5", key.encode()) for key in keys]
+    records = [
+        Record(key, made_from, entry, {"i": i}) for i, (key, entry) in enumerate(zip(keys, entries, strict=True))
+    ]
+    ledger.commit(*records)
+    return [counting(ledger, record) for record in records]
+
+
+def reopened(ledger: Ledger) -> Ledger:
+    """What a later run finds."""
+    return Ledger(ledger.directory, ledger.disk)
+
+
+def record_files(ledger: Ledger) -> list[Path]:
+    return sorted((ledger.directory / "commits").iterdir())
+
+
+def file_of(ledger: Ledger) -> str:
+    """The only file of records."""
+    (path,) = record_files(ledger)
+    return f"commits/{path.name}"
