@@ -33,8 +33,8 @@ from tests.support.ledgers import (
 )
 
 
-def claimed(directory: Path, disk: Disk | None = None) -> None:
-    """Claim a directory and let go of it at once."""
+def lock_and_let_go(directory: Path, disk: Disk | None = None) -> None:
+    """Lock a directory and let go of it at once."""
     with locked(directory, disk):
         pass
 
@@ -44,13 +44,13 @@ def claimed(directory: Path, disk: Disk | None = None) -> None:
 
 @pytest.mark.parametrize("name", ["new", "new/and/deep", "with space\nand größe"])
 def test_a_new_directory_is_made_with_its_parents(tmp_path: Path, name: str) -> None:
-    claimed(tmp_path / name)
+    lock_and_let_go(tmp_path / name)
     assert sorted(os.listdir(tmp_path / name)) == [".lock", ".shardpress", "commits", "parts", "stages"]
 
 
 def test_p8_every_new_directory_is_on_the_disk_before_anything_is_put_into_it(tmp_path: Path) -> None:
     watched, synced = Watched(), [tmp_path]
-    claimed(tmp_path / "new" / "out", watched)
+    lock_and_let_go(tmp_path / "new" / "out", watched)
     waiting = []
     for name, path in watched.calls:
         if name == "make_directory":
@@ -63,7 +63,7 @@ def test_p8_every_new_directory_is_on_the_disk_before_anything_is_put_into_it(tm
 
 def test_an_empty_directory_is_taken_and_so_is_one_where_a_run_died_at_once(tmp_path: Path) -> None:
     fill(tmp_path, f".shardpress.{HEX}.writing")
-    claimed(tmp_path)
+    lock_and_let_go(tmp_path)
     with locked(tmp_path) as ledger:
         ledger.sweep()
     assert contents(tmp_path) == {}
@@ -73,7 +73,7 @@ def test_an_empty_directory_is_taken_and_so_is_one_where_a_run_died_at_once(tmp_
 def test_d13_a_directory_with_files_of_others_is_refused_and_left_alone(tmp_path: Path, names: list[str]) -> None:
     there = fill(tmp_path, *names)
     with refused(73, f"output={tmp_path}", "files that are not of shardpress", "--output"):
-        claimed(tmp_path)
+        lock_and_let_go(tmp_path)
     assert contents(tmp_path) == there
     assert not (tmp_path / ".shardpress").exists()
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_a_directory_is_refused(tmp_path: Path, name: str) -> Non
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "dangling").symlink_to("nowhere")
     with refused(73, f"output={tmp_path / name}", "--output"):
-        claimed(tmp_path / name)
+        lock_and_let_go(tmp_path / name)
     assert contents(tmp_path) == {"file": b"x"}
 
 
@@ -91,41 +91,36 @@ def test_what_cannot_be_a_directory_is_refused(tmp_path: Path, name: str) -> Non
 def test_d6_a_directory_that_may_not_be_written_is_refused(open_path: Path, name: str) -> None:
     folder = open_path / "closed"
     folder.mkdir(mode=0o555)
-    exit_code, sentence = as_nobody(lambda: claimed(folder / name))
+    exit_code, sentence = as_nobody(lambda: lock_and_let_go(folder / name))
     assert exit_code == 77, sentence
     assert f"output={folder / name}" in sentence
     assert "Choose an --output that you may write to" in sentence
 
 
 @pytest.mark.parametrize("name", ["make_directory", "create"])
-@pytest.mark.parametrize(
-    ("code", "exit_code"),
-    [(errno.EROFS, 73), (errno.ENOSPC, 73), (errno.EIO, 73), (errno.EACCES, 77), (errno.EPERM, 77)],
-    ids=lambda code: errno.errorcode.get(code, ""),
-)
-def test_d6_what_cannot_be_made_is_an_error_before_the_work_starts(
-    tmp_path: Path, name: str, code: int, exit_code: int
-) -> None:
-    with refused(exit_code, f"output={tmp_path / 'out'}", os.strerror(code), "--output"):
-        claimed(tmp_path / "out", Broken(code, name))
+def test_d6_what_cannot_be_made_is_an_error_before_the_work_starts(tmp_path: Path, name: str) -> None:
+    codes = {errno.EROFS: 73, errno.ENOSPC: 73, errno.EIO: 73, errno.EACCES: 77, errno.EPERM: 77}
+    for code, exit_code in codes.items():
+        with refused(exit_code, f"output={tmp_path / 'out'}", os.strerror(code), "--output"):
+            lock_and_let_go(tmp_path / "out", Broken(code, name))
 
 
 def test_p8_a_folder_whose_name_is_not_on_the_disk_is_no_place_for_records(tmp_path: Path) -> None:
     with refused(73, "Input/output error"):
-        claimed(tmp_path, Broken(errno.EIO, "sync_directory"))
+        lock_and_let_go(tmp_path, Broken(errno.EIO, "sync_directory"))
 
 
 def test_a_parent_that_cannot_be_read_cannot_be_synced_and_that_is_no_error(open_path: Path) -> None:
     (open_path / "closed").mkdir()
     (open_path / "closed").chmod(0o333)
-    assert as_nobody(lambda: claimed(open_path / "closed" / "out")) == (0, "")
+    assert as_nobody(lambda: lock_and_let_go(open_path / "closed" / "out")) == (0, "")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", seal("shardpress-output/0", {})])
 def test_d12_a_damaged_marker_still_says_whose_directory_it_is(tmp_path: Path, content: bytes) -> None:
     fill(tmp_path, "notes.txt")
     (tmp_path / ".shardpress").write_bytes(content)
-    claimed(tmp_path)
+    lock_and_let_go(tmp_path)
 
 
 @pytest.mark.parametrize("name", [".shardpress", MANIFEST, f"commits/{KEY}-{NOW[:16]}.json"])
@@ -145,22 +140,22 @@ def test_d12_what_a_later_version_wrote_is_refused_and_left_alone(ledger: Ledger
 def test_c1_a_second_run_is_told_who_is_at_work(tmp_path: Path) -> None:
     who = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y')}-"
     with locked(tmp_path), refused(75, f"output={tmp_path}: another run is at work there", who, "same command again"):
-        claimed(tmp_path)
-    claimed(tmp_path)
+        lock_and_let_go(tmp_path)
+    lock_and_let_go(tmp_path)
 
 
 def test_c1_a_run_that_fails_lets_go(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), locked(tmp_path):
         raise ZeroDivisionError
-    claimed(tmp_path)
+    lock_and_let_go(tmp_path)
 
 
 def test_c1_a_run_that_cannot_even_begin_lets_go(tmp_path: Path) -> None:
-    claimed(tmp_path)
+    lock_and_let_go(tmp_path)
     (tmp_path / "commits").rmdir()
     with refused(73, "No space left"):
-        claimed(tmp_path, Broken(errno.ENOSPC, "make_directory"))
-    claimed(tmp_path)
+        lock_and_let_go(tmp_path, Broken(errno.ENOSPC, "make_directory"))
+    lock_and_let_go(tmp_path)
 
 
 HOLDER = """
@@ -179,14 +174,14 @@ def test_c2_a_killed_run_leaves_no_lock_behind(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], **pipes) as holder:
         assert holder.stdout.readline() == b"held\n"
         with refused(75, f"pid {holder.pid} on "):
-            claimed(tmp_path)
+            lock_and_let_go(tmp_path)
         holder.kill()
     assert holder.returncode == -signal.SIGKILL
-    claimed(tmp_path)
+    lock_and_let_go(tmp_path)
 
 
 def test_c1_of_many_runs_one_gets_the_directory(tmp_path: Path) -> None:
-    claimed(tmp_path)
+    lock_and_let_go(tmp_path)
     descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     children = []
@@ -210,7 +205,7 @@ def test_c3_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(fcntl, "flock", fail)
     with refused(75, "cannot be locked", os.strerror(code), "knows locks"):
-        claimed(tmp_path)
+        lock_and_let_go(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ftruncate", "pwrite"])
@@ -222,10 +217,10 @@ def test_d2_a_full_disk_does_not_keep_anybody_from_looking_what_is_there(
     def fail(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    claimed(tmp_path)
+    lock_and_let_go(tmp_path)
     monkeypatch.setattr(os, name, fail)
     with locked(tmp_path), refused(75, "another run is at work"):
-        claimed(tmp_path)
+        lock_and_let_go(tmp_path)
 
 
 @pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symbolic", "hard"])
@@ -234,11 +229,11 @@ def test_s13_a_link_in_the_locks_place_is_refused_and_its_target_stays(
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    claimed(tmp_path / "out")
+    lock_and_let_go(tmp_path / "out")
     (tmp_path / "out" / ".lock").unlink()
     make(victim, tmp_path / "out" / ".lock")
     with refused(73, f"output={tmp_path / 'out'}", ".lock", "Choose another --output"):
-        claimed(tmp_path / "out")
+        lock_and_let_go(tmp_path / "out")
     assert victim.read_bytes() == b"precious"
 
 
@@ -248,11 +243,11 @@ def test_s13_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path, name: str,
     victim = tmp_path / "victim"
     if is_there:
         fill(victim, f"{KEY}-{HEX}.h5")
-    claimed(tmp_path / "out")
+    lock_and_let_go(tmp_path / "out")
     (tmp_path / "out" / name).rmdir()
     (tmp_path / "out" / name).symlink_to(victim)
     with refused(73, f"output={tmp_path / 'out'}: its {name} is a link, expected a directory"):
-        claimed(tmp_path / "out")
+        lock_and_let_go(tmp_path / "out")
     assert victim.exists() == is_there
     if is_there:
         assert set(contents(victim)) == {f"{KEY}-{HEX}.h5"}
@@ -261,6 +256,6 @@ def test_s13_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path, name: str,
 def test_s13_the_output_itself_may_be_a_link_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (tmp_path / "parts").symlink_to("large")
-    claimed(tmp_path / "parts")
-    claimed(tmp_path / "parts" / "below")
+    lock_and_let_go(tmp_path / "parts")
+    lock_and_let_go(tmp_path / "parts" / "below")
     assert (tmp_path / "large" / "below" / ".shardpress").exists()

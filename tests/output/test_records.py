@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import shown
 from pipeline.formats import seal
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
@@ -139,24 +140,26 @@ DAMAGED_RECORDS = {
 }
 
 
-@pytest.mark.parametrize("content", DAMAGED_RECORDS.values(), ids=DAMAGED_RECORDS)
 @pytest.mark.parametrize("n_parts", [1, 5], ids=["alone", "together"])
 def test_d12_a_damaged_file_of_records_counts_as_none_and_is_named(
-    ledger: Ledger, caplog: pytest.LogCaptureFixture, content: bytes, n_parts: int
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, n_parts: int
 ) -> None:
     """It goes, and takes with it nothing but what it stood for."""
     victim = ledger.directory.parent / "victim"
     victim.write_bytes(b"precious")
-    together(ledger, *KEYS[:n_parts])
-    (damaged,) = record_files(ledger)
-    good = commit(ledger, OTHER)
-    damaged.write_bytes(content)
-    found = reopened(ledger)
-    assert f"file={damaged}: no valid commit record" in caplog.text
-    assert found.records("part") == [good]
-    found.sweep()
-    assert set(contents(ledger.directory)) == {file_of(ledger), good.entry.file}
-    assert victim.read_bytes() == b"precious"
+    for words, content in DAMAGED_RECORDS.items():
+        together(ledger, *KEYS[:n_parts])
+        (damaged,) = record_files(ledger)
+        good = commit(ledger, OTHER)
+        damaged.write_bytes(content)
+        found = reopened(ledger)
+        assert f"file={damaged}: no valid commit record" in caplog.text, words
+        assert found.records("part") == [good], words
+        found.sweep()
+        assert set(contents(ledger.directory)) == {file_of(ledger), good.entry.file}, words
+        assert victim.read_bytes() == b"precious", words
+        found.forget()
+        ledger = reopened(found)
 
 
 def test_d12_a_group_that_a_later_version_wrote_is_refused_and_left_alone(ledger: Ledger) -> None:
@@ -268,14 +271,12 @@ def test_d12_a_damaged_manifest_is_refused_and_its_run_counts_as_unfinished(
 
 
 @pytest.mark.parametrize("key", ["parts", "files"])
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../victim", "parts/../../victim", "..", "a/..", "parts/\n/../x", "/", "//x"]
-)
-def test_s12_a_manifest_that_names_files_elsewhere_is_refused(ledger: Ledger, key: str, name: str) -> None:
-    ledger.finish({}, {key: [{"file": name}]})
-    for read in (lambda: read_manifest(ledger.directory), ledger.manifest, ledger.sweep):
-        with refused(77, MANIFEST, "names inside the directory only"):
-            read()
+def test_s12_a_manifest_that_names_files_elsewhere_is_refused(ledger: Ledger, key: str) -> None:
+    for name in ("/etc/passwd", "../victim", "parts/../../victim", "..", "a/..", "parts/\n/../x", "/", "//x"):
+        ledger.finish({}, {key: [{"file": name}]})
+        for read in (lambda: read_manifest(ledger.directory), ledger.manifest, ledger.sweep):
+            with refused(77, MANIFEST, shown(f"names the file {name}"), "names inside the directory only"):
+                read()
 
 
 def test_a_manifest_that_may_not_be_read_says_so(open_path: Path) -> None:
