@@ -1,14 +1,21 @@
-"""Data sets of runs as real processes."""
+"""Data sets of runs as real processes, and of runs of the stand-in."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from pipeline.scan import ranges
 from tests.support.helpers import write_shard
 from tests.support.killing import Victim, features_of
+from tests.support.nights import SIZES, fresh
 from tests.support.processes import Small
+from tests.support.standin import Night, install
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +35,37 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     untouched = Small(folder, "")
     assert untouched.program().run(folder / "out").code == 0
     return Small(folder, features_of(folder / "out"))
+
+
+@pytest.fixture
+def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+    install(monkeypatch)
+    return Night(tmp_path, *SIZES)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., bytes]]:
+    """What an undisturbed run with these flags makes of a night's shards."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install(monkeypatch)
+        undisturbed = Night(tmp_path_factory.mktemp("undisturbed"), *SIZES)
+        yield cache(partial(fresh, undisturbed))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+class Reading(Exception):
+    """Rows were read."""
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is read."""
+
+    def read(*_arguments: object) -> None:
+        raise Reading
+
+    monkeypatch.setattr(ranges, "read", read)

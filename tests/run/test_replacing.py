@@ -1,0 +1,350 @@
+"""Other settings, other inputs: what stays, what is refused, what goes on, and what readers meet meanwhile."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.features import open_features
+from pipeline.output.records import read_manifest
+from tests.support.faulty import Watched
+from tests.support.helpers import write_shard
+from tests.support.nights import OTHER, STEPS, Stopping, fresh, parts, stamps
+from tests.support.soak_protocol import (
+    broken_promises,
+    leftovers,
+    records,
+)
+from tests.support.standin import Night, features_of
+
+
+def test_u3_a_finished_run_is_not_replaced_without_leave(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before, watched = stamps(out), Watched()
+    assert night.run(out, "--epochs", "3", "--out-of-range", "clip", disk=watched) == 78
+    assert "this one differs: epochs 2 -> 3; out_of_range allow -> clip. Choose another --output" in caplog.text
+    assert "--overwrite (what still fits is kept) or --restart" in caplog.text
+    assert watched.calls == []
+    assert stamps(out) == before
+
+
+def test_u3_overwriting_keeps_what_fits(
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before = stamps(out)
+    (scan_file,) = (name for name in before if name.startswith("stages/scan"))
+    caplog.clear()
+    assert night.run(out, *OTHER, "--overwrite") == 0
+    assert "results are replaced, since: seed 0 -> 1" in caplog.text
+    assert "scan: an earlier run has finished it" in caplog.text
+    assert stamps(out)[scan_file] == before[scan_file]
+    assert features_of(out) == expected(*OTHER)
+    assert not [name for name in before if name.startswith(("parts/", "stages/model")) and name in stamps(out)]
+    assert broken_promises(out) == leftovers(out) == []
+
+
+def test_u3_other_settings_of_the_encoding_keep_the_model(
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    caplog.clear()
+    assert night.run(out, "--out-of-range", "clip", "--overwrite") == 0
+    assert "training: an earlier run has finished it" in caplog.text
+    assert features_of(out) == expected()
+
+
+def test_u3_restarting_begins_again(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert night.run(out) == 0
+    expected, before = features_of(out), stamps(out)
+    caplog.clear()
+    assert night.run(out, "--restart") == 0
+    assert "beginning again" in caplog.text
+    assert "an earlier run" not in caplog.text
+    assert features_of(out) == expected
+    assert not {name for name in before if name.startswith(("parts/", "stages/"))} & set(stamps(out))
+
+
+def test_u3_an_unfinished_run_goes_on_with_other_settings_and_back(
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, disk=Stopping("commits/part", 2)) == 74
+    first = {name for name in stamps(out) if name.startswith("parts/part")}
+    assert len(first) == 2
+    caplog.clear()
+    assert night.run(out, *OTHER, "--overwrite", disk=Stopping("commits/part", 1)) == 74
+    assert "this run differs from the last one here, and does anew what that touches: seed 0 -> 1" in caplog.text
+    assert "scan: an earlier run has finished it" in caplog.text
+    caplog.clear()
+    assert night.run(out, "--overwrite") == 0
+    assert "does anew what that touches: seed 1 -> 0" in caplog.text
+    assert "training: an earlier run has finished it" in caplog.text
+    assert "encoding: going on, an earlier run has committed " in caplog.text
+    assert first <= set(parts(out))
+    assert features_of(out) == expected()
+    assert leftovers(out) == []
+
+
+def test_u3_a_run_that_was_to_be_replaced_is_still_complete(
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    assert night.run(out, *OTHER, "--overwrite", disk=Stopping("commits/part", 2)) == 74
+    assert features_of(out) == expected()
+    begun = {name: stamp for name, stamp in stamps(out).items() if not name.endswith(".writing")}
+    assert night.run(out) == 0
+    assert stamps(out) == begun, "and the new one may go on"
+    caplog.clear()
+    assert night.run(out, *OTHER, "--overwrite") == 0
+    assert "encoding: going on" in caplog.text
+    assert features_of(out) == expected(*OTHER)
+
+
+EPOCHS = [*STEPS, "--epochs", "3"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_named", "kept"),
+    [
+        ("commits/checkpoint", 2, "a checkpoint of 0 of 2 epochs, step 2"),
+        ("commits/model", 1, "trained"),
+        ("commits/part", 2, "trained, 20 rows encoded"),
+    ],
+)
+def test_u3_an_unfinished_training_is_not_thrown_away_by_a_slip_of_the_finger(
+    night: Night,
+    out: Path,
+    expected: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    n_named: int,
+    kept: str,
+) -> None:
+    assert night.run(out, *STEPS, disk=Stopping(kind, n_named)) == 74
+    before = stamps(out)
+    caplog.clear()
+    assert night.run(out, *EPOCHS) == 78
+    assert f"holds an unfinished run ({kept}), and this one differs: epochs 2 -> 3. Set that back" in caplog.text
+    assert {name: stamp for name, stamp in before.items() if not name.endswith(".writing")} == stamps(out)
+    assert night.run(out, *STEPS) == 0
+    assert features_of(out) == expected()
+
+
+def test_u3_an_unfinished_run_of_other_inputs_is_not_thrown_away(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, disk=Stopping("commits/part", 2)) == 74
+    (night.shards / "0.h5").rename(night.shards / "mine.h5")
+    for flags in ([], ["--overwrite"]):
+        caplog.clear()
+        assert night.run(out, *flags) == 78
+        assert "an unfinished run of other input files (trained, 20 rows encoded): input 0.h5 is gone" in caplog.text
+    assert night.run(out, "--restart") == 0
+    assert features_of(out) == fresh(night)
+
+
+def test_u3_a_run_that_has_only_been_scanned_or_has_diverged_is_no_loss(
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, *STEPS, disk=Stopping("commits/scan", 1)) == 74
+    assert night.run(out, *STEPS, "--optimizer", "momentum", disk=Stopping("commits/checkpoint", 2)) == 74
+    (out / "model-last-good.h5").touch()  # as a training leaves it that diverges
+    caplog.clear()
+    assert night.run(out, *STEPS) == 0
+    assert "does anew what that touches: optimizer momentum -> adam" in caplog.text
+    assert features_of(out) == expected()
+
+
+def test_u3_what_was_trained_after_another_training_diverged_is_not_thrown_away(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, *STEPS, "--optimizer", "momentum", disk=Stopping("commits/checkpoint", 2)) == 74
+    (out / "model-last-good.h5").touch()  # as a training leaves it that diverges
+    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
+    os.utime(out / "model-last-good.h5", ns=(0, (out / "run.json").stat().st_mtime_ns - 1))  # however fast this was
+    caplog.clear()
+    assert night.run(out, *EPOCHS) == 78
+    assert "holds an unfinished run (a checkpoint of " in caplog.text
+
+
+def test_how_far_a_checkpoint_is_stands_in_the_last_line(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
+    assert "stages done: scan; a checkpoint keeps 0 of 2 epochs, step 2; 0 of 55 rows" in caplog.records[-1].message
+
+
+def test_a_model_is_not_replaced_by_what_it_makes_of_other_rows(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before = stamps(out)
+    for model in (out, out / "model.h5"):
+        for flags in ([], ["--overwrite"], ["--restart"]):
+            caplog.clear()
+            assert night.run(out, "--model", str(model), *flags) == 78
+            assert f"output={out}: holds the model itself and what it was trained on, expected ano" in caplog.text
+    assert stamps(out) == before
+
+
+def touch(night: Night) -> None:
+    path = night.shards / "2.h5"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+def rewrite(night: Night) -> None:
+    write_shard(night.shards / "2.h5", np.ones((30, 4), np.float32), riders={"y": np.arange(30)})
+
+
+INPUTS: dict[str, tuple[Callable[[Night], object], str]] = {
+    "touched": (touch, "input 2.h5 (changed "),
+    "rewritten": (rewrite, "input 2.h5 (shape [35, 4] -> [30, 4]; n_bytes "),
+    "added": (lambda night: night.add_shard("3.h5", np.zeros((5, 4), np.float32)), "input 3.h5 is new"),
+    "removed": (lambda night: (night.shards / "0.h5").unlink(), "input 0.h5 is gone"),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_u3_a_changed_input_of_a_finished_run_is_noticed(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    change, words = INPUTS[kind]
+    assert night.run(out) == 0
+    change(night)
+    assert night.run(out) == 78
+    assert words in caplog.text
+    assert night.run(out, "--restart" if kind == "removed" else "--overwrite") == 0
+    assert features_of(out) == fresh(night)
+
+
+def test_u3_results_of_other_inputs_are_not_overwritten(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever wrote `--overwrite` into a script meant results of the same files."""
+    assert night.run(out) == 0
+    before, watched = stamps(out), Watched()
+    (night.shards / "0.h5").rename(night.shards / "mine.h5")
+    for flags in ([], ["--overwrite"], ["--overwrite", "--epochs", "1"]):
+        caplog.clear()
+        assert night.run(out, *flags, disk=watched) == 78
+        assert "holds the results of other input files: input 0.h5 is gone; input mine.h5 is new" in caplog.text
+        assert "Choose another --output, or throw them away with --restart" in caplog.text
+    assert watched.calls == []
+    assert stamps(out) == before
+    assert night.run(out, "--restart") == 0
+    assert features_of(out) == fresh(night)
+
+
+def test_u3_another_nights_files_of_the_same_names_are_other_inputs(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before, first = stamps(out), night.shards
+    night.shards = first.with_name("next night")
+    night.shards.mkdir()
+    for path in first.iterdir():
+        (night.shards / path.name).write_bytes(path.read_bytes())
+    assert night.run(out, "--overwrite") == 78
+    assert f"of other input files: the inputs lie in {night.shards}, not in {first}; input 0.h5 (changed" in caplog.text
+    assert stamps(out) == before
+
+
+def test_a_data_set_may_be_moved(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    before = stamps(out)
+    night.shards = night.shards.rename(night.shards.with_name("moved"))
+    assert night.run(out) == 0
+    assert stamps(out) == before
+    assert night.run(out, "--epochs", "1", "--overwrite") == 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INPUTS if kind != "removed"])
+def test_u3_a_changed_input_of_an_unfinished_run_makes_everything_anew(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    change, words = INPUTS[kind]
+    assert night.run(out, disk=Stopping("commits/part", 2)) == 74
+    change(night)
+    caplog.clear()
+    assert night.run(out) == 0
+    assert "does anew what that touches" in caplog.text
+    assert words in caplog.text
+    assert "an earlier run" not in caplog.text
+    assert features_of(out) == fresh(night)
+    assert leftovers(out) == []
+
+
+@pytest.mark.parametrize("n_committed", [1, 3])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--threads", "3"], ["--memory-budget", "16MiB"], ["--memory-budget", "8GiB"]),
+        *(["--block-rows", "4"], ["--block-rows", "12"], ["--block-rows", "1000"], ["--device-memory-budget", "0"]),
+    ],
+    ids=" ".join,
+)
+def test_u3_parts_of_other_sizes_stay_and_the_features_are_the_same(
+    night: Night,
+    out: Path,
+    expected: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+    flags: list[str],
+    n_committed: int,
+) -> None:
+    assert night.run(out, disk=Stopping("commits/part", n_committed)) == 74
+    first = {record["entry"]["file"] for record in records(out) if record["key"].startswith("part")}
+    assert len(first) == n_committed
+    caplog.clear()
+    assert night.run(out, *flags) == 0
+    assert "this run differs" not in caplog.text
+    assert first <= set(parts(out))
+    assert features_of(out) == expected()
+    caplog.clear()
+    assert night.run(out) == 0
+    assert caplog.records == [] or "Already complete" in (out / "run.log").read_text()
+
+
+# -- readers -----------------------------------------------------------------------------------------------------
+
+
+def test_c6_a_reader_sees_whole_results_while_runs_replace_each_other(night: Night, out: Path) -> None:
+    whole = set()
+    for flags in ([], OTHER):
+        assert night.run(out, *flags, "--overwrite") == 0
+        whole.add(open_features(out).features.compute().tobytes())
+    assert len(whole) == 2
+    over, seen, wrong = threading.Event(), set(), []
+
+    def read() -> None:
+        while not over.is_set() and not wrong:
+            before = None
+            try:
+                before = read_manifest(out)
+                seen.add(open_features(out).features.compute().tobytes())
+            except (DataError, OSError) as error:
+                # A part may go while it is read, but only when the manifest names others by then.
+                if read_manifest(out) == before:
+                    wrong.append(error)
+            except BaseException as error:
+                wrong.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        n_runs = 0
+        while not wrong and (n_runs < 10 or seen != whole):
+            assert night.run(out, *([], OTHER)[n_runs % 2], "--overwrite") == 0
+            n_runs += 1
+    finally:
+        over.set()
+        reader.join()
+    assert wrong == []
+    assert seen == whole

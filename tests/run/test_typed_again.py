@@ -1,0 +1,207 @@
+"""The same command typed again: a finished run is complete, and of a damaged one that alone is made anew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import pytest
+
+from pipeline.features import open_features
+from pipeline.formats import seal
+from pipeline.output.records import read_manifest
+from tests.support.faulty import Watched
+from tests.support.nights import DAMAGE, OTHER, STEPS, Stopping, flip, fresh, parts, stamps
+from tests.support.soak_protocol import (
+    broken_promises,
+    leftovers,
+    named,
+)
+from tests.support.standin import Night, features_of
+
+
+def test_the_stand_in_makes_the_same_bits_whatever_the_blocks_and_threads(night: Night) -> None:
+    expected = fresh(night)
+    for flags in (["--threads", "3"], ["--block-rows", "1"], ["--block-rows", "1000"], STEPS):
+        assert fresh(night, *flags) == expected
+    assert fresh(night, "--seed", "1") != expected
+
+
+def test_u4_a_finished_run_is_verified_and_nothing_is_written(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before, watched = stamps(out), Watched()
+    assert night.run(out, disk=watched) == 0
+    assert watched.calls == []
+    assert stamps(out) == before
+    assert "Already complete: 55 rows x 4 columns -> 2 features" in (out / "run.log").read_text()
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("what", ["part", "index.h5", "model.h5", "encoder.npz", "report.json"])
+def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture, what: str, how: str
+) -> None:
+    assert night.run(out) == 0
+    expected, before = features_of(out), stamps(out)
+    damaged = parts(out)[1] if what == "part" else what
+    of_part = [str(path.relative_to(out)) for path in out.glob("commits/part-*") if damaged in path.read_text()]
+    DAMAGE[how](out / damaged)
+    caplog.clear()
+    assert night.run(out) == 0
+    assert f"file={out / damaged}: " in caplog.text
+    assert "; it is made anew" in caplog.text
+    assert "scan: an earlier run has finished it" in caplog.text
+    assert "training: an earlier run has finished it" in caplog.text
+    assert features_of(out) == expected
+    assert broken_promises(out) == leftovers(out) == []
+    changed = {name for name, stamp in before.items() if stamps(out).get(name) != stamp}
+    assert {name for name in changed if "/" in name} == ({damaged, *of_part} if what == "part" else set())
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("what", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
+def test_d11_d12_what_an_unfinished_run_finds_damaged_is_made_anew(
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, what: str, how: str
+) -> None:
+    assert night.run(out, disk=Stopping("commits/part", 2)) == 74
+    (damaged, *_others) = sorted(out.glob(f"{what}*"))
+    DAMAGE[how](damaged)
+    caplog.clear()
+    assert night.run(out) == 0
+    # A record that is not there has never been.
+    assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or how != "deleted")
+    assert features_of(out) == expected()
+    assert broken_promises(out) == leftovers(out) == []
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_d12_without_its_manifest_a_run_is_finished_anew_from_its_parts(night: Night, out: Path, how: str) -> None:
+    assert night.run(out) == 0
+    expected, before = features_of(out), stamps(out)
+    DAMAGE[how](out / "manifest.json")
+    assert night.run(out) == 0
+    assert features_of(out) == expected
+    assert {name: stamps(out)[name] for name in before if "/" in name} == {
+        name: stamp for name, stamp in before.items() if "/" in name
+    }
+
+
+def test_d11_sizes_only_find_what_has_another_size(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert night.run(out) == 0
+    flip(out / parts(out)[0], first_feature(out / parts(out)[0]))
+    os.truncate(out / parts(out)[1], 100)
+    caplog.clear()
+    assert night.run(out, "--verify", "sizes") == 0
+    assert f"file={out / parts(out)[0]}" not in caplog.text
+    assert "100 bytes, expected" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["manifest.json", ".shardpress"])
+def test_d12_what_a_later_version_wrote_is_left_alone(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    assert night.run(out) == 0
+    (out / name).write_bytes(seal("shardpress-output/2", {"parts": []}))
+    before = stamps(out)
+    for flags in ([], ["--overwrite"], ["--epochs", "1"]):
+        assert night.run(out, *flags) == 76
+    assert stamps(out) == before
+    assert "a later version of shardpress wrote it. Upgrade" in caplog.text
+
+
+def test_s12_a_manifest_that_leads_elsewhere_ends_the_run(night: Night, out: Path, tmp_path: Path) -> None:
+    assert night.run(out) == 0
+    (tmp_path / "victim").write_bytes(b"precious")
+    manifest = read_manifest(out)
+    for line in manifest["files"]:
+        line["file"] = "../victim"
+    (out / "manifest.json").write_bytes(seal("shardpress-output/1", manifest))
+    for flags in ([], ["--overwrite", "--epochs", "1"]):
+        assert night.run(out, *flags) == 77
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def first_feature(path: Path) -> int:
+    with h5py.File(path) as file:
+        place: int = file["features"].id.get_offset()
+    return place
+
+
+def test_d11_a_part_that_hdf5_cannot_read_again_ends_the_run_with_its_name(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it may be where only sizes are verified, on the way to the single file; the index opens no part."""
+    assert night.run(out) == 0
+    paths = parts(out)
+    for path in paths:
+        data = (out / path).read_bytes()
+        (out / path).write_bytes(data[:96] + bytes(first_feature(out / path) - 96) + data[first_feature(out / path) :])
+    (out / "manifest.json").unlink()
+    assert night.run(out, "--verify", "sizes", "--single-file") == 74
+    assert f"file={out / paths[0]}: cannot be read again" in caplog.text
+
+
+# -- the single file ---------------------------------------------------------------------------------------------
+
+SINGLE = ["--single-file"]
+
+
+def single(output: Path) -> tuple[bytes, list[str]]:
+    """Features in the single file, and the manifest's files."""
+    with h5py.File(output / "single.h5") as file:
+        return file["features"][()].tobytes(), named(output)
+
+
+def test_a_finished_run_writes_its_single_file_without_computing_anything(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before, expected = stamps(out), open_features(out).features.compute().tobytes()
+    caplog.clear()
+    assert night.run(out, *SINGLE) == 0
+    assert "training: an earlier run has finished it" in caplog.text
+    assert {name: stamp for name, stamp in stamps(out).items() if "/" in name} == {
+        name: stamp for name, stamp in before.items() if "/" in name
+    }
+    assert single(out) == (expected, ["model.h5", "encoder.npz", "index.h5", "report.json", "single.h5"])
+
+
+@pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
+def test_u4_with_its_single_file_a_finished_run_is_complete(night: Night, out: Path, flags: list[str]) -> None:
+    assert night.run(out, *SINGLE) == 0
+    watched = Watched()
+    assert night.run(out, *flags, disk=watched) == 0
+    assert watched.calls == []
+    assert named(out)[-1] == "single.h5"
+
+
+@pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
+@pytest.mark.parametrize("how", DAMAGE)
+def test_d11_a_damaged_single_file_is_made_anew(night: Night, out: Path, flags: list[str], how: str) -> None:
+    assert night.run(out, *SINGLE) == 0
+    expected = single(out)
+    DAMAGE[how](out / "single.h5")
+    assert night.run(out, *flags) == 0
+    assert single(out) == expected
+    assert broken_promises(out) == []
+
+
+def test_d11_a_single_file_that_is_whole_is_not_written_again(night: Night, out: Path) -> None:
+    assert night.run(out, *SINGLE) == 0
+    before = stamps(out)["single.h5"]
+    flip(out / "model.h5")
+    assert night.run(out) == 0
+    assert stamps(out)["single.h5"] == before
+    assert broken_promises(out) == []
+
+
+def test_a_single_file_of_earlier_results_goes_with_them(night: Night, out: Path) -> None:
+    assert night.run(out, *SINGLE) == 0
+    assert night.run(out, *OTHER, "--overwrite") == 0
+    assert not (out / "single.h5").exists()
+    assert night.run(out, "--overwrite", *SINGLE) == 0
+    assert single(out)[0] == open_features(out).features.compute().tobytes()

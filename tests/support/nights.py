@@ -1,0 +1,68 @@
+"""Runs of the stand-in one at a time: disks that stop them, damage in between, and what is the same afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.output.records import read_manifest
+from tests.support.faulty import Watched
+from tests.support.standin import Night, features_of
+
+__all__ = ["DAMAGE", "OTHER", "SIZES", "STEPS", "Stopping", "flip", "fresh", "parts", "stamps"]
+
+STEPS = ["--checkpoint-minutes", "0"]
+OTHER = ["--seed", "1"]
+SIZES = (20, 0, 35)  # rows of the shards
+
+
+class Stopping(Watched):
+    """No space any more once it has named a file of this kind so many times."""
+
+    def __init__(self, kind: str, n_named: int) -> None:
+        super().__init__()
+        self._kind, self._left = kind, n_named
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        if not self._left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        result = do(*arguments)
+        if name == "replace" and self._kind in str(arguments[1]):
+            self._left -= 1
+        return result
+
+
+def fresh(night: Night, *flags: str) -> bytes:
+    """What an undisturbed run makes of its shards as they are now."""
+    output = night.folder / f"fresh{len(list(night.folder.iterdir()))}"
+    assert night.run(output, *flags) == 0
+    return features_of(output)
+
+
+def stamps(output: Path) -> dict[str, tuple[int, int]]:
+    """By which every file is known to be the same one, not written to since."""
+    found = {str(path.relative_to(output)): path.stat() for path in output.rglob("*") if path.is_file()}
+    return {
+        name: (status.st_ino, status.st_mtime_ns) for name, status in found.items() if name not in (".lock", "run.log")
+    }
+
+
+def parts(output: Path) -> list[str]:
+    return [part["file"] for part in read_manifest(output)["parts"]]
+
+
+def flip(path: Path, place: int | None = None) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "truncated": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: os.truncate(path, 0),
+    "flipped": flip,
+}
