@@ -20,13 +20,13 @@ from typing import TypeVar
 
 from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, shown
 
-__all__ = ["FILES", "Identity", "opened", "persistently", "read_into", "stand_in", "writers"]
+__all__ = ["FILES", "Identity", "opened", "persistently", "read_at", "read_into", "stand_in", "writers"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_TRIES = 4
+_TRIES = 4  # with 1.4 seconds between the first and the last, for what passes by itself
 _MOST_LOCKS = 2**18  # characters
 _PAUSE = 0.2  # seconds before the second try, doubled before each later one
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EINVAL)
@@ -55,8 +55,8 @@ class Identity:
     @classmethod
     def of(cls, descriptor: int) -> Identity:
         """The open file's."""
-        found = FILES.fstat(descriptor)
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        status = FILES.fstat(descriptor)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
@@ -82,14 +82,14 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
     descriptor = FILES.open(path)
     try:
         _check_regular(path, FILES.fstat(descriptor))
-        found = Identity.of(descriptor)
-        _check_same(path, found, expected or found)
+        identity = Identity.of(descriptor)
+        _check_same(path, identity, expected or identity)
         try:
-            yield descriptor, found
+            yield descriptor, identity
         except (OSError, DataError):
-            _check_same(path, Identity.of(descriptor), found)  # which explains the rest
+            _check_same(path, Identity.of(descriptor), identity)  # which explains the rest
             raise
-        _check_same(path, Identity.of(descriptor), found)
+        _check_same(path, Identity.of(descriptor), identity)
     finally:
         FILES.close(descriptor)
 
@@ -104,8 +104,8 @@ def writers() -> dict[tuple[int, int], int]:
             lines = file.read(_MOST_LOCKS)
     except (OSError, ValueError):
         return {}
-    found = re.findall(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", lines, re.MULTILINE)
-    return {(os.makedev(int(major, 16), int(minor, 16)), int(inode)): int(pid) for pid, major, minor, inode in found}
+    locks = re.findall(r"^\d+: (?:FLOCK|POSIX|OFDLCK) +\S+ +WRITE +(-?\d+) (\w+):(\w+):(\d+) ", lines, re.MULTILINE)
+    return {(os.makedev(int(major, 16), int(minor, 16)), int(inode)): int(pid) for pid, major, minor, inode in locks}
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
@@ -123,6 +123,13 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
         if not n_read:
             raise OSError(errno.EIO, f"the file ends at byte {offset}")
         buffer, offset = buffer[n_read:], offset + n_read
+
+
+def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
+    """So many bytes from an offset on; raises like `read_into`."""
+    buffer = bytearray(n_bytes)
+    read_into(descriptor, memoryview(buffer), offset)
+    return bytes(buffer)
 
 
 def persistently(read: Callable[[], T], where: str) -> T:
@@ -169,8 +176,8 @@ def stand_in(error: OSError, where: str) -> ShardpressError:
     return ReadFailed(f"{where}: {error.strerror}. Check the storage, then type the same command again.")
 
 
-def _check_regular(path: str, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _check_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
         raise NoInput(f"file={shown(path)}: not a regular file, expected an HDF5 file")
 
 

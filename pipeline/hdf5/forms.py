@@ -96,10 +96,10 @@ def rows_of(
         return (its[0], numbers.n), numbers.dtype
     if form not in ("dense", "columns") or len(its) < 2 or not is_number(dtype):
         raise ValueError("rows")
-    found = its if form == "dense" else (its[-1], *its[:-1])
-    if not prod(found[1:]):
+    rows = its if form == "dense" else (its[-1], *its[:-1])
+    if not prod(rows[1:]):
         raise ValueError("columns")
-    return found, dtype
+    return rows, dtype
 
 
 def _sparse(

@@ -14,12 +14,12 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.filters.codecs import objection
 from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
-__all__ = ["Layout", "check_places", "grid_of", "layout_of"]
+__all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of"]
 
 _KINDS = ("contiguous", "chunked", "inline", "asked")
-_MOST_BYTES = 2**46
+_MOST_BYTES = 2**46  # of one dataset's values: sums over all of a file's stay below 2**63
 _MOST_EXPANSION = 1100  # deflate's own limit is 1032
-_EXPANSION_FLOOR = 2**28
+_EXPANSION_FLOOR = 2**28  # bytes that a file may unfold to whatever its size
 _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 
@@ -67,6 +67,11 @@ class Layout:
     def chunk_bytes(self) -> int:
         """Bytes of one chunk's values, at the edges too."""
         return prod(self.chunks) * self.dtype.itemsize
+
+
+def bytes_of(array: np.ndarray) -> np.ndarray:
+    """An array's bytes, uint8."""
+    return array.reshape(-1).view(np.uint8)
 
 
 def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
@@ -203,7 +208,7 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
             raise DataError(
                 f"{place}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most"
             )
-        offsets, sizes = _places(layout)
+        offsets, sizes = places = _places(layout)
         outside = np.flatnonzero((offsets < low) | (offsets > size - sizes))
         if len(outside):
             first, n = int(offsets[outside[0]]), int(sizes[outside[0]])
@@ -214,7 +219,7 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
         if layout.index is not None:
             _check_sizes(layout, place)
         # Two names of one dataset have all places in common; otherwise not even one may be.
-        taken[layout.shape, str(layout.dtype), offsets.tobytes()] = np.stack([offsets, sizes])
+        taken[layout.shape, str(layout.dtype), offsets.tobytes()] = places
     every = np.concatenate([np.empty((2, 0), dtype=np.int64), *taken.values()], axis=1)
     offsets, sizes = every[:, np.argsort(every[0], kind="stable")]
     if (offsets[1:] < offsets[:-1] + sizes[:-1]).any():
@@ -222,11 +227,12 @@ def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0
         raise DataError(f"{where}: values overlap at byte {at}. The file is damaged or forged: do not use it.")
 
 
-def _places(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+def _places(layout: Layout) -> np.ndarray:
+    """Offsets and sizes of what a layout has in the file, outside its metadata."""
     if layout.index is not None:
-        return layout.index[0], layout.index[1]
-    n = 1 if layout.kind == "contiguous" and layout.n_bytes else 0
-    return np.full(n, layout.offset, dtype=np.int64), np.full(n, layout.n_bytes if n else 0, dtype=np.int64)
+        return layout.index[:2]
+    is_there = layout.kind == "contiguous" and layout.n_bytes
+    return np.array([[layout.offset], [layout.n_bytes]] if is_there else [[], []], dtype=np.int64)
 
 
 def _check_sizes(layout: Layout, place: str) -> None:

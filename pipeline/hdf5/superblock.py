@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pipeline.errors import DataError
-from pipeline.hdf5.files import read_into
+from pipeline.hdf5.files import read_at
 from pipeline.hdf5.plain.headers import Kind, messages
 from pipeline.hdf5.plain.metadata import Metadata
 
@@ -68,7 +68,7 @@ def signature_at(descriptor: int, size: int) -> int | None:
     """
     place = 0
     while place + len(SIGNATURE) <= size:
-        if _at(descriptor, place, len(SIGNATURE)) == SIGNATURE:
+        if read_at(descriptor, place, len(SIGNATURE)) == SIGNATURE:
             return place
         place = 2 * place or _SMALLEST_USER_BLOCK
     return None
@@ -96,12 +96,12 @@ def check_superblock(descriptor: int, size: int, where: str) -> int:
         When it is no HDF5 file that stands by itself.
     OSError
     """
-    place, head = 0, _at(descriptor, 0, min(size, _LONGEST))
+    place, head = 0, read_at(descriptor, 0, min(size, _LONGEST))
     if not head.startswith(SIGNATURE):
-        found = signature_at(descriptor, size)
-        if found is None:
+        at = signature_at(descriptor, size)
+        if at is None:
             raise DataError(f"{where}: not an HDF5 file (first bytes {head[:16]!r}){_other(head)}")
-        place, head = found, _at(descriptor, found, min(size - found, _LONGEST))
+        place, head = at, read_at(descriptor, at, min(size - at, _LONGEST))
     _check(descriptor, size, place, head, where)
     return place
 
@@ -111,23 +111,23 @@ def _check(descriptor: int, size: int, place: int, head: bytes, where: str) -> N
     try:
         if head[8] > 3:
             raise DataError(f"{where}: HDF5 superblock version {head[8]}, expected 0 to 3. Rewrite it with h5repack.")
-        found = Superblock.of(head)
+        block = Superblock.of(head)
     except IndexError as error:
         raise DataError(f"{where}: truncated: {size} bytes, not even a whole header. Copy it again.") from error
-    if found.base not in (0, place):  # 0: put behind other bytes later
-        raise DataError(f"{where}: addresses count from byte {found.base}, expected {place}. Rewrite it with h5repack.")
-    if found.version < 2:
-        split = found.fourth != found.nowhere
+    if block.base not in (0, place):  # 0: put behind other bytes later
+        raise DataError(f"{where}: addresses count from byte {block.base}, expected {place}. Rewrite it with h5repack.")
+    if block.version < 2:
+        split = block.fourth != block.nowhere
     else:
-        split = found.second != found.nowhere and _names_driver(descriptor, size, place, found.second)
+        split = block.second != block.nowhere and _names_driver(descriptor, size, place, block.second)
     if split:
         raise DataError(f"{where}: its data lie in several files (an HDF5 driver), expected one. Join them: h5repart.")
-    if found.version == 3 and head[11] & _OPEN_FLAGS:
+    if block.version == 3 and head[11] & _OPEN_FLAGS:
         raise DataError(
             f"{where}: left open by its writer: at work still, or crashed. Wait for it; or copy the file, run "
             "h5clear -s on the copy, and check what it holds."
         )
-    end = found.end + place - found.base
+    end = block.end + place - block.base
     if end > size:
         raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes as its header says. Copy it again.")
 
@@ -136,12 +136,6 @@ def _other(head: bytes) -> str:
     """What a file is that is not HDF5, and what to do."""
     known = (words for beginnings, words in _OTHERS if head.lstrip().lower().startswith(beginnings))
     return next(known, ", expected one. Check --input.")
-
-
-def _at(descriptor: int, offset: int, n_bytes: int) -> bytes:
-    buffer = bytearray(n_bytes)
-    read_into(descriptor, memoryview(buffer), offset)
-    return bytes(buffer)
 
 
 def _names_driver(descriptor: int, size: int, place: int, extension: int) -> bool:

@@ -19,7 +19,7 @@ from pipeline.formats import digest
 from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.files import Identity, opened, persistently, read_into
 from pipeline.hdf5.filters.undo import undone
-from pipeline.hdf5.layout import Layout, grid_of
+from pipeline.hdf5.layout import Layout, bytes_of, grid_of
 
 __all__ = ["file_digest", "read_values"]
 
@@ -96,10 +96,6 @@ def file_digest(path: str, identity: Identity) -> str:
     return persistently(lambda: digest(pieces()), f"file={shown(path)}")
 
 
-def _bytes_of(array: np.ndarray) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
-
-
 # -- contiguous --------------------------------------------------------------------------------------------------
 
 
@@ -112,13 +108,13 @@ def _read_contiguous(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
         return
     row_bytes = prod(layout.shape[1:]) * layout.dtype.itemsize
     if out.dtype == layout.dtype:
-        read_into(descriptor, _bytes_of(out), layout.offset + wanted.start * row_bytes)
+        read_into(descriptor, bytes_of(out).data, layout.offset + wanted.start * row_bytes)
         return
     n_rows = max(1, _PIECE // row_bytes)
     piece = np.empty((n_rows, *layout.shape[1:]), dtype=layout.dtype)
     for first in range(0, len(out), n_rows):
         part = piece[: len(out) - first]
-        read_into(descriptor, _bytes_of(part), layout.offset + (wanted.start + first) * row_bytes)
+        read_into(descriptor, bytes_of(part).data, layout.offset + (wanted.start + first) * row_bytes)
         out[first : first + len(part)] = part
 
 
@@ -132,7 +128,7 @@ def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) ->
         for line in range(0, n_lines, at_once):
             part = piece[: n_lines - line, : len(out) - row]
             for i, into in enumerate(part, line):
-                read_into(descriptor, _bytes_of(into), layout.offset + (i * n + start + row) * itemsize)
+                read_into(descriptor, bytes_of(into).data, layout.offset + (i * n + start + row) * itemsize)
             _transpose(part, out[row : row + n_rows, line : line + at_once])
 
 

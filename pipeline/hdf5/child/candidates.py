@@ -104,16 +104,16 @@ def _candidate(item: Any) -> _Candidate | None:
         return _Candidate("none") if _is_matlab_sparse(item) else None
     if not _is_dataset(item):
         return None
-    found = h5py.Dataset(item)
-    stored = None if elsewhere(found) or found.shape is None else dtype_of(found)
+    dataset = h5py.Dataset(item)
+    stored = None if elsewhere(dataset) or dataset.shape is None else dtype_of(dataset)
     if stored is None:
         return None
     if stored.fields is not None:
-        numbers, words = numbers_of(stored) if found.ndim == 1 else None, f"records of {len(stored.fields)} fields"
+        numbers, words = numbers_of(stored) if dataset.ndim == 1 else None, f"records of {len(stored.fields)} fields"
         if numbers is None:
-            return _Candidate("none", found.shape, words, *found.shape[:1])
-        return _Candidate("table", found.shape, words, found.shape[0], numbers.n)
-    return _Candidate("dense", found.shape, str(stored)) if found.ndim >= 2 and stored.kind in "uifb" else None
+            return _Candidate("none", dataset.shape, words, *dataset.shape[:1])
+        return _Candidate("table", dataset.shape, words, dataset.shape[0], numbers.n)
+    return _Candidate("dense", dataset.shape, str(stored)) if dataset.ndim >= 2 and stored.kind in "uifb" else None
 
 
 def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
@@ -246,13 +246,13 @@ def _is_dataset(item: Any) -> bool:
 
 
 def _of_group(group: Any, name: str) -> str:
-    found = {path: candidate for path, item in objects(group) if (candidate := _candidate(item))}
-    listed = some([f"{under(name, path)} {candidate}" for path, candidate in found.items()])
+    candidates = {path: candidate for path, item in objects(group) if (candidate := _candidate(item))}
+    listed = some([f"{under(name, path)} {candidate}" for path, candidate in candidates.items()])
     if group.links.exists(b"block1_values"):
         return f"a pandas frame of several types ({listed}). {_WRITE_ROWS}: df.to_numpy(); or name one of these."
     if _is_matlab_sparse(group):
         return f"a sparse matrix of MATLAB's, expected rows. {_WRITE_ROWS}: full(X)."
-    return f"a group, expected a dataset; it holds {listed if found else 'nothing that could be rows'}"
+    return f"a group, expected a dataset; it holds {listed if candidates else 'nothing that could be rows'}"
 
 
 def _is_matlab_sparse(group: Any) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 
 from pipeline.hdf5.child.candidates import choose, find
 from pipeline.hdf5.child.find import Refused, attribute, dataset_at, elsewhere
-from pipeline.hdf5.child.layouts import bytes_of, filters_of, layout_claim
+from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.riders import find_carried, find_riders
+from pipeline.hdf5.layout import bytes_of
 from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT, MOST_NAMES
 from pipeline.hdf5.paths import beside, normal, text
 
@@ -52,8 +53,9 @@ def describe(
     """
     rows = find(file, dataset if dataset is not None else choose(file, orientation), orientation)
     arrays: list[np.ndarray] = []
-    layouts = [layout_claim(found, path, arrays) for path, found in rows.parts]
+    layouts = [layout_claim(part, path, arrays) for path, part in rows.parts]
     riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
+    # What is named and lies beside the rows rides along once, under its own name.
     there = {beside(normal(rows.name), rider["name"]) for rider in riders}
     carried, missing = find_carried(file, [path for path in carry if path not in there], rows.shape, arrays)
     answer = {
@@ -108,17 +110,17 @@ def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> 
     list of ndarray
         The values as bytes, uint8; of texts their lengths, int64, before them.
     """
-    found = dataset_at(file, name)
-    if elsewhere(found):
+    dataset = dataset_at(file, name)
+    if elsewhere(dataset):
         raise Refused("its values lie elsewhere", name)
-    filters_of(found.id.get_create_plist(), name)
+    filters_of(dataset.id.get_create_plist(), name)
 
     def read(first: int, n: int) -> np.ndarray:
         some = slice(first, min(stop, first + n))
-        return np.moveaxis(found[..., some] if axis else found[some], axis, 0)
+        return np.moveaxis(dataset[..., some] if axis else dataset[some], axis, 0)
 
-    if not found.dtype.hasobject:
-        row_bytes = max(1, prod(found.shape) // found.shape[axis] * found.dtype.itemsize)
+    if not dataset.dtype.hasobject:
+        row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
         rows = read(start, max(1, ANSWER_BYTES // row_bytes))
         return {"n": len(rows)}, [bytes_of(np.ascontiguousarray(rows))]
     texts: list[bytes] = []

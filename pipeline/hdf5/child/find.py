@@ -88,12 +88,12 @@ def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype]
     """An attribute's value, read only where its shape and dtype fit: it may be of any size, or a pickle."""
     if not h5py.h5a.exists(item, name):
         return None
-    found = h5py.h5a.open(item, name)
-    dtype = dtype_of(found)
-    if found.shape is None or dtype is None or not fits(found.shape, dtype):
+    attached = h5py.h5a.open(item, name)
+    dtype = dtype_of(attached)
+    if attached.shape is None or dtype is None or not fits(attached.shape, dtype):
         return None
-    value = np.empty(found.shape, dtype)
-    found.read(value)
+    value = np.empty(attached.shape, dtype)
+    attached.read(value)
     return value
 
 
@@ -109,9 +109,9 @@ def link_of(group: Any, part: bytes) -> str | None:
     return f"a link of kind {kind} (not allowed)"
 
 
-def elsewhere(found: h5py.Dataset) -> str | None:
+def elsewhere(dataset: h5py.Dataset) -> str | None:
     """How a dataset's values come from other files; None where they do not."""
-    properties = found.id.get_create_plist()
+    properties = dataset.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL:
         return "a virtual dataset (not allowed: its values lie elsewhere)"
     if properties.get_external_count():
@@ -119,17 +119,17 @@ def elsewhere(found: h5py.Dataset) -> str | None:
     return None
 
 
-def dtype_of(found: Any) -> np.dtype | None:
+def dtype_of(item: Any) -> np.dtype | None:
     """A dataset's or an attribute's dtype; None where NumPy has none like it."""
     try:
-        return found.dtype
+        return item.dtype
     except TypeError:
         return None
 
 
-def is_plain(found: h5py.Dataset, dtype: np.dtype) -> bool:
+def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
     """Whether the bytes in the file are NumPy's own, so that nothing but reading them is left to do."""
-    return not dtype.hasobject and found.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
+    return not dtype.hasobject and dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
 
 
 # -- searching ---------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def is_plain(found: h5py.Dataset, dtype: np.dtype) -> bool:
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
     """Every object below a group once, depth first, with its path; but for what is a writer's own business."""
-    seen = {h5py.h5o.get_info(root).addr}
+    seen = {h5py.h5o.get_info(root).addr}  # by address: a group may hold itself, or all groups above it
 
     def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
         for name in names_in(group, len(seen)):

@@ -11,11 +11,11 @@ import numpy as np
 
 from pipeline.hdf5.child.find import Refused, is_plain
 from pipeline.hdf5.filters.codecs import REGISTERED, objection, written_anew
-from pipeline.hdf5.layout import grid_of
+from pipeline.hdf5.layout import bytes_of, grid_of
 from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS
 from pipeline.hdf5.paths import text
 
-__all__ = ["bytes_of", "filters_of", "layout_claim"]
+__all__ = ["filters_of", "layout_claim"]
 
 _UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
 _EVERY_FILTER = 0xFFFFFFFF
@@ -24,53 +24,53 @@ _get_chunk_options = ctypes.CDLL(h5py.h5p.__file__).H5Pget_chunk_opts  # h5py le
 _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 
 
-def layout_claim(found: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
+def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Where a dataset's bytes lie, as `layout.layout_of` takes it, but for what goes into `arrays`.
 
     Parameters
     ----------
-    found : h5py.Dataset
+    dataset : h5py.Dataset
     name : str
         Its path.
     arrays : list of ndarray
         Of each chunked one, offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64; of each one
         inside the metadata, its bytes.
     """
-    properties = found.id.get_create_plist()
+    properties = dataset.id.get_create_plist()
     filters, layout = filters_of(properties, name), properties.get_layout()
-    is_raw, n_bytes = is_plain(found, found.dtype), prod(found.shape) * found.dtype.itemsize
-    claim = {"name": name, "shape": found.shape, "dtype": _spelled(found.dtype), "kind": "asked"}
+    is_raw, n_bytes = is_plain(dataset, dataset.dtype), prod(dataset.shape) * dataset.dtype.itemsize
+    claim = {"name": name, "shape": dataset.shape, "dtype": _spelled(dataset.dtype), "kind": "asked"}
     if layout == h5py.h5d.CHUNKED:
-        if is_raw and _tells_places(found) and not any(code in ASKED for code, _ in filters):
+        if is_raw and _tells_places(dataset) and not any(code in ASKED for code, _ in filters):
             claim["kind"] = "chunked"
         else:
             _check_without_plugins(filters, name)
         n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
-        arrays.append(_index(found, name, n_before))
+        arrays.append(_index(dataset, name, n_before))
         return {**claim, "chunks": properties.get_chunk(), "filters": filters}
     if n_bytes and layout == h5py.h5d.CONTIGUOUS:
-        offset = found.id.get_offset()
-        if offset is None or found.id.get_storage_size() < n_bytes:
+        offset = dataset.id.get_offset()
+        if offset is None or dataset.id.get_storage_size() < n_bytes:
             raise Refused(
-                f"shape {found.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name
+                f"shape {dataset.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name
             )
         return {**claim, "kind": "contiguous", "offset": offset} if is_raw else claim
     if not is_raw:
         return claim
-    arrays.append(bytes_of(found[...]))
+    arrays.append(bytes_of(dataset[...]))
     return {**claim, "kind": "inline"}
 
 
 def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
     """Codes and parameters of a dataset's filters, all of which can be undone."""
-    found = [properties.get_filter(i) for i in range(properties.get_nfilters())]
-    for i, (code, _flags, values, label) in enumerate(found):
+    listed = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    for i, (code, _flags, values, label) in enumerate(listed):
         words = objection(code, values, name)
-        if code in [other[0] for other in found[:i]]:
+        if code in [other[0] for other in listed[:i]]:
             words = f"twice, expected once. {written_anew(name)}"
         if words:
             raise Refused(f"filter {code} ({text(label)}) {words}", name)
-    return [(code, list(values)) for code, _flags, values, _label in found]
+    return [(code, list(values)) for code, _flags, values, _label in listed]
 
 
 def _check_without_plugins(filters: list[tuple[int, list[int]]], name: str) -> None:
@@ -84,35 +84,35 @@ def _check_without_plugins(filters: list[tuple[int, list[int]]], name: str) -> N
             )
 
 
-def _index(found: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
+def _index(dataset: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
     """Offset, size and filter mask of every chunk, in C order of their grid; there must be all of them."""
-    grid = _checked_grid(found, name, n_before)
+    grid = _checked_grid(dataset, name, n_before)
     index = np.full((3, prod(grid)), -1, dtype=np.int64)
     if index.size:
-        _take_places(found, name, grid, index)
+        _take_places(dataset, name, grid, index)
     n_missing = int((index[0] < 0).sum())
     if n_missing:
         raise Refused(
-            f"shape {found.shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file "
+            f"shape {dataset.shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file "
             "anew.",
             name,
         )
-    properties = found.id.get_create_plist()
+    properties = dataset.id.get_create_plist()
     if properties.get_nfilters() and _has_unfiltered_edges(properties):
         edges = np.zeros(grid, dtype=bool)
-        for axis, (n, size) in enumerate(zip(found.shape, found.chunks, strict=True)):
+        for axis, (n, size) in enumerate(zip(dataset.shape, dataset.chunks, strict=True)):
             if n % size:
                 edges[(slice(None),) * axis + (-1,)] = True
         index[2, edges.ravel()] = _EVERY_FILTER
     return index
 
 
-def _checked_grid(found: h5py.Dataset, name: str, n_before: int) -> tuple[int, ...]:
+def _checked_grid(dataset: h5py.Dataset, name: str, n_before: int) -> tuple[int, ...]:
     """How many chunks lie along each axis, if they are neither too large nor, with those before, too many."""
-    shape, chunks = found.shape, found.chunks
+    shape, chunks = dataset.shape, dataset.chunks
     if len(chunks) != len(shape) or 0 in chunks:
         raise Refused(f"chunks of shape {chunks}, expected rank {len(shape)} as of its shape {shape}", name)
-    n_bytes = prod(chunks) * found.dtype.itemsize
+    n_bytes = prod(chunks) * dataset.dtype.itemsize
     if n_bytes > MOST_CHUNK_BYTES:
         raise Refused(
             f"chunks of {n_bytes} bytes, expected {MOST_CHUNK_BYTES} at most. Rewrite the file with smaller ones "
@@ -129,10 +129,10 @@ def _checked_grid(found: h5py.Dataset, name: str, n_before: int) -> tuple[int, .
     return grid
 
 
-def _take_places(found: h5py.Dataset, name: str, grid: tuple[int, ...], index: np.ndarray) -> None:
+def _take_places(dataset: h5py.Dataset, name: str, grid: tuple[int, ...], index: np.ndarray) -> None:
     """Fill an index with what HDF5 says of each chunk: in the grid's order, or as it comes where that is not told."""
-    chunks, strides = found.chunks, [prod(grid[i + 1 :]) for i in range(len(grid))]
-    in_order, n_told = _tells_places(found), 0
+    chunks, strides = dataset.chunks, [prod(grid[i + 1 :]) for i in range(len(grid))]
+    in_order, n_told = _tells_places(dataset), 0
 
     def take(chunk: Any) -> None:
         nonlocal n_told
@@ -140,22 +140,24 @@ def _take_places(found: h5py.Dataset, name: str, grid: tuple[int, ...], index: n
         if in_order and any(i >= n for i, n in zip(cell, grid, strict=True)):
             return  # left over from when the dataset was larger
         if n_told == index.shape[1]:  # or a forged index would go on for ever
-            raise Refused(f"shape {found.shape} has {n_told} chunks, found more. The file is damaged or forged.", name)
+            raise Refused(
+                f"shape {dataset.shape} has {n_told} chunks, found more. The file is damaged or forged.", name
+            )
         place = sum(i * n for i, n in zip(cell, strides, strict=True)) if in_order else n_told
         n_told += 1
         if chunk.byte_offset is not None:
             index[:, place] = chunk.byte_offset, chunk.size, chunk.filter_mask
 
-    found.id.chunk_iter(take)
+    dataset.id.chunk_iter(take)
 
 
-def _tells_places(found: h5py.Dataset) -> bool:
+def _tells_places(dataset: h5py.Dataset) -> bool:
     """Whether HDF5 tells rightly where in the dataset a chunk belongs.
 
     Where one axis that is not the first may grow without limit, HDF5 (1.10 to 2.0) numbers chunks along that axis
     first, and tells their places as if it had not.
     """
-    unlimited = [axis for axis, most in enumerate(found.maxshape) if most is None]
+    unlimited = [axis for axis, most in enumerate(dataset.maxshape) if most is None]
     return len(unlimited) != 1 or unlimited[0] == 0
 
 
@@ -176,8 +178,3 @@ def _spelled(dtype: np.dtype) -> dict[str, Any]:
         return {"fields": fields, "itemsize": dtype.itemsize}
     notes = {key: value for key, value in (dtype.metadata or {}).items() if key != "vlen"}
     return {"code": dtype.str, "notes": notes}
-
-
-def bytes_of(array: np.ndarray) -> np.ndarray:
-    """An array's bytes, uint8."""
-    return array.reshape(-1).view(np.uint8)

@@ -64,12 +64,12 @@ def find_riders(
         if name in (parts_of(rows)[-1], CATEGORIES.encode()):
             continue
         try:
-            found = _beside(parent, name, shape)
+            dataset = _beside(parent, name, shape)
             if len(riders) == MOST_RIDERS:
                 raise Refused(f"more than {MOST_RIDERS} ride along already")
             path = beside(rows, text(name))
             categories = _categories_beside(parent, name, path)
-            layout = layout_claim(found, path, arrays)
+            layout = layout_claim(dataset, path, arrays)
             riders.append({"name": text(name), "layout": layout, "categories": categories, "is_carried": False})
         except _Unmissed as reason:
             if str(reason):
@@ -91,41 +91,41 @@ def _beside(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
     item = h5py.h5o.open(parent, name)
     if not isinstance(item, h5py.h5d.DatasetID):
         raise _Unmissed(A_GROUP if isinstance(item, h5py.h5g.GroupID) else "")
-    found = h5py.Dataset(item)
-    _check(found, shape)
+    dataset = h5py.Dataset(item)
+    _check(dataset, shape)
     if not is_utf8(name):
         raise Refused(NOT_UTF8)
-    return found
+    return dataset
 
 
-def _check(found: h5py.Dataset, shape: tuple[int, ...]) -> None:
+def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
     """Refuse a dataset that does not ride along with rows of that shape."""
-    reason = elsewhere(found)  # before its shape, for which HDF5 may open other files
+    reason = elsewhere(dataset)  # before its shape, for which HDF5 may open other files
     if reason:
         raise Refused(reason)
-    if not found.shape:
+    if not dataset.shape:
         raise _Unmissed("")
-    if _is_bare(found):
+    if _is_bare(dataset):
         raise _Unmissed("a dimension of netCDF without values")
-    if not rides(found.shape, shape[0]):
-        reason, is_missed = misfit(found.shape, shape)
+    if not rides(dataset.shape, shape[0]):
+        reason, is_missed = misfit(dataset.shape, shape)
         raise Refused(reason) if is_missed else _Unmissed(reason)
-    stored = dtype_of(found)
+    stored = dtype_of(dataset)
     if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
         raise Refused("neither plain nor text")
-    if stored.subdtype and found.shape[0] != shape[0]:
+    if stored.subdtype and dataset.shape[0] != shape[0]:
         raise Refused("an array for each row, but not rows first")
     if stored.itemsize > MOST_ITEM:
         raise Refused(f"values of {stored.itemsize} bytes, expected {MOST_ITEM} at most")
 
 
-def _is_bare(found: h5py.Dataset) -> bool:
+def _is_bare(dataset: h5py.Dataset) -> bool:
     """Whether it only says how long an axis is: netCDF makes such a dataset, and never writes it."""
 
     def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
         return shape == () and dtype.kind == "S" and dtype.itemsize <= 2 * len(_BARE)
 
-    name = attribute(found.id, b"NAME", fits)
+    name = attribute(dataset.id, b"NAME", fits)
     return name is not None and bool(name.item().startswith(_BARE))
 
 
@@ -159,12 +159,12 @@ def find_carried(
         except NotThere:
             missing.append([path, f"not there; one value for each row have {_carriable(file, shape[0])}", True])
             continue
-        found, where, categories = _values(parent, item, path)
+        dataset, where, categories = _values(parent, item, path)
         try:
-            _check(found, shape)
+            _check(dataset, shape)
         except Refused as reason:
             raise Refused(f"{str(reason) or 'a single value'}, cannot ride along", path) from reason
-        layout = layout_claim(found, where, arrays)
+        layout = layout_claim(dataset, where, arrays)
         riders.append({"name": path, "layout": layout, "categories": categories, "is_carried": True})
     return riders, missing
 
@@ -202,21 +202,21 @@ def _categories_beside(parent: Any, name: bytes, path: str) -> list[Any] | None:
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
-    found = held(h5py.h5o.open(parent, group), name)
-    return None if found is None else _categories(found, beside(path, f"{CATEGORIES}/{text(name)}"))
+    dataset = held(h5py.h5o.open(parent, group), name)
+    return None if dataset is None else _categories(dataset, beside(path, f"{CATEGORIES}/{text(name)}"))
 
 
-def _categories(found: h5py.Dataset, path: str) -> list[Any]:
-    if elsewhere(found):
-        raise Refused(f"{elsewhere(found)}, expected categories in the file itself", path)
-    stored = dtype_of(found)
+def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
+    if elsewhere(dataset):
+        raise Refused(f"{elsewhere(dataset)}, expected categories in the file itself", path)
+    stored = dtype_of(dataset)
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
-    if stored is None or found.ndim != 1 or not (is_text or stored.kind in "iufb"):
+    if stored is None or dataset.ndim != 1 or not (is_text or stored.kind in "iufb"):
         raise Refused("expected categories: texts or numbers in one dimension", path)
-    if len(found) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or found.nbytes > MOST_PADDED:
-        raise Refused(f"{len(found)} categories of dtype {stored}, expected {MOST_CATEGORIES} at most", path)
-    layout_claim(found, path, [])  # if it may be read at all: written, by known filters, in chunks not too long
-    values = found[...].tolist()
+    if len(dataset) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
+        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected {MOST_CATEGORIES} at most", path)
+    layout_claim(dataset, path, [])  # if it may be read at all: written, by known filters, in chunks not too long
+    values = dataset[...].tolist()
     if stored.kind == "u" and max(values, default=0) >= _MOST_NUMBER:
         raise Refused(f"category {max(values)}, expected less than {_MOST_NUMBER}", path)
     if is_text and sum(map(len, values)) > MOST_WORDS:
@@ -232,8 +232,8 @@ def _carriable(file: h5py.File, n_rows: int) -> str:
     names: dict[str, None] = {}
     with suppress(Refused):
         for name, item in objects(file.id):
-            found = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
-            if found is None or elsewhere(found) or not found.shape or not rides(found.shape, n_rows):
+            dataset = h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+            if dataset is None or elsewhere(dataset) or not dataset.shape or not rides(dataset.shape, n_rows):
                 continue
             if not name.endswith("/mask"):
                 names[name.removesuffix("/codes").removesuffix("/values")] = None

@@ -38,8 +38,8 @@ def is_sparse(group: Any) -> bool:
 
 def n_firsts(group: Any) -> int:
     """How many places where rows begin a sparse matrix has; 0 where these are no dataset of its own."""
-    found = held(group, _PARTS[2])
-    return prod(found.shape or (0,)) if found is not None and not elsewhere(found) else 0
+    dataset = held(group, _PARTS[2])
+    return prod(dataset.shape or (0,)) if dataset is not None and not elsewhere(dataset) else 0
 
 
 def parts_and_shape(
@@ -56,7 +56,7 @@ def parts_and_shape(
         ``columns`` if the matrix's columns are the rows, and not its rows.
     """
     parts = [(under(name, text(part)), _part(group, part, name)) for part in _PARTS]
-    (n_values,), (n_columns,), (n_firsts,) = (found.shape for _, found in parts)
+    (n_values,), (n_columns,), (n_firsts,) = (dataset.shape for _, dataset in parts)
     shape = _shape(group, name)
     of_columns, by_columns = orientation == "columns", _by_columns(group, shape, n_firsts)
     if by_columns not in (None, of_columns):
@@ -77,22 +77,23 @@ def parts_and_shape(
 
 def _part(group: Any, part: bytes, name: str) -> h5py.Dataset:
     """A sparse matrix's values, indices, or places where rows begin."""
-    found = held(group, part)
-    stored = None if found is None or elsewhere(found) or len(found.shape or ()) != 1 else dtype_of(found)
+    dataset = held(group, part)
+    stored = None if dataset is None or elsewhere(dataset) or len(dataset.shape or ()) != 1 else dtype_of(dataset)
     kinds = "iufb" if part == b"data" else "iu"
-    if found is None or stored is None or stored.kind not in kinds or not is_plain(found, stored):
+    if dataset is None or stored is None or stored.kind not in kinds or not is_plain(dataset, stored):
         what = link_of(group, part) or "no plain numbers"
         raise Refused(f"a sparse matrix whose {text(part)} are {what}. Write it anew.", name)
-    return found
+    return dataset
 
 
 def _shape(group: Any, name: str) -> tuple[int, int]:
     """The shape that AnnData and h5sparse write as an attribute, and others as a dataset."""
     told = (attribute(group, key, _is_short) for key in (b"shape", b"h5sparse_shape"))
     shape = next((each for each in told if each is not None), None)
-    found = held(group, b"shape") if shape is None else None
-    if found is not None and not elsewhere(found) and found.shape == (2,):
-        shape = found[...]
+    dataset = held(group, b"shape") if shape is None else None
+    if dataset is not None and not elsewhere(dataset) and dataset.shape == (2,):
+        shape = dataset[...]
+    # As signed ones, those above 2**63 are refused like negative ones.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
         raise Refused("a sparse matrix without its shape, expected two numbers in an attribute or dataset shape", name)
     return int(shape[0]), int(shape[1])
@@ -103,9 +104,9 @@ def _by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | Non
     for key in (b"encoding-type", b"h5sparse_format"):
         word = attribute(group, key, _is_short)
         if word is not None:
-            return "csc" in str(word)
+            return "csc" in str(word)  # csc, csc_matrix; text or bytes
     if shape == (n_firsts - 1, n_firsts - 1):
-        return None
+        return None  # as many rows as columns
     return n_firsts != shape[0] + 1 and n_firsts == shape[1] + 1
 
 

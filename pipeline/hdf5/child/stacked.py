@@ -17,7 +17,7 @@ from pipeline.hdf5.paths import split, text
 __all__ = ["is_stack", "stacked"]
 
 _LISTED = 20
-_ENDLESS = 2**63
+_ENDLESS = 2**63  # what is selected without end, as a dataset grows, has 2**64 - 1
 
 
 def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None, list[Any]]:
@@ -61,6 +61,7 @@ def is_stack(item: Any) -> bool:
 
 def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
     above, last = split(dataset)
+    # The group first: a link's own name is asked for what it says, and nothing is opened at its other end.
     group, name = locate(file, above)[1], last.encode("utf-8", "surrogateescape")
     if isinstance(group, h5py.h5g.GroupID) and name in _external_links(group):
         return {"dataset": dataset, "links": [_link(group, name)], "beside": []}
@@ -80,7 +81,7 @@ def _external_links(group: Any) -> list[bytes]:
     def take(name: bytes, info: Any) -> bool | None:
         if info.type == h5py.h5l.TYPE_EXTERNAL:
             names.append(name)
-        return True if len(names) > MOST_PIECES else None
+        return True if len(names) > MOST_PIECES else None  # True ends the iteration
 
     group.links.iterate(take, info=True)
     if len(names) > MOST_PIECES:
@@ -148,5 +149,5 @@ def _beside(group: Any, shape: tuple[int, ...] | None) -> list[str]:
 def _is_beside(item: Any, shape: tuple[int, ...] | None) -> bool:
     if not isinstance(item, h5py.h5d.DatasetID):
         return False
-    found = _virtual_shape(item) or h5py.Dataset(item).shape or ()
-    return found == shape if shape is not None else len(found) == 1
+    its = _virtual_shape(item) or h5py.Dataset(item).shape or ()  # in this order: the second may open other files
+    return its == shape if shape is not None else len(its) == 1

@@ -55,10 +55,10 @@ def written_anew(dataset: str) -> str:
 
 def _from_bzip2(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     codec = bz2.BZ2Decompressor()
-    found = codec.decompress(data, most)
+    done = codec.decompress(data, most)
     if not codec.eof:
         raise ValueError(f"cut short, or more than {most} bytes unfolded")
-    return memoryview(found)
+    return memoryview(done)
 
 
 def _from_zstd(data: memoryview, _: Sequence[int], most: int) -> memoryview:
@@ -109,17 +109,17 @@ def _joined(
     data: memoryview, sizes: Sequence[int], n_bytes: int, decode: Callable[[memoryview, int], bytes | memoryview]
 ) -> memoryview:
     """Blocks decoded, each behind its stored size, and whatever bytes there are after them."""
-    found, place = bytearray(n_bytes), 0
+    done, place = bytearray(n_bytes), 0
     for size in sizes:
         n_stored = int.from_bytes(data[:4], "big")
         piece, data = data[4 : 4 + n_stored], data[4 + n_stored :]
         block = decode(piece, size)
         if len(piece) != n_stored or len(block) != size:
             raise ValueError(f"a block of {len(block)} bytes, expected {size}")
-        found[place : place + size] = block
+        done[place : place + size] = block
         place += size
-    found[place:] = data[: n_bytes - place]
-    return memoryview(found)
+    done[place:] = data[: n_bytes - place]
+    return memoryview(done)
 
 
 # -- bitshuffle --------------------------------------------------------------------------------------------------
@@ -143,14 +143,14 @@ def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memo
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected {most} at most")
     n_full, n_last = n_bytes // itemsize // n_block, n_bytes // itemsize % n_block // 8 * 8
     sizes = [n_block * itemsize] * n_full + [n_last * itemsize] * bool(n_last)
-    found = _joined(data[12:], sizes, n_bytes, _DECODERS[kind]) if kind else memoryview(bytearray(data))
-    elements = np.frombuffer(found, dtype=np.uint8)
+    done = _joined(data[12:], sizes, n_bytes, _DECODERS[kind]) if kind else memoryview(bytearray(data))
+    elements = np.frombuffer(done, dtype=np.uint8)
     at_once = max(1, _PIECE // (n_block * itemsize)) * n_block * itemsize
     end = n_full * n_block * itemsize
     for start in range(0, end, at_once):
         _sort_bits(elements[start : min(start + at_once, end)], n_block, itemsize)
     _sort_bits(elements[end : sum(sizes)], n_last, itemsize)
-    return found
+    return done
 
 
 def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:

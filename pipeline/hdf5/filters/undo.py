@@ -68,8 +68,8 @@ def _inflated(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _expanded(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    found = np.empty(most, dtype=np.uint8)
-    return found[: lzf.undo_into(data, found.data)].data
+    done = np.empty(most, dtype=np.uint8)
+    return done[: lzf.undo_into(data, done.data)].data
 
 
 def _unshuffled(data: memoryview, values: Sequence[int], _: int) -> memoryview:
@@ -81,22 +81,22 @@ def _unshuffled(data: memoryview, values: Sequence[int], _: int) -> memoryview:
     if n <= 1:
         return data
     source = np.frombuffer(data, dtype=np.uint8)
-    found = np.empty_like(source)
-    elements = found[: n * size].reshape(n, size)
+    done = np.empty_like(source)
+    elements = done[: n * size].reshape(n, size)
     for i in range(size):  # several times faster than the transpose at once
         elements[:, i] = source[i * n : (i + 1) * n]
-    found[n * size :] = source[n * size :]
-    return found.data
+    done[n * size :] = source[n * size :]
+    return done.data
 
 
 def _verified(data: memoryview, _: Sequence[int], __: int) -> memoryview:
     """Without the sum at the end, which must be right."""
     body, stored = data[:-_SUM_BYTES], int.from_bytes(data[-_SUM_BYTES:], "little")
-    found = fletcher32(body)
+    summed = fletcher32(body)
     # Until 1.6.2, HDF5 wrote the two bytes of each half the other way round, and such files are still read.
-    older = (found & 0x00FF00FF) << 8 | (found >> 8) & 0x00FF00FF
-    if len(data) < _SUM_BYTES or stored not in (found, older):
-        raise ValueError(f"checksum {stored:#010x}, expected {found:#010x} for these bytes")
+    older = (summed & 0x00FF00FF) << 8 | (summed >> 8) & 0x00FF00FF
+    if len(data) < _SUM_BYTES or stored not in (summed, older):
+        raise ValueError(f"checksum {stored:#010x}, expected {summed:#010x} for these bytes")
     return body
 
 

@@ -57,9 +57,9 @@ def dataset_of(header: Messages, end: int) -> Dataset:
     for body in header.get(Kind.OLD_FILL, []):
         expect(int.from_bytes(body[:4], "little") in (0, dtype[2]), len(body) >= 4)
     filters = [each for body in header.get(Kind.FILTERS, []) for each in _filters(body)]
-    found = _stored(header[Kind.LAYOUT][0], Dataset(header, shape, most, dtype, filters, ""), end)
-    expect(found.chunks or not filters, len(dict(filters)) == len(filters))
-    return found
+    dataset = _stored(header[Kind.LAYOUT][0], Dataset(header, shape, most, dtype, filters, ""), end)
+    expect(dataset.chunks or not filters, len(dict(filters)) == len(filters))
+    return dataset
 
 
 def _shape(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -105,55 +105,55 @@ def _check_fill(body: bytes, itemsize: int) -> None:
     expect(not defined or len(body) >= place + 4 + int.from_bytes(body[place : place + 4], "little"))
 
 
-def _stored(body: bytes, found: Dataset, end: int) -> Dataset:
+def _stored(body: bytes, dataset: Dataset, end: int) -> Dataset:
     """With what its layout says (IV.A.2.i)."""
     version, kind = body[:2]
-    expect(version == 3)
+    expect(version == 3)  # later ones index chunks in other ways
     if kind == 0:
         n = int.from_bytes(body[2:4], "little")
-        expect(n == found.n_bytes, len(body) >= 4 + n)
-        return found._replace(kind="inline", data=body[4 : 4 + n])
+        expect(n == dataset.n_bytes, len(body) >= 4 + n)
+        return dataset._replace(kind="inline", data=body[4 : 4 + n])
     if kind == 1:
         place, n = struct.unpack_from("<QQ", body, 2)
-        expect(n == found.n_bytes, place == NOWHERE or place <= end - n)
-        return found._replace(kind="contiguous", place=place)
-    expect(kind == 2, body[2] == len(found.shape) + 1)
+        expect(n == dataset.n_bytes, place == NOWHERE or place <= end - n)
+        return dataset._replace(kind="contiguous", place=place)
+    expect(kind == 2, body[2] == len(dataset.shape) + 1)  # after the chunks' lengths, an element's
     place, *chunks, itemsize = struct.unpack_from(f"<Q{body[2]}I", body, 3)
-    expect(itemsize == found.dtype[2], chunks, 0 not in chunks, prod(chunks) * itemsize <= MOST_CHUNK_BYTES)
-    return found._replace(kind="chunked", place=place, chunks=tuple(chunks))
+    expect(itemsize == dataset.dtype[2], chunks, 0 not in chunks, prod(chunks) * itemsize <= MOST_CHUNK_BYTES)
+    return dataset._replace(kind="chunked", place=place, chunks=tuple(chunks))
 
 
-def layout_claim(file: Metadata, found: Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
+def layout_claim(file: Metadata, dataset: Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Where its bytes lie, in plain values but for what goes into `arrays`."""
-    code, notes, itemsize = found.dtype
+    code, notes, itemsize = dataset.dtype
     expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # or the child says why it does not ride along
-    claim = {"name": name, "shape": list(found.shape), "dtype": {"code": code, "notes": notes}, "kind": found.kind}
-    if found.kind == "chunked":
-        arrays.append(_index(file, found))
-        return {**claim, "chunks": list(found.chunks), "filters": found.filters}
-    if found.kind == "inline" or not found.n_bytes:
-        arrays.append(np.frombuffer(found.data, dtype=np.uint8))
+    claim = {"name": name, "shape": list(dataset.shape), "dtype": {"code": code, "notes": notes}, "kind": dataset.kind}
+    if dataset.kind == "chunked":
+        arrays.append(_index(file, dataset))
+        return {**claim, "chunks": list(dataset.chunks), "filters": dataset.filters}
+    if dataset.kind == "inline" or not dataset.n_bytes:
+        arrays.append(np.frombuffer(dataset.data, dtype=np.uint8))
         return {**claim, "kind": "inline"}
-    expect(SMALLEST <= found.place < NOWHERE)
-    return {**claim, "offset": file.base + found.place}
+    expect(SMALLEST <= dataset.place < NOWHERE)
+    return {**claim, "offset": file.base + dataset.place}
 
 
-def _index(file: Metadata, found: Dataset) -> np.ndarray:
+def _index(file: Metadata, dataset: Dataset) -> np.ndarray:
     """Offset, size and filter mask of every chunk; all are there, in C order of their grid and nothing else is."""
-    rank = len(found.shape)
-    grid = grid_of(found.shape, found.chunks)
+    rank = len(dataset.shape)
+    grid = grid_of(dataset.shape, dataset.chunks)
     n_chunks = prod(grid)
-    unlimited = [axis for axis, most in enumerate(found.most) if most == _UNLIMITED]
+    unlimited = [axis for axis, most in enumerate(dataset.most) if most == _UNLIMITED]
     expect(len(unlimited) != 1 or unlimited == [0])  # the child answers differently then
     expect(n_chunks * 8 * (rank + 3) <= MOST_BYTES)
     index = np.empty((3, n_chunks), dtype=np.int64)
     if not n_chunks:
         return index
-    keys, places = leaves(file, found.place, 1, rank + 2)
+    keys, places = leaves(file, dataset.place, 1, rank + 2)
     expect(len(places) == n_chunks, int(places.max()) < file.end)
-    firsts = np.indices(grid, dtype=np.uint64).reshape(rank, -1).T * np.array(found.chunks, dtype=np.uint64)
-    expect((keys[:-1, 1:-1] == firsts).all(), not keys[:-1, -1].any())
-    sizes = (*found.chunks, found.dtype[2])
+    firsts = np.indices(grid, dtype=np.uint64).reshape(rank, -1).T * np.array(dataset.chunks, dtype=np.uint64)
+    expect((keys[:-1, 1:-1] == firsts).all(), not keys[:-1, -1].any())  # each key: size and mask, place, and 0
+    sizes = (*dataset.chunks, dataset.dtype[2])
     expect(not any(n % size for n, size in zip(keys[-1, 1:].tolist(), sizes, strict=True)))
     index[0], index[1], index[2] = places + np.uint64(file.base), keys[:-1, 0] & 0xFFFFFFFF, keys[:-1, 0] >> 32
     return index

@@ -97,16 +97,16 @@ def _riders(
 ) -> tuple[list[dict[str, Any]], LeftOut]:
     """As of `child.riders.find_riders`, of what stands under other names beside the rows."""
     riders, left_out = [], LeftOut()
-    for name, found in others.items():
-        if found is None:
+    for name, other in others.items():
+        if other is None:
             left_out.note(name, A_GROUP, is_missed=False)
-        elif not rides(found.shape, shape[0]):
-            if found.shape:
-                left_out.note(name, *misfit(found.shape, shape))
+        elif not rides(other.shape, shape[0]):
+            if other.shape:
+                left_out.note(name, *misfit(other.shape, shape))
         elif not is_utf8(name):
             left_out.note(name, NOT_UTF8)
         else:
-            layout = layout_claim(file, found, beside(rows, text(name)), arrays)
+            layout = layout_claim(file, other, beside(rows, text(name)), arrays)
             riders.append({"name": text(name), "layout": layout, "categories": None, "is_carried": False})
     return riders, left_out
 
@@ -115,7 +115,7 @@ def _chosen(there: Mapping[bytes, int], objects: Mapping[int, Dataset | None]) -
     """``X``, else the only candidate, where there is no group in which there may be more."""
     if PREFERRED.encode() in there:
         return PREFERRED.encode()
-    (address,) = (address for address, found in objects.items() if found is None or found.is_candidate)
+    (address,) = (address for address, its in objects.items() if its is None or its.is_candidate)
     return next(name for name, its in there.items() if its == address)
 
 

@@ -23,14 +23,14 @@ _MOST_IN_LEAF = 8
 
 def root(file: Metadata) -> Messages:
     """The root group, which the superblock names (II.A; in version 0 by an entry as of III.C)."""
-    start, found = file.start, Superblock.of(file.start)
-    expect(found.width == 8, found.second == NOWHERE, found.base in (0, file.base))
-    expect(found.base <= found.end <= found.base + file.end)
-    file.end = found.end - found.base  # which is told as the file's, unlike all addresses
-    if found.version:
+    start, block = file.start, Superblock.of(file.start)
+    expect(block.width == 8, block.second == NOWHERE, block.base in (0, file.base))
+    expect(block.base <= block.end <= block.base + file.end)
+    file.end = block.end - block.base  # which is told as the file's, unlike all addresses
+    if block.version:
         expect(start[:8] == SIGNATURE, start[8:12] in _NEWER, start[44:48] == checksum(start[:44]))
-        return messages(file, found.fourth)
-    expect(start[:16] == _OLDEST, found.fourth == NOWHERE)
+        return messages(file, block.fourth)
+    expect(start[:16] == _OLDEST, block.fourth == NOWHERE)
     expect(_GROUP_SIZES.unpack_from(start, 16) == (_MOST_IN_LEAF // 2, HALVES[0], 0))
     address, cached, table = _ROOT_ENTRY.unpack_from(start, 64)
     group = messages(file, address)
@@ -42,12 +42,12 @@ def links(file: Metadata, group: Messages) -> dict[bytes, int]:
     """Which object stands under which name, in the names' order; hard links only."""
     expect(is_group(group))
     if Kind.SYMBOL_TABLE in group:
-        found = list(_old_links(file, *struct.unpack_from("<QQ", group[Kind.SYMBOL_TABLE][0])))
+        pairs = list(_old_links(file, *struct.unpack_from("<QQ", group[Kind.SYMBOL_TABLE][0])))
     else:
         expect_none_elsewhere(group[Kind.LINK_INFO][0], "<q")
-        found = sorted(map(_new_link, group.get(Kind.LINK, [])))
-    links = dict(found)
-    expect(len(links) == len(found) <= MOST_NAMES, not any(name in (b"", b".") or b"/" in name for name in links))
+        pairs = sorted(map(_new_link, group.get(Kind.LINK, [])))
+    links = dict(pairs)
+    expect(len(links) == len(pairs) <= MOST_NAMES, not any(name in (b"", b".") or b"/" in name for name in links))
     return links
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 
-from pipeline.hdf5.files import read_into
+from pipeline.hdf5.files import read_at
 from pipeline.hdf5.limits import SMALLEST
 
 __all__ = ["MOST_BYTES", "NOWHERE", "Metadata", "Odd", "checked", "checksum", "expect"]
@@ -57,7 +57,7 @@ class Metadata:
     def at(self, offset: int, n_bytes: int) -> bytes:
         """So many bytes from an offset on, none of them behind the end."""
         stop = offset + n_bytes
-        self._left -= n_bytes
+        self._left -= n_bytes  # what is looked at again counts again, or a circle would go on for ever
         if offset < SMALLEST or stop > self.end or self._left < 0:
             raise Odd
         if stop <= len(self.start):
@@ -67,9 +67,7 @@ class Metadata:
         return self._held[offset - self._place : stop - self._place]
 
     def _read(self, offset: int, n_bytes: int) -> bytes:
-        buffer = bytearray(n_bytes)
-        read_into(self._descriptor, memoryview(buffer), self.base + offset)
-        return bytes(buffer)
+        return read_at(self._descriptor, self.base + offset, n_bytes)
 
 
 def checked(block: bytes) -> bytes:
