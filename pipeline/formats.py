@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
@@ -22,36 +23,34 @@ _SEAL = "seal"
 _ABOUT = "about"
 
 
-def digest(pieces: Iterable[bytes | memoryview]) -> str:
-    """BLAKE3 of a file's bytes, in hexadecimal digits. SHA-256 takes five times as long.
-
-    Aumasson, Neves, O'Connor, Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", 2020.
-    """
-    from blake3 import blake3  # here, since who only opens features needs none
-
-    found = blake3()
-    for piece in pieces:
-        found.update(piece)
-    return str(found.hexdigest())
-
-
 class Digested:
-    """Pieces of a file on their way elsewhere, and in ``blake3`` the digest of those that have passed."""
+    """Pieces of a file on their way elsewhere, and in ``blake3`` the digest of those that have passed.
+
+    Aumasson, Neves, O'Connor, Wilcox-O'Hearn, "BLAKE3: one function, fast everywhere", 2020. SHA-256 takes five times
+    as long.
+    """
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
-        from blake3 import blake3
+        from blake3 import blake3  # here, since who only opens features needs none
 
-        self._pieces, self._found = pieces, blake3()
+        self._pieces, self._hash = pieces, blake3()
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         for piece in self._pieces:
-            self._found.update(piece)
+            self._hash.update(piece)
             yield piece
 
     @property
     def blake3(self) -> str:
-        """As `digest` spells it."""
-        return str(self._found.hexdigest())
+        """In hexadecimal digits."""
+        return str(self._hash.hexdigest())
+
+
+def digest(pieces: Iterable[bytes | memoryview]) -> str:
+    """BLAKE3 of a file's bytes, as `Digested` spells it."""
+    passing = Digested(pieces)
+    deque(passing, maxlen=0)  # keeps none of them
+    return passing.blake3
 
 
 def missing_value(dtype: np.dtype) -> Any:

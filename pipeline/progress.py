@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -19,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Progress of one pass; safe to advance from several threads.
+    """Progress of one pass.
 
     Parameters
     ----------
@@ -37,7 +36,6 @@ class Progress:
         self._what, self._total, self._unit, self._unit_bytes = what, total, unit, unit_bytes
         self._done, self._told, self._note = 0, -1, ""
         self._start = self._last_line = time.monotonic()
-        self._lock = threading.Lock()
         on_terminal = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
         scale = total is not None and total > 10_000
         self._bar = tqdm(total=total, desc=what, bar_format=self._form(), unit_scale=scale) if on_terminal else None
@@ -60,13 +58,12 @@ class Progress:
 
     def advance(self, n_units: int = 1, note: str = "") -> None:
         """Count units; `note` stands behind them."""
-        with self._lock:
-            self._done, self._note = self._done + n_units, note
-            if self._bar is not None:
-                self._bar.set_postfix_str(", ".join(filter(None, [self._pace(), note])), refresh=False)
-                self._bar.update(n_units)
-            elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-                self._line()
+        self._done, self._note = self._done + n_units, note
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(filter(None, [self._pace(), note])), refresh=False)
+            self._bar.update(n_units)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._line()
 
     def _form(self) -> str:
         """Tqdm's own words for a rate are "2.09s/ epochs"; ours stand behind the bar."""
@@ -74,22 +71,19 @@ class Progress:
             return f"{{desc}}: {{n_fmt}} {self._unit} [{{elapsed}}{{postfix}}]"
         return f"{{l_bar}}{{bar}}| {{n_fmt}}/{{total_fmt}} {self._unit} [{{elapsed}}<{{remaining}}{{postfix}}]"
 
+    def _line(self) -> None:
+        self._last_line, self._told = time.monotonic(), self._done
+        total = "" if self._total is None else f"/{self._total}"
+        words = [f"{self._done}{total} {self._unit}", f"{self.seconds:.1f} s", self._rate(), self._note]
+        log.info("%s: %s", self._what, ", ".join(filter(None, words)))
+
     def _pace(self) -> str:
+        """For a bar, which shows no seconds: of slow units, how long one takes."""
         rate = self._done / max(self.seconds, 1e-9)
         if self._unit_bytes or not self._done:
             return self._rate()
         return f"{rate:,.1f} {self._unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self._unit.removesuffix('s')}"
 
-    def _line(self) -> None:
-        self._last_line, self._told = time.monotonic(), self._done
-        total = "" if self._total is None else f"/{self._total}"
-        words = [f"{self._done}{total} {self._unit}", f"{self.seconds:.1f} s", self._rate(), self._note]
-        log.info("%s: %s", self._what, ", ".join(word for word in words if word))
-
     def _rate(self) -> str:
-        units = self._done / max(self.seconds, 1e-9)
-        return f"{units:,.0f} {self._unit}/s, {self._bytes_rate()}" if self._unit_bytes else ""
-
-    def _bytes_rate(self) -> str:
-        rate = self._done * self._unit_bytes / max(self.seconds, 1e-9)
-        return f"{rate / 1e6:,.0f} MB/s" if self._unit_bytes else ""
+        rate = self._done / max(self.seconds, 1e-9)
+        return f"{rate:,.0f} {self._unit}/s, {rate * self._unit_bytes / 1e6:,.0f} MB/s" if self._unit_bytes else ""

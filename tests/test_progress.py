@@ -1,9 +1,8 @@
-"""Progress: a bar on a terminal, plain lines in a log, and a count that threads cannot spoil."""
+"""Progress: a bar on a terminal, plain lines in a log."""
 
 import io
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -85,12 +84,6 @@ def test_after_an_error_there_is_no_line_that_looks_like_success(lines):
         progress.advance(3)
         raise KeyError
     assert lines() == []
-
-
-def test_threads_lose_no_count(lines):
-    with Progress("scan", 4000, "rows") as progress, ThreadPoolExecutor(8) as threads:
-        list(threads.map(progress.advance, [1] * 4000))
-    assert lines()[-1].startswith("scan: 4000/4000 rows")
 
 
 @pytest.mark.parametrize(("level", "shown"), [("INFO", True), ("WARNING", False)])
