@@ -16,7 +16,7 @@ _pool = threading.local()  # in each thread of a pool: whether that pool is stop
 
 class _Threads(ThreadPoolExecutor):
     def __init__(self, n: int) -> None:
-        self.stopping = threading.Event()
+        self.stopping = threading.Event()  # of this pool alone: another one's tasks go on
         super().__init__(n, "dask", initializer=_join, initargs=(self.stopping,))
 
 
@@ -33,7 +33,7 @@ def threads(n: int) -> Iterator[Executor]:
         stop(pool)
         raise
     finally:
-        with signals.deferred():
+        with signals.deferred():  # one that raised in here would leave threads behind
             pool.shutdown()
 
 
@@ -53,7 +53,7 @@ def check() -> None:
     InterruptedError
         When another task of this pool has failed. Nobody sees it, the first error is the one that `compute` raises.
     """
-    signals.check()
+    signals.check()  # first: what a user asked for is what a run ends by
     if hasattr(_pool, "stopping") and _pool.stopping.is_set():
         raise InterruptedError
 
