@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ __all__ = ["BadData", "Judged", "Outside", "farthest"]
 _COLUMNS_LISTED = 20  # of a row: enough to see which, and a row of thousands does not fill the list
 _WORST = 3  # columns, as many as a sentence takes
 _NONE = np.empty(0, dtype=np.int64)
+
+_Encode = Callable[[np.ndarray, np.ndarray], object]
 
 
 class Outside(NamedTuple):
@@ -52,11 +54,10 @@ def farthest(found: Iterable[Outside]) -> list[Outside]:
 
 @dataclass(frozen=True)
 class Judged:
-    """A block's rows as they may be encoded.
+    """What is to be said of a block's rows.
 
     Attributes
     ----------
-    rows : ndarray of shape (n_rows, n_inputs)
     bad : ndarray of int64
         Positions of the rows whose features do not count.
     n_outside : int
@@ -67,11 +68,10 @@ class Judged:
         The columns in which good rows lie farthest outside that range.
     """
 
-    rows: np.ndarray
     bad: np.ndarray
     n_outside: int
     reasons: list[dict[str, Any]]
-    outside: list[Outside] = field(default_factory=list)
+    outside: list[Outside]
 
 
 @dataclass(frozen=True)
@@ -100,66 +100,49 @@ class BadData:
         """Whether each bad row is listed."""
         return self.on_bad_data == "quarantine"
 
-    def before(self, block: Block, rows: np.ndarray, suspects: np.ndarray | None = None) -> Judged:
-        """Judge rows as they were read.
+    def judge(
+        self, block: Block, rows: np.ndarray, features: np.ndarray, encode: _Encode, suspects: np.ndarray | None = None
+    ) -> Judged:
+        """Judge rows as they were read, and as they were encoded; the features of bad ones become NaN.
+
+        Finite rows so far away that they overflow float32 are no better than bad ones.
 
         Parameters
         ----------
         block : Block
         rows : ndarray of shape (len(block), n_inputs)
+        features : ndarray of shape (len(block), n_features), float32
+            Of these rows.
+        encode : callable
+            Given rows to be encoded again, and where their features go.
         suspects : ndarray of int, optional
             Positions of the rows to be looked at; all others hold finite numbers in the model's range.
 
         Raises
         ------
         DataError
-            For a bad row, or one outside the range, when that is not allowed.
+            For a row that is not allowed.
         """
         numbers, some = (np.arange(len(rows)), rows) if suspects is None else (suspects, rows[suspects])
-        bad, reasons = _NONE, list[dict[str, Any]]()
-        if self.missing is not None or rows.dtype.kind == "f":  # integers are all finite
-            bad, reasons = self._bad(block, numbers, some)
-        if self.trained_on is None or len(bad) == len(some):
-            return Judged(rows, numbers[bad], 0, reasons)
-        outside = self._outside(block, numbers, some, bad, self.trained_on)
-        worst = _farthest(some[outside], self.trained_on)
-        if len(outside) and self.out_of_range == "clip":
-            # A copy: the rows may lie in memory that serves others. All of them, as no row inside is changed by it.
-            rows = np.clip(rows, *_edges(self.trained_on, rows.dtype))
-        return Judged(rows, numbers[bad], len(outside), reasons, worst)
-
-    def after(self, block: Block, judged: Judged, features: np.ndarray, suspects: np.ndarray | None = None) -> Judged:
-        """Judge rows by their features: finite rows so far away that they overflow float32 are no better than bad ones.
-
-        Parameters
-        ----------
-        block : Block
-        judged : Judged
-            What `before` has found.
-        features : ndarray of shape (len(block), n_features)
-        suspects : ndarray of int, optional
-            As for `before`: the features of all other rows are finite.
-
-        Raises
-        ------
-        DataError
-            For such a row, when bad rows are not allowed.
-        """
-        found = bad_rows(features) if suspects is None else suspects[bad_rows(features[suspects])]
-        lost = np.setdiff1d(found, judged.bad)  # a bad row's features are NaN, and that has been said already
-        if not len(lost):
-            return judged
-        if self.on_bad_data == "raise":
-            raise DataError(
-                f"{block}: row {block.start + lost[0]} and {len(lost) - 1} more lie so far outside the range of the "
-                "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
-            )
-        reasons = [_reason(block.start + row, _NONE, "overflows float32") for row in lost]
-        listed = judged.reasons + (reasons if self.lists else [])
-        return replace(judged, bad=np.union1d(judged.bad, lost), reasons=listed)
+        bad, reasons = self._bad(block, numbers, some)
+        outside, worst = _NONE, list[Outside]()
+        if self.trained_on is not None and len(bad) < len(some):
+            outside = self._outside(block, numbers, some, bad, self.trained_on)
+            worst = _farthest(some[outside], self.trained_on)
+            if len(outside) and self.out_of_range == "clip":
+                # All rows, since no other is changed by it; and twice, as that is rarer than a look before.
+                encode(np.clip(rows, *_edges(self.trained_on, rows.dtype)), features)
+        seen = features if suspects is None else features[suspects]
+        lost = np.setdiff1d(bad_rows(seen), bad)  # of a bad row all is said already
+        reasons += self._overflown(block, numbers[lost])
+        bad = numbers[np.union1d(bad, lost)]
+        features[bad] = np.nan  # whatever Inf or a missing value has made of them
+        return Judged(bad, len(outside), reasons, worst)
 
     def _bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Which of these rows, with such positions in the block, are bad ones, and why."""
+        if self.missing is None and rows.dtype.kind != "f":
+            return _NONE, []  # integers are all finite
         entries = bad_entries(rows, self.missing, block.shard.stored_dtype)
         bad = np.flatnonzero(entries.any(axis=1))
         if len(bad) and self.on_bad_data == "raise":
@@ -169,13 +152,20 @@ class BadData:
                 "these rows hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or leave such "
                 "rows out, however many there are, with --on-bad-data skip --max-bad-rows 100%."
             )
-        if not self.lists:
-            return bad, []
-        columns = [np.flatnonzero(entries[row]) for row in bad]
-        return bad, [
-            _reason(block.start + numbers[row], which, str(rows[row, which[0]]))
-            for row, which in zip(bad, columns, strict=True)
-        ]
+        reasons = []
+        for row in bad if self.lists else _NONE:
+            columns = np.flatnonzero(entries[row])
+            reasons.append(_reason(block.start + numbers[row], columns, str(rows[row, columns[0]])))
+        return bad, reasons
+
+    def _overflown(self, block: Block, lost: np.ndarray) -> list[dict[str, Any]]:
+        """What is said of rows, by their positions in the block, whose features are no numbers."""
+        if len(lost) and self.on_bad_data == "raise":
+            raise DataError(
+                f"{block}: row {block.start + lost[0]} and {len(lost) - 1} more lie so far outside the range of the "
+                "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
+            )
+        return [_reason(block.start + row, _NONE, "overflows float32") for row in lost] if self.lists else []
 
     def _outside(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler

@@ -105,12 +105,7 @@ def _encode_block(worker: Worker, bad_data: BadData, block: Block, features: np.
         suspects = None  # the encoder knows of no such value, which any row may hold
     if suspects is not None and not len(suspects):
         return None
-    judged = bad_data.before(block, rows, suspects)
-    if judged.rows is not rows:  # clipped; rarely, so that the block is encoded twice instead of looked at before
-        worker.encode(judged.rows, features)
-    judged = bad_data.after(block, judged, features, suspects)
-    features[judged.bad] = np.nan  # whatever Inf or a missing value has made of them
-    return judged
+    return bad_data.judge(block, rows, features, worker.encode, suspects)
 
 
 def _riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:

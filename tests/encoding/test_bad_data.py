@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,15 @@ def block_of(rows: np.ndarray, start: int = 100, stored: str | None = None) -> B
     return Block(shard, start, start + len(rows))
 
 
-def judge(bad_data: BadData, rows: Any, dtype: Any = np.float32, **how: Any) -> Any:
-    array = np.array(rows, dtype=dtype)
-    return bad_data.before(block_of(array, **how), array)
+def judge(
+    bad_data: BadData, rows: Any, dtype: Any = np.float32, features: Any = 0.0, suspects: Any = None, **how: Any
+) -> Any:
+    """What is said of rows with these features, and, as ``rows``, what was encoded last."""
+    array, encoded = np.array(rows, dtype=dtype), []
+    out = np.array(np.broadcast_to(np.asarray(features, np.float32), (len(array), 2)))
+    judged = bad_data.judge(block_of(array, **how), array, out, lambda rows, out: encoded.append(rows), suspects)
+    assert np.isnan(out[judged.bad]).all()
+    return SimpleNamespace(**vars(judged), rows=encoded[-1] if encoded else array, is_encoded_again=bool(encoded))
 
 
 # -- bad rows ----------------------------------------------------------------------------------------------------
@@ -38,8 +45,8 @@ def test_a_bad_row_is_refused_with_its_place_in_the_file(value: float, word: str
 @pytest.mark.parametrize("on_bad_data", ["skip", "quarantine"])
 def test_bad_rows_are_told_by_their_positions_and_rows_are_left_as_they_are(on_bad_data: str) -> None:
     rows = np.array([[1, np.nan], [np.inf, -np.inf], [1, 2], [5, 3]], np.float32)
-    judged = BadData(on_bad_data, missing=5).before(block_of(rows), rows)
-    assert judged.rows is rows
+    judged = judge(BadData(on_bad_data, missing=5), rows)
+    assert not judged.is_encoded_again
     assert (judged.bad.tolist(), judged.n_outside) == ([0, 1, 3], 0)
 
 
@@ -121,8 +128,7 @@ def test_v6_without_a_good_row_nothing_is_outside() -> None:
 
 
 def test_v6_allowed_rows_are_left_as_they_are() -> None:
-    rows = np.array([[7, 7]], np.float32)
-    assert ranged("allow").before(block_of(rows), rows).rows is rows
+    assert not judge(ranged("allow"), [[7, 7]]).is_encoded_again
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u4", "i8", "u8", "f4", "f8"])
@@ -171,29 +177,27 @@ def test_bad_rows_stay_bad_when_rows_are_clipped() -> None:
 
 
 def test_rows_whose_features_are_no_numbers_are_bad_rows_too() -> None:
-    features = np.array([[0.5], [np.nan], [np.nan], [0.1]], np.float32)
-    rows = np.array([[1, 1], [np.nan, 1], [1e38, -1e38], [0, 0]], np.float32)
-    block = block_of(rows)
+    features = np.array([[0.5], [np.nan], [np.nan], [0.1]])
+    rows = np.array([[1, 1], [np.nan, 1], [1e38, -1e38], [0, 0]])
     for on_bad_data in ("skip", "quarantine"):
-        bad_data = BadData(on_bad_data)
-        judged = bad_data.after(block, bad_data.before(block, rows), features)
+        judged = judge(BadData(on_bad_data), rows, features=features)
         assert judged.bad.tolist() == [1, 2]
     assert judged.reasons[-1] == {"row": 102, "columns": [], "reason": "overflows float32"}
     with refused(65, "a.h5 dataset=X", "row 102 and 0 more", "overflow", "--on-bad-data skip"):
-        BadData().after(block, BadData().before(block, rows[[0, 0, 2, 0]]), features[[0, 0, 2, 0]])
+        judge(BadData(), rows[[0, 0, 2, 0]], features=features[[0, 0, 2, 0]])
 
 
-def test_features_are_looked_at_suspects_the_rows_that_need_it_only() -> None:
-    rows, features = np.zeros((5, 3), np.float32), np.ones((5, 2), np.float32)
+def test_features_are_looked_at_among_the_rows_that_need_it_only() -> None:
+    features = np.ones((5, 2))
     features[3] = np.nan
-    bad_data, block = BadData("quarantine"), block_of(rows)
     for suspects, bad in ((None, [3]), (np.array([1, 3]), [3]), (np.array([1, 2]), [])):
-        judged = bad_data.after(block, bad_data.before(block, rows, suspects), features, suspects)
+        judged = judge(BadData("quarantine"), np.zeros((5, 3)), features=features, suspects=suspects)
         assert judged.bad.tolist() == bad
         assert [reason["row"] for reason in judged.reasons] == [100 + row for row in bad]
 
 
-def test_features_that_are_numbers_change_no_judgement() -> None:
-    rows = np.ones((3, 2), np.float32)
-    judged = BadData().before(block_of(rows), rows)
-    assert BadData().after(block_of(rows), judged, rows) is judged
+def test_suspects_are_named_by_their_places_in_the_block() -> None:
+    rows = np.array([[0, 0], [0, np.nan], [0, 0], [9, 0], [np.inf, 0]])
+    judged = judge(ranged("allow", "quarantine"), rows, suspects=np.array([1, 3, 4]))
+    assert (judged.bad.tolist(), judged.n_outside) == ([1, 4], 1)
+    assert [reason["row"] for reason in judged.reasons] == [101, 104]
