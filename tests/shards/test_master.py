@@ -16,7 +16,7 @@ from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from scripts.extract import main
 from tests.support import hostile
-from tests.support.helpers import numbered, refused, write_shard
+from tests.support.helpers import case, numbered, refused, write_shard
 
 N_FILES, N_ROWS = 11, 3
 
@@ -197,9 +197,8 @@ def other(i):
     return h5py.VirtualSource(f"raw/run_{i}.h5", "entry/data", (N_ROWS, 2, 1))
 
 
-@pytest.mark.parametrize(
-    ("shape", "pieces", "phrases"),
-    [
+def test_what_is_not_made_of_whole_rows_is_refused_in_words(tmp_path, raw):
+    for shape, pieces, phrases in [
         ((2, 2, 1), [(slice(0, 2), WHOLE[:2])], ["rows of shape (3, 2, 1) (dense), expected (2, 2, 1) (dense)"]),
         ((2, 2, 1), [(slice(0, 2), WHOLE[1:])], ["only a part is stacked, expected all its rows"]),
         ((3, 1, 1), [(slice(0, 3), WHOLE[:, :1])], ["shape (3, 2, 1) (dense), expected (3, 1, 1) (dense)"]),
@@ -212,12 +211,11 @@ def other(i):
         ((1, 3, 2, 1), [(0, WHOLE)], ["shape (3, 2, 1) (dense), expected (1, 3, 2, 1) (dense)"]),
         ((6, 2, 1), [(slice(0, 3), WHOLE), (slice(3, 6), WHOLE)], ["found twice", "master.h5"]),
         ((3, 2, 1), [], ["stacks 0 files, expected 1 to 100000"]),
-    ],
-)
-def test_what_is_not_made_of_whole_rows_is_refused_in_words(tmp_path, raw, shape, pieces, phrases):
-    path = virtual(tmp_path / "master.h5", pieces, shape)
-    with refused(65, str(tmp_path / "master.h5"), *phrases):
-        open_shards([path], "X", followed=[str(raw)])
+    ]:
+        with case(shape, pieces, phrases):
+            path = virtual(tmp_path / "master.h5", pieces, shape)
+            with refused(65, str(tmp_path / "master.h5"), *phrases):
+                open_shards([path], "X", followed=[str(raw)])
 
 
 def test_rows_are_not_stacked_where_columns_are_asked_for(tmp_path):
@@ -386,9 +384,8 @@ def block(i, value):
     return [value if j == i else each for j, each in enumerate(BLOCK)]
 
 
-@pytest.mark.parametrize(
-    "forged",
-    [
+def test_what_the_child_may_be_made_to_say_is_refused(tmp_path, raw, monkeypatch):
+    for forged in [
         {},
         [],
         "stack",
@@ -421,13 +418,12 @@ def block(i, value):
         {"dataset": "X", "links": [["a", "raw/run_1.h5", 3]], "beside": []},
         {"dataset": "X", "links": [["9" * 5000, "raw/run_1.h5", "entry/data"]], "beside": []},
         {"dataset": "X", "links": {"a": "b"}, "beside": []},
-    ],
-)
-def test_what_the_child_may_be_made_to_say_is_refused(tmp_path, raw, monkeypatch, forged):
-    path = write_shard(tmp_path / "x.h5", numbered(2), riders={"text": np.array(["text"] * 2, object)})
-    monkeypatch.setattr(master, "ask", lambda *question: (forged, []))
-    with refused(65, f"file={path}"):
-        open_shards([path], followed=[str(raw)])
+    ]:
+        with case(forged):
+            path = write_shard(tmp_path / "x.h5", numbered(2), riders={"text": np.array(["text"] * 2, object)})
+            monkeypatch.setattr(master, "ask", lambda *_, answer=(forged, []): answer)
+            with refused(65, f"file={path}"):
+                open_shards([path], followed=[str(raw)])
 
 
 def test_what_the_child_says_of_a_stack_is_taken_where_it_is_right(tmp_path, raw, monkeypatch):

@@ -14,7 +14,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, block_of, first_rows
 from tests.support.damage import damage
-from tests.support.helpers import numbered, refused, whole, write_shard
+from tests.support.helpers import case, numbered, refused, whole, write_shard
 
 
 def test_opening_reads_no_rows(tmp_path):
@@ -57,17 +57,18 @@ def test_i21_s18_any_file_name_works_and_is_shown_safely(tmp_path, monkeypatch, 
         open_shards([str(path)], "Z\n")
 
 
-@pytest.mark.parametrize("name", ["with space", "größe\u202e", "new\nline", "a" * 300, "%s{}"], ids=ascii)
-def test_s18_any_name_of_a_dataset_works_and_is_shown_safely(tmp_path, caplog, name):
-    path = write_shard(tmp_path / "x.h5", numbered(2), f"{name}/{name}", {f"{name}/y": [b"one", b"two"]})
-    with h5py.File(path, "a") as file:
-        file[f"{name}/link {name}"] = h5py.SoftLink(name)
-    (shard,) = open_shards([path])
-    np.testing.assert_array_equal(whole(shard), numbered(2))
-    assert read_riders(Block(shard, 1, 2))["y"].tolist() == [b"two"]
-    assert all(record.getMessage().isprintable() for record in caplog.records)
-    with refused(65, shown(name)):
-        open_shards([path], "nowhere")
+def test_s18_any_name_of_a_dataset_works_and_is_shown_safely(tmp_path, caplog):
+    for name in ["with space", "größe\u202e", "new\nline", "a" * 300, "%s{}"]:
+        with case(name):
+            path = write_shard(tmp_path / "x.h5", numbered(2), f"{name}/{name}", {f"{name}/y": [b"one", b"two"]})
+            with h5py.File(path, "a") as file:
+                file[f"{name}/link {name}"] = h5py.SoftLink(name)
+            (shard,) = open_shards([path])
+            np.testing.assert_array_equal(whole(shard), numbered(2))
+            assert read_riders(Block(shard, 1, 2))["y"].tolist() == [b"two"]
+            assert all(record.getMessage().isprintable() for record in caplog.records)
+            with refused(65, shown(name)):
+                open_shards([path], "nowhere")
 
 
 # -- shards that do not fit -------------------------------------------------------------------------------------------
@@ -81,9 +82,8 @@ def with_columns(path, names, n=2):
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "pairs",
-    [
+def test_i17_columns_of_the_same_names_or_none_fit(tmp_path):
+    for pairs in [
         (["a", "b"], ["a", "b"]),
         (["a", "b"], np.array(["a", "b"], "S1")),
         (["a", "b"], None),
@@ -91,28 +91,24 @@ def with_columns(path, names, n=2):
         (["a", "b"], [1, 2]),
         (["a", "b"], "a, b"),
         (None, None),
-    ],
-    ids=str,
-)
-def test_i17_columns_of_the_same_names_or_none_fit(tmp_path, pairs):
-    names = [with_columns(tmp_path / f"{i}.h5", columns) for i, columns in enumerate(pairs)]
-    assert len(open_shards(names)) == 2
+    ]:
+        with case(pairs):
+            names = [with_columns(tmp_path / f"{i}.h5", columns) for i, columns in enumerate(pairs)]
+            assert len(open_shards(names)) == 2
 
 
-@pytest.mark.parametrize(
-    ("other", "phrase"),
-    [
+def test_i17_columns_of_other_names_are_refused(tmp_path):
+    for other, phrase in [
         (["b", "a"], "column 0 'b', expected 'a'"),
         (["a", "ü"], "column 1 'ü', expected 'b'"),
         (["a"], "column 1 None, expected 'b'"),
         (["a", "b", "c"], "column 2 'c', expected None"),
         (["a", "b\n"], "column 1 'b\\n', expected 'b'"),
-    ],
-)
-def test_i17_columns_of_other_names_are_refused(tmp_path, other, phrase):
-    first, second = with_columns(tmp_path / "a.h5", ["a", "b"]), with_columns(tmp_path / "b.h5", other)
-    with refused(65, f"file={second} dataset=X", phrase, f"as in file={first}", "in one order"):
-        open_shards([first, second])
+    ]:
+        with case(other, phrase):
+            first, second = with_columns(tmp_path / "a.h5", ["a", "b"]), with_columns(tmp_path / "b.h5", other)
+            with refused(65, f"file={second} dataset=X", phrase, f"as in file={first}", "in one order"):
+                open_shards([first, second])
 
 
 def test_i17_columns_are_those_of_the_first_shard_that_names_them(tmp_path):

@@ -12,7 +12,7 @@ from pipeline.shards.riding import common_dtype
 from pipeline.shards.rows import read_riders
 from pipeline.shards.shard import Block
 from scripts import classify
-from tests.support.helpers import names, numbered, write_shard
+from tests.support.helpers import case, names, numbered, write_shard
 from tests.support.standin import install
 
 LOWEST = np.iinfo(np.int64).min
@@ -50,9 +50,8 @@ def test_what_some_shards_lack_rides_along_from_the_others(shards, caplog):
     )
 
 
-@pytest.mark.parametrize(
-    ("present", "missing"),
-    [
+def test_what_stands_instead_can_hardly_be_taken_for_a_value(shards):
+    for present, missing in [
         (np.zeros(3, "f4"), np.nan),
         (np.zeros(3, "i1"), -128),
         (np.zeros(3, "u2"), 65535),
@@ -61,14 +60,12 @@ def test_what_some_shards_lack_rides_along_from_the_others(shards, caplog):
         (np.array(["text"] * 3, object), b""),
         (np.zeros(3, [("a", "i4"), ("b", "f8")]), (0, 0.0)),
         (np.zeros(3, "c8"), complex(np.nan)),
-    ],
-    ids=lambda each: str(getattr(each, "dtype", "")),
-)
-def test_what_stands_instead_can_hardly_be_taken_for_a_value(shards, present, missing):
-    opened = shards({"y": present}, {})
-    found = read_riders(Block(opened[1], 0, 3))
-    np.testing.assert_array_equal(np.array(found["y"].tolist()), np.array([missing] * 3))
-    assert found["y_present"].tolist() == [False] * 3
+    ]:
+        with case(present, missing):
+            opened = shards({"y": present}, {})
+            found = read_riders(Block(opened[1], 0, 3))
+            np.testing.assert_array_equal(np.array(found["y"].tolist()), np.array([missing] * 3))
+            assert found["y_present"].tolist() == [False] * 3
 
 
 def test_a_shard_without_rows_lacks_nothing(tmp_path, caplog):
@@ -108,9 +105,8 @@ def test_shards_that_agree_are_left_as_they_are(shards):
 # -- dtypes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("dtypes", "common"),
-    [
+def test_the_common_dtype_holds_every_value_of_both():
+    for dtypes, common in [
         ("i4 i8", "i8"),
         ("u1 i1", "i2"),
         (">i4 <i4", "i4"),
@@ -124,11 +120,10 @@ def test_shards_that_agree_are_left_as_they_are(shards):
         ("S3 O", "O"),
         ("S3 i4", None),
         ("O i4", None),
-    ],
-)
-def test_the_common_dtype_holds_every_value_of_both(dtypes, common):
-    found = common_dtype([np.dtype(name) for name in dtypes.split()])
-    assert found == (None if common is None else np.dtype(common))
+    ]:
+        with case(dtypes, common):
+            found = common_dtype([np.dtype(name) for name in dtypes.split()])
+            assert found == (None if common is None else np.dtype(common))
 
 
 def test_enumerations_agree_only_if_their_values_are_called_the_same():

@@ -1,7 +1,7 @@
 """Rows in any form: the same, bit for bit, as if they had been stored densely; and what is damaged is told."""
 
 import fcntl
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import h5py
@@ -19,6 +19,7 @@ from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, blocks
 from tests.support.damage import damage
 from tests.support.helpers import (
+    case,
     csr,
     numbered,
     numbered_shards,
@@ -94,19 +95,19 @@ def opened(path, form):
 # -- every storage and dtype ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("code", INTEGERS + FLOATS)
-def test_i14_every_dtype_and_byte_order_reads_back_as_numpy_casts_it(tmp_path, code, order):
-    dtype = np.dtype(order + code)
-    limits = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
-    rows = np.array([[0, 1, 2], [3, 4, 5], [limits.min, limits.max, 100]], dtype)
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
-    delivered = np.dtype("f4" if code == "f2" else code)
-    found = whole(shard)
-    assert found.dtype == delivered == np.dtype(shard.dtype)
-    assert found.dtype.isnative
-    assert found.flags.c_contiguous
-    np.testing.assert_array_equal(found, rows.astype(delivered))
+def test_i14_every_dtype_and_byte_order_reads_back_as_numpy_casts_it(tmp_path):
+    for order, code in product("<>", INTEGERS + FLOATS):
+        with case(order, code):
+            dtype = np.dtype(order + code)
+            limits = np.iinfo(dtype) if dtype.kind in "ui" else np.finfo(dtype)
+            rows = np.array([[0, 1, 2], [3, 4, 5], [limits.min, limits.max, 100]], dtype)
+            (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
+            delivered = np.dtype("f4" if code == "f2" else code)
+            found = whole(shard)
+            assert found.dtype == delivered == np.dtype(shard.dtype)
+            assert found.dtype.isnative
+            assert found.flags.c_contiguous
+            np.testing.assert_array_equal(found, rows.astype(delivered))
 
 
 def test_bool_reads_back_as_0_and_1(tmp_path):
@@ -122,27 +123,26 @@ def test_nan_and_inf_are_read_as_they_are(tmp_path):
     np.testing.assert_array_equal(whole(shard), rows.astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {},
-        {"chunks": (1, 3)},
-        {"chunks": (4, 2)},
-        {"chunks": (11, 3)},
-        {"chunks": (3, 3), "maxshape": (None, None)},
-        {"compression": "gzip", "compression_opts": 9},
-        {"compression": "lzf", "chunks": (4, 3)},
-        {"shuffle": True, "compression": "gzip", "chunks": (2, 1)},
-        {"fletcher32": True},
-        {"shuffle": True, "fletcher32": True, "compression": "lzf"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("block_rows", [1, 4, 10, 11, 12])
-def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path, how, block_rows):
-    rows = numbered(11, 3)
-    shards = open_shards([write_shard(tmp_path / "x.h5", rows, **how)])
-    np.testing.assert_array_equal(np.concatenate([read(block) for block in blocks(shards, block_rows)]), rows)
+def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path):
+    for how, block_rows in product(
+        [
+            {},
+            {"chunks": (1, 3)},
+            {"chunks": (4, 2)},
+            {"chunks": (11, 3)},
+            {"chunks": (3, 3), "maxshape": (None, None)},
+            {"compression": "gzip", "compression_opts": 9},
+            {"compression": "lzf", "chunks": (4, 3)},
+            {"shuffle": True, "compression": "gzip", "chunks": (2, 1)},
+            {"fletcher32": True},
+            {"shuffle": True, "fletcher32": True, "compression": "lzf"},
+        ],
+        [1, 4, 10, 11, 12],
+    ):
+        with case(how, block_rows):
+            rows = numbered(11, 3)
+            shards = open_shards([write_shard(tmp_path / "x.h5", rows, **how)])
+            np.testing.assert_array_equal(np.concatenate([read(block) for block in blocks(shards, block_rows)]), rows)
 
 
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 2, 2), (5, 1, 1, 1)])
@@ -193,40 +193,41 @@ def test_i8_a_shard_that_shrank_after_vetting_is_refused_by_name(tmp_path):
 # -- equal to dense rows -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"])
-@pytest.mark.parametrize("how", [{}, CHUNKED], ids=["contiguous", "chunked"])
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_of_any_form_are_those_of_a_dense_dataset(tmp_path, form, how, dtype):
-    rows = some_rows(dtype)
-    dense, shard = write_both(tmp_path, form, rows, **how)
-    assert (shard.shape, shard.stored_dtype, shard.dtype) == (dense.shape, dense.stored_dtype, dense.dtype)
-    for start, stop in [(0, N_ROWS), (0, 0), (17, 17), (17, 18), (5, 44), (N_ROWS - 1, N_ROWS)]:
-        found, expected = (read(Block(each, start, stop)) for each in (shard, dense))
-        assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())
-        assert found.flags.c_contiguous
-        assert read_riders(Block(shard, start, stop))["y"].tolist() == list(range(start, stop))
+def test_rows_of_any_form_are_those_of_a_dense_dataset(tmp_path, form):
+    for dtype, how in product(["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"], [{}, CHUNKED]):
+        with case(dtype, how):
+            rows = some_rows(dtype)
+            dense, shard = write_both(tmp_path, form, rows, **how)
+            assert (shard.shape, shard.stored_dtype, shard.dtype) == (dense.shape, dense.stored_dtype, dense.dtype)
+            for start, stop in [(0, N_ROWS), (0, 0), (17, 17), (17, 18), (5, 44), (N_ROWS - 1, N_ROWS)]:
+                found, expected = (read(Block(each, start, stop)) for each in (shard, dense))
+                assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes())
+                assert found.flags.c_contiguous
+                assert read_riders(Block(shard, start, stop))["y"].tolist() == list(range(start, stop))
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_rows_across_any_storage_are_those_of_the_transposed_array(tmp_path, seed, monkeypatch):
-    rng = np.random.default_rng(seed)
-    for name, most in (("_PIECE", 400), ("_LINE", 64), ("_TILE", 5)):
-        monkeypatch.setattr(hdf5_values, name, int(rng.integers(8, most)) if name != "_TILE" else most)
-    shape = tuple(int(n) for n in rng.integers(1, (5, 7, 40)[-rng.integers(2, 4) :]))
-    stored = rng.integers(0, 200, shape).astype(["u1", "<f4", ">i8"][rng.integers(3)])
-    how = {}
-    if rng.random() < 0.7:
-        how = {"chunks": tuple(int(rng.integers(1, n + 1)) for n in shape), "compression": "lzf"}
-        how["maxshape"] = tuple(None if rng.random() < 0.4 else n for n in shape)
-    with h5py.File(tmp_path / "x.h5", "w", libver=("earliest", "latest")[seed % 2]) as file:
-        file.create_dataset("X", data=stored, **how)
-    shard = opened(tmp_path / "x.h5", "columns")
-    expected = np.moveaxis(stored, -1, 0).reshape(shape[-1], -1)
-    assert shard.shape == (shape[-1], *shape[:-1])
-    for _ in range(3):
-        start, stop = sorted(int(i) for i in rng.integers(0, shape[-1] + 1, 2))
-        found = read(Block(shard, start, stop))
-        assert found.tobytes() == expected[start:stop].astype(shard.dtype).tobytes()
+def test_rows_across_any_storage_are_those_of_the_transposed_array(tmp_path, monkeypatch):
+    for seed in range(60):
+        with case(seed):
+            rng = np.random.default_rng(seed)
+            for name, most in (("_PIECE", 400), ("_LINE", 64), ("_TILE", 5)):
+                monkeypatch.setattr(hdf5_values, name, int(rng.integers(8, most)) if name != "_TILE" else most)
+            shape = tuple(int(n) for n in rng.integers(1, (5, 7, 40)[-rng.integers(2, 4) :]))
+            stored = rng.integers(0, 200, shape).astype(["u1", "<f4", ">i8"][rng.integers(3)])
+            how = {}
+            if rng.random() < 0.7:
+                how = {"chunks": tuple(int(rng.integers(1, n + 1)) for n in shape), "compression": "lzf"}
+                how["maxshape"] = tuple(None if rng.random() < 0.4 else n for n in shape)
+            with h5py.File(tmp_path / "x.h5", "w", libver=("earliest", "latest")[seed % 2]) as file:
+                file.create_dataset("X", data=stored, **how)
+            shard = opened(tmp_path / "x.h5", "columns")
+            expected = np.moveaxis(stored, -1, 0).reshape(shape[-1], -1)
+            assert shard.shape == (shape[-1], *shape[:-1])
+            for _ in range(3):
+                start, stop = sorted(int(i) for i in rng.integers(0, shape[-1] + 1, 2))
+                found = read(Block(shard, start, stop))
+                assert found.tobytes() == expected[start:stop].astype(shard.dtype).tobytes()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -249,14 +250,14 @@ def test_rows_go_where_they_are_wanted(tmp_path, form):
     assert out.tobytes() == rows[3:23].tobytes()
 
 
-@pytest.mark.parametrize("how", [{}, CHUNKED], ids=["contiguous", "chunked"])
-@pytest.mark.parametrize("index", ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})], ids=str)
-def test_a_tables_index_may_be_of_any_type(tmp_path, index, how):
-    records = np.zeros(9, [("index", index), ("a", "<f8"), ("b", "<f8")])
-    records["b"] = np.arange(9)
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file.create_dataset("X", data=records, **how)
-    assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
+def test_a_tables_index_may_be_of_any_type(tmp_path):
+    for how, index in product([{}, CHUNKED], ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})]):
+        with case(how, index):
+            records = np.zeros(9, [("index", index), ("a", "<f8"), ("b", "<f8")])
+            records["b"] = np.arange(9)
+            with h5py.File(tmp_path / "x.h5", "w") as file:
+                file.create_dataset("X", data=records, **how)
+            assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -318,17 +319,16 @@ def test_a_piece_of_each_column_is_read_at_once(tmp_path, monkeypatch):
 # -- sparse rows ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("index", ["<i4", "<i8", "<u4", ">u8", "<u2"])
-@pytest.mark.parametrize("scramble", [False, True])
-def test_columns_come_in_any_order_and_as_any_integers(tmp_path, index, scramble):
-    rows = some_rows()
-    path = write_csr(tmp_path / "x.h5", csr(rows, index, scramble), rows.shape)
-    assert read(Block(opened(path, "sparse"), 0, N_ROWS)).tobytes() == rows.tobytes()
+def test_columns_come_in_any_order_and_as_any_integers(tmp_path):
+    for index, scramble in product(["<i4", "<i8", "<u4", ">u8", "<u2"], [False, True]):
+        with case(index, scramble):
+            rows = some_rows()
+            path = write_csr(tmp_path / "x.h5", csr(rows, index, scramble), rows.shape)
+            assert read(Block(opened(path, "sparse"), 0, N_ROWS)).tobytes() == rows.tobytes()
 
 
-@pytest.mark.parametrize(
-    ("columns", "firsts", "phrases"),
-    [
+def test_sparse_rows_that_make_no_sense_are_told(tmp_path):
+    for columns, firsts, phrases in [
         ([0, 1, 2, 0], [0, 3, 2, 4], ["row=1", "3 to 2"]),
         ([0, 1, 2, 0], [0, 1, 2, 5], ["row=2", "2 to 5", "4 entries in all"]),
         ([0, 1, 2, 0], [-1, 1, 2, 4], ["row=0", "-1 to 1"]),
@@ -338,14 +338,13 @@ def test_columns_come_in_any_order_and_as_any_integers(tmp_path, index, scramble
         ([0, 1, 2, -1], [0, 0, 2, 4], ["row=2", "column -1"]),
         ([0, 1, 2, 2], [0, 1, 2, 4], ["row=2", "column 2 has two entries", "sum_duplicates"]),
         ([1, 0, 1, 2], [0, 3, 3, 4], ["row=0", "column 1 has two entries"]),
-    ],
-)
-def test_sparse_rows_that_make_no_sense_are_told(tmp_path, columns, firsts, phrases):
-    parts = np.ones(4, "f4"), np.array(columns), np.array(firsts)
-    path = write_csr(tmp_path / "x.h5", parts, (3, 3), h5sparse_format="csr")
-    shard = opened(path, "sparse")
-    with refused(65, path, "dataset=X", *phrases):
-        read(Block(shard, 0, 3))
+    ]:
+        with case(columns, firsts, phrases):
+            parts = np.ones(4, "f4"), np.array(columns), np.array(firsts)
+            path = write_csr(tmp_path / "x.h5", parts, (3, 3), h5sparse_format="csr")
+            shard = opened(path, "sparse")
+            with refused(65, path, "dataset=X", *phrases):
+                read(Block(shard, 0, 3))
 
 
 def filled_in(values, columns, firsts, shape):

@@ -1,43 +1,44 @@
 """Shards and blocks: plain values, with arithmetic over all rows."""
 
 import pickle
+from itertools import product
 
 import h5py
 import numpy as np
-import pytest
 
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows
 from tests.support.elsewhere import elsewhere
-from tests.support.helpers import csr, some_rows, write_csr, write_shard
+from tests.support.helpers import case, csr, some_rows, write_csr, write_shard
 
 
-@pytest.mark.parametrize("sizes", [(1,), (3, 4), (0, 3, 0, 0, 2, 0), (1, 1, 1)])
-@pytest.mark.parametrize("block_rows", [1, 2, 3, 100])
-def test_blocks_cover_every_row_once_and_in_order(sizes, block_rows):
-    shards = [Shard(str(i), "X", (size, 2), "<f4", "float32") for i, size in enumerate(sizes)]
-    rows = [(shard, row) for shard in shards for row in range(shard.n_rows)]
-    cut = list(blocks(shards, block_rows))
-    assert [(block.shard, row) for block in cut for row in range(block.start, block.stop)] == rows
-    assert all(1 <= len(block) <= block_rows for block in cut)
-    assert sum(len(block) < block_rows for block in cut) <= len(shards)
-    numbers = first_rows(shards)
-    assert numbers.dtype == np.int64
-    assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    for number, (shard, row) in enumerate(rows):
-        assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
+def test_blocks_cover_every_row_once_and_in_order():
+    for sizes, block_rows in product([(1,), (3, 4), (0, 3, 0, 0, 2, 0), (1, 1, 1)], [1, 2, 3, 100]):
+        with case(sizes, block_rows):
+            shards = [Shard(str(i), "X", (size, 2), "<f4", "float32") for i, size in enumerate(sizes)]
+            rows = [(shard, row) for shard in shards for row in range(shard.n_rows)]
+            cut = list(blocks(shards, block_rows))
+            assert [(block.shard, row) for block in cut for row in range(block.start, block.stop)] == rows
+            assert all(1 <= len(block) <= block_rows for block in cut)
+            assert sum(len(block) < block_rows for block in cut) <= len(shards)
+            numbers = first_rows(shards)
+            assert numbers.dtype == np.int64
+            assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+            for number, (shard, row) in enumerate(rows):
+                assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-def test_where_a_range_is_cut_does_not_depend_on_where_it_begins(size):
-    for start in range(9):
-        for stop in range(start + 1, 12):
-            pieces = list(aligned(start, stop, size))
-            assert [i for first, last in pieces for i in range(first, last)] == list(range(start, stop))
-            assert all(first < last for first, last in pieces)
-            assert all(first % size == 0 for first, _ in pieces[1:])
-            assert all(first // size == (last - 1) // size for first, last in pieces)
+def test_where_a_range_is_cut_does_not_depend_on_where_it_begins():
+    for size in [1, 2, 3, 7, 100]:
+        with case(size):
+            for start in range(9):
+                for stop in range(start + 1, 12):
+                    pieces = list(aligned(start, stop, size))
+                    assert [i for first, last in pieces for i in range(first, last)] == list(range(start, stop))
+                    assert all(first < last for first, last in pieces)
+                    assert all(first % size == 0 for first, _ in pieces[1:])
+                    assert all(first // size == (last - 1) // size for first, last in pieces)
 
 
 def test_a_pickled_block_is_small_and_reads_the_same_bytes_in_a_fresh_process(tmp_path):

@@ -14,7 +14,7 @@ from pipeline.hdf5.files import FILES
 from pipeline.shards.open import open_shards
 from pipeline.shards.sources import find
 from tests.support import hostile
-from tests.support.helpers import as_nobody, numbered, refused, whole, write_shard
+from tests.support.helpers import as_nobody, case, numbered, refused, whole, write_shard
 
 # -- which files ------------------------------------------------------------------------------------------------------
 
@@ -256,13 +256,12 @@ def test_i7_a_bit_that_turned_over_in_a_part_is_found_by_its_hash(output):
     assert ([shard.n_rows for shard in shards], left_out) == ([3, 4], ["part-8.h5"])
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "phrase"), [("n_rows", 5, "2 rows, expected 5"), ("n_bytes", 5, "expected 5")]
-)
-def test_i7_a_part_of_another_size_than_the_manifest_says_is_refused(output, key, value, phrase):
-    directory = output(lambda lines: [lines[0], {**lines[1], key: value}, lines[2]])
-    with refused(65, f"file={directory}/parts/part-8.h5", phrase, "as the manifest says"):
-        open_shards([str(directory)])
+def test_i7_a_part_of_another_size_than_the_manifest_says_is_refused(output):
+    for key, value, phrase in [("n_rows", 5, "2 rows, expected 5"), ("n_bytes", 5, "expected 5")]:
+        with case(key, value, phrase):
+            directory = output(lambda lines, key=key, value=value: [lines[0], {**lines[1], key: value}, lines[2]])
+            with refused(65, f"file={directory}/parts/part-8.h5", phrase, "as the manifest says"):
+                open_shards([str(directory)])
 
 
 @pytest.mark.parametrize("name", ["../secret.h5", "parts/../../secret.h5", "/etc/passwd", "{}/secret.h5"])
@@ -295,11 +294,12 @@ def test_an_unfinished_output_directory_is_no_input(output):
             open_shards([str(pattern)])
 
 
-@pytest.mark.parametrize("lines", [[], None, [1], [{}], [{"file": 3}], [{"n_rows": 3}]])
-def test_a_manifest_without_proper_parts_is_refused(output, lines):
-    directory = output(lambda _: lines)
-    with refused(65, str(directory)):
-        open_shards([str(directory)])
+def test_a_manifest_without_proper_parts_is_refused(output):
+    for lines in [[], None, [1], [{}], [{"file": 3}], [{"n_rows": 3}]]:
+        with case(lines):
+            directory = output(lambda _, lines=lines: lines)
+            with refused(65, str(directory)):
+                open_shards([str(directory)])
 
 
 def test_a_part_that_is_missing_is_no_input(output):

@@ -10,7 +10,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from tests.support import hostile
-from tests.support.helpers import names, numbered, refused, write_shard
+from tests.support.helpers import case, names, numbered, refused, write_shard
 
 # -- what leads elsewhere ---------------------------------------------------------------------------------------------
 
@@ -79,39 +79,41 @@ def test_s4_virtual_datasets_are_refused(tmp_path, unlimited):
 # -- what is too much -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("shape", "how", "phrase"),
-    [
+def test_s7_a_shape_that_is_only_claimed_is_refused(tmp_path):
+    for shape, how, phrase in [
         ((2**50, 16), {}, "never written"),
         ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "chunks, expected 4194304 at most"),
         ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "chunks, expected 4194304 at most"),
         ((4, 2**40), {"chunks": (1, 2**20)}, "4194304 chunks, but 4194304 of them were never written"),
         ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
-    ],
-)
-def test_s7_a_shape_that_is_only_claimed_is_refused(tmp_path, shape, how, phrase):
-    path = hostile.declared(tmp_path, shape, **how)
-    assert path.stat().st_size < 10_000
-    with refused(65, f"file={path} dataset=X", phrase):
-        open_shards([str(path)])
+    ]:
+        with case(shape, how, phrase):
+            path = hostile.declared(tmp_path, shape, **how)
+            assert path.stat().st_size < 10_000
+            with refused(65, f"file={path} dataset=X", phrase):
+                open_shards([str(path)])
 
 
-@pytest.mark.parametrize("n_bytes", [2**26 + 4, 2**32 - 16])
-def test_s8_chunks_of_many_bytes_are_refused(tmp_path, n_bytes):
-    path = hostile.declared(tmp_path, (2, n_bytes // 4), chunks=(1, n_bytes // 4), compression="gzip")
-    with refused(65, f"file={path} dataset=X", f"chunks of {n_bytes} bytes, expected 67108864 at most", "h5repack"):
-        open_shards([str(path)])
+def test_s8_chunks_of_many_bytes_are_refused(tmp_path):
+    for n_bytes in [2**26 + 4, 2**32 - 16]:
+        with case(n_bytes):
+            path = hostile.declared(tmp_path, (2, n_bytes // 4), chunks=(1, n_bytes // 4), compression="gzip")
+            with refused(
+                65, f"file={path} dataset=X", f"chunks of {n_bytes} bytes, expected 67108864 at most", "h5repack"
+            ):
+                open_shards([str(path)])
 
 
-@pytest.mark.parametrize("how", [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}], ids=str)
-def test_i18_rows_that_were_never_written_are_an_error_not_zeros(tmp_path, how):
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as file:
-        made = file.create_dataset("X", (10, 2), "f4", **how)
-        if how:
-            made[:6] = 1
-    with refused(65, f"file={path} dataset=X", "never written", "Write the file anew"):
-        open_shards([str(path)])
+def test_i18_rows_that_were_never_written_are_an_error_not_zeros(tmp_path):
+    for how in [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}]:
+        with case(how):
+            path = tmp_path / "x.h5"
+            with h5py.File(path, "w") as file:
+                made = file.create_dataset("X", (10, 2), "f4", **how)
+                if how:
+                    made[:6] = 1
+            with refused(65, f"file={path} dataset=X", "never written", "Write the file anew"):
+                open_shards([str(path)])
 
 
 def test_i18_labels_that_were_never_written_do_not_ride_along_as_zeros(tmp_path, caplog):
@@ -137,11 +139,12 @@ def test_i12_no_rows_at_all_are_fine_whatever_the_storage(tmp_path):
 # -- what is wrong ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("offset", [0, 8, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
-def test_s9_values_that_are_said_to_lie_elsewhere_are_refused(tmp_path, offset):
-    path = hostile.moved(tmp_path, offset)
-    with refused(65, f"file={path}"):
-        open_shards([str(path)])
+def test_s9_values_that_are_said_to_lie_elsewhere_are_refused(tmp_path):
+    for offset in [0, 8, 10**6, 2**40, 2**62, 2**63, 2**64 - 1]:
+        with case(offset):
+            path = hostile.moved(tmp_path, offset)
+            with refused(65, f"file={path}"):
+                open_shards([str(path)])
 
 
 @pytest.mark.parametrize("offset", [0, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
@@ -156,13 +159,14 @@ def test_s9_labels_that_are_said_to_lie_in_the_superblock_are_refused(tmp_path):
         open_shards([str(hostile.moved(tmp_path, 8, "y"))])
 
 
-@pytest.mark.parametrize("beside", [-8, 0, 8, 40])
-def test_s9_datasets_that_overlap_are_refused(tmp_path, beside):
-    with h5py.File(hostile.plain(tmp_path)) as file:
-        offset = file["X"].id.get_offset()
-    path = hostile.moved(tmp_path, offset + beside, "y")
-    with refused(65, f"file={path}", "overlap", "do not use it"):
-        open_shards([str(path)])
+def test_s9_datasets_that_overlap_are_refused(tmp_path):
+    for beside in [-8, 0, 8, 40]:
+        with case(beside):
+            with h5py.File(hostile.plain(tmp_path)) as file:
+                offset = file["X"].id.get_offset()
+            path = hostile.moved(tmp_path, offset + beside, "y")
+            with refused(65, f"file={path}", "overlap", "do not use it"):
+                open_shards([str(path)])
 
 
 def test_s9_two_names_of_one_dataset_do_not_overlap(tmp_path):
@@ -174,30 +178,31 @@ def test_s9_two_names_of_one_dataset_do_not_overlap(tmp_path):
     assert read_riders(Block(shard, 1, 3))["label"].tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(("offset", "fits"), [(47, False), (48, True), (988, True), (989, False), (2**63 - 1, False)])
-def test_s9_values_must_lie_in_the_file(offset, fits):
-    layout = Layout("X", (3, 1), np.dtype("<i4"), "contiguous", offset)
-    if fits:
-        check_places([layout], 1000, "file=x")
-    else:
-        with refused(65, f"file=x dataset=X: values lie at bytes {offset}:{offset + 12}, expected 48:1000"):
-            check_places([layout], 1000, "file=x")
+def test_s9_values_must_lie_in_the_file():
+    for offset, fits in [(47, False), (48, True), (988, True), (989, False), (2**63 - 1, False)]:
+        with case(offset, fits):
+            layout = Layout("X", (3, 1), np.dtype("<i4"), "contiguous", offset)
+            if fits:
+                check_places([layout], 1000, "file=x")
+            else:
+                with refused(65, f"file=x dataset=X: values lie at bytes {offset}:{offset + 12}, expected 48:1000"):
+                    check_places([layout], 1000, "file=x")
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2, 4, 5, 33, 34, 255])
-def test_s11_chunks_of_another_rank_than_their_dataset_are_refused(tmp_path, rank):
-    path = hostile.of_another_chunk_rank(tmp_path, rank)
-    with refused(65, f"file={path}"):
-        open_shards([str(path)])
+def test_s11_chunks_of_another_rank_than_their_dataset_are_refused(tmp_path):
+    for rank in [0, 1, 2, 4, 5, 33, 34, 255]:
+        with case(rank):
+            path = hostile.of_another_chunk_rank(tmp_path, rank)
+            with refused(65, f"file={path}"):
+                open_shards([str(path)])
 
 
-@pytest.mark.parametrize(
-    "sizes", [(0, 2, 4), (3, 0, 4), (3, 2, 0), (3, 2, 8), (2**32 - 1, 2**32 - 1, 4), (1, 2, 4), (9, 9, 4)]
-)
-def test_s11_chunks_of_another_shape_are_refused(tmp_path, sizes):
-    path = hostile.with_chunks_of(tmp_path, *sizes)
-    with refused(65, f"file={path}"):
-        open_shards([str(path)])
+def test_s11_chunks_of_another_shape_are_refused(tmp_path):
+    for sizes in [(0, 2, 4), (3, 0, 4), (3, 2, 0), (3, 2, 8), (2**32 - 1, 2**32 - 1, 4), (1, 2, 4), (9, 9, 4)]:
+        with case(sizes):
+            path = hostile.with_chunks_of(tmp_path, *sizes)
+            with refused(65, f"file={path}"):
+                open_shards([str(path)])
 
 
 def test_s11_an_index_without_an_end_costs_its_time_limit(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import hostile
-from tests.support.helpers import as_nobody, names, numbered, refused, write_shard
+from tests.support.helpers import as_nobody, case, names, numbered, refused, write_shard
 
 
 def low_level(path, kind, name=b"X", shape=(3, 2)):
@@ -35,23 +36,20 @@ def three_byte_integer():
 # -- which dataset -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("held", "asked", "chosen"),
-    [
+def test_the_dataset_is_the_one_asked_for_else_x_else_the_only_candidate(tmp_path):
+    for held, asked, chosen in [
         ({"X": 2, "Y": 2}, None, "X"),
         ({"X": 2, "Y": 2}, "Y", "Y"),
         ({"Y": 2, "labels": 1}, None, "Y"),
         ({"deep/er/images": 3, "labels": 1}, None, "deep/er/images"),
         ({"deep/X": 2, "deep/Y": 2}, "/deep/Y", "/deep/Y"),
-    ],
-    ids=str,
-)
-def test_the_dataset_is_the_one_asked_for_else_x_else_the_only_candidate(tmp_path, held, asked, chosen):
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        for name, rank in held.items():
-            file[name] = np.zeros((3, 2, 2)[:rank])
-        file["text"] = [["a"], ["b"]]
-    assert open_shards([str(tmp_path / "x.h5")], asked)[0].dataset == chosen
+    ]:
+        with case(held, asked, chosen):
+            with h5py.File(tmp_path / "x.h5", "w") as file:
+                for name, rank in held.items():
+                    file[name] = np.zeros((3, 2, 2)[:rank])
+                file["text"] = [["a"], ["b"]]
+            assert open_shards([str(tmp_path / "x.h5")], asked)[0].dataset == chosen
 
 
 def test_several_candidates_are_refused_and_listed(tmp_path):
@@ -75,9 +73,8 @@ def test_i11_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path)
 # -- riders ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
+def test_riders_are_found_and_read_back(tmp_path):
+    for values in [
         np.array([3, -1, 2**62, 0]),
         np.array([1, 2, 3, 4], ">u2"),
         np.array([0.5, np.nan, 1, 2], np.float32),
@@ -85,17 +82,15 @@ def test_i11_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path)
         np.array([b"a", b"bc", b"", b"def"], "S3"),
         np.array(["one", "zwölf", "", "4"], object),
         np.array([(1, 2.0)] * 4, [("a", "i4"), ("b", "f8")]),
-    ],
-    ids=lambda values: str(values.dtype),
-)
-def test_riders_are_found_and_read_back(tmp_path, values):
-    riders = {"r": values, "short": [1, 2], "wide": numbered(4)}
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), riders=riders)])
-    assert names(shard) == ("r",)
-    found = read_riders(Block(shard, 1, 4))["r"]
-    if values.dtype.kind == "O":
-        found = np.array([text.decode() for text in found], object)
-    np.testing.assert_array_equal(found, values[1:])
+    ]:
+        with case(values):
+            riders = {"r": values, "short": [1, 2], "wide": numbered(4)}
+            (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), riders=riders)])
+            assert names(shard) == ("r",)
+            found = read_riders(Block(shard, 1, 4))["r"]
+            if values.dtype.kind == "O":
+                found = np.array([text.decode() for text in found], object)
+            np.testing.assert_array_equal(found, values[1:])
 
 
 def test_riders_lie_beside_the_rows_not_elsewhere(tmp_path):
@@ -116,17 +111,17 @@ def test_s1_s2_links_do_not_ride(tmp_path):
 # -- what is refused ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"label,x,y\n1,2,3\n", b"\0" * 3_000_000])
-def test_i3_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path, content):
-    path = tmp_path / "x.h5"
-    path.write_bytes(content)
-    with refused(65, str(path), "not an HDF5 file", repr(content[:16])):
-        open_shards([str(path)])
+def test_i3_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path):
+    for content in [b"", b"label,x,y\n1,2,3\n", b"\0" * 3_000_000]:
+        with case(content):
+            path = tmp_path / "x.h5"
+            path.write_bytes(content)
+            with refused(65, str(path), "not an HDF5 file", repr(content[:16])):
+                open_shards([str(path)])
 
 
-@pytest.mark.parametrize(
-    ("content", "phrases"),
-    [
+def test_i12_i16_what_is_no_table_of_numbers_is_refused_by_name(tmp_path):
+    for content, phrases in [
         (None, ["a group", "expected a dataset"]),
         (["a", "b"], ["rank 1"]),
         (np.array([["a"], ["b"]], object), ["strings"]),
@@ -140,18 +135,16 @@ def test_i3_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path, co
         (np.zeros(3), ["shape (3,) has rank 1", "rank 2 or more"]),
         (np.float64(3), ["shape () has rank 0"]),
         (np.zeros((0, 3)), ["no rows in any of 1 shards"]),
-    ],
-    ids=str,
-)
-def test_i12_i16_what_is_no_table_of_numbers_is_refused_by_name(tmp_path, content, phrases):
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as file:
-        if content is None:
-            file.create_group("X")
-        else:
-            file["X"] = content
-    with refused(65, f"file={path} dataset=X", *phrases):
-        open_shards([str(path)])
+    ]:
+        with case(content, phrases):
+            path = tmp_path / "x.h5"
+            with h5py.File(path, "w") as file:
+                if content is None:
+                    file.create_group("X")
+                else:
+                    file["X"] = content
+            with refused(65, f"file={path} dataset=X", *phrases):
+                open_shards([str(path)])
 
 
 @pytest.mark.parametrize("asked", [None, "X"])
@@ -171,30 +164,32 @@ def test_a_type_that_numpy_does_not_know_elsewhere_in_the_file_does_no_harm(tmp_
 
 @pytest.mark.parametrize("how", [{}, {"compression": "gzip", "chunks": (64, 2)}], ids=str)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-@pytest.mark.parametrize("sixteenths", range(16))
-def test_i4_a_file_truncated_anywhere_is_refused_on_opening(tmp_path, how, libver, sixteenths):
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w", libver=libver) as file:
-        file.create_dataset("X", data=numbered(1024), **how)
-        file["y"] = range(1024)
-    content = path.read_bytes()
-    n_bytes = len(content) * sixteenths // 16
-    path.write_bytes(content[:n_bytes])
-    phrase = f"truncated: {n_bytes} bytes, expected {len(content)} bytes"
-    with refused(65, str(path), phrase if sixteenths else "not an HDF5 file"):
-        open_shards([str(path)])
+def test_i4_a_file_truncated_anywhere_is_refused_on_opening(tmp_path, how, libver):
+    for sixteenths in range(16):
+        with case(sixteenths):
+            path = tmp_path / "x.h5"
+            with h5py.File(path, "w", libver=libver) as file:
+                file.create_dataset("X", data=numbered(1024), **how)
+                file["y"] = range(1024)
+            content = path.read_bytes()
+            n_bytes = len(content) * sixteenths // 16
+            path.write_bytes(content[:n_bytes])
+            phrase = f"truncated: {n_bytes} bytes, expected {len(content)} bytes"
+            with refused(65, str(path), phrase if sixteenths else "not an HDF5 file"):
+                open_shards([str(path)])
 
 
-@pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
-def test_i4_a_file_cut_within_its_first_bytes_is_refused(tmp_path, libver):
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w", libver=libver) as file:
-        file["X"] = numbered(3)
-    content = path.read_bytes()
-    for n_bytes in range(100):
-        path.write_bytes(content[:n_bytes])
-        with refused(65, str(path), "truncated" if n_bytes >= 8 else "not an HDF5 file"):
-            open_shards([str(path)])
+def test_i4_a_file_cut_within_its_first_bytes_is_refused(tmp_path):
+    for libver in ["earliest", "v108", "latest"]:
+        with case(libver):
+            path = tmp_path / "x.h5"
+            with h5py.File(path, "w", libver=libver) as file:
+                file["X"] = numbered(3)
+            content = path.read_bytes()
+            for n_bytes in range(100):
+                path.write_bytes(content[:n_bytes])
+                with refused(65, str(path), "truncated" if n_bytes >= 8 else "not an HDF5 file"):
+                    open_shards([str(path)])
 
 
 def test_i6_a_file_with_damaged_structure_is_refused_by_name(tmp_path):
@@ -287,9 +282,8 @@ def add_unknown_filter(file, name, shape):
 # -- what stands before the rows -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("content", "phrases"),
-    [
+def test_i3_what_comes_instead_of_hdf5_is_recognised(tmp_path):
+    for content, phrases in [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", ["Git LFS", "git lfs pull"]),
         (b"<!DOCTYPE html>\n<title>404</title>", ["a web page", "Download it again"]),
         (b"\n <HTML><body>", ["a web page"]),
@@ -304,52 +298,55 @@ def add_unknown_filter(file, name, shape):
         (b"\x1b[31m\n\r\0red", ["first bytes b'\\x1b[31m\\n\\r\\x00red'"]),
         (b"\x89HDF\r\n\x1a", ["first bytes"]),
         (b"\x89HDF\n\x1a\n" + bytes(100), ["first bytes"]),
-    ],
-)
-def test_i3_what_comes_instead_of_hdf5_is_recognised(tmp_path, content, phrases):
-    (tmp_path / "x.h5").write_bytes(content)
-    with refused(65, str(tmp_path / "x.h5"), "not an HDF5 file", *phrases):
-        open_shards([str(tmp_path)])
+    ]:
+        with case(content, phrases):
+            (tmp_path / "x.h5").write_bytes(content)
+            with refused(65, str(tmp_path / "x.h5"), "not an HDF5 file", *phrases):
+                open_shards([str(tmp_path)])
 
 
-@pytest.mark.parametrize("is_plain", [True, False])
-@pytest.mark.parametrize("libver", ["earliest", "v108", "latest"])
-@pytest.mark.parametrize("how", ["contiguous", "chunks", "chunks that may grow", "compact", "put before"])
-def test_a_user_block_moves_every_address(tmp_path, libver, how, is_plain):
-    rows, path = numbered(30), tmp_path / "x.mat"
-    user_block = 0 if how == "put before" else 1024
-    storage = {"chunks": {"chunks": (7, 1), "compression": "gzip", "fletcher32": True}}
-    storage["chunks that may grow"] = {"chunks": (7, 2), "maxshape": (None, 2), "shuffle": True}
-    with h5py.File(path, "w", userblock_size=user_block, libver=(libver, "latest")) as file:
-        if how == "compact":
-            created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            created.set_layout(h5py.h5d.COMPACT)
-            space = h5py.h5s.create_simple(rows.shape)
-            made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
-            made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
-        else:
-            file.create_dataset("X", data=rows, **storage.get(how, {}))
-        file["y"] = np.arange(30)
-        if not is_plain:
-            file["text"] = ["a"] * 30
-    content = path.read_bytes()
-    path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(1024) + content[user_block:])
-    (shard,) = open_shards([str(path)])
-    block = Block(shard, 0, 30)
-    np.testing.assert_array_equal(read(block), rows)
-    riders = read_riders(block)
-    np.testing.assert_array_equal(riders["y"], np.arange(30))
-    assert ("text" in riders) != is_plain
+def test_a_user_block_moves_every_address(tmp_path):
+    for is_plain, libver, how in product(
+        [True, False],
+        ["earliest", "v108", "latest"],
+        ["contiguous", "chunks", "chunks that may grow", "compact", "put before"],
+    ):
+        with case(is_plain, libver, how):
+            rows, path = numbered(30), tmp_path / "x.mat"
+            user_block = 0 if how == "put before" else 1024
+            storage = {"chunks": {"chunks": (7, 1), "compression": "gzip", "fletcher32": True}}
+            storage["chunks that may grow"] = {"chunks": (7, 2), "maxshape": (None, 2), "shuffle": True}
+            with h5py.File(path, "w", userblock_size=user_block, libver=(libver, "latest")) as file:
+                if how == "compact":
+                    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                    created.set_layout(h5py.h5d.COMPACT)
+                    space = h5py.h5s.create_simple(rows.shape)
+                    made = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=created)
+                    made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+                else:
+                    file.create_dataset("X", data=rows, **storage.get(how, {}))
+                file["y"] = np.arange(30)
+                if not is_plain:
+                    file["text"] = ["a"] * 30
+            content = path.read_bytes()
+            path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(1024) + content[user_block:])
+            (shard,) = open_shards([str(path)])
+            block = Block(shard, 0, 30)
+            np.testing.assert_array_equal(read(block), rows)
+            riders = read_riders(block)
+            np.testing.assert_array_equal(riders["y"], np.arange(30))
+            assert ("text" in riders) != is_plain
 
 
-@pytest.mark.parametrize("cut", [1, 20, 500])
-def test_i4_a_truncated_file_with_a_user_block_is_refused(tmp_path, cut):
-    with h5py.File(tmp_path / "x.h5", "w", userblock_size=512) as file:
-        file["X"] = numbered(3)
-    content = (tmp_path / "x.h5").read_bytes()
-    (tmp_path / "x.h5").write_bytes(content[:-cut])
-    with refused(65, f"truncated: {len(content) - cut} bytes, expected {len(content)} bytes"):
-        open_shards([str(tmp_path)])
+def test_i4_a_truncated_file_with_a_user_block_is_refused(tmp_path):
+    for cut in [1, 20, 500]:
+        with case(cut):
+            with h5py.File(tmp_path / "x.h5", "w", userblock_size=512) as file:
+                file["X"] = numbered(3)
+            content = (tmp_path / "x.h5").read_bytes()
+            (tmp_path / "x.h5").write_bytes(content[:-cut])
+            with refused(65, f"truncated: {len(content) - cut} bytes, expected {len(content)} bytes"):
+                open_shards([str(tmp_path)])
 
 
 def test_s9_values_that_are_said_to_lie_in_the_user_block_are_refused(tmp_path):
@@ -374,31 +371,32 @@ def test_s5_a_file_whose_data_lie_in_several_files_is_refused(tmp_path, driver, 
         open_shards([str(path)])
 
 
-@pytest.mark.parametrize(
-    ("offset", "value", "phrase"),
-    [
+def test_a_superblock_of_another_kind_is_refused(tmp_path):
+    for offset, value, phrase in [
         (8, 4, "superblock version 4"),
         (8, 255, "superblock version 255"),
         (13, 3, "truncated"),
         (24, 8, "count from byte 8"),
-    ],
-)
-def test_a_superblock_of_another_kind_is_refused(tmp_path, offset, value, phrase):
-    path = hostile.plain(tmp_path)
-    content = bytearray(path.read_bytes())
-    content[offset] = value
-    path.write_bytes(content)
-    with refused(65, str(path), phrase):
-        open_shards([str(path)])
+    ]:
+        with case(offset, value, phrase):
+            path = hostile.plain(tmp_path)
+            content = bytearray(path.read_bytes())
+            content[offset] = value
+            path.write_bytes(content)
+            with refused(65, str(path), phrase):
+                open_shards([str(path)])
 
 
-@pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "v112", "latest"])
-def test_files_of_every_version_of_hdf5_are_read(tmp_path, libver):
-    with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest"), track_order=True, fs_strategy="page") as file:
-        file.create_dataset("X", data=numbered(9), chunks=(2, 2), maxshape=(None, 2), compression="gzip")
-        file["y"] = np.arange(9)
-    (shard,) = open_shards([str(tmp_path)])
-    np.testing.assert_array_equal(read(Block(shard, 0, 9)), numbered(9))
+def test_files_of_every_version_of_hdf5_are_read(tmp_path):
+    for libver in ["earliest", "v108", "v110", "v112", "latest"]:
+        with case(libver):
+            with h5py.File(
+                tmp_path / "x.h5", "w", libver=(libver, "latest"), track_order=True, fs_strategy="page"
+            ) as file:
+                file.create_dataset("X", data=numbered(9), chunks=(2, 2), maxshape=(None, 2), compression="gzip")
+                file["y"] = np.arange(9)
+            (shard,) = open_shards([str(tmp_path)])
+            np.testing.assert_array_equal(read(Block(shard, 0, 9)), numbered(9))
 
 
 # -- the system ----------------------------------------------------------------------------------------------------
