@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.formats import digest
-from pipeline.hdf5.child.ask import ask
+from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity, opened, persistently, read_into
 from pipeline.hdf5.filters.undo import undone
 from pipeline.hdf5.layout import Layout, bytes_of, grid_of
@@ -194,14 +194,9 @@ def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
     while first < len(out):
         place = [wanted.layout.name, wanted.start + first, wanted.start + len(out), wanted.axis]
         answer, arrays = ask("values", descriptor, place, wanted.where)
-        try:
+        with believed(wanted.where):
             values = _answered(answer, arrays, wanted.layout.dtype, out.shape[1:])
             out[first : first + len(values)] = values
-        except (TypeError, ValueError, LookupError) as error:
-            raise DataError(
-                f"{wanted.where}: what the HDF5 library says makes no sense ({shown(error)}). The file is damaged or "
-                "forged: do not use it."
-            ) from error
         first += len(values)
 
 

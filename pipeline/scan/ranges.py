@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.cluster.executor import reduce
 from pipeline.cluster.threads import check
-from pipeline.errors import DataError, counted, shown
+from pipeline.errors import DataError, counted, shown, some
 from pipeline.formats import pack, unpack
 from pipeline.shards.rows import bad_entries, bad_rows, read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows
@@ -30,6 +30,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
+_COLUMNS = 10  # that a sentence names
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,13 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
         endless = np.flatnonzero(np.isinf(found.maximum - found.minimum))
     if len(endless):
         raise DataError(
-            f"file={shown(shards[0].path)} and what follows it: the range of columns {_some(endless)} is beyond "
-            "float64, expected numbers that can be scaled. Scale them down."
+            f"file={shown(shards[0].path)} and what follows it: the range of columns "
+            f"{some(map(str, endless), _COLUMNS)} is beyond float64, expected numbers that can be scaled. Scale them "
+            "down."
         )
     if found.constant.any():
         columns = np.flatnonzero(found.constant)
-        log.info("scan: %s set to 0: %s", counted(len(columns), "constant column"), _some(columns))
+        log.info("scan: %s set to 0: %s", counted(len(columns), "constant column"), some(map(str, columns), _COLUMNS))
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
@@ -303,8 +305,3 @@ def _merge(scans: Sequence[Scan]) -> Scan:
 
 def _words(missing: float | None) -> str:
     return "NaN or Inf" if missing is None else f"NaN, Inf or {missing}"
-
-
-def _some(numbers: np.ndarray, n_shown: int = 10) -> str:
-    more = f" and {len(numbers) - n_shown} more" if len(numbers) > n_shown else ""
-    return ", ".join(str(number) for number in numbers[:n_shown]) + more

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from pipeline import signals
 from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, counted, shown
-from pipeline.hdf5.child.ask import ask
+from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.limits import MOST_PIECES
 from pipeline.hdf5.paths import normal
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.shards.sources import Source, distinct, lies_in, natural_key
-from pipeline.shards.vet import believed, look_at
+from pipeline.shards.vet import look_at
 
 __all__ = ["follow", "pointer"]
 
@@ -154,7 +154,7 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
         return None if plain else ask("stacked", descriptor, [dataset], where)[0]
 
     facts = look_at(path, look)
-    with believed(where, "about what it stacks"):
+    with believed(where, " about what it stacks"):
         return None if facts is None else _checked(facts, where)
 
 

@@ -11,8 +11,7 @@ checked here, since a forged file may have made it say anything; then the rows c
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline.errors import DataError, NoInput, ReadFailed, shown
-from pipeline.hdf5.child.ask import ask
+from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity, opened, persistently, stand_in
 from pipeline.hdf5.forms import numbers_of, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
@@ -31,7 +30,7 @@ from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.shards.shard import LeftOut, Rider, Shard
 
-__all__ = ["Wanted", "believed", "code_dtype", "look_at", "vet"]
+__all__ = ["Wanted", "code_dtype", "look_at", "vet"]
 
 _LONGEST = 400  # characters of a name or reason
 _PAGE, _MOST_READ = 2**12, 2**23  # bytes that are read at once of one column, and of all
@@ -82,7 +81,7 @@ def vet(path: Path, wanted: Wanted = _ANYTHING) -> Shard:
 
     def look(descriptor: int, identity: Identity, base: int) -> Shard:
         facts, arrays = _described(descriptor, identity, base, wanted, where)
-        with believed(where, "about it"):
+        with believed(where, " about it"):
             shard = _shard(facts, arrays, str(path), identity)
             _check_riders(shard, wanted)
         layouts = [*shard.layouts, *(rider.layout for rider in shard.riders if rider.layout)]
@@ -118,18 +117,6 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
             raise told from error
 
     return persistently(once, where)
-
-
-@contextmanager
-def believed(where: str, about: str) -> Iterator[None]:
-    """Around the checks of what the child has said: `DataError` for whatever they stumble over."""
-    try:
-        yield
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
-        raise DataError(
-            f"{where}: what the HDF5 library says {about} makes no sense ({shown(error)}). The file is damaged or "
-            "forged: do not use it."
-        ) from error
 
 
 def _described(

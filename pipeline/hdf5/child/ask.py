@@ -15,8 +15,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -29,7 +29,7 @@ from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 
-__all__ = ["LIMITS", "Limits", "ask", "retire"]
+__all__ = ["LIMITS", "Limits", "ask", "believed", "retire"]
 
 _PROGRAM = "import sys; sys.path.insert(0, {!r}); from pipeline.hdf5.child.server import main; main()"
 _ROOT = str(Path(__file__).resolve().parents[3])
@@ -212,6 +212,18 @@ def _taken(where: str) -> _Keeper:
         raise SystemLimit(
             f"{where}: the process that looks at files cannot be started: {error.strerror}. Raise the limits "
             "(ulimit -n 4096, ulimit -u), then type the same command again."
+        ) from error
+
+
+@contextmanager
+def believed(where: str, about: str = "") -> Iterator[None]:
+    """Around the checks of what the child has said: `DataError` for whatever they stumble over."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
+        raise DataError(
+            f"{where}: what the HDF5 library says{about} makes no sense ({shown(error)}). The file is damaged or "
+            "forged: do not use it."
         ) from error
 
 
