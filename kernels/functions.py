@@ -49,7 +49,7 @@ class OpFunctions:
     ) -> None:
         self._parameters, self._scaling = parameters, scaling
         self._maximum = None if limits is None else backend.shared(limits[1], name="maximum")
-        self._n_threads, self._share = n_threads, tensor.lscalar("n_threads")
+        self._n_threads, self._share = n_threads, tensor.lscalar("n_threads")  # of all calls, and of one
         self._idle: dict[tuple[Any, str], list[Any]] = defaultdict(list)
         self._n_inside = 0
         self._lock = threading.Lock()  # of the two above, which all threads change

@@ -26,7 +26,7 @@ Updates = OrderedDict[Any, Any]
 # Python's own 1 would promote a NumPy float32 beside it to float64.
 _ONE = np.float32(1)
 _BETA2 = np.float32(0.999)
-_HALF = np.float32(0.5)  # a power that Theano makes a root of, and NumPy has no other word for its variables
+_HALF = np.float32(0.5)  # arrays and Theano's variables have no root in common but this power, of which it makes one
 
 
 def momentum(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """What is compiled of a model: from any number of threads, and on a device that has little memory."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -32,6 +33,34 @@ def test_any_number_of_threads_may_encode_at_once(monkeypatch, fuses):
     for job, results in zip(jobs, found, strict=True):
         for array, expected in zip(results, encode(job), strict=True):
             np.testing.assert_array_equal(array, expected, err_msg=job.dtype.name)
+
+
+@pytest.mark.parametrize(("fuses", "most"), [(True, 2), (False, 1)])
+def test_no_more_calls_compute_at_once_than_there_are_cores_and_one_where_theano_does(monkeypatch, fuses, most):
+    monkeypatch.setattr(backend, "fuses", lambda: fuses)
+    monkeypatch.setattr(backend, "n_cores", lambda: 2)
+    inside, counts, compile_it = [], [], backend.compiled
+
+    def counted(*arguments):
+        function = compile_it(*arguments)
+
+        def call(*arrays):
+            inside.append(None)
+            os.sched_yield()  # so that others come in, if they can
+            counts.append(len(inside))
+            try:
+                return function(*arrays)
+            finally:
+                inside.pop()
+
+        return call
+
+    monkeypatch.setattr(backend, "compiled", counted)
+    autoencoder, rows = some_autoencoder(), np.ones((40, 20), np.float32)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: autoencoder.encode(rows), range(100)))
+    assert len(counts) == 100
+    assert max(counts) <= most
 
 
 # ---- a device without memory
