@@ -14,10 +14,10 @@ __all__ = [
     "MOST_CHUNKS",
     "MOST_CHUNK_BYTES",
     "MOST_COLUMNS",
+    "MOST_COLUMN_NAMES",
     "MOST_DEPTH",
     "MOST_ITEM",
     "MOST_LEFT_OUT",
-    "MOST_NAMES",
     "MOST_OBJECTS",
     "MOST_PADDED",
     "MOST_PIECES",
@@ -40,7 +40,7 @@ MOST_PIECES = MOST_OBJECTS  # that one file may stack
 MOST_CHUNK_BYTES = 2**26
 MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
 MOST_COLUMNS = 2**24  # of sparse rows, which take no place in a file but do in memory
-MOST_NAMES = 2**16  # in the attribute `columns`
+MOST_COLUMN_NAMES = 2**16  # in the attribute `columns`
 MOST_ITEM = 2**20  # bytes of one value
 
 MOST_RIDERS = 1000

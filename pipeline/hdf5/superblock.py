@@ -8,6 +8,7 @@ files that their writer has not closed.
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from pipeline.errors import DataError
@@ -20,6 +21,7 @@ __all__ = ["SIGNATURE", "Superblock", "check_superblock", "signature_at"]
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SMALLEST_USER_BLOCK = 512
 _LONGEST = 128
+_ADDRESSES = {width: struct.Struct(form) for width, form in ((2, "<4H"), (4, "<4I"), (8, "<4Q"))}
 _OPEN_FLAGS = 0b101  # written to, or written to while others read
 _OTHERS = [  # beginnings in small letters
     ((b"version https://git-lfs",), " but a Git LFS pointer to one. Run: git lfs pull"),
@@ -45,13 +47,10 @@ class Superblock(NamedTuple):
 
     @classmethod
     def of(cls, head: bytes) -> Superblock:
-        """That of a file from its first bytes; IndexError where these are too few."""
+        """That of a file from its first bytes; an error where these are too few."""
         version = head[8]
         width, first = (head[13], 24 + 4 * version) if version < 2 else (head[9], 12)
-        if width not in (2, 4, 8) or len(head) < first + 4 * width:
-            raise IndexError
-        places = range(first, first + 4 * width, width)
-        return cls(version, width, *(int.from_bytes(head[place : place + width], "little") for place in places))
+        return cls(version, width, *_ADDRESSES[width].unpack_from(head, first))
 
     @property
     def nowhere(self) -> int:
@@ -112,7 +111,7 @@ def _check(descriptor: int, size: int, place: int, head: bytes, where: str) -> N
         if head[8] > 3:
             raise DataError(f"{where}: HDF5 superblock version {head[8]}, expected 0 to 3. Rewrite it with h5repack.")
         block = Superblock.of(head)
-    except IndexError as error:
+    except (LookupError, struct.error) as error:
         raise DataError(f"{where}: truncated: {size} bytes, not even a whole header. Copy it again.") from error
     if block.base not in (0, place):  # 0: put behind other bytes later
         raise DataError(f"{where}: addresses count from byte {block.base}, expected {place}. Rewrite it with h5repack.")

@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.candidates import choose, find
-from pipeline.hdf5.child.find import Refused, attribute, dataset_at, elsewhere
+from pipeline.hdf5.child.find import Refused, attribute, elsewhere, locate
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.riders import find_carried, find_riders
 from pipeline.hdf5.layout import bytes_of
-from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT, MOST_NAMES
+from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_COLUMN_NAMES, MOST_LEFT_OUT
 from pipeline.hdf5.paths import beside, normal, text
 
 __all__ = ["describe", "values"]
@@ -77,8 +77,8 @@ def _columns(rows: h5py.Dataset, name: str) -> list[str] | None:
     def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
         if len(shape) != 1 or h5py.check_string_dtype(dtype) is None:
             return False
-        if shape[0] > MOST_NAMES or shape[0] * dtype.itemsize > ANSWER_BYTES:
-            raise Refused(f"attribute columns: {shape[0]} names, expected {MOST_NAMES} at most", name)
+        if shape[0] > MOST_COLUMN_NAMES or shape[0] * dtype.itemsize > ANSWER_BYTES:
+            raise Refused(f"attribute columns: {shape[0]} names, expected {MOST_COLUMN_NAMES} at most", name)
         return True
 
     names = attribute(rows.id, b"columns", fits)
@@ -110,7 +110,7 @@ def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> 
     list of ndarray
         The values as bytes, uint8; of texts their lengths, int64, before them.
     """
-    dataset = dataset_at(file, name)
+    dataset = h5py.Dataset(locate(file, name)[1])
     if elsewhere(dataset):
         raise Refused("its values lie elsewhere", name)
     filters_of(dataset.id.get_create_plist(), name)

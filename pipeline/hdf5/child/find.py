@@ -18,7 +18,6 @@ __all__ = [
     "NotThere",
     "Refused",
     "attribute",
-    "dataset_at",
     "dtype_of",
     "elsewhere",
     "held",
@@ -54,16 +53,8 @@ class NotThere(Refused):
     """Nothing stands under a name."""
 
 
-def dataset_at(file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset at `name`, over hard links only."""
-    _, here = locate(file, name)
-    if not isinstance(here, h5py.h5d.DatasetID):
-        raise Refused(f"a group, expected a dataset; the file holds {listing(file)}", name)
-    return h5py.Dataset(here)
-
-
 def locate(file: h5py.File, name: str, if_link: str = _IF_LINK) -> tuple[Any, Any]:
-    """What lies at `name`, behind the group that holds it; `if_link` is how another link than a hard one is refused."""
+    """What lies at `name` over hard links only, behind the group that holds it; `if_link` is how others are refused."""
     here, parent = file.id, file.id
     parts = parts_of(name)
     for i, part in enumerate(parts):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from pipeline.hdf5.plain.metadata import Metadata, checked, expect
 
@@ -32,9 +32,7 @@ class Kind:
 
 def messages(file: Metadata, address: int) -> Messages:
     """The messages of an object's header, by kind (IV.A.1)."""
-    by_kind: dict[int, list[bytes]] = {}
-    for kind, body in _in_order(file, address):
-        by_kind.setdefault(kind, []).append(body)
+    by_kind = _by_kind(file, address)
     # HDF5 takes the first of several; which one that is, two readers must not have to agree on.
     expect(all(len(bodies) == 1 or kind in (Kind.ATTRIBUTE, Kind.LINK) for kind, bodies in by_kind.items()))
     for body in by_kind.get(Kind.MODIFIED, []):
@@ -46,8 +44,9 @@ def messages(file: Metadata, address: int) -> Messages:
     return by_kind
 
 
-def _in_order(file: Metadata, address: int) -> Iterator[tuple[int, bytes]]:
-    """Kind and body of every message that says something, block after block."""
+def _by_kind(file: Metadata, address: int) -> dict[int, list[bytes]]:
+    """The bodies of all messages that say something, block after block."""
+    bodies: dict[int, list[bytes]] = {}
     blocks, head, n_left = _first_block(file, address)
     is_old = head is _OLD_MESSAGE
     for block, place, stop in blocks:  # to which each continuation adds one
@@ -60,12 +59,13 @@ def _in_order(file: Metadata, address: int) -> Iterator[tuple[int, bytes]]:
                 expect(len(blocks) < _MOST_BLOCKS)  # or they would lead in a circle for ever
                 blocks.append(_next_block(file, is_old, *struct.unpack_from("<QQ", block[start:place])))
             elif kind:
-                yield kind, block[start:place]
+                bodies.setdefault(kind, []).append(block[start:place])
             else:
                 n_empty += 1
         # What is too short for an empty message may be left, in newer headers without empty ones.
         expect(place == stop or not (is_old or n_empty))
     expect(n_left == 0 or not is_old)
+    return bodies
 
 
 def expect_none_elsewhere(info: bytes, form: str) -> None:
