@@ -33,20 +33,16 @@ class Summary:
     ----------
     output : str
         Where the features are.
-    n_rows, n_inputs, n_features, n_bad : int
-        Rows, columns in, columns out, rows whose features are NaN.
-    n_parts : int
-        Feature files.
+    n_rows, n_inputs, n_features, n_bad, n_parts : int
+        Rows, columns in, columns out, rows whose features are NaN, feature files.
     device : str
         Where the products ran, and why there.
     cost : float or None
         The best epoch's validation cost, or training cost without validation; None without training.
     seconds : dict of str to float
         For each stage.
-    n_bad_shards : int
-        Shards that were left out, or could not be read.
-    n_outside : int
-        Rows outside the range that a given model was trained on.
+    n_bad_shards, n_outside : int
+        Shards left out or not read; rows outside the range that a given model was trained on.
     before : bool
         Whether an earlier run had finished it all.
     """

@@ -26,7 +26,7 @@ def run(
     config: Config,
     command: Sequence[str],
     disk: Disk | None = None,
-    on_claim: Callable[[Path], object] = lambda directory: None,
+    on_locked: Callable[[Path], object] = lambda directory: None,
 ) -> Summary:
     """Scan, train, encode; or what is left of it, when an earlier run in the same place was interrupted.
 
@@ -37,7 +37,7 @@ def run(
         The command line, for the outputs' attributes.
     disk : Disk, optional
         What makes every change to the file system.
-    on_claim : callable
+    on_locked : callable
         Told the output directory once it is this run's own.
 
     Raises
@@ -48,7 +48,7 @@ def run(
     clock = Clock()
     prepared = prepare(config)
     with locked(Path(config.output), disk) as ledger:
-        on_claim(ledger.directory)
+        on_locked(ledger.directory)
         finished = take_up(ledger, prepared, clock)
         if finished is not None:
             return again(finished, config.output, clock.seconds)
