@@ -15,7 +15,7 @@ from pipeline.run.stages import run
 from pipeline.settings.config import Config
 from pipeline.shards import rows as module
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_riders
+from pipeline.shards.rows import read, read_riders, salvage_riders
 from pipeline.shards.shard import Block, blocks
 from tests.support.damage import damage
 from tests.support.helpers import (
@@ -314,6 +314,43 @@ def test_a_piece_of_each_column_is_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(FILES, "preadv", lambda *place: sizes.append(len(place[1])) or preadv(*place))
     assert read(Block(shard, 100, 2900)).tobytes() == rows[100:2900].tobytes()
     assert sizes == [2800 * 4] * N_INPUTS
+
+
+# -- what rides along ----------------------------------------------------------------------------------------------
+
+
+def test_which_values_of_a_damaged_rider_are_lost_does_not_depend_on_the_blocks(tmp_path, caplog):
+    path = write_shard(tmp_path / "a.h5", numbered(12))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("y", data=np.arange(12), chunks=(4,), fletcher32=True)
+        file["z"] = np.arange(12)
+    damage(path, "y", 1)
+    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # which has none: a mask rides along
+    with refused(65, f"file={path} dataset=y rows=0:12"):
+        read_riders(Block(shard, 0, 12))
+    lowest = np.iinfo(np.int64).min
+    for block_rows in range(1, 13):
+        with case(block_rows):
+            caplog.clear()
+            salvaged = [salvage_riders(block) for block in blocks([shard], block_rows)]
+            values = {name: np.concatenate([each[name] for each, _ in salvaged]).tolist() for name in salvaged[0][0]}
+            assert values["y"] == [0, 1, 2, 3, *[lowest] * 4, 8, 9, 10, 11]
+            assert values["y_present"] == [True] * 4 + [False] * 4 + [True] * 4
+            assert values["z"] == list(range(12))
+            reports = [report for _, some in salvaged for report in some]
+            assert [row for report in reports for row in range(*report["row"])] == [4, 5, 6, 7]
+            assert {report["dataset"] for report in reports} == {"y"}
+            assert all("cannot be read" in report["reason"] for report in reports)
+            assert f"of y, which rides along, cannot be read and become {lowest}" in caplog.text
+
+
+def test_salvaging_ends_when_it_is_told_to(tmp_path):
+    def stop():
+        raise InterruptedError
+
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"y": range(3)})])
+    with pytest.raises(InterruptedError):
+        salvage_riders(Block(shard, 0, 3), stop)
 
 
 # -- sparse rows ---------------------------------------------------------------------------------------------------
