@@ -14,16 +14,16 @@ EVIL = """
 import ctypes, os, socket, sys, time
 sys.path.insert(0, {root!r})
 import numpy as np
-from pipeline.hdf5.child import server as sandbox
+from pipeline.hdf5.child import server
 from pipeline.hdf5.child.describe import describe as honest
-warm_up = sandbox._warm_up
+warm_up = server._warm_up
 def describe(file, dataset, *wanted):
     {lines}
 def start():
     warm_up()
-    sandbox.describe = describe
-sandbox._warm_up = start
-sandbox.main()
+    server.describe = describe
+server._warm_up = start
+server.main()
 """
 
 
