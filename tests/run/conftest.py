@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.support.helpers import write_shard
 from tests.support.killing import Victim, features_of
 from tests.support.nights import SIZES, fresh
 from tests.support.processes import Small
+from tests.support.spoilt import Shards, Silent
 from tests.support.standin import Night, install
 
 
@@ -69,3 +71,22 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Reading
 
     monkeypatch.setattr(ranges, "read", read)
+
+
+@pytest.fixture
+def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
+    """None yet; runs over them have a stand-in for the device."""
+    install(monkeypatch)
+    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
+    return Shards(tmp_path)
+
+
+@pytest.fixture
+def model(shards: Shards, tmp_path: Path) -> str:
+    """The directory of a model of other rows than those that are encoded with it: between -30 and 30."""
+    other = tmp_path / "other"
+    other.mkdir()
+    training = Shards(other)
+    training.add(np.random.default_rng(9).uniform(-30, 30, (100, 4)).astype(np.float32))
+    assert training.run() == 0
+    return str(training.output)

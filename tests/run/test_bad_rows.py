@@ -1,0 +1,332 @@
+"""Bad rows in whole runs: they stop the run with their place, or are left out by leave, and never shift another row.
+
+Names begin with the row of the fault table that they hold. What a row must be encoded to is told by the encoder of the
+fitted model over that row alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.autoencoder import Autoencoder
+from pipeline.errors import counted
+from pipeline.features import open_features
+from pipeline.model import load_model
+from tests.support import standin
+from tests.support.spoilt import (
+    KEEP,
+    TOLERANT,
+    Shards,
+    check,
+    errors,
+    quarantined,
+    results,
+)
+from tests.support.tolerances import assert_close
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize(("shard", "row", "column"), [(0, 0, 0), (1, 8, 3), (3, 29, 1)])
+def test_v1_v2_a_bad_row_stops_the_run_before_anything_is_trained(
+    shards: Shards, caplog: pytest.LogCaptureFixture, value: float, shard: int, row: int, column: int
+) -> None:
+    shards.fill(20, 17, 0, 30)
+    rows = shards.arrays[shard].copy()
+    rows[row, column] = value
+    shards.rewrite(shard, rows)
+    assert shards.run() == 65
+    where = f"file={shards.folder}/{shard}.h5 dataset=X: {value} in row {row}, column {column}; 1 of 67 rows in all"
+    assert where in errors(caplog)
+    assert "--on-bad-data skip" in errors(caplog)
+    assert sorted(path.name.split("-")[0] for path in (shards.output / "stages").iterdir()) == ["scan"]
+    assert not (shards.output / "manifest.json").exists()
+
+
+def test_v2_subnormal_numbers_and_minus_zero_are_numbers(shards: Shards) -> None:
+    shards.fill(30)
+    shards.add(np.array([[1e-45, -0.0, 1e-40, 0], [-1e-45, 0.0, -0.0, 5]], np.float32))
+    assert shards.run() == 0
+    check(shards.output, shards.arrays, [])
+
+
+@TOLERANT
+@pytest.mark.parametrize("seed", range(4))
+def test_v1_v2_skipped_rows_keep_their_places_and_change_no_other(shards: Shards, mode: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
+    holes: list[tuple[int, int, list[int], str]] = []
+    for number, rows in enumerate(shards.arrays):
+        spoilt = rows.copy()
+        for row in np.flatnonzero(rng.random(len(rows)) < 0.2):
+            columns = np.flatnonzero(rng.random(4) < 0.5).tolist() or [2]
+            spoilt[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
+            holes.append((number, int(row), columns, str(spoilt[row, columns[0]])))
+        shards.rewrite(number, spoilt)
+    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    firsts = np.cumsum([0, *map(len, shards.arrays)])
+    check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in holes])
+    good = np.concatenate(shards.arrays)
+    good = good[np.isfinite(good).all(axis=1)]
+    scaler = load_model(shards.output).scaler
+    np.testing.assert_array_equal((scaler.minimum, scaler.maximum), (good.min(axis=0), good.max(axis=0)))
+    if mode == "quarantine":
+        assert quarantined(shards.output) == [
+            {"file": f"{shards.folder}/{n}.h5", "dataset": "X", "row": row, "columns": columns, "reason": reason}
+            for n, row, columns, reason in holes
+        ]
+    else:
+        assert not (shards.output / "quarantine.jsonl").exists()
+
+
+def test_v1_what_stands_in_a_bad_row_decides_nothing(shards: Shards, tmp_path: Path) -> None:
+    """Neither the ranges nor the training nor any other row's features know it."""
+    shards.fill(60, 40)
+    rng, bits = np.random.default_rng(1), set()
+    places = rng.choice(40, 7, replace=False)
+    for i, value in enumerate((np.nan, np.inf, -77)):
+        spoilt = shards.arrays[1].copy()
+        spoilt[places, 1] = value
+        shards.rewrite(1, spoilt)
+        output = tmp_path / str(i)
+        assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *KEEP, output=output) == 0
+        bits.add(standin.features_of(output))
+    assert len(bits) == 1
+
+
+# -- columns and ranges --------------------------------------------------------------------------------------------
+
+
+@TOLERANT
+@pytest.mark.parametrize("what", ["column", "rows"])
+def test_v3_without_a_usable_row_the_run_says_so(
+    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, what: str
+) -> None:
+    rows = np.ones((30, 4), np.float32)
+    rows[slice(None) if what == "rows" else (slice(None), 2)] = np.nan
+    shards.add(rows)
+    assert shards.run("--on-bad-data", mode, *KEEP) == 65
+    assert "no usable rows: all 30 rows hold NaN or Inf" in errors(caplog)
+
+
+@TOLERANT
+def test_v3_a_shard_of_bad_rows_only_keeps_its_place(shards: Shards, mode: str) -> None:
+    shards.fill(20)
+    shards.add(np.full((13, 4), np.nan, np.float32))
+    shards.fill(20, seed=1)
+    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    check(shards.output, shards.arrays, range(20, 33))
+
+
+@pytest.mark.parametrize(
+    ("rows", "phrase"),
+    [(np.full((30, 4), 7.25), "all 30 usable rows are the same"), (np.arange(4.0)[None], "1 usable row of 1")],
+    ids=["constant", "one row"],
+)
+def test_rows_that_teach_nothing_are_refused(
+    shards: Shards, caplog: pytest.LogCaptureFixture, rows: np.ndarray, phrase: str
+) -> None:
+    shards.add(rows.astype(np.float32))
+    assert shards.run("--batch-size", "1") == 65
+    assert phrase in errors(caplog)
+
+
+def test_rows_fewer_than_features_are_warned_of(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    shards.fill(2)
+    assert shards.run("--batch-size", "1", "--n-features", "3") == 0
+    assert "2 usable rows of 4 columns, fewer than the 3 features that they become" in caplog.text
+    assert "If rows stand as columns there: --orientation columns." in caplog.text
+    caplog.clear()
+    assert shards.run("--batch-size", "1", "--n-features", "2", "--restart") == 0
+    assert "usable rows" not in caplog.text
+
+
+def test_the_first_error_names_all_that_the_next_run_needs(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 4))
+    rows[::10, 1] = np.nan
+    shards.add(rows)
+    for more in ([], ["--on-bad-data", "quarantine"]):
+        caplog.clear()
+        assert shards.run(*more) == 65
+        (advice,) = re.findall(r"leave these rows out with (.*)\.$", errors(caplog), re.MULTILINE)
+        assert advice == f"--on-bad-data {more[-1] if more else 'skip'} --max-bad-rows 10"
+    assert shards.run(*advice.split()) == 0
+
+
+@pytest.mark.parametrize("constant", [[1], [0, 2, 3]], ids=str)
+def test_v4_a_constant_column_becomes_0_and_is_told_once(
+    shards: Shards, caplog: pytest.LogCaptureFixture, constant: list[int]
+) -> None:
+    caplog.set_level("INFO", "pipeline")
+    shards.fill(30, 30)
+    for number, rows in enumerate(shards.arrays):
+        rows[:, constant] = 7.25
+        shards.rewrite(number, rows)
+    assert shards.run() == 0
+    check(shards.output, shards.arrays, [])
+    assert (
+        caplog.text.count(f"{counted(len(constant), 'constant column')} set to 0: {', '.join(map(str, constant))}") == 1
+    )
+    assert not load_model(shards.output).scaler.transform(shards.arrays[0])[:, constant].any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [
+        (np.float32, -3e38, 3e38),
+        (np.float32, 0, 1e-45),
+        (np.float32, -1e-40, 1e-40),
+        (np.float64, -8e307, 8e307),
+        (np.float64, 0, 5e-324),
+        (np.float64, 1e300, 1.0000001e300),
+        (np.int64, -(2**63), 2**63 - 1),
+        (np.uint64, 0, 2**64 - 1),
+    ],
+)
+def test_v5_i15_the_widest_and_the_narrowest_columns_give_finite_features(
+    shards: Shards, dtype: Any, low: float, high: float
+) -> None:
+    rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
+    rows[:, 1] = np.where(np.arange(60) % 3 > 0, np.array(low, dtype), np.array(high, dtype))
+    shards.add(rows)
+    assert shards.run() == 0
+    check(shards.output, [rows], [])
+    scaled = load_model(shards.output).scaler.transform(rows)
+    assert scaled.min() >= 0
+    assert scaled.max() <= 1
+
+
+# -- missing values ----------------------------------------------------------------------------------------------
+
+
+@TOLERANT
+@pytest.mark.parametrize(
+    ("dtype", "missing", "spelled"),
+    [
+        (np.float32, "-9999", -9999),
+        (np.float32, "-999.9", -999.9),
+        (np.float64, "-9999", -9999),
+        (np.float16, "-9999", -10000),
+        (np.int16, "-9999", -9999),
+        (np.uint8, "255", 255),
+        (np.int64, str(2**63 - 1), 2**63 - 1),
+    ],
+)
+def test_v8_rows_with_the_missing_value_are_bad_rows(
+    shards: Shards, mode: str, dtype: Any, missing: str, spelled: float
+) -> None:
+    rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(dtype)
+    rows[[4, 33], [1, 2]] = np.array(spelled, dtype=dtype)
+    rows[20] = np.array(spelled, dtype=dtype)
+    shards.add(rows)
+    assert shards.run("--on-bad-data", mode, "--missing-value", missing, *KEEP) == 0
+    read = rows.astype(np.float32) if dtype == np.float16 else rows
+    check(shards.output, [read], [4, 20, 33])
+    good = np.delete(read, [4, 20, 33], axis=0)
+    np.testing.assert_array_equal(load_model(shards.output).scaler.maximum, good.max(axis=0))
+    if mode == "quarantine":
+        assert [(line["row"], line["columns"]) for line in quarantined(shards.output)] == [
+            (4, [1]),
+            (20, [0, 1, 2, 3]),
+            (33, [2]),
+        ]
+
+
+def test_v8_without_leave_the_missing_value_stops_the_run(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(np.int16)
+    rows[7, 3] = -9999
+    shards.add(rows)
+    assert shards.run("--missing-value", "-9999") == 65
+    assert "-9999 in row 7, column 3; 1 of 50 rows in all hold NaN, Inf or -9999" in errors(caplog)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_v8_a_missing_value_that_the_shards_cannot_hold_is_nowhere(shards: Shards, dtype: Any) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (50, 4)).astype(dtype)
+    rows[:, 0] = np.array(-9999 % 2**16).astype(dtype)  # what a wrapped -9999 would be
+    shards.add(rows)
+    assert shards.run("--missing-value", "-9999") == 0
+    check(shards.output, [rows], [])
+
+
+def test_u3_another_missing_value_is_another_run(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    shards.fill(30)
+    assert shards.run() == 0
+    before = results(shards.output)
+    assert shards.run("--missing-value", "7") == 78
+    assert "missing_value None -> 7" in errors(caplog)
+    assert results(shards.output) == before
+
+
+# -- limits ------------------------------------------------------------------------------------------------------
+
+
+@TOLERANT
+@pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
+@pytest.mark.parametrize("limit", ["7", "7%", "7.9 %"])
+def test_v9_as_many_bad_rows_as_allowed_pass_and_not_one_more(
+    shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str, limit: str, with_model: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    shards.fill(60, 40)
+    flags = ["--on-bad-data", mode, "--max-bad-rows", limit, *(["--model", model] if with_model else [])]
+    bad = rng.choice(100, 8, replace=False)
+    for n_bad in (7, 8):
+        spoilt = np.concatenate([rows.copy() for rows in shards.arrays])
+        spoilt[bad[:n_bad], 1] = np.nan
+        shards.rewrite(0, spoilt[:60])
+        shards.rewrite(1, spoilt[60:])
+        caplog.clear()
+        if n_bad == 7:
+            assert shards.run(*flags) == 0
+            check(shards.output, shards.arrays, bad[:7].tolist(), load_model(model) if with_model else None)
+        else:
+            before = results(shards.output)
+            assert shards.run(*flags, "--overwrite") == 65
+            written = limit.replace(" ", "")
+            assert f"8 of 100 rows in all hold NaN or Inf, expected 7 at most (--max-bad-rows {written})" in errors(
+                caplog
+            )
+            assert results(shards.output) == before
+
+
+# -- on the real kernels -------------------------------------------------------------------------------------------
+
+
+def test_v1_v2_no_bit_of_a_good_row_depends_on_bad_rows_beside_it(tmp_path: Path) -> None:
+    """Though they are multiplied in one product: the features are those beside which good rows stand."""
+    shards, rng = Shards(tmp_path), np.random.default_rng(0)
+    shards.fill(1100, 50)
+    whole = [rows.copy() for rows in shards.arrays]
+    for number, rows in enumerate(shards.arrays):
+        rows[rng.random(len(rows)) < 0.1, rng.integers(4)] = rng.choice([np.nan, np.inf, -np.inf])
+        shards.rewrite(number, rows)
+    assert shards.run("--on-bad-data", "skip", *KEEP) == 0
+    found, fitted = open_features(shards.output), load_model(shards.output)
+    features, valid = found.features.compute(), found.valid.compute()
+    np.testing.assert_array_equal(valid, np.isfinite(np.concatenate(shards.arrays)).all(axis=1))
+    autoencoder = Autoencoder(4, 2, *fitted.scaler.arrays(np.dtype(np.float32)))
+    autoencoder.set_parameters(fitted.parameters)
+    expected = np.concatenate([autoencoder.encode(rows) for rows in whole])
+    assert features[valid].tobytes() == expected[valid].tobytes()
+    assert np.isnan(features[~valid]).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"), [(np.float32, -3e38, 3e38), (np.float32, 0, 1e-45), (np.float64, -8e307, 8e307)]
+)
+def test_v4_v5_extreme_and_constant_columns_on_the_real_kernels(
+    tmp_path: Path, dtype: Any, low: float, high: float
+) -> None:
+    rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
+    rows[:, 1] = np.where(np.arange(60) % 3 > 0, low, high)
+    rows[:, 2] = high
+    shards = Shards(tmp_path)
+    shards.add(rows)
+    assert shards.run() == 0
+    features = open_features(shards.output).features.compute()
+    assert_close(features, load_model(shards.output).encode(rows), "cpu", "float32", "features")

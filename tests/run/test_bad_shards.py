@@ -1,0 +1,243 @@
+"""Shards that are refused or cannot be read: they stop the run, or keep their place and decide nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from pipeline.hdf5.files import FILES
+from pipeline.model import load_model
+from pipeline.output.records import read_manifest
+from tests.support import standin
+from tests.support.damage import damage
+from tests.support.helpers import write_shard
+from tests.support.spoilt import (
+    KEEP,
+    TOLERANT,
+    Shards,
+    check,
+    errors,
+    quarantined,
+)
+
+
+def spoil(shards: Shards, refused: int, unreadable: int) -> None:
+    """Ten shards, of which some are refused by the gate and some cannot be read."""
+    shards.fill(*[10] * 10, fletcher32=True)
+    for i in range(refused):
+        (shards.folder / f"{9 - i}.h5").write_bytes(b"no HDF5 at all")
+    for i in range(unreadable):
+        damage(shards.folder / f"{i}.h5")
+
+
+@TOLERANT
+@pytest.mark.parametrize("limit", ["2", "20%", "29.99%"])
+@pytest.mark.parametrize(("refused", "unreadable"), [(2, 0), (3, 0), (0, 2), (0, 3), (1, 1), (2, 1), (1, 2)])
+def test_v9_as_many_bad_shards_as_allowed_pass_and_not_one_more(
+    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, limit: str, refused: int, unreadable: int
+) -> None:
+    spoil(shards, refused, unreadable)
+    found = shards.run("--on-bad-data", mode, "--max-bad-shards", limit, "--max-bad-rows", "100%")
+    assert found == (0 if refused + unreadable == 2 else 65)
+    if found:
+        assert "--max-bad-shards" in errors(caplog)
+        assert not (shards.output / "manifest.json").exists()
+        return
+    summary = read_manifest(shards.output)["summary"]
+    assert (summary["n_bad_shards"], summary["n_bad"]) == (2, 10 * unreadable)
+    check(shards.output, shards.arrays[: 10 - refused], range(10 * unreadable))
+
+
+def test_v9_a_shard_that_cannot_be_read_counts_with_all_its_rows(
+    shards: Shards, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(shards, 0, 1)
+    flags = ["--on-bad-data", "skip", "--max-bad-shards", "1", "--max-bad-rows"]
+    assert shards.run(*flags, "9") == 65
+    assert "10 of 100 rows in all hold NaN or Inf, or lie in one of 1 such shards, expected 9 at most" in errors(caplog)
+    assert shards.run(*flags, "10") == 0
+
+
+# -- shards that cannot be read ------------------------------------------------------------------------------------
+
+STORED = pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=["gzip", "fletcher32"])
+
+
+def with_damage(shards: Shards, how: dict[str, Any]) -> None:
+    """Four shards; of the second, a chunk in the middle cannot be read."""
+    shards.fill(30, 41, 0, 50, chunks=(6, 4), maxshape=(None, 4), **how)
+    damage(shards.folder / "1.h5", chunk=3)
+
+
+@STORED
+def test_i6_a_damaged_chunk_stops_the_run_with_file_dataset_and_rows(
+    shards: Shards, caplog: pytest.LogCaptureFixture, how: dict[str, Any]
+) -> None:
+    with_damage(shards, how)
+    assert shards.run() == 65
+    assert f"file={shards.folder}/1.h5 dataset=X rows=16:24: the chunk at [18, 0] cannot be read" in errors(caplog)
+
+
+def good_rows_only(shards: Shards, tmp_path: Path) -> Shards:
+    """The same shards without the damaged one."""
+    (tmp_path / "good").mkdir()
+    good = Shards(tmp_path / "good")
+    for i in (0, 2, 3):
+        good.add(shards.arrays[i])
+    return good
+
+
+@STORED
+@TOLERANT
+@pytest.mark.parametrize("rows", [["--block-rows", "4"], ["--block-rows", "64"], ["--memory-budget", "16MiB"]], ids=str)
+def test_i6_a_shard_that_cannot_be_read_keeps_its_place_and_decides_nothing(
+    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: dict, mode: str, rows: list[str]
+) -> None:
+    """The model is that of the other shards, whatever could be read of this one in whatever blocks."""
+    with_damage(shards, how)
+    settings = ["--validation-fraction", "0.1", "--batch-size", "16"]
+    assert shards.run("--on-bad-data", mode, *KEEP, *settings, *rows) == 0
+    check(shards.output, shards.arrays, range(30, 71))
+    assert f"file={shards.folder}/1.h5 dataset=X rows=" in caplog.text
+    good = good_rows_only(shards, tmp_path)
+    assert good.run(*settings) == 0
+    assert load_model(shards.output).fingerprint == load_model(good.output).fingerprint
+    if mode == "quarantine":
+        lines = quarantined(shards.output)
+        assert {(line["file"], line["dataset"]) for line in lines} == {(f"{shards.folder}/1.h5", "X")}
+        assert [i for line in lines for i in range(*line["row"])] == list(range(41))
+        assert all("cannot be read" in line["reason"] for line in lines)
+
+
+@TOLERANT
+def test_i6_with_a_given_model_shards_are_looked_at_before_the_first_part_is_written(
+    shards: Shards, model: str, mode: str
+) -> None:
+    with_damage(shards, {"fletcher32": True})
+    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP) == 0
+    check(shards.output, shards.arrays, range(30, 71), load_model(model))
+    assert "scan" in read_manifest(shards.output)["summary"]["seconds"]
+
+
+@TOLERANT
+def test_v5_with_a_given_model_the_rows_need_no_range_of_their_own(
+    shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """They are scaled by the model's: they may all be bad, or alike, or further apart than any number."""
+    caplog.set_level("INFO", "pipeline")
+    shards.add(np.array([[1.7e308, 1, 2, np.nan], [-1.7e308, 1, 2, np.nan]]))
+    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP) == 0
+    check(shards.output, shards.arrays, [0, 1], load_model(model))
+    shards.rewrite(0, np.array([[1.7e308, 1, 2, 3], [-1.7e308, 1, 2, 3], [0, 1, 2, 3]]))
+    assert shards.run("--on-bad-data", mode, "--model", model, *KEEP, "--overwrite") == 0
+    assert read_manifest(shards.output)["n_rows"] == 3
+    assert "constant" not in caplog.text
+
+
+def test_a_given_model_and_good_data_need_no_scan(shards: Shards, model: str) -> None:
+    shards.fill(30)
+    assert shards.run("--model", model) == 0
+    assert "scan" not in read_manifest(shards.output)["summary"]["seconds"]
+    assert list((shards.output / "stages").iterdir()) == []
+
+
+@TOLERANT
+def test_i6_a_rider_that_cannot_be_read_stops_nothing(
+    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """Neither of a shard that cannot be read itself, nor of one that can."""
+    with_damage(shards, {"fletcher32": True})
+    labels = np.arange(121)
+    for number, first, size in ((1, 30, 41), (3, 71, 50)):
+        with h5py.File(shards.folder / f"{number}.h5", "a") as file:
+            del file["y"]
+            file.create_dataset("y", data=labels[first : first + size], chunks=(9,), compression="gzip")
+        damage(shards.folder / f"{number}.h5", "y", chunk=2)
+        labels[first + 18 : first + 27] = np.iinfo(np.int64).min
+    assert shards.run("--on-bad-data", mode, *KEEP) == 0
+    found = open_features(shards.output)
+    assert found.riders["y"].compute().tolist() == labels.tolist()
+    assert np.flatnonzero(~found.valid.compute()).tolist() == list(range(30, 71))
+    assert f"values of y, which rides along, cannot be read and become {np.iinfo(np.int64).min}" in caplog.text
+    if mode == "quarantine":
+        listed = [line for line in quarantined(shards.output) if line["dataset"] == "y"]
+        rows = {(Path(line["file"]).name, row) for line in listed for row in range(*line["row"])}
+        assert rows == {(name, row) for name in ("1.h5", "3.h5") for row in range(18, 27)}
+
+
+@TOLERANT
+def test_refused_shards_are_left_out_and_named(shards: Shards, caplog: pytest.LogCaptureFixture, mode: str) -> None:
+    shards.fill(20, 20, 20, 20)
+    (shards.folder / "1.h5").write_bytes(b"<html>")
+    write_shard(shards.folder / "2.h5", np.zeros((20, 5), np.float32))  # I13
+    assert shards.run("--on-bad-data", mode, "--max-bad-shards", "2") == 0
+    names = [f"{shards.folder}/{i}.h5" for i in (1, 2)]
+    bad = read_manifest(shards.output)["bad_shards"]
+    assert [each["file"] for each in bad] == names
+    for each in bad:
+        assert f"file={each['file']}" in each["reason"]
+        assert f"{each['reason']} This shard is left out." in caplog.text
+    assert open_features(shards.output).features.shape == (40, 2)
+    assert read_manifest(shards.output)["summary"]["n_bad_shards"] == 2
+    if mode == "quarantine":
+        assert quarantined(shards.output) == [{**each, "dataset": None, "row": None, "columns": []} for each in bad]
+
+
+def test_i13_i14_without_leave_a_shard_of_other_columns_stops_the_run(
+    shards: Shards, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards.fill(20)
+    shards.add(np.zeros((20, 5), np.float32))
+    assert shards.run() == 65
+    assert "5 columns, expected 4 as in" in errors(caplog)
+    assert not shards.output.exists()
+
+
+def test_i12_i14_empty_shards_and_mixed_dtypes_are_no_bad_data(shards: Shards, capsys: Any) -> None:
+    rng = np.random.default_rng(0)
+    for dtype, size in (("u1", 20), ("f4", 0), (">i2", 20), ("f8", 20), ("?", 9), ("f2", 20)):
+        shards.add(rng.integers(0, 2, (size, 4)).astype(dtype))
+    assert shards.run() == 0
+    assert capsys.readouterr().out.startswith("Done: 89 rows x 4 columns")
+    read = {"?": "u1", ">i2": "i2", "f2": "f4"}
+    arrays = [rows.astype(read.get(rows.dtype.str.lstrip("|<"), rows.dtype)) for rows in shards.arrays]
+    check(shards.output, arrays, [])
+
+
+@pytest.mark.parametrize("call", ["preadv", "open"])
+def test_i10_a_failing_disk_is_never_bad_data(
+    shards: Shards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    call: str,
+) -> None:
+    """Whether the shards are vetted just then, scanned, trained on or encoded."""
+    shards.fill(30, 30)
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
+    original, n_left = getattr(FILES, call), [10**9]
+
+    def fail_later(*arguments: Any) -> Any:
+        n_left[0] -= 1
+        if n_left[0] < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(*arguments)
+
+    monkeypatch.setattr(FILES, call, fail_later)
+    flags = ["--on-bad-data", "quarantine", *KEEP]
+    assert shards.run(*flags) == 0
+    n_calls = 10**9 - n_left[0]
+    for n_good in range(0, n_calls, 4):
+        output, n_left[0] = tmp_path / str(n_good), n_good
+        assert shards.run(*flags, output=output) == 74
+        assert os.strerror(errno.EIO) in errors(caplog)
+        n_left[0] = 10**9
+        assert shards.run(*flags, output=output) == 0
+        assert standin.features_of(output) == standin.features_of(shards.output)

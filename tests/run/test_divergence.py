@@ -1,0 +1,52 @@
+"""A training that diverges keeps its last good weights."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from pipeline.model import load_model
+from tests.support import standin
+from tests.support.spoilt import (
+    Shards,
+    check,
+    errors,
+)
+
+
+class Bursting(standin.TrainingStep):
+    """Takes wild steps when the schedule lets its rate fall below a half, and not on its way up in steps of 0.01."""
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        super().set_learning_rate(1e9 if 0.041 < learning_rate < 0.049 else learning_rate)
+
+
+@pytest.mark.parametrize(("late", "rate"), [(False, "1e6"), (True, "0.1")], ids=["at once", "late"])
+def test_v7_divergence_keeps_the_last_good_weights_and_happens_again_alike(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, late: bool, rate: str
+) -> None:
+    """At once, and after epochs whose checkpoints the same command goes on from."""
+    shards.fill(200)
+    flags = ["--optimizer", "momentum", "--epochs", "6", "--learning-rate", rate, "--checkpoint-minutes", "0"]
+    if late:
+        monkeypatch.setattr(sys.modules["kernels.step"], "TrainingStep", Bursting)
+    else:
+        flags += ["--schedule", "constant"]
+    found = []
+    for _ in range(2):
+        with np.errstate(all="ignore"):
+            assert shards.run(*flags) == 65
+        said = errors(caplog)
+        assert f"training diverged at epoch {3 if late else 0}, minibatch " in said
+        assert all(phrase in said for phrase in ("last finite cost 0", "Lower --learning-rate", "model-last-good.h5"))
+        assert not (shards.output / "manifest.json").exists()
+        stopped = load_model(shards.output / "model-last-good.h5")
+        assert all(np.isfinite(array).all() for array in stopped.parameters.values())
+        found.append((said, stopped.fingerprint))
+    assert found[0] == found[1]
+    assert "going on behind step" in caplog.text
+    assert shards.run() == 0, "other settings begin anew"
+    assert not (shards.output / "model-last-good.h5").exists()
+    check(shards.output, shards.arrays, [])

@@ -1,0 +1,112 @@
+"""Rows outside the range that a given model was trained on: counted, clipped or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.model import load_model
+from pipeline.output.records import read_manifest
+from tests.support.spoilt import (
+    KEEP,
+    TOLERANT,
+    Shards,
+    check,
+    errors,
+    quarantined,
+)
+
+
+def scattered(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> tuple[np.ndarray, int]:
+    """Rows of which some lie outside that range, and how many."""
+    rows = rng.uniform(-25, 25, (size, 4))
+    rows[rng.random(size) < 0.3, rng.integers(4)] = rng.choice([-1e3, 31, 1e30 if dtype == np.float32 else 120])
+    rows = rows.astype(dtype)
+    return rows, int((np.abs(rows.astype(np.float64)) > 30).any(axis=1).sum())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.int64])
+def test_v6_rows_outside_are_counted_and_clipped_or_not(
+    shards: Shards,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    dtype: Any,
+) -> None:
+    rng, n_outside = np.random.default_rng(2), 0
+    for size in (30, 0, 21, 40):
+        rows, n = scattered(rng, size, dtype)
+        shards.add(rows)
+        n_outside += n
+    assert n_outside > 5
+    fitted = load_model(model)
+    low, high = fitted.scaler.minimum, fitted.scaler.maximum
+    n_outside = sum(int(((rows < low) | (rows > high)).any(axis=1).sum()) for rows in shards.arrays)
+    edges = (np.ceil(low), np.floor(high)) if np.dtype(dtype).kind == "i" else (low, high)
+    expected = {"allow": shards.arrays, "clip": [np.clip(rows, *edges).astype(dtype) for rows in shards.arrays]}
+    for out_of_range, arrays in expected.items():
+        output = tmp_path / out_of_range
+        capsys.readouterr()
+        assert shards.run("--model", model, "--out-of-range", out_of_range, output=output) == 0
+        assert f" {n_outside} rows outside the model's range." in capsys.readouterr().out
+        assert read_manifest(output)["summary"]["n_outside"] == n_outside
+        check(output, arrays, [], fitted)
+    assert f"{n_outside} of 91 rows lie outside the range of the rows that the model was trained on" in caplog.text
+    assert "farthest in column " in caplog.text
+
+
+def test_v6_a_row_outside_stops_the_run_where_that_is_asked_for(
+    shards: Shards, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards.add(np.zeros((20, 4), np.float32))
+    shards.add(np.ones((30, 4), np.float32))
+    rows = shards.arrays[1].copy()
+    rows[13, 2] = 31.5
+    shards.rewrite(1, rows)
+    assert shards.run("--model", model, "--out-of-range", "raise") == 65
+    assert f"file={shards.folder}/1.h5 dataset=X rows=" in errors(caplog)
+    assert "31.5 in row 13, column 2, expected " in errors(caplog)
+    assert shards.run("--model", model, "--out-of-range", "clip") == 0
+
+
+def test_v6_rows_of_the_training_are_never_outside(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
+    shards.fill(40)
+    assert shards.run("--out-of-range", "raise") == 0
+    assert shards.run("--model", str(shards.output), "--out-of-range", "raise", output=shards.output / "../again") == 0
+    assert "outside" not in capsys.readouterr().out
+
+
+@TOLERANT
+@pytest.mark.parametrize("out_of_range", ["allow", "clip", "raise"])
+def test_v6_bad_rows_are_not_outside(shards: Shards, model: str, mode: str, out_of_range: str) -> None:
+    rows = np.random.default_rng(0).uniform(-20, 20, (30, 4)).astype(np.float32)
+    rows[[3, 17]] = [[np.inf, 1, 1, 1], [np.nan, 99, 99, 99]]
+    shards.add(rows)
+    flags = ["--model", model, "--out-of-range", out_of_range, "--on-bad-data", mode, *KEEP]
+    assert shards.run(*flags) == 0
+    check(shards.output, [rows], [3, 17], load_model(model))
+    assert read_manifest(shards.output)["summary"]["n_outside"] == 0
+
+
+def test_v6_rows_so_far_outside_that_they_overflow_are_bad_rows(
+    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = Shards(tmp_path / "narrow") if (tmp_path / "narrow").mkdir() is None else shards
+    training.add(np.random.default_rng(9).uniform(0, 1e-10, (60, 4)).astype(np.float32))
+    assert training.run() == 0
+    rows = np.random.default_rng(0).uniform(0, 1e-10, (30, 4)).astype(np.float32)
+    rows[5] = [3e38, -3e38, 3e38, -3e38]
+    shards.add(rows)
+    flags = ["--model", str(training.output)]
+    assert shards.run(*flags) == 65
+    assert "row 5 and 0 more lie so far outside" in errors(caplog)
+    assert shards.run(*flags, "--on-bad-data", "quarantine", *KEEP) == 0
+    check(shards.output, [rows], [5], load_model(training.output))
+    assert [(line["row"], line["reason"]) for line in quarantined(shards.output)] == [(5, "overflows float32")]
+    caplog.clear()
+    assert shards.run(*flags, "--on-bad-data", "quarantine", "--max-bad-rows", "0") == 65
+    assert "1 bad row so far, expected 0 at most" in errors(caplog)
