@@ -107,28 +107,30 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("n_damaged", [1, 2])
-@pytest.mark.parametrize("how", DAMAGE)
 def test_s15_a_checkpoint_that_is_damaged_gives_way_to_the_one_before(
-    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str, n_damaged: int
+    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture, n_damaged: int
 ) -> None:
     caplog.set_level("INFO", "pipeline")
     shards.fill(100)
     flags = ["--checkpoint-minutes", "0", "--epochs", "4"]
     assert shards.run(*flags, output=tmp_path / "undisturbed") == 0
-    assert shards.run(*flags, disk=Impatient("stages", 12)) == 130
-    found = [record for record in records(shards.output) if record["key"].startswith("checkpoint")]
-    earlier, last = sorted(found, key=lambda record: record["key"])
-    for record in (earlier, last)[-n_damaged:]:
-        path = shards.output / record["entry"]["file"]
-        if DAMAGE[how] is None:
-            path.unlink()
-        else:
-            path.write_bytes(DAMAGE[how](path.read_bytes()))
-    assert shards.run(*flags) == 0
-    assert caplog.text.count("it is made anew") == n_damaged
-    step = int(earlier["key"].split("-")[1])
-    assert (f"going on behind step {step} of an earlier run" in caplog.text) == (n_damaged == 1)
-    assert standin.features_of(shards.output) == standin.features_of(tmp_path / "undisturbed")
+    for how in DAMAGE:
+        output = tmp_path / how
+        assert shards.run(*flags, output=output, disk=Impatient("stages", 12)) == 130, how
+        found = [record for record in records(output) if record["key"].startswith("checkpoint")]
+        earlier, last = sorted(found, key=lambda record: record["key"])
+        for record in (earlier, last)[-n_damaged:]:
+            path = output / record["entry"]["file"]
+            if DAMAGE[how] is None:
+                path.unlink()
+            else:
+                path.write_bytes(DAMAGE[how](path.read_bytes()))
+        caplog.clear()
+        assert shards.run(*flags, output=output) == 0, how
+        assert caplog.text.count("it is made anew") == n_damaged, how
+        step = int(earlier["key"].split("-")[1])
+        assert (f"going on behind step {step} of an earlier run" in caplog.text) == (n_damaged == 1), how
+        assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), how
 
 
 # -- another policy, when all is done --------------------------------------------------------------------------------

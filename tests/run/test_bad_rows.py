@@ -7,6 +7,7 @@ fitted model over that row alone, bit for bit.
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,22 @@ from tests.support.spoilt import (
 from tests.support.tolerances import assert_close
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
-@pytest.mark.parametrize(("shard", "row", "column"), [(0, 0, 0), (1, 8, 3), (3, 29, 1)])
 def test_v1_v2_a_bad_row_stops_the_run_before_anything_is_trained(
-    shards: Shards, caplog: pytest.LogCaptureFixture, value: float, shard: int, row: int, column: int
+    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shards.fill(20, 17, 0, 30)
-    rows = shards.arrays[shard].copy()
-    rows[row, column] = value
-    shards.rewrite(shard, rows)
-    assert shards.run() == 65
-    where = f"file={shards.folder}/{shard}.h5 dataset=X: {value} in row {row}, column {column}; 1 of 67 rows in all"
-    assert where in errors(caplog)
-    assert "--on-bad-data skip" in errors(caplog)
-    assert sorted(path.name.split("-")[0] for path in (shards.output / "stages").iterdir()) == ["scan"]
-    assert not (shards.output / "manifest.json").exists()
+    for value, (shard, row, column) in product((np.nan, np.inf, -np.inf), ((0, 0, 0), (1, 8, 3), (3, 29, 1))):
+        good, output = shards.arrays[shard], tmp_path / f"{value}-{shard}"
+        rows = good.copy()
+        rows[row, column] = value
+        shards.rewrite(shard, rows)
+        assert shards.run(output=output) == 65, (value, shard)
+        where = f"file={shards.folder}/{shard}.h5 dataset=X: {value} in row {row}, column {column}; 1 of 67 rows in all"
+        assert where in errors(caplog)
+        assert "--on-bad-data skip" in errors(caplog)
+        assert sorted(path.name.split("-")[0] for path in (output / "stages").iterdir()) == ["scan"], (value, shard)
+        assert not (output / "manifest.json").exists(), (value, shard)
+        shards.rewrite(shard, good)
 
 
 def test_v2_subnormal_numbers_and_minus_zero_are_numbers(shards: Shards) -> None:
@@ -55,8 +57,12 @@ def test_v2_subnormal_numbers_and_minus_zero_are_numbers(shards: Shards) -> None
 
 
 @TOLERANT
-@pytest.mark.parametrize("seed", range(4))
-def test_v1_v2_skipped_rows_keep_their_places_and_change_no_other(shards: Shards, mode: str, seed: int) -> None:
+def test_v1_v2_skipped_rows_keep_their_places_and_change_no_other(shards: Shards, mode: str) -> None:
+    for seed in range(4):
+        check_skipped(shards.another(f"seed-{seed}"), mode, seed)
+
+
+def check_skipped(shards: Shards, mode: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
     holes: list[tuple[int, int, list[int], str]] = []
@@ -174,56 +180,57 @@ def test_v4_a_constant_column_becomes_0_and_is_told_once(
     assert not load_model(shards.output).scaler.transform(shards.arrays[0])[:, constant].any()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "low", "high"),
-    [
-        (np.float32, -3e38, 3e38),
-        (np.float32, 0, 1e-45),
-        (np.float32, -1e-40, 1e-40),
-        (np.float64, -8e307, 8e307),
-        (np.float64, 0, 5e-324),
-        (np.float64, 1e300, 1.0000001e300),
-        (np.int64, -(2**63), 2**63 - 1),
-        (np.uint64, 0, 2**64 - 1),
-    ],
-)
-def test_v5_i15_the_widest_and_the_narrowest_columns_give_finite_features(
-    shards: Shards, dtype: Any, low: float, high: float
-) -> None:
-    rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
-    rows[:, 1] = np.where(np.arange(60) % 3 > 0, np.array(low, dtype), np.array(high, dtype))
-    shards.add(rows)
-    assert shards.run() == 0
-    check(shards.output, [rows], [])
-    scaled = load_model(shards.output).scaler.transform(rows)
-    assert scaled.min() >= 0
-    assert scaled.max() <= 1
+WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [
+    (np.float32, -3e38, 3e38),
+    (np.float32, 0, 1e-45),
+    (np.float32, -1e-40, 1e-40),
+    (np.float64, -8e307, 8e307),
+    (np.float64, 0, 5e-324),
+    (np.float64, 1e300, 1.0000001e300),
+    (np.int64, -(2**63), 2**63 - 1),
+    (np.uint64, 0, 2**64 - 1),
+]
+
+
+def test_v5_i15_the_widest_and_the_narrowest_columns_give_finite_features(shards: Shards) -> None:
+    for i, (dtype, low, high) in enumerate(WIDEST_AND_NARROWEST):
+        these, words = shards.another(f"range-{i}"), f"{np.dtype(dtype)} from {low} to {high}"
+        rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
+        rows[:, 1] = np.where(np.arange(60) % 3 > 0, np.array(low, dtype), np.array(high, dtype))
+        these.add(rows)
+        assert these.run() == 0, words
+        check(these.output, [rows], [])
+        scaled = load_model(these.output).scaler.transform(rows)
+        assert scaled.min() >= 0, words
+        assert scaled.max() <= 1, words
 
 
 # -- missing values ----------------------------------------------------------------------------------------------
 
 
+MISSING: list[tuple[Any, str, float]] = [
+    (np.float32, "-9999", -9999),
+    (np.float32, "-999.9", -999.9),
+    (np.float64, "-9999", -9999),
+    (np.float16, "-9999", -10000),
+    (np.int16, "-9999", -9999),
+    (np.uint8, "255", 255),
+    (np.int64, str(2**63 - 1), 2**63 - 1),
+]
+
+
 @TOLERANT
-@pytest.mark.parametrize(
-    ("dtype", "missing", "spelled"),
-    [
-        (np.float32, "-9999", -9999),
-        (np.float32, "-999.9", -999.9),
-        (np.float64, "-9999", -9999),
-        (np.float16, "-9999", -10000),
-        (np.int16, "-9999", -9999),
-        (np.uint8, "255", 255),
-        (np.int64, str(2**63 - 1), 2**63 - 1),
-    ],
-)
-def test_v8_rows_with_the_missing_value_are_bad_rows(
-    shards: Shards, mode: str, dtype: Any, missing: str, spelled: float
-) -> None:
+def test_v8_rows_with_the_missing_value_are_bad_rows(shards: Shards, mode: str) -> None:
+    for i, (dtype, missing, spelled) in enumerate(MISSING):
+        check_missing(shards.another(f"missing-{i}"), mode, dtype, missing, spelled)
+
+
+def check_missing(shards: Shards, mode: str, dtype: Any, missing: str, spelled: float) -> None:
     rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(dtype)
     rows[[4, 33], [1, 2]] = np.array(spelled, dtype=dtype)
     rows[20] = np.array(spelled, dtype=dtype)
     shards.add(rows)
-    assert shards.run("--on-bad-data", mode, "--missing-value", missing, *KEEP) == 0
+    assert shards.run("--on-bad-data", mode, "--missing-value", missing, *KEEP) == 0, (dtype, missing)
     read = rows.astype(np.float32) if dtype == np.float16 else rows
     check(shards.output, [read], [4, 20, 33])
     good = np.delete(read, [4, 20, 33], axis=0)
@@ -267,8 +274,14 @@ def test_u3_another_missing_value_is_another_run(shards: Shards, caplog: pytest.
 
 @TOLERANT
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
-@pytest.mark.parametrize("limit", ["7", "7%", "7.9 %"])
 def test_v9_as_many_bad_rows_as_allowed_pass_and_not_one_more(
+    shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str, with_model: bool
+) -> None:
+    for limit in ("7", "7%", "7.9 %"):
+        check_limit(shards.another(limit), model, caplog, mode, limit, with_model)
+
+
+def check_limit(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str, limit: str, with_model: bool
 ) -> None:
     rng = np.random.default_rng(0)
@@ -282,7 +295,7 @@ def test_v9_as_many_bad_rows_as_allowed_pass_and_not_one_more(
         shards.rewrite(1, spoilt[60:])
         caplog.clear()
         if n_bad == 7:
-            assert shards.run(*flags) == 0
+            assert shards.run(*flags) == 0, limit
             check(shards.output, shards.arrays, bad[:7].tolist(), load_model(model) if with_model else None)
         else:
             before = results(shards.output)

@@ -39,20 +39,22 @@ def spoil(shards: Shards, refused: int, unreadable: int) -> None:
 
 @TOLERANT
 @pytest.mark.parametrize("limit", ["2", "20%", "29.99%"])
-@pytest.mark.parametrize(("refused", "unreadable"), [(2, 0), (3, 0), (0, 2), (0, 3), (1, 1), (2, 1), (1, 2)])
 def test_v9_as_many_bad_shards_as_allowed_pass_and_not_one_more(
-    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, limit: str, refused: int, unreadable: int
+    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, limit: str
 ) -> None:
-    spoil(shards, refused, unreadable)
-    found = shards.run("--on-bad-data", mode, "--max-bad-shards", limit, "--max-bad-rows", "100%")
-    assert found == (0 if refused + unreadable == 2 else 65)
-    if found:
-        assert "--max-bad-shards" in errors(caplog)
-        assert not (shards.output / "manifest.json").exists()
-        return
-    summary = read_manifest(shards.output)["summary"]
-    assert (summary["n_bad_shards"], summary["n_bad"]) == (2, 10 * unreadable)
-    check(shards.output, shards.arrays[: 10 - refused], range(10 * unreadable))
+    for refused, unreadable in ((2, 0), (3, 0), (0, 2), (0, 3), (1, 1), (2, 1), (1, 2)):
+        words = f"{refused} refused, {unreadable} unreadable"
+        these = shards.another(words)
+        spoil(these, refused, unreadable)
+        found = these.run("--on-bad-data", mode, "--max-bad-shards", limit, "--max-bad-rows", "100%")
+        assert found == (0 if refused + unreadable == 2 else 65), words
+        if found:
+            assert "--max-bad-shards" in errors(caplog), words
+            assert not (these.output / "manifest.json").exists(), words
+            continue
+        summary = read_manifest(these.output)["summary"]
+        assert (summary["n_bad_shards"], summary["n_bad"]) == (2, 10 * unreadable), words
+        check(these.output, these.arrays[: 10 - refused], range(10 * unreadable))
 
 
 def test_v9_a_shard_that_cannot_be_read_counts_with_all_its_rows(
@@ -85,10 +87,9 @@ def test_i6_a_damaged_chunk_stops_the_run_with_file_dataset_and_rows(
     assert f"file={shards.folder}/1.h5 dataset=X rows=16:24: the chunk at [18, 0] cannot be read" in errors(caplog)
 
 
-def good_rows_only(shards: Shards, tmp_path: Path) -> Shards:
+def good_rows_only(shards: Shards) -> Shards:
     """The same shards without the damaged one."""
-    (tmp_path / "good").mkdir()
-    good = Shards(tmp_path / "good")
+    good = shards.another("good")
     for i in (0, 2, 3):
         good.add(shards.arrays[i])
     return good
@@ -96,24 +97,26 @@ def good_rows_only(shards: Shards, tmp_path: Path) -> Shards:
 
 @STORED
 @TOLERANT
-@pytest.mark.parametrize("rows", [["--block-rows", "4"], ["--block-rows", "64"], ["--memory-budget", "16MiB"]], ids=str)
 def test_i6_a_shard_that_cannot_be_read_keeps_its_place_and_decides_nothing(
-    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: dict, mode: str, rows: list[str]
+    shards: Shards, caplog: pytest.LogCaptureFixture, how: dict, mode: str
 ) -> None:
     """The model is that of the other shards, whatever could be read of this one in whatever blocks."""
     with_damage(shards, how)
+    good = good_rows_only(shards)
     settings = ["--validation-fraction", "0.1", "--batch-size", "16"]
-    assert shards.run("--on-bad-data", mode, *KEEP, *settings, *rows) == 0
-    check(shards.output, shards.arrays, range(30, 71))
-    assert f"file={shards.folder}/1.h5 dataset=X rows=" in caplog.text
-    good = good_rows_only(shards, tmp_path)
     assert good.run(*settings) == 0
-    assert load_model(shards.output).fingerprint == load_model(good.output).fingerprint
-    if mode == "quarantine":
-        lines = quarantined(shards.output)
-        assert {(line["file"], line["dataset"]) for line in lines} == {(f"{shards.folder}/1.h5", "X")}
-        assert [i for line in lines for i in range(*line["row"])] == list(range(41))
-        assert all("cannot be read" in line["reason"] for line in lines)
+    for rows in (["--block-rows", "4"], ["--block-rows", "64"], ["--memory-budget", "16MiB"]):
+        output = shards.output.with_name(" ".join(rows))
+        caplog.clear()
+        assert shards.run("--on-bad-data", mode, *KEEP, *settings, *rows, output=output) == 0, rows
+        check(output, shards.arrays, range(30, 71))
+        assert f"file={shards.folder}/1.h5 dataset=X rows=" in caplog.text, rows
+        assert load_model(output).fingerprint == load_model(good.output).fingerprint, rows
+        if mode == "quarantine":
+            lines = quarantined(output)
+            assert {(line["file"], line["dataset"]) for line in lines} == {(f"{shards.folder}/1.h5", "X")}, rows
+            assert [i for line in lines for i in range(*line["row"])] == list(range(41)), rows
+            assert all("cannot be read" in line["reason"] for line in lines), rows
 
 
 @TOLERANT
