@@ -26,45 +26,48 @@ def checkpoints(output: Path) -> list[Path]:
     return [output / record["entry"]["file"] for record in sorted(found, key=lambda record: record["key"])]
 
 
-@pytest.mark.parametrize("n_steps", range(1, N_CHECKPOINTS + 1))
 def test_s15_a_training_goes_on_behind_its_last_checkpoint(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, n_steps: int
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", n_steps)) == 74
-    assert len(checkpoints(out)) == min(n_steps, 3)
-    caplog.clear()
-    assert night.run(out, *STEPS) == 0
-    assert f"training: going on behind step {n_steps} of an earlier run" in caplog.text
-    assert features_of(out) == expected()
-    assert leftovers(out) == []
+    for n_steps in range(1, N_CHECKPOINTS + 1):
+        output = out.with_name(str(n_steps))
+        assert night.run(output, *STEPS, disk=Stopping("commits/checkpoint", n_steps)) == 74
+        assert len(checkpoints(output)) == min(n_steps, 3), n_steps
+        caplog.clear()
+        assert night.run(output, *STEPS) == 0, n_steps
+        assert f"training: going on behind step {n_steps} of an earlier run" in caplog.text, n_steps
+        assert features_of(output) == expected(), n_steps
+        assert leftovers(output) == [], n_steps
 
 
-@pytest.mark.parametrize("how", DAMAGE)
 def test_s15_behind_a_damaged_checkpoint_the_one_before_it_is_taken(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, how: str
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
-    damaged = checkpoints(out)[-1]
-    DAMAGE[how](damaged)
-    caplog.clear()
-    assert night.run(out, *STEPS) == 0
-    assert f"file={damaged}: " in caplog.text
-    assert "training: going on behind step 2 of an earlier run" in caplog.text
-    assert features_of(out) == expected()
+    for how in DAMAGE:
+        output = out.with_name(how)
+        assert night.run(output, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74, how
+        damaged = checkpoints(output)[-1]
+        DAMAGE[how](damaged)
+        caplog.clear()
+        assert night.run(output, *STEPS) == 0, how
+        assert f"file={damaged}: " in caplog.text, how
+        assert "training: going on behind step 2 of an earlier run" in caplog.text, how
+        assert features_of(output) == expected(), how
 
 
-@pytest.mark.parametrize("how", DAMAGE)
 def test_s15_without_a_good_checkpoint_training_starts_anew(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, how: str
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
-    for path in checkpoints(out):
-        DAMAGE[how](path)
-    caplog.clear()
-    assert night.run(out, *STEPS) == 0
-    assert "going on behind" not in caplog.text
-    assert features_of(out) == expected()
-    assert leftovers(out) == []
+    for how in DAMAGE:
+        output = out.with_name(how)
+        assert night.run(output, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74, how
+        for path in checkpoints(output):
+            DAMAGE[how](path)
+        caplog.clear()
+        assert night.run(output, *STEPS) == 0, how
+        assert "going on behind" not in caplog.text, how
+        assert features_of(output) == expected(), how
+        assert leftovers(output) == [], how
 
 
 @pytest.mark.parametrize("flags", [["--n-features", "1"], ["--seed", "1"], ["--optimizer", "momentum"]], ids=" ".join)

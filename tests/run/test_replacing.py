@@ -282,34 +282,33 @@ def test_u3_a_changed_input_of_an_unfinished_run_makes_everything_anew(
     assert leftovers(out) == []
 
 
+SIZED_OTHERWISE = [
+    *(["--threads", "3"], ["--memory-budget", "16MiB"], ["--memory-budget", "8GiB"]),
+    *(["--block-rows", "4"], ["--block-rows", "12"], ["--block-rows", "1000"], ["--device-memory-budget", "0"]),
+]
+
+
 @pytest.mark.parametrize("n_committed", [1, 3])
-@pytest.mark.parametrize(
-    "flags",
-    [
-        *(["--threads", "3"], ["--memory-budget", "16MiB"], ["--memory-budget", "8GiB"]),
-        *(["--block-rows", "4"], ["--block-rows", "12"], ["--block-rows", "1000"], ["--device-memory-budget", "0"]),
-    ],
-    ids=" ".join,
-)
 def test_u3_parts_of_other_sizes_stay_and_the_features_are_the_same(
     night: Night,
     out: Path,
     expected: Callable[..., bytes],
     caplog: pytest.LogCaptureFixture,
-    flags: list[str],
     n_committed: int,
 ) -> None:
-    assert night.run(out, disk=Stopping("commits/part", n_committed)) == 74
-    first = {record["entry"]["file"] for record in records(out) if record["key"].startswith("part")}
-    assert len(first) == n_committed
-    caplog.clear()
-    assert night.run(out, *flags) == 0
-    assert "this run differs" not in caplog.text
-    assert first <= set(parts(out))
-    assert features_of(out) == expected()
-    caplog.clear()
-    assert night.run(out) == 0
-    assert caplog.records == [] or "Already complete" in (out / "run.log").read_text()
+    for flags in SIZED_OTHERWISE:
+        output = out.with_name(" ".join(flags))
+        assert night.run(output, disk=Stopping("commits/part", n_committed)) == 74, flags
+        first = {record["entry"]["file"] for record in records(output) if record["key"].startswith("part")}
+        assert len(first) == n_committed, flags
+        caplog.clear()
+        assert night.run(output, *flags) == 0, flags
+        assert "this run differs" not in caplog.text, flags
+        assert first <= set(parts(output)), flags
+        assert features_of(output) == expected(), flags
+        caplog.clear()
+        assert night.run(output) == 0, flags
+        assert caplog.records == [] or "Already complete" in (output / "run.log").read_text(), flags
 
 
 # -- readers -----------------------------------------------------------------------------------------------------

@@ -40,54 +40,59 @@ def test_u4_a_finished_run_is_verified_and_nothing_is_written(
     assert "Already complete: 55 rows x 4 columns -> 2 features" in (out / "run.log").read_text()
 
 
-@pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("what", ["part", "index.h5", "model.h5", "encoder.npz", "report.json"])
 def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
-    night: Night, out: Path, caplog: pytest.LogCaptureFixture, what: str, how: str
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    assert night.run(out) == 0
-    expected, before = features_of(out), stamps(out)
-    damaged = parts(out)[1] if what == "part" else what
-    of_part = [str(path.relative_to(out)) for path in out.glob("commits/part-*") if damaged in path.read_text()]
-    DAMAGE[how](out / damaged)
-    caplog.clear()
-    assert night.run(out) == 0
-    assert f"file={out / damaged}: " in caplog.text
-    assert "; it is made anew" in caplog.text
-    assert "scan: an earlier run has finished it" in caplog.text
-    assert "training: an earlier run has finished it" in caplog.text
-    assert features_of(out) == expected
-    assert broken_promises(out) == leftovers(out) == []
-    changed = {name for name, stamp in before.items() if stamps(out).get(name) != stamp}
-    assert {name for name in changed if "/" in name} == ({damaged, *of_part} if what == "part" else set())
+    for how in DAMAGE:
+        output = out.with_name(how)
+        assert night.run(output) == 0, how
+        expected, before = features_of(output), stamps(output)
+        damaged = parts(output)[1] if what == "part" else what
+        of_part = [
+            str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
+        ]
+        DAMAGE[how](output / damaged)
+        caplog.clear()
+        assert night.run(output) == 0, how
+        assert f"file={output / damaged}: " in caplog.text, how
+        assert "; it is made anew" in caplog.text, how
+        assert "scan: an earlier run has finished it" in caplog.text, how
+        assert "training: an earlier run has finished it" in caplog.text, how
+        assert features_of(output) == expected, how
+        assert broken_promises(output) == leftovers(output) == [], how
+        changed = {name for name, stamp in before.items() if stamps(output).get(name) != stamp}
+        assert {name for name in changed if "/" in name} == ({damaged, *of_part} if what == "part" else set()), how
 
 
-@pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("what", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
 def test_d11_d12_what_an_unfinished_run_finds_damaged_is_made_anew(
-    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, what: str, how: str
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    assert night.run(out, disk=Stopping("commits/part", 2)) == 74
-    (damaged, *_others) = sorted(out.glob(f"{what}*"))
-    DAMAGE[how](damaged)
-    caplog.clear()
-    assert night.run(out) == 0
-    # A record that is not there has never been.
-    assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or how != "deleted")
-    assert features_of(out) == expected()
-    assert broken_promises(out) == leftovers(out) == []
+    for how in DAMAGE:
+        output = out.with_name(how)
+        assert night.run(output, disk=Stopping("commits/part", 2)) == 74, how
+        (damaged, *_others) = sorted(output.glob(f"{what}*"))
+        DAMAGE[how](damaged)
+        caplog.clear()
+        assert night.run(output) == 0, how
+        # A record that is not there has never been.
+        assert (f"file={damaged}: " in caplog.text) == (what.startswith("stages") or how != "deleted"), how
+        assert features_of(output) == expected(), how
+        assert broken_promises(output) == leftovers(output) == [], how
 
 
-@pytest.mark.parametrize("how", DAMAGE)
-def test_d12_without_its_manifest_a_run_is_finished_anew_from_its_parts(night: Night, out: Path, how: str) -> None:
-    assert night.run(out) == 0
-    expected, before = features_of(out), stamps(out)
-    DAMAGE[how](out / "manifest.json")
-    assert night.run(out) == 0
-    assert features_of(out) == expected
-    assert {name: stamps(out)[name] for name in before if "/" in name} == {
-        name: stamp for name, stamp in before.items() if "/" in name
-    }
+def test_d12_without_its_manifest_a_run_is_finished_anew_from_its_parts(night: Night, out: Path) -> None:
+    for how in DAMAGE:
+        output = out.with_name(how)
+        assert night.run(output) == 0, how
+        expected, before = features_of(output), stamps(output)
+        DAMAGE[how](output / "manifest.json")
+        assert night.run(output) == 0, how
+        assert features_of(output) == expected, how
+        assert {name: stamps(output)[name] for name in before if "/" in name} == {
+            name: stamp for name, stamp in before.items() if "/" in name
+        }, how
 
 
 def test_d11_sizes_only_find_what_has_another_size(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -180,14 +185,15 @@ def test_u4_with_its_single_file_a_finished_run_is_complete(night: Night, out: P
 
 
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
-@pytest.mark.parametrize("how", DAMAGE)
-def test_d11_a_damaged_single_file_is_made_anew(night: Night, out: Path, flags: list[str], how: str) -> None:
-    assert night.run(out, *SINGLE) == 0
-    expected = single(out)
-    DAMAGE[how](out / "single.h5")
-    assert night.run(out, *flags) == 0
-    assert single(out) == expected
-    assert broken_promises(out) == []
+def test_d11_a_damaged_single_file_is_made_anew(night: Night, out: Path, flags: list[str]) -> None:
+    for how in DAMAGE:
+        output = out.with_name(how)
+        assert night.run(output, *SINGLE) == 0, how
+        expected = single(output)
+        DAMAGE[how](output / "single.h5")
+        assert night.run(output, *flags) == 0, how
+        assert single(output) == expected, how
+        assert broken_promises(output) == [], how
 
 
 def test_d11_a_single_file_that_is_whole_is_not_written_again(night: Night, out: Path) -> None:
