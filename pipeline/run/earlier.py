@@ -17,8 +17,7 @@ from pipeline.errors import ConfigError, DataError, NoInput, shown
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Entry, Record, fault_of
 from pipeline.run.fingerprints import differences, other_inputs, other_settings
-from pipeline.run.job import Clock, Job
-from pipeline.run.prepare import Prepared
+from pipeline.run.job import Clock, Job, Prepared
 from pipeline.settings.config import Config
 from pipeline.settings.kinds import allowed
 

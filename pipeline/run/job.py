@@ -1,30 +1,184 @@
-"""What every stage of a run needs to know, as plain values."""
+"""What a run knows: what is looked at before it begins, each once, and where it is at work then.
+
+The inputs, the settings, the memory and the room on the disk come first. What they are does not change any more: the
+stages are given all of it at once, as plain values.
+"""
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
 
+from pipeline.device import TILE_ROWS
+from pipeline.errors import ConfigError, DataError, WriteFailed, shown
 from pipeline.formats import fingerprint
-from pipeline.model import Model
+from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
-from pipeline.run.prepare import Prepared
+from pipeline.run.budget import Budget, make_budget
+from pipeline.run.fingerprints import Request, request_of
 from pipeline.scan.ranges import Scan
+from pipeline.settings.config import Config, problems
+from pipeline.settings.kinds import allowed, plain
+from pipeline.settings.resolved import Settings, resolve
+from pipeline.shards.open import open_shards
+from pipeline.shards.shard import Shard
 
 if TYPE_CHECKING:
     from kernels.backend import Device
 
-__all__ = ["Clock", "Job", "versions"]
+__all__ = ["Clock", "Job", "Prepared", "check_space", "prepare", "versions"]
+
+log = logging.getLogger(__name__)
 
 # Whose version may change a bit of the results, or of their files.
 _PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run knows before it touches its output directory.
+
+    Attributes
+    ----------
+    config : Settings
+    shards : tuple of Shard
+    bad_shards : list of dict
+        Files of the input that were refused and left out: ``file`` and ``reason``.
+    given : Model or None
+        A fitted one, that takes the training's place.
+    budget : Budget
+    request : Request
+        What decides the results.
+    """
+
+    config: Settings
+    shards: tuple[Shard, ...]
+    bad_shards: list[dict[str, str]]
+    given: Model | None
+    budget: Budget
+    request: Request
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(shard.n_rows for shard in self.shards)
+
+
+def prepare(config: Config) -> Prepared:
+    """Look at the inputs and at what a run with these settings takes; nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        For settings that cannot work, in themselves or with these inputs.
+    ShardpressError
+        For inputs or a model that cannot be used.
+    """
+    _refuse(problems(config))  # before the inputs, which may take minutes to look at
+    shards, bad_shards = _open(config)
+    given = load_model(config.model) if config.model else None
+    n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
+    settings = resolve(config, n_rows, n_inputs, given.n_features if given else None)
+    for name, value in asdict(settings).items():
+        log.info("  %-22s %s", name, plain(value))
+    _refuse(_complaints(settings, shards, given))
+    budget = make_budget(settings, shards, TILE_ROWS)  # or refuse, before there is a directory to clean up
+    log.debug("budget: %s", budget)
+    return Prepared(settings, shards, bad_shards, given, budget, request_of(settings, shards, given, budget))
+
+
+def check_space(ledger: Ledger, prepared: Prepared) -> None:
+    """A full disk is better met in the evening.
+
+    Raises
+    ------
+    WriteFailed
+        When the features will not fit.
+    """
+    config = prepared.config
+    row_bytes = 4 * config.n_features + 1 + 8 * len(prepared.shards[0].riders)  # features, valid, what rides along
+    needed = prepared.n_rows * row_bytes * (2 if config.single_file else 1)  # at least: models and digests are small
+    try:
+        free = ledger.disk.free_bytes(ledger.directory)
+    except OSError as error:
+        log.debug("output=%s: how much is free there cannot be told: %s", shown(ledger.directory), error)
+        return
+    # Parts of this very model that are there already; which one it is, only the training tells.
+    there = sum(record.entry.n_bytes for record in ledger.records("part"))
+    if needed - there > free:
+        raise WriteFailed(
+            f"output={shown(ledger.directory)}: {free} bytes are free there, expected {needed - there} at least for "
+            "the features. Free some space, or choose another --output."
+        )
+
+
+def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
+    """The shards, and those that were refused and may be left out."""
+    refused: list[dict[str, str]] = []
+
+    def refuse(path: Path, error: DataError) -> None:
+        log.warning("%s This shard is left out.", error)
+        refused.append({"file": str(path), "reason": str(error)})
+
+    leave = None if config.on_bad_data == "raise" else refuse
+    shards = open_shards(config.input, config.dataset, leave, config.follow, config.orientation, config.carry)
+    limit = allowed(config.max_bad_shards, len(shards) + len(refused))
+    if len(refused) > limit:
+        raise DataError(
+            f"{len(refused)} of {len(shards) + len(refused)} shards are bad, expected {limit} at most "
+            f"(--max-bad-shards {config.max_bad_shards}). The first: {refused[0]['reason']}"
+        )
+    first = shards[0]
+    if first.n_inputs == 1:
+        raise DataError(
+            f"file={shown(first.path)} dataset={shown(first.dataset)}: shape {first.shape} has a single column, "
+            "expected two or more: there is nothing to press together. Name another dataset with --dataset."
+        )
+    return shards, refused
+
+
+def _refuse(complaints: Iterable[str]) -> None:
+    if words := "; ".join(complaints):
+        raise ConfigError(words)
+
+
+def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None) -> Iterator[str]:
+    """What does not fit together about the settings, the inputs and a given model."""
+    first, directory = shards[0], Path(settings.output)
+    if given is None:
+        n_rows = sum(shard.n_rows for shard in shards)
+        if settings.n_features >= first.n_inputs:
+            yield f"n_features: {settings.n_features}, expected 1 to {first.n_inputs - 1} for these shards"
+        if settings.batch_size > n_rows:
+            yield f"batch_size: {settings.batch_size}, expected 1 to {n_rows} for these shards"
+    else:
+        where, path = f"model={shown(settings.model)}", Path(settings.model or "").resolve()
+        if given.n_inputs != first.n_inputs:
+            yield f"{where}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
+        if given.n_features != settings.n_features:
+            yield f"{where}: gives {given.n_features} features, found n_features {settings.n_features}: leave it out"
+        if directory.resolve() in (path, path.parent):
+            yield (
+                f"output={shown(directory)}: holds the model itself and what it was trained on, expected another "
+                "--output"
+            )
+    # They may be the features of an earlier run there, which are swept away when this one's take their place.
+    for shard in shards:
+        if directory.resolve() in Path(shard.path).resolve().parents:
+            yield f"output={shown(directory)}: holds the input file={shown(shard.path)}, expected another --output"
+            return
+
+
+# -- under way -------------------------------------------------------------------------------------------------------
 
 
 class Clock:

@@ -26,7 +26,7 @@ from pipeline import cli
 from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
 from pipeline.output.records import read_manifest
-from pipeline.run import budget, fingerprints, job, prepare, stages
+from pipeline.run import budget, fingerprints, job, stages
 from pipeline.shards.open import open_shards
 from tests.support.helpers import write_shard
 
@@ -139,10 +139,10 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         setattr(module, standin.__name__, standin)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(stages, "start_device", lambda is_required: Device("cpu", "cpu", "stand-in"))
-    monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
+    monkeypatch.setattr(job, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come
-    monkeypatch.setattr(prepare, "open_shards", _remembering(open_shards))
+    monkeypatch.setattr(job, "open_shards", _remembering(open_shards))
     for user in (job, fingerprints):
         monkeypatch.setattr(user, "version", cache(version))  # a file to parse each time
 

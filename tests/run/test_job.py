@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.run.prepare import prepare
+from pipeline.run.job import prepare
 from pipeline.settings.config import Config
 from tests.support.helpers import refused, write_shard
 
