@@ -37,11 +37,9 @@ _PAGE, _MOST_READ = 2**12, 2**23  # bytes that are read at once of one column, a
 
 T = TypeVar("T")
 
-_NATIVE_DTYPES = {
+_READ_AS = {
     "bool": "uint8",  # Theano's 8-bit integers are what a device copies fastest
     "float16": "float32",  # Theano has no float16 arithmetic on the CPU
-    **{name: name for name in ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")},
-    **{name: name for name in ("float32", "float64")},
 }
 
 
@@ -152,7 +150,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) 
         dataset=facts["dataset"],
         shape=shape,
         stored_dtype=stored.str,
-        dtype=_NATIVE_DTYPES[stored.newbyteorder("=").name],
+        dtype=_READ_AS.get(stored.name, stored.name),
         form=form,
         chunk_rows=_chunk_rows(form, layouts[0], shape),
         riders=tuple(riders),
