@@ -4,8 +4,6 @@ All calls that input is read by go through `FILES`, so that tests can make each 
 is never taken for bad data: bad data may be left out of a run, a failing disk may not.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
@@ -16,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from pipeline.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, shown
 
@@ -53,7 +51,7 @@ class Identity:
     mtime_ns: int
 
     @classmethod
-    def of(cls, descriptor: int) -> Identity:
+    def of(cls, descriptor: int) -> Self:
         """The open file's."""
         status = FILES.fstat(descriptor)
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

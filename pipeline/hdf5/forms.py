@@ -12,8 +12,6 @@
 Plain values only. The child asks here what it has found, and who asked it whether what it says can be.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Where a dataset's bytes lie, as the child or `plain.describe` says; each number is checked before it counts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

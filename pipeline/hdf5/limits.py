@@ -3,8 +3,6 @@
 Both ways to one answer keep to the same ones, and so does what checks that answer: one of them alone would do no good.
 """
 
-from __future__ import annotations
-
 __all__ = [
     "ANSWER_BYTES",
     "ASKED",

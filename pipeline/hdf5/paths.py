@@ -1,7 +1,5 @@
 """Names and paths in a file, which may be any bytes: as HDF5 has them, and as Python does."""
 
-from __future__ import annotations
-
 __all__ = ["beside", "normal", "parts_of", "split", "text", "under"]
 
 

@@ -4,8 +4,6 @@ What only rides along never costs the file: whatever is wrong with it is a reaso
 told from what nobody would expect to ride along. Both ways to one answer, and what checks it, ask here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 from typing import Any

@@ -6,10 +6,8 @@ files (the family and multi drivers), addresses that count from elsewhere than t
 files that their writer has not closed.
 """
 
-from __future__ import annotations
-
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pipeline.errors import DataError
 from pipeline.hdf5.files import read_at
@@ -46,7 +44,7 @@ class Superblock(NamedTuple):
     fourth: int  # of what names a driver, or of the root group's header
 
     @classmethod
-    def of(cls, head: bytes) -> Superblock:
+    def of(cls, head: bytes) -> Self:
         """That of a file from its first bytes; an error where these are too few."""
         version = head[8]
         width, first = (head[13], 24 + 4 * version) if version < 2 else (head[9], 12)

@@ -5,8 +5,6 @@ chunk at a time is in memory; what must be converted is so a piece at a time.
 What is no plain value, such as text of any length, is left to HDF5 in the child.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod

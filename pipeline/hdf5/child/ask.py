@@ -4,8 +4,6 @@ Pipes only, no sockets; JSON and plain arrays, no pickle. A child serves one thr
 have one each, and keep them for the next question.
 """
 
-from __future__ import annotations
-
 import atexit
 import errno
 import fcntl

@@ -3,11 +3,9 @@
 Attributes are read where they are short, and none as the pickle that pandas makes of some.
 """
 
-from __future__ import annotations
-
 import re
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -39,6 +37,26 @@ class Rows(NamedTuple):
     form: str  # as in `pipeline.hdf5.forms`
     parts: list[tuple[str, h5py.Dataset]]  # with their paths
     shape: tuple[int, ...]  # the rows', first their number
+
+
+class _Candidate(NamedTuple):
+    """What may hold rows: in which form, ``none`` where it nearly does, `_OTHERS` where it stacks those of others."""
+
+    form: str
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    n_rows: int = 0
+    n_inputs: int = MOST_COLUMNS  # or not known, but many
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.dtype}" if self.shape else self.form
+
+    def turned(self, orientation: str | None) -> Self:
+        """With as many rows as there are if they lie along that axis."""
+        if self.form != "dense":
+            return self
+        n_rows, *others = self.shape[:: -1 if orientation == "columns" else 1]
+        return self._replace(n_rows=n_rows, n_inputs=prod(others))
 
 
 # -- searching ---------------------------------------------------------------------------------------------------
@@ -73,26 +91,6 @@ def _none_chosen(candidates: dict[str, _Candidate], there: str = "") -> Refused:
         f"{f'candidates {listed}' if candidates else f'no candidate among {there}'}, expected a dataset "
         f"{PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with --dataset."
     )
-
-
-class _Candidate(NamedTuple):
-    """What may hold rows: in which form, ``none`` where it nearly does, `_OTHERS` where it stacks those of others."""
-
-    form: str
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
-    n_rows: int = 0
-    n_inputs: int = MOST_COLUMNS  # or not known, but many
-
-    def __str__(self) -> str:
-        return f"{self.shape} {self.dtype}" if self.shape else self.form
-
-    def turned(self, orientation: str | None) -> _Candidate:
-        """With as many rows as there are if they lie along that axis."""
-        if self.form != "dense":
-            return self
-        n_rows, *others = self.shape[:: -1 if orientation == "columns" else 1]
-        return self._replace(n_rows=n_rows, n_inputs=prod(others))
 
 
 def _candidate(item: Any) -> _Candidate | None:

@@ -4,8 +4,6 @@ Only `server` runs this, in a process that has limits and ends after one answer.
 `layout.layout_of` and whoever asked check.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import isfinite, prod
 from typing import Any

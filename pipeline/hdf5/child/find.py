@@ -3,8 +3,6 @@
 External links, soft links, virtual datasets and external storage are told, never followed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where the bytes of a dataset lie, as HDF5 tells it to the child: in plain values, which the parent checks."""
 
-from __future__ import annotations
-
 import ctypes
 from math import prod
 from typing import Any

@@ -1,7 +1,5 @@
 """What the child finds riding along: beside the rows, or wherever else it is named."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from contextlib import suppress

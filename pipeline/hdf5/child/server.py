@@ -4,8 +4,6 @@
 fork, which has limits on memory and time and ends with its answer.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import json

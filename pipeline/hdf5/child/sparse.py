@@ -3,8 +3,6 @@
 In the child; what it says is checked again where the rows are read.
 """
 
-from __future__ import annotations
-
 from math import prod
 from typing import Any
 

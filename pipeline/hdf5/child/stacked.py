@@ -3,8 +3,6 @@
 Only `server` runs this. What it answers is a claim that `shards.master` checks.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import h5py

@@ -5,8 +5,6 @@ of Python decode what the plugins wrap in ways that their sources tell: H5Zzstd.
 bshuf_h5filter.c. None makes more than it is told, or holds Python's lock for long.
 """
 
-from __future__ import annotations
-
 import bz2
 import struct
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Deflate is RFC 1950's, LZF is LibLZF's; shuffle and Fletcher's sum are HDF5's ow
 H5checksum.c. None of it holds Python's lock for long.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import deflate

@@ -1,7 +1,5 @@
 """What a dataset's header says: its shape, type, filters and where its bytes lie; and an attribute's name."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from math import prod

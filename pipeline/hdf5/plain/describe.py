@@ -5,8 +5,6 @@ found in pure Python. The answer is what `child.describe` would give, and is che
 wherever anything is not plain, and the child is asked. Nothing is refused here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import prod
 from typing import Any

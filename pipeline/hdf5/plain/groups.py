@@ -1,7 +1,5 @@
 """Groups: the root, and which object stands under which name."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 

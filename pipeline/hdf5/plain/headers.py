@@ -1,7 +1,5 @@
 """Object headers: what is said of a group or a dataset, message by message."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 

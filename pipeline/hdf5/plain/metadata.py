@@ -6,8 +6,6 @@ a wrong answer at worst. What is not as it should be, or merely unusual, is `Odd
 The numbers in brackets, here and in the files beside this one, are sections of the HDF5 File Format Specification 3.0.
 """
 
-from __future__ import annotations
-
 import struct
 
 from pipeline.hdf5.files import read_at

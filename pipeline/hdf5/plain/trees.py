@@ -1,7 +1,5 @@
 """Trees of names and of chunks (B-trees of version 1)."""
 
-from __future__ import annotations
-
 import struct
 from typing import Any
 
