@@ -140,8 +140,8 @@ def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
     first = shards[0]
     if first.n_inputs == 1:
         raise DataError(
-            f"file={shown(first.path)} dataset={shown(first.dataset)}: shape {first.shape} has a single column, "
-            "expected two or more: there is nothing to press together. Name another dataset with --dataset."
+            f"{first}: shape {first.shape} has a single column, expected two or more: there is nothing to press "
+            "together. Name another dataset with --dataset."
         )
     return shards, refused
 

@@ -169,27 +169,27 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
     DataError
         When there are no two good rows that differ, or a column's range is no float64.
     """
+    first = shards[0]
     if not found.n_good:
         raise DataError(
             f"no usable rows: all {found.n_rows} rows hold {_words(missing)}, or cannot be read, from "
-            f"file={shown(shards[0].path)} on"
+            f"file={shown(first.path)} on"
         )
-    where = f"file={shown(shards[0].path)} dataset={shown(shards[0].dataset)}"
     if found.n_good == 1:
         raise DataError(
-            f"{where}: 1 usable row of {found.n_rows}, expected two or more: nothing can be learnt from one. Give more "
+            f"{first}: 1 usable row of {found.n_rows}, expected two or more: nothing can be learnt from one. Give more "
             "rows, or encode with a fitted model (--model)."
         )
     if found.constant.all():
         raise DataError(
-            f"{where}: all {found.n_good} usable rows are the same, expected columns that vary: there is nothing to "
+            f"{first}: all {found.n_good} usable rows are the same, expected columns that vary: there is nothing to "
             "learn. Name another dataset with --dataset, or give other rows."
         )
     with np.errstate(over="ignore"):  # Inf is the answer
         endless = np.flatnonzero(np.isinf(found.maximum - found.minimum))
     if len(endless):
         raise DataError(
-            f"file={shown(shards[0].path)} and what follows it: the range of columns "
+            f"file={shown(first.path)} and what follows it: the range of columns "
             f"{some(map(str, endless), _COLUMNS)} is beyond float64, expected numbers that can be scaled. Scale them "
             "down."
         )
@@ -221,8 +221,7 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | Non
     block = block_of(shards, first_rows(shards), number, number + 1)
     row = read(block)  # once more, since a scan keeps numbers only
     column = int(np.flatnonzero(bad_entries(row, missing, block.shard.stored_dtype)[0])[0])
-    where = f"file={shown(block.shard.path)} dataset={shown(block.shard.dataset)}"
-    return f"{where}: {row[0, column]} in row {block.start}, column {column}; {counts}"
+    return f"{block.shard}: {row[0, column]} in row {block.start}, column {column}; {counts}"
 
 
 def scan_blocks(task: ScanTask) -> Scan:

@@ -53,7 +53,7 @@ def log_shards(shards: Sequence[Shard]) -> None:
     _log_riding(shards)
     for shard in shards:
         if not shard.n_rows:
-            log.warning("file=%s dataset=%s: no rows", shown(shard.path), shown(shard.dataset))
+            log.warning("%s: no rows", shard)
     _warn_of_writers(shards)
 
 

@@ -80,10 +80,7 @@ def open_shards(
     if not shards:
         raise DataError(f"input={shown(patterns[0])}: none of {len(sources)} files is a shard that can be used")
     if not any(shard.n_rows for shard in shards):
-        first = shards[0]
-        raise DataError(
-            f"file={shown(first.path)} dataset={shown(first.dataset)}: found no rows in any of {len(shards)} shards"
-        )
+        raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
     every = alike(shards, wanted.carry)
     log_shards(every)
     return every
@@ -134,9 +131,8 @@ def _check_as_stacked(shard: Shard, source: Source) -> None:
     """Whether a master stacks all of it: what it says was taken for the shape of its own rows, unseen."""
     if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
-            f"file={shown(source.path)} dataset={shown(shard.dataset)}: rows of shape {shard.shape} ({shard.form}), "
-            f"expected {source.shape} (dense) as file={shown(source.master)} stacks them: whole ones, and all. Give "
-            "the file itself."
+            f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense) as "
+            f"file={shown(source.master)} stacks them: whole ones, and all. Give the file itself."
         )
 
 
@@ -179,8 +175,7 @@ def _fitting(
 def _check_width(shard: Shard, first: Shard) -> None:
     if shard.n_inputs != first.n_inputs:
         raise DataError(
-            f"file={shown(shard.path)} dataset={shown(shard.dataset)}: shape {shard.shape} has {shard.n_inputs} "
-            f"columns, expected {first.n_inputs} as in file={shown(first.path)} dataset={shown(first.dataset)} of "
+            f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in {first} of "
             f"shape {first.shape}. Give shards of one width."
         )
 
@@ -193,6 +188,6 @@ def _check_columns(shard: Shard, named: Shard) -> None:
     i, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
     name, expected = (shown(repr(name)) for name in names)
     raise DataError(
-        f"file={shown(shard.path)} dataset={shown(shard.dataset)}: names column {i} {name}, expected {expected} as in "
-        f"file={shown(named.path)} dataset={shown(named.dataset)}. Give shards of the same columns in one order."
+        f"{shard}: names column {i} {name}, expected {expected} as in {named}. Give shards of the same columns in one "
+        "order."
     )

@@ -137,20 +137,16 @@ def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarra
     if len(twice):
         row, column = divmod(int(twice[0]), shard.n_inputs)
         raise DataError(
-            f"{_place(shard, first + row)}: column {column} has two entries, expected one. Sum them before you write "
+            f"{shard} row={first + row}: column {column} has two entries, expected one. Sum them before you write "
             "the matrix (SciPy: X.sum_duplicates())."
         )
 
 
 def _damaged(shard: Shard, row: int, what: str) -> DataError:
     return DataError(
-        f"{_place(shard, row)}: {what}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
+        f"{shard} row={row}: {what}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
         "all, row by row. The file is damaged: copy it again."
     )
-
-
-def _place(shard: Shard, row: int) -> str:
-    return f"file={shown(shard.path)} dataset={shown(shard.dataset)} row={row}"
 
 
 _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {

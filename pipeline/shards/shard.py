@@ -131,6 +131,9 @@ class Shard:
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
 
+    def __str__(self) -> str:
+        return f"file={shown(self.path)} dataset={shown(self.dataset)}"
+
     @property
     def n_rows(self) -> int:
         """Rows."""
@@ -157,7 +160,7 @@ class Block:
         return self.stop - self.start
 
     def __str__(self) -> str:
-        return f"file={shown(self.shard.path)} dataset={shown(self.shard.dataset)} rows={self.start}:{self.stop}"
+        return f"{self.shard} rows={self.start}:{self.stop}"
 
     def cut(self, n_rows: int) -> Iterator[Block]:
         """Blocks of `n_rows` rows in their order, the last one shorter."""
