@@ -57,7 +57,7 @@ class Autoencoder:
         maximum: np.ndarray | None = None,
     ) -> None:
         self.n_inputs, self.n_features = n_inputs, n_features
-        shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
+        shapes = dict(zip(PARAMETERS, ((n_inputs, n_features), (n_features,), (n_inputs,)), strict=True))
         self.shared = {
             name: backend.shared(np.zeros(shape, dtype=np.float32), name=name) for name, shape in shapes.items()
         }
