@@ -49,19 +49,9 @@ def autoencoder_of(scaler: Scaler, n_features: int, dtype: np.dtype) -> Autoenco
 def training_step_of(
     autoencoder: Autoencoder, optimizer: str, momentum: float, dtype: np.dtype, resident: np.ndarray | None
 ) -> TrainingStep:
-    """A compiled step of its training.
+    """A compiled step of its training, by a rule whose running average decays by `momentum`.
 
-    Parameters
-    ----------
-    autoencoder : Autoencoder
-    optimizer : str
-        The update rule.
-    momentum : float
-        Decay of the rule's running average.
-    dtype : dtype
-        That of the rows.
-    resident : ndarray of shape (n_rows, n_inputs) or None
-        All rows, for the device to keep; minibatches are then numbers of rows.
+    Given all rows, of shape (n_rows, n_inputs) and `dtype`, the device keeps them, and minibatches are their numbers.
     """
     from kernels.step import TrainingStep
 
