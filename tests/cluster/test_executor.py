@@ -19,7 +19,9 @@ import pytest
 
 from pipeline.cluster.executor import compute, reduce
 from pipeline.cluster.threads import check, threads
+from pipeline.scan.ranges import ScanSettings, scan
 from pipeline.signals import Stopped, stoppable
+from tests.support.helpers import numbered_shards, scanned
 
 SIZES = [0, 1, 2, 3, 15, 16, 17, 257]
 
@@ -111,6 +113,19 @@ def test_an_error_waits_for_what_is_under_way_anywhere(executor: Callable[[], Ex
     with pytest.raises(ValueError, match="broken"):
         compute([(end_after_failure, (str(tmp_path), i)) for i in range(2)], executor(), 2)
     assert (tmp_path / "ended").exists()
+
+
+def test_an_argument_comes_as_it_is(executor: Callable[[], Executor]) -> None:
+    """Where Dask looked into it, a text that is also a task's name would become that task's result."""
+    names = [f"task-{10**12 - i}" for i in range(1, 4)]
+    assert compute([(tuple, names)] * 3, executor(), 2) == [tuple(names)] * 3
+
+
+def test_a_scan_is_the_same_wherever_it_runs(executor: Callable[[], Executor], tmp_path: Path) -> None:
+    shards, told = numbered_shards(tmp_path, 9, 0, 4), list[int]()
+    found = scan(shards, ScanSettings(2, missing=41), executor(), 2, told.append)
+    assert found.to_npz() == scanned(shards, 3, missing=41).to_npz()
+    assert (found.bad_rows.tolist(), sum(told)) == ([4], 13)
 
 
 # -- order ---------------------------------------------------------------------------------------------------------
