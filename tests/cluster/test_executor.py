@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,8 @@ def end_after_failure(where: tuple[str, int]) -> None:
 def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]:
     """Makes executors of one kind: each serves until its first error."""
     if request.param == "threads":
-        with threads(2) as pool:
-            yield lambda: pool
+        with ExitStack() as stack:
+            yield lambda: stack.enter_context(threads(2))
     elif request.param == "processes":
         with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
             yield lambda: processes
