@@ -1,4 +1,4 @@
-"""The gate: what is a shard is described, and everything else is refused by name, before a row is read."""
+"""What is a shard is described, and everything else is refused by name, before a row is read."""
 
 import errno
 import os

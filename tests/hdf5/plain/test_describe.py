@@ -432,7 +432,7 @@ def test_checksums_are_those_of_an_independent_lookup3():
             assert metadata.checksum(data) == fuzzing.lookup3(data).to_bytes(4, "little")
 
 
-# -- the gate ----------------------------------------------------------------------------------------------------
+# -- the vetting ----------------------------------------------------------------------------------------------------
 
 
 def test_plain_files_need_no_child(tmp_path, monkeypatch):
@@ -449,7 +449,7 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
 
 
 def test_what_the_reader_says_is_checked_as_what_the_child_says(tmp_path):
-    """It does not look whether values overlap: the gate does."""
+    """It does not look whether values overlap: vetting does."""
     with h5py.File(hostile.plain(tmp_path)) as file:
         offset = file["X"].id.get_offset()
     path = hostile.moved(tmp_path, offset + 8, "y")
