@@ -162,7 +162,7 @@ def _passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     config = prepared.config
     # By name, since a data set may have been moved.
     refused, now = (
-        [Path(bad["file"]).name for bad in found] for found in (manifest["bad_shards"], prepared.bad_shards)
+        [Path(bad["file"]).name for bad in shards] for shards in (manifest["bad_shards"], prepared.bad_shards)
     )
     n_bad, n_bad_shards = (manifest["summary"][name] for name in ("n_bad", "n_bad_shards"))
     n_shards = len(manifest["request"]["inputs"]["shards"]) + len(refused)

@@ -153,7 +153,7 @@ def _refuse(complaints: Iterable[str]) -> None:
 
 def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None) -> Iterator[str]:
     """What does not fit together about the settings, the inputs and a given model."""
-    first, directory = shards[0], Path(settings.output)
+    first, where, output = shards[0], f"output={shown(Path(settings.output))}", Path(settings.output).resolve()
     if given is None:
         n_rows = sum(shard.n_rows for shard in shards)
         if settings.n_features >= first.n_inputs:
@@ -161,21 +161,17 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
         if settings.batch_size > n_rows:
             yield f"batch_size: {settings.batch_size}, expected 1 to {n_rows} for these shards"
     else:
-        where, path = f"model={shown(settings.model)}", Path(settings.model or "").resolve()
+        model = f"model={shown(settings.model)}"
         if given.n_inputs != first.n_inputs:
-            yield f"{where}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
+            yield f"{model}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
         if given.n_features != settings.n_features:
-            yield f"{where}: gives {given.n_features} features, found n_features {settings.n_features}: leave it out"
-        if directory.resolve() in (path, path.parent):
-            yield (
-                f"output={shown(directory)}: holds the model itself and what it was trained on, expected another "
-                "--output"
-            )
-    # They may be the features of an earlier run there, which are swept away when this one's take their place.
-    for shard in shards:
-        if directory.resolve() in Path(shard.path).resolve().parents:
-            yield f"output={shown(directory)}: holds the input file={shown(shard.path)}, expected another --output"
-            return
+            yield f"{model}: gives {given.n_features} features, found n_features {settings.n_features}: leave it out"
+    # What an earlier run has left there is swept away when this one's results take its place: its features, if they
+    # are the inputs, and its model.
+    if inside := [shard.path for shard in shards if output in Path(shard.path).resolve().parents]:
+        yield f"{where}: holds the input file={shown(inside[0])}, expected another --output"
+    if settings.model and output in ((path := Path(settings.model).resolve()), path.parent):
+        yield f"{where}: holds the model itself and what it was trained on, expected another --output"
 
 
 # -- under way -------------------------------------------------------------------------------------------------------
