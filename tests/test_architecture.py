@@ -28,10 +28,6 @@ MAY_IMPORT = {
     "run": ["progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"],
     "cli": ["run", "output.disk"],
 }
-# Imports that run the wrong way still.
-OWED = {
-    "training.epochs": ["progress"],
-}
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline").rglob(f"*.{ending}"))  # C has a .pyi
@@ -84,7 +80,7 @@ def wrong_imports(module: str, source: str) -> list[str]:
     wing = module.removeprefix("pipeline.").split(".")[0]
     if wing == "kernels":
         return [each for each in our_imports(source) if not each.startswith("kernels")]
-    allowed = [wing, *GROUND, *MAY_IMPORT.get(wing, []), *OWED.get(module.removeprefix("pipeline."), [])]
+    allowed = [wing, *GROUND, *MAY_IMPORT.get(wing, [])]
     ours = [each.removeprefix("pipeline.") for each in our_imports(source)]
     of_kernels = [each for each, _ in imports(source) if each.split(".")[0] in ("theano", "pygpu") or each[0] == "."]
     return of_kernels + [each for each in ours if not any(f"{each}.".startswith(f"{name}.") for name in allowed)]

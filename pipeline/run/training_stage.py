@@ -11,6 +11,7 @@ from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD, Record
+from pipeline.progress import Progress
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan
@@ -69,12 +70,15 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
     try:
-        done = train(training, checkpoint, partial(_save, job, fingerprint))
+        with Progress("training", job.config.epochs, "epochs") as progress:
+            done = train(training, checkpoint, partial(_save, job, fingerprint), progress.advance)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
         stopped = Model(scaler, autoencoder.parameters(), {"stopped": str(error)})
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
+    if len(done.history) < job.config.epochs:
+        log.info("training: stopped early, epoch %d was the best", done.best_epoch)
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
     return Model(scaler, done.parameters, {"training": done.summary(), **settings})
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
-from pipeline.progress import Progress
 from pipeline.settings.resolved import Settings
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, Trained, grouped
 from pipeline.training.order import Order
@@ -100,6 +99,7 @@ def train(
     training: Training,
     checkpoint: Checkpoint | None = None,
     save: Callable[[Checkpoint], object] = lambda checkpoint: None,
+    advance: Callable[[int, str], object] = lambda n_epochs, words: None,
 ) -> Trained:
     """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
 
@@ -110,6 +110,8 @@ def train(
         Where to go on. On the CPU the result is the same, bit for bit, as without the interruption.
     save : callable
         Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
+    advance : callable
+        Told how many more epochs are over, and in words what the last one has come to.
 
     Raises
     ------
@@ -118,16 +120,16 @@ def train(
     ValueError
         When the checkpoint is of another model or update rule.
     """
-    config, state = training.config, _State(training, checkpoint)
+    state = _State(training, checkpoint)
     now, keeper = state.standing, _Keeper(state, save)
     # A step that a signal cuts short would leave weights that belong to no place in the order.
-    with Progress("training", config.epochs, "epochs") as progress, signals.deferred():
-        progress.advance(now.epoch)
+    with signals.deferred():
+        advance(now.epoch, "")
         try:
             while not state.is_over:
                 _train_epoch(state, keeper)
                 done = _end_epoch(state)
-                progress.advance(1, str(done))
+                advance(1, str(done))
                 log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
                 keeper.keep(end_of_epoch=True)
         except TrainingDiverged:
@@ -136,8 +138,6 @@ def train(
         except signals.Stopped:  # whatever was saved last: not even one step is lost
             save(state.checkpoint())
             raise
-    if now.epoch < config.epochs:
-        log.info("training: stopped early, epoch %d was the best", now.best_epoch)
     training.autoencoder.set_parameters(state.best)
     return Trained(state.best, tuple(now.history), now.best_epoch)
 

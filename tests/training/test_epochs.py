@@ -184,7 +184,13 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
     for checkpoint in checkpoints:
         again = Checkpoint.from_npz(checkpoint.to_npz())
         device = Counting(costs[again.n_steps :], validation[len(again.standing.history) :])
-        trained = train(training(device, config, np.zeros((1, 1))), again)
+        told: list[int] = []
+        trained = train(
+            training(device, config, np.zeros((1, 1))),
+            again,
+            advance=lambda n_epochs, words, told=told: told.append(n_epochs),
+        )
+        assert sum(told) == len(trained.history), "those of before count"
         assert trained.parameters == undisturbed.parameters
         assert [replace(epoch, seconds=0) for epoch in trained.history] == [
             replace(epoch, seconds=0) for epoch in undisturbed.history
