@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 
 from pipeline.errors import DataError
 from pipeline.hdf5.files import read_at
-from pipeline.hdf5.plain.headers import Kind, messages
+from pipeline.hdf5.plain.headers import Kind, bodies_of
 from pipeline.hdf5.plain.metadata import Metadata
 
 __all__ = ["SIGNATURE", "Superblock", "check_superblock", "signature_at"]
@@ -141,7 +141,7 @@ def _names_driver(descriptor: int, size: int, place: int, extension: int) -> boo
     Where that header is not plain the driver is left to HDF5, which opens no second file for it either.
     """
     try:
-        return Kind.DRIVER in messages(Metadata(descriptor, size, place), extension)
+        return Kind.DRIVER in bodies_of(Metadata(descriptor, size, place), extension)  # whatever else it says
     except OSError:
         raise
     except Exception:

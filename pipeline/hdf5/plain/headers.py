@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from pipeline.hdf5.plain.metadata import Metadata, checked, expect
 
-__all__ = ["Kind", "Messages", "expect_none_elsewhere", "is_group", "messages"]
+__all__ = ["Kind", "Messages", "bodies_of", "expect_none_elsewhere", "is_group", "messages"]
 
 _MOST_BLOCKS = 64  # of an object's header
 _HARMLESS_FLAGS = 0b101  # constant; not to be shared
@@ -30,7 +30,7 @@ class Kind:
 
 def messages(file: Metadata, address: int) -> Messages:
     """The messages of an object's header, by kind (IV.A.1)."""
-    by_kind = _by_kind(file, address)
+    by_kind = bodies_of(file, address, _HARMLESS_FLAGS)
     # HDF5 takes the first of several; which one that is, two readers must not have to agree on.
     expect(all(len(bodies) == 1 or kind in (Kind.ATTRIBUTE, Kind.LINK) for kind, bodies in by_kind.items()))
     for body in by_kind.get(Kind.MODIFIED, []):
@@ -42,8 +42,8 @@ def messages(file: Metadata, address: int) -> Messages:
     return by_kind
 
 
-def _by_kind(file: Metadata, address: int) -> dict[int, list[bytes]]:
-    """The bodies of all messages that say something, block after block."""
+def bodies_of(file: Metadata, address: int, allowed: int = 0xFF) -> dict[int, list[bytes]]:
+    """The bodies of all messages that say something, by kind, none of which may have other flags."""
     bodies: dict[int, list[bytes]] = {}
     blocks, head, n_left = _first_block(file, address)
     is_old = head is _OLD_MESSAGE
@@ -52,7 +52,7 @@ def _by_kind(file: Metadata, address: int) -> dict[int, list[bytes]]:
         while place + head.size <= stop:
             kind, size, flags = head.unpack_from(block, place)[:3]
             start, place, n_left = place + head.size, place + head.size + size, n_left - 1
-            expect(place <= stop, not flags & ~_HARMLESS_FLAGS)
+            expect(place <= stop, not flags & ~allowed)
             if kind == Kind.CONTINUATION:
                 expect(len(blocks) < _MOST_BLOCKS)  # or they would lead in a circle for ever
                 blocks.append(_next_block(file, is_old, *struct.unpack_from("<QQ", block[start:place])))
