@@ -74,7 +74,7 @@ def choose(file: h5py.File, orientation: str | None) -> str:
         return obvious[0]
     unfit = [name for name, candidate in candidates.items() if candidate.form == "none"]
     if obvious:
-        raise _none_chosen({name: candidate for name, candidate in candidates.items() if name not in unfit})
+        raise _none_chosen({name: candidate for name, candidate in candidates.items() if candidate.form != "none"})
     # None is left but to be told what is wrong with it.
     if there:
         return PREFERRED
