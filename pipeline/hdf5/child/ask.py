@@ -95,7 +95,7 @@ class _Keeper:
         waiting.register(keeper, select.POLLIN)
         waiting.register(reader, select.POLLIN)
         line, body = bytearray(), bytearray()
-        while not line.endswith(b"\n"):
+        while not line.endswith(b"\n") and len(body) <= MOST_ANSWER_BYTES:
             events = dict(waiting.poll(max(0.0, 1000 * (deadline - time.monotonic()))))
             if reader in events:
                 _drain(reader, body)
@@ -103,10 +103,10 @@ class _Keeper:
             line += said
             if not events or (keeper in events and not said):
                 raise _Died
-            if len(body) > MOST_ANSWER_BYTES:
-                self.end()  # and with it the fork, which would never stop
-                return {"end": "flood", "detail": None}, body
         _drain(reader, body)  # what was left when the fork ended
+        if len(body) > MOST_ANSWER_BYTES:
+            self.end()  # and with it the fork, which may never stop
+            return {"end": "flood", "detail": None}, bytearray()
         return json.loads(line), body
 
     def end(self) -> None:

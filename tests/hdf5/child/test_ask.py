@@ -52,6 +52,13 @@ def test_p10_whatever_happens_to_the_child_costs_this_file_only(path, evil, monk
         vet(Path(path))  # which is the same process, and alive
 
 
+def test_p10_an_answer_that_is_too_long_is_none_though_it_comes_to_an_end(path, evil, monkeypatch):
+    monkeypatch.setattr(gatekeeper, "MOST_ANSWER_BYTES", 1000)
+    evil('os.write(1, b\'{"answer": 1, "arrays": []}\'.ljust(1000) + b"\\n"); os._exit(0)')
+    with refused(65, f"file={path}", "does not stop talking"):
+        vet(Path(path))
+
+
 def test_p10_a_child_that_only_waits_is_not_waited_for(path, evil, monkeypatch):
     """Though the clock alone says little: a busy machine takes its time for sound files as well."""
     evil("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
