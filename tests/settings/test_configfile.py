@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.settings.config import Config, problems
 from pipeline.settings.flags import parse
-from tests.support.helpers import case, refused
+from tests.support.cases import case
+from tests.support.helpers import refused
 
 
 @pytest.fixture

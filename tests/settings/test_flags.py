@@ -9,7 +9,8 @@ from pipeline.errors import ConfigError
 from pipeline.settings import flags as module
 from pipeline.settings.config import Config, problems
 from pipeline.settings.flags import parse
-from tests.support.helpers import case, refused
+from tests.support.cases import case
+from tests.support.helpers import refused
 
 # For each setting, as words: what the file, the environment and the flag say; and then the three as values.
 SAMPLES = {

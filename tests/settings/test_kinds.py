@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from pipeline.settings.kinds import allowed, parse_bytes
-from tests.support.helpers import case
+from tests.support.cases import case
 
 
 def test_bytes_are_read_with_their_units():

@@ -16,7 +16,8 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read_riders
 from pipeline.shards.shard import Block
 from scripts import classify
-from tests.support.helpers import case, names, numbered, refused, write_shard
+from tests.support.cases import case
+from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.standin import install
 
 N = 4

@@ -16,7 +16,8 @@ from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from scripts.extract import main
 from tests.support import hostile
-from tests.support.helpers import case, numbered, refused, write_shard
+from tests.support.cases import case
+from tests.support.helpers import numbered, refused, write_shard
 
 N_FILES, N_ROWS = 11, 3
 

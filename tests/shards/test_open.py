@@ -13,8 +13,9 @@ from pipeline.hdf5.files import FILES
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, block_of, first_rows
+from tests.support.cases import case
 from tests.support.damage import damage
-from tests.support.helpers import case, numbered, refused, whole, write_shard
+from tests.support.helpers import numbered, refused, whole, write_shard
 
 
 def test_opening_reads_no_rows(tmp_path):

@@ -12,7 +12,8 @@ from pipeline.shards.riding import common_dtype
 from pipeline.shards.rows import read_riders
 from pipeline.shards.shard import Block
 from scripts import classify
-from tests.support.helpers import case, names, numbered, write_shard
+from tests.support.cases import case
+from tests.support.helpers import names, numbered, write_shard
 from tests.support.standin import install
 
 LOWEST = np.iinfo(np.int64).min

@@ -17,9 +17,9 @@ from pipeline.shards import rows as module
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders, salvage_riders
 from pipeline.shards.shard import Block, blocks
+from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import (
-    case,
     csr,
     numbered,
     numbered_shards,

@@ -9,8 +9,9 @@ import numpy as np
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows
+from tests.support.cases import case
 from tests.support.elsewhere import elsewhere
-from tests.support.helpers import case, csr, some_rows, write_csr, write_shard
+from tests.support.helpers import csr, some_rows, write_csr, write_shard
 
 
 def test_blocks_cover_every_row_once_and_in_order():

@@ -14,7 +14,8 @@ from pipeline.hdf5.files import FILES
 from pipeline.shards.open import open_shards
 from pipeline.shards.sources import find
 from tests.support import hostile
-from tests.support.helpers import as_nobody, case, numbered, refused, whole, write_shard
+from tests.support.cases import case
+from tests.support.helpers import as_nobody, numbered, refused, whole, write_shard
 
 # -- which files ------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from tests.support import hostile
-from tests.support.helpers import case, names, numbered, refused, write_shard
+from tests.support.cases import case
+from tests.support.helpers import names, numbered, refused, write_shard
 
 # -- what leads elsewhere ---------------------------------------------------------------------------------------------
 

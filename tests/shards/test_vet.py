@@ -16,7 +16,8 @@ from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support import hostile
-from tests.support.helpers import as_nobody, case, names, numbered, refused, write_shard
+from tests.support.cases import case
+from tests.support.helpers import as_nobody, names, numbered, refused, write_shard
 
 
 def low_level(path, kind, name=b"X", shape=(3, 2)):

@@ -15,12 +15,13 @@ __all__ = ["case", "each"]
 
 
 @contextmanager
-def case(**values: object) -> Iterator[None]:
+def case(*values: object, **named: object) -> Iterator[None]:
     """Note the case at whatever is raised inside."""
     try:
         yield
     except BaseException as error:
-        error.add_note(f"in the case {', '.join(f'{name}={value!r}' for name, value in values.items())}")
+        words = [*map(repr, values), *(f"{name}={value!r}" for name, value in named.items())]
+        error.add_note(f"in the case {', '.join(words)}")
         raise
 
 

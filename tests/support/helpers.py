@@ -23,16 +23,6 @@ from pipeline.shards.shard import Block, Shard
 NOBODY = 65534
 
 
-@contextmanager
-def case(*values: object) -> Iterator[None]:
-    """Say of a failure in a loop over cases which one it was."""
-    try:
-        yield
-    except BaseException as error:
-        error.add_note(f"case: {', '.join(map(repr, values))}")
-        raise
-
-
 def write_shard(path: Path, rows: Any, name: str = "X", riders: Mapping[str, Any] | None = None, **how: Any) -> str:
     """An HDF5 file with one dataset of rows, stored as `how` tells h5py's ``create_dataset``, and its riders."""
     with h5py.File(path, "w") as file:

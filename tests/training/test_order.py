@@ -7,7 +7,8 @@ import numpy as np
 from pipeline.shards.shard import Shard, first_rows
 from pipeline.training import order as module
 from pipeline.training.order import Order, slab_starts, spread_rows
-from tests.support.helpers import case, numbered_shards
+from tests.support.cases import case
+from tests.support.helpers import numbered_shards
 
 NONE = np.empty(0, dtype=np.int64)
 STARTS = np.array([0, 3, 4, 9, 12, 20, 21])

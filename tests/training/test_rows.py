@@ -14,7 +14,8 @@ from pipeline.training import order as order_module
 from pipeline.training import rows as module
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, StreamedRows
-from tests.support.helpers import case, numbered, numbered_shards, refused, write_shard
+from tests.support.cases import case
+from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 
 NONE = np.empty(0, dtype=np.int64)
 
