@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.settings.resolved import Settings
+from pipeline.settings.config import Settings
 from pipeline.shards.shard import Shard, row_dtype
 
 __all__ = ["Budget", "make_budget"]

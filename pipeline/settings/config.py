@@ -27,7 +27,7 @@ from pipeline.settings.kinds import (
     whole,
 )
 
-__all__ = ["LEARNING_RATES", "Affected", "Config", "deciding", "problems"]
+__all__ = ["LEARNING_RATES", "Affected", "Config", "Settings", "deciding", "problems", "resolve"]
 
 # Each rule's own good start; see docs/training.md for the measurements.
 LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.003, "rmsprop": 0.001}
@@ -75,7 +75,7 @@ class Config:
     )
     output: str = _setting("features", FOLDER, "nothing", "directory for the features")
     model: str | None = _setting(None, FILES, "inputs", "encode with this model.h5 or output directory, no training")
-    n_features: int | None = _setting(  # left open until the inputs are known: see settings/resolved.py
+    n_features: int | None = _setting(  # open until the inputs are known: see `resolve`
         None, whole(1), "model", "columns out (default: 64, or half the columns where there are fewer than 128)"
     )
     epochs: int = _setting(20, whole(1), "model", "passes over the training rows, at most")
@@ -184,3 +184,21 @@ def problems(config: Config) -> list[str]:
         if all(getattr(config, name) for name in pair):
             wrong.append(f"{' and '.join(pair)}: both, expected at most one of them")
     return wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Config):
+    """All settings of a run that has looked at its inputs: nothing is left open of what follows from them."""
+
+    n_features: int
+    batch_size: int
+    learning_rate: float
+
+
+def resolve(config: Config, n_rows: int, n_inputs: int, n_features: int | None = None) -> Settings:
+    """Fill in what follows from the shards' rows and columns, a given model's features and other settings."""
+    n_features = config.n_features or n_features or min(64, max(1, n_inputs // 2))
+    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
+    # A fiftieth, so that few rows still make some fifty steps an epoch; never more rows than there are.
+    batch_size = config.batch_size if config.batch_size is not None else min(128, max(16, n_rows // 50), n_rows)
+    return Settings(**{**vars(config), "n_features": n_features, "batch_size": batch_size, "learning_rate": rate})

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
-from pipeline.settings.resolved import Settings
+from pipeline.settings.config import Settings
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, Trained, grouped
 from pipeline.training.order import Order
 from pipeline.training.rows import Rows

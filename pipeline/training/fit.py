@@ -13,7 +13,7 @@ from pipeline.device import training_step_of
 from pipeline.errors import DataError, counted
 from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.resolved import Settings
+from pipeline.settings.config import Settings
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows

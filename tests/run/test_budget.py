@@ -7,8 +7,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.run.budget import make_budget
-from pipeline.settings.config import Config
-from pipeline.settings.resolved import resolve
+from pipeline.settings.config import Config, resolve
 from pipeline.shards.shard import Shard
 from tests.support.helpers import refused
 

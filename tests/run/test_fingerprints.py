@@ -18,8 +18,7 @@ from pipeline.run import fingerprints as module
 from pipeline.run.budget import make_budget
 from pipeline.run.fingerprints import Request, differences, request_of
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Affected, Config
-from pipeline.settings.resolved import resolve
+from pipeline.settings.config import Affected, Config, resolve
 from pipeline.shards.shard import Rider, Shard
 
 CONFIG = Config(n_features=2, batch_size=16, learning_rate=0.1, threads=2)

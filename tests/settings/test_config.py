@@ -1,8 +1,8 @@
-"""Settings that cannot work are named, all of them at once, with what was expected."""
+"""Settings that cannot work are named, all of them at once, with what was expected; what is left open is filled in."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
-from pipeline.settings.config import Config, problems
+from pipeline.settings.config import LEARNING_RATES, Config, problems, resolve
 
 
 def test_the_defaults_have_no_problems():
@@ -61,3 +61,19 @@ def test_without_the_data_only_what_can_be_known_is_refused():
 
 def test_a_tilde_that_nobody_has_expanded_is_no_place_for_results():
     assert problems(Config(output="~/x")) == ["output: ~/x, expected a path whose ~ is expanded"]
+
+
+def test_what_is_left_open_follows_the_data_the_model_and_other_settings():
+    assert [resolve(Config(), n_rows, 4).batch_size for n_rows in (1, 15, 16, 1000, 6350, 10**6)] == [
+        *(1, 15, 16, 20, 127, 128)
+    ]
+    assert [resolve(Config(), 100, n_inputs).n_features for n_inputs in (2, 3, 127, 128, 784)] == [1, 1, 63, 64, 64]
+    assert resolve(Config(), 100, 784, 7).n_features == 7
+    for rule, rate in LEARNING_RATES.items():
+        assert resolve(Config(optimizer=rule), 100, 4).learning_rate == rate
+
+
+def test_what_is_set_stays_as_it_is():
+    config = Config(n_features=3, batch_size=17, learning_rate=0.5, epochs=7, carry=("a/b",))
+    assert asdict(resolve(config, 100, 4, 2)) == asdict(config)
+    assert list(asdict(resolve(config, 100, 4))) == list(asdict(config)), "in the order of --help"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.formats import pack
-from pipeline.settings.resolved import Settings
+from pipeline.settings.config import Settings
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable

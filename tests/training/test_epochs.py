@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import TrainingDiverged
-from pipeline.settings.resolved import Settings
+from pipeline.settings.config import Settings
 from pipeline.training.checkpoint import Checkpoint, Trained
 from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order
