@@ -41,7 +41,8 @@ __all__ = [
 
 FEATURES, VALID, INDEX = "features", "valid", "index.h5"
 _WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/, or the file that --single-file writes."
-COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError)  # HDF5's come as any of them
+# HDF5's come as any of the first; the others where a group, or nothing, lies in a dataset's place.
+COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
 
 Shape = tuple[tuple[int, ...], np.dtype]
 """Of a dataset, and its dtype."""
@@ -154,24 +155,24 @@ def _open_file(path: Path, block_rows: int) -> Features:
             # Without its parts it would give rows of what stands for a missing value, and no error.
             if file[FEATURES].is_virtual:
                 raise DataError(f"{where}: holds no values, since the parts that it is a view of are missing. {_WHOLE}")
-            n_rows, attributes = len(file[FEATURES]), dict(file.attrs)
-            shapes = {name: shape for name, shape in _shapes(file).items() if shape[0][:1] == (n_rows,)}
-    except (*COMPLAINTS, AttributeError, TypeError) as error:
+            shapes, manifest = _shapes(file), {**file.attrs, "n_rows": file[FEATURES].shape[0]}
+    except COMPLAINTS as error:
         raise DataError(f"{where}: holds no features that can be read: {error}") from error
-    return _opened([(path, shapes)], {**attributes, "n_rows": n_rows}, block_rows)
+    return _opened([(path, shapes)], manifest, block_rows)
 
 
 def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int) -> Features:
     import dask.array as da  # here, since it takes longer to load than everything else
 
-    shapes, first = common([shapes for _, shapes in parts]), parts[0][0]
-    if VALID not in shapes:
-        where = f"file={shown(first)}"
-        raise DataError(f"{where}: no dataset {VALID!r} beside its features, expected what --single-file writes")
+    for path, shapes in parts:
+        if VALID not in shapes:
+            where = f"file={shown(path)}"
+            raise DataError(f"{where}: no dataset {VALID!r} beside its features, expected what --single-file writes")
     arrays = {
-        name: da.concatenate([_lazy(path, name, shapes[name], block_rows) for path, shapes in parts]) for name in shapes
+        name: da.concatenate([_lazy(path, name, shapes[name], block_rows) for path, shapes in parts])
+        for name in common([shapes for _, shapes in parts])
     }
-    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest, _spelled(first))
+    return Features(arrays.pop(FEATURES), arrays.pop(VALID), arrays, manifest, _spelled(parts[0][0]))
 
 
 def _spelled(path: Path) -> dict[str, np.ndarray]:
@@ -193,20 +194,21 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
         raise DataError(f"file={shown(path)}: the manifest names it, but it is not there. {_WHOLE}") from error
     try:
         with reading(path) as file:
-            found, n_found = _shapes(file), len(file[FEATURES])
+            shapes, n_found = _shapes(file), file[FEATURES].shape[0]
     except COMPLAINTS as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
     if n_found != n_rows:
         raise DataError(f"file={shown(path)}: {n_found} rows, expected {n_rows} as the manifest says")
-    return found
+    return shapes
 
 
 def _shapes(file: h5py.File) -> dict[str, Shape]:
-    """As `_read_slice` has them: texts, of whatever length, are objects."""
+    """Of all that has something for each row, as `_read_slice` has it: texts, of whatever length, are objects."""
+    n_rows = file[FEATURES].shape[0]
     return {
         name: (item.shape, np.dtype(object) if h5py.check_string_dtype(item.dtype) else item.dtype)
         for name, item in file.items()
-        if name != CATEGORIES
+        if isinstance(item, h5py.Dataset) and (item.shape or ())[:1] == (n_rows,)
     }
 
 

@@ -59,6 +59,31 @@ def test_a_part_that_is_not_whole_is_refused_by_name(output, damage):
         open_features(directory)
 
 
+def test_what_lies_in_the_place_of_a_parts_datasets_is_refused_by_name(output):
+    directory = output(3, 4)
+    path = directory / "parts/part-00001.h5"
+    whole = path.read_bytes()
+    spoiled = {"features": "the manifest names it, but it cannot be read", "valid": "no dataset 'valid' beside"}
+    for name, says in spoiled.items():
+        for thing in (None, 3.0, h5py.Empty("f4"), np.dtype("f4")):
+            path.write_bytes(whole)
+            with h5py.File(path, "a") as file:
+                del file[name]
+                file.create_group(name) if thing is None else file.__setitem__(name, thing)
+            with refused(65, str(path), says):
+                pytest.fail(f"{name} is {thing!r}, and opens: {open_features(directory)}")
+
+
+def test_what_has_not_one_value_for_each_row_is_not_opened(output):
+    directory = output(3, 4)
+    for path in (directory / "parts").iterdir():
+        with h5py.File(path, "a") as file:
+            file.create_group("group")
+            file["type"], file["scalar"], file["none"], file["two"] = np.dtype("f4"), 3, h5py.Empty("f4"), np.ones(2)
+    for path in (directory, directory / "parts/part-00000.h5"):
+        assert set(open_features(path).riders) == {"y"}, path
+
+
 def test_an_index_that_was_copied_alone_is_refused_with_what_to_copy(output, tmp_path):
     directory = output(3, 4)
     with refused(65, "part-00000.h5: the manifest names it, but it is not there. Copy the whole directory"):
