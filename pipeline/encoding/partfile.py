@@ -42,7 +42,7 @@ class PartMemory:
 
     def __init__(self, n_rows: int, n_features: int, riders: Sequence[Rider] = ()) -> None:
         self._n_features, self._categories = n_features, stored_categories(riders)
-        self._place = _place_of_features()
+        self._place = _first_place()
         rider_bytes = sum(rider.dtype.itemsize for rider in riders)
         self._memory = _pages(self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM)
         self._layout, self._template = "", Template(0, ())  # of the last part
@@ -92,8 +92,8 @@ class PartMemory:
             features = (len(arrays[VALID]), self._n_features), _FLOAT32
             shapes = {FEATURES: features, **{name: shape for name, shape in shapes.items() if name not in texts}}
             template = lay_out(shapes, {**texts, **self._categories}, attributes, n_source)
-            place = next((start for start, piece in template.pieces if piece == FEATURES), self._place)
-            if place != self._place:
+            place = template.place_of(FEATURES)
+            if place not in (None, self._place):
                 raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
             self._layout, self._template = layout, template
         return self._template
@@ -109,10 +109,9 @@ def _pages(n_bytes: int, content: np.ndarray | None = None) -> np.ndarray:
 
 
 @cache
-def _place_of_features() -> int:
+def _first_place() -> int:
     """Where HDF5 puts the first dataset of a file."""
-    template = lay_out({FEATURES: ((1, 1), _FLOAT32)}, {}, {})
-    return next(start for start, piece in template.pieces if piece == FEATURES)
+    return lay_out({FEATURES: ((1, 1), _FLOAT32)}, {}, {}).place_of(FEATURES) or 0
 
 
 def _source(source: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,6 @@ become texts of one length, that of the longest: only HDF5 could write the other
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -122,14 +121,11 @@ def _copied(values: _Values) -> Iterator[memoryview]:
     memory = memoryview(bytearray(min(_PIECE, values.n_bytes)))  # whoever is given a piece is done before the next
     try:
         # Past HDF5, which would take its own lock and Python's for each piece.
-        descriptor = os.open(values.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with open(values.path, "rb", buffering=0) as file:
             for start in range(0, values.n_bytes, _PIECE):
                 piece = memory[: values.n_bytes - start]
-                read_into(descriptor, piece, (values.place or 0) + start)
+                read_into(file.fileno(), piece, (values.place or 0) + start)
                 yield piece
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise _unreadable(values.path, error) from error
 

@@ -7,6 +7,7 @@ attribute of fixed length.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,17 +29,20 @@ SOURCE = "/source"  # among the names of values: a dataset's own holds no slash
 
 @dataclass(frozen=True)
 class Template:
-    """A file whose values are left out.
+    """A file of ``n_bytes`` whose values are left out.
 
     Attributes
     ----------
-    n_bytes : int
     pieces : tuple of (int, bytes or str)
         From the first byte to the last: where each begins, and its bytes, or the name of the values there.
     """
 
     n_bytes: int
     pieces: tuple[tuple[int, bytes | str], ...]
+
+    def place_of(self, name: str) -> int | None:
+        """The byte at which these values begin, if they have any."""
+        return next((start for start, piece in self.pieces if piece == name), None)
 
     def fill(self, memory: np.ndarray, values: Mapping[str, np.ndarray | bytes]) -> None:
         """Make a file.
@@ -83,8 +87,9 @@ def lay_out(
         if n_source:
             _write_source(file, mark)
     # What has no bytes has no place.
-    extents = [(place, _n_bytes(shapes[name]), name) for name, place in places.items() if place is not None]
-    return Template(image.size, tuple(_pieces(image, sorted(extents), mark)))
+    begins = sorted((place, name) for name, place in places.items() if place is not None)
+    extents = [(place, prod(shapes[name][0]) * shapes[name][1].itemsize, name) for place, name in begins]
+    return Template(image.size, tuple(_pieces(image, extents, mark)))
 
 
 def _pieces(image: _Image, extents: Sequence[tuple[int, int, str]], mark: bytes) -> Iterator[tuple[int, bytes | str]]:
@@ -99,10 +104,6 @@ def _pieces(image: _Image, extents: Sequence[tuple[int, int, str]], mark: bytes)
         if name:
             yield place, name
         at = place + n_bytes
-
-
-def _n_bytes(shape: Shape) -> int:
-    return prod(shape[0]) * shape[1].itemsize
 
 
 def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
@@ -147,7 +148,7 @@ def _write_source(file: h5py.File, data: bytes) -> None:
     h5py.h5a.create(file.id, b"source", kind, scalar).write(np.array(data, f"S{len(data)}"), mtype=kind)
 
 
-class _Image:
+class _Image(io.RawIOBase):
     """A file object, as h5py takes it in a file's place, in which only pages that were written to take memory."""
 
     def __init__(self) -> None:
@@ -163,19 +164,12 @@ class _Image:
         self._at = offset + (0, self._at, self.size)[whence]
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, n_bytes: int) -> bytes:
-        """By which h5py knows a file."""
-        self._at += n_bytes
-        return self.between(self._at - n_bytes, self._at)
-
-    def readinto(self, target: memoryview) -> int:
-        target[:] = self.read(len(target))
+    def readinto(self, target: Any) -> int:
+        target[:] = self.between(self._at, self._at + len(target))
+        self._at += len(target)
         return len(target)
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: Any) -> int:
         rest = memoryview(data)  # of which no page copies what is left
         while rest:
             number, start = divmod(self._at, PAGE)
@@ -185,9 +179,6 @@ class _Image:
         self.size = max(self.size, self._at)
         return len(data)
 
-    def truncate(self, size: int) -> int:
-        self.size = size
-        return size
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._at if size is None else size
+        return self.size
