@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 from pipeline.errors import ConfigError, shown
 
 __all__ = ["read_configuration"]
@@ -15,6 +17,8 @@ __all__ = ["read_configuration"]
 _MOST_BYTES = 2**18
 _MOST_VALUES = 2**16  # keys, values and brackets; a list of inputs may be long
 _MOST_DEPTH = 16  # of lists and mappings in each other: settings need two
+
+_SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 
 def read_configuration(path: str) -> dict[str, Any]:
@@ -25,53 +29,41 @@ def read_configuration(path: str) -> dict[str, Any]:
     ConfigError
         When it cannot be read, is too long, or is no YAML of plain values.
     """
-    import yaml
-
+    where = f"config={shown(path)}"
     try:
         with open(path, "rb") as file:
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
-            raise ConfigError(f"config={shown(path)}: too long, expected {_MOST_BYTES} bytes at most")
-        found = _loaded(data.decode())
+            raise ConfigError(f"{where}: too long, expected {_MOST_BYTES} bytes at most")
+        text = data.decode()
+        _check_events(yaml.parse(text, _SafeLoader))
+        found = yaml.load(text, _Loader)
     except OSError as error:
-        raise ConfigError(f"config={shown(path)}: {error.strerror}, expected a YAML file") from error
+        raise ConfigError(f"{where}: {error.strerror}, expected a YAML file") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
-        raise ConfigError(f"config={shown(path)}: not YAML: {shown(' '.join(str(error).split()))}") from error
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"config={shown(path)}: a {type(found).__name__}, expected lines like `epochs: 20`")
-    return {str(key): value for key, value in found.items()}
+        raise ConfigError(f"{where}: not YAML: {shown(' '.join(str(error).split()))}") from error
+    if not isinstance(found, dict | None):
+        raise ConfigError(f"{where}: a {type(found).__name__}, expected lines like `epochs: 20`")
+    return {str(key): value for key, value in (found or {}).items()}
 
 
-def _loaded(text: str) -> Any:
-    """The values of a text of YAML."""
-    import yaml
+class _Loader(_SafeLoader):
+    """A key that stands twice is a mistake."""
 
-    base: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-
-    class Loader(base):
-        """A key that stands twice is a mistake."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            self.flatten_mapping(node)  # `<<` brings keys in
-            seen: set[object] = set()
-            for key, _ in node.value:
-                if not isinstance(key, yaml.ScalarNode):
-                    raise yaml.YAMLError("a key that is no name")
-                if key.value in seen:
-                    raise yaml.YAMLError(f"the key {key.value} stands twice")
-                seen.add(key.value)
-            return super().construct_mapping(node, deep)
-
-    _check_events(yaml.parse(text, base))
-    return yaml.load(text, Loader)
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        self.flatten_mapping(node)  # `<<` brings keys in
+        seen: set[object] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError("a key that is no name")
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {key.value} stands twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _check_events(events: Any) -> None:
     """Refuse what stands for more than is written, and more than any configuration holds, at its first event."""
-    import yaml
-
     depth = n_values = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
