@@ -49,6 +49,11 @@ def _setting(default: Any, kind: Kind, affects: Affected, help: str) -> Any:
     return field(default=default, metadata={"kind": kind, "affects": affects, "help": help})
 
 
+def _switch(help: str) -> Any:
+    """A setting that is off by default, and changes no result."""
+    return _setting(False, YES_OR_NO, "nothing", help)
+
+
 @dataclass(frozen=True)
 class Config:
     """All settings of a run; the help texts of the fields describe them."""
@@ -150,20 +155,12 @@ class Config:
     verify: str = _setting(
         "digests", one_of("digests", "sizes"), "nothing", "what is compared of files that an earlier run has finished"
     )
-    restart: bool = _setting(
-        False, YES_OR_NO, "nothing", "forget what an earlier run left in the output directory; begin again"
-    )
-    require_device: bool = _setting(
-        False, YES_OR_NO, "nothing", "stop when Theano's device cannot be used, do not take the CPU"
-    )
-    overwrite: bool = _setting(
-        False, YES_OR_NO, "nothing", "replace results of the same input files made with other settings"
-    )
-    single_file: bool = _setting(
-        False, YES_OR_NO, "nothing", "also write single.h5: all rows in one file that needs no other"
-    )
-    quiet: bool = _setting(False, YES_OR_NO, "nothing", "print warnings, errors and the summary only")
-    verbose: bool = _setting(False, YES_OR_NO, "nothing", "print details")
+    restart: bool = _switch("forget what an earlier run left in the output directory; begin again")
+    require_device: bool = _switch("stop when Theano's device cannot be used, do not take the CPU")
+    overwrite: bool = _switch("replace results of the same input files made with other settings")
+    single_file: bool = _switch("also write single.h5: all rows in one file that needs no other")
+    quiet: bool = _switch("print warnings, errors and the summary only")
+    verbose: bool = _switch("print details")
 
 
 def deciding(config: Config, result: Affected) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def parse_bytes(text: str) -> int:
     ``KB`` and its kin are powers of 1000, all other units powers of 1024.
     """
     # No more digits than any size has: Python refuses to make numbers of thousands of them.
-    match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", str(text), re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", text, re.IGNORECASE)
     if not match or (match[3] and not match[2]):
         raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
     base = 1024 if match[3] or not match[4] else 1000
@@ -91,17 +91,6 @@ def plain(value: object) -> str:
     return shown(value)
 
 
-def one_of(*choices: str) -> Kind:
-    """One of a few words."""
-
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"{text!r}, expected one of {', '.join(choices)}")
-        return text
-
-    return Kind(read, f"{{{','.join(choices)}}}")
-
-
 def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
     """`convert`, with what was expected where it fails."""
 
@@ -112,6 +101,12 @@ def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
             raise ValueError(f"{text!r}, expected {expected}") from None
 
     return read
+
+
+def one_of(*choices: str) -> Kind:
+    """One of a few words."""
+    known = {choice: choice for choice in choices}
+    return Kind(_by(known.__getitem__, f"one of {', '.join(choices)}"), f"{{{','.join(choices)}}}")
 
 
 def _limit(text: str) -> str:
