@@ -123,7 +123,8 @@ class BadData:
         DataError
             For a row that is not allowed.
         """
-        numbers, some = (np.arange(len(rows)), rows) if suspects is None else (suspects, rows[suspects])
+        which = slice(None) if suspects is None else suspects  # all of them, and no copy
+        numbers, some = np.arange(len(rows))[which], rows[which]
         bad, reasons = self._bad(block, numbers, some)
         outside, worst = _NONE, list[Outside]()
         if self.trained_on is not None and len(bad) < len(some):
@@ -132,8 +133,7 @@ class BadData:
             if len(outside) and self.out_of_range == "clip":
                 # All rows, since no other is changed by it; and twice, as that is rarer than a look before.
                 encode(np.clip(rows, *_edges(self.trained_on, rows.dtype)), features)
-        seen = features if suspects is None else features[suspects]
-        lost = np.setdiff1d(bad_rows(seen), bad)  # of a bad row all is said already
+        lost = np.setdiff1d(bad_rows(features[which]), bad)  # of a bad row all is said already
         reasons += self._overflown(block, numbers[lost])
         bad = numbers[np.union1d(bad, lost)]
         features[bad] = np.nan  # whatever Inf or a missing value has made of them
