@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
-from pipeline.encoding.singlefile import SINGLE_FILE
+from pipeline.encoding.whole import SINGLE_FILE
 from pipeline.errors import ConfigError, DataError, NoInput, shown
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Entry, Record, fault_of

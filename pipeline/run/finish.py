@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.encoding.index import index_bytes
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import PartFacts
-from pipeline.encoding.singlefile import SINGLE_FILE, single_file
+from pipeline.encoding.whole import SINGLE_FILE, index_bytes, single_file
 from pipeline.errors import counted, shown
 from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of

@@ -6,8 +6,8 @@ import h5py
 import numpy as np
 
 from pipeline.encoding import template
-from pipeline.encoding.index import index_bytes
 from pipeline.encoding.partfile import PartMemory
+from pipeline.encoding.whole import index_bytes
 from pipeline.features import categories_of
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.lock import locked
