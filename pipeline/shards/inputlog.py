@@ -59,15 +59,14 @@ def log_shards(shards: Sequence[Shard]) -> None:
 
 def _warn_of_writers(shards: Sequence[Shard]) -> None:
     at_work = writers()  # asked for once, since the kernel lists those of all files
-    pids = [(shard, at_work.get((shard.identity.device, shard.identity.inode))) for shard in shards]
-    held = [(shard, pid) for shard, pid in pids if pid is not None]
+    held = [(shard, place) for shard in shards if (place := (shard.identity.device, shard.identity.inode)) in at_work]
     if held:
-        shard, pid = held[0]
-        more = f" (and {len(held) - 1} more files are held so)" if len(held) > 1 else ""
+        (shard, place), *others = held
+        more = f" (and {len(others)} more files are held so)" if others else ""
         log.warning(
             "file=%s: process %d holds it open for writing%s: what is written from now on is not read, or ends the "
             "run. Close it there first.",
-            *(shown(shard.path), pid, more),
+            *(shown(shard.path), at_work[place], more),
         )
 
 

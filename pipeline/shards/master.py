@@ -60,7 +60,6 @@ def follow(
 
     Parameters
     ----------
-    sources : sequence of Source
     dataset : str, optional
         The virtual dataset, external link or group of external links in the masters. With none: ``X``, else the only
         one.

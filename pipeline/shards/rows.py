@@ -35,7 +35,6 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
 
     Parameters
     ----------
-    block : Block
     out : ndarray, optional
         What is to hold them, if memory is to be used again: of the result's shape and dtype, C order.
 
@@ -174,7 +173,6 @@ def salvage_riders(
 
     Parameters
     ----------
-    block : Block
     check : callable
         Called before each piece; what it raises ends the reading.
 
@@ -255,15 +253,7 @@ def bad_rows(rows: np.ndarray, missing: float | None = None, stored: str | None 
 
 
 def bad_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
-    """Which entries of rows are NaN, Inf or the missing value: bool, of the same shape.
-
-    Parameters
-    ----------
-    rows : ndarray
-    missing : float, optional
-    stored : str, optional
-        The dtype that they were stored in, if that is another one.
-    """
+    """Which entries of rows are NaN, Inf, or the missing value as the dtype `stored` has it: bool, of their shape."""
     # Of integers none is NaN, but any may be the missing value.
     bad = ~np.isfinite(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
     held = None if missing is None else _held(missing, np.dtype(stored or rows.dtype))

@@ -69,20 +69,11 @@ class Rider:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What lies beside the rows and does not ride along.
-
-    Attributes
-    ----------
-    name : str
-        Under which it lies there.
-    reason : str
-    is_missed : bool
-        Whether somebody may have expected it to.
-    """
+    """What lies beside the rows and does not ride along."""
 
     name: str
     reason: str
-    is_missed: bool
+    is_missed: bool  # whether somebody may have expected it to
 
 
 @dataclass(frozen=True)
@@ -91,20 +82,12 @@ class Shard:
 
     Attributes
     ----------
-    path : str
-        Where it lies.
-    dataset : str
-        Which of its datasets holds the rows.
     shape : tuple of int
         Of the rows, first their number; the rank may be above 2.
     stored_dtype, dtype : str
         As stored, and as `read` returns it: native byte order, bool as uint8, float16 as float32.
     chunk_rows : int
         How many rows are cheapest to read together: those of one HDF5 chunk, 1 where storage is contiguous.
-    riders : tuple of Rider
-        The 1-D datasets of the same length that ride along.
-    left_out : tuple of LeftOut
-        What does not.
     identity : Identity
         What the file must still be when it is read.
     columns : tuple of str
@@ -196,8 +179,5 @@ def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: 
 
 
 def first_rows(shards: Sequence[Shard]) -> np.ndarray:
-    """Number of each shard's first row, counted over all shards, and of all rows at the end: int64.
-
-    An ndarray of shape (len(shards) + 1,).
-    """
+    """Number of each shard's first row over all shards, and of all rows at the end: shape (len(shards) + 1,), int64."""
     return np.cumsum([0, *(shard.n_rows for shard in shards)], dtype=np.int64)

@@ -30,27 +30,13 @@ _MARKER, _INDEX = ".shardpress", "index.h5"
 
 @dataclass(frozen=True)
 class Source:
-    """A file to open, and what its manifest, or the master that stacks it, says of it.
-
-    Attributes
-    ----------
-    path : Path
-    n_rows, n_bytes : int, optional
-    blake3 : str, optional
-        None where there is no manifest, or where it does not say.
-    master : Path, optional
-        The file that stacks this one.
-    dataset : str, optional
-        Which of its datasets.
-    shape : tuple of int, optional
-        What that dataset is said to have.
-    """
+    """A file to open, and what its manifest, or the master that stacks it, says of it."""
 
     path: Path
-    n_rows: int | None = None
+    n_rows: int | None = None  # this and the next two as the manifest says; an older one says less
     n_bytes: int | None = None
     blake3: str | None = None
-    master: Path | None = None
+    master: Path | None = None  # the file that stacks this one, and of it this dataset; a link tells no shape
     dataset: str | None = None
     shape: tuple[int, ...] | None = None
 
@@ -78,13 +64,7 @@ def find(patterns: Sequence[str]) -> list[Source]:
 
 
 def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
-    """The sources, each with what names it, once none is found twice.
-
-    Raises
-    ------
-    DataError
-        When one file is found twice, since its rows would count double.
-    """
+    """The sources, each given with what names it; raises `DataError` where a file is found twice."""
     names: dict[object, str] = {}
     sources = []
     for source, name in named:
@@ -119,16 +99,12 @@ def _matches(pattern: str) -> list[Source]:
     elif os.path.lexists(pattern):  # before it could be a glob: files may be called a[1].h5
         matches = [path]  # also a link that leads elsewhere, since whoever names it means it
     else:
-        matches = _kept_inside(_root(pattern), [Path(name) for name in glob.glob(pattern)])
+        root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])  # which was named, link or not
+        matches = _kept_inside(root, [Path(name) for name in glob.glob(pattern)])
     if not matches:
         _check_reachable(pattern)
         raise NoInput(f"input={shown(pattern)}: {_nothing(pattern)}")
     return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
-
-
-def _root(pattern: str) -> str:
-    """The directory before a glob's first wildcard, or before a file's name."""
-    return os.path.dirname(pattern[: re.search(r"[*?[]|$", pattern).start()])  # type: ignore[union-attr]
 
 
 def _check_reachable(pattern: str) -> None:

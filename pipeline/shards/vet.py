@@ -90,16 +90,9 @@ def vet(path: Path, wanted: Wanted = _ANYTHING) -> Shard:
 
 
 def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
-    """What `look` finds in a file, given its descriptor, its identity and where in it HDF5 begins.
+    """What `look` finds in a file, given its descriptor, its identity and where in it HDF5 begins; raises like `vet`.
 
     There are more tries when the storage fails.
-
-    Raises
-    ------
-    DataError
-        When it is no HDF5 file.
-    NoInput, NotPermitted, ReadFailed, SystemLimit
-        When it cannot be looked at.
     """
     where = f"file={shown(path)}"
 
