@@ -59,13 +59,7 @@ class Identity:
 
 @contextmanager
 def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, Identity]]:
-    """A regular file's descriptor, and its identity, which is the same at the end.
-
-    Parameters
-    ----------
-    path : str
-    expected : Identity, optional
-        What it was when it was vetted.
+    """A regular file's descriptor, and its identity: the `expected` one if it was vetted, and the same at the end.
 
     Raises
     ------
@@ -107,12 +101,7 @@ def writers() -> dict[tuple[int, int], int]:
 
 
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
-    """Fill a buffer from an offset on, however often the system stops half-way.
-
-    Raises
-    ------
-    OSError
-    """
+    """Fill a buffer from an offset on, however often the system stops half-way; `OSError` also where the file ends."""
     while buffer:
         try:
             n_read = FILES.preadv(descriptor, buffer, offset)
@@ -131,13 +120,7 @@ def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
 
 
 def persistently(read: Callable[[], T], where: str) -> T:
-    """Read, with more tries when the storage fails; `read` opens its file anew each time.
-
-    Parameters
-    ----------
-    read : callable
-    where : str
-        How an error's sentence begins.
+    """Read, with more tries when the storage fails; `read` opens its file anew each time, `where` begins an error.
 
     Raises
     ------

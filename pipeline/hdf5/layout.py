@@ -23,38 +23,19 @@ _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where a dataset's bytes lie: plain values and arrays.
+    """Where a dataset's bytes lie: plain values and arrays."""
 
-    Attributes
-    ----------
-    name : str
-        Its path in the file.
-    shape : tuple of int
-    dtype : dtype
-        As stored.
-    kind : str
-        ``contiguous``, ``chunked``, ``inline`` (in the file's metadata), or ``asked``: only HDF5 can read it.
-    offset : int
-        Of contiguous bytes.
-    chunks : tuple of int
-        Shape of a chunk.
-    filters : tuple of (int, tuple of int)
-        Codes and parameters, in the order in which they were applied.
-    index : ndarray of shape (3, n_chunks), int64
-        Offset, size and filter mask of every chunk, in C order of their grid (in any order where HDF5 must be asked).
-    data : bytes
-        What lay in the metadata.
-    """
-
-    name: str
+    name: str  # its path in the file
     shape: tuple[int, ...]
-    dtype: np.dtype
-    kind: str
-    offset: int = 0
-    chunks: tuple[int, ...] = ()
-    filters: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    dtype: np.dtype  # as stored
+    kind: str  # contiguous, chunked, inline (in the file's metadata), or asked: only HDF5 can read it
+    offset: int = 0  # of contiguous bytes
+    chunks: tuple[int, ...] = ()  # shape of a chunk
+    filters: tuple[tuple[int, tuple[int, ...]], ...] = ()  # codes and parameters, in the order of their application
+    # Shape (3, n_chunks), int64: offset, size and filter mask of every chunk, in C order of their grid (in any order
+    # where HDF5 must be asked).
     index: np.ndarray | None = None
-    data: bytes = b""
+    data: bytes = b""  # what lay in the metadata
 
     @property
     def n_bytes(self) -> int:
@@ -73,25 +54,12 @@ def bytes_of(array: np.ndarray) -> np.ndarray:
 
 
 def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
-    """How many chunks lie along each axis; the last ones may stick out.
-
-    Raises
-    ------
-    ValueError
-        When they are of another rank.
-    """
+    """How many chunks lie along each axis; the last ones may stick out. `ValueError` when they are of another rank."""
     return tuple(-(-n // size) for n, size in zip(shape, chunks, strict=True))
 
 
 def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
-    """A dataset's layout from what is said of it.
-
-    Parameters
-    ----------
-    claim : object
-        As of `child.layouts.layout_claim`, out of JSON.
-    arrays : iterator of ndarray
-        Those that came with it; one is taken where the layout has one.
+    """A dataset's layout from what `child.layouts.layout_claim` says of it, and the next of its arrays if it has one.
 
     Raises
     ------
@@ -182,21 +150,9 @@ def _annotated(dtype: np.dtype, notes: Any) -> np.dtype:
 
 
 def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0) -> None:
-    """Refuse values that lie outside the file, one on top of the other, or unfold to too much.
+    """Refuse (`DataError`) values that lie outside the file, one on top of the other, or unfold to too much.
 
-    Parameters
-    ----------
-    layouts : sequence of Layout
-    size : int
-        Of the file, in bytes.
-    where : str
-        How an error's sentence begins.
-    base : int
-        Where the superblock lies.
-
-    Raises
-    ------
-    DataError
+    The file has `size` bytes, and its superblock lies at `base`; an error's sentence begins with `where`.
     """
     low = base + SMALLEST
     taken: dict[object, np.ndarray] = {}

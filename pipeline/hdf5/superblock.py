@@ -57,12 +57,7 @@ class Superblock(NamedTuple):
 
 
 def signature_at(descriptor: int, size: int) -> int | None:
-    """Where HDF5 begins in an open file: at 0, 512, 1024, 2048 and so on, as libhdf5 searches; None if nowhere.
-
-    Raises
-    ------
-    OSError
-    """
+    """Where HDF5 begins in an open file: at 0, 512, 1024, 2048 and so on, as libhdf5 searches; None if nowhere."""
     place = 0
     while place + len(SIGNATURE) <= size:
         if read_at(descriptor, place, len(SIGNATURE)) == SIGNATURE:
@@ -72,25 +67,12 @@ def signature_at(descriptor: int, size: int) -> int | None:
 
 
 def check_superblock(descriptor: int, size: int, where: str) -> int:
-    """Look at the start of an open file.
-
-    Parameters
-    ----------
-    descriptor : int
-    size : int
-        Of the file, in bytes.
-    where : str
-        How an error's sentence begins.
-
-    Returns
-    -------
-    int
-        Where it lies, from which all addresses in the file count: 0, or behind a user block.
+    """Where the superblock of an open file lies, from which all addresses count: at 0, or behind a user block.
 
     Raises
     ------
     DataError
-        When it is no HDF5 file that stands by itself.
+        When it is no HDF5 file that stands by itself; its sentence begins with `where`.
     OSError
     """
     place, head = 0, read_at(descriptor, 0, min(size, _LONGEST))

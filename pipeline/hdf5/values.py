@@ -43,9 +43,8 @@ def read_values(
     Parameters
     ----------
     path : str
-        Of the file.
     identity : Identity
-        What it was when it was vetted.
+        What the file was when it was vetted.
     layout : Layout
         Of one of its datasets.
     start : int

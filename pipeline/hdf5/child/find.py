@@ -34,17 +34,11 @@ _LISTED = 20  # how many names a refusal lists
 
 
 class Refused(Exception):
-    """Why a file is no shard.
-
-    Attributes
-    ----------
-    dataset : str or None
-        Which of its datasets is to blame.
-    """
+    """Why a file is no shard."""
 
     def __init__(self, words: str, dataset: str | None = None) -> None:
         super().__init__(words)
-        self.dataset = dataset
+        self.dataset = dataset  # which of its datasets is to blame
 
 
 class NotThere(Refused):
