@@ -18,6 +18,7 @@ __all__ = [
     "attribute",
     "dtype_of",
     "elsewhere",
+    "first_names",
     "held",
     "is_plain",
     "link_of",
@@ -142,18 +143,24 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
     """The names in a group, in their order, when so many objects have been looked at."""
-    names: list[bytes] = []
-    at_most = MOST_OBJECTS - n_seen
-
-    def take(name: bytes) -> bool | None:
-        names.append(name)
-        return True if len(names) > at_most else None
-
-    group.links.iterate(take)
-    if len(names) > at_most:
+    names = first_names(group, MOST_OBJECTS - n_seen)
+    if n_seen + len(names) > MOST_OBJECTS:
         raise Refused(
             f"more than {MOST_OBJECTS} objects to look through, expected rows in a file or group of their own"
         )
+    return names
+
+
+def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
+    """The names in a group, in their order, of all links or those of a kind; one more than `most` if there are more."""
+    names: list[bytes] = []
+
+    def take(name: bytes, info: Any) -> bool | None:
+        if kind in (None, info.type):
+            names.append(name)
+        return True if len(names) > most else None  # True ends the iteration
+
+    group.links.iterate(take, info=True)
     return names
 
 

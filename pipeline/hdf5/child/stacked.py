@@ -3,11 +3,12 @@
 Only `server` runs this. What it answers is a claim that `shards.master` checks.
 """
 
+from itertools import islice
 from typing import Any
 
 import h5py
 
-from pipeline.hdf5.child.find import Refused, locate, objects, some
+from pipeline.hdf5.child.find import Refused, first_names, locate, objects, some
 from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
 from pipeline.hdf5.paths import split, text
@@ -74,14 +75,7 @@ def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
 
 
 def _external_links(group: Any) -> list[bytes]:
-    names: list[bytes] = []
-
-    def take(name: bytes, info: Any) -> bool | None:
-        if info.type == h5py.h5l.TYPE_EXTERNAL:
-            names.append(name)
-        return True if len(names) > MOST_PIECES else None  # True ends the iteration
-
-    group.links.iterate(take, info=True)
+    names = first_names(group, MOST_PIECES, h5py.h5l.TYPE_EXTERNAL)
     if len(names) > MOST_PIECES:
         raise Refused(f"a group of more than {MOST_PIECES} external links, expected fewer. Stack larger files.")
     return names
@@ -130,18 +124,8 @@ def _box(space: Any) -> list[list[int]] | None:
 
 def _beside(group: Any, shape: tuple[int, ...] | None) -> list[str]:
     """Some names of one-dimensional datasets in a group: of this shape, where there is one."""
-    names: list[str] = []
-    n_seen = 0
-
-    def take(name: bytes, info: Any) -> bool | None:
-        nonlocal n_seen
-        n_seen += 1
-        if info.type == h5py.h5l.TYPE_HARD and _is_beside(h5py.h5o.open(group, name), shape):
-            names.append(text(name))
-        return True if len(names) > _LISTED or n_seen > MOST_OBJECTS else None
-
-    group.links.iterate(take, info=True)
-    return names
+    names = first_names(group, MOST_OBJECTS, h5py.h5l.TYPE_HARD)
+    return [*islice((text(each) for each in names if _is_beside(h5py.h5o.open(group, each), shape)), _LISTED + 1)]
 
 
 def _is_beside(item: Any, shape: tuple[int, ...] | None) -> bool:
