@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_LEFT_OUT, MOST_PADDED
 from pipeline.hdf5.paths import text
 
-__all__ = ["A_GROUP", "CATEGORIES", "NOT_UTF8", "LeftOut", "are_few", "is_utf8", "misfit", "rides"]
+__all__ = ["A_GROUP", "CATEGORIES", "NOT_UTF8", "are_few", "is_utf8", "leave_out", "misfit", "rides"]
 
 CATEGORIES = "__categories"  # the group beside codes that says what each stands for, as earlier AnnData wrote it
 
@@ -42,16 +42,10 @@ def is_utf8(name: bytes) -> bool:
     return name.decode(errors="ignore").encode() == name
 
 
-class LeftOut:
-    """Names in a file, why each does not ride along, and whether somebody may miss it; not too many."""
-
-    def __init__(self) -> None:
-        self.claims: list[list[Any]] = []
-
-    def note(self, name: bytes, reason: str, is_missed: bool = True) -> None:
-        """One more."""
-        if len(self.claims) < MOST_LEFT_OUT:
-            self.claims.append([text(name), reason, is_missed])
+def leave_out(claims: list[list[Any]], name: bytes, reason: str, is_missed: bool = True) -> None:
+    """Note a name, why it does not ride along, and whether somebody may miss it, if not too many are noted already."""
+    if len(claims) < MOST_LEFT_OUT:
+        claims.append([text(name), reason, is_missed])
 
 
 def are_few(categories: Sequence[Any]) -> bool:

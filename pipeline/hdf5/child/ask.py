@@ -27,7 +27,7 @@ from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 
-__all__ = ["LIMITS", "Limits", "ask", "believed", "retire"]
+__all__ = ["LIMITS", "ask", "believed", "retire"]
 
 _PROGRAM = "import sys; sys.path.insert(0, {!r}); from pipeline.hdf5.child.server import main; main()"
 _ROOT = str(Path(__file__).resolve().parents[3])
@@ -38,7 +38,7 @@ _GRACE = 10.0  # seconds beyond its own patience, after which the child itself c
 
 
 @dataclass
-class Limits:
+class _Limits:
     """What one answer may cost."""
 
     seconds: float = 120  # of processor time
@@ -49,7 +49,7 @@ class Limits:
     memory: int = 2**29
 
 
-LIMITS = Limits()
+LIMITS = _Limits()
 
 
 class _Died(Exception):

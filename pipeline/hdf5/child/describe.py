@@ -33,7 +33,7 @@ def describe(
     ----------
     file : h5py.File
     dataset : str, optional
-        The dataset that holds the rows. With none: ``X``, else the only candidate.
+        What holds the rows. With none: ``X``, else the only candidate.
     orientation : str, optional
         ``rows`` or ``columns``: along which axis the rows lie.
     carry : sequence of str
@@ -44,7 +44,7 @@ def describe(
     dict
         ``dataset``, ``columns`` and ``fill_value``; ``form``, ``shape`` and ``rows``, how the rows lie and where: the
         layouts of what makes them up, as in `pipeline.hdf5.forms`; ``riders``, each with ``name``, ``layout``,
-        ``categories`` and ``is_carried``; ``left_out``, as of `riders.LeftOut`.
+        ``categories`` and ``is_carried``; ``left_out``, as of `riders.leave_out`.
     list of ndarray
         Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
         (3, n_chunks), int64; of each one inside the metadata: its bytes.
@@ -64,7 +64,7 @@ def describe(
         "shape": rows.shape,
         "rows": layouts,
         "riders": riders + carried,
-        "left_out": [*missing, *left_out.claims][:MOST_LEFT_OUT],
+        "left_out": [*missing, *left_out][:MOST_LEFT_OUT],
     }
     return answer, arrays
 

@@ -24,7 +24,7 @@ from pipeline.hdf5.child.find import (
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_RIDERS, MOST_WORDS
 from pipeline.hdf5.paths import beside, parts_of, text
-from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, LeftOut, are_few, is_utf8, misfit, rides
+from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, are_few, is_utf8, leave_out, misfit, rides
 
 __all__ = ["find_carried", "find_riders"]
 
@@ -42,22 +42,14 @@ class _Unmissed(Refused):
 
 def find_riders(
     parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray]
-) -> tuple[list[dict[str, Any]], LeftOut]:
-    """What rides along of that which lies beside the rows, and what does not.
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """What rides along of all that a group holds beside the rows, which have that path and shape; and what does not.
 
-    Parameters
-    ----------
-    parent : h5py.h5g.GroupID
-        That holds the rows.
-    rows : str
-        Their path.
-    shape : tuple of int
-        Theirs.
-    arrays : list of ndarray
-        As for `layout_claim`.
+    Into `arrays` goes what is no plain value, as by `layout_claim`. Of what does not ride along there is the name, why
+    it does not, and whether somebody may miss it.
     """
     riders: list[dict[str, Any]] = []
-    left_out = LeftOut()
+    left_out: list[list[Any]] = []
     for name in names_in(parent):
         if name in (parts_of(rows)[-1], CATEGORIES.encode()):
             continue
@@ -71,13 +63,13 @@ def find_riders(
             riders.append({"name": text(name), "layout": layout, "categories": categories, "is_carried": False})
         except _Unmissed as reason:
             if str(reason):
-                left_out.note(name, str(reason), is_missed=False)
+                leave_out(left_out, name, str(reason), is_missed=False)
         except Refused as reason:
-            left_out.note(name, str(reason))
+            leave_out(left_out, name, str(reason))
         except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
             if _NOT_THE_RIDERS.search(str(error)):
                 raise
-            left_out.note(name, f"cannot be read: {error}")
+            leave_out(left_out, name, f"cannot be read: {error}")
     return riders, left_out
 
 
@@ -133,16 +125,10 @@ def _is_bare(dataset: h5py.Dataset) -> bool:
 def find_carried(
     file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """What rides along because it is named, wherever it lies; and which names are not there.
+    """What rides along because it is named, wherever it lies, and which names are not there; both as of `find_riders`.
 
-    Parameters
-    ----------
-    file : h5py.File
-    paths : sequence of str
-        From the root. A group of codes and categories, as AnnData has it, rides along as its codes; one of values and
-        a mask as its values, if the mask hides none.
-    shape, arrays
-        As for `find_riders`.
+    A group of codes and categories, as AnnData has it, rides along as its codes; one of values and a mask as its
+    values, if the mask hides none.
 
     Raises
     ------

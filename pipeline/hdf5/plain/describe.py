@@ -17,7 +17,7 @@ from pipeline.hdf5.plain.datasets import Dataset, dataset_of, layout_claim, name
 from pipeline.hdf5.plain.groups import links, root
 from pipeline.hdf5.plain.headers import Kind, is_group, messages
 from pipeline.hdf5.plain.metadata import Metadata, Odd, expect
-from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, LeftOut, is_utf8, misfit, rides
+from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, is_utf8, leave_out, misfit, rides
 
 __all__ = ["describe_plain"]
 
@@ -25,18 +25,7 @@ __all__ = ["describe_plain"]
 def describe_plain(
     descriptor: int, size: int, dataset: str | None, orientation: str | None = None, base: int = 0
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-    """Where the rows and what rides along with them lie, if the file is plain.
-
-    Parameters
-    ----------
-    descriptor : int
-        Of the open file, whose superblock has been checked.
-    size : int
-        Its bytes.
-    dataset, orientation : str, optional
-        As for `child.describe.describe`.
-    base : int
-        Where the superblock lies.
+    """Where the rows and what rides along with them lie in an open file, whose superblock at `base` has been checked.
 
     Returns
     -------
@@ -83,7 +72,7 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
     }
     others = {other: objects[address] for other, address in there.items() if other != name}
     riders, left_out = _riders(file, others, dataset, shape, arrays)
-    return {**answer, "riders": riders, "left_out": left_out.claims}, arrays
+    return {**answer, "riders": riders, "left_out": left_out}, arrays
 
 
 def _riders(
@@ -92,17 +81,18 @@ def _riders(
     rows: str,
     shape: tuple[int, ...],
     arrays: list[np.ndarray],
-) -> tuple[list[dict[str, Any]], LeftOut]:
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """As of `child.riders.find_riders`, of what stands under other names beside the rows."""
-    riders, left_out = [], LeftOut()
+    riders: list[dict[str, Any]] = []
+    left_out: list[list[Any]] = []
     for name, other in others.items():
         if other is None:
-            left_out.note(name, A_GROUP, is_missed=False)
+            leave_out(left_out, name, A_GROUP, is_missed=False)
         elif not rides(other.shape, shape[0]):
             if other.shape:
-                left_out.note(name, *misfit(other.shape, shape))
+                leave_out(left_out, name, *misfit(other.shape, shape))
         elif not is_utf8(name):
-            left_out.note(name, NOT_UTF8)
+            leave_out(left_out, name, NOT_UTF8)
         else:
             layout = layout_claim(file, other, beside(rows, text(name)), arrays)
             riders.append({"name": text(name), "layout": layout, "categories": None, "is_carried": False})
