@@ -36,7 +36,6 @@ class Budget:
         Whether training may keep all rows in the host's memory, or in a device's own.
     window_rows : int
         Rows shuffled together, of which streaming holds two windows.
-    max_validation_rows : int
     """
 
     n_threads: int
@@ -57,8 +56,6 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
 
     Parameters
     ----------
-    settings : Settings
-    shards : sequence of Shard
     tile_rows : int
         Rows of one product of the encoder, which blocks are rounded up to.
 

@@ -17,11 +17,11 @@ from pipeline.errors import ConfigError, DataError, NoInput, shown
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Entry, Record, fault_of
 from pipeline.run.fingerprints import differences, other_inputs, other_settings
-from pipeline.run.job import Clock, Job, Prepared
+from pipeline.run.job import Clock, Job, Prepared, rows_in, trained
 from pipeline.settings.config import Config
 from pipeline.settings.kinds import allowed
 
-__all__ = ["QUARANTINE", "intact", "latest", "n_allowed", "take_up", "trained"]
+__all__ = ["QUARANTINE", "intact", "latest", "n_allowed", "take_up"]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,6 @@ def latest(job: Job, kind: str, fingerprint: str, read: Callable[[Record], T], c
 
     Parameters
     ----------
-    job : Job
     kind, fingerprint : str
         What the result is, and what it was made from.
     read : callable
@@ -146,33 +145,24 @@ def _kept(ledger: Ledger) -> str:
     """What an unfinished run has done that takes long, in words; nothing when its training has diverged."""
     if ledger.has_diverged():
         return ""  # to go on with it would diverge again
-    last, n_rows = ledger.records("checkpoint")[-1:], sum(part.facts["n_rows"] for part in ledger.records("part"))
+    last, n_rows = ledger.records("checkpoint")[-1:], rows_in(ledger.records("part"))
     done = ["trained"] if ledger.records("model") else [f"a checkpoint of {trained(checkpoint)}" for checkpoint in last]
     return ", ".join([*done, *([f"{n_rows} rows encoded"] if n_rows else [])])
-
-
-def trained(checkpoint: Record) -> str:
-    """How far a checkpoint is, in words."""
-    facts, step = checkpoint.facts, int(checkpoint.key.split("-")[1])
-    return f"{facts['n_epochs']} of {facts['of']} epochs, step {step}" if "of" in facts else f"step {step}"
 
 
 def _passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
     config = prepared.config
-    # By name, since a data set may have been moved.
-    refused, now = (
-        [Path(bad["file"]).name for bad in shards] for shards in (manifest["bad_shards"], prepared.bad_shards)
-    )
-    n_bad, n_bad_shards = (manifest["summary"][name] for name in ("n_bad", "n_bad_shards"))
-    n_shards = len(manifest["request"]["inputs"]["shards"]) + len(refused)
-    asked = {QUARANTINE: config.on_bad_data == "quarantine", SINGLE_FILE: config.single_file}
-    missing = {name for name, is_asked in asked.items() if is_asked} - {line["file"] for line in manifest["files"]}
+    summary, written = manifest["summary"], {line["file"] for line in manifest["files"]}
+    refused = manifest["bad_shards"], prepared.bad_shards
+    before, now = ([Path(bad["file"]).name for bad in each] for each in refused)  # a data set may have been moved
+    # As many rows and shards as there were: all that decides the results is the same.
     return (
-        refused == now
-        and not missing
-        and n_bad <= n_allowed(config, config.max_bad_rows, manifest["n_rows"])
-        and n_bad_shards <= n_allowed(config, config.max_bad_shards, n_shards)
+        before == now
+        and (QUARANTINE in written or config.on_bad_data != "quarantine")
+        and (SINGLE_FILE in written or not config.single_file)
+        and summary["n_bad"] <= n_allowed(config, config.max_bad_rows, prepared.n_rows)
+        and summary["n_bad_shards"] <= n_allowed(config, config.max_bad_shards, len(prepared.shards) + len(now))
     )
 
 

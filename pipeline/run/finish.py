@@ -1,4 +1,4 @@
-"""What stands beside the parts, the manifest last; and how far a run came that did not finish."""
+"""What stands beside the parts, the manifest last."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.encoding.whole import SINGLE_FILE, index_bytes, single_file
 from pipeline.errors import counted, shown
 from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
-from pipeline.run.earlier import QUARANTINE, trained
+from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan
 from pipeline.shards.inputlog import why_left_out
 
-__all__ = ["Summary", "again", "finish", "standing"]
+__all__ = ["Summary", "again", "finish"]
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,8 @@ class Summary:
 
     Attributes
     ----------
-    output : str
-        Where the features are.
-    n_rows, n_inputs, n_features, n_bad, n_parts : int
-        Rows, columns in, columns out, rows whose features are NaN, feature files.
+    n_bad, n_parts : int
+        Rows whose features are NaN; feature files.
     device : str
         Where the products ran, and why there.
     cost : float or None
@@ -75,9 +73,8 @@ class Summary:
 
 def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
-    attributes = job.about(model)
-    summary = _summary(job, model, parts, scan)
-    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, attributes, summary)]
+    attributes, summary = job.about(model), _summary(job, model, parts, scan)
+    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, summary)]
     entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
     kept = [job.request.of_scan(), job.of_model(scan), job.of_features(model, scan)]
     manifest = {
@@ -126,22 +123,20 @@ def _best_cost(training: dict[str, Any]) -> float:
     return float(cost)
 
 
-def _files(
-    job: Job, model: Model, parts: Sequence[PartFacts], attributes: Mapping[str, Any], summary: Summary
-) -> Iterator[tuple[str, bytes]]:
+def _files(job: Job, model: Model, parts: Sequence[PartFacts], summary: Summary) -> Iterator[tuple[str, bytes]]:
     """Names and contents of what stands beside the parts, each made when the one before it is written."""
     yield "model.h5", model.to_hdf5()
     yield "encoder.npz", model.to_npz()
-    yield "index.h5", _index(job, model, parts, attributes)
+    yield "index.h5", _index(job, model, parts)
     yield "report.json", _report(job, model, summary)
     if job.config.on_bad_data == "quarantine":
         yield QUARANTINE, _quarantine(job, parts)
 
 
-def _index(job: Job, model: Model, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> bytes:
+def _index(job: Job, model: Model, parts: Sequence[PartFacts]) -> bytes:
     shapes = [part_shapes(part.n_rows, model.n_features, job.shards[part.shard].riders) for part in parts]
     categories = stored_categories(job.shards[0].riders)  # the same in all
-    return index_bytes([part.entry.file for part in parts], shapes, categories, attributes)
+    return index_bytes([part.entry.file for part in parts], shapes, categories, job.about(model))
 
 
 def _report(job: Job, model: Model, summary: Summary) -> bytes:
@@ -175,18 +170,3 @@ def _single_file(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, 
     job.clock.lap("single file")
     log.info("single file: %s, %.1f MB", shown(ledger.directory / SINGLE_FILE), entry.n_bytes / 1e6)
     return [entry]
-
-
-def standing(job: Job) -> str:
-    """How far a run came that did not finish."""
-    stages = ", ".join(job.clock.seconds) or "nothing yet"
-    # Of this very run: results of other settings may stand beside them.
-    checkpoints = job.ledger.records("checkpoint", job.clock.model) if job.clock.model else []
-    if checkpoints:
-        stages += f"; a checkpoint keeps {trained(checkpoints[-1])}"
-    records = job.ledger.records("part", job.clock.features) if job.clock.features else []
-    n_done = sum(record.facts["n_rows"] for record in records)
-    return (
-        f"Not finished after {job.clock.total:.1f} s in {shown(job.ledger.directory)}: stages done: {stages}; "
-        f"{n_done} of {job.n_rows} rows have committed features."
-    )

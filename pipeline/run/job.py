@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from pipeline.device import TILE_ROWS
+from pipeline.encoding.parts import PartFacts
 from pipeline.errors import ConfigError, DataError, WriteFailed, shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
+from pipeline.output.records import Record
 from pipeline.run.budget import Budget, make_budget
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.scan.ranges import Scan
@@ -34,7 +36,7 @@ from pipeline.shards.shard import Shard
 if TYPE_CHECKING:
     from kernels.backend import Device
 
-__all__ = ["Clock", "Job", "Prepared", "check_space", "prepare", "versions"]
+__all__ = ["Clock", "Job", "Prepared", "check_space", "prepare", "rows_in", "trained", "versions"]
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +50,10 @@ class Prepared:
 
     Attributes
     ----------
-    config : Settings
-    shards : tuple of Shard
     bad_shards : list of dict
         Files of the input that were refused and left out: ``file`` and ``reason``.
     given : Model or None
         A fitted one, that takes the training's place.
-    budget : Budget
     request : Request
         What decides the results.
     """
@@ -198,16 +197,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Job(Prepared):
-    """A run under way: what was prepared, and where it is at work.
-
-    Attributes
-    ----------
-    command : sequence of str
-        The command line, for the outputs' attributes.
-    ledger : Ledger
-    device : Device
-    clock : Clock
-    """
+    """A run under way: what was prepared, where it is at work, and the command line, for the outputs' attributes."""
 
     command: Sequence[str]
     ledger: Ledger
@@ -244,6 +234,29 @@ class Job(Prepared):
             "versions": versions(),
             "model": model.fingerprint,
         }
+
+    def standing(self) -> str:
+        """How far a run came that did not finish."""
+        stages = ", ".join(self.clock.seconds) or "nothing yet"
+        # Of this very run: results of other settings may stand beside them.
+        if self.clock.model and (checkpoints := self.ledger.records("checkpoint", self.clock.model)):
+            stages += f"; a checkpoint keeps {trained(checkpoints[-1])}"
+        parts = self.ledger.records("part", self.clock.features) if self.clock.features else []
+        return (
+            f"Not finished after {self.clock.total:.1f} s in {shown(self.ledger.directory)}: stages done: {stages}; "
+            f"{rows_in(parts)} of {self.n_rows} rows have committed features."
+        )
+
+
+def trained(checkpoint: Record) -> str:
+    """How far a checkpoint is, in words."""
+    facts, step = checkpoint.facts, int(checkpoint.key.split("-")[1])
+    return f"{facts['n_epochs']} of {facts['of']} epochs, step {step}" if "of" in facts else f"step {step}"
+
+
+def rows_in(parts: Iterable[Record]) -> int:
+    """Rows whose features are committed."""
+    return sum(PartFacts.of(record).n_rows for record in parts)
 
 
 def _unreadable(scan: Scan | None) -> list[int]:

@@ -10,7 +10,7 @@ from pipeline.output.disk import Disk
 from pipeline.output.lock import locked
 from pipeline.run.earlier import take_up
 from pipeline.run.encoding_stage import encode
-from pipeline.run.finish import Summary, again, finish, standing
+from pipeline.run.finish import Summary, again, finish
 from pipeline.run.job import Clock, Job, check_space, prepare
 from pipeline.run.scan_stage import scanned
 from pipeline.run.training_stage import fit
@@ -31,7 +31,6 @@ def run(
 
     Parameters
     ----------
-    config : Config
     command : sequence of str
         The command line, for the outputs' attributes.
     disk : Disk, optional
@@ -58,7 +57,7 @@ def run(
             with theanos_errors():
                 return _stages(job)
         except BaseException as error:
-            error.add_note(standing(job))
+            error.add_note(job.standing())
             raise
 
 
