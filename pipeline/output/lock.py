@@ -94,12 +94,13 @@ def _make_folders(directory: Path, disk: Disk) -> None:
 def _mark(directory: Path, disk: Disk) -> None:
     """Refuse what is not ours, and leave the sign that it is."""
     path = directory / _MARKER
+    names = os.listdir(directory)  # first: another run may be leaving the sign just now, and its folders after it
     if path.exists():  # a damaged one, too, says whose directory it is
         try:
             unsealed(path)
         except ValueError:
             log.debug("output=%s: its marker is damaged", shown(directory))
-    elif not all(is_left(name) for name in os.listdir(directory)):
+    elif not all(is_left(name) for name in names):
         raise CannotCreate(
             f"output={shown(directory)}: holds files that are not of shardpress, expected a new or empty directory. "
             "Choose another --output."

@@ -198,6 +198,20 @@ def test_c1_of_many_runs_one_gets_the_directory(tmp_path: Path) -> None:
     os.close(descriptor)
 
 
+@pytest.mark.parametrize("is_before", [True, False], ids=["before it looks", "after it has looked"])
+def test_c1_a_run_that_begins_at_the_same_moment_is_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_before: bool
+) -> None:
+    def listing(directory: Path) -> list[str]:
+        monkeypatch.undo()
+        names = os.listdir(directory)
+        lock_and_let_go(tmp_path)
+        return os.listdir(directory) if is_before else names
+
+    monkeypatch.setattr(os, "listdir", listing)
+    lock_and_let_go(tmp_path)
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
 def test_c3_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def fail(*_arguments: object) -> None:
