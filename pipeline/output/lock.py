@@ -16,7 +16,7 @@ from pipeline.errors import CannotCreate, NotPermitted, TryAgain, WriteFailed, s
 from pipeline.formats import seal
 from pipeline.output.disk import Disk, publish, sync_directory
 from pipeline.output.ledger import Ledger
-from pipeline.output.records import FOLDERS, OUTPUT, is_left, unsealed
+from pipeline.output.records import FOLDERS, OUTPUT, check_limits, is_left, unsealed
 
 __all__ = ["locked"]
 
@@ -48,6 +48,8 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         When a later version of shardpress has written there.
     TryAgain
         When another run holds it, or its file system knows no locks.
+    SystemLimit
+        When too many files are open.
     """
     disk = disk or Disk()
     where = f"output={shown(directory)}"
@@ -58,7 +60,9 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         descriptor = _lock(directory)
     except (PermissionError, NotPermitted) as error:
         raise NotPermitted(f"{where}: {error}. Choose an --output that you may write to.") from error
-    except (OSError, WriteFailed) as error:
+    except (OSError, CannotCreate, WriteFailed) as error:
+        if isinstance(error, OSError):
+            check_limits(error, directory)
         raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
     try:
         yield Ledger(directory, disk)
@@ -86,8 +90,7 @@ def _make_folders(directory: Path, disk: Disk) -> None:
     for name in FOLDERS:
         # What a run removes lies inside: a link would lead it to files of others.
         if (directory / name).is_symlink():
-            found = f"its {name} is a link, expected a directory"
-            raise CannotCreate(f"output={shown(directory)}: {found}. Choose another --output.")
+            raise CannotCreate(f"its {name} is a link, expected a directory")
         _make(directory / name, disk)
 
 
@@ -101,10 +104,7 @@ def _mark(directory: Path, disk: Disk) -> None:
         except ValueError:
             log.debug("output=%s: its marker is damaged", shown(directory))
     elif not all(is_left(name) for name in names):
-        raise CannotCreate(
-            f"output={shown(directory)}: holds files that are not of shardpress, expected a new or empty directory. "
-            "Choose another --output."
-        )
+        raise CannotCreate("holds files that are not of shardpress, expected a new or empty directory")
     else:  # empty, or a run died here before it had left its sign
         publish(disk, path, seal(OUTPUT, {}))
 
@@ -116,8 +116,8 @@ def _lock(directory: Path) -> int:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            found = f"its {_LOCK} is a second name of another file, expected a file of its own"  # to be emptied below
-            raise CannotCreate(f"output={shown(directory)}: {found}. Choose another --output.")
+            # It is emptied below.
+            raise CannotCreate(f"its {_LOCK} is a second name of another file, expected a file of its own")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -105,6 +105,12 @@ def test_d6_what_cannot_be_made_is_an_error_before_the_work_starts(tmp_path: Pat
             lock_and_let_go(tmp_path / "out", Broken(code, name))
 
 
+@pytest.mark.parametrize("name", ["create", "sync_directory"])
+def test_d14_too_many_open_files_say_nothing_about_the_directory(tmp_path: Path, name: str) -> None:
+    with refused(71, str(tmp_path), "Too many open files", "ulimit -n"):
+        lock_and_let_go(tmp_path / "out", Broken(errno.EMFILE, name))
+
+
 def test_p8_a_folder_whose_name_is_not_on_the_disk_is_no_place_for_records(tmp_path: Path) -> None:
     with refused(73, "Input/output error"):
         lock_and_let_go(tmp_path, Broken(errno.EIO, "sync_directory"))

@@ -63,7 +63,9 @@ def test_d10_some_calls_fail(trial: Callable[[str], Trial], code: int, for_good:
 
 
 def test_d14_some_calls_find_too_many_open_files(trial: Callable[[str], Trial]) -> None:
-    assert fail_every_call(trial("new"), errno.EMFILE, for_good=False, of=some(4, 12))[71] > 15
+    codes = fail_every_call(trial("new"), errno.EMFILE, for_good=False, of=some(1, 9))
+    assert set(codes) <= {0, 71}  # how much is free need not be known
+    assert codes[71] > 15
 
 
 @pytest.mark.parametrize("code", [0, errno.ENOSPC], ids=["once", "then no space"])
