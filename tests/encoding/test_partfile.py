@@ -150,9 +150,8 @@ def test_what_hdf5_cannot_store_is_an_error_in_a_later_part_too():
 
 
 def test_of_parts_that_differ_in_values_hdf5_writes_the_first(monkeypatch):
-    asked = []
+    asked, memory = [], PartMemory(4, 2)  # which may be the process's first, and then asks where features go
     monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
-    memory = PartMemory(4, 2)
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
     assert len(asked) == 1
