@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -56,12 +55,3 @@ class Scaler:
         """
         minimum, scale = self.arrays(rows.dtype)
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
-
-    def to_sklearn(self) -> Any:
-        """The same scaling as a fitted `sklearn.preprocessing.MinMaxScaler`."""
-        from sklearn.preprocessing import MinMaxScaler
-
-        scaler = MinMaxScaler().fit(np.stack([self.minimum, self.maximum]))
-        constant = self.scale == 0  # scikit-learn scales those by 1, and moves what leaves them
-        scaler.scale_[constant], scaler.min_[constant] = 0, 0
-        return scaler
