@@ -27,22 +27,12 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.records import MANIFEST, read_manifest
 
-__all__ = [
-    "COMPLAINTS",
-    "FEATURES",
-    "VALID",
-    "Features",
-    "Shape",
-    "categories_of",
-    "common",
-    "open_features",
-    "reading",
-]
+__all__ = ["FAILURES", "FEATURES", "VALID", "Features", "Shape", "categories_of", "common", "open_features", "reading"]
 
 FEATURES, VALID, INDEX = "features", "valid", "index.h5"
 _WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/, or the file that --single-file writes."
 # HDF5's come as any of the first; the others where a group, or nothing, lies in a dataset's place.
-COMPLAINTS = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
+FAILURES = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
 
 Shape = tuple[tuple[int, ...], np.dtype]
 """Of a dataset, and its dtype."""
@@ -156,7 +146,7 @@ def _open_file(path: Path, block_rows: int) -> Features:
             if file[FEATURES].is_virtual:
                 raise DataError(f"{where}: holds no values, since the parts that it is a view of are missing. {_WHOLE}")
             shapes, manifest = _shapes(file), {**file.attrs, "n_rows": file[FEATURES].shape[0]}
-    except COMPLAINTS as error:
+    except FAILURES as error:
         raise DataError(f"{where}: holds no features that can be read: {error}") from error
     return _opened([(path, shapes)], manifest, block_rows)
 
@@ -179,7 +169,7 @@ def _spelled(path: Path) -> dict[str, np.ndarray]:
     """Categories, texts as Python has them."""
     try:
         found = categories_of(path)
-    except COMPLAINTS as error:
+    except FAILURES as error:
         raise DataError(f"file={shown(path)}: its categories cannot be read: {error}") from error
     return {
         name: np.char.decode(v, "utf-8", "surrogateescape") if v.dtype.kind == "S" else v for name, v in found.items()
@@ -195,7 +185,7 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
     try:
         with reading(path) as file:
             shapes, n_found = _shapes(file), file[FEATURES].shape[0]
-    except COMPLAINTS as error:
+    except FAILURES as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
     if n_found != n_rows:
         raise DataError(f"file={shown(path)}: {n_found} rows, expected {n_rows} as the manifest says")

@@ -151,10 +151,9 @@ def _stored(categories: Sequence[Any]) -> np.ndarray:
 
 def _names(riders: Iterable[str]) -> dict[str, str]:
     """The name under which each riding dataset stands beside the features: its own, if that is not one of ours."""
-    taken = {FEATURES, VALID, *(riders := list(riders))}
-    names = {}
-    for name in riders:
-        names[name] = name
-        while names[name] in (FEATURES, VALID, CATEGORIES) or (names[name] != name and names[name] in taken):
+    names, ours = {name: name for name in riders}, {FEATURES, VALID, CATEGORIES}
+    taken = ours | names.keys()
+    for name in ours & names.keys():
+        while names[name] in taken:
             names[name] = f"source_{names[name]}"
     return names

@@ -19,7 +19,7 @@ import numpy as np
 from pipeline import signals
 from pipeline.encoding.template import Template, describe, lay_out, write_attributes
 from pipeline.errors import ReadFailed, shown
-from pipeline.features import COMPLAINTS, Shape, categories_of, common, reading
+from pipeline.features import FAILURES, Shape, categories_of, common, reading
 from pipeline.formats import missing_value
 from pipeline.hdf5.files import read_into
 from pipeline.hdf5.riders import CATEGORIES
@@ -123,14 +123,10 @@ def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, 
     parts = [_values(directory / name) for name in files]
     names = common([{name: (values.shape, values.dtype) for name, values in part.items()} for part in parts])
     columns = {name: [part[name] for part in parts] for name in names}
-    dtypes = {name: _dtype(name, column) for name, column in columns.items()}
-    shapes = {
-        name: ((sum(values.shape[0] for values in column), *column[0].shape[1:]), dtypes[name])
-        for name, column in columns.items()
-    }
+    shapes = {name: _shape(name, column) for name, column in columns.items()}
     categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
     template = lay_out(shapes, categories, attributes)
-    return Pieces(template.n_bytes, _pieces(template, columns, dtypes))
+    return Pieces(template.n_bytes, _pieces(template, columns, shapes))
 
 
 def _values(path: Path) -> dict[str, _Values]:
@@ -141,21 +137,22 @@ def _values(path: Path) -> dict[str, _Values]:
                 for key, item in part.items()
                 if key != CATEGORIES
             }
-    except COMPLAINTS as error:
+    except FAILURES as error:
         raise _unreadable(path, error) from error
 
 
-def _dtype(name: str, column: Sequence[_Values]) -> np.dtype:
-    """As which the values of all parts are stored."""
+def _shape(name: str, column: Sequence[_Values]) -> Shape:
+    """Of the values of all parts, and the dtype in which they are stored."""
+    shape = (sum(values.shape[0] for values in column), *column[0].shape[1:])
     if not column[0].dtype.hasobject:
-        return column[0].dtype
+        return shape, column[0].dtype
     # Every text is read twice, now and when it is copied: the length decides where all that follows lies.
     longest = max((len(text) for values in column for texts in _texts(name, values) for text in texts), default=1)
-    return h5py.string_dtype("utf-8", max(1, longest))
+    return shape, h5py.string_dtype("utf-8", max(1, longest))
 
 
 def _pieces(
-    template: Template, columns: Mapping[str, Sequence[_Values]], dtypes: Mapping[str, np.dtype]
+    template: Template, columns: Mapping[str, Sequence[_Values]], shapes: Mapping[str, Shape]
 ) -> Iterator[bytes | memoryview]:
     """The file from its first byte to its last."""
     for _, piece in template.pieces:
@@ -163,15 +160,13 @@ def _pieces(
             yield piece
             continue
         for values in columns[piece]:
-            for copied in _copied(values) if not values.dtype.hasobject else _padded(piece, values, dtypes[piece]):
+            for copied in _copied(values) if not values.dtype.hasobject else _padded(piece, values, shapes[piece][1]):
                 signals.check()
                 yield copied
 
 
 def _copied(values: _Values) -> Iterator[memoryview]:
     """The bytes of numbers, as they stand in the part."""
-    if not values.n_bytes:
-        return
     memory = memoryview(bytearray(min(_PIECE, values.n_bytes)))  # whoever is given a piece is done before the next
     try:
         # Past HDF5, which would take its own lock and Python's for each piece.
@@ -195,7 +190,7 @@ def _texts(name: str, values: _Values) -> Iterator[np.ndarray]:
         try:
             with reading(values.path) as part:
                 yield part[name][start : start + _PIECE_TEXTS]
-        except COMPLAINTS as error:
+        except FAILURES as error:
             raise _unreadable(values.path, error) from error
 
 
