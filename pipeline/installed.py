@@ -5,6 +5,7 @@ next to nothing: `packaging` and `importlib.metadata` would take 60 ms to say th
 """
 
 import importlib.util
+import operator
 import os
 import re
 import resource
@@ -17,11 +18,7 @@ _UNAVAILABLE, _SYSTEM_LIMIT = 69, 71  # as of `DeviceError` and scripts/setup.sh
 # A run over a hundred rows takes 350 MiB, which its two threads and the libraries do. With less, HDF5 has crashed.
 _LEAST_ADDRESSES = 360 * 2**20
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_COMPARED = {
-    "<": lambda found, bound: found < bound,
-    ">=": lambda found, bound: found >= bound,
-    "==": lambda found, bound: found == bound,
-}
+_COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}
 
 
 def complaint() -> str:

@@ -33,7 +33,6 @@ class Model:
 
     Attributes
     ----------
-    scaler : Scaler
     parameters : mapping
         ``W`` (n_inputs, n_features), ``b_hidden`` (n_features,), ``b_output`` (n_inputs,), all float32.
     about : mapping

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import NoReturn
 
 __all__ = ["Stopped", "check", "deferred", "leave", "stoppable"]
@@ -89,7 +88,7 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _on_signal(number: int, _frame: FrameType | None) -> None:
+def _on_signal(number: int, _frame: object) -> None:
     for each in _SIGNALS:
         if signal.getsignal(each) == _on_signal:
             signal.signal(each, signal.SIG_DFL)
