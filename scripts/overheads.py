@@ -174,7 +174,7 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
         rows = StreamedRows(shards, budget.n_threads)
         training = Training(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), config)
         start = time.perf_counter()
-        train(training, None, save)
+        train(training, save)
         return time.perf_counter() - start
 
     def with_checkpoints() -> float:

@@ -18,7 +18,7 @@ from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import Training, train
+from pipeline.training.epochs import train
 from pipeline.training.fit import Sizes, prepared
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     """
     fingerprint = job.of_model(scan)
     autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), job.config.n_features, row_dtype(job.shards))
-    model = _earlier(job, fingerprint)
+    directory = job.ledger.directory
+    model = latest(
+        job, "model", fingerprint, lambda record: load_model(directory / record.entry.file), "%s; it is trained anew"
+    )
     if model is None:
         model = _trained(job, fingerprint, autoencoder, scan)
         job.ledger.commit(Record("model", fingerprint, job.ledger.write("stages/model", ".h5", model.to_hdf5())))
@@ -55,40 +58,29 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     return model, autoencoder
 
 
-def _earlier(job: Job, fingerprint: str) -> Model | None:
-    directory = job.ledger.directory
-    return latest(
-        job, "model", fingerprint, lambda record: load_model(directory / record.entry.file), "%s; it is trained anew"
-    )
-
-
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler, budget = fingerprint, Scaler(scan.minimum, scan.maximum), job.budget
     sizes = Sizes(job.resident, budget.window_rows, budget.max_validation_rows, budget.n_threads)
     training = prepared(autoencoder, job.shards, scan, job.config, sizes)
-    checkpoint = _earlier_checkpoint(job, fingerprint, training)
+    checkpoint = latest(
+        *(job, "checkpoint", fingerprint),
+        lambda record: training.go_on_from(Checkpoint.from_npz(job.ledger.load(record))),
+        "checkpoint %s; the one before it is taken",
+    )
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
     try:
         with Progress("training", job.config.epochs, "epochs") as progress:
-            done = train(training, checkpoint, partial(_save, job, fingerprint), progress.advance)
+            done = train(training, partial(_save, job, fingerprint), progress.advance)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(scaler, autoencoder.parameters(), {"stopped": str(error)})
+        stopped = Model(scaler, training.best, {"stopped": str(error)})
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
     if len(done.history) < job.config.epochs:
         log.info("training: stopped early, epoch %d was the best", done.best_epoch)
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
-    return Model(scaler, done.parameters, {"training": done.summary(), **settings})
-
-
-def _earlier_checkpoint(job: Job, fingerprint: str, training: Training) -> Checkpoint | None:
-    return latest(
-        *(job, "checkpoint", fingerprint),
-        lambda record: training.checked(Checkpoint.from_npz(job.ledger.load(record))),
-        "checkpoint %s; the one before it is taken",
-    )
+    return Model(scaler, training.best, {"training": done.summary(), **settings})
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""What training gives, and the checkpoints from which an interrupted one goes on."""
+"""How far a training has come, and the checkpoints from which an interrupted one goes on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.formats import pack, unpack
 
-__all__ = ["Checkpoint", "Epoch", "Standing", "Trained", "grouped"]
+__all__ = ["Checkpoint", "Epoch", "Standing", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class Epoch:
         Mean squared error per entry of scaled rows, before each step, over the steps on which it was asked for.
     validation_cost : float or None
         The same over the validation rows at the epoch's end; None without any.
-    seconds : float
     """
 
     epoch: int
@@ -38,62 +37,27 @@ class Epoch:
         return f"cost {self.cost:.4g}{validation}"
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What training gives.
+@dataclass
+class Standing:
+    """How far a training has come: all that decides how it goes on, and all that it tells, beside arrays.
 
-    Attributes
-    ----------
-    parameters : mapping
-        The best epoch's, as `kernels.autoencoder.Autoencoder.parameters` returns them.
-    history : tuple of Epoch
-    best_epoch : int
-        The one with the lowest validation cost; the last one without validation.
+    A checkpoint keeps every field under its name, so that none is forgotten on the way out or back.
     """
 
-    parameters: Mapping[str, np.ndarray]
-    history: tuple[Epoch, ...]
-    best_epoch: int
+    optimizer: str  # the update rule, whose arrays go with it
+    epoch: int = 0  # under way, counted from 0
+    n_done: int = 0  # of its steps
+    costs: list[float] = field(default_factory=list)  # of these steps, where they were asked for
+    seconds: float = 0.0  # that these steps took, in earlier sittings too: an epoch's time is that of all its steps
+    history: list[Epoch] = field(default_factory=list)  # epochs that are over
+    best_cost: float | None = None  # the lowest validation cost; None before there is one: JSON does not have Inf
+    best_epoch: int = 0  # that one; the last one that is over without validation
+    # The first and the last good cost, by which divergence is told; a list, as JSON gives it back.
+    watch: list[float | None] = field(default_factory=lambda: [None, None])
 
     def summary(self) -> dict[str, Any]:
         """Plain values for reports."""
         return {"best_epoch": self.best_epoch, "history": [asdict(epoch) for epoch in self.history]}
-
-
-@dataclass
-class Standing:
-    """How far a training has come: all that decides how it goes on, beside arrays.
-
-    A checkpoint keeps every field under its name, so that none is forgotten on the way out or back.
-
-    Attributes
-    ----------
-    optimizer : str
-        The update rule, whose arrays go with it.
-    epoch, n_done : int
-        The epoch under way, from 0, and how many of its steps are done.
-    costs : list of float
-        Of these steps, where they were asked for.
-    seconds : float
-        That these steps took.
-    history : list of Epoch
-        Epochs that are over.
-    best_cost : float or None
-        The lowest validation cost; None before there is one.
-    best_epoch : int
-    watch : list of (float or None)
-        The first and the last good cost, by which divergence is told.
-    """
-
-    optimizer: str
-    epoch: int = 0
-    n_done: int = 0
-    costs: list[float] = field(default_factory=list)
-    seconds: float = 0.0  # of earlier sittings too, so that an epoch's time is that of all its steps
-    history: list[Epoch] = field(default_factory=list)
-    best_cost: float | None = None  # and not Inf, which JSON does not have
-    best_epoch: int = 0
-    watch: list[float | None] = field(default_factory=lambda: [None, None])  # as JSON gives it back
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Standing:
@@ -112,7 +76,6 @@ class Checkpoint:
     ----------
     arrays : mapping
         ``parameters/...``, ``state/...`` of the update rule, and ``best/...`` of the best epoch so far, all float32.
-    standing : Standing
     n_steps : int
         Steps done in all.
     """

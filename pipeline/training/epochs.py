@@ -15,7 +15,7 @@ import numpy as np
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.config import Settings
-from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, Trained, grouped
+from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
 from pipeline.training.order import Order
 from pipeline.training.rows import Rows
 
@@ -38,9 +38,9 @@ _SMALL = 1e-6  # a first cost of almost nothing may grow a hundredfold by roundi
 _RARELY = 50
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
-    """What is trained, on which rows, and how.
+    """A training: what is trained on which rows, and how far it has come.
 
     Attributes
     ----------
@@ -54,7 +54,8 @@ class Training:
         Which rows they hold.
     validation : ndarray of shape (n_validation, n_inputs)
         Unscaled; may be empty.
-    config : Settings
+    best : dict
+        The parameters after the best epoch.
     """
 
     autoencoder: Autoencoder
@@ -64,20 +65,44 @@ class Training:
     validation: np.ndarray
     config: Settings
 
+    def __post_init__(self) -> None:
+        self.standing, self.best = Standing(self.config.optimizer), self.autoencoder.parameters()
+
     @property
     def steps_per_epoch(self) -> int:
         """Minibatches, of which the last one may be smaller."""
         return -(-self.order.n_rows // self.config.batch_size)
 
-    def checked(self, checkpoint: Checkpoint) -> Checkpoint:
-        """A checkpoint that this training can go on from; a `ValueError` says why it cannot."""
+    @property
+    def is_over(self) -> bool:
+        """All epochs are done, or validation has not got better for too long."""
+        now, config = self.standing, self.config
+        if now.epoch >= config.epochs:
+            return True
+        is_watched = bool(now.history) and now.history[-1].validation_cost is not None
+        return is_watched and 0 < config.patience <= now.epoch - 1 - now.best_epoch
+
+    def checkpoint(self) -> Checkpoint:
+        """Copies of all that decides how it goes on."""
+        now = deepcopy(self.standing)
+        arrays = grouped(parameters=self.autoencoder.parameters(), state=self.step.state(), best=self.best)
+        return Checkpoint(arrays, now, now.epoch * self.steps_per_epoch + now.n_done)
+
+    def go_on_from(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Take up a training like this one; a `ValueError` says why that cannot be.
+
+        On the CPU the result is the same, bit for bit, as without the interruption.
+        """
         if checkpoint.standing.optimizer != self.config.optimizer:
             raise ValueError(f"is one of {checkpoint.standing.optimizer}, expected {self.config.optimizer}")
-        parameters = self.autoencoder.parameters()
-        own = grouped(parameters=parameters, state=self.step.state(), best=parameters)
-        found, expected = ({name: array.shape for name, array in each.items()} for each in (checkpoint.arrays, own))
+        arrays = (checkpoint.arrays, self.checkpoint().arrays)
+        found, expected = ({name: array.shape for name, array in each.items()} for each in arrays)
         if found != expected:
             raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
+        self.autoencoder.set_parameters(checkpoint.group("parameters"))
+        self.step.set_state(checkpoint.group("state"))
+        # A copy, since the checkpoint is the caller's and this one goes on.
+        self.best, self.standing = checkpoint.group("best"), deepcopy(checkpoint.standing)
         return checkpoint
 
 
@@ -97,17 +122,14 @@ def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
 
 def train(
     training: Training,
-    checkpoint: Checkpoint | None = None,
     save: Callable[[Checkpoint], object] = lambda checkpoint: None,
     advance: Callable[[int, str], object] = lambda n_epochs, words: None,
-) -> Trained:
+) -> Standing:
     """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
 
     Parameters
     ----------
     training : Training
-    checkpoint : Checkpoint, optional
-        Where to go on. On the CPU the result is the same, bit for bit, as without the interruption.
     save : callable
         Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
     advance : callable
@@ -117,68 +139,34 @@ def train(
     ------
     TrainingDiverged
         When a cost is not finite or has grown without bound; the autoencoder is left with the last good parameters.
-    ValueError
-        When the checkpoint is of another model or update rule.
     """
-    state = _State(training, checkpoint)
-    now, keeper = state.standing, _Keeper(state, save)
+    keeper = _Keeper(training, save)
     # A step that a signal cuts short would leave weights that belong to no place in the order.
     with signals.deferred():
-        advance(now.epoch, "")
+        advance(training.standing.epoch, "")
         try:
-            while not state.is_over:
-                _train_epoch(state, keeper)
-                done = _end_epoch(state)
+            while not training.is_over:
+                _train_epoch(training, keeper)
+                done = _end_epoch(training)
                 advance(1, str(done))
                 log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
                 keeper.keep(end_of_epoch=True)
         except TrainingDiverged:
-            training.autoencoder.set_parameters(state.best)
+            training.autoencoder.set_parameters(training.best)
             raise
         except signals.Stopped:  # whatever was saved last: not even one step is lost
-            save(state.checkpoint())
+            save(training.checkpoint())
             raise
-    training.autoencoder.set_parameters(state.best)
-    return Trained(state.best, tuple(now.history), now.best_epoch)
-
-
-class _State:
-    """Everything that decides how a training goes on: arrays on the device, the best ones so far, how far it is."""
-
-    def __init__(self, training: Training, checkpoint: Checkpoint | None) -> None:
-        self.training = training
-        if checkpoint is None:
-            self.best, self.standing = training.autoencoder.parameters(), Standing(training.config.optimizer)
-        else:
-            training.checked(checkpoint)
-            training.autoencoder.set_parameters(checkpoint.group("parameters"))
-            training.step.set_state(checkpoint.group("state"))
-            # A copy, since the checkpoint is the caller's and this one goes on.
-            self.best, self.standing = checkpoint.group("best"), deepcopy(checkpoint.standing)
-
-    def checkpoint(self) -> Checkpoint:
-        """Copies of all of it."""
-        autoencoder, step = self.training.autoencoder, self.training.step
-        arrays = grouped(parameters=autoencoder.parameters(), state=step.state(), best=self.best)
-        now = deepcopy(self.standing)
-        return Checkpoint(arrays, now, now.epoch * self.training.steps_per_epoch + now.n_done)
-
-    @property
-    def is_over(self) -> bool:
-        """All epochs are done, or validation has not got better for too long."""
-        now, config = self.standing, self.training.config
-        if now.epoch >= config.epochs:
-            return True
-        is_watched = bool(now.history) and now.history[-1].validation_cost is not None
-        return is_watched and 0 < config.patience <= now.epoch - 1 - now.best_epoch
+    training.autoencoder.set_parameters(training.best)
+    return training.standing
 
 
 class _Keeper:
     """Saves checkpoints: often enough to lose little, seldom enough to cost little."""
 
-    def __init__(self, state: _State, save: Callable[[Checkpoint], object]) -> None:
-        self._state, self._save = state, save
-        self._seconds_between = 60 * state.training.config.checkpoint_minutes
+    def __init__(self, training: Training, save: Callable[[Checkpoint], object]) -> None:
+        self._training, self._save = training, save
+        self._seconds_between = 60 * training.config.checkpoint_minutes
         self._cost, self._last = 0.0, time.monotonic()
 
     def keep(self, end_of_epoch: bool = False) -> None:
@@ -186,15 +174,14 @@ class _Keeper:
         start = time.monotonic()
         waited = start - self._last
         if waited >= self._seconds_between or (end_of_epoch and waited >= _RARELY * self._cost):
-            self._save(self._state.checkpoint())
+            self._save(self._training.checkpoint())
             self._last = time.monotonic()
             self._cost = self._last - start
 
 
-def _train_epoch(state: _State, keeper: _Keeper) -> None:
+def _train_epoch(training: Training, keeper: _Keeper) -> None:
     """Take an epoch's steps, or what is left of them."""
-    training, now = state.training, state.standing
-    config, n_steps, step = training.config, training.steps_per_epoch, training.step
+    now, config, n_steps, step = training.standing, training.config, training.steps_per_epoch, training.step
     stride = max(1, n_steps // _COSTS_PER_EPOCH)
     start = time.monotonic() - now.seconds  # also what steps took before an interruption
     for minibatch in training.rows.minibatches(training.order, now.epoch, config.batch_size, now.n_done):
@@ -209,17 +196,16 @@ def _train_epoch(state: _State, keeper: _Keeper) -> None:
         keeper.keep()
 
 
-def _end_epoch(state: _State) -> Epoch:
+def _end_epoch(training: Training) -> Epoch:
     """Look at what an epoch's steps have left, and turn to the next one."""
-    start, now = time.monotonic(), state.standing
-    validation_cost = _validate(state.training, now)
+    start, now = time.monotonic(), training.standing
+    validation_cost = _validate(training, now)
     seconds = now.seconds + time.monotonic() - start
     done = Epoch(now.epoch, float(np.mean(now.costs)), validation_cost, seconds)
     now.history.append(done)
     # Without validation the last epoch counts as the best.
     if validation_cost is None or now.best_cost is None or validation_cost < now.best_cost:
-        state.best, now.best_epoch = state.training.autoencoder.parameters(), now.epoch
-        now.best_cost = validation_cost
+        training.best, now.best_epoch, now.best_cost = training.autoencoder.parameters(), now.epoch, validation_cost
     now.epoch, now.n_done, now.costs, now.seconds = now.epoch + 1, 0, [], 0.0
     return done
 

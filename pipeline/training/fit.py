@@ -39,9 +39,6 @@ class Sizes:
         Whether all rows are kept in memory.
     window_rows : int
         Rows shuffled together, of which streaming holds two windows.
-    max_validation_rows : int
-    n_threads : int
-        That read rows.
     """
 
     resident: bool
@@ -52,20 +49,6 @@ class Sizes:
 
 def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, config: Settings, sizes: Sizes) -> Training:
     """Choose the rows, read what is kept of them, initialize the autoencoder and compile its step.
-
-    Parameters
-    ----------
-    autoencoder : Autoencoder
-    shards : sequence of Shard
-        Those that the scan found unreadable are left out.
-    scan : Scan
-    config : Settings
-    sizes : Sizes
-
-    Returns
-    -------
-    Training
-        Given to `pipeline.training.epochs.train`, with a checkpoint that fits it or without one.
 
     Raises
     ------

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.config import Settings
-from pipeline.training.checkpoint import Checkpoint, Trained
+from pipeline.training.checkpoint import Checkpoint, Standing
 from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order
 
@@ -67,7 +67,7 @@ def training(device: Any, config: Settings, validation: np.ndarray = NO_ROWS, n_
     return Training(device, device, Numbered(), order, validation, config)
 
 
-def run(device: Any, config: Settings = CONFIG, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Trained:
+def run(device: Any, config: Settings = CONFIG, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Standing:
     return train(training(device, config, validation, n_rows))
 
 
@@ -76,7 +76,7 @@ def test_without_validation_every_epoch_runs_and_the_last_one_stays() -> None:
     trained = run(device)
     assert [epoch.epoch for epoch in trained.history] == list(range(6))
     assert trained.best_epoch == 5
-    assert device.n_steps == trained.parameters["W"] == 12
+    assert device.n_steps == 12
 
 
 def test_early_stopping_restores_the_best_weights() -> None:
@@ -84,7 +84,7 @@ def test_early_stopping_restores_the_best_weights() -> None:
     trained = run(device, validation=np.zeros((1, 1)))
     assert trained.best_epoch == 1
     assert len(trained.history) == 4, "two epochs without a better cost are enough"
-    assert device.n_steps == trained.parameters["W"] == 4, "two steps an epoch, two epochs"
+    assert device.n_steps == 4, "two steps an epoch, two epochs"
 
 
 def test_patience_zero_never_stops_early_but_still_restores() -> None:
@@ -170,32 +170,29 @@ def test_every_step_gets_the_rate_of_the_schedule() -> None:
 def saved(config: Settings, **device: Any) -> list[Checkpoint]:
     """Every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
-    train(training(Counting(**device), config, np.zeros((1, 1))), None, found.append)
+    train(training(Counting(**device), config, np.zeros((1, 1))), found.append)
     return found
 
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(patience: int) -> None:
     costs, validation = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
-    config = replace(CONFIG, patience=patience, checkpoint_minutes=0.0)
-    undisturbed = run(Counting(costs, validation), config, np.zeros((1, 1)))
+    config, undisturbed = replace(CONFIG, patience=patience, checkpoint_minutes=0.0), Counting(costs, validation)
+    expected = run(undisturbed, config, np.zeros((1, 1)))
     checkpoints = saved(config, costs=costs, validation_costs=validation)
-    assert len(checkpoints) >= 2 * len(undisturbed.history)
+    assert len(checkpoints) >= 2 * len(expected.history)
     for checkpoint in checkpoints:
         again = Checkpoint.from_npz(checkpoint.to_npz())
         device = Counting(costs[again.n_steps :], validation[len(again.standing.history) :])
-        told: list[int] = []
-        trained = train(
-            training(device, config, np.zeros((1, 1))),
-            again,
-            advance=lambda n_epochs, words, told=told: told.append(n_epochs),
-        )
-        assert sum(told) == len(trained.history), "those of before count"
-        assert trained.parameters == undisturbed.parameters
-        assert [replace(epoch, seconds=0) for epoch in trained.history] == [
-            replace(epoch, seconds=0) for epoch in undisturbed.history
+        going_on, told = training(device, config, np.zeros((1, 1))), list[int]()
+        going_on.go_on_from(again)
+        found = train(going_on, advance=lambda n_epochs, words, told=told: told.append(n_epochs))
+        assert sum(told) == len(found.history), "those of before count"
+        assert going_on.best == {"W": device.n_steps} == {"W": undisturbed.n_steps}
+        assert [replace(epoch, seconds=0) for epoch in found.history] == [
+            replace(epoch, seconds=0) for epoch in expected.history
         ]
-        assert trained.best_epoch == undisturbed.best_epoch
+        assert found.best_epoch == expected.best_epoch
 
 
 def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,5 +211,5 @@ def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyP
         nonlocal n_saved
         n_saved, now[0] = n_saved + 1, now[0] + 10
 
-    train(training(Slow(), replace(CONFIG, epochs=1000, checkpoint_minutes=1e6)), None, save)
+    train(training(Slow(), replace(CONFIG, epochs=1000, checkpoint_minutes=1e6)), save)
     assert 3 <= n_saved <= 5, "2000 seconds of steps, and a save for every 500"

@@ -47,7 +47,8 @@ def test_rows_that_are_streamed_train_like_those_in_memory_with_any_number_of_th
     for resident, n_threads in [(True, 1), (True, 3), (False, 1), (False, 3)]:
         training = ready(shards, scan, sizes=replace(SIZES, resident=resident, n_threads=n_threads))
         assert training.order.n_rows + len(training.validation) == 48
-        found.append({name: array.tobytes() for name, array in train(training).parameters.items()})
+        train(training)
+        found.append({name: array.tobytes() for name, array in training.best.items()})
     assert all(each == found[0] for each in found)
 
 
