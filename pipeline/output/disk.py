@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ TEMPORARY = ".writing"
 PAGE = 4096  # bytes: what begins in memory at a multiple of it can be written past the page cache
 _WORTH_BYPASSING = 2**17  # bytes: of less, the copy costs little
 # What file systems answer that know no reservation, no syncing of directories, or no way past the cache.
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EMLINK)
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 
 class Disk:
@@ -103,8 +103,6 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_s
 
     Parameters
     ----------
-    disk : Disk
-    path : Path
     data : bytes, memoryview or Pieces
         An error of ours that a piece raises goes through.
     name_is_synced : bool
@@ -144,24 +142,27 @@ _warned: set[int] = set()
 
 
 def sync_directory(disk: Disk, directory: Path) -> None:
-    """Bring a directory's names to the disk; where the file system cannot do that, say so once.
+    """Bring a directory's names to the disk, or raise `OSError`; where the file system cannot do that, say so once."""
+    if _is_supported(disk.sync_directory, directory):
+        return
+    file_system = os.stat(directory).st_dev  # for which it is said once, not for each part
+    if file_system not in _warned:
+        _warned.add(file_system)
+        log.warning(
+            "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
+            shown(directory),
+        )
 
-    Raises
-    ------
-    OSError
-    """
+
+def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
+    """Whether the file system knows a call, which is done then."""
     try:
-        disk.sync_directory(directory)
+        call(*arguments)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        file_system = os.stat(directory).st_dev  # for which it is said once, not for each part
-        if file_system not in _warned:
-            _warned.add(file_system)
-            log.warning(
-                "output=%s: this file system cannot sync a directory: durability after a power cut is not guaranteed",
-                shown(directory),
-            )
+        return False
+    return True
 
 
 def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
@@ -191,7 +192,7 @@ def _free(path: Path) -> int | str:
 def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
     descriptor = disk.create(path)
     try:
-        _reserve(disk, descriptor, len(data))
+        _is_supported(disk.reserve, descriptor, len(data))  # else, and of nothing at all, the writes will tell
         for piece in data.pieces if isinstance(data, Pieces) else [data]:
             rest = memoryview(piece)
             rest = rest[_written_past_cache(disk, descriptor, rest) :]
@@ -227,11 +228,7 @@ def _written_past_cache(disk: Disk, descriptor: int, data: memoryview) -> int:
     n_bytes = len(data) // PAGE * PAGE
     if n_bytes < _WORTH_BYPASSING or np.frombuffer(data, dtype=np.uint8).ctypes.data % PAGE:
         return 0
-    try:
-        disk.bypass_cache(descriptor, True)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
+    if not _is_supported(disk.bypass_cache, descriptor, True):
         return 0
     n_written = 0
     try:
@@ -242,11 +239,3 @@ def _written_past_cache(disk: Disk, descriptor: int, data: memoryview) -> int:
             raise
     disk.bypass_cache(descriptor, False)
     return n_written
-
-
-def _reserve(disk: Disk, descriptor: int, n_bytes: int) -> None:
-    try:
-        disk.reserve(descriptor, n_bytes)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:  # which nothing at all is, too
-            raise

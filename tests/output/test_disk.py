@@ -30,7 +30,7 @@ ADVICE = {
     errno.ENFILE: (71, "ulimit -n"),
     errno.EACCES: (77, "Make the directory writable for you"),
 }
-UNSUPPORTED = [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EMLINK]
+UNSUPPORTED = [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM]
 BEGINNING = ["create", "reserve", "write", "sync", "close"]
 
 
