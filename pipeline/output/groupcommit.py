@@ -18,8 +18,6 @@ __all__ = ["GroupCommit"]
 
 log = logging.getLogger(__name__)
 
-_SHARE, _MOST_SECONDS = 10, 1.0
-
 
 def _pause(seconds: float) -> float:
     """How long no other commit follows one that took so many seconds.
@@ -27,17 +25,13 @@ def _pause(seconds: float) -> float:
     Commits take a tenth of the time at most, on a slow disk, too, and a kill costs no more than a second of what was
     finished.
     """
-    return min(_SHARE * seconds, _MOST_SECONDS)
+    return min(10 * seconds, 1.0)
 
 
 class GroupCommit:
     """Commits results at once while they come slowly, and some together while they come faster than the disk is.
 
     A context: when it ends, by an error too, everything that was added is committed.
-
-    Parameters
-    ----------
-    ledger : Ledger
     """
 
     def __init__(self, ledger: Ledger) -> None:

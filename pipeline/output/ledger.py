@@ -50,14 +50,7 @@ _REQUEST = "run.json"
 
 
 class Ledger:
-    """The output directory that is ours.
-
-    Parameters
-    ----------
-    directory : Path
-        Locked.
-    disk : Disk
-    """
+    """The output directory that is ours, for as long as its lock is held."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory, self.disk = directory, disk
@@ -72,10 +65,10 @@ class Ledger:
         """Put a result's file there, as `pipeline.output.records.write_result` does."""
         return write_result(self.directory, self.disk, stem, suffix, data)
 
-    def replace(self, name: str, data: bytes | Pieces, name_is_synced: bool = True) -> Entry:
+    def replace(self, name: str, data: bytes | Pieces) -> Entry:
         """Put a file of a fixed name there, in place of an earlier one; like `pipeline.output.disk.publish`."""
         passing = Digested(data.pieces if isinstance(data, Pieces) else [data])  # it need not fit in memory
-        publish(self.disk, self.directory / name, Pieces(len(data), passing), name_is_synced)
+        publish(self.disk, self.directory / name, Pieces(len(data), passing))
         return Entry(name, len(data), passing.blake3)
 
     def commit(self, *records: Record) -> None:
@@ -117,7 +110,7 @@ class Ledger:
                 self._remove(name)
                 del self._files[name]
             elif len(rest) < len(held):
-                self.replace(name, sealed(rest), name_is_synced=False)
+                publish(self.disk, self.directory / name, sealed(rest), name_is_synced=False)  # with all others, below
                 self._files[name] = rest
         if records:
             self._sync("commits")  # else a power cut could bring back a record whose file is gone

@@ -63,8 +63,6 @@ class Entry:
     ----------
     file : str
         Relative to the directory.
-    n_bytes : int
-    blake3 : str
     """
 
     file: str
@@ -82,8 +80,6 @@ class Record:
         What the result is: ``scan``, ``model``, ``checkpoint-<step>``, ``part-<shard>-<row>``.
     fingerprint : str
         Of everything it was made from.
-    entry : Entry
-        Its file.
     facts : dict
         Plain values.
     """
@@ -222,8 +218,6 @@ def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
 
     Parameters
     ----------
-    directory : Path
-    entry : Entry
     digests : bool
         Read it and compare its BLAKE3, instead of its size only.
 
