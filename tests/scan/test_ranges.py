@@ -2,6 +2,7 @@
 
 import errno
 import io
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pipeline.scan import ranges as module
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import bad_entries, bad_rows
+from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.elsewhere import elsewhere
 from tests.support.helpers import numbered, refused, scanned, write_shard
@@ -30,14 +32,14 @@ def oracle(arrays):
     return good.min(axis=0), good.max(axis=0), bad
 
 
-def check(found, arrays, words=""):
+def check(found, arrays):
     minimum, maximum, bad = oracle(arrays)
-    assert (found.n_rows, found.n_good) == (sum(map(len, arrays)), sum(map(len, arrays)) - len(bad)), words
-    assert {found.minimum.dtype, found.maximum.dtype} == {np.dtype(np.float64)}, words
-    assert found.bad_rows.dtype == np.int64, words
-    np.testing.assert_array_equal(found.minimum, minimum, words)
-    np.testing.assert_array_equal(found.maximum, maximum, words)
-    np.testing.assert_array_equal(found.bad_rows, bad, words)
+    assert (found.n_rows, found.n_good) == (sum(map(len, arrays)), sum(map(len, arrays)) - len(bad))
+    assert {found.minimum.dtype, found.maximum.dtype} == {np.dtype(np.float64)}
+    assert found.bad_rows.dtype == np.int64
+    np.testing.assert_array_equal(found.minimum, minimum)
+    np.testing.assert_array_equal(found.maximum, maximum)
+    np.testing.assert_array_equal(found.bad_rows, bad)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "?", "i2", "f2", "f4", ">f8"])
@@ -45,9 +47,9 @@ def test_any_blocks_and_threads_give_numpys_ranges(tmp_path, dtype):
     values = np.random.default_rng(0).normal(0, 50, (13, 3)).astype(dtype)
     arrays = [values[:5], values[5:5], values[5:]]
     shards = shards_of(tmp_path, *arrays)
-    for block_rows in (1, 2, 12, 13, 14):
-        for n_threads in (1, 3):
-            check(scanned(shards, block_rows, n_threads), arrays, f"blocks of {block_rows}, {n_threads} threads")
+    for block_rows, n_threads in product((1, 2, 12, 13, 14), (1, 3)):
+        with case(block_rows=block_rows, n_threads=n_threads):
+            check(scanned(shards, block_rows, n_threads), arrays)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -58,9 +60,10 @@ def test_bad_rows_are_numbered_over_all_shards_and_left_out_of_the_ranges(tmp_pa
     arrays[1][4, 1] = -np.inf
     shards = shards_of(tmp_path, *arrays)
     for block_rows in (1, 2, 4, 9):
-        found = scanned(shards, block_rows, 2)
-        assert found.bad_rows.tolist() == [0, 3, 8], f"blocks of {block_rows}"
-        check(found, arrays, f"blocks of {block_rows}")
+        with case(block_rows=block_rows):
+            found = scanned(shards, block_rows, 2)
+            assert found.bad_rows.tolist() == [0, 3, 8]
+            check(found, arrays)
 
 
 def test_many_blocks_share_a_task_and_count_on(tmp_path, monkeypatch):
@@ -155,10 +158,11 @@ def test_v8_a_missing_value_is_found_as_its_file_spells_it(tmp_path, dtype, miss
     (shard,) = shards_of(tmp_path, rows)
     good = np.delete(rows, [2, 5], axis=0)
     for block_rows in (1, 3, 100):
-        found = scanned([shard], block_rows, 2, missing=missing)
-        assert (found.bad_rows.tolist(), found.n_good) == ([2, 5], 5), f"blocks of {block_rows}"
-        np.testing.assert_array_equal((found.minimum, found.maximum), (good.min(axis=0), good.max(axis=0)))
-        assert f"2 of 7 rows in all hold NaN, Inf or {missing}" in describe_bad_rows([shard], found, missing)
+        with case(block_rows=block_rows):
+            found = scanned([shard], block_rows, 2, missing=missing)
+            assert (found.bad_rows.tolist(), found.n_good) == ([2, 5], 5)
+            np.testing.assert_array_equal((found.minimum, found.maximum), (good.min(axis=0), good.max(axis=0)))
+            assert f"2 of 7 rows in all hold NaN, Inf or {missing}" in describe_bad_rows([shard], found, missing)
 
 
 @pytest.mark.parametrize(
@@ -222,23 +226,25 @@ def test_i6_a_shard_that_cannot_be_read_counts_as_bad_rows_whatever_the_blocks(t
         shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), how)
         told = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
         for block_rows, n_threads in ((1, 1), (2, 3), (3, 2), (100, 2)):
-            words, counts = f"seed {seed}, blocks of {block_rows}", []
-            found = scanned(shards, block_rows, n_threads, counts.append, max_unreadable=6)
-            check(found, told, words)
-            assert list(found.unreadable) == bad, words
-            assert all(f"file={shards[i].path} dataset=X rows=" in why for i, why in found.unreadable.items()), words
-            assert sum(counts) == found.n_rows, f"{words}: every row is reported once, though some are read twice"
+            counts = []
+            with case(seed=seed, block_rows=block_rows):
+                found = scanned(shards, block_rows, n_threads, counts.append, max_unreadable=6)
+                check(found, told)
+                assert list(found.unreadable) == bad
+                assert all(f"file={shards[i].path} dataset=X rows=" in why for i, why in found.unreadable.items())
+                assert sum(counts) == found.n_rows, "every row is reported once, though some are read twice"
 
 
 def test_what_is_left_of_a_scan_without_unreadable_shards_is_a_scan_of_the_others(tmp_path):
     for seed in range(8):
-        shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), {"fletcher32": True})
-        left, found = readable(shards, scanned(shards, 2, 2, max_unreadable=6))
-        assert left == tuple(shard for i, shard in enumerate(shards) if i not in bad), f"seed {seed}"
-        check(found, [rows for i, rows in enumerate(arrays) if i not in bad], f"seed {seed}")
-        assert not found.unreadable, f"seed {seed}"
-        again, same = readable(left, found)
-        assert (again, same) == (left, found), f"seed {seed}"
+        with case(seed=seed):
+            shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), {"fletcher32": True})
+            left, found = readable(shards, scanned(shards, 2, 2, max_unreadable=6))
+            assert left == tuple(shard for i, shard in enumerate(shards) if i not in bad)
+            check(found, [rows for i, rows in enumerate(arrays) if i not in bad])
+            assert not found.unreadable
+            again, same = readable(left, found)
+            assert (again, same) == (left, found)
 
 
 def damaged_shards(folder, n_bad, n_good=3):

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
-from pipeline.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows
+from pipeline.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows, row_dtype
 from tests.support.cases import case
 from tests.support.elsewhere import elsewhere
 from tests.support.helpers import csr, some_rows, write_csr, write_shard
@@ -28,6 +28,17 @@ def test_blocks_cover_every_row_once_and_in_order():
             assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
             for number, (shard, row) in enumerate(rows):
                 assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
+
+
+def test_rows_of_several_dtypes_have_one_that_holds_them_all():
+    for dtypes, common in [
+        (["uint8"], "uint8"),
+        (["uint8", "int16"], "int16"),
+        (["float32", "uint16"], "float32"),
+        (["float32", "int32", "uint8"], "float64"),
+    ]:
+        with case(dtypes, common):
+            assert row_dtype([Shard("x", "X", (1, 2), dtype, dtype) for dtype in dtypes]) == common
 
 
 def test_where_a_range_is_cut_does_not_depend_on_where_it_begins():
