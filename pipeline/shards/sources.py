@@ -169,8 +169,6 @@ def _listed(directory: str) -> list[str]:
 
 def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     """Whether it is a regular file with HDF5's signature. No link out of the directory is followed to find out."""
-    if entry.is_dir(follow_symlinks=False):
-        return False
     where = f"file={shown(entry.path)}"
     if entry.is_symlink() and not lies_in(inside, os.path.realpath(entry.path)):
         log.warning("%s: a link out of the directory, left out. If it is meant, name the file itself", where)

@@ -45,27 +45,14 @@ _READ_AS = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to look for in a file.
+    """What to look for in a file."""
 
-    Attributes
-    ----------
-    dataset : str, optional
-        The dataset that holds the rows. With none: ``X``, else the only candidate.
-    orientation : str, optional
-        Along which of its axes they lie: ``rows``, the first one, or ``columns``, the last one.
-    carry : tuple of str
-        Paths of what rides along wherever it lies, from the root.
-    """
-
-    dataset: str | None = None
-    orientation: str | None = None
-    carry: tuple[str, ...] = ()
+    dataset: str | None = None  # that holds the rows; with none `X`, else the only candidate
+    orientation: str | None = None  # along which of its axes they lie: `rows`, the first, or `columns`, the last
+    carry: tuple[str, ...] = ()  # paths, from the root, of what rides along wherever it lies
 
 
-_ANYTHING = Wanted()
-
-
-def vet(path: Path, wanted: Wanted = _ANYTHING) -> Shard:
+def vet(path: Path, wanted: Wanted = Wanted()) -> Shard:
     """Look at a file's structure, not at its rows.
 
     Raises
