@@ -34,17 +34,10 @@ _OF_THE_SYSTEM = ("can't start new thread", "failed to map segment", "Cannot all
 
 
 class ShardpressError(Exception):
-    """Base of all; on its own, a fault of the program.
-
-    Attributes
-    ----------
-    exit_code : int
-    details : str
-        What is too long for a line, and stands in ``run.log`` only.
-    """
+    """Base of all; on its own, a fault of the program."""
 
     exit_code = 70
-    details = ""
+    details = ""  # what is too long for a line, and stands in run.log only
 
 
 class UsageError(ShardpressError):

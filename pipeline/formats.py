@@ -72,15 +72,7 @@ def fingerprint(*content: object) -> str:
 
 
 def seal(form: str, content: Mapping[str, Any]) -> bytes:
-    """JSON for people and programs, with its format and a digest over all of it.
-
-    Parameters
-    ----------
-    form : str
-        Like ``shardpress-output/1``.
-    content : mapping
-        What JSON can hold.
-    """
+    """JSON for people and programs, with its format, like ``shardpress-output/1``, and a digest over all of it."""
     # Through JSON and back, so that the digest is of what a reader will find.
     body = json.loads(json.dumps({"format": form, **content}))
     return (_spelled({**body, _SEAL: fingerprint(body)}) + "\n").encode()

@@ -63,15 +63,9 @@ class Model:
         return digest.hexdigest()
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Features of unscaled rows, in float64 throughout: what every device is held against.
+        """Features (n_rows, n_features) of unscaled rows (n_rows, n_inputs) of any real dtype.
 
-        Parameters
-        ----------
-        rows : ndarray of shape (n_rows, n_inputs), any real dtype
-
-        Returns
-        -------
-        ndarray of shape (n_rows, n_features), float64
+        In float64 throughout: what every device is held against.
         """
         p = {name: np.asarray(array, dtype=np.float64) for name, array in self.parameters.items()}
         with np.errstate(over="ignore"):  # beyond -709 the exponential is Inf and the feature 0, as it should be
@@ -137,8 +131,7 @@ def load_model(path: str | Path) -> Model:
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"model={shown(path)}: cannot be read, in its arrays or in `about`: {error}") from error
     _check_arrays(path, arrays)
-    minimum, maximum = arrays.pop("minimum"), arrays.pop("maximum")
-    return Model(Scaler(minimum, maximum), arrays, about)
+    return Model(Scaler(arrays.pop("minimum"), arrays.pop("maximum")), arrays, about)
 
 
 def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

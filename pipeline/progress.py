@@ -17,12 +17,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Progress of one pass.
+    """Progress of one pass, `what`.
 
     Parameters
     ----------
-    what : str
-        Name of the pass.
     total : int or None
         Units in all, where that is known.
     unit : str

@@ -20,12 +20,9 @@ _n_deferred = 0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked for the end. Like `KeyboardInterrupt` it is no `Exception`, so that nothing takes it for an error.
+    """The signal of this number asked for the end.
 
-    Attributes
-    ----------
-    number : int
-        The signal's.
+    Like `KeyboardInterrupt` it is no `Exception`, so that nothing takes it for an error.
     """
 
     def __init__(self, number: int) -> None:

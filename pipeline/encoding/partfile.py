@@ -34,7 +34,6 @@ class PartMemory:
     ----------
     n_rows : int
         Of the largest part.
-    n_features : int
     riders : sequence of Rider
         What rides along: how much memory that takes, though what is longer is taken in all the same, and what codes
         stand for.

@@ -51,7 +51,6 @@ def index_bytes(
         Shape and dtype of each dataset of each part.
     categories : mapping of str to ndarray
         What codes in them stand for, by the path in the file.
-    attributes : mapping
     """
     with h5py.File.in_memory() as file:
         describe(file, {**attributes, "view": _VIEW})
@@ -94,19 +93,14 @@ class _Values:
     dtype: np.dtype
     place: int | None
 
-    @property
-    def n_bytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
-
 
 def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, Any]) -> Pieces:
     """The bytes of a feature shard with the rows of all parts.
 
     Parameters
     ----------
-    directory : Path
     files : sequence of str
-        The parts, relative to it, in the order of the rows.
+        The parts, relative to the directory, in the order of the rows.
     attributes : mapping
         Nested values as JSON.
 
@@ -167,12 +161,13 @@ def _pieces(
 
 def _copied(values: _Values) -> Iterator[memoryview]:
     """The bytes of numbers, as they stand in the part."""
-    memory = memoryview(bytearray(min(_PIECE, values.n_bytes)))  # whoever is given a piece is done before the next
+    n_bytes = prod(values.shape) * values.dtype.itemsize
+    memory = memoryview(bytearray(min(_PIECE, n_bytes)))  # whoever is given a piece is done before the next
     try:
         # Past HDF5, which would take its own lock and Python's for each piece.
         with open(values.path, "rb", buffering=0) as file:
-            for start in range(0, values.n_bytes, _PIECE):
-                piece = memory[: values.n_bytes - start]
+            for start in range(0, n_bytes, _PIECE):
+                piece = memory[: n_bytes - start]
                 read_into(file.fileno(), piece, (values.place or 0) + start)
                 yield piece
     except OSError as error:

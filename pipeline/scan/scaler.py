@@ -47,11 +47,9 @@ class Scaler:
         return self.minimum.astype(working), scale.astype(working)
 
     def transform(self, rows: np.ndarray) -> np.ndarray:
-        """Scaled rows, float32, bit for bit as the device scales them where it does not fold the scaling into ``W``.
+        """Rows (n_rows, n_inputs) of any real dtype, scaled: float32.
 
-        Parameters
-        ----------
-        rows : ndarray of shape (n_rows, n_inputs), any real dtype
+        Bit for bit as the device scales them, where it does not fold the scaling into ``W``.
         """
         minimum, scale = self.arrays(rows.dtype)
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
