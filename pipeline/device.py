@@ -84,7 +84,11 @@ def _in_our_words(error: Exception) -> ShardpressError | None:
         case backend.DeviceUnavailable():
             return DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.")
         case compiler.CompilerFailed():
-            return _of_the_compiler(shown(_own_words(error)), error.output)
+            why = shown(_own_words(error))
+            said = f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log."
+            found = _if_full(why) or DeviceError(said)
+            found.details = error.output  # pages, perhaps, and this is one line
+            return found
         case compiler.CompilerMissing():
             return DeviceError(f"THEANO_FLAGS or .theanorc: {error}. {_advice()}.")
         case compilelock.CompileLockHeld():
@@ -117,14 +121,6 @@ def _if_full(why: str) -> WriteFailed | None:
     return WriteFailed(f"{where} is full: {why}. Free some space, or choose another place.")
 
 
-def _of_the_compiler(why: str, output: str) -> ShardpressError:
-    """One line of what can be pages; they stand in run.log."""
-    said = f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log."
-    found = _if_full(why) or DeviceError(said)
-    found.details = output
-    return found
-
-
 def _advice() -> str:
     path = os.environ.get("PATH")
     where = f"PATH={shown(path)}" if path else "PATH, which is empty"
@@ -136,12 +132,7 @@ def _advice() -> str:
 
 @theanos_errors()
 def start_device(is_required: bool = False) -> Device:
-    """Load Theano and activate the device that its settings ask for.
-
-    Parameters
-    ----------
-    is_required : bool
-        Whether to stop when it cannot be used, and not to take the CPU.
+    """Load Theano and activate the device that its settings ask for, or else, unless it is required, the CPU.
 
     Raises
     ------

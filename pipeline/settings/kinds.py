@@ -34,25 +34,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Kind:
-    """How the values of a setting are written, and which of them can work.
+    """How the values of a setting are written, and which of them can work."""
 
-    Attributes
-    ----------
-    read : callable
-        Makes a value of a text; a `ValueError` says what was expected.
-    metavar : str
-        What stands for a value in ``--help``.
-    is_text : bool
-        Whether it is a name: one that YAML takes for a number must stand in quotes.
-    holds, expected : callable, str
-        Whether a value can work, and in words which can.
-    """
-
-    read: Callable[[str], Any]
-    metavar: str = "NAME"
-    is_text: bool = False
-    holds: Callable[[Any], bool] = lambda value: True
-    expected: str = ""
+    read: Callable[[str], Any]  # makes a value of a text; a `ValueError` says what was expected
+    metavar: str = "NAME"  # what stands for a value in --help
+    is_text: bool = False  # a name: one that YAML takes for a number must stand in quotes
+    holds: Callable[[Any], bool] = lambda value: True  # whether a value can work
+    expected: str = ""  # which can, in words
 
     def or_none(self) -> Kind:
         """The same, or None for an empty text, ``none`` and ``auto``."""

@@ -46,8 +46,6 @@ class Training:
     ----------
     autoencoder : Autoencoder
         Initialized; trained in place.
-    step : TrainingStep
-        One step of it.
     rows : Rows
         Where minibatches come from.
     order : Order
@@ -129,7 +127,6 @@ def train(
 
     Parameters
     ----------
-    training : Training
     save : callable
         Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
     advance : callable

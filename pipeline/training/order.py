@@ -42,7 +42,6 @@ class Order:
         Sorted numbers of the rows that are not trained on: bad ones, and those of the validation.
     window_rows : int
         A window takes slabs until it holds this many rows.
-    seed : int
     """
 
     starts: np.ndarray
@@ -85,11 +84,7 @@ class Order:
 def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndarray:
     """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks where those are not too large.
 
-    Parameters
-    ----------
-    shards : sequence of Shard
-    max_rows : int, optional
-        Rows of a slab, at most. A window takes whole slabs, so they must be small beside it.
+    A window takes whole slabs: for one that holds few rows, `max_rows` keeps them small beside it.
 
     Returns
     -------
@@ -118,12 +113,9 @@ def spread_rows(n_rows: int, bad_rows: np.ndarray, n_wanted: int, seed: int) -> 
     Parameters
     ----------
     n_rows : int
-        All rows.
+        All rows, bad ones among them.
     bad_rows : ndarray of int64
-        Rows that cannot be used.
-    n_wanted : int
-        How many; bad rows among them are dropped.
-    seed : int
+        Dropped from the `n_wanted` rows that are chosen of all.
     """
     n_runs = min(n_wanted, _MAX_RUNS)
     # Each run lies somewhere in a stratum of its own, which is the run and its share of the rows that stay out.

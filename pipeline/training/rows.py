@@ -19,12 +19,6 @@ __all__ = ["ResidentRows", "Rows", "StreamedRows"]
 class ResidentRows:
     """All rows, loaded once and kept in their own dtype.
 
-    Parameters
-    ----------
-    shards : sequence of Shard
-    n_threads : int
-        Dask threads that load them.
-
     Attributes
     ----------
     resident : ndarray of shape (n_rows, n_inputs)
@@ -45,14 +39,7 @@ class ResidentRows:
 
 
 class StreamedRows:
-    """Rows read window by window, the next while one is trained on: two windows in memory.
-
-    Parameters
-    ----------
-    shards : sequence of Shard
-    n_threads : int
-        Dask threads that read a window.
-    """
+    """Rows read window by window, the next while one is trained on: two windows in memory."""
 
     resident = None
 
