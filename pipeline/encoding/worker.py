@@ -83,10 +83,12 @@ class Worker:
         return np.asarray(kept[: len(block)])
 
     def part_memory(self, shard: Shard) -> PartMemory:
-        """Where a part becomes a file, over this thread's last one: what rides along is alike in all shards."""
-        if not hasattr(self._kept, "part"):
+        """Where a part becomes a file, over this thread's last one."""
+        # In all shards of a run they are alike; but a process may serve another run that has the same model.
+        categories = [(rider.name, rider.categories) for rider in shard.riders]
+        if getattr(self._kept, "categories", None) != categories:
             n_rows, n_features = self._settings.part_rows, self._settings.model.n_features
-            self._kept.part = PartMemory(n_rows, n_features, shard.riders)
+            self._kept.categories, self._kept.part = categories, PartMemory(n_rows, n_features, shard.riders)
         kept: PartMemory = self._kept.part
         return kept
 

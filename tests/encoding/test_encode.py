@@ -351,3 +351,21 @@ def test_each_task_gives_the_same_bytes_and_facts_in_a_fresh_process(tmp_path: P
         dataclasses.replace(mine.record(""), entry=other.entry) for mine, other in zip(here, there, strict=True)
     ]
     assert all(fault_of(tmp_path, part.entry) is None for part in there)
+
+
+def test_one_process_gives_each_run_its_own_categories(tmp_path: Path) -> None:
+    """Where runs have one model, the second finds the memory of the first, and that of its files' layout."""
+    shards, found = [], []
+    for i, kinds in enumerate(([b"a", b"b"], [b"c", b"d"])):
+        write_shard(tmp_path / f"{i}.h5", numbered(3), riders={"kind": np.array([0, 1, 0], "i1")})
+        with h5py.File(tmp_path / f"{i}.h5", "a") as file:
+            file["__categories/kind"] = kinds
+        (tmp_path / f"out{i}").mkdir()
+        shards += open_shards([str(tmp_path / f"{i}.h5")])
+    both = [settings_of(shards, tmp_path / f"out{i}", 4, 8) for i in range(2)]
+    with serving(both[0], double, Disk()):
+        for shard, settings in zip(shards, both, strict=True):
+            (part,), _ = plan_parts([shard], 8, [])
+            with h5py.File(Path(settings.directory) / encode_part(EncodeTask(part, settings)).entry.file) as file:
+                found += [file["__categories/kind"][:].tolist()]
+    assert found == [[b"a", b"b"], [b"c", b"d"]]
