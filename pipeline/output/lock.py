@@ -106,7 +106,12 @@ def _mark(directory: Path, disk: Disk) -> None:
     elif not all(is_left(name) for name in names):
         raise CannotCreate("holds files that are not of shardpress, expected a new or empty directory")
     else:  # empty, or a run died here before it had left its sign
-        publish(disk, path, seal(OUTPUT, {}))
+        try:
+            publish(disk, path, seal(OUTPUT, {}))
+        except WriteFailed as error:
+            # Another run may have left the sign by now, and swept this one away half-written.
+            if not isinstance(error.__cause__, FileNotFoundError) or not path.exists():
+                raise
 
 
 def _lock(directory: Path) -> int:

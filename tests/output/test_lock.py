@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,6 +217,21 @@ def test_c1_a_run_that_begins_at_the_same_moment_is_nobody_else(
 
     monkeypatch.setattr(os, "listdir", listing)
     lock_and_let_go(tmp_path)
+
+
+def test_c1_a_run_that_sweeps_away_what_another_was_about_to_name_leaves_it_a_sign(tmp_path: Path) -> None:
+    class Late(Watched):
+        """The other run comes between when it gives its first name."""
+
+        def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+            if name == "replace":
+                with locked(tmp_path) as ledger:
+                    ledger.sweep()
+            return do(*arguments)
+
+    lock_and_let_go(tmp_path, Late())
+    assert contents(tmp_path) == {}
+    assert (tmp_path / ".shardpress").exists()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
