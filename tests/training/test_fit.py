@@ -15,8 +15,7 @@ from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Settings
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
-from pipeline.training.epochs import Training, train
-from pipeline.training.fit import Sizes, prepared
+from pipeline.training.fit import Sizes, Training, prepared, train
 from tests.support.helpers import write_shard
 
 CONFIG = Settings(n_features=2, batch_size=8, learning_rate=0.01, validation_fraction=0.2, epochs=2)
