@@ -164,13 +164,7 @@ class Ledger:
         return sorted(found, key=lambda record: record.key)
 
     def load(self, record: Record) -> bytes:
-        """The content of a committed result.
-
-        Raises
-        ------
-        ValueError
-            When it is not what was committed.
-        """
+        """The content of a committed result, or `ValueError` when it is not what was committed."""
         path = self.directory / record.entry.file
         try:
             data = path.read_bytes()

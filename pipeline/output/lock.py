@@ -35,8 +35,6 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     ----------
     directory : Path
         Made with its parents when it is not there.
-    disk : Disk, optional
-        What makes the changes.
 
     Raises
     ------

@@ -142,14 +142,7 @@ def check_limits(error: OSError, path: Path) -> None:
 
 
 def records_of(directory: Path, name: str) -> list[Record]:
-    """What a file of records holds, all of it or nothing.
-
-    Raises
-    ------
-    OSError, ValueError, KeyError, TypeError
-        When it cannot be read, or is not as it was written.
-    NewerFormat, SystemLimit
-    """
+    """What a file of records holds, all of it or nothing; raises like `unsealed`, and `KeyError` or `TypeError`."""
     path, found = directory / name, RECORDS.fullmatch(name)
     if found and found["alone"]:
         return [_record(unsealed(path, _ALONE))]
