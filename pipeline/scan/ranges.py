@@ -16,16 +16,7 @@ from pipeline.formats import pack, unpack
 from pipeline.shards.rows import bad_entries, bad_rows, read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows
 
-__all__ = [
-    "Scan",
-    "ScanSettings",
-    "ScanTask",
-    "check_usable",
-    "describe_bad_rows",
-    "readable",
-    "scan",
-    "scan_blocks",
-]
+__all__ = ["Scan", "ScanSettings", "ScanTask", "check_usable", "describe_bad_rows", "readable", "scan", "scan_blocks"]
 
 log = logging.getLogger(__name__)
 
@@ -108,15 +99,9 @@ class ScanSettings:
 
 @dataclass(frozen=True)
 class ScanTask:
-    """What one task looks at.
+    """What one task looks at, and how."""
 
-    Attributes
-    ----------
-    pieces : tuple of (int, int, Block)
-        Each block with its shard's place in the input, and the number, over all shards, of that shard's first row.
-    settings : ScanSettings
-    """
-
+    # Each block with its shard's place in the input, and the number, over all shards, of that shard's first row.
     pieces: tuple[tuple[int, int, Block], ...]
     settings: ScanSettings
 
@@ -134,9 +119,6 @@ def scan(
 
     Parameters
     ----------
-    shards : sequence of Shard
-    settings : ScanSettings
-    executor : Executor
     n_at_once : int
         Tasks under way at a time.
     advance : callable
@@ -145,7 +127,7 @@ def scan(
     Raises
     ------
     DataError
-        When more shards than that cannot be read.
+        When more shards than the settings allow cannot be read.
     """
     known = _unread(shards, {})
     while True:  # twice at most, but for files that go bad meanwhile
