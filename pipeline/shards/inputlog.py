@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from pipeline.errors import counted, shown, some
 from pipeline.hdf5.files import writers
 from pipeline.hdf5.limits import MOST_LEFT_OUT
@@ -33,7 +31,7 @@ _LONGEST = 80  # characters of a name or reason
 def log_shards(shards: Sequence[Shard]) -> None:
     """Say what the rows are, what rides along with them, and what may be amiss."""
     first = shards[0]
-    n_bytes = sum(shard.n_rows * shard.n_inputs * np.dtype(shard.dtype).itemsize for shard in shards)
+    n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
     log.info(
         "input: %s, %s x %d columns %s, %.1f MB",
         *(counted(len(shards), "shard"), counted(sum(shard.n_rows for shard in shards), "row")),

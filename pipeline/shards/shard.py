@@ -127,6 +127,11 @@ class Shard:
         """Columns, all axes behind the first flattened."""
         return prod(self.shape[1:])
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as it is read."""
+        return self.n_inputs * np.dtype(self.dtype).itemsize
+
 
 @dataclass(frozen=True)
 class Block:

@@ -93,9 +93,8 @@ def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndar
     """
     starts, first_row = [], 0
     for shard in shards:
-        row_bytes = shard.n_inputs * np.dtype(shard.dtype).itemsize
-        slab_rows = max(1, _SLAB_BYTES // row_bytes)
-        if shard.chunk_rows * row_bytes <= _MAX_CHUNK_BYTES:
+        slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
+        if shard.chunk_rows * shard.row_bytes <= _MAX_CHUNK_BYTES:
             slab_rows = -(-slab_rows // shard.chunk_rows) * shard.chunk_rows
         if max_rows is not None:
             slab_rows = min(slab_rows, max(1, max_rows))
