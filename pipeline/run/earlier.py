@@ -19,9 +19,8 @@ from pipeline.output.records import Entry, Record, fault_of
 from pipeline.run.fingerprints import differences, other_inputs, other_settings
 from pipeline.run.job import Clock, Job, Prepared, rows_in, trained
 from pipeline.settings.config import Config
-from pipeline.settings.kinds import allowed
 
-__all__ = ["QUARANTINE", "intact", "latest", "n_allowed", "take_up"]
+__all__ = ["QUARANTINE", "intact", "latest", "take_up"]
 
 log = logging.getLogger(__name__)
 
@@ -161,11 +160,6 @@ def _passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
         before == now
         and (QUARANTINE in written or config.on_bad_data != "quarantine")
         and (SINGLE_FILE in written or not config.single_file)
-        and summary["n_bad"] <= n_allowed(config, config.max_bad_rows, prepared.n_rows)
-        and summary["n_bad_shards"] <= n_allowed(config, config.max_bad_shards, len(prepared.shards) + len(now))
+        and summary["n_bad"] <= prepared.max_bad_rows
+        and summary["n_bad_shards"] <= prepared.max_bad_shards
     )
-
-
-def n_allowed(config: Config, limit: str, total: int) -> int:
-    """How many of `total` bad rows or shards pass."""
-    return 0 if config.on_bad_data == "raise" else allowed(limit, total)

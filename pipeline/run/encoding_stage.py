@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +18,8 @@ from pipeline.errors import DataError, counted, shown
 from pipeline.model import Model
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.progress import Progress
-from pipeline.run.earlier import intact, n_allowed
+from pipeline.run.earlier import intact
 from pipeline.run.job import Job
-from pipeline.scan.ranges import Scan
-from pipeline.settings.config import Config
 from pipeline.shards.shard import Shard, row_dtype
 
 if TYPE_CHECKING:
@@ -34,33 +32,29 @@ log = logging.getLogger(__name__)
 _MANY_OUTSIDE = 0.01  # of the rows
 
 
-def encode(job: Job, model: Model, autoencoder: Autoencoder, scan: Scan | None) -> list[PartFacts]:
+def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping[int, str]) -> list[PartFacts]:
     """Commit every part that is not there yet; all of them, in the order of the rows.
 
     Parameters
     ----------
-    job : Job
-    model : Model
     autoencoder : Autoencoder
-        The same on its device.
-    scan : Scan or None
-        Which shards cannot be read, where that is known.
+        `model` on its device.
+    unreadable : mapping of int to str
+        Why, for each shard that cannot be read, by its place in the input.
     """
-    job.clock.features = fingerprint = job.of_features(model, scan)
+    job.clock.features = fingerprint = job.of_features(model, unreadable)
     there = [PartFacts.of(record) for record in intact(job, job.ledger.records("part", fingerprint))]
     missing, overlapping = plan_parts(job.shards, job.budget.part_rows, there)
     job.ledger.drop(*(part.record(fingerprint) for part in overlapping))
     if there and missing:
         there_are = f"{counted(sum(part.n_rows for part in there), 'row')} in {counted(len(there), 'part')}"
         log.info("encoding: going on, an earlier run has committed %s", there_are)
-    # Those of earlier runs count: the limit is one of the whole input.
-    limit = _Limit(job.config, job.n_rows)
-    for part in there:
+    limit = _Limit(job)
+    for part in there:  # bad rows of earlier runs count, too: the limit is one of the whole input
         limit.count(part)
     if missing:
         _compile(job.shards, autoencoder)
         settings = _settings(job, model, max(len(part.source) for part in missing))
-        unreadable = scan.unreadable if scan else {}
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(settings, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)
@@ -90,11 +84,9 @@ def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
 
 def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Limit) -> None:
     n_rows, n_at_once = sum(len(task.part.source) for task in tasks), job.budget.n_writers
-    shard = tasks[0].part.source.shard
-    row_bytes = shard.n_inputs * np.dtype(shard.dtype).itemsize
     with (
         GroupCommit(job.ledger) as group,  # outermost: it commits what waits when all else has ended, by an error too
-        Progress("encoding", n_rows, "rows", row_bytes) as progress,
+        Progress("encoding", n_rows, "rows", tasks[0].part.source.shard.row_bytes) as progress,
         threads(n_at_once) as pool,
     ):
 
@@ -109,9 +101,8 @@ def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Lim
 class _Limit:
     """Counts bad rows, and says when they are too many."""
 
-    def __init__(self, config: Config, n_rows: int) -> None:
-        self._config, self._limit = config, n_allowed(config, config.max_bad_rows, n_rows)
-        self._n_bad = 0
+    def __init__(self, job: Job) -> None:
+        self._config, self._limit, self._n_bad = job.config, job.max_bad_rows, 0
 
     def count(self, part: PartFacts) -> None:
         self._n_bad += part.n_bad

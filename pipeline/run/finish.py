@@ -16,7 +16,6 @@ from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
 from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job
-from pipeline.scan.ranges import Scan
 from pipeline.shards.inputlog import why_left_out
 
 __all__ = ["Summary", "again", "finish"]
@@ -71,12 +70,12 @@ class Summary:
         )
 
 
-def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
+def finish(job: Job, model: Model, parts: Sequence[PartFacts], unreadable: Mapping[int, str]) -> Summary:
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
-    attributes, summary = job.about(model), _summary(job, model, parts, scan)
+    attributes, summary = job.about(model), _summary(job, model, parts, len(unreadable))
     entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, summary)]
     entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
-    kept = [job.request.of_scan(), job.of_model(scan), job.of_features(model, scan)]
+    kept = [job.request.of_scan(), job.of_model(unreadable), job.of_features(model, unreadable)]
     manifest = {
         **attributes,
         "fingerprint": job.request.of_all(),
@@ -101,7 +100,7 @@ def again(manifest: Mapping[str, Any], output: str, seconds: dict[str, float]) -
     return Summary(**{**manifest["summary"], "output": output, "seconds": seconds, "before": True})
 
 
-def _summary(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
+def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: int) -> Summary:
     return Summary(
         output=job.config.output,
         n_rows=sum(part.n_rows for part in parts),
@@ -112,7 +111,7 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | No
         device=str(job.device),
         cost=_best_cost(model.about["training"]) if job.given is None else None,
         seconds=job.clock.seconds,  # the very dict: the lap of the single file is still to come
-        n_bad_shards=len(job.bad_shards) + (len(scan.unreadable) if scan else 0),
+        n_bad_shards=len(job.bad_shards) + n_unreadable,
         n_outside=sum(part.n_outside for part in parts),
     )
 

@@ -27,7 +27,6 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
 from pipeline.run.budget import Budget, make_budget
 from pipeline.run.fingerprints import Request, request_of
-from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config, Settings, problems, resolve
 from pipeline.settings.kinds import allowed, plain
 from pipeline.shards.open import open_shards
@@ -69,6 +68,22 @@ class Prepared:
     def n_rows(self) -> int:
         """Rows of all shards."""
         return sum(shard.n_rows for shard in self.shards)
+
+    @property
+    def tolerates_bad_data(self) -> bool:
+        """Whether bad rows and shards are left out instead of ending the run."""
+        return self.config.on_bad_data != "raise"
+
+    @property
+    def max_bad_rows(self) -> int:
+        """How many bad rows pass."""
+        return allowed(self.config.max_bad_rows, self.n_rows) if self.tolerates_bad_data else 0
+
+    @property
+    def max_bad_shards(self) -> int:
+        """How many bad shards pass, those that were left out already among them."""
+        n_shards = len(self.shards) + len(self.bad_shards)
+        return allowed(self.config.max_bad_shards, n_shards) if self.tolerates_bad_data else 0
 
 
 def prepare(config: Config) -> Prepared:
@@ -209,19 +224,14 @@ class Job(Prepared):
         """Whether training keeps all rows in memory, where its products run."""
         return self.budget.resident if self.device.used == "cpu" else self.budget.resident_on_device
 
-    @property
-    def tolerates_bad_data(self) -> bool:
-        """Whether bad rows and shards are left out instead of ending the run."""
-        return self.config.on_bad_data != "raise"
-
-    def of_model(self, scan: Scan | None) -> str:
+    def of_model(self, unreadable: Iterable[int]) -> str:
         """Fingerprint of the training's result: also of the shards that it had to do without."""
-        asked, without = self.request.of_model(), _unreadable(scan)
+        asked, without = self.request.of_model(), sorted(unreadable)
         return fingerprint(asked, without) if without else asked  # without any, what was asked for tells it all
 
-    def of_features(self, model: Model, scan: Scan | None) -> str:
+    def of_features(self, model: Model, unreadable: Iterable[int]) -> str:
         """Fingerprint of the features: also of the shards that have none, and whether bad rows are listed."""
-        asked, without = self.request.of_features(model.fingerprint), _unreadable(scan)
+        asked, without = self.request.of_features(model.fingerprint), sorted(unreadable)
         is_listed = self.config.on_bad_data == "quarantine"  # then the parts' records list them, and else they do not
         return fingerprint(asked, without, is_listed) if without or is_listed else asked
 
@@ -257,10 +267,6 @@ def trained(checkpoint: Record) -> str:
 def rows_in(parts: Iterable[Record]) -> int:
     """Rows whose features are committed."""
     return sum(PartFacts.of(record).n_rows for record in parts)
-
-
-def _unreadable(scan: Scan | None) -> list[int]:
-    return sorted(scan.unreadable) if scan else []
 
 
 @cache

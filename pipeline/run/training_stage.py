@@ -39,7 +39,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
         When no row is left to train on, or rows cannot be read.
     TrainingDiverged
     """
-    fingerprint = job.of_model(scan)
+    fingerprint = job.of_model(scan.unreadable)
     autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), job.config.n_features, row_dtype(job.shards))
     directory = job.ledger.directory
     model = latest(
