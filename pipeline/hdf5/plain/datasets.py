@@ -11,8 +11,7 @@ from pipeline.hdf5.filters.codecs import objection
 from pipeline.hdf5.layout import grid_of
 from pipeline.hdf5.limits import ASKED, FILTERS, MOST_CHUNK_BYTES, MOST_ITEM, SMALLEST
 from pipeline.hdf5.plain.headers import Kind, Messages
-from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Metadata, expect
-from pipeline.hdf5.plain.trees import leaves
+from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Metadata, expect, leaves
 
 __all__ = ["Dataset", "dataset_of", "layout_claim", "name_of"]
 

@@ -4,8 +4,7 @@ import struct
 from collections.abc import Iterator
 
 from pipeline.hdf5.plain.headers import Kind, Messages, expect_none_elsewhere, is_group, messages
-from pipeline.hdf5.plain.metadata import NOWHERE, Metadata, Odd, checksum, expect
-from pipeline.hdf5.plain.trees import HALVES, leaves
+from pipeline.hdf5.plain.metadata import HALVES, NOWHERE, Metadata, Odd, checksum, expect, leaves
 from pipeline.hdf5.superblock import SIGNATURE, Superblock
 
 __all__ = ["MOST_NAMES", "links", "root"]

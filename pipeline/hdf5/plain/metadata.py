@@ -1,4 +1,4 @@
-"""HDF5's metadata, read by hand: bytes of them, within bounds, and their checksums.
+"""HDF5's metadata, read by hand: bytes of them, within bounds, their checksums, and trees of names and of chunks.
 
 Every place is checked against the file's end, nothing recurses, and all that is read has a bound: a forged number makes
 a wrong answer at worst. What is not as it should be, or merely unusual, is `Odd`.
@@ -7,16 +7,22 @@ The numbers in brackets, here and in the files beside this one, are sections of 
 """
 
 import struct
+from typing import Any
+
+import numpy as np
 
 from pipeline.hdf5.files import read_at
 from pipeline.hdf5.limits import SMALLEST
 
-__all__ = ["MOST_BYTES", "NOWHERE", "Metadata", "Odd", "checked", "checksum", "expect"]
+__all__ = ["HALVES", "MOST_BYTES", "NOWHERE", "Metadata", "Odd", "checked", "checksum", "expect", "leaves"]
 
 MOST_BYTES = 2**22  # in all, counted as often as they are looked at: places of 100,000 chunks, or a second's checksums
 _AT_FIRST, _AT_ONCE = 2**14, 2**12  # bytes of a read
 
 NOWHERE = 2**64 - 1
+
+_NODE = struct.Struct("<4sBBHQQ")
+HALVES = {0: 16, 1: 32}  # of what a node of a tree of names, and of one of chunks, can hold
 
 
 class Odd(Exception):
@@ -102,3 +108,52 @@ def checksum(data: bytes) -> bytes:
     a = (a ^ c) - (c << 4 & m | c >> 28) & m
     b = (b ^ a) - (a << 14 & m | a >> 18) & m
     return ((c ^ b) - (b << 24 & m | b >> 8) & m).to_bytes(4, "little")
+
+
+# -- trees -------------------------------------------------------------------------------------------------------
+
+
+def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and children of the lowest level of a tree, a B-tree of version 1 (III.A.1).
+
+    Parameters
+    ----------
+    file : Metadata
+    top : int
+        Address of its one node at the highest level.
+    kind : int
+        0 of names, 1 of chunks.
+    n_key : int
+        Words of 8 bytes in a key.
+
+    Returns
+    -------
+    keys : ndarray of shape (n + 1, n_key), uint64
+    children : ndarray of shape (n,), uint64
+    """
+    children, level = np.array([top], dtype=np.uint64), -1
+    keys = np.empty(0, dtype=np.uint64)
+    while level:
+        addresses = children.tolist()
+        nodes = [_node(file, address, kind, n_key) for address in addresses]
+        for i, (signature, its_kind, its_level, _, left, right) in enumerate(head for head, _ in nodes):
+            expect(signature == b"TREE", its_kind == kind, level in (-1, its_level + 1))
+            # With their neighbours as they must be, no node is there twice, and nothing is left out.
+            expect(left == (addresses[i - 1] if i else NOWHERE))
+            expect(right == (addresses[i + 1] if i + 1 < len(addresses) else NOWHERE))
+        words = [words for _, words in nodes]
+        entries = np.concatenate([each[:-n_key].reshape(-1, n_key + 1) for each in words])
+        bounds = np.stack([each[:n_key] for each in words] + [words[-1][-n_key:]])
+        expect(level < 0 or (keys[:, kind:] == bounds[:, kind:]).all())  # a chunk's size may differ
+        keys = np.concatenate([entries[:, :n_key], bounds[-1:]])
+        children, level = entries[:, n_key], nodes[0][0][2]
+    return keys, children
+
+
+def _node(file: Metadata, address: int, kind: int, n_key: int) -> tuple[tuple[Any, ...], np.ndarray]:
+    """A node's head, and keys and children in turn."""
+    most = 2 * HALVES[kind]
+    block = file.at(address, _NODE.size + 8 * (most * (n_key + 1) + n_key))
+    head = _NODE.unpack_from(block)
+    expect(0 < head[3] <= most)
+    return head, np.frombuffer(block, "<u8", head[3] * (n_key + 1) + n_key, _NODE.size)
