@@ -42,13 +42,7 @@ def is_number(dtype: np.dtype) -> bool:
 
 
 def numbers_of(record: np.dtype) -> Numbers | None:
-    """The equal numbers that a record consists of, but for a first field called `index`; None where there are others.
-
-    Parameters
-    ----------
-    record : dtype
-        Any; only one with fields can be a record's.
-    """
+    """The equal numbers that a record consists of, but for a first field called `index`; None if there are others."""
     fields = sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
     if len(fields) > 1 and fields[0][1] == _INDEX:
         del fields[0]
@@ -68,16 +62,9 @@ def numbers_of(record: np.dtype) -> Numbers | None:
 def rows_of(
     form: str, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype], shape: Sequence[int]
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape, rows first, and dtype of the rows that datasets make up.
+    """Shape, rows first, and dtype of the rows that datasets of these shapes and stored dtypes make up.
 
-    Parameters
-    ----------
-    form : str
-    shapes : sequence of tuple of int
-    dtypes : sequence of dtype
-        Each dataset's, as stored.
-    shape : sequence of int
-        Of sparse rows, which no dataset has.
+    Only sparse rows need their own shape, which no dataset has.
 
     Raises
     ------

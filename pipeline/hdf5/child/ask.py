@@ -132,16 +132,12 @@ _idle: list[_Keeper] = []  # taking one out and putting one back are atomic
 
 
 def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
-    """Have the child look at an open file.
+    """Have the child look at an open file: the same inode, whatever lies at its path meanwhile.
 
     Parameters
     ----------
     what : str
-        ``describe``, ``values`` or ``stacked``, functions of `child`.
-    descriptor : int
-        The open file's. The child opens the same inode, whatever lies at its path meanwhile.
-    arguments : sequence
-        The function's, without the file.
+        ``describe``, ``values`` or ``stacked``, functions of `child` that take the file and the `arguments`.
     where : str
         How an error's sentence begins.
 

@@ -137,15 +137,9 @@ def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list
 
 
 def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
-    """What a name stands for, as rows.
+    """What the path of a dataset, of a group that holds a sparse matrix, or of a pandas frame stands for, as rows.
 
-    Parameters
-    ----------
-    file : h5py.File
-    name : str
-        Path of a dataset, of a group that holds a sparse matrix, or of a pandas frame.
-    orientation : str, optional
-        Whether rows lie along the first axis (``rows``) or the last one (``columns``).
+    They lie along the first axis, or the last one where the orientation is ``columns``.
     """
     parent, here = locate(file, name)
     if isinstance(here, h5py.h5g.GroupID):

@@ -25,14 +25,8 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Where a dataset's bytes lie, as `layout.layout_of` takes it, but for what goes into `arrays`.
 
-    Parameters
-    ----------
-    dataset : h5py.Dataset
-    name : str
-        Its path.
-    arrays : list of ndarray
-        Of each chunked one, offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64; of each one
-        inside the metadata, its bytes.
+    That is of a chunked one offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64; of one inside
+    the metadata its bytes.
     """
     properties = dataset.id.get_create_plist()
     filters, layout = filters_of(properties, name), properties.get_layout()

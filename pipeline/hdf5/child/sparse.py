@@ -43,15 +43,9 @@ def n_firsts(group: Any) -> int:
 def parts_and_shape(
     group: Any, name: str, orientation: str | None
 ) -> tuple[list[tuple[str, h5py.Dataset]], tuple[int, ...]]:
-    """The datasets that sparse rows are made of, with their paths, and the rows' shape.
+    """The datasets that sparse rows are made of, with their paths, and the rows' shape; `name` is the group's path.
 
-    Parameters
-    ----------
-    group : h5py.h5g.GroupID
-    name : str
-        Its path.
-    orientation : str, optional
-        ``columns`` if the matrix's columns are the rows, and not its rows.
+    The matrix's columns are the rows where the orientation is ``columns``.
     """
     parts = [(under(name, text(part)), _part(group, part, name)) for part in _PARTS]
     (n_values,), (n_columns,), (n_firsts,) = (dataset.shape for _, dataset in parts)

@@ -36,21 +36,14 @@ def expect(*conditions: object) -> None:
 
 
 class Metadata:
-    """The bytes of a file: the first of them at once, others in a few more reads, and not too many.
+    """The bytes of an open file: the first of them at once, others in a few more reads, and not too many.
 
-    Parameters
-    ----------
-    descriptor : int
-    size : int
-        Of the file, in bytes.
-    base : int
-        Where its superblock lies. Offsets count from there, and so does `end`, where the data end, as soon as that is
-        known.
+    Offsets count from `base`, where its superblock lies, and so does `end`, where the data end (told by the root only).
 
     Raises
     ------
     OSError
-        Here and in all functions below that take one, when reading fails.
+        Here and in all functions that take one, when reading fails.
     """
 
     def __init__(self, descriptor: int, size: int, base: int = 0) -> None:
