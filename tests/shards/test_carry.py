@@ -10,6 +10,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.features import Features, open_features
 from pipeline.hdf5 import limits
+from pipeline.hdf5.child import find
 from pipeline.hdf5.child.describe import describe
 from pipeline.hdf5.child.find import Refused
 from pipeline.shards.open import open_shards
@@ -96,6 +97,14 @@ def test_what_is_named_and_nowhere_stops_with_a_list_of_what_there_is(shards):
     riders = {"y": range(N), "obs/age": range(N), **categorical([0] * N, ["a"], "obs/type"), "short": range(3)}
     with refused(65, "0.h5 dataset=obs/kind: not there", "one value for each row have obs/age, obs/type, y", "--carry"):
         shards(riders, riders)
+
+
+def test_a_file_is_searched_once_for_a_name_that_is_not_there(tmp_path, monkeypatch):
+    path = write_shard(tmp_path / "x.h5", numbered(3), riders={"y": np.arange(3)})
+    monkeypatch.setattr(find, "listing", lambda file: pytest.fail("listed again"))
+    with h5py.File(path) as file:
+        answer, _ = describe(file, None, None, ["obs/kind"])
+    assert answer["left_out"] == [["obs/kind", "not there; one value for each row have y", True]]
 
 
 def test_what_is_named_and_lacks_in_some_shards_rides_along_from_the_others(shards, caplog):

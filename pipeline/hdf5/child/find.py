@@ -13,7 +13,6 @@ from pipeline.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
 from pipeline.hdf5.paths import parts_of, text
 
 __all__ = [
-    "NotThere",
     "Refused",
     "attribute",
     "dtype_of",
@@ -26,11 +25,11 @@ __all__ = [
     "locate",
     "names_in",
     "objects",
+    "reached",
     "some",
 ]
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # how groups are called that hold PyTables' indexes, and MATLAB's cells
-_IF_LINK = "{path} is {link}, expected a dataset in the file itself"
 _LISTED = 20  # how many names a refusal lists
 
 
@@ -42,17 +41,21 @@ class Refused(Exception):
         self.dataset = dataset  # which of its datasets is to blame
 
 
-class NotThere(Refused):
-    """Nothing stands under a name."""
+def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
+    """What lies at `name`, behind the group that holds it."""
+    there = reached(file, name, "{path} is {link}, expected a dataset in the file itself")
+    if there is None:
+        raise Refused(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
+    return there
 
 
-def locate(file: h5py.File, name: str, if_link: str = _IF_LINK) -> tuple[Any, Any]:
-    """What lies at `name` over hard links only, behind the group that holds it; `if_link` is how others are refused."""
+def reached(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
+    """As `locate`, or None where nothing lies; over hard links only, `if_link` is how others are refused."""
     here, parent = file.id, file.id
     parts = parts_of(name)
     for i, part in enumerate(parts):
         if not isinstance(here, h5py.h5g.GroupID) or not here.links.exists(part):
-            raise NotThere(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
+            return None
         link = link_of(here, part)
         if link:
             raise Refused(if_link.format(path=text(b"/".join(parts[: i + 1])), link=link), name)

@@ -9,16 +9,15 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.find import (
-    NotThere,
     Refused,
     attribute,
     dtype_of,
     elsewhere,
     held,
     link_of,
-    locate,
     names_in,
     objects,
+    reached,
     some,
 )
 from pipeline.hdf5.child.layouts import layout_claim
@@ -138,12 +137,11 @@ def find_carried(
     riders: list[dict[str, Any]] = []
     missing: list[list[Any]] = []
     for path in paths:
-        try:
-            parent, item = locate(file, path, if_link="{link}, cannot ride along")
-        except NotThere:
+        there = reached(file, path, if_link="{link}, cannot ride along")
+        if there is None:
             missing.append([path, f"not there; one value for each row have {_carriable(file, shape[0])}", True])
             continue
-        dataset, where, categories = _values(parent, item, path)
+        dataset, where, categories = _values(*there, path)
         try:
             _check(dataset, shape)
         except Refused as reason:
