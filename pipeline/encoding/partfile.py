@@ -86,16 +86,18 @@ class PartMemory:
         texts = {name: values for name, values in arrays.items() if values.dtype.hasobject}
         # NumPy takes dtypes for equal whatever their metadata say, as it does texts in ASCII and in UTF-8.
         layout = repr((n_source, attributes, [(name, *shape, shape[1].metadata) for name, shape in shapes.items()]))
-        if layout != self._layout or texts:  # only HDF5 knows how texts of any length are stored
-            # The features first: they are encoded to their place before anything is known of what stands behind them.
-            features = (len(arrays[VALID]), self._n_features), _FLOAT32
-            shapes = {FEATURES: features, **{name: shape for name, shape in shapes.items() if name not in texts}}
-            template = lay_out(shapes, {**texts, **self._categories}, attributes, n_source)
-            place = template.place_of(FEATURES)
-            if place not in (None, self._place):
-                raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
+        if layout == self._layout:
+            return self._template
+        # The features first: they are encoded to their place before anything is known of what stands behind them.
+        features = (len(arrays[VALID]), self._n_features), _FLOAT32
+        shapes = {FEATURES: features, **{name: shape for name, shape in shapes.items() if name not in texts}}
+        template = lay_out(shapes, {**texts, **self._categories}, attributes, n_source)
+        place = template.place_of(FEATURES)
+        if place not in (None, self._place):
+            raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
+        if not texts:  # only HDF5 knows how those of any length are stored, and what it wrote may be large
             self._layout, self._template = layout, template
-        return self._template
+        return template
 
 
 def _pages(n_bytes: int, content: np.ndarray | None = None) -> np.ndarray:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from secrets import token_bytes
 from typing import Any
@@ -24,6 +26,8 @@ from pipeline.output.disk import PAGE
 __all__ = ["SOURCE", "Template", "describe", "lay_out", "write_attributes"]
 
 FORMAT = "shardpress-features/1"
+_PAGE = 2**16  # bytes of an image that are kept together: fewer would be slow where texts ride along by the megabyte
+_HOLE = bytes(_PAGE)
 SOURCE = "/source"  # among the names of values: a dataset's own holds no slash
 
 
@@ -152,13 +156,13 @@ class _Image(io.RawIOBase):
     """A file object, as h5py takes it in a file's place, in which only pages that were written to take memory."""
 
     def __init__(self) -> None:
-        self.size, self._at, self._pages = 0, 0, dict[int, bytearray]()
+        self.size, self._at, self._pages = 0, 0, defaultdict[int, bytearray](partial(bytearray, _PAGE))
 
     def between(self, start: int, stop: int) -> bytes:
         """The bytes from `start` on."""
-        first, last = start // PAGE, -(-stop // PAGE)
-        pages = b"".join(self._pages.get(number, bytes(PAGE)) for number in range(first, last))
-        return pages[start - first * PAGE : stop - first * PAGE]
+        numbers = range(start // _PAGE, -(-stop // _PAGE))
+        pages = ((number * _PAGE, self._pages.get(number, _HOLE)) for number in numbers)
+        return b"".join(memoryview(page)[max(start - first, 0) : stop - first] for first, page in pages)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + (0, self._at, self.size)[whence]
@@ -172,9 +176,9 @@ class _Image(io.RawIOBase):
     def write(self, data: Any) -> int:
         rest = memoryview(data)  # of which no page copies what is left
         while rest:
-            number, start = divmod(self._at, PAGE)
-            piece, rest = rest[: PAGE - start], rest[PAGE - start :]
-            self._pages.setdefault(number, bytearray(PAGE))[start : start + len(piece)] = piece
+            number, start = divmod(self._at, _PAGE)
+            piece, rest = rest[: _PAGE - start], rest[_PAGE - start :]
+            self._pages[number][start : start + len(piece)] = piece
             self._at += len(piece)
         self.size = max(self.size, self._at)
         return len(data)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -155,6 +156,19 @@ def test_of_parts_that_differ_in_values_hdf5_writes_the_first(monkeypatch):
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
     assert len(asked) == 1
+
+
+def test_of_texts_no_copy_is_kept_and_few_are_made():
+    texts = {"text": np.array([b"x" * 10000] * 1000, object)}
+    memory = PartMemory(1000, 2)
+    tracemalloc.start()
+    try:
+        n_bytes = len(memory.file(np.ones(1000, bool), texts, {}, {}))
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1.1 * n_bytes, kept
+    assert peak < 3.2 * n_bytes, peak
 
 
 @pytest.mark.parametrize("n_rows", [0, 3])

@@ -84,13 +84,16 @@ def test_what_only_a_hole_would_take_takes_no_memory():
 
 
 def test_an_image_is_the_file_that_was_written():
-    rng, image, expected = np.random.default_rng(0), module._Image(), bytearray(15000)
-    for _ in range(50):
-        start, data = int(rng.integers(0, 10000)), rng.bytes(int(rng.integers(0, 5000)))
+    rng, image, expected = np.random.default_rng(0), module._Image(), bytearray(400000)
+    for _ in range(50):  # some over the ends of what it keeps together
+        start, data = int(rng.integers(0, 200000)), rng.bytes(int(rng.integers(0, 10 ** rng.integers(1, 6))))
         image.seek(start)
         assert image.write(memoryview(data)) == len(data)
         expected[start : start + len(data)] = data
         assert image.tell() == start + len(data)
     assert image.between(0, image.size) == bytes(expected[: image.size])
+    for _ in range(50):
+        start, stop = sorted(map(int, rng.integers(0, image.size, 2)))
+        assert image.between(start, stop) == bytes(expected[start:stop]), (start, stop)
     image.seek(-10, 2)
     assert image.read(10) == expected[image.size - 10 : image.size]
