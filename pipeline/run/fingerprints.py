@@ -72,11 +72,8 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
 
     Parameters
     ----------
-    settings : Settings
-    shards : sequence of Shard
     model : Model or None
         A fitted one, that takes the training's place.
-    budget : Budget
     """
     n_rows = sum(shard.n_rows for shard in shards)
     n_validated = round(settings.validation_fraction * n_rows)

@@ -59,7 +59,7 @@ class Training:
     validation : ndarray of shape (n_validation, n_inputs)
         Unscaled; may be empty.
     best : dict
-        The parameters after the best epoch.
+        The parameters after the best epoch so far; before the first one's end, those of the start.
     """
 
     autoencoder: Autoencoder

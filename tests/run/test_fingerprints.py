@@ -229,7 +229,7 @@ def test_u3_the_place_of_a_shard_among_others_counts() -> None:
 def test_with_a_model_no_setting_of_the_training_counts() -> None:
     before = request(model=MODEL)
     for change in ({"epochs": 3}, {"seed": 1}, {"learning_rate": 0.5}, {"memory_budget": 2**24}):
-        assert touched(request(replace(CONFIG, **change), model=MODEL), before) == set()
+        assert touched(request(replace(CONFIG, **change), model=MODEL), before) == set(), change
     assert touched(before) == {"model", "all"}
 
 

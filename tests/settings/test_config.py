@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 
 from pipeline.settings.config import LEARNING_RATES, Config, problems, resolve
+from tests.support.cases import case
 
 
 def test_the_defaults_have_no_problems():
@@ -33,8 +34,9 @@ def test_each_setting_has_its_range():
         for value in good:
             assert problems(replace(Config(), **{name: value})) == [], (name, value)
         for value in bad:
-            (complaint,) = problems(replace(Config(), **{name: value}))
-            assert complaint.startswith(f"{name}: {value}, expected ")
+            with case(name, value):
+                (complaint,) = problems(replace(Config(), **{name: value}))
+                assert complaint.startswith(f"{name}: {value}, expected ")
 
 
 def test_all_problems_are_told_at_once():

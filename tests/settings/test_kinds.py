@@ -26,5 +26,5 @@ def test_what_is_no_number_of_bytes_is_refused_with_an_example():
 def test_a_percentage_is_counted_exactly_and_rounded_down():
     for total in (0, 1, 99, 100, 101, 10**18 + 1):
         for tenths in range(0, 1001, 7):
-            assert allowed(f"{tenths / 10}%", total) == Fraction(tenths, 1000) * total // 1
+            assert allowed(f"{tenths / 10}%", total) == Fraction(tenths, 1000) * total // 1, (tenths, total)
     assert [allowed("25", total) for total in (0, 24, 10**6)] == [25, 25, 25]

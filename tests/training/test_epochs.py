@@ -154,7 +154,7 @@ def test_the_linear_schedule_works_for_a_single_epoch_and_a_single_step() -> Non
     for epochs, steps in [(1, 1), (1, 4), (2, 1)]:
         config = replace(CONFIG, schedule="linear", epochs=epochs)
         rates = [learning_rate(config, step, steps) for step in range(epochs * steps)]
-        assert all(0 < rate <= 0.5 for rate in rates)
+        assert all(0 < rate <= 0.5 for rate in rates), (epochs, steps)
 
 
 def test_every_step_gets_the_rate_of_the_schedule() -> None:
