@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -16,12 +17,15 @@ from pipeline.formats import pack, unpack
 from pipeline.shards.rows import bad_entries, bad_rows, read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows
 
-__all__ = ["Scan", "ScanSettings", "ScanTask", "check_usable", "describe_bad_rows", "readable", "scan", "scan_blocks"]
+__all__ = ["Scan", "ScanSettings", "check_usable", "describe_bad_rows", "readable", "scan"]
 
 log = logging.getLogger(__name__)
 
 _MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
 _COLUMNS = 10  # that a sentence names
+
+# A block with its shard's place in the input before it, and the number, over all shards, of that shard's first row.
+_Piece = tuple[int, int, Block]
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,6 @@ class ScanSettings:
     max_unreadable: int | None = None
 
 
-@dataclass(frozen=True)
-class ScanTask:
-    """What one task looks at, and how."""
-
-    # Each block with its shard's place in the input, and the number, over all shards, of that shard's first row.
-    pieces: tuple[tuple[int, int, Block], ...]
-    settings: ScanSettings
-
-
 def scan(
     shards: Sequence[Shard],
     settings: ScanSettings,
@@ -129,16 +124,22 @@ def scan(
     DataError
         When more shards than the settings allow cannot be read.
     """
-    known = _unread(shards, {})
+    known, look = _unread(shards, {}), partial(_scan_blocks, settings)
     while True:  # twice at most, but for files that go bad meanwhile
         found = known
-        if tasks := _tasks(shards, settings, known.unreadable):  # there are none where no shard can be read
-            work = [(scan_blocks, task) for task in tasks]
-            result = reduce(work, _merge, executor, n_at_once, lambda done: advance(done.n_rows))
-            found = _merge([known, result])
+        tasks = [(look, pieces) for pieces in _shared_out(shards, settings.block_rows, known.unreadable)]
+        if tasks:  # there are none where no shard can be read
+            found = reduce(tasks, _merge, executor, n_at_once, lambda done: advance(done.n_rows))
+            found = _merge([known, found])
         if len(found.unreadable) == len(known.unreadable):
             return found
-        _check_limit(shards, settings, known, found)
+        limit = settings.max_unreadable or 0
+        if len(found.unreadable) > limit:  # now: a night of reading is not spent on what is refused at its end
+            first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
+            raise DataError(
+                f"{len(found.unreadable)} of {len(shards)} shards cannot be read, expected {limit} at most: {first} "
+                "Mend the files, or raise --max-bad-shards."
+            )
         known = _unread(shards, found.unreadable)
         advance(known.n_rows - found.n_rows)  # what is read again counts once
 
@@ -206,43 +207,32 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | Non
     return f"{block.shard}: {row[0, column]} in row {block.start}, column {column}; {counts}"
 
 
-def scan_blocks(task: ScanTask) -> Scan:
+def _scan_blocks(settings: ScanSettings, pieces: Sequence[_Piece]) -> Scan:
     """What one task finds; where a block cannot be read that may be, of its shard no more than why."""
     found = []
-    for number, first_row, block in task.pieces:
+    for number, first_row, block in pieces:
         check()
         try:
-            found.append(_scan_block(first_row + block.start, block, task.settings.missing))
+            found.append(_scan_block(first_row + block.start, block, settings.missing))
         except DataError as error:
-            if task.settings.max_unreadable is None:
+            if settings.max_unreadable is None:
                 raise
             nothing = _nothing(block.shard.n_inputs)  # what its other blocks tell is thrown away, with the pass
             found.append(Scan(len(block), *nothing, np.empty(0, np.int64), {number: str(error)}))
     return _merge(found)
 
 
-def _tasks(shards: Sequence[Shard], settings: ScanSettings, unreadable: Mapping[int, str]) -> list[ScanTask]:
-    """The rows of all shards but the unreadable ones, shared out in their order."""
+def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[list[_Piece]]:
+    """For each task its pieces of all shards but the unreadable ones, in their order."""
     pieces = [
         (i, first_row, block)
         for i, (shard, first_row) in enumerate(zip(shards, first_rows(shards)[:-1].tolist(), strict=True))
         if i not in unreadable
-        for block in blocks([shard], settings.block_rows)
+        for block in blocks([shard], block_rows)
     ]
     # Neighbours share a task: a file is read from front to back.
     stride = max(1, -(-len(pieces) // _MAX_TASKS))
-    return [ScanTask(tuple(pieces[i : i + stride]), settings) for i in range(0, len(pieces), stride)]
-
-
-def _check_limit(shards: Sequence[Shard], settings: ScanSettings, known: Scan, found: Scan) -> None:
-    """Before the rows are read again: a night of reading is not spent on what is refused at its end."""
-    limit = settings.max_unreadable
-    if limit is not None and len(found.unreadable) > limit:
-        first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
-        raise DataError(
-            f"{len(found.unreadable)} of {len(shards)} shards cannot be read, expected {limit} at most: {first} Mend "
-            "the files, or raise --max-bad-shards."
-        )
+    return (pieces[i : i + stride] for i in range(0, len(pieces), stride))
 
 
 def _unread(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> Scan:
