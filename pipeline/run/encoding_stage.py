@@ -65,6 +65,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
 
 
 def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
+    config, trained_on = job.config, job.given.scaler if job.given else None
     return EncodeSettings(
         directory=str(job.ledger.directory),
         model=model,
@@ -72,12 +73,7 @@ def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
         block_rows=min(part_rows, job.budget.block_rows),
         part_rows=part_rows,  # of what there is: a run on few rows takes little memory
         n_readers=job.budget.n_threads,
-        bad_data=BadData(
-            on_bad_data=job.config.on_bad_data,
-            missing=job.config.missing_value,
-            out_of_range=job.config.out_of_range,
-            trained_on=job.given.scaler if job.given else None,
-        ),
+        bad_data=BadData(config.on_bad_data, config.missing_value, config.out_of_range, trained_on),
         attributes=job.about(model),
     )
 
