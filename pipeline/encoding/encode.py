@@ -26,19 +26,11 @@ __all__ = ["EncodeTask", "encode_part"]
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """A part to be made.
-
-    Attributes
-    ----------
-    part : Part
-    settings : EncodeSettings
-    unreadable : str or None
-        Why its shard cannot be read, if it cannot: all its rows are bad ones then.
-    """
+    """A part to be made."""
 
     part: Part
     settings: EncodeSettings
-    unreadable: str | None = None
+    unreadable: str | None = None  # why its shard cannot be read, if it cannot: all its rows are bad ones then
 
 
 def encode_part(task: EncodeTask) -> PartFacts:

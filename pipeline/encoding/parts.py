@@ -48,9 +48,8 @@ class PartFacts:
         Rows; those whose features do not count; good ones outside the range of the model's training rows.
     shard : int
         Its source's place in the input.
-    path, dataset : str
     start, stop : int
-        Rows of that dataset.
+        Rows of the dataset.
     bad : tuple of dict
         With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
     outside : tuple of Outside
@@ -93,16 +92,10 @@ class PartFacts:
 def plan_parts(
     shards: Sequence[Shard], part_rows: int, there: Sequence[PartFacts]
 ) -> tuple[list[Part], list[PartFacts]]:
-    """Parts for the rows that no committed part holds, in the order of the input's rows.
+    """Parts for the rows that no committed one holds, in their order; and committed ones that count for nothing.
 
-    Committed parts may be of another size: what they hold stays, whatever the memory or the threads are now.
-
-    Returns
-    -------
-    list of Part
-        Still to be made.
-    list of PartFacts
-        Committed parts that overlap an earlier one, and count for nothing.
+    Committed parts may be of another size: what they hold stays, whatever the memory or the threads are now. Only those
+    that overlap an earlier one are for nothing.
     """
     missing: list[Part] = []
     overlapping: list[PartFacts] = []

@@ -35,15 +35,12 @@ class EncodeSettings:
     ----------
     directory : str
         The output directory.
-    model : Model
     dtype : str
         That holds the rows of all shards, which decides how they are scaled.
     block_rows, part_rows : int
         Of the largest block and part.
     n_readers : int
         Threads that read and encode at a time; others may write meanwhile.
-    bad_data : BadData
-        What becomes of rows that cannot be encoded like the others.
     attributes : mapping
         Of every file.
     """
@@ -57,13 +54,17 @@ class EncodeSettings:
     bad_data: BadData = field(default_factory=BadData)
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> object:
+        """Equal for settings, wherever they come from, that one worker can serve."""
+        return (self.model.fingerprint, self.dtype, self.block_rows, self.part_rows, self.n_readers)
+
 
 class Worker:
     """A process that encodes.
 
     Attributes
     ----------
-    encode : Encoder
     disk : Disk
         What makes every change to the file system.
     turns : Semaphore
@@ -99,29 +100,22 @@ _making = threading.Lock()  # a model compiles once, however many threads begin 
 
 def worker_of(settings: EncodeSettings) -> Worker:
     """The worker of this process; if there is none yet, one is made on the device that the process is set to."""
-    key = _key(settings)
     with _making:  # held while it compiles: the others could do nothing but the same
-        if key not in _workers:
+        if settings.key not in _workers:
             start_device()
             autoencoder = autoencoder_of(settings.model.scaler, settings.model.n_features, np.dtype(settings.dtype))
             autoencoder.set_parameters(settings.model.parameters)
             _workers.clear()  # another run's, in a process that serves several
-            _workers[key] = Worker(settings, autoencoder.encode_checked, Disk())
-        return _workers[key]
+            _workers[settings.key] = Worker(settings, autoencoder.encode_checked, Disk())
+        return _workers[settings.key]
 
 
 @contextmanager
 def serving(settings: EncodeSettings, encode: Encoder, disk: Disk) -> Iterator[None]:
     """Within the context this process encodes with what it has already, so that nothing compiles twice."""
     _workers.clear()
-    _workers[_key(settings)] = Worker(settings, encode, disk)
+    _workers[settings.key] = Worker(settings, encode, disk)
     try:
         yield
     finally:
         _workers.clear()  # the memory of its threads goes as well
-
-
-def _key(settings: EncodeSettings) -> object:
-    """Equal for settings, wherever they come from, that one worker can serve."""
-    sizes = (settings.dtype, settings.block_rows, settings.part_rows, settings.n_readers)
-    return (settings.model.fingerprint, *sizes)
