@@ -47,13 +47,12 @@ def categories_of(path: Path) -> dict[str, np.ndarray]:
 
 def common(parts: Sequence[Mapping[str, Shape]]) -> dict[str, np.dtype]:
     """Dtypes of the datasets that every part has, of those in which they agree."""
-    first, *others = ({name: _kind(*shape) for name, shape in part.items()} for part in parts)
+    # NumPy takes enumerations for equal whatever their values are called.
+    first, *others = (
+        {name: (shape[1:], dtype, h5py.check_enum_dtype(dtype)) for name, (shape, dtype) in part.items()}
+        for part in parts
+    )
     return {name: parts[0][name][1] for name, kind in first.items() if all(o.get(name) == kind for o in others)}
-
-
-def _kind(shape: tuple[int, ...], dtype: np.dtype) -> tuple[Any, ...]:
-    """NumPy takes enumerations for equal whatever their values are called."""
-    return shape[1:], dtype, h5py.check_enum_dtype(dtype)
 
 
 def reading(path: str | Path) -> h5py.File:

@@ -13,7 +13,7 @@ __all__ = ["Progress"]
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_LINES = 10.0  # 360 lines an hour at most: a log is read as a whole in the morning
 
 
 class Progress:
@@ -24,9 +24,9 @@ class Progress:
     total : int or None
         Units in all, where that is known.
     unit : str
-        Name of the units, in the plural.
+        In the plural.
     unit_bytes : int
-        Bytes of one unit, when the rate in MB/s is to be shown too.
+        Of one unit, when the rate in MB/s is to be shown too.
     """
 
     def __init__(self, what: str, total: int | None, unit: str, unit_bytes: int = 0) -> None:
@@ -34,7 +34,7 @@ class Progress:
         self._done, self._told, self._note = 0, -1, ""
         self._start = self._last_line = time.monotonic()
         on_terminal = sys.stderr.isatty() and log.isEnabledFor(logging.INFO)
-        scale = total is not None and total > 10_000
+        scale = total is not None and total > 10_000  # rows in k and M; minibatches and epochs are counted
         self._bar = tqdm(total=total, desc=what, bar_format=self._form(), unit_scale=scale) if on_terminal else None
 
     def __enter__(self) -> Self:
@@ -43,7 +43,7 @@ class Progress:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        if error is None and self._told != self._done:
+        if error is None and self._told != self._done:  # after an error, a line would look like success
             self._line()
 
     @property
