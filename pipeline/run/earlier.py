@@ -59,16 +59,9 @@ def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] 
 
 
 def latest(job: Job, kind: str, fingerprint: str, read: Callable[[Record], T], complaint: str) -> T | None:
-    """The last result of an earlier run that can be used; those behind it cannot, and are dropped.
+    """The last result of a kind, made from `fingerprint`, that `read` can use; those behind it are dropped.
 
-    Parameters
-    ----------
-    kind, fingerprint : str
-        What the result is, and what it was made from.
-    read : callable
-        Makes of a record what its file holds.
-    complaint : str
-        What is said of one that cannot be used, with ``%s`` for the reason.
+    Of each of those `complaint` is said, with the reason in place of its ``%s``.
     """
     for record in reversed(intact(job, job.ledger.records(kind, fingerprint))):
         try:

@@ -118,8 +118,7 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: i
 
 def _best_cost(training: dict[str, Any]) -> float:
     best = training["history"][training["best_epoch"]]
-    cost = best["cost"] if best["validation_cost"] is None else best["validation_cost"]
-    return float(cost)
+    return float(best["cost"] if best["validation_cost"] is None else best["validation_cost"])
 
 
 def _files(job: Job, model: Model, parts: Sequence[PartFacts], summary: Summary) -> Iterator[tuple[str, bytes]]:
