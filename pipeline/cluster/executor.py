@@ -33,8 +33,6 @@ def compute(tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _D
 
     Parameters
     ----------
-    tasks : sequence of (callable, object)
-        Each a function and what it is called with.
     executor : Executor
         Of `threads`, of processes, or ``Client.get_executor(pure=False)``.
     n_at_once : int
@@ -57,7 +55,7 @@ def reduce(
 
     As `compute`; `merge` is given results that stand in a row, and what it has made of others before.
     """
-    graph: dict[str, tuple[Any, ...]] = _graph(tasks)
+    graph = _graph(tasks)
     keys = list(graph)
     while len(keys) > 1:
         few = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
@@ -83,7 +81,7 @@ def _keys(first: int, n: int) -> list[str]:
 
 def _run(
     graph: dict[str, tuple[Any, ...]], keys: list[str], executor: Executor, n_at_once: int, done: _Done | None
-) -> tuple[Any, ...]:
+) -> Any:
     under_way: set[Future[Any]] = set()
 
     def submit(function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
@@ -102,7 +100,7 @@ def _run(
     # Signals are deferred, as one that raised while a thread starts would make the pool forget that thread.
     with signals.deferred():
         try:
-            found: tuple[Any, ...] = get_async(
+            return get_async(
                 submit,
                 n_at_once,
                 graph,
@@ -117,4 +115,3 @@ def _run(
             stop(executor)
             wait(set(under_way))
             raise
-    return found

@@ -17,7 +17,7 @@ _pool = threading.local()  # in each thread of a pool: whether that pool is stop
 class _Threads(ThreadPoolExecutor):
     def __init__(self, n: int) -> None:
         self.stopping = threading.Event()  # of this pool alone: another one's tasks go on
-        super().__init__(n, "dask", initializer=_join, initargs=(self.stopping,))
+        super().__init__(n, "dask", initializer=setattr, initargs=(_pool, "stopping", self.stopping))
 
 
 @contextmanager
@@ -56,7 +56,3 @@ def check() -> None:
     signals.check()  # first: what a user asked for is what a run ends by
     if hasattr(_pool, "stopping") and _pool.stopping.is_set():
         raise InterruptedError
-
-
-def _join(stopping: threading.Event) -> None:
-    _pool.stopping = stopping

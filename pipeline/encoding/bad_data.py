@@ -109,7 +109,6 @@ class BadData:
 
         Parameters
         ----------
-        block : Block
         rows : ndarray of shape (len(block), n_inputs)
         features : ndarray of shape (len(block), n_features), float32
             Of these rows.
@@ -124,23 +123,24 @@ class BadData:
             For a row that is not allowed.
         """
         which = slice(None) if suspects is None else suspects  # all of them, and no copy
-        numbers, some = np.arange(len(rows))[which], rows[which]
+        numbers, some = np.arange(block.start, block.stop)[which], rows[which]
         bad, reasons = self._bad(block, numbers, some)
         outside, worst = _NONE, list[Outside]()
         if self.trained_on is not None and len(bad) < len(some):
             outside = self._outside(block, numbers, some, bad, self.trained_on)
-            worst = _farthest(some[outside], self.trained_on)
-            if len(outside) and self.out_of_range == "clip":
-                # All rows, since no other is changed by it; and twice, as that is rarer than a look before.
-                encode(np.clip(rows, *_edges(self.trained_on, rows.dtype)), features)
+            if len(outside):
+                worst = _farthest(some[outside], self.trained_on)
+                if self.out_of_range == "clip":
+                    # All rows, since no other is changed by it; and twice, as that is rarer than a look before.
+                    encode(np.clip(rows, *_edges(self.trained_on, rows.dtype)), features)
         lost = np.setdiff1d(bad_rows(features[which]), bad)  # of a bad row all is said already
         reasons += self._overflown(block, numbers[lost])
-        bad = numbers[np.union1d(bad, lost)]
+        bad = numbers[np.union1d(bad, lost)] - block.start
         features[bad] = np.nan  # whatever Inf or a missing value has made of them
         return Judged(bad, len(outside), reasons, worst)
 
     def _bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Which of these rows, with such positions in the block, are bad ones, and why."""
+        """Which of these rows, with such numbers in the shard, are bad ones, and why."""
         if self.missing is None and rows.dtype.kind != "f":
             return _NONE, []  # integers are all finite
         entries = bad_entries(rows, self.missing, block.shard.stored_dtype)
@@ -148,29 +148,26 @@ class BadData:
         if len(bad) and self.on_bad_data == "raise":
             row, column = np.argwhere(entries)[0]
             raise DataError(
-                f"{block}: {rows[row, column]} in row {block.start + numbers[row]}, column {column}; {len(bad)} of "
-                "these rows hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or leave such "
-                "rows out, however many there are, with --on-bad-data skip --max-bad-rows 100%."
+                f"{block}: {rows[row, column]} in row {numbers[row]}, column {column}; {len(bad)} of these "
+                "rows hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or leave such rows "
+                "out, however many there are, with --on-bad-data skip --max-bad-rows 100%."
             )
-        reasons = []
-        for row in bad if self.lists else _NONE:
-            columns = np.flatnonzero(entries[row])
-            reasons.append(_reason(block.start + numbers[row], columns, str(rows[row, columns[0]])))
-        return bad, reasons
+        listed = ((row, np.flatnonzero(entries[row])) for row in (bad if self.lists else _NONE))
+        return bad, [_reason(numbers[row], columns, str(rows[row, columns[0]])) for row, columns in listed]
 
     def _overflown(self, block: Block, lost: np.ndarray) -> list[dict[str, Any]]:
-        """What is said of rows, by their positions in the block, whose features are no numbers."""
+        """What is said of rows, by their numbers in the shard, whose features are no numbers."""
         if len(lost) and self.on_bad_data == "raise":
             raise DataError(
-                f"{block}: row {block.start + lost[0]} and {len(lost) - 1} more lie so far outside the range of the "
+                f"{block}: row {lost[0]} and {len(lost) - 1} more lie so far outside the range of the "
                 "model's training rows that they overflow. Train a model on them, or use --on-bad-data skip."
             )
-        return [_reason(block.start + row, _NONE, "overflows float32") for row in lost] if self.lists else []
+        return [_reason(row, _NONE, "overflows float32") for row in lost] if self.lists else []
 
     def _outside(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler
     ) -> np.ndarray:
-        """Which good ones of these rows, with such positions in the block, lie outside the model's range."""
+        """Which good ones of these rows, with such numbers in the shard, lie outside the model's range."""
         low, high = trained_on.minimum, trained_on.maximum
         good = np.delete(rows, bad, axis=0) if len(bad) else rows
         # Two passes over the columns first: nearly always that is all, and comparing every entry costs memory.
@@ -182,7 +179,7 @@ class BadData:
         if self.out_of_range == "raise":
             row, column = np.argwhere(entries)[0]
             raise DataError(
-                f"{block}: {rows[row, column]} in row {block.start + numbers[row]}, column {column}, expected "
+                f"{block}: {rows[row, column]} in row {numbers[row]}, column {column}, expected "
                 f"{low[column]:g} to {high[column]:g}, the range of the model's training rows; {len(outside)} of these "
                 "rows lie outside. Train a model on them, or use --out-of-range clip."
             )
@@ -190,8 +187,6 @@ class BadData:
 
 
 def _farthest(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
-    if not len(rows):
-        return []  # of which NumPy knows no minimum
     low, high = trained_on.minimum, trained_on.maximum
     least, most = rows.min(axis=0), rows.max(axis=0)
     found = [
