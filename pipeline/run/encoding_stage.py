@@ -20,7 +20,7 @@ from pipeline.output.groupcommit import GroupCommit
 from pipeline.progress import Progress
 from pipeline.run.earlier import intact
 from pipeline.run.job import Job
-from pipeline.shards.shard import Shard, row_dtype
+from pipeline.shards.shard import row_dtype
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -53,7 +53,9 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
     for part in there:  # bad rows of earlier runs count, too: the limit is one of the whole input
         limit.count(part)
     if missing:
-        _compile(job.shards, autoencoder)
+        for dtype in sorted({shard.dtype for shard in job.shards}):
+            # No rows, no work: it compiles before the progress starts to count.
+            autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
         settings = _settings(job, model, max(len(part.source) for part in missing))
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(settings, autoencoder.encode_checked, job.ledger.disk):
@@ -108,12 +110,6 @@ class _Limit:
                 f"{counted(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
                 f"{self._config.max_bad_rows}, --on-bad-data {self._config.on_bad_data}). Mend the files, or raise it."
             )
-
-
-def _compile(shards: Sequence[Shard], autoencoder: Autoencoder) -> None:
-    """Before the progress starts to count: by rows of each dtype, of which there are none."""
-    for dtype in sorted({shard.dtype for shard in shards}):
-        autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))  # no rows, no work
 
 
 def _tell_outside(parts: Sequence[PartFacts]) -> None:
