@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ def test_a_signal_becomes_an_exception_that_names_it_and_the_handlers_come_back(
     with pytest.raises(Stopped, match=f"stopped by {number.name}") as caught, stoppable():
         os.kill(os.getpid(), number)
     assert caught.value.number == number
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), again.number, str(again)) == (Stopped, number, str(caught.value)), "from another process"
     assert not isinstance(caught.value, Exception)
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
