@@ -14,7 +14,7 @@ from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, bad_rows
 from pipeline.shards.shard import Block
 
-__all__ = ["BadData", "Judged", "Outside", "farthest"]
+__all__ = ["BadData", "Outside", "farthest"]
 
 _COLUMNS_LISTED = 20  # of a row: enough to see which, and a row of thousands does not fill the list
 _WORST = 3  # columns, as many as a sentence takes
@@ -53,7 +53,7 @@ def farthest(found: Iterable[Outside]) -> list[Outside]:
 
 
 @dataclass(frozen=True)
-class Judged:
+class _Judged:
     """What is to be said of a block's rows.
 
     Attributes
@@ -102,7 +102,7 @@ class BadData:
 
     def judge(
         self, block: Block, rows: np.ndarray, features: np.ndarray, encode: _Encode, suspects: np.ndarray | None = None
-    ) -> Judged:
+    ) -> _Judged:
         """Judge rows as they were read, and as they were encoded; the features of bad ones become NaN.
 
         Finite rows so far away that they overflow float32 are no better than bad ones.
@@ -137,7 +137,7 @@ class BadData:
         reasons += self._overflown(block, numbers[lost])
         bad = numbers[np.union1d(bad, lost)] - block.start
         features[bad] = np.nan  # whatever Inf or a missing value has made of them
-        return Judged(bad, len(outside), reasons, worst)
+        return _Judged(bad, len(outside), reasons, worst)
 
     def _bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Which of these rows, with such numbers in the shard, are bad ones, and why."""

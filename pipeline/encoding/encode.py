@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster.threads import check
-from pipeline.encoding.bad_data import BadData, Judged, Outside, farthest
+from pipeline.encoding.bad_data import BadData, Outside, farthest
 from pipeline.encoding.parts import Part, PartFacts
 from pipeline.encoding.worker import EncodeSettings, Worker, worker_of
 from pipeline.errors import DataError
@@ -75,29 +75,22 @@ def _encode_rows(
     worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray
 ) -> tuple[int, list[dict[str, Any]], list[Outside]]:
     """Features of a part's rows, and which of them count; how many lie outside the model's range, and what is said."""
-    source, n_outside = task.part.source, 0
+    source, bad_data, n_outside = task.part.source, task.settings.bad_data, 0
     bad, outside = list[dict[str, Any]](), list[Outside]()
     for block in source.cut(task.settings.block_rows):
         check()  # a part can take seconds, and a run is to stop at once
         place = slice(block.start - source.start, block.stop - source.start)
-        judged = _encode_block(worker, task.settings.bad_data, block, features[place])
-        if judged is not None:
+        rows = read(block, worker.block_memory(block))
+        suspects = worker.encode(rows, features[place])
+        if bad_data.missing is not None:
+            suspects = None  # the encoder knows of no such value, which any row may hold
+        if suspects is None or len(suspects):
+            judged = bad_data.judge(block, rows, features[place], worker.encode, suspects)
             valid[place][judged.bad] = False
             n_outside += judged.n_outside
             bad += judged.reasons
             outside += judged.outside
     return n_outside, bad, farthest(outside)
-
-
-def _encode_block(worker: Worker, bad_data: BadData, block: Block, features: np.ndarray) -> Judged | None:
-    """Features of a block's rows; what is to be said of suspects, if there are any."""
-    rows = read(block, worker.block_memory(block))
-    suspects = worker.encode(rows, features)
-    if bad_data.missing is not None:
-        suspects = None  # the encoder knows of no such value, which any row may hold
-    if suspects is not None and not len(suspects):
-        return None
-    return bad_data.judge(block, rows, features, worker.encode, suspects)
 
 
 def _riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
