@@ -125,7 +125,8 @@ def _box(space: Any) -> list[list[int]] | None:
 def _beside(group: Any, shape: tuple[int, ...] | None) -> list[str]:
     """Some names of one-dimensional datasets in a group: of this shape, where there is one."""
     names = first_names(group, MOST_OBJECTS, h5py.h5l.TYPE_HARD)
-    return [*islice((text(each) for each in names if _is_beside(h5py.h5o.open(group, each), shape)), _LISTED + 1)]
+    those = (text(each) for each in names if _is_beside(h5py.h5o.open(group, each), shape))
+    return [*islice(those, _LISTED + 1)]  # from which it can be told that there are more
 
 
 def _is_beside(item: Any, shape: tuple[int, ...] | None) -> bool:

@@ -38,7 +38,7 @@ def expect(*conditions: object) -> None:
 class Metadata:
     """The bytes of an open file: the first of them at once, others in a few more reads, and not too many.
 
-    Offsets count from `base`, where its superblock lies, and so does `end`, where the data end (told by the root only).
+    Offsets count from `base`, where its superblock lies, and so does `end`: the file's, until `root` knows the data's.
 
     Raises
     ------
