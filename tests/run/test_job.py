@@ -43,8 +43,20 @@ def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
     given = config(tmp_path)
     with refused(78, "holds the input file=", "expected another --output"):
         prepare(replace(given, output=str(tmp_path)))
+    with refused(78, "n_features: 10, expected 1 to 9 for these shards; output=", "holds the input file="):
+        prepare(replace(given, n_features=10, output=str(tmp_path)))
 
 
 def test_a_single_column_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with refused(65, "has a single column, expected two or more", "--dataset"):
         prepare(config(tmp_path, n_inputs=1))
+
+
+def test_bad_data_passes_by_leave_alone_and_shards_that_are_left_out_count(tmp_path: Path) -> None:
+    given = replace(config(tmp_path), max_bad_rows="7%", max_bad_shards="50%")
+    prepared = prepare(given)
+    assert (prepared.max_bad_rows, prepared.max_bad_shards) == (0, 0)
+    (tmp_path / "y.h5").write_bytes(b"no HDF5")
+    prepared = prepare(replace(given, input=(*given.input, str(tmp_path / "y.h5")), on_bad_data="skip"))
+    assert (len(prepared.shards), len(prepared.bad_shards)) == (1, 1)
+    assert (prepared.max_bad_rows, prepared.max_bad_shards) == (7, 1)
