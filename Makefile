@@ -4,7 +4,7 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reference test soak bench overheads lint format clean
+.PHONY: help setup run reference check test soak bench overheads lint format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,8 +24,12 @@ reference: setup ## the model's reference run on two donuts, with its plot
 	$(PYTHON_OF_VENV) scripts/make_data.py donuts
 	$(PYTHON_OF_VENV) scripts/reference.py
 
+check: lint ## linters, types, and the tests that need no compiler and no other process: in under a minute
+	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m "not process and not compiler"
+
+# Tests that share what takes long to make stay in one of its processes: their files are groups of xdist's.
 test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
-	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest
+	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto --dist loadgroup
 
 soak: setup ## kill 200 runs at random moments, fail every write in turn, feed 10,000 mutated files to the gate
 	$(PYTHON_OF_VENV) -m tests.support.killing 200

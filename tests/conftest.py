@@ -4,8 +4,9 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,33 @@ def pytest_configure() -> None:
     (folder / "theanorc").write_text(settings(name))
     os.environ["THEANORC"] = f"{folder / 'theanorc'}:~/.theanorc"
     os.environ["OPENBLAS_CORETYPE"] = INSTRUCTION_SETS[name].openblas
+
+
+_needs: set[str] | None = None  # what the test under way may do beyond computing; None between tests
+
+
+def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    """Stop a test that does what it is not marked with, so that `make check` stays what it says."""
+    if _needs is None:
+        return
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn") and "process" not in _needs:
+        raise AssertionError("starts a process, so it has to be marked with pytest.mark.process")
+    if event == "import" and arguments[0] == "theano" and "compiler" not in _needs:
+        raise AssertionError("loads Theano, which compiles, so it has to be marked with pytest.mark.compiler")
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Watch a test with its fixtures."""
+    global _needs
+    _needs = {mark.name for mark in item.iter_markers()}
+    try:
+        return (yield)
+    finally:
+        _needs = None
 
 
 @pytest.fixture

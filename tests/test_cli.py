@@ -114,6 +114,8 @@ def test_an_output_that_is_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "Choose another --output" in message
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 def test_a_model_for_other_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     narrow = write_shard(tmp_path / "narrow.h5", numbered(40, 4))
     wide = write_shard(tmp_path / "wide.h5", numbered(40, 6))
@@ -126,6 +128,8 @@ def test_a_model_for_other_shards(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "gives 2 features, found n_features 3" in message
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 def test_the_dataset_flag_names_one_of_several(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_shard(tmp_path / "x.h5", numbered(40, 4), name="left", riders={"right": numbered(40, 4)})
     code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))

@@ -75,6 +75,8 @@ def test_what_theano_puts_before_an_error_while_it_compiles_a_node_is_not_repeat
     assert str(caught.value).startswith(says)
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 def test_an_autoencoder_and_its_step_come_ready_for_rows_of_their_dtype() -> None:
     scaler = Scaler(np.zeros(3), np.full(3, 2.0))
     autoencoder = autoencoder_of(scaler, 2, np.dtype(np.int16))

@@ -18,6 +18,7 @@ def output(tmp_path):
     return partial(finished, tmp_path / "out")
 
 
+@pytest.mark.process
 def test_opened_features_equal_the_parts_for_any_blocks(output):
     directory = output(3, 4)
     for block_rows in (1, 2, 7, 8, 100):

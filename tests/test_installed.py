@@ -32,6 +32,7 @@ def test_old_pythons_can_read_what_is_started(path):
     assert "from __future__" not in path.read_text()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("path", STARTED, ids=lambda path: path.name)
 def test_a_python_without_the_packages_is_told_which_one_to_take(path):
     script = str(path.relative_to(REPOSITORY))
@@ -42,6 +43,7 @@ def test_a_python_without_the_packages_is_told_which_one_to_take(path):
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
 def test_a_later_python_is_told_too(version):
     python = REPOSITORY / ".venv-readers" / version / "bin/python"
@@ -57,6 +59,7 @@ def test_without_a_virtual_environment_setup_is_named(monkeypatch, tmp_path):
     assert installed._what_to_type().startswith(f"Type make setup in {tmp_path}, then: ")
 
 
+@pytest.mark.process
 def test_packages_that_do_not_fit_end_a_run_before_they_are_loaded(tmp_path):
     (tmp_path / "numpy-2.4.6.dist-info").mkdir()
     (tmp_path / "numpy.py").write_text("raise SystemExit('loaded')")
@@ -135,6 +138,7 @@ def test_the_first_of_two_on_the_path_counts(tmp_path, monkeypatch):
     assert [Path(path).name for path in installed._installed().values()] == ["Some_Thing-1.0.dist-info"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("n_kib", [64_000, 320_000])
 def test_where_no_run_fits_into_memory_that_is_said_before_a_library_crashes(n_kib):
     def limit():

@@ -47,6 +47,7 @@ def slow_encode(model, rows):
     return found
 
 
+@pytest.mark.process
 def test_encode_is_the_formula(model):
     for n_rows in (0, 1, 7):
         rows = np.random.default_rng(1).normal(size=(n_rows, 4))

@@ -21,6 +21,7 @@ print(loaded, cleaned, [name for name in ("dask", "kernels") if name in sys.modu
 """
 
 
+@pytest.mark.process
 def test_what_downstream_needs_is_loaded_when_it_is_asked_for():
     environment = {**os.environ, "HDF5_DRIVER": "core", "HDF5_PLUGIN_PATH": "/elsewhere"}
     command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{LIGHT}"]  # no .pth loads more

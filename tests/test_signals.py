@@ -74,6 +74,7 @@ with stoppable():
 """
 
 
+@pytest.mark.process
 def test_a_second_signal_ends_the_process_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGINT
@@ -133,6 +134,7 @@ def test_what_another_thread_defers_is_nothing_to_the_main_one() -> None:
         thread.join()
 
 
+@pytest.mark.process
 def test_a_second_signal_waits_for_no_work() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TWICE.replace("with stoppable():", "with stoppable(), deferred():")],
@@ -168,12 +170,14 @@ def test_a_code_that_stands_for_no_signal_is_left_with(code: int) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.process
 def test_what_is_to_be_done_at_the_end_is_done_before_a_signal_is_passed_on() -> None:
     code = "import atexit\nfrom pipeline.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "done\n")
 
 
+@pytest.mark.process
 def test_a_signal_that_comes_at_the_very_end_brings_no_traceback() -> None:
     code = """
 import atexit, os, signal

@@ -24,6 +24,8 @@ from pipeline.scan.ranges import ScanSettings, scan
 from pipeline.signals import Stopped, stoppable
 from tests.support.helpers import numbered_shards, scanned
 
+pytestmark = pytest.mark.xdist_group("executor")
+
 SIZES = [0, 1, 2, 3, 15, 16, 17, 257]
 
 
@@ -293,6 +295,7 @@ with threads(2) as pool:
 """
 
 
+@pytest.mark.process
 def test_s19_the_environment_does_not_choose_where_tasks_run() -> None:
     """Nor is distributed imported, in 0.1 s, as Dask does where it looks up a scheduler's name."""
     settings = {"SCHEDULER": "processes", "POOL": "3", "NUM_WORKERS": "99", "CHUNKSIZE": "50", "CACHE": "7"}

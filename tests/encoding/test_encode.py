@@ -252,6 +252,7 @@ RIDERS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", RIDERS)
 @pytest.mark.parametrize("part_rows", [4, 12, 100])
 def test_what_cannot_be_read_of_a_rider_becomes_nothing_and_the_rest_rides_on(
@@ -288,6 +289,7 @@ def test_what_cannot_be_read_of_a_rider_becomes_nothing_and_the_rest_rides_on(
         encode(shards, tmp_path, 4, part_rows)
 
 
+@pytest.mark.process
 def test_what_cannot_be_read_of_a_rider_is_not_said_to_be_there(tmp_path: Path) -> None:
     lacking = write_shard(tmp_path / "0.h5", numbered(3))
     path = tmp_path / "1.h5"
@@ -327,6 +329,8 @@ def test_rows_outside_a_models_range_are_counted_for_each_part(tmp_path: Path) -
 # -- tasks -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 def test_each_task_gives_the_same_bytes_and_facts_in_a_fresh_process(tmp_path: Path) -> None:
     """There the model is made anew, from what the task carries."""
     rows = [numbered(n, 3, dtype=np.float32) % 190 for n in (TILE_ROWS + 40, 5, 9)]
@@ -353,6 +357,7 @@ def test_each_task_gives_the_same_bytes_and_facts_in_a_fresh_process(tmp_path: P
     assert all(fault_of(tmp_path, part.entry) is None for part in there)
 
 
+@pytest.mark.process
 def test_one_process_gives_each_run_its_own_categories(tmp_path: Path) -> None:
     """Where runs have one model, the second finds the memory of the first, and that of its files' layout."""
     shards, found = [], []

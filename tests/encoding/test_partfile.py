@@ -28,6 +28,7 @@ from tests.support.parts import (
 )
 
 
+@pytest.mark.process
 def test_features_can_be_mapped_from_the_file(tmp_path):
     path = tmp_path / "part.h5"
     for shape in ((1, 1), (3, 2), (1023, 1), (1024, 1), (1025, 1), (3000, 64)):
@@ -41,6 +42,7 @@ def test_features_can_be_mapped_from_the_file(tmp_path):
         np.testing.assert_array_equal(mapped, feature_rows(shape[0], n_features=shape[1]), err_msg=str(shape))
 
 
+@pytest.mark.process
 def test_a_part_is_a_valid_input_shard_and_its_riders_ride_on(tmp_path):
     path = tmp_path / "part.h5"
     path.write_bytes(part(3, riders=RIDERS))
@@ -187,6 +189,7 @@ def test_what_stands_in_a_part_is_known_without_a_look_into_it(tmp_path, n_rows)
         assert h5py.check_string_dtype(found[name][1]) == h5py.check_string_dtype(dtype)
 
 
+@pytest.mark.process
 def test_what_a_shard_says_of_its_riders_is_what_its_parts_hold(tmp_path):
     """Otherwise the index, which is made of that alone, would show no values."""
     n, state = 3, h5py.enum_dtype({"on": 1, "off": 0}, "i2")
@@ -242,11 +245,13 @@ def test_features_of_features_of_features_can_be_made(tmp_path):
         path.write_bytes(part(3, riders=read_riders(Block(shard, 0, 3))))
 
 
+@pytest.mark.process
 def test_a_part_with_a_rider_called_x_is_a_valid_input_shard(tmp_path):
     (tmp_path / "part.h5").write_bytes(part(3, riders={"X": np.arange(3)}))
     assert open_shards([str(tmp_path / "part.h5")])[0].dataset == "features"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["ragged", "reference"])
 def test_whatever_rides_along_can_be_written(tmp_path, kind):
     """A rider that cannot be copied must be left out when the shards are vetted, not end the run after the training."""

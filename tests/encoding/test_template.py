@@ -5,6 +5,7 @@ import tracemalloc
 
 import h5py
 import numpy as np
+import pytest
 
 from pipeline.encoding import template as module
 from pipeline.encoding.template import SOURCE, Template, lay_out
@@ -61,6 +62,7 @@ def test_strided_values_are_stored_in_their_order():
     assert memory.tolist() == [0, 2, 1, 3]
 
 
+@pytest.mark.process
 def test_what_hdf5_writes_itself_is_there(tmp_path):
     written = {"texts": np.array([b"a", "größe".encode()], object), "deep/numbers": np.arange(3)}
     template = lay_out({"x": ((2,), np.dtype("u1"))}, written, {"text": "größe", "odd": "\udcff.h5"})

@@ -25,6 +25,7 @@ def output(tmp_path):
     return partial(finished, tmp_path / "out")
 
 
+@pytest.mark.process
 def test_the_index_is_all_parts_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for sizes in ((1,), (3, 4), (2, 1, 5)):
@@ -135,6 +136,7 @@ def written(folder, names, about=None):
     return path
 
 
+@pytest.mark.process
 def test_it_holds_what_the_index_shows(tmp_path, parts):
     (tmp_path / "index.h5").write_bytes(index_of(tmp_path, parts, {"a": 1}))
     path = written(tmp_path, parts, {"a": 1, "nested": {"b": [2]}, "long": "x" * 10**5})
@@ -152,6 +154,7 @@ def test_it_holds_what_the_index_shows(tmp_path, parts):
         assert file["features"].id.get_offset() % 4096 == 0
 
 
+@pytest.mark.process
 def test_it_needs_neither_parts_nor_anything_of_ours(tmp_path, parts):
     path = written(tmp_path, parts)
     for name in parts:

@@ -1,6 +1,10 @@
 """Damaged files: each one is read or refused in words, in bounds, and none reaches another file."""
 
+import pytest
+
 from tests.support.fuzzing import fuzz
+
+pytestmark = pytest.mark.process
 
 
 def test_damaged_files_are_read_or_refused_and_reach_nothing_else():

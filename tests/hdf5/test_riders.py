@@ -12,6 +12,8 @@ from pipeline.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, write_shard
 
+pytestmark = pytest.mark.process
+
 PLAIN = [True, False]
 N = 6
 
@@ -46,6 +48,7 @@ def warnings_of(caplog):
 # -- what rides ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "chunked"])
 @pytest.mark.parametrize("dtype", ["i8", ">f4", "S3", object])
 def test_one_value_for_each_row_rides_along_whatever_its_rank(add, how, dtype):
@@ -58,6 +61,7 @@ def test_one_value_for_each_row_rides_along_whatever_its_rank(add, how, dtype):
             assert (found.shape, found.tolist()) == ((N - 1,), values[1:].tolist())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
 def test_an_array_for_each_row_rides_along_as_it_is(tmp_path, shape):
     path, values = write_shard(tmp_path / "x.h5", numbered(N)), np.arange(2.0 * N).reshape(N, 2)

@@ -56,6 +56,7 @@ def random_storage(rng, shape):
     return how
 
 
+@pytest.mark.process
 def test_any_storage_of_any_dtype_is_read_as_h5py_reads_it(tmp_path):
     for seed in range(300):
         with case(seed=seed):
@@ -94,6 +95,7 @@ def low_level(path, data, libver="latest", **properties):
     return str(path)
 
 
+@pytest.mark.process
 def test_compact_data_is_read_from_the_metadata(tmp_path):
     rows = numbered(5, dtype=np.float16)
     (shard,) = open_shards([low_level(tmp_path / "x.h5", rows, set_layout=(h5py.h5d.COMPACT,))])
@@ -101,6 +103,7 @@ def test_compact_data_is_read_from_the_metadata(tmp_path):
     np.testing.assert_array_equal(read(Block(shard, 1, 4)), rows[1:4])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 @pytest.mark.parametrize("chunks", [(2, 2), (5, 3), (1, 3)])
 def test_chunks_that_were_allocated_at_once_are_found_without_an_index(tmp_path, libver, chunks):
@@ -110,6 +113,7 @@ def test_chunks_that_were_allocated_at_once_are_found_without_an_index(tmp_path,
     np.testing.assert_array_equal(whole(shard), rows)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "filtered", [("set_shuffle",), ("set_deflate",), ("set_fletcher32",), ("set_shuffle", "set_deflate")]
 )
@@ -142,6 +146,7 @@ def test_a_filter_that_a_chunk_was_stored_without_is_not_undone_for_it(tmp_path)
     np.testing.assert_array_equal(whole(shard), rows)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "values",
     [
@@ -173,6 +178,7 @@ def test_long_values_ride_along_whichever_axis_they_lie_along(tmp_path):
     assert found["across"].tolist() == found["y"].tolist() == texts[0, 1:].tolist()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("padding", [h5py.h5t.STR_NULLTERM, h5py.h5t.STR_SPACEPAD])
 def test_texts_that_are_padded_in_another_way_are_read_as_h5py_reads_them(tmp_path, padding):
     path = write_shard(tmp_path / "x.h5", numbered(4))
@@ -188,6 +194,7 @@ def test_texts_that_are_padded_in_another_way_are_read_as_h5py_reads_them(tmp_pa
     assert found.tolist() == expected.tolist() == [b"a", b"bc", b"", b"def"]
 
 
+@pytest.mark.process
 def test_long_texts_come_in_several_answers(tmp_path, monkeypatch):
     texts = np.array([b"x" * (i % 7 * 10_000) for i in range(3000)], object)
     path = write_shard(tmp_path / "x.h5", numbered(3000))
@@ -391,6 +398,7 @@ def test_reads_leave_no_descriptor_open(tmp_path, calls, how):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.process
 def test_reads_by_the_child_leave_no_descriptor_open(tmp_path):
     text = np.array([b"a", b"bc", b""], object)
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text})])

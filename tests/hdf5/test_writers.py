@@ -13,11 +13,14 @@ from pipeline.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import refused, write_shard
 
+pytestmark = pytest.mark.process
+
 FILES = Path(__file__).parents[1] / "files"
 ROWS = np.arange(240).reshape(60, 4) % 97
 FEW = np.where(ROWS % 3, 0, ROWS)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "asked", "orientation", "dataset", "dtype", "rows"),
     [
@@ -70,6 +73,7 @@ def test_labels_in_a_column_of_matlabs_ride_along():
     assert read_riders(Block(shard, 58, 60))["y"].tolist() == [58, 59]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["netcdf-unlimited.nc", "pytables.h5"])
 def test_rows_and_labels_come_back(name):
     (shard,) = open_shards([str(FILES / name)])

@@ -29,6 +29,8 @@ from tests.support.models import (
 )
 from tests.support.tolerances import assert_close
 
+pytestmark = pytest.mark.compiler
+
 both_ways = pytest.mark.usefixtures("path")
 
 
@@ -46,6 +48,7 @@ def cost_and_gradients(rng):
     return autoencoder, x, values[:4], [values[0], *values[4:]]
 
 
+@pytest.mark.process
 def test_gradients_equal_central_finite_differences(cost_and_gradients):
     autoencoder, x, (cost, *gradients), _ = cost_and_gradients
     p = float64(autoencoder.parameters())
@@ -65,6 +68,7 @@ def test_gradients_equal_those_that_theano_derives_from_the_cost(cost_and_gradie
 # ---- rows of every dtype
 
 
+@pytest.mark.process
 @both_ways
 @each("working", SCALINGS)
 @each("dtype", DTYPES)

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.interpreters import fresh
 
+pytestmark = pytest.mark.process
+
 FILE = "cuda101"  # a card that no machine has
 
 START = "from kernels import backend\ndevice = backend.start()\n"

@@ -10,6 +10,8 @@ from kernels import compilecache
 from kernels.compilecache import CompileCacheUnavailable
 from tests.support.interpreters import fresh
 
+pytestmark = pytest.mark.process
+
 
 def test_with_no_room_anywhere_both_places_and_their_reasons_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(prefix: str) -> str:

@@ -9,6 +9,8 @@ import pytest
 from tests.support.cases import each
 from tests.support.interpreters import fresh
 
+pytestmark = pytest.mark.process
+
 # Cards that no machine has: asking for one shows what was read, and falls back at once.
 FILE, OTHER_FILE, FLAG = "cuda101", "cuda102", "cuda103"
 

@@ -11,9 +11,12 @@ from kernels.autoencoder import Autoencoder
 from kernels.backend import OutOfDeviceMemory
 from tests.support.tolerances import TOLERANCES
 
+pytestmark = pytest.mark.compiler
+
 # ---- threads
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("fuses", [True, False])
 def test_any_number_of_threads_may_encode_at_once(monkeypatch, fuses):
     """From the first call on, which compiles; rows of a dtype that no Op takes among them."""

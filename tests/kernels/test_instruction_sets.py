@@ -10,6 +10,8 @@ import pytest
 from scripts.instruction_sets import INSTRUCTION_SETS, limits, missing
 from tests.support.interpreters import REPOSITORY, environment, fresh
 
+pytestmark = pytest.mark.process
+
 # For each, a macro of the compiler's that says so, and one that would say too much.
 MACROS = {
     "sse2": ("__SSE2__", "__AVX__"),

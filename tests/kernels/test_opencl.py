@@ -15,6 +15,8 @@ from tests.support.cases import each
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.tolerances import assert_close
 
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("opencl")]
+
 DEVICE = "opencl0:0"
 LABELS = [" ".join(training) for training in child.TRAININGS]
 
@@ -60,6 +62,7 @@ def runs(opencl, tmp_path_factory):
 # ---- where it ran
 
 
+@pytest.mark.process
 def test_each_run_used_the_device_it_was_told(runs):
     assert {device: run.device for device, run in runs.items()} == {"cpu": "cpu", DEVICE: DEVICE}
 
@@ -143,6 +146,7 @@ def oracle_update(rule, step, p, g, mean, square):
     p -= rate * np.sqrt(1 - beta2**step) / (1 - beta1**step) * mean / (np.sqrt(square) + 1e-8)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("device", ["cpu", DEVICE])
 @each("label", LABELS)
 def test_costs_and_parameters_of_a_training_are_those_of_numpy(runs, device, label):

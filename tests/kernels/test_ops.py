@@ -17,6 +17,8 @@ from tests.support.compiler import macros
 from tests.support.interpreters import fresh
 from tests.support.tolerances import assert_close
 
+pytestmark = pytest.mark.compiler
+
 # Tiles are 6 rows high and, by the processor, 8, 16 or 64 columns wide; rows of W are taken 512 at a time, rows of a
 # minibatch 258 at a time.
 WIDTHS = [(1, 1), (7, 3), (15, 16), (17, 15), (64, 64), (65, 33), (100, 130), (512, 48), (513, 17), (1030, 70)]
@@ -60,6 +62,7 @@ def assert_same_bits(found, expected):
 # ---- against NumPy
 
 
+@pytest.mark.process
 @each("n_inputs, n_features", WIDTHS)
 def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
@@ -141,6 +144,7 @@ def test_every_rule_updates_as_its_numpy_reference(rng, rule):
     assert found == {}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("optimizer", ["", "fused"])
 @each("working", ["float32", "float64"])
 @each("dtype", ["u1", "i2", "i8", "f4", "f8"])
@@ -276,6 +280,7 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     assert errors[0] <= 1.05 * errors[1]
 
 
+@pytest.mark.process
 @each(
     "n_inputs, columns, in_integers",
     [(300, name, name in [*HARD_COLUMNS[:3], "constant"]) for name in HARD_COLUMNS]
@@ -355,6 +360,7 @@ def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
         rows[:, column] = 100
 
 
+@pytest.mark.process
 @each("dtype", ["uint8", "float32"])
 def test_nothing_is_read_beyond_the_last_row(dtype):
     """Rows end where a page ends, and the next one must not be touched."""
@@ -522,6 +528,7 @@ def test_the_sigmoid_is_exact_to_float32_and_saturates_at_0_and_1():
     assert (np.diff(found[:200_001]) >= -6e-8).all()
 
 
+@pytest.mark.process
 def test_small_numbers_are_not_flushed_to_zero():
     code = """
     import numpy as np
@@ -663,6 +670,7 @@ def test_other_threads_of_python_go_on_meanwhile(rng):
     assert meanwhile
 
 
+@pytest.mark.process
 def test_the_child_of_a_fork_has_a_team_of_its_own():
     code = """
     import os
@@ -681,6 +689,7 @@ def test_the_child_of_a_fork_has_a_team_of_its_own():
     assert fresh(code).facts == {"child": 0, "parent": True}
 
 
+@pytest.mark.process
 def test_threads_without_work_fall_asleep():
     """Each look gives the core to those that still look out for work, for as long as a busy machine needs."""
     code = """
@@ -706,6 +715,7 @@ def test_threads_without_work_fall_asleep():
     assert fresh(code).facts["quiet"] == 100
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("variables", "expected"), [({"OPENBLAS_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "5"}, 5)])
 def test_the_users_number_of_threads_wins(variables, expected):
     code = """
@@ -720,6 +730,7 @@ def test_the_users_number_of_threads_wins(variables, expected):
 # ---- compiling
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("flags", ["optimizer_excluding=fused", "optimizer_excluding=inplace:fused"])
 def test_the_users_flags_can_leave_it_all_to_theano(flags):
     code = """
@@ -739,6 +750,7 @@ def test_the_users_flags_can_leave_it_all_to_theano(flags):
     assert any("Gemm" in op or "Dot" in op for op in facts["ops"])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("flags", ["optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"])
 def test_without_optimisation_in_place_the_results_stay(flags):
     code = """

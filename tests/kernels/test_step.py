@@ -23,9 +23,10 @@ from tests.support.models import (
 )
 from tests.support.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("path")
+pytestmark = [pytest.mark.usefixtures("path"), pytest.mark.compiler]
 
 
+@pytest.mark.process
 def test_twenty_momentum_steps_equal_a_numpy_loop(rng):
     rows = random_rows(rng, 24, np.dtype("u1"))
     minimum, scale = scaling_of(rows, "float32")
@@ -54,6 +55,7 @@ def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
     return autoencoder.parameters() | step.state()
 
 
+@pytest.mark.process
 @each("dtype", ["u1", "f4", "f8"])
 def test_resident_and_streamed_rows_train_the_same_parameters_bit_for_bit(rng, dtype):
     rows = random_rows(rng, 300, np.dtype(dtype), 30)

@@ -1,6 +1,7 @@
 """Update rules against slow, obvious NumPy loops over given gradients."""
 
 import numpy as np
+import pytest
 
 from kernels import updates
 from kernels.updates import RULES, theano, updates_of
@@ -75,6 +76,8 @@ def test_every_rule_has_its_loop_here():
     assert set(RULES) == set(LOOPS) == set(STATE)
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 @each("rule", RULES)
 def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
     rng = np.random.default_rng(1)

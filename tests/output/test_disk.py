@@ -259,6 +259,7 @@ def failing(act: Callable[[], object]) -> list[Any]:
     return [0, ""]
 
 
+@pytest.mark.process
 def test_d3_a_real_limit_of_the_size_of_files(tmp_path: Path) -> None:
     def write() -> list[Any]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -271,6 +272,7 @@ def test_d3_a_real_limit_of_the_size_of_files(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"small.h5": b"x" * 1000}
 
 
+@pytest.mark.process
 def test_d14_a_real_limit_of_open_files(tmp_path: Path) -> None:
     def write() -> list[Any]:
         lowest = os.dup(0)  # so all below are open
@@ -284,6 +286,7 @@ def test_d14_a_real_limit_of_open_files(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.process
 def test_d1_a_real_full_disk(tmp_path: Path) -> None:
     """Where the machine lets nobody mount one, a disk that says so."""
 
@@ -302,6 +305,7 @@ def test_d1_a_real_full_disk(tmp_path: Path) -> None:
     assert left == ["small.h5"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("act", ["publish", "remove"])
 def test_d6_a_directory_that_may_not_be_written(open_path: Path, act: str) -> None:
     folder = open_path / "closed"

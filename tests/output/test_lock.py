@@ -88,6 +88,7 @@ def test_what_cannot_be_a_directory_is_refused(tmp_path: Path, name: str) -> Non
     assert contents(tmp_path) == {"file": b"x"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["", "below"])
 def test_d6_a_directory_that_may_not_be_written_is_refused(open_path: Path, name: str) -> None:
     folder = open_path / "closed"
@@ -117,6 +118,7 @@ def test_p8_a_folder_whose_name_is_not_on_the_disk_is_no_place_for_records(tmp_p
         lock_and_let_go(tmp_path, Broken(errno.EIO, "sync_directory"))
 
 
+@pytest.mark.process
 def test_a_parent_that_cannot_be_read_cannot_be_synced_and_that_is_no_error(open_path: Path) -> None:
     (open_path / "closed").mkdir()
     (open_path / "closed").chmod(0o333)
@@ -175,6 +177,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.process
 def test_c2_a_killed_run_leaves_no_lock_behind(tmp_path: Path) -> None:
     """The kernel frees it: nobody has to remove a file after a crash."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -187,6 +190,7 @@ def test_c2_a_killed_run_leaves_no_lock_behind(tmp_path: Path) -> None:
     lock_and_let_go(tmp_path)
 
 
+@pytest.mark.process
 def test_c1_of_many_runs_one_gets_the_directory(tmp_path: Path) -> None:
     lock_and_let_go(tmp_path)
     descriptor = os.open(tmp_path / ".lock", os.O_RDWR)

@@ -35,6 +35,7 @@ from tests.support.ledgers import (
 )
 
 
+@pytest.mark.process
 def test_p12_names_are_unique_whatever_the_clock_says(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("time", "time_ns", "monotonic", "monotonic_ns"):
         monkeypatch.setattr(time, name, lambda: 0)
@@ -279,6 +280,7 @@ def test_s12_a_manifest_that_names_files_elsewhere_is_refused(ledger: Ledger, ke
                 read()
 
 
+@pytest.mark.process
 def test_a_manifest_that_may_not_be_read_says_so(open_path: Path) -> None:
     with locked(open_path / "out") as ledger:
         ledger.finish({}, {"parts": []})

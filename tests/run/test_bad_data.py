@@ -26,6 +26,7 @@ from tests.support.spoilt import (
 )
 
 
+@pytest.mark.process
 @TOLERANT
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_a_run_that_is_interrupted_anywhere_goes_on_bit_for_bit(

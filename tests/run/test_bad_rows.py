@@ -310,6 +310,8 @@ def check_limit(
 # -- on the real kernels -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 def test_v1_v2_no_bit_of_a_good_row_depends_on_bad_rows_beside_it(tmp_path: Path) -> None:
     """Though they are multiplied in one product: the features are those beside which good rows stand."""
     shards, rng = Shards(tmp_path), np.random.default_rng(0)
@@ -329,6 +331,7 @@ def test_v1_v2_no_bit_of_a_good_row_depends_on_bad_rows_beside_it(tmp_path: Path
     assert np.isnan(features[~valid]).all()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("dtype", "low", "high"), [(np.float32, -3e38, 3e38), (np.float32, 0, 1e-45), (np.float64, -8e307, 8e307)]
 )

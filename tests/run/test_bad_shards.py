@@ -37,6 +37,7 @@ def spoil(shards: Shards, refused: int, unreadable: int) -> None:
         damage(shards.folder / f"{i}.h5")
 
 
+@pytest.mark.process
 @TOLERANT
 @pytest.mark.parametrize("limit", ["2", "20%", "29.99%"])
 def test_v9_as_many_bad_shards_as_allowed_pass_and_not_one_more(

@@ -23,6 +23,8 @@ import pytest
 from tests.support.killing import Program, Victim
 from tests.support.processes import arguments_of, descendants
 
+pytestmark = pytest.mark.xdist_group("children")
+
 
 @dataclass
 class Watch:
@@ -123,6 +125,7 @@ def test_the_watch_sees_a_socket_that_listens() -> None:
         assert line.startswith("tcp: ")
 
 
+@pytest.mark.process
 def test_c7_the_only_child_is_the_gatekeeper_and_no_child_is_a_fork_of_the_run(watch: Watch) -> None:
     assert all(n_looks < 300 for n_looks in watch.copies.values()), watch.copies
     gatekeepers = [
@@ -135,5 +138,6 @@ def test_c7_the_only_child_is_the_gatekeeper_and_no_child_is_a_fork_of_the_run(w
     assert set(pythons) <= {*gatekeepers, *watch.copies}, watch.commands
 
 
+@pytest.mark.process
 def test_k10_a_local_run_has_no_socket_at_all(watch: Watch) -> None:
     assert watch.sockets == set()

@@ -19,6 +19,8 @@ from tests.support.faulty import forked, small_disk
 from tests.support.killing import features_of
 from tests.support.processes import DEADLINE, LAST_LINE, Small, arguments_of, descendants
 
+pytestmark = pytest.mark.process
+
 
 def test_g3_a_device_that_is_not_there_ends_a_run_that_requires_it(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out", "--require-device")

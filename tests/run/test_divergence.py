@@ -15,6 +15,8 @@ from tests.support.spoilt import (
     errors,
 )
 
+pytestmark = pytest.mark.process
+
 
 class Bursting(standin.TrainingStep):
     """Takes wild steps when the schedule lets its rate fall below a half, and not on its way up in steps of 0.01."""

@@ -21,6 +21,8 @@ from scripts.extract import main
 from tests.support.helpers import write_shard
 from tests.support.tolerances import TOLERANCES
 
+pytestmark = pytest.mark.compiler
+
 QUICK = ["--epochs", "3", "--n-features", "5"]
 
 
@@ -50,6 +52,7 @@ def features(folder: Path, output: Path, *flags: str) -> np.ndarray:
 # -- the same features -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(shards: Path, tmp_path: Path) -> None:
     first, second = features(shards, tmp_path / "a"), features(shards, tmp_path / "b")
     assert first.tobytes() == second.tobytes()
@@ -232,6 +235,7 @@ def test_an_interrupt_ends_with_130_and_no_half_file(
     assert features(shards, out, "--threads", "1").tobytes() == features(shards, tmp_path / "b").tobytes()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_a_real_process_cleanly_and_by_itself(shards: Path, tmp_path: Path, number: int) -> None:
     """Whoever waits for the process, a shell or a scheduler of jobs, sees which signal ended it."""

@@ -12,14 +12,18 @@ import pytest
 
 from tests.support.killing import Broken, Ended, Victim, features_of, rounds
 
+pytestmark = pytest.mark.process
+
 PHASES = ("start", "scan", "training", "encoding", "finishing")
 
 
+@pytest.mark.process
 def test_p1_killed_in_any_phase_a_run_goes_on_and_ends_with_the_same_bits(victim: Victim) -> None:
     found = list(rounds(victim, len(PHASES), seed=1))
     assert [kills[0].is_rerun for kills, _ in found] == [False] * len(PHASES)
 
 
+@pytest.mark.process
 def test_p1_killed_again_and_again_a_run_still_ends_with_the_same_bits(victim: Victim, tmp_path: Path) -> None:
     kills, _ = victim.round(tmp_path / "out", ["training", "training", "encoding"], random.Random(1))
     assert [kill.is_rerun for kill in kills] == [False, True, True][: len(kills)]

@@ -14,6 +14,8 @@ from pipeline.features import open_features
 from scripts import make_data
 from tests.support.helpers import numbered, write_shard
 
+pytestmark = [pytest.mark.process, pytest.mark.xdist_group("memory")]
+
 MIB = 2**20
 BUDGET = 64 * MIB
 

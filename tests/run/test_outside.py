@@ -28,6 +28,7 @@ def scattered(rng: np.random.Generator, size: int, dtype: Any = np.float32) -> t
     return rows, int((np.abs(rows.astype(np.float64)) > 30).any(axis=1).sum())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.int64])
 def test_v6_rows_outside_are_counted_and_clipped_or_not(
     shards: Shards,

@@ -17,6 +17,8 @@ from tests.support.helpers import write_shard
 from tests.support.killing import Program, Victim, features_of
 from tests.support.processes import DEADLINE, LAST_LINE, Small, ends_well, patched
 
+pytestmark = pytest.mark.process
+
 # -- the clock ---------------------------------------------------------------------------------------------------
 
 BACKWARDS = """

@@ -73,6 +73,7 @@ def test_d5_d10_every_write_is_short(trial: Callable[[str], Trial], code: int) -
     assert fail_every_write(trial("new"), code).total() > 20
 
 
+@pytest.mark.process
 def test_p2_killed_after_every_call(trial: Callable[[str], Trial], capsys: pytest.CaptureFixture[str]) -> None:
     n_killed = kill_at_every_call(trial("new"), after=True)
     with capsys.disabled():
@@ -80,6 +81,7 @@ def test_p2_killed_after_every_call(trial: Callable[[str], Trial], capsys: pytes
     assert n_killed == len(trial("new").calls)
 
 
+@pytest.mark.process
 def test_p2_killed_before_some_calls(trial: Callable[[str], Trial]) -> None:
     assert kill_at_every_call(trial("new"), after=False, of=some(0, 12)) > 15
 
@@ -93,6 +95,7 @@ def test_p8_power_cut_after_every_call(trial: Callable[[str], Trial]) -> None:
 AFTERWARDS = "single file afterwards"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS)])
 def test_p2_p8_d10_runs_of_other_kinds(trial: Callable[[str], Trial], kind: str) -> None:
     assert fail_every_call(trial(kind), errno.ENOSPC, True, of=some(0, 12)).total() > 10
@@ -101,6 +104,7 @@ def test_p2_p8_d10_runs_of_other_kinds(trial: Callable[[str], Trial], kind: str)
     assert cut_power(trial(kind), n_random=1, of=some(0, 6)).total() > 20
 
 
+@pytest.mark.process
 def test_p2_p8_d5_d10_a_single_file_of_a_finished_run(trial: Callable[[str], Trial]) -> None:
     """Every one of the few calls."""
     n_calls = len(trial(AFTERWARDS).calls)
@@ -111,5 +115,6 @@ def test_p2_p8_d5_d10_a_single_file_of_a_finished_run(trial: Callable[[str], Tri
     assert cut_power(trial(AFTERWARDS), n_random=1).total() > 20
 
 
+@pytest.mark.process
 def test_p2_p8_d10_bad_nights_one_after_the_other(trial: Callable[[str], Trial]) -> None:
     assert set(bad_nights(trial("new"), 25)) == {"fails", "is short", "killed", "power"}

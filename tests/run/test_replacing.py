@@ -314,6 +314,7 @@ def test_u3_parts_of_other_sizes_stay_and_the_features_are_the_same(
 # -- readers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_c6_a_reader_sees_whole_results_while_runs_replace_each_other(night: Night, out: Path) -> None:
     whole = set()
     for flags in ([], OTHER):

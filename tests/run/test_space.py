@@ -86,6 +86,7 @@ def test_d7_a_finished_run_needs_no_space(night: Night, out: Path) -> None:
     assert night.run(out, disk=Small(0)) == 0
 
 
+@pytest.mark.process
 def test_d1_a_real_full_disk_that_is_made_larger(night: Night, expected: Callable[..., bytes], tmp_path: Path) -> None:
     """Where the machine lets nobody mount one, a disk that says so."""
     whole, folder = expected(), tmp_path / "disk"
@@ -104,6 +105,7 @@ def test_d1_a_real_full_disk_that_is_made_larger(night: Night, expected: Callabl
     assert forked(runs) == (0, [74, [], True, 0, True, []])
 
 
+@pytest.mark.process
 def test_d3_a_real_limit_of_the_size_of_files(night: Night, out: Path, expected: Callable[..., bytes]) -> None:
 
     def run() -> int:
@@ -118,6 +120,7 @@ def test_d3_a_real_limit_of_the_size_of_files(night: Night, out: Path, expected:
     assert features_of(out) == expected()
 
 
+@pytest.mark.process
 def test_d14_a_run_has_few_files_open(night: Night, out: Path, expected: Callable[..., bytes]) -> None:
 
     def run() -> int:

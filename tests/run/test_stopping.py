@@ -22,6 +22,8 @@ from tests.support.interpreters import REPOSITORY
 from tests.support.killing import Ended, Victim, committed, features_of
 from tests.support.processes import DEADLINE, LAST_LINE, Small
 
+pytestmark = pytest.mark.process
+
 # -- told to stop ------------------------------------------------------------------------------------------------
 
 

@@ -161,6 +161,7 @@ def single(output: Path) -> tuple[bytes, list[str]]:
         return file["features"][()].tobytes(), named(output)
 
 
+@pytest.mark.process
 def test_a_finished_run_writes_its_single_file_without_computing_anything(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -44,6 +44,7 @@ def files_named(output: Path) -> set[str]:
     return {record["entry"]["file"] for record in records(output)}
 
 
+@pytest.mark.process
 def test_a_finished_run_is_complete_and_stays_as_it_is(night: Night, caplog: pytest.LogCaptureFixture) -> None:
     output, watched = night.folder / "finished", Watched()
     features = open_features(output).features.compute()

@@ -42,6 +42,7 @@ def check(found, arrays):
     np.testing.assert_array_equal(found.bad_rows, bad)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", ["u1", "?", "i2", "f2", "f4", ">f8"])
 def test_any_blocks_and_threads_give_numpys_ranges(tmp_path, dtype):
     values = np.random.default_rng(0).normal(0, 50, (13, 3)).astype(dtype)
@@ -317,6 +318,7 @@ def test_s14_what_is_no_scan_is_refused(data):
 # -- tasks -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_each_task_finds_the_same_in_a_fresh_process(tmp_path, monkeypatch):
     arrays = [numbered(size, first=9 * size, dtype=np.float32) for size in (9, 5, 8)]
     arrays[0][3, 1], arrays[1][0], arrays[2][7] = np.nan, -1, np.inf

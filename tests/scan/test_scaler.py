@@ -22,6 +22,7 @@ def scikit_learns(scaler):
     return other
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "i8", "f4", "f8"])
 def test_scaling_is_scikit_learns(dtype):
     rows = (100 * np.random.default_rng(0).random((50, 6))).astype(dtype)

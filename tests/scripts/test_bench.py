@@ -77,6 +77,7 @@ def test_the_best_peer_decides_and_blas_is_none(tmp_path: Path, capsys: pytest.C
     assert second.split() == ["peak", "<=", "1.05", "1.04"]
 
 
+@pytest.mark.process
 def test_ours_and_blas_race_for_real_and_a_card_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +119,7 @@ def test_all_contestants_keep_to_the_same_instruction_set(tmp_path: Path, monkey
     assert found[-1]["THEANO_FLAGS"].endswith(",device=cuda")
 
 
+@pytest.mark.process
 def test_openblas_keeps_to_the_instruction_set_that_is_asked_for(tmp_path: Path) -> None:
     with bench.contestants(["blas"], **limits("sse2")) as (blas,):
         blas.prepare("square", tmp_path, n=8)
@@ -133,6 +135,7 @@ def test_an_instruction_set_that_is_not_there_is_refused(
     assert "--isa avx512: this machine's processor lacks avx512f" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_shards_hold_the_same_rows_in_every_layout(tmp_path: Path) -> None:
     plain = bench.make_shards(tmp_path / "plain", 5000, 2, dtype="u1")
     for i, (name, (how, _, _)) in enumerate(bench.LAYOUTS.items()):
@@ -145,6 +148,7 @@ def test_shards_hold_the_same_rows_in_every_layout(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(file["X"][:], expected["X"][:], err_msg=name)
 
 
+@pytest.mark.process
 def test_the_programs_peak_memory_is_its_own(tmp_path: Path) -> None:
     """And not that of the process which started it."""
     shards = bench.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)

@@ -23,6 +23,8 @@ from scripts.classify import classes_of, held_out, main
 from scripts.representations import LEFT_OUT
 from tests.support.helpers import write_shard
 
+pytestmark = pytest.mark.xdist_group("classify")
+
 BUNDLED = {
     "breast cancer": datasets.load_breast_cancer,
     "wine": datasets.load_wine,
@@ -83,6 +85,8 @@ def plain(x: np.ndarray, y: np.ndarray, encoded: np.ndarray) -> list[float]:
     return [model.fit(t[~is_test], y[~is_test]).score(t[is_test], y[is_test]) for t in (encoded, components, raw)]
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 @pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_sets_come_out_as_plain_scikit_learn_has_them(
     tmp_path: Path, accuracies: Callable[..., dict[str, float]], name: str
@@ -98,6 +102,7 @@ def test_bundled_sets_come_out_as_plain_scikit_learn_has_them(
     assert np.array_equal(np.less.outer(found, found)[far], np.less.outer(expected, expected)[far])
 
 
+@pytest.mark.compiler
 def test_out_of_core_it_learns_the_same_from_a_file_that_is_sorted_by_class(
     tmp_path: Path, accuracies: Callable[..., dict[str, float]]
 ) -> None:
@@ -111,6 +116,7 @@ def test_out_of_core_it_learns_the_same_from_a_file_that_is_sorted_by_class(
     assert list(outside.values()) == pytest.approx(list(inside.values()), abs=0.04)
 
 
+@pytest.mark.compiler
 def test_out_of_core_principal_components_are_those_of_all_training_rows(folder: Path) -> None:
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(1000, 5)) * [5, 4, 3, 2, 1] + 10).astype(np.float32)
@@ -122,6 +128,7 @@ def test_out_of_core_principal_components_are_those_of_all_training_rows(folder:
     assert np.allclose(covariance, np.cov(rows.T.astype(np.float64), bias=True), atol=1e-4)
 
 
+@pytest.mark.compiler
 def test_what_has_not_converged_is_told_so(accuracies: Callable[..., dict[str, float]]) -> None:
     for budget in ("2GiB", "64KiB"):
         found = accuracies("--features", "a", "--labels", "label", "--passes", "1", "--memory-budget", budget)
@@ -131,6 +138,7 @@ def test_what_has_not_converged_is_told_so(accuracies: Callable[..., dict[str, f
 # -- rows and labels -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("test", "budget"),
     [([], "2GiB"), (["--test", "b"], "2GiB"), (["--test", "b"], "100KiB")],
@@ -144,6 +152,7 @@ def test_clouds_far_apart_are_told_apart(
     assert min(found.values()) > 0.97
 
 
+@pytest.mark.compiler
 def test_raw_rows_are_read_along_the_axis_that_the_run_was_told(
     folder: Path, tmp_path: Path, accuracies: Callable[..., dict[str, float]]
 ) -> None:
@@ -153,6 +162,7 @@ def test_raw_rows_are_read_along_the_axis_that_the_run_was_told(
     assert min(accuracies("--features", str(tmp_path / "out")).values()) == 1
 
 
+@pytest.mark.compiler
 def test_rows_of_shards_that_lack_the_labels_count_as_unlabelled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,12 +190,14 @@ def test_a_label_that_could_not_be_read_is_none() -> None:
     assert classify._present(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
 
 
+@pytest.mark.compiler
 def test_labels_are_text_or_numbers_of_any_storage(accuracies: Callable[..., dict[str, float]]) -> None:
     expected = accuracies("--features", "a", "--labels", "label")
     for labels in ("bytes", "flag", "whole", "byte"):
         assert accuracies("--features", "a", "--labels", labels) == expected, labels
 
 
+@pytest.mark.compiler
 def test_rows_without_a_label_are_left_out_and_counted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +207,7 @@ def test_rows_without_a_label_are_left_out_and_counted(
         assert capsys.readouterr().out.endswith("Left out: 0 bad rows, 50 rows without a label.\n"), labels
 
 
+@pytest.mark.compiler
 def test_bad_rows_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = datasets.load_wine(return_X_y=True)
     x[5, 3] = np.nan
@@ -219,6 +232,7 @@ def test_a_fifth_of_every_class_is_held_out() -> None:
     assert np.bincount(shuffled[is_test] + 1, minlength=5).tolist() == [0, 20, 2, 1, 0]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("flags", "code", "phrase"),
     [
@@ -252,6 +266,7 @@ def test_mistakes(
     assert phrase in capsys.readouterr().err
 
 
+@pytest.mark.compiler
 def test_a_label_that_only_test_rows_have_counts_as_a_mistake(
     accuracies: Callable[..., dict[str, float]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -260,6 +275,7 @@ def test_a_label_that_only_test_rows_have_counts_as_a_mistake(
     assert "some test rows have labels that no training row has" in caplog.text
 
 
+@pytest.mark.compiler
 def test_codes_count_by_what_they_stand_for_in_each_run(
     tmp_path: Path, accuracies: Callable[..., dict[str, float]]
 ) -> None:
@@ -277,6 +293,7 @@ def test_codes_count_by_what_they_stand_for_in_each_run(
         assert min(accuracies(*flags).values()) > 0.9
 
 
+@pytest.mark.compiler
 def test_raw_rows_that_have_changed_since_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x, y = datasets.load_wine(return_X_y=True)
     path = write_shard(tmp_path / "x.h5", x, riders={"y": y})
@@ -287,6 +304,7 @@ def test_raw_rows_that_have_changed_since_are_refused(tmp_path: Path, capsys: py
     assert "not the rows that file=" in capsys.readouterr().err
 
 
+@pytest.mark.compiler
 def test_a_row_is_read_once_whatever_the_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, model = classify.open_features(folder / "a"), classify.load_model(folder / "a")
     seen: list[Any] = []

@@ -97,6 +97,7 @@ def test_each_part_of_fashion_mnist_is_a_set_of_its_own(fashion, out):
         assert load(out / name).shape == (rows, 784), name
 
 
+@pytest.mark.process
 def test_digits_are_all_there_in_their_order(out):
     from sklearn.datasets import load_digits
 

@@ -13,6 +13,8 @@ from pipeline.scan.scaler import Scaler
 from tests.support.interpreters import REPOSITORY
 from tests.support.parts import index_of, part_bytes
 
+pytestmark = pytest.mark.process
+
 PROGRAM = """
 import json, sys
 import numpy as np

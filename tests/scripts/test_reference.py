@@ -15,6 +15,8 @@ from pipeline.features import open_features
 from scripts import make_data, reference
 from tests.support.interpreters import REPOSITORY
 
+pytestmark = pytest.mark.process
+
 COSTS = list(reference.PUBLISHED.values())
 
 
@@ -23,6 +25,7 @@ def costs_of(table: str) -> dict[int, float]:
     return {int(epoch): float(ours) for epoch, _, ours in lines}
 
 
+@pytest.mark.compiler
 def test_the_costs_fall_as_the_published_ones_and_end_below(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, output = str(tmp_path / "donuts"), tmp_path / "reference"
     assert make_data.main(["donuts", "--output", data]) == 0

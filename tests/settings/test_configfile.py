@@ -142,6 +142,7 @@ except ConfigError as error:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_in_little_work_and_memory(file, name):
     """S17. Measured in a process of its own, in calls of functions (a scanner in Python makes 8 million) and KiB."""

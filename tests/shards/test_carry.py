@@ -21,6 +21,8 @@ from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.standin import install
 
+pytestmark = pytest.mark.process
+
 N = 4
 
 
@@ -64,6 +66,7 @@ def meant(shards, name="kind"):
 # -- names ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_what_is_named_rides_along_wherever_it_lies(shards):
     riders = {"y": range(N), "labels/a": range(10, 14), "deep/er/b": np.zeros((N, 1))}
     opened = shards(riders, carry=["labels/a", "deep/er/b"])

@@ -11,6 +11,7 @@ from pipeline.shards.open import open_shards
 from tests.support.helpers import csr, numbered, numbered_shards, some_rows, write_csr, write_shard
 
 
+@pytest.mark.process
 def test_the_log_says_which_datasets_are_read_unless_all_are_called_x(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     paths = [write_shard(tmp_path / f"{name[-1]}.h5", numbered(3), name) for name in ("X", "g/a", "b", "c")]
@@ -27,6 +28,7 @@ def test_shards_without_rows_are_warned_about_and_count_as_none(tmp_path, caplog
     assert "1.h5 dataset=X: no rows" in caplog.text
 
 
+@pytest.mark.process
 def test_i8_a_file_that_a_process_holds_open_for_writing_is_warned_of(tmp_path, caplog):
     """As h5py does, and as any program does that locks what it writes."""
     paths = [write_shard(tmp_path / f"{i}.h5", numbered(3)) for i in range(3)]
@@ -50,6 +52,7 @@ def test_a_list_of_locks_that_says_nothing_is_no_warning(tmp_path, monkeypatch, 
     assert files.writers() == {}
 
 
+@pytest.mark.process
 def test_the_log_says_of_how_many_shards_the_rows_lie_in_another_form(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     write_shard(tmp_path / "0.h5", some_rows())

@@ -19,6 +19,8 @@ from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import numbered, refused, write_shard
 
+pytestmark = pytest.mark.process
+
 N_FILES, N_ROWS = 11, 3
 
 
@@ -76,6 +78,7 @@ def read_all(shards):
 # -- what is stacked is read ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources())), eiger], ids=["virtual", "links"])
 def test_the_shards_of_a_master_are_the_files_that_it_stacks_in_its_order(tmp_path, raw, write):
     shards = open_shards([write(tmp_path / "master.h5")], followed=[str(raw)])
@@ -174,6 +177,8 @@ def test_a_percent_sign_in_a_name_is_spelled_twice(tmp_path, raw):
     assert Path(shard.path).name == "100%.h5"
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 @pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources())), eiger], ids=["virtual", "links"])
 def test_a_run_over_a_master_gives_the_features_of_a_run_over_its_files_bit_for_bit(tmp_path, raw, write):
     path = write(tmp_path / "master.h5")

@@ -32,6 +32,7 @@ def test_i13_shards_of_other_widths_are_refused_with_both_names_and_shapes(tmp_p
         open_shards([first, second])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name",
     [
@@ -58,6 +59,7 @@ def test_i21_s18_any_file_name_works_and_is_shown_safely(tmp_path, monkeypatch, 
         open_shards([str(path)], "Z\n")
 
 
+@pytest.mark.process
 def test_s18_any_name_of_a_dataset_works_and_is_shown_safely(tmp_path, caplog):
     for name in ["with space", "größe\u202e", "new\nline", "a" * 300, "%s{}"]:
         with case(name):
@@ -83,6 +85,7 @@ def with_columns(path, names, n=2):
     return str(path)
 
 
+@pytest.mark.process
 def test_i17_columns_of_the_same_names_or_none_fit(tmp_path):
     for pairs in [
         (["a", "b"], ["a", "b"]),
@@ -98,6 +101,7 @@ def test_i17_columns_of_the_same_names_or_none_fit(tmp_path):
             assert len(open_shards(names)) == 2
 
 
+@pytest.mark.process
 def test_i17_columns_of_other_names_are_refused(tmp_path):
     for other, phrase in [
         (["b", "a"], "column 0 'b', expected 'a'"),
@@ -112,17 +116,20 @@ def test_i17_columns_of_other_names_are_refused(tmp_path):
                 open_shards([first, second])
 
 
+@pytest.mark.process
 def test_i17_columns_are_those_of_the_first_shard_that_names_them(tmp_path):
     names = [with_columns(tmp_path / f"{i}.h5", columns) for i, columns in enumerate([None, ["a", "b"], ["b", "a"]])]
     with refused(65, f"file={names[2]} dataset=X", "column 0 'b', expected 'a'", f"as in file={names[1]}"):
         open_shards(names)
 
 
+@pytest.mark.process
 def test_i17_the_names_of_many_shards_are_held_once(tmp_path):
     names = [with_columns(tmp_path / f"{i}.h5", ["a", "b"]) for i in range(3)]
     assert len({id(shard.columns) for shard in open_shards(names)}) == 1
 
 
+@pytest.mark.process
 def test_bad_shards_may_be_left_out_and_are_told_in_order(tmp_path):
     write_shard(tmp_path / "0.h5", numbered(3))
     (tmp_path / "1.h5").write_bytes(b"bad")

@@ -51,6 +51,7 @@ def test_what_some_shards_lack_rides_along_from_the_others(shards, caplog):
     )
 
 
+@pytest.mark.process
 def test_what_stands_instead_can_hardly_be_taken_for_a_value(shards):
     for present, missing in [
         (np.zeros(3, "f4"), np.nan),
@@ -76,6 +77,7 @@ def test_a_shard_without_rows_lacks_nothing(tmp_path, caplog):
     assert "is missing" not in caplog.text
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("y", [np.arange(2), np.array([b"a", b"b"], object)], ids=["numbers", "texts"])
 @pytest.mark.parametrize("first", [0, 2])
 def test_a_shard_without_rows_has_no_say_in_dtypes_and_categories(tmp_path, caplog, y, first):
@@ -167,6 +169,7 @@ def test_the_manifest_says_why_labels_do_not_ride_along_and_the_classifier_too(t
     assert "found []; y was left out (shape (29,), expected (30,))" in capsys.readouterr().err
 
 
+@pytest.mark.compiler
 def test_what_means_another_thing_in_each_shard_stands_in_parts_only(tmp_path, monkeypatch):
     install(monkeypatch)
     (tmp_path / "shards").mkdir()
@@ -187,6 +190,7 @@ def test_what_means_another_thing_in_each_shard_stands_in_parts_only(tmp_path, m
             assert set(file) == {"features", "valid", "y", "pair", "z"}
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("is_code", [False, True])
 def test_why_labels_of_two_kinds_are_not_in_the_index_stands_in_the_manifest(tmp_path, monkeypatch, capsys, is_code):
     install(monkeypatch)

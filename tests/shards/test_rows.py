@@ -95,6 +95,7 @@ def opened(path, form):
 # -- every storage and dtype ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_i14_every_dtype_and_byte_order_reads_back_as_numpy_casts_it(tmp_path):
     for order, code in product("<>", INTEGERS + FLOATS):
         with case(order, code):
@@ -193,6 +194,7 @@ def test_i8_a_shard_that_shrank_after_vetting_is_refused_by_name(tmp_path):
 # -- equal to dense rows -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_of_any_form_are_those_of_a_dense_dataset(tmp_path, form):
     for dtype, how in product(["?", "u1", "<i2", ">i4", "<u8", "<f2", ">f4", "<f8"], [{}, CHUNKED]):
@@ -207,6 +209,7 @@ def test_rows_of_any_form_are_those_of_a_dense_dataset(tmp_path, form):
                 assert read_riders(Block(shard, start, stop))["y"].tolist() == list(range(start, stop))
 
 
+@pytest.mark.process
 def test_rows_across_any_storage_are_those_of_the_transposed_array(tmp_path, monkeypatch):
     for seed in range(60):
         with case(seed):
@@ -230,6 +233,7 @@ def test_rows_across_any_storage_are_those_of_the_transposed_array(tmp_path, mon
                 assert found.tobytes() == expected[start:stop].astype(shard.dtype).tobytes()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_blocks_of_any_size_hold_the_same_rows(tmp_path, form, monkeypatch):
     monkeypatch.setattr(module, "_PIECE", 200)
@@ -241,6 +245,7 @@ def test_blocks_of_any_size_hold_the_same_rows(tmp_path, form, monkeypatch):
         assert found.tobytes() == rows.tobytes()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_rows_go_where_they_are_wanted(tmp_path, form):
     rows = some_rows()
@@ -250,6 +255,7 @@ def test_rows_go_where_they_are_wanted(tmp_path, form):
     assert out.tobytes() == rows[3:23].tobytes()
 
 
+@pytest.mark.process
 def test_a_tables_index_may_be_of_any_type(tmp_path):
     for how, index in product([{}, CHUNKED], ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})]):
         with case(how, index):
@@ -260,6 +266,8 @@ def test_a_tables_index_may_be_of_any_type(tmp_path):
             assert read(Block(opened(tmp_path / "x.h5", "table"), 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 @pytest.mark.parametrize("form", FORMS)
 def test_a_run_over_any_form_makes_the_same_features(tmp_path, form):
     rows = some_rows(n_rows=300)
@@ -282,6 +290,7 @@ def test_a_run_over_any_form_makes_the_same_features(tmp_path, form):
     assert np.asarray(dense.riders["y"]).tolist() == np.asarray(other.riders["y"]).tolist()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_a_scan_over_any_form_finds_the_same(tmp_path, form):
     rows = some_rows(">f8")
@@ -291,6 +300,7 @@ def test_a_scan_over_any_form_finds_the_same(tmp_path, form):
     assert found.to_npz() == expected.to_npz()
 
 
+@pytest.mark.process
 def test_a_block_of_sparse_rows_is_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
     sizes = []
 
@@ -356,6 +366,7 @@ def test_salvaging_ends_when_it_is_told_to(tmp_path):
 # -- sparse rows ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_columns_come_in_any_order_and_as_any_integers(tmp_path):
     for index, scramble in product(["<i4", "<i8", "<u4", ">u8", "<u2"], [False, True]):
         with case(index, scramble):
@@ -364,6 +375,7 @@ def test_columns_come_in_any_order_and_as_any_integers(tmp_path):
             assert read(Block(opened(path, "sparse"), 0, N_ROWS)).tobytes() == rows.tobytes()
 
 
+@pytest.mark.process
 def test_sparse_rows_that_make_no_sense_are_told(tmp_path):
     for columns, firsts, phrases in [
         ([0, 1, 2, 0], [0, 3, 2, 4], ["row=1", "3 to 2"]),
@@ -395,6 +407,7 @@ def filled_in(values, columns, firsts, shape):
     return rows
 
 
+@pytest.mark.process
 def test_any_sparse_rows_are_filled_in_or_told(tmp_path, monkeypatch):
     rng, n_told = np.random.default_rng(0), 0
     monkeypatch.setattr(module, "_ENTRIES", 3)
@@ -417,6 +430,7 @@ def test_any_sparse_rows_are_filled_in_or_told(tmp_path, monkeypatch):
     assert 20 < n_told < 130
 
 
+@pytest.mark.process
 def test_places_beyond_int64_are_told(tmp_path):
     path = write_csr(tmp_path / "x.h5", (np.ones(2, "f4"), np.array([0, 1]), np.array([0, 2**64 - 1], "u8")), (1, 3))
     with refused(65, "row=0"):

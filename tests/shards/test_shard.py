@@ -5,6 +5,7 @@ from itertools import product
 
 import h5py
 import numpy as np
+import pytest
 
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
@@ -53,6 +54,7 @@ def test_where_a_range_is_cut_does_not_depend_on_where_it_begins():
                     assert all(first // size == (last - 1) // size for first, last in pieces)
 
 
+@pytest.mark.process
 def test_a_pickled_block_is_small_and_reads_the_same_bytes_in_a_fresh_process(tmp_path):
     rows = some_rows(n_rows=2000)
     text, words = np.array(["a", "ü"] * 1000, object), h5py.enum_dtype({"no": 0, "yes": 1}, "i1")

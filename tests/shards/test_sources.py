@@ -106,6 +106,7 @@ def test_a_directory_gives_whatever_begins_like_hdf5_and_opens_nothing_else(tmp_
     assert "broken, circle, fifo and 2 more left out: no HDF5" in caplog.text
 
 
+@pytest.mark.process
 def test_a_file_that_may_not_be_looked_at_is_left_out_with_a_warning(open_path, caplog):
     def look():
         assert [source.path.name for source in find([str(open_path)])] == ["a.nc"]
@@ -117,6 +118,7 @@ def test_a_file_that_may_not_be_looked_at_is_left_out_with_a_warning(open_path, 
     assert as_nobody(look) == (0, "")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["", "/a.h5", "/*.h5"])
 def test_what_lies_where_we_may_not_look_is_not_said_to_be_missing(open_path, name):
     (open_path / "locked/in").mkdir(parents=True)
@@ -224,6 +226,7 @@ def output(tmp_path):
     return write
 
 
+@pytest.mark.process
 def test_an_output_directory_is_read_by_its_manifest(output):
     directory = output()
     for pattern in (directory, directory / "index.h5", f"{directory}/"):

@@ -13,6 +13,8 @@ from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, write_shard
 
+pytestmark = pytest.mark.process
+
 # -- what leads elsewhere ---------------------------------------------------------------------------------------------
 
 
@@ -24,6 +26,7 @@ def test_the_watch_on_the_secret_sees_an_opening(tmp_path):
     assert counts[0] > 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("place", ["dataset", "group", "deeper"])
 def test_s1_external_links_are_refused(tmp_path, place, asked):

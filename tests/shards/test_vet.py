@@ -37,6 +37,7 @@ def three_byte_integer():
 # -- which dataset -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_dataset_is_the_one_asked_for_else_x_else_the_only_candidate(tmp_path):
     for held, asked, chosen in [
         ({"X": 2, "Y": 2}, None, "X"),
@@ -53,18 +54,21 @@ def test_the_dataset_is_the_one_asked_for_else_x_else_the_only_candidate(tmp_pat
             assert open_shards([str(tmp_path / "x.h5")], asked)[0].dataset == chosen
 
 
+@pytest.mark.process
 def test_several_candidates_are_refused_and_listed(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3), "a/one", {"two": numbered(3), "labels": range(3)})
     with refused(65, path, "candidates a/one (3, 2) int64, two (3, 2) int64", "--dataset"):
         open_shards([path])
 
 
+@pytest.mark.process
 def test_without_a_candidate_all_names_are_listed(tmp_path):
     path = write_shard(tmp_path / "x.h5", [1, 2, 3], "labels")
     with refused(65, path, "no candidate among labels", "--dataset"):
         open_shards([path])
 
 
+@pytest.mark.process
 def test_i11_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3), "images", {"labels": [1, 2, 3]})
     with refused(65, path, "dataset=pictures", "not there", "images, labels"):
@@ -74,6 +78,7 @@ def test_i11_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path)
 # -- riders ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_riders_are_found_and_read_back(tmp_path):
     for values in [
         np.array([3, -1, 2**62, 0]),
@@ -101,6 +106,7 @@ def test_riders_lie_beside_the_rows_not_elsewhere(tmp_path):
     np.testing.assert_array_equal(read_riders(Block(shard, 2, 3))["label"], [2])
 
 
+@pytest.mark.process
 def test_s1_s2_links_do_not_ride(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
     with h5py.File(path, "a") as file:
@@ -121,6 +127,7 @@ def test_i3_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path):
                 open_shards([str(path)])
 
 
+@pytest.mark.process
 def test_i12_i16_what_is_no_table_of_numbers_is_refused_by_name(tmp_path):
     for content, phrases in [
         (None, ["a group", "expected a dataset"]),
@@ -148,6 +155,7 @@ def test_i12_i16_what_is_no_table_of_numbers_is_refused_by_name(tmp_path):
                 open_shards([str(path)])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("asked", [None, "X"])
 @pytest.mark.parametrize("kind", [three_byte_integer(), h5py.h5t.UNIX_D32LE], ids=["int24", "time"])
 def test_i16_a_type_that_numpy_does_not_know_is_refused_by_name(tmp_path, kind, asked):
@@ -156,6 +164,7 @@ def test_i16_a_type_that_numpy_does_not_know_is_refused_by_name(tmp_path, kind, 
         open_shards([path], asked)
 
 
+@pytest.mark.process
 def test_a_type_that_numpy_does_not_know_elsewhere_in_the_file_does_no_harm(tmp_path):
     path = low_level(tmp_path / "x.h5", three_byte_integer(), b"odd")
     with h5py.File(path, "a") as file:
@@ -193,6 +202,7 @@ def test_i4_a_file_cut_within_its_first_bytes_is_refused(tmp_path):
                     open_shards([str(path)])
 
 
+@pytest.mark.process
 def test_i6_a_file_with_damaged_structure_is_refused_by_name(tmp_path):
     path = tmp_path / "x.h5"
     write_shard(path, numbered(8))
@@ -237,6 +247,7 @@ def test_i2_a_link_that_leads_nowhere_is_refused(tmp_path, target):
         open_shards([str(path)])
 
 
+@pytest.mark.process
 def test_i2_a_file_without_read_permission_is_refused(open_path):
     path = write_shard(open_path / "x.h5", numbered(2))
     Path(path).chmod(0)
@@ -246,6 +257,7 @@ def test_i2_a_file_without_read_permission_is_refused(open_path):
     assert "no permission to read" in sentence
 
 
+@pytest.mark.process
 def test_i2_a_directory_without_read_permission_is_refused(open_path):
     folder = open_path / "closed"
     folder.mkdir(mode=0o300)
@@ -254,6 +266,7 @@ def test_i2_a_directory_without_read_permission_is_refused(open_path):
     assert str(folder) in sentence
 
 
+@pytest.mark.process
 def test_s6_a_filter_that_is_not_allowed_is_refused_before_anything_is_read(tmp_path):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
@@ -262,6 +275,7 @@ def test_s6_a_filter_that_is_not_allowed_is_refused_before_anything_is_read(tmp_
         open_shards([str(path)])
 
 
+@pytest.mark.process
 def test_s6_what_has_a_filter_that_is_not_allowed_does_not_ride(tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(4))
     with h5py.File(path, "a") as file:
@@ -306,6 +320,7 @@ def test_i3_what_comes_instead_of_hdf5_is_recognised(tmp_path):
                 open_shards([str(tmp_path)])
 
 
+@pytest.mark.process
 def test_a_user_block_moves_every_address(tmp_path):
     for is_plain, libver, how in product(
         [True, False],
@@ -356,6 +371,7 @@ def test_s9_values_that_are_said_to_lie_in_the_user_block_are_refused(tmp_path):
         check_places([layout], 4000, "file=x", base=512)
 
 
+@pytest.mark.process
 def test_i5_a_file_left_open_by_a_crashed_writer_is_refused_and_not_repaired(tmp_path):
     path = hostile.left_open(tmp_path)
     before = path.read_bytes()
@@ -390,6 +406,7 @@ def test_a_superblock_of_another_kind_is_refused(tmp_path):
                 open_shards([str(path)])
 
 
+@pytest.mark.process
 def test_files_of_every_version_of_hdf5_are_read(tmp_path):
     for libver in ["earliest", "v108", "v110", "v112", "latest"]:
         with case(libver):
@@ -432,6 +449,7 @@ def test_i8_a_file_that_changes_while_it_is_vetted_is_refused(tmp_path, monkeypa
         open_shards([path])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeypatch, is_plain):
     """Whatever lies at its path by then; the child could not open it again."""
@@ -453,6 +471,7 @@ def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeyp
         vet(path)
 
 
+@pytest.mark.process
 def test_vetting_leaves_no_descriptor_open(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3))
     bad = tmp_path / "bad.h5"

@@ -26,6 +26,8 @@ from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, StreamedRows
 from tests.support.helpers import write_shard
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize(
     "content",
@@ -177,6 +179,8 @@ KINDS = pytest.mark.parametrize("resident", [True, False], ids=["resident", "str
 RULES = pytest.mark.parametrize("optimizer", ["adam", "momentum", "nesterov", "rmsprop"])
 
 
+@pytest.mark.process
+@pytest.mark.compiler
 @KINDS
 @RULES
 def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(

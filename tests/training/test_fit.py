@@ -18,6 +18,8 @@ from pipeline.shards.shard import Shard
 from pipeline.training.fit import Sizes, Training, prepared, train
 from tests.support.helpers import write_shard
 
+pytestmark = pytest.mark.compiler
+
 CONFIG = Settings(n_features=2, batch_size=8, learning_rate=0.01, validation_fraction=0.2, epochs=2)
 SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, n_threads=1)
 
@@ -40,6 +42,7 @@ def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, size
     return prepared(autoencoder, shards, scan, config, sizes)
 
 
+@pytest.mark.process
 def test_rows_that_are_streamed_train_like_those_in_memory_with_any_number_of_threads(data) -> None:
     shards, rows = data
     scan, found = scan_of(rows, [4, 40]), []

@@ -3,6 +3,7 @@
 from itertools import product
 
 import numpy as np
+import pytest
 
 from pipeline.shards.shard import Shard, first_rows
 from pipeline.training import order as module
@@ -107,6 +108,7 @@ def test_validation_is_spread_evenly_over_the_data_set(monkeypatch):
     assert (np.diff(found.reshape(10, 5), axis=1) == 1).all()
 
 
+@pytest.mark.process
 def test_validation_leaves_bad_rows_out_and_follows_the_seed():
     bad = np.arange(0, 100, 3)
     found = spread_rows(100, bad, 60, seed=1)

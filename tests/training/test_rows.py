@@ -31,6 +31,7 @@ def shards(tmp_path, monkeypatch):
     return numbered_shards(tmp_path, 8, 0, 1, 12)
 
 
+@pytest.mark.process
 def test_rows_in_memory_and_rows_from_disk_make_the_same_minibatches(shards):
     for window_rows, batch_size in product([1, 7, 19, 21, 1000], [1, 18, 19, 20]):
         with case(window_rows, batch_size):

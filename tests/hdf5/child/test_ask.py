@@ -21,6 +21,8 @@ from pipeline.shards.vet import Wanted, vet
 from tests.support.child import DRIVER, ROOT, child_pid, unusual
 from tests.support.helpers import numbered, refused, write_shard
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize(
     ("act", "phrase"),

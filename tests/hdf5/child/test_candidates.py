@@ -9,6 +9,8 @@ from pipeline.shards.rows import read
 from pipeline.shards.shard import Block
 from tests.support.helpers import csr, numbered, refused, some_rows, write_csr
 
+pytestmark = pytest.mark.process
+
 ONE = np.zeros(1, [("a", "<f8"), ("b", "<f8")])
 FRAME = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,))])
 MIXED = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,)), ("values_block_1", "<i8", (1,))])
@@ -34,6 +36,7 @@ def sparse(name, rows=None):
 SHAPED = [("X", "shape", (61, 6))]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("held", "attributes", "asked", "chosen"),
     [

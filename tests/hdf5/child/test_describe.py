@@ -22,6 +22,7 @@ def test_s10_names_beside_the_rows_are_bounded(tmp_path, monkeypatch, n_over, li
             assert describe.describe(file, None)[0]["dataset"] == "X"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("depth", [1, 30, 31, 32, 33, 500])
 def test_s10_groups_are_searched_to_a_bounded_depth(tmp_path, depth):
     path = hostile.nested(tmp_path, depth)
@@ -33,6 +34,7 @@ def test_s10_groups_are_searched_to_a_bounded_depth(tmp_path, depth):
             open_shards([str(path)])
 
 
+@pytest.mark.process
 def test_s10_a_group_that_contains_itself_is_searched_once(tmp_path):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
@@ -43,12 +45,14 @@ def test_s10_a_group_that_contains_itself_is_searched_once(tmp_path):
     assert open_shards([str(path)])[0].dataset in ("again", "g/rows")
 
 
+@pytest.mark.process
 def test_s10_a_hundred_thousand_objects_are_refused_in_bounded_time(tmp_path):
     path = hostile.crowded(tmp_path, limits.MOST_OBJECTS)
     with refused(65, str(path), "more than 100000 objects"):
         open_shards([str(path)])
 
 
+@pytest.mark.process
 def test_s10_attributes_are_not_looked_at(tmp_path, monkeypatch):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w", libver="latest") as file:

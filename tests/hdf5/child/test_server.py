@@ -15,6 +15,8 @@ from tests.support import hostile
 from tests.support.child import DRIVER, ROOT, child_pid
 from tests.support.helpers import numbered, write_shard
 
+pytestmark = pytest.mark.process
+
 
 def attempt(path, evil, act):
     """What comes of an attempt in the child, after it has opened the file: None where it succeeds."""

@@ -36,6 +36,7 @@ def fresh():
     ask.retire()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", [*REGISTERED, "scaleoffset"])
 def test_what_other_software_wrote_through_a_filter_reads_back(name):
     (shard,) = open_shards([str(path_of(name))])
@@ -46,6 +47,7 @@ def test_what_other_software_wrote_through_a_filter_reads_back(name):
         np.testing.assert_array_equal(read_riders(block)["y"], np.arange(start, stop))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("precision", [32, 12])
 def test_n_bit_reads_back(precision):
     (shard,) = open_shards([str(path_of(f"nbit-{precision}"))])
@@ -58,6 +60,7 @@ def test_a_file_with_a_registered_filter_may_be_plain(name, monkeypatch):
     vet(path_of(name))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "words"), [("blosc2", "32026 (blosc2) not allowed"), ("blosc-snappy", "32001 (blosc) with Snappy inside")]
 )
@@ -67,6 +70,7 @@ def test_other_filters_are_refused_with_a_way_that_needs_no_tools(name, words):
         open_shards([str(path_of(name))])
 
 
+@pytest.mark.process
 def test_text_through_a_registered_filter_does_not_cost_the_file(caplog):
     (shard,) = open_shards([str(path_of("text"))])
     np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
@@ -75,6 +79,7 @@ def test_text_through_a_registered_filter_does_not_cost_the_file(caplog):
     assert "plugin (not allowed)" in str(shard.left_out)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "advice"),
     [

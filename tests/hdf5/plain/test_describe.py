@@ -27,6 +27,8 @@ from tests.support.helpers import numbered, refused, write_shard
 from tests.support.parts import part_bytes
 from tests.support.work import counted
 
+pytestmark = pytest.mark.process
+
 NUMBERS = [*(order + sign + size for order in "<>" for sign in "ui" for size in "248"), "u1", "i1", "?"]
 NUMBERS += [f"{order}f{size}" for order in "<>" for size in (2, 4, 8)]
 VERSIONS = ["earliest", "v108", "v110", "latest"]
@@ -68,6 +70,7 @@ def assert_left_to_the_child(path, dataset=None):
 # -- the same as the child ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("libver", VERSIONS)
 @pytest.mark.parametrize("rank", [2, 3, 5])
 def test_numbers_of_every_kind_are_understood_as_rows_and_as_riders(tmp_path, libver, rank):
@@ -79,6 +82,7 @@ def test_numbers_of_every_kind_are_understood_as_rows_and_as_riders(tmp_path, li
         assert_plain(tmp_path / "x.h5")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("libver", OLD)
 @pytest.mark.parametrize(
     "how",
@@ -448,6 +452,7 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
     assert gatekeeper._idle == []
 
 
+@pytest.mark.process
 def test_what_the_reader_says_is_checked_as_what_the_child_says(tmp_path):
     """It does not look whether values overlap: vetting does."""
     with h5py.File(hostile.plain(tmp_path)) as file:
