@@ -62,10 +62,10 @@ _needs: set[str] | None = None  # what the test under way may do beyond computin
 
 
 def _watch(event: str, arguments: tuple[object, ...]) -> None:
-    """Stop a test that does what it is not marked with, so that `make check` stays what it says."""
+    """Stop a test that does what it is not marked with, where marks choose the tests: `make check` is what it says."""
     if _needs is None:
         return
-    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn") and "process" not in _needs:
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn") and not _needs & {"process", "compiler"}:
         raise AssertionError("starts a process, so it has to be marked with pytest.mark.process")
     if event == "import" and arguments[0] == "theano" and "compiler" not in _needs:
         raise AssertionError("loads Theano, which compiles, so it has to be marked with pytest.mark.compiler")
@@ -78,7 +78,7 @@ sys.addaudithook(_watch)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Watch a test with its fixtures."""
     global _needs
-    _needs = {mark.name for mark in item.iter_markers()}
+    _needs = {mark.name for mark in item.iter_markers()} if item.config.getoption("markexpr") else None
     try:
         return (yield)
     finally:
