@@ -27,9 +27,8 @@ reference: setup ## the model's reference run on two donuts, with its plot
 check: lint ## linters, types, and the tests that need no compiler and no other process: in under a minute
 	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m "not process and not compiler"
 
-# Tests that share what takes long to make stay in one of its processes: their files are groups of xdist's.
 test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
-	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto --dist loadgroup
+	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
 soak: setup ## kill 200 runs at random moments, fail every write in turn, feed 10,000 mutated files to the gate
 	$(PYTHON_OF_VENV) -m tests.support.killing 200

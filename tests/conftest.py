@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,30 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         _needs = None
+
+
+# Files whose tests share what takes long to make: all of one run in the same process, one after the other.
+SHARING = [
+    "cluster/test_executor.py",
+    "docs/test_readme.py",
+    "kernels/test_opencl.py",
+    "run/test_children.py",
+    "run/test_memory.py",
+    "scripts/test_classify.py",
+]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand tests out one by one but for those that share; the largest files begin, so that none ends alone."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.removeprefix("tests/") in SHARING else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture

@@ -24,8 +24,6 @@ from pipeline.scan.ranges import ScanSettings, scan
 from pipeline.signals import Stopped, stoppable
 from tests.support.helpers import numbered_shards, scanned
 
-pytestmark = pytest.mark.xdist_group("executor")
-
 SIZES = [0, 1, 2, 3, 15, 16, 17, 257]
 
 

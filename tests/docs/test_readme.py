@@ -23,7 +23,7 @@ from scripts import make_data
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("readme")]
+pytestmark = pytest.mark.process
 
 PAGE = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    \S.*\n)+", PAGE, re.M)

@@ -15,7 +15,7 @@ from tests.support.cases import each
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.tolerances import assert_close
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("opencl")]
+pytestmark = pytest.mark.process
 
 DEVICE = "opencl0:0"
 LABELS = [" ".join(training) for training in child.TRAININGS]

@@ -23,8 +23,6 @@ import pytest
 from tests.support.killing import Program, Victim
 from tests.support.processes import arguments_of, descendants
 
-pytestmark = pytest.mark.xdist_group("children")
-
 
 @dataclass
 class Watch:

@@ -14,7 +14,7 @@ from pipeline.features import open_features
 from scripts import make_data
 from tests.support.helpers import numbered, write_shard
 
-pytestmark = [pytest.mark.process, pytest.mark.xdist_group("memory")]
+pytestmark = pytest.mark.process
 
 MIB = 2**20
 BUDGET = 64 * MIB

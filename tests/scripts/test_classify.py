@@ -23,8 +23,6 @@ from scripts.classify import classes_of, held_out, main
 from scripts.representations import LEFT_OUT
 from tests.support.helpers import write_shard
 
-pytestmark = pytest.mark.xdist_group("classify")
-
 BUNDLED = {
     "breast cancer": datasets.load_breast_cancer,
     "wine": datasets.load_wine,
