@@ -12,17 +12,6 @@ from tests.support.cases import case
 from tests.support.helpers import refused
 
 
-@pytest.fixture
-def file(tmp_path):
-    """Write a configuration file and give the flags that name it."""
-
-    def write(text):
-        (tmp_path / "settings.yaml").write_text(text)
-        return ["--config", str(tmp_path / "settings.yaml")]
-
-    return write
-
-
 def settings(*arguments, **environment):
     return parse(arguments, environment, "")
 

@@ -64,17 +64,6 @@ def variable(name, value):
     return {f"SHARDPRESS_{name.upper()}": ":".join(value) if isinstance(value, tuple) else str(value)}
 
 
-@pytest.fixture
-def file(tmp_path):
-    """Write a configuration file and give the flags that name it."""
-
-    def write(text):
-        (tmp_path / "settings.yaml").write_text(text)
-        return ["--config", str(tmp_path / "settings.yaml")]
-
-    return write
-
-
 def settings(*arguments, **environment):
     return parse(arguments, environment, "")
 
