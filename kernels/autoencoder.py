@@ -192,6 +192,11 @@ class Autoencoder:
         ndarray of int64
             Positions of the rows that hold NaN, Inf, or a value outside of the range that was given; a row with a
             negative zero may be among them. All others have finite features.
+
+        Raises
+        ------
+        ValueError
+            When no range was given.
         """
         if self._limits is None:
             raise ValueError("there is no range to check rows against: give the Autoencoder minimum, scale and maximum")
@@ -216,7 +221,7 @@ def get_values(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> None:
-    """Assign arrays to shared variables of the same names and shapes, as float32."""
+    """Assign arrays to shared variables of the same names and shapes, as float32; `ValueError` for any others."""
     if set(values) != set(variables):
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")
     arrays = {name: np.asarray(values[name], dtype=np.float32, order="C") for name in variables}

@@ -34,7 +34,7 @@ class CompilerFailed(RuntimeError):
 
 
 def check_compiler(config: Any) -> None:
-    """Refuse a ``cxx`` that cannot be started, of which Theano would say no more than that a file is not there."""
+    """Raise `CompilerMissing` for a ``cxx`` that is no program: Theano would only say that a file is not there."""
     if config.cxx and shutil.which(config.cxx) is None:
         raise CompilerMissing(f"cxx={config.cxx}: no such program")
 

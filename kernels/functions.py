@@ -56,7 +56,7 @@ class OpFunctions:
         self._free = threading.Semaphore(backend.n_cores())  # more would only get in each other's way
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
-        """Fill `out` with features, and `inside` with whether rows lie within the limits."""
+        """Fill `out` (n_rows, n_features) with features, `inside` (n_rows,) with whether rows lie within the limits."""
         W, b_hidden, _ = self._parameters
         if inside is None:
             self._fill(ops.Encode(), [W, b_hidden, self._share], rows, out)
@@ -64,7 +64,7 @@ class OpFunctions:
             self._fill(ops.Encode(checked=True), [W, b_hidden, self._share, self._maximum], rows, out, inside)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` with mean squared errors."""
+        """Fill `out` (n_rows,), float32, with each row's mean squared error."""
         self._fill(ops.Errors(), [*self._parameters, self._share], rows, out)
 
     def _fill(self, op: Any, given: Sequence[Any], rows: np.ndarray, *targets: np.ndarray) -> None:
@@ -124,14 +124,14 @@ class GraphFunctions:
         self._alone = threading.Lock()  # what Theano compiles keeps its inputs and results in one place
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
-        """Fill `out` with features, and `inside` with whether rows lie within the limits."""
+        """Fill `out` (n_rows, n_features) with features, `inside` (n_rows,) with whether rows lie within the limits."""
         self._fill(self._features, rows, out)
         if inside is not None and self._limits is not None:
             # A product whose sums are split can end in Inf - Inf; those of `kernels.ops` are one chain or exact.
             inside[:] = reference.lie_in(rows, *self._limits) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Fill `out` with mean squared errors."""
+        """Fill `out` (n_rows,), float32, with each row's mean squared error."""
         self._fill(self._errors, rows, out)
 
     def _fill(self, expression: Expression, rows: np.ndarray, out: np.ndarray) -> None:

@@ -76,7 +76,7 @@ class Worker:
         self._settings, self._kept = settings, threading.local()
 
     def block_memory(self, block: Block) -> np.ndarray:
-        """Where a block's rows go, over those of this thread's last one."""
+        """Where a block's rows (len(block), n_inputs) go, in its shard's dtype, over this thread's last ones."""
         kept = getattr(self._kept, "block", None)
         if kept is None or kept.dtype != block.shard.dtype:  # shards may differ in it
             kept = np.empty((self._settings.block_rows, block.shard.n_inputs), dtype=block.shard.dtype)

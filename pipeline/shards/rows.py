@@ -160,7 +160,7 @@ _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
 
 
 def read_riders(block: Block) -> dict[str, np.ndarray]:
-    """The riding datasets' values for a block, by name; strings as objects. Raises like `read`."""
+    """The riding datasets' values (len(block),) by name, in their dtypes; strings as objects. Raises like `read`."""
     return {rider.name: _read_rider(block, rider) for rider in block.shard.riders}
 
 

@@ -34,7 +34,7 @@ class ResidentRows:
         return _cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Single rows, by their numbers."""
+        """Single rows (n, n_inputs), unscaled, by their numbers (n,)."""
         return self.resident[numbers]
 
 
@@ -51,7 +51,7 @@ class StreamedRows:
         return _cut(self._windows(order, epoch, first * batch_size), batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Single rows, by their sorted numbers."""
+        """Single rows (n, n_inputs), unscaled, by their sorted numbers (n,)."""
         firsts = first_rows(self._shards)
         shard_of = np.searchsorted(firsts, numbers, side="right")
         # Neighbours are read at once, but no piece lies in two shards.
