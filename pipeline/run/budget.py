@@ -16,6 +16,7 @@ __all__ = ["Budget", "make_budget"]
 
 _BLOCK_BYTES = 2**23  # read at once; see docs/performance.md
 _PART_BYTES = 2**26  # of features in one file
+_SAMPLE_BYTES = 2**26  # of scaled rows whose components are looked for: more of them would not turn these noticeably
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,15 @@ class Budget:
     resident_on_device: bool
     window_rows: int
     max_validation_rows: int
+    max_sample_rows: int
 
 
 def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> Budget:
     """Share the memory out.
 
     A half goes to the rows of the training when all of them fit it, else a quarter to two windows of them; a sixteenth
-    to the validation's rows; a quarter to the threads' blocks and parts. The rest is for copies on the way.
+    to the validation's rows; an eighth at most to a sample; a quarter to the threads' blocks and parts. The rest is for
+    copies on the way.
 
     Parameters
     ----------
@@ -95,4 +98,5 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
         resident_on_device=n_bytes <= min(memory // 2, settings.device_memory_budget),
         window_rows=max(1, min(settings.shuffle_window, memory // 8) // row_bytes),
         max_validation_rows=memory // 16 // row_bytes,
+        max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * shards[0].n_inputs)),  # scaled, in float32
     )

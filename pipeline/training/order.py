@@ -20,14 +20,14 @@ import numpy as np
 
 from pipeline.shards.shard import Shard
 
-__all__ = ["Order", "slab_starts", "spread_rows"]
+__all__ = ["SAMPLED", "WATCHED", "Order", "slab_starts", "spread_rows"]
 
 _SLAB_BYTES = 2**20  # so long that seeking costs little, so short that a window holds many
 _MAX_CHUNK_BYTES = 2**24  # larger ones are read, and undone, once for each slab that lies in them
 _MAX_RUNS = 512  # reads of a file for the validation, however many rows it has
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
-_EPOCHS, _SPREAD, _SLABS = 1, 2, 3
+_EPOCHS, WATCHED, _SLABS, SAMPLED = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndar
     return np.concatenate([*starts, [first_row]])
 
 
-def spread_rows(n_rows: int, bad_rows: np.ndarray, n_wanted: int, seed: int) -> np.ndarray:
+def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, purpose: int = WATCHED) -> np.ndarray:
     """Sorted numbers of good rows that stand for all: short runs, evenly spread over the data set.
 
     Runs are cheap to read from a file. For validation it also helps that a row's neighbours in time, which resemble it,
@@ -113,13 +113,15 @@ def spread_rows(n_rows: int, bad_rows: np.ndarray, n_wanted: int, seed: int) -> 
     ----------
     n_rows : int
         All rows, bad ones among them.
-    bad_rows : ndarray of int64
+    left_out : ndarray of int64
         Dropped from the `n_wanted` rows that are chosen of all.
+    purpose : int
+        `WATCHED` or `SAMPLED`, whose choices do not depend on each other.
     """
     n_runs = min(n_wanted, _MAX_RUNS)
     # Each run lies somewhere in a stratum of its own, which is the run and its share of the rows that stay out.
     lengths, gaps = (np.diff(np.linspace(0, n, n_runs + 1).astype(np.int64)) for n in (n_wanted, n_rows - n_wanted))
     strata = np.cumsum(lengths + gaps) - (lengths + gaps)
-    firsts = strata + np.random.default_rng((seed, _SPREAD)).integers(0, gaps + 1)
+    firsts = strata + np.random.default_rng((seed, purpose)).integers(0, gaps + 1)
     runs = [np.arange(first, first + n) for first, n in zip(firsts, lengths, strict=True)]
-    return np.setdiff1d(np.concatenate([np.empty(0, dtype=np.int64), *runs]), bad_rows)
+    return np.setdiff1d(np.concatenate([np.empty(0, dtype=np.int64), *runs]), left_out)

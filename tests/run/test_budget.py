@@ -40,6 +40,7 @@ def test_blocks_parts_windows_and_validation_fit_the_memory():
         assert threads * 3 * part_rows * 4 * n_features <= most, case
         assert 2 * budget.window_rows * row_bytes <= memory // 2, case
         assert budget.max_validation_rows * row_bytes <= memory // 8, case
+        assert 0 < budget.max_sample_rows * 4 * n_inputs <= min(64 * MiB, memory // 8), case
         assert budget.resident == (10**7 * row_bytes <= memory // 2), case
 
 

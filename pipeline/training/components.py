@@ -1,0 +1,133 @@
+"""Principal components of a bounded sample of the training rows, in plain NumPy: a start, and what to compare with.
+
+Halko, Martinsson and Tropp, "Finding structure with randomness: probabilistic algorithms for constructing approximate
+matrix decompositions", SIAM Review 53 (2011), algorithms 4.4 and 5.3: where neither side of the sample is small, a few
+products with it find the subspace of its largest components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.scan.scaler import Scaler
+from pipeline.training.order import SAMPLED, Order, spread_rows
+from pipeline.training.rows import Rows
+
+__all__ = ["Components", "principal_components", "sampled"]
+
+_SMALL = 1024  # a side of which the whole Gram matrix is made: its eigenvectors take a fifth of a second
+_BLOCK_BYTES = 2**23  # of rows in float64, while they are scaled or multiplied
+
+# Products with the sample, and directions beyond the `k` asked for: as many again, or these. With variances that fall
+# like 1 / i the reconstruction's error is within 0.02 % of the exact one by that, with half of it within 0.2 %.
+_N_ITERATIONS, _OVERSAMPLING = 4, 16
+
+
+@dataclass(frozen=True)
+class Components:
+    """The directions in which rows vary most.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (n_inputs,), float64
+    components : ndarray of shape (n_inputs, k), float64
+        Orthonormal columns, the one of the largest deviation first; each one's largest entry is positive.
+    deviations : ndarray of shape (k,), float64
+        Standard deviation of the sample along each. 0, but for rounding, where it does not vary: there the direction
+        means nothing.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    deviations: np.ndarray
+
+
+def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
+    """A sample of the rows that are trained on, which depends on nothing but the seed and the size.
+
+    Parameters
+    ----------
+    most : int
+        The sample's size, 1 or more, where there are so many rows.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_inputs), float32
+        Scaled, in the order of their numbers.
+    """
+    numbers = spread_rows(order.n_rows, np.empty(0, dtype=np.int64), min(most, order.n_rows), order.seed, SAMPLED)
+    # Of the rows that are not left out; so many of those that are lie before each of them.
+    numbers = numbers + np.searchsorted(order.left_out - np.arange(len(order.left_out)), numbers, side="right")
+    scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
+    for block in _blocks(*scaled.shape):  # beside the sample there is no room for all of its rows in their own dtype
+        scaled[block] = scaler.transform(rows.take(numbers[block]))
+    return scaled
+
+
+def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Components:
+    """The first `k` principal components of rows.
+
+    The same for the same rows and generator, up to the rounding of BLAS, which may depend on how many threads it has.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_rows, n_inputs), float32
+        At least one row, scaled; fewer than `k` give orthonormal directions all the same.
+    k : int
+        From 1 to n_inputs.
+    """
+    mean = x.mean(axis=0, dtype=np.float64)
+    directions = _directions(x, mean, k, rng)
+    # Once more within their span: orders them, and takes along what rounding has mixed.
+    variances, turn = np.linalg.eigh(directions.T @ _times_gram(x, mean, directions))
+    components = directions @ turn[:, ::-1][:, :k]
+    largest = components[np.abs(components).argmax(axis=0), np.arange(k)]
+    deviations = np.sqrt(np.maximum(variances[::-1][:k], 0) / len(x))
+    return Components(mean, components * np.where(largest < 0, -1.0, 1.0), deviations)
+
+
+def _directions(x: np.ndarray, mean: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Orthonormal columns (n_inputs, k or more) whose span holds the first `k` components, almost or exactly."""
+    n_rows, n_inputs = x.shape
+    if n_inputs <= _SMALL:
+        gram = sum((block.T @ block for block in _centred(x, mean)), np.zeros((n_inputs, n_inputs)))
+        return np.asarray(np.linalg.eigh(gram)[1][:, -k:])
+    if n_rows <= _SMALL:
+        return _of_few_rows(x, mean, k)
+    found = rng.standard_normal((n_inputs, min(k + max(k, _OVERSAMPLING), n_inputs)))
+    for _ in range(_N_ITERATIONS):
+        found = np.linalg.qr(_times_gram(x, mean, found))[0]
+    return found
+
+
+def _of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
+    """As `_directions`, from the products of each two rows."""
+    columns = list(_blocks(len(mean), len(x)))
+    gram = np.zeros((len(x), len(x)))
+    for block in columns:
+        centred = x[:, block] - mean[block]
+        gram += centred @ centred.T
+    weights = np.linalg.eigh(gram)[1][:, ::-1][:, :k]
+    found = np.zeros((len(mean), k))
+    for block in columns:
+        found[block, : weights.shape[1]] = (x[:, block] - mean[block]).T @ weights
+    return np.linalg.qr(found)[0]  # which makes up directions where there are fewer rows than are asked for
+
+
+def _times_gram(x: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """The centred rows' Gram matrix (n_inputs, n_inputs) times columns of as many entries, without making it."""
+    return sum((block.T @ (block @ directions) for block in _centred(x, mean)), np.zeros_like(directions))
+
+
+def _centred(x: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows less their mean, block by block, in float64: float32 would lose components of small deviation."""
+    return (x[block] - mean for block in _blocks(*x.shape))
+
+
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    """Slices of `n` rows of so many float64 numbers."""
+    size = max(1, _BLOCK_BYTES // (8 * width))
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))

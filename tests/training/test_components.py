@@ -1,0 +1,128 @@
+"""Principal components: as good as the exact ones on every way to them, and of rows that training sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.scan.scaler import Scaler
+from pipeline.training import components as module
+from pipeline.training.components import Components, principal_components, sampled
+from pipeline.training.order import WATCHED, Order, slab_starts, spread_rows
+from pipeline.training.rows import ResidentRows, StreamedRows
+from tests.support.cases import case, each
+from tests.support.helpers import numbered, numbered_shards
+
+
+def rows_with(deviations: np.ndarray, n_rows: int, n_inputs: int) -> np.ndarray:
+    """Rows around 1/2 of these singular values, in random directions."""
+    rng = np.random.default_rng(7)
+    left, right = (np.linalg.qr(rng.standard_normal((n, len(deviations))))[0] for n in (n_rows, n_inputs))
+    return (0.5 + (left * deviations) @ right.T).astype(np.float32)
+
+
+def found_of(x: np.ndarray, k: int, seed: int = 0) -> Components:
+    return principal_components(x, k, np.random.default_rng(seed))
+
+
+def error_of(x: np.ndarray, found: Components) -> float:
+    """Of the rows' reconstruction, by its definition."""
+    centred = x.astype(np.float64) - found.mean
+    return float(np.square(centred - centred @ found.components @ found.components.T).mean())
+
+
+def exact_error(x: np.ndarray, k: int) -> float:
+    """Of the best reconstruction there is."""
+    values = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)
+    return float(np.square(values[k:]).sum() / x.size)
+
+
+def assert_orthonormal(found: Components, n_inputs: int, k: int) -> None:
+    assert found.components.shape == (n_inputs, k)
+    assert found.deviations.shape == (k,)
+    np.testing.assert_allclose(found.components.T @ found.components, np.eye(k), atol=1e-12)
+
+
+@pytest.fixture(params=["columns", "rows", "products"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Sides of a sample that goes each of the ways, in blocks that do not fit."""
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 8 * 1000)
+    monkeypatch.setattr(module, "_SMALL", 100)
+    return {"columns": (300, 90), "rows": (90, 300), "products": (300, 200)}[request.param]
+
+
+def test_the_reconstruction_is_as_good_as_the_exact_one(way: tuple[int, int]) -> None:
+    for power in (0.5, 0.75, 1.0):  # of variances that fall like 1 / i, 1 / i^1.5, 1 / i^2
+        x = rows_with(np.arange(1, min(way)) ** -power, *way)
+        for k in (1, 8, 40):
+            with case(power, k):
+                found = found_of(x, k)
+                assert_orthonormal(found, way[1], k)
+                assert error_of(x, found) <= 1.001 * exact_error(x, k)
+
+
+def test_deviations_are_those_along_the_components_and_fall(way: tuple[int, int]) -> None:
+    x = rows_with(np.arange(1, 80) ** -1.0, *way)
+    found = found_of(x, 10)
+    np.testing.assert_allclose(found.deviations, (x @ found.components).std(axis=0), rtol=1e-5)
+    assert (np.diff(found.deviations) <= 0).all()
+    np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
+
+
+def test_rows_of_lower_rank_are_given_back_and_the_rest_is_orthonormal(way: tuple[int, int]) -> None:
+    x = rows_with(np.ones(5), *way)
+    found = found_of(x, 12)
+    assert_orthonormal(found, way[1], 12)
+    assert error_of(x, found) < 1e-12
+    assert (found.deviations[6:] < 1e-6).all()
+
+
+@each("n_rows, n_inputs, k", [(1, 4, 3), (1, 300, 5), (3, 300, 200), (200, 3, 3), (2, 2, 1)])
+def test_few_rows_few_columns_and_all_components_are_no_exceptions(
+    n_rows: int, n_inputs: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SMALL", 100)
+    x = np.random.default_rng(1).random((n_rows, n_inputs), dtype=np.float32)
+    found = found_of(x, k)
+    assert_orthonormal(found, n_inputs, k)
+    assert error_of(x, found) <= exact_error(x, k) + 1e-12
+
+
+def test_constant_rows_have_no_deviation(way: tuple[int, int]) -> None:
+    found = found_of(np.full(way, 0.3, dtype=np.float32), 4)
+    assert_orthonormal(found, way[1], 4)
+    assert (found.deviations < 1e-7).all()
+
+
+def test_a_seed_decides_it_and_the_largest_entries_are_positive(way: tuple[int, int]) -> None:
+    x = rows_with(np.arange(1, 80) ** -1.0, *way)
+    one, other, third = found_of(x, 8), found_of(x, 8), found_of(-x, 8, seed=1)
+    assert one.components.tobytes() == other.components.tobytes()
+    assert one.deviations.tobytes() == other.deviations.tobytes()
+    assert (one.components.max(axis=0) >= -one.components.min(axis=0)).all()
+    np.testing.assert_allclose(third.components, one.components, atol=1e-3)  # not turned with the rows
+
+
+# -- the sample --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_the_sample_is_of_training_rows_and_the_same_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 8 * 2 * 7)
+    shards, expected = numbered_shards(tmp_path, 40, 0, 1, 59), numbered(100)
+    scaler = Scaler(np.zeros(2), np.full(2, 1000.0))
+    left_out = np.union1d(spread_rows(100, np.empty(0, dtype=np.int64), 20, 3, WATCHED), [0, 1, 99])
+    order = Order(slab_starts(shards), left_out, 1000, seed=3)
+    for most in (1, 2, 30, order.n_rows, 1000):
+        with case(most):
+            one, other = (sampled(kind(shards, 2), order, scaler, most) for kind in (ResidentRows, StreamedRows))
+            assert one.tobytes() == other.tobytes()
+            assert one.dtype == np.float32
+            numbers = np.rint(one[:, 0] * 100).astype(int)
+            np.testing.assert_array_equal(one, scaler.transform(expected[numbers]))
+            assert len(set(numbers)) == len(numbers) == min(most, order.n_rows)
+            assert not set(numbers) & set(left_out)
