@@ -49,7 +49,7 @@ from pipeline.settings.config import Config, resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.fit import Training, train
+from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import StreamedRows
 

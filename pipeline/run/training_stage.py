@@ -18,7 +18,8 @@ from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.fit import Sizes, prepared, train
+from pipeline.training.epochs import train
+from pipeline.training.fit import Sizes, prepared
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder

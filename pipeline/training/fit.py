@@ -1,113 +1,32 @@
-"""Rows in, trained parameters out: epochs of minibatches, validation, early stopping, divergence."""
+"""What a training begins with: which rows it sees, what is kept of them, and where the parameters start."""
 
 from __future__ import annotations
 
 import logging
-import math
-import time
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import signals
 from pipeline.device import training_step_of
-from pipeline.errors import DataError, TrainingDiverged, counted
+from pipeline.errors import DataError, counted
 from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Settings
 from pipeline.shards.shard import Shard, row_dtype
-from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
+from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
-    from kernels.step import TrainingStep
 
-__all__ = ["Sizes", "Training", "learning_rate", "prepared", "train"]
+__all__ = ["Sizes", "prepared"]
 
 log = logging.getLogger(__name__)
 
 _MEAN_BYTES = 2**22  # of rows in float64, whose mean the biases start with
-
-# The cost is asked for on so many steps of an epoch, evenly spread: asking makes a step a quarter slower.
-_COSTS_PER_EPOCH = 16
-
-# Rows are scaled to [0, 1], so a cost that has grown so far will not come back.
-_DIVERGED = 100.0
-_SMALL = 1e-6  # a first cost of almost nothing may grow a hundredfold by rounding alone
-
-# An epoch may be over in milliseconds: its end is saved only when saving takes less than a fiftieth of the time.
-_RARELY = 50
-
-
-@dataclass
-class Training:
-    """A training: what is trained on which rows, and how far it has come.
-
-    Attributes
-    ----------
-    autoencoder : Autoencoder
-        Initialized; trained in place.
-    rows : Rows
-        Where minibatches come from.
-    order : Order
-        Which rows they hold.
-    validation : ndarray of shape (n_validation, n_inputs)
-        Unscaled; may be empty.
-    best : dict
-        The parameters after the best epoch so far; before the first one's end, those of the start.
-    """
-
-    autoencoder: Autoencoder
-    step: TrainingStep
-    rows: Rows
-    order: Order
-    validation: np.ndarray
-    config: Settings
-
-    def __post_init__(self) -> None:
-        self.standing, self.best = Standing(self.config.optimizer), self.autoencoder.parameters()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Minibatches, of which the last one may be smaller."""
-        return -(-self.order.n_rows // self.config.batch_size)
-
-    @property
-    def is_over(self) -> bool:
-        """All epochs are done, or validation has not got better for too long."""
-        now, config = self.standing, self.config
-        if now.epoch >= config.epochs:
-            return True
-        is_watched = bool(now.history) and now.history[-1].validation_cost is not None
-        return is_watched and 0 < config.patience <= now.epoch - 1 - now.best_epoch
-
-    def checkpoint(self) -> Checkpoint:
-        """Copies of all that decides how it goes on."""
-        now = deepcopy(self.standing)
-        arrays = grouped(parameters=self.autoencoder.parameters(), state=self.step.state(), best=self.best)
-        return Checkpoint(arrays, now, now.epoch * self.steps_per_epoch + now.n_done)
-
-    def go_on_from(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Take up a training like this one; a `ValueError` says why that cannot be.
-
-        On the CPU the result is the same, bit for bit, as without the interruption.
-        """
-        if checkpoint.standing.optimizer != self.config.optimizer:
-            raise ValueError(f"is one of {checkpoint.standing.optimizer}, expected {self.config.optimizer}")
-        arrays = (checkpoint.arrays, self.checkpoint().arrays)
-        found, expected = ({name: array.shape for name, array in each.items()} for each in arrays)
-        if found != expected:
-            raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
-        self.autoencoder.set_parameters(checkpoint.group("parameters"))
-        self.step.set_state(checkpoint.group("state"))
-        # A copy, since the checkpoint is the caller's and this one goes on.
-        self.best, self.standing = checkpoint.group("best"), deepcopy(checkpoint.standing)
-        return checkpoint
 
 
 @dataclass(frozen=True)
@@ -173,129 +92,3 @@ def _mean(rows: Rows, scan: Scan, config: Settings) -> np.ndarray | None:
     n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scaler.minimum))))
     sample = rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, config.seed))
     return np.asarray(scaler.transform(sample).mean(axis=0, dtype=np.float64)) if len(sample) else None
-
-
-def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
-    """Size of a step, counted from 0 over all epochs.
-
-    The linear schedule rises over the first epoch, while the weights are far from any order and a whole step would
-    saturate the units, and falls to 0 over the others.
-    """
-    if config.schedule == "constant":
-        return config.learning_rate
-    n_steps = config.epochs * steps_per_epoch
-    rise = (step + 1) / steps_per_epoch
-    fall = (n_steps - step) / max(1, n_steps - steps_per_epoch)
-    return config.learning_rate * min(rise, fall, 1.0)
-
-
-def train(
-    training: Training,
-    save: Callable[[Checkpoint], object] = lambda checkpoint: None,
-    advance: Callable[[int, str], object] = lambda n_epochs, words: None,
-) -> Standing:
-    """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
-
-    Parameters
-    ----------
-    save : callable
-        Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
-    advance : callable
-        Told how many more epochs are over, and in words what the last one has come to.
-
-    Raises
-    ------
-    TrainingDiverged
-        When a cost is not finite or has grown without bound; the autoencoder is left with the last good parameters.
-    """
-    keeper = _Keeper(training, save)
-    # A step that a signal cuts short would leave weights that belong to no place in the order.
-    with signals.deferred():
-        advance(training.standing.epoch, "")
-        try:
-            while not training.is_over:
-                _train_epoch(training, keeper)
-                done = _end_epoch(training)
-                advance(1, str(done))
-                log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
-                keeper.keep(end_of_epoch=True)
-        except TrainingDiverged:
-            training.autoencoder.set_parameters(training.best)
-            raise
-        except signals.Stopped:  # whatever was saved last: not even one step is lost
-            save(training.checkpoint())
-            raise
-    training.autoencoder.set_parameters(training.best)
-    return training.standing
-
-
-class _Keeper:
-    """Saves checkpoints: often enough to lose little, seldom enough to cost little."""
-
-    def __init__(self, training: Training, save: Callable[[Checkpoint], object]) -> None:
-        self._training, self._save = training, save
-        self._seconds_between = 60 * training.config.checkpoint_minutes
-        self._cost, self._last = 0.0, time.monotonic()
-
-    def keep(self, end_of_epoch: bool = False) -> None:
-        """Save one when it is time."""
-        start = time.monotonic()
-        waited = start - self._last
-        if waited >= self._seconds_between or (end_of_epoch and waited >= _RARELY * self._cost):
-            self._save(self._training.checkpoint())
-            self._last = time.monotonic()
-            self._cost = self._last - start
-
-
-def _train_epoch(training: Training, keeper: _Keeper) -> None:
-    """Take an epoch's steps, or what is left of them."""
-    now, config, n_steps, step = training.standing, training.config, training.steps_per_epoch, training.step
-    stride = max(1, n_steps // _COSTS_PER_EPOCH)
-    start = time.monotonic() - now.seconds  # also what steps took before an interruption
-    for minibatch in training.rows.minibatches(training.order, now.epoch, config.batch_size, now.n_done):
-        signals.check()
-        number = now.n_done
-        step.set_learning_rate(learning_rate(config, now.epoch * n_steps + number, n_steps))
-        cost = step(minibatch, with_cost=number % stride == 0)
-        # Before the cost is looked at: a checkpoint of what follows counts the step that the weights have taken.
-        now.n_done, now.seconds = number + 1, time.monotonic() - start
-        if cost is not None:
-            now.costs.append(_checked(now, cost, f"epoch {now.epoch}, minibatch {number}"))
-        keeper.keep()
-
-
-def _end_epoch(training: Training) -> Epoch:
-    """Look at what an epoch's steps have left, and turn to the next one."""
-    start, now = time.monotonic(), training.standing
-    validation_cost = _validate(training, now)
-    seconds = now.seconds + time.monotonic() - start
-    done = Epoch(now.epoch, float(np.mean(now.costs)), validation_cost, seconds)
-    now.history.append(done)
-    # Without validation the last epoch counts as the best.
-    if validation_cost is None or now.best_cost is None or validation_cost < now.best_cost:
-        training.best, now.best_epoch, now.best_cost = training.autoencoder.parameters(), now.epoch, validation_cost
-    now.epoch, now.n_done, now.costs, now.seconds = now.epoch + 1, 0, [], 0.0
-    return done
-
-
-def _validate(training: Training, now: Standing) -> float | None:
-    """The validation rows' cost; None without any."""
-    # The last steps' costs may not have been asked for.
-    if not all(np.isfinite(array).all() for array in training.autoencoder.parameters().values()):
-        _checked(now, math.nan, f"the end of epoch {now.epoch}")
-    if not len(training.validation):
-        return None
-    return _checked(now, training.autoencoder.cost(training.validation), f"the validation after epoch {now.epoch}")
-
-
-def _checked(now: Standing, cost: float, where: str) -> float:
-    """A cost that is finite and has not grown without bound; `now` keeps the first one and the last."""
-    first, last = now.watch
-    first = cost if first is None else first
-    if not math.isfinite(cost) or cost > _DIVERGED * max(first, _SMALL):
-        words = "none" if last is None else f"{last:.4g}"
-        raise TrainingDiverged(
-            f"training diverged at {where}: cost {cost:.4g}, last finite cost {words}. Lower --learning-rate."
-        )
-    now.watch = [first, cost]
-    return cost

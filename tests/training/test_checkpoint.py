@@ -21,7 +21,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing
-from pipeline.training.fit import Training, train
+from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, StreamedRows
 from tests.support.helpers import write_shard

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.config import Settings
 from pipeline.training.checkpoint import Checkpoint, Standing
-from pipeline.training.fit import Training, learning_rate, train
+from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order
 
 CONFIG = Settings(n_features=1, learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
@@ -198,7 +198,7 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
 def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of a millisecond is not followed by a write of ten. By this clock a save takes 10 s, a step 1 s."""
     now = [0.0]
-    monkeypatch.setattr("pipeline.training.fit.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.training.epochs.time.monotonic", lambda: now[0])
 
     class Slow(Counting):
         def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:

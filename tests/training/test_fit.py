@@ -15,7 +15,8 @@ from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Settings
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
-from pipeline.training.fit import Sizes, Training, prepared, train
+from pipeline.training.epochs import Training, train
+from pipeline.training.fit import Sizes, prepared
 from tests.support.helpers import write_shard
 
 pytestmark = pytest.mark.compiler
