@@ -16,6 +16,7 @@ from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
 from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job
+from pipeline.scan.ranges import Scan
 from pipeline.shards.inputlog import why_left_out
 
 __all__ = ["Summary", "again", "finish"]
@@ -70,10 +71,12 @@ class Summary:
         )
 
 
-def finish(job: Job, model: Model, parts: Sequence[PartFacts], unreadable: Mapping[int, str]) -> Summary:
+def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
+    unreadable = scan.unreadable if scan else {}
     attributes, summary = job.about(model), _summary(job, model, parts, len(unreadable))
-    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, summary)]
+    report = _report(job, model, scan, summary)
+    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, report)]
     entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
     kept = [job.request.of_scan(), job.of_model(unreadable), job.of_features(model, unreadable)]
     manifest = {
@@ -121,12 +124,12 @@ def _best_cost(training: dict[str, Any]) -> float:
     return float(best["cost"] if best["validation_cost"] is None else best["validation_cost"])
 
 
-def _files(job: Job, model: Model, parts: Sequence[PartFacts], summary: Summary) -> Iterator[tuple[str, bytes]]:
+def _files(job: Job, model: Model, parts: Sequence[PartFacts], report: bytes) -> Iterator[tuple[str, bytes]]:
     """Names and contents of what stands beside the parts, each made when the one before it is written."""
     yield "model.h5", model.to_hdf5()
     yield "encoder.npz", model.to_npz()
     yield "index.h5", _index(job, model, parts)
-    yield "report.json", _report(job, model, summary)
+    yield "report.json", report
     if job.config.on_bad_data == "quarantine":
         yield QUARANTINE, _quarantine(job, parts)
 
@@ -137,10 +140,12 @@ def _index(job: Job, model: Model, parts: Sequence[PartFacts]) -> bytes:
     return index_bytes([part.entry.file for part in parts], shapes, categories, job.about(model))
 
 
-def _report(job: Job, model: Model, summary: Summary) -> bytes:
+def _report(job: Job, model: Model, scan: Scan | None, summary: Summary) -> bytes:
     report = {"config": asdict(job.config), "device": asdict(job.device), "summary": asdict(summary)}
     if job.given is None:
         report["training"] = model.about["training"]
+    if scan is not None:
+        report["scan"] = scan.summary()
     return (json.dumps(report, indent=1) + "\n").encode()
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 
 from pipeline.cluster.threads import threads
-from pipeline.errors import DataError, counted
+from pipeline.errors import DataError, counted, some
 from pipeline.output.records import Record
 from pipeline.progress import Progress
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job
 from pipeline.scan import ranges
-from pipeline.scan.ranges import Scan, ScanSettings
+from pipeline.scan.blocks import ScanSettings
+from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Settings
 from pipeline.settings.kinds import allowed
 
 __all__ = ["scanned"]
 
 log = logging.getLogger(__name__)
+
+_COLUMNS = 10  # that a sentence names
 
 
 def scanned(job: Job) -> Scan:
@@ -37,6 +40,7 @@ def scanned(job: Job) -> Scan:
     if job.given is None:
         ranges.check_usable(job.shards, scan, job.config.missing_value)
         _doubt(job, scan)
+        _tell_narrow(scan)
     job.clock.lap("scan")
     return scan
 
@@ -93,4 +97,16 @@ def _doubt(job: Job, scan: Scan) -> None:
             "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
             "heart and tell little about others. Give more rows, or lower --n-features.%s",
             *(counted(scan.n_good, "usable row"), n_inputs, job.config.n_features, advice),
+        )
+
+
+def _tell_narrow(scan: Scan) -> None:
+    """Warn of columns that count for next to nothing, since outliers widen their range."""
+    if len(columns := scan.narrow):
+        worst = columns[0]
+        log.warning(
+            "%s with so wide a range beside what most of its values vary by that a model sees outliers only: %s; "
+            "column %d ranges from %g to %g, but 98 %% of its values lie between %g and %g",
+            *(counted(len(columns), "column"), some(map(str, columns), _COLUMNS)),
+            *(worst, scan.minimum[worst], scan.maximum[worst], *scan.inner[:, worst]),
         )

@@ -14,6 +14,7 @@ from pipeline.run.finish import Summary, again, finish
 from pipeline.run.job import Clock, Job, check_space, prepare
 from pipeline.run.scan_stage import scanned
 from pipeline.run.training_stage import fit
+from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
 from pipeline.shards.shard import row_dtype
 
@@ -61,14 +62,14 @@ def run(
 
 
 def _stages(job: Job) -> Summary:
+    scan: Scan | None
     if job.given is None:
         scan = scanned(job)
-        unreadable = scan.unreadable
         model, autoencoder = fit(job, scan)
     else:
         # Without leave for bad data the first bad row ends it; with leave they are counted before a part is written.
-        unreadable = scanned(job).unreadable if job.tolerates_bad_data else {}
+        scan = scanned(job) if job.tolerates_bad_data else None
         model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.config.n_features, row_dtype(job.shards))
         autoencoder.set_parameters(model.parameters)
-    parts = encode(job, model, autoencoder, unreadable)
-    return finish(job, model, parts, unreadable)
+    parts = encode(job, model, autoencoder, scan.unreadable if scan else {})
+    return finish(job, model, parts, scan)

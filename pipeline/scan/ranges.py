@@ -5,27 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from pipeline.cluster.executor import reduce
-from pipeline.cluster.threads import check
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.formats import pack, unpack
-from pipeline.shards.rows import bad_entries, bad_rows, read
-from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows
+from pipeline.scan.blocks import Found, Piece, ScanSettings, look_at, merged, unread
+from pipeline.scan.sample import FEW, INNER, between, stride_of
+from pipeline.scan.scaler import Scaler
+from pipeline.shards.rows import bad_entries, read
+from pipeline.shards.shard import Shard, block_of, blocks, first_rows
 
-__all__ = ["Scan", "ScanSettings", "check_usable", "describe_bad_rows", "readable", "scan"]
+__all__ = ["NARROW", "Scan", "check_usable", "describe_bad_rows", "readable", "scan"]
 
 log = logging.getLogger(__name__)
 
+NARROW = 0.01  # a spread below which a column counts for next to nothing beside others
+
 _MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
 _COLUMNS = 10  # that a sentence names
-
-# A block with its shard's place in the input before it, and the number, over all shards, of that shard's first row.
-_Piece = tuple[int, int, Block]
+_NORMAL = 4.653  # standard deviations between the quantiles 0.01 and 0.99 of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Scan:
     bad_rows : ndarray of int64
         Numbers, counted over all shards, of the rows that hold NaN, Inf or the missing value; sorted. All rows of a
         shard that cannot be read are among them.
+    inner : ndarray of shape (2, n_inputs), float64
+        Between which values the inner 98 % of each column lie, as a sample tells it; NaN in earlier versions' files.
     unreadable : dict of int to str
         Why, for each shard that cannot be read, by its place in the input.
     """
@@ -49,6 +54,7 @@ class Scan:
     minimum: np.ndarray
     maximum: np.ndarray
     bad_rows: np.ndarray
+    inner: np.ndarray
     unreadable: Mapping[int, str] = field(default_factory=dict)
 
     @property
@@ -61,9 +67,34 @@ class Scan:
         """Which columns hold one value only: bool, shape (n_inputs,)."""
         return self.minimum == self.maximum
 
+    @property
+    def scaler(self) -> Scaler:
+        """What scales the rows."""
+        return Scaler(self.minimum, self.maximum)
+
+    @property
+    def spread(self) -> np.ndarray:
+        """How much each scaled column varies, outliers aside: shape (n_inputs,), float64.
+
+        The width of the inner 98 %, in units in which that of a normal distribution is its standard deviation.
+        """
+        with np.errstate(over="ignore"):  # of a range that is beyond float64, and refused
+            return (self.inner[1] - self.inner[0]) * self.scaler.scale / _NORMAL
+
+    @property
+    def narrow(self) -> np.ndarray:
+        """Columns whose range is so wide beside what they vary by that they count for little: the worst first."""
+        # One that is nearly always the same, such as a count that is rarely above 0, has no outliers.
+        is_narrow = (self.spread > 0) & (self.spread < NARROW)
+        return np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")[: int(is_narrow.sum())]
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        return {"narrow_columns": {int(column): float(self.spread[column]) for column in self.narrow}}
+
     def to_npz(self) -> bytes:
         """The bytes of its file."""
-        arrays = {"minimum": self.minimum, "maximum": self.maximum, "bad_rows": self.bad_rows}
+        arrays = {"minimum": self.minimum, "maximum": self.maximum, "bad_rows": self.bad_rows, "inner": self.inner}
         return pack(arrays, {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()]})
 
     @classmethod
@@ -77,28 +108,10 @@ class Scan:
         """
         arrays, about = unpack(data)
         try:
+            arrays.setdefault("inner", np.full((2, len(arrays["minimum"])), np.nan))
             return cls(int(about["n_rows"]), **arrays, unreadable=dict(about["unreadable"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"is no scan: {error!r}") from error
-
-
-@dataclass(frozen=True)
-class ScanSettings:
-    """How rows are looked at.
-
-    Attributes
-    ----------
-    block_rows : int
-        Rows that one task holds in memory at a time.
-    missing : float, optional
-        A value that stands for a missing one.
-    max_unreadable : int, optional
-        How many shards may be left out because they cannot be read; with None the first one is an error.
-    """
-
-    block_rows: int
-    missing: float | None = None
-    max_unreadable: int | None = None
 
 
 def scan(
@@ -124,15 +137,17 @@ def scan(
     DataError
         When more shards than the settings allow cannot be read.
     """
-    known, look = _unread(shards, {}), partial(_scan_blocks, settings)
+    n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
+    look = partial(look_at, settings, stride_of(n_rows, n_inputs, FEW))
+    known = unread(shards, {})
     while True:  # twice at most, but for files that go bad meanwhile
         found = known
         tasks = [(look, pieces) for pieces in _shared_out(shards, settings.block_rows, known.unreadable)]
         if tasks:  # there are none where no shard can be read
-            found = reduce(tasks, _merge, executor, n_at_once, lambda done: advance(done.n_rows))
-            found = _merge([known, found])
+            found = reduce(tasks, merged, executor, n_at_once, lambda done: advance(done.n_rows))
+            found = merged([known, found])
         if len(found.unreadable) == len(known.unreadable):
-            return found
+            return _scan_of(found)
         limit = settings.max_unreadable or 0
         if len(found.unreadable) > limit:  # now: a night of reading is not spent on what is refused at its end
             first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
@@ -140,7 +155,7 @@ def scan(
                 f"{len(found.unreadable)} of {len(shards)} shards cannot be read, expected {limit} at most: {first} "
                 "Mend the files, or raise --max-bad-shards."
             )
-        known = _unread(shards, found.unreadable)
+        known = unread(shards, found.unreadable)
         advance(known.n_rows - found.n_rows)  # what is read again counts once
 
 
@@ -192,7 +207,7 @@ def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], S
     kept = ~is_bad[shard_of]
     left = tuple(shard for shard, bad in zip(shards, is_bad, strict=True) if not bad)
     n_rows = sum(shard.n_rows for shard in left)
-    return left, Scan(n_rows, found.minimum, found.maximum, (found.bad_rows - shift)[kept])
+    return left, replace(found, n_rows=n_rows, bad_rows=(found.bad_rows - shift)[kept], unreadable={})
 
 
 def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> str:
@@ -207,22 +222,7 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | Non
     return f"{block.shard}: {row[0, column]} in row {block.start}, column {column}; {counts}"
 
 
-def _scan_blocks(settings: ScanSettings, pieces: Sequence[_Piece]) -> Scan:
-    """What one task finds; where a block cannot be read that may be, of its shard no more than why."""
-    found = []
-    for number, first_row, block in pieces:
-        check()
-        try:
-            found.append(_scan_block(first_row + block.start, block, settings.missing))
-        except DataError as error:
-            if settings.max_unreadable is None:
-                raise
-            nothing = _nothing(block.shard.n_inputs)  # what its other blocks tell is thrown away, with the pass
-            found.append(Scan(len(block), *nothing, np.empty(0, np.int64), {number: str(error)}))
-    return _merge(found)
-
-
-def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[list[_Piece]]:
+def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[list[Piece]]:
     """For each task its pieces of all shards but the unreadable ones, in their order."""
     pieces = [
         (i, first_row, block)
@@ -235,43 +235,9 @@ def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[in
     return (pieces[i : i + stride] for i in range(0, len(pieces), stride))
 
 
-def _unread(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> Scan:
-    """What shards count for that cannot be read: rows, all of them bad."""
-    firsts = first_rows(shards)
-    bad = [np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable)]
-    numbers = np.concatenate([np.empty(0, dtype=np.int64), *bad])
-    return Scan(len(numbers), *_nothing(shards[0].n_inputs), numbers, dict(unreadable))
-
-
-def _scan_block(first_row: int, block: Block, missing: float | None) -> Scan:
-    rows = read(block)
-    minimum, maximum = rows.min(axis=0), rows.max(axis=0)  # in the rows' own dtype: no copy of a block
-    bad = np.empty(0, dtype=np.int64)
-    # NaN and Inf come through as a minimum or maximum, so good blocks need no second look.
-    if missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
-        bad = bad_rows(rows, missing, block.shard.stored_dtype)
-        if len(bad) == len(rows):  # NumPy knows no minimum of nothing
-            return Scan(len(rows), *_nothing(rows.shape[1]), first_row + bad)
-        if len(bad):
-            rows = np.delete(rows, bad, axis=0)
-            minimum, maximum = rows.min(axis=0), rows.max(axis=0)
-    return Scan(len(block), minimum.astype(np.float64), maximum.astype(np.float64), first_row + bad)
-
-
-def _nothing(n_inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Minimum and maximum over no rows."""
-    return np.full(n_inputs, np.inf), np.full(n_inputs, -np.inf)  # which change nothing when they are merged
-
-
-def _merge(scans: Sequence[Scan]) -> Scan:
-    return Scan(
-        n_rows=sum(found.n_rows for found in scans),
-        minimum=np.minimum.reduce([found.minimum for found in scans]),
-        maximum=np.maximum.reduce([found.maximum for found in scans]),
-        bad_rows=np.sort(np.concatenate([found.bad_rows for found in scans])),
-        # The first complaint about each; dicts keep the last of equal keys.
-        unreadable=dict(sorted({i: why for found in reversed(scans) for i, why in found.unreadable.items()}.items())),
-    )
+def _scan_of(found: Found) -> Scan:
+    inner = between(found.sample, INNER)
+    return Scan(found.n_rows, found.minimum, found.maximum, found.bad_rows, inner, found.unreadable)
 
 
 def _words(missing: float | None) -> str:

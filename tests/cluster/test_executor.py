@@ -20,7 +20,8 @@ import pytest
 
 from pipeline.cluster.executor import compute, reduce
 from pipeline.cluster.threads import check, threads
-from pipeline.scan.ranges import ScanSettings, scan
+from pipeline.scan.blocks import ScanSettings
+from pipeline.scan.ranges import scan
 from pipeline.signals import Stopped, stoppable
 from tests.support.helpers import numbered_shards, scanned
 

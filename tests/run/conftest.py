@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.scan import ranges
+from pipeline.scan import blocks
 from tests.support.helpers import write_shard
 from tests.support.killing import Victim, features_of
 from tests.support.nights import SIZES, fresh
@@ -70,7 +70,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_arguments: object) -> None:
         raise Reading
 
-    monkeypatch.setattr(ranges, "read", read)
+    monkeypatch.setattr(blocks, "read", read)
 
 
 @pytest.fixture

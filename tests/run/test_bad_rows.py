@@ -6,6 +6,7 @@ fitted model over that row alone, bit for bit.
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import product
 from pathlib import Path
@@ -178,6 +179,21 @@ def test_v4_a_constant_column_becomes_0_and_is_told_once(
         caplog.text.count(f"{counted(len(constant), 'constant column')} set to 0: {', '.join(map(str, constant))}") == 1
     )
     assert not load_model(shards.output).scaler.transform(shards.arrays[0])[:, constant].any()
+
+
+def test_a_column_that_outliers_make_narrow_is_told(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    shards.fill(100, 200)
+    shards.arrays[1][7, 2], shards.arrays[1][9, 1] = 3e5, -1e7
+    shards.rewrite(1, shards.arrays[1])
+    for _ in range(2):
+        caplog.clear()
+        assert shards.run() == 0
+        (words,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert "2 columns with so wide a range" in words
+        assert ": 1, 2; column 1 ranges from -1e+07 to " in words
+        report = json.loads((shards.output / "report.json").read_text())["scan"]
+        assert list(report["narrow_columns"]) == ["1", "2"]
+        (shards.output / "manifest.json").unlink()  # the scan is taken over
 
 
 WIDEST_AND_NARROWEST: list[tuple[Any, float, float]] = [

@@ -132,6 +132,31 @@ def test_integers_hold_no_bad_rows():
     assert bad_rows(numbered(0, dtype=np.float32)).tolist() == []
 
 
+# -- columns that do not fit their range ---------------------------------------------------------------------------
+
+
+def test_the_spread_is_that_of_scaled_columns_whatever_the_blocks_and_threads(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(5000, 4)) * [1, 1e3, 1e-9, 1] + [0, 1e9, 0, 5]
+    rows[17, 3], rows[40, 0] = 5000, np.nan
+    shards = shards_of(tmp_path, rows[:1777], rows[1777:])
+    found = scanned(shards, 100)
+    good = np.delete(rows, 40, axis=0)
+    np.testing.assert_allclose(found.spread[:3], (good.std(axis=0) / np.ptp(good, axis=0))[:3], rtol=0.05)
+    assert found.narrow.tolist() == [3]
+    for block_rows, n_threads in ((1, 3), (33, 2), (9999, 1)):
+        assert scanned(shards, block_rows, n_threads).to_npz() == found.to_npz()
+
+
+def test_narrow_columns_come_in_order_and_what_is_nearly_constant_is_none(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30000, 6))
+    rows[5, [1, 3]] = 1e3, 1e6
+    rows[:, 4] = 0  # a count that is rarely above 0
+    rows[7, 4] = 1
+    rows[:, 5] = 3
+    assert scanned(shards_of(tmp_path, rows), 4096, 2).narrow.tolist() == [3, 1]
+
+
 # -- missing values ----------------------------------------------------------------------------------------------
 
 
@@ -295,8 +320,14 @@ def test_a_scan_comes_back_from_its_file(tmp_path, n_bad):
     found = scanned(damaged_shards(tmp_path, n_bad), 3, 1, max_unreadable=2)
     again = Scan.from_npz(found.to_npz())
     assert (again.n_rows, again.unreadable) == (found.n_rows, found.unreadable)
-    for name in ("minimum", "maximum", "bad_rows"):
+    for name in ("minimum", "maximum", "bad_rows", "inner"):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name), strict=True)
+
+
+def test_an_earlier_versions_scan_tells_no_narrow_column():
+    arrays = {"minimum": np.zeros(2), "maximum": np.ones(2), "bad_rows": np.arange(1)}
+    found = Scan.from_npz(pack(arrays, {"n_rows": 9, "unreadable": []}))
+    assert (found.n_good, found.narrow.tolist()) == (8, [])
 
 
 def _pickled():
@@ -318,6 +349,10 @@ def test_s14_what_is_no_scan_is_refused(data):
 # -- tasks -------------------------------------------------------------------------------------------------------
 
 
+def plainly(found):
+    return [each.tolist() if isinstance(each, np.ndarray) else each for each in vars(found).values()]
+
+
 @pytest.mark.process
 def test_each_task_finds_the_same_in_a_fresh_process(tmp_path, monkeypatch):
     arrays = [numbered(size, first=9 * size, dtype=np.float32) for size in (9, 5, 8)]
@@ -337,5 +372,5 @@ def test_each_task_finds_the_same_in_a_fresh_process(tmp_path, monkeypatch):
     found = scanned(shards, 2, 2, missing=-1, max_unreadable=1)
     assert len(tasks) == 5 + 3 + 4 + 5 + 4, "what can be read is read again"
     here, there = [work(task) for work, task in tasks], elsewhere(tasks)
-    assert [each.to_npz() for each in there] == [each.to_npz() for each in here]
+    assert [plainly(each) for each in there] == [plainly(each) for each in here]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])

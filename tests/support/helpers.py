@@ -15,7 +15,8 @@ import pytest
 
 from pipeline.cluster.threads import threads
 from pipeline.errors import ShardpressError
-from pipeline.scan.ranges import Scan, ScanSettings, scan
+from pipeline.scan.blocks import ScanSettings
+from pipeline.scan.ranges import Scan, scan
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard

@@ -1,0 +1,127 @@
+"""What a few blocks tell of the rows, and what blocks tell together: tasks of a scan, and how their results merge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline.cluster.threads import check
+from pipeline.errors import DataError
+from pipeline.scan.sample import sampled
+from pipeline.shards.rows import bad_rows, read
+from pipeline.shards.shard import Block, Shard, first_rows
+
+__all__ = ["Found", "Piece", "ScanSettings", "look_at", "merged", "unread"]
+
+# A block with its shard's place in the input before it, and the number, over all shards, of that shard's first row.
+Piece = tuple[int, int, Block]
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How rows are looked at.
+
+    Attributes
+    ----------
+    block_rows : int
+        Rows that one task holds in memory at a time.
+    missing : float, optional
+        A value that stands for a missing one.
+    max_unreadable : int, optional
+        How many shards may be left out because they cannot be read; with None the first one is an error.
+    """
+
+    block_rows: int
+    missing: float | None = None
+    max_unreadable: int | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What blocks tell.
+
+    Attributes
+    ----------
+    minimum, maximum : ndarray of shape (n_inputs,), float64
+        Over the good rows; Inf and -Inf where there are none.
+    bad_rows : ndarray of int64
+        Their numbers over all shards, sorted.
+    sample : ndarray of shape (n, n_inputs), float64
+        Good rows that stand for all.
+    unreadable : dict of int to str
+        Why, for each shard that cannot be read, by its place in the input.
+    """
+
+    n_rows: int
+    minimum: np.ndarray
+    maximum: np.ndarray
+    bad_rows: np.ndarray
+    sample: np.ndarray
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+
+
+def look_at(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> Found:
+    """What one task finds; where a block cannot be read that may be, of its shard no more than why.
+
+    Parameters
+    ----------
+    stride : int
+        Of how many rows one is taken for the sample.
+    """
+    found = []
+    for number, first_row, block in pieces:
+        check()
+        try:
+            found.append(_look(settings, stride, first_row + block.start, block))
+        except DataError as error:
+            if settings.max_unreadable is None:
+                raise
+            # What its other blocks tell is thrown away, with the pass.
+            found.append(_nothing(len(block), block.shard.n_inputs, _NONE, {number: str(error)}))
+    return merged(found)
+
+
+def unread(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> Found:
+    """What shards count for that cannot be read: rows, all of them bad."""
+    firsts = first_rows(shards)
+    numbers = np.concatenate([_NONE, *(np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable))])
+    return _nothing(len(numbers), shards[0].n_inputs, numbers, unreadable)
+
+
+def merged(found: Sequence[Found]) -> Found:
+    """What blocks tell together, given in the order of their rows."""
+    return Found(
+        n_rows=sum(each.n_rows for each in found),
+        minimum=np.minimum.reduce([each.minimum for each in found]),
+        maximum=np.maximum.reduce([each.maximum for each in found]),
+        bad_rows=np.sort(np.concatenate([each.bad_rows for each in found])),
+        sample=np.concatenate([each.sample for each in found]),
+        # The first complaint about each; dicts keep the last of equal keys.
+        unreadable=dict(sorted({i: why for each in reversed(found) for i, why in each.unreadable.items()}.items())),
+    )
+
+
+def _look(settings: ScanSettings, stride: int, first_row: int, block: Block) -> Found:
+    rows, missing = read(block), settings.missing
+    minimum, maximum = rows.min(axis=0), rows.max(axis=0)  # in the rows' own dtype: no copy of a block
+    bad = _NONE
+    # NaN and Inf come through as a minimum or maximum, so good blocks need no second look.
+    if missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
+        bad = bad_rows(rows, missing, block.shard.stored_dtype)
+        if len(bad) == len(rows):  # NumPy knows no minimum of nothing
+            return _nothing(len(rows), rows.shape[1], first_row + bad)
+        if len(bad):
+            good = np.delete(rows, bad, axis=0)
+            minimum, maximum = good.min(axis=0), good.max(axis=0)
+    sample = rows[np.setdiff1d(sampled(first_row, len(rows), stride), bad)].astype(np.float64)
+    return Found(len(rows), minimum.astype(np.float64), maximum.astype(np.float64), first_row + bad, sample)
+
+
+def _nothing(n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None) -> Found:
+    """Of rows none of which is good: what changes nothing when it is merged."""
+    none = np.full(n_inputs, np.inf)
+    return Found(n_rows, none, -none, bad_rows, np.empty((0, n_inputs)), dict(unreadable or {}))

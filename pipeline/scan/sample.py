@@ -1,0 +1,61 @@
+"""A bounded sample of the rows, the same for any blocks and threads, and what it tells of each column.
+
+One row is taken of each stratum of `stride` consecutive rows, wherever the stratum's number says: no block need know of
+another one, and rows that resemble their neighbours in time are drawn from all over the data set. Where no row need be
+left out, the stride is 1 and the sample is all of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["FEW", "INNER", "between", "sampled", "stride_of"]
+
+FEW = 2**18  # values: 2 MiB, of which the spread of columns can be told
+
+INNER = 0.01  # the inner values of a column are those between this quantile and the one as far from the other end
+
+_LEAST_ROWS = 32  # of a sample, however many columns they have
+
+
+def stride_of(n_rows: int, n_inputs: int, n_values: int) -> int:
+    """Of how many rows one is taken, so that a sample of `n_rows` rows holds about `n_values` values at most."""
+    return max(1, -(-n_rows // max(_LEAST_ROWS, n_values // n_inputs)))
+
+
+def sampled(first: int, n: int, stride: int) -> np.ndarray:
+    """Which of the `n` rows from number `first` on belong to the sample: positions from 0, sorted, int64."""
+    strata = np.arange(first // stride, -(-(first + n) // stride))
+    numbers = strata * stride + (_mixed(strata) % np.uint64(stride)).astype(np.int64)
+    return numbers[(numbers >= first) & (numbers < first + n)] - first
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """A random number for each number, uint64: SplitMix64 (Steele, Lea and Flood 2014), whose seed is 0."""
+    z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def between(sample: np.ndarray, q: float) -> np.ndarray:
+    """The quantiles `q` and 1 - `q` of each column: values of the sample, the outer ones where they lie between two.
+
+    That is what ``np.quantile`` calls ``lower`` and ``higher``.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (n, n_inputs), float64
+        NaN counts for nothing.
+
+    Returns
+    -------
+    ndarray of shape (2, n_inputs), float64
+        NaN for columns without a value.
+    """
+    if not len(sample):
+        return np.full((2, sample.shape[1]), np.nan)
+    last = np.maximum(0, (~np.isnan(sample)).sum(axis=0) - 1)
+    low = np.floor(q * last).astype(np.int64)
+    # NaN is sorted behind all numbers.
+    return np.take_along_axis(np.sort(sample, axis=0), np.stack([low, last - low]), axis=0)
