@@ -1,7 +1,8 @@
 """The fitted model as named arrays: scaling, weights, files, and a NumPy encoder that needs nothing else.
 
-No pickle, in or out. ``model.h5`` keeps the scaling and the weights apart; ``encoder.npz`` holds them folded into one
-affine map, so that ``1 / (1 + exp(-(rows @ W + b)))`` is all that a reader of rows (n_rows, n_inputs) needs.
+No pickle, in or out. ``model.h5`` keeps the scaling and the weights apart, and describes the network; ``encoder.npz``
+holds one affine map for each layer, the first with the scaling folded in, for a short loop in plain NumPy: the README
+has it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from kernels.network import ACTIVATIONS, CODES, SLOPES, Network
 from pipeline.errors import DataError, NoInput, shown
 from pipeline.scan.scaler import Scaler
 
 __all__ = ["FORMAT", "Model", "load_model"]
 
-FORMAT = "shardpress-model/1"
-_ARRAYS = ("minimum", "maximum", "W", "b_hidden", "b_output")
+FORMAT = "shardpress-model/2"
+_FIRST = "shardpress-model/1"  # knew one layer of sigmoids alone, and did not describe it
 
 
 @dataclass(frozen=True)
@@ -34,30 +36,33 @@ class Model:
     Attributes
     ----------
     parameters : mapping
-        ``W`` (n_inputs, n_features), ``b_hidden`` (n_features,), ``b_output`` (n_inputs,), all float32.
+        The network's, by the names and of the shapes that it gives them, all float32.
     about : mapping
         How it came to be: plain values that JSON can hold.
     """
 
     scaler: Scaler
+    network: Network
     parameters: Mapping[str, np.ndarray]
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_inputs(self) -> int:
         """Columns in."""
-        return int(self.parameters["W"].shape[0])
+        return self.network.n_inputs
 
     @property
     def n_features(self) -> int:
         """Columns out."""
-        return int(self.parameters["W"].shape[1])
+        return self.network.n_features
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the arrays: equal models make equal features."""
+        """SHA-256 of the network and the arrays: equal models make equal features."""
         # Not of `about`: the same weights from another training are the same model, and its features stay.
         digest = sha256()
+        if self.network != Network((self.n_inputs, self.n_features)):  # that of the first format has its fingerprint
+            digest.update(json.dumps(_described(self.network)).encode())
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -67,20 +72,36 @@ class Model:
 
         In float64 throughout: what every device is held against.
         """
-        p = {name: np.asarray(array, dtype=np.float64) for name, array in self.parameters.items()}
-        with np.errstate(over="ignore"):  # beyond -709 the exponential is Inf and the feature 0, as it should be
-            return 1 / (1 + np.exp(-(self.scaler.transform(rows).astype(np.float64) @ p["W"] + p["b_hidden"])))
+        a = self.scaler.transform(rows).astype(np.float64)
+        for (W, b_hidden, _), kind in zip(self.network.layers, self.network.activations, strict=True):
+            a = _activated(kind, a @ self._wide(W) + self._wide(b_hidden))
+        return a
 
-    def folded(self) -> tuple[np.ndarray, np.ndarray]:
-        """The affine map from unscaled rows to the sigmoid's argument, float64: a matrix like ``W``, and a vector."""
-        W = self.scaler.scale[:, None] * self.parameters["W"].astype(np.float64)
-        return W, self.parameters["b_hidden"] - self.scaler.minimum @ W
+    def decode(self, features: np.ndarray) -> np.ndarray:
+        """Scaled rows (n_rows, n_inputs) that features (n_rows, n_features) stand for, in float64 as well."""
+        network, s = self.network, features.astype(np.float64)
+        if network.gain:
+            s = (s - network.center) * self._wide("gain")
+        mirrors = zip(network.layers, ("linear", *network.activations[:-1]), strict=True)
+        for (W, _, b_output), kind in reversed(list(mirrors)):
+            s = _activated(kind, s @ self._wide(W).T + self._wide(b_output))
+        return s
+
+    def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each layer the affine map that its activation is applied to, float64: a matrix like ``W``, and a vector.
+
+        The first one takes rows as they are: the scaling is part of it.
+        """
+        maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.layers]
+        W = self.scaler.scale[:, None] * maps[0][0]
+        return [(W, maps[0][1] - self.scaler.minimum @ W), *maps[1:]]
 
     def to_hdf5(self) -> bytes:
         """The bytes of ``model.h5``."""
         with h5py.File.in_memory() as file:  # what goes to the disk goes there by `Disk` alone
             file.attrs["format"] = FORMAT
             file.attrs["fingerprint"] = self.fingerprint
+            file.attrs.update(_described(self.network))
             file.attrs["about"] = json.dumps(self.about)
             for name, array in self._arrays().items():
                 file[name] = array
@@ -88,14 +109,42 @@ class Model:
             return bytes(file.id.get_file_image())
 
     def to_npz(self) -> bytes:
-        """The bytes of ``encoder.npz``: ``W`` and ``b`` of `folded`."""
-        W, b = self.folded()
+        """The bytes of ``encoder.npz``: ``W_1``, ``b_1`` and so on of `folded`, and what is applied to them.
+
+        ``slopes`` (n_layers,) are those of the layers' activations below 0, which are 1 where there is none, and
+        ``is_sigmoid`` says whether sigmoids follow the last one.
+        """
+        arrays: dict[str, Any] = {}
+        for i, (W, b) in enumerate(self.folded(), 1):
+            arrays |= {f"W_{i}": W, f"b_{i}": b}
+        slopes = np.array([SLOPES.get(kind, 1.0) for kind in self.network.activations])
         buffer = io.BytesIO()
-        np.savez(buffer, W=W, b=b)
+        np.savez(buffer, **arrays, slopes=slopes, is_sigmoid=np.array(self.network.code == "sigmoid"))
         return buffer.getvalue()
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {"minimum": self.scaler.minimum, "maximum": self.scaler.maximum, **self.parameters}
+        weights = {name: self.parameters[name] for name in self.network.shapes}
+        return {"minimum": self.scaler.minimum, "maximum": self.scaler.maximum, **weights}
+
+    def _wide(self, name: str) -> np.ndarray:
+        return np.asarray(self.parameters[name], dtype=np.float64)
+
+
+def _activated(kind: str, z: np.ndarray) -> np.ndarray:
+    if kind == "sigmoid":
+        with np.errstate(over="ignore"):  # beyond -709 the exponential is Inf and the feature 0, as it should be
+            return np.asarray(1 / (1 + np.exp(-z)))
+    return np.where(z > 0, z, SLOPES[kind] * z) if kind in SLOPES else z
+
+
+def _described(network: Network) -> dict[str, Any]:
+    """A network as attributes of a file."""
+    return {
+        "widths": list(network.widths),
+        "activation": network.activation,
+        "code": network.code,
+        "gain": network.gain,
+    }
 
 
 def load_model(path: str | Path) -> Model:
@@ -111,7 +160,7 @@ def load_model(path: str | Path) -> Model:
     NoInput
         When there is no such file.
     DataError
-        When it is not a model of this format, or arrays are missing, misshapen or not finite; it names them.
+        When it is not a model of a known format, or arrays are missing, misshapen or not finite; it names them.
     """
     path = Path(path)
     if path.is_dir():
@@ -120,30 +169,50 @@ def load_model(path: str | Path) -> Model:
         raise NoInput(f"model={shown(path)}: not there, expected a model.h5 or an output directory that holds one")
     try:
         with h5py.File(path, "r", locking=False) as file:  # a lock would keep out the run that replaces it
-            found_format = file.attrs.get("format")
-            if found_format != FORMAT:  # first: what another format holds is not damage
-                raise DataError(f"model={shown(path)}: format {found_format!r}, expected {FORMAT!r}")
-            missing = [name for name in _ARRAYS if not isinstance(file.get(name), h5py.Dataset)]
+            network = _network(path, file)
+            names = ["minimum", "maximum", *network.shapes]
+            missing = [name for name in names if not isinstance(file.get(name), h5py.Dataset)]
             if missing:
-                raise DataError(f"model={shown(path)}: arrays {missing} are missing, expected {list(_ARRAYS)}")
-            arrays = {name: np.asarray(file[name][()]) for name in _ARRAYS}
+                raise DataError(f"model={shown(path)}: arrays {missing} are missing, expected {names}")
+            arrays = {name: np.asarray(file[name][()]) for name in names}
             about = json.loads(file.attrs["about"])
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"model={shown(path)}: cannot be read, in its arrays or in `about`: {error}") from error
-    _check_arrays(path, arrays)
-    return Model(Scaler(arrays.pop("minimum"), arrays.pop("maximum")), arrays, about)
+        raise DataError(
+            f"model={shown(path)}: cannot be read, in its network, its arrays or in `about`: {shown(error)}"
+        ) from error
+    _check_arrays(path, network, arrays)
+    return Model(Scaler(arrays.pop("minimum"), arrays.pop("maximum")), network, arrays, about)
 
 
-def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    if arrays["W"].ndim != 2:
-        raise DataError(f"model={shown(path)}: W has shape {arrays['W'].shape}, expected (n_inputs, n_features)")
-    n_inputs, n_features = arrays["W"].shape
+def _network(path: Path, file: h5py.File) -> Network:
+    """What the file says of its network."""
+    found = file.attrs.get("format")
+    if found not in (FORMAT, _FIRST):  # before all else: what another format holds is not damage
+        raise DataError(f"model={shown(path)}: format {found!r}, expected {FORMAT!r}")
+    if found == _FIRST:
+        return _first_network(path, file)
+    widths = tuple(int(n) for n in file.attrs["widths"])
+    network = Network(widths, str(file.attrs["activation"]), str(file.attrs["code"]), bool(file.attrs["gain"]))
+    known = network.activation in ACTIVATIONS and network.code in CODES
+    if not known or len(widths) < 2 or min(widths) < 1:
+        raise ValueError(
+            f"found {network}, expected two widths or more, each 1 or more, an activation of {ACTIVATIONS} and a code "
+            f"of {CODES}"
+        )
+    return network
+
+
+def _first_network(path: Path, file: h5py.File) -> Network:
+    shape = getattr(file.get("W"), "shape", None)  # there may be something else than an array, or none
+    if shape is None or len(shape) != 2:
+        raise DataError(f"model={shown(path)}: W has shape {shape}, expected (n_inputs, n_features)")
+    return Network(shape)
+
+
+def _check_arrays(path: Path, network: Network, arrays: Mapping[str, np.ndarray]) -> None:
     expected: dict[str, tuple[tuple[int, ...], type]] = {
-        "minimum": ((n_inputs,), np.float64),
-        "maximum": ((n_inputs,), np.float64),
-        "W": ((n_inputs, n_features), np.float32),
-        "b_hidden": ((n_features,), np.float32),
-        "b_output": ((n_inputs,), np.float32),
+        **dict.fromkeys(("minimum", "maximum"), ((network.n_inputs,), np.float64)),
+        **{name: (shape, np.float32) for name, shape in network.shapes.items()},
     }
     for name, (shape, dtype) in expected.items():
         array = arrays[name]

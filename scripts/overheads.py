@@ -109,7 +109,7 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     """Encoding with files simply written, and with the durable protocol."""
     shards = open_shards([str(folder)])
     model = load_model(work / "features")
-    settings = resolve(Config(), sum(shard.n_rows for shard in shards), model.n_inputs, model.n_features)
+    settings = resolve(Config(), sum(shard.n_rows for shard in shards), model.n_inputs, model.network)
     budget = make_budget(settings, shards, TILE_ROWS)
     dtype = row_dtype(shards)
     autoencoder = autoencoder_of(model.scaler, model.n_features, dtype)

@@ -57,7 +57,7 @@ def images(features: str, patterns: Sequence[str]) -> list[np.ndarray]:
     firsts = first_rows(shards)
     rows = np.concatenate([read(block_of(shards, firsts, number, number + 1)) for number in numbers.tolist()])
     codes = found.features[numbers].compute()
-    again = codes @ model.parameters["W"].T + model.parameters["b_output"]
+    again = model.decode(codes)
     return [square(line) for line in (model.scaler.transform(rows), codes, again)]
 
 

@@ -103,7 +103,7 @@ def plot(output: Path, data: str, costs: Sequence[float]) -> None:
     shards = open_shards([data])
     x = model.scaler.transform(np.concatenate([read(block) for block in blocks(shards, 65536)]))
     h, labels = found.features.compute(), found.riders["y"].compute()
-    y = h @ model.parameters["W"].T + model.parameters["b_output"]
+    y = model.decode(h)
 
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")
     _scatter(axes[0, 0], x, labels, "Input (columns 0 and 1, scaled)")

@@ -122,10 +122,12 @@ def test_a_model_for_other_shards(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert main(["--input", narrow, "--output", str(tmp_path / "a"), "--epochs", "1"]) == 0
     caplog.clear()
     flags = ["--input", wide, "--output", str(tmp_path / "b"), "--model", str(tmp_path / "a"), "--n-features", "3"]
+    flags += ["--hidden", "5,4"]
     code, message = outcome(caplog, *flags)
     assert code == 78
     assert "made for 4 columns, found 6" in message
     assert "gives 2 features, found n_features 3" in message
+    assert "has hidden None, found hidden 5 4: leave it out" in message
 
 
 @pytest.mark.process

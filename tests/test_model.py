@@ -2,15 +2,28 @@
 
 import io
 import math
+import re
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
+from kernels.network import SLOPES, Network
 from pipeline.model import FORMAT, Model, load_model
 from pipeline.scan.scaler import Scaler
+from tests.support.cases import each
 from tests.support.helpers import refused
+from tests.support.interpreters import REPOSITORY
 
+NETWORKS = [
+    Network((4, 3)),
+    Network((4, 3), gain=True),
+    Network((4, 3), code="linear"),
+    Network((4, 6, 3), "relu", "linear"),
+    Network((4, 6, 5, 2), "leaky-relu", "sigmoid", gain=True),
+]
+FIRST, DEEP = NETWORKS[0], NETWORKS[-1]
 MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
 
 
@@ -19,53 +32,83 @@ def scaler_of(rows):
     return Scaler(wide.min(axis=0), wide.max(axis=0))
 
 
-def model_of(scaler, n_features=3, seed=0):
+SCALER = Scaler(np.array([0.0, -5.0, 7.0, 3.0]), np.array([1.0, 5.0, 7.0, 3.5]))
+
+
+def model_of(network, scaler=SCALER, seed=0):
     rng = np.random.default_rng(seed)
-    n_inputs = len(scaler.minimum)
-    shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
-    parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return Model(scaler, parameters, {"seed": seed, "words": "größer"})
+    parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
+    return Model(scaler, network, parameters, {"seed": seed, "words": "größer"})
 
 
-@pytest.fixture
-def model():
-    return model_of(Scaler(np.array([0.0, -5.0, 7.0, 3.0]), np.array([1.0, 5.0, 7.0, 3.5])))
+@pytest.fixture(params=[FIRST, DEEP], ids=["one layer", "deep"])
+def model(request):
+    return model_of(request.param)
 
 
 # -- encoding ----------------------------------------------------------------------------------------------------
 
 
+def slowly(kind, z):
+    """An activation, in Python's own float64."""
+    return 1 / (1 + math.exp(-z)) if kind == "sigmoid" else SLOPES.get(kind, 1) * z if z < 0 else z
+
+
+def slow_layer(kind, rows, W, b):
+    """One number at a time."""
+    sums = [[sum(x * float(w) for x, w in zip(row, W[:, j], strict=True)) for j in range(len(b))] for row in rows]
+    return [[slowly(kind, z + float(b[j])) for j, z in enumerate(row)] for row in sums]
+
+
 def slow_encode(model, rows):
-    """One feature at a time, in Python's own float64."""
-    scaled = model.scaler.transform(rows)
-    W, b = model.parameters["W"], model.parameters["b_hidden"]
-    found = np.empty((len(rows), model.n_features))
-    for i in range(len(rows)):
-        for j in range(model.n_features):
-            z = sum(float(scaled[i, k]) * float(W[k, j]) for k in range(model.n_inputs)) + float(b[j])
-            found[i, j] = 1 / (1 + math.exp(-z))
+    p, network = model.parameters, model.network
+    found = model.scaler.transform(rows).tolist()
+    for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
+        found = slow_layer(kind, found, p[W], p[b_hidden])
     return found
 
 
-@pytest.mark.process
-def test_encode_is_the_formula(model):
-    for n_rows in (0, 1, 7):
-        rows = np.random.default_rng(1).normal(size=(n_rows, 4))
-        found = model.encode(rows)
-        assert (found.shape, found.dtype) == ((n_rows, 3), np.float64)
-        np.testing.assert_allclose(found, slow_encode(model, rows), rtol=1e-12, err_msg=f"{n_rows} rows")
+def slow_decode(model, features):
+    p, network = model.parameters, model.network
+    found = features.tolist()
+    if network.gain:
+        found = [[(h - network.center) * float(g) for h, g in zip(row, p["gain"], strict=True)] for row in found]
+    for number in range(network.n_layers, 0, -1):
+        W, _, b_output = network.layers[number - 1]
+        found = slow_layer("linear" if number == 1 else network.activation, found, p[W].T, p[b_output])
+    return found
 
 
-@pytest.mark.parametrize("offset", [0, 0.5, MIDNIGHT])
-def test_the_folded_encoder_needs_nothing_but_numpy_and_gives_the_same(offset):
-    rows = offset + 100 * np.random.default_rng(2).random((40, 5))
-    rows[:, 3] = offset
-    model = model_of(scaler_of(rows))
-    with np.load(io.BytesIO(model.to_npz()), allow_pickle=False) as file:
-        W, b = file["W"], file["b"]
-    assert (W.dtype, b.dtype) == (np.float64, np.float64)
-    # encode rounds scaled rows to float32, as a device does; a fold does not.
-    np.testing.assert_allclose(1 / (1 + np.exp(-(rows @ W + b))), model.encode(rows), atol=1e-6)
+@each("network", NETWORKS)
+def test_encode_and_decode_are_the_formulas(network):
+    model = model_of(network)
+    for n_rows in (1, 7):
+        features = model.encode(np.random.default_rng(1).normal(size=(n_rows, 4)))
+        assert (features.shape, features.dtype) == ((n_rows, network.n_features), np.float64)
+        np.testing.assert_allclose(features, slow_encode(model, np.random.default_rng(1).normal(size=(n_rows, 4))))
+        np.testing.assert_allclose(model.decode(features), slow_decode(model, features), rtol=1e-6, atol=1e-12)
+    assert model.encode(np.empty((0, 4))).shape == (0, network.n_features)
+
+
+def encoded_as_shown(tmp_path, rows):
+    """Features of rows by the lines of Python that the README has for them, in the folder of an ``encoder.npz``."""
+    page = (REPOSITORY / "README.md").read_text()
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "encoder.npz" in block]
+    found = {"rows": rows}
+    exec(lines.replace("features/", f"{tmp_path}/"), found)
+    return found["h"]
+
+
+def test_the_folded_encoder_needs_nothing_but_numpy_and_gives_the_same(tmp_path):
+    for network in NETWORKS:
+        for offset in (0, 0.5, MIDNIGHT):
+            rows = offset + 100 * np.random.default_rng(2).random((40, 4))
+            rows[:, 3] = offset
+            model = model_of(network, scaler_of(rows))
+            (tmp_path / "encoder.npz").write_bytes(model.to_npz())
+            # encode rounds scaled rows to float32, as a device does; a fold does not.
+            found = encoded_as_shown(tmp_path, rows.reshape(40, 2, 2))
+            np.testing.assert_allclose(found, model.encode(rows), atol=1e-5, err_msg=f"{network}, {offset}")
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -76,8 +119,10 @@ def test_a_model_comes_back_from_its_file_bit_for_bit(model, tmp_path):
     for path in (tmp_path, tmp_path / "model.h5", str(tmp_path)):
         found = load_model(path)
         assert found.about == model.about
+        assert found.network == model.network
         assert found.fingerprint == model.fingerprint
-        assert (found.n_inputs, found.n_features) == (4, 3)
+        assert (found.n_inputs, found.n_features) == (4, model.network.n_features)
+        assert list(found.parameters) == list(model.parameters)
         for name, array in model.parameters.items():
             assert found.parameters[name].dtype == np.float32
             np.testing.assert_array_equal(found.parameters[name], array)
@@ -85,13 +130,33 @@ def test_a_model_comes_back_from_its_file_bit_for_bit(model, tmp_path):
         np.testing.assert_array_equal(found.scaler.maximum, model.scaler.maximum)
 
 
-def test_the_fingerprint_knows_every_array_and_nothing_else(model):
-    others = [model_of(Scaler(model.scaler.minimum - 1, model.scaler.maximum))]
+def in_the_first_format(path):
+    """Write over a file of one layer of sigmoids what the first version would have."""
+    with h5py.File(path, "a") as file:
+        file.attrs["format"] = "shardpress-model/1"
+        for name in ("widths", "activation", "code", "gain"):
+            del file.attrs[name]
+    return path
+
+
+def test_a_model_of_the_first_format_is_read_and_has_the_fingerprint_that_it_had(tmp_path):
+    model = Model(SCALER, FIRST, {name: np.ones(shape, np.float32) for name, shape in FIRST.shapes.items()})
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+    found = load_model(in_the_first_format(tmp_path / "model.h5"))
+    assert found.network == FIRST
+    assert found.fingerprint == "430ea10969deb4488afb15a8cb9f6d3fa1283a606227dc47cf200debd24d72a6"
+    np.testing.assert_array_equal(found.parameters["W"], model.parameters["W"])
+
+
+def test_the_fingerprint_knows_the_network_and_every_array_and_nothing_else(model):
+    others = [model_of(model.network, Scaler(SCALER.minimum - 1, SCALER.maximum))]
     for name in model.parameters:
         parameters = {**model.parameters, name: np.nextafter(model.parameters[name], np.float32(9))}
-        others.append(Model(model.scaler, parameters))
-    assert len({other.fingerprint for other in [model, *others]}) == 5
-    assert Model(model.scaler, model.parameters, {"other": "words"}).fingerprint == model.fingerprint
+        others.append(replace(model, parameters=parameters))
+    others += [replace(model, network=replace(model.network, code="linear"))]
+    others += [replace(model, network=replace(model.network, activation="relu"))] * (model.network == DEEP)
+    assert len({other.fingerprint for other in [model, *others]}) == 1 + len(others)
+    assert replace(model, about={"other": "words"}).fingerprint == model.fingerprint
 
 
 @pytest.fixture
@@ -115,7 +180,7 @@ def broken(model, tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "shape", "dtype", "byte order", "nan", "inf", "strings"])
 def test_a_model_with_a_broken_array_is_refused_by_its_name(broken, model, damage):
     arrays = {**model.parameters, "minimum": model.scaler.minimum, "maximum": model.scaler.maximum}
-    assert set(arrays) == {"minimum", "maximum", "W", "b_hidden", "b_output"}
+    assert set(arrays) == {"minimum", "maximum", *model.network.shapes}
     for name, good in arrays.items():
         spoiled = good.copy()
         spoiled.flat[-1] = {"inf": np.inf}.get(damage, np.nan)
@@ -130,34 +195,40 @@ def test_a_model_with_a_broken_array_is_refused_by_its_name(broken, model, damag
         }[damage]
         with refused(65, "model.h5", name):
             load_model(broken({name: changed}))
+        if model.network == FIRST:
+            with refused(65, "model.h5", name):
+                load_model(in_the_first_format(broken({name: changed})))
 
 
 @pytest.mark.parametrize(
     ("attributes", "phrase"),
     [
-        ({"format": "shardpress-model/2"}, f"format 'shardpress-model/2', expected '{FORMAT}'"),
+        ({"format": "shardpress-model/3"}, f"format 'shardpress-model/3', expected '{FORMAT}'"),
         ({"format": 1}, "format"),
         ({"about": "{not JSON"}, "cannot be read"),
+        ({"widths": [4]}, "expected two widths or more"),
+        ({"widths": [4, 0]}, "each 1 or more"),
+        ({"widths": [4, 2**60]}, "expected"),
+        ({"widths": h5py.Empty("i8")}, "cannot be read"),
+        ({"activation": "tanh"}, "expected two widths or more, each 1 or more, an activation of"),
+        ({"code": 5}, "a code of"),
     ],
 )
-def test_a_model_of_another_format_is_refused(broken, attributes, phrase):
+def test_a_model_of_another_format_or_network_is_refused(broken, attributes, phrase):
     with refused(65, "model.h5", phrase):
         load_model(broken({}, attributes))
 
 
-@pytest.mark.parametrize(
-    ("changes", "attributes", "phrase"),
-    [
-        ({"W": h5py.Empty("f4")}, {}, "W"),
-        ({"W": "text"}, {}, "W"),
-        ({"W": np.dtype("f4")}, {}, "W"),
-        ({}, {"about": 5}, "about"),
-    ],
-    ids=["empty", "text", "type", "about"],
-)
-def test_a_model_that_holds_something_else_than_arrays_is_refused(broken, changes, attributes, phrase):
-    with refused(65, "model.h5", phrase):
-        load_model(broken(changes, attributes))
+def test_a_model_that_holds_something_else_than_arrays_is_refused(broken, model):
+    name = next(iter(model.parameters))
+    for value in (h5py.Empty("f4"), "text", np.dtype("f4")):
+        with refused(65, "model.h5", name):
+            load_model(broken({name: value}))
+        if model.network == FIRST:
+            with refused(65, "model.h5", name):
+                load_model(in_the_first_format(broken({name: value})))
+    with refused(65, "model.h5", "about"):
+        load_model(broken({}, {"about": 5}))
 
 
 class Trap:

@@ -100,7 +100,7 @@ def prepare(config: Config) -> Prepared:
     shards, bad_shards = _open(config)
     given = load_model(config.model) if config.model else None
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
-    settings = resolve(config, n_rows, n_inputs, given.n_features if given else None)
+    settings = resolve(config, n_rows, n_inputs, given.network if given else None)
     for name, value in asdict(settings).items():
         log.info("  %-22s %s", name, plain(value))
     _refuse(_complaints(settings, shards, given))
@@ -179,6 +179,8 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
             yield f"{model}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
         if given.n_features != settings.n_features:
             yield f"{model}: gives {given.n_features} features, found n_features {settings.n_features}: leave it out"
+        if (hidden := given.network.widths[1:-1]) != settings.hidden:
+            yield f"{model}: has hidden {plain(hidden)}, found hidden {plain(settings.hidden)}: leave it out"
     # What an earlier run has left there is swept away when this one's results take its place: its features, if they
     # are the inputs, and its model.
     if inside := [shard.path for shard in shards if output in Path(shard.path).resolve().parents]:

@@ -16,6 +16,7 @@ from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import Scaler
+from pipeline.settings.config import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import train
@@ -60,6 +61,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler, budget = fingerprint, Scaler(scan.minimum, scan.maximum), job.budget
+    network = network_of(job.config, len(scan.minimum))
     sizes = Sizes(job.resident, budget.window_rows, budget.max_validation_rows, budget.n_threads)
     training = prepared(autoencoder, job.shards, scan, job.config, sizes)
     checkpoint = latest(
@@ -73,14 +75,14 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
         with Progress("training", job.config.epochs, "epochs") as progress:
             done = train(training, partial(_save, job, fingerprint), progress.advance)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(scaler, training.best, {"stopped": str(error)})
+        stopped = Model(scaler, network, training.best, {"stopped": str(error)})
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
     if len(done.history) < job.config.epochs:
         log.info("training: stopped early, epoch %d was the best", done.best_epoch)
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
-    return Model(scaler, training.best, {"training": done.summary(), **settings})
+    return Model(scaler, network, training.best, {"training": done.summary(), **settings})
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:

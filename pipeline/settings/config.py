@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from kernels.network import ACTIVATIONS, CODES, Network
 from pipeline.settings.kinds import (
     DATASET,
     EXACT_NUMBER,
@@ -19,6 +20,8 @@ from pipeline.settings.kinds import (
     FOLDERS,
     LIMIT,
     NAME,
+    SWITCH,
+    WIDTHS,
     YES_OR_NO,
     Kind,
     number,
@@ -27,7 +30,10 @@ from pipeline.settings.kinds import (
     whole,
 )
 
-__all__ = ["LEARNING_RATES", "Affected", "Config", "Settings", "deciding", "problems", "resolve"]
+__all__ = ["LEARNING_RATES", "Affected", "Config", "Settings", "deciding", "network_of", "problems", "resolve"]
+
+# Units of the hidden layers, where none are asked for.
+_HIDDEN: tuple[int, ...] = ()
 
 # Each rule's own good start; see docs/training.md for the measurements.
 LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.003, "rmsprop": 0.001}
@@ -40,18 +46,19 @@ by what comes of it: the files that are read; how many rows are shuffled togethe
 """
 
 
-def _setting(default: Any, kind: Kind, affects: Affected, help: str) -> Any:
+def _setting(default: Any, kind: Kind, affects: Affected, help: str, before: Any = ()) -> Any:
     """A setting. What it affects must be said: results are taken over when all that affects them is as it was.
 
     One whose default is a tuple takes several values, each read by itself; one whose default is None can be none.
+    Versions that did not know it worked as with the value `before`.
     """
     kind = kind.or_none() if default is None else kind
-    return field(default=default, metadata={"kind": kind, "affects": affects, "help": help})
+    return field(default=default, metadata={"kind": kind, "affects": affects, "help": help, "before": before})
 
 
 def _switch(help: str) -> Any:
     """A setting that is off by default, and changes no result."""
-    return _setting(False, YES_OR_NO, "nothing", help)
+    return _setting(False, SWITCH, "nothing", help)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,28 @@ class Config:
     n_features: int | None = _setting(  # open until the inputs are known: see `resolve`
         None, whole(1), "model", "columns out (default: 64, or half the columns where there are fewer than 128)"
     )
+    hidden: tuple[int, ...] | None = _setting(
+        None,
+        WIDTHS,
+        "model",
+        "units of each hidden layer between the columns and the features, or none (default: none)",
+    )
+    activation: str = _setting("relu", one_of(*ACTIVATIONS), "model", "of the hidden layers", before="relu")
+    code_activation: str = _setting("sigmoid", one_of(*CODES), "model", "of the features", before="sigmoid")
+    decoder_gain: bool = _setting(
+        False,
+        YES_OR_NO,
+        "model",
+        "whether the decoder learns a factor for each feature, so that sigmoids need not saturate",
+        before=False,
+    )
+    start: str = _setting(
+        "random",
+        one_of("components", "random"),
+        "model",
+        "start of the weights: the rows' principal components, as nearly as the layers can be them, or random",
+        before="random",
+    )
     epochs: int = _setting(20, whole(1), "model", "passes over the training rows, at most")
     batch_size: int | None = _setting(
         None, whole(1), "model", "rows of one training step (default: 128, or a fiftieth of the rows, at least 16)"
@@ -100,12 +129,28 @@ class Config:
         "model",
         "learning rate over the steps: constant, or linear (up over the first epoch, then down to 0 at the end)",
     )
-    biases: str = _setting("mean", one_of("mean", "zero"), "model", "start of the biases: the columns' mean, or zero")
+    biases: str = _setting(
+        "mean", one_of("mean", "zero"), "model", "start of the biases of random weights: the columns' mean, or zero"
+    )
     momentum: float = _setting(
         0.9,
         number(lambda share: 0 <= share < 1, "from 0 up to but not including 1"),
         "model",
         "decay of the update rule's running average",
+    )
+    corruption: float = _setting(  # in steps of 1/256, of which neither none nor all would be what was asked for
+        0.0,
+        number(lambda share: share == 0 or 0.004 <= share <= 0.998, "0, or from 0.004 to 0.998"),
+        "model",
+        "share of the entries that training hides from the encoder, others in each step",
+        before=0.0,
+    )
+    weight_decay: float = _setting(
+        0.0,
+        number(lambda rate: 0 <= rate < math.inf, "0 or more, and finite"),
+        "model",
+        "by how much a step shrinks the weights, times its learning rate",
+        before=0.0,
     )
     seed: int = _setting(0, whole(0), "model", "where all randomness starts")
     validation_fraction: float = _setting(
@@ -166,11 +211,12 @@ class Config:
 def deciding(config: Config, result: Affected) -> dict[str, Any]:
     """The settings that decide a result by their own values.
 
-    One that takes several values and has none counts for nothing, so that results of versions that did not know it are
+    One by which nothing is other than in versions that did not know it counts for nothing, so that their results are
     taken over.
     """
-    values = {each.name: getattr(config, each.name) for each in fields(Config) if each.metadata["affects"] == result}
-    return {name: value for name, value in values.items() if value != ()}
+    known = [each for each in fields(Config) if each.metadata["affects"] == result]
+    values = [(each.name, getattr(config, each.name), each.metadata["before"]) for each in known]
+    return {name: value for name, value, before in values if value != before}
 
 
 def problems(config: Config) -> list[str]:
@@ -188,14 +234,29 @@ class Settings(Config):
     """All settings of a run that has looked at its inputs: nothing is left open of what follows from them."""
 
     n_features: int
+    hidden: tuple[int, ...]
     batch_size: int
     learning_rate: float
 
 
-def resolve(config: Config, n_rows: int, n_inputs: int, n_features: int | None = None) -> Settings:
-    """Fill in what follows from the shards' rows and columns, a given model's features and other settings."""
-    n_features = config.n_features or n_features or min(64, max(1, n_inputs // 2))
-    rate = LEARNING_RATES[config.optimizer] if config.learning_rate is None else config.learning_rate
-    # A fiftieth, so that few rows still make some fifty steps an epoch; never more rows than there are.
-    batch_size = config.batch_size if config.batch_size is not None else min(128, max(16, n_rows // 50), n_rows)
-    return Settings(**{**vars(config), "n_features": n_features, "batch_size": batch_size, "learning_rate": rate})
+def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = None) -> Settings:
+    """Fill in what follows from the shards' rows and columns, a given model's network and other settings."""
+    follows = {
+        "n_features": given.n_features if given else min(64, max(1, n_inputs // 2)),
+        "hidden": given.widths[1:-1] if given else _HIDDEN,
+        # A fiftieth, so that few rows still make some fifty steps an epoch; never more rows than there are.
+        "batch_size": min(128, max(16, n_rows // 50), n_rows),
+        "learning_rate": LEARNING_RATES[config.optimizer],
+    }
+    found = {name: value for name, value in follows.items() if getattr(config, name) is None}
+    if given:  # these are never left open, so nobody can have meant others
+        found |= {"activation": given.activation, "code_activation": given.code, "decoder_gain": given.gain}
+    return Settings(**{**vars(config), **found})
+
+
+def network_of(settings: Settings, n_inputs: int) -> Network:
+    """The network that is trained on rows of so many columns."""
+    widths = (n_inputs, *settings.hidden, settings.n_features)
+    # Without hidden layers theirs is no difference.
+    activation = settings.activation if settings.hidden else ACTIVATIONS[0]
+    return Network(widths, activation, settings.code_activation, settings.decoder_gain)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from pipeline.errors import ConfigError, UsageError, shown
 from pipeline.settings.config import Config, problems
 from pipeline.settings.configfile import read_configuration
-from pipeline.settings.kinds import Kind, plain
+from pipeline.settings.kinds import SWITCH, Kind, plain
 
 __all__ = ["parse"]
 
@@ -25,9 +25,12 @@ _COMPLAINTS_LISTED = 50  # of a file that is no configuration every line may be 
 _STAGES = {
     "input": ("input", "follow", "dataset", "orientation", "carry"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value"),
-    "model": ("model", "n_features", "biases", "out_of_range"),
+    "model": (
+        *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain"),
+        *("start", "biases", "out_of_range"),
+    ),
     "training": (
-        *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum"),
+        *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),
         *("seed", "validation_fraction", "patience", "shuffle_window"),
     ),
     "output": ("output", "checkpoint_minutes", "verify", "restart", "overwrite", "single_file"),
@@ -113,10 +116,13 @@ def _described(setting: Field[Any]) -> dict[str, Any]:
     text = setting.metadata["help"].replace("%", "%%")
     if setting.default not in (None, ()) and setting.default is not False:
         text += f" (default: {plain(setting.default)})".replace("%", "%%")
-    if setting.type == "bool":
+    kind: Kind = setting.metadata["kind"]
+    if kind is SWITCH:
         return {"action": argparse.BooleanOptionalAction, "help": text}
-    several = {"nargs": "+", "action": "extend"} if isinstance(setting.default, tuple) else {}
-    return {"metavar": setting.metadata["kind"].metavar, "help": text, **several}
+    how: dict[str, Any] = {"nargs": "+", "action": "extend"} if isinstance(setting.default, tuple) else {}
+    if setting.type == "bool":  # by itself the flag is a yes
+        how = {"nargs": "?", "const": "yes"}
+    return {"metavar": kind.metavar, "help": text, **how}
 
 
 def _converted(
@@ -158,6 +164,8 @@ def _convert(setting: Field[Any], value: Any) -> Any:
 
 def _typed(kind: Kind, value: Any) -> str:
     """One value as a flag would have it. Of a name like a number YAML keeps the number alone: 2024_01 is 202401."""
+    if isinstance(value, list) and kind.is_list:
+        value = ",".join(map(str, value)) or "none"
     if isinstance(value, (list, dict)):
         raise ValueError(f"{value!r}, expected one value")
     if kind.is_text and isinstance(value, (bool, int, float)):

@@ -20,6 +20,8 @@ __all__ = [
     "FOLDERS",
     "LIMIT",
     "NAME",
+    "SWITCH",
+    "WIDTHS",
     "YES_OR_NO",
     "Kind",
     "allowed",
@@ -41,12 +43,14 @@ class Kind:
     is_text: bool = False  # a name: one that YAML takes for a number must stand in quotes
     holds: Callable[[Any], bool] = lambda value: True  # whether a value can work
     expected: str = ""  # which can, in words
+    leaves_open: tuple[str, ...] = ("", "none", "auto")  # where it may be left open, by these
+    is_list: bool = False  # in YAML a list stands for what commas part in a text
 
     def or_none(self) -> Kind:
-        """The same, or None for an empty text, ``none`` and ``auto``."""
+        """The same, or None for a text that leaves it open."""
         return replace(
             self,
-            read=lambda text: None if text in ("", "none", "auto") else self.read(text),
+            read=lambda text: None if text in self.leaves_open else self.read(text),
             holds=lambda value: value is None or self.holds(value),
         )
 
@@ -133,6 +137,10 @@ def _dataset(text: str) -> str:
     return "/".join(parts)
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    return () if text == "none" else tuple(int(each) for each in text.split(","))
+
+
 def whole(least: int) -> Kind:
     """Whole numbers of `least` or more."""
     return Kind(_by(int, "a whole number"), "N", False, lambda value: value >= least, f"{least} or more")
@@ -158,4 +166,13 @@ FOLDERS = Kind(_path, "DIR", is_text=True)
 FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path whose ~ is expanded")
 EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number: NaN always is")
 LIMIT = Kind(_limit, "N|N%")
-YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))
+SWITCH = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))
+YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
+WIDTHS = Kind(  # none is a value here
+    _by(_widths, "whole numbers, like 512 or 512,256, or none"),
+    "N,N",
+    holds=lambda value: all(n >= 1 for n in value),
+    expected="1 or more each",
+    leaves_open=("", "auto"),
+    is_list=True,
+)

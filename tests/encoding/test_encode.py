@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check, threads
 from pipeline.device import TILE_ROWS, autoencoder_of
@@ -43,7 +44,7 @@ def model_of(n_inputs: int, n_features: int = 2) -> Model:
     rng = np.random.default_rng(0)
     shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
     parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return Model(Scaler(np.full(n_inputs, -5.0), np.full(n_inputs, 200.0)), parameters)
+    return Model(Scaler(np.full(n_inputs, -5.0), np.full(n_inputs, 200.0)), Network((n_inputs, 2)), parameters)
 
 
 def settings_of(shards: Sequence[Shard], folder: Path, block_rows: int, part_rows: int, **more: Any) -> EncodeSettings:

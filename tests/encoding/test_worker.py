@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.encoding import worker as module
@@ -19,7 +20,7 @@ from pipeline.scan.scaler import Scaler
 from pipeline.shards.shard import Block, Shard
 
 W = np.zeros((3, 2), np.float32)
-MODEL = Model(Scaler(np.zeros(3), np.ones(3)), {"W": W, "b_hidden": W[0], "b_output": W[:, 0]})
+MODEL = Model(Scaler(np.zeros(3), np.ones(3)), Network((3, 2)), {"W": W, "b_hidden": W[0], "b_output": W[:, 0]})
 SETTINGS = EncodeSettings("out", MODEL, "float32", 4, 8, 2)
 
 

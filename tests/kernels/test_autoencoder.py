@@ -6,6 +6,7 @@ import pytest
 from kernels import TILE_ROWS
 from kernels import autoencoder as module
 from kernels.autoencoder import PARAMETERS, Autoencoder, theano
+from kernels.network import Network
 from pipeline.model import Model
 from tests.support.cases import each
 from tests.support.models import (
@@ -106,7 +107,7 @@ def test_the_models_own_scaler_and_encoder_agree_with_the_device(rng, dtype):
     symbol = theano.tensor.TensorType(dtype.name, (False, False))()
     x = theano.function([symbol], autoencoder.scaled(symbol))(rows)
     np.testing.assert_array_equal(x, scaler.transform(rows))
-    expected = Model(scaler, autoencoder.parameters()).encode(rows)
+    expected = Model(scaler, Network((N_INPUTS, N_FEATURES)), autoencoder.parameters()).encode(rows)
     assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
 
 

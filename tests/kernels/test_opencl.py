@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.model import Model
 from tests.support import opencl_child as child
 from tests.support.cases import each
@@ -172,7 +173,9 @@ def test_features_are_those_of_the_models_numpy_encoder(runs, device, label):
     p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
     features = arrays[f"{label} features"]
     assert features.shape == (child.N_ROWS, child.N_FEATURES)
-    assert_close(features, Model(child.make_scaler(rows), p).encode(rows), device, "float32", "features")
+    assert_close(
+        features, Model(child.make_scaler(rows), Network(p["W"].shape), p).encode(rows), device, "float32", "features"
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", DEVICE])
@@ -196,7 +199,8 @@ def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
 @each("dtype", child.DTYPES)
 def test_rows_of_every_dtype_give_numpys_features(runs, device, dtype):
     rows = child.make_rows(dtype)[:50]
-    expected = Model(child.make_scaler(rows), start_of_training()).encode(rows)
+    start = start_of_training()
+    expected = Model(child.make_scaler(rows), Network(start["W"].shape), start).encode(rows)
     assert_close(runs[device].arrays[f"{dtype} features"], expected, device, "float32", "features")
 
 

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 from pipeline.model import Model
@@ -29,6 +30,7 @@ SHARDS = tuple(
 )
 MODEL = Model(
     Scaler(np.zeros(4), np.ones(4)),
+    Network((4, 2)),
     {name: np.zeros(shape, np.float32) for name, shape in (("W", (4, 2)), ("b_hidden", 2), ("b_output", 4))},
 )
 STAGES = ("scan", "model", "features", "all")
@@ -64,6 +66,13 @@ def test_the_same_request_has_the_same_fingerprints_and_each_stage_its_own() -> 
 
 TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
     ({"n_features": 3}, {"model", "all"}),
+    ({"hidden": (5,)}, {"model", "all"}),
+    ({"activation": "leaky-relu", "hidden": ()}, {"model", "all"}),
+    ({"code_activation": "linear"}, {"model", "all"}),
+    ({"decoder_gain": True}, {"model", "all"}),
+    ({"start": "components"}, {"model", "all"}),
+    ({"corruption": 0.25}, {"model", "all"}),
+    ({"weight_decay": 0.01}, {"model", "all"}),
     ({"epochs": 21}, {"model", "all"}),
     ({"batch_size": 17}, {"model", "all"}),
     ({"optimizer": "momentum"}, {"model", "all"}),
@@ -107,10 +116,12 @@ AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"featur
 def other_value(setting: Field[Any]) -> Any:
     """A value that a setting does not have in CONFIG."""
     now, kind = getattr(CONFIG, setting.name), setting.metadata["kind"]
-    if kind.metavar.startswith("{"):
+    if kind.metavar.startswith("{") and not isinstance(now, bool):
         return next(each for each in kind.metavar.strip("{}").split(",") if each != now)
     if isinstance(now, (bool, int, float)):
-        return not now if isinstance(now, bool) else now * 2 + 1 if isinstance(now, int) else now / 2
+        return not now if isinstance(now, bool) else now * 2 + 1 if isinstance(now, int) else now / 2 or 0.5
+    if setting.name == "hidden":
+        return (7,)
     return ("other",) if isinstance(now, tuple) else "7" if setting.type == "str" else 7
 
 

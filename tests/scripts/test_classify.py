@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from pipeline.features import Features
+from pipeline.scan.scaler import Scaler
 from scripts import classifiers, classify, extract
 from scripts.classify import classes_of, held_out, main
 from scripts.representations import LEFT_OUT
@@ -305,17 +307,14 @@ def test_raw_rows_that_have_changed_since_are_refused(tmp_path: Path, capsys: py
 @pytest.mark.compiler
 def test_a_row_is_read_once_whatever_the_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, model = classify.open_features(folder / "a"), classify.load_model(folder / "a")
+    as_scaled = replace(model, scaler=Scaler(np.zeros(model.n_inputs), np.ones(model.n_inputs)))
     seen: list[Any] = []
     for most_bytes in (1, 1000, 10**6):
         cut = classify.pieces(found, str(folder / "a"), most_bytes)
         rows = classify.Rows(cut, model, np.zeros(500, dtype=int), np.zeros(500, dtype=bool))
         blocks = [*rows.read(np.arange(500) % 3 == 0)]
         seen.append([np.concatenate(arrays) for arrays in zip(*blocks, strict=True)])
-        assert np.allclose(
-            1 / (1 + np.exp(-(seen[-1][2] @ model.parameters["W"] + model.parameters["b_hidden"]))),
-            seen[-1][1],
-            atol=1e-5,
-        )
+        assert np.allclose(as_scaled.encode(seen[-1][2]), seen[-1][1], atol=1e-5)
     assert np.array_equal(seen[0][0], np.arange(0, 500, 3))
     for one in seen[1:]:
         assert all(np.array_equal(*pair) for pair in zip(one, seen[0], strict=True))

@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.model import Model, load_model
 from pipeline.output.lock import locked
 from pipeline.scan.scaler import Scaler
@@ -47,7 +48,7 @@ def output(tmp_path):
             rows = slice(2 * i, 2 * i + 2)
             ledger.replace(file, part_bytes(FEATURES[rows], VALID[rows], {"y": Y[rows]}, {}))
         ledger.replace("index.h5", index_of(directory, files, {}))
-        ledger.replace("model.h5", Model(Scaler(ROWS.min(0), ROWS.max(0)), parameters).to_hdf5())
+        ledger.replace("model.h5", Model(Scaler(ROWS.min(0), ROWS.max(0)), Network((3, 2)), parameters).to_hdf5())
         ledger.finish({}, {"parts": [{"file": file, "n_rows": 2} for file in files]})
     np.save(tmp_path / "rows.npy", ROWS)
     return directory

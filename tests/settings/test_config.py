@@ -2,7 +2,8 @@
 
 from dataclasses import asdict, replace
 
-from pipeline.settings.config import LEARNING_RATES, Config, problems, resolve
+from kernels.network import Network
+from pipeline.settings.config import LEARNING_RATES, Config, network_of, problems, resolve
 from tests.support.cases import case
 
 
@@ -15,6 +16,9 @@ RANGES = {
     "epochs": ([1, 2], [0, -1]),
     "batch_size": ([None, 1, 100], [0, -1]),
     "learning_rate": ([None, 1e-9, 1e9], [0.0, -1.0, float("inf"), float("nan")]),
+    "hidden": ([None, (), (1,), (512, 256)], [(0,), (512, -1)]),
+    "corruption": ([0.0, 0.004, 0.998], [-0.1, 0.001, 0.999, 1.0, float("nan")]),
+    "weight_decay": ([0.0, 1e9], [-0.1, float("inf"), float("nan")]),
     "momentum": ([0.0, 0.999], [-0.1, 1.0, float("nan")]),
     "seed": ([0, 2**70], [-1]),
     "validation_fraction": ([0.0, 0.99], [-0.1, 1.0, float("nan")]),
@@ -70,12 +74,24 @@ def test_what_is_left_open_follows_the_data_the_model_and_other_settings():
         *(1, 15, 16, 20, 127, 128)
     ]
     assert [resolve(Config(), 100, n_inputs).n_features for n_inputs in (2, 3, 127, 128, 784)] == [1, 1, 63, 64, 64]
-    assert resolve(Config(), 100, 784, 7).n_features == 7
     for rule, rate in LEARNING_RATES.items():
         assert resolve(Config(optimizer=rule), 100, 4).learning_rate == rate
 
 
+def test_a_given_model_tells_its_own_network():
+    given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
+    assert network_of(resolve(Config(activation="relu", decoder_gain=False), 100, 784, given), 784) == given
+
+
+def test_the_settings_describe_a_network():
+    asked = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
+    config = Config(n_features=7, **asked)
+    assert network_of(resolve(config, 100, 784), 784) == Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
+    alone = replace(config, hidden=(), code_activation="sigmoid", decoder_gain=False)
+    assert network_of(resolve(alone, 100, 784), 784) == Network((784, 7)), "without hidden layers theirs is none"
+
+
 def test_what_is_set_stays_as_it_is():
-    config = Config(n_features=3, batch_size=17, learning_rate=0.5, epochs=7, carry=("a/b",))
-    assert asdict(resolve(config, 100, 4, 2)) == asdict(config)
+    config = Config(n_features=3, hidden=(9,), batch_size=17, learning_rate=0.5, epochs=7, carry=("a/b",))
+    assert asdict(resolve(config, 100, 4)) == asdict(config)
     assert list(asdict(resolve(config, 100, 4))) == list(asdict(config)), "in the order of --help"

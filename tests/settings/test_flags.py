@@ -22,6 +22,11 @@ SAMPLES = {
     "output": ("a", "b", "c"),
     "model": ("a", "b", "c"),
     "n_features": (1, 2, 3),
+    "hidden": ((5,), (6, 7), ()),
+    "activation": ("leaky-relu", "relu", "leaky-relu"),
+    "code_activation": ("linear", "sigmoid", "linear"),
+    "decoder_gain": (True, False, True),
+    "start": ("components", "random", "components"),
     "epochs": (1, 2, 3),
     "batch_size": (1, 2, 3),
     "optimizer": ("momentum", "nesterov", "rmsprop"),
@@ -29,6 +34,8 @@ SAMPLES = {
     "schedule": ("constant", "linear", "constant"),
     "biases": ("zero", "mean", "zero"),
     "momentum": (0.1, 0.25, 0.5),
+    "corruption": (0.1, 0.25, 0.5),
+    "weight_decay": (0.1, 0.25, 0.5),
     "seed": (1, 2, 3),
     "validation_fraction": (0.1, 0.25, 0.5),
     "patience": (1, 2, 3),
@@ -55,13 +62,21 @@ SAMPLES = {
 
 def flags(name, value):
     flag = "--" + name.replace("_", "-")
+    if name == "decoder_gain":
+        return [flag] if value is True else [flag, word(name, value)]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-")]
-    return [flag, *map(str, value if isinstance(value, tuple) else [value])]
+    return [flag, *(map(str, value) if isinstance(value, tuple) and name != "hidden" else [word(name, value)])]
 
 
 def variable(name, value):
-    return {f"SHARDPRESS_{name.upper()}": ":".join(value) if isinstance(value, tuple) else str(value)}
+    return {f"SHARDPRESS_{name.upper()}": word(name, value)}
+
+
+def word(name, value):
+    if isinstance(value, tuple) and name == "hidden":
+        return ",".join(map(str, value)) or "none"
+    return ":".join(value) if isinstance(value, tuple) else str(value)
 
 
 def settings(*arguments, **environment):
@@ -109,6 +124,21 @@ def test_what_is_found_out_by_itself_can_be_asked_for_by_name(file):
         assert getattr(settings(*file(f"{name}: null")), name) is None, name
 
 
+def test_hidden_layers_are_left_open_by_other_words_than_none(file):
+    for given in (["--hidden", "auto"], file("hidden:"), file("hidden: ''")):
+        assert settings(*given).hidden is None, given
+    for given in (["--hidden", "none"], file("hidden: none"), file("hidden: []")):
+        assert settings(*given).hidden == (), given
+    assert settings(*file("hidden: 512")).hidden == (512,)
+    assert settings(*file("hidden: 512, 256")).hidden == settings("--hidden", "512,256").hidden == (512, 256)
+
+
+def test_a_gain_is_asked_for_by_its_name_or_by_an_answer():
+    answers = {"yes": True, "no": False, "true": True}
+    assert {word: settings("--decoder-gain", word).decoder_gain for word in answers} == answers
+    assert settings("--decoder-gain", "--seed", "3").decoder_gain
+
+
 # -- values ------------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +176,10 @@ BAD_VALUES = [
     ("out_of_range", "drop", "'drop', expected one of allow, clip, raise"),
     ("max_bad_rows", "150%", "'150%', expected a whole number, or a percentage"),
     ("missing_value", "NA", "'NA', expected a number"),
+    ("hidden", "wide", "'wide', expected whole numbers, like 512 or 512,256, or none"),
+    ("hidden", "512,", "'512,', expected whole numbers"),
+    ("activation", "tanh", "'tanh', expected one of relu, leaky-relu"),
+    ("decoder_gain", "perhaps", "'perhaps', expected yes or no"),
 ]
 
 
@@ -164,6 +198,9 @@ WRONG_SHAPES = [
     ("epochs: [1, 2]", "expected one value"),
     ("epochs: {a: 1}", "expected one value"),
     ("epochs:", "expected a whole number"),
+    ("hidden: [a]", "'a', expected whole numbers, like 512 or 512,256, or none"),
+    ("hidden: [[5]]", "'[5]', expected whole numbers"),
+    ("hidden: {5: 6}", "expected one value"),
     ("quiet: perhaps", "expected true or false"),
     ("input: []", "expected one value or more"),
     ("input:", "expected one value or more"),

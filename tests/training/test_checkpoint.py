@@ -94,7 +94,7 @@ class Rig:
         self.step = TrainingStep(self.autoencoder, optimizer, 0.9, np.dtype(np.float32), rows.resident)
         self._zeros = {name: np.zeros_like(array) for name, array in self.step.state().items()}
         rates = {"adam": 0.05, "rmsprop": 0.05, "momentum": 1.0, "nesterov": 1.0}
-        numbers = {"n_features": 3, "learning_rate": rates[optimizer], "batch_size": 8}
+        numbers = {"n_features": 3, "hidden": (), "learning_rate": rates[optimizer], "batch_size": 8}
         self.config = Settings(optimizer=optimizer, **numbers, epochs=6, checkpoint_minutes=1e6)
 
     @property

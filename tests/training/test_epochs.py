@@ -17,7 +17,7 @@ from pipeline.training.checkpoint import Checkpoint, Standing
 from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order
 
-CONFIG = Settings(n_features=1, learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
+CONFIG = Settings(hidden=(), n_features=1, learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
 NO_ROWS = np.empty((0, 1))
 
 
