@@ -1,14 +1,14 @@
-"""The model: an autoencoder with one sigmoid layer, tied weights and a linear output, in float32.
+"""The model: a network's parameters on the device, in float32, and the functions that need no training.
 
 For rows ``r`` as they lie in the shards, with each column's minimum and scale::
 
     x = (r - minimum) * scale              (n_rows, n_inputs)     scaled to [0, 1]
-    h = sigmoid(x . W + b_hidden)          (n_rows, n_features)   the features
-    y = h . W^T + b_output                 (n_rows, n_inputs)     linear, weights tied
+    h = code(x)                            (n_rows, n_features)   the features
+    y = reconstruction(h)                  (n_rows, n_inputs)
     cost = mean((x - y)^2)                 over every entry
 
-The scaling is part of the graph, so rows cross to the device in their own dtype (a byte a value for images) and are
-cast and scaled there, next to the product.
+`kernels.network` says what code and reconstruction are. The scaling is part of the graph, so rows cross to the device
+in their own dtype (a byte a value for images) and are cast and scaled there, next to the product.
 
 On the CPU the Ops of `kernels.ops` stand in for most of the graph, see `backend.fuses`.
 """
@@ -20,15 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from kernels import backend, ops
+from kernels import backend, graph, ops
 from kernels.functions import GraphFunctions, OpFunctions
+from kernels.network import Network
 
 theano = backend.load()
-tensor = theano.tensor
 
-__all__ = ["PARAMETERS", "Autoencoder", "get_values", "set_values"]
-
-PARAMETERS = ("W", "b_hidden", "b_output")
+__all__ = ["Autoencoder", "get_values", "set_values"]
 
 
 class Autoencoder:
@@ -39,8 +37,8 @@ class Autoencoder:
 
     Parameters
     ----------
-    n_inputs, n_features : int
-        Columns in, columns out.
+    network : Network
+        What it looks like.
     minimum, scale : ndarray of shape (n_inputs,), float32 or float64; optional
         The scaling ``x = (r - minimum) * scale``. Their dtype is the one it is computed in, whatever the rows' own;
         rows are taken as scaled already when they are left out.
@@ -50,17 +48,14 @@ class Autoencoder:
 
     def __init__(
         self,
-        n_inputs: int,
-        n_features: int,
+        network: Network,
         minimum: np.ndarray | None = None,
         scale: np.ndarray | None = None,
         maximum: np.ndarray | None = None,
     ) -> None:
-        self.n_inputs, self.n_features = n_inputs, n_features
-        shapes = dict(zip(PARAMETERS, ((n_inputs, n_features), (n_features,), (n_inputs,)), strict=True))
-        self.shared = {
-            name: backend.shared(np.zeros(shape, dtype=np.float32), name=name) for name, shape in shapes.items()
-        }
+        self.network = network
+        zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in network.shapes.items()}
+        self.shared = {name: backend.shared(array, name=name) for name, array in zeros.items()}
         self._scaling: tuple[Any, ...] = ()
         self._limits: tuple[np.ndarray, np.ndarray] | None = None
         if minimum is not None and scale is not None:
@@ -69,19 +64,19 @@ class Autoencoder:
             self._limits = None if maximum is None else (minimum, maximum.astype(minimum.dtype))
         # A variable and not a number, so that a change compiles nothing.
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
-        self._fuses = backend.fuses()
+        self._fuses = backend.fuses() and ops.serves(network)
         self._by_ops = OpFunctions(list(self.shared.values()), self._scaling, self._limits, self.n_threads)
         self._by_graph = GraphFunctions(
-            lambda rows: self.code(self.scaled(rows)),
-            lambda rows: self._row_errors(self.scaled(rows)),
+            lambda rows: graph.code(network, self.scaled(rows), self.shared),
+            lambda rows: graph.row_errors(network, self.scaled(rows), self.shared),
             self._limits,
-            2 * n_inputs * n_features,
+            2 * network.n_weights,
         )
 
     # -- parameters --
 
     def initialize(self, rng: np.random.Generator, mean: np.ndarray | None = None) -> None:
-        """Start training afresh, with W ~ N(0, 1) / sqrt(n_inputs + n_features).
+        """Start training afresh, a network of one layer of sigmoids, with W ~ N(0, 1) / sqrt(n_inputs + n_features).
 
         Parameters
         ----------
@@ -91,15 +86,15 @@ class Autoencoder:
             reconstruction: wide rows would otherwise saturate every unit before it has learned anything. Without it
             both biases start at 0, as the reference's do.
         """
-        shape = (self.n_inputs, self.n_features)
+        shape = self.network.widths
         W = rng.standard_normal(shape) / np.sqrt(sum(shape))  # in float64: float32 would draw other numbers
-        b_hidden, b_output = np.zeros(self.n_features), np.zeros(self.n_inputs)
+        b_hidden, b_output = np.zeros(self.network.n_features), np.zeros(self.network.n_inputs)
         if mean is not None:
             b_hidden, b_output = -mean @ W, mean - W.sum(axis=1) / 2  # h = 1/2 gives W.sum(axis=1) / 2
         self.set_parameters({"W": W, "b_hidden": b_hidden, "b_output": b_output})
 
     def parameters(self) -> dict[str, np.ndarray]:
-        """Copies of ``W`` (n_inputs, n_features), ``b_hidden`` (n_features,), ``b_output`` (n_inputs,), float32."""
+        """Copies of the parameters, float32, by name and in the order of the network's `shapes`."""
         return get_values(self.shared)
 
     def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
@@ -125,37 +120,6 @@ class Autoencoder:
         minimum, scale = self._scaling
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype("float32")
 
-    def code(self, x: Any) -> Any:
-        """Features of symbolic scaled rows."""
-        return tensor.nnet.sigmoid(tensor.dot(x, self.shared["W"]) + self.shared["b_hidden"])
-
-    def reconstruction(self, h: Any) -> Any:
-        """Scaled rows that symbolic features stand for."""
-        return tensor.dot(h, self.shared["W"].T) + self.shared["b_output"]
-
-    def _row_errors(self, x: Any) -> Any:
-        return tensor.mean((self.reconstruction(self.code(x)) - x) ** 2, axis=1, acc_dtype="float32")
-
-    def cost_and_gradients(self, x: Any) -> tuple[Any, list[Any]]:
-        """Symbolic cost of scaled rows, and its gradients in the order of `PARAMETERS`.
-
-        Written out, since Theano's own would sum the biases' gradients in float64. With c = 2 / (number of entries)
-        kept out of the matrices, so that the products take it up as their factor::
-
-            dy = y - x                          dh = (dy . W) * h (1 - h)
-            dW = c (x^T . dh + dy^T . h)
-            db_hidden = c (sum of dh over rows)
-            db_output = c (sum of dy over rows)
-        """
-        h = self.code(x)
-        dy = self.reconstruction(h) - x
-        # In two steps, over columns and then over rows: a single float32 sum of every entry loses digits.
-        cost = tensor.mean(tensor.mean(dy**2, axis=1, acc_dtype="float32"), acc_dtype="float32")
-        c = np.float32(2 / self.n_inputs) / x.shape[0].astype("float32")
-        dh = tensor.dot(dy, self.shared["W"]) * h * (np.float32(1) - h)
-        dW = tensor.dot(x.T, dh) + tensor.dot(dy.T, h)
-        return cost, [c * dW, c * _sum_rows(dh), c * _sum_rows(dy)]
-
     # -- functions --
 
     def fuses(self, dtype: np.dtype) -> bool:
@@ -180,7 +144,7 @@ class Autoencoder:
             The same bits for a row whatever the other rows are, as long as calls start at multiples of `TILE_ROWS`
             rows of the same shard.
         """
-        out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
+        out = np.empty((len(rows), self.network.n_features), dtype=np.float32) if out is None else out
         self._functions(rows.dtype).encode(rows, out)
         return out
 
@@ -231,7 +195,3 @@ def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
             raise ValueError(f"array {name} has shape {arrays[name].shape}, expected {expected}")
     for name, variable in variables.items():
         variable.set_value(arrays[name])
-
-
-def _sum_rows(matrix: Any) -> Any:
-    return tensor.sum(matrix, axis=0, acc_dtype="float32")

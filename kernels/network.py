@@ -73,6 +73,16 @@ class Network:
         return (*[self.activation] * (self.n_layers - 1), self.code)
 
     @property
+    def mirrors(self) -> tuple[str, ...]:
+        """Activations of each layer's mirror on the way back: ``g_1`` to ``g_n``."""
+        return ("linear", *[self.activation] * (self.n_layers - 1))
+
+    @property
+    def n_weights(self) -> int:
+        """Entries of all matrices: a row takes two operations for each, in its layer and again in the mirror."""
+        return sum(n * m for n, m in pairwise(self.widths))
+
+    @property
     def layers(self) -> tuple[tuple[str, str, str], ...]:
         """Of each layer the names of its weights, of its bias on the way in and of its mirror's bias.
 

@@ -16,15 +16,22 @@ from typing import Any
 import numpy as np
 
 from kernels import backend, reference
+from kernels.network import Network
 from kernels.updates import ROLES, RULES
 
 theano: Any = backend.load()
 tensor = theano.tensor
 
-__all__ = ["DTYPES", "Encode", "Errors", "Step"]
+__all__ = ["DTYPES", "Encode", "Errors", "Step", "serves"]
 
 DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {"float32", "float64"}
 """Names of the dtypes that rows may have."""
+
+
+def serves(network: Network) -> bool:
+    """Whether there is C code for a network."""
+    return network.n_layers == 1 and network.code == "sigmoid" and not network.gain
+
 
 # In the order in which they need each other.
 _HEADERS = (
@@ -172,8 +179,8 @@ class Encode(_Native):
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
         rows, W, b_hidden, _, *rest = inputs
-        out = rest[self.checked]
-        out[:] = reference.code(reference.scaled(rows, scaling), W, b_hidden)
+        out, no_bias = rest[self.checked], np.zeros(len(W))
+        out[:] = reference.code(Network(W.shape), reference.scaled(rows, scaling), [W, b_hidden, no_bias])
         if self.checked:
             rest[2][:] = reference.lie_in(rows, scaling[0], rest[0])
         return []
@@ -197,7 +204,8 @@ class Errors(_Native):
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
         rows, W, b_hidden, b_output, _, out = inputs
-        out[:] = reference.row_errors(reference.scaled(rows, scaling), W, b_hidden, b_output)
+        x, parameters = reference.scaled(rows, scaling), [W, b_hidden, b_output]
+        out[:] = reference.row_errors(Network(W.shape), x, parameters)
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
@@ -243,7 +251,7 @@ class Step(_Native):
         """In NumPy."""
         rows, numbers, rate, _, parameters, states = self._sorted(inputs)
         x = reference.scaled(rows[numbers[0]] if numbers else rows, scaling)
-        cost, gradients = reference.gradients(x, *parameters)
+        cost, gradients = reference.gradients(Network(parameters[0].shape), x, x, parameters)
         for parameter, gradient, own in zip(parameters, gradients, states, strict=True):
             following = RULES[self.rule](parameter, gradient, float(rate), self.decay, *own)
             for array, values in zip([parameter, *own], following, strict=True):

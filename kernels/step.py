@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels import backend, ops
+from kernels import backend, graph, ops
 from kernels.autoencoder import Autoencoder, get_values, set_values
-from kernels.updates import Updates, rate_of, states_of, updates_of
+from kernels.updates import Rule, Updates, rate_of, states_of, updates_of
 
 theano = backend.load()
 tensor = theano.tensor
@@ -24,23 +24,24 @@ class TrainingStep:
     ----------
     autoencoder : Autoencoder
         What it trains, in place.
-    rule : str
-        A key of `kernels.updates.RULES`.
-    momentum : float
-        The decay of the rule's running average.
+    rule : Rule
+        How the parameters follow their gradients.
     dtype : dtype
         The rows' own.
     resident : ndarray of shape (n_rows, n_inputs), `dtype`, optional
         All rows, to be kept on the device. Minibatches are then row numbers (int64), and rows otherwise.
+    corruption : float
+        The fraction of the entries that the network does not see: they are 0 on the way in, but not in what it is to
+        reconstruct. Which ones they are, each step's noise says, see `kernels.reference.masked`.
     """
 
     def __init__(
         self,
         autoencoder: Autoencoder,
-        rule: str,
-        momentum: float,
+        rule: Rule,
         dtype: np.dtype,
         resident: np.ndarray | None = None,
+        corruption: float = 0.0,
     ) -> None:
         # A variable and not an input, so that a step is called with its minibatch alone.
         self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
@@ -48,15 +49,21 @@ class TrainingStep:
             minibatch = [backend.matrix(dtype, "minibatch")]
         else:
             minibatch = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
-        self._minibatch = minibatch[-1]  # numbers, where there are any: the rows lie on the device already
-        self._fuses = autoencoder.fuses(dtype)
-        by = _by_op if self._fuses else _by_graph
-        self._cost, self._updates = by(autoencoder, rule, momentum, self._learning_rate, minibatch)
+        noise = [backend.matrix(np.dtype(np.uint8), "noise")] if corruption else []
+        self._inputs = [minibatch[-1], *noise]  # numbers, where there are any: the rows lie on the device already
+        self._fuses = autoencoder.fuses(dtype) and not corruption and not rule.weight_decay
+        if self._fuses:
+            self._cost, self._updates = _by_op(autoencoder, rule, self._learning_rate, minibatch)
+        else:
+            rows = minibatch[0][minibatch[1]] if len(minibatch) > 1 else minibatch[0]
+            x = autoencoder.scaled(rows)
+            seen = graph.masked(x, noise[0], corruption) if noise else x
+            self._cost, self._updates = _by_graph(autoencoder, rule, self._learning_rate, x, seen)
         self._state = {key.name: key for key in self._updates if key not in autoencoder.shared.values()}
-        self._flops_per_row = 2 * autoencoder.n_inputs * autoencoder.n_features
+        self._flops_per_row = 2 * autoencoder.network.n_weights
         self._functions: dict[bool, Any] = {}  # with the cost, which has a price, and without
 
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+    def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
         """Take one step.
 
         Parameters
@@ -65,15 +72,26 @@ class TrainingStep:
             Rows of shape (n, n_inputs), C order, or with resident rows their numbers, shape (n,), int64.
         with_cost : bool
             Also compute the cost, which takes a quarter longer.
+        noise : ndarray of shape (n, n_inputs), uint8, C order
+            Random bytes, which tell the entries that are not seen; with corruption only.
 
         Returns
         -------
         float or None
             The minibatch's cost before the step, when asked for.
+
+        Raises
+        ------
+        ValueError
+            When noise is missing, or is given without corruption.
         """
+        inputs = [minibatch] if noise is None else [minibatch, noise]
+        if len(inputs) != len(self._inputs):
+            expected = "noise with each minibatch" if noise is None else "no noise"
+            raise ValueError(f"found {len(inputs)} arrays, expected {expected}: a step of this corruption needs it so")
         if not self._fuses:  # the Ops see to their threads themselves
             backend.use_cores_for(len(minibatch) * self._flops_per_row)
-        result = self._function(with_cost)(minibatch)
+        result = self._function(with_cost)(*inputs)
         return float(np.asarray(result[0])) if with_cost else None
 
     def compile(self) -> None:
@@ -84,7 +102,7 @@ class TrainingStep:
     def _function(self, with_cost: bool) -> Any:
         if with_cost not in self._functions:
             outputs = [self._cost] if with_cost else []
-            self._functions[with_cost] = backend.compiled([self._minibatch], outputs, updates=self._updates)
+            self._functions[with_cost] = backend.compiled(self._inputs, outputs, updates=self._updates)
         return self._functions[with_cost]
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -100,26 +118,19 @@ class TrainingStep:
         set_values(self._state, values)
 
 
-def _by_op(
-    autoencoder: Autoencoder, rule: str, momentum: float, learning_rate: Any, minibatch: Sequence[Any]
-) -> tuple[Any, Updates]:
+def _by_op(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: Sequence[Any]) -> tuple[Any, Updates]:
     """The cost of a minibatch (rows, and numbers of those that count), and what a step on it changes."""
     parameters, updates = list(autoencoder.shared.values()), Updates()
-    rate = rate_of(rule, learning_rate, np.float32(momentum), updates)
+    rate = rate_of(rule, learning_rate, updates)
     states = [state for parameter in parameters for state in states_of(rule, parameter)]
-    step = ops.Step(rule, momentum, resident=len(minibatch) > 1)
+    step = ops.Step(rule.name, rule.momentum, resident=len(minibatch) > 1)
     # In the order that `ops.Step` has for them.
     cost, *changed = step(*minibatch, rate, autoencoder.n_threads, *parameters, *states, *autoencoder.scaling())
     updates.update(zip([*parameters, *states], changed, strict=True))
     return cost, updates
 
 
-def _by_graph(
-    autoencoder: Autoencoder, rule: str, momentum: float, learning_rate: Any, minibatch: Sequence[Any]
-) -> tuple[Any, Updates]:
-    """The same of Theano's graph, which works on any device."""
-    rows, *numbers = minibatch
-    cost, gradients = autoencoder.cost_and_gradients(autoencoder.scaled(rows[numbers[0]] if numbers else rows))
-    parameters = list(autoencoder.shared.values())
-    # float32, or the whole rule would be computed in float64.
-    return cost, updates_of(rule, gradients, parameters, learning_rate, np.float32(momentum))
+def _by_graph(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, x: Any, seen: Any) -> tuple[Any, Updates]:
+    """The same of Theano's graph, which works on any device, for scaled rows and what the network sees of them."""
+    cost, gradients = graph.cost_and_gradients(autoencoder.network, x, seen, autoencoder.shared)
+    return cost, updates_of(rule, gradients, list(autoencoder.shared.values()), learning_rate)

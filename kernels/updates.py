@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,19 @@ from kernels import backend
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["ROLES", "RULES", "Updates", "adam", "momentum", "nesterov", "rate_of", "rmsprop", "states_of", "updates_of"]
+__all__ = [
+    "ROLES",
+    "RULES",
+    "Rule",
+    "Updates",
+    "adam",
+    "momentum",
+    "nesterov",
+    "rate_of",
+    "rmsprop",
+    "states_of",
+    "updates_of",
+]
 
 Updates = OrderedDict[Any, Any]
 """Shared variables, and their next values; Theano warns of a dict without an order."""
@@ -76,31 +89,54 @@ ROLES = {"momentum": ("velocity",), "nesterov": ("velocity",), "adam": ("mean", 
 """The states that each rule keeps beside a parameter."""
 
 
-def states_of(rule: str, parameter: Any) -> list[Any]:
+@dataclass(frozen=True)
+class Rule:
+    """How parameters follow their gradients.
+
+    Attributes
+    ----------
+    name : str
+        A key of `RULES`.
+    momentum : float
+        The decay of the rule's running average.
+    weight_decay : float
+        Before a step, every matrix shrinks by this much, times the learning rate, of its size; biases and gains do
+        not. Decoupled from the gradients, it is the same pull for each weight, whatever adam makes of its gradient.
+        Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
+    """
+
+    name: str
+    momentum: float
+    weight_decay: float = 0.0
+
+
+def states_of(rule: Rule, parameter: Any) -> list[Any]:
     """Shared arrays of zeros, one for each role, on the parameter's device, named after both."""
     zeros = np.zeros(parameter.get_value(borrow=True).shape, dtype=np.float32)
     # Each is a copy, and a device's own where one is active.
-    return [theano.shared(zeros, name=f"{parameter.name}.{role}") for role in ROLES[rule]]
+    return [theano.shared(zeros, name=f"{parameter.name}.{role}") for role in ROLES[rule.name]]
 
 
-def rate_of(rule: str, learning_rate: Any, decay: Any, updates: Updates) -> Any:
+def rate_of(rule: Rule, learning_rate: Any, updates: Updates) -> Any:
     """The rate of the next step: adam's has its bias corrections in it, and adds a count of steps to `updates`."""
-    if rule != "adam":
+    if rule.name != "adam":
         return learning_rate
     step = theano.shared(np.float32(0), name="step")
     updates[step] = step + _ONE
+    decay = np.float32(rule.momentum)
     return learning_rate * tensor.sqrt(_ONE - _BETA2 ** updates[step]) / (_ONE - decay ** updates[step])
 
 
-def updates_of(
-    rule: str, gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any, decay: Any
-) -> Updates:
+def updates_of(rule: Rule, gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any) -> Updates:
     """What a step by a rule changes: the parameters, and the rule's own states."""
     updates = Updates()
-    rate = rate_of(rule, learning_rate, decay, updates)
+    rate = rate_of(rule, learning_rate, updates)
+    decay = np.float32(rule.momentum)  # or the whole rule would be computed in float64
+    kept = _ONE - learning_rate * np.float32(rule.weight_decay)
     for gradient, parameter in zip(gradients, parameters, strict=True):
         states = states_of(rule, parameter)
-        following, *those_of_states = RULES[rule](parameter, gradient, rate, decay, *states)
+        start = parameter * kept if rule.weight_decay and parameter.ndim == 2 else parameter
+        following, *those_of_states = RULES[rule.name](start, gradient, rate, decay, *states)
         updates.update(zip(states, those_of_states, strict=True))
         updates[parameter] = following
     return updates

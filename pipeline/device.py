@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kernels
+from kernels.network import Network
 from pipeline.errors import ConfigError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
 from pipeline.scan.scaler import Scaler
+from pipeline.settings.config import Settings
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -38,24 +40,26 @@ _DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, er
 _WITHOUT = "a hundred times as long"
 
 
-def autoencoder_of(scaler: Scaler, n_features: int, dtype: np.dtype) -> Autoencoder:
+def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoencoder:
     """An autoencoder of rows of `dtype` on the device, its parameters not yet set."""
     from kernels.autoencoder import Autoencoder
 
     minimum, scale = scaler.arrays(dtype)
-    return Autoencoder(len(minimum), n_features, minimum, scale, scaler.maximum.astype(minimum.dtype))
+    return Autoencoder(network, minimum, scale, scaler.maximum.astype(minimum.dtype))
 
 
 def training_step_of(
-    autoencoder: Autoencoder, optimizer: str, momentum: float, dtype: np.dtype, resident: np.ndarray | None
+    autoencoder: Autoencoder, config: Settings, dtype: np.dtype, resident: np.ndarray | None
 ) -> TrainingStep:
-    """A compiled step of its training, by a rule whose running average decays by `momentum`.
+    """A compiled step of its training, by the rule that the settings name.
 
     Given all rows, of shape (n_rows, n_inputs) and `dtype`, the device keeps them, and minibatches are their numbers.
     """
     from kernels.step import TrainingStep
+    from kernels.updates import Rule
 
-    step = TrainingStep(autoencoder, optimizer, momentum, dtype, resident)
+    rule = Rule(config.optimizer, config.momentum, config.weight_decay)
+    step = TrainingStep(autoencoder, rule, dtype, resident, config.corruption)
     step.compile()  # now, so that a training's time and rate are its own
     return step
 

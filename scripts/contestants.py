@@ -91,12 +91,14 @@ class Ours:
 
     def step(self, folder: Path, n_inputs: int, n_features: int) -> Prepared:
         from kernels.autoencoder import Autoencoder
+        from kernels.network import Network
         from kernels.step import TrainingStep
+        from kernels.updates import Rule
 
         given = arrays(folder)
-        autoencoder = Autoencoder(n_inputs, n_features)
+        autoencoder = Autoencoder(Network((n_inputs, n_features)))
         autoencoder.set_parameters({name: given[name] for name in ("W", "b_hidden", "b_output")})
-        step = TrainingStep(autoencoder, "momentum", MOMENTUM, np.dtype(np.float32))
+        step = TrainingStep(autoencoder, Rule("momentum", MOMENTUM), np.dtype(np.float32))
         step.set_learning_rate(RATE)
         x = given["x"]
 
@@ -111,9 +113,10 @@ class Ours:
 
     def encode(self, folder: Path, n_inputs: int, n_features: int) -> Prepared:
         from kernels.autoencoder import Autoencoder
+        from kernels.network import Network
 
         given = arrays(folder)
-        autoencoder = Autoencoder(n_inputs, n_features, given["minimum"], given["scale"])
+        autoencoder = Autoencoder(Network((n_inputs, n_features)), given["minimum"], given["scale"])
         autoencoder.set_parameters({name: given[name] for name in ("W", "b_hidden", "b_output")})
         rows, out = given["rows"], np.empty((len(given["rows"]), n_features), dtype=np.float32)
 
@@ -154,7 +157,7 @@ class Ours:
 
         fitted, found = load_model(Path(model)), open_shards([shards])
         minimum, scale = fitted.scaler.arrays(np.dtype(found[0].dtype))
-        autoencoder = Autoencoder(fitted.n_inputs, fitted.n_features, minimum, scale)
+        autoencoder = Autoencoder(fitted.network, minimum, scale)
         autoencoder.set_parameters(fitted.parameters)
         output, n_cores, kept = folder / "bare", len(os.sched_getaffinity(0)), threading.local()
         parts, turns = list(blocks(found, PART_ROWS)), threading.Semaphore(n_cores)

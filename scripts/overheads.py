@@ -30,7 +30,9 @@ import numpy as np
 
 from kernels import TILE_ROWS, backend
 from kernels.autoencoder import Autoencoder
+from kernels.network import Network
 from kernels.step import TrainingStep
+from kernels.updates import Rule
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.device import autoencoder_of
@@ -112,7 +114,7 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     settings = resolve(Config(), sum(shard.n_rows for shard in shards), model.n_inputs, model.network)
     budget = make_budget(settings, shards, TILE_ROWS)
     dtype = row_dtype(shards)
-    autoencoder = autoencoder_of(model.scaler, model.n_features, dtype)
+    autoencoder = autoencoder_of(model.scaler, model.network, dtype)
     autoencoder.set_parameters(model.parameters)
     parts, _ = plan_parts(shards, budget.part_rows, [])
     sizes = (budget.block_rows, budget.part_rows, budget.n_threads)
@@ -164,8 +166,8 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     none = np.empty(0, dtype=np.int64)
     order = Order(slab_starts(shards, budget.window_rows // 4), none, budget.window_rows, config.seed)
     model = load_model(work / "features")
-    autoencoder = Autoencoder(N_COLUMNS, config.n_features, *model.scaler.arrays(row_dtype(shards)))
-    step = TrainingStep(autoencoder, config.optimizer, config.momentum, row_dtype(shards))
+    autoencoder = Autoencoder(Network((N_COLUMNS, config.n_features)), *model.scaler.arrays(row_dtype(shards)))
+    step = TrainingStep(autoencoder, Rule(config.optimizer, config.momentum), row_dtype(shards))
     step.compile()
 
     def fit(save: Callable[[Checkpoint], object]) -> float:

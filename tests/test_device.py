@@ -12,9 +12,11 @@ from kernels.backend import DeviceUnavailable, OutOfDeviceMemory
 from kernels.compilecache import CompileCacheUnavailable, UnsafeCompileCache
 from kernels.compilelock import CompileLockHeld
 from kernels.compiler import CompilerFailed, CompilerMissing
+from kernels.network import Network
 from pipeline.device import autoencoder_of, theanos_errors, training_step_of
 from pipeline.errors import DataError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed
 from pipeline.scan.scaler import Scaler
+from pipeline.settings.config import Settings
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -79,11 +81,12 @@ def test_what_theano_puts_before_an_error_while_it_compiles_a_node_is_not_repeat
 @pytest.mark.compiler
 def test_an_autoencoder_and_its_step_come_ready_for_rows_of_their_dtype() -> None:
     scaler = Scaler(np.zeros(3), np.full(3, 2.0))
-    autoencoder = autoencoder_of(scaler, 2, np.dtype(np.int16))
+    autoencoder = autoencoder_of(scaler, Network((3, 2)), np.dtype(np.int16))
     rows = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.int16)
     autoencoder.initialize(np.random.default_rng(0))
     before = autoencoder.cost(rows)
-    step = training_step_of(autoencoder, "momentum", 0.9, rows.dtype, None)
+    config = Settings(n_features=2, hidden=(), optimizer="momentum", momentum=0.9, learning_rate=0.1, batch_size=2)
+    step = training_step_of(autoencoder, config, rows.dtype, None)
     step.set_learning_rate(0.1)
     assert step(rows, with_cost=True) == pytest.approx(before, rel=1e-5)
     assert autoencoder.cost(rows) < before

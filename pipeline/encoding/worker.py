@@ -103,7 +103,7 @@ def worker_of(settings: EncodeSettings) -> Worker:
     with _making:  # held while it compiles: the others could do nothing but the same
         if settings.key not in _workers:
             start_device()
-            autoencoder = autoencoder_of(settings.model.scaler, settings.model.n_features, np.dtype(settings.dtype))
+            autoencoder = autoencoder_of(settings.model.scaler, settings.model.network, np.dtype(settings.dtype))
             autoencoder.set_parameters(settings.model.parameters)
             _workers.clear()  # another run's, in a process that serves several
             _workers[settings.key] = Worker(settings, autoencoder.encode_checked, Disk())

@@ -55,7 +55,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
     if missing:
         for dtype in sorted({shard.dtype for shard in job.shards}):
             # No rows, no work: it compiles before the progress starts to count.
-            autoencoder.encode(np.empty((0, autoencoder.n_inputs), dtype=dtype))
+            autoencoder.encode(np.empty((0, model.network.n_inputs), dtype=dtype))
         settings = _settings(job, model, max(len(part.source) for part in missing))
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(settings, autoencoder.encode_checked, job.ledger.disk):

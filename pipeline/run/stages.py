@@ -69,7 +69,7 @@ def _stages(job: Job) -> Summary:
     else:
         # Without leave for bad data the first bad row ends it; with leave they are counted before a part is written.
         scan = scanned(job) if job.tolerates_bad_data else None
-        model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.config.n_features, row_dtype(job.shards))
+        model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.given.network, row_dtype(job.shards))
         autoencoder.set_parameters(model.parameters)
     parts = encode(job, model, autoencoder, scan.unreadable if scan else {})
     return finish(job, model, parts, scan)

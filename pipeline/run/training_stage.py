@@ -42,7 +42,8 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     TrainingDiverged
     """
     fingerprint = job.of_model(scan.unreadable)
-    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), job.config.n_features, row_dtype(job.shards))
+    network = network_of(job.config, len(scan.minimum))
+    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, row_dtype(job.shards))
     directory = job.ledger.directory
     model = latest(
         job, "model", fingerprint, lambda record: load_model(directory / record.entry.file), "%s; it is trained anew"

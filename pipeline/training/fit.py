@@ -71,7 +71,7 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
         *(len(watched), config.batch_size),
     )
     autoencoder.initialize(np.random.default_rng(config.seed), _mean(rows, scan, config))
-    step = training_step_of(autoencoder, config.optimizer, config.momentum, row_dtype(shards), rows.resident)
+    step = training_step_of(autoencoder, config, row_dtype(shards), rows.resident)
     autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
     return Training(autoencoder, step, rows, order, validation, config)
 

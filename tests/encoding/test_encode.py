@@ -344,7 +344,7 @@ def test_each_task_gives_the_same_bytes_and_facts_in_a_fresh_process(tmp_path: P
     shards = open_shards(names)
     bad_data = BadData("quarantine", -99, "clip", Scaler(np.full(3, -5.0), np.full(3, 200.0)))
     settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data)
-    autoencoder = autoencoder_of(settings.model.scaler, 2, np.dtype(settings.dtype))
+    autoencoder = autoencoder_of(settings.model.scaler, settings.model.network, np.dtype(settings.dtype))
     autoencoder.set_parameters(settings.model.parameters)
     here = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
     parts, _ = plan_parts(shards, TILE_ROWS, [])

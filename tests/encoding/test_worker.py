@@ -47,7 +47,7 @@ def test_a_model_is_made_once_however_many_threads_ask(made: list[Any]) -> None:
     with threads(4) as pool:
         found = compute([(worker_of, replace(SETTINGS, attributes={"part": i})) for i in range(20)], pool, 4)
     assert all(each is found[0] for each in found)
-    assert made == [(MODEL.scaler, 2, np.dtype("float32")), MODEL.parameters]
+    assert made == [(MODEL.scaler, MODEL.network, np.dtype("float32")), MODEL.parameters]
 
 
 def test_other_models_and_sizes_get_another_worker_in_place_of_the_last(made: list[Any]) -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kernels import TILE_ROWS
+from kernels import TILE_ROWS, graph
 from kernels import autoencoder as module
-from kernels.autoencoder import PARAMETERS, Autoencoder, theano
+from kernels.autoencoder import Autoencoder, theano
 from kernels.network import Network
 from pipeline.model import Model
 from tests.support.cases import each
@@ -40,11 +40,11 @@ both_ways = pytest.mark.usefixtures("path")
 
 @pytest.fixture
 def cost_and_gradients(rng):
-    """An autoencoder, scaled rows, and what they give: [cost, gradients of `PARAMETERS`], ours and Theano's own."""
+    """An autoencoder, scaled rows, and what they give: [cost, gradients], ours and Theano's own."""
     autoencoder, x = random_autoencoder(rng), rng.random((11, N_INPUTS), dtype=np.float32)
     symbol = theano.tensor.fmatrix()
-    cost, gradients = autoencoder.cost_and_gradients(symbol)
-    theanos = theano.grad(cost, [autoencoder.shared[name] for name in PARAMETERS])
+    cost, gradients = graph.cost_and_gradients(autoencoder.network, symbol, symbol, autoencoder.shared)
+    theanos = theano.grad(cost, list(autoencoder.shared.values()))
     values = theano.function([symbol], [cost, *gradients, *theanos])(x)
     return autoencoder, x, values[:4], [values[0], *values[4:]]
 
@@ -54,7 +54,7 @@ def test_gradients_equal_central_finite_differences(cost_and_gradients):
     autoencoder, x, (cost, *gradients), _ = cost_and_gradients
     p = float64(autoencoder.parameters())
     assert_close(cost, oracle_cost(p, x), "cpu", "float32", "cost")
-    for name, gradient, expected in zip(PARAMETERS, gradients, oracle_gradients(p, x).values(), strict=True):
+    for gradient, (name, expected) in zip(gradients, oracle_gradients(p, x).items(), strict=True):
         assert gradient.shape == p[name].shape
         assert gradient.dtype == np.float32
         assert_close(gradient, expected, "cpu", "float32", "gradients")
@@ -91,7 +91,7 @@ def test_rows_of_every_dtype_are_scaled_and_encoded_as_numpy_does(rng, dtype, wo
     assert features.dtype == np.float32
     assert_close(features, h, "cpu", "float32", "features")
     symbol = theano.tensor.fmatrix()
-    decoded = theano.function([symbol], autoencoder.reconstruction(symbol))(features)
+    decoded = theano.function([symbol], graph.reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
     assert_close(decoded, y, "cpu", "float32", "reconstruction")
     assert_close(autoencoder.errors(rows), np.mean((x - y) ** 2, axis=1), "cpu", "float32", "cost")
     assert_close(autoencoder.cost(rows), oracle_cost(p, x), "cpu", "float32", "cost")
@@ -185,7 +185,7 @@ def test_nan_in_a_row_makes_all_its_features_nan(rng):
 @both_ways
 @each("shift, expected", [(300, 1), (-300, 0)])
 def test_units_far_from_zero_saturate_without_a_warning_or_nan(shift, expected):
-    autoencoder = Autoencoder(2, 3)
+    autoencoder = Autoencoder(Network((2, 3)))
     autoencoder.set_parameters({"W": np.zeros((2, 3)), "b_hidden": np.full(3, shift), "b_output": np.zeros(2)})
     np.testing.assert_array_equal(autoencoder.encode(np.zeros((4, 2), np.float32)), np.full((4, 3), expected))
 
@@ -226,7 +226,7 @@ def test_changing_the_parameters_or_the_learning_rate_compiles_nothing(rng, comp
 
 
 def test_weights_start_with_the_references_spread_and_biases_at_zero():
-    autoencoder = Autoencoder(300, 100)
+    autoencoder = Autoencoder(Network((300, 100)))
     autoencoder.initialize(np.random.default_rng(3))
     p = autoencoder.parameters()
     n = p["W"].size
@@ -241,7 +241,7 @@ def test_weights_start_with_the_references_spread_and_biases_at_zero():
 def test_one_seed_gives_one_start_and_another_seed_another():
     starts = []
     for seed in (3, 3, 4):
-        autoencoder = Autoencoder(6, 2)
+        autoencoder = Autoencoder(Network((6, 2)))
         autoencoder.initialize(np.random.default_rng(seed))
         starts.append(autoencoder.parameters())
     assert_same_arrays(starts[0], starts[1])
@@ -249,9 +249,9 @@ def test_one_seed_gives_one_start_and_another_seed_another():
 
 
 def test_parameters_come_back_as_float32_in_the_order_of_their_names(rng):
-    autoencoder, p = Autoencoder(N_INPUTS, N_FEATURES), random_parameters(rng)
+    autoencoder, p = Autoencoder(Network((N_INPUTS, N_FEATURES))), random_parameters(rng)
     autoencoder.set_parameters(float64(p))
-    assert tuple(autoencoder.parameters()) == PARAMETERS
+    assert list(autoencoder.parameters()) == list(autoencoder.network.shapes)
     assert_same_arrays(autoencoder.parameters(), p)
     assert {array.dtype for array in autoencoder.parameters().values()} == {np.dtype("f4")}
 

@@ -115,10 +115,12 @@ PRODUCTS = """
 import pathlib
 import numpy as np
 from kernels.autoencoder import Autoencoder
+from kernels.network import Network
+from kernels.updates import Rule
 from kernels.step import TrainingStep
-autoencoder, rows = Autoencoder(5, 3), np.ones((4, 5), np.float32)
+autoencoder, rows = Autoencoder(Network((5, 3))), np.ones((4, 5), np.float32)
 autoencoder.encode(rows)
-TrainingStep(autoencoder, "momentum", 0.9, rows.dtype)(rows)
+TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)(rows)
 from kernels import backend
 cache = backend.load().config.compiledir
 mapped = {line.split()[-1] for line in pathlib.Path("/proc/self/maps").read_text().splitlines() if ".so" in line}

@@ -9,6 +9,7 @@ import pytest
 from kernels import TILE_ROWS, backend
 from kernels.autoencoder import Autoencoder
 from kernels.backend import OutOfDeviceMemory
+from kernels.network import Network
 from tests.support.tolerances import TOLERANCES
 
 pytestmark = pytest.mark.compiler
@@ -22,7 +23,7 @@ def test_any_number_of_threads_may_encode_at_once(monkeypatch, fuses):
     """From the first call on, which compiles; rows of a dtype that no Op takes among them."""
     monkeypatch.setattr(backend, "fuses", lambda: fuses)
     minimum = np.full(100, 10, np.float32)
-    autoencoder = Autoencoder(100, 24, minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
+    autoencoder = Autoencoder(Network((100, 24)), minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
     autoencoder.initialize(np.random.default_rng(0))
     rows = np.random.default_rng(1).integers(0, 100, (2 * TILE_ROWS + 9, 100))
     jobs = [(rows + i).astype(dtype) for i in range(5) for dtype in ("u1", "f4", "?")]
@@ -90,7 +91,7 @@ def device(monkeypatch):
 
 
 def some_autoencoder():
-    autoencoder = Autoencoder(20, 5)
+    autoencoder = Autoencoder(Network((20, 5)))
     autoencoder.initialize(np.random.default_rng(0))
     return autoencoder
 

@@ -10,8 +10,9 @@ import pytest
 
 from kernels import ops, reference
 from kernels.autoencoder import Autoencoder, theano
+from kernels.network import Network
 from kernels.step import TrainingStep
-from kernels.updates import ROLES, RULES
+from kernels.updates import ROLES, RULES, Rule
 from tests.support.cases import each
 from tests.support.compiler import macros
 from tests.support.interpreters import fresh
@@ -37,7 +38,7 @@ def random_parameters(rng, n_inputs, n_features):
 
 
 def autoencoder_of(parameters, minimum=None, scale=None, n_threads=2):
-    autoencoder = Autoencoder(*parameters["W"].shape, minimum, scale)
+    autoencoder = Autoencoder(Network(parameters["W"].shape), minimum, scale)
     autoencoder.set_parameters(parameters)
     autoencoder.n_threads.set_value(np.int64(n_threads))
     assert autoencoder.fuses(np.dtype("f4"))
@@ -55,6 +56,16 @@ def float64(parameters):
     return [array.astype(np.float64) for array in parameters.values()]
 
 
+def code_of(x, W, b_hidden):
+    """The reference's, of a network of one layer of sigmoids."""
+    return reference.code(Network(W.shape), x, [W, b_hidden, np.zeros(len(W))])
+
+
+def gradients_of(x, parameters):
+    """The reference's, of a network of one layer of sigmoids."""
+    return reference.gradients(Network(parameters[0].shape), x, x, parameters)
+
+
 def assert_same_bits(found, expected):
     np.testing.assert_array_equal(np.asarray(found).view(np.uint32), np.asarray(expected).view(np.uint32))
 
@@ -66,23 +77,21 @@ def assert_same_bits(found, expected):
 @each("n_inputs, n_features", WIDTHS)
 def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
-    W, b_hidden, b_output = float64(parameters)
-    autoencoder = autoencoder_of(parameters)
+    autoencoder, network, given = autoencoder_of(parameters), Network((n_inputs, n_features)), float64(parameters)
     for n_rows in [0, *HEIGHTS]:
         x = rng.random((n_rows, n_inputs), dtype=np.float32)
-        assert_close(autoencoder.encode(x), reference.code(x, W, b_hidden), "cpu", "float32", "features")
-        assert_close(autoencoder.errors(x), reference.row_errors(x, W, b_hidden, b_output), "cpu", "float32", "cost")
+        assert_close(autoencoder.encode(x), reference.code(network, x, given), "cpu", "float32", "features")
+        assert_close(autoencoder.errors(x), reference.row_errors(network, x, given), "cpu", "float32", "cost")
 
 
 @each("n_inputs, n_features", WIDTHS)
 def test_features_of_bytes_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
-    W, b_hidden, _ = float64(parameters)
     scaling = np.zeros(n_inputs, np.float32), np.full(n_inputs, 1 / 255, np.float32)
     autoencoder = autoencoder_of(parameters, *scaling)
     for n_rows in [0, *HEIGHTS]:
         rows = rng.integers(0, 256, (n_rows, n_inputs), dtype=np.uint8)
-        expected = reference.code(reference.scaled(rows, scaling), W, b_hidden)
+        expected = reference.code(autoencoder.network, reference.scaled(rows, scaling), float64(parameters))
         assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
 
 
@@ -90,12 +99,12 @@ def test_features_of_bytes_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_f
 def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     autoencoder = autoencoder_of(parameters)
-    step = TrainingStep(autoencoder, "momentum", 0.0, np.dtype("f4"))
+    step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
     step.set_learning_rate(-1.0)
     for n_rows in HEIGHTS:
         x = rng.random((n_rows, n_inputs), dtype=np.float32)
         autoencoder.set_parameters(parameters)
-        cost, gradients = reference.gradients(x.astype(np.float64), *float64(parameters))
+        cost, gradients = gradients_of(x.astype(np.float64), float64(parameters))
         assert_close(step(x, with_cost=True), cost, "cpu", "float32", "cost")
         # Without momentum and at a rate of -1 the velocity is the gradient.
         for found, expected in zip(step.state().values(), gradients, strict=True):
@@ -111,9 +120,9 @@ def test_rows_of_every_dtype_are_trained_on_as_numpy_does(rng, dtype, working):
     scaling = scaling_of(rows, working)
     parameters, numbers = random_parameters(rng, 19, 5), rng.permutation(40)[:31]
     autoencoder = autoencoder_of(parameters, *scaling)
-    step = TrainingStep(autoencoder, "momentum", 0.5, np.dtype(dtype), resident=rows.copy())
+    step = TrainingStep(autoencoder, Rule("momentum", 0.5), np.dtype(dtype), resident=rows.copy())
     step.set_learning_rate(0.1)
-    cost, gradients = reference.gradients(reference.scaled(rows[numbers], scaling), *float64(parameters))
+    cost, gradients = gradients_of(reference.scaled(rows[numbers], scaling), float64(parameters))
     assert_close(step(numbers, with_cost=True), cost, "cpu", "float32", "cost")
     for found, expected in zip(step.state().values(), gradients, strict=True):
         assert_close(found, -0.1 * expected, "cpu", "float32", "gradients")
@@ -125,13 +134,13 @@ def test_every_rule_updates_as_its_numpy_reference(rng, rule):
     expected = float64(parameters)
     states = [[np.zeros_like(array) for _ in ROLES[rule]] for array in expected]
     autoencoder = autoencoder_of(parameters)
-    step = TrainingStep(autoencoder, rule, 0.9, np.dtype("f4"))
+    step = TrainingStep(autoencoder, Rule(rule, 0.9), np.dtype("f4"))
     for count in range(1, 13):
         step.set_learning_rate(0.01 / count)
         minibatch = rng.random((300, 70), dtype=np.float32)
         step(minibatch)
         rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
-        _, gradients = reference.gradients(minibatch.astype(np.float64), *expected)
+        _, gradients = gradients_of(minibatch.astype(np.float64), expected)
         for parameter, gradient, own in zip(expected, gradients, states, strict=True):
             for array, values in zip([parameter, *own], RULES[rule](parameter, gradient, rate, 0.9, *own), strict=True):
                 array[...] = values
@@ -164,7 +173,7 @@ def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, opti
     for row, value in odd.items():
         rows[row, rng.integers(n_inputs)] = value
     parameters = random_parameters(rng, n_inputs, 3)
-    autoencoder = Autoencoder(n_inputs, 3, low, 1 / (high - low), high)
+    autoencoder = Autoencoder(Network((n_inputs, 3)), low, 1 / (high - low), high)
     autoencoder.set_parameters(parameters)
     out = np.empty((60, 3), np.float32)
     assert autoencoder.encode_checked(rows, out).tolist() == sorted(odd)
@@ -175,7 +184,7 @@ def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, opti
 
 def test_without_a_range_nothing_can_be_checked():
     with pytest.raises(ValueError, match="give the Autoencoder minimum, scale and maximum"):
-        Autoencoder(3, 2).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
+        Autoencoder(Network((3, 2))).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
 
 
 @each("inplace", [False, True])
@@ -273,9 +282,9 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     b_hidden = (-exact.mean(axis=0) @ W).astype(np.float32)
     autoencoder = autoencoder_of({"W": W, "b_hidden": b_hidden, "b_output": np.zeros(len(W))}, *scaling)
     features, of_floats = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16))
-    expected = reference.code(reference.scaled(rows, scaling), W.astype(np.float64), b_hidden.astype(np.float64))
+    expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), b_hidden.astype(np.float64))
     assert_close(features, expected, "cpu", "float32", "features")
-    expected = reference.code(exact, W.astype(np.float64), b_hidden.astype(np.float64))
+    expected = code_of(exact, W.astype(np.float64), b_hidden.astype(np.float64))
     errors = [np.sqrt(np.mean((found - expected) ** 2)) for found in (features, of_floats)]
     assert errors[0] <= 1.05 * errors[1]
 
@@ -312,7 +321,7 @@ def test_sums_of_bytes_do_not_overflow(n_inputs):
     rows, scaling = np.full((7, n_inputs), 255, np.uint8), (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
     W = np.array([1, -1, 1 - 2**-16], np.float32) / np.full((n_inputs, 1), n_inputs, np.float32)
     autoencoder = autoencoder_of({"W": W, "b_hidden": np.zeros(3), "b_output": np.zeros(n_inputs)}, *scaling)
-    expected = reference.code(reference.scaled(rows, scaling), W.astype(np.float64), np.zeros(3))
+    expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), np.zeros(3))
     tolerance = (
         5e-6 if n_inputs <= 65_536 and has_products_of_bytes() else 1e-3
     )  # a long chain, all rounded the same way
@@ -353,7 +362,7 @@ def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
         column = rng.integers(n_inputs)
         minimum[column], maximum[column] = low, high
         rows[:, column] = np.arange(256)
-        autoencoder = Autoencoder(n_inputs, 5, minimum, np.full(n_inputs, 1 / 149, np.float32), maximum)
+        autoencoder = Autoencoder(Network((n_inputs, 5)), minimum, np.full(n_inputs, 1 / 149, np.float32), maximum)
         autoencoder.set_parameters(parameters)
         found = autoencoder.encode_checked(rows, np.empty((256, 5), np.float32))
         np.testing.assert_array_equal(found, np.flatnonzero(~reference.lie_in(rows, minimum, maximum)))
@@ -368,6 +377,7 @@ def test_nothing_is_read_beyond_the_last_row(dtype):
     import ctypes, mmap
     import numpy as np
     from kernels.autoencoder import Autoencoder
+    from kernels.network import Network
     dtype, page = np.dtype("{dtype}"), mmap.PAGESIZE
     memory = mmap.mmap(-1, 33 * page)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -375,7 +385,7 @@ def test_nothing_is_read_beyond_the_last_row(dtype):
     rng = np.random.default_rng(0)
     for n_inputs in (7, 97, 98, 99, 100):
         zeros = np.zeros(n_inputs, np.float32)
-        autoencoder = Autoencoder(n_inputs, 20, zeros, zeros + np.float32(1 / 255), zeros + np.float32(255))
+        autoencoder = Autoencoder(Network((n_inputs, 20)), zeros, zeros + np.float32(1 / 255), zeros + np.float32(255))
         autoencoder.initialize(rng)
         for n_rows in range(1, 20):
             rows = rng.integers(0, 256, (n_rows, n_inputs)).astype(dtype)
@@ -404,7 +414,7 @@ def test_rows_of_floats_are_multiplied_as_they_are_where_columns_begin_near_0(rn
     autoencoder = autoencoder_of(parameters, low, scale)
     found, scaled_first = autoencoder.encode(rows), autoencoder.encode(rows.astype(np.float64))
     W, b_hidden, _ = float64(parameters)
-    expected = reference.code((rows - low.astype(np.float64)) * scale.astype(np.float64), W, b_hidden)  # not rounded
+    expected = code_of((rows - low.astype(np.float64)) * scale.astype(np.float64), W, b_hidden)  # not rounded
     if abs(offset) > 1 or n_features > 64:
         assert_same_bits(found, scaled_first)
         return
@@ -467,7 +477,7 @@ def test_training_is_the_same_bits_for_any_number_of_threads(rng, rule, n_inputs
     results = []
     for n_threads in THREADS:
         autoencoder = autoencoder_of(parameters, n_threads=n_threads)
-        step = TrainingStep(autoencoder, rule, 0.9, rows.dtype, resident=rows)
+        step = TrainingStep(autoencoder, Rule(rule, 0.9), rows.dtype, resident=rows)
         step.set_learning_rate(0.01)
         costs = [step(minibatch, with_cost=True) for minibatch in minibatches]
         results.append([np.float32(costs), *autoencoder.parameters().values(), *step.state().values()])
@@ -533,10 +543,12 @@ def test_small_numbers_are_not_flushed_to_zero():
     code = """
     import numpy as np
     from kernels.autoencoder import Autoencoder
+    from kernels.network import Network
     from kernels.step import TrainingStep
-    autoencoder, rows = Autoencoder(5, 3), np.full((40, 5), 1e-40, np.float32)
+    from kernels.updates import Rule
+    autoencoder, rows = Autoencoder(Network((5, 3))), np.full((40, 5), 1e-40, np.float32)
     autoencoder.encode(rows)
-    TrainingStep(autoencoder, "momentum", 0.9, rows.dtype)(rows)
+    TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)(rows)
     facts["tiny"] = float(np.float32(1e-39) * np.float32(0.5))
     """
     assert fresh(code).facts["tiny"] == pytest.approx(5e-40)
@@ -588,12 +600,12 @@ def test_a_short_minibatch_between_long_ones_leaves_nothing_behind(rng):
     parameters, minibatches = random_parameters(rng, 70, 33), rng.random((4, 300, 70), dtype=np.float32)
     sizes = [7, 300, 1, 299]
     autoencoder = autoencoder_of(parameters)
-    kept = TrainingStep(autoencoder, "momentum", 0.0, np.dtype("f4"))
+    kept = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
     for size, minibatch in zip(sizes, minibatches, strict=True):
         autoencoder.set_parameters(parameters)
         kept.set_learning_rate(-1.0)
         kept(minibatch[:size])
-        new = TrainingStep(autoencoder_of(parameters), "momentum", 0.0, np.dtype("f4"))
+        new = TrainingStep(autoencoder_of(parameters), Rule("momentum", 0.0), np.dtype("f4"))
         new.set_learning_rate(-1.0)
         new(minibatch[:size])
         for found, expected in zip(kept.state().values(), new.state().values(), strict=True):
@@ -617,7 +629,7 @@ def test_arrays_of_other_shapes_are_refused_by_name(rng):
 def test_row_numbers_beyond_the_resident_rows_are_refused(rng, number):
     autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
     before = autoencoder.parameters()
-    step = TrainingStep(autoencoder, "adam", 0.9, np.dtype("f4"), resident=np.zeros((9, 5), np.float32))
+    step = TrainingStep(autoencoder, Rule("adam", 0.9), np.dtype("f4"), resident=np.zeros((9, 5), np.float32))
     with pytest.raises(IndexError, match=f"row {number} of the minibatch, expected one of the 9 resident rows"):
         step(np.array([0, number]))
     for name, array in autoencoder.parameters().items():
@@ -625,7 +637,7 @@ def test_row_numbers_beyond_the_resident_rows_are_refused(rng, number):
 
 
 def test_an_empty_minibatch_is_refused(rng):
-    step = TrainingStep(autoencoder_of(random_parameters(rng, 5, 3)), "momentum", 0.9, np.dtype("f4"))
+    step = TrainingStep(autoencoder_of(random_parameters(rng, 5, 3)), Rule("momentum", 0.9), np.dtype("f4"))
     with pytest.raises(ValueError, match="the minibatch has no rows, expected at least one"):
         step(np.zeros((0, 5), np.float32))
 
@@ -634,7 +646,7 @@ def test_other_dtypes_are_left_to_theano(rng):
     parameters = random_parameters(rng, 5, 3)
     autoencoder, rows = autoencoder_of(parameters), rng.random((4, 5)) > 0.5
     assert not autoencoder.fuses(rows.dtype)
-    expected = reference.code(rows.astype(np.float64), *float64(parameters)[:2])
+    expected = code_of(rows.astype(np.float64), *float64(parameters)[:2])
     assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
 
 
@@ -676,7 +688,8 @@ def test_the_child_of_a_fork_has_a_team_of_its_own():
     import os
     import numpy as np
     from kernels.autoencoder import Autoencoder
-    autoencoder, rows = Autoencoder(784, 64), np.random.default_rng(0).random((500, 784), dtype=np.float32)
+    from kernels.network import Network
+    autoencoder, rows = Autoencoder(Network((784, 64))), np.random.default_rng(0).random((500, 784), dtype=np.float32)
     autoencoder.initialize(np.random.default_rng(0))
     autoencoder.n_threads.set_value(np.int64(3))
     expected = autoencoder.encode(rows)
@@ -697,11 +710,12 @@ def test_threads_without_work_fall_asleep():
     from pathlib import Path
     import numpy as np
     from kernels.autoencoder import Autoencoder
+    from kernels.network import Network
     def states():
         others = [path for path in Path("/proc/self/task").iterdir() if path.name != str(os.getpid())]
         stats = [(path / "stat").read_text() for path in others]
         return {stat.rpartition(")")[2].split()[0] for stat in stats}
-    autoencoder = Autoencoder(784, 64)
+    autoencoder = Autoencoder(Network((784, 64)))
     autoencoder.n_threads.set_value(np.int64(4))
     autoencoder.encode(np.zeros((500, 784), np.float32))
     quiet = 0
@@ -720,7 +734,8 @@ def test_threads_without_work_fall_asleep():
 def test_the_users_number_of_threads_wins(variables, expected):
     code = """
     from kernels.autoencoder import Autoencoder
-    facts["threads"] = int(Autoencoder(5, 3).n_threads.get_value())
+    from kernels.network import Network
+    facts["threads"] = int(Autoencoder(Network((5, 3))).n_threads.get_value())
     """
     unset = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
     assert fresh(code, **unset | variables).facts["threads"] == expected
@@ -737,9 +752,10 @@ def test_the_users_flags_can_leave_it_all_to_theano(flags):
     import numpy as np
     from kernels import backend
     from kernels.autoencoder import Autoencoder
+    from kernels.network import Network
     compiled, functions = backend.compiled, []
     backend.compiled = lambda *arguments: functions.append(compiled(*arguments)) or functions[-1]
-    Autoencoder(5, 3).encode(np.zeros((4, 5), np.float32))
+    Autoencoder(Network((5, 3))).encode(np.zeros((4, 5), np.float32))
     facts["fuses"] = backend.fuses()
     (function,) = functions
     facts["ops"] = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
@@ -756,11 +772,13 @@ def test_without_optimisation_in_place_the_results_stay(flags):
     code = """
     import numpy as np
     from kernels.autoencoder import Autoencoder
+    from kernels.network import Network
     from kernels.step import TrainingStep
+    from kernels.updates import Rule
     rng = np.random.default_rng(0)
-    autoencoder, rows = Autoencoder(50, 7), rng.random((40, 50), dtype=np.float32)
+    autoencoder, rows = Autoencoder(Network((50, 7))), rng.random((40, 50), dtype=np.float32)
     autoencoder.initialize(rng)
-    step = TrainingStep(autoencoder, "adam", 0.9, rows.dtype)
+    step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype)
     step.set_learning_rate(0.01)
     facts["costs"] = [step(rows, with_cost=True) for _ in range(5)]
     out = np.zeros((40, 7), np.float32)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from kernels.autoencoder import Autoencoder
+from kernels.network import Network
 from kernels.step import TrainingStep
-from kernels.updates import RULES
+from kernels.updates import RULES, Rule
 from tests.support.cases import each
 from tests.support.models import (
     N_FEATURES,
@@ -90,7 +91,7 @@ def test_cost_is_a_float_when_asked_for_and_none_otherwise(rng):
 def test_a_new_step_stands_still_until_it_is_given_a_learning_rate(rng):
     autoencoder = random_autoencoder(rng)
     before = autoencoder.parameters()
-    TrainingStep(autoencoder, "momentum", 0.9, np.dtype("f4"))(rng.random((4, N_INPUTS), dtype=np.float32))
+    TrainingStep(autoencoder, Rule("momentum", 0.9), np.dtype("f4"))(rng.random((4, N_INPUTS), dtype=np.float32))
     assert_same_arrays(autoencoder.parameters(), before)
 
 
@@ -103,7 +104,7 @@ def test_training_goes_on_from_saved_state_as_if_never_interrupted(rng, rule):
     saved_parameters, saved_state = autoencoder.parameters(), step.state()
     expected = train_some(autoencoder, step, minibatches[5:])
 
-    again = Autoencoder(N_INPUTS, N_FEATURES)
+    again = Autoencoder(Network((N_INPUTS, N_FEATURES)))
     again.set_parameters(saved_parameters)
     step = step_of(again, rule)
     step.set_state(saved_state)

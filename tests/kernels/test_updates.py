@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from kernels import updates
-from kernels.updates import RULES, theano, updates_of
+from kernels.updates import RULES, Rule, theano, updates_of
 from tests.support.cases import each
 from tests.support.tolerances import assert_close
 
 N_STEPS = 10
-DECAY = np.float32(0.9)
+DECAY = float(np.float32(0.9))
 RATES = [0.1] * 5 + [0.02] * 5
 
 BETA2 = float(np.float32(0.999))  # 1 - 0.999 comes out 1e-5 of its size away in float32
@@ -85,11 +85,11 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
     gradients[:, 0, 0] = 0  # a weight that no row touches: no rule may divide by its zero
     start = start.astype(np.float32)
     parameter, gradient, rate = shared_parameter(start), theano.tensor.fmatrix(), theano.tensor.fscalar()
-    step = updates_of(rule, [gradient], [parameter], rate, DECAY)
+    step = updates_of(Rule(rule, DECAY), [gradient], [parameter], rate)
     function = theano.function([gradient, rate], [], updates=step)
     for g, r in zip(gradients, RATES, strict=True):
         function(g, np.float32(r))
-    expected = LOOPS[rule](start.astype(np.float64), gradients.astype(np.float64), RATES, float(DECAY))
+    expected = LOOPS[rule](start.astype(np.float64), gradients.astype(np.float64), RATES, DECAY)
     assert set(states(step)) == set(expected)
     for name, variable in states(step).items():
         assert_close(variable.get_value(), expected[name], "cpu", "float32", "parameters")
@@ -98,7 +98,7 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
 @each("rule", RULES)
 def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
     parameters = [shared_parameter(np.ones((3, 2)), "first.W"), shared_parameter(np.ones(2), "first.b_hidden")]
-    step = updates_of(rule, parameters, parameters, np.float32(0.1), DECAY)
+    step = updates_of(Rule(rule, DECAY), parameters, parameters, np.float32(0.1))
     state = {name: variable for name, variable in states(step).items() if variable not in parameters}
     shapes = {f"{p.name}.{role}": p.get_value().shape for p in parameters for role in STATE[rule]}
     shapes |= dict.fromkeys(ONCE.get(rule, []), ())
@@ -109,7 +109,7 @@ def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
 @each("rule", RULES)
 def test_nothing_is_computed_in_float64(rule):
     parameter, rate = shared_parameter(np.ones(2)), theano.tensor.fscalar()
-    step = updates_of(rule, [theano.tensor.fvector()], [parameter], rate, DECAY)
+    step = updates_of(Rule(rule, DECAY), [theano.tensor.fvector()], [parameter], rate)
     assert {value.dtype for value in step.values()} == {"float32"}
     ancestors = theano.gof.graph.ancestors(list(step.values()))
     assert "float64" not in {variable.dtype for variable in ancestors}

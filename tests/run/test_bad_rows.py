@@ -340,7 +340,7 @@ def test_v1_v2_no_bit_of_a_good_row_depends_on_bad_rows_beside_it(tmp_path: Path
     found, fitted = open_features(shards.output), load_model(shards.output)
     features, valid = found.features.compute(), found.valid.compute()
     np.testing.assert_array_equal(valid, np.isfinite(np.concatenate(shards.arrays)).all(axis=1))
-    autoencoder = Autoencoder(4, 2, *fitted.scaler.arrays(np.dtype(np.float32)))
+    autoencoder = Autoencoder(fitted.network, *fitted.scaler.arrays(np.dtype(np.float32)))
     autoencoder.set_parameters(fitted.parameters)
     expected = np.concatenate([autoencoder.encode(rows) for rows in whole])
     assert features[valid].tobytes() == expected[valid].tobytes()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.autoencoder import PARAMETERS, Autoencoder
+from kernels.autoencoder import Autoencoder
+from kernels.network import Network
 from kernels.step import TrainingStep
+from kernels.updates import Rule
 from pipeline.scan.scaler import Scaler
 
 __all__ = [
@@ -51,7 +53,7 @@ def oracle_cost(p, x):
 def oracle_gradients(p, x, width=1e-5):
     """Central finite differences of the cost, one entry of one parameter at a time."""
     gradients = {}
-    for name in PARAMETERS:
+    for name in p:
         gradients[name] = np.zeros_like(p[name])
         for i in np.ndindex(p[name].shape):
             above, below = ({key: array.copy() for key, array in p.items()} for _ in range(2))
@@ -81,7 +83,7 @@ def random_parameters(rng, n_inputs=N_INPUTS, n_features=N_FEATURES):
 
 
 def random_autoencoder(rng, n_inputs=N_INPUTS, n_features=N_FEATURES, minimum=None, scale=None):
-    autoencoder = Autoencoder(n_inputs, n_features, minimum, scale)
+    autoencoder = Autoencoder(Network((n_inputs, n_features)), minimum, scale)
     autoencoder.set_parameters(random_parameters(rng, n_inputs, n_features))
     return autoencoder
 
@@ -109,7 +111,7 @@ def scaling_of(rows, working):
 
 
 def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, rate=0.1):
-    step = TrainingStep(autoencoder, rule, 0.9, np.dtype(dtype), resident=resident)
+    step = TrainingStep(autoencoder, Rule(rule, 0.9), np.dtype(dtype), resident=resident)
     step.set_learning_rate(rate)
     return step
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernels import backend
+from kernels.network import Network
 from pipeline.scan.scaler import Scaler
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
@@ -19,6 +20,7 @@ RATES = {"momentum": 0.5, "adam": 0.01}
 TRAININGS = (("momentum", "streamed"), ("momentum", "resident"), ("adam", "streamed"))
 N_STEPS, BATCH = 40, 64
 N_ROWS, N_INPUTS, N_FEATURES = 2500, 100, 16  # two tiles and a bit
+NETWORK = Network((N_INPUTS, N_FEATURES))
 DECAY = 0.9
 
 
@@ -71,12 +73,14 @@ def _describe(node: Any) -> dict[str, Any]:
 def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     """Costs, parameters and features of one training."""
     from kernels.autoencoder import Autoencoder
+    from kernels.graph import reconstruction
     from kernels.step import TrainingStep
+    from kernels.updates import Rule
 
     rows, label, resident = make_rows(), f"{rule} {place}", place == "resident"
-    autoencoder = Autoencoder(N_INPUTS, N_FEATURES, *make_scaler(rows).arrays(rows.dtype))
+    autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.initialize(np.random.default_rng(9))
-    step = TrainingStep(autoencoder, rule, DECAY, rows.dtype, resident=rows.copy() if resident else None)
+    step = TrainingStep(autoencoder, Rule(rule, DECAY), rows.dtype, resident=rows.copy() if resident else None)
     step.set_learning_rate(RATES[rule])
     graphs.label = f"step {label}"
     costs = []
@@ -87,7 +91,7 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     if not resident:
         graphs.label = f"others {label}"
         symbol = backend.load().tensor.fmatrix()
-        decode = backend.compiled([symbol], autoencoder.reconstruction(symbol))
+        decode = backend.compiled([symbol], reconstruction(NETWORK, symbol, autoencoder.shared))
         found |= {"errors": autoencoder.errors(rows), "decoded": np.asarray(decode(found["features"]))}
     found |= autoencoder.parameters()
     return {f"{label} {name}": array for name, array in found.items()}
@@ -100,7 +104,7 @@ def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
     found = {}
     for dtype in DTYPES:
         rows = make_rows(dtype)[:50]
-        autoencoder = Autoencoder(N_INPUTS, N_FEATURES, *make_scaler(rows).arrays(rows.dtype))
+        autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
         autoencoder.initialize(np.random.default_rng(9))
         graphs.label = f"encode {dtype}"
         found[f"{dtype} features"] = autoencoder.encode(rows)

@@ -85,7 +85,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> str:
 
 def encoded(model: Model, rows: np.ndarray) -> np.ndarray:
     """Features of rows, by the same arithmetic as in a run."""
-    autoencoder = Silent(model.n_inputs, model.n_features, *model.scaler.arrays(rows.dtype))
+    autoencoder = Silent(model.network, *model.scaler.arrays(rows.dtype))
     autoencoder.set_parameters(model.parameters)
     return autoencoder.encode(rows)
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from kernels.backend import Device
+from kernels.network import Network
 from pipeline import cli
 from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
@@ -40,11 +41,11 @@ class Autoencoder:
     """Has the face of `kernels.autoencoder.Autoencoder`, as far as the pipeline looks at it."""
 
     def __init__(
-        self, n_inputs: int, n_features: int, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
+        self, network: Network, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
     ) -> None:
-        self.n_inputs, self.n_features = n_inputs, n_features
+        self.n_inputs, self.n_features = network.n_inputs, network.n_features
         self._minimum, self._scale, self._maximum = minimum, scale, maximum
-        self._shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
+        self._shapes = network.shapes
         self.set_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
     def initialize(self, rng: np.random.Generator, mean: np.ndarray | None = None) -> None:
@@ -92,9 +93,9 @@ class TrainingStep:
     """Has the face of `kernels.step.TrainingStep`; every rule is plain momentum."""
 
     def __init__(
-        self, autoencoder: Autoencoder, rule: str, momentum: float, dtype: np.dtype, resident: np.ndarray | None = None
+        self, autoencoder: Autoencoder, rule: Any, dtype: np.dtype, resident: np.ndarray | None = None
     ) -> None:
-        self._autoencoder, self._momentum, self._resident = autoencoder, np.float32(momentum), resident
+        self._autoencoder, self._momentum, self._resident = autoencoder, np.float32(rule.momentum), resident
         self._shapes = {f"{name}_velocity": array.shape for name, array in autoencoder.parameters().items()}
         self.set_state({name: np.zeros(shape) for name, shape in self._shapes.items()})
         self.set_learning_rate(0)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.formats import pack
 from pipeline.settings.config import Settings
 from pipeline.shards.open import open_shards
@@ -86,12 +87,13 @@ class Rig:
     def __init__(self, shards: Sequence[Shard], optimizer: str, resident: bool) -> None:
         from kernels.autoencoder import Autoencoder
         from kernels.step import TrainingStep
+        from kernels.updates import Rule
 
         rows = ResidentRows(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
         self.validation = rows.take(np.array([3, 17]))
-        self.autoencoder = Autoencoder(6, 3)
-        self.step = TrainingStep(self.autoencoder, optimizer, 0.9, np.dtype(np.float32), rows.resident)
+        self.autoencoder = Autoencoder(Network((6, 3)))
+        self.step = TrainingStep(self.autoencoder, Rule(optimizer, 0.9), np.dtype(np.float32), rows.resident)
         self._zeros = {name: np.zeros_like(array) for name, array in self.step.state().items()}
         rates = {"adam": 0.05, "rmsprop": 0.05, "momentum": 1.0, "nesterov": 1.0}
         numbers = {"n_features": 3, "hidden": (), "learning_rate": rates[optimizer], "batch_size": 8}

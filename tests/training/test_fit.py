@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.device import autoencoder_of
 from pipeline.errors import DataError
 from pipeline.scan.ranges import Scan
@@ -40,7 +41,8 @@ def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
 
 
 def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
-    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), config.n_features, np.dtype(np.float32))
+    network = Network((len(scan.minimum), config.n_features))
+    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, np.dtype(np.float32))
     return prepared(autoencoder, shards, scan, config, sizes)
 
 
