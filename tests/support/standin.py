@@ -90,10 +90,15 @@ class Autoencoder:
 
 
 class TrainingStep:
-    """Has the face of `kernels.step.TrainingStep`; every rule is plain momentum."""
+    """Has the face of `kernels.step.TrainingStep`; every rule is plain momentum, and no entry is hidden."""
 
     def __init__(
-        self, autoencoder: Autoencoder, rule: Any, dtype: np.dtype, resident: np.ndarray | None = None
+        self,
+        autoencoder: Autoencoder,
+        rule: Any,
+        dtype: np.dtype,
+        resident: np.ndarray | None = None,
+        corruption: float = 0.0,
     ) -> None:
         self._autoencoder, self._momentum, self._resident = autoencoder, np.float32(rule.momentum), resident
         self._shapes = {f"{name}_velocity": array.shape for name, array in autoencoder.parameters().items()}
@@ -112,7 +117,7 @@ class TrainingStep:
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
         self._state = checked(values, self._shapes)
 
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+    def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
         rows = minibatch if self._resident is None else self._resident[minibatch]
         x, parameters = self._autoencoder.scaled(rows), self._autoencoder.parameters()
         h, dy = self._autoencoder.code(x), self._autoencoder.residual(x)
