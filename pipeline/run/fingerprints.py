@@ -85,6 +85,8 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         "versions": {name: version(name) for name in ("numpy", "Theano")},
         "format": _TRAINING,
     }
+    if settings.start == "components":  # of so many rows; another start looks at none
+        training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
     return Request(
         inputs={"shards": [_identity(shard) for shard in shards]},
         scan={**deciding(settings, "scan"), "format": _SCAN},

@@ -36,6 +36,9 @@ class Summary:
         Where the products ran, and why there.
     cost : float or None
         The best epoch's validation cost, or training cost without validation; None without training.
+    components, mean : float or None
+        The same of as many principal components as there are features, and of the columns' mean; None where that was
+        not asked for, without validation, and in the manifests of earlier versions.
     seconds : dict of str to float
         For each stage.
     n_bad_shards, n_outside : int
@@ -56,19 +59,29 @@ class Summary:
     n_bad_shards: int = 0
     n_outside: int = 0
     before: bool = False
+    components: float | None = None
+    mean: float | None = None
 
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
-        cost = "" if self.cost is None else f" Mean squared error {self.cost:.5f} in scaled units."
         bad = f" {counted(self.n_bad, 'bad row')} with NaN features." if self.n_bad else ""
         bad += f" {counted(self.n_bad_shards, 'bad shard')}." if self.n_bad_shards else ""
         bad += f" {counted(self.n_outside, 'row')} outside the model's range." if self.n_outside else ""
         rows, features = counted(self.n_rows, "row"), counted(self.n_features, "feature")
         return (
             f"{'Already complete' if self.before else 'Done'}: {rows} x {self.n_inputs} columns -> {features} in "
-            f"{self.output}/index.h5 ({counted(self.n_parts, 'part')}).{cost}{bad} "
+            f"{self.output}/index.h5 ({counted(self.n_parts, 'part')}).{self._errors()}{bad} "
             f"Device: {self.device}. Time: {stages}."
         )
+
+    def _errors(self) -> str:
+        if self.cost is None:
+            return ""
+        beside = ""
+        if self.components is not None and self.mean is not None:
+            of = counted(self.n_features, "principal component")
+            beside = f" ({of}: {self.components:.3g}, the mean: {self.mean:.3g})"
+        return f" Mean squared error {self.cost:.3g} in scaled units{beside}."
 
 
 def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
@@ -104,6 +117,8 @@ def again(manifest: Mapping[str, Any], output: str, seconds: dict[str, float]) -
 
 
 def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: int) -> Summary:
+    training = {} if job.given is not None else model.about["training"]
+    baseline = training.get("baseline") or {}  # not known to an earlier version, or not asked for
     return Summary(
         output=job.config.output,
         n_rows=sum(part.n_rows for part in parts),
@@ -112,7 +127,9 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: i
         n_bad=sum(part.n_bad for part in parts),
         n_parts=len(parts),
         device=str(job.device),
-        cost=_best_cost(model.about["training"]) if job.given is None else None,
+        cost=_best_cost(training) if training else None,
+        components=baseline.get("components"),
+        mean=baseline.get("mean"),
         seconds=job.clock.seconds,  # the very dict: the lap of the single file is still to come
         n_bad_shards=len(job.bad_shards) + n_unreadable,
         n_outside=sum(part.n_outside for part in parts),

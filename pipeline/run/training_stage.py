@@ -21,6 +21,7 @@ from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import train
 from pipeline.training.fit import Sizes, prepared
+from pipeline.training.verdict import complaints, measured
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -56,6 +57,8 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
         autoencoder.set_parameters(model.parameters)
     # Only now: until the model is committed, they are what a run goes on from.
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint))
+    for complaint in complaints(model.about["training"]):
+        log.warning("%s", complaint)
     job.clock.lap("training")
     return model, autoencoder
 
@@ -63,7 +66,8 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler, budget = fingerprint, Scaler(scan.minimum, scan.maximum), job.budget
     network = network_of(job.config, len(scan.minimum))
-    sizes = Sizes(job.resident, budget.window_rows, budget.max_validation_rows, budget.n_threads)
+    most = budget.max_validation_rows, budget.max_sample_rows
+    sizes = Sizes(job.resident, budget.window_rows, *most, budget.n_threads)
     training = prepared(autoencoder, job.shards, scan, job.config, sizes)
     checkpoint = latest(
         *(job, "checkpoint", fingerprint),
@@ -83,7 +87,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     if len(done.history) < job.config.epochs:
         log.info("training: stopped early, epoch %d was the best", done.best_epoch)
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
-    return Model(scaler, network, training.best, {"training": done.summary(), **settings})
+    return Model(scaler, network, training.best, {"training": {**done.summary(), **measured(training)}, **settings})
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:

@@ -162,6 +162,9 @@ class Config:
     patience: int = _setting(
         5, whole(0), "model", "stop after so many epochs without a better validation cost (0: never)"
     )
+    baseline: bool = _setting(  # what is told of a model, not what is in it
+        True, YES_OR_NO, "nothing", "compare the features with as many principal components, and with the columns' mean"
+    )
     # The encoder works in tiles of one height, so neither blocks nor threads change a bit.
     block_rows: int | None = _setting(None, whole(1), "nothing", "rows read at once (default: about 8 MiB of them)")
     threads: int | None = _setting(None, whole(1), "nothing", "Dask threads (default: one for each processor core)")

@@ -31,7 +31,7 @@ _STAGES = {
     ),
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),
-        *("seed", "validation_fraction", "patience", "shuffle_window"),
+        *("seed", "validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
     "output": ("output", "checkpoint_minutes", "verify", "restart", "overwrite", "single_file"),
     "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),

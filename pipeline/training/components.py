@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.scan.scaler import Scaler
-from pipeline.training.order import SAMPLED, Order, spread_rows
+from pipeline.training.order import Order
 from pipeline.training.rows import Rows
 
-__all__ = ["Components", "principal_components", "sampled"]
+__all__ = ["Components", "blocks", "principal_components", "sampled"]
 
 _SMALL = 1024  # a side of which the whole Gram matrix is made: its eigenvectors take a fifth of a second
 _BLOCK_BYTES = 2**23  # of rows in float64, while they are scaled or multiplied
@@ -58,11 +58,9 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
     ndarray of shape (n_rows, n_inputs), float32
         Scaled, in the order of their numbers.
     """
-    numbers = spread_rows(order.n_rows, np.empty(0, dtype=np.int64), min(most, order.n_rows), order.seed, SAMPLED)
-    # Of the rows that are not left out; so many of those that are lie before each of them.
-    numbers = numbers + np.searchsorted(order.left_out - np.arange(len(order.left_out)), numbers, side="right")
+    numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
-    for block in _blocks(*scaled.shape):  # beside the sample there is no room for all of its rows in their own dtype
+    for block in blocks(*scaled.shape):  # beside the sample there is no room for all of its rows in their own dtype
         scaled[block] = scaler.transform(rows.take(numbers[block]))
     return scaled
 
@@ -105,7 +103,7 @@ def _directions(x: np.ndarray, mean: np.ndarray, k: int, rng: np.random.Generato
 
 def _of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
     """As `_directions`, from the products of each two rows."""
-    columns = list(_blocks(len(mean), len(x)))
+    columns = list(blocks(len(mean), len(x)))
     gram = np.zeros((len(x), len(x)))
     for block in columns:
         centred = x[:, block] - mean[block]
@@ -124,10 +122,10 @@ def _times_gram(x: np.ndarray, mean: np.ndarray, directions: np.ndarray) -> np.n
 
 def _centred(x: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
     """The rows less their mean, block by block, in float64: float32 would lose components of small deviation."""
-    return (x[block] - mean for block in _blocks(*x.shape))
+    return (x[block] - mean for block in blocks(*x.shape))
 
 
-def _blocks(n: int, width: int) -> Iterator[slice]:
-    """Slices of `n` rows of so many float64 numbers."""
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Slices of `n` rows, each of so many float64 numbers that not too many are in memory at once."""
     size = max(1, _BLOCK_BYTES // (8 * width))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))

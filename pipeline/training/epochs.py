@@ -15,6 +15,7 @@ import numpy as np
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.config import Settings
+from pipeline.training.baseline import Baseline
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
 from pipeline.training.order import Order
 from pipeline.training.rows import Rows
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 # The cost is asked for on so many steps of an epoch, evenly spread: asking makes a step a quarter slower.
 _COSTS_PER_EPOCH = 16
+
+# The mean error of so many rows is good to a few percent; that of ten is not.
+_ENOUGH_ROWS = 100
 
 # Rows are scaled to [0, 1], so a cost that has grown so far will not come back.
 _DIVERGED = 100.0
@@ -52,6 +56,8 @@ class Training:
         Which rows they hold.
     validation : ndarray of shape (n_validation, n_inputs)
         Unscaled; may be empty.
+    baseline : Baseline or None
+        What its result is held against.
     best : dict
         The parameters after the best epoch so far; before the first one's end, those of the start.
     """
@@ -62,6 +68,7 @@ class Training:
     order: Order
     validation: np.ndarray
     config: Settings
+    baseline: Baseline | None = None
 
     def __post_init__(self) -> None:
         self.standing, self.best = Standing(self.config.optimizer), self.autoencoder.parameters()
@@ -70,6 +77,11 @@ class Training:
     def steps_per_epoch(self) -> int:
         """Minibatches, of which the last one may be smaller."""
         return -(-self.order.n_rows // self.config.batch_size)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the validation's rows are enough to be believed."""
+        return len(self.validation) >= _ENOUGH_ROWS
 
     @property
     def is_over(self) -> bool:

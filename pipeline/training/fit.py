@@ -15,6 +15,8 @@ from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Settings
 from pipeline.shards.shard import Shard, row_dtype
+from pipeline.training.baseline import baseline_of
+from pipeline.training.components import Components, principal_components, sampled
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows
@@ -26,6 +28,7 @@ __all__ = ["Sizes", "prepared"]
 
 log = logging.getLogger(__name__)
 
+_COMPONENTS = 5  # a generator of their own, beside those of `pipeline.training.order`
 _MEAN_BYTES = 2**22  # of rows in float64, whose mean the biases start with
 
 
@@ -44,6 +47,7 @@ class Sizes:
     resident: bool
     window_rows: int
     max_validation_rows: int
+    max_sample_rows: int
     n_threads: int
 
 
@@ -73,7 +77,18 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
     autoencoder.initialize(np.random.default_rng(config.seed), _mean(rows, scan, config))
     step = training_step_of(autoencoder, config, row_dtype(shards), rows.resident)
     autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
-    return Training(autoencoder, step, rows, order, validation, config)
+    baseline = None
+    if config.baseline and len(validation):
+        scaler = Scaler(scan.minimum, scan.maximum)
+        found = _components(rows, order, scaler, config.n_features, sizes.max_sample_rows)
+        baseline = baseline_of(found, validation, scaler)
+    return Training(autoencoder, step, rows, order, validation, config, baseline)
+
+
+def _components(rows: Rows, order: Order, scaler: Scaler, k: int, max_rows: int) -> Components:
+    """The first principal components of the rows that are trained on."""
+    sample = sampled(rows, order, scaler, max_rows)
+    return principal_components(sample, k, np.random.default_rng((order.seed, _COMPONENTS)))
 
 
 def _watched(scan: Scan, config: Settings, most: int) -> np.ndarray:

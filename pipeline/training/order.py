@@ -20,14 +20,14 @@ import numpy as np
 
 from pipeline.shards.shard import Shard
 
-__all__ = ["SAMPLED", "WATCHED", "Order", "slab_starts", "spread_rows"]
+__all__ = ["Order", "slab_starts", "spread_rows"]
 
 _SLAB_BYTES = 2**20  # so long that seeking costs little, so short that a window holds many
 _MAX_CHUNK_BYTES = 2**24  # larger ones are read, and undone, once for each slab that lies in them
 _MAX_RUNS = 512  # reads of a file for the validation, however many rows it has
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
-_EPOCHS, WATCHED, _SLABS, SAMPLED = 1, 2, 3, 4
+_EPOCHS, _WATCHED, _SLABS, _SAMPLED = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,13 @@ class Order:
             yield window, rows[n_skipped:]
             n_skipped = 0
 
+    def sample(self, most: int) -> np.ndarray:
+        """Sorted numbers (n,) of rows that stand for all that are trained on: `most`, where there are so many."""
+        found = spread_rows(self.n_rows, np.empty(0, dtype=np.int64), min(most, self.n_rows), self.seed, _SAMPLED)
+        # Counted without the rows that are left out; so many of those lie before each.
+        n_before = np.searchsorted(self.left_out - np.arange(len(self.left_out)), found, side="right")
+        return np.asarray(found + n_before)
+
     def _fill(self, slabs: np.ndarray) -> Iterator[np.ndarray]:
         ends = np.cumsum(np.diff(self.starts)[slabs])
         first, n_taken = 0, 0
@@ -103,7 +110,7 @@ def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndar
     return np.concatenate([*starts, [first_row]])
 
 
-def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, purpose: int = WATCHED) -> np.ndarray:
+def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, purpose: int = _WATCHED) -> np.ndarray:
     """Sorted numbers of good rows that stand for all: short runs, evenly spread over the data set.
 
     Runs are cheap to read from a file. For validation it also helps that a row's neighbours in time, which resemble it,
@@ -116,7 +123,7 @@ def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, pur
     left_out : ndarray of int64
         Dropped from the `n_wanted` rows that are chosen of all.
     purpose : int
-        `WATCHED` or `SAMPLED`, whose choices do not depend on each other.
+        Of which choices do not depend on each other.
     """
     n_runs = min(n_wanted, _MAX_RUNS)
     # Each run lies somewhere in a stratum of its own, which is the run and its share of the rows that stay out.

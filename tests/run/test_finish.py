@@ -16,10 +16,21 @@ def test_a_summary_says_what_there_is_to_say_and_no_more() -> None:
     )
     full = replace(SUMMARY, n_rows=1, n_features=1, n_parts=1, n_bad=1, n_bad_shards=1, n_outside=1, cost=0.0123456)
     assert str(full) == (
-        "Done: 1 row x 9 columns -> 1 feature in out/index.h5 (1 part). Mean squared error 0.01235 in scaled units. "
+        "Done: 1 row x 9 columns -> 1 feature in out/index.h5 (1 part). Mean squared error 0.0123 in scaled units. "
         "1 bad row with NaN features. 1 bad shard. 1 row outside the model's range. Device: cpu (C kernels). "
         "Time: scan 0.2 s, encoding 61.0 s."
     )
+
+
+def test_a_summary_holds_the_error_against_others() -> None:
+    found = str(replace(SUMMARY, cost=0.00785, components=0.010378, mean=0.0867, n_features=64))
+    assert "Mean squared error 0.00785 in scaled units (64 principal components: 0.0104, the mean: 0.0867). D" in found
+
+
+def test_what_an_earlier_version_has_not_measured_is_not_said_again() -> None:
+    before = {name: value for name, value in asdict(SUMMARY).items() if name not in ("components", "mean")}
+    told = again({"summary": {**before, "cost": 0.5}}, "out", {})
+    assert "Mean squared error 0.5 in scaled units. D" in str(told)
 
 
 def test_a_finished_run_is_told_again_of_where_it_lies_now() -> None:

@@ -39,6 +39,7 @@ SAMPLES = {
     "seed": (1, 2, 3),
     "validation_fraction": (0.1, 0.25, 0.5),
     "patience": (1, 2, 3),
+    "baseline": (False, True, False),
     "block_rows": (1, 2, 3),
     "threads": (1, 2, 3),
     "memory_budget": (2**24, 2**25, 2**26),
@@ -62,7 +63,7 @@ SAMPLES = {
 
 def flags(name, value):
     flag = "--" + name.replace("_", "-")
-    if name == "decoder_gain":
+    if name in ("decoder_gain", "baseline"):
         return [flag] if value is True else [flag, word(name, value)]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-")]

@@ -10,7 +10,7 @@ import pytest
 from pipeline.scan.scaler import Scaler
 from pipeline.training import components as module
 from pipeline.training.components import Components, principal_components, sampled
-from pipeline.training.order import WATCHED, Order, slab_starts, spread_rows
+from pipeline.training.order import Order, slab_starts, spread_rows
 from pipeline.training.rows import ResidentRows, StreamedRows
 from tests.support.cases import case, each
 from tests.support.helpers import numbered, numbered_shards
@@ -115,7 +115,7 @@ def test_the_sample_is_of_training_rows_and_the_same_wherever_they_are(
     monkeypatch.setattr(module, "_BLOCK_BYTES", 8 * 2 * 7)
     shards, expected = numbered_shards(tmp_path, 40, 0, 1, 59), numbered(100)
     scaler = Scaler(np.zeros(2), np.full(2, 1000.0))
-    left_out = np.union1d(spread_rows(100, np.empty(0, dtype=np.int64), 20, 3, WATCHED), [0, 1, 99])
+    left_out = np.union1d(spread_rows(100, np.empty(0, dtype=np.int64), 20, 3), [0, 1, 99])
     order = Order(slab_starts(shards), left_out, 1000, seed=3)
     for most in (1, 2, 30, order.n_rows, 1000):
         with case(most):

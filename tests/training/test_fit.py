@@ -23,7 +23,7 @@ from tests.support.helpers import write_shard
 pytestmark = pytest.mark.compiler
 
 CONFIG = Settings(hidden=(), n_features=2, batch_size=8, learning_rate=0.01, validation_fraction=0.2, epochs=2)
-SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, n_threads=1)
+SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, max_sample_rows=1000, n_threads=1)
 
 
 @pytest.fixture

@@ -1,0 +1,49 @@
+"""Dead, saturated and duplicate features are told apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.training import units as module
+from pipeline.training.units import Units, count_units
+
+
+def lively(n_rows: int, n_features: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0.2, 0.8, (n_rows, n_features)).astype(np.float32)
+
+
+def test_lively_features_are_none_of_it() -> None:
+    assert count_units(lively(200, 10), "sigmoid") == Units(200, 10, 0, 0, 0, 0.0)
+
+
+def test_a_dead_feature_hardly_varies_beside_the_others() -> None:
+    features = lively(200, 5)
+    features[:, 1] = 0.7
+    features[:, 3] = 0.5 + 1e-4 * (features[:, 3] - 0.5)
+    assert count_units(features, "sigmoid").dead == 2
+    assert count_units(1000 * features, "linear").dead == 2, "of a linear code the scale means nothing"
+    assert count_units(np.full((50, 3), 0.5, dtype=np.float32), "sigmoid").dead == 3
+
+
+def test_a_saturated_feature_is_at_an_end_for_more_than_half_of_the_rows() -> None:
+    features = lively(200, 4)
+    features[:99, 0] = 0.001  # almost half
+    features[:101, 1] = 0.995
+    features[:60, 2], features[60:120, 2] = 0.001, 0.999
+    found = count_units(features, "sigmoid")
+    assert (found.saturated, found.saturated_share) == (2, pytest.approx((99 + 101 + 120) / 800))
+    linear = count_units(features, "linear")
+    assert (linear.saturated, linear.saturated_share) == (0, 0)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 256])
+def test_a_duplicate_says_what_one_before_it_says(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_COLUMNS", columns)
+    features = lively(200, 8)
+    features[:, 2] = 0.3 + features[:, 0] / 2
+    features[:, 3] = 1 - features[:, 0]  # up to the sign, and the same as the one before it
+    features[:, 7] = features[:, 6]
+    features[:, 5] = 0.5  # dead ones are all alike, and counted as such
+    found = count_units(features, "sigmoid")
+    assert (found.duplicate, found.dead) == (3, 1)
