@@ -3,13 +3,14 @@
     make bench                                       sets up the peers' environment and runs every case
     .venv/bin/python scripts/bench.py step encode    some of the cases
     .venv/bin/python scripts/bench.py --quick        smaller data, fewer rounds
+    .venv/bin/python scripts/bench.py shapes --seed 1    on shapes drawn from another seed
     .venv/bin/python scripts/bench.py --isa avx2     as on a processor that has no more than that, for all contestants
     .venv/bin/python scripts/bench.py device         on a CUDA card (--device cuda1: another one)
 
-Each contestant is a process of its own (scripts/contestants.py), the peers in their own virtual environment. Before a
-case is timed, their results are compared. Then they take turns, round after round; a ratio is the median over the
-rounds of the peer's seconds over ours, so above 1 means that we are faster. What is asked for stands beside what was
-measured in a table at the end. Everything goes into bench.json.
+Each contestant is a process of its own (scripts/contestants.py), the peers (scripts/peers.py) in their own virtual
+environment. Before a case is timed, their results are compared. Then they take turns, round after round; a ratio is the
+median over the rounds of the peer's seconds over ours, so above 1 means that we are faster. What is asked for stands
+beside what was measured in a table at the end. Everything goes into bench.json.
 """
 
 import sys
@@ -27,21 +28,24 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 import h5py
 import numpy as np
 
-from scripts.instruction_sets import INSTRUCTION_SETS, limits, missing
+from kernels.network import Network
+from scripts.instruction_sets import INSTRUCTION_SETS, missing
+from scripts.race import OURS, PEERS, ROOT, Bench, contestants, environment, nothing
 
-ROOT = Path(__file__).resolve().parents[1]
-OURS, PEERS = ROOT / ".venv/bin/python", ROOT / ".venv-peers/bin/python"
 SHAPES = [(784, 64, 512), (784, 256, 512), (4096, 256, 256)]
+# What `--hidden 512` makes of pictures.
+DEEP, DEEP_BATCHES = Network((784, 512, 64), activation="relu", code="linear"), (128, 512)
 ENCODE_ROWS = 8192
 # How the rows lie in the files, how many there are, and by how much the best loop is to be beaten.
 LAYOUTS: dict[str, tuple[dict[str, Any], int, float]] = {
@@ -55,9 +59,8 @@ LAYOUTS: dict[str, tuple[dict[str, Any], int, float]] = {
         1.5,
     ),
 }
+ONE_LAYER = ("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no")
 GROWTH_ROWS, GROWTH_MEMORY = 400_000, "512MiB"
-# Threads of BLAS and OpenMP spin for a while before they sleep: so long, that the one before does not disturb the next.
-_PAUSE = 0.2
 # scripts/extract.py, which says at its end how much memory it had: the kernel's account for us begins with our own.
 _PROGRAM = """
 import sys
@@ -66,82 +69,6 @@ code = main(sys.argv[1:])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 sys.exit(code)
 """
-# Threads and kernels of BLAS as a user finds them.
-_UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-
-
-class Contestant:
-    """A process that works on request.
-
-    Parameters
-    ----------
-    name : str
-        A key of ``CONTESTANTS`` in scripts/contestants.py.
-    variables : str
-        More of its environment.
-    """
-
-    def __init__(self, name: str, **variables: str) -> None:
-        self.name, self.about = name, ""
-        python = OURS if name in ("ours", "blas") else PEERS
-        self._process = subprocess.Popen(
-            [str(python), str(ROOT / "scripts/contestants.py"), name],
-            cwd=ROOT,
-            env=environment(**variables),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if name != "ours" else None,
-            text=True,
-        )
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Its answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        if request["do"] == "time":
-            time.sleep(_PAUSE)
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name} ended while asked for {request}")
-        answer: dict[str, Any] = json.loads(line)
-        self.about = answer.get("about", self.about)
-        return answer
-
-    def prepare(self, case: str, folder: Path, **sizes: Any) -> bool:
-        """Have it make ready; whether it knows the case."""
-        return "absent" not in self.ask(do="prepare", case=case, folder=str(folder), sizes=sizes)
-
-    def seconds(self, times: int = 1) -> float:
-        """What the work takes, done so many times, each time."""
-        taken: float = self.ask(do="time", times=times)["seconds"]
-        return taken / times
-
-    def end(self) -> None:
-        """Let it go."""
-        self._process.communicate()
-
-
-@contextmanager
-def contestants(names: Sequence[str], **variables: str) -> Iterator[list[Contestant]]:
-    """Processes for the time of a case."""
-    started = [Contestant(name, **variables) for name in names]
-    try:
-        yield started
-    finally:
-        for one in started:
-            one.end()
-
-
-def nothing() -> None:
-    """What is done before a turn, as a rule."""
-
-
-def environment(**more: str) -> dict[str, str]:
-    """For children: as it is, without what would choose BLAS's kernels or threads."""
-    kept = {name: value for name, value in os.environ.items() if name not in _UNSET}
-    return {**kept, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **more}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="as --rounds 3 --size 0.1")
     parser.add_argument("--device", default="cuda", help="for the case of that name (default: %(default)s)")
     parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="instruction set that all contestants keep to")
+    parser.add_argument("--seed", type=int, default=0, help="of the case shapes (default: %(default)s)")
     parser.add_argument("--without-peers", action="store_true", help="time only ourselves and BLAS")
     options = parser.parse_args(argv)
     unknown = set(options.cases) - set(CASES)
@@ -164,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not PEERS.exists() and not options.without_peers:
         parser.error("the peers' environment is missing. Run: make bench")
     rounds, size = (3, 0.1) if options.quick else (options.rounds, options.size)
-    bench = Bench(options.output, rounds, size, options.device, not options.without_peers, options.isa)
+    bench = Bench(options.output, rounds, size, options.device, not options.without_peers, options.isa, options.seed)
     cores = len(os.sched_getaffinity(0))
     kept = f", kept to {options.isa}" if options.isa else ""
     print(f"{processor()}{kept}, {cores} cores, {bench.rounds} rounds", flush=True)
@@ -175,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = {
         "processor": processor(),
         "isa": options.isa,
+        "seed": options.seed,
         "cores": cores,
         "results": bench.results,
         "demands": bench.demands,
@@ -192,118 +121,6 @@ def processor() -> str:
     return platform.machine()
 
 
-class Bench:
-    """Runs races and keeps their results."""
-
-    def __init__(
-        self, folder: Path, rounds: int, size: float, device: str, with_peers: bool, isa: str | None = None
-    ) -> None:
-        self.folder, self.rounds, self.size, self.device = folder.resolve(), rounds, size, device
-        self.limits = limits(isa) if isa else {}  # of every contestant's environment
-        self.with_peers = with_peers
-        self.results: list[dict[str, Any]] = []
-        self.demands: list[dict[str, Any]] = []
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def race(
-        self,
-        case: str,
-        what: str,
-        names: Sequence[str],
-        sizes: dict[str, Any],
-        tolerance: tuple[float, float],
-        seconds: float = 0.0,
-        before: Callable[[], object] = nothing,
-        **variables: str,
-    ) -> dict[str, float]:
-        """Prepare, compare, take turns, print.
-
-        Parameters
-        ----------
-        case : str
-            The method of the contestants.
-        what : str
-            For people.
-        names : sequence of str
-            Who takes part, ``ours`` first.
-        sizes : dict
-            What the method is given.
-        tolerance : (float, float)
-            By how much the results may differ, relatively and absolutely.
-        seconds : float
-            How long a turn lasts, about: short work is done several times.
-        before : callable
-            What is done before each turn.
-        variables : str
-            More of the contestants' environment.
-
-        Returns
-        -------
-        dict of str to float
-            Of each contestant the ratio, median over the rounds; that of ``ours`` is its median of seconds.
-        """
-        names = [name for name in names if self.with_peers or name in ("ours", "blas")]
-        print(f"\n{case} {what}", flush=True)
-        with contestants(names, **{**self.limits, **variables}) as all_of_them:
-            there = [one for one in all_of_them if one.prepare(case, self.folder, **sizes)]
-            self._compare(there, *tolerance)
-            times = {one.name: self._calibrate(one, seconds) for one in there}
-            found: dict[str, list[float]] = {one.name: [] for one in there}
-            for _ in range(self.rounds):
-                for one in there:
-                    before()
-                    found[one.name].append(one.seconds(times[one.name]))
-            about = {one.name: one.about for one in there}
-        return self._keep(case, what, found, about)
-
-    def _calibrate(self, one: Contestant, seconds: float) -> int:
-        taken = one.seconds()
-        taken = min(taken, one.seconds()) if taken < seconds else taken
-        return max(1, round(seconds / max(taken, 1e-6)))
-
-    def _compare(self, there: Sequence[Contestant], relative: float, absolute: float) -> None:
-        """All contestants must compute the same numbers; scikit-learn has another model, with as much work to do."""
-        results = {one.name: dict(np.load(self.folder / f"{one.name}.npz")) for one in there if one.name != "sklearn"}
-        expected = results.pop("ours")
-        for name, found in results.items():
-            for key in set(found) & set(expected):
-                if not np.allclose(found[key], expected[key], rtol=relative, atol=absolute):
-                    far = float(np.abs(found[key].astype(np.float64) - expected[key]).max())
-                    raise RuntimeError(f"{name}: {key} differs from ours by {far:.3g}, expected {relative}, {absolute}")
-
-    def _keep(self, case: str, what: str, found: dict[str, list[float]], about: dict[str, str]) -> dict[str, float]:
-        ratios = {
-            name: median(a / b for a, b in zip(seconds, found["ours"], strict=True)) for name, seconds in found.items()
-        }
-        for name, seconds in found.items():
-            spread = f"{min(seconds) * 1e3:.3f} to {max(seconds) * 1e3:.3f}"
-            print(
-                f"  {name:14} {median(seconds) * 1e3:10.3f} ms ({spread})  ratio {ratios[name]:.2f}  {about[name]}",
-                flush=True,
-            )
-        self.results.append({"case": case, "what": what, "seconds": found, "ratios": ratios, "about": about})
-        return {**ratios, "ours": median(found["ours"])}
-
-    def demand(self, what: str, found: float, least: float | None = None, most: float | None = None) -> None:
-        """Set what was measured beside what is asked for."""
-        good = found >= least if least is not None else most is not None and found <= most
-        self.demands.append({"what": what, "found": found, "least": least, "most": most, "reached": good})
-
-    def demand_of_peers(self, what: str, ratios: dict[str, float], least: float) -> None:
-        """The same of the best peer's ratio, if any took part."""
-        peers = {name: ratio for name, ratio in ratios.items() if name not in ("ours", "blas")}
-        if peers:
-            best = min(peers, key=lambda name: peers[name])
-            self.demand(f"{what} vs {best}", peers[best], least)
-
-    def print_demands(self) -> None:
-        """What was asked for and what was measured."""
-        print("\nasked for, measured")
-        for line in self.demands:
-            asked = f">= {line['least']}" if line["least"] is not None else f"<= {line['most']}"
-            print(f"  {line['what']:62} {asked:>8} {line['found']:8.2f} {'' if line['reached'] else '  NOT REACHED'}")
-
-
 # -- in memory ---------------------------------------------------------------------------------------------------
 
 IN_MEMORY = ("ours", "blas", "jax", "torch", "torch-compile")
@@ -314,65 +131,128 @@ def step(bench: Bench) -> None:
     """One training step, momentum, tied weights."""
     demands = {64: (1.25, 0.75), 256: (1.05, 0.85)}
     for n_inputs, n_features, batch_size in SHAPES:
-        rng = np.random.default_rng(0)
-        weights(bench.folder, rng, n_inputs, n_features, x=rng.random((batch_size, n_inputs), dtype=np.float32))
-        sizes = {"n_inputs": n_inputs, "n_features": n_features}
-        what = f"{n_inputs} -> {n_features}"
-        ratios = bench.race("step", f"{what}, minibatch {batch_size}", IN_MEMORY, sizes, SAME, 0.3)
+        network = Network((n_inputs, n_features))
+        ratios = race_steps(bench, network, batch_size)
         peers, blas = demands[n_features]
-        bench.demand_of_peers(f"step {what}", ratios, peers)
-        bench.demand(f"step {what} vs its five products through BLAS", ratios["blas"], blas)
+        bench.demand_of_peers(f"step {words(network)}", ratios, peers)
+        bench.demand(f"step {words(network)} vs its five products through BLAS", ratios["blas"], blas)
 
 
 def encode(bench: Bench) -> None:
     """Features of rows in memory, scaling included."""
     for n_inputs, n_features, _ in SHAPES:
         for dtype in (np.float32, np.uint8):
-            pixels(bench.folder, n_inputs, n_features, dtype)
-            sizes = {"n_inputs": n_inputs, "n_features": n_features}
-            what = f"{n_inputs} -> {n_features}, {np.dtype(dtype)}"
-            ratios = bench.race("encode", what, IN_MEMORY, sizes, SAME, 0.3)
+            network = Network((n_inputs, n_features))
             least = 1.5 if dtype is np.uint8 else 1.1 if n_features == 64 else 1.05
-            bench.demand_of_peers(f"encode {what}", ratios, least)
+            ratios = race_encoders(bench, network, dtype)
+            bench.demand_of_peers(f"encode {words(network)}, {np.dtype(dtype)}", ratios, least)
 
 
-def pixels(folder: Path, n_inputs: int, n_features: int, dtype: Any) -> None:
-    """The input of the encoder in memory."""
+def networks(bench: Bench) -> None:
+    """Both, with a layer between columns and features."""
+    for batch_size in DEEP_BATCHES:
+        ratios = race_steps(bench, DEEP, batch_size)
+        bench.demand_of_peers(f"step {words(DEEP)}, minibatch {batch_size}", ratios, 1.15)
+    for dtype in (np.float32, np.uint8):
+        ratios = race_encoders(bench, DEEP, dtype)
+        bench.demand_of_peers(f"encode {words(DEEP)}, {np.dtype(dtype)}", ratios, 1.15)
+        beside_sgemm(bench, DEEP, dtype, 0.85)
+
+
+def shapes(bench: Bench) -> None:
+    """Both, on shapes that nobody had in mind."""
+    for n_inputs, n_features, batch_size in drawn_shapes(bench.seed):
+        network = Network((n_inputs, n_features))
+        ratios = race_steps(bench, network, batch_size)
+        bench.demand_of_peers(f"step {words(network)}, minibatch {batch_size}", ratios, 1.05)
+        ratios = race_encoders(bench, network, np.float32)
+        bench.demand_of_peers(f"encode {words(network)}, float32", ratios, 1.05)
+
+
+def drawn_shapes(seed: int, n: int = 10) -> list[tuple[int, int, int]]:
+    """Columns, fewer features, and rows of a minibatch: small ones as likely as large ones, and none of them round."""
+    rng, found = np.random.default_rng(seed), []
+    while len(found) < n:
+        drawn = [round(float(np.exp(rng.uniform(*np.log(ends))))) for ends in ((20, 5000), (3, 300), (128, 512))]
+        if drawn[1] < drawn[0] and not any(number % unit == 0 for number in drawn for unit in (6, 8, 10)):
+            found.append((drawn[0], drawn[1], drawn[2]))
+    return found
+
+
+def words(network: Network) -> str:
+    """Its widths."""
+    return " -> ".join(map(str, network.widths))
+
+
+def race_steps(
+    bench: Bench,
+    network: Network,
+    batch_size: int,
+    names: Sequence[str] = IN_MEMORY,
+    tolerance: tuple[float, float] = SAME,
+    where: str = "",
+    **variables: str,
+) -> dict[str, float]:
+    """A step of training: what `Bench.race` returns."""
     rng = np.random.default_rng(0)
+    given(bench.folder, rng, network, x=rng.random((batch_size, network.n_inputs), dtype=np.float32))
+    what = f"{words(network)}, minibatch {batch_size}{where}"
+    return bench.race("step", what, names, {"network": asdict(network)}, tolerance, 0.3, **variables)
+
+
+def race_encoders(
+    bench: Bench,
+    network: Network,
+    dtype: Any,
+    names: Sequence[str] = IN_MEMORY,
+    tolerance: tuple[float, float] = SAME,
+    where: str = "",
+    **variables: str,
+) -> dict[str, float]:
+    """Features of rows: what `Bench.race` returns."""
+    pixels(bench.folder, network, dtype)
+    what = f"{words(network)}, {np.dtype(dtype)}{where}"
+    return bench.race("encode", what, names, {"network": asdict(network)}, tolerance, 0.3, **variables)
+
+
+def pixels(folder: Path, network: Network, dtype: Any) -> None:
+    """The input of the encoder in memory."""
+    rng, n_inputs = np.random.default_rng(0), network.n_inputs
     rows = rng.integers(0, 256, (ENCODE_ROWS, n_inputs)).astype(dtype)
     scale = np.full(n_inputs, 1 / 255, dtype=np.float32)
-    weights(folder, rng, n_inputs, n_features, rows=rows, minimum=np.zeros(n_inputs, np.float32), scale=scale)
+    given(folder, rng, network, rows=rows, minimum=np.zeros(n_inputs, np.float32), scale=scale)
 
 
-def weights(folder: Path, rng: np.random.Generator, n_inputs: int, n_features: int, **more: np.ndarray) -> None:
-    """The input of a case in memory."""
-    W = (rng.normal(size=(n_inputs, n_features)) / np.sqrt(n_inputs + n_features)).astype(np.float32)
-    zeros = {"b_hidden": np.zeros(n_features, np.float32), "b_output": np.zeros(n_inputs, np.float32)}
-    np.savez(folder / "input.npz", W=W, **zeros, **more)
+def given(folder: Path, rng: np.random.Generator, network: Network, **more: np.ndarray) -> None:
+    """The input of a case in memory: parameters by name, as a training starts with them, and more."""
+    start = {
+        name: (rng.normal(size=shape) / np.sqrt(sum(shape)) if len(shape) > 1 else np.zeros(shape)).astype(np.float32)
+        for name, shape in network.shapes.items()
+    }
+    np.savez(folder / "input.npz", **start, **more)
 
 
 def roofline(bench: Bench) -> None:
     """The machine's SGEMM, beside our encoder's rate."""
-    n, rates = 2048, {}
     for n_inputs, n_features, _ in SHAPES:
         for dtype in (np.float32, np.uint8):
-            pixels(bench.folder, n_inputs, n_features, dtype)
-            with contestants(["ours", "blas"], **bench.limits) as (ours, blas):
-                ours.prepare("encode", bench.folder, n_inputs=n_inputs, n_features=n_features)
-                blas.prepare("square", bench.folder, n=n)
-                pairs = [
-                    (2 * ENCODE_ROWS * n_inputs * n_features / ours.seconds(40), 2 * n**3 / blas.seconds(10))
-                    for _ in range(bench.rounds)
-                ]
-            what = f"{n_inputs} -> {n_features}, {np.dtype(dtype)}"
-            a, b = (median(rate) / 1e9 for rate in zip(*pairs, strict=True))
-            share = median(x / y for x, y in pairs)
-            print(
-                f"roofline {what}: encode {a:.0f}, SGEMM {b:.0f} GFLOP/s, ratio {share:.2f} ({blas.about})", flush=True
-            )
-            bench.demand(f"encode {what} vs SGEMM at {n}^3", share, 0.9)
-            rates[what] = pairs
-    bench.results.append({"case": "roofline", "rates": rates})
+            beside_sgemm(bench, Network((n_inputs, n_features)), dtype, 0.9)
+
+
+def beside_sgemm(bench: Bench, network: Network, dtype: Any, least: float) -> None:
+    """The same of one network, and what share of SGEMM's rate is asked for."""
+    n, flops = 2048, 2 * ENCODE_ROWS * sum(a * b for a, b in pairwise(network.widths))
+    pixels(bench.folder, network, dtype)
+    with contestants(["ours", "blas"], **bench.limits) as (ours, blas):
+        ours.prepare("encode", bench.folder, network=asdict(network))
+        blas.prepare("square", bench.folder, n=n)
+        pairs = [(flops / ours.seconds(40), 2 * n**3 / blas.seconds(10)) for _ in range(bench.rounds)]
+    what = f"{words(network)}, {np.dtype(dtype)}"
+    a, b = (median(rate) / 1e9 for rate in zip(*pairs, strict=True))
+    share = median(x / y for x, y in pairs)
+    print(f"roofline {what}: encode {a:.0f}, SGEMM {b:.0f} GFLOP/s, ratio {share:.2f} ({blas.about})", flush=True)
+    bench.demand(f"encode {what} vs SGEMM at {n}^3", share, least)
+    bench.results.append({"case": "roofline", "what": what, "rates": pairs})
 
 
 # -- on files ----------------------------------------------------------------------------------------------------
@@ -416,9 +296,10 @@ def seconds_barely(bench: Bench, sizes: dict[str, Any]) -> float:
 
 def rate_in_memory(bench: Bench, dtype: str) -> float:
     """Rows a second of our encoder, 784 -> 64."""
-    pixels(bench.folder, 784, 64, dtype)
+    network = Network((784, 64))
+    pixels(bench.folder, network, dtype)
     with contestants(["ours"], **bench.limits) as (ours,):
-        ours.prepare("encode", bench.folder, n_inputs=784, n_features=64)
+        ours.prepare("encode", bench.folder, network=asdict(network))
         return ENCODE_ROWS / median(ours.seconds(40) for _ in range(bench.rounds))
 
 
@@ -432,10 +313,10 @@ def evict(shards: Path) -> None:
 
 
 def fitted(bench: Bench) -> Path:
-    """A model for 784 columns."""
+    """A model for 784 columns: one layer of sigmoids, as the peers' loops have it."""
     shards, output = make_shards(bench.folder / "shards-small", 20_000, 1, dtype="u1"), bench.folder / "model"
     shutil.rmtree(output, ignore_errors=True)
-    extract("--input", shards, "--output", output, "--epochs", 1, **bench.limits)
+    extract("--input", shards, "--output", output, "--epochs", 1, *ONE_LAYER, **bench.limits)
     return output
 
 
@@ -566,24 +447,19 @@ def device(bench: Bench) -> None:
     done = subprocess.run(
         [str(OURS), "-c", program], cwd=ROOT, env=environment(**flags), capture_output=True, text=True, check=False
     )
-    can, _, words = (done.stdout.strip().splitlines() or [done.stderr.strip()])[-1].partition(" ")
+    can, _, named = (done.stdout.strip().splitlines() or [done.stderr.strip()])[-1].partition(" ")
     if can != "True":
-        print(f"\ndevice: skipped, since {bench.device} cannot be used: {words}", flush=True)
-        bench.results.append({"case": "device", "skipped": words})
+        print(f"\ndevice: skipped, since {bench.device} cannot be used: {named}", flush=True)
+        bench.results.append({"case": "device", "skipped": named})
         return
     flags["PEER_DEVICE"] = "cuda" if bench.device.startswith("cuda") else "cpu"
     peak = sgemm_of_the_card(bench, flags)
+    names, tolerance, where = ("ours", "torch", "torch-compile"), (0.0, 1e-3), f", on {named}"
     for n_inputs, n_features, batch_size in SHAPES:
-        what, sizes = f"{n_inputs} -> {n_features}", {"n_inputs": n_inputs, "n_features": n_features}
-        rng = np.random.default_rng(0)
-        weights(bench.folder, rng, n_inputs, n_features, x=rng.random((batch_size, n_inputs), dtype=np.float32))
-        names = ("ours", "torch", "torch-compile")
-        bench.race("step", f"{what}, minibatch {batch_size}, on {words}", names, sizes, (0.0, 1e-3), 0.3, **flags)
+        network = Network((n_inputs, n_features))
+        race_steps(bench, network, batch_size, names, tolerance, where, **flags)
         for dtype in (np.float32, np.uint8):
-            pixels(bench.folder, n_inputs, n_features, dtype)
-            ratios = bench.race(
-                "encode", f"{what}, {np.dtype(dtype)}, on {words}", names, sizes, (0.0, 1e-3), 0.3, **flags
-            )
+            ratios = race_encoders(bench, network, dtype, names, tolerance, where, **flags)
             rate = ENCODE_ROWS / ratios["ours"]
             over_the_bus = rate * (n_inputs * np.dtype(dtype).itemsize + 4 * n_features) / 1e9
             share = f", {2 * rate * n_inputs * n_features / peak:.2f} of its SGEMM" if peak else ""
@@ -605,6 +481,8 @@ def sgemm_of_the_card(bench: Bench, variables: dict[str, str]) -> float | None:
 CASES = {
     "step": step,
     "encode": encode,
+    "networks": networks,
+    "shapes": shapes,
     "roofline": roofline,
     "files": files,
     "train": train,

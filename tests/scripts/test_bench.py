@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from scripts import bench
+from scripts import race as racing
 from scripts.instruction_sets import limits
 
 
@@ -46,7 +48,7 @@ def race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
         def fakes(names: list[str], **variables: str) -> Iterator[list[Fake]]:
             yield [Fake(name, seconds[name], (results or {}).get(name, 1.0), turns) for name in names]
 
-        monkeypatch.setattr(bench, "contestants", fakes)
+        monkeypatch.setattr(racing, "contestants", fakes)
         runner = bench.Bench(tmp_path, 3, 1.0, "cuda", True)
         ratios = runner.race("encode", "some rows", list(seconds), {}, (0.0, 1e-4))
         return ratios, turns[len(seconds) :]
@@ -104,19 +106,33 @@ def test_all_contestants_keep_to_the_same_instruction_set(tmp_path: Path, monkey
         found.append(env)
         raise InterruptedError
 
-    monkeypatch.setattr(bench.subprocess, "Popen", started)
-    monkeypatch.setattr(bench.subprocess, "run", started)
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(subprocess, "run", started)
     runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True, "avx2")
-    for case in (bench.step, bench.encode, bench.roofline, bench.train, bench.startup, bench.growth, bench.device):
+    cases = [case for case in bench.CASES.values() if case is not bench.files]
+    for case in cases:
         with pytest.raises(InterruptedError):
             case(runner)
-    assert len(found) == 7
+    assert len(found) == len(cases)
     for env in found:
         assert "-march=x86-64-v3" in env["THEANO_FLAGS"]
         assert env["OPENBLAS_CORETYPE"] == "Haswell"
         assert env["ATEN_CPU_CAPABILITY"] == "avx2"
         assert env["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
     assert found[-1]["THEANO_FLAGS"].endswith(",device=cuda")
+
+
+def test_drawn_shapes_are_those_of_their_seed_and_none_is_round() -> None:
+    for seed in range(20):
+        shapes = bench.drawn_shapes(seed)
+        assert shapes == bench.drawn_shapes(seed)
+        assert shapes != bench.drawn_shapes(seed + 1)
+        assert len(shapes) == 10
+        for n_inputs, n_features, batch_size in shapes:
+            assert 20 <= n_inputs <= 5000
+            assert 3 <= n_features <= min(300, n_inputs - 1)
+            assert 128 <= batch_size <= 512
+            assert all(number % 8 and number % 10 for number in (n_inputs, n_features, batch_size))
 
 
 @pytest.mark.process
