@@ -111,10 +111,15 @@ class Model:
     def to_npz(self) -> bytes:
         """The bytes of ``encoder.npz``: ``W_1``, ``b_1`` and so on of `folded`, and what is applied to them.
 
+        Rows come to them with ``fill`` for NaN, which it is where nothing is filled in, and clipped to ``low`` and
+        ``high`` (all three (n_inputs,)), which are infinite where nothing is clipped.
         ``slopes`` (n_layers,) are those of the layers' activations below 0, which are 1 where there is none, and
         ``is_sigmoid`` says whether sigmoids follow the last one.
         """
-        arrays: dict[str, Any] = {}
+        scaler, endless = self.scaler, np.full(self.n_inputs, np.inf)
+        low, high = (scaler.minimum, scaler.maximum) if scaler.clips else (-endless, endless)
+        fill = np.full(self.n_inputs, np.nan) if scaler.fill is None else scaler.fill
+        arrays: dict[str, Any] = {"low": low, "high": high, "fill": fill}
         for i, (W, b) in enumerate(self.folded(), 1):
             arrays |= {f"W_{i}": W, f"b_{i}": b}
         slopes = np.array([SLOPES.get(kind, 1.0) for kind in self.network.activations])
@@ -124,7 +129,12 @@ class Model:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         weights = {name: self.parameters[name] for name in self.network.shapes}
-        return {"minimum": self.scaler.minimum, "maximum": self.scaler.maximum, **weights}
+        scaling = {"minimum": self.scaler.minimum, "maximum": self.scaler.maximum}
+        if self.scaler.fill is not None:
+            scaling["fill"] = self.scaler.fill
+        if self.scaler.clips:
+            scaling["clips"] = np.array(True)
+        return {**scaling, **weights}
 
     def _wide(self, name: str) -> np.ndarray:
         return np.asarray(self.parameters[name], dtype=np.float64)
@@ -174,6 +184,7 @@ def load_model(path: str | Path) -> Model:
             missing = [name for name in names if not isinstance(file.get(name), h5py.Dataset)]
             if missing:
                 raise DataError(f"model={shown(path)}: arrays {missing} are missing, expected {names}")
+            names += [name for name in ("fill", "clips") if name in file]
             arrays = {name: np.asarray(file[name][()]) for name in names}
             about = json.loads(file.attrs["about"])
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -181,7 +192,8 @@ def load_model(path: str | Path) -> Model:
             f"model={shown(path)}: cannot be read, in its network, its arrays or in `about`: {shown(error)}"
         ) from error
     _check_arrays(path, network, arrays)
-    return Model(Scaler(arrays.pop("minimum"), arrays.pop("maximum")), network, arrays, about)
+    edges, fill, clips = (arrays.pop("minimum"), arrays.pop("maximum")), arrays.pop("fill", None), "clips" in arrays
+    return Model(Scaler(*edges, fill, clips and bool(arrays.pop("clips"))), network, arrays, about)
 
 
 def _network(path: Path, file: h5py.File) -> Network:
@@ -211,11 +223,12 @@ def _first_network(path: Path, file: h5py.File) -> Network:
 
 def _check_arrays(path: Path, network: Network, arrays: Mapping[str, np.ndarray]) -> None:
     expected: dict[str, tuple[tuple[int, ...], type]] = {
-        **dict.fromkeys(("minimum", "maximum"), ((network.n_inputs,), np.float64)),
+        **dict.fromkeys(("minimum", "maximum", "fill"), ((network.n_inputs,), np.float64)),
+        "clips": ((), np.bool_),
         **{name: (shape, np.float32) for name, shape in network.shapes.items()},
     }
-    for name, (shape, dtype) in expected.items():
-        array = arrays[name]
+    for name, array in arrays.items():
+        shape, dtype = expected[name]
         # The dtype first: of text or objects, NumPy cannot even be asked whether they are finite.
         if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
             raise DataError(

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.errors import DataError, shown
 from pipeline.features import Features
 from pipeline.model import Model
+from pipeline.scan.cleaning import Cleaning
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard
 from pipeline.shards.vet import Wanted, vet
@@ -25,11 +26,12 @@ _CLOSE = 0.01  # processors and devices round features differently, but not by s
 
 @dataclass(frozen=True)
 class Piece:
-    """The same rows as they were and as they came out, and the number of the first of them."""
+    """The same rows as they were and as they came out, the number of the first of them, and what stood for no value."""
 
     raw: Block
     encoded: Block
     first: int
+    missing: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Rows:
             piece = self.pieces[i]
             here = np.flatnonzero(wanted[piece.first : piece.first + len(piece.raw)])
             if len(here):
-                raw, encoded = read(piece.raw)[here], read(piece.encoded)[here]
+                raw = Cleaning(self.model.scaler, piece.missing).cleaned(piece.raw, read(piece.raw))[here]
+                encoded = read(piece.encoded)[here]
                 _check(self.model, piece, raw[:1], encoded[:1])
                 yield piece.first + here, encoded, self.model.scaler.transform(raw)
             advance(len(here))
@@ -92,13 +95,15 @@ class Rows:
 def pieces(found: Features, directory: str, most_bytes: int, first: int = 0) -> tuple[Piece, ...]:
     """A run's rows in pieces of at most so many bytes of scaled raw rows, the first one numbered `first`."""
     cut: list[Piece] = []
+    missing = found.manifest["config"].get("missing_value")
     for part in found.manifest["parts"]:
         raw = _shard(part["path"], part["dataset"], found.manifest["config"].get("orientation"))
         encoded = _shard(str(Path(directory) / part["file"]), "features", None)
         size = max(1, min(_MOST_ROWS, most_bytes // (4 * raw.n_inputs)))
         for start in range(0, part["n_rows"], size):
             stop, offset = min(start + size, part["n_rows"]), part["start"]
-            cut.append(Piece(Block(raw, offset + start, offset + stop), Block(encoded, start, stop), first + start))
+            blocks = Block(raw, offset + start, offset + stop), Block(encoded, start, stop)
+            cut.append(Piece(*blocks, first + start, missing))
         first += part["n_rows"]
     return tuple(cut)
 

@@ -111,6 +111,49 @@ def test_the_folded_encoder_needs_nothing_but_numpy_and_gives_the_same(tmp_path)
             np.testing.assert_allclose(found, model.encode(rows), atol=1e-5, err_msg=f"{network}, {offset}")
 
 
+def cleaning_model(network, seed=0):
+    """One that fills and clips, and rows that miss values and lie outside."""
+    rows = MIDNIGHT + 100 * np.random.default_rng(seed).standard_normal((200, 4))
+    low, high = np.quantile(rows, (0.1, 0.9), axis=0)
+    rows[np.random.default_rng(1).random(rows.shape) < 0.1] = np.nan
+    return model_of(network, Scaler(low, high, np.nanmedian(rows, axis=0).clip(low, high), clips=True)), rows
+
+
+def test_what_is_missing_or_outside_is_filled_and_clipped_everywhere_alike(tmp_path):
+    for network in NETWORKS:
+        model, rows = cleaning_model(network)
+        tame = np.clip(np.where(np.isnan(rows), model.scaler.fill, rows), model.scaler.minimum, model.scaler.maximum)
+        np.testing.assert_array_equal(
+            model.encode(rows), model_of(network, replace(model.scaler, fill=None)).encode(tame)
+        )
+        (tmp_path / "encoder.npz").write_bytes(model.to_npz())
+        np.testing.assert_allclose(encoded_as_shown(tmp_path, rows), model.encode(rows), atol=1e-5)
+
+
+def test_what_fills_and_clips_comes_back_from_the_file_and_counts(tmp_path):
+    model, rows = cleaning_model(FIRST)
+    scalers = [replace(model.scaler, fill=fill, clips=clips) for fill in (None, rows[0] * 0) for clips in (False, True)]
+    models = [replace(model, scaler=scaler) for scaler in (model.scaler, *scalers)]
+    assert len({each.fingerprint for each in models}) == 5
+    for each_model in models:
+        (tmp_path / "model.h5").write_bytes(each_model.to_hdf5())
+        found = load_model(tmp_path)
+        assert (found.scaler.clips, found.fingerprint) == (each_model.scaler.clips, each_model.fingerprint)
+        np.testing.assert_array_equal(found.encode(rows), each_model.encode(rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"), [("fill", np.full(4, np.nan)), ("fill", np.zeros(3)), ("clips", np.zeros(4))], ids=str
+)
+def test_what_cannot_fill_or_clip_is_refused(tmp_path, name, array):
+    (tmp_path / "model.h5").write_bytes(cleaning_model(FIRST)[0].to_hdf5())
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        del file[name]
+        file[name] = array
+    with refused(65, f"{name} is float64 of shape {array.shape}, expected finite"):
+        load_model(tmp_path)
+
+
 # -- files -------------------------------------------------------------------------------------------------------
 
 

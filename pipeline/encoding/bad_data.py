@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -88,12 +87,15 @@ class BadData:
         ``allow``, ``clip`` or ``raise``.
     trained_on : Scaler or None
         The range of the model's training rows, when rows may lie outside.
+    fills : bool
+        Whether the model fills in what is missing, so that only Inf, and rows without any value, are bad.
     """
 
     on_bad_data: str = "raise"
     missing: float | None = None
     out_of_range: str = "allow"
     trained_on: Scaler | None = None
+    fills: bool = False
 
     @property
     def lists(self) -> bool:
@@ -101,7 +103,12 @@ class BadData:
         return self.on_bad_data == "quarantine"
 
     def judge(
-        self, block: Block, rows: np.ndarray, features: np.ndarray, encode: _Encode, suspects: np.ndarray | None = None
+        self,
+        block: Block,
+        rows: tuple[np.ndarray, np.ndarray],
+        features: np.ndarray,
+        encode: _Encode,
+        suspects: np.ndarray | None = None,
     ) -> _Judged:
         """Judge rows as they were read, and as they were encoded; the features of bad ones become NaN.
 
@@ -109,7 +116,8 @@ class BadData:
 
         Parameters
         ----------
-        rows : ndarray of shape (len(block), n_inputs)
+        rows : pair of ndarray of shape (len(block), n_inputs)
+            As they were read, and cleaned for the model: one array where that is the same.
         features : ndarray of shape (len(block), n_features), float32
             Of these rows.
         encode : callable
@@ -123,8 +131,9 @@ class BadData:
             For a row that is not allowed.
         """
         which = slice(None) if suspects is None else suspects  # all of them, and no copy
-        numbers, some = np.arange(block.start, block.stop)[which], rows[which]
-        bad, reasons = self._bad(block, numbers, some)
+        numbers, (read, cleaned) = np.arange(block.start, block.stop)[which], rows
+        bad, reasons = self._bad(block, numbers, read[which])
+        some = cleaned[which]
         outside, worst = _NONE, list[Outside]()
         if self.trained_on is not None and len(bad) < len(some):
             outside = self._outside(block, numbers, some, bad, self.trained_on)
@@ -132,7 +141,7 @@ class BadData:
                 worst = _farthest(some[outside], self.trained_on)
                 if self.out_of_range == "clip":
                     # All rows, since no other is changed by it; and twice, as that is rarer than a look before.
-                    encode(np.clip(rows, *_edges(self.trained_on, rows.dtype)), features)
+                    encode(np.clip(cleaned, *self.trained_on.edges(cleaned.dtype)), features)
         lost = np.setdiff1d(bad_rows(features[which]), bad)  # of a bad row all is said already
         reasons += self._overflown(block, numbers[lost])
         bad = numbers[np.union1d(bad, lost)] - block.start
@@ -143,14 +152,15 @@ class BadData:
         """Which of these rows, with such numbers in the shard, are bad ones, and why."""
         if self.missing is None and rows.dtype.kind != "f":
             return _NONE, []  # integers are all finite
-        entries = bad_entries(rows, self.missing, block.shard.stored_dtype)
+        entries = bad_entries(rows, self.missing, block.shard.stored_dtype, self.fills)
         bad = np.flatnonzero(entries.any(axis=1))
         if len(bad) and self.on_bad_data == "raise":
             row, column = np.argwhere(entries)[0]
+            held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
             raise DataError(
                 f"{block}: {rows[row, column]} in row {numbers[row]}, column {column}; {len(bad)} of these "
-                "rows hold NaN, Inf or the missing value, expected finite numbers. Mend the file, or leave such rows "
-                "out, however many there are, with --on-bad-data skip --max-bad-rows 100%."
+                f"rows hold {held}, expected finite numbers. Mend the file, or leave such rows out, however many "
+                "there are, with --on-bad-data skip --max-bad-rows 100%."
             )
         listed = ((row, np.flatnonzero(entries[row])) for row in (bad if self.lists else _NONE))
         return bad, [_reason(numbers[row], columns, str(rows[row, columns[0]])) for row, columns in listed]
@@ -195,19 +205,6 @@ def _farthest(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
         for column in np.flatnonzero(is_out)
     ]
     return farthest(found)
-
-
-def _edges(trained_on: Scaler, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """A range in the rows' own dtype, so that what lies inside it keeps every bit."""
-    low, high = trained_on.minimum, trained_on.maximum
-    if dtype.kind == "f":
-        with np.errstate(over="ignore", under="ignore"):
-            return low.astype(dtype), high.astype(dtype)
-    # Inwards; and in Python's integers, since no float64 is the largest one of 64 bits.
-    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
-    lowest = [min(max(math.ceil(edge), least), most) for edge in low.tolist()]
-    highest = [min(max(math.floor(edge), least), most) for edge in high.tolist()]
-    return np.array(lowest, dtype=dtype), np.array(highest, dtype=dtype)
 
 
 def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:

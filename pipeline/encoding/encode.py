@@ -18,6 +18,7 @@ from pipeline.encoding.parts import Part, PartFacts
 from pipeline.encoding.worker import EncodeSettings, Worker, worker_of
 from pipeline.errors import DataError
 from pipeline.output.records import write_result
+from pipeline.scan.cleaning import Cleaning
 from pipeline.shards.rows import read, read_riders, salvage_riders
 from pipeline.shards.shard import Block
 
@@ -76,16 +77,18 @@ def _encode_rows(
 ) -> tuple[int, list[dict[str, Any]], list[Outside]]:
     """Features of a part's rows, and which of them count; how many lie outside the model's range, and what is said."""
     source, bad_data, n_outside = task.part.source, task.settings.bad_data, 0
+    cleaning = Cleaning(task.settings.model.scaler, bad_data.missing)
     bad, outside = list[dict[str, Any]](), list[Outside]()
     for block in source.cut(task.settings.block_rows):
         check()  # a part can take seconds, and a run is to stop at once
         place = slice(block.start - source.start, block.stop - source.start)
         rows = read(block, worker.block_memory(block))
-        suspects = worker.encode(rows, features[place])
-        if bad_data.missing is not None:
-            suspects = None  # the encoder knows of no such value, which any row may hold
+        cleaned = cleaning.cleaned(block, rows)
+        suspects = worker.encode(cleaned, features[place])
+        if bad_data.missing is not None or cleaning.scaler.cleans:
+            suspects = None  # the encoder knows of no such value, which any row may hold, nor what has been cleaned
         if suspects is None or len(suspects):
-            judged = bad_data.judge(block, rows, features[place], worker.encode, suspects)
+            judged = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
             valid[place][judged.bad] = False
             n_outside += judged.n_outside
             bad += judged.reasons

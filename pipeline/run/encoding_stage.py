@@ -67,7 +67,8 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
 
 
 def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
-    config, trained_on = job.config, job.given.scaler if job.given else None
+    config, scaler = job.config, model.scaler
+    trained_on = scaler if job.given and not scaler.clips else None  # of clipped rows none lies outside
     return EncodeSettings(
         directory=str(job.ledger.directory),
         model=model,
@@ -75,7 +76,9 @@ def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
         block_rows=min(part_rows, job.budget.block_rows),
         part_rows=part_rows,  # of what there is: a run on few rows takes little memory
         n_readers=job.budget.n_threads,
-        bad_data=BadData(config.on_bad_data, config.missing_value, config.out_of_range, trained_on),
+        bad_data=BadData(
+            *(config.on_bad_data, config.missing_value, config.out_of_range, trained_on, scaler.fill is not None)
+        ),
         attributes=job.about(model),
     )
 

@@ -89,11 +89,16 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
     return Request(
         inputs={"shards": [_identity(shard) for shard in shards]},
-        scan={**deciding(settings, "scan"), "format": _SCAN},
+        scan={**deciding(settings, "scan"), **_filled(model), "format": _SCAN},
         training=training if model is None else {"model": model.fingerprint},
         encoding={**deciding(settings, "features"), "format": _ENCODING},
         folders=sorted({os.path.realpath(folder) for folder in {os.path.dirname(shard.path) for shard in shards}}),
     )
+
+
+def _filled(model: Model | None) -> dict[str, Any]:
+    """Which rows are bad depends on whether a given model fills in what is missing."""
+    return {"filled": True} if model is not None and model.scaler.fill is not None else {}
 
 
 def _identity(shard: Shard) -> dict[str, Any]:

@@ -75,6 +75,13 @@ class Prepared:
         return self.config.on_bad_data != "raise"
 
     @property
+    def impute(self) -> str | None:
+        """How what is missing is filled in; a given model has values for it, or has not."""
+        if self.given is None:
+            return self.config.impute
+        return None if self.given.scaler.fill is None else "median"
+
+    @property
     def max_bad_rows(self) -> int:
         """How many bad rows pass."""
         return allowed(self.config.max_bad_rows, self.n_rows) if self.tolerates_bad_data else 0
@@ -181,6 +188,9 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
             yield f"{model}: gives {given.n_features} features, found n_features {settings.n_features}: leave it out"
         if (hidden := given.network.widths[1:-1]) != settings.hidden:
             yield f"{model}: has hidden {plain(hidden)}, found hidden {plain(settings.hidden)}: leave it out"
+        for name, has in (("impute", given.scaler.fill is not None), ("clip_quantile", given.scaler.clips)):
+            if getattr(settings, name) and not has:
+                yield f"{model}: trained without {name}, found {name} {getattr(settings, name)}: leave it out"
     # What an earlier run has left there is swept away when this one's results take its place: its features, if they
     # are the inputs, and its model.
     if inside := [shard.path for shard in shards if output in Path(shard.path).resolve().parents]:

@@ -41,6 +41,7 @@ def scanned(job: Job) -> Scan:
         ranges.check_usable(job.shards, scan, job.config.missing_value)
         _doubt(job, scan)
         _tell_narrow(scan)
+    _tell_filled(job, scan)
     job.clock.lap("scan")
     return scan
 
@@ -61,7 +62,10 @@ def _scan(job: Job) -> Scan:
     shards, budget = job.shards, job.budget
     # Those that were refused count as bad ones already; without leave the first one is an error.
     max_unreadable = job.max_bad_shards - len(job.bad_shards) if job.tolerates_bad_data else None
-    settings = ScanSettings(budget.block_rows, job.config.missing_value, max_unreadable)
+    settings = ScanSettings(
+        *(budget.block_rows, job.config.missing_value, max_unreadable),
+        *(job.config.clip_quantile, job.impute),
+    )
     with Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress, threads(budget.n_threads) as pool:
         return ranges.scan(shards, settings, pool, budget.n_threads, progress.advance)
 
@@ -85,7 +89,10 @@ def _leave_out(config: Settings, scan: Scan) -> str:
         return "Mend the files: no row would be left."
     n_bad, how = len(scan.bad_rows), config.on_bad_data if config.on_bad_data != "raise" else "skip"
     limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(config.max_bad_rows, scan.n_rows) else ""
-    return f"Mend the files, or leave these rows out with --on-bad-data {how}{limit}."
+    # Whether that would do, only a scan with it tells: of a row that holds Inf it does not.
+    can_fill = config.impute is None and config.model is None
+    fill = "fill in what is missing with --impute median, " if can_fill else ""
+    return f"Mend the files, {fill}or leave these rows out with --on-bad-data {how}{limit}."
 
 
 def _doubt(job: Job, scan: Scan) -> None:
@@ -106,7 +113,19 @@ def _tell_narrow(scan: Scan) -> None:
         worst = columns[0]
         log.warning(
             "%s with so wide a range beside what most of its values vary by that a model sees outliers only: %s; "
-            "column %d ranges from %g to %g, but 98 %% of its values lie between %g and %g",
+            "column %d ranges from %g to %g, but 98 %% of its values lie between %g and %g. Clip the outermost values "
+            "with --clip-quantile %g.",
             *(counted(len(columns), "column"), some(map(str, columns), _COLUMNS)),
             *(worst, scan.minimum[worst], scan.maximum[worst], *scan.inner[:, worst]),
+            0.01 if scan.clips else 0.001,
+        )
+
+
+def _tell_filled(job: Job, scan: Scan) -> None:
+    if scan.n_missing is not None and scan.n_missing.any():
+        by = "what the model has for it" if job.given else f"its {job.config.impute}"
+        n_columns = int((scan.n_missing > 0).sum())
+        log.info(
+            "scan: %s in %s, each filled with %s",
+            *(counted(int(scan.n_missing.sum()), "missing value"), counted(n_columns, "column"), by),
         )

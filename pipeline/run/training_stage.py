@@ -15,7 +15,6 @@ from pipeline.progress import Progress
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan
-from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
@@ -44,7 +43,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     """
     fingerprint = job.of_model(scan.unreadable)
     network = network_of(job.config, len(scan.minimum))
-    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, row_dtype(job.shards))
+    autoencoder = autoencoder_of(scan.scaler, network, row_dtype(job.shards))
     directory = job.ledger.directory
     model = latest(
         job, "model", fingerprint, lambda record: load_model(directory / record.entry.file), "%s; it is trained anew"
@@ -64,7 +63,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
-    job.clock.model, scaler, budget = fingerprint, Scaler(scan.minimum, scan.maximum), job.budget
+    job.clock.model, scaler, budget = fingerprint, scan.scaler, job.budget
     network = network_of(job.config, len(scan.minimum))
     most = budget.max_validation_rows, budget.max_sample_rows
     sizes = Sizes(job.resident, budget.window_rows, *most, budget.n_threads)

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.cluster.threads import check
 from pipeline.errors import DataError
 from pipeline.scan.sample import sampled
-from pipeline.shards.rows import bad_rows, read
+from pipeline.shards.rows import bad_rows, missing_entries, read
 from pipeline.shards.shard import Block, Shard, first_rows
 
 __all__ = ["Found", "Piece", "ScanSettings", "look_at", "merged", "unread"]
@@ -33,11 +33,22 @@ class ScanSettings:
         A value that stands for a missing one.
     max_unreadable : int, optional
         How many shards may be left out because they cannot be read; with None the first one is an error.
+    clip_quantile : float
+        What share of a column's values, at either end, its range leaves out.
+    impute : str, optional
+        ``mean`` or ``median``: rows that miss values are good ones, and what stands for these.
     """
 
     block_rows: int
     missing: float | None = None
     max_unreadable: int | None = None
+    clip_quantile: float = 0.0
+    impute: str | None = None
+
+    @property
+    def fills(self) -> bool:
+        """Whether what is missing is filled in."""
+        return self.impute is not None
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,10 @@ class Found:
         Over the good rows; Inf and -Inf where there are none.
     bad_rows : ndarray of int64
         Their numbers over all shards, sorted.
+    n_missing : ndarray of shape (n_inputs,), int64
+        Values that the good rows miss.
     sample : ndarray of shape (n, n_inputs), float64
-        Good rows that stand for all.
+        Good rows that stand for all; NaN where they miss a value.
     unreadable : dict of int to str
         Why, for each shard that cannot be read, by its place in the input.
     """
@@ -60,6 +73,7 @@ class Found:
     minimum: np.ndarray
     maximum: np.ndarray
     bad_rows: np.ndarray
+    n_missing: np.ndarray
     sample: np.ndarray
     unreadable: Mapping[int, str] = field(default_factory=dict)
 
@@ -99,6 +113,7 @@ def merged(found: Sequence[Found]) -> Found:
         minimum=np.minimum.reduce([each.minimum for each in found]),
         maximum=np.maximum.reduce([each.maximum for each in found]),
         bad_rows=np.sort(np.concatenate([each.bad_rows for each in found])),
+        n_missing=np.sum([each.n_missing for each in found], axis=0),
         sample=np.concatenate([each.sample for each in found]),
         # The first complaint about each; dicts keep the last of equal keys.
         unreadable=dict(sorted({i: why for each in reversed(found) for i, why in each.unreadable.items()}.items())),
@@ -106,22 +121,39 @@ def merged(found: Sequence[Found]) -> Found:
 
 
 def _look(settings: ScanSettings, stride: int, first_row: int, block: Block) -> Found:
-    rows, missing = read(block), settings.missing
+    rows, stored, missing = read(block), block.shard.stored_dtype, settings.missing
     minimum, maximum = rows.min(axis=0), rows.max(axis=0)  # in the rows' own dtype: no copy of a block
-    bad = _NONE
+    bad, n_missing = _NONE, np.zeros(rows.shape[1], dtype=np.int64)
     # NaN and Inf come through as a minimum or maximum, so good blocks need no second look.
     if missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
-        bad = bad_rows(rows, missing, block.shard.stored_dtype)
+        bad = bad_rows(rows, missing, stored, settings.fills)
         if len(bad) == len(rows):  # NumPy knows no minimum of nothing
             return _nothing(len(rows), rows.shape[1], first_row + bad)
-        if len(bad):
-            good = np.delete(rows, bad, axis=0)
-            minimum, maximum = good.min(axis=0), good.max(axis=0)
-    sample = rows[np.setdiff1d(sampled(first_row, len(rows), stride), bad)].astype(np.float64)
-    return Found(len(rows), minimum.astype(np.float64), maximum.astype(np.float64), first_row + bad, sample)
+        good = np.delete(rows, bad, axis=0) if len(bad) else rows
+        missed = missing_entries(good, missing, stored) if settings.fills else None
+        minimum, maximum = _range(good, missed)
+        n_missing += 0 if missed is None else missed.sum(axis=0)
+    some = rows[np.setdiff1d(sampled(first_row, len(rows), stride), bad)]
+    sample = some.astype(np.float64)
+    if settings.fills:
+        sample[missing_entries(some, missing, stored)] = np.nan
+    edges = minimum.astype(np.float64), maximum.astype(np.float64)
+    return Found(len(rows), *edges, first_row + bad, n_missing, sample)
+
+
+def _range(rows: np.ndarray, missed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Minimum and maximum of the values that are not missed; Inf and -Inf where all are."""
+    if missed is None:
+        return rows.min(axis=0), rows.max(axis=0)
+    least, most = (-np.inf, np.inf) if rows.dtype.kind == "f" else (np.iinfo(rows.dtype).min, np.iinfo(rows.dtype).max)
+    minimum = rows.min(axis=0, where=~missed, initial=most).astype(np.float64)
+    maximum = rows.max(axis=0, where=~missed, initial=least).astype(np.float64)
+    nothing = missed.all(axis=0)
+    return np.where(nothing, np.inf, minimum), np.where(nothing, -np.inf, maximum)
 
 
 def _nothing(n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None) -> Found:
     """Of rows none of which is good: what changes nothing when it is merged."""
     none = np.full(n_inputs, np.inf)
-    return Found(n_rows, none, -none, bad_rows, np.empty((0, n_inputs)), dict(unreadable or {}))
+    n_missing, sample = np.zeros(n_inputs, dtype=np.int64), np.empty((0, n_inputs))
+    return Found(n_rows, none, -none, bad_rows, n_missing, sample, dict(unreadable or {}))

@@ -15,10 +15,10 @@ from pipeline.cluster.executor import reduce
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.formats import pack, unpack
 from pipeline.scan.blocks import Found, Piece, ScanSettings, look_at, merged, unread
-from pipeline.scan.sample import FEW, INNER, between, stride_of
+from pipeline.scan.sample import FEW, INNER, MANY, between, means, stride_of
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, read
-from pipeline.shards.shard import Shard, block_of, blocks, first_rows
+from pipeline.shards.shard import Shard, block_of, blocks, first_rows, row_dtype
 
 __all__ = ["NARROW", "Scan", "check_usable", "describe_bad_rows", "readable", "scan"]
 
@@ -28,6 +28,7 @@ NARROW = 0.01  # a spread below which a column counts for next to nothing beside
 
 _MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
 _COLUMNS = 10  # that a sentence names
+_ARRAYS = ("minimum", "maximum", "bad_rows", "inner", "fill", "n_missing")
 _NORMAL = 4.653  # standard deviations between the quantiles 0.01 and 0.99 of a normal distribution
 
 
@@ -40,14 +41,19 @@ class Scan:
     n_rows : int
         All rows, bad ones included.
     minimum, maximum : ndarray of shape (n_inputs,), float64
-        Over the good rows.
+        Over the good rows; where a quantile clips them, the range between the quantiles.
     bad_rows : ndarray of int64
-        Numbers, counted over all shards, of the rows that hold NaN, Inf or the missing value; sorted. All rows of a
-        shard that cannot be read are among them.
+        Numbers, counted over all shards, of the rows that hold NaN, Inf or the missing value, or where that is filled
+        in Inf or no value at all; sorted. All rows of a shard that cannot be read are among them.
     inner : ndarray of shape (2, n_inputs), float64
         Between which values the inner 98 % of each column lie, as a sample tells it; NaN in earlier versions' files.
     unreadable : dict of int to str
         Why, for each shard that cannot be read, by its place in the input.
+    fill, n_missing : ndarray of shape (n_inputs,), float64 and int64, or None
+        What stands for the missing values of each column, and how many the good rows miss; None where that makes a
+        row a bad one.
+    clips : bool
+        Whether values outside the range are moved to its edge.
     """
 
     n_rows: int
@@ -56,6 +62,9 @@ class Scan:
     bad_rows: np.ndarray
     inner: np.ndarray
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    fill: np.ndarray | None = None
+    n_missing: np.ndarray | None = None
+    clips: bool = False
 
     @property
     def n_good(self) -> int:
@@ -70,7 +79,7 @@ class Scan:
     @property
     def scaler(self) -> Scaler:
         """What scales the rows."""
-        return Scaler(self.minimum, self.maximum)
+        return Scaler(self.minimum, self.maximum, self.fill, self.clips)
 
     @property
     def spread(self) -> np.ndarray:
@@ -90,12 +99,15 @@ class Scan:
 
     def summary(self) -> dict[str, Any]:
         """Plain values for reports."""
-        return {"narrow_columns": {int(column): float(self.spread[column]) for column in self.narrow}}
+        told: dict[str, Any] = {"narrow_columns": {int(column): float(self.spread[column]) for column in self.narrow}}
+        if self.n_missing is not None:
+            told["filled"] = {int(column): int(self.n_missing[column]) for column in np.flatnonzero(self.n_missing)}
+        return told
 
     def to_npz(self) -> bytes:
         """The bytes of its file."""
-        arrays = {"minimum": self.minimum, "maximum": self.maximum, "bad_rows": self.bad_rows, "inner": self.inner}
-        return pack(arrays, {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()]})
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        return pack(arrays, {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
@@ -109,7 +121,8 @@ class Scan:
         arrays, about = unpack(data)
         try:
             arrays.setdefault("inner", np.full((2, len(arrays["minimum"])), np.nan))
-            return cls(int(about["n_rows"]), **arrays, unreadable=dict(about["unreadable"]))
+            unreadable, clips = dict(about["unreadable"]), bool(about.get("clips", False))
+            return cls(int(about["n_rows"]), **arrays, unreadable=unreadable, clips=clips)
         except (KeyError, TypeError) as error:
             raise ValueError(f"is no scan: {error!r}") from error
 
@@ -137,8 +150,9 @@ def scan(
     DataError
         When more shards than the settings allow cannot be read.
     """
-    n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
-    look = partial(look_at, settings, stride_of(n_rows, n_inputs, FEW))
+    n_values = MANY if settings.clip_quantile or settings.fills else FEW
+    stride = stride_of(sum(shard.n_rows for shard in shards), shards[0].n_inputs, n_values)
+    look = partial(look_at, settings, stride)
     known = unread(shards, {})
     while True:  # twice at most, but for files that go bad meanwhile
         found = known
@@ -147,7 +161,7 @@ def scan(
             found = reduce(tasks, merged, executor, n_at_once, lambda done: advance(done.n_rows))
             found = merged([known, found])
         if len(found.unreadable) == len(known.unreadable):
-            return _scan_of(found)
+            return _scan_of(found, settings, row_dtype(shards))
         limit = settings.max_unreadable or 0
         if len(found.unreadable) > limit:  # now: a night of reading is not spent on what is refused at its end
             first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
@@ -170,7 +184,7 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
     first = shards[0]
     if not found.n_good:
         raise DataError(
-            f"no usable rows: all {found.n_rows} rows hold {_words(missing)}, or cannot be read, from "
+            f"no usable rows: all {found.n_rows} rows hold {_words(found, missing)}, or cannot be read, from "
             f"file={shown(first.path)} on"
         )
     if found.n_good == 1:
@@ -194,6 +208,10 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
     if found.constant.any():
         columns = np.flatnonzero(found.constant)
         log.info("scan: %s set to 0: %s", counted(len(columns), "constant column"), some(map(str, columns), _COLUMNS))
+    if found.n_missing is not None and len(columns := np.flatnonzero(found.n_missing == found.n_good)):
+        log.warning(
+            "%s without any value, set to 0: %s", counted(len(columns), "column"), some(map(str, columns), _COLUMNS)
+        )
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
@@ -212,13 +230,14 @@ def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], S
 
 def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> str:
     """Where the first bad row lies, its first bad column, and how many bad rows there are."""
-    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_words(missing)}"
+    counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_words(found, missing)}"
     if found.unreadable:
         return f"{next(iter(found.unreadable.values()))} {counts}, or lie in one of {len(found.unreadable)} such shards"
     number = int(found.bad_rows[0])
     block = block_of(shards, first_rows(shards), number, number + 1)
     row = read(block)  # once more, since a scan keeps numbers only
-    column = int(np.flatnonzero(bad_entries(row, missing, block.shard.stored_dtype)[0])[0])
+    entries = bad_entries(row, missing, block.shard.stored_dtype, found.fill is not None)
+    column = int(np.flatnonzero(entries[0])[0])
     return f"{block.shard}: {row[0, column]} in row {block.start}, column {column}; {counts}"
 
 
@@ -235,10 +254,34 @@ def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[in
     return (pieces[i : i + stride] for i in range(0, len(pieces), stride))
 
 
-def _scan_of(found: Found) -> Scan:
-    inner = between(found.sample, INNER)
-    return Scan(found.n_rows, found.minimum, found.maximum, found.bad_rows, inner, found.unreadable)
+def _scan_of(found: Found, settings: ScanSettings, dtype: np.dtype) -> Scan:
+    """What blocks tell, once the sample is summed up."""
+    minimum, maximum = found.minimum, found.maximum
+    if settings.fills:  # without any value, a column is filled with zeros
+        is_empty = minimum > maximum
+        minimum, maximum = np.where(is_empty, 0, minimum), np.where(is_empty, 0, maximum)
+    if settings.clip_quantile:
+        low, high = between(found.sample, settings.clip_quantile)
+        is_range = low < high  # else nearly all values are the same, and only the rare ones tell anything
+        minimum, maximum = np.where(is_range, low, minimum), np.where(is_range, high, maximum)
+    fill = _fill(found.sample, settings.impute, Scaler(minimum, maximum), dtype) if settings.impute else None
+    return Scan(
+        *(found.n_rows, minimum, maximum, found.bad_rows, between(found.sample, INNER), found.unreadable),
+        *(fill, found.n_missing if settings.fills else None, settings.clip_quantile > 0),
+    )
 
 
-def _words(missing: float | None) -> str:
+def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> np.ndarray:
+    """What stands for the missing values of each column, as rows of `dtype` hold it."""
+    low, high = scaler.minimum, scaler.maximum
+    found = means(sample, scaler) if impute == "mean" else (between(sample, 0.5) / 2).sum(axis=0)
+    # The middle for a column so rarely there that the sample misses it.
+    values = np.clip(np.where(np.isnan(found), low / 2 + high / 2, found), low, high)
+    return values.astype(dtype).astype(np.float64) if dtype.kind == "f" else np.rint(values)
+
+
+def _words(found: Scan, missing: float | None) -> str:
+    """What bad rows hold."""
+    if found.fill is not None:
+        return "Inf, or no value at all"
     return "NaN or Inf" if missing is None else f"NaN, Inf or {missing}"

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["FEW", "INNER", "between", "sampled", "stride_of"]
+from pipeline.scan.scaler import Scaler
+
+__all__ = ["FEW", "INNER", "MANY", "between", "means", "sampled", "stride_of"]
 
 FEW = 2**18  # values: 2 MiB, of which the spread of columns can be told
+MANY = 2**22  # for what scales the rows: 32 MiB, and as much while two halves are put together
 
 INNER = 0.01  # the inner values of a column are those between this quantile and the one as far from the other end
 
+_AT_ONCE = 2**18  # values that are copied to be sorted
 _LEAST_ROWS = 32  # of a sample, however many columns they have
 
 
@@ -57,5 +61,21 @@ def between(sample: np.ndarray, q: float) -> np.ndarray:
         return np.full((2, sample.shape[1]), np.nan)
     last = np.maximum(0, (~np.isnan(sample)).sum(axis=0) - 1)
     low = np.floor(q * last).astype(np.int64)
+    places, size = np.stack([low, last - low]), max(1, _AT_ONCE // len(sample))
+    slabs = (slice(i, i + size) for i in range(0, sample.shape[1], size))
     # NaN is sorted behind all numbers.
-    return np.take_along_axis(np.sort(sample, axis=0), np.stack([low, last - low]), axis=0)
+    found = [np.take_along_axis(np.sort(sample[:, slab], axis=0), places[:, slab], axis=0) for slab in slabs]
+    return np.concatenate(found, axis=1)
+
+
+def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
+    """The mean of each column (n_inputs,), clipped to the range that it is scaled by; NaN for those without a value."""
+    total, n = np.zeros(sample.shape[1]), np.zeros(sample.shape[1], dtype=np.int64)
+    size = max(1, _AT_ONCE // sample.shape[1])
+    with np.errstate(over="ignore", invalid="ignore"):  # of a range beyond float64, which is refused later
+        for start in range(0, len(sample), size):
+            values = np.clip(sample[start : start + size], scaler.minimum, scaler.maximum)
+            n += (~np.isnan(values)).sum(axis=0)
+            total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)  # scaled, so that no sum overflows
+        share = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+        return scaler.minimum + share * (scaler.maximum - scaler.minimum)

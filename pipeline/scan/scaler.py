@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +21,21 @@ class Scaler:
     ----------
     minimum, maximum : ndarray of shape (n_inputs,), float64
         Each column's range in the training rows.
+    fill : ndarray of shape (n_inputs,), float64, or None
+        What stands for a missing value of each column, within its range; None where rows that miss one are bad.
+    clips : bool
+        Whether values outside the range are moved to its edge.
     """
 
     minimum: np.ndarray
     maximum: np.ndarray
+    fill: np.ndarray | None = None
+    clips: bool = False
+
+    @property
+    def cleans(self) -> bool:
+        """Whether rows may have to be filled or clipped before they are scaled."""
+        return self.clips or self.fill is not None
 
     @property
     def scale(self) -> np.ndarray:
@@ -46,10 +59,45 @@ class Scaler:
         working = np.float32 if np.can_cast(dtype, np.float32) and exact and normal else np.float64
         return self.minimum.astype(working), scale.astype(working)
 
+    def edges(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """The range in the rows' own dtype, so that what lies inside it keeps every bit; of whole numbers, inwards."""
+        return _held(self.minimum, dtype, math.ceil), _held(self.maximum, dtype, math.floor)
+
+    def cleaned(self, rows: np.ndarray, missed: np.ndarray | None = None) -> np.ndarray:
+        """Rows (n_rows, n_inputs), filled and clipped in their own dtype: the same array where there is nothing to do.
+
+        Inf is clipped as well: which rows are bad, whoever has read them knows.
+
+        Parameters
+        ----------
+        missed : ndarray of shape (n_rows, n_inputs), bool, optional
+            What is to be filled in; NaN without it.
+        """
+        if self.fill is not None:
+            missed = np.isnan(rows) if missed is None else missed
+            if missed.any():
+                rows = np.where(missed, _held(self.fill, rows.dtype, round), rows)
+        if self.clips:
+            low, high = self.edges(rows.dtype)
+            if (rows < low).any() or (rows > high).any():
+                rows = np.clip(rows, low, high)
+        return rows
+
     def transform(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (n_rows, n_inputs) of any real dtype, scaled: float32.
+        """Rows (n_rows, n_inputs) of any real dtype, cleaned and scaled: float32.
 
         Bit for bit as the device scales them, where it does not fold the scaling into ``W``.
         """
+        rows = self.cleaned(rows)
         minimum, scale = self.arrays(rows.dtype)
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
+
+
+def _held(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], int]) -> np.ndarray:
+    """What a dtype holds in place of float64 values."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(dtype)
+    # In Python's integers, since no float64 is the largest one of 64 bits.
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    return np.array([min(max(to_whole(value), least), most) for value in values.tolist()], dtype=dtype)

@@ -186,7 +186,23 @@ class Config:
     )
     max_bad_shards: str = _setting("1%", LIMIT, "nothing", "the same for shards")
     missing_value: float | None = _setting(  # its rows count in no range, so the scaling changes
-        None, EXACT_NUMBER, "scan", "a value that stands for a missing one, like -9999: its rows are bad rows"
+        None, EXACT_NUMBER, "scan", "a value that stands for a missing one, like -9999, as NaN does"
+    )
+    impute: str | None = _setting(
+        None,
+        one_of("mean", "median"),
+        "scan",
+        "fill in what is missing with its column's mean or median, but in rows without any value (default: a row that "
+        "misses one is a bad row)",
+        before=None,
+    )
+    clip_quantile: float = _setting(
+        0.0,
+        number(lambda share: 0 <= share < 0.5, "from 0 to below 0.5"),
+        "scan",
+        "share of each column's values, at either end, that its range leaves out and that are moved to its edge, where "
+        "outliers leave the others no room: 0.001 (0: none)",
+        before=0.0,
     )
     out_of_range: str = _setting(
         "allow",

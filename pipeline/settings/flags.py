@@ -24,10 +24,10 @@ _COMPLAINTS_LISTED = 50  # of a file that is no configuration every line may be 
 # The settings under --help, by what they are about.
 _STAGES = {
     "input": ("input", "follow", "dataset", "orientation", "carry"),
-    "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value"),
+    "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute"),
     "model": (
         *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain"),
-        *("start", "biases", "out_of_range"),
+        *("start", "biases", "clip_quantile", "out_of_range"),
     ),
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),

@@ -21,7 +21,7 @@ from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
 from pipeline.shards.shard import Block, Rider, Shard, aligned
 
-__all__ = ["bad_entries", "bad_rows", "read", "read_riders", "salvage_riders"]
+__all__ = ["bad_entries", "bad_rows", "missing_entries", "read", "read_riders", "salvage_riders"]
 
 log = logging.getLogger(__name__)
 
@@ -247,17 +247,34 @@ def _axis(shard: Shard, layout: Layout) -> int:
 # -- bad entries -----------------------------------------------------------------------------------------------
 
 
-def bad_rows(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
-    """Positions, int64, of the rows that hold NaN, Inf or the missing value."""
-    return np.flatnonzero(bad_entries(rows, missing, stored).any(axis=1))
+def bad_rows(
+    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
+) -> np.ndarray:
+    """Positions, int64, of the rows that hold bad entries."""
+    return np.flatnonzero(bad_entries(rows, missing, stored, fills).any(axis=1))
 
 
-def bad_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
-    """Which entries of rows are NaN, Inf, or the missing value as the dtype `stored` has it: bool, of their shape."""
+def bad_entries(
+    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
+) -> np.ndarray:
+    """Which entries make a row a bad one: NaN, Inf, or the missing value as the dtype `stored` has it.
+
+    Where what is missing is filled in (`fills`): Inf, and all of a row without a single value. Bool, of their shape.
+    """
+    if fills:
+        missed = missing_entries(rows, missing, stored)
+        bad = np.isinf(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
+        return bad | missed.all(axis=1, keepdims=True)
     # Of integers none is NaN, but any may be the missing value.
     bad = ~np.isfinite(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
+    return bad if missing is None else bad | missing_entries(rows, missing, stored)
+
+
+def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
+    """Which entries of rows are NaN, or the missing value as the dtype `stored` has it: bool, of their shape."""
+    missed = np.isnan(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
     held = None if missing is None else _held(missing, np.dtype(stored or rows.dtype))
-    return bad if held is None else bad | (rows == rows.dtype.type(held))
+    return missed if held is None else missed | (rows == rows.dtype.type(held))
 
 
 def _held(missing: float, dtype: np.dtype) -> Any:

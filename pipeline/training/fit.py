@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.device import training_step_of
 from pipeline.errors import DataError, counted
+from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Settings
@@ -67,7 +68,8 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
     if not order.n_rows:
         counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(watched)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
-    rows: Rows = (ResidentRows if sizes.resident else StreamedRows)(shards, sizes.n_threads)
+    cleaning = Cleaning(scan.scaler, config.missing_value)
+    rows: Rows = (ResidentRows if sizes.resident else StreamedRows)(shards, sizes.n_threads, cleaning)
     validation = rows.take(watched)
     log.info(
         "training: %s %s, %d for validation, minibatches of %d",
@@ -79,9 +81,8 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
     autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
     baseline = None
     if config.baseline and len(validation):
-        scaler = Scaler(scan.minimum, scan.maximum)
-        found = _components(rows, order, scaler, config.n_features, sizes.max_sample_rows)
-        baseline = baseline_of(found, validation, scaler)
+        found = _components(rows, order, scan.scaler, config.n_features, sizes.max_sample_rows)
+        baseline = baseline_of(found, validation, scan.scaler)
     return Training(autoencoder, step, rows, order, validation, config, baseline)
 
 
@@ -103,7 +104,7 @@ def _mean(rows: Rows, scan: Scan, config: Settings) -> np.ndarray | None:
     """The scaled rows' mean, for the start of the biases, over rows that depend on no block, thread or budget."""
     if config.biases == "zero":
         return None  # as in the reference
-    scaler = Scaler(scan.minimum, scan.maximum)
+    scaler = scan.scaler
     n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scaler.minimum))))
     sample = rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, config.seed))
     return np.asarray(scaler.transform(sample).mean(axis=0, dtype=np.float64)) if len(sample) else None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
+from pipeline.scan.cleaning import Cleaning
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Shard, block_of, first_rows, row_dtype
+from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 from pipeline.training.order import Order, slab_starts
 
 __all__ = ["ResidentRows", "Rows", "StreamedRows"]
@@ -24,9 +26,9 @@ class ResidentRows:
     resident : ndarray of shape (n_rows, n_inputs)
     """
 
-    def __init__(self, shards: Sequence[Shard], n_threads: int) -> None:
+    def __init__(self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> None:
         starts = slab_starts(shards)
-        self.resident = _read_slabs(shards, starts, np.arange(len(starts) - 1), n_threads)
+        self.resident = _Reader(shards, n_threads, cleaning).slabs(starts, np.arange(len(starts) - 1))
 
     def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
         """An epoch's minibatches from number `first` on, as row numbers: each of shape (n,), int64."""
@@ -43,8 +45,8 @@ class StreamedRows:
 
     resident = None
 
-    def __init__(self, shards: Sequence[Shard], n_threads: int) -> None:
-        self._shards, self._n_threads = shards, n_threads
+    def __init__(self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> None:
+        self._shards, self._reader = shards, _Reader(shards, n_threads, cleaning)
 
     def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
         """An epoch's minibatches from number `first` on, as rows: each of shape (n, n_inputs)."""
@@ -57,14 +59,14 @@ class StreamedRows:
         # Neighbours are read at once, but no piece lies in two shards.
         breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(shard_of) != 0)) + 1
         runs = [run for run in np.split(numbers, breaks) if len(run)]
-        return _read_pieces(self._shards, [(int(run[0]), int(run[-1]) + 1) for run in runs], self._n_threads)
+        return self._reader.pieces([(int(run[0]), int(run[-1]) + 1) for run in runs])
 
     def _windows(self, order: Order, epoch: int, n_skipped: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each window's rows in the order of the slabs, and their places in the order of the training."""
-        with ThreadPoolExecutor(1, "read-ahead") as reader:  # one, since each more holds a window more
+        with ThreadPoolExecutor(1, "read-ahead") as ahead:  # one, since each more holds a window more
             # Lazy: each step starts to read a window.
             windows = (
-                (slabs, rows, reader.submit(_read_slabs, self._shards, order.starts, slabs, self._n_threads))
+                (slabs, rows, ahead.submit(self._reader.slabs, order.starts, slabs))
                 for slabs, rows in order.windows(epoch, n_skipped)
             )
             upcoming = next(windows, None)
@@ -107,21 +109,31 @@ def _places(starts: np.ndarray, slabs: np.ndarray, rows: np.ndarray) -> np.ndarr
     return np.asarray(offsets[slab] + rows - starts[slabs][slab])
 
 
-def _read_slabs(shards: Sequence[Shard], starts: np.ndarray, slabs: np.ndarray, n_threads: int) -> np.ndarray:
-    """The rows of `slabs`, one after the other."""
-    return _read_pieces(shards, list(zip(starts[slabs].tolist(), starts[slabs + 1].tolist(), strict=True)), n_threads)
+@dataclass(frozen=True)
+class _Reader:
+    """Reads row ranges, and cleans them."""
 
+    shards: Sequence[Shard]
+    n_threads: int
+    cleaning: Cleaning | None
 
-def _read_pieces(shards: Sequence[Shard], pieces: Sequence[tuple[int, int]], n_threads: int) -> np.ndarray:
-    """Row ranges, each within one shard, read by Dask's threads straight into one array."""
-    offsets = np.cumsum([0, *(stop - start for start, stop in pieces)])
-    buffer = np.empty((int(offsets[-1]), shards[0].n_inputs), dtype=row_dtype(shards))
-    numbers = first_rows(shards)
+    def slabs(self, starts: np.ndarray, slabs: np.ndarray) -> np.ndarray:
+        """The rows of `slabs`, one after the other."""
+        return self.pieces(list(zip(starts[slabs].tolist(), starts[slabs + 1].tolist(), strict=True)))
 
-    def read_into(i: int) -> None:
-        # In place: a window that is put together from pieces would need its memory twice.
-        buffer[offsets[i] : offsets[i + 1]] = read(block_of(shards, numbers, *pieces[i]))
+    def pieces(self, pieces: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Row ranges, each within one shard, read by Dask's threads straight into one array."""
+        offsets = np.cumsum([0, *(stop - start for start, stop in pieces)])
+        buffer = np.empty((int(offsets[-1]), self.shards[0].n_inputs), dtype=row_dtype(self.shards))
+        numbers = first_rows(self.shards)
 
-    with threads(n_threads) as pool:
-        compute([(read_into, i) for i in range(len(pieces))], pool, n_threads)
-    return buffer
+        def read_into(i: int) -> None:
+            # In place: a window that is put together from pieces would need its memory twice.
+            buffer[offsets[i] : offsets[i + 1]] = self._read(block_of(self.shards, numbers, *pieces[i]))
+
+        with threads(self.n_threads) as pool:
+            compute([(read_into, i) for i in range(len(pieces))], pool, self.n_threads)
+        return buffer
+
+    def _read(self, block: Block) -> np.ndarray:
+        return read(block) if self.cleaning is None else self.cleaning.cleaned(block, read(block))

@@ -26,7 +26,9 @@ def judge(
     """What is said of rows with these features, and, as ``rows``, what was encoded last."""
     array, encoded = np.array(rows, dtype=dtype), []
     out = np.array(np.broadcast_to(np.asarray(features, np.float32), (len(array), 2)))
-    judged = bad_data.judge(block_of(array, **how), array, out, lambda rows, out: encoded.append(rows), suspects)
+    judged = bad_data.judge(
+        block_of(array, **how), (array, array), out, lambda rows, out: encoded.append(rows), suspects
+    )
     assert np.isnan(out[judged.bad]).all()
     return SimpleNamespace(**vars(judged), rows=encoded[-1] if encoded else array, is_encoded_again=bool(encoded))
 

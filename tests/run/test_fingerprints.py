@@ -85,6 +85,8 @@ TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
     ({"patience": 6}, {"model", "all"}),
     ({"shuffle_window": 8000}, {"model", "all"}),
     ({"missing_value": -9999.0}, set(STAGES)),
+    ({"impute": "mean"}, set(STAGES)),
+    ({"clip_quantile": 0.001}, set(STAGES)),
     ({"out_of_range": "clip"}, {"features", "all"}),
     ({"block_rows": 16}, set()),
     ({"threads": 1}, set()),
@@ -242,6 +244,13 @@ def test_with_a_model_no_setting_of_the_training_counts() -> None:
     for change in ({"epochs": 3}, {"seed": 1}, {"learning_rate": 0.5}, {"memory_budget": 2**24}):
         assert touched(request(replace(CONFIG, **change), model=MODEL), before) == set(), change
     assert touched(before) == {"model", "all"}
+
+
+def test_which_rows_are_bad_depends_on_whether_the_model_fills() -> None:
+    clipping = replace(MODEL, scaler=replace(MODEL.scaler, clips=True))
+    filling = replace(MODEL, scaler=replace(MODEL.scaler, fill=np.zeros(4)))
+    assert "scan" not in touched(request(model=clipping), request(model=MODEL))
+    assert "scan" in touched(request(model=filling), request(model=MODEL))
 
 
 def test_another_model_makes_other_features() -> None:

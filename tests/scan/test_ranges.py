@@ -228,6 +228,94 @@ def test_v3_rows_that_are_all_missing_are_no_usable_rows(tmp_path):
         check_usable(shards, scanned(shards, 2, 1, missing=9), 9)
 
 
+# -- what is filled in, and clipped --------------------------------------------------------------------------------
+
+
+def gappy(rng, n, dtype, missing):
+    """Rows of which a third of the values is missing, some rows whole, and one that holds Inf where it can."""
+    rows = (100 * rng.standard_normal((n, 5))).astype(dtype)
+    rows[:, 4] = missing
+    rows[rng.random(rows.shape) < 0.3] = missing
+    rows[5] = missing
+    bad = [i for i, row in enumerate(rows) if all(is_gap(value, missing) for value in row)]
+    if dtype[0] == "f":
+        rows[9, 2] = np.inf
+        bad = sorted({*bad, 9})
+    return rows, bad
+
+
+def is_gap(value, missing):
+    return np.isnan(value) or float(value) == missing
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("dtype", "missing"), [("f4", np.nan), ("f4", -7), ("f8", np.nan), ("i2", -7), ("i8", -7)])
+@pytest.mark.parametrize("impute", ["mean", "median"])
+def test_what_fills_is_the_mean_or_median_of_what_is_there_whatever_the_blocks(tmp_path, dtype, missing, impute):
+    rows, bad = gappy(np.random.default_rng(0), 97, dtype, missing)
+    shards = shards_of(tmp_path, rows[:40], rows[40:])
+    how = {"impute": impute, "missing": None if np.isnan(missing) else missing, "clip_quantile": 0.0}
+    found = scanned(shards, 1000, 1, **how)
+    assert (found.bad_rows.tolist(), found.clips) == (bad, False)
+    good = np.delete(rows, bad, axis=0)
+    for column, values in enumerate(good.T):
+        there = np.array([float(value) for value in values if not is_gap(value, missing)])
+        assert found.n_missing[column] == len(values) - len(there)
+        if not len(there):
+            assert (found.minimum[column], found.maximum[column], found.fill[column]) == (0, 0, 0)
+            continue
+        assert (found.minimum[column], found.maximum[column]) == (there.min(), there.max())
+        fill = there.mean() if impute == "mean" else np.median(there)
+        atol = 0.5 if dtype[0] == "i" else 1e-4
+        np.testing.assert_allclose(found.fill[column], fill, atol=atol)
+        assert found.fill[column] == np.array(found.fill[column]).astype(dtype)
+    for block_rows, n_threads in ((1, 3), (2, 1), (7, 2), (40, 2)):
+        with case(block_rows=block_rows, n_threads=n_threads):
+            assert scanned(shards, block_rows, n_threads, **how).to_npz() == found.to_npz()
+            clipped = {**how, "clip_quantile": 0.1}
+            assert scanned(shards, block_rows, 2, **clipped).to_npz() == scanned(shards, 9, 1, **clipped).to_npz()
+
+
+def test_the_range_between_quantiles_is_that_of_values_and_fills_lie_in_it(tmp_path):
+    rows = np.random.default_rng(0).standard_cauchy((2001, 4)).astype(np.float32)
+    rows[:, 2] = rows[:, 2] > 50  # nearly always 0
+    rows[::7, 3] = np.nan
+    shards = shards_of(tmp_path, rows)
+    for q in (0.001, 0.01, 0.4):
+        found = scanned(shards, 100, 2, clip_quantile=q, impute="mean")
+        assert found.clips
+        for column in (0, 1, 3):
+            values = rows[~np.isnan(rows[:, column]), column]
+            low = np.quantile(values, q, method="lower")
+            assert (found.minimum[column], found.maximum[column]) == (low, -np.quantile(-values, q, method="lower"))
+            clipped = np.clip(values.astype(float), found.minimum[column], found.maximum[column])
+            np.testing.assert_allclose(found.fill[column], clipped.mean(), rtol=1e-4)
+        assert (found.minimum[2], found.maximum[2]) == (0, 1), "where nearly all is the same, the range is whole"
+
+
+def test_quantiles_of_a_sample_lie_as_near_as_is_said(tmp_path, monkeypatch):
+    """Five standard errors of the rank, of columns that are in order, in waves and in none."""
+    monkeypatch.setattr(module, "MANY", 3 * 2000)
+    n, q = 100_000, 0.02
+    values = np.arange(n) / n
+    rows = np.stack([values, (values * 16) % 1, np.random.default_rng(0).permutation(values)], axis=1)
+    found = scanned(shards_of(tmp_path, rows), 5000, 2, clip_quantile=q)
+    error = 5 * np.sqrt(q * (1 - q) / 2000) + 1 / 2000
+    np.testing.assert_allclose(found.minimum, q, atol=error)
+    np.testing.assert_allclose(found.maximum, 1 - q, atol=error)
+
+
+def test_a_scan_that_fills_and_clips_comes_back_from_its_file(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(50, 3))
+    rows[3, 1] = np.nan
+    found = scanned(shards_of(tmp_path, rows), 10, impute="median", clip_quantile=0.1)
+    again = Scan.from_npz(found.to_npz())
+    assert again.to_npz() == found.to_npz()
+    assert again.scaler.clips
+    np.testing.assert_array_equal(again.scaler.fill, found.fill)
+    assert again.summary() == {"narrow_columns": {}, "filled": {1: 1}}
+
+
 # -- shards that cannot be read ------------------------------------------------------------------------------------
 
 

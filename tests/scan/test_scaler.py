@@ -87,3 +87,32 @@ def test_extreme_ranges_are_scaled_to_0_and_1(dtype, low, high):
 def test_a_range_that_one_cannot_be_divided_by_becomes_0(high):
     rows = np.array([[0.0], [high]])
     np.testing.assert_array_equal(scaler_of(rows).transform(rows), [[0], [0]])
+
+
+# -- cleaning ----------------------------------------------------------------------------------------------------
+
+
+def cleaning(fill=True, clips=True):
+    return Scaler(np.array([-1.5, 2.5]), np.array([7.5, 9.0]), np.array([0.25, 3.5]) if fill else None, clips)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "u8", "f4", "f8"])
+def test_rows_are_cleaned_in_their_own_dtype_and_left_alone_where_nothing_is_to_do(dtype):
+    inside = np.array([[0, 3], [7, 9]], dtype)
+    for fill in (False, True):
+        for clips in (False, True):
+            assert cleaning(fill, clips).cleaned(inside) is inside
+    outside = np.array([[0, 3], [90, 1]], dtype)
+    assert cleaning(clips=False).cleaned(outside) is outside
+    cleaned = cleaning().cleaned(outside, np.array([[False, True], [False, False]]))
+    assert cleaned.dtype == outside.dtype
+    exact = dtype[0] == "f"
+    assert cleaned.tolist() == [[0, 3.5 if exact else 4], [7.5 if exact else 7, 2.5 if exact else 3]]
+    assert outside.tolist() == [[0, 3], [90, 1]]
+
+
+def test_nan_is_filled_where_nothing_else_is_said_and_stays_without_a_fill():
+    rows = np.array([[np.nan, 99], [1, np.nan]], np.float32)
+    assert cleaning().cleaned(rows).tolist() == [[0.25, 9], [1, 3.5]]
+    np.testing.assert_array_equal(cleaning(fill=False).cleaned(rows), [[np.nan, 9], [1, np.nan]])
+    np.testing.assert_array_equal(cleaning().transform(rows), cleaning().transform(cleaning().cleaned(rows)))

@@ -49,6 +49,8 @@ SAMPLES = {
     "max_bad_rows": ("5", "0.5%", "7"),
     "max_bad_shards": ("5", "0.5%", "7"),
     "missing_value": (-1.0, -2.0, -3.0),
+    "impute": ("mean", "median", "mean"),
+    "clip_quantile": (0.1, 0.25, 0.4),
     "out_of_range": ("clip", "raise", "clip"),
     "checkpoint_minutes": (1.0, 2.0, 3.0),
     "verify": ("sizes", "digests", "sizes"),

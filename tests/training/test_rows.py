@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.hdf5.files import FILES
+from pipeline.scan.cleaning import Cleaning
+from pipeline.scan.scaler import Scaler
 from pipeline.shards.open import open_shards
 from pipeline.training import order as order_module
 from pipeline.training import rows as module
@@ -67,8 +69,8 @@ def test_an_epoch_can_be_entered_at_any_minibatch(shards):
 
 def test_windows_that_lie_behind_are_not_read_again(shards, monkeypatch):
     order = Order(slab_starts(shards), NONE, 3, seed=0)
-    streamed, n_windows, read = StreamedRows(shards, 1), [], module._read_slabs
-    monkeypatch.setattr(module, "_read_slabs", lambda *how: n_windows.append(1) or read(*how))
+    streamed, n_windows, read = StreamedRows(shards, 1), [], module._Reader.slabs
+    monkeypatch.setattr(module._Reader, "slabs", lambda *how: n_windows.append(1) or read(*how))
     list(streamed.minibatches(order, 0, 3, first=5))
     assert len(n_windows) <= len(list(order.windows(0))) - 4
 
@@ -84,6 +86,27 @@ def test_shards_of_several_dtypes_meet_in_the_one_that_holds_them_all(tmp_path):
     found = ResidentRows(shards, 2).resident
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, numbered(6))
+
+
+@pytest.mark.process
+def test_rows_are_filled_and_clipped_once_they_are_read(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(9, 3)).astype(np.float32), rng.integers(-5, 5, (30, 3)).astype(np.int8)]
+    arrays[0][4], arrays[0][7, 1], arrays[1][[3, 8], [0, 2]] = np.nan, -99, -99
+    shards = open_shards([write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
+    scaler = Scaler(np.array([-1.5, -2.5, -0.5]), np.array([1.5, 0.5, 2.5]), np.array([0.75, -0.5, 1.25]), clips=True)
+    whole = np.concatenate(arrays, dtype=np.float32)
+    fill = np.repeat([[0.75, -0.5, 1.25], [1, 0, 1]], [9, 30], axis=0)  # whole numbers in whole numbers
+    expected = np.where(np.isnan(whole) | (whole == -99), fill, whole)
+    expected[:9] = expected[:9].clip([-1.5, -2.5, -0.5], [1.5, 0.5, 2.5])
+    expected[9:] = expected[9:].clip([-1, -2, 0], [1, 0, 2])
+    for kind in (ResidentRows, StreamedRows):
+        rows = kind(shards, 2, Cleaning(scaler, -99))
+        np.testing.assert_array_equal(rows.take(np.arange(39)), expected)
+    np.testing.assert_array_equal(ResidentRows(shards, 2, Cleaning(scaler, -99)).resident, expected)
+    order = Order(slab_starts(shards), NONE, 7, 0)
+    streamed = np.concatenate(list(StreamedRows(shards, 2, Cleaning(scaler, -99)).minibatches(order, 0, 4)))
+    np.testing.assert_array_equal(streamed, expected[epoch_of(order, 0)])
 
 
 def test_streaming_that_is_given_up_leaves_no_thread_behind(shards):

@@ -1,0 +1,226 @@
+"""Runs that fill in what is missing and clip what lies far outside: as if the files had held such rows.
+
+What fills and clips is told by the fitted model; the rows are cleaned by hand in NumPy, entry by entry, and a run over
+them has to give the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from pipeline.model import Model, load_model
+from pipeline.output.records import read_manifest
+from tests.support.cases import case
+from tests.support.helpers import csr, write_csr
+from tests.support.spoilt import KEEP, TOLERANT, Shards, check, errors, quarantined
+
+# How rows are stored, what stands for no value there, and where the columns lie.
+KINDS: list[tuple[Any, float, float]] = [
+    (np.float32, np.nan, 0),
+    (np.float16, -9999, 0),
+    (np.float64, np.nan, 1e9),
+    (np.float64, -9999, 1e9),
+    (np.int32, -9999, 1_600_000_000),
+    (np.uint8, 255, 0),
+]
+
+
+def gappy(dtype: Any, missing: float, offset: float, seed: int = 0, n: int = 90) -> np.ndarray:
+    """Rows of four columns with outliers, of which a fifth of the entries is missing; no row misses all."""
+    rng = np.random.default_rng(seed)
+    rows = offset + 100 + 20 * rng.standard_normal((n, 4))
+    rows[5, 0], rows[6, 3] = offset + 250, offset
+    gaps = rng.random((n, 4)) < 0.2
+    gaps[np.arange(n), rng.integers(4, size=n)] = False
+    rows = rows.astype(dtype)
+    rows[gaps] = np.array(missing).astype(dtype)
+    return rows
+
+
+def as_read(rows: np.ndarray) -> np.ndarray:
+    return rows.astype(np.float32) if rows.dtype == np.float16 else rows
+
+
+def by_hand(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
+    """Rows cleaned entry by entry, in the dtype that they are read in."""
+    scaler, is_whole = model.scaler, rows.dtype.kind in "iu"
+    gap = missing if is_whole else float(np.array(missing).astype(rows.dtype))
+    cleaned = as_read(rows).copy()
+    for row, column in np.ndindex(rows.shape):
+        value = float(rows[row, column])
+        if scaler.fill is not None and (np.isnan(value) or value == gap):
+            fill = float(scaler.fill[column])
+            value = round(fill) if is_whole else fill
+        if scaler.clips:
+            low, high = float(scaler.minimum[column]), float(scaler.maximum[column])
+            value = min(max(value, np.ceil(low) if is_whole else low), np.floor(high) if is_whole else high)
+        cleaned[row, column] = value
+    return cleaned
+
+
+def features_of(output: Path) -> bytes:
+    return bytes(open_features(output).features.compute().tobytes())
+
+
+def flags_of(missing: float) -> list[str]:
+    return [] if np.isnan(missing) else ["--missing-value", str(missing)]
+
+
+@pytest.mark.parametrize("impute", ["mean", "median"])
+def test_a_run_that_fills_is_one_over_rows_filled_by_hand(shards: Shards, impute: str) -> None:
+    for i, (dtype, missing, offset) in enumerate(KINDS):
+        with case(dtype=dtype, missing=missing):
+            gaps, filled = shards.another(f"gaps-{i}"), shards.another(f"filled-{i}")
+            rows = gappy(dtype, missing, offset)
+            gaps.add(rows[:31])
+            gaps.add(rows[31:])
+            assert gaps.run("--impute", impute, *flags_of(missing)) == 0
+            model = load_model(gaps.output)
+            whole = by_hand(rows, missing, model)
+            read = np.where(rows == np.array(missing).astype(dtype), np.nan, rows.astype(np.float64))
+            expected = (np.nanmean if impute == "mean" else np.nanmedian)(read, axis=0)
+            step = 1 if np.dtype(dtype).kind in "iu" else float(np.finfo(dtype).eps) * 256
+            np.testing.assert_allclose(model.scaler.fill, expected, rtol=1e-6, atol=step)
+            np.testing.assert_array_equal(model.scaler.minimum, np.nanmin(read, axis=0))
+            filled.add(whole[:31])
+            filled.add(whole[31:])
+            assert filled.run() == 0
+            assert features_of(gaps.output) == features_of(filled.output)
+            assert read_manifest(gaps.output)["n_bad"] == 0
+
+
+def test_a_run_that_clips_is_one_over_rows_clipped_by_hand(shards: Shards) -> None:
+    for i, (dtype, _, offset) in enumerate(KINDS):
+        with case(dtype=dtype):
+            wild, tame = shards.another(f"wild-{i}"), shards.another(f"tame-{i}")
+            rows = gappy(dtype, 7, offset)
+            wild.add(rows)
+            assert wild.run("--clip-quantile", "0.05") == 0
+            model = load_model(wild.output)
+            wide = np.sort(rows.astype(np.float64), axis=0)
+            np.testing.assert_array_equal((model.scaler.minimum, model.scaler.maximum), (wide[4], wide[-5]))
+            tame.add(by_hand(rows, np.nan, model))
+            assert tame.run() == 0
+            assert features_of(wild.output) == features_of(tame.output)
+
+
+def test_neither_blocks_nor_threads_nor_the_form_of_the_files_change_a_bit(shards: Shards, tmp_path: Path) -> None:
+    rows = gappy(np.float32, np.nan, 0, n=300)
+    rows[np.random.default_rng(1).random(rows.shape) < 0.3] = 0
+    shards.add(rows[:120])
+    shards.add(rows[120:])
+    flags = ["--clip-quantile", "0.02", "--impute", "mean"]
+    assert shards.run(*flags) == 0
+    for block_rows, n_threads in ((4, 1), (64, 3), (1000, 2)):
+        output = tmp_path / f"{block_rows}"
+        assert shards.run(*flags, "--block-rows", str(block_rows), "--threads", str(n_threads), output=output) == 0
+        assert features_of(output) == features_of(shards.output)
+    turned, sparse = shards.another("turned"), shards.another("sparse")
+    for i, part in enumerate((rows[:120], rows[120:])):
+        with h5py.File(turned.folder / f"{i}.h5", "w") as file:
+            file["X"] = part.T
+        write_csr(sparse.folder / f"{i}.h5", csr(part), part.shape)
+    assert turned.run(*flags, "--orientation", "columns") == 0
+    assert sparse.run(*flags) == 0
+    assert features_of(turned.output) == features_of(sparse.output) == features_of(shards.output)
+
+
+# -- rows that stay bad ------------------------------------------------------------------------------------------
+
+
+@TOLERANT
+@pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
+def test_v1_v3_inf_and_rows_without_a_value_stay_bad(shards: Shards, mode: str, with_model: bool) -> None:
+    rows = gappy(np.float32, -7, 0)
+    rows[11], rows[3, 1], rows[40, [0, 2]] = [-7, np.nan, np.nan, -7], np.inf, [np.nan, -np.inf]
+    shards.add(rows)
+    flags = ["--missing-value", "-7", "--on-bad-data", mode, *KEEP]
+    if with_model:
+        training = shards.another("training")
+        training.add(gappy(np.float32, np.nan, 0, seed=3))
+        assert training.run("--impute", "mean", "--clip-quantile", "0.01") == 0
+        flags += ["--model", str(training.output)]
+    else:
+        flags += ["--impute", "mean", "--clip-quantile", "0.01"]
+    assert shards.run(*flags) == 0
+    model = load_model(shards.output)
+    cleaned = by_hand(rows, -7, model)
+    check(shards.output, [cleaned], [3, 11, 40], model)
+    assert read_manifest(shards.output)["summary"]["n_outside"] == 0
+    if mode == "quarantine":
+        assert [(line["row"], line["columns"]) for line in quarantined(shards.output)] == [
+            (3, [1]),
+            (11, [0, 1, 2, 3]),
+            (40, [2]),
+        ]
+
+
+def test_v1_inf_stops_a_run_that_fills_with_its_place(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    rows = gappy(np.float32, np.nan, 0)
+    rows[40, [0, 2]] = np.nan, -np.inf
+    shards.add(rows)
+    assert shards.run("--impute", "median") == 65
+    assert "-inf in row 40, column 2; 1 of 90 rows in all hold Inf, or no value at all" in errors(caplog)
+    assert "--impute" not in errors(caplog)
+    assert shards.run() == 65
+    assert "Mend the files, fill in what is missing with --impute median, or leave" in errors(caplog)
+
+
+# -- a given model -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["raise", "skip"])
+def test_a_given_model_fills_and_clips_as_it_has_learnt(shards: Shards, tmp_path: Path, mode: str) -> None:
+    shards.add(gappy(np.float32, np.nan, 0))
+    assert shards.run("--impute", "median", "--clip-quantile", "0.05") == 0
+    model = load_model(shards.output)
+    for i, (dtype, missing, _) in enumerate(KINDS):
+        with case(dtype=dtype, missing=missing):
+            later, output = shards.another(f"later-{i}"), tmp_path / f"out-{i}"
+            rows = gappy(dtype, missing, 0, seed=5)
+            later.add(rows)
+            flags = ["--model", str(shards.output), "--on-bad-data", mode, "--out-of-range", "raise"]
+            assert later.run(*flags, *flags_of(missing), output=output) == 0
+            check(output, [by_hand(rows, missing, model)], [], model)
+            assert read_manifest(output)["summary"]["n_outside"] == 0
+
+
+def test_a_given_model_is_not_asked_for_what_it_cannot(shards: Shards, model: str, caplog: Any) -> None:
+    shards.fill(20)
+    for flags in (["--impute", "mean"], ["--clip-quantile", "0.1"]):
+        assert shards.run("--model", model, *flags) == 78
+        assert f"trained without {flags[0][2:].replace('-', '_')}" in errors(caplog)
+
+
+# -- what is told ------------------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_what_is_filled_by_column(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pipeline")
+    rows = gappy(np.float32, np.nan, 0)
+    rows[:, 1], rows[:, 2] = np.nan, 3
+    rows[7] = np.nan
+    shards.add(rows)
+    assert shards.run("--impute", "mean", "--on-bad-data", "skip", *KEEP) == 0
+    counts = np.isnan(np.delete(rows, np.flatnonzero(np.isnan(rows).all(axis=1)), axis=0)).sum(axis=0)
+    told = json.loads((shards.output / "report.json").read_text())["scan"]["filled"]
+    assert told == {str(column): n for column, n in enumerate(counts.tolist()) if n}
+    assert f"{counts.sum()} missing values in 3 columns, each filled with its mean" in caplog.text
+    assert "1 column without any value, set to 0: 1" in caplog.text
+    assert load_model(shards.output).scaler.transform(rows)[:, 1].tolist() == [0] * len(rows)
+
+
+def test_u3_results_of_a_run_without_them_are_taken_over(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    shards.fill(60)
+    assert shards.run() == 0
+    assert shards.run("--clip-quantile", "0") == 0
+    assert shards.run("--clip-quantile", "0.1") == 78
+    assert "clip_quantile None -> 0.1" in errors(caplog)
+    assert shards.run("--impute", "mean") == 78
