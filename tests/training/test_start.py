@@ -1,0 +1,159 @@
+"""Where parameters start: at random as published, or where the network gives rows back as their components do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kernels.network import Network
+from pipeline.model import Model
+from pipeline.scan.scaler import Scaler
+from pipeline.training.components import Components, principal_components
+from pipeline.training.start import start_of
+from tests.support.cases import each
+
+N_INPUTS = 12
+ONE = Network((N_INPUTS, 3))
+CHAINS = [(), (6,), (8,), (7, 9), (6, 6, 10)]
+NETWORKS = [
+    Network((N_INPUTS, *hidden, 3), activation, code, gain)
+    for hidden in CHAINS
+    for activation in ("relu", "leaky-relu")
+    for code in ("linear", "sigmoid")
+    for gain in (False, True)
+]
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    """Scaled rows, far from 0, that differ in all directions."""
+    rng = np.random.default_rng(0)
+    return (0.5 + 0.05 * rng.normal(size=(500, N_INPUTS)) @ rng.normal(size=(N_INPUTS, N_INPUTS))).astype(np.float32)
+
+
+def components_of(x: np.ndarray, k: int = 3) -> Components:
+    return principal_components(x, k, np.random.default_rng(7))
+
+
+def started(network: Network, mean: np.ndarray | None, components: Components | None = None, seed: int = 1) -> Model:
+    """A model of the start, that takes scaled rows."""
+    found = start_of(network, np.random.default_rng(seed), mean, components)
+    assert {name: array.shape for name, array in found.items()} == network.shapes
+    parameters = {name: array.astype(np.float32) for name, array in found.items()}
+    return Model(Scaler(np.zeros(N_INPUTS), np.ones(N_INPUTS)), network, parameters)
+
+
+def again(model: Model, x: np.ndarray) -> np.ndarray:
+    return model.decode(model.encode(x))
+
+
+# -- random ------------------------------------------------------------------------------------------------------
+
+
+def test_one_layer_of_sigmoids_starts_as_published(x: np.ndarray) -> None:
+    drawn = np.random.default_rng(5).standard_normal((N_INPUTS, 3)) / np.sqrt(N_INPUTS + 3)
+    for mean in (None, x.mean(axis=0, dtype=np.float64)):
+        found = start_of(ONE, np.random.default_rng(5), mean)
+        assert list(found) == ["W", "b_hidden", "b_output"]
+        np.testing.assert_array_equal(found["W"], drawn)
+        np.testing.assert_array_equal(found["b_hidden"], np.zeros(3) if mean is None else -mean @ drawn)
+        np.testing.assert_array_equal(
+            found["b_output"], np.zeros(N_INPUTS) if mean is None else mean - drawn.sum(axis=1) / 2
+        )
+
+
+@each("network", NETWORKS)
+def test_the_mean_row_has_features_in_the_middle_and_is_its_own_reconstruction(network, x):
+    mean = x.mean(axis=0, dtype=np.float64)
+    for components in (None, components_of(x)):
+        model = started(network, mean, components)
+        row = mean[None].astype(np.float32)
+        np.testing.assert_allclose(model.encode(row), np.full((1, 3), network.center), atol=1e-5)
+        np.testing.assert_allclose(again(model, row), row, atol=1e-5)
+
+
+@each("network", [Network((300, 100, 10), "relu", "linear"), Network((300, 100), code="linear")])
+def test_what_random_weights_give_back_is_of_the_size_of_the_rows(network):
+    found = start_of(network, np.random.default_rng(0), None)
+    x, slope = np.random.default_rng(1).normal(size=(2000, 300)).astype(np.float32), network.n_layers > 1
+    W = found[network.layers[0][0]]
+    hidden = np.maximum(x @ W, 0) if slope else x @ W
+    back = hidden @ W.T
+    along = np.sum(back * x) / np.sum(np.square(x @ W))  # of the part of a row that lies in the span of the weights
+    assert 0.5 < along * np.square(W).sum(axis=0).mean() < 2
+
+
+def test_gains_start_where_they_undo_the_steepness_of_the_code():
+    for code, gain in (("sigmoid", 4.0), ("linear", 1.0)):
+        found = start_of(replace(ONE, code=code, gain=True), np.random.default_rng(0), None)
+        np.testing.assert_array_equal(found["gain"], np.full(3, gain))
+
+
+# -- components --------------------------------------------------------------------------------------------------
+
+
+def by_components(x: np.ndarray, found: Components) -> np.ndarray:
+    centred = x - found.mean
+    return found.mean + centred @ found.components @ found.components.T
+
+
+@each("network", [network for network in NETWORKS if network.code == "linear"])
+def test_linear_features_start_as_components_whatever_the_hidden_layers(network, x):
+    components = components_of(x)
+    model = started(network, None, components)
+    np.testing.assert_allclose(again(model, x), by_components(x, components), atol=1e-6)
+    np.testing.assert_allclose(model.encode(x), (x - components.mean) @ components.components, atol=1e-6)
+
+
+@each("network", [network for network in NETWORKS if network.code == "sigmoid"])
+def test_sigmoids_start_nearly_as_components_and_unsaturated(network, x):
+    components = components_of(x)
+    model = started(network, None, components)
+    error, least = (np.mean((found - x) ** 2) for found in (again(model, x), by_components(x, components)))
+    assert error < least * (1.005 if network.gain else 1.05)
+    assert np.abs(model.encode(x) - 0.5).max() < (0.3 if network.gain else 0.5)
+
+
+def test_every_unit_before_sigmoids_has_its_share_of_unlike_components():
+    deviations = np.array([100.0, 1.0, 0.0])
+    components = Components(np.zeros(N_INPUTS), np.eye(N_INPUTS)[:, :3], deviations)
+    model = started(replace(ONE, gain=True), None, components)
+    rows = np.random.default_rng(0).normal(size=(4000, 3)) * deviations @ np.eye(N_INPUTS)[:3]
+    spread = model.encode(rows.astype(np.float32)).std(axis=0)
+    assert spread.max() < 1.1 * spread.min()
+    assert np.isfinite(model.parameters["gain"]).all()
+
+
+def test_rows_that_do_not_vary_leave_everything_finite():
+    still = Components(np.full(N_INPUTS, 0.5), np.eye(N_INPUTS)[:, :3], np.zeros(3))
+    for network in NETWORKS:
+        assert all(np.isfinite(array).all() for array in started(network, None, still).parameters.values())
+
+
+@each("network", [network for network in NETWORKS if len(network.widths) > 2])
+def test_further_hidden_units_start_at_random_and_apart(network, x):
+    parameters = started(network, None, components_of(x)).parameters
+    rest = parameters["W_1"][:, 6:]
+    assert len(np.unique(rest)) == rest.size
+    assert not parameters[network.layers[-1][0]][6:].any()
+
+
+def test_hidden_layers_that_are_too_narrow_for_components_start_at_random(x: np.ndarray) -> None:
+    components = components_of(x)
+    for widths in ((N_INPUTS, 5, 3), (N_INPUTS, 8, 5, 3)):
+        network = Network(widths, "relu", "linear")
+        found = start_of(network, np.random.default_rng(3), components.mean, components)
+        expected = start_of(network, np.random.default_rng(3), components.mean)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_another_seed_is_another_start(x: np.ndarray) -> None:
+    for components in (None, components_of(x)):
+        network = Network((N_INPUTS, 8, 3), "relu", "sigmoid", gain=True)
+        first, again, other = (started(network, None, components, seed).parameters["W_1"] for seed in (1, 1, 2))
+        assert first.tobytes() == again.tobytes() != other.tobytes()
+        assert math.isfinite(first.sum())
