@@ -82,8 +82,7 @@ class Model:
         network, s = self.network, features.astype(np.float64)
         if network.gain:
             s = (s - network.center) * self._wide("gain")
-        mirrors = zip(network.layers, ("linear", *network.activations[:-1]), strict=True)
-        for (W, _, b_output), kind in reversed(list(mirrors)):
+        for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
             s = _activated(kind, s @ self._wide(W).T + self._wide(b_output))
         return s
 

@@ -49,6 +49,12 @@ FLAGS = [
     *("--learning-rate", "0.1"),
     *("--momentum", "0.9"),
     *("--schedule", "constant"),
+    *("--hidden", "none"),
+    *("--code-activation", "sigmoid"),
+    *("--decoder-gain", "no"),
+    *("--corruption", "0"),
+    *("--weight-decay", "0"),
+    *("--start", "random"),
     *("--biases", "zero"),
     *("--validation-fraction", "0"),
 ]

@@ -82,6 +82,7 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         # A budget that holds all of them may change.
         "window_rows": budget.window_rows if budget.window_rows < n_rows else None,
         "validation_rows": budget.max_validation_rows if budget.max_validation_rows < n_validated else None,
+        **({"sample_rows": budget.max_sample_rows} if _samples(settings, budget, n_rows) else {}),
         "versions": {name: version(name) for name in ("numpy", "Theano")},
         "format": _TRAINING,
     }
@@ -99,6 +100,11 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
 def _filled(model: Model | None) -> dict[str, Any]:
     """Which rows are bad depends on whether a given model fills in what is missing."""
     return {"filled": True} if model is not None and model.scaler.fill is not None else {}
+
+
+def _samples(settings: Settings, budget: Budget, n_rows: int) -> bool:
+    """Whether the start depends on how many rows a sample may have."""
+    return settings.start == "components" and budget.max_sample_rows < n_rows
 
 
 def _identity(shard: Shard) -> dict[str, Any]:

@@ -64,7 +64,6 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler, budget = fingerprint, scan.scaler, job.budget
-    network = network_of(job.config, len(scan.minimum))
     most = budget.max_validation_rows, budget.max_sample_rows
     sizes = Sizes(job.resident, budget.window_rows, *most, budget.n_threads)
     training = prepared(autoencoder, job.shards, scan, job.config, sizes)
@@ -79,14 +78,15 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
         with Progress("training", job.config.epochs, "epochs") as progress:
             done = train(training, partial(_save, job, fingerprint), progress.advance)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(scaler, network, training.best, {"stopped": str(error)})
+        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)})
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
     if len(done.history) < job.config.epochs:
         log.info("training: stopped early, epoch %d was the best", done.best_epoch)
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
-    return Model(scaler, network, training.best, {"training": {**done.summary(), **measured(training)}, **settings})
+    about = {"training": {**done.summary(), **measured(training)}, **settings}
+    return Model(scaler, autoencoder.network, training.best, about)
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:

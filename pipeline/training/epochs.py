@@ -17,7 +17,7 @@ from pipeline.errors import TrainingDiverged
 from pipeline.settings.config import Settings
 from pipeline.training.baseline import Baseline
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
-from pipeline.training.order import Order
+from pipeline.training.order import Order, noise_of
 from pipeline.training.rows import Rows
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _ENOUGH_ROWS = 100
 
 # Rows are scaled to [0, 1], so a cost that has grown so far will not come back.
 _DIVERGED = 100.0
-_SMALL = 1e-6  # a first cost of almost nothing may grow a hundredfold by rounding alone
+_SMALL = 0.01  # a first cost of almost nothing, as of principal components, may grow a hundredfold for a while
 
 # An epoch may be over in milliseconds: its end is saved only when saving takes less than a fiftieth of the time.
 _RARELY = 50
@@ -191,13 +191,14 @@ class _Keeper:
 def _train_epoch(training: Training, keeper: _Keeper) -> None:
     """Take an epoch's steps, or what is left of them."""
     now, config, n_steps, step = training.standing, training.config, training.steps_per_epoch, training.step
-    stride = max(1, n_steps // _COSTS_PER_EPOCH)
+    stride, n_inputs = max(1, n_steps // _COSTS_PER_EPOCH), training.validation.shape[1]
     start = time.monotonic() - now.seconds  # also what steps took before an interruption
     for minibatch in training.rows.minibatches(training.order, now.epoch, config.batch_size, now.n_done):
         signals.check()
-        number = now.n_done
-        step.set_learning_rate(learning_rate(config, now.epoch * n_steps + number, n_steps))
-        cost = step(minibatch, with_cost=number % stride == 0)
+        number, in_all = now.n_done, now.epoch * n_steps + now.n_done
+        step.set_learning_rate(learning_rate(config, in_all, n_steps))
+        noise = noise_of(config.seed, in_all, (len(minibatch), n_inputs)) if config.corruption else None
+        cost = step(minibatch, with_cost=number % stride == 0, noise=noise)
         # Before the cost is looked at: a checkpoint of what follows counts the step that the weights have taken.
         now.n_done, now.seconds = number + 1, time.monotonic() - start
         if cost is not None:

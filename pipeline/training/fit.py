@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kernels.network import Network
 from pipeline.device import training_step_of
 from pipeline.errors import DataError, counted
 from pipeline.scan.cleaning import Cleaning
@@ -21,6 +22,7 @@ from pipeline.training.components import Components, principal_components, sampl
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows
+from pipeline.training.start import has_room, start_of
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -53,7 +55,7 @@ class Sizes:
 
 
 def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, config: Settings, sizes: Sizes) -> Training:
-    """Choose the rows, read what is kept of them, initialize the autoencoder and compile its step.
+    """Choose the rows, read what is kept of them, set the parameters that it starts with, and compile the step.
 
     Raises
     ------
@@ -76,13 +78,15 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
         *(counted(order.n_rows, "row"), "in memory" if sizes.resident else "streamed"),
         *(len(watched), config.batch_size),
     )
-    autoencoder.initialize(np.random.default_rng(config.seed), _mean(rows, scan, config))
+    is_compared = config.baseline and len(validation) > 0
+    is_start = _starts_from_components(autoencoder.network, config)
+    most = sizes.max_sample_rows
+    found = _components(rows, order, scan.scaler, config.n_features, most) if is_start or is_compared else None
+    mean, start = (found.mean, found) if found and is_start else (_mean(rows, scan, config), None)
+    autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(config.seed), mean, start))
     step = training_step_of(autoencoder, config, row_dtype(shards), rows.resident)
     autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
-    baseline = None
-    if config.baseline and len(validation):
-        found = _components(rows, order, scan.scaler, config.n_features, sizes.max_sample_rows)
-        baseline = baseline_of(found, validation, scan.scaler)
+    baseline = baseline_of(found, validation, scan.scaler) if found and is_compared else None
     return Training(autoencoder, step, rows, order, validation, config, baseline)
 
 
@@ -90,6 +94,15 @@ def _components(rows: Rows, order: Order, scaler: Scaler, k: int, max_rows: int)
     """The first principal components of the rows that are trained on."""
     sample = sampled(rows, order, scaler, max_rows)
     return principal_components(sample, k, np.random.default_rng((order.seed, _COMPONENTS)))
+
+
+def _starts_from_components(network: Network, config: Settings) -> bool:
+    if config.start == "components" and not has_room(network):
+        least = 2 * network.n_features
+        log.info(
+            "training: hidden layers of fewer than %d units have no room for components, and start at random", least
+        )
+    return config.start == "components" and has_room(network)
 
 
 def _watched(scan: Scan, config: Settings, most: int) -> np.ndarray:

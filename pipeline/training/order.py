@@ -13,6 +13,7 @@ training from memory and training from disk give the same model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,14 +21,14 @@ import numpy as np
 
 from pipeline.shards.shard import Shard
 
-__all__ = ["Order", "slab_starts", "spread_rows"]
+__all__ = ["Order", "noise_of", "slab_starts", "spread_rows"]
 
 _SLAB_BYTES = 2**20  # so long that seeking costs little, so short that a window holds many
 _MAX_CHUNK_BYTES = 2**24  # larger ones are read, and undone, once for each slab that lies in them
 _MAX_RUNS = 512  # reads of a file for the validation, however many rows it has
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
-_EPOCHS, _WATCHED, _SLABS, _SAMPLED = 1, 2, 3, 4
+_EPOCHS, _WATCHED, _SLABS, _SAMPLED, _NOISE = 1, 2, 3, 4, 6
 
 
 @dataclass(frozen=True)
@@ -132,3 +133,14 @@ def spread_rows(n_rows: int, left_out: np.ndarray, n_wanted: int, seed: int, pur
     firsts = strata + np.random.default_rng((seed, purpose)).integers(0, gaps + 1)
     runs = [np.arange(first, first + n) for first, n in zip(firsts, lengths, strict=True)]
     return np.setdiff1d(np.concatenate([np.empty(0, dtype=np.int64), *runs]), left_out)
+
+
+def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
+    """Random bytes for a step, counted from 0 over all epochs: of this shape, uint8.
+
+    They depend on nothing else, so that an interrupted training goes on with the same.
+    """
+    n_bytes = math.prod(shape)
+    # As they come from the generator: drawing numbers below 256 takes twice as long, and a step little more.
+    drawn = np.random.SFC64((seed, _NOISE, step)).random_raw(-(-n_bytes // 8))
+    return drawn.view(np.uint8)[:n_bytes].reshape(shape)

@@ -7,7 +7,7 @@ import numpy as np
 from kernels.network import SLOPES, Network
 from pipeline.training.components import Components
 
-__all__ = ["start_of"]
+__all__ = ["has_room", "start_of"]
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,14 +31,19 @@ def start_of(
         activation, and is its own reconstruction: wide rows would otherwise saturate every unit before it has learned
         anything. Without it all biases are 0, as in the reference.
     components : Components, optional
-        As many as there are features. What the network makes of a row at the start is then what they make of it; but
-        for the bend of sigmoids, and where hidden layers have too few units for that, which start at random.
+        As many as there are features, for a network that has room for them. What it makes of a row at the start is then
+        what they make of it, but for the bend of sigmoids.
     """
-    if components is None or min(network.widths[1:-1], default=np.inf) < 2 * network.n_features:
+    if components is None:
         weights = [_random(network, rng, layer) for layer in range(network.n_layers)]
         return _completed(network, weights, mean, np.ones(network.n_features))
     code, scales = _code(network, rng, components.deviations)
     return _completed(network, _chained(network, rng, components.components, code), components.mean, scales)
+
+
+def has_room(network: Network) -> bool:
+    """Whether the hidden layers have a unit for each component, and one for its negative."""
+    return all(width >= 2 * network.n_features for width in network.widths[1:-1])
 
 
 def _completed(network: Network, weights: list[np.ndarray], mean: np.ndarray | None, scales: np.ndarray) -> Arrays:

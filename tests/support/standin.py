@@ -43,15 +43,10 @@ class Autoencoder:
     def __init__(
         self, network: Network, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
     ) -> None:
-        self.n_inputs, self.n_features = network.n_inputs, network.n_features
+        self.network, self.n_features = network, network.n_features
         self._minimum, self._scale, self._maximum = minimum, scale, maximum
         self._shapes = network.shapes
         self.set_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
-
-    def initialize(self, rng: np.random.Generator, mean: np.ndarray | None = None) -> None:
-        W = rng.standard_normal(self._shapes["W"]) / np.sqrt(self.n_inputs + self.n_features)
-        center = np.zeros(self.n_inputs) if mean is None else mean
-        self.set_parameters({"W": W, "b_hidden": -center @ W, "b_output": center - W.sum(axis=1) / 2})
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {name: array.copy() for name, array in self._parameters.items()}

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from kernels.network import Network
+from pipeline.device import training_step_of
 from pipeline.formats import pack
-from pipeline.settings.config import Settings
+from pipeline.settings.config import Settings, network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable
@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import Checkpoint, Epoch, Standing
 from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, StreamedRows
+from pipeline.training.start import start_of
 from tests.support.helpers import write_shard
 
 pytestmark = pytest.mark.process
@@ -74,6 +75,14 @@ def test_s14_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+# Of each update rule, and of a network that has and does everything else.
+RATES = {"adam": 0.05, "momentum": 1.0, "nesterov": 1.0, "rmsprop": 0.05, "deep": 0.01}
+DEEP: dict[str, Any] = {
+    **{"hidden": (8,), "activation": "leaky-relu", "decoder_gain": True},
+    **{"corruption": 0.25, "weight_decay": 0.1},
+}
+
+
 class Trained(NamedTuple):
     """What a training leaves at its end."""
 
@@ -84,20 +93,18 @@ class Trained(NamedTuple):
 class Rig:
     """A tiny training on the real kernels, compiled once, that can be stopped and taken up again."""
 
-    def __init__(self, shards: Sequence[Shard], optimizer: str, resident: bool) -> None:
+    def __init__(self, shards: Sequence[Shard], name: str, resident: bool) -> None:
         from kernels.autoencoder import Autoencoder
-        from kernels.step import TrainingStep
-        from kernels.updates import Rule
 
+        more = DEEP if name == "deep" else {"optimizer": name, "hidden": ()}
+        config = Settings(n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6, **more)
+        self.config = replace(config, checkpoint_minutes=1e6)
         rows = ResidentRows(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
         self.validation = rows.take(np.array([3, 17]))
-        self.autoencoder = Autoencoder(Network((6, 3)))
-        self.step = TrainingStep(self.autoencoder, Rule(optimizer, 0.9), np.dtype(np.float32), rows.resident)
+        self.autoencoder = Autoencoder(network_of(self.config, 6))
+        self.step = training_step_of(self.autoencoder, self.config, np.dtype(np.float32), rows.resident)
         self._zeros = {name: np.zeros_like(array) for name, array in self.step.state().items()}
-        rates = {"adam": 0.05, "rmsprop": 0.05, "momentum": 1.0, "nesterov": 1.0}
-        numbers = {"n_features": 3, "hidden": (), "learning_rate": rates[optimizer], "batch_size": 8}
-        self.config = Settings(optimizer=optimizer, **numbers, epochs=6, checkpoint_minutes=1e6)
 
     @property
     def n_steps(self) -> int:
@@ -116,10 +123,10 @@ class Rig:
         SIGTERM comes within step number `stop` of this sitting, counted from 1.
         """
         if checkpoint is None:
-            self.autoencoder.initialize(np.random.default_rng(0))
+            self.autoencoder.set_parameters(self._start(seed=0))
             self.step.set_state(self._zeros)
         else:
-            self.autoencoder.initialize(np.random.default_rng(1))
+            self.autoencoder.set_parameters(self._start(seed=1))
             self.step.set_state({name: array + 7 for name, array in self._zeros.items()})
         step: Any = Interrupted(self.step, stop) if stop else self.step
         config = replace(self.config, **settings)
@@ -132,6 +139,9 @@ class Rig:
             name: array.tobytes() for name, array in training.best.items()
         }
         return Trained(training.best, standing)
+
+    def _start(self, seed: int) -> dict[str, np.ndarray]:
+        return start_of(self.autoencoder.network, np.random.default_rng(seed), None)
 
     def interrupted(self, stop: int, checkpoint: Checkpoint | None = None, **settings: Any) -> Trained | Checkpoint:
         """What a training leaves that is stopped; what it gives, when it is over before that."""
@@ -151,11 +161,11 @@ class Interrupted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step, name)
 
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+    def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
         self._number -= 1
         if not self._number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return self._step(minibatch, with_cost)
+        return self._step(minibatch, with_cost, noise)
 
 
 def assert_same(found: Trained | Checkpoint, expected: Trained) -> None:
@@ -178,18 +188,17 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Rig]:
 
 
 KINDS = pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-RULES = pytest.mark.parametrize("optimizer", ["adam", "momentum", "nesterov", "rmsprop"])
+ALL = pytest.mark.parametrize("name", [*RATES])
+RULES = pytest.mark.parametrize("name", [name for name in RATES if name != "deep"])
 
 
 @pytest.mark.process
 @pytest.mark.compiler
 @KINDS
-@RULES
-def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(
-    rig: Any, optimizer: str, resident: bool
-) -> None:
+@ALL
+def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(rig: Any, name: str, resident: bool) -> None:
     """In the first, a middle and the last epoch, at random steps and at an epoch's end and beginning."""
-    training = rig(optimizer, resident)
+    training = rig(name, resident)
     expected = training.train()
     assert len(expected.standing.history) == training.config.epochs
     n = training.n_steps
@@ -202,9 +211,9 @@ def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(
 
 
 @KINDS
-@RULES
-def test_p5_a_training_that_is_stopped_again_and_again_ends_alike(rig: Any, optimizer: str, resident: bool) -> None:
-    training, rng = rig(optimizer, resident), np.random.default_rng(4)
+@ALL
+def test_p5_a_training_that_is_stopped_again_and_again_ends_alike(rig: Any, name: str, resident: bool) -> None:
+    training, rng = rig(name, resident), np.random.default_rng(4)
     expected = training.train()
     found: Trained | Checkpoint | None = None
     while not isinstance(found, Trained):
@@ -213,9 +222,9 @@ def test_p5_a_training_that_is_stopped_again_and_again_ends_alike(rig: Any, opti
 
 
 @RULES
-def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, optimizer: str) -> None:
+def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, name: str) -> None:
     """Validation may have been waiting for something better when the training was stopped."""
-    training = rig(optimizer, True)
+    training = rig(name, True)
     settings = {"learning_rate": 2 * training.config.learning_rate, "epochs": 40, "patience": 3}
     expected = training.train(**settings)
     n_epochs = len(expected.standing.history)

@@ -39,7 +39,7 @@ class Counting:
         self._validation_costs = iter(validation_costs)
         self.n_steps, self.rates = 0.0, []
 
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+    def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
         self.n_steps += 1
         return next(self._costs) if with_cost else None
 
@@ -110,9 +110,11 @@ def test_costs_are_asked_for_on_few_of_many_steps() -> None:
     asked = []
 
     class Watching(Counting):
-        def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+        def __call__(
+            self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None
+        ) -> float | None:
             asked.append(with_cost)
-            return super().__call__(minibatch, with_cost)
+            return super().__call__(minibatch, with_cost, noise)
 
     run(Watching(), replace(CONFIG, epochs=1, batch_size=1), n_rows=320)
     assert asked[0], "the first cost is the one everything is compared with"
@@ -201,9 +203,11 @@ def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("pipeline.training.epochs.time.monotonic", lambda: now[0])
 
     class Slow(Counting):
-        def __call__(self, minibatch: np.ndarray, with_cost: bool = False) -> float | None:
+        def __call__(
+            self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None
+        ) -> float | None:
             now[0] += 1
-            return super().__call__(minibatch, with_cost)
+            return super().__call__(minibatch, with_cost, noise)
 
     n_saved = 0
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.network import Network
 from pipeline.device import autoencoder_of
 from pipeline.errors import DataError
 from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Settings
+from pipeline.settings.config import Settings, network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.training.epochs import Training, train
@@ -23,6 +22,7 @@ from tests.support.helpers import write_shard
 pytestmark = pytest.mark.compiler
 
 CONFIG = Settings(hidden=(), n_features=2, batch_size=8, learning_rate=0.01, validation_fraction=0.2, epochs=2)
+DEEP = replace(CONFIG, hidden=(7, 6), code_activation="linear", decoder_gain=True, corruption=0.25, start="components")
 SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, max_sample_rows=1000, n_threads=1)
 
 
@@ -41,17 +41,18 @@ def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
 
 
 def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
-    network = Network((len(scan.minimum), config.n_features))
+    network = network_of(config, len(scan.minimum))
     autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, np.dtype(np.float32))
     return prepared(autoencoder, shards, scan, config, sizes)
 
 
 @pytest.mark.process
-def test_rows_that_are_streamed_train_like_those_in_memory_with_any_number_of_threads(data) -> None:
+@pytest.mark.parametrize("config", [CONFIG, DEEP], ids=["one layer", "deep"])
+def test_rows_that_are_streamed_train_like_those_in_memory_with_any_number_of_threads(data, config) -> None:
     shards, rows = data
     scan, found = scan_of(rows, [4, 40]), []
     for resident, n_threads in [(True, 1), (True, 3), (False, 1), (False, 3)]:
-        training = ready(shards, scan, sizes=replace(SIZES, resident=resident, n_threads=n_threads))
+        training = ready(shards, scan, config, replace(SIZES, resident=resident, n_threads=n_threads))
         assert training.order.n_rows + len(training.validation) == 48
         train(training)
         found.append({name: array.tobytes() for name, array in training.best.items()})
@@ -83,6 +84,25 @@ def test_biases_start_at_the_scaled_mean_or_at_zero(data) -> None:
     zero = ready(shards, scan, replace(CONFIG, biases="zero")).autoencoder.parameters()
     assert not zero["b_output"].any()
     assert not zero["b_hidden"].any()
+
+
+def test_principal_components_are_where_a_training_starts_if_there_is_room_for_them(data, caplog) -> None:
+    shards, rows = data
+    scan = scan_of(rows, [])
+    scaled = Scaler(scan.minimum, scan.maximum).transform(rows)
+    for config in (DEEP, replace(DEEP, hidden=())):
+        training = ready(shards, scan, config)
+        x = np.delete(scaled, training.order.left_out, axis=0)  # what is kept to watch the training is not looked at
+        left = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)[2:]
+        error = training.autoencoder.cost(np.delete(rows, training.order.left_out, axis=0))
+        np.testing.assert_allclose(error, np.sum(left**2) / x.size, rtol=1e-4)
+    assert "no room" not in caplog.text
+    caplog.set_level("INFO")
+    found, expected = (
+        ready(shards, scan, replace(DEEP, hidden=(3,), start=start)) for start in ("components", "random")
+    )
+    assert "hidden layers of fewer than 4 units have no room for components" in caplog.text
+    np.testing.assert_array_equal(found.best["W_1"], expected.best["W_1"])
 
 
 def test_no_row_to_train_on_is_said_with_what_has_become_of_them(data) -> None:

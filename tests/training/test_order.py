@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.shards.shard import Shard, first_rows
 from pipeline.training import order as module
-from pipeline.training.order import Order, slab_starts, spread_rows
+from pipeline.training.order import Order, noise_of, slab_starts, spread_rows
 from tests.support.cases import case
 from tests.support.helpers import numbered_shards
 
@@ -124,3 +124,20 @@ def test_slabs_stay_small_beside_the_window_that_takes_them_whole(tmp_path):
         sizes = np.diff(slab_starts(shards, max_rows))
         assert sizes.max() <= max(1, max_rows), max_rows
         assert sizes.sum() == 107, max_rows
+
+
+# -- noise -------------------------------------------------------------------------------------------------------
+
+
+def test_noise_depends_on_the_seed_and_the_step_alone():
+    found = [noise_of(seed, step, (3, 5)).tobytes() for seed, step in ((0, 0), (0, 1), (1, 0), (1, 1), (2**70, 10**9))]
+    assert len(set(found)) == len(found)
+    assert noise_of(0, 1, (3, 5)).tobytes() == found[1]
+    assert noise_of(0, 1, (1, 5)).tobytes() == found[1][:5], "a smaller minibatch has the first of it"
+
+
+def test_noise_has_every_byte_alike_often():
+    found = noise_of(0, 0, (512, 1001))
+    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((512, 1001), np.uint8, True)
+    counts, expected = np.bincount(found.ravel(), minlength=256), found.size / 256
+    assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)

@@ -12,7 +12,7 @@ from kernels.network import Network
 from pipeline.model import Model
 from pipeline.scan.scaler import Scaler
 from pipeline.training.components import Components, principal_components
-from pipeline.training.start import start_of
+from pipeline.training.start import has_room, start_of
 from tests.support.cases import each
 
 N_INPUTS = 12
@@ -141,14 +141,9 @@ def test_further_hidden_units_start_at_random_and_apart(network, x):
     assert not parameters[network.layers[-1][0]][6:].any()
 
 
-def test_hidden_layers_that_are_too_narrow_for_components_start_at_random(x: np.ndarray) -> None:
-    components = components_of(x)
-    for widths in ((N_INPUTS, 5, 3), (N_INPUTS, 8, 5, 3)):
-        network = Network(widths, "relu", "linear")
-        found = start_of(network, np.random.default_rng(3), components.mean, components)
-        expected = start_of(network, np.random.default_rng(3), components.mean)
-        for name, array in expected.items():
-            np.testing.assert_array_equal(found[name], array, err_msg=name)
+def test_a_network_has_room_for_components_where_each_hidden_layer_has_a_pair_of_units_for_each() -> None:
+    assert all(has_room(network) for network in [ONE, *NETWORKS])
+    assert not any(has_room(Network((N_INPUTS, *hidden, 3))) for hidden in ((5,), (8, 5), (5, 8)))
 
 
 def test_another_seed_is_another_start(x: np.ndarray) -> None:
