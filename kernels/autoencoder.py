@@ -64,8 +64,8 @@ class Autoencoder:
             self._limits = None if maximum is None else (minimum, maximum.astype(minimum.dtype))
         # A variable and not a number, so that a change compiles nothing.
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
-        self._fuses = backend.fuses() and ops.serves(network)
-        self._by_ops = OpFunctions(list(self.shared.values()), self._scaling, self._limits, self.n_threads)
+        self._fuses = backend.fuses()
+        self._by_ops = OpFunctions(network, list(self.shared.values()), self._scaling, self._limits, self.n_threads)
         self._by_graph = GraphFunctions(
             lambda rows: graph.code(network, self.scaled(rows), self.shared),
             lambda rows: graph.row_errors(network, self.scaled(rows), self.shared),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kernels import TILE_ROWS, backend, ops, reference
+from kernels.network import Network
 
 theano = backend.load()
 tensor = theano.tensor
@@ -34,8 +35,9 @@ class OpFunctions:
 
     Parameters
     ----------
+    network : Network
     parameters : sequence of shared variables
-        ``W``, ``b_hidden``, ``b_output``.
+        In the order of the network's shapes.
     scaling : sequence of shared vectors
         Minimum and scale, or nothing.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
@@ -45,9 +47,14 @@ class OpFunctions:
     """
 
     def __init__(
-        self, parameters: Sequence[Any], scaling: Sequence[Any], limits: Limits | None, n_threads: Any
+        self,
+        network: Network,
+        parameters: Sequence[Any],
+        scaling: Sequence[Any],
+        limits: Limits | None,
+        n_threads: Any,
     ) -> None:
-        self._parameters, self._scaling = parameters, scaling
+        self._network, self._parameters, self._scaling = network, parameters, scaling
         self._maximum = None if limits is None else backend.shared(limits[1], name="maximum")
         self._n_threads, self._share = n_threads, tensor.lscalar("n_threads")  # of all calls, and of one
         self._idle: dict[tuple[Any, str], list[Any]] = defaultdict(list)
@@ -57,15 +64,15 @@ class OpFunctions:
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
         """Fill `out` (n_rows, n_features) with features, `inside` (n_rows,) with whether rows lie within the limits."""
-        W, b_hidden, _ = self._parameters
         if inside is None:
-            self._fill(ops.Encode(), [W, b_hidden, self._share], rows, out)
+            self._fill(ops.Encode(self._network), [*self._parameters, self._share], rows, out)
         else:
-            self._fill(ops.Encode(checked=True), [W, b_hidden, self._share, self._maximum], rows, out, inside)
+            given = [*self._parameters, self._share, self._maximum]
+            self._fill(ops.Encode(self._network, checked=True), given, rows, out, inside)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` (n_rows,), float32, with each row's mean squared error."""
-        self._fill(ops.Errors(), [*self._parameters, self._share], rows, out)
+        self._fill(ops.Errors(self._network), [*self._parameters, self._share], rows, out)
 
     def _fill(self, op: Any, given: Sequence[Any], rows: np.ndarray, *targets: np.ndarray) -> None:
         """Fill arrays by an Op, in their place if their memory allows."""

@@ -16,22 +16,16 @@ from typing import Any
 import numpy as np
 
 from kernels import backend, reference
-from kernels.network import Network
-from kernels.updates import ROLES, RULES
+from kernels.network import SLOPES, Network
+from kernels.updates import ROLES, RULES, Rule
 
 theano: Any = backend.load()
 tensor = theano.tensor
 
-__all__ = ["DTYPES", "Encode", "Errors", "Step", "serves"]
+__all__ = ["DTYPES", "Encode", "Errors", "Step"]
 
 DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {"float32", "float64"}
 """Names of the dtypes that rows may have."""
-
-
-def serves(network: Network) -> bool:
-    """Whether there is C code for a network."""
-    return network.n_layers == 1 and network.code == "sigmoid" and not network.gain
-
 
 # In the order in which they need each other.
 _HEADERS = (
@@ -42,6 +36,7 @@ _HEADERS = (
     "team",
     "memory",
     "rows",
+    "model",
     "forward",
     "folded",
     "quantized",
@@ -60,21 +55,25 @@ def _source(file: str) -> str:
 class _Native(theano.Op):
     """An Op that takes rows first, and whose code is a file of the folder ``native``.
 
-    Its last inputs are the scaling: minimum and scale, both or none. Some inputs come back changed, as the last
-    outputs; as Theano wants it, an Op that is asked for changes copies of them, and an optimisation then lets it
-    change them in place.
+    Among its inputs are the network's parameters, all of them in the order of its shapes. Its last inputs are the
+    scaling: minimum and scale, both or none. Some inputs come back changed, as the last outputs; as Theano wants it,
+    an Op that is asked for changes copies of them, and an optimisation then lets it change them in place.
     """
 
-    __props__: tuple[str, ...] = ("inplace",)
+    __props__: tuple[str, ...] = ("network", "inplace")
     file = ""
-    rule = "momentum"  # which function of updates.h; the compiler leaves the others out
     more: tuple[Any, ...] = ()  # types of the outputs before the changed inputs
 
-    def __init__(self, n_inputs: int, changed: range, inplace: bool) -> None:
-        self.n_inputs, self.changed, self.inplace = n_inputs, changed, inplace
+    def __init__(self, network: Network, n_inputs: int, changed: range, inplace: bool) -> None:
+        self.network, self.n_inputs, self.changed, self.inplace = network, n_inputs, changed, inplace
         if inplace:
             # What Theano has to know of who works in place, so that nobody else reads the input afterwards.
             self.destroy_map = {len(self.more) + i: [place] for i, place in enumerate(changed)}
+
+    def split(self, inputs: Sequence[Any], first: int) -> tuple[list[Any], list[Any], list[Any]]:
+        """Inputs before the parameters, of which there are `first`, the parameters, and what follows."""
+        end = first + len(self.network.shapes)
+        return list(inputs[:first]), list(inputs[first:end]), list(inputs[end:])
 
     def in_place(self) -> _Native:
         """The same Op, changing its inputs in place."""
@@ -119,13 +118,23 @@ class _Native(theano.Op):
         lines += [self.call(arrays[: self.n_inputs], scaling, outputs[:n_more], f"&memory_{name}")]
         return "\n".join([*lines, f"if (!done) {sub['fail']}"])
 
+    def macros(self) -> dict[str, Any]:
+        """What of the network the code is compiled for: widths are not among it."""
+        return {
+            "N_LAYERS": self.network.n_layers,
+            "SLOPE": f"{SLOPES[self.network.activation]}f",
+            "CODE_IS_SIGMOID": int(self.network.code == "sigmoid"),
+            "HAS_GAIN": int(self.network.gain),
+            "NAMES": ", ".join(f'"{name}"' for name in self.network.shapes),
+        }
+
     def c_support_code_apply(self, node: Any, name: str) -> str:
         """All code, for the dtypes at hand."""
         scaling = [variable.type.dtype_specs()[1] for variable in node.inputs[self.n_inputs :]] or ["float"]
         # Bits of an Inf or a NaN, and of a negative number, are larger than all others when read as unsigned.
         bits = "npy_uint64" if scaling[0] == "npy_float64" else "npy_uint32"
         row = node.inputs[0].type.dtype_specs()[1]
-        macros = {"ROW": row, "SCALING": scaling[0], "BITS": bits, "UPDATE": self.rule}
+        macros = {"ROW": row, "SCALING": scaling[0], "BITS": bits} | self.macros()
         macros["ROWS_ARE_BYTES"] = int(row == "npy_uint8" and scaling[0] == "npy_float32")
         macros["ROWS_ARE_FLOATS"] = int(row == "npy_float32" and scaling[0] in ("float", "npy_float32"))
         defines = [f"#define {macro} {value}" for macro, value in macros.items()]
@@ -155,7 +164,7 @@ class _Native(theano.Op):
 
 
 class Encode(_Native):
-    """``(rows, W, b_hidden, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
+    """``(rows, *parameters, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
 
     The features of a row are the same bits whatever the rows around it and the number of threads. Rows of bytes that
     are scaled in float32 are multiplied in integers where the processor has an instruction for that, and where W and
@@ -163,127 +172,148 @@ class Encode(_Native):
 
     Parameters
     ----------
+    network : Network
     checked : bool
-        It is then ``(rows, W, b_hidden, n_threads, maximum, out, inside, *scaling) -> out, inside``: also filled with
-        whether all values of a row lie between minimum and maximum, which NaN and Inf do not: (n_rows,), bool.
+        It is then ``(rows, *parameters, n_threads, maximum, out, inside, *scaling) -> out, inside``: also filled with
+        whether all values of a row lie between minimum and maximum, which NaN and Inf do not, and all its features are
+        finite: (n_rows,), bool.
     """
 
-    __props__ = ("checked", "inplace")
+    __props__ = ("network", "checked", "inplace")
     file = "encode.c"
 
-    def __init__(self, checked: bool = False, inplace: bool = False) -> None:
+    def __init__(self, network: Network, checked: bool = False, inplace: bool = False) -> None:
         self.checked = checked
-        n_inputs = 7 if checked else 5
-        super().__init__(n_inputs, range(n_inputs - 1 - checked, n_inputs), inplace)
+        n_inputs = len(network.shapes) + (5 if checked else 3)
+        super().__init__(network, n_inputs, range(n_inputs - 1 - checked, n_inputs), inplace)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
-        rows, W, b_hidden, _, *rest = inputs
-        out, no_bias = rest[self.checked], np.zeros(len(W))
-        out[:] = reference.code(Network(W.shape), reference.scaled(rows, scaling), [W, b_hidden, no_bias])
+        (rows,), parameters, (_, *rest) = self.split(inputs, 1)
+        out = rest[self.checked]
+        out[:] = reference.code(self.network, reference.scaled(rows, scaling), parameters)
         if self.checked:
-            rest[2][:] = reference.lie_in(rows, scaling[0], rest[0])
+            rest[2][:] = reference.lie_in(rows, scaling[0], rest[0]) & np.isfinite(out).all(axis=1)
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """In C."""
-        rows, W, b_hidden, n_threads, *rest = inputs
+        (rows,), parameters, (n_threads, *rest) = self.split(inputs, 1)
         maximum, out, inside = rest if self.checked else ("NULL", rest[0], "NULL")
-        arguments = [memory, rows, W, b_hidden, _number(n_threads), out, maximum, inside, *scaling]
-        return f"done = encode_arrays({', '.join(arguments)});"
+        arguments = [memory, rows, "parameters", _number(n_threads), out, maximum, inside, *scaling]
+        return f"{_array('parameters', parameters)} done = encode_arrays({', '.join(arguments)});"
 
 
 class Errors(_Native):
-    """``(rows, W, b_hidden, b_output, n_threads, out, *scaling) -> out``: mean squared errors (n_rows,), float32."""
+    """``(rows, *parameters, n_threads, out, *scaling) -> out``: mean squared errors (n_rows,), float32."""
 
     file = "reconstruction.c"
 
-    def __init__(self, inplace: bool = False) -> None:
-        super().__init__(6, range(5, 6), inplace)
+    def __init__(self, network: Network, inplace: bool = False) -> None:
+        n_inputs = len(network.shapes) + 3
+        super().__init__(network, n_inputs, range(n_inputs - 1, n_inputs), inplace)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
-        rows, W, b_hidden, b_output, _, out = inputs
-        x, parameters = reference.scaled(rows, scaling), [W, b_hidden, b_output]
-        out[:] = reference.row_errors(Network(W.shape), x, parameters)
+        (rows,), parameters, (_, out) = self.split(inputs, 1)
+        out[:] = reference.row_errors(self.network, reference.scaled(rows, scaling), parameters)
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """In C."""
-        rows, W, b_hidden, b_output, n_threads, out = inputs
-        arguments = [memory, rows, W, b_hidden, b_output, out, _number(n_threads), *scaling]
-        return f"done = errors_arrays({', '.join(arguments)});"
+        (rows,), parameters, (n_threads, out) = self.split(inputs, 1)
+        arguments = [memory, rows, "parameters", _number(n_threads), out, *scaling]
+        return f"{_array('parameters', parameters)} done = errors_arrays({', '.join(arguments)});"
 
 
 class Step(_Native):
-    """A step of training: ``(rows, *numbers, rate, n_threads, *parameters, *states, *scaling) -> cost, changed``.
+    """A step of training: ``(rows, *numbers, *noise, learning_rate, rate, n_threads, *parameters, *states, *scaling)``.
 
-    The cost is the minibatch's before the step; parameters, and states in the order of the parameters and of
-    `kernels.updates.ROLES`, are changed. All is the same bits for any number of threads.
+    Its outputs are the minibatch's cost before the step and what is changed: parameters, and states in the order of
+    the parameters and of `kernels.updates.ROLES`. All is the same bits for any number of threads.
 
     Parameters
     ----------
-    rule : str
-        A key of `kernels.updates.RULES`.
-    decay : float
-        Of the rule's running average.
+    network : Network
+    rule : Rule
+        Its `rate` is `kernels.updates.rate_of` of the learning rate.
+    corruption : float
+        The part of the entries that are not seen; where it is not 0, noise (n_rows, n_inputs), uint8, tells which.
     resident : bool
         Whether the minibatch is given by row numbers, which then follow the rows.
     """
 
-    __props__ = ("rule", "decay", "resident", "inplace")
+    __props__ = ("network", "rule", "corruption", "resident", "inplace")
     file = "step.c"
     more = (tensor.fscalar,)  # the cost
 
-    def __init__(self, rule: str, decay: float, resident: bool, inplace: bool = False) -> None:
-        self.rule, self.decay, self.resident = rule, float(decay), resident
-        first, n_changed = 4 if resident else 3, 3 + 3 * len(ROLES[rule])
-        super().__init__(first + n_changed, range(first, first + n_changed), inplace)
+    def __init__(self, network: Network, rule: Rule, corruption: float, resident: bool, inplace: bool = False) -> None:
+        self.rule, self.corruption, self.resident = rule, float(corruption), resident
+        self._first = 4 + bool(corruption) + resident
+        n_changed = len(network.shapes) * (1 + len(ROLES[rule.name]))
+        end = self._first + n_changed
+        super().__init__(network, end, range(self._first, end), inplace)
 
-    def _sorted(self, inputs: Sequence[Any]) -> tuple[Any, list[Any], Any, Any, list[Any], list[list[Any]]]:
-        """Rows, numbers if any, rate, number of threads, parameters, and the states of each."""
-        rows, *numbers, rate, n_threads = inputs[: self.changed.start]
-        parameters, states = inputs[self.changed.start :][:3], inputs[self.changed.start :][3:]
-        n = len(ROLES[self.rule])
-        return rows, numbers, rate, n_threads, list(parameters), [list(states[i * n : i * n + n]) for i in range(3)]
+    def macros(self) -> dict[str, Any]:
+        """The rule as well."""
+        return super().macros() | {"UPDATE": self.rule.name}
+
+    def _minibatch(self, given: Sequence[Any]) -> tuple[Any, Any, Any, Any, Any, Any]:
+        """Rows, numbers and noise or None, learning rate, rate, number of threads."""
+        rows, *rest, learning_rate, rate, n_threads = given
+        numbers = rest[0] if self.resident else None
+        return rows, numbers, rest[-1] if self.corruption else None, learning_rate, rate, n_threads
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """In NumPy."""
-        rows, numbers, rate, _, parameters, states = self._sorted(inputs)
-        x = reference.scaled(rows[numbers[0]] if numbers else rows, scaling)
-        cost, gradients = reference.gradients(Network(parameters[0].shape), x, x, parameters)
-        for parameter, gradient, own in zip(parameters, gradients, states, strict=True):
-            following = RULES[self.rule](parameter, gradient, float(rate), self.decay, *own)
+        given, parameters, states = self.split(inputs, self._first)
+        rows, numbers, noise, learning_rate, rate, _ = self._minibatch(given)
+        x = reference.scaled(rows if numbers is None else rows[numbers], scaling)
+        seen = x if noise is None else reference.masked(x, noise, self.corruption)
+        cost, gradients = reference.gradients(self.network, x, seen, parameters)
+        n, kept = len(ROLES[self.rule.name]), 1 - float(learning_rate) * self.rule.weight_decay
+        for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            own, start = states[i * n : i * n + n], parameter * (kept if parameter.ndim == 2 else 1)
+            following = RULES[self.rule.name](start, gradient, float(rate), self.rule.momentum, *own)
             for array, values in zip([parameter, *own], following, strict=True):
                 array[...] = values
         return [np.array(cost, dtype=np.float32)]
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """In C."""
-        rows, numbers, rate, n_threads, parameters, states = self._sorted(inputs)
+        given, parameters, states = self.split(inputs, self._first)
+        rows, numbers, noise, learning_rate, rate, n_threads = self._minibatch(given)
         (cost,) = outputs
         taken = [
-            f"take_rows(&step.rows, {rows}, {[*numbers, 'NULL'][0]}, {', '.join(scaling)})",
-            f"take_weights(&step.weights, &step.rows, {', '.join(parameters)})",
+            f"take_rows(&step.rows, {rows}, {numbers or 'NULL'}, {', '.join(scaling)})",
+            f"take_parameters(&step, parameters, states, {len(ROLES[self.rule.name])})",
         ]
-        for member, parameter, own in zip(("W", "b_hidden", "b_output"), parameters, states, strict=True):
-            taken.append(f"take_parameter(&step.{member}, {parameter}, {', '.join([*own, 'NULL'][:2])})")
+        if noise:
+            taken.append(f"take_noise(&step, {noise}, {reference.threshold(self.corruption)})")
         return f"""
+            {_array("parameters", parameters)}
+            {_array("states", states)}
             Step step;
             memset(&step, 0, sizeof step);
-            step.rate = *(float *)PyArray_DATA({rate});
-            step.decay = {self.decay!r};
+            step.rate = {_number(rate, "float")};
+            step.decay = {self.rule.momentum!r};
+            step.shrinks = {self.rule.weight_decay!r} * {_number(learning_rate, "float")};
             step.n_threads = {_number(n_threads)};
             Py_XDECREF({cost});
             {cost} = (PyArrayObject *)PyArray_SimpleNew(0, NULL, NPY_FLOAT32);
             done = {cost} && {" && ".join(taken)} && step_arrays(&step, {memory});
             if (done)
-                *(float *)PyArray_DATA({cost}) = step.cost;
+                {_number(cost, "float")} = step.cost;
         """
 
 
-def _number(scalar: str) -> str:
-    return f"*(npy_int64 *)PyArray_DATA({scalar})"
+def _number(scalar: str, dtype: str = "npy_int64") -> str:
+    return f"*({dtype} *)PyArray_DATA({scalar})"
+
+
+def _array(name: str, values: Sequence[str]) -> str:
+    """C code that gives arrays of NumPy's one name."""
+    return f"PyArrayObject *{name}[] = {{{', '.join(values)}}};"
 
 
 @theano.gof.local_optimizer([Encode, Errors, Step])

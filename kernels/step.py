@@ -51,9 +51,9 @@ class TrainingStep:
             minibatch = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
         noise = [backend.matrix(np.dtype(np.uint8), "noise")] if corruption else []
         self._inputs = [minibatch[-1], *noise]  # numbers, where there are any: the rows lie on the device already
-        self._fuses = autoencoder.fuses(dtype) and not corruption and not rule.weight_decay
+        self._fuses = autoencoder.fuses(dtype)
         if self._fuses:
-            self._cost, self._updates = _by_op(autoencoder, rule, self._learning_rate, minibatch)
+            self._cost, self._updates = _by_op(autoencoder, rule, self._learning_rate, [*minibatch, *noise], corruption)
         else:
             rows = minibatch[0][minibatch[1]] if len(minibatch) > 1 else minibatch[0]
             x = autoencoder.scaled(rows)
@@ -118,14 +118,17 @@ class TrainingStep:
         set_values(self._state, values)
 
 
-def _by_op(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: Sequence[Any]) -> tuple[Any, Updates]:
-    """The cost of a minibatch (rows, and numbers of those that count), and what a step on it changes."""
+def _by_op(
+    autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: Sequence[Any], corruption: float
+) -> tuple[Any, Updates]:
+    """The cost of a minibatch (rows, numbers of those that count, and noise), and what a step on it changes."""
     parameters, updates = list(autoencoder.shared.values()), Updates()
-    rate = rate_of(rule, learning_rate, updates)
+    rates = learning_rate, rate_of(rule, learning_rate, updates)
     states = [state for parameter in parameters for state in states_of(rule, parameter)]
-    step = ops.Step(rule.name, rule.momentum, resident=len(minibatch) > 1)
+    resident = len(minibatch) > 1 + bool(corruption)
+    step = ops.Step(autoencoder.network, rule, corruption, resident)
     # In the order that `ops.Step` has for them.
-    cost, *changed = step(*minibatch, rate, autoencoder.n_threads, *parameters, *states, *autoencoder.scaling())
+    cost, *changed = step(*minibatch, *rates, autoencoder.n_threads, *parameters, *states, *autoencoder.scaling())
     updates.update(zip([*parameters, *states], changed, strict=True))
     return cost, updates
 

@@ -47,17 +47,32 @@ static int take_rows(Rows *rows, PyArrayObject *values, PyArrayObject *numbers, 
     return 1;
 }
 
-/* The encoder needs no b_output. */
-static int take_weights(Weights *w, const Rows *rows, PyArrayObject *W, PyArrayObject *b_hidden, PyArrayObject *b_output)
+static int take_layer(Weights *w, long n_inputs, PyArrayObject *const *given, const char *const *names)
 {
-    npy_intp n_inputs = rows->n_inputs, n_features = PyArray_DIM(W, 1);
-    if (!is_as(W, "W", n_inputs, n_features) || !is_as(b_hidden, "b_hidden", n_features, 1) ||
-        (b_output && !is_as(b_output, "b_output", n_inputs, 1)))
+    npy_intp n_features = PyArray_DIM(given[0], 1);
+    if (!is_as(given[0], names[0], n_inputs, n_features) || !is_as(given[1], names[1], n_features, 1) ||
+        !is_as(given[2], names[2], n_inputs, 1))
         return 0;
-    w->W = (const float *)PyArray_DATA(W);
-    w->b_hidden = (const float *)PyArray_DATA(b_hidden);
-    w->b_output = b_output ? (const float *)PyArray_DATA(b_output) : 0;
+    w->W = (const float *)PyArray_DATA(given[0]);
+    w->b_hidden = (const float *)PyArray_DATA(given[1]);
+    w->b_output = (const float *)PyArray_DATA(given[2]);
     w->n_inputs = n_inputs;
     w->n_features = n_features;
+    return 1;
+}
+
+/* Parameters in the order of NAMES: of each layer three, and the gain last. */
+static int take_model(Model *m, const Rows *rows, PyArrayObject *const *parameters)
+{
+    static const char *const names[] = {NAMES};
+    long n = rows->n_inputs;
+    for (int l = 0; l < N_LAYERS; l++) {
+        if (!take_layer(&m->layers[l], n, parameters + 3 * l, names + 3 * l))
+            return 0;
+        n = m->layers[l].n_features;
+    }
+    if (HAS_GAIN && !is_as(parameters[3 * N_LAYERS], names[3 * N_LAYERS], n, 1))
+        return 0;
+    m->gain = HAS_GAIN ? (const float *)PyArray_DATA(parameters[3 * N_LAYERS]) : 0;
     return 1;
 }

@@ -1,12 +1,10 @@
-/* Features of rows: sigmoid(x . W + b_hidden); and, where that is asked for, which rows lie in the range that is expected. */
+/* Features of rows; and, where that is asked for, which rows lie in the range that is expected. */
 typedef struct {
     Rows rows;
-    Weights weights;
+    Model model;
     float *out;
     npy_bool *inside; /* whether a row's values lie in their range; NULL when nobody asks */
     long n_threads;
-    float *x; /* a batch for each thread */
-    long x_row;
     Tile *sums;
     Folded folded;
     int is_folded; /* whether rows are multiplied as they are */
@@ -17,84 +15,140 @@ typedef struct {
     Share share;
 } Encoding;
 
-static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->weights.n_features <= MOST_FOLDED; }
+/* The most rows of a batch. */
+#define BATCH_ROWS (multiplies_bytes ? BYTES_BATCH * BYTES_HEIGHT : BATCH * TILE_HEIGHT)
+
+/* A sum of one layer may pass what a float can hold, which its sigmoid makes 0 or 1; beyond that nothing does. */
+#define IS_ALWAYS_FINITE (N_LAYERS == 1 && CODE_IS_SIGMOID)
+
+static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->model.layers[0].n_features <= MOST_FOLDED; }
 
 static int may_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
 
 static void lay_out_encoding(void *job, Memory *memory)
 {
     Encoding *e = (Encoding *)job;
-    lay_out_weights(&e->weights, memory, 0);
-    e->x_row = round_up(e->rows.n_inputs, LINE);
-    e->x = reserve(memory, memory->n_threads * BATCH * TILE_HEIGHT * e->x_row);
-    e->sums = (Tile *)reserve(memory, memory->n_threads * n_sums(&e->weights) * TILE_HEIGHT * TILE_WIDTH);
+    Model *m = &e->model;
+    lay_out_model(m, memory, 0);
+    for (int l = 0; l < N_LAYERS; l++)
+        m->levels[l].in.out = reserve(memory, memory->n_threads * BATCH_ROWS * m->levels[l].row);
+    e->sums = reserve_sums(m, BATCH_ROWS / TILE_HEIGHT, memory);
     if (may_fold(e))
-        lay_out_folded(&e->folded, &e->weights, memory);
+        lay_out_folded(&e->folded, &m->layers[0], memory);
     if (may_multiply_bytes(e)) {
-        lay_out_digits(&e->digits, &e->weights, &e->rows, memory);
+        lay_out_digits(&e->digits, &m->layers[0], &e->rows, memory);
         e->last_tile = (npy_uint8 *)reserve(memory, BYTES_HEIGHT * e->digits.n_groups);
         e->low = (npy_uint8 *)reserve(memory, e->digits.n_groups);
         e->high = (npy_uint8 *)reserve(memory, e->digits.n_groups);
     }
 }
 
-static void finish_features(const Batch *b, long row, long f, Tile sums)
+/* -- all layers but the first --------------------------------------------------------------------------------- */
+
+static void finish_features(const Batch *b, int level, long row, long f, Tile sums)
 {
-    const Weights *w = b->weights;
+    const Weights *w = &b->model->layers[level - 1];
     for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
         float *out = ((Encoding *)b->job)->out + (b->first + row + i) * w->n_features + f;
-        for (long j = 0; j < least(TILE_WIDTH, w->n_features - f); j += LANES)
-            store_some(out + j, sigmoid(load(&sums[i][j]) + load(w->bias_hidden + f + j)), w->n_features - f - j);
+        for (long j = 0; j < least(TILE_WIDTH, w->n_features - f); j += LANES) {
+            Vector z = load(&sums[i][j]) + load(w->bias_hidden + f + j);
+            store_some(out + j, activate(level, z), w->n_features - f - j);
+        }
     }
 }
 
-/* Let a batch's rows be multiplied where they lie, or copied if they do not fill its tiles, which are read whole. */
-static void take_as_they_are(const Encoding *e, Batch *b)
+static Finish *finish_of(int level) { return level < N_LAYERS ? finish_in : finish_features; }
+
+static int are_finite(const float *values, long n)
+{
+    int all = 1;
+    for (long i = 0; i < n; i++)
+        all &= fabsf(values[i]) < INFINITY; /* which NaN is not */
+    return all;
+}
+
+/* Take a batch that has gone through the first layer through the others. */
+static void go_on(const Encoding *e, const Batch *b)
+{
+    const Model *m = b->model;
+    long n_features = m->levels[N_LAYERS].width;
+    for (int l = 2; l <= N_LAYERS; l++)
+        multiply_batch(b, rows_in(b, l - 1, m->levels[l - 1].in.out), &m->layers[l - 1].in, l, -1, finish_of(l));
+    for (long i = b->first; e->inside && !IS_ALWAYS_FINITE && i < b->first + b->n_rows; i++)
+        e->inside[i] &= are_finite(e->out + i * n_features, n_features);
+}
+
+/* Batches of a thread's own. */
+static Batch batch_of(Encoding *e)
+{
+    long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
+    Batch b = {&e->model, &e->rows, 0, 0, 0, self * BATCH_ROWS, e->sums + self * e->model.n_sums, e};
+    return b;
+}
+
+static void set_rows(Batch *b, long first, long n_rows)
+{
+    b->first = first;
+    b->n_rows = least(n_rows, b->rows->n_rows - first);
+    b->n_tiles = pieces(b->n_rows, TILE_HEIGHT);
+}
+
+/* -- the first layer, in floats ------------------------------------------------------------------------------- */
+
+/* Rows to be multiplied where they lie, or copied if they do not fill the batch's tiles, which are read whole. */
+static Matrix as_they_are(const Encoding *e, const Batch *b, Matrix x)
 {
     Rows unscaled = e->rows;
     unscaled.minimum = 0;
     if (e->inside)
         check_rows(b->rows, b->first, b->n_rows, e->inside + b->first);
     if (b->n_rows < b->n_tiles * TILE_HEIGHT) {
-        scale_rows(&unscaled, b->first, b->n_rows, b->x, b->x_row);
-        return;
+        scale_rows(&unscaled, b->first, b->n_rows, (float *)x.at, x.row);
+        return x;
     }
-    b->x = (float *)row_at(b->rows, b->first);
-    b->x_row = e->rows.n_inputs;
+    Matrix rows = {(const float *)row_at(b->rows, b->first), e->rows.n_inputs, 1};
+    return rows;
 }
 
 /* What of a batch is multiplied; and which of its rows lie in their range, for those who ask. */
-static void prepare(const Encoding *e, Batch *b, float *x)
+static Matrix prepare(const Encoding *e, const Batch *b)
 {
-    b->x = x;
-    b->x_row = e->x_row;
+    Matrix x = rows_in(b, 0, e->model.levels[0].in.out);
     if (e->is_folded)
-        take_as_they_are(e, b);
-    else if (e->inside)
+        return as_they_are(e, b, x);
+    if (e->inside)
         for (long i = 0; i < b->n_rows; i++)
-            e->inside[b->first + i] = scale_row(b->rows, b->first + i, b->x + i * b->x_row, 1);
+            e->inside[b->first + i] = scale_row(b->rows, b->first + i, (float *)x.at + i * x.row, 1);
     else
         scale_batch(b);
+    return x;
 }
 
 static void encode_some(void *job)
 {
     Encoding *e = (Encoding *)job;
-    long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
-    Batch b = {&e->weights, &e->rows, 0, 0, 0, 0, 0, 0, 0, e->sums + self * n_sums(&e->weights), e};
+    Batch b = batch_of(e);
     long start, stop, next, end;
     for (int there = take(&e->share, &next, &end); there;) {
         start = next;
         next = stop = least(start + BATCH, end);
         if (stop == end) /* taken before it is needed, to look ahead to it */
             there = take(&e->share, &next, &end);
-        b.first = start * TILE_HEIGHT;
-        b.n_tiles = stop - start;
-        b.n_rows = least(b.n_tiles * TILE_HEIGHT, e->rows.n_rows - b.first);
-        prepare(e, &b, e->x + self * BATCH * TILE_HEIGHT * e->x_row);
-        times_W(&b, b.x, next * TILE_HEIGHT, finish_features);
+        set_rows(&b, start * TILE_HEIGHT, (stop - start) * TILE_HEIGHT);
+        multiply_batch(&b, prepare(e, &b), &e->model.layers[0].in, 1, next * TILE_HEIGHT, finish_of(1));
+        go_on(e, &b);
     }
 }
+
+static void encode_floats(Encoding *e)
+{
+    e->is_folded = may_fold(e) && fold(&e->folded, &e->model.layers[0], &e->rows);
+    pack(&e->model, 0, e->n_threads);
+    e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), 8 * BATCH, e->n_threads);
+    together(e->n_threads, encode_some, e);
+}
+
+/* -- the first layer, in bytes -------------------------------------------------------------------------------- */
 
 /* A tile of rows, which are `step` bytes apart. */
 static const npy_uint8 *rows_of_bytes(const Encoding *e, long tile, long *step)
@@ -104,25 +158,31 @@ static const npy_uint8 *rows_of_bytes(const Encoding *e, long tile, long *step)
     return is_last ? e->last_tile : (const npy_uint8 *)e->rows.values + tile * BYTES_HEIGHT * e->rows.n_inputs;
 }
 
-static void encode_tiles_of_bytes(const Encoding *e, long start, long stop)
+static void multiply_batch_of_bytes(const Encoding *e, const Batch *b)
 {
-    long n_inputs = e->rows.n_inputs, n_features = e->weights.n_features, step;
-    for (long f = 0; f < n_features; f += LANES)
-        for (long tile = start; tile < stop; tile++) {
-            long first = tile * BYTES_HEIGHT, n_rows = least(BYTES_HEIGHT, e->rows.n_rows - first);
-            const npy_uint8 *rows = rows_of_bytes(e, tile, &step);
-            for (long i = 0; e->inside && f == 0 && i < n_rows; i++)
-                e->inside[first + i] = lie_between(rows + i * step, e->low, e->high, n_inputs);
-            tile_of_bytes(&e->digits, rows, step, n_rows, f, e->out + first * n_features);
+    const Level *to = &e->model.levels[1];
+    long row = N_LAYERS == 1 ? to->width : to->row, step;
+    float *out = N_LAYERS == 1 ? e->out + b->first * row : to->in.out + b->place * row;
+    for (long f = 0; f < to->width; f += LANES)
+        for (long i = 0; i < b->n_rows; i += BYTES_HEIGHT) {
+            long n_rows = least(BYTES_HEIGHT, b->n_rows - i);
+            const npy_uint8 *rows = rows_of_bytes(e, (b->first + i) / BYTES_HEIGHT, &step);
+            for (long j = 0; e->inside && f == 0 && j < n_rows; j++)
+                e->inside[b->first + i + j] = lie_between(rows + j * step, e->low, e->high, e->rows.n_inputs);
+            tile_of_bytes(&e->digits, rows, step, n_rows, f, out + i * row, row);
         }
 }
 
 static void encode_some_bytes(void *job)
 {
     Encoding *e = (Encoding *)job;
+    Batch b = batch_of(e);
     for (long start, stop; take(&e->share, &start, &stop);)
-        for (; start < stop; start += BYTES_BATCH)
-            encode_tiles_of_bytes(e, start, least(start + BYTES_BATCH, stop));
+        for (; start < stop; start += BYTES_BATCH) {
+            set_rows(&b, start * BYTES_HEIGHT, least(BYTES_BATCH, stop - start) * BYTES_HEIGHT);
+            multiply_batch_of_bytes(e, &b);
+            go_on(e, &b);
+        }
 }
 
 static void copy_last_tile(Encoding *e)
@@ -137,23 +197,17 @@ static void encode_bytes(Encoding *e)
     copy_last_tile(e);
     for (long k = 0; e->inside && k < e->rows.n_inputs; k++)
         range_of_bytes(e->rows.minimum[k], e->rows.maximum[k], &e->low[k], &e->high[k]);
+    pack(&e->model, 1, e->n_threads);
     e->share = share_of(pieces(e->rows.n_rows, BYTES_HEIGHT), 2 * BYTES_BATCH, e->n_threads);
     together(e->n_threads, encode_some_bytes, e);
 }
 
-static void encode_floats(Encoding *e)
-{
-    e->is_folded = may_fold(e) && fold(&e->folded, &e->weights, &e->rows);
-    pack(&e->weights, e->n_threads);
-    e->n_begun = 0;
-    e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), 8 * BATCH, e->n_threads);
-    together(e->n_threads, encode_some, e);
-}
+/* -- both ----------------------------------------------------------------------------------------------------- */
 
 /* Fill `out`; 0 when there is not enough memory. */
 static int encode(Encoding *e, Memory *memory)
 {
-    e->n_threads = threads_for(2.0 * e->rows.n_rows * e->rows.n_inputs * e->weights.n_features, e->n_threads);
+    e->n_threads = threads_for(2 * e->rows.n_rows * size_of(&e->model), e->n_threads);
     if (!provide(memory, 0, e->n_threads, lay_out_encoding, e))
         return 0;
     if (may_multiply_bytes(e) && pack_digits(&e->digits, e->n_threads))
@@ -164,15 +218,15 @@ static int encode(Encoding *e, Memory *memory)
 }
 
 /* With NumPy's arrays; 0 when a Python exception is set. */
-static int encode_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *W, PyArrayObject *b_hidden, long n_threads,
+static int encode_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *const *parameters, long n_threads,
                          PyArrayObject *out, PyArrayObject *maximum, PyArrayObject *inside, PyArrayObject *minimum,
                          PyArrayObject *scale)
 {
     Encoding e;
     int done;
     memset(&e, 0, sizeof e);
-    if (!take_rows(&e.rows, rows, 0, minimum, scale) || !take_weights(&e.weights, &e.rows, W, b_hidden, 0) ||
-        !is_as(out, "out", e.rows.n_rows, e.weights.n_features))
+    if (!take_rows(&e.rows, rows, 0, minimum, scale) || !take_model(&e.model, &e.rows, parameters) ||
+        !is_as(out, "out", e.rows.n_rows, e.model.layers[N_LAYERS - 1].n_features))
         return 0;
     e.out = (float *)PyArray_DATA(out);
     if (maximum) {

@@ -80,24 +80,25 @@ static void multiply_fourth(ByteSums *sums, const npy_uint8 *rows, long step, co
         *(IntVector *)sums[i][N_DIGITS] = kept[i];
 }
 
-/* Features of a row in LANES columns from f on. */
+/* What the first layer makes of a row in LANES columns from f on. */
 static inline void finish_bytes(const Digits *d, ByteSums sums, long f, float *out)
 {
     float z[LANES];
     for (long j = 0; j < LANES; j++)
         z[j] = (float)(d->bias[f + j] + d->unit[f + j] * (sums[0][j] + 256.0 * sums[1][j] + 65536.0 * sums[2][j] +
                                                           16777216.0 * sums[3][j]));
-    store_some(out + f, sigmoid(load(z)), d->weights->n_features - f);
+    store_some(out + f, activate(1, load(z)), d->weights->n_features - f);
 }
 
-/* The same for a tile of rows, `step` bytes apart. */
-static void tile_of_bytes(const Digits *d, const npy_uint8 *rows, long step, long n_rows, long f, float *out)
+/* The same for a tile of rows, `step` bytes apart; what comes out, `out_row` floats apart. */
+static void tile_of_bytes(
+    const Digits *d, const npy_uint8 *rows, long step, long n_rows, long f, float *out, long out_row)
 {
     ByteSums sums[BYTES_HEIGHT];
     multiply_bytes(sums, rows, step, digits_of(d, f), d->n_groups);
     multiply_fourth(sums, rows, step, fourth_of(d, f), where_of(d, f), d->n_fourth[f / LANES]);
     for (long i = 0; i < n_rows; i++)
-        finish_bytes(d, sums[i], f, out + i * d->weights->n_features);
+        finish_bytes(d, sums[i], f, out + i * out_row);
 }
 
 /* The bytes that lie in a column's range, which need not begin or end at one. None does where an end is NaN. */

@@ -1,81 +1,112 @@
-/* One step of training: gradients of mean((x - y)^2) with tied weights, and the update.
+/* One step of training: gradients of mean((y - x)^2) with tied weights, and the update.
  *
- * Blocks of rows go through two phases. In the first, threads share the rows:
+ * Blocks of rows go through two phases. In the first, threads share the rows, which go in and back (a, s and y of
+ * kernels/network.py); and so do their gradients, from r = y - x on, along the way back and then along the way in:
  *
- *     h = sigmoid(x . W + b_hidden)        r = h . W^T + b_output - x        dh = (r . W) h (1 - h)
+ *     q_0 = r            q_l = (q_(l-1) . W_l) g'(s_l)                 at what the units of the way back take in
+ *     d_n = (q_(n-1) . W_n) gain f'(h)    d_l = (d_(l+1) . W_(l+1)^T) f'(a_l)    at what those of the way in do
  *
- * In the second they share the inputs, which are rows of W:  dW = c (x^T . dh + r^T . h), with c = 2 / (number of
+ * In the second they share the rows of each W:  dW_l = c (a_(l-1)^T . d_l + q_(l-1)^T . s_l), with c = 2 / (number of
  * entries). No sum is ever split between threads, so the result is the same bits for any number of them.
  */
 
-/* Rows of a block, whole tiles: so many that what the second phase reads of h and dh stays in the second cache. */
+/* Rows of a block, whole tiles: so many that what the second phase reads of d and s stays in the second cache. */
 #define BLOCK_ROWS (43 * TILE_HEIGHT)
-/* Tiles of inputs that go through a panel of dh and h one after another. */
+/* Tiles of rows of W that go through a panel of d and s one after another. */
 #define INPUTS_BATCH 16
+#define N_PARAMETERS (3 * N_LAYERS + HAS_GAIN)
 
 typedef struct {
     float *values, *state[2];
+    float *before; /* the gradient over the blocks so far, without the factor c */
+    long n;
+    int is_matrix;
 } Parameter;
 
 typedef struct {
     Rows rows;
-    Weights weights;
-    Parameter W, b_hidden, b_output;
+    const npy_uint8 *noise; /* a byte for each entry of the minibatch; NULL where all of it is seen */
+    int threshold;          /* entries with bytes below it are not */
+    Model model;
+    Parameter parameters[N_PARAMETERS];
     float rate, decay, cost;
+    float shrinks; /* by which part matrices do before they are updated */
     long n_threads;
-    float *x, *r, *h, *dh; /* of the block, rows x_row and h_row floats apart */
-    long x_row, h_row;
-    float *r_sums, *dh_sums, *squares; /* sums over the rows of each tile; of r^2, LANES for each tile */
-    float *dW, *db_hidden, *db_output; /* gradients over the blocks so far, without the factor c */
+    float *x;                   /* scaled rows of the block */
+    float *squares, *gain_sums; /* sums over the rows of each tile: of r^2 in LANES columns, of the gain's gradient */
     Tile *sums;
     long first, n_rows; /* of the block */
+    int layer;          /* whose gradient is next */
     long n_begun;
     Share share;
 } Step;
 
-/* Rows an odd number of lines apart do not all compete for the same few places of a cache. */
-static long odd_lines(long n) { return (pieces(n, LINE) | 1) * LINE; }
+static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, long row)
+{
+    way->gradient = reserve(memory, n_tiles * TILE_HEIGHT * row);
+    way->sums = reserve(memory, n_tiles * row);
+}
+
+/* Both ways through each level, but: nothing is learned of what goes in, y is not kept, and without a gain the features
+ * go back as they came in. */
+static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
+{
+    for (int l = 0; l <= N_LAYERS; l++) {
+        Level *level = &s->model.levels[l];
+        long n = n_tiles * TILE_HEIGHT * level->row;
+        level->in.out = l > 0 || s->noise ? reserve(memory, n) : s->x;
+        if (l > 0)
+            level->back.out = l < N_LAYERS || HAS_GAIN ? reserve(memory, n) : level->in.out;
+        if (l > 0)
+            lay_out_gradient(&level->in, memory, n_tiles, level->row);
+        if (l < N_LAYERS)
+            lay_out_gradient(&level->back, memory, n_tiles, level->row);
+    }
+}
 
 static void lay_out_step(void *job, Memory *memory)
 {
     Step *s = (Step *)job;
-    long n_inputs = s->weights.n_inputs, n_features = s->weights.n_features;
-    long n_tiles = pieces(least(memory->n_rows, BLOCK_ROWS), TILE_HEIGHT), n_rows = n_tiles * TILE_HEIGHT;
-    s->x_row = odd_lines(n_inputs);
-    s->h_row = odd_lines(n_features);
-    lay_out_weights(&s->weights, memory, 1);
-    s->x = reserve(memory, n_rows * s->x_row);
-    s->r = reserve(memory, n_rows * s->x_row);
-    s->h = reserve(memory, n_rows * s->h_row);
-    s->dh = reserve(memory, n_rows * s->h_row);
-    s->r_sums = reserve(memory, n_tiles * s->x_row);
-    s->dh_sums = reserve(memory, n_tiles * s->h_row);
+    long n_tiles = pieces(least(memory->n_rows, BLOCK_ROWS), TILE_HEIGHT);
+    lay_out_model(&s->model, memory, 1);
+    s->x = reserve(memory, n_tiles * TILE_HEIGHT * s->model.levels[0].row);
+    lay_out_levels(s, memory, n_tiles);
     s->squares = reserve(memory, n_tiles * LANES);
-    s->dW = reserve(memory, n_inputs * n_features);
-    s->db_hidden = reserve(memory, n_features);
-    s->db_output = reserve(memory, n_inputs);
-    s->sums = (Tile *)reserve(memory, memory->n_threads * n_sums(&s->weights) * TILE_HEIGHT * TILE_WIDTH);
+    s->gain_sums = reserve(memory, n_tiles * s->model.levels[N_LAYERS].row);
+    for (int i = 0; i < N_PARAMETERS; i++)
+        s->parameters[i].before = reserve(memory, s->parameters[i].n);
+    s->sums = reserve_sums(&s->model, BATCH, memory);
 }
 
 /* -- the first phase ------------------------------------------------------------------------------------------ */
 
-/* The batch's place in its block: its row's number there, and its tile's. */
-static long block_row(const Batch *b, long row) { return b->first + row - ((Step *)b->job)->first; }
+/* The network sees 0 where the noise is low. */
+static void mask_batch(const Step *s, const Batch *b)
+{
+    const Level *columns = &s->model.levels[0];
+    for (long i = 0; i < b->n_rows; i++) {
+        const npy_uint8 *noise = s->noise + (b->first + i) * columns->width;
+        const float *x = s->x + (b->place + i) * columns->row;
+        float *seen = columns->in.out + (b->place + i) * columns->row;
+        for (long k = 0; k < columns->width; k++)
+            seen[k] = noise[k] < s->threshold ? 0 : x[k];
+    }
+}
 
-static long block_tile(const Batch *b, long row) { return block_row(b, row) / TILE_HEIGHT; }
-
-static void finish_r(const Batch *b, long row, long k, Tile sums)
+static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
 {
     const Step *s = (const Step *)b->job;
-    float *r = s->r + block_row(b, row) * s->x_row + k, *r_sums = s->r_sums + block_tile(b, row) * s->x_row + k;
-    const float *x = b->x + row * s->x_row + k;
-    float *squares = s->squares + block_tile(b, row) * LANES;
+    const Level *columns = &b->model->levels[level];
+    long place = b->place + row, tile = place / TILE_HEIGHT;
+    float *r = columns->back.gradient + place * columns->row + k, *r_sums = columns->back.sums + tile * columns->row + k;
+    const float *x = s->x + place * columns->row + k;
+    float *squares = s->squares + tile * LANES;
     Vector square = k == 0 ? (Vector){0} : load(squares);
-    for (long j = 0; j < least(TILE_WIDTH, s->rows.n_inputs - k); j += LANES) {
-        Vector bias = load(s->weights.bias_output + k + j), sum = {0};
+    for (long j = 0; j < least(TILE_WIDTH, columns->width - k); j += LANES) {
+        Vector bias = load(b->model->layers[0].bias_output + k + j), sum = {0};
         for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
-            Vector residual = load(&sums[i][j]) + bias - load(x + i * s->x_row + j);
-            store(r + i * s->x_row + j, residual);
+            Vector residual = load(&sums[i][j]) + bias - load(x + i * columns->row + j);
+            store(r + i * columns->row + j, residual);
             sum += residual;
             square += residual * residual;
         }
@@ -84,96 +115,161 @@ static void finish_r(const Batch *b, long row, long k, Tile sums)
     store(squares, square);
 }
 
-static void finish_dh(const Batch *b, long row, long f, Tile sums)
+/* A gradient at what the units of a level put out on one of the ways becomes one at what they take in. */
+static void finish_gradient(const Batch *b, int level, const Way *way, long row, long column, Tile sums)
 {
-    const Step *s = (const Step *)b->job;
-    float *dh = s->dh + block_row(b, row) * s->h_row + f, *dh_sums = s->dh_sums + block_tile(b, row) * s->h_row + f;
-    for (long j = 0; j < least(TILE_WIDTH, s->weights.n_features - f); j += LANES) {
+    const Level *at = &b->model->levels[level];
+    long place = b->place + row, tile = place / TILE_HEIGHT;
+    const float *out = way->out + place * at->row + column;
+    float *gradient = way->gradient + place * at->row + column, *to = way->sums + tile * at->row + column;
+    for (long j = 0; j < least(TILE_WIDTH, at->width - column); j += LANES) {
         Vector sum = {0};
         for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
-            Vector h = load(b->h + (row + i) * s->h_row + f + j), slope = load(&sums[i][j]) * h * (1.0f - h);
-            store(dh + i * s->h_row + j, slope);
-            sum += slope;
+            Vector inner = times_slope(level, load(&sums[i][j]), load(out + i * at->row + j));
+            store(gradient + i * at->row + j, inner);
+            sum += inner;
         }
-        store(dh_sums + j, sum);
+        store(to + j, sum);
     }
+}
+
+/* q of a hidden level. */
+static void finish_q(const Batch *b, int level, long row, long column, Tile sums)
+{
+    finish_gradient(b, level, &b->model->levels[level].back, row, column, sums);
+}
+
+/* A gradient at (h - center) * gain becomes one at h, and leaves the gain's. */
+static void through_gain(const Batch *b, long row, long column, Tile sums)
+{
+    const Step *s = (const Step *)b->job;
+    const Level *features = &b->model->levels[N_LAYERS];
+    long place = b->place + row;
+    const float *h = features->in.out + place * features->row + column, *gain = b->model->padded_gain + column;
+    float *to = s->gain_sums + place / TILE_HEIGHT * features->row + column;
+    for (long j = 0; j < least(TILE_WIDTH, features->width - column); j += LANES) {
+        Vector sum = {0};
+        for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
+            Vector gradient = load(&sums[i][j]);
+            sum += gradient * (load(h + i * features->row + j) - CENTER);
+            store(&sums[i][j], gradient * load(gain + j));
+        }
+        store(to + j, sum);
+    }
+}
+
+/* d of any level. */
+static void finish_d(const Batch *b, int level, long row, long column, Tile sums)
+{
+    if (HAS_GAIN && level == N_LAYERS)
+        through_gain(b, row, column, sums);
+    finish_gradient(b, level, &b->model->levels[level].in, row, column, sums);
+}
+
+/* Gradients from r on, along the way back and then along the way in. */
+static void go_with_gradients(const Batch *b, long next)
+{
+    const Model *m = b->model;
+    const Level *levels = m->levels;
+    for (int l = 1; l <= N_LAYERS; l++)
+        multiply_batch(b, rows_in(b, l - 1, levels[l - 1].back.gradient), &m->layers[l - 1].in, l, l == 1 ? next : -1,
+                       l < N_LAYERS ? finish_q : finish_d);
+    for (int l = N_LAYERS; l > 1; l--)
+        multiply_batch(b, rows_in(b, l, levels[l].in.gradient), &m->layers[l - 1].back, l - 1, -1, finish_d);
 }
 
 static void rows_some(void *job)
 {
     Step *s = (Step *)job;
-    long self = __atomic_fetch_add(&s->n_begun, 1, __ATOMIC_RELAXED);
+    Model *m = &s->model;
+    long self = __atomic_fetch_add(&s->n_begun, 1, __ATOMIC_RELAXED), x_row = m->levels[0].row;
     for (long start, stop; take(&s->share, &start, &stop);) {
-        long row = start * TILE_HEIGHT, n_rows = least((stop - start) * TILE_HEIGHT, s->n_rows - row);
-        Batch b = {&s->weights, &s->rows, s->first + row, n_rows, stop - start, s->x + row * s->x_row,
-                   s->h + row * s->h_row, s->x_row, s->h_row, s->sums + self * n_sums(&s->weights), s};
-        scale_batch(&b);
-        times_W(&b, b.x, -1, finish_h);
-        times_W_turned(&b, finish_r);
-        times_W(&b, s->r + row * s->x_row, s->first + stop * TILE_HEIGHT, finish_dh);
+        long place = start * TILE_HEIGHT, n_rows = least((stop - start) * TILE_HEIGHT, s->n_rows - place);
+        Batch b = {m, &s->rows, s->first + place, n_rows, stop - start, place, s->sums + self * m->n_sums, s};
+        scale_rows(&s->rows, b.first, n_rows, s->x + place * x_row, x_row);
+        if (s->noise)
+            mask_batch(s, &b);
+        go_in_and_back(&b, -1);
+        multiply_batch(&b, rows_in(&b, 1, m->levels[1].back.out), &m->layers[0].back, 0, -1, finish_r);
+        go_with_gradients(&b, s->first + stop * TILE_HEIGHT);
     }
 }
 
 /* -- the second phase ----------------------------------------------------------------------------------------- */
 
 /* Add sums to those of the blocks before; after the last block they are the gradients, and used. */
-static void add_or_update(const Step *s, const Parameter *parameter, float *before, long at, float *sums, long n)
+static void add_or_update(const Step *s, const Parameter *parameter, long at, float *sums, long n)
 {
     float c = 2.0f / ((float)s->rows.n_rows * (float)s->rows.n_inputs);
+    float *before = parameter->before + at, *values = parameter->values + at;
     if (s->first > 0)
         for (long i = 0; i < n; i++)
-            sums[i] += before[at + i];
+            sums[i] += before[i];
     if (s->first + s->n_rows < s->rows.n_rows) {
-        memcpy(before + at, sums, n * sizeof(float));
+        memcpy(before, sums, n * sizeof(float));
         return;
     }
     for (long i = 0; i < n; i++)
         sums[i] *= c;
-    UPDATE(parameter->values + at, parameter->state[0] + at, parameter->state[1] + at, sums, n, s->rate, s->decay);
+    if (parameter->is_matrix && s->shrinks != 0)
+        for (long i = 0; i < n; i++)
+            values[i] *= 1 - s->shrinks;
+    UPDATE(values, parameter->state[0] + at, parameter->state[1] + at, sums, n, s->rate, s->decay);
 }
 
 static void finish_dW(const Step *s, long k, long f, Tile sums)
 {
-    long n_features = s->weights.n_features;
-    for (long i = 0; i < least(TILE_HEIGHT, s->weights.n_inputs - k); i++)
-        add_or_update(s, &s->W, s->dW, (k + i) * n_features + f, sums[i], least(TILE_WIDTH, n_features - f));
+    const Weights *w = &s->model.layers[s->layer];
+    for (long i = 0; i < least(TILE_HEIGHT, w->n_inputs - k); i++)
+        add_or_update(s, &s->parameters[3 * s->layer], (k + i) * w->n_features + f, sums[i],
+                      least(TILE_WIDTH, w->n_features - f));
 }
 
 static void inputs_some(void *job)
 {
     Step *s = (Step *)job;
+    const Level *from = &s->model.levels[s->layer], *to = from + 1;
     Tile sums;
     for (long start, stop; take(&s->share, &start, &stop);)
-        for (long f = 0; f < s->weights.n_features; f += TILE_WIDTH)
+        for (long f = 0; f < to->width; f += TILE_WIDTH)
             for (long k = start * TILE_HEIGHT; k < stop * TILE_HEIGHT; k += TILE_HEIGHT) {
-                Matrix x = {s->x + k, 1, s->x_row}, r = {s->r + k, 1, s->x_row};
-                multiply(sums, 1, x, s->dh + f, s->h_row, s->n_rows, 0, s->weights.n_features - f);
-                multiply(sums, 0, r, s->h + f, s->h_row, s->n_rows, 0, s->weights.n_features - f);
+                Matrix a = {from->in.out + k, 1, from->row}, q = {from->back.gradient + k, 1, from->row};
+                multiply(sums, 1, a, to->in.gradient + f, to->row, s->n_rows, 0, to->width - f);
+                multiply(sums, 0, q, to->back.out + f, to->row, s->n_rows, 0, to->width - f);
                 finish_dW(s, k, f, sums);
             }
 }
 
-/* Sums of n columns over all tiles of the block, in place of the first tile's. */
-static float *over_tiles(const Step *s, float *sums, long row, long n)
+/* The gradient of a parameter that is a sum over rows, of which each tile has its own. */
+static void add_tiles(const Step *s, int parameter, float *sums, const Level *level)
 {
     for (long tile = 1; tile < pieces(s->n_rows, TILE_HEIGHT); tile++)
-        for (long j = 0; j < n; j++)
-            sums[j] += sums[tile * row + j];
-    return sums;
+        for (long j = 0; j < level->width; j++)
+            sums[j] += sums[tile * level->row + j];
+    add_or_update(s, &s->parameters[parameter], 0, sums, level->width);
 }
 
 /* -- both ----------------------------------------------------------------------------------------------------- */
 
+static void take_layer_of_block(Step *s)
+{
+    const Level *from = &s->model.levels[s->layer], *to = from + 1;
+    s->share = share_of(pieces(from->width, TILE_HEIGHT), INPUTS_BATCH, s->n_threads);
+    together(s->n_threads, inputs_some, s);
+    add_tiles(s, 3 * s->layer + 1, to->in.sums, to);
+    add_tiles(s, 3 * s->layer + 2, from->back.sums, from);
+}
+
 static void take_block(Step *s, double *cost)
 {
-    long n_inputs = s->weights.n_inputs, n_features = s->weights.n_features, n_tiles = pieces(s->n_rows, TILE_HEIGHT);
+    long n_tiles = pieces(s->n_rows, TILE_HEIGHT);
     s->n_begun = 0;
     s->share = share_of(n_tiles, BATCH, s->n_threads);
     together(s->n_threads, rows_some, s);
-    s->share = share_of(pieces(n_inputs, TILE_HEIGHT), INPUTS_BATCH, s->n_threads);
-    together(s->n_threads, inputs_some, s);
-    add_or_update(s, &s->b_hidden, s->db_hidden, 0, over_tiles(s, s->dh_sums, s->h_row, n_features), n_features);
-    add_or_update(s, &s->b_output, s->db_output, 0, over_tiles(s, s->r_sums, s->x_row, n_inputs), n_inputs);
+    for (s->layer = 0; s->layer < N_LAYERS; s->layer++)
+        take_layer_of_block(s);
+    if (HAS_GAIN)
+        add_tiles(s, 3 * N_LAYERS, s->gain_sums, &s->model.levels[N_LAYERS]);
     for (long i = 0; i < n_tiles * LANES; i++)
         *cost += s->squares[i];
 }
@@ -181,28 +277,52 @@ static void take_block(Step *s, double *cost)
 /* Update parameters and state in place, and set the cost before; 0 when there is not enough memory. */
 static int take_step(Step *s, Memory *memory)
 {
-    double cost = 0, n_entries = (double)s->rows.n_rows * s->rows.n_inputs;
-    s->n_threads = threads_for(10 * n_entries * s->weights.n_features, s->n_threads);
+    double cost = 0, n_rows = s->rows.n_rows;
+    s->n_threads = threads_for(10 * n_rows * size_of(&s->model), s->n_threads);
     if (!provide(memory, s->rows.n_rows, s->n_threads, lay_out_step, s))
         return 0;
-    pack(&s->weights, s->n_threads);
+    pack(&s->model, 0, s->n_threads);
     for (s->first = 0; s->first < s->rows.n_rows; s->first += BLOCK_ROWS) {
         s->n_rows = least(BLOCK_ROWS, s->rows.n_rows - s->first);
         take_block(s, &cost);
     }
-    s->cost = cost / n_entries;
+    s->cost = cost / (n_rows * s->rows.n_inputs);
     return 1;
 }
 
-/* A parameter with as many arrays of state as the rule has; the second may be missing. */
-static int take_parameter(Parameter *parameter, PyArrayObject *values, PyArrayObject *first, PyArrayObject *second)
+/* A parameter with as many arrays of state as the rule has, one or two. */
+static int take_parameter(Parameter *parameter, PyArrayObject *values, PyArrayObject *const *state, int n_states)
 {
     npy_intp n = PyArray_DIM(values, 0), m = PyArray_NDIM(values) > 1 ? PyArray_DIM(values, 1) : 1;
-    if (!is_as(first, "the state of a parameter", n, m) || !is_as(second ? second : first, "the state", n, m))
-        return 0;
+    for (int i = 0; i < 2; i++) {
+        PyArrayObject *own = state[i < n_states ? i : 0];
+        if (!is_as(own, "the state of a parameter", n, m))
+            return 0;
+        parameter->state[i] = (float *)PyArray_DATA(own);
+    }
     parameter->values = (float *)PyArray_DATA(values);
-    parameter->state[0] = (float *)PyArray_DATA(first);
-    parameter->state[1] = (float *)PyArray_DATA(second ? second : first);
+    parameter->n = n * m;
+    parameter->is_matrix = PyArray_NDIM(values) > 1;
+    return 1;
+}
+
+/* All parameters in the order of NAMES, and the states of each. */
+static int take_parameters(Step *s, PyArrayObject *const *parameters, PyArrayObject *const *states, int n_states)
+{
+    if (!take_model(&s->model, &s->rows, parameters))
+        return 0;
+    for (int i = 0; i < N_PARAMETERS; i++)
+        if (!take_parameter(&s->parameters[i], parameters[i], states + i * n_states, n_states))
+            return 0;
+    return 1;
+}
+
+static int take_noise(Step *s, PyArrayObject *noise, int threshold)
+{
+    if (!is_as(noise, "the noise", s->rows.n_rows, s->rows.n_inputs))
+        return 0;
+    s->noise = (const npy_uint8 *)PyArray_DATA(noise);
+    s->threshold = threshold;
     return 1;
 }
 

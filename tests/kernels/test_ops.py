@@ -187,23 +187,29 @@ def test_without_a_range_nothing_can_be_checked():
         Autoencoder(Network((3, 2))).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
 
 
+NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=True)]
+
+
 @each("inplace", [False, True])
-def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, inplace):
+@each("network", NETWORKS)
+def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, network, inplace):
     """Theano takes `perform` where it is told to do without C."""
-    parameters, rows = list(random_parameters(rng, 9, 4).values()), rng.random((20, 9), dtype=np.float32)
-    one, rate = np.array(1, dtype=np.int64), np.array(0.1, dtype=np.float32)
+    parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
+    rows, noise = rng.random((20, 9), dtype=np.float32), rng.integers(0, 256, (14, 9), dtype=np.uint8)
+    one, rates = np.array(1, dtype=np.int64), [np.array(rate, dtype=np.float32) for rate in (0.1, 0.2)]
     states = [np.zeros_like(array) for array in parameters for _ in ROLES["adam"]]
     scaling = scaling_of(rows, "float32")
     numbers, edge = np.arange(3, 17), np.full(9, 0.9, np.float32)
-    checked = [np.empty((20, 4), np.float32), np.empty(20, bool)]
+    checked, rule = [np.empty((20, 4), np.float32), np.empty(20, bool)], Rule("adam", 0.9, weight_decay=0.1)
     cases = [
-        (ops.Encode, (), [rows, *parameters[:2], one, np.empty((20, 4), np.float32), *scaling]),
-        (ops.Encode, (True,), [rows, *parameters[:2], one, edge, *checked, *scaling]),
+        (ops.Encode, (), [rows, *parameters, one, np.empty((20, 4), np.float32), *scaling]),
+        (ops.Encode, (True,), [rows, *parameters, one, edge, *checked, *scaling]),
         (ops.Errors, (), [rows, *parameters, one, np.empty(20, np.float32), *scaling]),
-        (ops.Step, ("adam", 0.9, True), [rows, numbers, rate, one, *parameters, *states, *scaling]),
+        (ops.Step, (rule, 0.3, True), [rows, numbers, noise, *rates, one, *parameters, *states, *scaling]),
+        (ops.Step, (rule, 0.0, False), [rows, *rates, one, *parameters, *states, *scaling]),
     ]
     for op, properties, arrays in cases:
-        results = [outputs_of(op(*properties, inplace=inplace), arrays, use_c) for use_c in (False, True)]
+        results = [outputs_of(op(network, *properties, inplace=inplace), arrays, use_c) for use_c in (False, True)]
         for found, expected in zip(*results, strict=True):
             assert found.dtype == expected.dtype
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
@@ -789,7 +795,9 @@ def test_without_optimisation_in_place_the_results_stay(flags):
 
 
 def test_other_code_is_not_taken_for_this_one_by_theanos_cache(monkeypatch):
-    versions = [op.c_code_cache_version() for op in (ops.Encode(), ops.Errors(), ops.Step("adam", 0.9, True))]
+    network = Network((9, 4))
+    every = ops.Encode(network), ops.Errors(network), ops.Step(network, Rule("adam", 0.9), 0.0, True)
+    versions = [op.c_code_cache_version() for op in every]
     assert len(set(versions)) == 3
     monkeypatch.setattr(ops, "_source", lambda file: "other code")
-    assert ops.Encode().c_code_cache_version() not in versions
+    assert ops.Encode(network).c_code_cache_version() not in versions

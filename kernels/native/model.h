@@ -1,0 +1,138 @@
+/* The model: its layers packed for products, and at each level of units between them what rows become there.
+ *
+ * kernels/network.py has the mathematics. Level 0 is the columns, level l what layer l makes of them, level N_LAYERS the
+ * features. N_LAYERS, SLOPE, CODE_IS_SIGMOID and HAS_GAIN say which network is compiled.
+ */
+#define CENTER (CODE_IS_SIGMOID ? 0.5f : 0.0f)
+
+/* A matrix as the right side of products: TILE_WIDTH columns after TILE_WIDTH columns, with zeros behind. */
+typedef struct {
+    float *at;
+    long depth, width; /* its rows and columns */
+} Panels;
+
+/* One layer; n_inputs and n_features are its own. */
+typedef struct {
+    const float *W, *b_hidden, *b_output;
+    long n_inputs, n_features;
+    Panels in, back;                  /* W, and W transposed; the latter's place is NULL where nobody needs it */
+    float *bias_hidden, *bias_output; /* with zeros behind */
+    Share share;
+} Weights;
+
+/* On one of the two ways through a level: what its units put out, the gradient at what they take in, and sums of that
+ * over the rows of each tile. */
+typedef struct {
+    float *out, *gradient, *sums;
+} Way;
+
+typedef struct {
+    long width, row; /* columns, and floats from row to row */
+    Way in, back;    /* a_l and s_l of kernels/network.py */
+} Level;
+
+typedef struct {
+    Weights layers[N_LAYERS];
+    const float *gain;
+    float *padded_gain; /* with zeros behind */
+    Level levels[N_LAYERS + 1];
+    long n_sums; /* tiles of sums that a batch of rows needs */
+} Model;
+
+/* -- units ---------------------------------------------------------------------------------------------------- */
+
+/* What the units of a level make of what they take in. */
+static inline Vector activate(int level, Vector z)
+{
+    if (level < N_LAYERS)
+        return choose(z > 0.0f, z, z * SLOPE);
+    return CODE_IS_SIGMOID ? sigmoid(z) : z;
+}
+
+/* A gradient at what units put out becomes one at what they take in. */
+static inline Vector times_slope(int level, Vector gradient, Vector out)
+{
+    if (level < N_LAYERS)
+        return choose(out > 0.0f, gradient, gradient * SLOPE);
+    return CODE_IS_SIGMOID ? gradient * out * (1.0f - out) : gradient;
+}
+
+/* -- packing -------------------------------------------------------------------------------------------------- */
+
+static float *panel(const Panels *p, long column) { return p->at + column * round_up(p->depth, LANES); }
+
+static void lay_out_panels(Panels *p, long depth, long width, Memory *memory)
+{
+    p->at = reserve(memory, round_up(depth, TILE_WIDTH) * round_up(width, TILE_WIDTH));
+    p->depth = depth;
+    p->width = width;
+}
+
+/* Rows an odd number of lines apart do not all compete for the same few places of a cache. */
+static long odd_lines(long n) { return (pieces(n, LINE) | 1) * LINE; }
+
+/* All layers, and the widths of all levels. */
+static void lay_out_model(Model *m, Memory *memory, int with_back)
+{
+    for (int l = 0; l < N_LAYERS; l++) {
+        Weights *w = &m->layers[l];
+        lay_out_panels(&w->in, w->n_inputs, w->n_features, memory);
+        if (with_back)
+            lay_out_panels(&w->back, w->n_features, w->n_inputs, memory);
+        w->bias_hidden = reserve(memory, round_up(w->n_features, TILE_WIDTH));
+        w->bias_output = reserve(memory, round_up(w->n_inputs, TILE_WIDTH));
+    }
+    m->padded_gain = reserve(memory, round_up(m->layers[N_LAYERS - 1].n_features, TILE_WIDTH));
+    for (int l = 0; l <= N_LAYERS; l++) {
+        m->levels[l].width = l == 0 ? m->layers[0].n_inputs : m->layers[l - 1].n_features;
+        m->levels[l].row = odd_lines(m->levels[l].width);
+    }
+}
+
+/* LANES rows of W, from k on. */
+static void pack_rows(const Weights *w, long k)
+{
+    long height = least(LANES, w->n_inputs - k), left = k / TILE_WIDTH * TILE_WIDTH;
+    for (long f = 0; f < w->n_features; f += TILE_WIDTH) {
+        float *to = panel(&w->in, f) + k * TILE_WIDTH;
+        long width = least(TILE_WIDTH, w->n_features - f);
+        for (long i = 0; i < height; i++)
+            memcpy(to + i * TILE_WIDTH, w->W + (k + i) * w->n_features + f, width * sizeof(float));
+        for (long j = 0; w->back.at && j < width; j += LANES)
+            transpose(panel(&w->back, left) + (f + j) * TILE_WIDTH + k - left, TILE_WIDTH, to + j, TILE_WIDTH);
+    }
+}
+
+static void pack_some(void *job)
+{
+    Weights *w = (Weights *)job;
+    for (long start, stop; take(&w->share, &start, &stop);)
+        for (; start < stop; start++)
+            pack_rows(w, start * LANES);
+}
+
+static void pack_layer(Weights *w, long n_threads)
+{
+    memcpy(w->bias_hidden, w->b_hidden, w->n_features * sizeof(float));
+    memcpy(w->bias_output, w->b_output, w->n_inputs * sizeof(float));
+    w->share = share_of(pieces(w->n_inputs, LANES), 8, n_threads);
+    together(n_threads, pack_some, w);
+}
+
+/* All layers but the first ones that are packed already. */
+static void pack(Model *m, int first, long n_threads)
+{
+    for (int l = first; l < N_LAYERS; l++)
+        pack_layer(&m->layers[l], n_threads);
+    if (HAS_GAIN)
+        memcpy(m->padded_gain, m->gain, m->levels[N_LAYERS].width * sizeof(float));
+}
+
+/* Multiplications of a row on its way in. */
+static double size_of(const Model *m)
+{
+    double n = 0;
+    for (int l = 0; l < N_LAYERS; l++)
+        n += (double)m->layers[l].n_inputs * m->layers[l].n_features;
+    return n;
+}

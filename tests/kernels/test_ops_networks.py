@@ -1,0 +1,221 @@
+"""The CPU's own Ops on networks of any layers, against the NumPy reference: `test_ops` has all else that they are."""
+
+import numpy as np
+import pytest
+
+from kernels import reference
+from kernels.autoencoder import Autoencoder
+from kernels.network import Network
+from kernels.step import TrainingStep
+from kernels.updates import ROLES, RULES, Rule
+from tests.support.cases import each
+from tests.support.tolerances import assert_close
+
+pytestmark = pytest.mark.compiler
+
+# On both sides of what a tile is wide (8, 16 or 64 columns) and of the 512 rows of W that are taken at a time.
+NETWORKS = [
+    Network((65, 33), code="linear", gain=True),
+    Network((64, 17), gain=True),
+    Network((513, 65, 8)),
+    Network((70, 513, 66), "leaky-relu", "linear", gain=True),
+    Network((5, 20, 16, 3, 1), "leaky-relu"),
+]
+HEIGHTS = [1, 5, 6, 25, 97, 259]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240317)
+
+
+def random_parameters(rng, network):
+    """Of a size that keeps what comes out of every layer near 1."""
+    shapes = network.shapes.items()
+    parameters = {name: rng.normal(0, 1 / np.sqrt(shape[0]), shape).astype(np.float32) for name, shape in shapes}
+    return parameters | ({"gain": rng.uniform(1, 2, network.n_features).astype(np.float32)} if network.gain else {})
+
+
+def float64(parameters):
+    return {name: array.astype(np.float64) for name, array in parameters.items()}
+
+
+def scaling_of(network):
+    """Minimum, scale and maximum of bytes."""
+    n = network.n_inputs
+    return np.zeros(n, np.float32), np.full(n, 1 / 255, np.float32), np.full(n, 255, np.float32)
+
+
+def autoencoder_of(network, parameters, n_threads=2):
+    autoencoder = Autoencoder(network, *scaling_of(network))
+    autoencoder.set_parameters(parameters)
+    autoencoder.n_threads.set_value(np.int64(n_threads))
+    assert autoencoder.fuses(np.dtype("f4"))
+    return autoencoder
+
+
+def random_rows(rng, n_rows, network, dtype=np.float32):
+    rows = rng.integers(0, 256, (n_rows, network.n_inputs)).astype(dtype)
+    return rows, reference.scaled(rows, scaling_of(network)[:2])
+
+
+def assert_same_bits(found, expected):
+    np.testing.assert_array_equal(np.asarray(found).view(np.uint32), np.asarray(expected).view(np.uint32))
+
+
+# ---- against NumPy
+
+
+@each("dtype", ["uint8", "float32"])
+@each("network", NETWORKS)
+def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, network, dtype):
+    parameters = random_parameters(rng, network)
+    autoencoder, given = autoencoder_of(network, parameters), float64(parameters)
+    for n_rows in [0, *HEIGHTS]:
+        rows, x = random_rows(rng, n_rows, network, dtype)
+        assert_close(autoencoder.encode(rows), reference.code(network, x, given), "cpu", "float32", "features")
+        assert_close(autoencoder.errors(rows), reference.row_errors(network, x, given), "cpu", "float32", "cost")
+
+
+@each("network, corruption", [*((network, 0.0) for network in NETWORKS), (NETWORKS[0], 0.25), (NETWORKS[3], 0.25)])
+def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, network, corruption):
+    parameters = random_parameters(rng, network)
+    autoencoder = autoencoder_of(network, parameters)
+    step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"), corruption=corruption)
+    step.set_learning_rate(-1.0)
+    for n_rows in HEIGHTS:
+        rows, x = random_rows(rng, n_rows, network)
+        noise = rng.integers(0, 256, rows.shape, dtype=np.uint8) if corruption else None
+        seen = reference.masked(x, noise, corruption) if corruption else x
+        autoencoder.set_parameters(parameters)
+        cost, gradients = reference.gradients(network, x, seen, float64(parameters))
+        assert_close(step(rows, with_cost=True, noise=noise), cost, "cpu", "float32", "cost")
+        # Without momentum and at a rate of -1 the velocity is the gradient.
+        for found, expected in zip(step.state().values(), gradients, strict=True):
+            assert_close(found, expected, "cpu", "float32", "gradients")
+
+
+@each("rule, decay", [("adam", 0.0), *((rule, 0.5) for rule in RULES)])
+def test_every_rule_updates_each_parameter_as_its_numpy_reference(rng, rule, decay):
+    """Weight decay shrinks matrices alone, by the learning rate and not by adam's corrected one."""
+    network = Network((70, 40, 9), "leaky-relu", gain=True)
+    parameters = random_parameters(rng, network)
+    expected = float64(parameters)
+    states = [[np.zeros_like(array) for _ in ROLES[rule]] for array in expected.values()]
+    autoencoder = autoencoder_of(network, parameters)
+    step = TrainingStep(autoencoder, Rule(rule, 0.9, decay), np.dtype("f4"))
+    for count in range(1, 9):
+        step.set_learning_rate(0.01 / count)
+        rows, x = random_rows(rng, 259, network)
+        step(rows)
+        rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
+        _, gradients = reference.gradients(network, x, x, expected)
+        for parameter, gradient, own in zip(expected.values(), gradients, states, strict=True):
+            start = parameter * (1 - 0.01 / count * decay) if parameter.ndim == 2 else parameter
+            for array, values in zip([parameter, *own], RULES[rule](start, gradient, rate, 0.9, *own), strict=True):
+                array[...] = values
+    for found, array in zip(autoencoder.parameters().values(), expected.values(), strict=True):
+        assert_close(found, array, "cpu", "float32", "parameters")
+
+
+# ---- the same bits
+
+
+@each("dtype", ["uint8", "float32"])
+@each("network", NETWORKS[2:])
+def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of_threads(rng, network, dtype):
+    parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 211, network, dtype)
+    first = autoencoder_of(network, parameters, n_threads=1)
+    features, errors = first.encode(rows), first.errors(rows)
+    for n_threads in (1, 2, 4):
+        autoencoder = autoencoder_of(network, parameters, n_threads=n_threads)
+        for start, stop in [(0, 211), (3, 4), (5, 200), (205, 211)]:
+            assert_same_bits(autoencoder.encode(rows[start:stop]), features[start:stop])
+            assert_same_bits(autoencoder.errors(rows[start:stop]), errors[start:stop])
+        assert_same_bits(autoencoder.encode(np.ascontiguousarray(rows[::-1])), features[::-1])
+
+
+@each("network", [NETWORKS[1], NETWORKS[3]])
+def test_training_is_the_same_bits_for_any_number_of_threads_and_rows_wherever_they_lie(rng, network):
+    parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 300, network, "uint8")
+    minibatches = [rng.permutation(300)[:n_rows] for n_rows in (259, 7, 259)]
+    noise = [rng.integers(0, 256, (len(numbers), network.n_inputs), dtype=np.uint8) for numbers in minibatches]
+    results = []
+    for n_threads, resident in [(1, rows), (2, rows), (4, rows), (2, None)]:
+        autoencoder = autoencoder_of(network, parameters, n_threads=n_threads)
+        step = TrainingStep(autoencoder, Rule("adam", 0.9, 0.1), rows.dtype, resident, corruption=0.3)
+        step.set_learning_rate(0.01)
+        for numbers, own in zip(minibatches, noise, strict=True):
+            step(rows[numbers] if resident is None else numbers, noise=own)
+        results.append([*autoencoder.parameters().values(), *step.state().values()])
+    for found in results[1:]:
+        for array, expected in zip(found, results[0], strict=True):
+            assert_same_bits(array, expected)
+
+
+def test_without_weight_decay_a_step_is_the_same_bits_whatever_the_learning_rate_of_the_decay(rng):
+    """With none of it, and with so little that nothing is left of it in float32."""
+    network = Network((70, 40, 9))
+    parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 100, network)
+    results = []
+    for decay in (0.0, 1e-30):
+        autoencoder = autoencoder_of(network, parameters)
+        step = TrainingStep(autoencoder, Rule("adam", 0.9, decay), rows.dtype)
+        step.set_learning_rate(0.01)
+        step(rows)
+        results.append(autoencoder.parameters())
+    for found, expected in zip(*(result.values() for result in results), strict=True):
+        assert_same_bits(found, expected)
+
+
+# ---- numbers that are none
+
+
+@each("dtype", ["uint8", "float32"])
+@each("network", [Network((20, 3), code="linear"), Network((20, 40, 3), "leaky-relu", "linear"), Network((20, 40, 3))])
+def test_rows_whose_features_are_not_finite_are_told(rng, network, dtype):
+    """All sums are, but for those of the rows that a column's huge weights count in."""
+    parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 60, network, dtype)
+    parameters[network.layers[0][0]][4] = 3e38
+    rows[:, 4], rows[[5, 6, 59], 4] = 0, 255
+    rows[:, 3], parameters[network.layers[0][0]][3] = rows[:, 4], 3e38
+    autoencoder, out = autoencoder_of(network, parameters), np.empty((60, 3), np.float32)
+    found = autoencoder.encode_checked(rows, out)
+    np.testing.assert_array_equal(found, np.flatnonzero(~np.isfinite(out).all(axis=1)))
+    assert set(found) <= {5, 6, 59}
+    assert len(found) == 3 or network.code == "sigmoid"
+
+
+@each("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_touches_no_other(rng, bad):
+    network = Network((100, 70, 9), "leaky-relu", gain=True)
+    autoencoder, (rows, _) = autoencoder_of(network, random_parameters(rng, network)), random_rows(rng, 50, network)
+    features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
+    spoilt, others = rows.copy(), np.delete(np.arange(50), [5, 49])
+    spoilt[[5, 49], 17] = bad
+    assert_same_bits(autoencoder.encode(spoilt)[others], features[others])
+    assert_same_bits(autoencoder.errors(spoilt)[others], errors[others])
+    assert not np.isfinite(autoencoder.errors(spoilt)[[5, 49]]).any()
+
+
+# ---- refusals
+
+
+def test_arrays_of_other_shapes_are_refused_by_name(rng):
+    network = Network((5, 4, 3), gain=True)
+    autoencoder, rows = autoencoder_of(network, random_parameters(rng, network)), np.zeros((4, 5), np.float32)
+    for name, shape in {"W_2": (6, 3), "b_hidden_1": (5,), "b_output_2": (3,), "gain": (2,)}.items():
+        before = autoencoder.shared[name].get_value()
+        autoencoder.shared[name].set_value(np.zeros(shape, np.float32))
+        with pytest.raises(ValueError, match=rf"{name} has shape \({shape[0]}, .*\), expected \({before.shape[0]}, "):
+            autoencoder.encode(rows)
+        autoencoder.shared[name].set_value(before)
+
+
+def test_noise_of_another_shape_is_refused(rng):
+    network = Network((5, 3))
+    step = TrainingStep(
+        autoencoder_of(network, random_parameters(rng, network)), Rule("adam", 0.9), np.dtype("f4"), corruption=0.5
+    )
+    with pytest.raises(ValueError, match=r"the noise has shape \(3, 5\), expected \(4, 5\)"):
+        step(np.zeros((4, 5), np.float32), noise=np.zeros((3, 5), np.uint8))
