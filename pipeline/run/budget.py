@@ -9,13 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.settings.config import Settings
+from pipeline.settings.config import Settings, network_of
 from pipeline.shards.shard import Shard, row_dtype
 
 __all__ = ["Budget", "make_budget"]
 
 _BLOCK_BYTES = 2**23  # read at once; see docs/performance.md
 _PART_BYTES = 2**26  # of features in one file
+# Of a network: its parameters, adam's two states, what follows on each in a step, the gradients, the best parameters;
+# and while a checkpoint is saved, copies of all that is in it, and its file twice. Encoding takes a few of the first.
+_COPIES_IN_TRAINING, _COPIES_IN_ENCODING = 18, 3
 _SAMPLE_BYTES = 2**26  # of scaled rows whose components are looked for: more of them would not turn these noticeably
 
 
@@ -55,7 +58,7 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
 
     A half goes to the rows of the training when all of them fit it, else a quarter to two windows of them; a sixteenth
     to the validation's rows; an eighth at most to a sample; a quarter to the threads' blocks and parts. The rest is for
-    copies on the way.
+    the network and for copies on the way; what a large network needs beyond an eighth, rows have to do without.
 
     Parameters
     ----------
@@ -65,7 +68,7 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
     Raises
     ------
     ConfigError
-        When the memory does not hold one tile of rows for each thread.
+        When the memory does not hold one tile of rows for each thread, or half of it not the network.
     """
     # Of the widest: a block is read as it is stored, and kept in the dtype that holds all shards.
     itemsize = max(row_dtype(shards).itemsize, *(np.dtype(shard.stored_dtype).itemsize for shard in shards))
@@ -74,7 +77,8 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
     n_threads = settings.threads or len(os.sched_getaffinity(0))  # not all cores: a batch system may give a few
     # Two more, so that the processor has work while parts are brought to the disk; but who asks for one gets one.
     n_writers = n_threads + 2 * (n_threads > 1)
-    memory = settings.memory_budget
+    beyond = max(0, _network_bytes(settings, shards[0].n_inputs) - settings.memory_budget // 8)
+    memory = settings.memory_budget - beyond
     share = memory // 8 // n_writers  # of each thread for its block, and as much for its part
 
     n_tiles = -(-(settings.block_rows or min(_BLOCK_BYTES, share) // row_bytes) // tile_rows)
@@ -82,9 +86,9 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
     least = 4 * n_threads * block_rows * row_bytes
     if least > memory:
         raise ConfigError(
-            f"memory_budget: {memory} bytes, expected at least {least} for {n_threads} threads with blocks of "
-            f"{block_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower --threads or --block-rows "
-            f"(the least is {tile_rows})."
+            f"memory_budget: {settings.memory_budget} bytes, expected at least {least + beyond} for {n_threads} "
+            f"threads with blocks of {block_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
+            f"--threads or --block-rows (the least is {tile_rows})."
         )
     # A part is one piece of memory; the rest is for what rides along, and for a copy when that is longer than thought.
     part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * settings.n_features) // block_rows * block_rows)
@@ -100,3 +104,16 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
         max_validation_rows=memory // 16 // row_bytes,
         max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * shards[0].n_inputs)),  # scaled, in float32
     )
+
+
+def _network_bytes(settings: Settings, n_inputs: int) -> int:
+    """What a run needs for its network, if a half of the memory holds that."""
+    network, is_given = network_of(settings, n_inputs), settings.model is not None
+    needed = 4 * network.n_weights * (_COPIES_IN_ENCODING if is_given else _COPIES_IN_TRAINING)
+    if needed > settings.memory_budget // 2:
+        raise ConfigError(
+            f"memory_budget: {settings.memory_budget} bytes, expected at least {2 * needed} for a network of "
+            f"{' x '.join(map(str, network.widths))} units: its {network.n_weights} weights, what training keeps "
+            "beside them, and copies for checkpoints. Raise --memory-budget, or lower --hidden or --n-features."
+        )
+    return needed

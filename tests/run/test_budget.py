@@ -1,9 +1,11 @@
 """Memory is shared out so that the budget holds, in whole tiles, blocks and parts."""
 
+import re
 from contextlib import suppress
 from itertools import product
 
 import numpy as np
+import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.run.budget import make_budget
@@ -52,9 +54,29 @@ def test_a_tile_for_each_thread_fits_the_memory_or_is_refused():
 
 
 def test_rows_too_wide_for_the_budget_are_refused_with_what_would_do():
-    with refused(78, "memory_budget: 16777216 bytes", f"expected at least {4 * TILE * 400_000}", "--block-rows"):
-        budget_of([shard(n_inputs=100_000)], memory_budget=16 * MiB, threads=1)
-    budget_of([shard(n_inputs=100_000)], memory_budget=4 * TILE * 400_000, threads=1)
+    wide = [shard(n_inputs=100_000)]
+    with pytest.raises(ConfigError, match=r"memory_budget: 16777216 bytes, .*--block-rows") as caught:
+        budget_of(wide, 1, memory_budget=16 * MiB, threads=1)
+    least = int(re.findall("at least ([0-9]+)", str(caught.value))[0])
+    assert 4 * TILE * 400_000 <= least <= 4 * TILE * 400_000 + 16 * MiB
+    budget_of(wide, 1, memory_budget=least, threads=1)
+
+
+def test_a_network_too_large_for_half_of_the_budget_is_refused_with_what_would_do():
+    wide = [shard(n_inputs=20_000)]
+    n_weights = 20_000 * 4096 + 4096 * 16
+    with refused(78, f"expected at least {2 * 4 * 18 * n_weights}", "20000 x 4096 x 16 units", "--hidden"):
+        budget_of(wide, hidden=(4096,), memory_budget=2**31)
+    budget_of(wide, hidden=(4096,), memory_budget=2 * 4 * 18 * n_weights)
+    budget_of(wide, hidden=(4096,), memory_budget=2**31, model="encoding alone takes fewer copies")
+
+
+def test_rows_have_to_do_without_what_a_large_network_needs():
+    small, large = (budget_of([shard(n_inputs=784)], hidden=hidden, memory_budget=64 * MiB) for hidden in ((), (400,)))
+    assert large.window_rows < small.window_rows
+    assert large.max_validation_rows < small.max_validation_rows
+    taken = 16 * 784 * 4 * (small.max_validation_rows - large.max_validation_rows)
+    assert abs(taken - (4 * 18 * (784 * 400 + 400 * 16) - 8 * MiB)) < 2 * 16 * 784 * 4
 
 
 def test_blocks_asked_for_are_rounded_up_to_whole_tiles():
@@ -65,7 +87,7 @@ def test_blocks_asked_for_are_rounded_up_to_whole_tiles():
 def test_rows_stay_in_memory_when_they_fit_half_of_it_and_the_device():
     for n_rows in (899, 900, 901, 999, 1000, 1001):
         shards = [shard(n_rows - 1, 4096), shard(1, 4096)]
-        budget = budget_of(shards, memory_budget=2 * 1000 * 4 * 4096, device_memory_budget=900 * 4 * 4096)
+        budget = budget_of(shards, 1, memory_budget=2 * 1000 * 4 * 4096, device_memory_budget=900 * 4 * 4096)
         assert budget.resident == (n_rows <= 1000), n_rows
         assert budget.resident_on_device == (n_rows <= 900), n_rows
 
@@ -73,8 +95,8 @@ def test_rows_stay_in_memory_when_they_fit_half_of_it_and_the_device():
 def test_bytes_are_counted_in_the_dtype_that_holds_all_shards():
     narrow, wide = shard(500, 8192, "uint8"), shard(500, 8192, "float64")
     settings = {"memory_budget": 16 * MiB, "threads": 1}
-    assert budget_of([narrow], **settings).resident
-    assert not budget_of([narrow, wide, narrow], **settings).resident
+    assert budget_of([narrow], 1, **settings).resident
+    assert not budget_of([narrow, wide, narrow], 1, **settings).resident
 
 
 def test_a_window_takes_the_rows_asked_for_and_one_at_least():

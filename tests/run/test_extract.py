@@ -110,9 +110,12 @@ def test_features_of_features(shards: Path, tmp_path: Path) -> None:
 def test_features_are_those_of_the_numpy_encoders(tmp_path: Path, dtype: str) -> None:
     x = rows(1500, dtype=dtype)
     write_shard(tmp_path / "x.h5", x)
-    found = features(tmp_path / "x.h5", tmp_path / "out")
-    tolerance = TOLERANCES["cpu", "float32", "features"]
-    assert np.allclose(found, load_model(tmp_path / "out").encode(x), rtol=0, atol=tolerance)
+    deep = ("--hidden", "12,11", "--activation", "leaky-relu", "--decoder-gain", "--start", "components")
+    for flags in ((), (*deep, "--corruption", "0.2", "--weight-decay", "0.01")):
+        found = features(tmp_path / "x.h5", tmp_path / f"out{len(flags)}", *flags)
+        model, tolerance = load_model(tmp_path / f"out{len(flags)}"), TOLERANCES["cpu", "float32", "features"]
+        assert model.network.n_layers == (3 if flags else 1)
+        assert np.allclose(found, model.encode(x), rtol=0, atol=tolerance)
 
 
 def test_the_default_settings_learn(tmp_path: Path) -> None:
