@@ -20,6 +20,7 @@ from pipeline.output.records import read_manifest
 from tests.support.cases import case
 from tests.support.helpers import csr, write_csr
 from tests.support.spoilt import KEEP, TOLERANT, Shards, check, errors, quarantined
+from tests.support.tolerances import assert_close
 
 # How rows are stored, what stands for no value there, and where the columns lie.
 KINDS: list[tuple[Any, float, float]] = [
@@ -224,3 +225,41 @@ def test_u3_results_of_a_run_without_them_are_taken_over(shards: Shards, caplog:
     assert shards.run("--clip-quantile", "0.1") == 78
     assert "clip_quantile None -> 0.1" in errors(caplog)
     assert shards.run("--impute", "mean") == 78
+
+
+# -- on the real kernels -------------------------------------------------------------------------------------------
+
+
+def r2_of(model: Model, rows: np.ndarray, column: int) -> float:
+    """How much of a column's variance, scaled, features give back."""
+    x = model.scaler.transform(rows)
+    errors = (x - model.decode(model.encode(rows)))[:, column]
+    return float(1 - (errors**2).mean() / x[:, column].var())
+
+
+@pytest.mark.process
+@pytest.mark.compiler
+@pytest.mark.parametrize(("dtype", "offset"), [(np.float32, 0), (np.float64, 1e9), (np.int32, 10**9)])
+def test_the_kernels_see_filled_and_clipped_rows_and_learn_a_column_of_heavy_tails(
+    tmp_path: Path, dtype: Any, offset: float
+) -> None:
+    rng, shards = np.random.default_rng(0), Shards(tmp_path)
+    rows = rng.normal(size=(3000, 2)) @ rng.normal(size=(2, 6)) * 1000
+    rows[:, 3] += 1000 * rng.standard_cauchy(3000)
+    rows = (rows + offset).astype(dtype)
+    gaps = rng.random(rows.shape) < 0.05
+    gaps[:, 0] = False
+    rows[gaps] = -99
+    shards.add(rows[:1100])
+    shards.add(rows[1100:])
+    flags = ["--missing-value", "-99", "--block-rows", "2048", "--n-features", "4"]
+    assert shards.run("--clip-quantile", "0.01", "--impute", "median", "--epochs", "20", *flags) == 0
+    model = load_model(shards.output)
+    cleaned = by_hand(rows, -99, model)
+    features = open_features(shards.output).features.compute()
+    assert_close(features, model.encode(cleaned), "cpu", "float32", "features")
+    assert r2_of(model, cleaned, 3) > 0.1
+    later, output = shards.another("later"), tmp_path / "later-out"
+    later.add(rows)
+    assert later.run("--model", str(shards.output), *flags, output=output) == 0
+    assert features_of(output) == features.tobytes()

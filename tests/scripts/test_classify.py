@@ -305,6 +305,19 @@ def test_raw_rows_that_have_changed_since_are_refused(tmp_path: Path, capsys: py
 
 
 @pytest.mark.compiler
+def test_rows_that_were_filled_and_clipped_are_so_here_too(
+    tmp_path: Path, accuracies: Callable[..., dict[str, float]]
+) -> None:
+    rng, y = np.random.default_rng(0), np.arange(400) % 2
+    x = (10 * rng.normal(size=(400, 8)) + 40 * y[:, None]).astype(np.int16)
+    x[rng.random(x.shape) < 0.1], x[::97, 2] = -999, 30000
+    write_shard(tmp_path / "x.h5", x, riders={"y": y})
+    flags = ["--missing-value", "-999", "--impute", "median", "--clip-quantile", "0.02", "--n-features", "3"]
+    extracted(tmp_path, "x.h5", "out", "--epochs", "3", *flags)
+    assert min(accuracies("--features", str(tmp_path / "out")).values()) > 0.9
+
+
+@pytest.mark.compiler
 def test_a_row_is_read_once_whatever_the_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, model = classify.open_features(folder / "a"), classify.load_model(folder / "a")
     as_scaled = replace(model, scaler=Scaler(np.zeros(model.n_inputs), np.ones(model.n_inputs)))
