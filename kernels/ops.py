@@ -115,7 +115,8 @@ class _Native(theano.Op):
                 lines += [f"if (!{output}) {sub['fail']}"]
             arrays[place] = output
         scaling = arrays[self.n_inputs :] or ["NULL", "NULL"]
-        lines += [self.call(arrays[: self.n_inputs], scaling, outputs[:n_more], f"&memory_{name}")]
+        call = self.call(arrays[: self.n_inputs], scaling, outputs[:n_more], f"&memory_{name}")
+        lines += [f"{{ {call} }}"]  # what it declares, no jump to a failure may cross
         return "\n".join([*lines, f"if (!done) {sub['fail']}"])
 
     def macros(self) -> dict[str, Any]:
