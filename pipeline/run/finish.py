@@ -137,6 +137,8 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: i
 
 
 def _best_cost(training: dict[str, Any]) -> float:
+    if training["best_epoch"] < 0:
+        return float(training["start_cost"])
     best = training["history"][training["best_epoch"]]
     return float(best["cost"] if best["validation_cost"] is None else best["validation_cost"])
 

@@ -82,7 +82,9 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
-    if len(done.history) < job.config.epochs:
+    if done.best_epoch < 0:
+        log.info("training: no epoch was better than the start, whose parameters are taken")
+    elif len(done.history) < job.config.epochs:
         log.info("training: stopped early, epoch %d was the best", done.best_epoch)
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
     about = {"training": {**done.summary(), **measured(training)}, **settings}

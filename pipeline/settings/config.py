@@ -30,13 +30,26 @@ from pipeline.settings.kinds import (
     whole,
 )
 
-__all__ = ["LEARNING_RATES", "Affected", "Config", "Settings", "deciding", "network_of", "problems", "resolve"]
+__all__ = [
+    "LEARNING_RATES",
+    "LEAST_STEPS",
+    "Affected",
+    "Config",
+    "Settings",
+    "deciding",
+    "network_of",
+    "problems",
+    "resolve",
+]
 
 # Units of the hidden layers, where none are asked for.
 _HIDDEN: tuple[int, ...] = ()
 
 # Each rule's own good start; see docs/training.md for the measurements.
 LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.003, "rmsprop": 0.001}
+
+# So many epochs do for large data; of small data they would be too few steps, however many rows see each of them.
+_EPOCHS, LEAST_STEPS = 20, 2000
 
 Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 """What a setting changes first; what is made from that follows.
@@ -112,7 +125,12 @@ class Config:
         "start of the weights: the rows' principal components, as nearly as the layers can be them, or random",
         before="random",
     )
-    epochs: int = _setting(20, whole(1), "model", "passes over the training rows, at most")
+    epochs: int | None = _setting(
+        None,
+        whole(1),
+        "model",
+        f"passes over the training rows, at most (default: {_EPOCHS}, or as many as make {LEAST_STEPS} steps)",
+    )
     batch_size: int | None = _setting(
         None, whole(1), "model", "rows of one training step (default: 128, or a fiftieth of the rows, at least 16)"
     )
@@ -160,7 +178,11 @@ class Config:
         "share of the rows kept out of training to watch its progress",
     )
     patience: int = _setting(
-        5, whole(0), "model", "stop after so many epochs without a better validation cost (0: never)"
+        5,
+        whole(0),
+        "model",
+        "stop after so many epochs, or hundreds of steps where these are longer, without a better validation cost "
+        "(0: never)",
     )
     baseline: bool = _setting(  # what is told of a model, not what is in it
         True, YES_OR_NO, "nothing", "compare the features with as many principal components, and with the columns' mean"
@@ -254,17 +276,22 @@ class Settings(Config):
 
     n_features: int
     hidden: tuple[int, ...]
+    epochs: int
     batch_size: int
     learning_rate: float
 
 
 def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = None) -> Settings:
     """Fill in what follows from the shards' rows and columns, a given model's network and other settings."""
+    # A fiftieth, so that few rows still make some fifty steps an epoch; never more rows than there are.
+    batch_size = min(128, max(16, n_rows // 50), n_rows)
+    # Of such minibatches, whichever are asked for: larger ones must not make a training longer.
+    n_steps = -(-(n_rows - round(config.validation_fraction * n_rows)) // batch_size)
     follows = {
         "n_features": given.n_features if given else min(64, max(1, n_inputs // 2)),
         "hidden": given.widths[1:-1] if given else _HIDDEN,
-        # A fiftieth, so that few rows still make some fifty steps an epoch; never more rows than there are.
-        "batch_size": min(128, max(16, n_rows // 50), n_rows),
+        "epochs": max(_EPOCHS, -(-LEAST_STEPS // max(1, n_steps))),
+        "batch_size": batch_size,
         "learning_rate": LEARNING_RATES[config.optimizer],
     }
     found = {name: value for name, value in follows.items() if getattr(config, name) is None}

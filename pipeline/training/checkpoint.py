@@ -51,7 +51,7 @@ class Standing:
     seconds: float = 0.0  # that these steps took, in earlier sittings too: an epoch's time is that of all its steps
     history: list[Epoch] = field(default_factory=list)  # epochs that are over
     best_cost: float | None = None  # the lowest validation cost; None before there is one: JSON does not have Inf
-    best_epoch: int = 0  # that one; the last one that is over without validation
+    best_epoch: int = -1  # that one, or -1 for the start; the last one that is over without enough validation
     # The first and the last good cost, by which divergence is told; a list, as JSON gives it back.
     watch: list[float | None] = field(default_factory=lambda: [None, None])
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
-from pipeline.settings.config import Settings
+from pipeline.settings.config import LEAST_STEPS, Settings
 from pipeline.training.baseline import Baseline
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
 from pipeline.training.order import Order, noise_of
@@ -59,7 +59,9 @@ class Training:
     baseline : Baseline or None
         What its result is held against.
     best : dict
-        The parameters after the best epoch so far; before the first one's end, those of the start.
+        The parameters of the best epoch so far; those of the start, as long as none was better.
+    start_cost : float or None
+        The validation rows' cost at the start; None where it is not watched.
     """
 
     autoencoder: Autoencoder
@@ -71,7 +73,10 @@ class Training:
     baseline: Baseline | None = None
 
     def __post_init__(self) -> None:
-        self.standing, self.best = Standing(self.config.optimizer), self.autoencoder.parameters()
+        cost = self.autoencoder.cost(self.validation) if self.is_watched else math.inf
+        self.start_cost = cost if math.isfinite(cost) else None
+        self.standing = Standing(self.config.optimizer, best_cost=self.start_cost)
+        self.best = self.autoencoder.parameters()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,17 +85,24 @@ class Training:
 
     @property
     def is_watched(self) -> bool:
-        """Whether the validation's rows are enough to be believed."""
-        return len(self.validation) >= _ENOUGH_ROWS
+        """Whether the validation's cost tells which epoch is the best: else that is the last one.
+
+        It does not of a few rows, nor of rows that are whole where training learns to fill in what is missing.
+        """
+        return len(self.validation) >= _ENOUGH_ROWS and not self.config.corruption
 
     @property
     def is_over(self) -> bool:
         """All epochs are done, or validation has not got better for too long."""
-        now, config = self.standing, self.config
-        if now.epoch >= config.epochs:
+        now, patience = self.standing, self.config.patience
+        if now.epoch >= self.config.epochs:
             return True
-        is_watched = bool(now.history) and now.history[-1].validation_cost is not None
-        return is_watched and 0 < config.patience <= now.epoch - 1 - now.best_epoch
+        costs = [epoch.validation_cost or 0.0 for epoch in now.history]
+        if not (self.is_watched and patience and costs):
+            return False
+        # Since the best of the epochs, whether or not the start was better: from components, the first steps lose.
+        n_steps = (len(costs) - 1 - int(np.argmin(costs))) * self.steps_per_epoch
+        return n_steps >= patience * _long_epoch(self.config, self.steps_per_epoch)
 
     def checkpoint(self) -> Checkpoint:
         """Copies of all that decides how it goes on."""
@@ -120,14 +132,20 @@ def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
     """Size of a step, counted from 0 over all epochs.
 
     The linear schedule rises over the first epoch, while the weights are far from any order and a whole step would
-    saturate the units, and falls to 0 over the others.
+    saturate the units, and falls to 0 over the others. Many short epochs count as twenty.
     """
     if config.schedule == "constant":
         return config.learning_rate
     n_steps = config.epochs * steps_per_epoch
-    rise = (step + 1) / steps_per_epoch
-    fall = (n_steps - step) / max(1, n_steps - steps_per_epoch)
+    n_rising = _long_epoch(config, steps_per_epoch)
+    rise = (step + 1) / n_rising
+    fall = (n_steps - step) / max(1, n_steps - n_rising)
     return config.learning_rate * min(rise, fall, 1.0)
+
+
+def _long_epoch(config: Settings, steps_per_epoch: int) -> int:
+    """The steps of an epoch; of many short ones a twentieth of all steps, or of as many as are made at least."""
+    return max(steps_per_epoch, min(LEAST_STEPS, config.epochs * steps_per_epoch) // 20)
 
 
 def train(
@@ -136,6 +154,8 @@ def train(
     advance: Callable[[int, str], object] = lambda n_epochs, words: None,
 ) -> Standing:
     """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
+
+    Those of the start, where no epoch was better.
 
     Parameters
     ----------
@@ -213,8 +233,7 @@ def _end_epoch(training: Training) -> Epoch:
     seconds = now.seconds + time.monotonic() - start
     done = Epoch(now.epoch, float(np.mean(now.costs)), validation_cost, seconds)
     now.history.append(done)
-    # Without validation the last epoch counts as the best.
-    if validation_cost is None or now.best_cost is None or validation_cost < now.best_cost:
+    if not training.is_watched or now.best_cost is None or (validation_cost or 0.0) < now.best_cost:
         training.best, now.best_epoch, now.best_cost = training.autoencoder.parameters(), now.epoch, validation_cost
     now.epoch, now.n_done, now.costs, now.seconds = now.epoch + 1, 0, [], 0.0
     return done

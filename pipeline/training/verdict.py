@@ -23,7 +23,7 @@ def measured(training: Training) -> dict[str, Any]:
     """Plain values about the trained parameters, for reports."""
     baseline, errors = training.baseline, training.autoencoder.errors
     beside = None if baseline is None else baseline.beside(errors(training.validation))
-    return {"baseline": beside, "units": asdict(_units(training))}
+    return {"start_cost": training.start_cost, "baseline": beside, "units": asdict(_units(training))}
 
 
 def complaints(about: Mapping[str, Any]) -> Iterator[str]:
@@ -62,4 +62,4 @@ def _units(training: Training) -> Units:
     features = np.empty((len(rows), training.config.n_features), dtype=np.float32)
     # As the rows of the shards are going to be encoded: nothing more has to be compiled.
     training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
-    return count_units(features, training.autoencoder.network.code)
+    return count_units(features, training.config.code_activation)

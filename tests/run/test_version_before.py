@@ -61,7 +61,7 @@ def test_an_unfinished_encoding_goes_on(night: Night, caplog: pytest.LogCaptureF
     assert night.run(output, *STEPS) == 0
     assert "training: an earlier run has finished it" in caplog.text
     assert "encoding: going on, an earlier run has committed 36 rows in 3 parts" in caplog.text
-    check(night, output)
+    check(night, output, night.folder / "finished")
     assert before <= files_named(output)
 
 
@@ -70,13 +70,14 @@ def test_an_unfinished_training_goes_on(night: Night, caplog: pytest.LogCaptureF
     assert night.run(output, *STEPS) == 0
     assert "scan: an earlier run has finished it" in caplog.text
     assert "training: going on behind step 3 of an earlier run" in caplog.text
-    check(night, output)
+    assert night.run(night.folder / "new", *STEPS) == 0  # then the best epoch was that of three rows of validation
+    check(night, output, night.folder / "new")
 
 
-def check(night: Night, output: Path) -> None:
-    """As good as a new one, and a later run finds nothing to do."""
+def check(night: Night, output: Path, other: Path) -> None:
+    """As good as another one, and a later run finds nothing to do."""
     assert broken_promises(output) == leftovers(output) == []
-    found, then = (open_features(folder).features.compute() for folder in (output, night.folder / "finished"))
+    found, then = (open_features(folder).features.compute() for folder in (output, other))
     np.testing.assert_allclose(found, then, rtol=1e-5)  # another processor may round otherwise
     bits = features_of(output)
     watched = Watched()

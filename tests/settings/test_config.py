@@ -13,7 +13,7 @@ def test_the_defaults_have_no_problems():
 
 RANGES = {
     "n_features": ([None, 1, 9], [0, -1]),
-    "epochs": ([1, 2], [0, -1]),
+    "epochs": ([None, 1, 2], [0, -1]),
     "batch_size": ([None, 1, 100], [0, -1]),
     "learning_rate": ([None, 1e-9, 1e9], [0.0, -1.0, float("inf"), float("nan")]),
     "hidden": ([None, (), (1,), (512, 256)], [(0,), (512, -1)]),
@@ -75,6 +75,10 @@ def test_what_is_left_open_follows_the_data_the_model_and_other_settings():
         *(1, 15, 16, 20, 127, 128)
     ]
     assert [resolve(Config(), 100, n_inputs).n_features for n_inputs in (2, 3, 127, 128, 784)] == [1, 1, 63, 64, 64]
+    # Rows, and those of them that are trained on, make this many steps: 11 of 16 rows, 24, 48 of 30 rows, 446.
+    for n_rows, epochs in ((178, 182), (400, 84), (1500, 42), (60_000, 20)):
+        assert resolve(Config(), n_rows, 4).epochs == epochs
+        assert resolve(Config(batch_size=10_000), n_rows, 4).epochs == epochs, "larger ones make no training longer"
     for rule, rate in LEARNING_RATES.items():
         assert resolve(Config(optimizer=rule), 100, 4).learning_rate == rate
 

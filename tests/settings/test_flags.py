@@ -121,7 +121,7 @@ def test_the_file_may_be_named_in_the_environment(file):
 
 
 def test_what_is_found_out_by_itself_can_be_asked_for_by_name(file):
-    for name in ("dataset", "model", "n_features", "learning_rate", "block_rows", "threads"):
+    for name in ("dataset", "model", "n_features", "epochs", "learning_rate", "block_rows", "threads"):
         for word in ("none", "auto"):
             assert getattr(settings(*flags(name, word), **variable(name, 1)), name) is None, (name, word)
         assert getattr(settings(*file(f"{name}: null")), name) is None, name
@@ -200,7 +200,7 @@ def test_a_value_that_cannot_be_read_is_refused_by_source_name_and_kind(file):
 WRONG_SHAPES = [
     ("epochs: [1, 2]", "expected one value"),
     ("epochs: {a: 1}", "expected one value"),
-    ("epochs:", "expected a whole number"),
+    ("patience:", "expected a whole number"),
     ("hidden: [a]", "'a', expected whole numbers, like 512 or 512,256, or none"),
     ("hidden: [[5]]", "'[5]', expected whole numbers"),
     ("hidden: {5: 6}", "expected one value"),

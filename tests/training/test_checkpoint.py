@@ -101,7 +101,7 @@ class Rig:
         self.config = replace(config, checkpoint_minutes=1e6)
         rows = ResidentRows(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
-        self.validation = rows.take(np.array([3, 17]))
+        self.validation = np.repeat(rows.take(np.array([3, 17])), 50, axis=0)  # so many that they count
         self.autoencoder = Autoencoder(network_of(self.config, 6))
         self.step = training_step_of(self.autoencoder, self.config, np.dtype(np.float32), rows.resident)
         self._zeros = {name: np.zeros_like(array) for name, array in self.step.state().items()}
@@ -228,7 +228,7 @@ def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, name: str
     settings = {"learning_rate": 2 * training.config.learning_rate, "epochs": 40, "patience": 3}
     expected = training.train(**settings)
     n_epochs = len(expected.standing.history)
-    assert expected.standing.best_epoch == n_epochs - 4, "it stops early"
+    assert expected.standing.best_epoch + 4 <= n_epochs < 40, "it stops early"
     for epoch in range(expected.standing.best_epoch, n_epochs):
         for stop in (epoch * training.n_steps + 1, (epoch + 1) * training.n_steps - 1):
             checkpoint = training.interrupted(stop, **settings)

@@ -18,7 +18,7 @@ from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order
 
 CONFIG = Settings(hidden=(), n_features=1, learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
-NO_ROWS = np.empty((0, 1))
+NO_ROWS, FEW_ROWS, ENOUGH_ROWS = np.empty((0, 1)), np.zeros((99, 1)), np.zeros((100, 1))
 
 
 class Numbered:
@@ -80,25 +80,54 @@ def test_without_validation_every_epoch_runs_and_the_last_one_stays() -> None:
 
 
 def test_early_stopping_restores_the_best_weights() -> None:
-    device = Counting(validation_costs=[0.5, 0.3, 0.4, 0.31])
-    trained = run(device, validation=np.zeros((1, 1)))
+    device = Counting(validation_costs=[0.9, 0.5, 0.3, 0.4, 0.31])
+    trained = run(device, validation=ENOUGH_ROWS)
     assert trained.best_epoch == 1
     assert len(trained.history) == 4, "two epochs without a better cost are enough"
     assert device.n_steps == 4, "two steps an epoch, two epochs"
 
 
 def test_patience_zero_never_stops_early_but_still_restores() -> None:
-    device = Counting(validation_costs=[0.3, 0.5, 0.5, 0.5, 0.5, 0.5])
-    trained = run(device, replace(CONFIG, patience=0), np.zeros((1, 1)))
+    device = Counting(validation_costs=[0.9, 0.3, 0.5, 0.5, 0.5, 0.5, 0.5])
+    trained = run(device, replace(CONFIG, patience=0), ENOUGH_ROWS)
     assert len(trained.history) == 6
     assert trained.best_epoch == 0
     assert device.n_steps == 2
 
 
 def test_nothing_is_better_than_a_perfect_reconstruction() -> None:
-    trained = run(Counting(validation_costs=[0.3, 0.0, 0.0, 0.1]), validation=np.zeros((1, 1)))
+    trained = run(Counting(validation_costs=[0.9, 0.3, 0.0, 0.0, 0.1]), validation=ENOUGH_ROWS)
     assert trained.best_epoch == 1
     assert len(trained.history) == 4
+
+
+def test_a_training_ends_no_worse_than_its_start() -> None:
+    device = Counting(validation_costs=[0.2, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    trained = run(device, validation=ENOUGH_ROWS)
+    assert trained.best_epoch == -1
+    assert len(trained.history) == 6, "it goes on as long as it gets better, though not better than its start"
+    assert device.n_steps == 0
+
+
+def test_a_start_that_is_not_finite_is_no_best_one() -> None:
+    trained = run(Counting(validation_costs=[math.nan, *[0.5] * 6]), replace(CONFIG, patience=0), ENOUGH_ROWS)
+    assert trained.best_epoch == 0
+
+
+def test_few_validation_rows_and_corrupted_training_are_told_of_and_decide_nothing() -> None:
+    costs = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    for n, corruption in [(FEW_ROWS, 0.0), (ENOUGH_ROWS, 0.25)]:
+        device = Counting(validation_costs=costs)
+        trained = run(device, replace(CONFIG, corruption=corruption), n)
+        assert [epoch.validation_cost for epoch in trained.history] == costs
+        assert trained.best_epoch == 5
+        assert device.n_steps == 12
+
+
+def test_patience_is_longer_where_epochs_are_short() -> None:
+    """Of 200 epochs of 2 steps, a twentieth are 20 steps, and two of them 20 epochs."""
+    trained = run(Counting(validation_costs=[0.9, 0.5, *[0.6] * 200]), replace(CONFIG, epochs=200), ENOUGH_ROWS)
+    assert len(trained.history) == 21
 
 
 def test_the_cost_of_an_epoch_is_the_mean_of_those_asked_for_before_each_step() -> None:
@@ -143,13 +172,21 @@ def test_nan_in_the_weights_is_found_although_the_step_was_not_asked_for_its_cos
 
 def test_a_validation_cost_that_explodes_is_divergence() -> None:
     with pytest.raises(TrainingDiverged, match="the validation after epoch 0"):
-        run(Counting(validation_costs=[math.inf]), validation=np.zeros((1, 1)))
+        run(Counting(validation_costs=[math.inf]), validation=FEW_ROWS)
 
 
 def test_the_linear_schedule_rises_over_one_epoch_and_ends_at_almost_nothing() -> None:
     config = replace(CONFIG, schedule="linear", epochs=3)
     rates = [learning_rate(config, step, 4) for step in range(12)]
     assert np.allclose(rates, 0.5 * np.array([1, 2, 3, 4, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]) / 4)
+
+
+def test_the_linear_schedule_rises_over_a_twentieth_of_many_short_epochs_but_never_over_hundreds_of_steps() -> None:
+    for epochs, n, n_rising in [(20, 12, 12), (60, 12, 36), (200, 12, 100), (999, 12, 100), (60, 500, 500)]:
+        config = replace(CONFIG, schedule="linear", epochs=epochs)
+        rates = [learning_rate(config, step, n) for step in range(n_rising + 2)]
+        assert np.argmax(rates) in (n_rising - 1, n_rising), (epochs, n)
+        assert np.allclose(np.diff(rates[:n_rising]), config.learning_rate / n_rising)
 
 
 def test_the_linear_schedule_works_for_a_single_epoch_and_a_single_step() -> None:
@@ -172,21 +209,21 @@ def test_every_step_gets_the_rate_of_the_schedule() -> None:
 def saved(config: Settings, **device: Any) -> list[Checkpoint]:
     """Every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
-    train(training(Counting(**device), config, np.zeros((1, 1))), found.append)
+    train(training(Counting(**device), config, ENOUGH_ROWS), found.append)
     return found
 
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(patience: int) -> None:
-    costs, validation = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
+    costs, validation = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [0.9, 0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
     config, undisturbed = replace(CONFIG, patience=patience, checkpoint_minutes=0.0), Counting(costs, validation)
-    expected = run(undisturbed, config, np.zeros((1, 1)))
+    expected = run(undisturbed, config, ENOUGH_ROWS)
     checkpoints = saved(config, costs=costs, validation_costs=validation)
     assert len(checkpoints) >= 2 * len(expected.history)
     for checkpoint in checkpoints:
         again = Checkpoint.from_npz(checkpoint.to_npz())
-        device = Counting(costs[again.n_steps :], validation[len(again.standing.history) :])
-        going_on, told = training(device, config, np.zeros((1, 1))), list[int]()
+        device = Counting(costs[again.n_steps :], [0.9, *validation[1 + len(again.standing.history) :]])
+        going_on, told = training(device, config, ENOUGH_ROWS), list[int]()
         going_on.go_on_from(again)
         found = train(going_on, advance=lambda n_epochs, words, told=told: told.append(n_epochs))
         assert sum(told) == len(found.history), "those of before count"
