@@ -79,20 +79,20 @@ def _judge(job: Job, scan: Scan) -> None:
     if n_bad > limit:
         most = f"{limit} at most (--max-bad-rows {config.max_bad_rows})"
         expected = most if job.tolerates_bad_data else "finite numbers"
-        raise DataError(f"{words}, expected {expected}. {_leave_out(config, scan)}")
+        # A given model fills nothing in, or has done so.
+        can_fill = job.given is None and ranges.misses_values(job.shards, scan, config.missing_value)
+        raise DataError(f"{words}, expected {expected}. {_leave_out(config, scan, can_fill)}")
     log.warning("%s; they are left out and get NaN features", words)
 
 
-def _leave_out(config: Settings, scan: Scan) -> str:
+def _leave_out(config: Settings, scan: Scan, can_fill: bool) -> str:
     """What to do about bad rows: all flags that it takes, so that the next run goes through."""
+    fill = "fill in what is missing with --impute median" if can_fill else ""
     if not scan.n_good:
-        return "Mend the files: no row would be left."
+        return f"Mend the files{fill and ', or '}{fill}: no row would be left."
     n_bad, how = len(scan.bad_rows), config.on_bad_data if config.on_bad_data != "raise" else "skip"
     limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(config.max_bad_rows, scan.n_rows) else ""
-    # Whether that would do, only a scan with it tells: of a row that holds Inf it does not.
-    can_fill = config.impute is None and config.model is None
-    fill = "fill in what is missing with --impute median, " if can_fill else ""
-    return f"Mend the files, {fill}or leave these rows out with --on-bad-data {how}{limit}."
+    return f"Mend the files, {fill}{fill and ', '}or leave these rows out with --on-bad-data {how}{limit}."
 
 
 def _doubt(job: Job, scan: Scan) -> None:

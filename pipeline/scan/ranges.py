@@ -18,13 +18,13 @@ from pipeline.scan.blocks import Found, Piece, ScanSettings, look_at, merged, un
 from pipeline.scan.sample import FEW, INNER, MANY, between, means, stride_of
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, read
-from pipeline.shards.shard import Shard, block_of, blocks, first_rows, row_dtype
+from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
 
-__all__ = ["NARROW", "Scan", "check_usable", "describe_bad_rows", "readable", "scan"]
+__all__ = ["Scan", "check_usable", "describe_bad_rows", "misses_values", "readable", "scan"]
 
 log = logging.getLogger(__name__)
 
-NARROW = 0.01  # a spread below which a column counts for next to nothing beside others
+_NARROW = 0.01  # a spread below which a column counts for next to nothing beside others
 
 _MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
 _COLUMNS = 10  # that a sentence names
@@ -94,7 +94,7 @@ class Scan:
     def narrow(self) -> np.ndarray:
         """Columns whose range is so wide beside what they vary by that they count for little: the worst first."""
         # One that is nearly always the same, such as a count that is rarely above 0, has no outliers.
-        is_narrow = (self.spread > 0) & (self.spread < NARROW)
+        is_narrow = (self.spread > 0) & (self.spread < _NARROW)
         return np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")[: int(is_narrow.sum())]
 
     def summary(self) -> dict[str, Any]:
@@ -183,9 +183,10 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
     """
     first = shards[0]
     if not found.n_good:
+        how = " Fill in what is missing with --impute median." if misses_values(shards, found, missing) else ""
         raise DataError(
             f"no usable rows: all {found.n_rows} rows hold {_words(found, missing)}, or cannot be read, from "
-            f"file={shown(first.path)} on"
+            f"file={shown(first.path)} on.{how}"
         )
     if found.n_good == 1:
         raise DataError(
@@ -233,12 +234,24 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | Non
     counts = f"{len(found.bad_rows)} of {found.n_rows} rows in all hold {_words(found, missing)}"
     if found.unreadable:
         return f"{next(iter(found.unreadable.values()))} {counts}, or lie in one of {len(found.unreadable)} such shards"
-    number = int(found.bad_rows[0])
-    block = block_of(shards, first_rows(shards), number, number + 1)
-    row = read(block)  # once more, since a scan keeps numbers only
+    block, row = _first_bad_row(shards, found)
     entries = bad_entries(row, missing, block.shard.stored_dtype, found.fill is not None)
     column = int(np.flatnonzero(entries[0])[0])
     return f"{block.shard}: {row[0, column]} in row {block.start}, column {column}; {counts}"
+
+
+def misses_values(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> bool:
+    """Whether the first bad row would be a good one if what it misses were filled in."""
+    if found.unreadable or found.fill is not None or not len(found.bad_rows):
+        return False
+    block, row = _first_bad_row(shards, found)
+    return not bad_entries(row, missing, block.shard.stored_dtype, fills=True).any()
+
+
+def _first_bad_row(shards: Sequence[Shard], found: Scan) -> tuple[Block, np.ndarray]:
+    number = int(found.bad_rows[0])
+    block = block_of(shards, first_rows(shards), number, number + 1)
+    return block, read(block)  # once more, since a scan keeps numbers only
 
 
 def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[list[Piece]]:

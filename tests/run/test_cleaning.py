@@ -170,8 +170,24 @@ def test_v1_inf_stops_a_run_that_fills_with_its_place(shards: Shards, caplog: py
     assert shards.run("--impute", "median") == 65
     assert "-inf in row 40, column 2; 1 of 90 rows in all hold Inf, or no value at all" in errors(caplog)
     assert "--impute" not in errors(caplog)
-    assert shards.run() == 65
+    rows[2, 1] = np.nan
+    shards.rewrite(0, rows)
+    assert shards.run("--overwrite") == 65
     assert "Mend the files, fill in what is missing with --impute median, or leave" in errors(caplog)
+    rows[:3] = np.inf
+    shards.rewrite(0, rows)
+    assert shards.run("--overwrite") == 65
+    assert "Mend the files, or leave" in errors(caplog)
+
+
+@pytest.mark.parametrize("more", [[], ["--on-bad-data", "skip", *KEEP]], ids=["raise", "skip"])
+def test_v3_where_each_row_misses_something_all_can_be_filled(shards: Shards, caplog: Any, more: list[str]) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 4))
+    rows[np.arange(40), np.arange(40) % 4] = np.nan
+    shards.add(rows)
+    assert shards.run(*more) == 65
+    assert "ill in what is missing with --impute median" in errors(caplog)
+    assert shards.run("--impute", "median", "--overwrite") == 0
 
 
 # -- a given model -----------------------------------------------------------------------------------------------
