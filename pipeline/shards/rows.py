@@ -262,9 +262,8 @@ def bad_entries(
     Where what is missing is filled in (`fills`): Inf, and all of a row without a single value. Bool, of their shape.
     """
     if fills:
-        missed = missing_entries(rows, missing, stored)
-        bad = np.isinf(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
-        return bad | missed.all(axis=1, keepdims=True)
+        nothing = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
+        return np.isinf(rows) | nothing if rows.dtype.kind == "f" else np.broadcast_to(nothing, rows.shape)
     # Of integers none is NaN, but any may be the missing value.
     bad = ~np.isfinite(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
     return bad if missing is None else bad | missing_entries(rows, missing, stored)
@@ -272,9 +271,10 @@ def bad_entries(
 
 def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
     """Which entries of rows are NaN, or the missing value as the dtype `stored` has it: bool, of their shape."""
-    missed = np.isnan(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
     held = None if missing is None else _held(missing, np.dtype(stored or rows.dtype))
-    return missed if held is None else missed | (rows == rows.dtype.type(held))
+    if rows.dtype.kind != "f":
+        return np.zeros(rows.shape, dtype=bool) if held is None else rows == rows.dtype.type(held)
+    return np.isnan(rows) if held is None else np.isnan(rows) | (rows == rows.dtype.type(held))
 
 
 def _held(missing: float, dtype: np.dtype) -> Any:
