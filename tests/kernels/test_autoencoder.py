@@ -1,9 +1,11 @@
 """The model on the CPU against slow, obvious NumPy: gradients, features of rows of every dtype, parameters."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from kernels import TILE_ROWS, graph
+from kernels import TILE_ROWS, graph, reference
 from kernels import autoencoder as module
 from kernels.autoencoder import Autoencoder, theano
 from kernels.network import Network
@@ -11,8 +13,8 @@ from pipeline.model import Model
 from tests.support.cases import each
 from tests.support.models import (
     DTYPES,
-    N_FEATURES,
     N_INPUTS,
+    NETWORK,
     SCALINGS,
     assert_same_arrays,
     float64,
@@ -22,12 +24,12 @@ from tests.support.models import (
     oracle_reconstruction,
     oracle_scaled,
     random_autoencoder,
-    random_parameters,
     random_rows,
     scaler_of,
     scaling_of,
     step_of,
 )
+from tests.support.networks import random_parameters
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
@@ -103,22 +105,26 @@ def test_the_models_own_scaler_and_encoder_agree_with_the_device(rng, dtype):
     rows = random_rows(rng, 40, dtype)
     rows[:, 2] = rows[0, 2]  # a constant column
     scaler = scaler_of(rows)
-    autoencoder = random_autoencoder(rng, 7, 3, *scaler.arrays(dtype))
+    autoencoder = random_autoencoder(rng, NETWORK, *scaler.arrays(dtype))
     symbol = theano.tensor.TensorType(dtype.name, (False, False))()
     x = theano.function([symbol], autoencoder.scaled(symbol))(rows)
     np.testing.assert_array_equal(x, scaler.transform(rows))
-    expected = Model(scaler, Network((N_INPUTS, N_FEATURES)), autoencoder.parameters()).encode(rows)
+    expected = Model(scaler, NETWORK, autoencoder.parameters()).encode(rows)
     assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
 
 
 # ---- tiles
 
 
-@pytest.fixture
-def images(rng):
-    """An autoencoder of some width, and rows of three tiles and a bit."""
+WIDE = Network((100, 24))
+DEEP = Network((100, 40, 24), "leaky-relu", "linear", gain=True)
+
+
+@pytest.fixture(params=[WIDE, DEEP], ids=["wide", "deep"])
+def images(rng, request):
+    """An autoencoder of some width or depth, and rows of three tiles and a bit."""
     rows = rng.integers(0, 256, (3 * TILE_ROWS + 5, 100), dtype=np.uint8)
-    return random_autoencoder(rng, 100, 24, *scaling_of(rows, "float32")), rows
+    return random_autoencoder(rng, request.param, *scaling_of(rows, "float32")), rows
 
 
 @both_ways
@@ -139,8 +145,8 @@ def test_features_are_the_same_bits_however_calls_are_split_at_whole_tiles(image
     for cuts in ([1], [2], [3], [1, 2], [1, 3], [1, 2, 3]):
         pieces = np.split(rows, [TILE_ROWS * cut for cut in cuts])
         np.testing.assert_array_equal(np.concatenate([autoencoder.encode(piece) for piece in pieces]), whole)
-    p, x = float64(autoencoder.parameters()), rows / 255
-    assert_close(whole, oracle_code(p, x), "cpu", "float32", "features")
+    expected = reference.code(autoencoder.network, rows / 255, float64(autoencoder.parameters()))
+    assert_close(whole, expected, "cpu", "float32", "features")
 
 
 @both_ways
@@ -163,10 +169,11 @@ def test_rows_are_left_as_they_were(images):
 
 
 @both_ways
+@each("network", [WIDE, DEEP])
 @each("bad", [np.nan, np.inf])
-def test_a_row_that_is_not_finite_touches_no_other(rng, bad):
+def test_a_row_that_is_not_finite_touches_no_other(rng, bad, network):
     rows = rng.random((TILE_ROWS + 9, 100), dtype=np.float32)
-    autoencoder = random_autoencoder(rng, 100, 24)
+    autoencoder = random_autoencoder(rng, network)
     expected = autoencoder.encode(rows), autoencoder.errors(rows)
     spoilt, others = rows.copy(), np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
     spoilt[[5, TILE_ROWS + 3]] = bad
@@ -176,10 +183,11 @@ def test_a_row_that_is_not_finite_touches_no_other(rng, bad):
 
 
 @both_ways
-def test_nan_in_a_row_makes_all_its_features_nan(rng):
+@each("network", [WIDE, DEEP, replace(DEEP, activation="relu", code="sigmoid")])
+def test_nan_in_a_row_makes_all_its_features_nan(rng, network):
     rows = rng.random((9, 100), dtype=np.float32)
     rows[4, 50] = np.nan
-    assert np.isnan(random_autoencoder(rng, 100, 24).encode(rows)).all(axis=1).tolist() == [i == 4 for i in range(9)]
+    assert np.isnan(random_autoencoder(rng, network).encode(rows)).all(axis=1).tolist() == [i == 4 for i in range(9)]
 
 
 @both_ways
@@ -215,7 +223,7 @@ def test_changing_the_parameters_or_the_learning_rate_compiles_nothing(rng, comp
     step(rows)
     before = autoencoder.encode(rows)
     count = len(compiled)
-    autoencoder.set_parameters(random_parameters(rng))
+    autoencoder.set_parameters(random_parameters(rng, NETWORK))
     step.set_learning_rate(0.5)
     step(rows)
     assert not np.array_equal(autoencoder.encode(rows), before)
@@ -249,7 +257,7 @@ def test_one_seed_gives_one_start_and_another_seed_another():
 
 
 def test_parameters_come_back_as_float32_in_the_order_of_their_names(rng):
-    autoencoder, p = Autoencoder(Network((N_INPUTS, N_FEATURES))), random_parameters(rng)
+    autoencoder, p = Autoencoder(NETWORK), random_parameters(rng, NETWORK)
     autoencoder.set_parameters(float64(p))
     assert list(autoencoder.parameters()) == list(autoencoder.network.shapes)
     assert_same_arrays(autoencoder.parameters(), p)
@@ -269,7 +277,7 @@ def test_parameters_come_back_as_float32_in_the_order_of_their_names(rng):
 def test_parameters_of_other_names_or_shapes_are_refused_by_name_and_change_nothing(rng, change, phrase):
     autoencoder = random_autoencoder(rng)
     before = autoencoder.parameters()
-    values = {name: array for name, array in (random_parameters(rng) | change).items() if array is not None}
+    values = {name: array for name, array in (random_parameters(rng, NETWORK) | change).items() if array is not None}
     with pytest.raises(ValueError, match=phrase):
         autoencoder.set_parameters(values)
     assert_same_arrays(autoencoder.parameters(), before)

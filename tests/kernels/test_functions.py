@@ -10,6 +10,8 @@ from kernels import TILE_ROWS, backend
 from kernels.autoencoder import Autoencoder
 from kernels.backend import OutOfDeviceMemory
 from kernels.network import Network
+from tests.support.cases import each
+from tests.support.networks import random_parameters
 from tests.support.tolerances import TOLERANCES
 
 pytestmark = pytest.mark.compiler
@@ -19,12 +21,13 @@ pytestmark = pytest.mark.compiler
 
 @pytest.mark.process
 @pytest.mark.parametrize("fuses", [True, False])
-def test_any_number_of_threads_may_encode_at_once(monkeypatch, fuses):
+@each("network", [Network((100, 24)), Network((100, 30, 24), "leaky-relu", "linear")])
+def test_any_number_of_threads_may_encode_at_once(monkeypatch, fuses, network):
     """From the first call on, which compiles; rows of a dtype that no Op takes among them."""
     monkeypatch.setattr(backend, "fuses", lambda: fuses)
     minimum = np.full(100, 10, np.float32)
-    autoencoder = Autoencoder(Network((100, 24)), minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
-    autoencoder.initialize(np.random.default_rng(0))
+    autoencoder = Autoencoder(network, minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
+    autoencoder.set_parameters(random_parameters(np.random.default_rng(0), network))
     rows = np.random.default_rng(1).integers(0, 100, (2 * TILE_ROWS + 9, 100))
     jobs = [(rows + i).astype(dtype) for i in range(5) for dtype in ("u1", "f4", "?")]
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from kernels import reference
 from kernels.network import Network
 from pipeline.model import Model
 from tests.support import opencl_child as child
-from tests.support.cases import each
+from tests.support.cases import case, each
 from tests.support.interpreters import REPOSITORY, environment
+from tests.support.networks import numpy_steps, numpy_update
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.process
@@ -85,7 +87,7 @@ def test_every_product_is_compiled_for_the_device_and_none_for_the_cpu(runs, lab
 
 
 def test_nothing_but_single_numbers_is_computed_on_the_cpu(runs):
-    transfers = {"GpuFromHost", "HostFromGpu"}
+    transfers = {"GpuFromHost", "HostFromGpu", "Shape"}  # the host knows the shapes of a device's arrays
     for label, graph in runs[DEVICE].graphs.items():
         others = [node for node in graph if not node["op"].startswith("Gpu") and node["op"] not in transfers]
         assert [node for node in others if node["ndim"] > 0] == [], label
@@ -112,7 +114,7 @@ def oracle_training(rule):
     """The same training in NumPy and float64: parameters after it, and the costs that were asked for."""
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
-    p, costs = start_of_training(), []
+    p, costs = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}, []
     state = {name: [np.zeros_like(array), np.zeros_like(array)] for name, array in p.items()}
     for step, numbers in enumerate(child.make_minibatches()):
         x = x_all[numbers]
@@ -123,28 +125,8 @@ def oracle_training(rule):
         dz = dy @ p["W"] * h * (1 - h)
         gradients = {"W": x.T @ dz + dy.T @ h, "b_hidden": dz.sum(axis=0), "b_output": dy.sum(axis=0)}
         for name, gradient in gradients.items():
-            oracle_update(rule, step + 1, p[name], 2 / dy.size * gradient, *state[name])
+            numpy_update(rule, step + 1, child.RATES[rule], p[name], 2 / dy.size * gradient, *state[name])
     return p, np.array(costs)
-
-
-def start_of_training():
-    """W ~ N(0, 1) / sqrt(n_inputs + n_features), both biases 0, as the child draws them."""
-    shape = (child.N_INPUTS, child.N_FEATURES)
-    W = np.random.default_rng(9).standard_normal(shape) / np.sqrt(sum(shape))
-    p = {"W": W, "b_hidden": np.zeros(shape[1]), "b_output": np.zeros(shape[0])}
-    return {name: array.astype(np.float32).astype(np.float64) for name, array in p.items()}
-
-
-def oracle_update(rule, step, p, g, mean, square):
-    """One step of a rule, in place; momentum's velocity lies in `mean`."""
-    rate, beta1, beta2 = child.RATES[rule], child.DECAY, 0.999
-    if rule == "momentum":
-        mean[:] = beta1 * mean - rate * g
-        p += mean
-        return
-    mean[:] = beta1 * mean + (1 - beta1) * g
-    square[:] = beta2 * square + (1 - beta2) * g**2
-    p -= rate * np.sqrt(1 - beta2**step) / (1 - beta1**step) * mean / (np.sqrt(square) + 1e-8)
 
 
 @pytest.mark.process
@@ -157,6 +139,54 @@ def test_costs_and_parameters_of_a_training_are_those_of_numpy(runs, device, lab
     assert_close(arrays[f"{label} costs"], costs, device, "float32", "cost")
     for name, expected in p.items():
         assert_close(arrays[f"{label} {name}"], expected, device, "float32", "parameters")
+
+
+@pytest.fixture(scope="module")
+def trained_by_numpy():
+    """What `opencl_child.train_network` does, in NumPy and float64: parameters and costs of each network."""
+    rows = child.make_rows()
+    x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
+    minibatches = [x_all[numbers] for numbers in child.make_minibatches()[: child.N_NETWORK_STEPS]]
+    seen = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(minibatches)]
+    return {
+        name: numpy_steps(
+            *(network, child.start_of(network), zip(minibatches, seen, strict=True)),
+            *("adam", child.RATES["adam"], child.WEIGHT_DECAY),
+        )
+        for name, network in child.NETWORKS.items()
+    }
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
+@each("name", child.NETWORKS)
+def test_every_network_trains_on_corrupted_rows_as_numpy_does(runs, trained_by_numpy, device, name):
+    arrays, (p, costs) = runs[device].arrays, trained_by_numpy[name]
+    assert costs[-1] < 0.5 * costs[0]
+    assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
+    for of, expected in p.items():
+        with case(of):
+            assert_close(arrays[f"{name} {of}"], expected, device, "float32", "parameters")
+
+
+@pytest.mark.parametrize("device", ["cpu", DEVICE])
+@each("name", child.NETWORKS)
+def test_every_networks_features_and_errors_are_numpys(runs, device, name):
+    network, rows = child.NETWORKS[name], child.make_rows()
+    arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in runs[device].arrays.items()}
+    x = child.make_scaler(rows).transform(rows).astype(np.float64)
+    assert_close(arrays["features"], reference.code(network, x, arrays), device, "float32", "features")
+    assert_close(arrays["errors"], reference.row_errors(network, x, arrays), device, "float32", "cost")
+
+
+@each("name", child.NETWORKS)
+def test_every_networks_products_are_compiled_for_the_device(runs, name):
+    """Of each layer: there and back, the error's way there and, but for the first, back, and two of its gradient."""
+    n_layers = child.NETWORKS[name].n_layers
+    for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
+        found = products(runs[DEVICE].graphs[kind])
+        assert set(found) <= {"GpuDot22", "GpuGemm"}
+        assert len(found) == expected
 
 
 @each("label", LABELS)
@@ -199,8 +229,7 @@ def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
 @each("dtype", child.DTYPES)
 def test_rows_of_every_dtype_give_numpys_features(runs, device, dtype):
     rows = child.make_rows(dtype)[:50]
-    start = start_of_training()
-    expected = Model(child.make_scaler(rows), Network(start["W"].shape), start).encode(rows)
+    expected = Model(child.make_scaler(rows), child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
     assert_close(runs[device].arrays[f"{dtype} features"], expected, device, "float32", "features")
 
 

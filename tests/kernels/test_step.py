@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kernels import reference
 from kernels.autoencoder import Autoencoder
 from kernels.network import Network
 from kernels.step import TrainingStep
@@ -11,6 +12,7 @@ from tests.support.cases import each
 from tests.support.models import (
     N_FEATURES,
     N_INPUTS,
+    NETWORK,
     assert_same_arrays,
     float64,
     oracle_cost,
@@ -22,9 +24,12 @@ from tests.support.models import (
     scaling_of,
     step_of,
 )
+from tests.support.networks import NETWORKS, numpy_steps
 from tests.support.tolerances import assert_close
 
 pytestmark = [pytest.mark.usefixtures("path"), pytest.mark.compiler]
+
+WIDE = Network((30, 8))
 
 
 @pytest.mark.process
@@ -64,11 +69,51 @@ def test_resident_and_streamed_rows_train_the_same_parameters_bit_for_bit(rng, d
     numbers = [rng.permutation(300)[:64] for _ in range(12)] + [np.array([299], dtype=np.int64)]
     results = []
     for resident in (None, rows.copy()):
-        autoencoder = random_autoencoder(np.random.default_rng(5), 30, 8, minimum, scale)
+        autoencoder = random_autoencoder(np.random.default_rng(5), WIDE, minimum, scale)
         step = step_of(autoencoder, dtype=dtype, resident=resident)
         minibatches = numbers if resident is not None else [rows[n] for n in numbers]
         results.append(train_some(autoencoder, step, minibatches))
     assert_same_arrays(*results)
+
+
+@pytest.mark.process
+@each("rule", RULES)
+def test_every_rule_trains_every_option_as_numpy_does(rng, rule):
+    """Weight decay, rows of which a part is hidden, and the cost of all that they are."""
+    network, corruption, weight_decay = NETWORKS["three"], 0.25, 0.5
+    x, noise = rng.random((8, 16, N_INPUTS), dtype=np.float32), rng.integers(0, 256, (8, 16, N_INPUTS), np.uint8)
+    autoencoder = random_autoencoder(rng, network)
+    step = step_of(autoencoder, rule, rate=0.01, weight_decay=weight_decay, corruption=corruption)
+    seen = reference.masked(x.astype(np.float64), noise, corruption)
+    expected, expected_costs = numpy_steps(
+        network, autoencoder.parameters(), zip(x.astype(np.float64), seen, strict=True), rule, 0.01, weight_decay
+    )
+    costs = [step(rows, with_cost=True, noise=bytes_) for rows, bytes_ in zip(x, noise, strict=True)]
+    assert_close(costs, expected_costs, "cpu", "float32", "cost")
+    for of, array in autoencoder.parameters().items():
+        assert_close(array, expected[of], "cpu", "float32", "parameters")
+
+
+@pytest.mark.process
+def test_resident_rows_are_corrupted_bit_for_bit_as_streamed_ones(rng):
+    rows, network = random_rows(rng, 300, np.dtype("u1")), NETWORKS["three"]
+    minimum, scale = scaler_of(rows).arrays(rows.dtype)
+    numbers, noise = rng.integers(0, 300, (9, 64)), rng.integers(0, 256, (9, 64, N_INPUTS), dtype=np.uint8)
+    results = []
+    for resident in (None, rows.copy()):
+        autoencoder = random_autoencoder(np.random.default_rng(5), network, minimum, scale)
+        step = step_of(autoencoder, "adam", "u1", resident, 0.01, corruption=0.25)
+        for chosen, bytes_ in zip(numbers, noise, strict=True):
+            step(rows[chosen] if resident is None else chosen, noise=bytes_)
+        results.append(autoencoder.parameters() | step.state())
+    assert_same_arrays(*results)
+
+
+@each("corruption, noise", [(0.25, None), (0.0, np.zeros((4, N_INPUTS), np.uint8))])
+def test_noise_comes_with_corruption_and_only_then(rng, corruption, noise):
+    step = step_of(random_autoencoder(rng), corruption=corruption)
+    with pytest.raises(ValueError, match="expected noise with each minibatch" if corruption else "expected no noise"):
+        step(np.zeros((4, N_INPUTS), np.float32), noise=noise)
 
 
 @each("rule", RULES)
@@ -76,7 +121,7 @@ def test_asking_for_the_cost_does_not_change_what_is_learnt(rng, rule):
     minibatches = rng.random((12, 64, 30), dtype=np.float32)
     results = []
     for with_cost in (lambda _: False, lambda _: True, lambda number: number % 3 == 0):
-        autoencoder = random_autoencoder(np.random.default_rng(5), 30, 8)
+        autoencoder = random_autoencoder(np.random.default_rng(5), WIDE)
         results.append(train_some(autoencoder, step_of(autoencoder, rule), minibatches, with_cost))
     assert_same_arrays(results[1], results[0])
     assert_same_arrays(results[2], results[0])
@@ -104,7 +149,7 @@ def test_training_goes_on_from_saved_state_as_if_never_interrupted(rng, rule):
     saved_parameters, saved_state = autoencoder.parameters(), step.state()
     expected = train_some(autoencoder, step, minibatches[5:])
 
-    again = Autoencoder(Network((N_INPUTS, N_FEATURES)))
+    again = Autoencoder(NETWORK)
     again.set_parameters(saved_parameters)
     step = step_of(again, rule)
     step.set_state(saved_state)

@@ -9,9 +9,11 @@ from kernels.network import Network
 from kernels.step import TrainingStep
 from kernels.updates import Rule
 from pipeline.scan.scaler import Scaler
+from tests.support.networks import DECAY, random_parameters
 
 __all__ = [
     "DTYPES",
+    "NETWORK",
     "N_FEATURES",
     "N_INPUTS",
     "SCALINGS",
@@ -23,7 +25,6 @@ __all__ = [
     "oracle_reconstruction",
     "oracle_scaled",
     "random_autoencoder",
-    "random_parameters",
     "random_rows",
     "scaler_of",
     "scaling_of",
@@ -33,6 +34,7 @@ __all__ = [
 DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]
 SCALINGS = ["float32", "float64", None]
 N_INPUTS, N_FEATURES = 7, 3
+NETWORK = Network((N_INPUTS, N_FEATURES))
 
 
 # ---- oracles
@@ -77,14 +79,9 @@ def float64(arrays):
     return {name: array.astype(np.float64) for name, array in arrays.items()}
 
 
-def random_parameters(rng, n_inputs=N_INPUTS, n_features=N_FEATURES):
-    shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
-    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def random_autoencoder(rng, n_inputs=N_INPUTS, n_features=N_FEATURES, minimum=None, scale=None):
-    autoencoder = Autoencoder(Network((n_inputs, n_features)), minimum, scale)
-    autoencoder.set_parameters(random_parameters(rng, n_inputs, n_features))
+def random_autoencoder(rng, network=NETWORK, minimum=None, scale=None):
+    autoencoder = Autoencoder(network, minimum, scale)
+    autoencoder.set_parameters(random_parameters(rng, network))
     return autoencoder
 
 
@@ -110,8 +107,8 @@ def scaling_of(rows, working):
     return scaler.minimum.astype(working), scaler.scale.astype(working)
 
 
-def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, rate=0.1):
-    step = TrainingStep(autoencoder, Rule(rule, 0.9), np.dtype(dtype), resident=resident)
+def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, rate=0.1, weight_decay=0.0, corruption=0.0):
+    step = TrainingStep(autoencoder, Rule(rule, DECAY, weight_decay), np.dtype(dtype), resident, corruption)
     step.set_learning_rate(rate)
     return step
 

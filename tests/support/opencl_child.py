@@ -14,14 +14,21 @@ import numpy as np
 from kernels import backend
 from kernels.network import Network
 from pipeline.scan.scaler import Scaler
+from tests.support.networks import DECAY
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 RATES = {"momentum": 0.5, "adam": 0.01}
 TRAININGS = (("momentum", "streamed"), ("momentum", "resident"), ("adam", "streamed"))
-N_STEPS, BATCH = 40, 64
+N_STEPS, N_NETWORK_STEPS, BATCH = 40, 20, 64
 N_ROWS, N_INPUTS, N_FEATURES = 2500, 100, 16  # two tiles and a bit
 NETWORK = Network((N_INPUTS, N_FEATURES))
-DECAY = 0.9
+CORRUPTION, WEIGHT_DECAY = 0.25, 0.1
+# Every activation, code and gain between them; few steps, since a unit may be at its kink.
+NETWORKS = {
+    "gain": Network((N_INPUTS, N_FEATURES), gain=True),
+    "relu": Network((N_INPUTS, 40, N_FEATURES), "relu", "linear"),
+    "leaky": Network((N_INPUTS, 40, 24, N_FEATURES), "leaky-relu", "sigmoid", gain=True),
+}
 
 
 def make_rows(dtype: str = "u1") -> np.ndarray:
@@ -35,6 +42,19 @@ def make_minibatches() -> list[np.ndarray]:
     """Row numbers of every step; the last minibatch is shorter, as at the end of an epoch."""
     rng = np.random.default_rng(8)
     return [rng.permutation(N_ROWS)[: BATCH if step < N_STEPS - 1 else 17] for step in range(N_STEPS)]
+
+
+def make_noise(step: int) -> np.ndarray:
+    """Of a whole minibatch."""
+    return np.random.default_rng([8, step]).integers(0, 256, (BATCH, N_INPUTS), dtype=np.uint8)
+
+
+def start_of(network: Network) -> dict[str, np.ndarray]:
+    """Matrices of a spread by which neither rows nor gradients grow from layer to layer, biases of 0, gains of 1."""
+    rng = np.random.default_rng(9)
+    drawn = {name: rng.standard_normal(shape) / np.sqrt(sum(shape)) for name, shape in network.shapes.items()}
+    fixed = {name: np.full(a.shape, float(name == "gain")) for name, a in drawn.items() if a.ndim == 1}
+    return {name: array.astype(np.float32) for name, array in (drawn | fixed).items()}
 
 
 def make_scaler(rows: np.ndarray) -> Scaler:
@@ -79,7 +99,7 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
 
     rows, label, resident = make_rows(), f"{rule} {place}", place == "resident"
     autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
-    autoencoder.initialize(np.random.default_rng(9))
+    autoencoder.set_parameters(start_of(NETWORK))
     step = TrainingStep(autoencoder, Rule(rule, DECAY), rows.dtype, resident=rows.copy() if resident else None)
     step.set_learning_rate(RATES[rule])
     graphs.label = f"step {label}"
@@ -97,6 +117,27 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     return {f"{label} {name}": array for name, array in found.items()}
 
 
+def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
+    """Costs, parameters, features and errors of a training of a network, of rows that are corrupted, by adam."""
+    from kernels.autoencoder import Autoencoder
+    from kernels.step import TrainingStep
+    from kernels.updates import Rule
+
+    rows, network = make_rows(), NETWORKS[name]
+    autoencoder = Autoencoder(network, *make_scaler(rows).arrays(rows.dtype))
+    autoencoder.set_parameters(start_of(network))
+    step = TrainingStep(autoencoder, Rule("adam", DECAY, WEIGHT_DECAY), rows.dtype, corruption=CORRUPTION)
+    step.set_learning_rate(RATES["adam"])
+    graphs.label = f"step {name}"
+    minibatches = make_minibatches()[:N_NETWORK_STEPS]
+    costs = [step(rows[chosen], with_cost=True, noise=make_noise(i)) for i, chosen in enumerate(minibatches)]
+    graphs.label = f"encode {name}"
+    found = {"costs": np.array(costs), "features": autoencoder.encode(rows)}
+    graphs.label = f"errors {name}"
+    found |= {"errors": autoencoder.errors(rows)} | autoencoder.parameters()
+    return {f"{name} {key}": array for key, array in found.items()}
+
+
 def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
     """Features of the first rows in every dtype, by parameters that need no training."""
     from kernels.autoencoder import Autoencoder
@@ -105,7 +146,7 @@ def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
     for dtype in DTYPES:
         rows = make_rows(dtype)[:50]
         autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
-        autoencoder.initialize(np.random.default_rng(9))
+        autoencoder.set_parameters(start_of(NETWORK))
         graphs.label = f"encode {dtype}"
         found[f"{dtype} features"] = autoencoder.encode(rows)
     return found
@@ -142,6 +183,8 @@ def main(arrays: str, facts: str) -> None:
     found = {}
     for rule, place in TRAININGS:
         found |= train(graphs, rule, place)
+    for name in NETWORKS:
+        found |= train_network(graphs, name)
     found |= encode_every_dtype(graphs)
     graphs.label = "reductions"
     told = {"device": device.used, "name": device.name, "graphs": graphs.seen}

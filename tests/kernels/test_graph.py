@@ -1,0 +1,52 @@
+"""The graph of every kind of network on the CPU against the NumPy reference."""
+
+import numpy as np
+import pytest
+
+from kernels import graph, reference
+from kernels.autoencoder import Autoencoder, theano
+from tests.support.cases import case, each
+from tests.support.networks import NETWORKS, random_parameters
+from tests.support.tolerances import assert_close
+
+pytestmark = [pytest.mark.compiler, pytest.mark.process]
+
+
+def made(rng, network):
+    autoencoder = Autoencoder(network)
+    autoencoder.set_parameters(random_parameters(rng, network))
+    return autoencoder, {name: array.astype(np.float64) for name, array in autoencoder.parameters().items()}
+
+
+@each("name", NETWORKS)
+def test_what_a_network_computes_is_the_references_in_float32_throughout(rng, name):
+    network, rows = NETWORKS[name], theano.tensor.fmatrix()
+    autoencoder, p = made(rng, network)
+    noise, shared = theano.tensor.TensorType("uint8", (False, False))(), autoencoder.shared
+    cost, gradients = graph.cost_and_gradients(network, rows, graph.masked(rows, noise, 0.3), shared)
+    h = graph.code(network, rows, shared)
+    results = [h, graph.reconstruction(network, h, shared), graph.row_errors(network, rows, shared), cost, *gradients]
+    types = {variable.dtype for variable in theano.gof.graph.ancestors(results) if variable.ndim}
+    assert "float64" not in types
+    function = theano.function([rows, noise], results)
+    x, bytes_ = rng.random((11, 7), dtype=np.float32), rng.integers(0, 256, (11, 7), dtype=np.uint8)
+    h, y, errors, cost, *gradients = function(x, bytes_)
+
+    a, s = reference.forward(network, x, p)
+    assert_close(h, a[-1], "cpu", "float32", "features")
+    assert_close(y, s[0], "cpu", "float32", "reconstruction")
+    assert_close(errors, reference.row_errors(network, x, p), "cpu", "float32", "cost")
+    expected_cost, expected = reference.gradients(network, x, reference.masked(x, bytes_, 0.3), p)
+    assert_close(cost, expected_cost, "cpu", "float32", "cost")
+    for found, gradient, of in zip(gradients, expected, network.shapes, strict=True):
+        assert found.dtype == np.float32
+        with case(of):
+            assert_close(found, gradient, "cpu", "float32", "gradients")
+
+
+def test_stacked_layers_keep_their_names_apart_in_a_graph():
+    network = NETWORKS["three"]
+    autoencoder = Autoencoder(network)
+    code = graph.code(network, theano.tensor.fmatrix(), autoencoder.shared)
+    found = [v.name for v in theano.gof.graph.inputs([code]) if isinstance(v, theano.compile.SharedVariable)]
+    assert found == ["W_1", "b_hidden_1", "W_2", "b_hidden_2", "W_3", "b_hidden_3"]

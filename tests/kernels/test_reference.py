@@ -1,0 +1,96 @@
+"""The NumPy reference of all networks: against the formulas of one layer, and against finite differences."""
+
+import numpy as np
+import pytest
+
+from kernels import reference
+from kernels.network import Network
+from tests.support.cases import each
+from tests.support.networks import NETWORKS, random_parameters
+
+
+def float64_parameters(rng, network):
+    return {name: array.astype(np.float64) for name, array in random_parameters(rng, network).items()}
+
+
+def cost(network, x, seen, parameters):
+    """By the network's own formulas: what is reconstructed from what is seen, held against the rows."""
+    return np.mean((reference.forward(network, seen, parameters)[1][0] - x) ** 2)
+
+
+def differences(network, x, seen, parameters, width=1e-6):
+    """Central finite differences of the cost by each entry; so narrow that no unit crosses its kink between them."""
+    found = {name: np.zeros_like(array) for name, array in parameters.items()}
+    for name, array in parameters.items():
+        for i in np.ndindex(array.shape):
+            there = array[i]
+            array[i] = there + width
+            above = cost(network, x, seen, parameters)
+            array[i] = there - width
+            found[name][i] = (above - cost(network, x, seen, parameters)) / (2 * width)
+            array[i] = there
+    return found
+
+
+@each("name", NETWORKS)
+@each("corruption", [0.0, 0.3])
+def test_gradients_of_every_option_are_finite_differences(rng, name, corruption):
+    network, x = NETWORKS[name], rng.random((9, 7))
+    seen = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), corruption)
+    p = float64_parameters(rng, network)
+    found_cost, gradients = reference.gradients(network, x, seen, p)
+    assert found_cost == pytest.approx(cost(network, x, seen, p), rel=1e-12)
+    for gradient, expected in zip(gradients, differences(network, x, seen, p).values(), strict=True):
+        assert gradient.shape == expected.shape
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * max(1, np.abs(expected).max()))
+        assert expected.any()  # nothing here is out of the cost's reach
+
+
+def test_one_layer_is_what_its_formulas_say(rng):
+    network, x = Network((7, 3)), rng.random((5, 7))
+    p = float64_parameters(rng, network)
+    h = 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
+    np.testing.assert_array_equal(reference.code(network, x, p), h)
+    y = h @ p["W"].T + p["b_output"]
+    np.testing.assert_array_equal(reference.row_errors(network, x, p), np.mean((y - x) ** 2, axis=1))
+
+
+def test_stacked_layers_and_their_mirrors_follow_each_other(rng):
+    """Each number written out once: leaky units, a linear code, the gain about 0."""
+    network, x = Network((7, 6, 3), "leaky-relu", "linear", gain=True), rng.random((5, 7))
+    p = float64_parameters(rng, network)
+
+    def leaky(z):
+        return np.maximum(z, 0) + 0.1 * np.minimum(z, 0)
+
+    hidden = leaky(x @ p["W_1"] + p["b_hidden_1"])
+    h = hidden @ p["W_2"] + p["b_hidden_2"]
+    back = leaky((h * p["gain"]) @ p["W_2"].T + p["b_output_2"])
+    y = back @ p["W_1"].T + p["b_output_1"]
+    a, s = reference.forward(network, x, p)
+    for found, expected in zip([*a, *s], [x, hidden, h, y, back, h * p["gain"]], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-15)
+
+
+def test_a_gain_of_one_about_the_middle_of_a_sigmoid_moves_the_reconstruction_by_half_a_weight(rng):
+    plain, gained = Network((7, 3)), Network((7, 3), gain=True)
+    x, p = rng.random((5, 7)), float64_parameters(rng, plain)
+    _, (y, _) = reference.forward(plain, x, p)
+    _, (z, _) = reference.forward(gained, x, {**p, "gain": np.ones(3)})
+    np.testing.assert_allclose(z, y - p["W"].sum(axis=1) / 2, rtol=1e-12)
+
+
+def test_parameters_may_come_in_their_order_or_by_name(rng):
+    for network in NETWORKS.values():
+        x, p = rng.random((5, 7)), float64_parameters(rng, network)
+        by_name, in_order = (reference.gradients(network, x, x, given) for given in (p, list(p.values())))
+        for found, expected in zip(by_name[1], in_order[1], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+@each("corruption, n_hidden", [(0.0, 0), (1 / 256, 1), (0.25, 64), (0.5, 128), (1.0, 256)])
+def test_as_many_of_a_bytes_values_hide_their_entry_as_the_corruption_says(corruption, n_hidden):
+    noise, x = np.arange(256, dtype=np.uint8)[None], np.full((1, 256), 7.0)
+    seen = reference.masked(x, noise, corruption)
+    np.testing.assert_array_equal(seen[0] == 0, np.arange(256) < n_hidden)
+    assert set(seen.ravel()) <= {0.0, 7.0}

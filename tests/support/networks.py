@@ -1,0 +1,68 @@
+"""Networks with each option and with several, their random parameters, and a loop that trains them in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from kernels import reference
+from kernels.network import Network
+
+__all__ = ["DECAY", "NETWORKS", "numpy_steps", "numpy_update", "random_parameters"]
+
+DECAY = 0.9  # of every rule's running average
+
+# All of 7 columns and 3 features.
+NETWORKS = {
+    "sigmoid": Network((7, 3)),
+    "linear": Network((7, 3), code="linear"),
+    "gain": Network((7, 3), gain=True),
+    "relu": Network((7, 6, 3)),
+    "leaky": Network((7, 6, 3), "leaky-relu", "linear"),
+    "three": Network((7, 8, 5, 3), "leaky-relu", "sigmoid", gain=True),
+    "all linear": Network((7, 5, 4, 3), "relu", "linear", gain=True),
+}
+
+
+def random_parameters(rng: np.random.Generator, network: Network) -> dict[str, np.ndarray]:
+    """Some of each sign, float32."""
+    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in network.shapes.items()}
+
+
+def numpy_steps(
+    network: Network,
+    parameters: Mapping[str, np.ndarray],
+    minibatches: Iterable[tuple[np.ndarray, np.ndarray]],
+    rule: str,
+    rate: float,
+    weight_decay: float = 0.0,
+) -> tuple[dict[str, np.ndarray], list[float]]:
+    """Steps on scaled rows and what is seen of them, in float64: parameters after all, and the cost before each."""
+    p = {name: array.astype(np.float64) for name, array in parameters.items()}
+    state = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in p.items()}
+    costs = []
+    for count, (x, seen) in enumerate(minibatches, start=1):
+        cost, gradients = reference.gradients(network, x, seen, p)
+        costs.append(cost)
+        for (name, array), gradient in zip(p.items(), gradients, strict=True):
+            if array.ndim == 2:  # no bias and no gain
+                array *= 1 - rate * weight_decay
+            numpy_update(rule, count, rate, array, gradient, *state[name])
+    return p, costs
+
+
+def numpy_update(
+    rule: str, count: int, rate: float, p: np.ndarray, g: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> None:
+    """One step of a rule, in place: `first` is a velocity or adam's mean, `second` a mean of squares."""
+    if rule in ("momentum", "nesterov"):
+        first[:] = DECAY * first - rate * g
+        p += first if rule == "momentum" else DECAY * first - rate * g
+    elif rule == "adam":
+        first[:] = DECAY * first + (1 - DECAY) * g
+        second[:] = 0.999 * second + (1 - 0.999) * g**2
+        p -= rate * np.sqrt(1 - 0.999**count) / (1 - DECAY**count) * first / (np.sqrt(second) + 1e-8)
+    else:
+        second[:] = DECAY * second + (1 - DECAY) * g**2
+        p -= rate * g / np.sqrt(second + 1e-6)
