@@ -56,7 +56,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
         autoencoder.set_parameters(model.parameters)
     # Only now: until the model is committed, they are what a run goes on from.
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint))
-    for complaint in complaints(model.about["training"]):
+    for complaint in complaints(model.about["training"], job.config):
         log.warning("%s", complaint)
     job.clock.lap("training")
     return model, autoencoder

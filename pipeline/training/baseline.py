@@ -12,7 +12,7 @@ from pipeline.training.components import Components, blocks
 
 __all__ = ["Baseline", "baseline_of"]
 
-_MARGIN = 0.01  # of the components' error: trainings that differ in nothing but their seed differ by as much
+_MARGIN = 0.02  # of the components' error: trainings that differ in nothing but their seed differ by as much
 _STANDARD_ERRORS = 2  # and so many: of a few rows the mean error says little
 
 

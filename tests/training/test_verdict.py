@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.helpers import numbered
 CONFIG = resolve(Config(n_features=2), 1000, 4)
 UNITS = Units(100, 20, 0, 0, 0, 0.0)
 BESIDE = {"n_components": 20, "components": 0.01, "mean": 0.1, "is_worse": False}
+WORSE = {"baseline": {**BESIDE, "is_worse": True}, "units": asdict(UNITS)}
 
 
 class Rows:
@@ -58,6 +60,10 @@ def training(n_validation: int, baseline: Baseline | None = None, config: Settin
     return Training(*device_and_step, Rows(), order, Rows().take(left_out), config, baseline)
 
 
+def said(about: Mapping[str, Any], **settings: Any) -> list[str]:
+    return list(complaints(about, replace(CONFIG, **settings)))
+
+
 def test_units_are_looked_at_in_the_validations_rows_or_else_in_some_of_the_others() -> None:
     for n_validation in (0, 10, 300):
         looked_at = training(n_validation)
@@ -83,22 +89,51 @@ def test_the_errors_are_held_against_those_of_the_same_rows() -> None:
 
 
 def test_nothing_is_said_of_good_features_nor_of_what_an_earlier_version_has_not_measured() -> None:
-    assert list(complaints({"baseline": BESIDE, "units": asdict(UNITS)})) == []
-    assert list(complaints({"baseline": None, "units": asdict(UNITS)})) == []
-    assert list(complaints({"history": []})) == []
+    assert said({"baseline": BESIDE, "units": asdict(UNITS)}) == []
+    assert said({"baseline": None, "units": asdict(UNITS)}) == []
+    assert said({"history": []}) == []
 
 
 def test_features_that_say_less_than_components_are_complained_of() -> None:
-    (complaint,) = complaints({"baseline": {**BESIDE, "is_worse": True}, "units": asdict(UNITS)})
+    (complaint,) = said(WORSE)
     assert "less than 20 principal components would" in complaint
-    assert "0.01." in complaint
+    assert " is 0.01." in complaint
+    assert said(WORSE, corruption=0.25) == [], "it is not for small errors that one corrupts"
+
+
+def test_what_is_in_use_already_is_not_advised() -> None:
+    (complaint,) = said(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
+    assert complaint.endswith(
+        "--start components, --decoder-gain, a hidden layer (--hidden 512) and more --epochs usually mend that."
+    )
+    (complaint,) = said(WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,))
+    assert complaint.endswith(" More --epochs usually mend that.")
+
+
+def history(costs: Sequence[float], validation: Sequence[float | None] | None = None) -> dict[str, Any]:
+    told = zip(costs, validation or [None] * len(costs), strict=True)
+    return {"history": [{"cost": cost, "validation_cost": each} for cost, each in told]}
+
+
+def test_a_training_that_still_gets_better_is_told_to_go_on() -> None:
+    still, done = np.linspace(1, 0.5, 20), np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
+    (complaint,) = said(history(still), epochs=20)
+    assert complaint.startswith(
+        "still improving at the last epoch: the second half of 20 has made the error 34% smaller"
+    )
     assert "--epochs" in complaint
+    assert said(history(done), epochs=20) == []
+    assert said(history(still), epochs=21) == [], "validation has stopped it"
+    assert said(history(still[:9]), epochs=9) == [], "too few to tell"
+    assert said(history([0.0] * 20), epochs=20) == []
+    assert said(history(still, list(done)), epochs=20) == [], "it learns its own rows by heart"
+    assert len(said(history(still, list(done)), epochs=20, corruption=0.25)) == 1
 
 
 def test_many_bad_units_are_complained_of_each_kind_by_itself() -> None:
     few, many = (replace(UNITS, dead=n, saturated=n, duplicate=n) for n in (2, 3))
-    assert list(complaints({"units": asdict(few)})) == []
-    found = list(complaints({"units": asdict(many)}))
+    assert said({"units": asdict(few)}) == []
+    found = said({"units": asdict(many)})
     assert [complaint.split(".")[0] for complaint in found] == [
         "3 of 20 features hardly vary",
         "3 of 20 features are saturated",
