@@ -75,24 +75,6 @@ class Autoencoder:
 
     # -- parameters --
 
-    def initialize(self, rng: np.random.Generator, mean: np.ndarray | None = None) -> None:
-        """Start training afresh, a network of one layer of sigmoids, with W ~ N(0, 1) / sqrt(n_inputs + n_features).
-
-        Parameters
-        ----------
-        rng : Generator
-        mean : ndarray of shape (n_inputs,), optional
-            The scaled rows' mean. The biases then start so that the mean row has all features at 1/2 and is its own
-            reconstruction: wide rows would otherwise saturate every unit before it has learned anything. Without it
-            both biases start at 0, as the reference's do.
-        """
-        shape = self.network.widths
-        W = rng.standard_normal(shape) / np.sqrt(sum(shape))  # in float64: float32 would draw other numbers
-        b_hidden, b_output = np.zeros(self.network.n_features), np.zeros(self.network.n_inputs)
-        if mean is not None:
-            b_hidden, b_output = -mean @ W, mean - W.sum(axis=1) / 2  # h = 1/2 gives W.sum(axis=1) / 2
-        self.set_parameters({"W": W, "b_hidden": b_hidden, "b_output": b_output})
-
     def parameters(self) -> dict[str, np.ndarray]:
         """Copies of the parameters, float32, by name and in the order of the network's `shapes`."""
         return get_values(self.shared)

@@ -54,6 +54,7 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import StreamedRows
+from pipeline.training.start import start_of
 
 N_COLUMNS = 784
 
@@ -171,7 +172,7 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     step.compile()
 
     def fit(save: Callable[[Checkpoint], object]) -> float:
-        autoencoder.initialize(np.random.default_rng(config.seed))
+        autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(config.seed), None))
         step.set_state({name: np.zeros_like(array) for name, array in step.state().items()})
         rows = StreamedRows(shards, budget.n_threads)
         training = Training(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), config)

@@ -17,6 +17,7 @@ from pipeline.device import autoencoder_of, theanos_errors, training_step_of
 from pipeline.errors import DataError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Settings
+from pipeline.training.start import start_of
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -83,7 +84,7 @@ def test_an_autoencoder_and_its_step_come_ready_for_rows_of_their_dtype() -> Non
     scaler = Scaler(np.zeros(3), np.full(3, 2.0))
     autoencoder = autoencoder_of(scaler, Network((3, 2)), np.dtype(np.int16))
     rows = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.int16)
-    autoencoder.initialize(np.random.default_rng(0))
+    autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(0), None))
     before = autoencoder.cost(rows)
     config = Settings(n_features=2, hidden=(), optimizer="momentum", momentum=0.9, learning_rate=0.1, batch_size=2)
     step = training_step_of(autoencoder, config, rows.dtype, None)

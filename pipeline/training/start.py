@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from kernels.network import SLOPES, Network
-from pipeline.training.components import Components
+
+if TYPE_CHECKING:
+    from pipeline.training.components import Components
 
 __all__ = ["has_room", "start_of"]
 

@@ -233,29 +233,6 @@ def test_changing_the_parameters_or_the_learning_rate_compiles_nothing(rng, comp
 # ---- parameters
 
 
-def test_weights_start_with_the_references_spread_and_biases_at_zero():
-    autoencoder = Autoencoder(Network((300, 100)))
-    autoencoder.initialize(np.random.default_rng(3))
-    p = autoencoder.parameters()
-    n = p["W"].size
-    z = p["W"].astype(np.float64) * np.sqrt(300 + 100)  # N(0, 1); 5 standard errors of each statistic
-    assert abs(z.mean()) < 5 / np.sqrt(n)
-    assert abs(z.std() - 1) < 5 / np.sqrt(2 * n)
-    assert abs((z**4).mean() - 3) < 5 * np.sqrt(96 / n)
-    assert not p["b_hidden"].any()
-    assert not p["b_output"].any()
-
-
-def test_one_seed_gives_one_start_and_another_seed_another():
-    starts = []
-    for seed in (3, 3, 4):
-        autoencoder = Autoencoder(Network((6, 2)))
-        autoencoder.initialize(np.random.default_rng(seed))
-        starts.append(autoencoder.parameters())
-    assert_same_arrays(starts[0], starts[1])
-    assert not np.array_equal(starts[0]["W"], starts[2]["W"])
-
-
 def test_parameters_come_back_as_float32_in_the_order_of_their_names(rng):
     autoencoder, p = Autoencoder(NETWORK), random_parameters(rng, NETWORK)
     autoencoder.set_parameters(float64(p))

@@ -95,7 +95,7 @@ def device(monkeypatch):
 
 def some_autoencoder():
     autoencoder = Autoencoder(Network((20, 5)))
-    autoencoder.initialize(np.random.default_rng(0))
+    autoencoder.set_parameters(random_parameters(np.random.default_rng(0), autoencoder.network))
     return autoencoder
 
 

@@ -392,7 +392,7 @@ def test_nothing_is_read_beyond_the_last_row(dtype):
     for n_inputs in (7, 97, 98, 99, 100):
         zeros = np.zeros(n_inputs, np.float32)
         autoencoder = Autoencoder(Network((n_inputs, 20)), zeros, zeros + np.float32(1 / 255), zeros + np.float32(255))
-        autoencoder.initialize(rng)
+        autoencoder.set_parameters(start_of(autoencoder.network, rng, None))
         for n_rows in range(1, 20):
             rows = rng.integers(0, 256, (n_rows, n_inputs)).astype(dtype)
             out = np.empty((n_rows, 20), np.float32)
@@ -695,8 +695,9 @@ def test_the_child_of_a_fork_has_a_team_of_its_own():
     import numpy as np
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
+    from pipeline.training.start import start_of
     autoencoder, rows = Autoencoder(Network((784, 64))), np.random.default_rng(0).random((500, 784), dtype=np.float32)
-    autoencoder.initialize(np.random.default_rng(0))
+    autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(0), None))
     autoencoder.n_threads.set_value(np.int64(3))
     expected = autoencoder.encode(rows)
     child = os.fork()
@@ -781,9 +782,10 @@ def test_without_optimisation_in_place_the_results_stay(flags):
     from kernels.network import Network
     from kernels.step import TrainingStep
     from kernels.updates import Rule
+    from pipeline.training.start import start_of
     rng = np.random.default_rng(0)
     autoencoder, rows = Autoencoder(Network((50, 7))), rng.random((40, 50), dtype=np.float32)
-    autoencoder.initialize(rng)
+    autoencoder.set_parameters(start_of(autoencoder.network, rng, None))
     step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype)
     step.set_learning_rate(0.01)
     facts["costs"] = [step(rows, with_cost=True) for _ in range(5)]
