@@ -136,8 +136,9 @@ class Autoencoder:
         Returns
         -------
         ndarray of int64
-            Positions of the rows that hold NaN, Inf, or a value outside of the range that was given; a row with a
-            negative zero may be among them. All others have finite features.
+            Positions of the rows that hold NaN, Inf, or a value outside of the range that was given, or whose features
+            are not finite, as those of a linear code or of hidden layers by enormous weights; a row with a negative
+            zero may be among them.
 
         Raises
         ------

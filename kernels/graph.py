@@ -101,7 +101,8 @@ def _derived(kind: str, d: Any, a: Any) -> Any:
     """Of the cost's derivative by an activation's output `a`, that by its input."""
     if kind == "sigmoid":
         return d * a * (np.float32(1) - a)
-    return d if kind == "linear" else tensor.switch(a > np.float32(0), d, np.float32(SLOPES[kind]) * d)
+    # A switch between numbers: of one between d and a part of it, which is a product, Theano makes two products.
+    return d if kind == "linear" else d * tensor.switch(a > np.float32(0), np.float32(1), np.float32(SLOPES[kind]))
 
 
 def _row_means(matrix: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,19 +46,14 @@ class TrainingStep:
         # A variable and not an input, so that a step is called with its minibatch alone.
         self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
         if resident is None:
-            minibatch = [backend.matrix(dtype, "minibatch")]
+            rows = [backend.matrix(dtype, "minibatch")]
         else:
-            minibatch = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
+            rows = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
         noise = [backend.matrix(np.dtype(np.uint8), "noise")] if corruption else []
-        self._inputs = [minibatch[-1], *noise]  # numbers, where there are any: the rows lie on the device already
+        self._inputs = [rows[-1], *noise]  # numbers, where there are any: the rows lie on the device already
         self._fuses = autoencoder.fuses(dtype)
-        if self._fuses:
-            self._cost, self._updates = _by_op(autoencoder, rule, self._learning_rate, [*minibatch, *noise], corruption)
-        else:
-            rows = minibatch[0][minibatch[1]] if len(minibatch) > 1 else minibatch[0]
-            x = autoencoder.scaled(rows)
-            seen = graph.masked(x, noise[0], corruption) if noise else x
-            self._cost, self._updates = _by_graph(autoencoder, rule, self._learning_rate, x, seen)
+        by = _by_op if self._fuses else _by_graph
+        self._cost, self._updates = by(autoencoder, rule, self._learning_rate, _Minibatch(rows, noise, corruption))
         self._state = {key.name: key for key in self._updates if key not in autoencoder.shared.values()}
         self._flops_per_row = 2 * autoencoder.network.n_weights
         self._functions: dict[bool, Any] = {}  # with the cost, which has a price, and without
@@ -88,7 +83,7 @@ class TrainingStep:
         inputs = [minibatch] if noise is None else [minibatch, noise]
         if len(inputs) != len(self._inputs):
             expected = "noise with each minibatch" if noise is None else "no noise"
-            raise ValueError(f"found {len(inputs)} arrays, expected {expected}: a step of this corruption needs it so")
+            raise ValueError(f"a step of this corruption takes {expected}, found {len(inputs)} arrays")
         if not self._fuses:  # the Ops see to their threads themselves
             backend.use_cores_for(len(minibatch) * self._flops_per_row)
         result = self._function(with_cost)(*inputs)
@@ -118,22 +113,39 @@ class TrainingStep:
         set_values(self._state, values)
 
 
-def _by_op(
-    autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: Sequence[Any], corruption: float
-) -> tuple[Any, Updates]:
-    """The cost of a minibatch (rows, numbers of those that count, and noise), and what a step on it changes."""
+class _Minibatch(NamedTuple):
+    """What a step is taken on, as variables.
+
+    Attributes
+    ----------
+    rows : list
+        The rows, and where these are all rows there are, the numbers of those that count.
+    noise : list
+        Empty without corruption.
+    """
+
+    rows: list[Any]
+    noise: list[Any]
+    corruption: float
+
+
+def _by_op(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: _Minibatch) -> tuple[Any, Updates]:
+    """The cost of a minibatch, and what a step on it changes."""
     parameters, updates = list(autoencoder.shared.values()), Updates()
     rates = learning_rate, rate_of(rule, learning_rate, updates)
     states = [state for parameter in parameters for state in states_of(rule, parameter)]
-    resident = len(minibatch) > 1 + bool(corruption)
-    step = ops.Step(autoencoder.network, rule, corruption, resident)
+    step = ops.Step(autoencoder.network, rule, minibatch.corruption, resident=len(minibatch.rows) > 1)
     # In the order that `ops.Step` has for them.
-    cost, *changed = step(*minibatch, *rates, autoencoder.n_threads, *parameters, *states, *autoencoder.scaling())
+    given = [*minibatch.rows, *minibatch.noise, *rates, autoencoder.n_threads]
+    cost, *changed = step(*given, *parameters, *states, *autoencoder.scaling())
     updates.update(zip([*parameters, *states], changed, strict=True))
     return cost, updates
 
 
-def _by_graph(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, x: Any, seen: Any) -> tuple[Any, Updates]:
-    """The same of Theano's graph, which works on any device, for scaled rows and what the network sees of them."""
+def _by_graph(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: _Minibatch) -> tuple[Any, Updates]:
+    """The same of Theano's graph, which works on any device."""
+    rows, *numbers = minibatch.rows
+    x = autoencoder.scaled(rows[numbers[0]] if numbers else rows)
+    seen = graph.masked(x, minibatch.noise[0], minibatch.corruption) if minibatch.noise else x
     cost, gradients = graph.cost_and_gradients(autoencoder.network, x, seen, autoencoder.shared)
     return cost, updates_of(rule, gradients, list(autoencoder.shared.values()), learning_rate)

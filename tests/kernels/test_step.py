@@ -112,7 +112,7 @@ def test_resident_rows_are_corrupted_bit_for_bit_as_streamed_ones(rng):
 @each("corruption, noise", [(0.25, None), (0.0, np.zeros((4, N_INPUTS), np.uint8))])
 def test_noise_comes_with_corruption_and_only_then(rng, corruption, noise):
     step = step_of(random_autoencoder(rng), corruption=corruption)
-    with pytest.raises(ValueError, match="expected noise with each minibatch" if corruption else "expected no noise"):
+    with pytest.raises(ValueError, match="takes noise with each minibatch" if corruption else "takes no noise"):
         step(np.zeros((4, N_INPUTS), np.float32), noise=noise)
 
 
