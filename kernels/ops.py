@@ -148,8 +148,8 @@ class _Native(theano.Op):
         return (sha256(_source(self.file).encode()).hexdigest(), "1")  # of the C code above
 
     def c_compile_args(self) -> list[str]:
-        """What the team of threads needs."""
-        return ["-pthread"]
+        """What the team of threads needs; and square roots of vectors, where each would have to set errno by itself."""
+        return ["-pthread", "-fno-math-errno"]
 
     def c_support_code_struct(self, node: Any, name: str) -> str:
         """What a compiled function keeps between its calls."""
