@@ -112,9 +112,9 @@ def _tell_narrow(scan: Scan) -> None:
     if len(columns := scan.narrow):
         worst = columns[0]
         log.warning(
-            "%s with so wide a range beside what most of its values vary by that a model sees outliers only: %s; "
-            "column %d ranges from %g to %g, but 98 %% of its values lie between %g and %g. Clip the outermost values "
-            "with --clip-quantile %g.",
+            "%s with a range of over a hundred standard deviations, but for outliers, so that a model sees these only: "
+            "%s; column %d ranges from %g to %g, but 80 %% of its values lie between %g and %g. Clip the outermost "
+            "values with --clip-quantile %g.",
             *(counted(len(columns), "column"), some(map(str, columns), _COLUMNS)),
             *(worst, scan.minimum[worst], scan.maximum[worst], *scan.inner[:, worst]),
             0.01 if scan.clips else 0.001,

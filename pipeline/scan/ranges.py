@@ -15,7 +15,7 @@ from pipeline.cluster.executor import reduce
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.formats import pack, unpack
 from pipeline.scan.blocks import Found, Piece, ScanSettings, look_at, merged, unread
-from pipeline.scan.sample import FEW, INNER, MANY, between, means, stride_of
+from pipeline.scan.sample import FEW, INNER, MANY, between, means, spread, stride_of
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
@@ -25,11 +25,9 @@ __all__ = ["Scan", "check_usable", "describe_bad_rows", "misses_values", "readab
 log = logging.getLogger(__name__)
 
 _NARROW = 0.01  # a spread below which a column counts for next to nothing beside others
-
 _MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
 _COLUMNS = 10  # that a sentence names
-_ARRAYS = ("minimum", "maximum", "bad_rows", "inner", "fill", "n_missing")
-_NORMAL = 4.653  # standard deviations between the quantiles 0.01 and 0.99 of a normal distribution
+_ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing")
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,10 @@ class Scan:
     bad_rows : ndarray of int64
         Numbers, counted over all shards, of the rows that hold NaN, Inf or the missing value, or where that is filled
         in Inf or no value at all; sorted. All rows of a shard that cannot be read are among them.
+    spread : ndarray of shape (n_inputs,), float64
+        Standard deviation of each scaled column, but for outliers; NaN in earlier versions' files.
     inner : ndarray of shape (2, n_inputs), float64
-        Between which values the inner 98 % of each column lie, as a sample tells it; NaN in earlier versions' files.
+        Between which values the inner 80 % of each column lie; NaN in earlier versions' files.
     unreadable : dict of int to str
         Why, for each shard that cannot be read, by its place in the input.
     fill, n_missing : ndarray of shape (n_inputs,), float64 and int64, or None
@@ -60,6 +60,7 @@ class Scan:
     minimum: np.ndarray
     maximum: np.ndarray
     bad_rows: np.ndarray
+    spread: np.ndarray
     inner: np.ndarray
     unreadable: Mapping[int, str] = field(default_factory=dict)
     fill: np.ndarray | None = None
@@ -82,19 +83,10 @@ class Scan:
         return Scaler(self.minimum, self.maximum, self.fill, self.clips)
 
     @property
-    def spread(self) -> np.ndarray:
-        """How much each scaled column varies, outliers aside: shape (n_inputs,), float64.
-
-        The width of the inner 98 %, in units in which that of a normal distribution is its standard deviation.
-        """
-        with np.errstate(over="ignore"):  # of a range that is beyond float64, and refused
-            return (self.inner[1] - self.inner[0]) * self.scaler.scale / _NORMAL
-
-    @property
     def narrow(self) -> np.ndarray:
         """Columns whose range is so wide beside what they vary by that they count for little: the worst first."""
         # One that is nearly always the same, such as a count that is rarely above 0, has no outliers.
-        is_narrow = (self.spread > 0) & (self.spread < _NARROW)
+        is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
         return np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")[: int(is_narrow.sum())]
 
     def summary(self) -> dict[str, Any]:
@@ -120,7 +112,8 @@ class Scan:
         """
         arrays, about = unpack(data)
         try:
-            arrays.setdefault("inner", np.full((2, len(arrays["minimum"])), np.nan))
+            unknown = np.full((2, len(arrays["minimum"])), np.nan)
+            arrays = {"spread": unknown[0], "inner": unknown, **arrays}
             unreadable, clips = dict(about["unreadable"]), bool(about.get("clips", False))
             return cls(int(about["n_rows"]), **arrays, unreadable=unreadable, clips=clips)
         except (KeyError, TypeError) as error:
@@ -277,10 +270,13 @@ def _scan_of(found: Found, settings: ScanSettings, dtype: np.dtype) -> Scan:
         low, high = between(found.sample, settings.clip_quantile)
         is_range = low < high  # else nearly all values are the same, and only the rare ones tell anything
         minimum, maximum = np.where(is_range, low, minimum), np.where(is_range, high, maximum)
-    fill = _fill(found.sample, settings.impute, Scaler(minimum, maximum), dtype) if settings.impute else None
+    sample, scaler = found.sample, Scaler(minimum, maximum)
     return Scan(
-        *(found.n_rows, minimum, maximum, found.bad_rows, between(found.sample, INNER), found.unreadable),
-        *(fill, found.n_missing if settings.fills else None, settings.clip_quantile > 0),
+        *(found.n_rows, minimum, maximum, found.bad_rows, spread(sample, scaler), between(sample, INNER)),
+        unreadable=found.unreadable,
+        fill=_fill(sample, settings.impute, scaler, dtype) if settings.impute else None,
+        n_missing=found.n_missing if settings.fills else None,
+        clips=settings.clip_quantile > 0,
     )
 
 

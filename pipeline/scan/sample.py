@@ -11,13 +11,14 @@ import numpy as np
 
 from pipeline.scan.scaler import Scaler
 
-__all__ = ["FEW", "INNER", "MANY", "between", "means", "sampled", "stride_of"]
+__all__ = ["FEW", "INNER", "MANY", "between", "means", "sampled", "spread", "stride_of"]
 
 FEW = 2**18  # values: 2 MiB, of which the spread of columns can be told
 MANY = 2**22  # for what scales the rows: 32 MiB, and as much while two halves are put together
 
-INNER = 0.01  # the inner values of a column are those between this quantile and the one as far from the other end
+INNER = 0.1  # the inner values of a column are those between this quantile and the one as far from the other end
 
+_OUTER = 0.001  # of a column's values, at either end, that do not count for its spread
 _AT_ONCE = 2**18  # values that are copied to be sorted
 _LEAST_ROWS = 32  # of a sample, however many columns they have
 
@@ -79,3 +80,20 @@ def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
             total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)  # scaled, so that no sum overflows
         share = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
         return scaler.minimum + share * (scaler.maximum - scaler.minimum)
+
+
+def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
+    """The standard deviation of each scaled column, but for outliers: shape (n_inputs,), float64.
+
+    The outermost thousandth at either end, one value at least, counts as the next one to it (Winsor's rule): else of a
+    few rows one would make all the difference.
+    """
+    few = sample[:: max(1, sample.size // FEW)]
+    if not len(few):
+        return np.full(sample.shape[1], np.nan)
+    values = np.clip(few, *between(few, max(_OUTER, 1.5 / len(few))))
+    with np.errstate(over="ignore", invalid="ignore"):  # of a range beyond float64, which is refused later
+        x = (np.clip(values, scaler.minimum, scaler.maximum) - scaler.minimum) * scaler.scale
+        n = np.maximum(1, (~np.isnan(x)).sum(axis=0))
+        mean = np.nansum(x, axis=0) / n
+        return np.asarray(np.sqrt(np.nansum((x - mean) ** 2, axis=0) / n))

@@ -37,7 +37,7 @@ def data(tmp_path: Path) -> tuple[tuple[Shard, ...], np.ndarray]:
 def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
     good = np.delete(rows.astype(np.float64), bad, axis=0)
     inner = np.full((2, rows.shape[1]), np.nan)
-    return Scan(len(rows), good.min(axis=0), good.max(axis=0), np.array(bad, dtype=np.int64), inner)
+    return Scan(len(rows), good.min(axis=0), good.max(axis=0), np.array(bad, dtype=np.int64), inner[0], inner)
 
 
 def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
