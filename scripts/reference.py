@@ -50,6 +50,7 @@ FLAGS = [
     *("--momentum", "0.9"),
     *("--schedule", "constant"),
     *("--hidden", "none"),
+    *("--activation", "relu"),
     *("--code-activation", "sigmoid"),
     *("--decoder-gain", "no"),
     *("--corruption", "0"),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.features import open_features
+from pipeline.settings.config import Config, deciding, network_of, resolve
+from pipeline.settings.flags import parse
 from scripts import make_data, reference
 from tests.support.interpreters import REPOSITORY
 
@@ -61,6 +65,17 @@ def test_opencl_falls_the_same_way(tmp_path: Path, opencl: None) -> None:
     assert found["opencl0:0"] == pytest.approx(found["cpu"], rel=1e-3)
     # 501 steps of training lie between them, each a little off.
     assert np.allclose(features["opencl0:0"], features["cpu"], rtol=0, atol=1e-3)
+
+
+def test_the_flags_leave_nothing_of_the_model_to_a_default() -> None:
+    """Defaults change, the reference does not."""
+    model = {each.name for each in fields(Config) if each.metadata["affects"] == "model"}
+    named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
+    assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation nobody waits"
+    settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
+    assert network_of(settings, 4) == Network((4, 2))
+    since = {each.name for each in fields(Config) if each.metadata["before"] != ()} | {"hidden"}
+    assert since & set(deciding(settings, "model")) == set(), "and runs of the first version are taken over"
 
 
 def test_without_donuts_it_says_how_to_make_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
