@@ -94,15 +94,16 @@ class Training:
     @property
     def is_over(self) -> bool:
         """All epochs are done, or validation has not got better for too long."""
-        now, patience = self.standing, self.config.patience
-        if now.epoch >= self.config.epochs:
+        now, config = self.standing, self.config
+        if now.epoch >= config.epochs:
             return True
-        costs = [epoch.validation_cost or 0.0 for epoch in now.history]
-        if not (self.is_watched and patience and costs):
+        # Where the rate is going to fall, that gains most: what first epochs lose, from a good start, comes back.
+        first = config.epochs // 2 if config.schedule == "linear" else 0
+        costs = [epoch.validation_cost or 0.0 for epoch in now.history[first:]]
+        if not (self.is_watched and config.patience and costs):
             return False
-        # Since the best of the epochs, whether or not the start was better: from components, the first steps lose.
         n_steps = (len(costs) - 1 - int(np.argmin(costs))) * self.steps_per_epoch
-        return n_steps >= patience * _long_epoch(self.config, self.steps_per_epoch)
+        return n_steps >= config.patience * _long_epoch(config, self.steps_per_epoch)
 
     def checkpoint(self) -> Checkpoint:
         """Copies of all that decides how it goes on."""

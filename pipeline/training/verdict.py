@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.settings.config import Settings
+from pipeline.training.baseline import NOTHING
 from pipeline.training.epochs import Training
 from pipeline.training.units import Units, count_units
 
@@ -43,7 +44,8 @@ def complaints(about: Mapping[str, Any], config: Settings) -> Iterator[str]:
             f"the features say less than {beside['n_components']} principal components would, whose mean squared error "
             f"on the validation rows is {beside['components']:.3g}. {_remedies(config)} usually mend that."
         )
-    if (gained := _gained_at_last(about.get("history", []), config)) > _STILL_IMPROVING:
+    gained = _gained_at_last(about.get("history", []), config, beside["mean"] if beside else 0.0)
+    if gained > _STILL_IMPROVING:
         yield (
             f"still improving at the last epoch: the second half of {config.epochs} has made the error {gained:.0%} "
             "smaller. Raise --epochs."
@@ -64,8 +66,11 @@ def _remedies(config: Settings) -> str:
     return found[0].upper() + found[1:]
 
 
-def _gained_at_last(history: Sequence[Mapping[str, Any]], config: Settings) -> float:
-    """By which share of itself the error has fallen over the second half of the epochs; 0 unless all were made."""
+def _gained_at_last(history: Sequence[Mapping[str, Any]], config: Settings, mean: float) -> float:
+    """By which share of itself the error has fallen over the second half of the epochs; 0 unless all were made.
+
+    Nor is it told of an error that is almost nothing beside the mean's.
+    """
     n = config.epochs
     if len(history) < max(n, _LEAST_EPOCHS):
         return 0.0
@@ -73,7 +78,7 @@ def _gained_at_last(history: Sequence[Mapping[str, Any]], config: Settings) -> f
     is_told = history[-1]["validation_cost"] is not None and not config.corruption
     costs = [epoch["validation_cost" if is_told else "cost"] for epoch in history]
     before, after = (float(np.mean(costs[end - n // 10 : end])) for end in (n // 2, n))
-    return 1 - after / before if before > 0 else 0.0
+    return 1 - after / before if before > NOTHING * mean else 0.0
 
 
 def _of_units(units: Units, config: Settings) -> Iterator[str]:

@@ -46,6 +46,8 @@ def test_worse_is_what_is_more_than_a_percent_and_no_accident_of_few_rows() -> N
         noise -= noise.mean()
         baseline = Baseline(4, errors, 10 * errors)
         assert is_worse(baseline, share * errors + noise) == worse, (n_rows, share)
+    whole = Baseline(4, np.full(3000, 1e-9), np.ones(3000))
+    assert not is_worse(whole, np.full(3000, 1e-4)), "both are almost nothing"
     few = Baseline(4, np.ones(9), np.full(9, 10.0))
     assert is_worse(few, np.full(9, 3.0)), "of few rows, what none of them contradicts"
 

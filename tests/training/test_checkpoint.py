@@ -225,7 +225,7 @@ def test_p5_a_training_that_is_stopped_again_and_again_ends_alike(rig: Any, name
 def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, name: str) -> None:
     """Validation may have been waiting for something better when the training was stopped."""
     training = rig(name, True)
-    settings = {"learning_rate": 2 * training.config.learning_rate, "epochs": 40, "patience": 3}
+    settings = {"learning_rate": 2 * training.config.learning_rate, "epochs": 40, "patience": 3, "schedule": "constant"}
     expected = training.train(**settings)
     n_epochs = len(expected.standing.history)
     assert expected.standing.best_epoch + 4 <= n_epochs < 40, "it stops early"

@@ -124,6 +124,13 @@ def test_few_validation_rows_and_corrupted_training_are_told_of_and_decide_nothi
         assert device.n_steps == 12
 
 
+def test_while_the_rate_is_going_to_fall_patience_begins_with_the_second_half() -> None:
+    costs = [0.9, *[0.1] + [0.5] * 9, *[0.6] * 10]
+    trained = run(Counting(validation_costs=costs), replace(CONFIG, schedule="linear", epochs=20), ENOUGH_ROWS)
+    assert trained.best_epoch == 0
+    assert len(trained.history) == 13, "ten epochs, another one, and two that are no better"
+
+
 def test_patience_is_longer_where_epochs_are_short() -> None:
     """Of 200 epochs of 2 steps, a twentieth are 20 steps, and two of them 20 epochs."""
     trained = run(Counting(validation_costs=[0.9, 0.5, *[0.6] * 200]), replace(CONFIG, epochs=200), ENOUGH_ROWS)

@@ -125,6 +125,7 @@ def test_a_training_that_still_gets_better_is_told_to_go_on() -> None:
     assert said(history(done), epochs=20) == []
     assert said(history(still), epochs=21) == [], "validation has stopped it"
     assert said(history(still[:9]), epochs=9) == [], "too few to tell"
+    assert said({"baseline": BESIDE, **history(1e-4 * still)}, epochs=20) == [], "almost nothing beside the mean's"
     assert said(history([0.0] * 20), epochs=20) == []
     assert said(history(still, list(done)), epochs=20) == [], "it learns its own rows by heart"
     assert len(said(history(still, list(done)), epochs=20, corruption=0.25)) == 1
