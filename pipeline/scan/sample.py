@@ -13,7 +13,7 @@ from pipeline.scan.scaler import Scaler
 
 __all__ = ["FEW", "INNER", "MANY", "between", "means", "sampled", "spread", "stride_of"]
 
-FEW = 2**18  # values: 2 MiB, of which the spread of columns can be told
+FEW = 2**17  # values: 1 MiB, of which the spread of columns can be told
 MANY = 2**22  # for what scales the rows: 32 MiB, and as much while two halves are put together
 
 INNER = 0.1  # the inner values of a column are those between this quantile and the one as far from the other end
