@@ -15,9 +15,6 @@ typedef struct {
     Share share;
 } Encoding;
 
-/* The most rows of a batch. */
-#define BATCH_ROWS (multiplies_bytes ? BYTES_BATCH * BYTES_HEIGHT : BATCH * TILE_HEIGHT)
-
 /* A sum of one layer may pass what a float can hold, which its sigmoid makes 0 or 1; beyond that nothing does. */
 #define IS_ALWAYS_FINITE (N_LAYERS == 1 && CODE_IS_SIGMOID)
 
@@ -25,14 +22,21 @@ static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->model.laye
 
 static int may_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
 
+/* The most tiles of a batch, of floats or of bytes. */
+static long most_tiles(const Encoding *e)
+{
+    long of_bytes = pieces(BYTES_BATCH * BYTES_HEIGHT, TILE_HEIGHT);
+    return may_multiply_bytes(e) && of_bytes > e->model.batch ? of_bytes : e->model.batch;
+}
+
 static void lay_out_encoding(void *job, Memory *memory)
 {
     Encoding *e = (Encoding *)job;
     Model *m = &e->model;
     lay_out_model(m, memory, 0);
     for (int l = 0; l < N_LAYERS; l++)
-        m->levels[l].in.out = reserve(memory, memory->n_threads * BATCH_ROWS * m->levels[l].row);
-    e->sums = reserve_sums(m, BATCH_ROWS / TILE_HEIGHT, memory);
+        m->levels[l].in.out = reserve(memory, memory->n_threads * most_tiles(e) * TILE_HEIGHT * m->levels[l].row);
+    e->sums = reserve_sums(m, most_tiles(e), memory);
     if (may_fold(e))
         lay_out_folded(&e->folded, &m->layers[0], memory);
     if (may_multiply_bytes(e)) {
@@ -82,7 +86,7 @@ static void go_on(const Encoding *e, const Batch *b)
 static Batch batch_of(Encoding *e)
 {
     long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
-    Batch b = {&e->model, &e->rows, 0, 0, 0, self * BATCH_ROWS, e->sums + self * e->model.n_sums, e};
+    Batch b = {&e->model, &e->rows, 0, 0, 0, self * most_tiles(e) * TILE_HEIGHT, e->sums + self * e->model.n_sums, e};
     return b;
 }
 
@@ -131,7 +135,7 @@ static void encode_some(void *job)
     long start, stop, next, end;
     for (int there = take(&e->share, &next, &end); there;) {
         start = next;
-        next = stop = least(start + BATCH, end);
+        next = stop = least(start + e->model.batch, end);
         if (stop == end) /* taken before it is needed, to look ahead to it */
             there = take(&e->share, &next, &end);
         set_rows(&b, start * TILE_HEIGHT, (stop - start) * TILE_HEIGHT);
@@ -144,7 +148,7 @@ static void encode_floats(Encoding *e)
 {
     e->is_folded = may_fold(e) && fold(&e->folded, &e->model.layers[0], &e->rows);
     pack(&e->model, 0, e->n_threads);
-    e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), 8 * BATCH, e->n_threads);
+    e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), 8 * e->model.batch, e->n_threads);
     together(e->n_threads, encode_some, e);
 }
 

@@ -3,8 +3,6 @@
 /* Rows of a right side that are used at a time: TILE_WIDTH columns of them fill a part of the second cache, and as many
  * columns of a tile of rows a part of the first. */
 #define DEPTH 512
-/* Tiles of rows that go through a panel one after another. */
-#define BATCH 4
 
 /* Some tiles of rows on their way through the model. */
 typedef struct {
@@ -103,7 +101,8 @@ static void go_in_and_back(const Batch *b, long next)
     const Model *m = b->model;
     const Level *levels = m->levels;
     for (int l = 1; l <= N_LAYERS; l++)
-        multiply_batch(b, rows_in(b, l - 1, levels[l - 1].in.out), &m->layers[l - 1].in, l, l == 1 ? next : -1, finish_in);
+        multiply_batch(b, rows_in(b, l - 1, levels[l - 1].in.out), &m->layers[l - 1].in, l, l == 1 ? next : -1,
+                       finish_in);
     for (int l = N_LAYERS; l > 1; l--)
         multiply_batch(b, rows_in(b, l, levels[l].back.out), &m->layers[l - 1].back, l - 1, -1, finish_back);
 }

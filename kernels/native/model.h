@@ -5,6 +5,12 @@
  */
 #define CENTER (CODE_IS_SIGMOID ? 0.5f : 0.0f)
 
+/* Tiles of rows that go through a panel one after another: more where a layer does not stay in the second cache, and
+ * comes from afar for each batch; but not where it is so narrow that the batch itself would leave that cache. */
+#define SMALL_BATCH 4
+#define LARGE_BATCH 12
+#define IS_LARGE(n_inputs, n_features) ((n_features) > 128 && (n_inputs) * (n_features) > 1 << 18)
+
 /* A matrix as the right side of products: TILE_WIDTH columns after TILE_WIDTH columns, with zeros behind. */
 typedef struct {
     float *at;
@@ -36,7 +42,8 @@ typedef struct {
     const float *gain;
     float *padded_gain; /* with zeros behind */
     Level levels[N_LAYERS + 1];
-    long n_sums; /* tiles of sums that a batch of rows needs */
+    long batch;  /* the most tiles of rows in one */
+    long n_sums; /* tiles of sums that it needs */
 } Model;
 
 /* -- units ---------------------------------------------------------------------------------------------------- */
@@ -74,8 +81,11 @@ static long odd_lines(long n) { return (pieces(n, LINE) | 1) * LINE; }
 /* All layers, and the widths of all levels. */
 static void lay_out_model(Model *m, Memory *memory, int with_back)
 {
+    m->batch = SMALL_BATCH;
     for (int l = 0; l < N_LAYERS; l++) {
         Weights *w = &m->layers[l];
+        if (IS_LARGE(w->n_inputs, w->n_features))
+            m->batch = LARGE_BATCH;
         lay_out_panels(&w->in, w->n_inputs, w->n_features, memory);
         if (with_back)
             lay_out_panels(&w->back, w->n_features, w->n_inputs, memory);

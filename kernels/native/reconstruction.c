@@ -15,10 +15,10 @@ static void lay_out_errors(void *job, Memory *memory)
     lay_out_model(&e->model, memory, 1);
     for (int l = 0; l <= N_LAYERS; l++) {
         Level *level = &e->model.levels[l];
-        level->in.out = reserve(memory, memory->n_threads * BATCH * TILE_HEIGHT * level->row);
+        level->in.out = reserve(memory, memory->n_threads * e->model.batch * TILE_HEIGHT * level->row);
         level->back.out = level->in.out; /* nobody needs the one when the other comes */
     }
-    e->sums = reserve_sums(&e->model, BATCH, memory);
+    e->sums = reserve_sums(&e->model, e->model.batch, memory);
 }
 
 static void finish_error(const Batch *b, int level, long row, long k, Tile sums)
@@ -43,7 +43,7 @@ static void errors_some(void *job)
 {
     Errors *e = (Errors *)job;
     long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
-    Batch b = {&e->model, &e->rows, 0, 0, 0, self * BATCH * TILE_HEIGHT, e->sums + self * e->model.n_sums, e};
+    Batch b = {&e->model, &e->rows, 0, 0, 0, self * e->model.batch * TILE_HEIGHT, e->sums + self * e->model.n_sums, e};
     for (long start, stop; take(&e->share, &start, &stop);) {
         b.first = start * TILE_HEIGHT;
         b.n_tiles = stop - start;
@@ -62,7 +62,7 @@ static int errors(Errors *e, Memory *memory)
         return 0;
     pack(&e->model, 0, e->n_threads);
     e->n_begun = 0;
-    e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), BATCH, e->n_threads);
+    e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), e->model.batch, e->n_threads);
     together(e->n_threads, errors_some, e);
     return 1;
 }

@@ -75,7 +75,7 @@ static void lay_out_step(void *job, Memory *memory)
     s->gain_sums = reserve(memory, n_tiles * s->model.levels[N_LAYERS].row);
     for (int i = 0; i < N_PARAMETERS; i++)
         s->parameters[i].before = reserve(memory, s->parameters[i].n);
-    s->sums = reserve_sums(&s->model, BATCH, memory);
+    s->sums = reserve_sums(&s->model, s->model.batch, memory);
 }
 
 /* -- the first phase ------------------------------------------------------------------------------------------ */
@@ -264,7 +264,7 @@ static void take_block(Step *s, double *cost)
 {
     long n_tiles = pieces(s->n_rows, TILE_HEIGHT);
     s->n_begun = 0;
-    s->share = share_of(n_tiles, BATCH, s->n_threads);
+    s->share = (s->model.batch == LARGE_BATCH ? equal_share_of : share_of)(n_tiles, s->model.batch, s->n_threads);
     together(s->n_threads, rows_some, s);
     for (s->layer = 0; s->layer < N_LAYERS; s->layer++)
         take_layer_of_block(s);

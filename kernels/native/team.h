@@ -132,14 +132,23 @@ static long threads_for(double flops, long n_threads)
     return flops / FLOPS_WORTH_A_THREAD < n_threads ? 1 + (long)(flops / FLOPS_WORTH_A_THREAD) : n_threads;
 }
 
-/* Work that is still to be taken, counted in units: large pieces first, single ones towards the end. */
+/* Work that is still to be taken, counted in units. */
 typedef struct {
-    long next, end, largest, n_threads;
+    long next, end, smallest, largest, n_threads;
 } Share;
 
+/* Large pieces first, single units towards the end. */
 static Share share_of(long n, long largest, long n_threads)
 {
-    Share share = {0, n, largest, n_threads};
+    Share share = {0, n, 1, largest, n_threads};
+    return share;
+}
+
+/* Equal pieces, as many for each thread: where each has a price of its own. */
+static Share equal_share_of(long n, long largest, long n_threads)
+{
+    long size = pieces(n, round_up(pieces(n, largest), n_threads));
+    Share share = {0, n, size, size, n_threads};
     return share;
 }
 
@@ -150,6 +159,7 @@ static int take(Share *share, long *start, long *stop)
         if (first >= share->end)
             return 0;
         n = least(share->largest, pieces(share->end - first, 2 * share->n_threads));
+        n = least(n > share->smallest ? n : share->smallest, share->end - first);
     } while (!__atomic_compare_exchange_n(&share->next, &first, first + n, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     *start = first;
     *stop = first + n;

@@ -13,11 +13,12 @@ from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
 
-# On both sides of what a tile is wide (8, 16 or 64 columns) and of the 512 rows of W that are taken at a time.
+# On both sides of what a tile is wide (8, 16 or 64 columns), of the 512 rows of W that are taken at a time, and of the
+# size of W from which more rows go through it at once.
 NETWORKS = [
     Network((65, 33), code="linear", gain=True),
     Network((64, 17), gain=True),
-    Network((513, 65, 8)),
+    Network((2049, 129, 8)),
     Network((70, 513, 66), "leaky-relu", "linear", gain=True),
     Network((5, 20, 16, 3, 1), "leaky-relu"),
 ]
