@@ -36,7 +36,10 @@ def name(request):
 
 # Tests of what all else rests on: products, sigmoid, gradients, rows of bytes and floats. Others compile far more code:
 # a run of all tests with TEST_ISA has these.
-CORE = ["edge", "bytes", "floats", "same_bits", "finite", "sigmoid", "nan", "beyond"]  # in their names
+CORE = {  # of each file, words in their names
+    "test_ops.py": ["edge", "bytes", "floats", "same_bits", "finite", "sigmoid", "nan", "beyond"],
+    "test_ops_networks.py": ["edge"],
+}
 
 
 def kept_to(name, *arguments):
@@ -46,20 +49,18 @@ def kept_to(name, *arguments):
     return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-def test_the_kernels_are_right_by_every_instruction_set(name):
+@pytest.mark.parametrize("file", CORE)
+def test_the_kernels_are_right_by_every_instruction_set(name, file):
     """What they compute, and in which ways, where the rest of a run sees the processor's own way only."""
     if os.environ.get("TEST_ISA"):
         return  # in which case this run has the same tests
-    file = REPOSITORY / "tests/kernels/test_ops.py"
-    done = kept_to(name, str(file), "-k", " or ".join(CORE))
+    path, words = REPOSITORY / "tests/kernels" / file, CORE[file]
+    done = kept_to(name, str(path), "-k", " or ".join(words))
     assert done.returncode == 0, done.stdout[-20_000:]
     passed = set(re.findall(r"^PASSED .*::(test_\w+)", done.stdout, re.MULTILINE))
-    assert all(any(word in test for test in passed) for word in CORE), done.stdout
-    assert passed == {test for test in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE) if is_core(test)}
-
-
-def is_core(test):
-    return any(word in test for word in CORE)
+    assert all(any(word in test for test in passed) for word in words), done.stdout
+    tests = re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)
+    assert passed == {test for test in tests if any(word in test for word in words)}
 
 
 def test_the_compiler_keeps_to_the_instruction_set_that_is_asked_for(name):
