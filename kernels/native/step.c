@@ -14,6 +14,9 @@
 #define BLOCK_ROWS (43 * TILE_HEIGHT)
 /* Tiles of rows of W that go through a panel of d and s one after another. */
 #define INPUTS_BATCH 16
+/* Rows that these go through at a time: of each they use a line of the left and of the right side, which so stay in the
+ * first cache from one tile to the next. */
+#define CHUNK 96
 #define N_PARAMETERS (3 * N_LAYERS + HAS_GAIN)
 
 typedef struct {
@@ -225,19 +228,36 @@ static void finish_dW(const Step *s, long k, long f, Tile sums)
                       least(TILE_WIDTH, w->n_features - f));
 }
 
+/* Tiles of rows of W, at TILE_WIDTH of its columns. */
+typedef struct {
+    long start, stop, column;
+} Tiles;
+
+/* sums += left^T . right, or anew. */
+static void multiply_turned(const Step *s, Tile *sums, int anew, const float *left, const float *right, Tiles tiles)
+{
+    const Level *from = &s->model.levels[s->layer], *to = from + 1;
+    for (long row = 0; row < s->n_rows; row += CHUNK)
+        for (long tile = tiles.start; tile < tiles.stop; tile++) {
+            Matrix turned = {left + row * from->row + tile * TILE_HEIGHT, 1, from->row};
+            multiply(sums[tile - tiles.start], anew && row == 0, turned, right + row * to->row + tiles.column, to->row,
+                     least(CHUNK, s->n_rows - row), 0, to->width - tiles.column);
+        }
+}
+
 static void inputs_some(void *job)
 {
     Step *s = (Step *)job;
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
-    Tile sums;
+    Tile sums[INPUTS_BATCH];
     for (long start, stop; take(&s->share, &start, &stop);)
-        for (long f = 0; f < to->width; f += TILE_WIDTH)
-            for (long k = start * TILE_HEIGHT; k < stop * TILE_HEIGHT; k += TILE_HEIGHT) {
-                Matrix a = {from->in.out + k, 1, from->row}, q = {from->back.gradient + k, 1, from->row};
-                multiply(sums, 1, a, to->in.gradient + f, to->row, s->n_rows, 0, to->width - f);
-                multiply(sums, 0, q, to->back.out + f, to->row, s->n_rows, 0, to->width - f);
-                finish_dW(s, k, f, sums);
-            }
+        for (long f = 0; f < to->width; f += TILE_WIDTH) {
+            Tiles tiles = {start, stop, f};
+            multiply_turned(s, sums, 1, from->in.out, to->in.gradient, tiles);
+            multiply_turned(s, sums, 0, from->back.gradient, to->back.out, tiles);
+            for (long tile = start; tile < stop; tile++)
+                finish_dW(s, tile * TILE_HEIGHT, f, sums[tile - start]);
+        }
 }
 
 /* The gradient of a parameter that is a sum over rows, of which each tile has its own. */
