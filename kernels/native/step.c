@@ -96,6 +96,21 @@ static void mask_batch(const Step *s, const Batch *b)
     }
 }
 
+/* Fetch what `finish_r` will need of x and r after this tile's: rows far apart, which the processor does not see coming. */
+static void fetch_next(const Batch *b, const float *x, const float *r, long row, long k)
+{
+    long n = b->model->levels[0].row, next = row + TILE_HEIGHT;
+    if (next == b->n_tiles * TILE_HEIGHT) {
+        next = 0;
+        k += TILE_WIDTH;
+    }
+    for (long at = (b->place + next) * n + k, i = 0; i < TILE_HEIGHT; i++, at += n)
+        for (long j = 0; j < TILE_WIDTH; j += LINE) {
+            __builtin_prefetch(x + at + j);
+            __builtin_prefetch(r + at + j, 1);
+        }
+}
+
 static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
 {
     const Step *s = (const Step *)b->job;
@@ -105,6 +120,7 @@ static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
     const float *x = s->x + place * columns->row + k;
     float *squares = s->squares + tile * LANES;
     Vector square = k == 0 ? (Vector){0} : load(squares);
+    fetch_next(b, s->x, columns->back.gradient, row, k);
     for (long j = 0; j < least(TILE_WIDTH, columns->width - k); j += LANES) {
         Vector bias = load(b->model->layers[0].bias_output + k + j), sum = {0};
         for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
