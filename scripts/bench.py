@@ -5,6 +5,7 @@
     .venv/bin/python scripts/bench.py --quick        smaller data, fewer rounds
     .venv/bin/python scripts/bench.py shapes --seed 1    on shapes drawn from another seed
     .venv/bin/python scripts/bench.py --isa avx2     as on a processor that has no more than that, for all contestants
+    .venv/bin/python scripts/bench.py --one-core     one core, and the time that it works: where others use it too
     .venv/bin/python scripts/bench.py device         on a CUDA card (--device cuda1: another one)
 
 Each contestant is a process of its own (scripts/contestants.py), the peers (scripts/peers.py) in their own virtual
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="for the case of that name (default: %(default)s)")
     parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="instruction set that all contestants keep to")
     parser.add_argument("--seed", type=int, default=0, help="of the case shapes (default: %(default)s)")
+    parser.add_argument("--one-core", action="store_true", help="one core for all, and its time instead of the clock's")
     parser.add_argument("--without-peers", action="store_true", help="time only ourselves and BLAS")
     options = parser.parse_args(argv)
     unknown = set(options.cases) - set(CASES)
@@ -91,11 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--isa {options.isa}: this machine's processor lacks {', '.join(missing(options.isa))}")
     if not PEERS.exists() and not options.without_peers:
         parser.error("the peers' environment is missing. Run: make bench")
+    if options.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # of all that is started from here, too
+        os.environ["BENCH_CLOCK"] = "process"
     rounds, size = (3, 0.1) if options.quick else (options.rounds, options.size)
     bench = Bench(options.output, rounds, size, options.device, not options.without_peers, options.isa, options.seed)
     cores = len(os.sched_getaffinity(0))
     kept = f", kept to {options.isa}" if options.isa else ""
-    print(f"{processor()}{kept}, {cores} cores, {bench.rounds} rounds", flush=True)
+    counted = ", by the processor's time" if options.one_core else ""
+    print(f"{processor()}{kept}, {cores} cores{counted}, {bench.rounds} rounds", flush=True)
     for name in options.cases or CASES:
         CASES[name](bench)
     bench.print_demands()
@@ -105,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "isa": options.isa,
         "seed": options.seed,
         "cores": cores,
+        "one core": options.one_core,
         "results": bench.results,
         "demands": bench.demands,
     }

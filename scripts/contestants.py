@@ -5,7 +5,8 @@
 Started by scripts/bench.py in the virtual environment that has the library, it takes one JSON request a line on
 standard input and answers each with one line. `prepare` names a case, the method of a contestant, and where its input
 lies, and leaves the result beside it, so that all contestants can be held against each other; `time` does the work
-again so many times and answers the seconds. PEER_DEVICE=cuda in the environment has PyTorch work there.
+again so many times and answers the seconds. PEER_DEVICE=cuda in the environment has PyTorch work there, and
+BENCH_CLOCK=process has the processor's time count, of all threads, and not the clock's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes elsewhere
     contestant = CONTESTANTS[sys.argv[1]]()
+    now = time.process_time if os.environ.get("BENCH_CLOCK") == "process" else time.perf_counter
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "prepare":
@@ -40,9 +42,9 @@ def main() -> int:
                 np.savez(folder / f"{sys.argv[1]}.npz", **result())
                 answer = {"about": contestant.about}
         else:
-            start = time.perf_counter()
+            start = now()
             counted = run(request["times"])
-            seconds = time.perf_counter() - start if counted is None else counted
+            seconds = now() - start if counted is None else counted
             answer = {"seconds": seconds}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
