@@ -162,7 +162,11 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     """Two streamed epochs without checkpoints, and with them."""
     shards = open_shards([str(folder)])
     n_rows = sum(shard.n_rows for shard in shards)
-    config = resolve(Config(epochs=2, validation_fraction=0), n_rows, N_COLUMNS)
+    config = resolve(
+        Config(epochs=2, validation_fraction=0, hidden=(), code_activation="sigmoid", decoder_gain=False),
+        n_rows,
+        N_COLUMNS,
+    )
     budget = make_budget(config, shards, TILE_ROWS)
     none = np.empty(0, dtype=np.int64)
     order = Order(slab_starts(shards, budget.window_rows // 4), none, budget.window_rows, config.seed)

@@ -127,7 +127,7 @@ def test_a_model_for_other_shards(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert code == 78
     assert "made for 4 columns, found 6" in message
     assert "gives 2 features, found n_features 3" in message
-    assert "has hidden None, found hidden 5 4: leave it out" in message
+    assert "has hidden 10, found hidden 5 4: leave it out" in message
 
 
 @pytest.mark.process

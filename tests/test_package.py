@@ -17,7 +17,7 @@ cleaned = {name: value for name, value in os.environ.items() if name.startswith(
 from pipeline import load_model, open_features
 import pipeline.features, pipeline.model
 assert (open_features, load_model) == (pipeline.features.open_features, pipeline.model.load_model)
-print(loaded, cleaned, [name for name in ("dask", "kernels") if name in sys.modules])
+print(loaded, cleaned, [name for name in ("dask", "kernels.backend") if name in sys.modules])
 """
 
 

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.settings.config import Settings, network_of
+from pipeline.settings.config import COPIES_IN_TRAINING, Settings, network_of
 from pipeline.shards.shard import Shard, row_dtype
 
 __all__ = ["Budget", "make_budget"]
 
 _BLOCK_BYTES = 2**23  # read at once; see docs/performance.md
 _PART_BYTES = 2**26  # of features in one file
-# Of a network: its parameters, adam's two states, what follows on each in a step, the gradients, the best parameters;
-# and while a checkpoint is saved, copies of all that is in it, and its file twice. Encoding takes a few of the first.
-_COPIES_IN_TRAINING, _COPIES_IN_ENCODING = 18, 3
+_COPIES_IN_ENCODING = 3  # of a network
 _SAMPLE_BYTES = 2**26  # of scaled rows whose components are looked for: more of them would not turn these noticeably
 
 
@@ -109,7 +107,7 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
 def _network_bytes(settings: Settings, n_inputs: int) -> int:
     """What a run needs for its network, if a half of the memory holds that."""
     network, is_given = network_of(settings, n_inputs), settings.model is not None
-    needed = 4 * network.n_weights * (_COPIES_IN_ENCODING if is_given else _COPIES_IN_TRAINING)
+    needed = 4 * network.n_weights * (_COPIES_IN_ENCODING if is_given else COPIES_IN_TRAINING)
     if needed > settings.memory_budget // 2:
         raise ConfigError(
             f"memory_budget: {settings.memory_budget} bytes, expected at least {2 * needed} for a network of "

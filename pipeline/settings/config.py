@@ -31,6 +31,7 @@ from pipeline.settings.kinds import (
 )
 
 __all__ = [
+    "COPIES_IN_TRAINING",
     "LEARNING_RATES",
     "LEAST_STEPS",
     "Affected",
@@ -42,11 +43,20 @@ __all__ = [
     "resolve",
 ]
 
-# Units of the hidden layers, where none are asked for.
-_HIDDEN: tuple[int, ...] = ()
+# Units of the hidden layer, where none are asked for: see `_hidden_of`.
+_MOST_UNITS, _UNITS_PER_INPUT, _ROWS_PER_UNIT = 512, 8, 4
 
-# Each rule's own good start; see docs/training.md for the measurements.
-LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.003, "rmsprop": 0.001}
+# Each rule's own good start; see docs/training.md for the measurements. Of more columns than `_RATED_INPUTS` the rate
+# falls as their number grows: all weights of a unit move at once, and what it takes in by the sum of a row times that.
+_RATED_INPUTS = 784
+LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.001, "rmsprop": 0.001}
+
+# Of a network: parameters, adam's states, what follows on each, gradients, the best ones; a checkpoint, its file twice.
+COPIES_IN_TRAINING = 18
+
+# Where so many columns say much of each other, a few that are hidden cost little error, and classifiers gain by it; and
+# by sigmoids. Of fewer each is a large part of the row: missed where it is hidden, and far outside the end of sigmoids.
+_MANY_INPUTS, _MASKED = 256, 0.0625
 
 # So many epochs do for large data; of small data they would be too few steps, however many rows see each of them.
 _EPOCHS, LEAST_STEPS = 20, 2000
@@ -107,19 +117,27 @@ class Config:
         None,
         WIDTHS,
         "model",
-        "units of each hidden layer between the columns and the features, or none (default: none)",
+        "units of each hidden layer between the columns and the features, or none (default: one layer of 512, of fewer "
+        "for narrow data or few rows)",
     )
     activation: str = _setting("relu", one_of(*ACTIVATIONS), "model", "of the hidden layers", before="relu")
-    code_activation: str = _setting("sigmoid", one_of(*CODES), "model", "of the features", before="sigmoid")
-    decoder_gain: bool = _setting(
-        False,
+    code_activation: str | None = _setting(
+        None,
+        one_of(*CODES),
+        "model",
+        f"of the features (default: sigmoid, or linear of fewer than {_MANY_INPUTS} columns)",
+        before="sigmoid",
+    )
+    decoder_gain: bool | None = _setting(
+        None,
         YES_OR_NO,
         "model",
-        "whether the decoder learns a factor for each feature, so that sigmoids need not saturate",
+        "whether the decoder learns a factor for each feature, so that sigmoids need not saturate (default: with a "
+        "sigmoid code)",
         before=False,
     )
     start: str = _setting(
-        "random",
+        "components",
         one_of("components", "random"),
         "model",
         "start of the weights: the rows' principal components, as nearly as the layers can be them, or random",
@@ -139,7 +157,8 @@ class Config:
         None,
         number(lambda rate: 0 < rate < math.inf, "a finite number above 0"),
         "model",
-        f"step size (default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())})",
+        f"step size (default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())}; less for more than "
+        f"{_RATED_INPUTS} columns)",
     )
     schedule: str = _setting(
         "linear",
@@ -156,11 +175,12 @@ class Config:
         "model",
         "decay of the update rule's running average",
     )
-    corruption: float = _setting(  # in steps of 1/256, of which neither none nor all would be what was asked for
-        0.0,
+    corruption: float | None = _setting(  # in steps of 1/256, of which neither none nor all would be what was asked for
+        None,
         number(lambda share: share == 0 or 0.004 <= share <= 0.998, "0, or from 0.004 to 0.998"),
         "model",
-        "share of the entries that training hides from the encoder, others in each step",
+        "share of the entries that training hides from the encoder, others in each step (default: "
+        f"{_MASKED} with a hidden layer and {_MANY_INPUTS} columns or more, else 0)",
         before=0.0,
     )
     weight_decay: float = _setting(
@@ -276,9 +296,17 @@ class Settings(Config):
 
     n_features: int
     hidden: tuple[int, ...]
+    code_activation: str
+    decoder_gain: bool
     epochs: int
     batch_size: int
     learning_rate: float
+    corruption: float
+
+    @property
+    def hides_much(self) -> bool:
+        """Whether training hides so much that its features are to be other ones than those of the least error."""
+        return self.corruption > _MASKED
 
 
 def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = None) -> Settings:
@@ -287,17 +315,31 @@ def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = 
     batch_size = min(128, max(16, n_rows // 50), n_rows)
     # Of such minibatches, whichever are asked for: larger ones must not make a training longer.
     n_steps = -(-(n_rows - round(config.validation_fraction * n_rows)) // batch_size)
-    follows = {
-        "n_features": given.n_features if given else min(64, max(1, n_inputs // 2)),
-        "hidden": given.widths[1:-1] if given else _HIDDEN,
+    n_features = config.n_features or (given.n_features if given else min(64, max(1, n_inputs // 2)))
+    hidden = given.widths[1:-1] if given else _hidden_of(config, n_rows, n_inputs, n_features)
+    hidden = hidden if config.hidden is None else config.hidden
+    code = config.code_activation or ("sigmoid" if n_inputs >= _MANY_INPUTS else "linear")
+    follows: dict[str, Any] = {
+        "n_features": n_features,
+        "hidden": hidden,
+        "code_activation": code,
+        "decoder_gain": code == "sigmoid",
         "epochs": max(_EPOCHS, -(-LEAST_STEPS // max(1, n_steps))),
         "batch_size": batch_size,
-        "learning_rate": LEARNING_RATES[config.optimizer],
+        "learning_rate": LEARNING_RATES[config.optimizer] * min(1.0, _RATED_INPUTS / n_inputs),
+        "corruption": _MASKED if hidden and n_inputs >= _MANY_INPUTS else 0.0,
     }
     found = {name: value for name, value in follows.items() if getattr(config, name) is None}
     if given:  # these are never left open, so nobody can have meant others
         found |= {"activation": given.activation, "code_activation": given.code, "decoder_gain": given.gain}
     return Settings(**{**vars(config), **found})
+
+
+def _hidden_of(config: Config, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:
+    """One hidden layer, or none where rows or memory are too few for one that can start as the principal components."""
+    held = config.memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
+    room, least = min(_UNITS_PER_INPUT * n_inputs, n_rows // _ROWS_PER_UNIT, held), 2 * n_features
+    return (min(room, max(_MOST_UNITS, least)),) if room >= least else ()
 
 
 def network_of(settings: Settings, n_inputs: int) -> Network:

@@ -120,7 +120,7 @@ def _described(setting: Field[Any]) -> dict[str, Any]:
     if kind is SWITCH:
         return {"action": argparse.BooleanOptionalAction, "help": text}
     how: dict[str, Any] = {"nargs": "+", "action": "extend"} if isinstance(setting.default, tuple) else {}
-    if setting.type == "bool":  # by itself the flag is a yes
+    if str(setting.type).startswith("bool"):  # by itself the flag is a yes
         how = {"nargs": "?", "const": "yes"}
     return {"metavar": kind.metavar, "help": text, **how}
 

@@ -89,7 +89,7 @@ class Training:
 
         It does not of a few rows, nor of rows that are whole where training learns to fill in what is missing.
         """
-        return len(self.validation) >= _ENOUGH_ROWS and not self.config.corruption
+        return len(self.validation) >= _ENOUGH_ROWS and not self.config.hides_much
 
     @property
     def is_over(self) -> bool:

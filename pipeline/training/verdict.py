@@ -39,7 +39,7 @@ def complaints(about: Mapping[str, Any], config: Settings) -> Iterator[str]:
         What `measured` has found, and the history. Of a model that an earlier version has trained it may be less.
     """
     beside = about.get("baseline")
-    if beside and beside["is_worse"] and not config.corruption:  # which is to make other features, not nearer ones
+    if beside and beside["is_worse"] and not config.hides_much:  # which is to make other features, not nearer ones
         yield (
             f"the features say less than {beside['n_components']} principal components would, whose mean squared error "
             f"on the validation rows is {beside['components']:.3g}. {_remedies(config)} usually mend that."
@@ -75,7 +75,7 @@ def _gained_at_last(history: Sequence[Mapping[str, Any]], config: Settings, mean
     if len(history) < max(n, _LEAST_EPOCHS):
         return 0.0
     # The validation's rows, though few, are the same in every epoch; but they are whole where the others are corrupted.
-    is_told = history[-1]["validation_cost"] is not None and not config.corruption
+    is_told = history[-1]["validation_cost"] is not None and not config.hides_much
     costs = [epoch["validation_cost" if is_told else "cost"] for epoch in history]
     before, after = (float(np.mean(costs[end - n // 10 : end])) for end in (n // 2, n))
     return 1 - after / before if before > NOTHING * mean else 0.0

@@ -26,7 +26,7 @@ from tests.support.interpreters import REPOSITORY, environment
 pytestmark = pytest.mark.process
 
 PAGE = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"(?:^    \S.*\n)+", PAGE, re.M)
+BLOCKS = re.findall(r"(?:^    \S.*\n)+", re.sub(r"^```.*?^```$", "", PAGE, flags=re.M | re.S), re.M)
 PYTHON = re.findall(r"^```python\n(.*?)```$", PAGE, re.M | re.S)
 # Set-up has been done where tests run; and the suite, which cannot run within itself, is one file here.
 MAKE = """#!/bin/sh
@@ -121,15 +121,15 @@ def test_rows_it_has_not_seen_are_reconstructed_well(checkout: Checkout) -> None
 
 def test_units_are_neither_dead_nor_saturated(checkout: Checkout) -> None:
     features = open_features(checkout.sample("features-test")).features.compute()
-    assert features.std(axis=0).min() > 0.1
+    assert features.std(axis=0).min() > 0.01
     assert np.mean((features < 0.01) | (features > 0.99)) < 0.1
 
 
-def test_a_classifier_on_the_features_is_nearly_as_good_as_on_components(checkout: Checkout) -> None:
+def test_a_classifier_on_the_features_is_better_than_on_components(checkout: Checkout) -> None:
     checkout.sample("features")
     accuracy = {kind: float(value) for value, kind in re.findall(r"([\d.]+)  on 64 (features|pri)", checkout.said[1])}
     assert accuracy["features"] >= 0.82
-    assert accuracy["pri"] >= accuracy["features"] - 0.02
+    assert accuracy["features"] > accuracy["pri"]
 
 
 def test_the_picture_is_drawn_of_the_samples(checkout: Checkout) -> None:

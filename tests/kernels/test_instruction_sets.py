@@ -38,7 +38,7 @@ def name(request):
 # a run of all tests with TEST_ISA has these.
 CORE = {  # of each file, words in their names
     "test_ops.py": ["edge", "bytes", "floats", "same_bits", "finite", "sigmoid", "nan", "beyond"],
-    "test_ops_networks.py": ["edge"],
+    "test_ops_networks.py": ["every_option"],
 }
 
 

@@ -70,6 +70,10 @@ def assert_same_bits(found, expected):
 @each("dtype", ["uint8", "float32"])
 @each("network", NETWORKS)
 def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, network, dtype):
+    check_features_and_errors(rng, network, dtype)
+
+
+def check_features_and_errors(rng, network, dtype):
     parameters = random_parameters(rng, network)
     autoencoder, given = autoencoder_of(network, parameters), float64(parameters)
     for n_rows in [0, *HEIGHTS]:
@@ -80,6 +84,16 @@ def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, network, dt
 
 @each("network, corruption", [*((network, 0.0) for network in NETWORKS), (NETWORKS[0], 0.25), (NETWORKS[3], 0.25)])
 def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, network, corruption):
+    check_cost_and_gradients(rng, network, corruption)
+
+
+def test_a_network_with_every_option_is_right(rng):
+    """Among the others above; alone, since by each instruction set all of them would compile for minutes."""
+    check_features_and_errors(rng, NETWORKS[3], "uint8")
+    check_cost_and_gradients(rng, NETWORKS[3], 0.25)
+
+
+def check_cost_and_gradients(rng, network, corruption):
     parameters = random_parameters(rng, network)
     autoencoder = autoencoder_of(network, parameters)
     step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"), corruption=corruption)

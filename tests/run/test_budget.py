@@ -23,7 +23,7 @@ def shard(n_rows=10**6, n_inputs=100, dtype="float32"):
 
 def budget_of(shards=None, n_features=16, **settings):
     shards = shards or [shard()]
-    config = Config(**{"threads": 4, "n_features": n_features, **settings})
+    config = Config(**{"threads": 4, "n_features": n_features, "hidden": (), **settings})
     return make_budget(resolve(config, sum(each.n_rows for each in shards), shards[0].n_inputs), shards, TILE)
 
 

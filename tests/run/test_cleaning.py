@@ -112,6 +112,7 @@ def test_a_run_that_clips_is_one_over_rows_clipped_by_hand(shards: Shards) -> No
             assert features_of(wild.output) == features_of(tame.output)
 
 
+@pytest.mark.process
 def test_neither_blocks_nor_threads_nor_the_form_of_the_files_change_a_bit(shards: Shards, tmp_path: Path) -> None:
     rows = gappy(np.float32, np.nan, 0, n=300)
     rows[np.random.default_rng(1).random(rows.shape) < 0.3] = 0

@@ -72,7 +72,7 @@ def test_streamed_rows_give_the_features_of_resident_ones(tmp_path: Path, caplog
     folder.mkdir()
     for i in range(3):
         write_shard(folder / f"{i}.h5", x[2000 * i : 2000 * (i + 1)])
-    window = ["--shuffle-window", "1MiB"]
+    window = ["--shuffle-window", "1MiB", "--hidden", "64", "--start", "random"]  # what both budgets hold alike
     resident = features(folder, tmp_path / "a", *window)
     assert "rows in memory" in caplog.text
     streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "16MiB")
@@ -114,7 +114,7 @@ def test_features_are_those_of_the_numpy_encoders(tmp_path: Path, dtype: str) ->
     for flags in ((), (*deep, "--corruption", "0.2", "--weight-decay", "0.01")):
         found = features(tmp_path / "x.h5", tmp_path / f"out{len(flags)}", *flags)
         model, tolerance = load_model(tmp_path / f"out{len(flags)}"), TOLERANCES["cpu", "float32", "features"]
-        assert model.network.n_layers == (3 if flags else 1)
+        assert model.network.n_layers == (3 if flags else 2)
         assert np.allclose(found, model.encode(x), rtol=0, atol=tolerance)
 
 
@@ -179,7 +179,8 @@ def test_divergence_keeps_the_last_good_weights(shards: Path, tmp_path: Path, ca
     rate = ["--optimizer", "momentum", "--learning-rate", "1e6", "--schedule", "constant"]
     assert main(["--input", str(shards), "--output", str(out), *QUICK, *rate]) == 65
     assert "training diverged at epoch 0" in caplog.text
-    assert np.isfinite(load_model(out / "model-last-good.h5").parameters["W"]).all()
+    kept = load_model(out / "model-last-good.h5").parameters
+    assert all(np.isfinite(array).all() for array in kept.values())
     assert not (out / "manifest.json").exists()
 
 

@@ -22,7 +22,18 @@ from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Affected, Config, resolve
 from pipeline.shards.shard import Rider, Shard
 
-CONFIG = Config(n_features=2, epochs=20, batch_size=16, learning_rate=0.1, threads=2)
+# The network of earlier versions.
+CONFIG = Config(
+    **{
+        "n_features": 2,
+        "hidden": (),
+        "code_activation": "sigmoid",
+        "decoder_gain": False,
+        "start": "random",
+        "corruption": 0.0,
+    },
+    **{"epochs": 20, "batch_size": 16, "learning_rate": 0.1, "threads": 2},
+)
 FILE = Identity(0, 0, 16000, 10**18)
 Y = Rider("y", np.dtype("<i8"), Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))
 SHARDS = tuple(

@@ -35,7 +35,7 @@ def test_settings_that_cannot_work_are_told_before_the_inputs_are_looked_at(tmp_
 def test_every_setting_that_was_left_open_has_a_value_and_nothing_is_written(tmp_path: Path) -> None:
     prepared = prepare(config(tmp_path))
     assert (prepared.n_rows, prepared.given, prepared.bad_shards) == (100, None, [])
-    assert (prepared.config.n_features, prepared.config.batch_size, prepared.config.learning_rate) == (5, 16, 0.003)
+    assert (prepared.config.n_features, prepared.config.batch_size, prepared.config.learning_rate) == (5, 16, 0.001)
     assert not (tmp_path / "out").exists()
 
 

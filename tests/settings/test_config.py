@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, replace
 
+import pytest
+
 from kernels.network import Network
 from pipeline.settings.config import LEARNING_RATES, Config, network_of, problems, resolve
 from tests.support.cases import case
@@ -83,6 +85,38 @@ def test_what_is_left_open_follows_the_data_the_model_and_other_settings():
         assert resolve(Config(optimizer=rule), 100, 4).learning_rate == rate
 
 
+def test_the_rate_falls_with_the_columns_of_wide_rows():
+    rates = [resolve(Config(), 100, n_inputs).learning_rate for n_inputs in (8, 784, 7840)]
+    assert rates == [LEARNING_RATES["adam"], LEARNING_RATES["adam"], pytest.approx(LEARNING_RATES["adam"] / 10)]
+
+
+def test_a_hidden_layer_is_as_wide_as_rows_and_columns_allow_or_not_there():
+    def hidden(n_rows, n_inputs, **settings):
+        return resolve(Config(**settings), n_rows, n_inputs).hidden
+
+    assert hidden(60_000, 784) == (512,)
+    assert hidden(60_000, 784, n_features=300) == (600,), "a unit for each component, and one for its negative"
+    assert hidden(60_000, 8) == (64,), "no more than narrow rows can use"
+    assert hidden(1200, 784) == (300,), "no more than few rows can teach"
+    assert hidden(200, 784) == (), "and none that could not start as the components"
+    assert hidden(200, 784, hidden=(9,)) == (9,)
+    assert hidden(60_000, 784, memory_budget=2**25) == (274,), "no more than half of the memory holds"
+
+
+def test_a_few_columns_are_hidden_where_there_are_many():
+    for n_rows, n_inputs, share in ((60_000, 784, 0.0625), (60_000, 255, 0), (200, 784, 0)):
+        assert resolve(Config(), n_rows, n_inputs).corruption == share
+    assert resolve(Config(corruption=0.0), 60_000, 784).corruption == 0
+
+
+def test_sigmoids_have_a_gain_unless_told_otherwise():
+    for code, gain in (("sigmoid", True), ("linear", False)):
+        assert resolve(Config(code_activation=code), 100, 8).decoder_gain is gain
+    assert resolve(Config(code_activation="sigmoid", decoder_gain=False), 100, 8).decoder_gain is False
+    codes = [resolve(Config(), 100, n_inputs).code_activation for n_inputs in (255, 256)]
+    assert codes == ["linear", "sigmoid"], "an outlier of few columns is a large part of a row"
+
+
 def test_a_given_model_tells_its_own_network():
     given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
     assert network_of(resolve(Config(activation="relu", decoder_gain=False), 100, 784, given), 784) == given
@@ -97,6 +131,16 @@ def test_the_settings_describe_a_network():
 
 
 def test_what_is_set_stays_as_it_is():
-    config = Config(n_features=3, hidden=(9,), batch_size=17, learning_rate=0.5, epochs=7, carry=("a/b",))
+    config = Config(
+        n_features=3,
+        hidden=(9,),
+        code_activation="linear",
+        decoder_gain=True,
+        batch_size=17,
+        learning_rate=0.5,
+        epochs=7,
+        corruption=0.1,
+        carry=("a/b",),
+    )
     assert asdict(resolve(config, 100, 4)) == asdict(config)
     assert list(asdict(resolve(config, 100, 4))) == list(asdict(config)), "in the order of --help"

@@ -133,12 +133,21 @@ def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
     return {name: np.array(array, dtype=np.float32) for name, array in values.items()}
 
 
+# The one that the stand-in is, and how earlier versions trained it.
+NETWORK = {
+    **{"hidden": "none", "code_activation": "sigmoid", "decoder_gain": "no", "corruption": "0"},
+    **{"start": "random", "learning_rate": "0.003"},
+}
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the stand-ins in their places."""
     for name, standin in (("kernels.autoencoder", Autoencoder), ("kernels.step", TrainingStep)):
         module = ModuleType(name)
         setattr(module, standin.__name__, standin)
         monkeypatch.setitem(sys.modules, name, module)
+    for setting, value in NETWORK.items():  # unless a flag says otherwise
+        monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
     monkeypatch.setattr(stages, "start_device", lambda is_required: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(job, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)

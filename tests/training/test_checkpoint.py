@@ -77,6 +77,7 @@ def test_s14_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
 
 # Of each update rule, and of a network that has and does everything else.
 RATES = {"adam": 0.05, "momentum": 1.0, "nesterov": 1.0, "rmsprop": 0.05, "deep": 0.01}
+OLD: dict[str, Any] = {"hidden": (), "code_activation": "sigmoid", "decoder_gain": False, "corruption": 0.0}
 DEEP: dict[str, Any] = {
     **{"hidden": (8,), "activation": "leaky-relu", "decoder_gain": True},
     **{"corruption": 0.25, "weight_decay": 0.1},
@@ -96,8 +97,8 @@ class Rig:
     def __init__(self, shards: Sequence[Shard], name: str, resident: bool) -> None:
         from kernels.autoencoder import Autoencoder
 
-        more = DEEP if name == "deep" else {"optimizer": name, "hidden": ()}
-        config = Settings(n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6, **more)
+        more = DEEP if name == "deep" else {"optimizer": name}
+        config = Settings(**{**OLD, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
         self.config = replace(config, checkpoint_minutes=1e6)
         rows = ResidentRows(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)

@@ -17,7 +17,19 @@ from pipeline.training.checkpoint import Checkpoint, Standing
 from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order
 
-CONFIG = Settings(hidden=(), n_features=1, learning_rate=0.5, batch_size=4, epochs=6, patience=2, schedule="constant")
+CONFIG = Settings(
+    hidden=(),
+    code_activation="sigmoid",
+    decoder_gain=False,
+    corruption=0.0,
+    start="random",
+    n_features=1,
+    learning_rate=0.5,
+    batch_size=4,
+    epochs=6,
+    patience=2,
+    schedule="constant",
+)
 NO_ROWS, FEW_ROWS, ENOUGH_ROWS = np.empty((0, 1)), np.zeros((99, 1)), np.zeros((100, 1))
 
 

@@ -21,7 +21,18 @@ from tests.support.helpers import write_shard
 
 pytestmark = pytest.mark.compiler
 
-CONFIG = Settings(hidden=(), n_features=2, batch_size=8, learning_rate=0.01, validation_fraction=0.2, epochs=2)
+CONFIG = Settings(
+    hidden=(),
+    code_activation="sigmoid",
+    decoder_gain=False,
+    corruption=0.0,
+    start="random",
+    n_features=2,
+    batch_size=8,
+    learning_rate=0.01,
+    validation_fraction=0.2,
+    epochs=2,
+)
 DEEP = replace(CONFIG, hidden=(7, 6), code_activation="linear", decoder_gain=True, corruption=0.25, start="components")
 SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, max_sample_rows=1000, n_threads=1)
 
@@ -97,7 +108,7 @@ def test_principal_components_are_where_a_training_starts_if_there_is_room_for_t
         error = training.autoencoder.cost(np.delete(rows, training.order.left_out, axis=0))
         np.testing.assert_allclose(error, np.sum(left**2) / x.size, rtol=1e-4)
     assert "no room" not in caplog.text
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="pipeline")
     found, expected = (
         ready(shards, scan, replace(DEEP, hidden=(3,), start=start)) for start in ("components", "random")
     )
