@@ -37,6 +37,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.features import open_features
 from pipeline.model import load_model
+from pipeline.scan.scaler import Scaler
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import blocks
@@ -205,7 +206,7 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> None:
 def judged(train: Path, test: Path, *outputs: Path) -> dict[str, float]:
     """Error and probe of a run's features."""
     model, features = load_model(outputs[0]), [open_features(output).features.compute() for output in outputs]
-    rows = scaled(test, model.scaler.minimum, model.scaler.scale)
+    rows = scaled(test, model.scaler)
     return {"error": error_of(rows, model.decode(features[1])), "probe": probe(*features, train, test)}
 
 
@@ -215,9 +216,8 @@ def beside(name: str) -> dict[str, float]:
     if not path.exists():
         train, test = stored(name)
         with h5py.File(train) as file:
-            minimum, maximum = (np.asarray(edge, np.float64) for edge in (file["X"][:].min(0), file["X"][:].max(0)))
-        scale = np.divide(1, maximum - minimum, out=np.zeros_like(minimum), where=maximum > minimum)
-        seen, rows = scaled(train, minimum, scale), scaled(test, minimum, scale)
+            scaler = Scaler(*(edge(file["X"][:], axis=0).astype(np.float64) for edge in (np.min, np.max)))
+        seen, rows = scaled(train, scaler), scaled(test, scaler)
         few = seen[: MOST_BYTES // (4 * seen.shape[1])]
         pca = PCA(min(SETS[name][1], len(few)), svd_solver="randomized", iterated_power=7, random_state=0).fit(few)
         found = {
@@ -231,12 +231,10 @@ def beside(name: str) -> dict[str, float]:
     return kept
 
 
-def scaled(path: Path, minimum: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """A file's rows, scaled: float32."""
+def scaled(path: Path, scaler: Scaler) -> np.ndarray:
+    """A file's rows (n_rows, n_inputs), scaled: float32."""
     with h5py.File(path) as file:
-        return np.concatenate(
-            [((file["X"][i : i + 1024] - minimum) * scale).astype("f4") for i in range(0, len(file["X"]), 1024)]
-        )
+        return np.concatenate([scaler.transform(file["X"][i : i + 1024]) for i in range(0, len(file["X"]), 1024)])
 
 
 def error_of(rows: np.ndarray, found: np.ndarray) -> float:
