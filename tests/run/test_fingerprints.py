@@ -21,17 +21,12 @@ from pipeline.run.fingerprints import Request, differences, request_of
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Affected, Config, resolve
 from pipeline.shards.shard import Rider, Shard
+from tests.support.networks import ONE_LAYER
 
 # The network of earlier versions.
 CONFIG = Config(
-    **{
-        "n_features": 2,
-        "hidden": (),
-        "code_activation": "sigmoid",
-        "decoder_gain": False,
-        "start": "random",
-        "corruption": 0.0,
-    },
+    n_features=2,
+    **ONE_LAYER,
     **{"epochs": 20, "batch_size": 16, "learning_rate": 0.1, "threads": 2},
 )
 FILE = Identity(0, 0, 16000, 10**18)

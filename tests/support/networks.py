@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from kernels import reference
 from kernels.network import Network
 
-__all__ = ["DECAY", "NETWORKS", "numpy_steps", "numpy_update", "random_parameters"]
+__all__ = ["DECAY", "NETWORKS", "ONE_LAYER", "numpy_steps", "numpy_update", "random_parameters"]
 
 DECAY = 0.9  # of every rule's running average
+
+# Settings of the one that earlier versions trained, and of how they started it.
+ONE_LAYER: dict[str, Any] = {
+    **{"hidden": (), "code_activation": "sigmoid", "decoder_gain": False},
+    **{"corruption": 0.0, "start": "random"},
+}
 
 # All of 7 columns and 3 features.
 NETWORKS = {

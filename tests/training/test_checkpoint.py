@@ -27,6 +27,7 @@ from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, StreamedRows
 from pipeline.training.start import start_of
 from tests.support.helpers import write_shard
+from tests.support.networks import ONE_LAYER
 
 pytestmark = pytest.mark.process
 
@@ -77,7 +78,6 @@ def test_s14_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
 
 # Of each update rule, and of a network that has and does everything else.
 RATES = {"adam": 0.05, "momentum": 1.0, "nesterov": 1.0, "rmsprop": 0.05, "deep": 0.01}
-OLD: dict[str, Any] = {"hidden": (), "code_activation": "sigmoid", "decoder_gain": False, "corruption": 0.0}
 DEEP: dict[str, Any] = {
     **{"hidden": (8,), "activation": "leaky-relu", "decoder_gain": True},
     **{"corruption": 0.25, "weight_decay": 0.1},
@@ -98,7 +98,7 @@ class Rig:
         from kernels.autoencoder import Autoencoder
 
         more = DEEP if name == "deep" else {"optimizer": name}
-        config = Settings(**{**OLD, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
+        config = Settings(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
         self.config = replace(config, checkpoint_minutes=1e6)
         rows = ResidentRows(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)

@@ -16,13 +16,10 @@ from pipeline.settings.config import Settings
 from pipeline.training.checkpoint import Checkpoint, Standing
 from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order
+from tests.support.networks import ONE_LAYER
 
 CONFIG = Settings(
-    hidden=(),
-    code_activation="sigmoid",
-    decoder_gain=False,
-    corruption=0.0,
-    start="random",
+    **ONE_LAYER,
     n_features=1,
     learning_rate=0.5,
     batch_size=4,

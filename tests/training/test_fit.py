@@ -18,15 +18,12 @@ from pipeline.shards.shard import Shard
 from pipeline.training.epochs import Training, train
 from pipeline.training.fit import Sizes, prepared
 from tests.support.helpers import write_shard
+from tests.support.networks import ONE_LAYER
 
 pytestmark = pytest.mark.compiler
 
 CONFIG = Settings(
-    hidden=(),
-    code_activation="sigmoid",
-    decoder_gain=False,
-    corruption=0.0,
-    start="random",
+    **ONE_LAYER,
     n_features=2,
     batch_size=8,
     learning_rate=0.01,
