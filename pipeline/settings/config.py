@@ -330,7 +330,7 @@ def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = 
         "corruption": _MASKED if hidden and n_inputs >= _MANY_INPUTS else 0.0,
     }
     found = {name: value for name, value in follows.items() if getattr(config, name) is None}
-    if given:  # these are never left open, so nobody can have meant others
+    if given:  # whose network it is; what contradicts its widths is told where both are at hand
         found |= {"activation": given.activation, "code_activation": given.code, "decoder_gain": given.gain}
     return Settings(**{**vars(config), **found})
 
