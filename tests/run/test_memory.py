@@ -43,9 +43,11 @@ def peak(*flags: str) -> int:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """The peak of a run on next to nothing."""
+    """The peak of a run on next to nothing, with the network that many rows are given."""
     folder = tmp_path_factory.mktemp("small")
-    return peak(*flags(write_shard(folder / "x.h5", numbered(100, 784, dtype=np.float32)), folder / "out"))
+    return peak(
+        *flags(write_shard(folder / "x.h5", numbered(100, 784, dtype=np.float32)), folder / "out"), "--hidden", "512"
+    )
 
 
 def flags(source: str, output: Path) -> list[str]:
