@@ -19,7 +19,7 @@ import kernels
 from kernels.network import Network
 from pipeline.errors import ConfigError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Settings
+from pipeline.settings.resolve import Settings
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder

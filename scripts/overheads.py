@@ -47,7 +47,8 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import Entry, Record
 from pipeline.run.budget import make_budget
-from pipeline.settings.config import Config, resolve
+from pipeline.settings.config import Config
+from pipeline.settings.resolve import resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint

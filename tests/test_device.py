@@ -16,7 +16,7 @@ from kernels.network import Network
 from pipeline.device import autoencoder_of, theanos_errors, training_step_of
 from pipeline.errors import DataError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Settings
+from pipeline.settings.resolve import Settings
 from pipeline.training.start import start_of
 
 FULL = os.strerror(errno.ENOSPC)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError
-from pipeline.settings.config import COPIES_IN_TRAINING, Settings, network_of
+from pipeline.settings.defaults import COPIES_IN_TRAINING
+from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.shard import Shard, row_dtype
 
 __all__ = ["Budget", "make_budget"]

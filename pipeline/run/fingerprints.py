@@ -19,7 +19,8 @@ from pipeline.errors import shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.run.budget import Budget
-from pipeline.settings.config import Settings, deciding
+from pipeline.settings.config import deciding
+from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard
 
 __all__ = ["Request", "differences", "other_inputs", "other_settings", "request_of"]

@@ -27,8 +27,9 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
 from pipeline.run.budget import Budget, make_budget
 from pipeline.run.fingerprints import Request, request_of
-from pipeline.settings.config import Config, Settings, problems, resolve
+from pipeline.settings.config import Config, problems
 from pipeline.settings.kinds import allowed, plain
+from pipeline.settings.resolve import Settings, resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 

@@ -13,8 +13,8 @@ from pipeline.run.job import Job
 from pipeline.scan import ranges
 from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import Scan
-from pipeline.settings.config import Settings
 from pipeline.settings.kinds import allowed
+from pipeline.settings.resolve import Settings
 
 __all__ = ["scanned"]
 

@@ -15,7 +15,7 @@ from pipeline.progress import Progress
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan
-from pipeline.settings.config import network_of
+from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import train

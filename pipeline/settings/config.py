@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from kernels.network import ACTIVATIONS, CODES, Network
+from kernels.network import ACTIVATIONS, CODES
+from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
     DATASET,
     EXACT_NUMBER,
@@ -30,36 +31,7 @@ from pipeline.settings.kinds import (
     whole,
 )
 
-__all__ = [
-    "COPIES_IN_TRAINING",
-    "LEARNING_RATES",
-    "LEAST_STEPS",
-    "Affected",
-    "Config",
-    "Settings",
-    "deciding",
-    "network_of",
-    "problems",
-    "resolve",
-]
-
-# Units of the hidden layer, where none are asked for: see `_hidden_of`.
-_MOST_UNITS, _UNITS_PER_INPUT, _ROWS_PER_UNIT = 512, 8, 4
-
-# Each rule's own good start; see docs/training.md for the measurements. Of more columns than `_RATED_INPUTS` the rate
-# falls as their number grows: all weights of a unit move at once, and what it takes in by the sum of a row times that.
-_RATED_INPUTS = 784
-LEARNING_RATES = {"momentum": 0.1, "nesterov": 0.1, "adam": 0.001, "rmsprop": 0.001}
-
-# Of a network: parameters, adam's states, what follows on each, gradients, the best ones; a checkpoint, its file twice.
-COPIES_IN_TRAINING = 18
-
-# Where so many columns say much of each other, a few that are hidden cost little error, and classifiers gain by it; and
-# by sigmoids. Of fewer each is a large part of the row: missed where it is hidden, and far outside the end of sigmoids.
-_MANY_INPUTS, _MASKED = 256, 0.0625
-
-# So many epochs do for large data; of small data they would be too few steps, however many rows see each of them.
-_EPOCHS, LEAST_STEPS = 20, 2000
+__all__ = ["Affected", "Config", "deciding", "problems"]
 
 Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 """What a setting changes first; what is made from that follows.
@@ -125,7 +97,7 @@ class Config:
         None,
         one_of(*CODES),
         "model",
-        f"of the features (default: sigmoid, or linear of fewer than {_MANY_INPUTS} columns)",
+        f"of the features (default: sigmoid, or linear of fewer than {MANY_INPUTS} columns)",
         before="sigmoid",
     )
     decoder_gain: bool | None = _setting(
@@ -147,7 +119,7 @@ class Config:
         None,
         whole(1),
         "model",
-        f"passes over the training rows, at most (default: {_EPOCHS}, or as many as make {LEAST_STEPS} steps)",
+        f"passes over the training rows, at most (default: {EPOCHS}, or as many as make {LEAST_STEPS} steps)",
     )
     batch_size: int | None = _setting(
         None, whole(1), "model", "rows of one training step (default: 128, or a fiftieth of the rows, at least 16)"
@@ -158,7 +130,7 @@ class Config:
         number(lambda rate: 0 < rate < math.inf, "a finite number above 0"),
         "model",
         f"step size (default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())}; less for more than "
-        f"{_RATED_INPUTS} columns)",
+        f"{RATED_INPUTS} columns)",
     )
     schedule: str = _setting(
         "linear",
@@ -180,7 +152,7 @@ class Config:
         number(lambda share: share == 0 or 0.004 <= share <= 0.998, "0, or from 0.004 to 0.998"),
         "model",
         "share of the entries that training hides from the encoder, others in each step (default: "
-        f"{_MASKED} with a hidden layer and {_MANY_INPUTS} columns or more, else 0)",
+        f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, else 0)",
         before=0.0,
     )
     weight_decay: float = _setting(
@@ -288,63 +260,3 @@ def problems(config: Config) -> list[str]:
         if all(getattr(config, name) for name in pair):
             wrong.append(f"{' and '.join(pair)}: both, expected at most one of them")
     return wrong
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(Config):
-    """All settings of a run that has looked at its inputs: nothing is left open of what follows from them."""
-
-    n_features: int
-    hidden: tuple[int, ...]
-    code_activation: str
-    decoder_gain: bool
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    corruption: float
-
-    @property
-    def hides_much(self) -> bool:
-        """Whether training hides so much that its features are to be other ones than those of the least error."""
-        return self.corruption > _MASKED
-
-
-def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = None) -> Settings:
-    """Fill in what follows from the shards' rows and columns, a given model's network and other settings."""
-    # A fiftieth, so that few rows still make some fifty steps an epoch; never more rows than there are.
-    batch_size = min(128, max(16, n_rows // 50), n_rows)
-    # Of such minibatches, whichever are asked for: larger ones must not make a training longer.
-    n_steps = -(-(n_rows - round(config.validation_fraction * n_rows)) // batch_size)
-    n_features = config.n_features or (given.n_features if given else min(64, max(1, n_inputs // 2)))
-    hidden = given.widths[1:-1] if given else _hidden_of(config, n_rows, n_inputs, n_features)
-    hidden = hidden if config.hidden is None else config.hidden
-    code = config.code_activation or ("sigmoid" if n_inputs >= _MANY_INPUTS else "linear")
-    follows: dict[str, Any] = {
-        "n_features": n_features,
-        "hidden": hidden,
-        "code_activation": code,
-        "decoder_gain": code == "sigmoid",
-        "epochs": max(_EPOCHS, -(-LEAST_STEPS // max(1, n_steps))),
-        "batch_size": batch_size,
-        "learning_rate": LEARNING_RATES[config.optimizer] * min(1.0, _RATED_INPUTS / n_inputs),
-        "corruption": _MASKED if hidden and n_inputs >= _MANY_INPUTS else 0.0,
-    }
-    found = {name: value for name, value in follows.items() if getattr(config, name) is None}
-    if given:  # whose network it is; what contradicts its widths is told where both are at hand
-        found |= {"activation": given.activation, "code_activation": given.code, "decoder_gain": given.gain}
-    return Settings(**{**vars(config), **found})
-
-
-def _hidden_of(config: Config, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:
-    """One hidden layer, or none where rows or memory are too few for one that can start as the principal components."""
-    held = config.memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
-    room, least = min(_UNITS_PER_INPUT * n_inputs, n_rows // _ROWS_PER_UNIT, held), 2 * n_features
-    return (min(room, max(_MOST_UNITS, least)),) if room >= least else ()
-
-
-def network_of(settings: Settings, n_inputs: int) -> Network:
-    """The network that is trained on rows of so many columns."""
-    widths = (n_inputs, *settings.hidden, settings.n_features)
-    # Without hidden layers theirs is no difference.
-    activation = settings.activation if settings.hidden else ACTIVATIONS[0]
-    return Network(widths, activation, settings.code_activation, settings.decoder_gain)

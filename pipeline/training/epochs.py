@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
-from pipeline.settings.config import LEAST_STEPS, Settings
+from pipeline.settings.defaults import LEAST_STEPS
+from pipeline.settings.resolve import Settings
 from pipeline.training.baseline import Baseline
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
 from pipeline.training.order import Order, noise_of

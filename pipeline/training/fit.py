@@ -15,7 +15,7 @@ from pipeline.errors import DataError, counted
 from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Settings
+from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.training.baseline import baseline_of
 from pipeline.training.components import Components, principal_components, sampled

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.settings.config import Settings
+from pipeline.settings.resolve import Settings
 from pipeline.training.baseline import NOTHING
 from pipeline.training.epochs import Training
 from pipeline.training.units import Units, count_units

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.run.budget import make_budget
-from pipeline.settings.config import Config, resolve
+from pipeline.settings.config import Config
+from pipeline.settings.resolve import resolve
 from pipeline.shards.shard import Shard
 from tests.support.helpers import refused
 

@@ -19,7 +19,8 @@ from pipeline.run import fingerprints as module
 from pipeline.run.budget import make_budget
 from pipeline.run.fingerprints import Request, differences, request_of
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Affected, Config, resolve
+from pipeline.settings.config import Affected, Config
+from pipeline.settings.resolve import resolve
 from pipeline.shards.shard import Rider, Shard
 from tests.support.networks import ONE_LAYER
 

@@ -14,8 +14,9 @@ import pytest
 
 from kernels.network import Network
 from pipeline.features import open_features
-from pipeline.settings.config import Config, deciding, network_of, resolve
+from pipeline.settings.config import Config, deciding
 from pipeline.settings.flags import parse
+from pipeline.settings.resolve import network_of, resolve
 from scripts import make_data, reference
 from tests.support.interpreters import REPOSITORY
 

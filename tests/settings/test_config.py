@@ -5,7 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 
 from kernels.network import Network
-from pipeline.settings.config import LEARNING_RATES, Config, network_of, problems, resolve
+from pipeline.settings.config import Config, problems
+from pipeline.settings.defaults import LEARNING_RATES
+from pipeline.settings.resolve import network_of, resolve
 from tests.support.cases import case
 
 

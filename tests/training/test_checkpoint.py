@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.device import training_step_of
 from pipeline.formats import pack
-from pipeline.settings.config import Settings, network_of
+from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import TrainingDiverged
-from pipeline.settings.config import Settings
+from pipeline.settings.resolve import Settings
 from pipeline.training.checkpoint import Checkpoint, Standing
 from pipeline.training.epochs import Training, learning_rate, train
 from pipeline.training.order import Order

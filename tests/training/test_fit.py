@@ -12,7 +12,7 @@ from pipeline.device import autoencoder_of
 from pipeline.errors import DataError
 from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Settings, network_of
+from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.training.epochs import Training, train

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from kernels.network import Network
-from pipeline.settings.config import Config, Settings, resolve
+from pipeline.settings.config import Config
+from pipeline.settings.resolve import Settings, resolve
 from pipeline.training.baseline import Baseline
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order
