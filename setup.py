@@ -21,6 +21,7 @@ setup(
     package_data={"kernels": ["native/*.c", "native/*.h"], "pipeline.hdf5.filters": ["*.pyi"]},
     ext_modules=[LZF],
     zip_safe=False,
+    entry_points={"console_scripts": ["shardpress = pipeline.commands.table:shardpress"]},
     # Theano's generated code stops building at 3.12, and so does distutils.
     python_requires=">=3.11,<3.12",
     install_requires=[

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
     "run": ["progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"],
     "cli": ["run", "output.disk"],
+    "commands": ["cli", "installed"],
 }
 
 ROOT = Path(__file__).parents[1]

@@ -1,0 +1,1 @@
+"""What `shardpress NAME` does, a file for each name: flags in, an answer on standard output, an exit code."""

@@ -1,0 +1,32 @@
+"""How commands read their flags, and write an answer that a program may want."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, NoReturn
+
+from pipeline.errors import UsageError
+
+__all__ = ["Parser", "printed_json"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of a command, whose ``--help`` shows examples first; what it cannot read is a `UsageError`."""
+
+    def __init__(self, name: str, examples: str) -> None:
+        super().__init__(
+            prog=f"shardpress {name}",
+            description=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # which a later version could make ambiguous
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse."""
+        raise UsageError(f"{message}. See {self.prog} --help.")
+
+
+def printed_json(answer: Any) -> None:
+    """Write an answer as JSON, alone on standard output."""
+    print(json.dumps(answer, indent=1, ensure_ascii=False))

@@ -1,0 +1,85 @@
+"""The commands of `shardpress` and how one begins: a command loads what it needs, and the table nothing at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NoReturn
+
+from pipeline.errors import ShardpressError, UsageError, shown
+from pipeline.signals import leave
+
+__all__ = ["COMMANDS", "Command", "main", "shardpress"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of the table.
+
+    Attributes
+    ----------
+    group : str
+        When it is used; the page of all commands is ordered by it.
+    summary : str
+        What it does, in half a line.
+    """
+
+    group: str
+    summary: str
+
+
+# `main(arguments)` of the file of that name in this folder returns the exit code.
+COMMANDS = {
+    "run": Command("each night", "scan shards, train, and encode every row"),
+    "version": Command("set up", "versions of shardpress and of what its results depend on"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command that the first argument names, with the others.
+
+    Returns
+    -------
+    int
+        Its exit code; that of an error after a line that says it.
+    """
+    name = arguments[0] if arguments else "--help"
+    try:
+        if name in ("--help", "-h"):
+            print(_page())
+            return 0
+        return int(import_module(f"pipeline.commands.{_known(name)}").main(arguments[1:]))
+    except ShardpressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def shardpress() -> NoReturn:
+    """Begin where the shell does."""
+    leave(main(sys.argv[1:]))
+
+
+def _known(name: str) -> str:
+    name = "version" if name == "--version" else name
+    if name in COMMANDS:
+        return name
+    near = get_close_matches(name, COMMANDS, 1)
+    meant = f" Did you mean {near[0]}?" if near else ""
+    raise UsageError(f"shardpress has no command {shown(name)}.{meant} See shardpress --help.")
+
+
+def _page() -> str:
+    lines = ["Usage: shardpress COMMAND ...", "", "HDF5 shards in, compact autoencoder features out."]
+    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:10} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
+    return "\n".join([*lines, "", "shardpress COMMAND --help says more of each."])

@@ -1,0 +1,32 @@
+"""The table of commands: each is there, says its flags, and nothing heavy is loaded for the page of all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands.table import COMMANDS, main
+
+FOLDER = Path(__file__).parents[2] / "pipeline/commands"
+
+
+def test_every_command_has_a_file_and_a_line_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "table", "parsing"} == set(COMMANDS)
+    assert main([]) == 0
+    page = capsys.readouterr().out
+    assert all(f"  {name} " in page and command.summary in page for name, command in COMMANDS.items())
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runn"]) == 64
+    assert "Did you mean run?" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_the_page_loads_no_numpy() -> None:
+    program = "import sys; from pipeline.commands.table import main; main(['--help']); print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.endswith("False\n")
