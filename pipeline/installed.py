@@ -12,24 +12,42 @@ import resource
 import shlex
 import sys
 
-__all__ = ["complaint", "too_little_memory"]
+__all__ = ["complaint", "misfit_packages", "too_little_memory"]
 
 _UNAVAILABLE, _SYSTEM_LIMIT = 69, 71  # as of `DeviceError` and scripts/setup.sh, and of `SystemLimit`
 # A run over a hundred rows takes 350 MiB, which its two threads and the libraries do. With less, HDF5 has crashed.
 _LEAST_ADDRESSES = 360 * 2**20
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}
+# Those with a marker of another kind are what an extra asks for.
+_MARKER = r"(?: *; *python_version *([<>=]+) *.([\d.]+).)?"
+_REQUIREMENT = r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?" + _MARKER + "$"
+# As of scripts/setup.sh, which a wheel has not.
+_HOW_TO_GET_IT = (
+    "Python 3.11 comes from Debian 12 (apt-get install python3.11-venv python3.11-dev g++), pyenv "
+    "(PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11) or uv (uv python install 3.11); install the same wheel "
+    "there: python3.11 -m venv night && night/bin/pip install shardpress. What reads features works here: see "
+    "shardpress --help."
+)
 
 
 def complaint() -> str:
     """What is wrong with this Python and what to do, in one sentence; empty when nothing is."""
-    if sys.version_info[:2] == (3, 11) and importlib.util.find_spec("theano"):
-        return "; ".join(_misfits(_installed()))
+    if sys.version_info[:2] == (3, 11):
+        misfits = misfit_packages()
+        if misfits or importlib.util.find_spec("theano"):
+            return "; ".join(misfits)
     version = ".".join(str(part) for part in sys.version_info[:3])
+    needed = "3.11 with what make setup installs" if _in_checkout() else "3.11: Theano runs on no later one"
     return (
-        f"{os.path.basename(sys.argv[0])} cannot run in this Python ({version} at {sys.executable}): shardpress needs "
-        f"3.11 with what make setup installs. {_what_to_type()}"
+        f"{_program()} cannot run in this Python ({version} at {sys.executable}): shardpress needs "
+        f"{needed}. {_what_to_type() if _in_checkout() else _HOW_TO_GET_IT}"
     )
+
+
+def misfit_packages() -> "list[str]":
+    """Of each requirement of ours that is not met, what is there and what to do."""
+    return _misfits(_installed())
 
 
 def too_little_memory() -> str:
@@ -41,6 +59,16 @@ def too_little_memory() -> str:
         f"the process may have {limit >> 10} KiB of address space (ulimit -v), expected {_LEAST_ADDRESSES >> 10} at "
         "least: Python and its libraries alone need that. Raise the limit."
     )
+
+
+def _program() -> str:
+    """As it was typed: of `shardpress` not every command needs Theano."""
+    name = os.path.basename(sys.argv[0])
+    return " ".join([name, *sys.argv[1:2]]) if name == "shardpress" else name
+
+
+def _in_checkout() -> bool:
+    return os.path.exists(os.path.join(_ROOT, "scripts", "setup.sh"))
 
 
 def _what_to_type() -> str:
@@ -71,8 +99,10 @@ def _misfits(installed: "dict[str, str]") -> "list[str]":
         return []  # run from a checkout alone: nobody has said which versions these are
     misfits = []
     with open(os.path.join(installed["shardpress"], "METADATA"), encoding="utf-8") as file:
-        requirements = re.findall(r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?$", file.read(), re.M)
-    for name, ranges in requirements:
+        requirements = re.findall(_REQUIREMENT, file.read(), re.M)
+    for name, ranges, how, bound in requirements:
+        if how and not _COMPARED[how](sys.version_info[:2], _numbers(bound)):
+            continue
         version = os.path.basename(installed.get(_normal(name), "")).rpartition(".")[0].partition("-")[2]
         if not version or not _fits(version, ranges):
             found = f"{version} is installed" if version else "is not installed"

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "run": ["progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"],
     "cli": ["run", "output.disk"],
     "commands": ["cli", "installed"],
+    "shardpress": ["commands", "features", "model"],  # which setup.py installs beside pipeline, under its own name
 }
 
 ROOT = Path(__file__).parents[1]

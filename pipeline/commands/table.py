@@ -13,7 +13,7 @@ from typing import NoReturn
 from pipeline.errors import ShardpressError, UsageError, shown
 from pipeline.signals import leave
 
-__all__ = ["COMMANDS", "Command", "main", "shardpress"]
+__all__ = ["COMMANDS", "Command", "main", "module_of", "shardpress"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Command:
     summary: str
 
 
-# `main(arguments)` of the file of that name in this folder returns the exit code.
+# `main(arguments)` of the file of that name in this folder, or in that of its group, returns the exit code.
 COMMANDS = {
     "run": Command("each night", "scan shards, train, and encode every row"),
     "version": Command("set up", "versions of shardpress and of what its results depend on"),
 }
+_FOLDERS = {"set up": "set_up."}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         if name in ("--help", "-h"):
             print(_page())
             return 0
-        return int(import_module(f"pipeline.commands.{_known(name)}").main(arguments[1:]))
+        return int(import_module(module_of(_known(name))).main(arguments[1:]))
     except ShardpressError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -61,6 +62,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def module_of(name: str) -> str:
+    """Where a command lies."""
+    return f"pipeline.commands.{_FOLDERS.get(COMMANDS[name].group, '')}{name}"
 
 
 def shardpress() -> NoReturn:

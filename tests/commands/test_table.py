@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from pipeline.commands.table import COMMANDS, main
+from pipeline.commands.table import COMMANDS, main, module_of
 
 FOLDER = Path(__file__).parents[2] / "pipeline/commands"
 
 
 def test_every_command_has_a_file_and_a_line_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "table", "parsing"} == set(COMMANDS)
+    files = {path.stem for path in FOLDER.rglob("*.py")} - {"__init__", "table", "parsing"}
+    assert files == set(COMMANDS)
+    assert all(find_spec(module_of(name)) for name in COMMANDS)
     assert main([]) == 0
     page = capsys.readouterr().out
     assert all(f"  {name} " in page and command.summary in page for name, command in COMMANDS.items())

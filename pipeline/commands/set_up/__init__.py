@@ -1,0 +1,1 @@
+"""The commands of the group "set up", so that no folder holds too many."""

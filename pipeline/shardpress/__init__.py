@@ -1,0 +1,62 @@
+"""What `import shardpress` gives: the public names of the package `pipeline`, and that `pipeline` is ours.
+
+    from shardpress import load_model, open_features
+
+setup.py installs it beside `pipeline` and `kernels`. A file `pipeline.py` in the folder where a script or a notebook
+starts comes before them on Python's path, so they are loaded from their own place, before anything asks for them.
+"""
+
+import importlib.util as _util
+import os as _os
+import sys as _sys
+from types import ModuleType as _ModuleType
+
+_AROUND = _os.path.dirname(_os.path.dirname(_os.path.abspath(__file__)))
+# In the repository it lies in `pipeline`.
+_ROOT = _AROUND if _os.path.exists(_os.path.join(_AROUND, "pipeline", "__init__.py")) else _os.path.dirname(_AROUND)
+
+
+def _ours(name: str) -> _ModuleType:
+    """Our package of a name that others may have taken."""
+    path = _os.path.join(_ROOT, name, "__init__.py")
+    if name in _sys.modules:
+        there = getattr(_sys.modules[name], "__file__", None)
+        if there is None or not _os.path.exists(there) or not _os.path.samefile(there, path):
+            raise ImportError(
+                f"shardpress: the module {name!r} that is loaded already is that of {there or 'a folder'}, expected "
+                f"{path}, which shardpress needs. Give that file another name, or use it in another process."
+            )
+        return _sys.modules[name]
+    spec = _util.spec_from_file_location(name, path, submodule_search_locations=[_os.path.dirname(path)])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"shardpress: {path} cannot be loaded. Install shardpress again.")
+    module = _util.module_from_spec(spec)
+    _sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del _sys.modules[name]
+        raise
+    return module
+
+
+_ours("kernels")
+_pipeline = _ours("pipeline")
+
+TYPE_CHECKING = False  # as in `pipeline`
+if TYPE_CHECKING:
+    from pipeline import load_model as load_model
+    from pipeline import open_features as open_features
+else:
+
+    def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("shardpress")
+        if name not in _pipeline._DOWNSTREAM:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(_pipeline, name)
+
+    def __dir__():
+        return [*globals(), *_pipeline._DOWNSTREAM, "__version__"]

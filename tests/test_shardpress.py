@@ -1,0 +1,70 @@
+"""`import shardpress`, the command and `python -m shardpress`, where files of the names that are ours lie."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import pipeline
+import shardpress
+from tests.support.interpreters import environment
+
+COMMAND = Path(sys.executable).parent / "shardpress"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a user works, with files of their own."""
+    for name in ("pipeline.py", "kernels.py"):
+        (tmp_path / name).write_text("THEIRS = True\nprint('theirs was loaded')\n")
+    return tmp_path
+
+
+def start(folder: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = environment(PYTHONPATH=variables.pop("PYTHONPATH", None), **variables)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_it_hands_on_what_is_public() -> None:
+    assert shardpress.open_features is pipeline.open_features
+    assert shardpress.load_model is pipeline.load_model
+    assert {"open_features", "load_model"} <= set(dir(shardpress))
+    assert shardpress.__version__ == version("shardpress")
+    with pytest.raises(AttributeError, match="module 'shardpress' has no attribute 'nonsense'"):
+        shardpress.nonsense  # noqa: B018
+
+
+@pytest.mark.process
+def test_files_of_the_names_that_are_ours_break_nothing(folder: Path) -> None:
+    script = folder / "script.py"
+    script.write_text("from shardpress import load_model, open_features\nprint(open_features.__module__)\n")
+    starts = {
+        "a script": start(folder, sys.executable, script),
+        "an import": start(folder, sys.executable, "-c", script.read_text()),
+        "a notebook": start(folder, sys.executable, "-c", script.read_text(), PYTHONPATH=str(folder)),
+    }
+    assert {name: (done.stdout, done.stderr) for name, done in starts.items()} == dict.fromkeys(
+        starts, ("pipeline.features\n", "")
+    )
+    commands = {
+        "the command": start(folder, COMMAND, "version"),
+        "the command on a path of theirs": start(folder, COMMAND, "version", PYTHONPATH=str(folder)),
+        "the module": start(folder, sys.executable, "-m", "shardpress", "version"),
+    }
+    assert {name: (done.stdout.split()[0], done.stderr) for name, done in commands.items()} == dict.fromkeys(
+        commands, ("python", "")
+    )
+
+
+@pytest.mark.process
+def test_one_that_is_loaded_already_is_named_with_what_to_do(folder: Path) -> None:
+    done = start(folder, sys.executable, "-c", "import pipeline\nimport shardpress")
+    assert done.returncode == 1
+    assert f"the module 'pipeline' that is loaded already is that of {folder}/pipeline.py" in done.stderr
+    assert "Give that file another name" in done.stderr
+    done = start(folder, sys.executable, "-c", "import shardpress\nimport pipeline\npipeline.THEIRS")
+    assert "module 'pipeline' has no attribute 'THEIRS': it is shardpress's, in " in done.stderr
