@@ -8,16 +8,19 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-
-import dask
-from tqdm.contrib.logging import logging_redirect_tqdm
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ShardpressError, system_limits
-from pipeline.output.disk import Disk
-from pipeline.run.stages import run
-from pipeline.runlog import Dated, RunLog
+from pipeline.runlog import RunLog, Terminal
+from pipeline.settings.config import Config
 from pipeline.settings.flags import parse
+from pipeline.settings.printed import given
 from pipeline.signals import Stopped, stoppable
+
+if TYPE_CHECKING:
+    from pipeline.output.disk import Disk
+    from pipeline.run.finish import Summary
 
 __all__ = ["main"]
 
@@ -33,7 +36,9 @@ _ADVICE = {
 }
 
 
-def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None = None) -> int:
+def main(
+    description: str, argv: Sequence[str] | None = None, disk: Disk | None = None, program: str = "extract.py"
+) -> int:
     """Run the pipeline as the command line asks.
 
     Parameters
@@ -44,6 +49,8 @@ def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None 
         Flags; those of the process when left out.
     disk : Disk, optional
         What makes every change to the file system.
+    program : str
+        What was typed before the flags, for the outputs' attributes.
 
     Returns
     -------
@@ -53,31 +60,27 @@ def main(description: str, argv: Sequence[str] | None = None, disk: Disk | None 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()  # before anything is logged, or opened
-    terminal = logging.StreamHandler()
-    terminal.setFormatter(Dated())
-    logging.basicConfig(handlers=[terminal])
+    logging.basicConfig(handlers=[Terminal()])
     logging.raiseExceptions = False  # a log that nobody reads any more is no reason to stop
     run_log = RunLog()
     logging.getLogger().addHandler(run_log)
     try:
         with stoppable():  # to the last line: a second signal is to end the process at once, not with a traceback
-            return _main(description, arguments, disk, run_log)
+            return _main(description, [program, *arguments], disk, run_log)
     finally:
         logging.getLogger().removeHandler(run_log)
         run_log.close()
         _empty_streams()
 
 
-def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log: RunLog) -> int:
+def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> int:
     try:
-        config = parse(arguments, os.environ, description)
+        config = parse(command[1:], os.environ, description)
         level = logging.WARNING if config.quiet else logging.DEBUG if config.verbose else logging.INFO
         for name in ("pipeline", "kernels"):  # not of Theano and Dask, whose details say nothing to a user
             logging.getLogger(name).setLevel(level)
-        # Otherwise any variable DASK_... could change what Dask does.
-        dask.config.refresh(paths=[], env={})
-        with logging_redirect_tqdm(), system_limits():
-            summary = run(config, ["extract.py", *arguments], disk, run_log.start)
+        with system_limits():
+            summary = _run(config, command, disk, run_log)
     except ShardpressError as error:
         log.error("%s: %s", type(error).__name__, error)
         if error.details:
@@ -97,6 +100,18 @@ def _main(description: str, arguments: Sequence[str], disk: Disk | None, run_log
     with suppress(OSError):  # whoever would read it has gone
         print(summary, flush=True)
     return 0
+
+
+def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
+    # Before what takes its time to load: whoever has typed the command sees that it has begun, and with what.
+    log.info("shardpress %s: %s; the rest by default (--verbose lists it)", version("shardpress"), given(config))
+    import dask
+
+    from pipeline.run.stages import run
+
+    # Otherwise any variable DASK_... could change what Dask does.
+    dask.config.refresh(paths=[], env={})
+    return run(config, command, disk, run_log.start)
 
 
 def _open_streams() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["Dated", "RunLog"]
+__all__ = ["BEHIND_A_BAR", "Dated", "RunLog", "Terminal"]
+
+# A record that has this attribute says what a bar shows already: it is for the file.
+BEHIND_A_BAR = "is_behind_a_bar"
 
 _NAME = "run.log"
 _MAX_WAITING = 1000  # lines, of a run that is refused thousands of files before its directory is known
@@ -27,6 +31,23 @@ class Dated(logging.Formatter):
         day, clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created)).split()
         is_new, self._day = day != self._day, day
         return f"{day} {clock}" if is_new else clock
+
+
+class Terminal(logging.StreamHandler):
+    """Lines on standard error, above a bar that may be there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(Dated())
+        self.addFilter(lambda record: not getattr(record, BEHIND_A_BAR, False))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        if "tqdm" not in sys.modules:  # then there is no bar
+            super().emit(record)
+            return
+        with sys.modules["tqdm"].tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class RunLog(logging.Handler):

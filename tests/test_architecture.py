@@ -37,7 +37,7 @@ PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 # Too large to load for a command line that has a typing error in it.
-HEAVY = ["theano", "pygpu", "scipy", "sklearn", "matplotlib", "distributed", "dask.distributed", "pandas"]
+HEAVY = ["theano", "pygpu", "scipy", "sklearn", "matplotlib", "distributed", "pandas", "numpy", "dask", "h5py", "tqdm"]
 
 
 def is_type_checking(node: ast.AST) -> bool:

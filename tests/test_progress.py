@@ -6,9 +6,11 @@ import sys
 from contextlib import suppress
 
 import pytest
+from tqdm import tqdm
 
 from pipeline import progress as module
 from pipeline.progress import Progress
+from pipeline.runlog import BEHIND_A_BAR
 
 
 class Terminal(io.StringIO):
@@ -23,16 +25,59 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def test_in_a_log_lines_come_at_a_steady_pace_and_one_at_the_end(lines, monkeypatch, capsys):
+def passed(monkeypatch, total, seconds, **how):
+    """A pass of one unit after the other, which takes so long."""
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with Progress("scan", 100, "rows") as progress:
-        for _ in range(100):
-            now[0] += 1
+    with Progress("scan", total, "rows", **how) as progress:
+        for _ in range(total - how.get("done", 0)):
+            now[0] += seconds / total
             progress.advance()
-    counts = [re.match(r"scan: (\d+)/100 rows", line)[1] for line in lines()]
-    assert counts == [*map(str, range(10, 101, 10))], "the last line is not told twice"
+
+
+def test_a_log_has_a_line_at_a_few_shares_of_the_whole_with_the_time_left(lines, monkeypatch, capsys):
+    passed(monkeypatch, 1000, 1000.0)
+    found = [re.fullmatch(r"scan: (\d+)/1000 rows \((\d+) %\), .*, ([\w ]+) left", line) for line in lines()[:-1]]
+    assert [each[2] for each in found] == ["1", "2", "5", *map(str, range(10, 100, 10))]
+    assert [found[i][3] for i in (0, 1, 2, 3, -1)] == ["16 min", "16 min", "16 min", "15 min", "100 s"]
+    assert lines()[-1] == "scan: 1000/1000 rows, 17 min", "once"
     assert capsys.readouterr().err == ""
+
+
+def test_lines_are_neither_in_each_others_way_nor_far_apart(lines, monkeypatch):
+    passed(monkeypatch, 1000, 4.0)
+    assert lines() == ["scan: 1000/1000 rows, 4.0 s"], "of a short pass the end alone"
+    passed(monkeypatch, 1000, 100.0)
+    assert len(lines()) == 1 + len(["5 %", *range(10, 100, 10), "the end"])
+    passed(monkeypatch, 1000, 100_000.0)
+    assert len(lines()) >= 12 + 100_000 / 600 / 2, "ten minutes pass without a mark"
+
+
+def test_what_an_earlier_run_has_done_counts_for_no_rate_and_no_time_left(lines, monkeypatch):
+    passed(monkeypatch, 1000, 1000.0, done=900, unit_bytes=10**6)
+    assert lines()[-1] == "scan: 1000/1000 rows, 100.0 s, 1 rows/s, 1 MB/s"
+    passed(monkeypatch, 1000, 10_000.0, done=500)
+    assert lines()[2] == "scan: 600/1000 rows (60 %), 17 min, 67 min left"
+
+
+def test_a_bar_moves_with_units_of_microseconds_and_what_it_shows_goes_to_the_file(lines, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(tqdm, "update", lambda bar, n: drawn.append(n))
+    drawn = []
+    passed(monkeypatch, 100_000, 20.0)
+    assert 20.0 / 0.1 * 0.9 < len(drawn) <= 20.0 / 0.1 + 1
+    assert [hasattr(record, BEHIND_A_BAR) and getattr(record, BEHIND_A_BAR) for record in caplog.records] == [
+        *[True] * (len(lines()) - 1),
+        False,
+    ]
+
+
+def test_a_terminal_that_cannot_go_back_gets_lines(lines, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    passed(monkeypatch, 10, 1.0)
+    assert sys.stderr.getvalue() == ""
+    assert lines() == ["scan: 10/10 rows, 1.0 s"]
 
 
 def test_the_last_line_tells_rate_and_note(lines, monkeypatch):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.runlog import Dated, RunLog
+from pipeline.runlog import BEHIND_A_BAR, Dated, RunLog, Terminal
 
 
 @pytest.fixture
@@ -47,6 +47,19 @@ def test_on_the_terminal_the_date_stands_where_a_day_begins(monkeypatch):
         "00:00:01 WARNING line",
         "1970-01-04 00:00:00 WARNING line",
     ]
+
+
+def test_what_a_bar_shows_stands_in_the_file_alone(tmp_path, run_log, capsys):
+    run_log.start(tmp_path)
+    terminal = Terminal()
+    for is_behind in (True, False):
+        line = record(f"behind a bar: {is_behind}")
+        setattr(line, BEHIND_A_BAR, is_behind)
+        for handler in (run_log, terminal):
+            handler.handle(line)
+    assert [line.split(": ")[1] for line in lines(tmp_path)] == ["True", "False"]
+    assert capsys.readouterr().err.endswith("WARNING behind a bar: False\n")
+    assert "True" not in capsys.readouterr().err
 
 
 def test_a_second_run_goes_on_in_the_same_file(tmp_path):

@@ -25,4 +25,4 @@ def main(arguments: Sequence[str]) -> int:
     # isort: split
     from pipeline.cli import main as run_cli
 
-    return run_cli(_EXAMPLES, arguments)
+    return run_cli(_EXAMPLES, arguments, program="shardpress run")

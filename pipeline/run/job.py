@@ -110,7 +110,7 @@ def prepare(config: Config) -> Prepared:
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
     settings = resolve(config, n_rows, n_inputs, given.network if given else None)
     for name, value in asdict(settings).items():
-        log.info("  %-22s %s", name, plain(value))
+        log.debug("  %-22s %s", name, plain(value))
     _refuse(_complaints(settings, shards, given))
     budget = make_budget(settings, shards, TILE_ROWS)  # or refuse, before there is a directory to clean up
     log.debug("budget: %s", budget)

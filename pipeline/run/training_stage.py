@@ -75,7 +75,8 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
     try:
-        with Progress("training", job.config.epochs, "epochs") as progress:
+        total, row_bytes = job.config.epochs * training.order.n_rows, job.shards[0].row_bytes
+        with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress:
             done = train(training, partial(_save, job, fingerprint), progress.advance)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
         stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)})

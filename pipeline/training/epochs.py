@@ -29,6 +29,8 @@ __all__ = ["Training", "learning_rate", "train"]
 
 log = logging.getLogger(__name__)
 
+Advance = Callable[[int, str], object]
+
 # The cost is asked for on so many steps of an epoch, evenly spread: asking makes a step a quarter slower.
 _COSTS_PER_EPOCH = 16
 
@@ -83,6 +85,12 @@ class Training:
     def steps_per_epoch(self) -> int:
         """Minibatches, of which the last one may be smaller."""
         return -(-self.order.n_rows // self.config.batch_size)
+
+    @property
+    def n_rows_done(self) -> int:
+        """Rows of all steps so far."""
+        in_epoch = min(self.standing.n_done * self.config.batch_size, self.order.n_rows)
+        return self.standing.epoch * self.order.n_rows + in_epoch
 
     @property
     def is_watched(self) -> bool:
@@ -153,7 +161,7 @@ def _long_epoch(config: Settings, steps_per_epoch: int) -> int:
 def train(
     training: Training,
     save: Callable[[Checkpoint], object] = lambda checkpoint: None,
-    advance: Callable[[int, str], object] = lambda n_epochs, words: None,
+    advance: Advance = lambda n_rows, words: None,
 ) -> Standing:
     """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
 
@@ -164,7 +172,7 @@ def train(
     save : callable
         Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
     advance : callable
-        Told how many more epochs are over, and in words what the last one has come to.
+        Told how many more rows have been trained on, and in words which step that was and what epochs have come to.
 
     Raises
     ------
@@ -174,12 +182,11 @@ def train(
     keeper = _Keeper(training, save)
     # A step that a signal cuts short would leave weights that belong to no place in the order.
     with signals.deferred():
-        advance(training.standing.epoch, "")
         try:
             while not training.is_over:
-                _train_epoch(training, keeper)
+                _train_epoch(training, keeper, advance)
                 done = _end_epoch(training)
-                advance(1, str(done))
+                advance(0, _place(training))
                 log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
                 keeper.keep(end_of_epoch=True)
         except TrainingDiverged:
@@ -210,7 +217,7 @@ class _Keeper:
             self._cost = self._last - start
 
 
-def _train_epoch(training: Training, keeper: _Keeper) -> None:
+def _train_epoch(training: Training, keeper: _Keeper, advance: Advance) -> None:
     """Take an epoch's steps, or what is left of them."""
     now, config, n_steps, step = training.standing, training.config, training.steps_per_epoch, training.step
     stride, n_inputs = max(1, n_steps // _COSTS_PER_EPOCH), training.validation.shape[1]
@@ -225,7 +232,16 @@ def _train_epoch(training: Training, keeper: _Keeper) -> None:
         now.n_done, now.seconds = number + 1, time.monotonic() - start
         if cost is not None:
             now.costs.append(_checked(now, cost, f"epoch {now.epoch}, minibatch {number}"))
+        advance(len(minibatch), _place(training))
         keeper.keep()
+
+
+def _place(training: Training) -> str:
+    """Where a training stands, in words."""
+    now, config, n_steps = training.standing, training.config, training.steps_per_epoch
+    costs = f", {now.history[-1]}" if now.history else ""
+    n_done = now.epoch * n_steps + now.n_done
+    return f"epoch {min(now.epoch + 1, config.epochs)}/{config.epochs}, step {n_done}/{config.epochs * n_steps}{costs}"
 
 
 def _end_epoch(training: Training) -> Epoch:

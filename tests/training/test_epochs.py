@@ -241,8 +241,9 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
         device = Counting(costs[again.n_steps :], [0.9, *validation[1 + len(again.standing.history) :]])
         going_on, told = training(device, config, ENOUGH_ROWS), list[int]()
         going_on.go_on_from(again)
-        found = train(going_on, advance=lambda n_epochs, words, told=told: told.append(n_epochs))
-        assert sum(told) == len(found.history), "those of before count"
+        told.append(going_on.n_rows_done)
+        found = train(going_on, advance=lambda n_rows, words, told=told: told.append(n_rows))
+        assert sum(told) == going_on.n_rows_done == len(found.history) * going_on.order.n_rows, "each row of all epochs"
         assert going_on.best == {"W": device.n_steps} == {"W": undisturbed.n_steps}
         assert [replace(epoch, seconds=0) for epoch in found.history] == [
             replace(epoch, seconds=0) for epoch in expected.history

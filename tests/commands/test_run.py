@@ -1,0 +1,45 @@
+"""`shardpress run`: what is said at once, and with what."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.interpreters import environment
+
+# Everything that takes its time to load is refused: what is said before it is needed is said soon.
+PROGRAM = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("numpy", "h5py", "dask", "tqdm", "scipy"):
+            raise SystemExit("loads " + name)
+sys.meta_path.insert(0, Refuse())
+from pipeline.commands.table import main
+main(sys.argv[1:])
+"""
+
+
+def said(folder: Path, *flags: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "run", *flags], cwd=folder, env=environment(), capture_output=True, text=True
+    )
+    assert done.stdout == ""
+    return [line.partition(" INFO ")[2] or line for line in done.stderr.splitlines()]
+
+
+@pytest.mark.process
+def test_its_first_line_waits_for_nothing_and_says_what_is_not_as_by_default(tmp_path: Path) -> None:
+    first, *last = said(tmp_path, "--input", "a.h5", "b.h5", "c.h5", "d.h5", "--epochs", "3", "--hidden", "none")
+    assert first.startswith("shardpress ")
+    assert first.partition(": ")[2] == (
+        "input a.h5, b.h5, c.h5 and 1 more, output features, hidden none, epochs 3; the rest by default (--verbose "
+        "lists it)"
+    )
+    assert last == ["loads dask"]
+    assert said(tmp_path, "--quiet") == ["loads dask"]
+    (tmp_path / "night.yaml").write_text("quiet: true\n")
+    assert said(tmp_path, "--config", "night.yaml") == ["loads dask"], "whoever says it"
