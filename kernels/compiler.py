@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CompilerFailed", "CompilerMissing", "check_compiler", "hush_compiler", "watch_compiler"]
+__all__ = [
+    "CompilerFailed",
+    "CompilerMissing",
+    "check_compiler",
+    "hush_compiler",
+    "seconds_spent",
+    "watch_compiler",
+]
+
+log = logging.getLogger(__name__)
 
 _LONGEST = 300  # characters of a compiler's line that are quoted
+
+_seconds: list[float] = []  # that each compilation of this process has taken
 
 
 class CompilerMissing(RuntimeError):
@@ -50,12 +63,23 @@ def watch_compiler(windows: Any) -> None:
     call = windows.output_subprocess_Popen
 
     def compile_or_raise(command: Sequence[str], **how: Any) -> Any:
+        if "-shared" not in command:  # a question, and a failure is an answer
+            return call(command, env=_environment(), **how)
+        if not _seconds:
+            log.info("compiling for this machine, once: what is compiled is kept for later runs")
+        start = time.monotonic()
         out, err, status = call(command, env=_environment(), **how)
-        if status and "-shared" in command:  # else it was a question, and that is an answer
+        _seconds.append(time.monotonic() - start)
+        if status:
             raise CompilerFailed(command, err.decode(errors="replace"))
         return out, err, status
 
     windows.output_subprocess_Popen = compile_or_raise
+
+
+def seconds_spent() -> float:
+    """How long this process has waited for the compiler."""
+    return sum(_seconds)
 
 
 def hush_compiler(cmodule: Any) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kernels
+from kernels import compiler
 from kernels.network import Network
 from pipeline.errors import ConfigError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
 from pipeline.scan.scaler import Scaler
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from kernels.backend import Device
     from kernels.step import TrainingStep
 
-__all__ = ["TILE_ROWS", "autoencoder_of", "start_device", "theanos_errors", "training_step_of"]
+__all__ = ["TILE_ROWS", "autoencoder_of", "seconds_compiling", "start_device", "theanos_errors", "training_step_of"]
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,11 @@ def training_step_of(
     return step
 
 
+def seconds_compiling() -> float:
+    """How long this process has waited for the compiler so far."""
+    return compiler.seconds_spent()
+
+
 @contextmanager
 def theanos_errors() -> Iterator[None]:
     """Say of what Theano raises what has run out or failed, and what to do about it."""
@@ -80,7 +86,7 @@ def theanos_errors() -> Iterator[None]:
 
 def _in_our_words(error: Exception) -> ShardpressError | None:
     """Ours for one of the kernels' errors, or for one that Theano has no class for; None for a fault of the program."""
-    from kernels import backend, compilecache, compilelock, compiler
+    from kernels import backend, compilecache, compilelock
 
     match error:
         case MemoryError():  # of the host; a device's is known by its words only

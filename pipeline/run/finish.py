@@ -43,6 +43,8 @@ class Summary:
         For each stage.
     n_bad_shards, n_outside : int
         Shards left out or not read; rows outside the range that a given model was trained on.
+    compiling : float
+        Seconds that the compiler has taken beside the stages, the first time on a machine.
     before : bool
         Whether an earlier run had finished it all.
     """
@@ -61,9 +63,11 @@ class Summary:
     before: bool = False
     components: float | None = None
     mean: float | None = None
+    compiling: float = 0.0
 
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
+        stages += f", compiling for this machine, once, {self.compiling:.1f} s" if self.compiling else ""
         bad = f" {counted(self.n_bad, 'bad row')} with NaN features." if self.n_bad else ""
         bad += f" {counted(self.n_bad_shards, 'bad shard')}." if self.n_bad_shards else ""
         bad += f" {counted(self.n_outside, 'row')} outside the model's range." if self.n_outside else ""
@@ -113,7 +117,7 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
 
 def again(manifest: Mapping[str, Any], output: str, seconds: dict[str, float]) -> Summary:
     """What an earlier run said at its end, said again of where its results lie now."""
-    return Summary(**{**manifest["summary"], "output": output, "seconds": seconds, "before": True})
+    return Summary(**{**manifest["summary"], "output": output, "seconds": seconds, "compiling": 0.0, "before": True})
 
 
 def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: int) -> Summary:
@@ -133,6 +137,7 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: i
         seconds=job.clock.seconds,  # the very dict: the lap of the single file is still to come
         n_bad_shards=len(job.bad_shards) + n_unreadable,
         n_outside=sum(part.n_outside for part in parts),
+        compiling=job.clock.compiling,
     )
 
 

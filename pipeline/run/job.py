@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from pipeline.device import TILE_ROWS
+from pipeline.device import TILE_ROWS, seconds_compiling
 from pipeline.encoding.parts import PartFacts
 from pipeline.errors import ConfigError, DataError, WriteFailed, shown
 from pipeline.formats import fingerprint
@@ -204,13 +204,22 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
 
 
 class Clock:
-    """How far a run has come: seconds of each stage that is over, and which model and features it is about to make."""
+    """How far a run has come: seconds of each stage that is over, and which model and features it is about to make.
+
+    What the compiler has taken counts for no stage: another night does not wait for it.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.model: str | None = None
         self.features: str | None = None
         self._start = self._last = time.monotonic()
+        self._compiled_before = self._compiled = seconds_compiling()
+
+    @property
+    def compiling(self) -> float:
+        """Seconds that the compiler has taken."""
+        return seconds_compiling() - self._compiled_before
 
     @property
     def total(self) -> float:
@@ -219,8 +228,9 @@ class Clock:
 
     def lap(self, stage: str) -> None:
         """A stage is over."""
-        now = time.monotonic()  # which no change of the time of day moves
-        self.seconds[stage], self._last = now - self._last, now
+        now, compiled = time.monotonic(), seconds_compiling()  # by a clock that no change of the time of day moves
+        self.seconds[stage] = now - self._last - (compiled - self._compiled)
+        self._last, self._compiled = now, compiled
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,13 @@ def test_g5_a_run_that_is_to_go_without_a_compiler_says_what_that_costs(small: S
 
 
 def test_g5_without_a_path_the_compiler_finds_its_linker(small: Small, tmp_path: Path) -> None:
-    ended = small.program(PATH=None, XDG_CACHE_HOME=tmp_path / "cache").run(tmp_path / "out")
+    program = small.program(PATH=None, XDG_CACHE_HOME=tmp_path / "cache")
+    ended = program.run(tmp_path / "out")
     assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
+    assert sum("INFO compiling for this machine, once: " in line for line in ended.lines) == 1
+    assert ended.says(r"Time: .*, compiling for this machine, once, [\d.]+ s\.")
+    assert not program.run(tmp_path / "second").says("compiling for this machine"), "what is compiled is kept"
 
 
 def test_g5_of_what_a_compiler_says_a_line_is_shown_and_the_rest_kept(small: Small, tmp_path: Path) -> None:

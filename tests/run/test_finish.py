@@ -27,13 +27,18 @@ def test_a_summary_holds_the_error_against_others() -> None:
     assert "Mean squared error 0.00785 in scaled units (64 principal components: 0.0104, the mean: 0.0867). D" in found
 
 
+def test_what_the_compiler_has_taken_stands_beside_the_stages() -> None:
+    found = str(replace(SUMMARY, compiling=18.22))
+    assert found.endswith("Time: scan 0.2 s, encoding 61.0 s, compiling for this machine, once, 18.2 s.")
+
+
 def test_what_an_earlier_version_has_not_measured_is_not_said_again() -> None:
-    before = {name: value for name, value in asdict(SUMMARY).items() if name not in ("components", "mean")}
+    before = {name: value for name, value in asdict(SUMMARY).items() if name not in ("components", "mean", "compiling")}
     told = again({"summary": {**before, "cost": 0.5}}, "out", {})
     assert "Mean squared error 0.5 in scaled units. D" in str(told)
 
 
 def test_a_finished_run_is_told_again_of_where_it_lies_now() -> None:
-    told = again({"summary": asdict(SUMMARY), "parts": []}, "elsewhere", {"verification": 0.5})
+    told = again({"summary": {**asdict(SUMMARY), "compiling": 18.2}, "parts": []}, "elsewhere", {"verification": 0.5})
     assert told == replace(SUMMARY, output="elsewhere", seconds={"verification": 0.5}, before=True)
     assert str(told).startswith("Already complete: 300 rows x 9 columns -> 4 features in elsewhere/index.h5")

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from pipeline.run.job import prepare
+from pipeline.run import job
+from pipeline.run.job import Clock, prepare
 from pipeline.settings.config import Config
 from tests.support.helpers import refused, write_shard
 
@@ -60,3 +62,17 @@ def test_bad_data_passes_by_leave_alone_and_shards_that_are_left_out_count(tmp_p
     prepared = prepare(replace(given, input=(*given.input, str(tmp_path / "y.h5")), on_bad_data="skip"))
     assert (len(prepared.shards), len(prepared.bad_shards)) == (1, 1)
     assert (prepared.max_bad_rows, prepared.max_bad_shards) == (7, 1)
+
+
+def test_the_compilers_time_is_that_of_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three stages of 10 s, the compiler busy before the first one and within the second."""
+    now, compiled = [100.0], [7.0]
+    monkeypatch.setattr(job.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(job, "seconds_compiling", lambda: compiled[0])
+    clock = Clock()
+    for stage, seconds in (("scan", 0), ("training", 4), ("encoding", 0)):
+        now[0] += 10 + seconds
+        compiled[0] += seconds
+        clock.lap(stage)
+    assert clock.seconds == dict.fromkeys(("scan", "training", "encoding"), 10.0)
+    assert (clock.compiling, clock.total) == (4.0, 34.0)
