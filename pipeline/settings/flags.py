@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError, UsageError, shown
 from pipeline.settings.config import Config, problems
 from pipeline.settings.configfile import read_configuration
 from pipeline.settings.kinds import SWITCH, Kind, plain
+from pipeline.settings.printed import as_yaml
 
 __all__ = ["parse"]
 
@@ -54,12 +56,15 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
 
     Raises
     ------
+    SystemExit
+        Once ``--help``, ``--version`` or ``--print-config`` has been answered.
     UsageError
         For an unknown flag, or a flag's value that cannot be read or cannot work.
     ConfigError
         For what cannot be read in the file or the environment.
     """
     flags = _parse_flags(arguments, description)
+    is_printed = flags.pop("print_config", False)
     variables = {
         name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
         for name, value in environment.items()
@@ -77,6 +82,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     # So that --epochs 0 ends as --epochs ten does.
     if any(name in flags for line in wrong for name in line.split(":")[0].split(" and ")):
         raise UsageError("; ".join(wrong))
+    if is_printed:
+        sys.stdout.write(as_yaml(config, _STAGES))
+        raise SystemExit(0)
     return config
 
 
@@ -98,6 +106,9 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     )
     parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print all settings as a YAML file for --config, and do no more"
+    )
     titled = {title: parser.add_argument_group(title) for title in _STAGES}
     group_of = {name: titled[title] for title, names in _STAGES.items() for name in names}
     for name, setting in _KNOWN.items():
@@ -106,7 +117,11 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     if unknown:
         flag = unknown[0].split("=")[0]
         is_flag = flag.startswith("-")
-        meant = _nearest(flag, _flag, "help", "version") if is_flag else f" Did you mean --input {shown(unknown[0])}?"
+        meant = (
+            _nearest(flag, _flag, "help", "version", "print_config")
+            if is_flag
+            else f" Did you mean --input {shown(unknown[0])}?"
+        )
         raise UsageError(f"unknown argument {shown(flag)}.{meant} See --help.")
     return vars(known)
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, fields
 from typing import Any
+
+import yaml
 
 from pipeline.errors import shown, some
 from pipeline.settings.config import Config
-from pipeline.settings.kinds import plain
+from pipeline.settings.kinds import Kind, plain
 
-__all__ = ["given"]
+__all__ = ["as_yaml", "given"]
+
+_HEAD = """\
+# All settings of a run, for shardpress run --config FILE. Those behind a # have their default, which is left to the
+# version that reads the file; null stands for what follows from the inputs and from other settings.
+"""
+_WIDTH = 120
 
 _VALUES_SHOWN = 3
 _ALWAYS = ("input", "output")
@@ -18,12 +29,51 @@ _OF_THE_LINE_ITSELF = ("quiet", "verbose")
 
 def given(config: Config) -> str:
     """Which inputs, which output, and all else that is not as by default, in a line."""
-    found = {each.name: getattr(config, each.name) for each in fields(Config) if each.name not in _OF_THE_LINE_ITSELF}
-    defaults = vars(Config())
-    return ", ".join(f"{name} {_brief(v)}" for name, v in found.items() if name in _ALWAYS or v != defaults[name])
+    told = [each for each in fields(Config) if each.name not in _OF_THE_LINE_ITSELF]
+    values = [(each, getattr(config, each.name)) for each in told]
+    return ", ".join(f"{e.name} {_brief(e, value)}" for e, value in values if e.name in _ALWAYS or value != e.default)
 
 
-def _brief(value: Any) -> str:
+def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
+    """Every setting with what it is for; as a comment where it has its default.
+
+    Parameters
+    ----------
+    stages : mapping
+        Names of settings, by the headings under which they stand.
+    """
+    known = {each.name: each for each in fields(Config)}
+    lines = [_HEAD]
+    for title, names in stages.items():
+        lines.append(f"\n# {f' {title} ':-^{_WIDTH - 2}}\n")
+        for name in names:
+            lines += _explained(known[name], getattr(config, name))
+    return "".join(lines)
+
+
+def _brief(setting: Field[Any], value: Any) -> str:
     if isinstance(value, tuple):
         return some(map(shown, value), _VALUES_SHOWN) if value else "none"
-    return plain(value)
+    return shown(_spelled(setting.metadata["kind"], value))
+
+
+def _explained(setting: Field[Any], value: Any) -> Iterator[str]:
+    kind: Kind = setting.metadata["kind"]
+    choices = f" {kind.metavar}" if kind.metavar.startswith("{") else ""
+    yield "\n"
+    yield from (f"## {line}\n" for line in textwrap.wrap(setting.metadata["help"] + choices, _WIDTH - 3))
+    lines = _dumped(setting.name, _spelled(kind, value))
+    yield from (line if value != setting.default else f"# {line}" for line in lines)
+
+
+def _dumped(name: str, value: Any) -> list[str]:
+    """Lines of YAML; libyaml takes some characters for the end of a line unless they are escaped."""
+    is_plain = all(str(each).isprintable() for each in (value if isinstance(value, list) else [value]))
+    return yaml.safe_dump({name: value}, allow_unicode=is_plain, width=math.inf).splitlines(keepends=True)
+
+
+def _spelled(kind: Kind, value: Any) -> Any:
+    """A value as a user would write it into a file."""
+    if isinstance(value, tuple):
+        return list(value) if value or not kind.is_list else "none"
+    return plain(value) if kind.metavar == "BYTES" and value is not None else value

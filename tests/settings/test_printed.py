@@ -1,0 +1,106 @@
+"""Settings in writing: what is written is read back as what it was, whatever the values."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.settings.config import Config, problems
+from pipeline.settings.flags import _STAGES, parse
+from pipeline.settings.kinds import EXACT_NUMBER, LIMIT, WIDTHS, YES_OR_NO
+from pipeline.settings.printed import as_yaml, given
+
+# What YAML would take for something else than a text, or cannot write as it is.
+TEXTS = [
+    "x",
+    "2024_01",
+    "1e5",
+    "0x10",
+    "1_000",
+    "yes",
+    "on",
+    "null",
+    "=",
+    "<<",
+    "a: b",
+    " #x",
+    "- x",
+    "'x'",
+    '"',
+    "a\nb",
+]
+TEXTS += [
+    "\t",
+    "ü",
+    "雪",
+    "😀",
+    "\x85",
+    "\u2028",
+    "{a}",
+    "[b]",
+    "%a",
+    "@a",
+    "`a",
+    "*a",
+    "&a",
+    "!x",
+    "|",
+    ">",
+    "? a",
+    " a ",
+]
+TEXTS += ["x" * 300, "a b " * 100, "\x07", "\ufeff", "a,b", "\\", "2026-11-26", "12:30:00"]
+NUMBERS = [0, 1, 16, 2**20, 2**31, 10**9, 0.0, 0.001, 1e-5, 1e-300, 0.1 + 0.2, 0.5, 0.25, 1.0, 5.0, 1e22]
+
+
+def some_value(setting: Field[Any], draw: random.Random) -> Any:
+    """A value that can be given for a setting."""
+    kind = setting.metadata["kind"]
+    if isinstance(setting.default, tuple):
+        return tuple(draw.choice(TEXTS) for _ in range(draw.randint(1, 3)))
+    if kind.metavar.startswith("{") and kind.metavar != YES_OR_NO.metavar:
+        return draw.choice(kind.metavar.strip("{}").split(","))
+    if str(setting.type).startswith("bool"):
+        return draw.random() < 0.5
+    of_kind = {WIDTHS.metavar: [(), (1,), (512, 256)], LIMIT.metavar: ["0", "25", "1%", "0.1%", "100%"]}
+    of_kind |= {EXACT_NUMBER.metavar: NUMBERS, "N": [n for n in NUMBERS if isinstance(n, int)]}
+    of_kind |= {"BYTES": [2**24, 2**24 + 1, 2**30, 10**9]}
+    values = TEXTS if kind.is_text else of_kind[kind.metavar]
+    if setting.name == "missing_value":
+        return draw.choice([-9999, 2**63 + 1, 0.5, -1e-7, 10**300])
+    return draw.choice([value for value in values if kind.holds(value)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_printed_is_taken_back(seed: int, file: Callable[[str], list[str]]) -> None:
+    draw = random.Random(seed)
+    for _ in range(30):
+        chosen = {each.name: some_value(each, draw) for each in fields(Config) if draw.random() < 0.5}
+        config = Config(**chosen)
+        if problems(config):  # two that exclude each other
+            continue
+        assert parse(file(as_yaml(config, _STAGES)), {}, "") == config
+
+
+def test_only_what_is_not_as_by_default_is_no_comment(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--print-config", "--epochs", "5"], {"SHARDPRESS_SEED": "3"}, "")
+    page = capsys.readouterr().out
+    assert [line for line in page.splitlines() if line and not line.startswith("#")] == ["epochs: 5", "seed: 3"]
+    assert max(map(len, page.splitlines())) <= 120
+    for each in fields(Config):
+        assert f"\n# {each.name}:" in page or each.name in ("epochs", "seed")
+        assert each.metadata["help"][:30] in page
+
+
+def test_a_line_tells_what_is_not_as_by_default() -> None:
+    assert given(Config()) == "input data/*.h5, output features"
+    config = Config(("a", "b", "c", "d"), hidden=(), seed=2**20, memory_budget=2**32, quiet=True)
+    assert (
+        given(config) == "input a, b, c and 1 more, output features, hidden none, seed 1048576, memory_budget 4096MiB"
+    )
