@@ -28,7 +28,8 @@ MAY_IMPORT = {
     # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
     "run": ["progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"],
     "cli": ["run", "output.disk"],
-    "commands": ["cli", "installed"],
+    "classify": ["progress", "shards", "scan", "model", "features"],
+    "commands": ["cli", "installed", "classify"],
     "shardpress": ["commands", "features", "model"],  # which setup.py installs beside pipeline, under its own name
 }
 

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.classify.labels import present
 from pipeline.cli import main
 from pipeline.features import Features, open_features
 from pipeline.hdf5 import limits
@@ -16,7 +17,6 @@ from pipeline.hdf5.child.find import Refused
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read_riders
 from pipeline.shards.shard import Block
-from scripts import classify
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.standin import install
@@ -285,7 +285,7 @@ def test_categories_that_could_not_be_written_are_not_believed(tmp_path, monkeyp
 def test_a_code_that_is_none_is_no_label():
     codes = da.from_array(np.array([0, -1, 1], "i1"))
     found = Features(None, None, {"kind": codes}, {}, {"kind": np.array(["a", "b"])})
-    assert classify._present(found, "kind").tolist() == [True, False, True]
+    assert present(found, "kind").tolist() == [True, False, True]
 
 
 # -- in the output -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ learns until its loss on rows that are held out of its training stops falling.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
+from pipeline.classify.representations import Rows
 from pipeline.errors import DataError
 from pipeline.progress import Progress
-from scripts.representations import Rows
 
 __all__ = ["Outcome", "compare", "fits_in_memory"]
 
@@ -214,12 +214,12 @@ class _Moments:
     """Mean and covariance, block by block: products in float32 around a first guess of the mean, sums in float64."""
 
     def __init__(self, n_inputs: int) -> None:
-        self.n_rows, self._guess = 0, None
+        self.n_rows, self._guess = 0, np.zeros(n_inputs, dtype=np.float32)
         self._sum, self._products = np.zeros(n_inputs), np.zeros((n_inputs, n_inputs))
 
     def add(self, rows: np.ndarray) -> None:
         """Count rows of shape (n, n_inputs), float32."""
-        if self._guess is None:
+        if not self.n_rows:
             self._guess = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
         around = rows - self._guess
         self.n_rows += len(rows)
@@ -237,13 +237,18 @@ def _windows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Pieces from all over the files, several together, so that files sorted by class are learnt from as well."""
     window = []
-    for piece in rows.read(wanted, rng.permutation(len(rows.pieces)), advance):
+    for piece in rows.read(wanted, rng.permutation(len(rows.pieces)).tolist(), advance):
         window.append(piece)
         if len(window) == _PIECES_A_WINDOW:
-            yield tuple(np.concatenate(arrays) for arrays in zip(*window, strict=True))
+            yield _joined(window)
             window = []
     if window:
-        yield tuple(np.concatenate(arrays) for arrays in zip(*window, strict=True))
+        yield _joined(window)
+
+
+def _joined(window: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    numbers, features, raw = (np.concatenate(arrays) for arrays in zip(*window, strict=True))
+    return numbers, features, raw
 
 
 class _Learner:

@@ -18,11 +18,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from pipeline.features import Features
+from pipeline.classify import classifiers
+from pipeline.classify.labels import classes_of, held_out, present
+from pipeline.classify.representations import LEFT_OUT, Rows, pieces
+from pipeline.features import Features, open_features
+from pipeline.model import load_model
 from pipeline.scan.scaler import Scaler
-from scripts import classifiers, classify, extract
-from scripts.classify import classes_of, held_out, main
-from scripts.representations import LEFT_OUT
+from scripts import extract
+from scripts.classify import main
 from tests.support.helpers import write_shard
 
 BUNDLED = {
@@ -95,7 +98,7 @@ def test_bundled_sets_come_out_as_plain_scikit_learn_has_them(
     write_shard(tmp_path / "x.h5", x, riders={"y": y})
     extracted(tmp_path, "x.h5", "out", "--epochs", "5")
     found = list(accuracies("--features", str(tmp_path / "out")).values())
-    expected = plain(x, y, classify.open_features(tmp_path / "out").features.compute())
+    expected = plain(x, y, open_features(tmp_path / "out").features.compute())
     assert found == pytest.approx(expected, abs=0.01)
     # Their order, wherever they are not equal but for a row or two.
     far = np.abs(np.subtract.outer(expected, expected)) > 0.01
@@ -180,14 +183,14 @@ def test_rows_of_shards_that_lack_the_labels_count_as_unlabelled(
 
 
 def test_the_mask_of_labels_counts_where_its_name_was_taken() -> None:
-    present = {"y_present": np.ones(2, bool), "y_present_": np.array([True, False])}
-    arrays = {name: da.from_array(values) for name, values in {"y": np.array([1, 255], "u1"), **present}.items()}
-    assert classify._present(Features(None, None, arrays, {}), "y").tolist() == [True, False]
+    masks = {"y_present": np.ones(2, bool), "y_present_": np.array([True, False])}
+    arrays = {name: da.from_array(values) for name, values in {"y": np.array([1, 255], "u1"), **masks}.items()}
+    assert present(Features(None, None, arrays, {}), "y").tolist() == [True, False]
 
 
 def test_a_label_that_could_not_be_read_is_none() -> None:
     labels = da.from_array(np.array([0, -(2**15), 1], "<i2"))
-    assert classify._present(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
+    assert present(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
 
 
 @pytest.mark.compiler
@@ -319,12 +322,12 @@ def test_rows_that_were_filled_and_clipped_are_so_here_too(
 
 @pytest.mark.compiler
 def test_a_row_is_read_once_whatever_the_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, model = classify.open_features(folder / "a"), classify.load_model(folder / "a")
+    found, model = open_features(folder / "a"), load_model(folder / "a")
     as_scaled = replace(model, scaler=Scaler(np.zeros(model.n_inputs), np.ones(model.n_inputs)))
     seen: list[Any] = []
     for most_bytes in (1, 1000, 10**6):
-        cut = classify.pieces(found, str(folder / "a"), most_bytes)
-        rows = classify.Rows(cut, model, np.zeros(500, dtype=int), np.zeros(500, dtype=bool))
+        cut = pieces(found, str(folder / "a"), most_bytes)
+        rows = Rows(cut, model, np.zeros(500, dtype=int), np.zeros(500, dtype=bool))
         blocks = [*rows.read(np.arange(500) % 3 == 0)]
         seen.append([np.concatenate(arrays) for arrays in zip(*blocks, strict=True)])
         assert np.allclose(as_scaled.encode(seen[-1][2]), seen[-1][1], atol=1e-5)
