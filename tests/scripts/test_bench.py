@@ -65,8 +65,16 @@ def test_contestants_take_turns_and_ratios_are_medians_over_the_rounds(race: Rac
 def test_other_numbers_are_refused_before_anything_is_timed(race: Race) -> None:
     with pytest.raises(RuntimeError, match=r"jax: features differs from ours by 0\.5"):
         race({"ours": [1.0], "jax": [1.0]}, {"jax": 1.5})
+    with pytest.raises(RuntimeError, match="blas: features differs"):
+        race({"ours": [1.0], "blas": [1.0], "jax": [1.0]}, {"blas": 1.5})
     # Its model is another one.
     race({"ours": [1.0] * 3, "sklearn": [1.0] * 3}, {"sklearn": 1.5})
+
+
+def test_a_peer_alone_with_its_numbers_takes_no_part(race: Race, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = race({"ours": [1.0] * 3, "jax": [2.0] * 3, "torch": [9.0] * 3}, {"torch": np.nan})
+    assert found == {"ours": 1.0, "jax": 2.0}
+    assert "torch: features differs from ours by nan" in capsys.readouterr().out
 
 
 def test_the_best_peer_decides_and_blas_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
