@@ -122,12 +122,14 @@ def test_a_model_for_other_shards(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert main(["--input", narrow, "--output", str(tmp_path / "a"), "--epochs", "1"]) == 0
     caplog.clear()
     flags = ["--input", wide, "--output", str(tmp_path / "b"), "--model", str(tmp_path / "a"), "--n-features", "3"]
-    flags += ["--hidden", "5,4"]
+    flags += ["--hidden", "5,4", "--code-activation", "sigmoid", "--decoder-gain", "yes"]
     code, message = outcome(caplog, *flags)
     assert code == 78
     assert "made for 4 columns, found 6" in message
     assert "gives 2 features, found n_features 3" in message
     assert "has hidden 10, found hidden 5 4: leave it out" in message
+    assert "has code_activation linear, found code_activation sigmoid: leave it out" in message
+    assert "has decoder_gain False, found decoder_gain True: leave it out" in message
 
 
 @pytest.mark.process

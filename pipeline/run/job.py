@@ -187,8 +187,10 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
             yield f"{model}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
         if given.n_features != settings.n_features:
             yield f"{model}: gives {given.n_features} features, found n_features {settings.n_features}: leave it out"
-        if (hidden := given.network.widths[1:-1]) != settings.hidden:
-            yield f"{model}: has hidden {plain(hidden)}, found hidden {plain(settings.hidden)}: leave it out"
+        of = given.network
+        for name, has in (("hidden", of.widths[1:-1]), ("code_activation", of.code), ("decoder_gain", of.gain)):
+            if (found := getattr(settings, name)) != has:
+                yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}: leave it out"
         for name, has in (("impute", given.scaler.fill is not None), ("clip_quantile", given.scaler.clips)):
             if getattr(settings, name) and not has:
                 yield f"{model}: trained without {name}, found {name} {getattr(settings, name)}: leave it out"

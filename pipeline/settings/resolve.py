@@ -62,9 +62,11 @@ def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = 
         "learning_rate": LEARNING_RATES[config.optimizer] * min(1.0, RATED_INPUTS / n_inputs),
         "corruption": MASKED if hidden and n_inputs >= MANY_INPUTS else 0.0,
     }
+    if given:  # what contradicts it is told where both are at hand
+        follows |= {"code_activation": given.code, "decoder_gain": given.gain}
     found = {name: value for name, value in follows.items() if getattr(config, name) is None}
-    if given:  # whose network it is; what contradicts its widths is told where both are at hand
-        found |= {"activation": given.activation, "code_activation": given.code, "decoder_gain": given.gain}
+    if given:
+        found["activation"] = given.activation  # which is never left open
     return Settings(**{**vars(config), **found})
 
 

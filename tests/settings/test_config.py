@@ -121,7 +121,9 @@ def test_sigmoids_have_a_gain_unless_told_otherwise():
 
 def test_a_given_model_tells_its_own_network():
     given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
-    assert network_of(resolve(Config(activation="relu", decoder_gain=False), 100, 784, given), 784) == given
+    assert network_of(resolve(Config(activation="relu"), 100, 784, given), 784) == given
+    typed = resolve(Config(decoder_gain=False), 100, 784, given)
+    assert typed.decoder_gain is False, "which the run refuses"
 
 
 def test_the_settings_describe_a_network():
