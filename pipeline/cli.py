@@ -11,7 +11,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ShardpressError, system_limits
+from pipeline.errors import ShardpressError, VerificationFailed, system_limits
 from pipeline.runlog import RunLog, Terminal
 from pipeline.settings.config import Config
 from pipeline.settings.flags import parse
@@ -32,6 +32,7 @@ _MEND = "Mend what the line above says, then type the same command again: what w
 _ADVICE = {
     os.EX_OSERR: _AGAIN,
     os.EX_IOERR: _AGAIN,
+    VerificationFailed.exit_code: _AGAIN,
     os.EX_TEMPFAIL: "The line above says what there is to wait for.",
 }
 

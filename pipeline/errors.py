@@ -22,6 +22,7 @@ __all__ = [
     "TrainingDiverged",
     "TryAgain",
     "UsageError",
+    "VerificationFailed",
     "WriteFailed",
     "counted",
     "shown",
@@ -114,6 +115,12 @@ class ConfigError(ShardpressError):
     """Settings that cannot work, all of them in one list."""
 
     exit_code = 78
+
+
+class VerificationFailed(ShardpressError):
+    """What stands in an output's files is not what its rows encode to, or not what was written."""
+
+    exit_code = 79  # sysexits.h ends before it
 
 
 def counted(n: int, noun: str) -> str:

@@ -25,11 +25,15 @@ MAY_IMPORT = {
     "features": ["hdf5.riders", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
+    "report": ["features", "model", "output.records", "scan.cleaning", "shards"],
     # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
-    "run": ["progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"],
+    "run": [
+        *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),
+        "report",
+    ],
     "cli": ["run", "output.disk"],
     "classify": ["progress", "shards", "scan", "model", "features"],
-    "commands": ["cli", "installed", "classify"],
+    "commands": ["cli", "installed", "classify", "report"],
     "shardpress": ["commands", "features", "model"],  # which setup.py installs beside pipeline, under its own name
 }
 

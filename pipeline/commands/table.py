@@ -36,6 +36,7 @@ class Command:
 COMMANDS = {
     "run": Command("each night", "scan shards, train, and encode every row"),
     "classify": Command("after", "a classifier on the features, beside raw columns and principal components"),
+    "verify": Command("after", "check files and features against digests and input rows"),
     "version": Command("set up", "versions of shardpress and of what its results depend on"),
 }
 _FOLDERS = {"set up": "set_up."}

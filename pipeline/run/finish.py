@@ -11,9 +11,10 @@ from typing import Any
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.whole import SINGLE_FILE, index_bytes, single_file
-from pipeline.errors import counted, shown
+from pipeline.errors import VerificationFailed, counted, shown
 from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
+from pipeline.report.rows import Encoded, check_rows
 from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job
 from pipeline.scan.ranges import Scan
@@ -90,9 +91,10 @@ class Summary:
 
 def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
+    verified = _verified(job, model, parts)
     unreadable = scan.unreadable if scan else {}
     attributes, summary = job.about(model), _summary(job, model, parts, len(unreadable))
-    report = _report(job, model, scan, summary)
+    report = _report(job, model, scan, {"summary": asdict(summary), "verification": verified})
     entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, report)]
     entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
     kept = [job.request.of_scan(), job.of_model(unreadable), job.of_features(model, unreadable)]
@@ -106,6 +108,7 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
         "bad_shards": job.bad_shards,
         "left_out": why_left_out(job.shards),
         "summary": asdict(summary),
+        "verification": verified,
         "files": [asdict(entry) for entry in entries],
         "parts": [part.line() for part in parts],
     }
@@ -113,6 +116,35 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
     # Only now: until the manifest named others, readers followed it to an earlier run's results.
     job.ledger.sweep(*kept)
     return summary
+
+
+def _verified(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, Any]:
+    """What comes of reading some features back from their files, and encoding their rows again.
+
+    Raises
+    ------
+    VerificationFailed
+        When they differ; the parts in which they do are not there any more then.
+    """
+    clips = job.given is not None and job.config.out_of_range == "clip"
+    how = Encoded(model, job.config.missing_value, clips)
+    directory, lines = job.ledger.directory, [part.line() for part in parts]
+    found = check_rows(directory, lines, lambda part: job.shards[part["shard"]], how)
+    if found.faults:
+        wrong = {fault.file for fault in found.faults}
+        fingerprint = job.clock.features or ""
+        job.ledger.drop(*(part.record(fingerprint) for part in parts if part.entry.file in wrong))
+        where, first = shown(directory / found.faults[0].file), found.faults[0].fault
+        raise VerificationFailed(
+            f"file={where}: {first}; {len(wrong)} of {counted(len(parts), 'part')} hold what they should not. Type the "
+            "same command again, and these are made anew. If that ends here too, check the memory of this machine and "
+            "of its device, or let THEANO_FLAGS=optimizer_excluding=fused compute otherwise."
+        )
+    for each in found.unchecked:
+        log.warning("file=%s: features of its rows are not verified: %s", shown(each.file), each.fault)
+    job.clock.lap("verification")
+    log.info("verification: %s", found)
+    return asdict(found)
 
 
 def again(manifest: Mapping[str, Any], output: str, seconds: dict[str, float]) -> Summary:
@@ -164,8 +196,8 @@ def _index(job: Job, model: Model, parts: Sequence[PartFacts]) -> bytes:
     return index_bytes([part.entry.file for part in parts], shapes, categories, job.about(model))
 
 
-def _report(job: Job, model: Model, scan: Scan | None, summary: Summary) -> bytes:
-    report = {"config": asdict(job.config), "device": asdict(job.device), "summary": asdict(summary)}
+def _report(job: Job, model: Model, scan: Scan | None, told: Mapping[str, Any]) -> bytes:
+    report = {"config": asdict(job.config), "device": asdict(job.device), **told}
     if job.given is None:
         report["training"] = model.about["training"]
     if scan is not None:

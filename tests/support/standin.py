@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ from pipeline.run import budget, fingerprints, job, stages
 from pipeline.shards.open import open_shards
 from tests.support.helpers import write_shard
 
-__all__ = ["Autoencoder", "Night", "TrainingStep", "features_of", "install"]
+__all__ = ["Autoencoder", "Night", "Rule", "TrainingStep", "features_of", "install"]
 
 TILE_ROWS = 4
 PART_BYTES = 4 * TILE_ROWS * 4 * 2  # so that a part has four tiles of two features
@@ -82,6 +83,15 @@ class Autoencoder:
 
     def cost(self, rows: np.ndarray) -> float:
         return float(self.errors(rows).mean(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """In the place of `kernels.updates.Rule`, whose file loads Theano."""
+
+    name: str
+    momentum: float
+    weight_decay: float
 
 
 class TrainingStep:
@@ -142,7 +152,11 @@ NETWORK = {
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the stand-ins in their places."""
-    for name, standin in (("kernels.autoencoder", Autoencoder), ("kernels.step", TrainingStep)):
+    for name, standin in (
+        ("kernels.autoencoder", Autoencoder),
+        ("kernels.step", TrainingStep),
+        ("kernels.updates", Rule),
+    ):
         module = ModuleType(name)
         setattr(module, standin.__name__, standin)
         monkeypatch.setitem(sys.modules, name, module)

@@ -1,0 +1,55 @@
+"""What features may differ by: more than float32 rounds away in any order, and little more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.network import SLOPES, Network
+from pipeline.model import Model
+from pipeline.report.rounding import rounding
+from pipeline.scan.scaler import Scaler
+
+NETWORKS = [
+    Network((784, 64)),
+    Network((784, 8), code="linear"),
+    Network((50, 512, 16), gain=True),
+    Network((300, 40, 30, 20), "leaky-relu", "linear"),
+    Network((20000, 3)),
+]
+
+
+def model_of(network: Network, rng: np.random.Generator) -> Model:
+    sizes = {name: rng.choice([0.1, 1, 3]) / np.sqrt(shape[0]) for name, shape in network.shapes.items()}
+    parameters = {name: (rng.normal(size=network.shapes[name]) * sizes[name]).astype(np.float32) for name in sizes}
+    low = rng.normal(size=network.n_inputs)
+    return Model(Scaler(low, low + rng.uniform(1, 2, network.n_inputs)), network, parameters)
+
+
+def in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
+    """Features in float32, each sum one term after the other: the longest way to add them, and the least exact."""
+    a = model.scaler.transform(rows)
+    for (weights, bias, _), kind in zip(model.network.layers, model.network.activations, strict=True):
+        W, b = model.parameters[weights], model.parameters[bias]
+        z = np.stack([np.cumsum(row[:, None] * W, axis=0, dtype=np.float32)[-1] for row in a]) + b
+        a = 1 / (1 + np.exp(-z)) if kind == "sigmoid" else np.where(z > 0, z, np.float32(SLOPES.get(kind, 1)) * z)
+    return a
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+def test_float32_stays_within_it_in_any_order_and_not_by_far() -> None:
+    for network in NETWORKS:
+        rng = np.random.default_rng(network.n_inputs)
+        model = model_of(network, rng)
+        rows = model.scaler.minimum + rng.uniform(-0.5, 1.5, (20, network.n_inputs))
+        rows[0], rows[1, 1:] = model.scaler.maximum, model.scaler.minimum[1:]
+        expected, allowed = model.encode(rows), rounding(model, rows)
+        assert (np.abs(in_one_chain(model, rows) - expected) < allowed / 2).all(), network
+        assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all(), network
+
+
+def test_what_is_allowed_grows_with_the_row() -> None:
+    model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
+    near, far = (rounding(model, np.full((1, 5), value)) for value in (1, 1e6))
+    assert (far > 1e5 * near).all()
+    assert not np.isfinite(rounding(model, np.full((1, 5), 1e300))).any()

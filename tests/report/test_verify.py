@@ -1,0 +1,213 @@
+"""An output is what was written, and its features are those of its rows: whatever was done to it is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.commands.table import main
+from pipeline.formats import seal
+from pipeline.output.records import OUTPUT, read_manifest
+from pipeline.report import rows as module
+from pipeline.report.verify import verify
+from tests.support import standin
+from tests.support.helpers import refused
+from tests.support.nights import SIZES
+from tests.support.spoilt import Silent
+from tests.support.standin import Night, features_of
+
+N_ROWS = sum(SIZES)
+
+
+def rewritten(out: Path, manifest: dict[str, Any]) -> None:
+    """The manifest with digests of the parts as they are now: as if the run had written them so."""
+    from pipeline.formats import digest
+
+    for line in manifest["parts"]:
+        data = (out / line["file"]).read_bytes()
+        line |= {"n_bytes": len(data), "blake3": digest([data])}
+    manifest.pop("format", None)
+    (out / "manifest.json").write_bytes(seal(OUTPUT, manifest))
+
+
+def test_a_run_says_how_near_its_features_are_to_those_of_float64(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    told = read_manifest(out)["verification"]
+    assert (told["n_rows"], told["n_bad"], told["unchecked"]) == (N_ROWS, 0, [])
+    assert 0 < told["largest_difference"] < 1e-6
+    assert 0 < told["of_tolerance"] < 1
+    assert json.loads((out / "report.json").read_text())["verification"] == told
+
+
+def test_features_that_are_not_those_of_their_rows_end_the_run_and_are_made_anew(
+    night: Night, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong(standin.Autoencoder):
+        def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+            found = super().encode(rows, out)
+            found[:1, 1] += 1e-4
+            return found
+
+    right = sys.modules["kernels.autoencoder"].Autoencoder
+    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Wrong)
+    assert night.run(out) == 79
+    assert not (out / "manifest.json").exists()
+    assert "row 0: feature 1 is 0." in caplog.text
+    assert "of 5 parts hold what they should not" in caplog.text
+    assert "Type the same command again to go on; what was finished stays." in caplog.text
+    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", right)
+    assert night.run(out) == 0
+    assert night.run(tmp_path / "undisturbed") == 0
+    assert features_of(out) == features_of(tmp_path / "undisturbed")
+
+
+def test_an_output_as_it_was_written_is_verified(
+    night: Night, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert night.run(out) == 0
+    monkeypatch.chdir("/")
+    capsys.readouterr()
+    assert main(["verify", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["faults"], told["unchecked"], told["rows"]["n_rows"]) == ([], [], N_ROWS)
+    assert told["n_files"] == len(read_manifest(out)["parts"]) + 4
+    assert main(["verify", str(out)]) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+
+
+def test_every_damaged_file_is_named_and_the_others_are_looked_at(night: Night, out: Path, capsys: Any) -> None:
+    assert night.run(out) == 0
+    manifest = read_manifest(out)
+    for i, line in enumerate([*manifest["parts"], *manifest["files"]]):
+        path = out / line["file"]
+        whole = path.read_bytes()
+        damage = (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), None)[i % 3]
+        path.unlink() if damage is None else path.write_bytes(damage)
+        found = verify(str(out))
+        assert [fault.file for fault in found.faults] == [line["file"]]
+        assert found.rows.n_rows > N_ROWS - 20 or line["file"] == "model.h5"
+        assert main(["verify", str(out)]) == 79
+        assert f"wrong: {line['file']}: " in capsys.readouterr().out
+        path.write_bytes(whole)
+    assert not verify(str(out)).faults
+
+
+def test_rows_that_have_changed_places_are_found_though_every_digest_is_right(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    manifest = read_manifest(out)
+    part = manifest["parts"][2]["file"]
+    with h5py.File(out / part, "a") as file:
+        file["features"][3:5] = file["features"][3:5][::-1]
+    rewritten(out, manifest)
+    (fault,) = verify(str(out), N_ROWS).faults
+    assert fault.file == part
+    assert "row 3: feature" in fault.fault
+    assert "as its input row encodes in float64" in fault.fault
+
+
+def test_which_rows_count_is_verified_too(night: Night, out: Path) -> None:
+    night.add_shard("3.h5", np.full((4, 4), np.nan, np.float32))
+    assert night.run(out, "--on-bad-data", "skip", "--max-bad-rows", "4") == 0
+    assert verify(str(out)).rows.n_bad == 4
+    manifest = read_manifest(out)
+    for number, what in ((0, "counts as a bad row"), (-1, "has features, though its input row is a bad one")):
+        path = out / manifest["parts"][number]["file"]
+        whole = path.read_bytes()
+        with h5py.File(path, "a") as file:
+            file["valid"][1] = not file["valid"][1]
+        rewritten(out, manifest)
+        (fault,) = verify(str(out), 1000).faults
+        assert fault.fault.startswith(f"row 1: {what}")
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--on-bad-data", "skip", "--max-bad-rows", "50%", "--missing-value", "0.5"],
+        ["--impute", "median", "--missing-value", "0.5"],
+        ["--clip-quantile", "0.1"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_however_rows_are_encoded_they_are_encoded_again(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
+    rows = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
+    rows[3, 1] = 0.5
+    night.add_shard("3.h5", rows)
+    night.add_shard("4.h5", (10 * rows).astype(np.int16))
+    assert night.run(out, *flags) == 0
+    found = verify(str(out), 1000)
+    assert (found.faults, found.unchecked) == ((), ())
+    assert found.rows.n_rows + found.rows.n_bad == N_ROWS + 40
+    assert found.rows.n_bad == (flags[0] == "--on-bad-data")
+
+
+@pytest.mark.parametrize("choice", ["allow", "clip"])
+def test_rows_outside_a_given_models_range_are_encoded_again(
+    night: Night, out: Path, tmp_path: Path, choice: str
+) -> None:
+    assert night.run(out) == 0
+    night.add_shard("3.h5", np.full((5, 4), 100, np.float32))
+    other = tmp_path / "other"
+    assert night.run(other, "--model", str(out), "--out-of-range", choice) == 0
+    found = verify(str(other), 1000)
+    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), N_ROWS + 5)
+
+
+def test_inputs_that_are_gone_or_changed_are_said_and_everything_else_is_checked(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    path = night.shards / "0.h5"
+    os.utime(path, (0, 0))
+    for says in ("has changed since the run", "is not there any more"):
+        found = verify(str(out))
+        assert (found.faults, found.rows.n_rows) == ((), SIZES[2])
+        (unchecked,) = found.unchecked
+        assert unchecked.file == str(path)
+        assert says in unchecked.fault
+        path.unlink(missing_ok=True)
+    shutil.rmtree(night.shards)
+    found = verify(str(out))
+    assert (found.faults, found.rows.n_rows, len(found.unchecked)) == ((), 0, 2)
+    assert "no row could be encoded again" in str(found)
+
+
+def test_few_rows_are_read_where_each_is_a_large_chunk(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert night.run(out) == 0
+    monkeypatch.setattr(module, "_BYTES", 20 * 16)  # of four float32 each
+    assert verify(str(out)).rows.n_rows == 20
+    monkeypatch.setattr(module, "_BYTES", 0)
+    assert verify(str(out)).rows.n_rows == 16
+    assert verify(str(out), 30).rows.n_rows == 30
+
+
+def test_a_directory_without_a_finished_run_or_with_a_damaged_manifest_is_refused(night: Night, out: Path) -> None:
+    with refused(66, str(out), "expected the output directory of a finished run"):
+        verify(str(out))
+    assert night.run(out) == 0
+    (out / "manifest.json").write_text("{}")
+    with refused(65, str(out / "manifest.json")):
+        verify(str(out))
+
+
+@pytest.mark.process
+def test_no_theano_is_needed(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    program = (
+        "import sys; sys.modules['theano'] = None; from pipeline.commands.table import main;"
+        f"sys.exit(main(['verify', {str(out)!r}]))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=120).returncode == 0
