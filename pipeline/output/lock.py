@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import CannotCreate, NotPermitted, TryAgain, WriteFailed, shown
+from pipeline.errors import CannotCreate, NewerFormat, NotPermitted, ShardpressError, TryAgain, WriteFailed, shown
 from pipeline.formats import seal
 from pipeline.output.disk import Disk, publish, sync_directory
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import FOLDERS, OUTPUT, check_limits, is_left, unsealed
 
-__all__ = ["locked"]
+__all__ = ["LOCK", "locked", "objection"]
 
 log = logging.getLogger(__name__)
 
-_MARKER, _LOCK = ".shardpress", ".lock"
+_MARKER, LOCK = ".shardpress", ".lock"
 
 
 @contextmanager
@@ -68,6 +68,28 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         os.close(descriptor)
 
 
+def objection(directory: Path) -> ShardpressError | None:
+    """What would keep a run out of a directory, as far as a look can tell that changes nothing.
+
+    Whether another run is at work there is not among it: to try the lock could keep that one out for a moment.
+    """
+    where = f"output={shown(directory)}"
+    there = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return CannotCreate(f"{where}: {shown(there)} is no directory. Choose another --output.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        return NotPermitted(f"{where}: {shown(there)} may not be written. Choose an --output that you may write to.")
+    if there != directory:
+        return None
+    try:
+        _check_ours(directory)
+    except CannotCreate as error:
+        return CannotCreate(f"{where}: {error}. Choose another --output.")
+    except NewerFormat as error:
+        return error
+    return None
+
+
 def _make(directory: Path, disk: Disk) -> None:
     """A directory with its parents, each on the disk before the next."""
     if directory.is_dir():
@@ -95,15 +117,7 @@ def _make_folders(directory: Path, disk: Disk) -> None:
 def _mark(directory: Path, disk: Disk) -> None:
     """Refuse what is not ours, and leave the sign that it is."""
     path = directory / _MARKER
-    names = os.listdir(directory)  # first: another run may be leaving the sign just now, and its folders after it
-    if path.exists():  # a damaged one, too, says whose directory it is
-        try:
-            unsealed(path)
-        except ValueError:
-            log.debug("output=%s: its marker is damaged", shown(directory))
-    elif not all(is_left(name) for name in names):
-        raise CannotCreate("holds files that are not of shardpress, expected a new or empty directory")
-    else:  # empty, or a run died here before it had left its sign
+    if not _check_ours(directory):  # empty, or a run died here before it had left its sign
         try:
             publish(disk, path, seal(OUTPUT, {}))
         except WriteFailed as error:
@@ -112,15 +126,30 @@ def _mark(directory: Path, disk: Disk) -> None:
                 raise
 
 
+def _check_ours(directory: Path) -> bool:
+    """Whether the sign that it is ours is there; raises `CannotCreate` where it is not, and others' files are."""
+    path = directory / _MARKER
+    names = os.listdir(directory)  # first: another run may be leaving the sign just now, and its folders after it
+    if path.exists():  # a damaged one, too, says whose directory it is
+        try:
+            unsealed(path)
+        except ValueError:
+            log.debug("output=%s: its marker is damaged", shown(directory))
+        return True
+    if not all(is_left(name) for name in names):
+        raise CannotCreate("holds files that are not of shardpress, expected a new or empty directory")
+    return False
+
+
 def _lock(directory: Path) -> int:
     """Hold the run's lock. What the file says is for people; only the kernel's lock decides."""
     # No child inherits it: one that outlives the run would hold the lock on.
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             # It is emptied below.
-            raise CannotCreate(f"its {_LOCK} is a second name of another file, expected a file of its own")
+            raise CannotCreate(f"its {LOCK} is a second name of another file, expected a file of its own")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

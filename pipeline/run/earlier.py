@@ -16,11 +16,11 @@ from pipeline.encoding.whole import SINGLE_FILE
 from pipeline.errors import ConfigError, DataError, NoInput, shown
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Entry, Record, fault_of
-from pipeline.run.fingerprints import differences, other_inputs, other_settings
+from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
 from pipeline.run.job import Clock, Job, Prepared, rows_in, trained
 from pipeline.settings.config import Config
 
-__all__ = ["QUARANTINE", "intact", "latest", "take_up"]
+__all__ = ["QUARANTINE", "asked_for", "intact", "latest", "passes", "plainly", "take_up"]
 
 log = logging.getLogger(__name__)
 
@@ -42,20 +42,38 @@ def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] 
         log.info("output=%s: beginning again", shown(ledger.directory))
         ledger.forget()
     ledger.sweep()  # what a killed run left half-written, before anything needs the room
-    now = json.loads(json.dumps(asdict(request)))  # as it comes back from a file: lists for tuples
-    manifest = ledger.manifest()
-    if manifest is None:
-        _check_unfinished(ledger, config, now)
-    elif manifest["fingerprint"] != request.of_all():
-        _check_finished(ledger, config, manifest["request"], now)
-    elif not _passes(manifest, prepared):
+    now, manifest = plainly(request), asked_for(ledger, prepared)
+    if manifest is not None and not passes(manifest, prepared):
         log.info("output=%s: looked at again, since it is asked for otherwise", shown(ledger.directory))
-    elif _is_intact(ledger, manifest, prepared, clock):
+    elif manifest is not None and _is_intact(ledger, manifest, prepared, clock):
         if ledger.request() == now:  # else somebody has begun to replace it, and may go on with that
             ledger.sweep(*manifest.get("kept", ()))
         return manifest
     ledger.set_request(now)  # before its first result, so that what an interrupted run leaves is known for what it is
     return None
+
+
+def asked_for(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
+    """The manifest of a finished run, if this one is asked for the same; changes nothing.
+
+    Raises
+    ------
+    ConfigError
+        As `take_up`.
+    """
+    manifest, now = ledger.manifest(), plainly(prepared.request)
+    if manifest is None:
+        _check_unfinished(ledger, prepared.config, now)
+    elif manifest["fingerprint"] != prepared.request.of_all():
+        _check_finished(ledger, prepared.config, manifest["request"], now)
+        return None
+    return manifest
+
+
+def plainly(request: Request) -> dict[str, Any]:
+    """A request as it comes back from a file: lists for tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(request)))
+    return found
 
 
 def latest(job: Job, kind: str, fingerprint: str, read: Callable[[Record], T], complaint: str) -> T | None:
@@ -142,7 +160,7 @@ def _kept(ledger: Ledger) -> str:
     return ", ".join([*done, *([f"{n_rows} rows encoded"] if n_rows else [])])
 
 
-def _passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
+def passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
     config = prepared.config
     summary, written = manifest["summary"], {line["file"] for line in manifest["files"]}

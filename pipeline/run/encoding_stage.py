@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +20,13 @@ from pipeline.model import Model
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.progress import Progress
 from pipeline.run.earlier import intact
-from pipeline.run.job import Job
+from pipeline.run.job import Job, Prepared
 from pipeline.shards.shard import row_dtype
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["encode"]
+__all__ = ["encode", "encode_settings"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
         for dtype in sorted({shard.dtype for shard in job.shards}):
             # No rows, no work: it compiles before the progress starts to count.
             autoencoder.encode(np.empty((0, model.network.n_inputs), dtype=dtype))
-        settings = _settings(job, model, max(len(part.source) for part in missing))
+        n_rows = max(len(part.source) for part in missing)
+        settings = encode_settings(job, model, n_rows, job.ledger.directory, job.about(model))
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(settings, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)
@@ -66,11 +68,14 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
     return parts
 
 
-def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
+def encode_settings(
+    job: Prepared, model: Model, part_rows: int, directory: Path, attributes: Mapping[str, Any]
+) -> EncodeSettings:
+    """What the parts of a run have in common, the largest of which has `part_rows` rows."""
     config, scaler = job.config, model.scaler
     trained_on = scaler if job.given and not scaler.clips else None  # of clipped rows none lies outside
     return EncodeSettings(
-        directory=str(job.ledger.directory),
+        directory=str(directory),
         model=model,
         dtype=row_dtype(job.shards).name,
         block_rows=min(part_rows, job.budget.block_rows),
@@ -79,7 +84,7 @@ def _settings(job: Job, model: Model, part_rows: int) -> EncodeSettings:
         bad_data=BadData(
             *(config.on_bad_data, config.missing_value, config.out_of_range, trained_on, scaler.fill is not None)
         ),
-        attributes=job.about(model),
+        attributes=attributes,
     )
 
 

@@ -28,6 +28,7 @@ __all__ = ["Request", "differences", "other_inputs", "other_settings", "request_
 # To be raised when the same settings begin to give other numbers.
 _SCAN, _TRAINING, _ENCODING = 1, 1, 1
 
+_STAGES = ("scan", "training", "encoding")
 _LISTED, _FOLDERS = 10, 3  # differences and folders that a message names: it is read in a terminal
 
 
@@ -122,10 +123,10 @@ def _identity(shard: Shard) -> dict[str, Any]:
     }
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What was asked for then and is asked for now, in words; empty without a difference."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str] = _STAGES) -> str:
+    """What was asked for then and is asked for now of the files and these stages, in words; empty where it is alike."""
     changes = [*_changed_files(_shards(before), _shards(now))]
-    for stage in ("scan", "training", "encoding"):
+    for stage in stages:
         changes += _changes(before.get(stage, {}), now[stage])
     lay, lie = (", ".join(map(shown, request.get("folders", [])[:_FOLDERS])) for request in (before, now))
     if changes and lay and lay != lie:

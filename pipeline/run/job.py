@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -36,7 +36,20 @@ from pipeline.shards.shard import Shard
 if TYPE_CHECKING:
     from kernels.backend import Device
 
-__all__ = ["Clock", "Job", "Prepared", "check_space", "prepare", "rows_in", "trained", "versions"]
+__all__ = [
+    "Clock",
+    "Job",
+    "Prepared",
+    "bytes_needed",
+    "check_space",
+    "lacks_space",
+    "prepare",
+    "refusal",
+    "rows_in",
+    "step_of",
+    "trained",
+    "versions",
+]
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +106,17 @@ class Prepared:
         n_shards = len(self.shards) + len(self.bad_shards)
         return allowed(self.config.max_bad_shards, n_shards) if self.tolerates_bad_data else 0
 
+    def of_model(self, unreadable: Iterable[int]) -> str:
+        """Fingerprint of the training's result: also of the shards that it had to do without."""
+        asked, without = self.request.of_model(), sorted(unreadable)
+        return fingerprint(asked, without) if without else asked  # without any, what was asked for tells it all
+
+    def of_features(self, model: Model, unreadable: Iterable[int]) -> str:
+        """Fingerprint of the features: also of the shards that have none, and whether bad rows are listed."""
+        asked, without = self.request.of_features(model.fingerprint), sorted(unreadable)
+        is_listed = self.config.on_bad_data == "quarantine"  # then the parts' records list them, and else they do not
+        return fingerprint(asked, without, is_listed) if without or is_listed else asked
+
 
 def prepare(config: Config) -> Prepared:
     """Look at the inputs and at what a run with these settings takes; nothing is written.
@@ -125,9 +149,6 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
     WriteFailed
         When the features will not fit.
     """
-    config = prepared.config
-    row_bytes = 4 * config.n_features + 1 + 8 * len(prepared.shards[0].riders)  # features, valid, what rides along
-    needed = prepared.n_rows * row_bytes * (2 if config.single_file else 1)  # at least: models and digests are small
     try:
         free = ledger.disk.free_bytes(ledger.directory)
     except OSError as error:
@@ -135,11 +156,26 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
         return
     # Parts of this very model that are there already; which one it is, only the training tells.
     there = sum(record.entry.n_bytes for record in ledger.records("part"))
-    if needed - there > free:
-        raise WriteFailed(
-            f"output={shown(ledger.directory)}: {free} bytes are free there, expected {needed - there} at least for "
-            "the features. Free some space, or choose another --output."
-        )
+    if lack := lacks_space(prepared, there, free):
+        raise lack
+
+
+def lacks_space(prepared: Prepared, there: int, free: int) -> WriteFailed | None:
+    """What is to be said when `free` bytes do not hold the features, of which `there` bytes are written already."""
+    needed = bytes_needed(prepared) - there
+    if needed <= free:
+        return None
+    return WriteFailed(
+        f"output={shown(Path(prepared.config.output))}: {free} bytes are free there, expected {needed} at least for "
+        "the features. Free some space, or choose another --output."
+    )
+
+
+def bytes_needed(prepared: Prepared) -> int:
+    """What the features of all rows and what rides along take: at least, since models and digests are small."""
+    config, riders = prepared.config, prepared.shards[0].riders
+    row_bytes = 4 * config.n_features + 1 + sum(rider.dtype.itemsize for rider in riders)  # 1 for whether it is valid
+    return prepared.n_rows * row_bytes * (2 if config.single_file else 1)
 
 
 def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
@@ -152,12 +188,8 @@ def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
 
     leave = None if config.on_bad_data == "raise" else refuse
     shards = open_shards(config.input, config.dataset, leave, config.follow, config.orientation, config.carry)
-    limit = allowed(config.max_bad_shards, len(shards) + len(refused))
-    if len(refused) > limit:
-        raise DataError(
-            f"{len(refused)} of {len(shards) + len(refused)} shards are bad, expected {limit} at most "
-            f"(--max-bad-shards {config.max_bad_shards}). The first: {refused[0]['reason']}"
-        )
+    if error := refusal(config, refused, len(shards) + len(refused)):
+        raise error
     first = shards[0]
     if first.n_inputs == 1:
         raise DataError(
@@ -165,6 +197,17 @@ def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
             "together. Name another dataset with --dataset."
         )
     return shards, refused
+
+
+def refusal(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
+    """What is to be said when too many of so many shards were refused."""
+    limit = allowed(config.max_bad_shards, n_shards)
+    if len(refused) <= limit:
+        return None
+    return DataError(
+        f"{len(refused)} of {n_shards} shards are bad, expected {limit} at most (--max-bad-shards "
+        f"{config.max_bad_shards}). The first: {refused[0]['reason']}"
+    )
 
 
 def _refuse(complaints: Iterable[str]) -> None:
@@ -249,17 +292,6 @@ class Job(Prepared):
         """Whether training keeps all rows in memory, where its products run."""
         return self.budget.resident if self.device.used == "cpu" else self.budget.resident_on_device
 
-    def of_model(self, unreadable: Iterable[int]) -> str:
-        """Fingerprint of the training's result: also of the shards that it had to do without."""
-        asked, without = self.request.of_model(), sorted(unreadable)
-        return fingerprint(asked, without) if without else asked  # without any, what was asked for tells it all
-
-    def of_features(self, model: Model, unreadable: Iterable[int]) -> str:
-        """Fingerprint of the features: also of the shards that have none, and whether bad rows are listed."""
-        asked, without = self.request.of_features(model.fingerprint), sorted(unreadable)
-        is_listed = self.config.on_bad_data == "quarantine"  # then the parts' records list them, and else they do not
-        return fingerprint(asked, without, is_listed) if without or is_listed else asked
-
     def about(self, model: Model) -> dict[str, Any]:
         """Attributes of every output that `model` makes."""
         return {
@@ -272,7 +304,7 @@ class Job(Prepared):
 
     def standing(self) -> str:
         """How far a run came that did not finish."""
-        stages = ", ".join(self.clock.seconds) or "nothing yet"
+        stages = ", ".join(stage for stage in self.clock.seconds if stage != "start") or "nothing yet"
         # Of this very run: results of other settings may stand beside them.
         if self.clock.model and (checkpoints := self.ledger.records("checkpoint", self.clock.model)):
             stages += f"; a checkpoint keeps {trained(checkpoints[-1])}"
@@ -285,8 +317,13 @@ class Job(Prepared):
 
 def trained(checkpoint: Record) -> str:
     """How far a checkpoint is, in words."""
-    facts, step = checkpoint.facts, int(checkpoint.key.split("-")[1])
+    facts, step = checkpoint.facts, step_of(checkpoint)
     return f"{facts['n_epochs']} of {facts['of']} epochs, step {step}" if "of" in facts else f"step {step}"
+
+
+def step_of(checkpoint: Record) -> int:
+    """How many steps a checkpoint stands behind."""
+    return int(checkpoint.key.split("-")[1])
 
 
 def rows_in(parts: Iterable[Record]) -> int:

@@ -9,14 +9,14 @@ from pipeline.errors import DataError, counted, some
 from pipeline.output.records import Record
 from pipeline.progress import Progress
 from pipeline.run.earlier import latest
-from pipeline.run.job import Job
+from pipeline.run.job import Job, Prepared
 from pipeline.scan import ranges
 from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import Scan
 from pipeline.settings.kinds import allowed
 from pipeline.settings.resolve import Settings
 
-__all__ = ["scanned"]
+__all__ = ["judge", "scan_settings", "scanned"]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def scanned(job: Job) -> Scan:
         scan = _scan(job)
         entry = job.ledger.write("stages/scan", ".npz", scan.to_npz())
         job.ledger.commit(Record("scan", job.request.of_scan(), entry))
-    _judge(job, scan)  # behind the commit: with more leave the next run need not scan again
+    judge(job, scan)  # behind the commit: with more leave the next run need not scan again
     if job.given is None:
         ranges.check_usable(job.shards, scan, job.config.missing_value)
         _doubt(job, scan)
@@ -59,19 +59,26 @@ def _earlier(job: Job) -> Scan | None:
 
 
 def _scan(job: Job) -> Scan:
-    shards, budget = job.shards, job.budget
-    # Those that were refused count as bad ones already; without leave the first one is an error.
-    max_unreadable = job.max_bad_shards - len(job.bad_shards) if job.tolerates_bad_data else None
-    settings = ScanSettings(
-        *(budget.block_rows, job.config.missing_value, max_unreadable),
-        *(job.config.clip_quantile, job.impute),
-    )
+    shards, budget, settings = job.shards, job.budget, scan_settings(job)
     with Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress, threads(budget.n_threads) as pool:
         return ranges.scan(shards, settings, pool, budget.n_threads, progress.advance)
 
 
-def _judge(job: Job, scan: Scan) -> None:
-    """Stop for bad rows, unless the settings let them pass."""
+def scan_settings(job: Prepared) -> ScanSettings:
+    """How the rows are looked at."""
+    # Those that were refused count as bad ones already; without leave the first one is an error.
+    max_unreadable = job.max_bad_shards - len(job.bad_shards) if job.tolerates_bad_data else None
+    config = job.config
+    return ScanSettings(job.budget.block_rows, config.missing_value, max_unreadable, config.clip_quantile, job.impute)
+
+
+def judge(job: Prepared, scan: Scan) -> None:
+    """Stop for bad rows, unless the settings let them pass.
+
+    Raises
+    ------
+    DataError
+    """
     n_bad, limit, config = len(scan.bad_rows), job.max_bad_rows, job.config
     if not n_bad:
         return

@@ -52,6 +52,7 @@ def run(
             return again(finished, config.output, clock.seconds)
         check_space(ledger, prepared)
         device = start_device(config.require_device)  # only now: Theano takes seconds, which a finished run is spared
+        clock.lap("start")
         job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock)
         try:
             with theanos_errors():

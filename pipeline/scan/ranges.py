@@ -20,7 +20,7 @@ from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
 
-__all__ = ["Scan", "check_usable", "describe_bad_rows", "misses_values", "readable", "scan"]
+__all__ = ["Scan", "check_usable", "describe_bad_rows", "looking", "misses_values", "readable", "scan", "scan_of"]
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +143,7 @@ def scan(
     DataError
         When more shards than the settings allow cannot be read.
     """
-    n_values = MANY if settings.clip_quantile or settings.fills else FEW
-    stride = stride_of(sum(shard.n_rows for shard in shards), shards[0].n_inputs, n_values)
-    look = partial(look_at, settings, stride)
+    look = looking(shards, settings)
     known = unread(shards, {})
     while True:  # twice at most, but for files that go bad meanwhile
         found = known
@@ -154,7 +152,7 @@ def scan(
             found = reduce(tasks, merged, executor, n_at_once, lambda done: advance(done.n_rows))
             found = merged([known, found])
         if len(found.unreadable) == len(known.unreadable):
-            return _scan_of(found, settings, row_dtype(shards))
+            return scan_of(found, settings, row_dtype(shards))
         limit = settings.max_unreadable or 0
         if len(found.unreadable) > limit:  # now: a night of reading is not spent on what is refused at its end
             first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
@@ -164,6 +162,12 @@ def scan(
             )
         known = unread(shards, found.unreadable)
         advance(known.n_rows - found.n_rows)  # what is read again counts once
+
+
+def looking(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], Found]:
+    """What a task of their scan does with its pieces."""
+    n_values = MANY if settings.clip_quantile or settings.fills else FEW
+    return partial(look_at, settings, stride_of(sum(shard.n_rows for shard in shards), shards[0].n_inputs, n_values))
 
 
 def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
@@ -260,7 +264,7 @@ def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[in
     return (pieces[i : i + stride] for i in range(0, len(pieces), stride))
 
 
-def _scan_of(found: Found, settings: ScanSettings, dtype: np.dtype) -> Scan:
+def scan_of(found: Found, settings: ScanSettings, dtype: np.dtype) -> Scan:
     """What blocks tell, once the sample is summed up."""
     minimum, maximum = found.minimum, found.maximum
     if settings.fills:  # without any value, a column is filled with zeros

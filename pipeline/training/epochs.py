@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
 
-__all__ = ["Training", "learning_rate", "train"]
+__all__ = ["Training", "learning_rate", "take_step", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -219,21 +219,27 @@ class _Keeper:
 
 def _train_epoch(training: Training, keeper: _Keeper, advance: Advance) -> None:
     """Take an epoch's steps, or what is left of them."""
-    now, config, n_steps, step = training.standing, training.config, training.steps_per_epoch, training.step
-    stride, n_inputs = max(1, n_steps // _COSTS_PER_EPOCH), training.validation.shape[1]
+    now = training.standing
     start = time.monotonic() - now.seconds  # also what steps took before an interruption
-    for minibatch in training.rows.minibatches(training.order, now.epoch, config.batch_size, now.n_done):
+    for minibatch in training.rows.minibatches(training.order, now.epoch, training.config.batch_size, now.n_done):
         signals.check()
-        number, in_all = now.n_done, now.epoch * n_steps + now.n_done
-        step.set_learning_rate(learning_rate(config, in_all, n_steps))
-        noise = noise_of(config.seed, in_all, (len(minibatch), n_inputs)) if config.corruption else None
-        cost = step(minibatch, with_cost=number % stride == 0, noise=noise)
+        number, cost = now.n_done, take_step(training, minibatch)
         # Before the cost is looked at: a checkpoint of what follows counts the step that the weights have taken.
         now.n_done, now.seconds = number + 1, time.monotonic() - start
         if cost is not None:
             now.costs.append(_checked(now, cost, f"epoch {now.epoch}, minibatch {number}"))
         advance(len(minibatch), _place(training))
         keeper.keep()
+
+
+def take_step(training: Training, minibatch: np.ndarray) -> float | None:
+    """Take the step that is next, on these rows or their numbers; its cost, on the steps on which it is asked for."""
+    now, config, n_steps = training.standing, training.config, training.steps_per_epoch
+    stride, in_all = max(1, n_steps // _COSTS_PER_EPOCH), now.epoch * n_steps + now.n_done
+    training.step.set_learning_rate(learning_rate(config, in_all, n_steps))
+    n_inputs = training.validation.shape[1]
+    noise = noise_of(config.seed, in_all, (len(minibatch), n_inputs)) if config.corruption else None
+    return training.step(minibatch, with_cost=now.n_done % stride == 0, noise=noise)
 
 
 def _place(training: Training) -> str:

@@ -71,7 +71,7 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
         counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(watched)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
     cleaning = Cleaning(scan.scaler, config.missing_value)
-    rows: Rows = (ResidentRows if sizes.resident else StreamedRows)(shards, sizes.n_threads, cleaning)
+    rows: Rows = (ResidentRows.of if sizes.resident else StreamedRows)(shards, sizes.n_threads, cleaning)
     validation = rows.take(watched)
     log.info(
         "training: %s %s, %d for validation, minibatches of %d",

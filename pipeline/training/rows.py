@@ -19,16 +19,21 @@ __all__ = ["ResidentRows", "Rows", "StreamedRows"]
 
 
 class ResidentRows:
-    """All rows, loaded once and kept in their own dtype.
+    """All rows, kept in memory in their own dtype.
 
     Attributes
     ----------
     resident : ndarray of shape (n_rows, n_inputs)
     """
 
-    def __init__(self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> None:
+    def __init__(self, resident: np.ndarray) -> None:
+        self.resident = resident
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> ResidentRows:
+        """Read all rows of shards, once."""
         starts = slab_starts(shards)
-        self.resident = _Reader(shards, n_threads, cleaning).slabs(starts, np.arange(len(starts) - 1))
+        return cls(_Reader(shards, n_threads, cleaning).slabs(starts, np.arange(len(starts) - 1)))
 
     def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
         """An epoch's minibatches from number `first` on, as row numbers: each of shape (n,), int64."""

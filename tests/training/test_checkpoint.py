@@ -100,7 +100,7 @@ class Rig:
         more = DEEP if name == "deep" else {"optimizer": name}
         config = Settings(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
         self.config = replace(config, checkpoint_minutes=1e6)
-        rows = ResidentRows(shards, 2) if resident else StreamedRows(shards, 2)
+        rows = ResidentRows.of(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
         self.validation = np.repeat(rows.take(np.array([3, 17])), 50, axis=0)  # so many that they count
         self.autoencoder = Autoencoder(network_of(self.config, 6))

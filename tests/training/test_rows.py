@@ -38,7 +38,7 @@ def test_rows_in_memory_and_rows_from_disk_make_the_same_minibatches(shards):
     for window_rows, batch_size in product([1, 7, 19, 21, 1000], [1, 18, 19, 20]):
         with case(window_rows, batch_size):
             order = Order(slab_starts(shards), np.array([2, 8]), window_rows, seed=5)
-            resident, streamed = ResidentRows(shards, 2), StreamedRows(shards, 2)
+            resident, streamed = ResidentRows.of(shards, 2), StreamedRows(shards, 2)
             np.testing.assert_array_equal(resident.resident, numbered(21))
             assert streamed.resident is None
             for epoch in (0, 1):
@@ -59,7 +59,7 @@ def test_an_epoch_can_be_entered_at_any_minibatch(shards):
             left_out = np.flatnonzero(rng.random(21) < rng.choice([0, 0.3, 0.9]))
             window_rows, batch_size = int(rng.choice([1, 4, 7, 1000])), int(rng.choice([1, 2, 5, 21, 30]))
             order = Order(slab_starts(shards, int(rng.choice([1, 3]))), left_out, window_rows, seed)
-            for rows in (ResidentRows(shards, 2), StreamedRows(shards, 2)):
+            for rows in (ResidentRows.of(shards, 2), StreamedRows(shards, 2)):
                 for epoch in (0, 3):
                     whole = list(rows.minibatches(order, epoch, batch_size))
                     for first in range(len(whole) + 2):
@@ -77,13 +77,13 @@ def test_windows_that_lie_behind_are_not_read_again(shards, monkeypatch):
 
 def test_in_one_window_all_minibatches_but_the_last_are_full(shards):
     order = Order(slab_starts(shards), NONE, 1000, seed=0)
-    assert [len(batch) for batch in ResidentRows(shards, 1).minibatches(order, 0, 8)] == [8, 8, 5]
+    assert [len(batch) for batch in ResidentRows.of(shards, 1).minibatches(order, 0, 8)] == [8, 8, 5]
 
 
 def test_shards_of_several_dtypes_meet_in_the_one_that_holds_them_all(tmp_path):
     arrays = [numbered(3, dtype=np.uint8), numbered(3, first=3, dtype=np.float32)]
     shards = open_shards([write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
-    found = ResidentRows(shards, 2).resident
+    found = ResidentRows.of(shards, 2).resident
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, numbered(6))
 
@@ -100,10 +100,10 @@ def test_rows_are_filled_and_clipped_once_they_are_read(tmp_path):
     expected = np.where(np.isnan(whole) | (whole == -99), fill, whole)
     expected[:9] = expected[:9].clip([-1.5, -2.5, -0.5], [1.5, 0.5, 2.5])
     expected[9:] = expected[9:].clip([-1, -2, 0], [1, 0, 2])
-    for kind in (ResidentRows, StreamedRows):
+    for kind in (ResidentRows.of, StreamedRows):
         rows = kind(shards, 2, Cleaning(scaler, -99))
         np.testing.assert_array_equal(rows.take(np.arange(39)), expected)
-    np.testing.assert_array_equal(ResidentRows(shards, 2, Cleaning(scaler, -99)).resident, expected)
+    np.testing.assert_array_equal(ResidentRows.of(shards, 2, Cleaning(scaler, -99)).resident, expected)
     order = Order(slab_starts(shards), NONE, 7, 0)
     streamed = np.concatenate(list(StreamedRows(shards, 2, Cleaning(scaler, -99)).minibatches(order, 0, 4)))
     np.testing.assert_array_equal(streamed, expected[epoch_of(order, 0)])
@@ -125,7 +125,7 @@ def test_an_error_while_reading_ahead_reaches_the_training(shards, monkeypatch):
 
 def test_single_rows_are_taken_as_fancy_indexing_would(shards):
     for kind, rows in product(
-        [ResidentRows, StreamedRows], [[], [0], [20], [7, 8], [0, 1, 2, 7, 8, 9, 20], range(21), range(0, 21, 2)]
+        [ResidentRows.of, StreamedRows], [[], [0], [20], [7, 8], [0, 1, 2, 7, 8, 9, 20], range(21), range(0, 21, 2)]
     ):
         with case(kind, rows):
             rows = np.array(rows, dtype=np.int64)
