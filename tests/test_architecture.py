@@ -29,11 +29,11 @@ MAY_IMPORT = {
     # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
     "run": [
         *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),
-        "report",
+        *("hdf5.files", "report"),
     ],
     "cli": ["run", "output.disk"],
     "classify": ["progress", "shards", "scan", "model", "features"],
-    "commands": ["cli", "installed", "classify", "report"],
+    "commands": ["cli", "installed", "classify", "report", "run.plan"],
     "shardpress": ["commands", "features", "model"],  # which setup.py installs beside pipeline, under its own name
 }
 

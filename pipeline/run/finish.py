@@ -17,6 +17,7 @@ from pipeline.output.records import Entry, fault_of
 from pipeline.report.rows import Encoded, check_rows
 from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job
+from pipeline.run.plan.memory import peak_bytes
 from pipeline.scan.ranges import Scan
 from pipeline.shards.inputlog import why_left_out
 
@@ -198,6 +199,7 @@ def _index(job: Job, model: Model, parts: Sequence[PartFacts]) -> bytes:
 
 def _report(job: Job, model: Model, scan: Scan | None, told: Mapping[str, Any]) -> bytes:
     report = {"config": asdict(job.config), "device": asdict(job.device), **told}
+    report["memory"] = {"peak_bytes": peak_bytes()}
     if job.given is None:
         report["training"] = model.about["training"]
     if scan is not None:

@@ -29,6 +29,7 @@ from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
 from pipeline.output.records import read_manifest
 from pipeline.run import budget, fingerprints, job, stages
+from pipeline.run.plan import plan
 from pipeline.shards.open import open_shards
 from tests.support.helpers import write_shard
 
@@ -162,7 +163,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
     for setting, value in NETWORK.items():  # unless a flag says otherwise
         monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
-    monkeypatch.setattr(stages, "start_device", lambda is_required: Device("cpu", "cpu", "stand-in"))
+    for starter in (stages, plan):
+        monkeypatch.setattr(starter, "start_device", lambda is_required: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(job, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come
@@ -209,11 +211,15 @@ class Night:
     def add_shard(self, name: str, rows: np.ndarray) -> Path:
         return Path(write_shard(self.shards / name, rows, riders={"y": np.arange(len(rows))}))
 
+    def arguments(self, output: Path, *flags: str) -> list[str]:
+        """The command line of a run."""
+        settings = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "1"]
+        return ["--input", str(self.shards), "--output", str(output), *settings, *flags]
+
     def run(self, output: Path, *flags: str, disk: Disk | None = None) -> int:
         """Exit code of a run."""
-        settings = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "1"]
         with redirect_stdout(io.StringIO()):
-            return cli.main("", ["--input", str(self.shards), "--output", str(output), *settings, *flags], disk)
+            return cli.main("", self.arguments(output, *flags), disk)
 
 
 def features_of(output: Path) -> bytes:

@@ -1,0 +1,166 @@
+"""The dry run: it changes nothing, and what it says of a run is what the run does."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.commands.table import main
+from pipeline.output.disk import publish
+from pipeline.output.lock import locked
+from pipeline.output.records import read_manifest
+from pipeline.run.plan.nameless import Nameless
+from pipeline.run.plan.plan import Plan, make_plan
+from pipeline.run.plan.words import in_words
+from pipeline.settings.flags import parse
+from tests.support.cases import case, each
+from tests.support.nights import OTHER, STEPS, Stopping
+from tests.support.standin import Night
+
+
+def planned(night: Night, output: Path, *flags: str) -> Plan:
+    return make_plan(parse(night.arguments(output, *flags), os.environ, ""), lambda words: None)
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file below a folder, to the last byte and the time of its last change."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_plan_changes_nothing(night: Night, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for state in ("nothing yet", "unfinished", "damaged", "finished"):
+        if state == "unfinished":
+            assert night.run(out, *STEPS, disk=Stopping("parts/", 2)) == 74
+            (out / "parts/part-000000-000000000000-0123456789abcdef0123456789abcdef.h5").write_text("uncommitted")
+        elif state == "damaged":  # by which a run would begin to clear up
+            next((out / "commits").glob("scan-*")).write_text("no record")
+        elif state == "finished":
+            assert night.run(out) == 0
+        before = content(tmp_path)
+        for flags in ([], OTHER, ["--restart"], ["--overwrite", *OTHER]):
+            with case(state, flags):
+                assert planned(night, out, *flags).input["n_rows"] == 55
+                assert content(tmp_path) == before
+                assert out.exists() == (state != "nothing yet")
+
+
+def test_what_a_plan_says_is_used_is_used(night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stops = [("commits/scan", 1), ("stages/checkpoint", 4), ("commits/model", 1), ("commits/part", 2), ("index.h5", 1)]
+    for number, (kind, n_named) in enumerate(stops):
+        out = tmp_path / f"out{number}"
+        assert night.run(out, *STEPS, disk=Stopping(kind, n_named)) == 74
+        told = planned(night, out, *STEPS)
+        caplog.clear()
+        assert night.run(out, *STEPS) == 0
+        with case(kind, told=told.earlier, log=caplog.text):
+            seconds = {stage.name: stage.seconds for stage in told.stages}
+            assert ("scan: an earlier run has finished it" in caplog.text) == (seconds["scan"] == 0)
+            assert ("training: an earlier run has finished it" in caplog.text) == (seconds["training"] == 0)
+            assert ("going on behind step" in caplog.text) == ("a checkpoint keeps" in told.earlier["training"])
+            goes_on = "encoding: going on" in caplog.text or kind == "index.h5"
+            assert goes_on == (told.earlier["encoding"].startswith("an earlier run has encoded"))
+        assert set(planned(night, out, *STEPS).earlier.values()) == {"an earlier run has finished it"}
+
+
+def test_why_something_is_not_used_is_told_stage_by_stage(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    told = planned(night, out, "--overwrite", *OTHER)
+    assert told.problems == []
+    assert told.earlier["scan"] == "an earlier run has finished it"
+    assert told.earlier["training"] == told.earlier["encoding"] == "made anew: seed 0 -> 1"
+    night.add_shard("9.h5", np.ones((3, 4), np.float32))
+    assert planned(night, out, "--overwrite").earlier["scan"] == "made anew: input 9.h5 is new"
+
+
+def test_a_plan_ends_as_the_run_would(night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    taken, mine = tmp_path / "taken", tmp_path / "mine"
+    assert night.run(taken) == 0
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("all of it")
+    broken = Night(tmp_path_of(tmp_path, "broken"), 20)
+    broken.add_shard("8.h5", np.full((3, 4), np.nan, np.float32))
+    cases: list[tuple[Night, Path, list[str]]] = [
+        (night, tmp_path / "a", ["--n-features", "7"]),
+        (night, tmp_path / "b", ["--memory-budget", "16MiB", "--hidden", "9999999"]),
+        (night, taken, OTHER),
+        (night, mine, []),
+        (night, tmp_path / "mine/thesis.txt", []),
+        (night, tmp_path / "c", ["--input", str(tmp_path / "nowhere")]),
+        (broken, tmp_path / "d", []),
+        (broken, tmp_path / "e", ["--on-bad-data", "skip"]),
+        (broken, tmp_path / "f", ["--on-bad-data", "skip", "--max-bad-rows", "3"]),
+        (night, tmp_path / "g", []),
+    ]
+    for its, output, flags in cases:
+        with case(output.name, flags):
+            told = planned(its, output, *flags)
+            caplog.clear()
+            expected = its.run(output, *flags)
+            assert (told.problems[0]["exit_code"] if told.problems else 0) == expected
+            # Of a file in the directory's place the system's own words are told.
+            assert all(problem["words"] in caplog.text for problem in told.problems[:1] if output.suffix != ".txt")
+
+
+def tmp_path_of(tmp_path: Path, name: str) -> Path:
+    (tmp_path / name).mkdir()
+    return tmp_path / name
+
+
+def test_a_run_at_work_is_seen_and_not_disturbed(night: Night, out: Path) -> None:
+    with ExitStack() as stack:
+        stack.enter_context(locked(out))
+        assert [problem["exit_code"] for problem in planned(night, out).problems] == [75]
+    assert planned(night, out).problems == []
+
+
+def test_problems_do_not_hide_behind_each_other(night: Night, out: Path) -> None:
+    for name in ("7.h5", "8.h5"):
+        (night.shards / name).write_text("no HDF5")
+    night.add_shard("9.h5", np.full((3, 4), np.nan, np.float32))
+    out.mkdir()
+    (out / "thesis.txt").write_text("all of it")
+    told = planned(night, out)
+    words = "\n".join(problem["words"] for problem in told.problems)
+    assert [problem["exit_code"] for problem in told.problems] == [65, 65, 73, 65]
+    assert all(place in words for place in ("7.h5: ", "8.h5: ", "9.h5 dataset=X: nan in row 0, column 0"))
+    lenient = planned(night, out, "--on-bad-data", "skip", "--max-bad-shards", "2", "--max-bad-rows", "3")
+    assert [problem["exit_code"] for problem in lenient.problems] == [73]
+    assert sum("This shard is left out" in warning for warning in lenient.warnings) == 2
+
+
+def test_the_bytes_to_be_written_are_those_that_are(night: Night, out: Path) -> None:
+    told = planned(night, out)
+    assert night.run(out) == 0
+    written = 0
+    for part in read_manifest(out)["parts"]:
+        with h5py.File(out / part["file"]) as file:
+            written += sum(file[name].nbytes for name in ("features", "valid", "y"))
+    assert told.disk["n_bytes"] == written
+
+
+def test_the_command_answers_in_words_or_as_json_alone(
+    night: Night, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--dry-run", *night.arguments(out)]) == 0
+    page = capsys.readouterr().out
+    assert all(word in page for word in ("3 shards, 55 rows", "scan", "training", "encoding", "in all", "no problem"))
+    assert main(["plan", "--json", *night.arguments(out, "--n-features", "7")]) == 78
+    told = json.loads(capsys.readouterr().out)
+    assert told["problems"][0]["kind"] == "ConfigError"
+    assert told["seconds"] == 0
+    assert "PROBLEM" in in_words(Plan(problems=told["problems"]), "out")
+
+
+@each("named", [True, False])
+def test_a_nameless_file_takes_what_is_written_and_is_gone(tmp_path: Path, named: bool) -> None:
+    disk = Nameless(tmp_path if named else None)
+    publish(disk, tmp_path / "parts" / "there.h5", bytes(300_000), name_is_synced=False)
+    assert list(tmp_path.iterdir()) == []
