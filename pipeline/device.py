@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from kernels.backend import Device
     from kernels.step import TrainingStep
 
-__all__ = ["TILE_ROWS", "autoencoder_of", "seconds_compiling", "start_device", "theanos_errors", "training_step_of"]
+__all__ = [
+    "TILE_ROWS",
+    "autoencoder_of",
+    "compile_anew",
+    "seconds_compiling",
+    "start_device",
+    "theanos_errors",
+    "training_step_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +71,19 @@ def training_step_of(
     step = TrainingStep(autoencoder, rule, dtype, resident, config.corruption)
     step.compile()  # now, so that a training's time and rate are its own
     return step
+
+
+def compile_anew() -> tuple[float, str]:
+    """Compile and run something that no cache holds: how many seconds that took, and where the cache is.
+
+    Raises
+    ------
+    kernels.compiler.CompilerFailed
+        And what else Theano raises: see `theanos_errors`.
+    """
+    from kernels import backend, trial
+
+    return trial.compile_anew(), str(backend.load().config.compiledir)
 
 
 def seconds_compiling() -> float:

@@ -17,7 +17,7 @@ import pytest
 GROUND = ["errors", "formats", "runlog", "settings", "signals"]
 PLAIN = ["kernels.network"]  # a description that needs no Theano: all of the pipeline may read it
 MAY_IMPORT = {
-    **{each: [] for each in ("installed", "progress", *GROUND, "cluster", "hdf5", "output")},
+    **{each: [] for each in ("progress", *GROUND, "cluster", "hdf5", "output")},
     "shards": ["hdf5", "output.records"],
     "scan": ["shards", "cluster"],
     "model": ["scan.scaler"],
@@ -32,8 +32,10 @@ MAY_IMPORT = {
         *("hdf5.files", "report"),
     ],
     "cli": ["run", "output.disk"],
+    "doctor": ["scan.scaler", "model", "device"],
+    "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
-    "commands": ["cli", "installed", "classify", "report", "run.plan"],
+    "commands": ["cli", "installed", "classify", "doctor", "report", "run.plan"],
     "shardpress": ["commands", "features", "model"],  # which setup.py installs beside pipeline, under its own name
 }
 
@@ -133,6 +135,7 @@ def test_a_wing_imports_what_the_table_allows() -> None:
         ("pipeline.run.stages", "from kernels import TILE_ROWS"),
         ("pipeline.errors", "from pipeline.model import Model"),
         ("pipeline.installed", "from pipeline.run.stages import run"),
+        ("pipeline.doctor.packages", "from pipeline.run.stages import run"),
         ("pipeline.device", "import theano.tensor as T"),
         ("pipeline.model", "from pygpu import gpuarray"),
         ("pipeline.model", "from . import scan"),

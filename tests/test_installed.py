@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline import installed
+from pipeline.doctor import packages
 from tests.support.interpreters import REPOSITORY, environment
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
@@ -27,7 +27,11 @@ def start(*command, **variables):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("path", [*STARTED, REPOSITORY / "pipeline/installed.py"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [*STARTED, REPOSITORY / "pipeline/installed.py", REPOSITORY / "pipeline/doctor/packages.py"],
+    ids=lambda path: path.name,
+)
 def test_old_pythons_can_read_what_is_started(path):
     ast.parse(path.read_text(), feature_version=OLDEST)
     assert "from __future__" not in path.read_text()
@@ -56,8 +60,8 @@ def test_a_later_python_is_told_too(version):
 
 
 def test_without_a_virtual_environment_setup_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(installed, "_ROOT", str(tmp_path))
-    assert installed._what_to_type().startswith(f"Type make setup in {tmp_path}, then: ")
+    monkeypatch.setattr(packages, "_ROOT", str(tmp_path))
+    assert packages._what_to_type().startswith(f"Type make setup in {tmp_path}, then: ")
 
 
 @pytest.mark.process
@@ -72,11 +76,11 @@ def test_packages_that_do_not_fit_end_a_run_before_they_are_loaded(tmp_path):
 
 
 def test_every_requirement_of_ours_is_looked_at_and_this_environment_meets_them():
-    found = installed._installed()
-    assert installed._misfits(found) == []
+    found = packages.installed()
+    assert packages.misfits(found) == []
     all_of_ours = [Requirement(text) for text in importlib.metadata.requires("shardpress") or []]
     needed = [each for each in all_of_ours if each.marker is None or each.marker.evaluate({"extra": ""})]
-    nothing = installed._misfits({"shardpress": found["shardpress"]})
+    nothing = packages.misfits({"shardpress": found["shardpress"]})
     assert len(nothing) == len(needed) > 10
     assert all(" is not installed, expected " in text for text in nothing)
 
@@ -95,11 +99,11 @@ def test_every_requirement_of_ours_is_looked_at_and_this_environment_meets_them(
     ],
 )
 def test_versions_are_compared_by_their_numbers(version, ranges, fits):
-    assert installed._fits(version, ranges) is fits
+    assert packages._fits(version, ranges) is fits
 
 
 def test_a_checkout_that_is_not_installed_is_taken_as_it_is():
-    assert installed._misfits({}) == []
+    assert packages.misfits({}) == []
 
 
 def test_what_is_to_be_typed_can_be_pasted_whatever_the_folders_name(monkeypatch, tmp_path):
@@ -107,12 +111,12 @@ def test_what_is_to_be_typed_can_be_pasted_whatever_the_folders_name(monkeypatch
     python.parent.mkdir(parents=True)
     python.touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(installed, "_ROOT", str(tmp_path / "my files"))
+    monkeypatch.setattr(packages, "_ROOT", str(tmp_path / "my files"))
     monkeypatch.setattr(sys, "argv", ["my files/scripts/extract.py"])
-    assert installed._what_to_type() == "Type: 'my files/.venv/bin/python' 'my files/scripts/extract.py'"
+    assert packages._what_to_type() == "Type: 'my files/.venv/bin/python' 'my files/scripts/extract.py'"
     monkeypatch.setattr(sys, "executable", str(python))
-    needs_one = {"shardpress": installed._installed()["shardpress"]}
-    assert f": '{python}' -m pip install " in installed._misfits(needs_one)[0]
+    needs_one = {"shardpress": packages.installed()["shardpress"]}
+    assert f": '{python}' -m pip install " in packages.misfits(needs_one)[0]
 
 
 def test_packages_of_a_distribution_and_folders_that_cannot_be_read_do_no_harm(monkeypatch, tmp_path):
@@ -125,19 +129,19 @@ def test_packages_of_a_distribution_and_folders_that_cannot_be_read_do_no_harm(m
             raise PermissionError(folder)
         return listdir(folder)
 
-    found = installed._installed()
+    found = packages.installed()
     monkeypatch.setattr(os, "listdir", refuse)
     monkeypatch.setattr(sys, "path", ["/refused", str(tmp_path)])
-    there = installed._installed()
+    there = packages.installed()
     assert list(there) == ["pyyaml"]
-    assert installed._misfits(found | there) == []
+    assert packages.misfits(found | there) == []
 
 
 def test_the_first_of_two_on_the_path_counts(tmp_path, monkeypatch):
     for version in ("1.0", "2.0"):
         (tmp_path / version / f"Some_Thing-{version}.dist-info").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "1.0"), str(tmp_path / "2.0"), str(tmp_path / "nowhere")])
-    assert [Path(path).name for path in installed._installed().values()] == ["Some_Thing-1.0.dist-info"]
+    assert [Path(path).name for path in packages.installed().values()] == ["Some_Thing-1.0.dist-info"]
 
 
 @pytest.mark.process

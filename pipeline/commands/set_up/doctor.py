@@ -1,0 +1,48 @@
+"""`shardpress doctor`: whether a run will do here, and what to mend if not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from pipeline.commands.parsing import Parser, printed_json
+
+__all__ = ["main"]
+
+_EXAMPLES = """Look at everything that a run needs, and say what to mend: that comes first.
+
+    shardpress doctor
+    THEANO_FLAGS=device=cuda shardpress doctor       for a run that asks for this device
+    shardpress doctor --output /scratch/features --json
+
+Each device is really tried: something is compiled, and a small model is held against NumPy, in a process with a time
+limit. Exit code 0 when a run will do, 1 when something has to be mended.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Look, print, and return 1 where something has to be mended."""
+    parser = Parser("doctor", _EXAMPLES)
+    parser.add_argument(
+        "--output", metavar="DIR", default="features", help="where features shall go (default: features)"
+    )
+    parser.add_argument("--seconds", metavar="N", type=float, default=300.0, help="for each device (default: 300)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(arguments)
+    from pipeline.doctor.check import page, verdict
+    from pipeline.doctor.devices import tried
+    from pipeline.doctor.machine import looked_at
+
+    print("shardpress doctor: looking; each device takes some seconds, the first time half a minute.", file=sys.stderr)
+    checks, libraries = list(looked_at(options.output)), dict[str, list[str]]()
+    for check, loaded in tried(options.seconds):
+        checks.append(check)
+        libraries |= loaded
+    if options.json:
+        printed_json({"verdict": verdict(checks), "checks": [asdict(each) for each in checks], "libraries": libraries})
+    else:
+        print(page(checks))
+        print("\nlibraries that were loaded:" if libraries else "")
+        print("\n".join(f"     {path}" for paths in libraries.values() for path in paths))
+    return int(any(each.status == "fail" for each in checks))

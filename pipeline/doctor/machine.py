@@ -1,0 +1,132 @@
+"""What can be looked at without loading anything: Python, packages, compiler, places to write to, limits.
+
+The standard library alone, since whoever asks may have nothing else that works.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.doctor.check import Check
+from pipeline.doctor.packages import HOW_TO_GET_IT, installed, misfits, too_little_memory
+
+__all__ = ["looked_at"]
+
+_IMPORTED = {"numpy": "numpy", "Theano": "theano", "pygpu": "pygpu", "dask": "dask", "h5py": "h5py"}
+_IMPORTED |= {"scikit-learn": "sklearn", "scipy": "scipy"}
+_FILTERS = {"zstandard": "zstandard", "lz4": "lz4", "blosc": "blosc"}
+_LITTLE_ROOM = 10**9  # bytes
+_FEW_FILES = 256
+
+
+def looked_at(output: str) -> Iterator[Check]:
+    """Every check, one after the other; one that fails in an unforeseen way says so."""
+    looks: tuple[Callable[[], Check], ...] = (_python, _packages, _filters, _compiler, _memory, _open_files)
+    for look in (*looks, lambda: _place("output", output), lambda: _place("temporary", tempfile.gettempdir())):
+        try:
+            yield look()
+        except Exception as error:  # whatever is broken, the others are looked at
+            name = look.__name__.strip("_").replace("_", " ")
+            yield Check(name, "fail", f"cannot be looked at: {type(error).__name__}: {error}")
+
+
+def _python() -> Check:
+    found = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info[:2] == (3, 11):
+        return Check("python", "ok", found)
+    return Check("python", "warn", f"{found}: reads features, but runs nothing, since Theano needs 3.11", HOW_TO_GET_IT)
+
+
+def _packages() -> Check:
+    there = installed()
+    if "shardpress" not in there:
+        return Check("packages", "warn", "shardpress is not installed, so nobody knows what it needs", "pip install .")
+    if wrong := misfits(there):
+        what, _, fix = wrong[0].partition(": ")
+        others = f"; {'; '.join(each.partition(': ')[0] for each in wrong[1:])}" if wrong[1:] else ""
+        fixes = [fix, *(each.partition(": ")[2] for each in wrong[1:])]
+        return Check("packages", "fail", what + others, "; ".join(fixes))
+    return Check("packages", "ok", ", ".join(_described(name, module) for name, module in _IMPORTED.items()))
+
+
+def _described(name: str, module: str) -> str:
+    """A package's version, and its place where that is not this Python's own."""
+    spec = find_spec(module)
+    if spec is None:
+        return f"no {name}"
+    try:
+        number = version(name)
+    except PackageNotFoundError:
+        number = "of unknown version"
+    folder = os.path.dirname(os.path.dirname(spec.origin or ""))
+    return f"{name} {number}" + ("" if folder == sysconfig.get_path("platlib") else f" ({folder})")
+
+
+def _filters() -> Check:
+    missing = [name for name, module in _FILTERS.items() if find_spec(module) is None]
+    if not missing:
+        return Check("filters", "ok", "HDF5's own are undone, and of plugins' zstd, lz4, bitshuffle, bzip2 and Blosc")
+    found = f"HDF5's own are undone, and bzip2; for those of other plugins there is no {', '.join(missing)}"
+    return Check("filters", "absent", found, "pip install 'shardpress[filters]', where files need them")
+
+
+def _compiler() -> Check:
+    flags = dict(re.findall(r"(?:^|,)\s*(cxx)\s*=\s*([^,]*)", os.environ.get("THEANO_FLAGS", "")))
+    name = flags.get("cxx", "g++")
+    path = shutil.which(name)
+    if path is None:
+        where = f"not found in PATH={os.environ.get('PATH', '')}"
+        return Check("compiler", "fail", f"{name}: {where}", "apt-get install g++, or THEANO_FLAGS=cxx=NAME")
+    header = os.path.join(sysconfig.get_path("include"), "Python.h")
+    if not os.path.exists(header):
+        return Check("compiler", "fail", f"{header} is not there", "apt-get install python3.11-dev")
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    return Check("compiler", "ok", f"{path}: {done.stdout.partition(chr(10))[0]}")
+
+
+def _memory() -> Check:
+    if complaint := too_little_memory():
+        return Check("memory", "fail", complaint, "ulimit -v unlimited")
+    there = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    n_cores = len(os.sched_getaffinity(0))
+    return Check("memory", "ok", f"{there / 1e9:.1f} GB are free; {n_cores} cores may be used")
+
+
+def _open_files() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = soft < _FEW_FILES
+    return Check(
+        "open files", "warn" if few else "ok", f"{soft} at most", f"ulimit -n {min(hard, 4096)}" if few else ""
+    )
+
+
+def _place(name: str, folder: str) -> Check:
+    """Whether a folder can be written, synced and locked, and how much room is there."""
+    path = Path(folder).absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        advice = "--output elsewhere" if name == "output" else "TMPDIR=elsewhere"
+        return Check(name, "fail", f"{there}: cannot be written, synced or locked: {error.strerror}", advice)
+    n_free = shutil.disk_usage(there).free
+    found = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB are free there"
+    little = n_free < _LITTLE_ROOM
+    return Check(name, "warn" if little else "ok", found, "free some space" if little else "")
