@@ -20,6 +20,7 @@ READER = [
     "PyYAML>=6",
     "scikit-learn>=1.9",  # its callbacks move the bars of `shardpress classify`
     "scipy>=1.11",
+    "shtab>=1.7",  # writes the scripts of `shardpress completion`
     "tqdm>=4.66",
 ]
 # What a run needs. Theano's generated code stops building at 3.12, and so does distutils: there, readers only.

@@ -17,7 +17,7 @@ from pipeline.settings.configfile import read_configuration
 from pipeline.settings.kinds import SWITCH, Kind, plain
 from pipeline.settings.printed import as_yaml
 
-__all__ = ["parse"]
+__all__ = ["parse", "parser_of_settings"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
@@ -97,7 +97,8 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
+def parser_of_settings(description: str) -> argparse.ArgumentParser:
+    """What reads the flags, each setting under its stage."""
     parser = _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -113,7 +114,12 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     group_of = {name: titled[title] for title, names in _STAGES.items() for name in names}
     for name, setting in _KNOWN.items():
         group_of[name].add_argument(_flag(name), **_described(setting))
-    known, unknown = parser.parse_known_args(arguments)  # and not parse_args, which suggests nothing
+    return parser
+
+
+def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
+    # Not parse_args, which suggests nothing.
+    known, unknown = parser_of_settings(description).parse_known_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
         is_flag = flag.startswith("-")

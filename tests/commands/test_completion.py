@@ -1,0 +1,59 @@
+"""Completion: in a shell that finds no program, commands, flags and values are completed all the same."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands.table import COMMANDS, main
+from pipeline.settings.config import Config
+
+PROGRAM = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+_shtab_shardpress
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["completion", "bash"]) == 0
+    path = tmp_path / "shardpress.bash"
+    path.write_text(capsys.readouterr().out)
+    return path
+
+
+def completed(script: Path, *words: str) -> list[str]:
+    """What bash offers for the last word, where nothing can be started."""
+    command = [shutil.which("bash") or "bash", "--norc", "-c", PROGRAM, "bash", script, "shardpress", *words]
+    env = {"PATH": "/nonexistent"}
+    done = subprocess.run(command, cwd=script.parent, env=env, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.process
+def test_commands_flags_values_and_files_are_completed_without_starting_anything(script: Path) -> None:
+    (script.parent / "shards").mkdir()
+    assert set(COMMANDS) <= set(completed(script, ""))
+    assert completed(script, "classi") == ["classify"]
+    assert completed(script, "run", "--max-bad") == ["--max-bad-rows", "--max-bad-shards"]
+    assert completed(script, "run", "--on-bad-data", "") == ["raise", "skip", "quarantine"]
+    assert set(completed(script, "run", "--input", "sha")) == {"shards", "shardpress.bash"}
+    assert completed(script, "run", "--output", "sha") == ["shards"], "folders alone"
+    assert completed(script, "completion", "") == ["bash", "zsh", "fish"]
+
+
+def test_every_setting_is_in_each_shells_script(capsys: pytest.CaptureFixture[str]) -> None:
+    for shell, sign in (("zsh", "#compdef shardpress"), ("fish", "complete -c shardpress")):
+        assert main(["completion", shell]) == 0
+        said = capsys.readouterr().out
+        assert sign in said
+        dashes = "--" if shell == "zsh" else "-l "
+        flags = [dashes + name.replace("_", "-") for name in vars(Config())]
+        assert [flag for flag in flags if not re.search(rf"{flag}\b", said)] == []
