@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "doctor": ["scan.scaler", "model", "device"],
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
-    "commands": ["cli", "installed", "classify", "doctor", "report", "run.plan"],
+    "commands": ["cli", "installed", "classify", "doctor", "report", "run.plan", "scan", "shards"],
     "shardpress": ["commands", "features", "model"],  # which setup.py installs beside pipeline, under its own name
 }
 

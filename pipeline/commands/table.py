@@ -35,6 +35,7 @@ class Command:
 # `main(arguments)` of the file of that name in this folder, or in that of its group, returns the exit code.
 COMMANDS = {
     "run": Command("each night", "scan shards, train, and encode every row"),
+    "inspect": Command("before", "what is in HDF5 files, and what would be made of it"),
     "plan": Command("before", "what a run would take and stumble over, without one"),
     "classify": Command("after", "a classifier on the features, beside raw columns and principal components"),
     "verify": Command("after", "check files and features against digests and input rows"),

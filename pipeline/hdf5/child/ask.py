@@ -137,7 +137,8 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
     Parameters
     ----------
     what : str
-        ``describe``, ``values`` or ``stacked``, functions of `child` that take the file and the `arguments`.
+        ``describe``, ``values``, ``stacked`` or ``listed``, functions of `child` that take the file and the
+        `arguments`.
     where : str
         How an error's sentence begins.
 

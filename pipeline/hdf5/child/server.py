@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.hdf5.child.describe import describe, values
 from pipeline.hdf5.child.find import Refused
+from pipeline.hdf5.child.listed import listed
 from pipeline.hdf5.child.stacked import stacked
 
 __all__ = ["main"]
@@ -36,8 +37,8 @@ def main() -> None:
 
     A request has ``pid``, and of that process the descriptors of the open ``file`` and of a pipe for the ``answer``;
     ``seconds`` of the processor, ``patience`` in seconds by the clock and ``memory`` (bytes) as limits; ``ask``
-    (``describe``, ``values`` or ``stacked``) and its ``arguments``. When the fork has ended, a JSON line says how:
-    ``end`` (``answered``, ``signal``, ``exit``, ``time``, ``system``) and ``detail``.
+    (``describe``, ``values``, ``stacked`` or ``listed``) and its ``arguments``. When the fork has ended, a JSON line
+    says how: ``end`` (``answered``, ``signal``, ``exit``, ``time``, ``system``) and ``detail``.
     """
     # A terminal or a batch system tells the whole group to stop. When the driver has stopped, its pipe closes.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -69,7 +70,8 @@ def _warm_up() -> None:
         file["soft"], file["external"] = h5py.SoftLink("nowhere"), h5py.ExternalLink("nowhere", "nowhere")
         names = (None, "X", "table", "sparse", "soft", "external", "nowhere", "\udcff\n")
         asked = [(describe, (name, orientation)) for name in names for orientation in (None, "columns")]
-        for ask, arguments in [*asked, (values, ("X", 0, 2, -1)), *((values, (name, 0, 4)) for name in file)]:
+        read = [(values, ("X", 0, 2, -1)), *((values, (name, 0, 4)) for name in file)]
+        for ask, arguments in [*asked, *read, (listed, ())]:
             _answered(ask, file, arguments)
 
 
@@ -140,7 +142,7 @@ def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
     try:
         file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # from here on nothing more can be opened
-        ask = {"describe": describe, "values": values, "stacked": stacked}[request["ask"]]
+        ask = {"describe": describe, "values": values, "stacked": stacked, "listed": listed}[request["ask"]]
         _reply(*_answered(ask, file, request["arguments"]))
     except BaseException as error:
         _reply(*_failure(error))

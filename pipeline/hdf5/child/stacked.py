@@ -13,7 +13,7 @@ from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
 from pipeline.hdf5.paths import split, text
 
-__all__ = ["is_stack", "stacked"]
+__all__ = ["is_stack", "stacked", "virtual_shape"]
 
 _LISTED = 20
 _ENDLESS = 2**63  # what is selected without end, as a dataset grows, has 2**64 - 1
@@ -55,7 +55,7 @@ def is_stack(item: Any) -> bool:
     """Whether an object is a group of external links, or a virtual dataset of rank 2 or more."""
     if isinstance(item, h5py.h5g.GroupID):
         return bool(_external_links(item))
-    return isinstance(item, h5py.h5d.DatasetID) and len(_virtual_shape(item) or ()) >= 2
+    return isinstance(item, h5py.h5d.DatasetID) and len(virtual_shape(item) or ()) >= 2
 
 
 def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
@@ -68,7 +68,7 @@ def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
     if isinstance(item, h5py.h5g.GroupID):
         links = [_link(item, name) for name in _external_links(item)]
         return {"dataset": dataset, "links": links, "beside": _beside(item, None)} if links else None
-    shape = _virtual_shape(item) if isinstance(item, h5py.h5d.DatasetID) else None
+    shape = virtual_shape(item) if isinstance(item, h5py.h5d.DatasetID) else None
     if shape is None:
         return None
     return {"dataset": dataset, "shape": shape, "blocks": _blocks(item), "beside": _beside(parent, shape[:1])}
@@ -85,7 +85,7 @@ def _link(group: Any, name: bytes) -> list[str]:
     return [text(name), *map(text, group.links.get_val(name))]
 
 
-def _virtual_shape(item: Any) -> tuple[int, ...] | None:
+def virtual_shape(item: Any) -> tuple[int, ...] | None:
     """A virtual dataset's shape; None of any other. HDF5 itself would look into the files that it is made of."""
     properties = item.get_create_plist()
     if properties.get_layout() != h5py.h5d.VIRTUAL:
@@ -132,5 +132,5 @@ def _beside(group: Any, shape: tuple[int, ...] | None) -> list[str]:
 def _is_beside(item: Any, shape: tuple[int, ...] | None) -> bool:
     if not isinstance(item, h5py.h5d.DatasetID):
         return False
-    its = _virtual_shape(item) or h5py.Dataset(item).shape or ()  # in this order: the second may open other files
+    its = virtual_shape(item) or h5py.Dataset(item).shape or ()  # in this order: the second may open other files
     return its == shape if shape is not None else len(its) == 1

@@ -209,7 +209,6 @@ def _sampled(prepared: Prepared, resident: bool, said: tuple[Problems, list[str]
     tell("encoding some rows")
     # On a disk that is nearly full, not even for a moment.
     folder = None if said[0] else nearest(Path(prepared.config.output))
-    some = [each for each in some if each.number not in scan.unreadable]
     return _Sampled(pace, training, sampled_encoding(prepared, model, autoencoder, some, Nameless(folder)))
 
 

@@ -23,7 +23,7 @@ from pipeline.output.disk import Disk
 from pipeline.run.encoding_stage import encode_settings
 from pipeline.run.job import Prepared
 from pipeline.run.scan_stage import scan_settings
-from pipeline.scan.blocks import Piece, merged
+from pipeline.scan.blocks import Piece, merged, unread
 from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.ranges import Scan, looking, readable, scan_of
 from pipeline.settings.resolve import network_of
@@ -130,7 +130,7 @@ class _Enough(Exception):
 
 
 def sampled_scan(prepared: Prepared, some: Sequence[Stretch]) -> tuple[Pace, Scan, list[Stretch]]:
-    """What scanning takes, what a scan of some rows tells, and which these were."""
+    """What scanning takes, what a scan of some rows tells, and which of these can be read."""
     shards, budget = prepared.shards, prepared.budget
     settings = replace(scan_settings(prepared), max_unreadable=len(shards))  # here each is told of
     look = looking(shards, settings)
@@ -140,9 +140,11 @@ def sampled_scan(prepared: Prepared, some: Sequence[Stretch]) -> tuple[Pace, Sca
         return stretch, look(pieces)
 
     pace, found = _paced([(look_at, each) for each in some], budget.n_threads, lambda each: len(each[0].block))
-    in_order = sorted(found, key=lambda each: each[0][1] + each[0].block.start)
-    scan = scan_of(merged([told for _, told in in_order]), settings, row_dtype(shards))
-    return pace, scan, [each for each, _ in found]
+    unreadable = merged([told for _, told in found]).unreadable
+    readable = [each for each in found if each[0].number not in unreadable]
+    # Of a shard that cannot be read all rows count as bad ones, as they do in a run.
+    told = merged([unread(shards, unreadable), *(told for _, told in readable)])
+    return pace, scan_of(told, settings, row_dtype(shards)), [each for each, _ in readable]
 
 
 # -- training ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,203 @@
+"""`shardpress inspect`: what is in input files, and what would be made of it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.parsing import Parser, printed_json
+from pipeline.errors import DataError, counted, shown, some
+from pipeline.settings.kinds import DATASET, EXACT_NUMBER, parse_bytes
+
+if TYPE_CHECKING:
+    from pipeline.scan.some import Look
+    from pipeline.shards.inspect import Files, Inspected
+
+__all__ = ["main"]
+
+_EXAMPLES = """What is in HDF5 files: datasets, which of them a run would take and why, what rides along, ranges,
+constant columns, bad rows, and what would be read faster stored otherwise. Nothing is written.
+
+    shardpress inspect shards/
+    shardpress inspect cells.h5ad --carry obs/cell_type
+    shardpress inspect 'night/*.h5' --all --json | jq .rows.n_bad
+
+Of the rows, 256 MB from all over the files are looked at, or all with --all. When a file is refused, the exit code
+is 65.
+"""
+_BLOCK_BYTES = 2**23
+_MOST_NUMBERS = 2**16  # columns whose ranges stand in the JSON
+_FEW = 20  # columns whose ranges are told each by itself
+_LISTED = 10
+_FLOAT32_DOES = 1e-5  # of a column's range, by which float32 may be coarser: as fine as sensors are
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what is there; 65 when a file is refused."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.ERROR)  # what is amiss stands in the answer
+    from pipeline.shards.inspect import inspected
+    from pipeline.shards.vet import Wanted
+
+    wanted = Wanted(options.dataset, options.orientation, tuple(options.carry))
+    found = inspected(options.shards or ["data/*.h5"], wanted, options.follow)
+    look = _looked(found, options) if found.shards else None
+    if options.json:
+        printed_json(_plain(found, look))
+    else:
+        print("\n".join(_lines(found, look)))
+    return DataError.exit_code if found.refused else 0
+
+
+def _parser() -> Parser:
+    parser = Parser("inspect", _EXAMPLES)
+    add = parser.add_argument
+    add("shards", nargs="*", metavar="SHARDS", help="files, directories or globs (default: data/*.h5)")
+    add("--dataset", metavar="NAME", help="dataset with the rows (default: X, else the only candidate)")
+    add("--orientation", choices=("rows", "columns"), help="along which axis of it they lie")
+    add("--carry", nargs="+", default=[], type=DATASET.read, metavar="NAME", help="datasets elsewhere that ride along")
+    add("--follow", nargs="+", default=[], metavar="DIR", help="folders with the files that a master file stacks")
+    add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="a value that stands for a missing one")
+    add("--most", type=_bytes, default=256 * 10**6, metavar="BYTES", help="of rows to look at (default: 256MB)")
+    add("--all", action="store_true", help="look at all rows")
+    add("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _looked(found: Inspected, options: argparse.Namespace) -> Look:
+    from pipeline.scan.blocks import ScanSettings
+    from pipeline.scan.some import look_at_rows
+
+    block_rows = max(1, _BLOCK_BYTES // found.shards[0].row_bytes)
+    settings = ScanSettings(block_rows, options.missing_value)
+    n_threads = len(os.sched_getaffinity(0))
+    return look_at_rows(found.shards, settings, n_threads, None if options.all else options.most)
+
+
+# -- for programs --------------------------------------------------------------------------------------------------
+
+
+def _plain(found: Inspected, look: Look | None) -> dict[str, Any]:
+    rows: dict[str, Any] | None = None
+    if look is not None:
+        scan = look.scan
+        rows = {
+            "n_rows": look.n_rows,
+            "n_looked_at": scan.n_rows,
+            "n_inputs": len(scan.minimum),
+            "n_bad": len(scan.bad_rows),
+            "bad_rows": scan.bad_rows[:_LISTED].tolist(),
+            "unreadable": {found.shards[i].path: why for i, why in scan.unreadable.items()},
+            "constant_columns": scan.constant.nonzero()[0].tolist() if scan.n_good else [],
+            "narrow_columns": scan.narrow.tolist(),
+            "minimum": scan.minimum[:_MOST_NUMBERS].tolist() if scan.n_good else [],
+            "maximum": scan.maximum[:_MOST_NUMBERS].tolist() if scan.n_good else [],
+            "smaller_dtype": look.smaller,
+        }
+    return {"files": [vars(each) for each in found.files], "refused": found.refused, "rows": rows}
+
+
+# -- for people ----------------------------------------------------------------------------------------------------
+
+
+def _lines(found: Inspected, look: Look | None) -> Iterator[str]:
+    for files in found.files:
+        yield from _of_files(files)
+        yield ""
+    if look is not None:
+        yield from _of_rows(found, look)
+    for refused in found.refused[:_LISTED]:
+        yield f"REFUSED  {refused['reason']}"
+        yield from _table(refused["datasets"], "")
+    if len(found.refused) > _LISTED:
+        yield f"REFUSED  {len(found.refused) - _LISTED} files more"
+
+
+def _of_files(files: Files) -> Iterator[str]:
+    first, last = (shown(os.path.basename(files.names[i])) for i in (0, -1))
+    names = first if len(files.names) == 1 else f"{first} ... {last}"
+    yield f"{counted(len(files.names), 'file')} ({names}), {counted(files.n_rows, 'row')}"
+    yield from _table(files.datasets, files.taken)
+    flat = f", rows of shape {tuple(files.shape)} flattened" if len(files.shape) > 1 else ""
+    form = "" if files.form == "dense" else f" ({files.form})"
+    yield f"  taken: {shown(files.taken)}{form}, since {files.why}{flat}"
+    yield f"  riding along: {some(map(shown, files.riding), _LISTED)}"
+    if files.left_out:
+        words = [f"{name} ({why})" for name, why in files.left_out.items()]
+        yield f"  left out: {some(words, _LISTED)}"
+    yield from (f"  would read faster: {words}" for words in files.faster)
+
+
+def _table(datasets: Sequence[dict[str, Any]], taken: str) -> Iterator[str]:
+    rows = [_row(each) for each in datasets]
+    if not rows:
+        return
+    rows.insert(0, ["dataset", "shape", "dtype", "stored", "filters", "bytes"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        mark = "*" if row[0] == shown(taken) else " "
+        yield f"  {mark} " + "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _row(its: dict[str, Any]) -> list[str]:
+    shape = " x ".join(map(str, its["shape"])) if its["shape"] else "none" if its["shape"] is None else "one value"
+    if its["what"]:
+        return [its["name"], shape if its["shape"] else "", "", its["what"], "", ""]
+    stored = its["layout"] if its["chunks"] is None else f"chunks {' x '.join(map(str, its['chunks']))}"
+    return [its["name"], shape, its["dtype"], stored, ", ".join(its["filters"]) or "-", f"{its['n_bytes']:,}"]
+
+
+def _of_rows(found: Inspected, look: Look) -> Iterator[str]:
+    from pipeline.scan.ranges import describe_bad_rows
+
+    scan = look.scan
+    yield f"{look.n_rows} rows, {'all' if look.is_all else scan.n_rows} of them looked at"
+    for i, why in list(scan.unreadable.items())[:_LISTED]:
+        yield f"  CANNOT BE READ: {shown(found.shards[i].path)}: {why}"
+    if len(scan.bad_rows):
+        yield f"  BAD ROWS: {describe_bad_rows(found.shards, replace(scan, unreadable={}))}"
+    if not scan.n_good:
+        return
+    yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {len(scan.bad_rows) or 'none'}"
+    yield from _of_columns(found, look)
+    yield from _of_dtypes(found, look)
+
+
+def _of_columns(found: Inspected, look: Look) -> Iterator[str]:
+    scan, names = look.scan, found.shards[0].columns
+    constant = [str(column) for column in scan.constant.nonzero()[0]]
+    yield f"  constant columns: {some(constant, _LISTED) if constant else 'none'}"
+    if len(scan.narrow):
+        columns = some(map(str, scan.narrow), _LISTED)
+        yield f"  columns that a few outliers leave no room: {columns} (--clip-quantile 0.001)"
+    if len(scan.minimum) <= _FEW:
+        for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
+            name = f" {shown(names[i])}" if names else ""
+            yield f"    column {i}{name}: {low:g} to {high:g}"
+
+
+def _of_dtypes(found: Inspected, look: Look) -> Iterator[str]:
+    import numpy as np
+
+    stored = np.dtype(found.shards[0].stored_dtype)
+    if look.smaller and np.dtype(look.smaller).itemsize < stored.itemsize:
+        yield (
+            f"  would read faster: {look.smaller} holds every value that was looked at, in "
+            f"{np.dtype(look.smaller).itemsize} of {stored.itemsize} bytes"
+        )
+    elif stored == np.float64 and look.in_float32 < _FLOAT32_DOES:
+        yield (
+            f"  would read faster: float32, in half the bytes, tells {look.in_float32:.1g} of every column's range "
+            "apart, and training computes in it"
+        )

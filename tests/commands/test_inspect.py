@@ -1,0 +1,48 @@
+"""The command inspect: a page for people, the same as JSON, and an exit code for scripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.commands.table import main
+from tests.support.helpers import write_shard
+
+pytestmark = pytest.mark.process
+
+
+def test_the_page_and_the_json_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.arange(60, dtype=np.float64).reshape(20, 3)
+    rows[:, 1], rows[4, 2] = 5, np.nan
+    write_shard(tmp_path / "a.h5", rows, riders={"y": np.arange(20), "w": np.arange(7)})
+    assert main(["inspect", str(tmp_path)]) == 0
+    page = capsys.readouterr().out
+    for words in (
+        "1 file (a.h5), 20 rows",
+        "* X        20 x 3  float64",
+        "taken: X, since it is called X",
+        "riding along: y",
+        "left out: w (",
+        "nan in row 4, column 2; 1 of 20 rows",
+        "constant columns: 1",
+        "column 0: 0 to 57",
+        "float32 holds every value",
+    ):
+        assert words in page, words
+    assert main(["inspect", "--json", "--all", str(tmp_path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"]["n_bad"], told["rows"]["constant_columns"], told["rows"]["n_looked_at"]) == (1, [1], 20)
+    assert told["files"][0]["riding"] == ["y"]
+
+
+def test_a_refused_file_is_told_with_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shard(tmp_path / "a.h5", np.zeros((5, 2)), "this", riders={"that": np.zeros((5, 3))})
+    assert main(["inspect", str(tmp_path / "a.h5")]) == 65
+    page = capsys.readouterr().out
+    assert "REFUSED" in page
+    assert "that     5 x 3" in page
+    assert main(["inspect", str(tmp_path / "b.h5")]) == 66
+    assert "no such file" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""What is told of files: as h5py tells it, and nothing that lies elsewhere is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.shards.inspect import Inspected, inspected
+from pipeline.shards.vet import Wanted
+from tests.support import hostile
+from tests.support.cases import case, each
+from tests.support.helpers import csr, numbered, some_rows, write_csr, write_shard
+
+pytestmark = pytest.mark.process
+
+
+def look(*paths: Path | str, dataset: str | None = None, orientation: str | None = None) -> Inspected:
+    return inspected([str(path) for path in paths], Wanted(dataset, orientation))
+
+
+def test_every_dataset_is_listed_as_h5py_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X", data=numbered(40, 3, dtype="f4"), chunks=(8, 3), compression="gzip", shuffle=True)
+        file["y"], file["deep/er/z"] = np.arange(40), np.zeros((2, 2, 2), ">f8")
+        file["names"] = ["a", "b"]
+        file["nothing"] = h5py.Empty("f4")
+        file["records"] = np.zeros(5, [("a", "i4"), ("b", "f8")])
+        file["soft"] = h5py.SoftLink("/X")
+    (files,) = look(path).files
+    told = {each["name"]: each for each in files.datasets}
+    assert told.pop("soft")["what"].startswith("a soft link")
+    found: dict[str, Any] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+        assert set(told) == set(found)
+        for name, item in found.items():
+            with case(name):
+                assert told[name]["shape"] == (None if item.shape is None else list(item.shape))
+                assert told[name]["chunks"] == (None if item.chunks is None else list(item.chunks))
+                assert told[name]["n_bytes"] == item.id.get_storage_size()
+    assert (told["X"]["filters"], told["X"]["dtype"]) == (["shuffle", "gzip"], "float32")
+    assert (told["names"]["dtype"], told["records"]["dtype"]) == ("text", "records of 2 fields")
+
+
+def test_what_lies_elsewhere_is_told_and_never_opened(tmp_path: Path) -> None:
+    secret = hostile.secret(tmp_path)
+    for place in ("dataset", "group"):
+        path = hostile.external_link(tmp_path, secret, place)[0]
+        with hostile.opens(secret) as counts, case(place):
+            (refused,) = look(path).refused
+            assert "external link" in refused["reason"] or "no candidate" in refused["reason"]
+            assert any("an external link (not allowed" in each["what"] for each in refused["datasets"])
+        assert counts == [0]
+
+
+def test_files_of_one_make_are_told_of_once_and_bad_ones_by_themselves(tmp_path: Path) -> None:
+    for i, n_rows in enumerate((5, 7, 9)):
+        write_shard(tmp_path / f"{i}.h5", numbered(n_rows), riders={"y": np.arange(n_rows)})
+    write_shard(tmp_path / "3.h5", numbered(4, dtype="f4"), riders={"y": np.arange(4)})
+    (tmp_path / "4.h5").write_text("no HDF5")
+    found = look(tmp_path)
+    assert [(len(files.names), files.n_rows) for files in found.files] == [(3, 21), (1, 4)]
+    assert [files.riding for files in found.files] == [["y"], ["y"]]
+    assert [Path(refused["file"]).name for refused in found.refused] == ["4.h5"]
+    assert look(tmp_path / "4.h5").shards == ()
+
+
+def test_why_a_dataset_is_taken(tmp_path: Path) -> None:
+    other = write_shard(tmp_path / "other.h5", numbered(5), "rows")
+    preferred = write_shard(tmp_path / "x.h5", numbered(5), riders={"rows": numbered(5)})
+    for path, dataset, why in ((other, None, "only one"), (preferred, None, "called X"), (preferred, "rows", "named")):
+        with case(path, dataset):
+            assert why in look(path, dataset=dataset).files[0].why
+
+
+@each(
+    "how, dtype, expected",
+    [
+        ({}, "<f4", []),
+        ({"chunks": (4096, 32)}, "<f4", []),
+        ({"chunks": (4096, 32), "compression": "gzip"}, "<f4", ["gzip takes"]),
+        ({"chunks": (4096, 32), "compression": "lzf"}, "<f4", []),
+        ({"chunks": (4096, 8)}, "<f4", ["a row lies in 4 chunks"]),
+        ({"chunks": (16, 32)}, "<f4", ["chunks of 2048 bytes"]),
+        ({"chunks": (150_000, 32)}, "<f4", ["chunks of 19 MB"]),
+        ({}, ">f4", ["the other order"]),
+    ],
+)
+def test_what_would_be_read_faster_stored_otherwise(
+    tmp_path: Path, how: dict[str, Any], dtype: str, expected: list[str]
+) -> None:
+    path = write_shard(tmp_path / "a.h5", np.zeros((150_000, 32), dtype), **how)
+    (files,) = look(path).files
+    assert len(files.faster) == len(expected)
+    assert all(words in told for words, told in zip(expected, files.faster, strict=True))
+
+
+def test_rows_in_other_forms_are_told(tmp_path: Path) -> None:
+    columns = look(write_shard(tmp_path / "a.h5", numbered(5, 3)), orientation="columns").files[0]
+    assert columns.form == "columns"
+    assert "stored by columns" in columns.faster[0]
+    assert look(write_csr(tmp_path / "b.h5", csr(some_rows()), (61, 6))).files[0].form == "sparse"
