@@ -64,8 +64,8 @@ $(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt sc
 	.venv-peers/bin/pip install --quiet h5py jax numpy scikit-learn torch
 	touch $@
 
-# Later Pythons, with what opening features needs and nothing else.
-.venv-readers/.complete: scripts/readers.sh
+# Later Pythons, with a wheel and what it needs there; the tests take the code itself as it is today.
+.venv-readers/.complete: scripts/readers.sh setup.py | setup
 	scripts/readers.sh
 
 # A virtual environment does not survive a move of the checkout, nor the loss of its interpreter: then set up again.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv-readers/<version> for each later Python that is here, with the packages that opening features needs and no
-# more. Where there is none, or no network, the tests in them skip.
+# Makes .venv-readers/<version> for each later Python that is here, with a wheel of this checkout and what it needs there,
+# and no more. Where there is none, or no network, the tests in them skip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,12 +20,15 @@ make_venv() {
 }
 
 install_packages() {
-    echo "readers: installing numpy, h5py and dask for Python $1"
-    ".venv-readers/$1/bin/pip" --quiet --no-input --disable-pip-version-check install --only-binary :all: \
-        numpy h5py 'dask[array]'
+    echo "readers: installing shardpress as a reader for Python $1"
+    ".venv-readers/$1/bin/pip" "${quiet[@]}" install --only-binary :all: .venv-readers/*.whl
 }
 
-mkdir -p .venv-readers
+quiet=(--quiet --no-input --disable-pip-version-check)
+rm -rf .venv-readers build # where files would lie that are no longer part of the code
+mkdir .venv-readers
+.venv/bin/python -m pip "${quiet[@]}" wheel --no-deps --no-build-isolation --wheel-dir .venv-readers . ||
+    echo "readers: no wheel could be made" >&2
 for version in 3.12 3.13 3.14; do
     # Of a half one the tests would take the interpreter for a whole one.
     { make_venv "$version" && install_packages "$version"; } || rm -rf ".venv-readers/$version"

@@ -93,6 +93,7 @@ SHARING = [
     "kernels/test_opencl.py",
     "run/test_children.py",
     "run/test_memory.py",
+    "scripts/test_readers.py",
     "classify/test_compare.py",
 ]
 

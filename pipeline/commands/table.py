@@ -44,6 +44,10 @@ COMMANDS = {
     "version": Command("set up", "versions of shardpress and of what its results depend on"),
 }
 _FOLDERS = {"set up": "set_up."}
+_EXAMPLES = (
+    "  shardpress doctor                                   will a run do on this machine?",
+    "  shardpress run --input shards/ --output features    the whole night; typed again, it goes on where it was",
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,8 +94,8 @@ def _known(name: str) -> str:
 
 
 def _page() -> str:
-    lines = ["Usage: shardpress COMMAND ...", "", "HDF5 shards in, compact autoencoder features out."]
+    lines = ["HDF5 shards in, compact autoencoder features out.", "", *_EXAMPLES]
     for group in dict.fromkeys(command.group for command in COMMANDS.values()):
         lines += ["", f"{group}:"]
-        lines += [f"  {name:10} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
+        lines += [f"  {name:11} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
     return "\n".join([*lines, "", "shardpress COMMAND --help says more of each."])

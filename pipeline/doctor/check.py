@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,16 +43,28 @@ def verdict(checks: Sequence[Check]) -> str:
     n_failed, n_doubtful = (len([each for each in checks if each.status == status]) for status in ("fail", "warn"))
     if n_failed:
         return f"{counted(n_failed, 'thing')} to mend before a run."
-    return f"A run will do, with {counted(n_doubtful, 'doubt')}." if n_doubtful else "All is well."
+    return f"Nothing has to be mended; {counted(n_doubtful, 'doubt')}." if n_doubtful else "All is well."
 
 
-def page(checks: Sequence[Check]) -> str:
-    """A screen for people."""
+def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str:
+    """A screen for people.
+
+    Parameters
+    ----------
+    libraries : mapping
+        Files that were loaded, by the libraries' names.
+    """
     lines = [verdict(checks), ""]
     for status in _LABELS:
         for each in checks:
             if each.status == status:
                 lines += _lines(each)
+    if libraries:
+        lines += [
+            "",
+            "Libraries that were loaded:",
+            *(f"     {path}" for paths in libraries.values() for path in paths),
+        ]
     return "\n".join(lines)
 
 

@@ -30,15 +30,18 @@ def doctor(folder: Path, *flags: str, **variables: str | Path | None) -> tuple[i
 
 def test_what_is_to_be_mended_comes_first_with_what_to_do() -> None:
     checks = [Check("a", "ok", "fine"), Check("b", "absent", "none"), Check("c", "warn", "hm", "do this")]
-    assert page(checks).splitlines() == [
-        "A run will do, with 1 doubt.",
+    assert page(checks, {"libhdf5": ["/lib/libhdf5.so"]}).splitlines() == [
+        "Nothing has to be mended; 1 doubt.",
         "",
         "WARN c           hm",
         "     -> do this",
         "ok   a           fine",
         "-    b           none",
+        "",
+        "Libraries that were loaded:",
+        "     /lib/libhdf5.so",
     ]
-    failed = page([*checks, Check("d", "fail", "x " * 100, "mend it")]).splitlines()
+    failed = page([*checks, Check("d", "fail", "x " * 100, "mend it")], {}).splitlines()
     assert failed[:3] == ["1 thing to mend before a run.", "", f"FAIL d           {('x ' * 52).strip()}"]
     assert all(len(line) <= 120 for line in failed)
     assert verdict(checks[:2]) == "All is well."

@@ -1,8 +1,12 @@
-"""Features and models under a later Python and NumPy 2, where neither Theano nor the rest of a run is installed."""
+"""One wheel for all Pythons: it holds what it has to, and under a later one, with NumPy 2 and no Theano, it reads."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,15 +15,19 @@ from kernels.network import Network
 from pipeline.model import Model, load_model
 from pipeline.output.lock import locked
 from pipeline.scan.scaler import Scaler
+from scripts import extract
+from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY
 from tests.support.parts import index_of, part_bytes
 
 pytestmark = pytest.mark.process
 
+VERSIONS = ("3.12", "3.13", "3.14")
+SOURCES = ("pipeline", "kernels", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in")
 PROGRAM = """
 import json, sys
 import numpy as np
-from pipeline import load_model, open_features
+from shardpress import load_model, open_features
 found = open_features(sys.argv[1])
 rows = np.load(sys.argv[2])
 print(json.dumps({
@@ -31,7 +39,7 @@ print(json.dumps({
     "modules": sorted(sys.modules),
 }))
 """
-OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "scipy", "sklearn"}
+OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, where there is one, is loaded by Dask
 
 ROWS = np.linspace(-1, 2, 12).reshape(4, 3)
 FEATURES, VALID, Y = np.arange(8, dtype=np.float32).reshape(4, 2), np.array([1, 1, 0, 1], bool), np.array([3, 1, 2, 0])
@@ -54,13 +62,55 @@ def output(tmp_path):
     return directory
 
 
-@pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
-def test_features_open_and_models_encode_without_what_a_run_needs(output, version):
-    python = REPOSITORY / ".venv-readers" / version / "bin/python"
-    if not python.exists():
-        pytest.skip(f"no Python {version} with NumPy 2, h5py and Dask; scripts/readers.sh makes one where it can")
-    command = [python, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """What pip makes of a source distribution of this checkout."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
+    for name in SOURCES:
+        path = REPOSITORY / name
+        shutil.copytree(path, source / name, ignore=IGNORED) if path.is_dir() else shutil.copy(path, source)
+    program = f"from setuptools import build_meta; print(build_meta.build_sdist({str(out)!r}))"
+    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", out]
+    subprocess.run([*pip, *out.glob("*.tar.gz")], cwd=out, check=True)
+    (found,) = out.glob("*.whl")
+    return found
+
+
+IGNORED = shutil.ignore_patterns("*.so", "__pycache__")
+
+
+def test_the_wheel_holds_all_of_the_packages_and_nothing_else(wheel):
+    assert re.fullmatch(r"shardpress-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name), "one for 3.11 and all later ones"
+    folders = [REPOSITORY / name for name in ("pipeline", "kernels")]
+    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    ours = {str(path.relative_to(REPOSITORY)) for path in paths if "__pycache__" not in path.parts}
+    ours = {
+        name.replace("pipeline/shardpress/", "shardpress/") for name in ours if not name.endswith((".so", "/lzf.c"))
+    }
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == ours | {"pipeline/hdf5/filters/lzf.abi3.so"}
+
+
+@pytest.fixture
+def typed(wheel, tmp_path):
+    """Start a later Python, with the wheel's code, where a user has a file of a name that is ours; skip without it."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "pipeline.py").write_text("raise SystemExit('theirs')")
+
+    def typed(version, *command):
+        python = REPOSITORY / ".venv-readers" / version / "bin/python"
+        if not python.exists():
+            pytest.skip(f"no Python {version} with NumPy 2, h5py and Dask; scripts/readers.sh makes one where it can")
+        env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        return subprocess.run([python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+
+    return typed
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_features_open_and_models_encode_without_what_a_run_needs(output, typed, version):
+    done = typed(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["numpy"] >= "2"
@@ -68,6 +118,36 @@ def test_features_open_and_models_encode_without_what_a_run_needs(output, versio
     for name, expected in (("features", FEATURES), ("valid", VALID), ("y", Y)):
         np.testing.assert_array_equal(found[name], expected)
     np.testing.assert_allclose(found["encoded"], load_model(output).encode(ROWS), rtol=1e-13)
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    """What a run has left."""
+    folder = tmp_path_factory.mktemp("night")
+    y = np.arange(300) % 2
+    write_shard(folder / "x.h5", np.random.default_rng(0).normal(size=(300, 8)) + 4 * y[:, None], riders={"y": y})
+    flags = ["--input", str(folder / "x.h5"), "--output", str(folder / "out"), "--epochs", "2", "--quiet"]
+    assert extract.main(flags) == 0
+    return folder / "out"
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("version", VERSIONS)
+def test_commands_that_need_no_theano_work_and_a_run_says_what_it_needs(night, typed, version):
+    said = {
+        name: typed(version, "-m", "shardpress", name, *flags)
+        for name, flags in {
+            "verify": [night],
+            "classify": ["--features", night],
+            "version": [],
+            "run": ["--input", night],
+        }.items()
+    }
+    codes = {name: done.returncode for name, done in said.items()}
+    assert codes == {"verify": 0, "classify": 0, "version": 0, "run": 69}, {n: d.stderr for n, d in said.items()}
+    assert "nothing is wrong" in said["verify"].stdout
+    assert "1.0000  on 4 features" in said["classify"].stdout
+    assert re.search(r"needs 3\.11: Theano runs on no later one\. Python 3\.11 comes from .*\n$", said["run"].stderr)
 
 
 def test_an_environment_that_cannot_be_made_is_not_left_half(tmp_path):

@@ -42,7 +42,5 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         printed_json({"verdict": verdict(checks), "checks": [asdict(each) for each in checks], "libraries": libraries})
     else:
-        print(page(checks))
-        print("\nlibraries that were loaded:" if libraries else "")
-        print("\n".join(f"     {path}" for paths in libraries.values() for path in paths))
+        print(page(checks, libraries))
     return int(any(each.status == "fail" for each in checks))
