@@ -148,11 +148,17 @@ def _damaged(shard: Shard, row: int, what: str) -> DataError:
     )
 
 
+def _array(block: Block, out: np.ndarray) -> None:
+    assert block.shard.rows is not None
+    out[...] = block.shard.rows[block.start : block.stop]
+
+
 _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
     "dense": partial(_stored, axis=0),
     "columns": partial(_stored, axis=-1),
     "sparse": _sparse,
     "table": _table,
+    "array": _array,
 }
 
 

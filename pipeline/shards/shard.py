@@ -1,6 +1,7 @@
 """Shards, the blocks they are cut into, and the numbering of rows over all of them: plain values.
 
-No open file crosses a wall: a shard says where its rows lie, and each read opens and closes the file.
+No open file crosses a wall: a shard says where its rows lie, and each read opens and closes the file. Rows that are an
+array already are a shard too, so that what is done with files is done with them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,26 @@ from pipeline.formats import missing_value
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 
-__all__ = ["Block", "LeftOut", "Rider", "Shard", "aligned", "block_of", "blocks", "first_rows", "row_dtype"]
+__all__ = [
+    "Block",
+    "LeftOut",
+    "Rider",
+    "Shard",
+    "aligned",
+    "array_shard",
+    "block_of",
+    "blocks",
+    "first_rows",
+    "read_dtype",
+    "row_dtype",
+]
 
 _NO_FILE = Identity(0, 0, 0, 0)  # which no file has, so that nothing is read where none was vetted
+
+_READ_AS = {
+    "bool": "uint8",  # Theano's 8-bit integers are what a device copies fastest
+    "float16": "float32",  # Theano has no float16 arithmetic on the CPU
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +96,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Shard:
-    """One vetted file of the data set.
+    """One vetted file of the data set, or an array.
 
     Attributes
     ----------
@@ -95,9 +113,11 @@ class Shard:
     fill_value : float, optional
         What stands for no value, as the file says.
     form : str
-        How it holds the rows, as in `pipeline.hdf5.forms`.
+        How it holds the rows, as in `pipeline.hdf5.forms`; ``array`` where they are in no file.
     layouts : tuple of Layout
         Of what makes up the rows: one, but for sparse ones.
+    rows : ndarray of shape (n_rows, n_inputs), or None
+        The rows themselves, where they are in no file.
     """
 
     path: str
@@ -113,6 +133,7 @@ class Shard:
     form: str = "dense"
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
+    rows: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"file={shown(self.path)} dataset={shown(self.dataset)}"
@@ -131,6 +152,16 @@ class Shard:
     def row_bytes(self) -> int:
         """Bytes of a row as it is read."""
         return self.n_inputs * np.dtype(self.dtype).itemsize
+
+
+def array_shard(rows: np.ndarray) -> Shard:
+    """Rows (n_rows, n_inputs) of any real dtype as a shard: none is copied before it is read."""
+    return Shard("<array>", "X", rows.shape, rows.dtype.str, read_dtype(rows.dtype), form="array", rows=rows)
+
+
+def read_dtype(stored: np.dtype) -> str:
+    """As what rows of a dtype are read: in native byte order, and not as what no device computes with."""
+    return _READ_AS.get(stored.name, stored.name)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
-from pipeline.shards.shard import LeftOut, Rider, Shard
+from pipeline.shards.shard import LeftOut, Rider, Shard, read_dtype
 
 __all__ = ["Wanted", "code_dtype", "look_at", "vet"]
 
@@ -36,11 +36,6 @@ _LONGEST = 400  # characters of a name or reason
 _PAGE, _MOST_READ = 2**12, 2**23  # bytes that are read at once of one column, and of all
 
 T = TypeVar("T")
-
-_READ_AS = {
-    "bool": "uint8",  # Theano's 8-bit integers are what a device copies fastest
-    "float16": "float32",  # Theano has no float16 arithmetic on the CPU
-}
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) 
         dataset=facts["dataset"],
         shape=shape,
         stored_dtype=stored.str,
-        dtype=_READ_AS.get(stored.name, stored.name),
+        dtype=read_dtype(stored),
         form=form,
         chunk_rows=_chunk_rows(form, layouts[0], shape),
         riders=tuple(riders),

@@ -16,7 +16,7 @@ from pipeline.settings.config import Config
 from pipeline.shards import rows as module
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders, salvage_riders
-from pipeline.shards.shard import Block, blocks
+from pipeline.shards.shard import Block, array_shard, blocks
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import (
@@ -116,6 +116,19 @@ def test_bool_reads_back_as_0_and_1(tmp_path):
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
     assert whole(shard).dtype == np.uint8
     np.testing.assert_array_equal(whole(shard), rows.astype(np.uint8))
+
+
+def test_an_array_is_a_shard_like_a_file_of_its_rows(tmp_path):
+    for code in ["?", *(order + code for order in "<>" for code in INTEGERS + FLOATS)]:
+        rows = (numbered(7) % 3).astype(code)
+        (stored,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
+        for given in (rows, np.asfortranarray(rows)):
+            with case(code, given.strides):
+                shard = array_shard(given)
+                assert (shard.dtype, shard.n_rows, shard.row_bytes) == (stored.dtype, 7, stored.row_bytes)
+                for block in blocks([shard], 2):
+                    expected = read(Block(stored, block.start, block.stop))
+                    assert read(block).tobytes() == expected.tobytes()
 
 
 def test_nan_and_inf_are_read_as_they_are(tmp_path):
