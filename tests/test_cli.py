@@ -49,8 +49,8 @@ def test_settings_that_do_not_fit_the_shards_are_told_all_at_once(
     flags = ["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]
     code, message = outcome(caplog, *flags, "--n-features", "4", "--batch-size", "11")
     assert code == 78
-    assert "n_features: 4, expected 1 to 3 for these shards" in message
-    assert "batch_size: 11, expected 1 to 10 for these shards" in message
+    assert "n_features: 4, expected 1 to 3 for these rows" in message
+    assert "batch_size: 11, expected 1 to 10 for these rows" in message
     assert not (tmp_path / "out").exists(), "a refused run makes nothing"
 
 

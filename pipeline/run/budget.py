@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.settings.defaults import COPIES_IN_TRAINING
 from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.shard import Shard, row_dtype
+from pipeline.training.fit import Sizes
 
 __all__ = ["Budget", "make_budget"]
 
@@ -50,6 +51,13 @@ class Budget:
     window_rows: int
     max_validation_rows: int
     max_sample_rows: int
+
+    def sizes(self, device: str) -> Sizes:
+        """What a training keeps to whose products run there."""
+        resident = self.resident if device == "cpu" else self.resident_on_device
+        return Sizes(
+            resident, self.window_rows, self.max_validation_rows, self.max_sample_rows, n_threads=self.n_threads
+        )
 
 
 def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> Budget:

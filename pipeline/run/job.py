@@ -29,7 +29,7 @@ from pipeline.run.budget import Budget, make_budget
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.settings.config import Config, problems
 from pipeline.settings.kinds import allowed, plain
-from pipeline.settings.resolve import Settings, resolve
+from pipeline.settings.resolve import Settings, misfits, resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 
@@ -219,11 +219,7 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
     """What does not fit together about the settings, the inputs and a given model."""
     first, where, output = shards[0], f"output={shown(Path(settings.output))}", Path(settings.output).resolve()
     if given is None:
-        n_rows = sum(shard.n_rows for shard in shards)
-        if settings.n_features >= first.n_inputs:
-            yield f"n_features: {settings.n_features}, expected 1 to {first.n_inputs - 1} for these shards"
-        if settings.batch_size > n_rows:
-            yield f"batch_size: {settings.batch_size}, expected 1 to {n_rows} for these shards"
+        yield from misfits(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
     else:
         model = f"model={shown(settings.model)}"
         if given.n_inputs != first.n_inputs:
@@ -286,11 +282,6 @@ class Job(Prepared):
     ledger: Ledger
     device: Device
     clock: Clock
-
-    @property
-    def resident(self) -> bool:
-        """Whether training keeps all rows in memory, where its products run."""
-        return self.budget.resident if self.device.used == "cpu" else self.budget.resident_on_device
 
     def about(self, model: Model) -> dict[str, Any]:
         """Attributes of every output that `model` makes."""

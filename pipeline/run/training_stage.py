@@ -19,7 +19,7 @@ from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import train
-from pipeline.training.fit import Sizes, prepared
+from pipeline.training.fit import prepared
 from pipeline.training.verdict import complaints, measured
 
 if TYPE_CHECKING:
@@ -63,10 +63,8 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
-    job.clock.model, scaler, budget = fingerprint, scan.scaler, job.budget
-    most = budget.max_validation_rows, budget.max_sample_rows
-    sizes = Sizes(job.resident, budget.window_rows, *most, budget.n_threads)
-    training = prepared(autoencoder, job.shards, scan, job.config, sizes)
+    job.clock.model, scaler = fingerprint, scan.scaler
+    training = prepared(autoencoder, job.shards, scan, job.config, job.budget.sizes(job.device.used))
     checkpoint = latest(
         *(job, "checkpoint", fingerprint),
         lambda record: training.go_on_from(Checkpoint.from_npz(job.ledger.load(record))),

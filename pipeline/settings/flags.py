@@ -17,7 +17,7 @@ from pipeline.settings.configfile import read_configuration
 from pipeline.settings.kinds import SWITCH, Kind, plain
 from pipeline.settings.printed import as_yaml
 
-__all__ = ["parse", "parser_of_settings"]
+__all__ = ["converted", "parse", "parser_of_settings"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
@@ -73,9 +73,9 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     path = os.path.expanduser(flags.pop("config", None) or variables.pop("config", None) or "")
     config = Config(
         **{
-            **(_converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
-            **_converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper()),
-            **_converted(flags, "", UsageError, _flag),
+            **(converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
+            **converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper()),
+            **converted(flags, "", UsageError, _flag),
         }
     )
     wrong = problems(config)
@@ -146,15 +146,25 @@ def _described(setting: Field[Any]) -> dict[str, Any]:
     return {"metavar": kind.metavar, "help": text, **how}
 
 
-def _converted(
+def converted(
     values: Mapping[str, Any],
     where: str,
     error: type[UsageError | ConfigError],
     spelled: Callable[[str], str] = str,
 ) -> dict[str, Any]:
-    """Values of the right types, or every complaint in one error."""
+    """Settings' values of the right types, from whatever texts or plain values stand for them.
+
+    Parameters
+    ----------
+    where : str
+        What stands before each complaint.
+    error : type
+        Raised with all complaints.
+    spelled : callable
+        How whoever gave them spells a setting's name.
+    """
     complaints: list[str] = []
-    converted = {}
+    found = {}
     for name, value in values.items():
         if len(complaints) == _COMPLAINTS_LISTED:
             complaints.append("and more")
@@ -163,12 +173,12 @@ def _converted(
             complaints.append(f"{where}{shown(spelled(name))} is unknown.{_nearest(name, spelled)}")
             continue
         try:
-            converted[name] = _convert(_KNOWN[name], value)
+            found[name] = _convert(_KNOWN[name], value)
         except ValueError as complaint:
             complaints.append(f"{where}{spelled(name)}: {complaint}")
     if complaints:
         raise error("; ".join(complaints))
-    return converted
+    return found
 
 
 def _convert(setting: Field[Any], value: Any) -> Any:

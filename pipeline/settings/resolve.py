@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.settings.defaults import (
     UNITS_PER_INPUT,
 )
 
-__all__ = ["Settings", "network_of", "resolve"]
+__all__ = ["Settings", "misfits", "network_of", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,14 @@ def _hidden_of(config: Config, n_rows: int, n_inputs: int, n_features: int) -> t
     held = config.memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
     room, least = min(UNITS_PER_INPUT * n_inputs, n_rows // ROWS_PER_UNIT, held), 2 * n_features
     return (min(room, max(MOST_UNITS, least)),) if room >= least else ()
+
+
+def misfits(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
+    """What of the settings cannot be of a training on so many rows and columns, one sentence each."""
+    if settings.n_features >= n_inputs:
+        yield f"n_features: {settings.n_features}, expected 1 to {n_inputs - 1} for these rows"
+    if settings.batch_size > n_rows:
+        yield f"batch_size: {settings.batch_size}, expected 1 to {n_rows} for these rows"
 
 
 def network_of(settings: Settings, n_inputs: int) -> Network:

@@ -24,7 +24,7 @@ def test_settings_fit_the_rows_and_columns_or_all_that_do_not_are_told(tmp_path:
     given = config(tmp_path)
     for n_features, batch_size in ((1, 1), (9, 100)):
         prepare(replace(given, n_features=n_features, batch_size=batch_size))
-    few = "n_features: 10, expected 1 to 9 for these shards; batch_size: 101, expected 1 to 100 for these shards"
+    few = "n_features: 10, expected 1 to 9 for these rows; batch_size: 101, expected 1 to 100 for these rows"
     with refused(78, few):
         prepare(replace(given, n_features=10, batch_size=101))
 
@@ -45,7 +45,7 @@ def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
     given = config(tmp_path)
     with refused(78, "holds the input file=", "expected another --output"):
         prepare(replace(given, output=str(tmp_path)))
-    with refused(78, "n_features: 10, expected 1 to 9 for these shards; output=", "holds the input file="):
+    with refused(78, "n_features: 10, expected 1 to 9 for these rows; output=", "holds the input file="):
         prepare(replace(given, n_features=10, output=str(tmp_path)))
 
 
