@@ -10,11 +10,16 @@ _os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # which turns plugins off
 TYPE_CHECKING = False  # as type checkers know it; `typing` would take longer to load than all of this
 if TYPE_CHECKING:
     from pipeline.features import open_features as open_features
+    from pipeline.interop.estimator import TiedAutoencoder as TiedAutoencoder
     from pipeline.model import load_model as load_model
 else:
     # What downstream needs, loaded when it is asked for: the command line and the child that looks into files load
     # neither Dask nor h5py for it.
-    _DOWNSTREAM = {"open_features": "pipeline.features", "load_model": "pipeline.model"}
+    _DOWNSTREAM = {
+        "open_features": "pipeline.features",
+        "load_model": "pipeline.model",
+        "TiedAutoencoder": "pipeline.interop.estimator",
+    }
 
     def __getattr__(name):
         if name not in _DOWNSTREAM:

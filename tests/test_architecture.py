@@ -32,11 +32,13 @@ MAY_IMPORT = {
         *("hdf5.files", "report"),
     ],
     "cli": ["run", "output.disk"],
+    "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget"],  # arrays as shards
     "doctor": ["scan.scaler", "model", "device"],
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
     "commands": ["cli", "installed", "classify", "doctor", "report", "run.plan", "scan", "shards"],
-    "shardpress": ["commands", "features", "model"],  # which setup.py installs beside pipeline, under its own name
+    # Which setup.py installs beside pipeline, under its own name.
+    "shardpress": ["commands", "features", "interop.estimator", "model"],
 }
 
 ROOT = Path(__file__).parents[1]

@@ -45,6 +45,7 @@ _pipeline = _ours("pipeline")
 
 TYPE_CHECKING = False  # as in `pipeline`
 if TYPE_CHECKING:
+    from pipeline import TiedAutoencoder as TiedAutoencoder
     from pipeline import load_model as load_model
     from pipeline import open_features as open_features
 else:

@@ -1,0 +1,304 @@
+"""The estimator: scikit-learn's own checks, the bits of a run, and arrays of every kind."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from pipeline import TiedAutoencoder, load_model, open_features
+from pipeline.interop import applying
+from pipeline.run.stages import run
+from pipeline.settings.config import Config
+from tests.support.cases import case, each
+from tests.support.helpers import write_shard
+from tests.support.interpreters import REPOSITORY, fresh
+
+pytestmark = pytest.mark.compiler
+
+PAGE = (REPOSITORY / "README.md").read_text()
+QUICK = {"epochs": 2, "n_features": 3}
+
+
+def rows(n_rows: int = 120, dtype: Any = np.float64, n_inputs: int = 9) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (100 * rng.random((n_rows, 3)) @ rng.random((3, n_inputs))).astype(dtype)
+
+
+def same_models(one: TiedAutoencoder, other: Any) -> bool:
+    return bool(one.model_.fingerprint == getattr(other, "model_", other).fingerprint)
+
+
+# -- scikit-learn ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_all_of_scikit_learns_checks_pass() -> None:
+    """In a process of its own, since one of them needs a variable that is read while SciPy is imported."""
+    ended = fresh(
+        """
+        from sklearn.utils.estimator_checks import check_estimator
+        from pipeline import TiedAutoencoder
+        for name, how in {"plain": {}, "filling": {"impute": "median", "clip_quantile": 0.01}}.items():
+            done = check_estimator(TiedAutoencoder(epochs=2, **how), on_fail=None, on_skip=None)
+            facts[name] = [(one["check_name"], one["status"], repr(one["exception"])) for one in done]
+        """,
+        SCIPY_ARRAY_API="1",
+    )
+    assert ended.code == 0, ended.stderr
+    for name, done in ended.facts.items():
+        assert len(done) > 45, name
+        assert [check for check in done if check[1] != "passed"] == [], name
+
+
+def test_parameters_are_a_runs_settings_under_their_names_and_with_their_defaults() -> None:
+    known = {setting.name: setting for setting in fields(Config)}
+    for name, value in TiedAutoencoder().get_params().items():
+        assert value == known[{"random_state": "seed"}.get(name, name)].default, name
+    deciding = {name for name, setting in known.items() if setting.metadata["affects"] in ("scan", "model")}
+    # A shard's values may stand for missing ones; an array has NaN for that.
+    assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value"}
+
+
+def test_parameters_of_numpy_and_texts_count_like_a_runs() -> None:
+    x = rows()
+    expected = TiedAutoencoder(epochs=2, n_features=3, hidden=(8,), memory_budget=2**28, random_state=7).fit(x)
+    given = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": np.array([8]).tolist()}
+    found = TiedAutoencoder(**given, memory_budget="256MiB", random_state=np.int64(7)).fit(x)
+    assert same_models(found, expected)
+    assert not same_models(found.set_params(random_state=8).fit(x), expected)
+    state = np.random.RandomState(1)
+    one, other = (TiedAutoencoder(**QUICK, random_state=state).fit(x) for _ in range(2))
+    assert not same_models(one, other)
+
+
+@each(
+    "parameters, said",
+    [
+        ({"n_features": 9}, "n_features: 9, expected 1 to 8 for these rows"),
+        ({"batch_size": 121}, "batch_size: 121, expected 1 to 120"),
+        ({"epochs": 0}, "epochs: 0, expected 1 or more"),
+        ({"optimizer": "sgd"}, "optimizer: 'sgd', expected one of"),
+        ({"validation_fraction": 0.999}, r"Lower validation_fraction\."),
+    ],
+)
+def test_what_cannot_work_is_a_value_error_in_the_parameters_names(parameters, said) -> None:
+    with pytest.raises(ValueError, match=said):
+        TiedAutoencoder(**parameters).fit(rows())
+
+
+def test_rows_of_which_nothing_can_be_learnt_are_refused() -> None:
+    with pytest.raises(ValueError, match="all 120 usable rows are the same"):
+        TiedAutoencoder().fit(np.ones((120, 4)))
+    with pytest.raises(ValueError, match=r"X has 4 columns, expected the 3 features"):
+        TiedAutoencoder(**QUICK).fit(rows()).inverse_transform(np.ones((2, 4)))
+
+
+def test_it_is_at_home_in_pipelines_searches_and_column_transformers() -> None:
+    frame, y = pd.DataFrame(rows(), columns=[*"abcdefghi"]), np.arange(120) % 2
+    steps = make_pipeline(TiedAutoencoder(**QUICK), LogisticRegression())
+    search = GridSearchCV(steps, {"tiedautoencoder__n_features": [2, 3]}, cv=2).fit(frame, y)
+    assert search.predict(frame).shape == (120,)
+    parts = ColumnTransformer([("six", TiedAutoencoder(epochs=1, n_features=2), [*"abcdef"])], remainder="passthrough")
+    found = parts.set_output(transform="pandas").fit_transform(frame)
+    assert [*found.columns] == [
+        *("six__tiedautoencoder0", "six__tiedautoencoder1"),
+        *("remainder__g", "remainder__h", "remainder__i"),
+    ]
+    assert [*found.dtypes[:3]] == [np.float32, np.float32, np.float64]
+
+
+def test_the_lines_of_the_readme_run() -> None:
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "TiedAutoencoder" in block]
+    X, y = load_digits(return_X_y=True)
+    found = {"X": X[:1000], "y": y[:1000]}
+    exec(lines, found)
+    assert found["classifier"].score(X[1000:], y[1000:]) > 0.85
+
+
+class Told:
+    """A callback that stops a training after its second epoch."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.errors: list[float] = []
+
+    def setup(self, estimator: Any, context: Any) -> None:
+        self.heard.append("setup")
+
+    def teardown(self, estimator: Any, context: Any) -> None:
+        self.heard.append("teardown")
+
+    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
+        self.heard.append(f"begin {context.task_name}")
+
+    def on_fit_task_end(self, estimator: Any, context: Any, *, X: Any, fitted_estimator: Any) -> bool:
+        self.heard.append(f"end {context.task_name}")
+        self.errors.append(-fitted_estimator.score(X))
+        return context.task_name == "epoch" and context.task_id == 1
+
+
+def test_callbacks_are_told_of_each_epoch_and_may_stop() -> None:
+    told, x = Told(), rows()
+    found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(told).fit(x)
+    epoch = ["begin epoch", "end epoch"]
+    assert told.heard == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
+    assert found.n_iter_ == 2
+    assert told.errors[0] > told.errors[1] == told.errors[2] == -found.score(x)
+
+
+# -- the same bits -----------------------------------------------------------------------------------------------
+
+
+@each("dtype", ["u1", "?", "f2", ">f4", "f8"])
+def test_a_run_and_a_fit_on_the_same_rows_give_the_same_bits(tmp_path: Path, dtype: str) -> None:
+    folder = tmp_path / dtype[-2:]
+    folder.mkdir(exist_ok=True)
+    x = (rows() > 70 if dtype == "?" else rows()).astype(dtype)
+    settings = {"epochs": 2, "n_features": 3, "clip_quantile": 0.01}
+    run(Config(input=(write_shard(folder / "x.h5", x),), output=str(folder / "out"), seed=3, **settings), ["run"])
+    fitted = TiedAutoencoder(**settings, random_state=3).fit(x)
+    assert same_models(fitted, load_model(folder / "out"))
+    features = open_features(folder / "out").features.compute()
+    for found in (fitted, TiedAutoencoder.from_run(folder / "out"), pickle.loads(pickle.dumps(fitted))):
+        assert found.transform(x).tobytes() == features.tobytes()
+        assert found.n_iter_ == 2
+
+
+def test_a_model_that_was_fitted_encodes_shards_in_a_run(tmp_path: Path) -> None:
+    x = rows()
+    fitted = TiedAutoencoder(**QUICK).fit(x)
+    (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
+    shard, model = write_shard(tmp_path / "x.h5", x), str(tmp_path / "model.h5")
+    run(Config(input=(shard,), output=str(tmp_path / "out"), model=model), ["run"])
+    assert open_features(tmp_path / "out").features.compute().tobytes() == fitted.transform(x).tobytes()
+
+
+def test_passes_over_all_rows_are_epochs_of_a_constant_rate_also_from_pickle_to_pickle() -> None:
+    x = rows()
+    settings = {"n_features": 3, "corruption": 0.25, "random_state": 5}
+    whole = TiedAutoencoder(**settings, epochs=3, schedule="constant", validation_fraction=0, patience=0).fit(x)
+    passed = TiedAutoencoder(**settings)
+    for n in range(1, 4):
+        passed = pickle.loads(pickle.dumps(passed.partial_fit(x)))
+        assert passed.n_iter_ == n
+    assert same_models(passed, whole)
+    assert same_models(clone(passed).partial_fit(x).fit(x).partial_fit(x), clone(passed).fit(x).partial_fit(x))
+
+
+def test_further_passes_keep_the_scaling_and_go_on_from_what_a_fit_has_left() -> None:
+    x = rows()
+    fitted = TiedAutoencoder(**QUICK, start="random").fit(x)
+    before, error = fitted.model_, fitted.score(3 * x)
+    for part in (3 * x, 3 * x[:1], 3 * x):
+        fitted.partial_fit(part)
+        np.testing.assert_array_equal(fitted.model_.scaler.maximum, before.scaler.maximum)
+    assert fitted.score(3 * x) > error
+    with pytest.raises(ValueError, match="X has 8 features, but TiedAutoencoder is expecting 9"):
+        fitted.partial_fit(x[:, :8])
+
+
+# -- kinds of arrays ---------------------------------------------------------------------------------------------
+
+
+def test_lazy_arrays_are_learnt_from_and_encoded_block_by_block() -> None:
+    x = rows(400_000, np.float32, 6)  # 9.6 MB, more than half a budget of 16 MiB
+    lazy = da.from_array(x, chunks=(150_000, 4))
+    settings = {"epochs": 1, "n_features": 3, "batch_size": 1024, "memory_budget": 2**24}
+    fitted = TiedAutoencoder(**settings).fit(x)
+    assert same_models(TiedAutoencoder(**settings).fit(lazy), fitted)
+    few = lazy[:2000]  # which are computed at once
+    assert same_models(clone(fitted).fit(few), clone(fitted).fit(x[:2000]))
+    found = fitted.transform(lazy)
+    assert (found.chunks, found.dtype) == (((150_000, 150_000, 100_000), (3,)), np.float32)
+    assert found.compute().tobytes() == fitted.transform(x).tobytes()
+    np.testing.assert_array_equal(fitted.score_samples(lazy).compute(), fitted.score_samples(x))
+    np.testing.assert_allclose(fitted.score(lazy), fitted.score(x), rtol=1e-6)
+    back, features = fitted.inverse_transform(found[:2000]), found[:2000].compute()
+    np.testing.assert_allclose(back.compute(), fitted.inverse_transform(features))
+
+
+def test_lazy_rows_that_are_not_finite_or_of_unknown_number_are_refused() -> None:
+    x = rows(dtype=np.float32)
+    fitted = TiedAutoencoder(**QUICK).fit(x)
+    x[50, 2] = np.nan
+    lazy = da.from_array(x, chunks=(40, 9))
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        TiedAutoencoder(**QUICK).fit(lazy)
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        TiedAutoencoder(**QUICK, memory_budget=2**24).fit(da.concatenate([lazy] * 2200))
+    with pytest.raises(ValueError, match="row 10 of a block holds NaN or Inf"):
+        fitted.transform(lazy).compute()
+    with pytest.raises(ValueError, match="unknown number of rows"):
+        fitted.fit(lazy[lazy[:, 0] > 0])
+
+
+def test_frames_give_their_names_and_any_order_in_memory_the_same_bits() -> None:
+    x = rows()
+    fitted = TiedAutoencoder(**QUICK).fit(x)
+    frame = pd.DataFrame(x, columns=[*"abcdefghi"])
+    of_frame = TiedAutoencoder(**QUICK).fit(frame)
+    assert [*of_frame.feature_names_in_] == [*"abcdefghi"]
+    assert [*of_frame.get_feature_names_out()] == [f"tiedautoencoder{i}" for i in range(3)]
+    assert same_models(of_frame, fitted)
+    assert same_models(clone(fitted).fit(np.asfortranarray(x)), fitted)
+    for other in (frame, np.asfortranarray(x), x[::-1][::-1], x.tolist()):
+        model = of_frame if other is frame else fitted
+        assert model.transform(other).tobytes() == fitted.transform(x).tobytes()
+    for n in (1, 7):  # whichever rows are around a row
+        assert fitted.transform(x[-n:]).tobytes() == fitted.transform(x)[-n:].tobytes()
+
+
+# -- without Theano ----------------------------------------------------------------------------------------------
+
+
+def test_where_there_is_no_theano_numpy_does_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rows(9000)
+    x[::7, 3] = np.nan
+    for how in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
+        with case(how):
+            given = x if how else np.nan_to_num(x)
+            fitted = TiedAutoencoder(**QUICK, **how).fit(given)
+            lazy = da.from_array(given, chunks=(4000, 9))
+            on_device = fitted.transform(given), fitted.score_samples(given)
+            monkeypatch.setattr(applying, "_has_theano", lambda: False)
+            np.testing.assert_allclose(fitted.transform(given), on_device[0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(fitted.transform(lazy), on_device[0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(fitted.score_samples(given), on_device[1], rtol=1e-3, atol=1e-7)
+            monkeypatch.undo()
+
+
+@pytest.mark.process
+def test_a_fitted_one_is_loaded_and_applied_without_theano(tmp_path: Path) -> None:
+    x = rows()
+    fitted = TiedAutoencoder(**QUICK).partial_fit(x)
+    (tmp_path / "fitted").write_bytes(pickle.dumps(fitted))
+    (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
+    ended = fresh(
+        f"""
+        import pickle, sys
+        import numpy as np
+        sys.modules |= dict.fromkeys(["theano", "blake3", "deflate", "tqdm"])  # as if they were not there
+        from pipeline import TiedAutoencoder
+        x = np.array({x.tolist()})
+        for found in (pickle.load(open("{tmp_path}/fitted", "rb")), TiedAutoencoder.from_run("{tmp_path}/model.h5")):
+            facts[type(found).__name__ + str(len(facts))] = found.transform(x).tolist()
+        """
+    )
+    assert ended.code == 0, ended.stderr
+    assert len(ended.facts) == 2
+    for found in ended.facts.values():
+        np.testing.assert_allclose(found, fitted.transform(x), rtol=1e-4, atol=1e-5)
