@@ -1,0 +1,43 @@
+"""docs/tutorial.md: all of it runs, in an empty folder, and ends with a classifier better than on components."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.interpreters import REPOSITORY, environment
+
+pytestmark = [pytest.mark.process, pytest.mark.compiler]
+
+BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```$", (REPOSITORY / "docs/tutorial.md").read_text(), re.M | re.S)
+
+
+def test_its_blocks_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    names: dict[str, object] = {}
+    said = ""
+    for kind, block in BLOCKS:
+        if kind == "python":
+            exec(block, names)
+        else:
+            done = subprocess.run(
+                ["sh", "-ec", block], env=environment(PATH=path), capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            said += done.stdout + done.stderr
+    error, components = map(
+        float, re.findall(r"error ([\d.]+) in scaled units \(8 principal components: ([\d.]+)", said)[0]
+    )
+    assert error < 0.7 * components
+    printed = capsys.readouterr().out
+    accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", printed)}
+    assert accuracy["features"] > accuracy["components"] + 0.01
+    assert float(printed.split()[-1]) > accuracy["features"]  # of the search
