@@ -9,7 +9,8 @@ CUDA = ["nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"]
 PLOT = ["matplotlib"]
 # Codecs of files that others have written with plugins of HDF5.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
-DOWNSTREAM = ["pandas", "polars"]  # what features are handed on to
+# What features are handed on to. pyarrow 26 needs NumPy 2.
+DOWNSTREAM = ["pandas", "polars", "pyarrow<26"]
 TEST = ["mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", *FILTERS, *PLOT, *DOWNSTREAM]
 
 # What opens, reports, compares and verifies the features of a run: on every Python.

@@ -1,0 +1,132 @@
+"""docs/using.md: what it says of other libraries holds with these, and its lines of Python run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipeline.model import load_model
+from tests.support.cases import case
+from tests.support.interpreters import REPOSITORY
+from tests.support.parts import feature_rows, finished
+
+PAGE = (REPOSITORY / "docs/using.md").read_text()
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+ROWS, Y = feature_rows(7), np.arange(7)
+
+
+def python_of(section: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.M | re.S)
+
+
+# -- PyTorch, which is a gigabyte: what stands in for it asks of arrays what it does itself --------------------------
+
+
+def from_numpy(array: Any) -> np.ndarray:
+    """It shares the memory of an array, and so takes no other kinds of one than these."""
+    assert type(array) is np.ndarray
+    assert array.dtype in (np.float32, np.int64)
+    assert array.dtype.isnative
+    assert array.flags.writeable  # else it warns
+    assert min(array.strides) > 0
+    return array
+
+
+class TensorDataset:
+    def __init__(self, *tensors: np.ndarray) -> None:
+        assert len({len(each) for each in tensors}) == 1
+        self.tensors = tensors
+
+    def __getitem__(self, i: int) -> tuple[Any, ...]:
+        return tuple(each[i] for each in self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+
+class DataLoader:
+    """Of a map-style dataset it asks for its length and for single rows by their numbers, and stacks these."""
+
+    def __init__(self, dataset: Any, batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+
+    def __iter__(self) -> Any:
+        assert not hasattr(self.dataset, "__getitems__")  # which it would prefer
+        numbers = range(len(self.dataset))
+        for start in range(0, len(numbers), self.batch_size):
+            yield np.stack([from_numpy(self.dataset[i]) for i in numbers[start : start + self.batch_size]])
+
+
+TORCH = SimpleNamespace(
+    from_numpy=from_numpy,
+    utils=SimpleNamespace(data=SimpleNamespace(TensorDataset=TensorDataset, DataLoader=DataLoader)),
+)
+
+
+# -- a line each -------------------------------------------------------------------------------------------------
+
+
+def same(found: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def frame(found: pd.DataFrame) -> None:
+    same(found[["feature0", "feature1"]], ROWS)
+
+
+CHECKS = {
+    "NumPy": lambda found: same(found, ROWS),
+    "Dask, out of core": lambda found: same(found, ROWS.mean(axis=0)),
+    "scikit-learn": lambda found: same(found.classes_, Y),
+    "pandas": lambda found: (frame(found), same(found["y"], Y)),
+    "Polars": lambda found: (same(found["features"].to_numpy(), ROWS), same(found["y"], Y)),
+    "PyTorch": lambda found: [(same(found[i][0], ROWS[i]), same(found[i][1], i)) for i in range(len(found))],
+    "PyTorch, row by row from the disk": lambda found: same(next(iter(found)), ROWS),
+    "Arrow": lambda found: (same(found["features"].to_pylist(), ROWS), same(found["y"], Y)),
+    "Parquet": lambda _: (
+        frame(pd.read_parquet("features.parquet")),
+        same(pd.read_parquet("features.parquet")["y"], Y),
+    ),
+    "Parquet, out of core": lambda _: frame(pd.read_parquet("parquet")),
+}
+
+
+def test_features_are_handed_on_in_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "features", 3, 4)
+    lines = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", SECTIONS["Downstream"], re.M))
+    assert list(lines) == list(CHECKS)
+    names: dict[str, Any] = {"h5py": h5py, "pd": pd, "pl": pl, "pa": pa, "torch": TORCH}
+    names |= {each.__name__: each for each in (make_pipeline, StandardScaler, LogisticRegression)}
+    (opening,) = python_of("Downstream")
+    exec(opening, names)
+    for name, line in lines.items():
+        with case(name):
+            CHECKS[name](eval(line, names))
+
+
+@pytest.mark.compiler
+def test_the_lines_about_the_estimator_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fitting, from_run = python_of("In Python")
+    names: dict[str, Any] = {"X": load_digits().data[:300], "Path": Path}
+    exec(fitting, names)
+    features = names["features"]
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features/model.h5").write_bytes(names["fitted"].model_.to_hdf5())
+    exec(from_run, names)
+    same(names["fitted"].transform(names["X"]), features)
+    assert load_model("model.h5").fingerprint == names["fitted"].model_.fingerprint
