@@ -9,9 +9,10 @@ CUDA = ["nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"]
 PLOT = ["matplotlib"]
 # Codecs of files that others have written with plugins of HDF5.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
-# What features are handed on to. pyarrow 26 needs NumPy 2.
-DOWNSTREAM = ["pandas", "polars", "pyarrow<26"]
-TEST = ["mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", *FILTERS, *PLOT, *DOWNSTREAM]
+ONNX = ["onnx>=1.16"]
+# What features and models are handed on to. pyarrow 26 needs NumPy 2.
+DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow<26"]
+TEST = ["mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", *FILTERS, *PLOT, *ONNX, *DOWNSTREAM]
 
 # What opens, reports, compares and verifies the features of a run: on every Python.
 READER = [
@@ -77,5 +78,5 @@ setup(
         *(f"{each}; python_version < '3.12'" for each in RUN),
         "numpy>=1.26.4; python_version >= '3.12'",
     ],
-    extras_require={"test": TEST, "plot": PLOT, "cuda": CUDA, "filters": FILTERS},
+    extras_require={"test": TEST, "plot": PLOT, "cuda": CUDA, "filters": FILTERS, "onnx": ONNX},
 )

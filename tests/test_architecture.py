@@ -36,7 +36,10 @@ MAY_IMPORT = {
     "doctor": ["scan.scaler", "model", "device"],
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
-    "commands": ["cli", "installed", "classify", "doctor", "report", "run.plan", "scan", "shards"],
+    "commands": [
+        *("cli", "installed", "classify", "doctor", "report", "run.plan", "scan", "shards"),
+        *("interop", "model", "output.disk"),
+    ],
     # Which setup.py installs beside pipeline, under its own name.
     "shardpress": ["commands", "features", "interop.estimator", "model"],
 }

@@ -39,6 +39,7 @@ COMMANDS = {
     "plan": Command("before", "what a run would take and stumble over, without one"),
     "classify": Command("after", "a classifier on the features, beside raw columns and principal components"),
     "verify": Command("after", "check files and features against digests and input rows"),
+    "export": Command("after", "write the encoder for ONNX runtimes"),
     "doctor": Command("set up", "whether a run will do on this machine, and what to mend if not"),
     "completion": Command("set up", "a script that completes commands and flags in bash, zsh or fish"),
     "version": Command("set up", "versions of shardpress and of what its results depend on"),

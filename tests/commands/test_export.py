@@ -1,0 +1,50 @@
+"""`shardpress export`: a file that a runtime takes, and what is said where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from kernels.network import Network
+from pipeline.commands.table import main
+from pipeline.model import Model
+from pipeline.scan.scaler import Scaler
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    """Whose file stands in an output directory."""
+    network, rng = Network((5, 2)), np.random.default_rng(0)
+    parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
+    found = Model(Scaler(np.zeros(5), np.full(5, 3.0)), network, parameters)
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features/model.h5").write_bytes(found.to_hdf5())
+    return found
+
+
+def test_the_file_gives_what_the_line_says(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "encoder.onnx").write_text("an earlier one")
+    assert main(["export", "features", "--onnx", "encoder.onnx"]) == 0
+    said = capsys.readouterr().out
+    assert "rows (n, 5) in, features (n, 2) out" in said
+    line = said.split("Run it with ")[1].strip().removesuffix(".")
+    rows = np.random.default_rng(1).integers(0, 4, (7, 5)).astype(np.float32)
+    (features,) = eval(line, {"onnxruntime": onnxruntime, "rows": rows})
+    np.testing.assert_allclose(features, model.encode(rows), atol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.onnx", "features"]
+
+
+def test_what_cannot_be_exported_is_said(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, code, words in [
+        ([str(tmp_path / "nowhere"), "--onnx", "x.onnx"], 66, "nowhere: not there, expected a model.h5"),
+        ([str(tmp_path / "features")], 64, "--onnx"),
+        ([str(tmp_path / "features"), "--onnx", str(tmp_path / "no/x.onnx")], 74, "no/x.onnx"),
+    ]:
+        assert main(["export", *arguments]) == code
+        assert words in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""The encoder for ONNX runtimes, held against the model on random rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from kernels.network import Network
+from pipeline.interop.onnx import encoder_onnx
+from pipeline.model import Model
+from pipeline.scan.scaler import Scaler
+from tests.support.cases import each
+from tests.support.helpers import refused
+
+MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
+NETWORKS = [
+    Network((4, 3)),
+    Network((4, 3), code="linear", gain=True),
+    Network((4, 6, 3), "relu", "linear"),
+    Network((4, 6, 5, 2), "leaky-relu", "sigmoid", gain=True),
+]
+
+
+def model_of(network: Network, rows: np.ndarray) -> Model:
+    rng = np.random.default_rng(0)
+    parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
+    wide = rows.astype(np.float64)
+    return Model(Scaler(wide.min(axis=0), wide.max(axis=0)), network, parameters)
+
+
+def run(model: Model, rows: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(encoder_onnx(model), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
+    (found,) = session.run(["features"], {"rows": rows.astype(dtype)})
+    return np.asarray(found)
+
+
+@each("network", NETWORKS)
+def test_a_runtime_gives_the_features_of_the_model(network: Network) -> None:
+    for rows in (
+        np.random.default_rng(1).integers(0, 256, (50, 4)).astype(np.uint8),
+        MIDNIGHT + 100 * np.random.default_rng(1).random((50, 4)),
+        np.ones((50, 4)) * np.linspace(0, 1, 50)[:, None] * [1, 0, 2, 3],  # a constant column
+    ):
+        model = model_of(network, rows)
+        for n in (0, 1, 50):
+            found = run(model, rows[:n])
+            assert (found.shape, found.dtype) == ((n, network.n_features), np.float32)
+            np.testing.assert_allclose(found, model.encode(rows[:n]), rtol=1e-5, atol=1e-5)
+
+
+@each("network", NETWORKS)
+def test_what_is_missing_or_outside_is_filled_and_clipped_there_as_well(network: Network) -> None:
+    rows = MIDNIGHT + 100 * np.random.default_rng(1).standard_normal((200, 4))
+    low, high = np.quantile(rows, (0.1, 0.9), axis=0)
+    rows[np.random.default_rng(2).random(rows.shape) < 0.1] = np.nan
+    model = replace(model_of(network, np.ones((2, 4))), scaler=Scaler(low, high, (low + high) / 2, clips=True))
+    np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_the_file_says_of_which_model_it_is() -> None:
+    model = model_of(NETWORKS[0], np.eye(4))
+    made = onnx.load_model_from_string(encoder_onnx(model))
+    assert {each.key: each.value for each in made.metadata_props} == {"fingerprint": model.fingerprint}
+    assert made.producer_name == "shardpress"
+
+
+def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with refused(69, "pip install 'shardpress[onnx]'"):
+        encoder_onnx(model_of(NETWORKS[0], np.eye(4)))
