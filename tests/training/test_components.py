@@ -119,7 +119,7 @@ def test_the_sample_is_of_training_rows_and_the_same_wherever_they_are(
     order = Order(slab_starts(shards), left_out, 1000, seed=3)
     for most in (1, 2, 30, order.n_rows, 1000):
         with case(most):
-            one, other = (sampled(kind(shards, 2), order, scaler, most) for kind in (ResidentRows, StreamedRows))
+            one, other = (sampled(kind(shards, 2), order, scaler, most) for kind in (ResidentRows.of, StreamedRows))
             assert one.tobytes() == other.tobytes()
             assert one.dtype == np.float32
             numbers = np.rint(one[:, 0] * 100).astype(int)
