@@ -71,6 +71,7 @@ setup(
     ext_modules=[LZF],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for 3.11 and all later ones
     zip_safe=False,
+    scripts=["scripts/install_pygpu.sh"],  # for whoever has a wheel alone
     entry_points={"console_scripts": ["shardpress = shardpress.__main__:shardpress"]},
     python_requires=">=3.11",
     install_requires=[

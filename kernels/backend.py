@@ -278,7 +278,7 @@ def _activate(device: str) -> None:
         warnings.simplefilter("ignore")
         import theano.gpuarray
     if theano.gpuarray.pygpu is None:
-        raise ImportError("pygpu is not installed; scripts/install_pygpu.sh puts it into the virtual environment")
+        raise ImportError("pygpu is not installed; install_pygpu.sh (in scripts/, or where pip puts programs) does it")
     patch_opencl_reduction()  # before the first is compiled
     theano.gpuarray.use(device, force=True)
     try:

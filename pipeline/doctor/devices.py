@@ -20,7 +20,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipeline.doctor.child import main; main()"
 # What each device needs first, by the name that libgpuarray opens.
 _DRIVERS = {"cuda": "libcuda.so", "opencl0:0": "libOpenCL.so"}
-_PYGPU = "scripts/install_pygpu.sh puts it into a virtual environment (docs/devices.md)"
+_PYGPU = "install_pygpu.sh (in scripts/, or beside shardpress) installs it, without root: docs/devices.md"
 
 
 def tried(seconds: float) -> Iterator[tuple[Check, dict[str, list[str]]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.helpers import numbered, write_shard
 from tests.support.interpreters import environment
 
 # Everything that takes its time to load is refused: what is said before it is needed is said soon.
@@ -43,3 +44,20 @@ def test_its_first_line_waits_for_nothing_and_says_what_is_not_as_by_default(tmp
     assert said(tmp_path, "--quiet") == ["loads dask"]
     (tmp_path / "night.yaml").write_text("quiet: true\n")
     assert said(tmp_path, "--config", "night.yaml") == ["loads dask"], "whoever says it"
+
+
+@pytest.mark.process
+@pytest.mark.compiler
+def test_it_leaves_nothing_outside_of_its_output_and_its_cache(tmp_path: Path) -> None:
+    """Neither beside the shards, where it was typed, at home, nor among temporary files."""
+    for name in ("here/data", "home", "temporary"):
+        (tmp_path / name).mkdir(parents=True)
+    write_shard(tmp_path / "here/data/x.h5", numbered(40, 4))
+    before = set(tmp_path.rglob("*"))
+    command = [Path(sys.executable).parent / "shardpress", "run", "--epochs", "1"]
+    env = environment(HOME=tmp_path / "home", TMPDIR=tmp_path / "temporary", PYTHONPATH=None)
+    done = subprocess.run(command, cwd=tmp_path / "here", env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Done: 40 rows x 4 columns -> 2 features in features/index.h5")
+    output = tmp_path / "here/features"
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(output)} == before

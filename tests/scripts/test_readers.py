@@ -23,7 +23,7 @@ from tests.support.parts import index_of, part_bytes
 pytestmark = pytest.mark.process
 
 VERSIONS = ("3.12", "3.13", "3.14")
-SOURCES = ("pipeline", "kernels", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in")
+SOURCES = ("pipeline", "kernels", "scripts", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in")
 PROGRAM = """
 import json, sys
 import numpy as np
@@ -89,7 +89,9 @@ def test_the_wheel_holds_all_of_the_packages_and_nothing_else(wheel):
         name.replace("pipeline/shardpress/", "shardpress/") for name in ours if not name.endswith((".so", "/lzf.c"))
     }
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == ours | {"pipeline/hdf5/filters/lzf.abi3.so"}
+    programs = {name for name in names if ".data/scripts/" in name}
+    assert [name.rsplit("/", 1)[1] for name in programs] == ["install_pygpu.sh"]
+    assert names - programs == ours | {"pipeline/hdf5/filters/lzf.abi3.so"}
 
 
 @pytest.fixture
