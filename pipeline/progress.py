@@ -43,7 +43,8 @@ class Progress:
     def __init__(self, what: str, total: int | None, unit: str, unit_bytes: int = 0, done: int = 0) -> None:
         self._what, self._total, self._unit, self._unit_bytes = what, total, unit, unit_bytes
         self._before = self._done = done
-        self._told, self._note = -1, ""
+        self._told = -1
+        self._note: object = ""
         self._start = self._last_line = self._last_bar = time.monotonic()
         self._next_mark = self._mark_after(done)
         self._bar = self._opened_bar() if _is_watched() else None
@@ -64,8 +65,8 @@ class Progress:
         """Since the start."""
         return time.monotonic() - self._start
 
-    def advance(self, n_units: int = 1, note: str = "") -> None:
-        """Count units; `note` stands behind them."""
+    def advance(self, n_units: int = 1, note: object = "") -> None:
+        """Count units. What `note` says stands behind them; it is asked when it is shown, since steps may be short."""
         self._done, self._note = self._done + n_units, note
         now = time.monotonic()
         if self._bar is not None and now - self._last_bar >= _SECONDS_BETWEEN_BARS:
@@ -88,7 +89,7 @@ class Progress:
     def _line(self, is_last: bool = False) -> None:
         self._last_line, self._told, self._next_mark = time.monotonic(), self._done, self._mark_after(self._done)
         left = "" if is_last else self._left()
-        words = [self._count(), _seconds(self.seconds), self._rate(), left, self._note]
+        words = [self._count(), _seconds(self.seconds), self._rate(), left, str(self._note)]
         behind = {BEHIND_A_BAR: self._bar is not None}
         log.info("%s: %s", self._what, ", ".join(filter(None, words)), extra=behind)
 
@@ -118,7 +119,7 @@ class Progress:
 
     def _draw(self) -> None:
         assert self._bar is not None
-        self._bar.set_postfix_str(", ".join(filter(None, [self._pace(), self._note])), refresh=False)
+        self._bar.set_postfix_str(", ".join(filter(None, [self._pace(), str(self._note)])), refresh=False)
         self._bar.update(self._done - self._bar.n)
 
     def _form(self) -> str:

@@ -45,7 +45,7 @@ class Epochs:
         self._end(self._context)
         return model
 
-    def _advance(self, n_rows: int, words: str) -> None:
+    def _advance(self, n_rows: int, standing: object) -> None:
         if n_rows:  # else no step, but an epoch has ended
             return
         if self._end(self._epoch):

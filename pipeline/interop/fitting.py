@@ -42,7 +42,7 @@ class Fit:
     dtype: np.dtype
     device: str
 
-    def run(self, advance: Callable[[int, str], object]) -> Model:
+    def run(self, advance: Callable[[int, object], object]) -> Model:
         """Train, telling `advance` as `train` does, which may raise `Stop`, and return the model."""
         try:
             train(self.training, advance=advance)

@@ -29,7 +29,7 @@ __all__ = ["Training", "learning_rate", "take_step", "train"]
 
 log = logging.getLogger(__name__)
 
-Advance = Callable[[int, str], object]
+Advance = Callable[[int, object], object]
 
 # The cost is asked for on so many steps of an epoch, evenly spread: asking makes a step a quarter slower.
 _COSTS_PER_EPOCH = 16
@@ -80,6 +80,12 @@ class Training:
         self.start_cost = cost if math.isfinite(cost) else None
         self.standing = Standing(self.config.optimizer, best_cost=self.start_cost)
         self.best = self.autoencoder.parameters()
+
+    def __str__(self) -> str:
+        now, n_epochs, n_steps = self.standing, self.config.epochs, self.steps_per_epoch
+        costs = f", {now.history[-1]}" if now.history else ""
+        step = f"step {now.epoch * n_steps + now.n_done}/{n_epochs * n_steps}"
+        return f"epoch {min(now.epoch + 1, n_epochs)}/{n_epochs}, {step}{costs}"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,7 +167,7 @@ def _long_epoch(config: Settings, steps_per_epoch: int) -> int:
 def train(
     training: Training,
     save: Callable[[Checkpoint], object] = lambda checkpoint: None,
-    advance: Advance = lambda n_rows, words: None,
+    advance: Advance = lambda n_rows, standing: None,
 ) -> Standing:
     """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
 
@@ -172,7 +178,7 @@ def train(
     save : callable
         Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
     advance : callable
-        Told how many more rows have been trained on, and in words which step that was and what epochs have come to.
+        Told how many more rows have been trained on, and the training, which says in words where it stands.
 
     Raises
     ------
@@ -186,7 +192,7 @@ def train(
             while not training.is_over:
                 _train_epoch(training, keeper, advance)
                 done = _end_epoch(training)
-                advance(0, _place(training))
+                advance(0, training)
                 log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
                 keeper.keep(end_of_epoch=True)
         except TrainingDiverged:
@@ -228,7 +234,7 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance) -> None:
         now.n_done, now.seconds = number + 1, time.monotonic() - start
         if cost is not None:
             now.costs.append(_checked(now, cost, f"epoch {now.epoch}, minibatch {number}"))
-        advance(len(minibatch), _place(training))
+        advance(len(minibatch), training)
         keeper.keep()
 
 
@@ -240,14 +246,6 @@ def take_step(training: Training, minibatch: np.ndarray) -> float | None:
     n_inputs = training.validation.shape[1]
     noise = noise_of(config.seed, in_all, (len(minibatch), n_inputs)) if config.corruption else None
     return training.step(minibatch, with_cost=now.n_done % stride == 0, noise=noise)
-
-
-def _place(training: Training) -> str:
-    """Where a training stands, in words."""
-    now, config, n_steps = training.standing, training.config, training.steps_per_epoch
-    costs = f", {now.history[-1]}" if now.history else ""
-    n_done = now.epoch * n_steps + now.n_done
-    return f"epoch {min(now.epoch + 1, config.epochs)}/{config.epochs}, step {n_done}/{config.epochs * n_steps}{costs}"
 
 
 def _end_epoch(training: Training) -> Epoch:

@@ -242,13 +242,26 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
         going_on, told = training(device, config, ENOUGH_ROWS), list[int]()
         going_on.go_on_from(again)
         told.append(going_on.n_rows_done)
-        found = train(going_on, advance=lambda n_rows, words, told=told: told.append(n_rows))
+        found = train(going_on, advance=lambda n_rows, standing, told=told: told.append(n_rows))
         assert sum(told) == going_on.n_rows_done == len(found.history) * going_on.order.n_rows, "each row of all epochs"
         assert going_on.best == {"W": device.n_steps} == {"W": undisturbed.n_steps}
         assert [replace(epoch, seconds=0) for epoch in found.history] == [
             replace(epoch, seconds=0) for epoch in expected.history
         ]
         assert found.best_epoch == expected.best_epoch
+
+
+def test_it_says_which_step_it_has_taken_and_what_epochs_have_come_to() -> None:
+    told: list[str] = []
+    config = replace(CONFIG, epochs=2, patience=0)
+    train(
+        training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS), advance=lambda n, now: told.append(str(now))
+    )
+    n_steps = len(told) // 2 - 1
+    assert told[0] == f"epoch 1/2, step 1/{2 * n_steps}"
+    assert told[n_steps + 1].startswith(f"epoch 2/2, step {n_steps + 1}/{2 * n_steps}, cost ")
+    assert told[-1].endswith(", validation 0.125")
+    assert told[-1].startswith(f"epoch 2/2, step {2 * n_steps}/{2 * n_steps}")
 
 
 def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
