@@ -85,6 +85,24 @@ def test_every_requirement_of_ours_is_looked_at_and_this_environment_meets_them(
     assert all(" is not installed, expected " in text for text in nothing)
 
 
+def test_markers_and_extras_are_read_however_a_builder_has_spelled_them(tmp_path):
+    (tmp_path / "METADATA").write_text(
+        """Requires-Dist: one >=1
+Requires-Dist: two[array]>=2,<3; python_version < "3.12"
+Requires-Dist: three (==3.0) ; python_version < '3.12'
+Requires-Dist: four>=4; python_version >= "3.12"
+Requires-Dist: five; extra == "test"
+Requires-Dist: six>=6; python_version < "3.12" and extra == "test"
+"""
+    )
+    wrong = packages.misfits({"shardpress": str(tmp_path), "three": "three-2.0.dist-info"})
+    assert [line.partition(": ")[0] for line in wrong] == [
+        "one is not installed, expected >=1",
+        "two is not installed, expected >=2,<3",
+        "three 2.0 is installed, expected ==3.0",
+    ]
+
+
 @pytest.mark.parametrize(
     ("version", "ranges", "fits"),
     [
