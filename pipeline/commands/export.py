@@ -12,8 +12,8 @@ __all__ = ["main"]
 
 _EXAMPLES = """Write a model's encoder for other runtimes: rows as they lie in the shards in, features out.
 
-    shardpress export features --onnx encoder.onnx         of a finished run
-    shardpress export model.h5 --onnx encoder.onnx         of a model alone
+    shardpress export --onnx encoder.onnx                     of the run in features/
+    shardpress export model.h5 --onnx encoder.onnx            of a model alone
 
 For NumPy alone a run writes encoder.npz beside the features; the README has the lines that read it.
 """
@@ -22,18 +22,21 @@ For NumPy alone a run writes encoder.npz beside the features; the README has the
 def main(arguments: Sequence[str]) -> int:
     """Write the file and say what takes it."""
     parser = Parser("export", _EXAMPLES)
-    parser.add_argument("model", metavar="OUTPUT", help="output directory of a run, or a model.h5")
+    parser.add_argument(
+        "output", nargs="?", default="features", help="directory of a finished run, or a model.h5 (default: features)"
+    )
     parser.add_argument("--onnx", metavar="FILE", required=True, help="for ONNX runtimes (extra onnx)")
     options = parser.parse_args(arguments)
-    from pipeline.interop.onnx import encoder_onnx
+    from pipeline.interop.onnx import encoder_onnx, input_dtype
     from pipeline.model import load_model
     from pipeline.output.disk import Disk, publish
 
-    path, model = Path(options.onnx), load_model(options.model)
+    path, model = Path(options.onnx), load_model(options.output)
     data = encoder_onnx(model)
     publish(Disk(), path, data)
     print(
-        f"{shown(path)}: {len(data)} bytes; rows (n, {model.n_inputs}) in, features (n, {model.n_features}) out. "
+        f"{shown(path)}: {len(data)} bytes; rows (n, {model.n_inputs}) {input_dtype(model)} in, "
+        f"features (n, {model.n_features}) float32 out. "
         f'Run it with onnxruntime.InferenceSession("{shown(path)}").run(["features"], {{"rows": rows}}).'
     )
     return 0

@@ -14,17 +14,21 @@ from kernels.network import SLOPES
 from pipeline.errors import DeviceError
 from pipeline.model import Model
 
-__all__ = ["encoder_onnx"]
+__all__ = ["encoder_onnx", "input_dtype"]
 
 _OPSET, _IR = 17, 8  # of 2022, which every runtime since then knows
+
+
+def input_dtype(model: Model) -> np.dtype:
+    """What rows have to be for `encoder_onnx`: float32 where that holds the columns' ranges exactly, else float64."""
+    return model.scaler.arrays(np.dtype(np.float32))[0].dtype
 
 
 def encoder_onnx(model: Model) -> bytes:
     """The bytes of ``encoder.onnx``.
 
-    Its input is ``rows`` (n_rows, n_inputs): float32 where that holds the columns' ranges exactly, else float64, as
-    the file says. Its output is ``features`` (n_rows, n_features), float32. The model's fingerprint is among its
-    metadata.
+    Its input is ``rows`` (n_rows, n_inputs) of `input_dtype`, as the file says, its output ``features`` (n_rows,
+    n_features), float32. The model's fingerprint is among its metadata.
 
     Raises
     ------
@@ -36,7 +40,7 @@ def encoder_onnx(model: Model) -> bytes:
     except ImportError as error:
         raise DeviceError(f"{error}, expected the package onnx. Install it: pip install 'shardpress[onnx]'.") from error
     graph = _Graph()
-    dtype = model.scaler.arrays(np.dtype(np.float32))[0].dtype
+    dtype = input_dtype(model)
     last = _layers(graph, model, _scaled(graph, model, dtype))
     ends = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), ["n_rows", width])

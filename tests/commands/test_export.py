@@ -32,7 +32,7 @@ def test_the_file_gives_what_the_line_says(
     (tmp_path / "encoder.onnx").write_text("an earlier one")
     assert main(["export", "features", "--onnx", "encoder.onnx"]) == 0
     said = capsys.readouterr().out
-    assert "rows (n, 5) in, features (n, 2) out" in said
+    assert "rows (n, 5) float32 in, features (n, 2) float32 out" in said
     line = said.split("Run it with ")[1].strip().removesuffix(".")
     rows = np.random.default_rng(1).integers(0, 4, (7, 5)).astype(np.float32)
     (features,) = eval(line, {"onnxruntime": onnxruntime, "rows": rows})
