@@ -32,7 +32,7 @@ MAY_IMPORT = {
         *("hdf5.files", "report"),
     ],
     "cli": ["run", "output.disk"],
-    "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget"],  # arrays as shards
+    "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget", "doctor.packages"],
     "doctor": ["scan.scaler", "model", "device"],
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],

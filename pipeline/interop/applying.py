@@ -19,7 +19,7 @@ from pipeline.shards.shard import read_dtype
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["decoded", "encoded", "errors", "keep"]
+__all__ = ["decoded", "encoded", "errors", "has_theano", "keep"]
 
 _BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as a run encodes them
 _MOST_KEPT = 4  # models on the device: each is compiled once, however often it is applied
@@ -44,7 +44,7 @@ def encoded(model: Model, rows: Any) -> Any:
     if is_lazy(rows):
         return by_blocks(partial(_of_block, encoded, model), rows, model.n_features, np.float32)
     found = np.empty((len(rows), model.n_features), dtype=np.float32)
-    if not _has_theano():
+    if not has_theano():
         return _by_blocks(partial(_plain_features, model), rows, found)
     with theanos_errors():
         encode = _on_device(model, rows.dtype).encode_checked  # the one of a run: nothing more has to be compiled
@@ -56,7 +56,7 @@ def errors(model: Model, rows: Any) -> Any:
     if is_lazy(rows):
         return by_blocks(partial(_of_block, errors, model), rows, None, np.float32)
     found = np.empty(len(rows), dtype=np.float32)
-    if not _has_theano():
+    if not has_theano():
         return _by_blocks(partial(_plain_errors, model), rows, found)
     with theanos_errors():
         compute = _on_device(model, rows.dtype).errors
@@ -95,7 +95,8 @@ def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
 
 
 @cache
-def _has_theano() -> bool:
+def has_theano() -> bool:
+    """Whether there is a Theano: not on Pythons after 3.11."""
     return find_spec("theano") is not None
 
 

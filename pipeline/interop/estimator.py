@@ -14,8 +14,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.errors import ConfigError, DataError
-from pipeline.interop.applying import decoded, encoded, errors
+from pipeline.doctor.packages import HOW_TO_GET_IT
+from pipeline.errors import ConfigError, DataError, DeviceError
+from pipeline.interop.applying import decoded, encoded, errors, has_theano
 from pipeline.interop.callbacks import CallbackSupportMixin, Epochs, with_callbacks
 from pipeline.interop.lazy import computed, is_lazy
 from pipeline.model import Model, load_model
@@ -145,9 +146,10 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
         ------
         ValueError
             For parameters or rows that cannot work; when the training diverges.
-        ShardpressError
-            When the device cannot be used.
+        DeviceError
+            Where there is no Theano, or the device or a compiler cannot be used.
         """
+        _check_for_theano()
         from pipeline.interop.fitting import begin
 
         with _as_scikit_learns():
@@ -171,6 +173,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
         y : object
             Not looked at.
         """
+        _check_for_theano()
         from pipeline.interop.fitting import go_on
         from pipeline.training.checkpoint import Checkpoint
 
@@ -295,6 +298,14 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
         for name, value in learned.items():
             setattr(self, name, value)
         return self
+
+
+def _check_for_theano() -> None:
+    if not has_theano():
+        raise DeviceError(
+            f"TiedAutoencoder learns by Theano, which is not installed here; one that is fitted transforms without. "
+            f"{HOW_TO_GET_IT}"
+        )
 
 
 @contextmanager

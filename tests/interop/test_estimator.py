@@ -274,7 +274,7 @@ def test_where_there_is_no_theano_numpy_does_as_well(monkeypatch: pytest.MonkeyP
             fitted = TiedAutoencoder(**QUICK, **how).fit(given)
             lazy = da.from_array(given, chunks=(4000, 9))
             on_device = fitted.transform(given), fitted.score_samples(given)
-            monkeypatch.setattr(applying, "_has_theano", lambda: False)
+            monkeypatch.setattr(applying, "has_theano", lambda: False)
             np.testing.assert_allclose(fitted.transform(given), on_device[0], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(fitted.transform(lazy), on_device[0], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(fitted.score_samples(given), on_device[1], rtol=1e-3, atol=1e-7)
@@ -296,9 +296,16 @@ def test_a_fitted_one_is_loaded_and_applied_without_theano(tmp_path: Path) -> No
         x = np.array({x.tolist()})
         for found in (pickle.load(open("{tmp_path}/fitted", "rb")), TiedAutoencoder.from_run("{tmp_path}/model.h5")):
             facts[type(found).__name__ + str(len(facts))] = found.transform(x).tolist()
+        try:
+            found.fit(x)
+        except Exception as error:
+            facts["fit"] = f"{{type(error).__name__}}: {{error}}"
         """
     )
     assert ended.code == 0, ended.stderr
+    assert ended.facts.pop("fit").startswith(
+        "DeviceError: TiedAutoencoder learns by Theano, which is not installed here"
+    )
     assert len(ended.facts) == 2
     for found in ended.facts.values():
         np.testing.assert_allclose(found, fitted.transform(x), rtol=1e-4, atol=1e-5)

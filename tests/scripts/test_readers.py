@@ -27,6 +27,7 @@ SOURCES = ("pipeline", "kernels", "scripts", "setup.py", "pyproject.toml", "READ
 PROGRAM = """
 import json, sys
 import numpy as np
+import shardpress
 from shardpress import load_model, open_features
 found = open_features(sys.argv[1])
 rows = np.load(sys.argv[2])
@@ -37,6 +38,7 @@ print(json.dumps({
     "encoded": load_model(sys.argv[1]).encode(rows).tolist(),
     "numpy": np.__version__,
     "modules": sorted(sys.modules),
+    "transformed": shardpress.TiedAutoencoder.from_run(sys.argv[1]).transform(rows).tolist(),  # loads scikit-learn
 }))
 """
 OF_A_RUN = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, where there is one, is loaded by Dask
@@ -120,6 +122,7 @@ def test_features_open_and_models_encode_without_what_a_run_needs(output, typed,
     for name, expected in (("features", FEATURES), ("valid", VALID), ("y", Y)):
         np.testing.assert_array_equal(found[name], expected)
     np.testing.assert_allclose(found["encoded"], load_model(output).encode(ROWS), rtol=1e-13)
+    np.testing.assert_allclose(found["transformed"], found["encoded"], rtol=1e-6, atol=1e-30)
 
 
 @pytest.fixture(scope="module")
