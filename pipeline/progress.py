@@ -75,6 +75,13 @@ class Progress:
         if self._is_line_due(now - self._last_line):
             self._line()
 
+    def expect(self, total: int) -> None:
+        """Another number of units in all than was thought."""
+        if total != self._total:
+            self._total, self._next_mark = total, min(self._next_mark, total)
+            if self._bar is not None:
+                self._bar.total = total
+
     def _is_line_due(self, silent: float) -> bool:
         if silent < _SECONDS_BETWEEN_LINES:
             return False

@@ -85,6 +85,9 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         "window_rows": budget.window_rows if budget.window_rows < n_rows else None,
         "validation_rows": budget.max_validation_rows if budget.max_validation_rows < n_validated else None,
         **({"sample_rows": budget.max_sample_rows} if _samples(settings, budget, n_rows) else {}),
+        # How many epochs fit, only the run finds out: so it is no other's, whatever those had; of two by a deadline the
+        # second goes on with what the first has decided.
+        **({"by_deadline": True} if settings.finish_by or settings.max_hours else {}),
         "versions": {name: version(name) for name in ("numpy", "Theano")},
         "format": _TRAINING,
     }

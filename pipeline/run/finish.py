@@ -15,6 +15,7 @@ from pipeline.errors import VerificationFailed, counted, shown
 from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
 from pipeline.report.rows import Encoded, check_rows
+from pipeline.run.deadline import gave_up, tell_if_late
 from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job
 from pipeline.run.plan.memory import peak_bytes
@@ -47,6 +48,8 @@ class Summary:
         Shards left out or not read; rows outside the range that a given model was trained on.
     compiling : float
         Seconds that the compiler has taken beside the stages, the first time on a machine.
+    gave_up : str
+        What was left undone to be over in time, in a sentence.
     before : bool
         Whether an earlier run had finished it all.
     """
@@ -66,6 +69,7 @@ class Summary:
     components: float | None = None
     mean: float | None = None
     compiling: float = 0.0
+    gave_up: str = ""
 
     def __str__(self) -> str:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
@@ -73,6 +77,7 @@ class Summary:
         bad = f" {counted(self.n_bad, 'bad row')} with NaN features." if self.n_bad else ""
         bad += f" {counted(self.n_bad_shards, 'bad shard')}." if self.n_bad_shards else ""
         bad += f" {counted(self.n_outside, 'row')} outside the model's range." if self.n_outside else ""
+        bad += f" {self.gave_up}" if self.gave_up else ""
         rows, features = counted(self.n_rows, "row"), counted(self.n_features, "feature")
         return (
             f"{'Already complete' if self.before else 'Done'}: {rows} x {self.n_inputs} columns -> {features} in "
@@ -114,6 +119,7 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
         "parts": [part.line() for part in parts],
     }
     job.ledger.finish(asdict(job.request), manifest)
+    tell_if_late(job.clock.ends_by)
     # Only now: until the manifest named others, readers followed it to an earlier run's results.
     job.ledger.sweep(*kept)
     return summary
@@ -171,12 +177,13 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: i
         n_bad_shards=len(job.bad_shards) + n_unreadable,
         n_outside=sum(part.n_outside for part in parts),
         compiling=job.clock.compiling,
+        gave_up=gave_up(training),
     )
 
 
-def _best_cost(training: dict[str, Any]) -> float:
+def _best_cost(training: dict[str, Any]) -> float | None:
     if training["best_epoch"] < 0:
-        return float(training["start_cost"])
+        return training["start_cost"]  # not known where it is not watched, of a training that had no time
     best = training["history"][training["best_epoch"]]
     return float(best["cost"] if best["validation_cost"] is None else best["validation_cost"])
 

@@ -254,6 +254,8 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self.model: str | None = None
         self.features: str | None = None
+        self.began = time.time()
+        self.ends_by: float | None = None  # when it is to be over, by the same clock, if that is asked for
         self._start = self._last = time.monotonic()
         self._compiled_before = self._compiled = seconds_compiling()
 

@@ -12,13 +12,14 @@ from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD, Record
 from pipeline.progress import Progress
+from pipeline.run.deadline import InTime, deadline_of, in_words
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import train
+from pipeline.training.epochs import Training, train
 from pipeline.training.fit import prepared
 from pipeline.training.verdict import complaints, measured
 
@@ -72,10 +73,18 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     )
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
+    in_time = _in_time(job, scan, training)
     try:
-        total, row_bytes = job.config.epochs * training.order.n_rows, job.shards[0].row_bytes
+        total, row_bytes = training.config.epochs * training.order.n_rows, job.shards[0].row_bytes
         with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress:
-            done = train(training, partial(_save, job, fingerprint), progress.advance)
+
+            def advance(n_rows: int, place: object) -> None:
+                if in_time is not None and n_rows:  # behind a step, at which a training can be limited
+                    in_time(training)
+                    progress.expect(training.config.epochs * training.order.n_rows)
+                progress.advance(n_rows, place)
+
+            done = train(training, partial(_save, job, fingerprint), advance)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
         stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)})
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
@@ -83,17 +92,32 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
     if done.best_epoch < 0:
         log.info("training: no epoch was better than the start, whose parameters are taken")
-    elif len(done.history) < job.config.epochs:
+    elif len(done.history) < training.config.epochs:
         log.info("training: stopped early, epoch %d was the best", done.best_epoch)
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
-    about = {"training": {**done.summary(), **measured(training)}, **settings}
+    limits = {} if in_time is None else {"deadline": in_time.facts(training)}
+    about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
     return Model(scaler, autoencoder.network, training.best, about)
+
+
+def _in_time(job: Job, scan: Scan, training: Training) -> InTime | None:
+    """What keeps a training within its time: that which the first of its runs has had, unless it is over."""
+    typed, now = deadline_of(job.config, job.clock.began), training.standing
+    if typed is None:
+        return None
+    if now.ends_by is None or now.ends_by < job.clock.began:
+        if now.ends_by is not None:
+            log.warning("deadline: %s has passed, the next one is %s", in_words(now.ends_by), in_words(typed))
+        now.ends_by = typed
+    job.clock.ends_by = now.ends_by
+    return InTime(job, scan, now.ends_by)
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint, and let go of all but the last ones."""
     entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
-    facts = {"n_epochs": checkpoint.standing.epoch, "of": job.config.epochs}
+    limit = checkpoint.standing.n_epochs
+    facts = {"n_epochs": checkpoint.standing.epoch, "of": job.config.epochs if limit is None else limit}
     # So many digits that the order of the keys is that of the steps.
     job.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])

@@ -22,6 +22,7 @@ from pipeline.settings.kinds import (
     LIMIT,
     NAME,
     SWITCH,
+    TIME,
     WIDTHS,
     YES_OR_NO,
     Kind,
@@ -37,7 +38,8 @@ Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 """What a setting changes first; what is made from that follows.
 
 ``scan``, ``model`` or ``features`` are made anew when its value changes. What chooses ``inputs`` or a ``budget`` counts
-by what comes of it: the files that are read; how many rows are shuffled together or watched, where that is not all.
+by what comes of it: the files that are read; how many rows are shuffled together or watched, where that is not all;
+that only as many epochs are made as fit into a time.
 """
 
 
@@ -229,6 +231,19 @@ class Config:
         number(lambda minutes: 0 <= minutes < math.inf, "0 or more, and finite"),
         "nothing",
         "how much of the training an interruption may cost, at most",
+    )
+    finish_by: str | None = _setting(
+        None,
+        TIME,
+        "budget",
+        "when the run is to be over, like 06:00 or 2030-01-31 06:00: it trains for as many of the epochs as fit before "
+        "all rows have to be encoded (default: for all of them, or until that gains nothing more)",
+    )
+    max_hours: float | None = _setting(
+        None,
+        number(lambda hours: 0 < hours < 24 * 366, "above 0, and less than a year"),
+        "budget",
+        "the same, counted from the start",
     )
     verify: str = _setting(
         "digests", one_of("digests", "sizes"), "nothing", "what is compared of files that an earlier run has finished"

@@ -33,7 +33,7 @@ _STAGES = {
     ),
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),
-        *("seed", "validation_fraction", "patience", "baseline", "shuffle_window"),
+        *("finish_by", "max_hours", "seed", "validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
     "output": ("output", "checkpoint_minutes", "verify", "restart", "overwrite", "single_file"),
     "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "LIMIT",
     "NAME",
     "SWITCH",
+    "TIME",
     "WIDTHS",
     "YES_OR_NO",
     "Kind",
@@ -101,6 +103,15 @@ def one_of(*choices: str) -> Kind:
     return Kind(_by(known.__getitem__, f"one of {', '.join(choices)}"), f"{{{','.join(choices)}}}")
 
 
+def _time(text: str) -> str:
+    """A time of day, or a date with one; as it was typed, since only a run knows which day it is."""
+    try:
+        datetime.fromisoformat(text if "-" in text else f"2000-01-01T{text.strip()}")
+    except ValueError:
+        raise ValueError(f"{text!r}, expected a time like 06:00, or 2030-01-31 06:00") from None
+    return text.strip()
+
+
 def _limit(text: str) -> str:
     match = re.fullmatch(r"\s*(?:([0-9]{1,18})|([0-9]{0,3}\.?[0-9]{1,18})\s*%)\s*", text)
     if not match or (match[2] and Fraction(match[2]) > 100):
@@ -166,6 +177,7 @@ FOLDERS = Kind(_path, "DIR", is_text=True)
 FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path whose ~ is expanded")
 EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number: NaN always is")
 LIMIT = Kind(_limit, "N|N%")
+TIME = Kind(_time, "TIME", is_text=True)
 SWITCH = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))
 YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
 WIDTHS = Kind(  # none is a value here

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,7 +141,14 @@ class Training:
         self.step.set_state(checkpoint.group("state"))
         # A copy, since the checkpoint is the caller's and this one goes on.
         self.best, self.standing = checkpoint.group("best"), deepcopy(checkpoint.standing)
+        if self.standing.n_epochs is not None:
+            self.limit(self.standing.n_epochs)
         return checkpoint
+
+    def limit(self, n_epochs: int) -> None:
+        """Make so many epochs in all, over which the learning rate falls to its end. Checkpoints keep it."""
+        self.standing.n_epochs = n_epochs
+        self.config = replace(self.config, epochs=n_epochs)
 
 
 def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
@@ -178,7 +185,8 @@ def train(
     save : callable
         Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
     advance : callable
-        Told how many more rows have been trained on, and the training, which says in words where it stands.
+        Told how many more rows have been trained on, and the training, which says in words where it stands. After a
+        step it may `limit` it; a checkpoint, made at once, then keeps that.
 
     Raises
     ------
@@ -191,6 +199,8 @@ def train(
         try:
             while not training.is_over:
                 _train_epoch(training, keeper, advance)
+                if training.is_over:  # there is no time for the rest of the epoch
+                    break
                 done = _end_epoch(training)
                 advance(0, training)
                 log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
@@ -215,12 +225,16 @@ class _Keeper:
 
     def keep(self, end_of_epoch: bool = False) -> None:
         """Save one when it is time."""
-        start = time.monotonic()
-        waited = start - self._last
+        waited = time.monotonic() - self._last
         if waited >= self._seconds_between or (end_of_epoch and waited >= _RARELY * self._cost):
-            self._save(self._training.checkpoint())
-            self._last = time.monotonic()
-            self._cost = self._last - start
+            self.save()
+
+    def save(self) -> None:
+        """Save one."""
+        start = time.monotonic()
+        self._save(self._training.checkpoint())
+        self._last = time.monotonic()
+        self._cost = self._last - start
 
 
 def _train_epoch(training: Training, keeper: _Keeper, advance: Advance) -> None:
@@ -234,7 +248,12 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance) -> None:
         now.n_done, now.seconds = number + 1, time.monotonic() - start
         if cost is not None:
             now.costs.append(_checked(now, cost, f"epoch {now.epoch}, minibatch {number}"))
+        limit = now.n_epochs
         advance(len(minibatch), training)
+        if now.n_epochs != limit:
+            keeper.save()
+        if training.config.epochs <= now.epoch:
+            return
         keeper.keep()
 
 

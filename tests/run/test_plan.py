@@ -146,6 +146,17 @@ def test_the_bytes_to_be_written_are_those_that_are(night: Night, out: Path) -> 
     assert told.disk["n_bytes"] == written
 
 
+def test_a_plan_counts_the_epochs_that_fit(night: Night, out: Path) -> None:
+    many = ["--epochs", "1000000"]
+    for hours, fits in ((1e-7, 0), (1 / 60, None)):
+        told = planned(night, out, *many, "--max-hours", repr(hours))
+        training = next(stage for stage in told.stages if stage.name == "training")
+        with case(hours, training):
+            assert f"of {many[1]} epochs" in training.what
+            assert training.seconds < 60  # and not those of a million
+            assert fits is None or training.what.startswith(f"{fits} of")
+
+
 def test_the_command_answers_in_words_or_as_json_alone(
     night: Night, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

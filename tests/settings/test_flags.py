@@ -53,6 +53,8 @@ SAMPLES = {
     "clip_quantile": (0.1, 0.25, 0.4),
     "out_of_range": ("clip", "raise", "clip"),
     "checkpoint_minutes": (1.0, 2.0, 3.0),
+    "finish_by": ("06:00", "07:30", "2030-01-31 06:00"),
+    "max_hours": (0.5, 8.0, 2.0),
     "verify": ("sizes", "digests", "sizes"),
     "restart": (True, False, True),
     "require_device": (True, False, True),

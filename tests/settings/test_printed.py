@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.settings.config import Config, problems
 from pipeline.settings.flags import _STAGES, parse
-from pipeline.settings.kinds import EXACT_NUMBER, LIMIT, WIDTHS, YES_OR_NO
+from pipeline.settings.kinds import EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
 from pipeline.settings.printed import as_yaml, given
 
 # What YAML would take for something else than a text, or cannot write as it is.
@@ -68,9 +68,10 @@ def some_value(setting: Field[Any], draw: random.Random) -> Any:
     if str(setting.type).startswith("bool"):
         return draw.random() < 0.5
     of_kind = {WIDTHS.metavar: [(), (1,), (512, 256)], LIMIT.metavar: ["0", "25", "1%", "0.1%", "100%"]}
+    of_kind[TIME.metavar] = ["06:00", "12:30", "2030-01-31 06:00"]
     of_kind |= {EXACT_NUMBER.metavar: NUMBERS, "N": [n for n in NUMBERS if isinstance(n, int)]}
     of_kind |= {"BYTES": [2**24, 2**24 + 1, 2**30, 10**9]}
-    values = TEXTS if kind.is_text else of_kind[kind.metavar]
+    values = of_kind.get(kind.metavar, TEXTS)
     if setting.name == "missing_value":
         return draw.choice([-9999, 2**63 + 1, 0.5, -1e-7, 10**300])
     return draw.choice([value for value in values if kind.holds(value)])

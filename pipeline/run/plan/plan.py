@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.device import TILE_ROWS, autoencoder_of, seconds_compiling, start_device, theanos_errors
+from pipeline.run.deadline import deadline_of, epochs_that_fit, in_words, reserved_seconds
 from pipeline.run.job import Prepared, bytes_needed
 from pipeline.run.plan.kept import Kept
 from pipeline.run.plan.look import (
@@ -213,35 +214,51 @@ def _sampled(prepared: Prepared, resident: bool, said: tuple[Problems, list[str]
 
 
 def _stages(prepared: Prepared, kept: Kept, sampled: _Sampled, resident: bool, device: Device) -> list[Stage]:
-    n_rows, found = prepared.n_rows, []
+    n_rows, found = prepared.n_rows, list[Stage]()
     if sampled.scan and (prepared.given is None or prepared.tolerates_bad_data):
         seconds = 0.0 if kept.scan else sampled.scan.seconds_for(n_rows)
         found.append(Stage("scan", seconds, _rate(sampled.scan) if seconds else kept.why["scan"]))
-    if sampled.training:
-        found.append(_training(prepared, kept, sampled.training, resident, device.used == "cpu"))
     seconds = sampled.encoding.seconds_for(n_rows - kept.n_encoded)
-    found.append(Stage("encoding", seconds, _rate(sampled.encoding) if seconds else kept.why["encoding"]))
-    return found
+    encoding = Stage("encoding", seconds, _rate(sampled.encoding) if seconds else kept.why["encoding"])
+    if sampled.training and kept.model is not None:
+        found.append(Stage("training", 0.0, kept.why["training"]))
+    elif sampled.training:
+        on_host, n_epochs = device.used == "cpu", prepared.config.epochs
+        n_left = max(0.0, n_epochs - kept.n_steps * prepared.config.batch_size / sampled.training.n_rows)
+        once = _once(prepared, sampled.training, resident)
+        epoch = _epoch_seconds(sampled.training, n_rows, resident, on_host)
+        left = _seconds_left(prepared.config, sum(stage.seconds for stage in found) + once, encoding.seconds)
+        n_fitting = n_left if left is None else min(n_left, epochs_that_fit(left, epoch))
+        what = _trained(prepared, sampled.training, n_fitting, epoch)
+        found.append(Stage("training", once + n_fitting * epoch, what))
+    return [*found, encoding]
+
+
+def _seconds_left(config: Config, before: float, encoding: float) -> float | None:
+    """For epochs, if the run were begun now; None where it may take its time."""
+    now = time.time()
+    ends_by = deadline_of(config, now)
+    return None if ends_by is None else ends_by - now - before - reserved_seconds(encoding, config)
 
 
 def _rate(pace: Pace) -> str:
     return f"{pace.n_rows / max(pace.seconds, 1e-9):,.0f} rows/s"
 
 
-def _training(prepared: Prepared, kept: Kept, pace: TrainingPace, resident: bool, on_host: bool) -> Stage:
-    if kept.model is not None:
-        return Stage("training", 0.0, kept.why["training"])
-    n_rows, n_watched = prepared.n_rows, pace.n_validated
-    epoch, reading = _epoch_seconds(pace, n_rows, resident, on_host), pace.reading.seconds_for(n_rows)
-    sample = pace.reading.seconds_for(n_watched + prepared.budget.max_sample_rows)
-    once = pace.compiling + pace.beginning + (reading if resident else min(sample, reading))
-    once += pace.baseline.seconds_for(n_watched) if pace.baseline else 0.0
-    once += 2 * pace.validation.seconds_for(n_watched)  # at the start, and beside the components at the end
-    n_epochs = max(0.0, prepared.config.epochs - kept.n_steps * prepared.config.batch_size / pace.n_rows)
-    what = f"{n_epochs:.3g} epochs of {epoch:.3g} s each, {_rate(pace.steps)}"
-    what += "" if resident else ", streamed"
-    what += "; may stop early" if prepared.config.patience and n_watched else ""
-    return Stage("training", once + n_epochs * epoch, what)
+def _once(prepared: Prepared, pace: TrainingPace, resident: bool) -> float:
+    """Seconds of a training beside its epochs."""
+    reading = pace.reading.seconds_for(prepared.n_rows)
+    sample = pace.reading.seconds_for(pace.n_validated + prepared.budget.max_sample_rows)
+    baseline = pace.baseline.seconds_for(pace.n_validated) if pace.baseline else 0.0
+    watching = 2 * pace.validation.seconds_for(pace.n_validated)  # at the start, and beside the components at the end
+    return pace.compiling + pace.beginning + (reading if resident else min(sample, reading)) + baseline + watching
+
+
+def _trained(prepared: Prepared, pace: TrainingPace, n_epochs: float, epoch: float) -> str:
+    ends_by = deadline_of(prepared.config, time.time())
+    what = f"{n_epochs:.3g} of {prepared.config.epochs} epochs, {epoch:.3g} s each at {_rate(pace.steps)}"
+    what += "" if ends_by is None else f", to end by {in_words(ends_by)}"
+    return what + ("; may stop early" if prepared.config.patience and pace.n_validated else "")
 
 
 def _epoch_seconds(pace: TrainingPace, n_rows: int, resident: bool, on_host: bool) -> float:

@@ -1,0 +1,180 @@
+"""A run that is over in time: as many epochs as fit, the same ones after an interruption, and the rest is told."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.output.records import read_manifest
+from pipeline.run import deadline
+from pipeline.run.deadline import deadline_of
+from pipeline.settings.config import Config
+from tests.support.cases import case, each
+from tests.support.nights import STEPS, Stopping
+from tests.support.standin import Night, features_of
+
+NOON = datetime(2026, 3, 4, 12, 0)
+MANY = ["--epochs", "8", "--patience", "0"]
+EPOCH, ENCODING = 100.0, 40.0  # seconds
+
+
+@each(
+    "settings, after",
+    [
+        ({"finish_by": "13:30"}, timedelta(hours=1.5)),
+        ({"finish_by": "06:00"}, timedelta(hours=18)),
+        ({"finish_by": "12:00"}, timedelta(days=1)),
+        ({"finish_by": "2026-03-06 12:00"}, timedelta(days=2)),
+        ({"max_hours": 0.5}, timedelta(minutes=30)),
+        ({"max_hours": 2.0, "finish_by": "13:30"}, timedelta(hours=1.5)),
+        ({"max_hours": 1.0, "finish_by": "13:30"}, timedelta(hours=1)),
+    ],
+)
+def test_when_a_run_is_to_be_over(settings: dict[str, Any], after: timedelta) -> None:
+    assert deadline_of(Config(**settings), NOON.timestamp()) == (NOON + after).timestamp()
+
+
+def test_without_a_deadline_a_run_takes_its_time() -> None:
+    assert deadline_of(Config(), NOON.timestamp()) is None
+
+
+@each("time", ["25:00", "six", "2026-13-01 06:00"])
+def test_a_time_that_is_none_is_refused(night: Night, out: Path, time: str) -> None:
+    assert night.run(out, "--finish-by", time) == 64
+
+
+class Machine:
+    """Says how long an epoch and the encoding take."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.epoch, self.n_asked = EPOCH, 0
+        monkeypatch.setattr(deadline, "_epoch_seconds", lambda training: self.epoch)
+        monkeypatch.setattr(deadline, "_encoding_seconds", self._encoding)
+
+    def _encoding(self, *_arguments: Any) -> float:
+        self.n_asked += 1
+        return ENCODING
+
+    def flags(self, n_epochs: float, *more: str) -> list[str]:
+        """By which about so many epochs fit; the first of them really takes no time."""
+        reserve = deadline.reserved_seconds(ENCODING, Config())
+        seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
+        return [*MANY, "--max-hours", repr(seconds / 3600), *more]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def training_of(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "report.json").read_text())["training"]
+    return found
+
+
+def test_the_model_is_that_of_so_many_epochs_and_the_rest_is_told(
+    night: Night, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n_epochs in (1, 3, 7):
+        out, other = tmp_path / f"by{n_epochs}", tmp_path / f"of{n_epochs}"
+        with case(n_epochs):
+            assert night.run(out, *machine.flags(n_epochs + 0.5)) == 0
+            assert night.run(other, "--epochs", str(n_epochs), "--patience", "0") == 0
+            assert features_of(out) == features_of(other)
+            told = training_of(out)
+            assert (told["deadline"]["n_epochs"], told["deadline"]["of"]) == (n_epochs, 8)
+            costs = [[line["cost"] for line in training_of(each)["history"]] for each in (out, other)]
+            assert costs[0] == costs[1]
+            words = f"Trained {n_epochs} of 8 epochs to end by "
+            assert read_manifest(out)["summary"]["gave_up"].startswith(words)
+            assert f"deadline: {n_epochs} of 8 epochs fit until " in caplog.text
+            assert words in (out / "run.log").read_text()
+
+
+def test_with_time_enough_all_epochs_are_made_and_nothing_is_given_up(
+    night: Night, out: Path, machine: Machine
+) -> None:
+    assert night.run(out, *machine.flags(100)) == 0
+    assert training_of(out)["deadline"]["n_epochs"] == len(training_of(out)["history"]) == 8
+    assert read_manifest(out)["summary"]["gave_up"] == ""
+
+
+def test_an_interrupted_run_keeps_its_epochs_and_its_time(
+    night: Night, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = tmp_path / "expected"
+    assert night.run(expected, *machine.flags(3.5)) == 0
+    ends_by = None
+    for n_steps in range(4, 9):  # the first of them is the one in which it is decided
+        out = tmp_path / str(n_steps)
+        machine.epoch = EPOCH
+        flags = machine.flags(3.5)
+        with case(n_steps):
+            assert night.run(out, *flags, *STEPS, disk=Stopping("commits/checkpoint", n_steps)) == 74
+            machine.epoch = 1.0  # by which many would fit now
+            caplog.clear()
+            assert night.run(out, *flags, *STEPS) == 0
+            assert "going on behind step" in caplog.text
+            assert "epochs fit until" not in caplog.text
+            assert features_of(out) == features_of(expected)
+            ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
+            assert ends_by < time.time() + 3600 * float(flags[flags.index("--max-hours") + 1])
+
+
+def test_a_time_that_has_passed_is_followed_by_the_next(
+    night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = machine.flags(3.5)
+    assert night.run(out, *flags, *STEPS, disk=Stopping("commits/checkpoint", 5)) == 74
+    now, day = time.time, 86400
+    monkeypatch.setattr(time, "time", lambda: now() + day)
+    assert night.run(out, *flags, *STEPS) == 0
+    assert "has passed, the next one is" in caplog.text
+    assert training_of(out)["deadline"]["n_epochs"] == 3
+
+
+def test_epochs_that_take_longer_than_thought_become_fewer(
+    night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slower(training: Any) -> float:
+        return EPOCH if training.standing.epoch < 2 else 2 * EPOCH
+
+    flags = machine.flags(5.5)
+    monkeypatch.setattr(deadline, "_epoch_seconds", slower)
+    assert night.run(out, *flags) == 0
+    assert "epochs take longer than those before" in caplog.text
+    assert 2 < len(training_of(out)["history"]) < 5
+    assert machine.n_asked == 1
+
+
+def test_when_no_epoch_fits_the_features_are_those_of_the_start(
+    night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n_features in ("2", "3"):
+        caplog.clear()
+        assert night.run(out / n_features, *MANY, "--max-hours", "1e-7", "--n-features", n_features) == 0
+        assert "no epoch fits, so that the features are those of the start" in caplog.text
+        told = training_of(out / n_features)
+        assert (told["best_epoch"], told["deadline"]["n_epochs"]) == (-1, 0)
+
+
+def test_a_run_that_ends_too_late_says_so(
+    night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, *MANY, "--max-hours", "1e-7") == 0
+    assert "deadline: over " in caplog.text
+
+
+def test_what_a_run_with_a_deadline_has_made_is_no_other_runs(night: Night, out: Path, machine: Machine) -> None:
+    flags = machine.flags(3.5)
+    assert night.run(out, *flags) == 0
+    assert night.run(out, *MANY) == 78
+    assert night.run(out, *machine.flags(6.5)) == 0  # of another time: what has been decided stands
+    assert len(training_of(out)["history"]) == 3
+    assert night.run(out, *MANY, "--overwrite") == 0
+    assert len(training_of(out)["history"]) == 8
