@@ -23,6 +23,7 @@ SYSEXITS = {
     "NewerFormat": 76,
     "NotPermitted": 77,
     "ConfigError": 78,
+    "VerificationFailed": 79,  # the first that sysexits leaves free
 }
 
 
