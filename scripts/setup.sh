@@ -180,4 +180,4 @@ make_venv
 pygpu="pygpu"
 scripts/install_pygpu.sh || pygpu="no pygpu (everything runs on the CPU, and the tests of the pygpu path skip)"
 echo "$root" >"$stamp"
-say "done. .venv holds $(.venv/bin/python --version), shardpress with its packages, and $pygpu."
+say "done. .venv holds $(.venv/bin/python --version), shardpress with its packages, and $pygpu. The command is .venv/bin/shardpress."
