@@ -7,15 +7,17 @@ import os
 import stat
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["BEHIND_A_BAR", "Dated", "RunLog", "Terminal"]
+__all__ = ["BEHIND_A_BAR", "Dated", "RunLog", "Terminal", "Warnings", "warnings_kept"]
 
 # A record that has this attribute says what a bar shows already: it is for the file.
 BEHIND_A_BAR = "is_behind_a_bar"
 
 _NAME = "run.log"
+_MOST_WARNINGS = 50  # that are kept in their words; a file of thousands of faults says thousands
 _MAX_WAITING = 1000  # lines, of a run that is refused thousands of files before its directory is known
 
 
@@ -96,6 +98,48 @@ class RunLog(logging.Handler):
                 os.close(self._descriptor)
             self._descriptor = None
         super().close()
+
+
+class Warnings(logging.Handler):
+    """Keeps the first warnings of a run for its report, and counts all of them.
+
+    Attributes
+    ----------
+    first : list of str
+        In their words, each once.
+    n : int
+        How many different ones there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.first: list[str] = []
+        self.n = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one line."""
+        line = record.getMessage()
+        if line in self.first:
+            return
+        self.n += 1
+        if len(self.first) < _MOST_WARNINGS:
+            self.first.append(line)
+
+
+@contextmanager
+def warnings_kept() -> Iterator[Warnings]:
+    """Within the context, keep what is warned of by the pipeline and the kernels."""
+    kept, last = Warnings(), logging.lastResort
+    # Where nobody has set up logging, Python prints warnings as long as nothing takes them.
+    handlers = [kept, last] if last and not logging.getLogger().handlers else [kept]
+    places = [(logging.getLogger(name), handler) for name in ("pipeline", "kernels") for handler in handlers]
+    for logger, handler in places:
+        logger.addHandler(handler)
+    try:
+        yield kept
+    finally:
+        for logger, handler in places:
+            logger.removeHandler(handler)
 
 
 def _write(descriptor: int, line: str) -> None:

@@ -47,9 +47,11 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
     there = [PartFacts.of(record) for record in intact(job, job.ledger.records("part", fingerprint))]
     missing, overlapping = plan_parts(job.shards, job.budget.part_rows, there)
     job.ledger.drop(*(part.record(fingerprint) for part in overlapping))
-    if there and missing:
+    if there:
         there_are = f"{counted(sum(part.n_rows for part in there), 'row')} in {counted(len(there), 'part')}"
-        log.info("encoding: going on, an earlier run has committed %s", there_are)
+        job.clock.taken_over.append(f"the features of {there_are}")
+        if missing:
+            log.info("encoding: going on, an earlier run has committed %s", there_are)
     limit = _Limit(job)
     for part in there:  # bad rows of earlier runs count, too: the limit is one of the whole input
         limit.count(part)

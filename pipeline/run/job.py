@@ -27,6 +27,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
 from pipeline.run.budget import Budget, make_budget
 from pipeline.run.fingerprints import Request, request_of
+from pipeline.runlog import Warnings
 from pipeline.settings.config import Config, problems
 from pipeline.settings.kinds import allowed, plain
 from pipeline.settings.resolve import Settings, misfits, resolve
@@ -245,19 +246,34 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
 
 
 class Clock:
-    """How far a run has come: seconds of each stage that is over, and which model and features it is about to make.
+    """How far a run has come, and what it was told on its way.
 
     What the compiler has taken counts for no stage: another night does not wait for it.
+
+    Attributes
+    ----------
+    seconds, processor_seconds : dict of str to float
+        Of each stage that is over; what its threads have computed meanwhile.
+    model, features : str or None
+        Fingerprints of those that it is about to make.
+    taken_over : list of str
+        What of an earlier run's work it goes on with, in words.
+    warnings : Warnings
+        What it has warned of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warnings: Warnings | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.processor_seconds: dict[str, float] = {}
+        self.taken_over: list[str] = []
+        self.warnings = warnings or Warnings()
         self.model: str | None = None
         self.features: str | None = None
         self.began = time.time()
         self.ends_by: float | None = None  # when it is to be over, by the same clock, if that is asked for
         self._start = self._last = time.monotonic()
         self._compiled_before = self._compiled = seconds_compiling()
+        self._last_processor = time.process_time()
 
     @property
     def compiling(self) -> float:
@@ -272,8 +288,10 @@ class Clock:
     def lap(self, stage: str) -> None:
         """A stage is over."""
         now, compiled = time.monotonic(), seconds_compiling()  # by a clock that no change of the time of day moves
+        processor = time.process_time()
         self.seconds[stage] = now - self._last - (compiled - self._compiled)
-        self._last, self._compiled = now, compiled
+        self.processor_seconds[stage] = processor - self._last_processor
+        self._last, self._compiled, self._last_processor = now, compiled, processor
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pipeline.run.finish import Summary, again, finish
 from pipeline.run.job import Clock, Job, check_space, prepare
 from pipeline.run.scan_stage import scanned
 from pipeline.run.training_stage import fit
+from pipeline.runlog import warnings_kept
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
 from pipeline.shards.shard import row_dtype
@@ -43,7 +44,13 @@ def run(
     ShardpressError
         One of its kinds for whatever a user can mend. A note says how far the run came.
     """
-    clock = Clock()
+    with warnings_kept() as warnings:
+        return _run(Clock(warnings), config, command, disk, on_locked)
+
+
+def _run(
+    clock: Clock, config: Config, command: Sequence[str], disk: Disk | None, on_locked: Callable[[Path], object]
+) -> Summary:
     prepared = prepare(config)
     with locked(Path(config.output), disk) as ledger:
         on_locked(ledger.directory)
