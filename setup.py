@@ -20,6 +20,7 @@ READER = [
     "dask[array]>=2026.1",
     "deflate>=0.9",
     "h5py>=3.16",
+    "jinja2>=3.1",
     "PyYAML>=6",
     "scikit-learn>=1.9",  # its callbacks move the bars of `shardpress classify`
     "scipy>=1.11",
@@ -67,7 +68,11 @@ setup(
     ],
     packages=[*find_packages(include=["pipeline*", "kernels*"], exclude=["pipeline.shardpress"]), "shardpress"],
     package_dir={"shardpress": "pipeline/shardpress"},
-    package_data={"kernels": ["native/*.c", "native/*.h"], "pipeline.hdf5.filters": ["*.pyi"]},
+    package_data={
+        "kernels": ["native/*.c", "native/*.h"],
+        "pipeline.hdf5.filters": ["*.pyi"],
+        "pipeline.report.page": ["*.html", "*.css"],
+    },
     ext_modules=[LZF],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for 3.11 and all later ones
     zip_safe=False,

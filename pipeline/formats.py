@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import NewerFormat
 
-__all__ = ["Digested", "digest", "fingerprint", "missing_value", "pack", "seal", "unpack", "unseal"]
+__all__ = ["Digested", "digest", "fingerprint", "missing_value", "pack", "seal", "spelled", "unpack", "unseal"]
 
 _SEAL = "seal"
 _ABOUT = "about"
@@ -75,17 +75,17 @@ def seal(form: str, content: Mapping[str, Any]) -> bytes:
     """JSON for people and programs, with its format, like ``shardpress-output/1``, and a digest over all of it."""
     # Through JSON and back, so that the digest is of what a reader will find.
     body = json.loads(json.dumps({"format": form, **content}))
-    return (_spelled({**body, _SEAL: fingerprint(body)}) + "\n").encode()
+    return (spelled({**body, _SEAL: fingerprint(body)}) + "\n").encode()
 
 
-def _spelled(value: Any, margin: str = "\n") -> str:
+def spelled(value: Any, margin: str = "\n") -> str:
     """JSON with a line for each flat value. `json.dumps` with an indent takes five times as long."""
     inner = margin + " "
     if isinstance(value, dict) and any(isinstance(each, (dict, list)) for each in value.values()):
-        lines = [f"{inner}{json.dumps(key)}: {_spelled(each, inner)}" for key, each in value.items()]
+        lines = [f"{inner}{json.dumps(key)}: {spelled(each, inner)}" for key, each in value.items()]
         return "{" + ",".join(lines) + margin + "}"
     if isinstance(value, list) and any(isinstance(each, (dict, list)) for each in value):
-        return "[" + ",".join(inner + _spelled(each, inner) for each in value) + margin + "]"
+        return "[" + ",".join(inner + spelled(each, inner) for each in value) + margin + "]"
     return json.dumps(value)
 
 

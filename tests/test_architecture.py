@@ -25,7 +25,9 @@ MAY_IMPORT = {
     "features": ["hdf5.riders", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
-    "report": ["features", "model", "output.records", "scan.cleaning", "shards"],
+    "report": [
+        *("features", "model", "output.records", "scan", "shards", "training.components", "training.units"),
+    ],
     # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
     "run": [
         *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),

@@ -37,6 +37,7 @@ COMMANDS = {
     "run": Command("each night", "scan shards, train, and encode every row"),
     "inspect": Command("before", "what is in HDF5 files, and what would be made of it"),
     "plan": Command("before", "what a run would take and stumble over, without one"),
+    "report": Command("after", "the morning's page, as a file, a text or numbers"),
     "classify": Command("after", "a classifier on the features, beside raw columns and principal components"),
     "verify": Command("after", "check files and features against digests and input rows"),
     "export": Command("after", "write the encoder for ONNX runtimes"),

@@ -46,7 +46,8 @@ _PIECE = 2**20  # bytes read at once, so that verifying large parts takes no mem
 # Only files of these names are ever removed: whatever else lies in the directory is somebody else's.
 _OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # what not every run leaves
 _TOP = (
-    r"\.shardpress|(manifest|run|report)\.json|(model|model-last-good|index|single)\.h5|encoder\.npz|quarantine\.jsonl"
+    r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index|single)\.h5|encoder\.npz"
+    r"|quarantine\.jsonl"
 )
 _RESULT = re.compile(r"(parts/part|stages/(scan|checkpoint|model))-[0-9-]*[0-9a-f]{32}\.(h5|npz)")
 # Earlier runs may have left records of the form that one had which was written alone, named by key and fingerprint.

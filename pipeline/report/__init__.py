@@ -1,1 +1,1 @@
-"""What is known of a run once its features are written: read from its output, and never a result itself."""
+"""What is known of a run once its features are written, and the morning's page: no result itself."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from pipeline.encoding.partfile import part_shapes, stored_categories
@@ -14,13 +16,17 @@ from pipeline.encoding.whole import SINGLE_FILE, index_bytes, single_file
 from pipeline.errors import VerificationFailed, counted, shown
 from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
+from pipeline.report.facts import bad_told, inputs_told, last_told, looked_at
+from pipeline.report.page.made import page_bytes, report_bytes
 from pipeline.report.rows import Encoded, check_rows
+from pipeline.report.sampled.sample import Looking, Made
 from pipeline.run.deadline import gave_up, tell_if_late
 from pipeline.run.earlier import QUARANTINE
-from pipeline.run.job import Job
+from pipeline.run.job import Job, versions
 from pipeline.run.plan.memory import peak_bytes
 from pipeline.scan.ranges import Scan
 from pipeline.shards.inputlog import why_left_out
+from pipeline.shards.shard import Block
 
 __all__ = ["Summary", "again", "finish"]
 
@@ -100,7 +106,8 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
     verified = _verified(job, model, parts)
     unreadable = scan.unreadable if scan else {}
     attributes, summary = job.about(model), _summary(job, model, parts, len(unreadable))
-    report = _report(job, model, scan, {"summary": asdict(summary), "verification": verified})
+    report = _report(job, model, parts, scan, {"summary": asdict(summary), "verification": verified})
+    job.clock.lap("report")
     entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, report)]
     entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
     kept = [job.request.of_scan(), job.of_model(unreadable), job.of_features(model, unreadable)]
@@ -188,12 +195,15 @@ def _best_cost(training: dict[str, Any]) -> float | None:
     return float(best["cost"] if best["validation_cost"] is None else best["validation_cost"])
 
 
-def _files(job: Job, model: Model, parts: Sequence[PartFacts], report: bytes) -> Iterator[tuple[str, bytes]]:
+def _files(
+    job: Job, model: Model, parts: Sequence[PartFacts], report: Mapping[str, Any]
+) -> Iterator[tuple[str, bytes]]:
     """Names and contents of what stands beside the parts, each made when the one before it is written."""
     yield "model.h5", model.to_hdf5()
     yield "encoder.npz", model.to_npz()
     yield "index.h5", _index(job, model, parts)
-    yield "report.json", report
+    yield "report.json", report_bytes(report)
+    yield "report.html", page_bytes(report)
     if job.config.on_bad_data == "quarantine":
         yield QUARANTINE, _quarantine(job, parts)
 
@@ -204,14 +214,57 @@ def _index(job: Job, model: Model, parts: Sequence[PartFacts]) -> bytes:
     return index_bytes([part.entry.file for part in parts], shapes, categories, job.about(model))
 
 
-def _report(job: Job, model: Model, scan: Scan | None, told: Mapping[str, Any]) -> bytes:
-    report = {"config": asdict(job.config), "device": asdict(job.device), **told}
-    report["memory"] = {"peak_bytes": peak_bytes()}
+def _report(
+    job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None, told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Every number of the run; how many there are does not depend on how many rows, shards or warnings."""
+    config, clock, request = job.config, job.clock, job.request.of_all()
+    sample = _sample(job, model, parts)  # first, since what fails there is a warning
+    report = {
+        "made": datetime.now().astimezone().isoformat(" ", "seconds"),
+        "command": " ".join(job.command),
+        "config": asdict(config),
+        "device": asdict(job.device),
+        "versions": versions(),
+        "fingerprints": {"request": request, "model": model.fingerprint},
+        "inputs": inputs_told(job.shards),
+        **told,
+        "stages": _stages(job),
+        "memory": {"peak_bytes": peak_bytes()},
+        "taken_over": clock.taken_over,
+        "warnings": {"n": clock.warnings.n, "first": clock.warnings.first},
+        "bad": bad_told(job.shards, job.bad_shards, scan, config.missing_value),
+        "last": last_told(job.ledger.directory, request),
+        "sample": sample,
+    }
     if job.given is None:
         report["training"] = model.about["training"]
     if scan is not None:
         report["scan"] = scan.summary()
-    return (json.dumps(report, indent=1) + "\n").encode()
+    return report
+
+
+def _sample(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, Any] | None:
+    config, folder = job.config, job.ledger.directory
+    made = [Made(Block(job.shards[part.shard], part.start, part.stop), folder / part.entry.file) for part in parts]
+    clips = job.given is not None and config.out_of_range == "clip"
+    return looked_at(made, Looking(model, config.missing_value, clips, config.memory_budget, config.seed))
+
+
+def _stages(job: Job) -> dict[str, dict[str, Any]]:
+    """Of each stage that is over, what it has done in which time."""
+    n_rows, n_bytes, clock = job.n_rows, sum(shard.n_rows * shard.row_bytes for shard in job.shards), job.clock
+    passes = {"scan": 1, "encoding": 1, "training": 0}
+    return {
+        stage: {
+            "seconds": seconds,
+            "processor_seconds": clock.processor_seconds[stage],
+            "n_cores": len(os.sched_getaffinity(0)),
+            "n_rows": passes.get(stage, 0) * n_rows,
+            "n_bytes": passes.get(stage, 0) * n_bytes,
+        }
+        for stage, seconds in clock.seconds.items()
+    }
 
 
 def _quarantine(job: Job, parts: Sequence[PartFacts]) -> bytes:

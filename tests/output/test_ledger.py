@@ -56,7 +56,16 @@ FOREIGN = [
 HALF_WRITTEN = [
     f"{name}.{HEX}.writing"
     for name in (
-        *(".shardpress", MANIFEST, "run.json", "report.json", "model.h5", "model-last-good.h5", "index.h5"),
+        *(
+            ".shardpress",
+            MANIFEST,
+            "run.json",
+            "report.json",
+            "report.html",
+            "model.h5",
+            "model-last-good.h5",
+            "index.h5",
+        ),
         *("encoder.npz", "quarantine.jsonl", "single.h5", f"parts/{KEY}-{HEX}.h5", f"stages/scan-{HEX}.npz"),
         *(f"stages/checkpoint-{HEX}.npz", f"stages/model-{HEX}.h5", f"commits/part-{HEX}.json"),
         *(f"commits/{KEY}-{HEX[:16]}.json", f"commits/scan-{HEX[:16]}.json"),  # of the form before

@@ -40,7 +40,7 @@ def test_u4_a_finished_run_is_verified_and_nothing_is_written(
     assert "Already complete: 55 rows x 4 columns -> 2 features" in (out / "run.log").read_text()
 
 
-@pytest.mark.parametrize("what", ["part", "index.h5", "model.h5", "encoder.npz", "report.json"])
+@pytest.mark.parametrize("what", ["part", "index.h5", "model.h5", "encoder.npz", "report.html"])
 def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
@@ -174,7 +174,7 @@ def test_a_finished_run_writes_its_single_file_without_computing_anything(
     assert {name: stamp for name, stamp in stamps(out).items() if "/" in name} == {
         name: stamp for name, stamp in before.items() if "/" in name
     }
-    assert single(out) == (expected, ["model.h5", "encoder.npz", "index.h5", "report.json", "single.h5"])
+    assert single(out) == (expected, ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"])
 
 
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])

@@ -1,0 +1,160 @@
+"""How the night went: what changed since the last run, where the time went, what to type next, settings and digests."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from pipeline.report.page.document import Command, Item, Section, Table
+from pipeline.report.page.pictures import bars
+from pipeline.report.page.words import count, cut, duration, number, percent, size
+from pipeline.settings.config import Config
+
+__all__ = ["change", "settings", "steps", "time_spent"]
+
+_MOST = 40  # lines of a table whose length a run decides
+
+
+def change(report: Mapping[str, Any]) -> Section | None:
+    """What changed against the last run in this output; None without one."""
+    last = report.get("last")
+    if not last:
+        return None
+    before, now = last["summary"], report["summary"]
+    numbers = {
+        "rows": ("n_rows", count),
+        "columns": ("n_inputs", count),
+        "features": ("n_features", count),
+        "bad rows": ("n_bad", count),
+        "rows outside the model's range": ("n_outside", count),
+        "mean squared error": ("cost", number),
+        "that of principal components": ("components", number),
+    }
+    rows = [
+        (name, *(spelled(side[key]) if side.get(key) is not None else "-" for side in (before, now)))
+        for name, (key, spelled) in numbers.items()
+    ]
+    rows.append(("time", *(duration(sum(side["seconds"].values())) for side in (before, now))))
+    items: list[Item] = [
+        Table.of(f"The run of {cut(last.get('made', 'before'), 30)}, and this one", ", then, now", rows)
+    ]
+    was, is_now = last.get("config", {}), report["config"]
+    differ = [(name, _value(was.get(name)), _value(is_now[name])) for name in is_now if was.get(name) != is_now[name]]
+    if differ:
+        items.append(Table.of("Settings that differ", "setting, then, now", differ[:_MOST]))
+    return Section("What changed since the last run here", tuple(items))
+
+
+def time_spent(report: Mapping[str, Any]) -> Section:
+    """Where the night went."""
+    seconds, stages = report["summary"]["seconds"], report.get("stages", {})
+    items: list[Item] = []
+    if seconds:
+        items.append(bars("Time by stage", seconds, duration))
+    rows: list[tuple[str, ...]] = [
+        (name, duration(stage["seconds"]), *_rates(stage["n_rows"], stage["n_bytes"], stage["seconds"]), _busy(stage))
+        for name, stage in stages.items()
+    ]
+    rows += _epochs(report)
+    if rows:
+        items.append(Table.of("Rates", "stage, time, rows, bytes, processor", rows))
+        items.append(
+            "What a stage takes over from an earlier sitting counts in its rows, not in its time." + _peak(report)
+        )
+    return Section("Where the night went", tuple(items))
+
+
+def _peak(report: Mapping[str, Any]) -> str:
+    peak = report.get("memory", {}).get("peak_bytes")
+    return f" The process took {size(peak)} of memory at most." if peak else ""
+
+
+def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The epochs alone, of all sittings: without what compiles and without what looks at their result."""
+    history, inputs = report.get("training", {}).get("history"), report.get("inputs")
+    if not history or not inputs:
+        return
+    share = len(history) * (1 - report["config"]["validation_fraction"])
+    seconds = sum(epoch["seconds"] for epoch in history)
+    rates = _rates(share * inputs["n_rows"], share * inputs["n_bytes"], seconds)
+    yield (f"{count(len(history))} epochs", duration(seconds), *rates, "-")
+
+
+def _rates(n_rows: float, n_bytes: float, seconds: float) -> tuple[str, str]:
+    if not n_rows or seconds <= 0:
+        return "-", "-"
+    return f"{count(n_rows / seconds)} rows/s", f"{size(n_bytes / seconds)}/s"
+
+
+def _busy(stage: Mapping[str, Any]) -> str:
+    """How much of the processor's cores a stage has used; the rest of the time it has waited."""
+    share = min(1.0, stage["processor_seconds"] / max(stage["seconds"] * stage["n_cores"], 1e-9))
+    return f"{percent(share)} busy"
+
+
+def steps(report: Mapping[str, Any]) -> Section:
+    """What to type next."""
+    output = shlex.quote(cut(report["config"]["output"], 120))
+    commands: list[Item] = []
+    if (report.get("sample") or {}).get("probe"):
+        commands.append(Command("Train a classifier on the features", f"shardpress classify --features {output}"))
+    if report["config"].get("model") is None:
+        line = f"shardpress run --model {output} --input NEW --output {output}-new"
+        commands.append(Command("Encode other shards with this model", line))
+    opened = f"from shardpress import open_features; print(open_features({report['config']['output']!r}))"
+    commands.append(Command("Open the features", f"python -c {shlex.quote(cut(opened))}"))
+    return Section("The next step", tuple(commands))
+
+
+def settings(report: Mapping[str, Any]) -> Section:
+    """Settings, versions, digests."""
+    items = [*_inputs(report), *_settings(report["config"]), *_provenance(report)]
+    return Section("Settings, versions, digests", tuple(items))
+
+
+def _inputs(report: Mapping[str, Any]) -> Iterator[Item]:
+    if not (inputs := report.get("inputs")):
+        return
+    rows = [
+        ("shards", count(inputs["n_shards"])),
+        ("rows", count(inputs["n_rows"])),
+        ("bytes of rows", size(inputs["n_bytes"])),
+        ("dataset", cut(inputs["dataset"], 80)),
+        ("stored as", cut(inputs["dtype"], 40)),
+        ("riding along", cut(", ".join(inputs["riders"]) or "nothing", 200)),
+        ("files", cut(", ".join(inputs["files"]), 300)),
+    ]
+    yield Table.of("Input", "what, value", rows)
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[Item]:
+    usual = {each.name: each.default for each in fields(Config)}
+    other = [(name, _value(value)) for name, value in config.items() if _value(value) != _value(usual.get(name))]
+    as_usual = [(name, _value(value)) for name, value in config.items() if _value(value) == _value(usual.get(name))]
+    yield Table.of(
+        "Settings that differ from their defaults, or follow from the inputs", "setting, value", other[:_MOST]
+    )
+    yield Table.of("Settings at their defaults", "setting, value", as_usual[: 2 * _MOST])
+
+
+def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
+    rows = [("device", cut(report["summary"]["device"], 200))]
+    rows += [(name, cut(version, 40)) for name, version in list(report.get("versions", {}).items())[:_MOST]]
+    rows += [(name, cut(digest, 80)) for name, digest in list(report.get("fingerprints", {}).items())[:_MOST]]
+    rows += [(key, cut(report[key], 300)) for key in ("command", "made") if key in report]
+    yield Table.of("Versions and digests", "what, value", rows)
+    if found := report.get("verification"):
+        yield (
+            f"Verified: the features of {count(found['n_rows'])} rows, read back from their files, differ from those "
+            f"that float64 gives by {number(found['largest_difference'])} at most."
+        )
+    yield "The BLAKE3 digest of every file stands in manifest.json."
+
+
+def _value(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(map(str, value[:5])) or "none"
+        return cut(f"{shown} and {len(value) - 5} more" if len(value) > 5 else shown, 200)
+    return cut("none" if value is None else value, 200)

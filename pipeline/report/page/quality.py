@@ -1,0 +1,119 @@
+"""Whether the features are good: errors and what they are held against, pictures of rows, units, a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.page.document import Item, Section, Table
+from pipeline.report.page.pictures import bars, curves, histogram, images, profiles, scatter
+from pipeline.report.page.words import count, cut, number, percent
+
+__all__ = ["quality"]
+
+
+def quality(report: Mapping[str, Any]) -> Section:
+    """All that tells it."""
+    sample = report.get("sample") or {}
+    items = [*_errors(report), *_probe(sample), *_points(sample), *_costs(report), *_pairs(sample), *_rows(sample)]
+    return Section("Is it good?", (*items, *_units(report)))
+
+
+def _costs(report: Mapping[str, Any]) -> Iterator[Item]:
+    history = report.get("training", {}).get("history")
+    if not history:
+        return
+    lines = {"training": [epoch["cost"] for epoch in history]}
+    if history[-1]["validation_cost"] is not None:
+        lines["validation"] = [epoch["validation_cost"] for epoch in history]
+    baseline = report["training"].get("baseline") or {}
+    levels = {"principal components": baseline["components"]} if baseline else {}
+    yield curves("Cost over the epochs", lines, levels)
+
+
+def _errors(report: Mapping[str, Any]) -> Iterator[Item]:
+    summary, sample = report["summary"], report.get("sample") or {}
+    if None not in (summary.get("cost"), summary.get("components"), summary.get("mean")):
+        errors = {
+            f"{summary['n_features']} features": summary["cost"],
+            f"{summary['n_features']} components": summary["components"],
+            "the mean": summary["mean"],
+        }
+        note = "On rows that were kept out of the training: the lower, the more of a row its features still know."
+        yield bars("Mean squared error in scaled units", errors, note=note)
+    elif sample:
+        errors = {f"{summary['n_features']} features": sample["mean_error"], "the mean": sample["of_mean"]}
+        yield bars("Mean squared error in scaled units", errors, note=f"On {count(sample['n_rows'])} of the rows.")
+
+
+def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
+    probe = sample.get("probe")
+    if not probe:
+        return
+    values = {
+        "features": probe["features"],
+        f"{probe['n_components']} components": probe["components"],
+        "raw columns": probe["columns"],
+        "always the commonest": probe["commonest"],
+    }
+    chance = 2 * max((p * (1 - p) / probe["n_test"]) ** 0.5 for p in values.values())
+    note = (
+        f"A ridge classifier that has learnt the labels {cut(probe['labels'], 40)} from {count(probe['n_train'])} "
+        f"rows, tried on {count(probe['n_test'])} others; give or take {percent(chance)}."
+    )
+    yield bars("Rows that a linear probe tells right", values, percent, note)
+
+
+def _points(sample: Mapping[str, Any]) -> Iterator[Item]:
+    points = sample.get("points")
+    if not points:
+        return
+    names = points["names"]
+    draw = partial(scatter, codes=np.array(points["labels"] or [0] * len(points["inputs"])), names=names)
+    titles = {"inputs": "Rows", "codes": "Their features", "reconstructions": "Rows again, from the features alone"}
+    axes = {**points["axes"], "reconstructions": points["axes"]["inputs"]}
+    for key, title in titles.items():
+        yield draw(f"{title} ({axes[key]})", np.array(points[key]))
+
+
+def _pairs(sample: Mapping[str, Any]) -> Iterator[Item]:
+    pairs = sample.get("pairs")
+    if not pairs or not pairs["rows"]:
+        return
+    if pairs["shape"] is None:
+        yield profiles("Rows and what their features give back", pairs["rows"])
+        return
+    lines = {"input": "rows", "code": "their features", "again": "rows again, from the features alone"}
+    yield images("Rows and what their features give back", pairs["rows"], pairs["shape"], lines)
+
+
+def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
+    if not sample:
+        return
+    errors = sample["errors"]
+    yield histogram("Errors of single rows", errors["edges"], errors["counts"], "mean squared error of a row")
+    quantiles = [(percent(float(share)), number(value)) for share, value in errors["quantiles"].items()]
+    yield Table.of("Errors of single rows: so many have less", "rows, error", quantiles)
+    worst = [
+        (cut(row["file"], 80), count(row["row"]), cut(row["label"] or "-", 24), number(row["error"]), row["column"])
+        for row in sample["worst"]
+    ]
+    title = f"The worst of {count(sample['n_rows'])} rows from all over the data"
+    yield Table.of(title, "file, row, label, error, most of it in column", worst)
+
+
+def _units(report: Mapping[str, Any]) -> Iterator[Item]:
+    units = report.get("training", {}).get("units") or (report.get("sample") or {}).get("units")
+    if not units:
+        return
+    of = units["n_features"]
+    rows = [
+        ("hardly vary", f"{units['dead']} of {of}"),
+        ("are saturated for most rows", f"{units['saturated']} of {of}"),
+        ("repeat another one", f"{units['duplicate']} of {of}"),
+        ("activations that are saturated", percent(units["saturated_share"])),
+    ]
+    yield Table.of(f"Features that say little, in {count(units['n_rows'])} rows", "features that, how many", rows)

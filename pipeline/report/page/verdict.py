@@ -1,0 +1,86 @@
+"""A run in one sentence, and what of it needs a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import counted
+from pipeline.report.page.document import Item, Section, Table
+from pipeline.report.page.words import count, cut, duration, number, percent
+
+__all__ = ["needs", "notices", "verdict"]
+
+_FIRST = 10  # of many
+_SAME = 0.02  # of an error: trainings that differ in nothing but their seed differ by as much
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """All of it in one sentence."""
+    summary = report["summary"]
+    rows, features = count(summary["n_rows"]), counted(summary["n_features"], "feature")
+    night = duration(sum(summary["seconds"].values()))
+    n = notices(report)[0]
+    end = f"{counted(n, 'thing')} should be looked at" if n else "nothing needs you"
+    return (
+        f"{rows} rows of {count(summary['n_inputs'])} columns became {features} each in {night}{_worth(report)}; {end}."
+    )
+
+
+def _worth(report: Mapping[str, Any]) -> str:
+    """What the features are worth beside principal components."""
+    summary, sample = report["summary"], report.get("sample") or {}
+    error, components = summary.get("cost"), summary.get("components")
+    beside = f"{summary['n_features']} principal components"
+    if error is None or components is None:
+        error = sample.get("mean_error", error)
+        return "" if error is None else f", which give the rows back with a mean squared error of {number(error)}"
+    gain = 1 - error / components if components else 0.0
+    if abs(gain) < _SAME:
+        return f", which give the rows back as well as {beside} do"
+    return f", whose error is {percent(abs(gain))} {'below' if gain > 0 else 'above'} that of {beside}"
+
+
+def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """How many things should be looked at; the first of them in a sentence or two each, which say what to do."""
+    kept = report.get("warnings")
+    said = [str(line) for line in kept["first"]] if kept else list(_told_by_numbers(report))
+    return (kept["n"] if kept else len(said)), [cut(line, 600) for line in said[:_FIRST]]
+
+
+def _told_by_numbers(report: Mapping[str, Any]) -> Iterator[str]:
+    """The same of a run of an earlier version, which has not kept its warnings."""
+    summary = report["summary"]
+    if summary.get("n_bad"):
+        yield f"{counted(summary['n_bad'], 'bad row')} with NaN features."
+    if summary.get("n_bad_shards"):
+        yield f"{counted(summary['n_bad_shards'], 'bad shard')}."
+    if summary.get("n_outside"):
+        yield f"{counted(summary['n_outside'], 'row')} outside the range of the rows that the model was trained on."
+    if report.get("device", {}).get("reason"):
+        yield f"Not the device that was asked for: {report['device']['reason']}"
+
+
+def needs(report: Mapping[str, Any]) -> Section:
+    """What needs a person: the first ten of each kind, and how many there are."""
+    n, said = notices(report)
+    items: list[Item] = [*said] or ["Nothing."]
+    if n > len(said):
+        items.append(f"And {count(n - len(said))} more: run.log has all of them.")
+    items += _tables(report.get("bad", {}))
+    if taken := report.get("taken_over"):
+        items.append("Taken over from an earlier sitting: " + "; ".join(cut(each) for each in taken[:_FIRST]) + ".")
+    return Section("What needs a person", tuple(items))
+
+
+def _tables(bad: Mapping[str, Any]) -> Iterator[Table]:
+    if rows := bad.get("rows", {}).get("first"):
+        cells = [(cut(each["file"], 80), count(each["row"]), each["column"], cut(each["value"], 24)) for each in rows]
+        yield Table.of(_title("Bad rows", rows, bad["rows"]["n"]), "file, row, column, value", cells)
+    if shards := bad.get("shards", {}).get("first"):
+        reasons = [(cut(each["file"], 80), cut(each["reason"], 200)) for each in shards]
+        yield Table.of(_title("Bad shards", shards, bad["shards"]["n"]), "file, why", reasons)
+
+
+def _title(what: str, first: Sequence[object], n: int) -> str:
+    return f"{what}: {count(n)}" if n <= len(first) else f"{what}: the first {len(first)} of {count(n)}"

@@ -1,0 +1,135 @@
+"""The page: one small file that asks for nothing, says what each picture shows, and takes any text for a text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report.page.content import page_of
+from pipeline.report.page.document import Figure, Table
+from pipeline.report.page.html import html_of
+from pipeline.report.page.made import page_bytes, report_bytes
+from pipeline.report.page.svg import COLOURS
+from pipeline.report.page.text import text_of
+from tests.support.pages import Parsed, largest
+
+BACKGROUNDS = ("#ffffff", "#14181d")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return json.loads(report_bytes(largest(tmp_path_factory.mktemp("largest"))))
+
+
+@pytest.fixture(scope="module")
+def html(report: dict[str, Any]) -> str:
+    return html_of(page_of(report))
+
+
+def test_the_page_stays_small_whatever_the_run_was_like(html: str) -> None:
+    assert len(html.encode()) <= 150_000
+
+
+def test_the_page_asks_for_nothing_and_runs_nothing(html: str) -> None:
+    parsed = Parsed(html)
+    tags = {tag for tag, *_ in parsed.elements}
+    assert tags & {"script", "link", "img", "iframe", "object", "base", "form"} == set()
+    for tag, attributes, _, _ in parsed.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("href", "src", "xlink:href", "srcset", "action"):
+                assert (value or "").startswith("data:image/png;base64,")
+    (_, style), *others = parsed.named("style")
+    assert others == []
+    assert re.search(r"url\(|@import|expression", style) is None
+
+
+def test_every_picture_is_named_and_described_and_no_two_names_are_alike(html: str) -> None:
+    parsed = Parsed(html)
+    ids = [attributes["id"] for _, attributes, _, _ in parsed.elements if "id" in attributes]
+    assert [name for name, n in Counter(ids).items() if n > 1] == []
+    pictures = parsed.named("svg")
+    assert len(pictures) >= 8
+    words = {
+        attributes["id"]: text for tag in ("title", "desc") for attributes, text in parsed.named(tag) if attributes
+    }
+    for attributes, _ in pictures:
+        assert attributes["role"] == "img"
+        title, description = (words[name] for name in (attributes["aria-labelledby"] or "").split())
+        assert title
+        assert len(description) > len("123 rows")
+    drawn = [around for tag, _, around, _ in parsed.elements if tag in ("path", "rect", "polyline", "image", "circle")]
+    assert all("svg" in around for around in drawn)
+
+
+def test_tables_have_captions_and_heads_and_headings_come_in_their_order(html: str) -> None:
+    parsed = Parsed(html)
+    assert len(parsed.named("table")) == len(parsed.named("caption")) == len(parsed.named("thead"))
+    assert all(text for _, text in parsed.named("caption"))
+    assert all(attributes.get("scope") in ("row", "col") and text for attributes, text in parsed.named("th"))
+    assert [tag for tag, *_ in parsed.elements if re.fullmatch("h[1-6]", tag)][:2] == ["h1", "h2"]
+    assert {tag for tag, *_ in parsed.elements if re.fullmatch("h[1-6]", tag)} == {"h1", "h2"}
+
+
+def test_what_needs_a_person_comes_first_ten_and_a_count_at_most(report: dict[str, Any]) -> None:
+    first, second, *_ = page_of(report).sections
+    assert (first.title, second.title) == ("What needs a person", "Is it good?")
+    assert [item.caption for item in first.items if isinstance(item, Table)] == [
+        "Bad rows: the first 10 of 1,000,000,000",
+        "Bad shards: the first 10 of 1,000,000",
+    ]
+    assert "999 things should be looked at" in page_of(report).verdict
+
+
+def test_the_text_has_the_numbers_of_every_picture(report: dict[str, Any]) -> None:
+    page = page_of(report)
+    text = text_of(page)
+    figures = [item for section in page.sections for item in section.items if isinstance(item, Figure)]
+    for figure in figures:
+        assert (figure.table.caption if figure.table else figure.title) in text
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+def test_colours_tell_on_white_and_in_the_dark() -> None:
+    faint = [(one, other) for one in COLOURS for other in BACKGROUNDS if contrast(one, other) < 3]  # WCAG 2.2, 1.4.11
+    assert faint == []
+
+
+def contrast(*colours: str) -> float:
+    """As WCAG 2.2 defines it."""
+    dark, light = sorted(map(luminance, colours))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_a_page_that_cannot_be_made_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    page = page_bytes({"summary": {"n_rows": "<b>"}}).decode()
+    assert "could not be made" in page
+    assert "report.html could not be made" in caplog.text
+    Parsed(page)
+
+
+def test_a_report_of_an_earlier_version_has_a_page_of_what_it_has(report: dict[str, Any]) -> None:
+    before = {name: report[name] for name in ("config", "device", "summary", "training")}
+    page = page_of(before)
+    assert [section.title for section in page.sections] == [
+        *("What needs a person", "Is it good?", "Where the night went", "The next step"),
+        "Settings, versions, digests",
+    ]
+    assert "4 things should be looked at" in page.verdict  # bad rows and shards, rows outside, another device
+    Parsed(html_of(page))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path

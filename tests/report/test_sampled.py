@@ -1,0 +1,168 @@
+"""What a few rows tell: the same however the rows are cut into parts, and right where it can be known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.report.sampled import probe
+from pipeline.report.sampled.labels import NONE, labels_of
+from pipeline.report.sampled.measures import measured
+from pipeline.report.sampled.probe import accuracy
+from pipeline.report.sampled.sample import Looking, Sample, drawn
+from tests.support.cases import each
+from tests.support.pages import made_of, model_of
+
+ROWS = np.random.default_rng(1).random((5000, 6)).astype(np.float32)
+
+
+def sampled(folder: Path, rows: np.ndarray, part_rows: int, looking: Looking, **beside: np.ndarray) -> Sample:
+    folder.mkdir(exist_ok=True)
+    found = drawn(made_of(folder, looking.model, rows, part_rows, **beside), looking)
+    assert found is not None
+    return found
+
+
+def test_a_sample_is_bounded_spread_and_the_same_for_any_parts(tmp_path: Path) -> None:
+    looking = Looking(model_of(6, 2))
+    one, two = (sampled(tmp_path / str(n), ROWS, n, looking, y=np.arange(5000)) for n in (5000, 37))
+    assert len(one.rows) <= 2000 + 128
+    np.testing.assert_array_equal(one.rows, one.riders["y"])
+    np.testing.assert_array_equal(one.riders["y"], two.riders["y"])
+    np.testing.assert_array_equal(one.scaled, two.scaled)
+    np.testing.assert_array_equal(one.scaled, ROWS[one.rows])
+    assert np.diff(np.concatenate([[-1], one.rows, [5000]])).max() < 100  # none of them far from the next
+
+
+def test_a_sample_keeps_to_its_memory_and_leaves_out_bad_rows(tmp_path: Path) -> None:
+    rows = ROWS.copy()
+    rows[::2, 3] = np.nan
+    found = sampled(tmp_path / "some", rows, 5000, Looking(model_of(6, 2), memory_bytes=2**22))
+    assert 100 < len(found.rows) < 1000
+    assert np.isfinite(found.scaled).all()
+    assert (found.rows % 2 == 1).all()
+
+
+def test_without_good_rows_or_memory_there_is_no_sample(tmp_path: Path) -> None:
+    model = model_of(6, 2)
+    made = made_of(tmp_path, model, np.full((50, 6), np.nan), 50)
+    assert drawn(made, Looking(model)) is None
+    assert drawn(made, Looking(model, memory_bytes=64)) is None
+
+
+def test_errors_are_those_of_the_rows_and_the_worst_are_found_by_file_and_row(tmp_path: Path) -> None:
+    model, rows = model_of(6, 3), ROWS[:300].copy()
+    rows[217, 4] = 40
+    made = made_of(tmp_path, model, rows, 100)
+    sample = drawn(made, Looking(model))
+    assert sample is not None
+    told = measured(sample, made, model, {})
+    errors = np.square(rows - model.decode(model.encode(rows).astype(np.float32))).mean(axis=1)
+    assert told["mean_error"] == pytest.approx(errors.mean(), rel=1e-6)
+    assert told["n_rows"] == 300 == sum(told["errors"]["counts"])
+    assert told["errors"]["quantiles"]["1"] == pytest.approx(errors.max(), rel=1e-6)
+    worst = told["worst"][0]
+    assert (worst["row"], worst["column"], worst["file"]) == (217, 4, made[0].source.shard.path)
+    assert "probe" not in told
+    assert len(json.dumps(told)) < 100_000
+
+
+def test_planes_show_the_very_columns_of_what_has_two(tmp_path: Path) -> None:
+    model, rows = model_of(2, 1), ROWS[:90, :2]
+    made = made_of(tmp_path, model, rows, 90)
+    sample = drawn(made, Looking(model))
+    assert sample is not None
+    points = measured(sample, made, model, {})["points"]
+    np.testing.assert_allclose(points["inputs"], rows, atol=1e-4)
+    assert np.shape(points["codes"]) == (90, 2)
+    assert points["axes"]["inputs"] == "columns 0 and 1"
+
+
+IMAGES = {
+    "flat square": ((49,), [7, 7]),
+    "flat, no square": ((50,), None),
+    "flat, few": ((36,), None),
+    "plane": ((20, 30), [20, 30]),
+    "one channel": ((8, 9, 1), [8, 9]),
+    "colours": ((8, 9, 3), [8, 9, 3]),
+    "large": ((100, 64), [25, 16]),
+}
+
+
+@each("axes, expected", IMAGES.values())
+def test_rows_that_are_images_are_shown_as_such(
+    axes: tuple[int, ...], expected: list[int] | None, tmp_path: Path
+) -> None:
+    width = int(np.prod(axes))
+    rows = np.linspace(0, 1, 8 * width, dtype=np.float32).reshape(8, *axes)
+    model = model_of(width, 3)
+    made = made_of(tmp_path, model, rows, 8)
+    sample = drawn(made, Looking(model))
+    assert sample is not None
+    pairs = measured(sample, made, model, {})["pairs"]
+    assert pairs["shape"] == expected
+
+
+LABELS = {
+    "integers": ({"y": np.arange(60) % 3}, ("y", ("0", "1", "2"))),
+    "texts": ({"kind": np.array(["b", "a"] * 30, object)}, ("kind", ("a", "b"))),
+    "whole floats": ({"y": np.arange(60) % 2 + 0.0}, ("y", ("0", "1"))),
+    "a usual name first": ({"a": np.arange(60) % 2, "target": np.arange(60) % 3}, ("target", ("0", "1", "2"))),
+    "bools": ({"ok": np.arange(60) % 2 == 0}, ("ok", ("False", "True"))),
+    "ids": ({"row_id": np.arange(60)}, None),
+    "measurements": ({"y": np.linspace(0, 1, 60)}, None),
+    "one alone": ({"y": np.zeros(60, int)}, None),
+    "a mask": ({"y_present": np.arange(60) % 2 == 0}, None),
+}
+
+
+@each("riders, expected", LABELS.values())
+def test_labels_are_told_from_what_else_rides_along(riders: dict[str, np.ndarray], expected: object) -> None:
+    found = labels_of(riders, {})
+    assert (found and (found.name, found.names)) == expected
+
+
+def test_codes_are_called_what_they_stand_for_and_missing_ones_have_no_label() -> None:
+    found = labels_of({"y": np.array([0, 1, -1] * 5)}, {"y": np.array([b"cat", b"dog"], object)})
+    assert found is not None
+    assert found.names == ("cat", "dog")
+    assert found.codes.tolist() == [0, 1, NONE] * 5
+
+
+def test_a_probe_tells_what_can_be_told_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    codes, is_test = np.arange(900) % 3, np.arange(900) % 4 == 0
+    noise = rng.normal(size=(900, 20))
+    clear = noise.copy()
+    clear[:, 5] += 10 * (codes == 1)
+    clear[:, 6] += 10 * (codes == 2)
+    clear[:, 7] = 3.0
+    assert accuracy(clear, codes, is_test) == 1.0
+    assert 0.2 < accuracy(noise, codes, is_test) < 0.47  # three standard errors around a third
+
+
+def test_a_probe_of_more_columns_than_rows_does_not_learn_by_heart() -> None:
+    rng = np.random.default_rng(0)
+    codes, is_test = np.arange(200) % 2, np.arange(200) >= 100
+    wide = rng.normal(size=(200, 500))
+    wide[:, :50] += 2 * codes[:, None]
+    assert accuracy(wide, codes, is_test) > 0.95
+
+
+def test_the_penalty_is_chosen_by_errors_of_rows_that_are_left_out_in_turn() -> None:
+    rng = np.random.default_rng(2)
+    x, targets, penalty = rng.normal(size=(30, 4)), rng.normal(size=(30, 2)), 0.1
+    x, base = x - x.mean(axis=0), targets.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(x, full_matrices=False)
+    found, _ = probe._ridge(left, sizes, left.T @ (targets - base), targets - base, penalty)
+    squares = []
+    for i in range(30):  # the slow way: with a column of ones for the mean, which is not shrunk
+        rest = np.arange(30) != i
+        ones = np.column_stack([x, np.ones(30)])
+        shrink = penalty * 30 * np.diag([1.0] * 4 + [0.0])
+        weights = np.linalg.solve(ones[rest].T @ ones[rest] + shrink, ones[rest].T @ targets[rest])
+        squares.append(np.square(targets[i] - ones[i] @ weights))
+    assert found == pytest.approx(np.mean(squares), rel=1e-6)

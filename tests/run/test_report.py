@@ -1,0 +1,125 @@
+"""The page that a run leaves: of the whole night, made again of report.json alone, and never at the night's cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.commands.table import main
+from pipeline.report import facts
+from pipeline.report.page import made
+from tests.support.pages import Parsed
+from tests.support.spoilt import Shards
+from tests.support.standin import Night, features_of
+
+pytestmark = pytest.mark.process
+
+
+def report_of(output: Path) -> dict[str, Any]:
+    return json.loads((output / "report.json").read_text())
+
+
+def test_the_page_is_the_same_whenever_it_is_made(night: Night, out: Path, tmp_path: Path, capsys: Any) -> None:
+    assert night.run(out) == 0
+    page = (out / "report.html").read_text()
+    Parsed(page)
+    capsys.readouterr()
+    assert main(["report", str(out), "--output", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text() == page
+    assert main(["report", str(out), "--output", "-"]) == 0
+    assert capsys.readouterr().out == page
+    assert main(["report", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == report_of(out)
+    assert main(["report", str(out), "--text"]) == 0
+    assert "55 rows of 4 columns became 2 features each" in " ".join(capsys.readouterr().out.split())
+
+
+def test_nothing_is_written_into_a_run_s_directory_nor_where_nothing_can(night: Night, out: Path, capsys: Any) -> None:
+    assert night.run(out) == 0
+    before = sorted(path.name for path in out.iterdir())
+    for target, code, word in ((out / "x.html", 64, "own directory"), (out.parent / "none" / "x.html", 73, "No such")):
+        assert main(["report", str(out), "--output", str(target)]) == code
+        assert word in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == before
+    assert main(["report", str(out.parent)]) == 66
+    (out / "report.json").write_text("[]")
+    assert main(["report", str(out)]) == 65
+    (out / "report.json").write_text("{}")
+    assert main(["report", str(out)]) == 65
+
+
+def test_a_failure_of_the_report_costs_nothing_else(
+    night: Night, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(tmp_path / "expected") == 0
+
+    def broken(*_arguments: object) -> None:
+        raise ValueError("broken")
+
+    for module, name in ((facts, "drawn"), (facts, "measured"), (made, "page_of")):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, broken)
+            assert night.run(out, "--restart") == 0, name
+        assert features_of(out) == features_of(tmp_path / "expected")
+        page = (out / "report.html").read_text()
+        Parsed(page)
+        assert "ValueError" in page
+        assert "report: " in caplog.text
+        caplog.clear()
+        assert night.run(out) == 0
+        assert "Already complete" in (out / "run.log").read_text().splitlines()[-1]
+
+
+def test_what_was_warned_of_stands_in_the_report(shards: Shards) -> None:
+    shards.fill(30, 30)
+    rows = shards.arrays[1].copy()
+    rows[[3, 17], 2] = np.nan
+    shards.rewrite(1, rows)
+    assert shards.run("--on-bad-data", "skip", "--max-bad-rows", "2") == 0
+    report = report_of(shards.output)
+    assert report["bad"]["rows"]["n"] == 2
+    path = str(shards.folder / "1.h5")
+    assert [(each["file"], each["row"], each["column"], each["value"]) for each in report["bad"]["rows"]["first"]] == [
+        (path, 3, 2, "nan"),
+        (path, 17, 2, "nan"),
+    ]
+    assert any("left out and get NaN features" in line for line in report["warnings"]["first"])
+    page = (shards.output / "report.html").read_text()
+    assert "left out and get NaN features" in page
+    assert "Look: " in page
+
+
+def test_the_report_says_what_an_interrupted_run_had_done(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    assert report_of(out)["taken_over"] == []
+    (out / "index.h5").unlink()
+    assert night.run(out) == 0
+    assert report_of(out)["taken_over"] == ["the scan", "the trained model", "the features of 55 rows in 5 parts"]
+
+
+def test_the_report_holds_itself_against_the_last_run_there(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    first = report_of(out)
+    assert first["last"] is None
+    assert night.run(out, "--overwrite", "--seed", "1") == 0
+    second = report_of(out)
+    assert second["last"]["summary"] == first["summary"]
+    # The same request again, in a second sitting: it is not the run before itself.
+    (out / "index.h5").unlink()
+    assert night.run(out, "--seed", "1") == 0
+    assert report_of(out)["last"] == second["last"]
+    text = (out / "report.html").read_text()
+    assert "What changed since the last run here" in text
+
+
+def test_with_a_given_model_its_rows_are_looked_at(shards: Shards, model: str) -> None:
+    shards.fill(40)
+    assert shards.run("--model", model) == 0
+    report = report_of(shards.output)
+    assert "training" not in report
+    assert report["sample"]["n_rows"] == 40
+    assert "which give the rows back with a mean squared error of" in (shards.output / "report.html").read_text()

@@ -1,0 +1,134 @@
+"""A report of everything at its largest, and a page as a browser's parser takes it apart."""
+
+from __future__ import annotations
+
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import h5py
+import numpy as np
+
+from kernels.network import Network
+from pipeline.model import Model
+from pipeline.report.facts import inputs_told
+from pipeline.report.page.made import page_bytes
+from pipeline.report.sampled.measures import measured
+from pipeline.report.sampled.sample import Looking, Made, drawn
+from pipeline.scan.scaler import Scaler
+from pipeline.settings.config import Config
+from pipeline.shards.open import open_shards
+from pipeline.shards.shard import Block
+
+EMPTY = {"meta", "br", "link", "img", "hr", "input"}
+
+
+def model_of(n_inputs: int, n_features: int, low: float = 0.0, high: float = 1.0) -> Model:
+    """A model with random weights."""
+    network = Network((n_inputs, n_features), code="linear")
+    rng = np.random.default_rng(0)
+    weights = {name: (rng.normal(size=shape) / n_inputs).astype(np.float32) for name, shape in network.shapes.items()}
+    return Model(Scaler(np.full(n_inputs, low), np.full(n_inputs, high)), network, weights)
+
+
+def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **beside: Any) -> list[Made]:
+    """A shard of rows with what rides along, and parts of their features; rows with NaN are bad ones."""
+    with h5py.File(folder / "rows.h5", "w") as file:
+        file["X"] = rows
+        for name, values in beside.items():
+            file[name] = values
+    (shard,) = open_shards([str(folder / "rows.h5")])
+    made = []
+    for start in range(0, len(rows), part_rows):
+        block = Block(shard, start, min(start + part_rows, len(rows)))
+        path = folder / f"part-{start}.h5"
+        flat = rows[start : block.stop].reshape(len(block), -1)
+        with h5py.File(path, "w") as file:
+            file["valid"] = np.isfinite(flat).all(axis=1)
+            file["features"] = model.encode(np.asarray(flat, np.float64)).astype(np.float32)
+            for name, values in beside.items():
+                file[name] = values[start : block.stop]
+        made.append(Made(block, path))
+    return made
+
+
+def largest(folder: Path) -> dict[str, Any]:
+    """What report.json holds of noisy images in colour, with long names, many epochs and everything gone wrong."""
+    rng = np.random.default_rng(0)
+    model, n = model_of(32 * 32 * 3, 256), 200
+    names = [f"{i}<script>&\"' " + "x" * 200 for i in range(12)]
+    made = made_of(folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=[names[i % 12] for i in range(n)])
+    sample = drawn(made, Looking(model))
+    assert sample is not None
+    summary = {"n_rows": 10**12, "n_inputs": 32 * 32 * 3, "n_features": 256, "n_bad": 10**9, "n_parts": 10**6}
+    summary |= {"n_bad_shards": 10**6, "n_outside": 10**9, "cost": 0.02, "components": 0.01, "mean": 0.1}
+    summary |= {"device": "x" * 999, "seconds": {"scan": 1e5, "training": 1e6, "encoding": 1e5, "report": 2.0}}
+    shards = {"n": 10**6, "first": [{"file": "f<b>" * 999, "reason": "r" * 9999}] * 10}
+    rows = {"n": 10**9, "first": [{"file": "f" * 999, "row": 10**12, "column": 9, "value": "<nan>" * 99}] * 10}
+    config = {**vars(Config()), "input": ["/a/long/path" * 20] * 10_000}
+    stage = {"seconds": 1e5, "processor_seconds": 1e5, "n_cores": 2, "n_rows": 10**12, "n_bytes": 10**15}
+    history = [{"epoch": i, "cost": 0.1 / (i + 1), "validation_cost": 0.2, "seconds": 1.0} for i in range(10_000)]
+    return {
+        "made": "now",
+        "command": "extract.py " + "/a/path " * 10_000,
+        "config": config,
+        "device": {"reason": "r" * 9999},
+        "versions": {"python": "3.11"},
+        "fingerprints": {"model": "0" * 64},
+        "inputs": inputs_told([made[0].source.shard]),
+        "summary": summary,
+        "stages": dict.fromkeys(summary["seconds"], stage),
+        "taken_over": ["the scan"],
+        "warnings": {"n": 999, "first": ["w<i>" * 9999] * 50},
+        "bad": {"rows": rows, "shards": shards},
+        "last": {"summary": summary, "config": {**config, "input": ["/b"] * 10_000}, "made": "then"},
+        "sample": measured(sample, made, model, {}),
+        "training": {"history": history, "baseline": {"components": 0.01, "mean": 0.1}},
+    }
+
+
+class Parsed(HTMLParser):
+    """Elements in their order, each with its attributes, the elements around it and its own text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None], tuple[str, ...], list[str]]] = []
+        self._open: list[tuple[str, list[str]]] = []
+        self.feed(page)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        words: list[str] = []
+        self.elements.append((tag, dict(attributes), tuple(name for name, _ in self._open), words))
+        if tag not in EMPTY:
+            self._open.append((tag, words))
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes), tuple(name for name, _ in self._open), []))
+
+    def handle_endtag(self, tag: str) -> None:
+        name, _ = self._open.pop()
+        assert name == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self._open[-1][1].append(data)
+
+    def named(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
+        """Attributes and own text of each element of a name."""
+        return [(attributes, "".join(words).strip()) for name, attributes, _, words in self.elements if name == tag]
+
+
+def main(target: str) -> None:
+    """Write the largest page there can be, for `make report-check`."""
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as folder:
+        path.write_bytes(page_bytes(largest(Path(folder))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
