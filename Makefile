@@ -4,10 +4,10 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reference check test soak bench overheads lint format clean
+.PHONY: help setup run reference check test soak bench overheads report-check lint format clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it
 
@@ -42,6 +42,12 @@ bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
 overheads: setup ## what safety costs
 	$(PYTHON_OF_VENV) scripts/overheads.py
 
+report-check: setup .report-check/.complete ## open reports in a headless Chromium (Debian: chromium); needs npm, too
+	$(PYTHON_OF_VENV) scripts/make_data.py digits
+	$(PYTHON_OF_VENV) scripts/extract.py --quiet --overwrite --input data/digits-train-*.h5 --output .report-check/digits
+	$(PYTHON_OF_VENV) -m tests.support.pages .report-check/largest/report.html
+	$(PYTHON_OF_VENV) scripts/report_check.py .report-check/*/report.html --pictures .report-check/pictures
+
 lint: setup ## ruff and mypy
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -52,7 +58,7 @@ format: setup ## let ruff repair and lay out the code
 	.venv/bin/ruff format
 
 clean: ## remove .venv and caches; data/, sample/ and features/ stay
-	rm -rf .venv .venv-peers .venv-readers build pipeline/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-readers .report-check build pipeline/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
@@ -62,6 +68,10 @@ $(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt sc
 .venv-peers/.complete:
 	.venv/bin/python -m venv --clear .venv-peers
 	.venv-peers/bin/pip install --quiet h5py jax numpy scikit-learn torch
+	touch $@
+
+.report-check/.complete:
+	npm install --silent --no-save --prefix .report-check axe-core@4
 	touch $@
 
 # Later Pythons, with a wheel and what it needs there; the tests take the code itself as it is today.
