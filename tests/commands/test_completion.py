@@ -43,6 +43,7 @@ def test_commands_flags_values_and_files_are_completed_without_starting_anything
     assert set(COMMANDS) <= set(completed(script, ""))
     assert completed(script, "classi") == ["classify"]
     assert completed(script, "run", "--max-bad") == ["--max-bad-rows", "--max-bad-shards"]
+    assert completed(script, "run", "--dry") == ["--dry-run"]
     assert completed(script, "run", "--on-bad-data", "") == ["raise", "skip", "quarantine"]
     assert set(completed(script, "run", "--input", "sha")) == {"shards", "shardpress.bash"}
     assert completed(script, "run", "--output", "sha") == ["shards"], "folders alone"

@@ -22,7 +22,8 @@ _EXAMPLES = """Write a script for a shell, which completes commands, flags and t
 The script starts no Python at a TAB. Write it again after an update.
 """
 _SHELLS = ("bash", "zsh", "fish")
-_OF_SETTINGS = ("run", "plan")  # whose flags are the settings
+# Commands whose flags are the settings, and what each of them reads beside these.
+_OF_SETTINGS = {"run": ("--dry-run", "what it would take, without a run"), "plan": ("--json", "as JSON")}
 
 
 class _Taken(BaseException):
@@ -66,7 +67,9 @@ def _parser_of(name: str) -> argparse.ArgumentParser:
     if name in _OF_SETTINGS:
         from pipeline.settings.flags import parser_of_settings
 
-        return parser_of_settings("")
+        parser, (flag, help) = parser_of_settings(""), _OF_SETTINGS[name]
+        parser.add_argument(flag, action="store_true", help=help)
+        return parser
     with _taking():
         try:
             import_module(module_of(name)).main([])
