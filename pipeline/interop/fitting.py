@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster.threads import threads
-from pipeline.device import TILE_ROWS, autoencoder_of, start_device
+from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from pipeline.errors import ConfigError, DataError
 from pipeline.interop.applying import keep
 from pipeline.interop.callbacks import Stop
@@ -44,11 +44,12 @@ class Fit:
 
     def run(self, advance: Callable[[int, object], object]) -> Model:
         """Train, telling `advance` as `train` does, which may raise `Stop`, and return the model."""
-        try:
-            train(self.training, advance=advance)
-        except Stop:
-            self.training.autoencoder.set_parameters(self.training.best)
-        model = self.model(measured(self.training))
+        with theanos_errors():
+            try:
+                train(self.training, advance=advance)
+            except Stop:
+                self.training.autoencoder.set_parameters(self.training.best)
+            model = self.model(measured(self.training))
         keep(model, self.dtype, self.training.autoencoder)
         return model
 
@@ -136,8 +137,9 @@ def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
 
 def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Budget) -> Fit:
     device, dtype = start_device(), row_dtype(shards)
-    autoencoder = autoencoder_of(found.scaler, network_of(settings, len(found.minimum)), dtype)
-    training = prepared(autoencoder, shards, found, settings, budget.sizes(device.used))
+    with theanos_errors():
+        autoencoder = autoencoder_of(found.scaler, network_of(settings, len(found.minimum)), dtype)
+        training = prepared(autoencoder, shards, found, settings, budget.sizes(device.used))
     return Fit(training, found.scaler, dtype, str(device))
 
 
