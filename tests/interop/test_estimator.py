@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import re
 from dataclasses import fields
@@ -21,10 +23,11 @@ from sklearn.pipeline import make_pipeline
 
 from pipeline import TiedAutoencoder, load_model, open_features
 from pipeline.interop import applying
+from pipeline.interop.lazy import computed
 from pipeline.run.stages import run
 from pipeline.settings.config import Config
 from tests.support.cases import case, each
-from tests.support.helpers import write_shard
+from tests.support.helpers import refused, write_shard
 from tests.support.interpreters import REPOSITORY, fresh
 
 pytestmark = pytest.mark.compiler
@@ -185,6 +188,7 @@ def test_a_model_that_was_fitted_encodes_shards_in_a_run(tmp_path: Path) -> None
     shard, model = write_shard(tmp_path / "x.h5", x), str(tmp_path / "model.h5")
     run(Config(input=(shard,), output=str(tmp_path / "out"), model=model), ["run"])
     assert open_features(tmp_path / "out").features.compute().tobytes() == fitted.transform(x).tobytes()
+    assert same_models(TiedAutoencoder.from_run(tmp_path / "out").partial_fit(x), fitted.partial_fit(x))
 
 
 def test_passes_over_all_rows_are_epochs_of_a_constant_rate_also_from_pickle_to_pickle() -> None:
@@ -244,6 +248,18 @@ def test_lazy_rows_that_are_not_finite_or_of_unknown_number_are_refused() -> Non
         fitted.transform(lazy).compute()
     with pytest.raises(ValueError, match="unknown number of rows"):
         fitted.fit(lazy[lazy[:, 0] > 0])
+
+
+def test_a_disk_without_room_for_a_lazy_array_is_told_of_before_anything_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    lazy = da.from_array(rows(), chunks=(40, 9)).map_blocks(pytest.fail, dtype=np.float64, meta=np.empty((0, 0)))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with refused(74, "no room for 8640 bytes of a Dask array", "No space left on device. Set TMPDIR"):
+        computed(lazy, 8639)
 
 
 def test_frames_give_their_names_and_any_order_in_memory_the_same_bits() -> None:
