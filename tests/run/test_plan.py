@@ -143,7 +143,9 @@ def test_the_bytes_to_be_written_are_those_that_are(night: Night, out: Path) -> 
     for part in read_manifest(out)["parts"]:
         with h5py.File(out / part["file"]) as file:
             written += sum(file[name].nbytes for name in ("features", "valid", "y"))
-    assert told.disk["n_bytes"] == written
+    n_weights = 4 * 2  # in encoder.npz, and twice in a model.h5; biases are few beside them
+    assert told.disk["n_bytes"] == written + 16 * n_weights
+    assert planned(night, out).disk["n_bytes"] == 0
 
 
 def test_a_plan_counts_the_epochs_that_fit(night: Night, out: Path) -> None:

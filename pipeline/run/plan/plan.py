@@ -37,6 +37,7 @@ from pipeline.shards.shard import row_dtype
 
 if TYPE_CHECKING:
     from kernels.backend import Device
+    from kernels.network import Network
 
 __all__ = ["Plan", "Stage", "make_plan"]
 
@@ -144,7 +145,9 @@ def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
     shards, config = prepared.shards, prepared.config
     n_train = prepared.n_rows - round(config.validation_fraction * prepared.n_rows)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
-    free, needed = free_bytes(Path(config.output)), bytes_needed(prepared) - kept.n_bytes
+    network = network_of(config, shards[0].n_inputs)
+    needed = 0 if kept.is_complete else max(0, bytes_needed(prepared) - kept.n_bytes) + _model_bytes(prepared, network)
+    free = free_bytes(Path(config.output))
     return {
         "input": {
             "n_shards": len(shards),
@@ -154,14 +157,19 @@ def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
             "n_bytes": n_bytes,
         },
         "model": {
-            "widths": list(network_of(config, shards[0].n_inputs).widths),
+            "widths": list(network.widths),
             "epochs": 0 if prepared.given else config.epochs,
             "steps_per_epoch": -(-n_train // config.batch_size),
             "batch_size": config.batch_size,
         },
-        "disk": {"n_bytes": max(0, needed), "free": free, "left": None if free is None else free - max(0, needed)},
+        "disk": {"n_bytes": needed, "free": free, "left": None if free is None else free - needed},
         "earlier": kept.why,
     }
+
+
+def _model_bytes(prepared: Prepared, network: Network) -> int:
+    """Of ``encoder.npz``, in float64, and of ``model.h5``, which stands there twice where it is trained."""
+    return network.n_weights * (8 + 4 * (2 if prepared.given is None else 1))
 
 
 def _of_what_is_tried(
