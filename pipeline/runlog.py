@@ -48,8 +48,11 @@ class Terminal(logging.StreamHandler):
         if "tqdm" not in sys.modules:  # then there is no bar
             super().emit(record)
             return
-        with sys.modules["tqdm"].tqdm.external_write_mode(file=self.stream):
-            super().emit(record)
+        try:
+            with sys.modules["tqdm"].tqdm.external_write_mode(file=self.stream):
+                super().emit(record)
+        except Exception:  # of drawing the bar again, say on a terminal that has been closed
+            self.handleError(record)
 
 
 class RunLog(logging.Handler):

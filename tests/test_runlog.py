@@ -1,10 +1,12 @@
 """The run's log: in its own directory, from the first line on, and never in the way."""
 
+import errno
 import logging
 import os
 import time
 
 import pytest
+from tqdm import tqdm
 
 from pipeline.runlog import BEHIND_A_BAR, Dated, RunLog, Terminal
 
@@ -60,6 +62,16 @@ def test_what_a_bar_shows_stands_in_the_file_alone(tmp_path, run_log, capsys):
     assert [line.split(": ")[1] for line in lines(tmp_path)] == ["True", "False"]
     assert capsys.readouterr().err.endswith("WARNING behind a bar: False\n")
     assert "True" not in capsys.readouterr().err
+
+
+def test_a_terminal_that_is_gone_stops_nothing(monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # as the command line has it
+
+    def gone(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tqdm, "external_write_mode", gone)
+    Terminal().handle(record("line"))
 
 
 def test_a_second_run_goes_on_in_the_same_file(tmp_path):
