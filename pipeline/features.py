@@ -1,12 +1,12 @@
 """The feature-shard format, and how downstream opens it.
 
 1. ``parts/part-<shard>-<first row>-<unique>.h5`` holds the features of a row range of one input shard: ``features``
-   (n_rows, n_features) float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped;
-   ``valid`` (n_rows,) bool, false where the input row was a bad one and its features are NaN; and the riding datasets
-   under their own names, the same ones in every part; in the group ``__categories`` what the codes in some of them
-   stand for. Where a shard has none, `missing_value` stands, or the code -1, and ``NAME_present`` tells which rows have
-   one. The attribute ``source`` says in JSON which rows of which file it was made from. It is itself a valid input
-   shard.
+   (n_rows, n_features) float32, C order, little-endian, contiguous and aligned to 4096 bytes, so that it can be mapped
+   (or as ``--storage-dtype`` and ``--compression`` have it: float16, or in compressed chunks of rows); ``valid``
+   (n_rows,) bool, false where the input row was a bad one and its features are NaN; and the riding datasets under their
+   own names, the same ones in every part; in the group ``__categories`` what the codes in some of them stand for. Where
+   a shard has none, `missing_value` stands, or the code -1, and ``NAME_present`` tells which rows have one. The
+   attribute ``source`` says in JSON which rows of which file it was made from. It is itself a valid input shard.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view,
    and says so: without the parts beside it there are no values in it, but what `missing_value` gives.
 3. ``manifest.json`` names the parts in that order; it is written last.
@@ -74,7 +74,7 @@ class Features:
     Attributes
     ----------
     features : dask.array.Array of shape (n_rows, n_features), float32
-        In the order of the input's rows.
+        In the order of the input's rows; as they are stored, so float16 where a run was told so.
     valid : dask.array.Array of shape (n_rows,), bool
         False where the input row held NaN or Inf.
     riders : dict of str to dask.array.Array of shape (n_rows,)

@@ -41,6 +41,8 @@ def encode_part(task: EncodeTask) -> PartFacts:
     ------
     DataError
         For rows that cannot be read, or that are not allowed.
+    TooCoarse
+        When features cannot be stored as they shall be.
     WriteFailed, SystemLimit
     """
     part, settings, source = task.part, task.settings, task.part.source
@@ -54,6 +56,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
         features[:], valid[:] = np.nan, False
         n_outside, outside = 0, list[Outside]()
         bad = [{"row": [source.start, source.stop], "columns": [], "reason": task.unreadable}]
+    error = memory.store(len(source))
     riders, lost = _riders(source, settings.bad_data)
     facts: dict[str, Any] = {
         "n_rows": len(source),
@@ -64,6 +67,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
         "dataset": source.shard.dataset,
         "start": source.start,
         "stop": source.stop,
+        **({} if error is None else {"dtype": settings.storage.dtype, "max_error": error}),
     }
     data = memory.file(valid, riders, settings.attributes, facts)
     entry = write_result(Path(settings.directory), worker.disk, f"parts/{part.key}", ".h5", data)

@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.encoding.storage import PLAIN, Chunked, Storage
 from pipeline.encoding.template import SOURCE, Template, lay_out
 from pipeline.features import FEATURES, VALID, Shape
 from pipeline.hdf5.riders import CATEGORIES
@@ -37,19 +38,38 @@ class PartMemory:
     riders : sequence of Rider
         What rides along: how much memory that takes, though what is longer is taken in all the same, and what codes
         stand for.
+    storage : Storage
+        How features are stored: unless as they are, they stand elsewhere until they are encoded.
     """
 
-    def __init__(self, n_rows: int, n_features: int, riders: Sequence[Rider] = ()) -> None:
-        self._n_features, self._categories = n_features, stored_categories(riders)
-        self._place = _first_place()
+    def __init__(self, n_rows: int, n_features: int, riders: Sequence[Rider] = (), storage: Storage = PLAIN) -> None:
+        self._n_features, self._categories, self._storage = n_features, stored_categories(riders), storage
+        self._place, self._dtype = _first_place(), np.dtype(storage.dtype).newbyteorder("<")
         rider_bytes = sum(rider.dtype.itemsize for rider in riders)
-        self._memory = _pages(self._place + n_rows * (4 * n_features + 1 + rider_bytes) + _ROOM)
+        self._memory = _pages(self._place + n_rows * (storage.itemsize * n_features + 1 + rider_bytes) + _ROOM)
+        self._encoded = np.empty((0 if storage.is_plain else n_rows, n_features), _FLOAT32)
         self._layout, self._template = "", Template(0, ())  # of the last part
 
     def features(self, n_rows: int) -> np.ndarray:
         """Where the features of the next part go: shape (n_rows, n_features), float32."""
-        end = self._place + 4 * n_rows * self._n_features
-        return self._memory[self._place : end].view(_FLOAT32).reshape(n_rows, self._n_features)
+        return self._stored(n_rows) if self._storage.is_plain else self._encoded[:n_rows]
+
+    def store(self, n_rows: int) -> float | None:
+        """Bring them into the form in which they are stored; raises like `Storage.store`.
+
+        Returns
+        -------
+        float or None
+            How far one is off at most; None where they are stored as they are.
+        """
+        if self._storage.is_plain:
+            return None
+        return self._storage.store(self._encoded[:n_rows], self._stored(n_rows))
+
+    def _stored(self, n_rows: int) -> np.ndarray:
+        """Their place in the file where they are not compressed; else until then."""
+        end = self._place + n_rows * self._n_features * self._dtype.itemsize
+        return self._memory[self._place : end].view(self._dtype).reshape(n_rows, self._n_features)
 
     def file(
         self,
@@ -88,14 +108,21 @@ class PartMemory:
         layout = repr((n_source, attributes, [(name, *shape, shape[1].metadata) for name, shape in shapes.items()]))
         if layout == self._layout:
             return self._template
-        # The features first: they are encoded to their place before anything is known of what stands behind them.
-        features = (len(arrays[VALID]), self._n_features), _FLOAT32
-        shapes = {FEATURES: features, **{name: shape for name, shape in shapes.items() if name not in texts}}
-        template = lay_out(shapes, {**texts, **self._categories}, attributes, n_source)
+        n_rows, compression = len(arrays[VALID]), self._storage.compression
+        shapes = {name: shape for name, shape in shapes.items() if name not in texts}
+        written: dict[str, np.ndarray | Chunked] = {**texts, **self._categories}
+        if is_compressed := n_rows and compression != "none":
+            written[FEATURES] = Chunked(self._stored(n_rows), compression)
+        else:
+            # The features first: they stand in their place before anything is known of what stands behind them.
+            shapes = {FEATURES: ((n_rows, self._n_features), self._dtype), **shapes}
+        template = lay_out(shapes, written, attributes, n_source)
         place = template.place_of(FEATURES)
         if place not in (None, self._place):
             raise RuntimeError(f"HDF5 puts features at byte {place}, expected {self._place} as in an empty file")
-        if not texts:  # only HDF5 knows how those of any length are stored, and what it wrote may be large
+        if (
+            not texts and not is_compressed
+        ):  # only HDF5 knows how those of any length are stored, and what it wrote may be large
             self._layout, self._template = layout, template
         return template
 
@@ -125,10 +152,10 @@ def _source(source: Mapping[str, Any]) -> bytes:
 # -- what stands in it -------------------------------------------------------------------------------------------
 
 
-def part_shapes(n_rows: int, n_features: int, riders: Sequence[Rider]) -> dict[str, Shape]:
-    """Shape and dtype of each dataset in the file of a part, without a look into it."""
+def part_shapes(n_rows: int, n_features: int, riders: Sequence[Rider], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
+    """Shape and dtype of each dataset in the file of a part, whose features are of `dtype`, without a look into it."""
     names = _names(rider.name for rider in riders)
-    shapes = {FEATURES: ((n_rows, n_features), _FLOAT32), VALID: ((n_rows,), np.dtype(bool))}
+    shapes = {FEATURES: ((n_rows, n_features), dtype), VALID: ((n_rows,), np.dtype(bool))}
     for rider in riders:
         dtype, inner = rider.dtype.subdtype or (rider.dtype, ())
         shapes[names[rider.name]] = (n_rows, *inner), h5py.string_dtype() if dtype.hasobject else dtype

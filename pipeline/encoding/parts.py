@@ -50,6 +50,9 @@ class PartFacts:
         Its source's place in the input.
     start, stop : int
         Rows of the dataset.
+    dtype, max_error : str, float or None
+        Of the features as they are stored, and how far one is off at most from what the encoder gave; None where they
+        are stored as they come from it.
     bad : tuple of dict
         With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
     outside : tuple of Outside
@@ -65,6 +68,8 @@ class PartFacts:
     dataset: str
     start: int
     stop: int
+    dtype: str | None = None
+    max_error: float | None = None
     bad: tuple[dict[str, Any], ...] = ()
     outside: tuple[Outside, ...] = ()
 
@@ -86,7 +91,8 @@ class PartFacts:
         return {**vars(self.entry), **self._numbers()}
 
     def _numbers(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("entry", "bad", "outside")}
+        facts = {name: value for name, value in vars(self).items() if name not in ("entry", "bad", "outside")}
+        return {name: value for name, value in facts.items() if value is not None}
 
 
 def plan_parts(

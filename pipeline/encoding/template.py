@@ -20,6 +20,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.encoding.storage import Chunked, write_chunked
 from pipeline.features import Shape
 from pipeline.output.disk import PAGE
 
@@ -66,7 +67,10 @@ class Template:
 
 
 def lay_out(
-    shapes: Mapping[str, Shape], written: Mapping[str, np.ndarray], attributes: Mapping[str, Any], n_source: int = 0
+    shapes: Mapping[str, Shape],
+    written: Mapping[str, np.ndarray | Chunked],
+    attributes: Mapping[str, Any],
+    n_source: int = 0,
 ) -> Template:
     """Have HDF5 write a file without its values.
 
@@ -74,8 +78,9 @@ def lay_out(
     ----------
     shapes : mapping
         Of the datasets whose values are left out, in the order in which they stand in the file, each from a page on.
-    written : mapping of str to ndarray
-        Datasets that HDF5 writes, by their paths: what is the same in every file, and texts of any length.
+    written : mapping of str to ndarray or Chunked
+        Datasets that HDF5 writes, by their paths: what is the same in every file, texts of any length, and what is to
+        be compressed.
     attributes : mapping
         The same in every file; nested values as JSON.
     n_source : int
@@ -86,7 +91,10 @@ def lay_out(
     with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
         places = {name: _allocate(file, name, shape) for name, shape in shapes.items()}
         for name, values in written.items():
-            file.create_dataset(name, data=values, dtype=h5py.string_dtype() if values.dtype.hasobject else None)
+            if isinstance(values, Chunked):
+                write_chunked(file, name, values)
+            else:
+                file.create_dataset(name, data=values, dtype=h5py.string_dtype() if values.dtype.hasobject else None)
         describe(file, attributes)
         if n_source:
             _write_source(file, mark)

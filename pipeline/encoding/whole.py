@@ -2,7 +2,8 @@
 
 HDF5 lays ``single.h5`` out in memory, where only its own words take room; the values are copied from the parts, a piece
 at a time. So it takes the same memory whatever its size, and goes to the disk like any other file of ours. Texts of any
-length become texts of one length, that of the longest: only HDF5 could write the others, and not in bounded memory.
+length become texts of one length, that of the longest, and what is compressed in the parts is not any more: only HDF5
+could write the others, and not in bounded memory.
 """
 
 from __future__ import annotations
@@ -141,7 +142,9 @@ def _shape(name: str, column: Sequence[_Values]) -> Shape:
     if not column[0].dtype.hasobject:
         return shape, column[0].dtype
     # Every text is read twice, now and when it is copied: the length decides where all that follows lies.
-    longest = max((len(text) for values in column for texts in _texts(name, values) for text in texts), default=1)
+    longest = max(
+        (len(text) for values in column for texts in _read(name, values, _PIECE_TEXTS) for text in texts), default=1
+    )
     return shape, h5py.string_dtype("utf-8", max(1, longest))
 
 
@@ -154,9 +157,19 @@ def _pieces(
             yield piece
             continue
         for values in columns[piece]:
-            for copied in _copied(values) if not values.dtype.hasobject else _padded(piece, values, shapes[piece][1]):
+            for copied in _bytes_of(piece, values, shapes[piece][1]):
                 signals.check()
                 yield copied
+
+
+def _bytes_of(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes | memoryview]:
+    """A part's values as they stand in the single file."""
+    if values.dtype.hasobject:
+        return (np.array(texts, dtype=f"S{dtype.itemsize}").tobytes() for texts in _read(name, values, _PIECE_TEXTS))
+    if values.place is None:
+        row_bytes = prod(values.shape[1:]) * dtype.itemsize
+        return (rows.tobytes() for rows in _read(name, values, max(1, _PIECE // max(1, row_bytes))))
+    return _copied(values)
 
 
 def _copied(values: _Values) -> Iterator[memoryview]:
@@ -174,17 +187,12 @@ def _copied(values: _Values) -> Iterator[memoryview]:
         raise _unreadable(values.path, error) from error
 
 
-def _padded(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes]:
-    for texts in _texts(name, values):
-        yield np.array(texts, dtype=f"S{dtype.itemsize}").tobytes()
-
-
-def _texts(name: str, values: _Values) -> Iterator[np.ndarray]:
-    """A part's texts of any length, as bytes."""
-    for start in range(0, values.shape[0], _PIECE_TEXTS):
+def _read(name: str, values: _Values, n_rows: int) -> Iterator[np.ndarray]:
+    """What only HDF5 can read of a part, so many rows at a time: texts of any length, and what is compressed."""
+    for start in range(0, values.shape[0], n_rows):
         try:
             with reading(values.path) as part:
-                yield part[name][start : start + _PIECE_TEXTS]
+                yield part[name][start : start + n_rows]
         except FAILURES as error:
             raise _unreadable(values.path, error) from error
 

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.device import autoencoder_of, start_device
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.partfile import PartMemory
+from pipeline.encoding.storage import PLAIN, Storage
 from pipeline.model import Model
 from pipeline.output.disk import Disk
 from pipeline.shards.shard import Block, Shard
@@ -43,6 +44,8 @@ class EncodeSettings:
         Threads that read and encode at a time; others may write meanwhile.
     attributes : mapping
         Of every file.
+    storage : Storage
+        How features are stored.
     """
 
     directory: str
@@ -53,11 +56,12 @@ class EncodeSettings:
     n_readers: int
     bad_data: BadData = field(default_factory=BadData)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    storage: Storage = PLAIN
 
     @property
     def key(self) -> object:
         """Equal for settings, wherever they come from, that one worker can serve."""
-        return (self.model.fingerprint, self.dtype, self.block_rows, self.part_rows, self.n_readers)
+        return (self.model.fingerprint, self.dtype, self.block_rows, self.part_rows, self.n_readers, self.storage)
 
 
 class Worker:
@@ -88,8 +92,9 @@ class Worker:
         # In all shards of a run they are alike; but a process may serve another run that has the same model.
         categories = [(rider.name, rider.categories) for rider in shard.riders]
         if getattr(self._kept, "categories", None) != categories:
-            n_rows, n_features = self._settings.part_rows, self._settings.model.n_features
-            self._kept.categories, self._kept.part = categories, PartMemory(n_rows, n_features, shard.riders)
+            settings = self._settings
+            self._kept.part = PartMemory(settings.part_rows, settings.model.n_features, shard.riders, settings.storage)
+            self._kept.categories = categories
         kept: PartMemory = self._kept.part
         return kept
 

@@ -27,8 +27,8 @@ def drawn(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
     n = min(n, int(firsts[-1]))
     edges = np.arange(n + 1) * int(firsts[-1]) // max(1, n)
     rows = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
-    found = np.split(rows, np.searchsorted(rows, firsts[1:-1]))
-    return [of_piece - first for of_piece, first in zip(found, firsts[:-1], strict=True)]
+    ends = np.searchsorted(rows, firsts)
+    return [rows[ends[i] : ends[i + 1]] - firsts[i] for i in range(len(sizes))]
 
 
 def features_at(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

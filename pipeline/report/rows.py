@@ -182,12 +182,10 @@ def _checked(directory: Path, part: Part, numbers: np.ndarray, sources: _Sources
     if lost := [why for i, why in failed.items() if valid[i]]:
         sources.unread[part["path"]] = lost[0]
     is_read = np.delete(np.arange(len(rows)), list(failed))
-    return _compared(
-        part["file"],
-        numbers[is_read],
-        (stored[is_read].astype(np.float64), valid[is_read]),
-        _wanted(shard, rows[is_read], how),
-    )
+    wanted = _wanted(shard, rows[is_read], how)
+    wanted.allowed[...] += part.get("max_error", 0.0)  # what storing them has cost, as the run has measured it
+    found = stored[is_read].astype(np.float64), valid[is_read]
+    return _compared(part["file"], numbers[is_read], found, wanted)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.encoding.storage import storages
 from pipeline.errors import ConfigError
 from pipeline.settings.defaults import COPIES_IN_TRAINING
 from pipeline.settings.resolve import Settings, network_of
@@ -98,7 +99,9 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
             f"--threads or --block-rows (the least is {tile_rows})."
         )
     # A part is one piece of memory; the rest is for what rides along, and for a copy when that is longer than thought.
-    part_rows = max(block_rows, min(_PART_BYTES, share // 3) // (4 * settings.n_features) // block_rows * block_rows)
+    # Features that are stored otherwise are there twice, and compressed ones as long as HDF5 lays the file out.
+    part_bytes = min(_PART_BYTES, share // (3 if storages(settings)[0].is_plain else 6))
+    part_rows = max(block_rows, part_bytes // (4 * settings.n_features) // block_rows * block_rows)
     return Budget(
         n_threads=n_threads,
         n_writers=n_writers,

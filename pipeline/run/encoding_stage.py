@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from pipeline.cluster.threads import threads
 from pipeline.encoding.bad_data import BadData, farthest
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
+from pipeline.encoding.storage import Storage, TooCoarse, storages
 from pipeline.encoding.worker import EncodeSettings, serving
 from pipeline.errors import DataError, counted, shown
 from pipeline.model import Model
@@ -43,7 +45,19 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
     unreadable : mapping of int to str
         Why, for each shard that cannot be read, by its place in the input.
     """
-    job.clock.features = fingerprint = job.of_features(model, unreadable)
+    *smaller, last = storages(job.config)
+    for storage in smaller:
+        try:
+            return _encode_as(job, model, autoencoder, unreadable, storage)
+        except TooCoarse as error:  # no sample could tell: one row among all may lie far outside
+            log.info("encoding: begins again with %s, since of these features %s", last.dtype, error)
+    return _encode_as(job, model, autoencoder, unreadable, last)
+
+
+def _encode_as(
+    job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping[int, str], storage: Storage
+) -> list[PartFacts]:
+    job.clock.features = fingerprint = job.of_features(model, unreadable, storage)
     there = [PartFacts.of(record) for record in intact(job, job.ledger.records("part", fingerprint))]
     missing, overlapping = plan_parts(job.shards, job.budget.part_rows, there)
     job.ledger.drop(*(part.record(fingerprint) for part in overlapping))
@@ -61,6 +75,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
             autoencoder.encode(np.empty((0, model.network.n_inputs), dtype=dtype))
         n_rows = max(len(part.source) for part in missing)
         settings = encode_settings(job, model, n_rows, job.ledger.directory, job.about(model))
+        settings = replace(settings, storage=storage)
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(settings, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)
@@ -87,6 +102,7 @@ def encode_settings(
             *(config.on_bad_data, config.missing_value, config.out_of_range, trained_on, scaler.fill is not None)
         ),
         attributes=attributes,
+        storage=storages(config)[0],
     )
 
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
+
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.whole import SINGLE_FILE, index_bytes, single_file
@@ -105,12 +107,14 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
     """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
     verified = _verified(job, model, parts)
     unreadable = scan.unreadable if scan else {}
-    attributes, summary = job.about(model), _summary(job, model, parts, len(unreadable))
-    report = _report(job, model, parts, scan, {"summary": asdict(summary), "verification": verified})
+    attributes = {**job.about(model), "storage": _stored(job, parts)}
+    summary = _summary(job, model, parts, len(unreadable))
+    told = {"summary": asdict(summary), "storage": attributes["storage"], "verification": verified}
+    report = _report(job, model, parts, scan, told)
     job.clock.lap("report")
-    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, report)]
+    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, attributes, report)]
     entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
-    kept = [job.request.of_scan(), job.of_model(unreadable), job.of_features(model, unreadable)]
+    kept = [job.request.of_scan(), job.of_model(unreadable), job.clock.features or ""]
     manifest = {
         **attributes,
         "fingerprint": job.request.of_all(),
@@ -196,22 +200,33 @@ def _best_cost(training: dict[str, Any]) -> float | None:
 
 
 def _files(
-    job: Job, model: Model, parts: Sequence[PartFacts], report: Mapping[str, Any]
+    job: Job, model: Model, parts: Sequence[PartFacts], attributes: Mapping[str, Any], report: Mapping[str, Any]
 ) -> Iterator[tuple[str, bytes]]:
     """Names and contents of what stands beside the parts, each made when the one before it is written."""
     yield "model.h5", model.to_hdf5()
     yield "encoder.npz", model.to_npz()
-    yield "index.h5", _index(job, model, parts)
+    yield "index.h5", _index(job, parts, attributes)
     yield "report.json", report_bytes(report)
     yield "report.html", page_bytes(report)
     if job.config.on_bad_data == "quarantine":
         yield QUARANTINE, _quarantine(job, parts)
 
 
-def _index(job: Job, model: Model, parts: Sequence[PartFacts]) -> bytes:
-    shapes = [part_shapes(part.n_rows, model.n_features, job.shards[part.shard].riders) for part in parts]
+def _index(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> bytes:
+    n_features, dtype = job.config.n_features, np.dtype(attributes["storage"]["dtype"])
+    shapes = [part_shapes(part.n_rows, n_features, job.shards[part.shard].riders, dtype) for part in parts]
     categories = stored_categories(job.shards[0].riders)  # the same in all
-    return index_bytes([part.entry.file for part in parts], shapes, categories, job.about(model))
+    return index_bytes([part.entry.file for part in parts], shapes, categories, attributes)
+
+
+def _stored(job: Job, parts: Sequence[PartFacts]) -> dict[str, Any]:
+    """How features are stored, how far that moves them at most, and the bytes of their files."""
+    return {
+        "dtype": parts[0].dtype or "float32",
+        "compression": job.config.compression,
+        "max_error": max(part.max_error or 0.0 for part in parts),
+        "n_bytes": sum(part.entry.n_bytes for part in parts),
+    }
 
 
 def _report(

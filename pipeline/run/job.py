@@ -20,7 +20,8 @@ import h5py
 
 from pipeline.device import TILE_ROWS, seconds_compiling
 from pipeline.encoding.parts import PartFacts
-from pipeline.errors import ConfigError, DataError, WriteFailed, shown
+from pipeline.encoding.storage import Storage, storages
+from pipeline.errors import ConfigError, DataError, shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
@@ -41,9 +42,6 @@ __all__ = [
     "Clock",
     "Job",
     "Prepared",
-    "bytes_needed",
-    "check_space",
-    "lacks_space",
     "prepare",
     "refusal",
     "rows_in",
@@ -112,11 +110,15 @@ class Prepared:
         asked, without = self.request.of_model(), sorted(unreadable)
         return fingerprint(asked, without) if without else asked  # without any, what was asked for tells it all
 
-    def of_features(self, model: Model, unreadable: Iterable[int]) -> str:
-        """Fingerprint of the features: also of the shards that have none, and whether bad rows are listed."""
+    def of_features(self, model: Model, unreadable: Iterable[int], storage: Storage | None = None) -> str:
+        """Fingerprint of the features: also of the shards that have none, and whether bad rows are listed.
+
+        Stored as they are first tried, unless said otherwise.
+        """
         asked, without = self.request.of_features(model.fingerprint), sorted(unreadable)
         is_listed = self.config.on_bad_data == "quarantine"  # then the parts' records list them, and else they do not
-        return fingerprint(asked, without, is_listed) if without or is_listed else asked
+        found = fingerprint(asked, without, is_listed) if without or is_listed else asked
+        return found if storage in (None, storages(self.config)[0]) else fingerprint(found, asdict(storage))
 
 
 def prepare(config: Config) -> Prepared:
@@ -140,43 +142,6 @@ def prepare(config: Config) -> Prepared:
     budget = make_budget(settings, shards, TILE_ROWS)  # or refuse, before there is a directory to clean up
     log.debug("budget: %s", budget)
     return Prepared(settings, shards, bad_shards, given, budget, request_of(settings, shards, given, budget))
-
-
-def check_space(ledger: Ledger, prepared: Prepared) -> None:
-    """A full disk is better met in the evening.
-
-    Raises
-    ------
-    WriteFailed
-        When the features will not fit.
-    """
-    try:
-        free = ledger.disk.free_bytes(ledger.directory)
-    except OSError as error:
-        log.debug("output=%s: how much is free there cannot be told: %s", shown(ledger.directory), error)
-        return
-    # Parts of this very model that are there already; which one it is, only the training tells.
-    there = sum(record.entry.n_bytes for record in ledger.records("part"))
-    if lack := lacks_space(prepared, there, free):
-        raise lack
-
-
-def lacks_space(prepared: Prepared, there: int, free: int) -> WriteFailed | None:
-    """What is to be said when `free` bytes do not hold the features, of which `there` bytes are written already."""
-    needed = bytes_needed(prepared) - there
-    if needed <= free:
-        return None
-    return WriteFailed(
-        f"output={shown(Path(prepared.config.output))}: {free} bytes are free there, expected {needed} at least for "
-        "the features. Free some space, or choose another --output."
-    )
-
-
-def bytes_needed(prepared: Prepared) -> int:
-    """What the features of all rows and what rides along take: at least, since models and digests are small."""
-    config, riders = prepared.config, prepared.shards[0].riders
-    row_bytes = 4 * config.n_features + 1 + sum(rider.dtype.itemsize for rider in riders)  # 1 for whether it is valid
-    return prepared.n_rows * row_bytes * (2 if config.single_file else 1)
 
 
 def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:

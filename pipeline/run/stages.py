@@ -11,8 +11,9 @@ from pipeline.output.lock import locked
 from pipeline.run.earlier import take_up
 from pipeline.run.encoding_stage import encode
 from pipeline.run.finish import Summary, again, finish
-from pipeline.run.job import Clock, Job, check_space, prepare
+from pipeline.run.job import Clock, Job, prepare
 from pipeline.run.scan_stage import scanned
+from pipeline.run.space import check_space
 from pipeline.run.training_stage import fit
 from pipeline.runlog import warnings_kept
 from pipeline.scan.ranges import Scan

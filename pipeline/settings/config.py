@@ -226,6 +226,27 @@ class Config:
         "features",
         "with --model, rows outside the range that it was trained on: allow counts them, clip moves them to its edge",
     )
+    storage_dtype: str | None = _setting(
+        None,
+        one_of("float32", "float16"),
+        "features",
+        "of the stored features (default: float32, or what --max-feature-error lets do)",
+        before="float32",
+    )
+    compression: str | None = _setting(
+        None,
+        one_of("none", "lzf", "gzip"),
+        "features",
+        "of the stored features, in chunks (default: none, or gzip with --max-feature-error)",
+        before="none",
+    )
+    max_feature_error: float | None = _setting(
+        None,
+        number(lambda error: 1e-9 <= error < math.inf, "1e-9 or more, and finite"),
+        "features",
+        "how far stored features may be off, like 1e-3: they are rounded as much, and take what room is left then",
+        before=None,
+    )
     checkpoint_minutes: float = _setting(
         5.0,
         number(lambda minutes: 0 <= minutes < math.inf, "0 or more, and finite"),
@@ -271,7 +292,7 @@ def problems(config: Config) -> list[str]:
     """Everything that is wrong with the settings in themselves, one sentence each."""
     values = [(each.name, getattr(config, each.name), each.metadata["kind"]) for each in fields(Config)]
     wrong = [f"{name}: {value}, expected {kind.expected}" for name, value, kind in values if not kind.holds(value)]
-    for pair in (("overwrite", "restart"), ("quiet", "verbose")):
+    for pair in (("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")):
         if all(getattr(config, name) for name in pair):
             wrong.append(f"{' and '.join(pair)}: both, expected at most one of them")
     return wrong

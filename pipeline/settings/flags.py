@@ -35,7 +35,10 @@ _STAGES = {
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),
         *("finish_by", "max_hours", "seed", "validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
-    "output": ("output", "checkpoint_minutes", "verify", "restart", "overwrite", "single_file"),
+    "output": (
+        *("output", "storage_dtype", "compression", "max_feature_error", "single_file"),
+        *("checkpoint_minutes", "verify", "restart", "overwrite"),
+    ),
     "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),
     "messages": ("quiet", "verbose"),
 }

@@ -100,7 +100,9 @@ def _by(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
 def one_of(*choices: str) -> Kind:
     """One of a few words."""
     known = {choice: choice for choice in choices}
-    return Kind(_by(known.__getitem__, f"one of {', '.join(choices)}"), f"{{{','.join(choices)}}}")
+    leaves_open = tuple(word for word in Kind.leaves_open if word not in known)
+    read = _by(known.__getitem__, f"one of {', '.join(choices)}")
+    return Kind(read, f"{{{','.join(choices)}}}", leaves_open=leaves_open)
 
 
 def _time(text: str) -> str:

@@ -36,6 +36,7 @@ class Settings(Config):
     batch_size: int
     learning_rate: float
     corruption: float
+    compression: str
 
     @property
     def hides_much(self) -> bool:
@@ -61,6 +62,8 @@ def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = 
         "epochs": max(EPOCHS, -(-LEAST_STEPS // max(1, n_steps))),
         "batch_size": batch_size,
         "learning_rate": LEARNING_RATES[config.optimizer] * min(1.0, RATED_INPUTS / n_inputs),
+        "storage_dtype": "float32" if config.max_feature_error is None else None,  # the features themselves tell
+        "compression": "none" if config.max_feature_error is None else "gzip",
         "corruption": MASKED if hidden and n_inputs >= MANY_INPUTS else 0.0,
     }
     if given:  # what contradicts it is told where both are at hand

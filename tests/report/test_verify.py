@@ -136,6 +136,8 @@ def test_which_rows_count_is_verified_too(night: Night, out: Path) -> None:
         ["--on-bad-data", "skip", "--max-bad-rows", "50%", "--missing-value", "0.5"],
         ["--impute", "median", "--missing-value", "0.5"],
         ["--clip-quantile", "0.1"],
+        ["--storage-dtype", "float16"],
+        ["--max-feature-error", "0.01"],
     ],
     ids=lambda flags: flags[0],
 )

@@ -29,6 +29,7 @@ CONFIG = Config(
     n_features=2,
     **ONE_LAYER,
     **{"epochs": 20, "batch_size": 16, "learning_rate": 0.1, "threads": 2},
+    **{"storage_dtype": "float32", "compression": "none"},
 )
 FILE = Identity(0, 0, 16000, 10**18)
 Y = Rider("y", np.dtype("<i8"), Layout("y", (1000,), np.dtype("<i8"), "contiguous", 2048))

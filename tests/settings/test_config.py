@@ -144,6 +144,8 @@ def test_what_is_set_stays_as_it_is():
         learning_rate=0.5,
         epochs=7,
         corruption=0.1,
+        storage_dtype="float16",
+        compression="lzf",
         carry=("a/b",),
     )
     assert asdict(resolve(config, 100, 4)) == asdict(config)

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.encoding import template
 from pipeline.encoding.partfile import PartMemory
+from pipeline.encoding.storage import PLAIN
 from pipeline.encoding.whole import index_bytes
 from pipeline.features import categories_of
 from pipeline.hdf5.riders import CATEGORIES
@@ -31,10 +32,11 @@ def riders_of(arrays):
     return [Rider(name, np.dtype((a.dtype, a.shape[1:])) if a.ndim > 1 else a.dtype) for name, a in arrays.items()]
 
 
-def part_bytes(features, valid, riders, attributes, source=None):
+def part_bytes(features, valid, riders, attributes, source=None, storage=PLAIN):
     """The bytes of a feature shard, from fresh memory."""
-    memory = PartMemory(*features.shape, riders_of(riders))
+    memory = PartMemory(*features.shape, riders_of(riders), storage)
     memory.features(len(features))[:] = features
+    memory.store(len(features))
     return bytes(memory.file(valid, riders, attributes, source or {}))
 
 

@@ -15,9 +15,10 @@ from pipeline.errors import DataError, ShardpressError, TryAgain, shown
 from pipeline.hdf5.files import writers
 from pipeline.output.lock import LOCK, objection
 from pipeline.run.earlier import asked_for
-from pipeline.run.job import Prepared, lacks_space, prepare, refusal
+from pipeline.run.job import Prepared, prepare, refusal
 from pipeline.run.plan.kept import Kept, kept, looked_into
 from pipeline.run.scan_stage import judge
+from pipeline.run.space import lacks_space
 from pipeline.scan.ranges import Scan, check_usable
 from pipeline.settings.config import Config
 

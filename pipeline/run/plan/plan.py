@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.device import TILE_ROWS, autoencoder_of, seconds_compiling, start_device, theanos_errors
 from pipeline.run.deadline import deadline_of, epochs_that_fit, in_words, reserved_seconds
-from pipeline.run.job import Prepared, bytes_needed
+from pipeline.run.job import Prepared
 from pipeline.run.plan.kept import Kept
 from pipeline.run.plan.look import (
     Problems,
@@ -31,6 +31,7 @@ from pipeline.run.plan.sample import (
     sampled_training,
     stretches,
 )
+from pipeline.run.space import bytes_needed
 from pipeline.settings.config import Config
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype

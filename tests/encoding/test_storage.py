@@ -1,0 +1,122 @@
+"""Features that are stored in fewer bytes: as near to what was encoded as is said, and read like all others."""
+
+from __future__ import annotations
+
+import io
+from itertools import product
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.encoding.partfile import PartMemory, part_shapes
+from pipeline.encoding.storage import PLAIN, Storage, TooCoarse
+from pipeline.encoding.whole import single_file
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read, read_riders
+from pipeline.shards.shard import Block
+from tests.support.parts import RIDERS, feature_rows, index_of, part_bytes, riders_of, same, shapes_in
+
+RNG = np.random.default_rng(0)
+STORAGES = [Storage(*pair) for pair in product(("float32", "float16"), ("none", "lzf", "gzip"))]
+BEYOND_PLAIN = STORAGES[1:]
+
+
+def stored(storage: Storage, features: np.ndarray) -> tuple[np.ndarray, float]:
+    out = np.empty(features.shape, storage.dtype)
+    return out, storage.store(features, out)
+
+
+@pytest.mark.parametrize("max_error", [0.3, 1e-2, 1e-3, 1e-5, 1e-9])
+def test_no_feature_is_off_by_more_than_is_allowed_and_the_largest_error_is_told(max_error: float) -> None:
+    for size in (1e-6, 1e-2, 1, 1000, 1e6, 1e38):
+        features = (RNG.normal(size=(5000, 3)) * size / 4).astype(np.float32)
+        valid = RNG.random(5000) < 0.9
+        features[~valid] = np.nan
+        for dtype in ("float32", "float16"):
+            try:
+                found, error = stored(Storage(dtype, "none", max_error), features)
+            except TooCoarse:
+                with np.errstate(over="ignore"):
+                    exact = np.abs(features[valid].astype(np.float16).astype(float) - features[valid])
+                assert dtype == "float16"
+                assert exact.max() > max_error / 4 or size > 1e4  # nor would it do without a step
+                continue
+            off = np.abs(found[valid].astype(float) - features[valid])
+            assert off.max() == error <= max_error
+            assert np.isnan(found[~valid]).all()
+
+
+def test_what_may_be_off_is_rounded_so_that_it_is_made_of_few_bits() -> None:
+    features = RNG.random((1000, 2), np.float32)
+    found, error = stored(Storage("float16", "gzip", 1e-3), features)
+    assert len(np.unique(found)) <= 2**9 + 1
+    assert error > 9e-4
+
+
+def test_what_float16_cannot_hold_becomes_its_largest_number_and_is_told() -> None:
+    features = np.array([[1e6, -1e6, 1]], np.float32)
+    found, error = stored(Storage("float16"), features)
+    np.testing.assert_array_equal(found, [[65504, -65504, 1]])
+    assert error == 1e6 - 65504
+
+
+@pytest.mark.parametrize("riders", [{}, RIDERS], ids=["no riders", "riders"])
+def test_a_part_holds_its_features_and_all_else_however_they_are_stored(riders: dict) -> None:
+    valid = np.array([True, False, True])
+    for storage in STORAGES:
+        data = part_bytes(feature_rows(3), valid, riders, {"a": 1}, {"path": "x"}, storage)
+        assert data == part_bytes(feature_rows(3), valid, riders, {"a": 1}, {"path": "x"}, storage)
+        with h5py.File(io.BytesIO(data)) as file:
+            features = file["features"]
+            assert (features.dtype, features.compression or "none") == (storage.dtype, storage.compression)
+            assert features.chunks is not None or features.id.get_offset() % 4096 == 0
+            same({name: file[name][()] for name in file}, {"features": feature_rows(3), "valid": valid, **riders})
+            assert {name: (item.shape, item.dtype) for name, item in file.items()} == part_shapes(
+                3, 2, riders_of(riders), np.dtype(storage.dtype)
+            )
+
+
+def test_parts_of_any_size_in_memory_that_is_used_again_are_those_of_fresh_memory() -> None:
+    for storage in BEYOND_PLAIN:
+        sizes = (70000, 5, 0, 2048, 2049)
+        memory = PartMemory(max(sizes), 2, (), storage)
+        for size in sizes:
+            features, valid = RNG.random((size, 2), np.float32), np.ones(size, bool)
+            memory.features(size)[:] = features
+            memory.store(size)
+            found = bytes(memory.file(valid, {}, {}, {}))
+            assert found == part_bytes(features, valid, {}, {}, {}, storage), (storage, size)
+            with h5py.File(io.BytesIO(found)) as file:
+                np.testing.assert_array_equal(file["features"], features.astype(storage.dtype))
+
+
+@pytest.mark.process
+def test_it_is_a_valid_input_shard_and_stands_in_index_and_single_file(tmp_path: Path) -> None:
+    for i, storage in enumerate(STORAGES):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        files = ["0.h5", "1.h5", "2.h5"]
+        for name, size, first in zip(files, (3, 0, 3), (0, 3, 3), strict=True):
+            rows, beside = feature_rows(size, first), {key: values[:size] for key, values in RIDERS.items()}
+            (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), beside, {}, {}, storage))
+        (shard,) = open_shards([str(folder / "0.h5")])
+        assert shard.dtype == "float32"
+        np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
+        same(read_riders(Block(shard, 0, 3)), {**RIDERS, "valid": np.ones(3, bool)})
+        (folder / "index.h5").write_bytes(index_of(folder, files, {}))
+        (folder / "single.h5").write_bytes(b"".join(map(bytes, single_file(folder, files, {}).pieces)))
+        for name in ("index.h5", "single.h5"):
+            with h5py.File(folder / name) as file:
+                assert file["features"].dtype == storage.dtype
+                np.testing.assert_array_equal(file["features"], feature_rows(6))
+        assert shapes_in(folder / "single.h5")["features"] == ((6, 2), np.dtype(storage.dtype))
+
+
+def test_what_is_plain_goes_the_short_way() -> None:
+    memory = PartMemory(3, 2)
+    memory.features(3)[:] = feature_rows(3)
+    assert PLAIN.is_plain
+    assert memory.store(3) is None
+    assert not any(storage.is_plain for storage in BEYOND_PLAIN)

@@ -1,0 +1,75 @@
+"""Runs that store their features in fewer bytes: within what is allowed, resumed, replaced and read like all others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from pipeline.output.records import read_manifest
+from pipeline.report.verify import verify
+from tests.support.nights import Stopping, stamps
+from tests.support.standin import Night, features_of
+
+
+def features(output: Path) -> np.ndarray:
+    return np.asarray(open_features(output).features)
+
+
+def test_stored_features_are_those_of_a_plain_run_but_for_the_error_that_is_told(
+    night: Night, out: Path, tmp_path: Path
+) -> None:
+    assert night.run(tmp_path / "plain") == 0
+    expected = features(tmp_path / "plain")
+    assert read_manifest(tmp_path / "plain")["storage"]["max_error"] == 0
+    for flags in (["--storage-dtype", "float16"], ["--compression", "lzf"], ["--max-feature-error", "1e-2"]):
+        output = tmp_path / flags[1]
+        assert night.run(output, *flags, "--single-file") == 0
+        told, found = read_manifest(output)["storage"], features(output)
+        assert np.abs(found.astype(float) - expected).max() == told["max_error"]
+        assert found.dtype == told["dtype"] == ("float32" if "lzf" in flags else "float16")
+        for name in ("index.h5", "single.h5"):
+            with h5py.File(output / name) as file:
+                np.testing.assert_array_equal(file["features"], found)
+                assert f'"max_error": {told["max_error"]}' in file.attrs["storage"]
+        assert not verify(str(output), 1000).faults
+
+
+def test_features_that_float16_is_too_coarse_for_are_float32(night: Night, out: Path, caplog: Any) -> None:
+    flags = ["--max-feature-error", "1e-6"]
+    assert night.run(out, *flags) == 0
+    told = read_manifest(out)["storage"]
+    assert (told["dtype"], told["compression"]) == ("float32", "gzip")
+    assert 0 < told["max_error"] <= 1e-6
+    assert "encoding: begins again with float32, since of these features float16 is off by" in caplog.text
+    assert len(list((out / "parts").iterdir())) == len(read_manifest(out)["parts"])
+    before = stamps(out)
+    assert night.run(out, *flags) == 0
+    assert stamps(out) == before
+
+
+@pytest.mark.parametrize("flags", [["--storage-dtype", "float16"], ["--max-feature-error", "1e-6"]], ids=lambda f: f[0])
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
+    night: Night, out: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    assert night.run(tmp_path / "undisturbed", *flags) == 0
+    for n_named in (1, 3):
+        output = tmp_path / str(n_named)
+        assert night.run(output, *flags, disk=Stopping("parts", n_named)) == 74
+        assert night.run(output, *flags) == 0
+        assert features_of(output) == features_of(tmp_path / "undisturbed")
+
+
+def test_another_storage_is_another_encoding_of_the_same_model(night: Night, out: Path, caplog: Any) -> None:
+    assert night.run(out) == 0
+    flags = ["--storage-dtype", "float16"]
+    assert night.run(out, *flags) == 78
+    assert "storage_dtype None -> float16" in caplog.text
+    caplog.clear()
+    assert night.run(out, *flags, "--overwrite") == 0
+    assert "training: an earlier run has finished it" in caplog.text
+    assert features(out).dtype == np.float16
