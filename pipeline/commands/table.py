@@ -39,6 +39,7 @@ COMMANDS = {
     "plan": Command("before", "what a run would take and stumble over, without one"),
     "report": Command("after", "the morning's page, as a file, a text or numbers"),
     "classify": Command("after", "a classifier on the features, beside raw columns and principal components"),
+    "compare": Command("after", "whether two runs' features mean the same"),
     "verify": Command("after", "check files and features against digests and input rows"),
     "export": Command("after", "write the encoder for ONNX runtimes"),
     "doctor": Command("set up", "whether a run will do on this machine, and what to mend if not"),

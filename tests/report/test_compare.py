@@ -1,0 +1,129 @@
+"""Runs held against each other on rows that both have: which these are, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.optimize  # noqa: F401  here, since the first to load it starts lscpu, which most tests may not
+
+from pipeline.commands.table import main
+from pipeline.features import open_features
+from pipeline.report.compare import compare, verdict
+from pipeline.report.likeness import Likeness
+from tests.support.helpers import refused
+from tests.support.nights import SIZES
+from tests.support.standin import Night
+
+N_ROWS = sum(SIZES)
+
+
+def told(change: float | None, cka: float = 1.0, neighbours: float = 1.0) -> tuple[bool, str]:
+    return verdict(Likeness(100, change, 0.9, 0.5, 4, 4, cka, neighbours))
+
+
+def test_one_sentence_says_whether_to_train_again() -> None:
+    assert [told(change)[0] for change in (0, 1e-3, 0.02, 0.13, None)] == [False, False, False, True, True]
+    assert "are the same" in told(0)[1]
+    assert "say about the same in other numbers" in told(0.13)[1]
+    assert "say about the same in other numbers" in told(None)[1]
+    assert "say other things" in told(1.4, cka=0.3)[1]
+    assert "say other things" in told(1.4, neighbours=0.2)[1]
+
+
+def test_a_run_is_the_same_as_itself_and_as_one_that_was_cut_into_other_parts(
+    night: Night, out: Path, tmp_path: Path
+) -> None:
+    assert night.run(out) == 0
+    assert night.run(tmp_path / "other", "--memory-budget", "20MiB", "--block-rows", "4") == 0
+    for other in (out, tmp_path / "other"):
+        found = compare(str(out), str(other))
+        assert (found.likeness.change, found.retrain, found.n_common, found.n_changed) == (0, False, N_ROWS, 0)
+
+
+def test_rows_are_found_again_by_file_and_number_wherever_the_files_lie(
+    night: Night, out: Path, tmp_path: Path
+) -> None:
+    assert night.run(out) == 0
+    (night.shards / "0.h5").unlink()
+    night.add_shard("00.h5", np.random.default_rng(5).normal(size=(30, 4)).astype(np.float32))
+    shutil.move(night.shards, tmp_path / "moved")
+    night.shards = tmp_path / "moved"
+    other = tmp_path / "other"
+    assert night.run(other, "--model", str(out)) == 0
+    found = compare(str(out), str(other))
+    assert (found.n_common, found.likeness.n_rows, found.likeness.change, found.n_changed) == (35, 35, 0, 0)
+    os.utime(night.shards / "2.h5", (0, 0))
+    assert night.run(other, "--model", str(out), "--restart") == 0
+    assert compare(str(out), str(other)).n_changed == 1
+    assert "1 file of these changed between the runs" in str(compare(str(out), str(other)))
+
+
+def test_files_of_the_same_name_in_two_folders_are_not_mixed_up(night: Night, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(night.shards, tmp_path / "more")
+    rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
+    night.shards, first = tmp_path / "more", night.shards
+    night.add_shard("0.h5", rows)
+    flags = ["--input", str(first)]
+    assert night.run(out, *flags) == 0
+    assert night.run(tmp_path / "other", *flags, "--seed", "1") == 0
+    assert compare(str(out), str(out)).likeness.change == 0
+    assert compare(str(out), str(tmp_path / "other")).n_common == 2 * N_ROWS
+
+
+def test_rows_that_are_bad_in_either_do_not_count(night: Night, out: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
+    rows[4] = np.nan
+    night.add_shard("3.h5", rows)
+    leave = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
+    assert night.run(out, *leave) == 0
+    assert compare(str(out), str(out)).likeness.n_rows == N_ROWS + 19
+
+
+def test_other_numbers_of_features_are_compared(night: Night, out: Path, tmp_path: Path) -> None:
+    assert night.run(out) == 0
+    assert night.run(tmp_path / "wide", "--n-features", "3") == 0
+    found = compare(str(out), str(tmp_path / "wide"))
+    assert (found.n_features, found.likeness.change, found.likeness.n_units, found.retrain) == ((2, 3), None, 2, True)
+    assert "no number, since the columns are not as many" in str(found)
+
+
+def test_as_many_rows_are_drawn_as_are_asked_for(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    assert compare(str(out), str(out), 10).likeness.n_rows == 10
+
+
+def test_stored_otherwise_features_mean_the_same(night: Night, out: Path, tmp_path: Path) -> None:
+    assert night.run(out) == 0
+    assert night.run(tmp_path / "half", "--storage-dtype", "float16", "--compression", "gzip") == 0
+    found = compare(str(out), str(tmp_path / "half"))
+    assert found.likeness.change is not None
+    assert 0 < found.likeness.change < 0.01
+    assert (found.retrain, found.likeness.n_rows) == (False, N_ROWS)
+    assert open_features(tmp_path / "half").features.dtype == np.float16
+
+
+def test_runs_without_a_row_in_common_are_refused(night: Night, out: Path, tmp_path: Path) -> None:
+    assert night.run(out) == 0
+    for path in night.shards.iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    assert night.run(tmp_path / "other") == 0
+    with refused(65, f"output={out} and output={tmp_path / 'other'}: found 0 rows with features in both"):
+        compare(str(out), str(tmp_path / "other"))
+    with refused(66, "nowhere"):
+        compare(str(out), str(tmp_path / "nowhere"))
+
+
+def test_the_command_begins_with_the_sentence_and_gives_the_numbers(night: Night, out: Path, capsys: Any) -> None:
+    assert night.run(out) == 0
+    capsys.readouterr()
+    assert main(["compare", str(out), str(out)]) == 0
+    assert capsys.readouterr().out.startswith("The features are the same: what was trained on A can take B as it is.\n")
+    assert main(["compare", str(out), str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["retrain"], found["likeness"]["cka"]) == (False, pytest.approx(1))

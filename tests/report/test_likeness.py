@@ -1,0 +1,79 @@
+"""Numbers of likeness, held against what is known of features that were turned, swapped, stretched or made up."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import scipy.optimize  # noqa: F401  here, since the first to load it starts lscpu, which most tests may not
+
+from pipeline.report.likeness import likeness, linear_cka, matched, neighbour_overlap
+
+RNG = np.random.default_rng(0)
+A = RNG.normal(size=(300, 6)) * [3, 2, 2, 1, 1, 0.5] + RNG.normal(size=6)
+TURN = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
+
+
+def test_features_are_like_themselves() -> None:
+    found = likeness(A, A)
+    assert (found.change, found.n_in_place, found.neighbours) == (0, 6, 1)
+    np.testing.assert_allclose([found.correlation, found.least_correlation, found.cka], 1)
+
+
+def test_units_in_other_places_of_other_sizes_and_signs_are_found_again() -> None:
+    places = RNG.permutation(6)
+    first, second, sizes = matched(A, -2 * A[:, places] + 5)
+    np.testing.assert_array_equal(places[second], first)
+    np.testing.assert_allclose(sizes, 1)
+
+
+def test_matching_is_the_best_of_all() -> None:
+    B = A @ RNG.normal(size=(6, 5))
+    _, _, sizes = matched(A, B)
+    every = np.abs(np.corrcoef(A.T, B.T)[:6, 6:])
+    best = max(sum(every[row, column] for column, row in enumerate(rows)) for rows in permutations(range(6), 5))
+    np.testing.assert_allclose(sizes.sum(), best)
+
+
+def test_alignment_and_neighbours_do_not_see_how_features_are_turned() -> None:
+    found = likeness(A, 3 * A @ TURN + 1)
+    np.testing.assert_allclose(found.cka, 1)
+    assert found.neighbours > 0.999  # but for equal distances
+    assert found.change is not None
+    assert found.change > 1
+    assert found.correlation < 0.95
+
+
+def test_alignment_is_that_of_the_rows_kernels() -> None:
+    """As Kornblith et al. define it first: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = A A', L = B B'."""
+    B = np.tanh(A @ RNG.normal(size=(6, 9)))
+    center = np.eye(len(A)) - 1 / len(A)
+    K, L = (center @ each @ each.T @ center for each in (A, B))
+    np.testing.assert_allclose(linear_cka(A, B), (K * L).sum() / np.sqrt((K * K).sum() * (L * L).sum()))
+
+
+def test_neighbours_are_those_that_a_loop_finds() -> None:
+    B = A + RNG.normal(size=A.shape)
+    shared = 0
+    for i in range(len(A)):
+        near = [set(np.argsort(np.linalg.norm(each - each[i], axis=1))[1:11]) for each in (A, B)]
+        shared += len(near[0] & near[1])
+    np.testing.assert_allclose(neighbour_overlap(A, B), shared / (10 * len(A)))
+
+
+def test_made_up_features_are_like_nothing() -> None:
+    found = likeness(A, RNG.normal(size=(300, 6)))
+    assert found.cka < 0.1
+    assert found.neighbours < 0.1
+    assert found.correlation < 0.3
+
+
+@pytest.mark.parametrize("n_rows", [2, 3])
+def test_few_rows_and_units_that_never_vary_give_numbers(n_rows: int) -> None:
+    a = A[:n_rows].copy()
+    a[:, 2] = 0.25
+    for b in (a, np.ones((n_rows, 3)), A[:n_rows]):
+        found = likeness(a, b)
+        assert np.isfinite([found.correlation, found.least_correlation, found.cka, found.neighbours]).all()
+    assert likeness(np.ones((n_rows, 3)), np.ones((n_rows, 3))).change == 0
