@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 __all__ = ["main"]
@@ -36,7 +38,8 @@ def main() -> None:
             found = _tried()
     except ShardpressError as error:
         found = {"failed": str(error)}
-    print("\n" + json.dumps({**found, "libraries": _loaded()}))
+    libraries = _loaded()
+    print("\n" + json.dumps({**found, "libraries": libraries, "cuda": _cuda(libraries)}))
 
 
 def _tried() -> dict[str, Any]:
@@ -63,6 +66,18 @@ def _tried() -> dict[str, Any]:
             "failed": f"its features differ from NumPy's by {difference:.1g}, expected {_TOLERANCE} at most",
         }
     return {**found, "difference": difference}
+
+
+def _cuda(libraries: dict[str, list[str]]) -> dict[str, list[int]]:
+    """Up to which version of CUDA the driver takes code, and in which one NVRTC writes it, where they are loaded."""
+    found, numbers = {}, (ctypes.c_int(), ctypes.c_int())
+    with suppress(LookupError, OSError, AttributeError):
+        ctypes.CDLL(libraries["libcuda."][0]).cuDriverGetVersion(ctypes.byref(numbers[0]))
+        found["driver"] = [numbers[0].value // 1000, numbers[0].value % 1000 // 10]
+    with suppress(LookupError, OSError, AttributeError):
+        ctypes.CDLL(libraries["libnvrtc."][0]).nvrtcVersion(*map(ctypes.byref, numbers))
+        found["nvrtc"] = [number.value for number in numbers]
+    return found
 
 
 def _loaded() -> dict[str, list[str]]:

@@ -18,8 +18,8 @@ __all__ = ["tried"]
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipeline.doctor.child import main; main()"
-# What each device needs first, by the name that libgpuarray opens.
-_DRIVERS = {"cuda": "libcuda.so", "opencl0:0": "libOpenCL.so"}
+# What each device needs first. libgpuarray opens the bare names, which may lie in the environment's lib/ alone.
+_DRIVERS = {"cuda": ("libcuda.so.1", "libcuda.so"), "opencl0:0": ("libOpenCL.so.1", "libOpenCL.so")}
 _PYGPU = "install_pygpu.sh (in scripts/, or beside shardpress) installs it, without root: docs/devices.md"
 
 
@@ -31,6 +31,7 @@ def tried(seconds: float) -> Iterator[tuple[Check, dict[str, list[str]]]]:
     found = _asked(None, seconds)
     chosen = found.get("device", "")
     yield _judged(chosen or "device", found, is_chosen=True), found.get("libraries", {})
+    yield from ((check, {}) for check in _of_cuda(found.get("cuda", {})))
     if cache := found.get("cache"):
         yield Check("cache", "ok", f"{cache}: what is compiled is kept there"), {}
     for device in ("cpu", *_DRIVERS):
@@ -39,11 +40,11 @@ def tried(seconds: float) -> Iterator[tuple[Check, dict[str, list[str]]]]:
 
 
 def _other(device: str, seconds: float) -> tuple[Check, dict[str, list[str]]]:
-    library = _DRIVERS.get(device)
-    if library and find_spec("pygpu") is None:
+    drivers = _DRIVERS.get(device, ())
+    if drivers and find_spec("pygpu") is None:
         return Check(device, "absent", "pygpu is not installed", _PYGPU), {}
-    if library and not _can_be_loaded(library):
-        return Check(device, "absent", f"{library} is not there, so no driver either"), {}
+    if drivers and not any(map(_can_be_loaded, drivers)):
+        return Check(device, "absent", f"{drivers[0]} is not there, so no driver either"), {}
     found = _asked(device, seconds)
     return _judged(device, found, is_chosen=False), found.get("libraries", {})
 
@@ -54,6 +55,18 @@ def _can_be_loaded(library: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _of_cuda(versions: dict[str, list[int]]) -> Iterator[Check]:
+    """Whether the driver takes the code that NVRTC writes: PTX of a later version of CUDA than its own it refuses."""
+    if "driver" not in versions or "nvrtc" not in versions:
+        return
+    driver, nvrtc = (".".join(map(str, versions[name])) for name in ("driver", "nvrtc"))
+    found = f"the driver takes code of CUDA {driver}, NVRTC writes that of {nvrtc}"
+    if versions["nvrtc"] > versions["driver"]:
+        yield Check("nvrtc", "fail", found, f"a newer driver, or pip install 'nvidia-cuda-nvrtc-cu12<={driver}.999'")
+    else:
+        yield Check("nvrtc", "ok", found)
 
 
 def _judged(device: str, found: dict[str, Any], is_chosen: bool) -> Check:

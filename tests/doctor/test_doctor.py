@@ -115,6 +115,22 @@ def test_features_that_are_not_numpys_are_a_fault(monkeypatch: pytest.MonkeyPatc
     assert child._tried()["failed"] == "its features differ from NumPy's by 0.001, expected 0.0001 at most"
 
 
+@pytest.mark.process
+def test_a_compiler_library_that_the_driver_does_not_follow_is_found(tmp_path: Path) -> None:
+    """By libraries that are asked as the real ones are."""
+    code = "int cuDriverGetVersion(int *v) { *v = 12080; return 0; }\n"
+    code += "int nvrtcVersion(int *a, int *b) { *a = 12; *b = 9; return 0; }\n"
+    path = str(tmp_path / "both.so")
+    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-o", path, "-"], input=code, text=True, check=True)
+    versions = child._cuda({"libcuda.": [path], "libnvrtc.": [path]})
+    assert versions == {"driver": [12, 8], "nvrtc": [12, 9]}
+    (check,) = devices._of_cuda(versions)
+    assert (check.status, check.fix) == ("fail", "a newer driver, or pip install 'nvidia-cuda-nvrtc-cu12<=12.8.999'")
+    assert next(devices._of_cuda({**versions, "nvrtc": [12, 8]})).status == "ok"
+    assert child._cuda({"libcuda.": ["/nowhere.so"]}) == {}
+    assert list(devices._of_cuda({})) == []
+
+
 def test_a_place_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(dir: Path) -> None:
         raise OSError(30, "Read-only file system")
