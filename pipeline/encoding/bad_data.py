@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DataError
+from pipeline.scan.drift import Outside, outside_of
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, bad_rows
 from pipeline.shards.shard import Block
 
-__all__ = ["BadData", "Outside", "farthest"]
+__all__ = ["BadData"]
 
 _COLUMNS_LISTED = 20  # of a row: enough to see which, and a row of thousands does not fill the list
-_WORST = 3  # columns, as many as a sentence takes
 _NONE = np.empty(0, dtype=np.int64)
 
 _Encode = Callable[[np.ndarray, np.ndarray], object]
-
-
-class Outside(NamedTuple):
-    """How far rows lie outside a model's range in a column: the value that is farthest from its `low` and `high`."""
-
-    column: int
-    value: float
-    low: float
-    high: float
-
-    @property
-    def distance(self) -> float:
-        """From the range, in ranges; 0 where the range is one value, since such a column becomes 0 whatever it is."""
-        beyond = max(self.low - self.value, self.value - self.high)
-        return beyond / (self.high - self.low) if self.high > self.low else 0.0
-
-    def __str__(self) -> str:
-        if self.high <= self.low:
-            return f"column {self.column} ({self.value:g}, trained on {self.low:g} alone)"
-        far = f"{self.distance:.3g} times that range away"
-        return f"column {self.column} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
-
-
-def farthest(found: Iterable[Outside]) -> list[Outside]:
-    """The columns in which rows lie farthest outside: the worst first, each once, and `_WORST` at most."""
-    worst: dict[int, Outside] = {}
-    for one in sorted(found, key=lambda one: (-one.distance, one)):  # all of it, so that no order of blocks shows
-        worst.setdefault(one.column, one)
-    return list(worst.values())[:_WORST]
 
 
 @dataclass(frozen=True)
@@ -64,7 +35,7 @@ class _Judged:
     reasons : list of dict
         With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
     outside : list of Outside
-        The columns in which good rows lie farthest outside that range.
+        The columns in which good rows lie outside that range.
     """
 
     bad: np.ndarray
@@ -83,8 +54,8 @@ class BadData:
         ``raise``, ``skip`` or ``quarantine``.
     missing : float or None
         A value that stands for a missing one.
-    out_of_range : str
-        ``allow``, ``clip`` or ``raise``.
+    on_drift : str
+        ``pass``, ``clip`` or ``raise``.
     trained_on : Scaler or None
         The range of the model's training rows, when rows may lie outside.
     fills : bool
@@ -93,7 +64,7 @@ class BadData:
 
     on_bad_data: str = "raise"
     missing: float | None = None
-    out_of_range: str = "allow"
+    on_drift: str = "pass"
     trained_on: Scaler | None = None
     fills: bool = False
 
@@ -138,8 +109,8 @@ class BadData:
         if self.trained_on is not None and len(bad) < len(some):
             outside = self._outside(block, numbers, some, bad, self.trained_on)
             if len(outside):
-                worst = _farthest(some[outside], self.trained_on)
-                if self.out_of_range == "clip":
+                worst = outside_of(some[outside], self.trained_on)
+                if self.on_drift == "clip":
                     # All rows, since no other is changed by it; and twice, as that is rarer than a look before.
                     encode(np.clip(cleaned, *self.trained_on.edges(cleaned.dtype)), features)
         lost = np.setdiff1d(bad_rows(features[which]), bad)  # of a bad row all is said already
@@ -186,25 +157,14 @@ class BadData:
         entries = (rows < low) | (rows > high)
         entries[bad] = False
         outside = np.flatnonzero(entries.any(axis=1))
-        if self.out_of_range == "raise":
+        if self.on_drift == "raise":
             row, column = np.argwhere(entries)[0]
             raise DataError(
                 f"{block}: {rows[row, column]} in row {numbers[row]}, column {column}, expected "
                 f"{low[column]:g} to {high[column]:g}, the range of the model's training rows; {len(outside)} of these "
-                "rows lie outside. Train a model on them, or use --out-of-range clip."
+                "rows lie outside. Train a model on them, or use --on-drift clip."
             )
         return outside
-
-
-def _farthest(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
-    low, high = trained_on.minimum, trained_on.maximum
-    least, most = rows.min(axis=0), rows.max(axis=0)
-    found = [
-        Outside(int(column), float(value[column]), float(low[column]), float(high[column]))
-        for value, is_out in ((least, least < low), (most, most > high))
-        for column in np.flatnonzero(is_out)
-    ]
-    return farthest(found)
 
 
 def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster.threads import check
-from pipeline.encoding.bad_data import BadData, Outside, farthest
-from pipeline.encoding.parts import Part, PartFacts
+from pipeline.encoding.bad_data import BadData
+from pipeline.encoding.parts import LISTED, Part, PartFacts
 from pipeline.encoding.worker import EncodeSettings, Worker, worker_of
 from pipeline.errors import DataError
 from pipeline.output.records import write_result
 from pipeline.scan.cleaning import Cleaning
+from pipeline.scan.drift import Outside, farthest
 from pipeline.shards.rows import read, read_riders, salvage_riders
 from pipeline.shards.shard import Block
 
@@ -96,8 +97,8 @@ def _encode_rows(
             valid[place][judged.bad] = False
             n_outside += judged.n_outside
             bad += judged.reasons
-            outside += judged.outside
-    return n_outside, bad, farthest(outside)
+            outside = farthest([*outside, *judged.outside])
+    return n_outside, bad, outside[:LISTED]
 
 
 def _riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:

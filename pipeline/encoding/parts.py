@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.encoding.bad_data import Outside
 from pipeline.output.records import Entry, Record
+from pipeline.scan.drift import Outside
 from pipeline.shards.shard import Block, Shard
 
-__all__ = ["Part", "PartFacts", "plan_parts"]
+__all__ = ["LISTED", "Part", "PartFacts", "plan_parts"]
+
+
+LISTED = 20
+"""Columns in which a part's rows lie outside a range that its record keeps, at most: there are thousands of parts."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class PartFacts:
     bad : tuple of dict
         With quarantine, ``row``, ``columns`` and ``reason`` of each bad row.
     outside : tuple of Outside
-        The columns in which rows lie farthest outside that range.
+        The columns in which rows lie farthest outside that range, and how many values do.
     """
 
     entry: Entry

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ from pipeline.errors import ShardpressError, shown
 from pipeline.features import categories_of
 from pipeline.report.sampled.measures import measured
 from pipeline.report.sampled.sample import Looking, Made, drawn
+from pipeline.scan.drift import Outside, farthest
 from pipeline.scan.ranges import Scan
 from pipeline.shards.rows import bad_entries, read
 from pipeline.shards.shard import Shard, block_of, first_rows
 
-__all__ = ["bad_told", "inputs_told", "last_told", "looked_at"]
+__all__ = ["Drifted", "bad_told", "drift_told", "inputs_told", "last_told", "looked_at"]
 
 log = logging.getLogger(__name__)
 
-_FIRST = 10  # of many
+_FIRST, _WORST = 10, 3  # of many shards, rows and columns; of the columns of one shard
 
 
 def inputs_told(shards: Sequence[Shard]) -> dict[str, Any]:
@@ -77,6 +80,65 @@ def _bad_row(shards: Sequence[Shard], number: int, scan: Scan | None, missing: f
     columns = np.flatnonzero(bad_entries(row, missing, block.shard.stored_dtype, fills)[0])
     column = int(columns[0]) if len(columns) else None
     return {**told, "column": column, "value": None if column is None else str(row[0, column])}
+
+
+@dataclass(frozen=True)
+class Drifted:
+    """What is known of a part whose rows were held against a model's range.
+
+    Attributes
+    ----------
+    shard : int
+        Its source's place in the input.
+    outside : tuple of Outside
+        Of some columns, the farthest ones.
+    is_whole : bool
+        Whether these are all.
+    """
+
+    shard: int
+    n_rows: int
+    n_outside: int
+    outside: tuple[Outside, ...]
+    is_whole: bool
+
+
+def drift_told(shards: Sequence[Shard], parts: Sequence[Drifted], on_drift: str) -> dict[str, Any]:
+    """By column and by shard, how many values lie outside a model's range and how far; the first of many.
+
+    Of columns those with the most values come first, of shards those with the most rows.
+    """
+    by_shard: dict[int, list[Drifted]] = {}
+    for part in parts:
+        by_shard.setdefault(part.shard, []).append(part)
+    found = {i: farthest(one for part in mine for one in part.outside) for i, mine in by_shard.items()}
+    columns = sorted(farthest(one for listed in found.values() for one in listed), key=lambda one: -one.n_values)
+    n_outside = {i: sum(part.n_outside for part in mine) for i, mine in by_shard.items()}
+    touched = sorted((i for i, n in n_outside.items() if n), key=lambda i: (-n_outside[i], i))
+    n_shards = Counter(one.column for listed in found.values() for one in listed)
+    return {
+        "on_drift": on_drift,
+        "n_rows": sum(part.n_rows for part in parts),
+        "n_outside": sum(n_outside.values()),
+        "n_columns": len(columns),
+        "n_shards": len(touched),
+        "is_whole": all(part.is_whole for part in parts),
+        "columns": [{**_column_told(shards[0], one), "n_shards": n_shards[one.column]} for one in columns[:_FIRST]],
+        "shards": [
+            {
+                "file": shards[i].path,
+                "n_rows": sum(part.n_rows for part in by_shard[i]),
+                "n_outside": n_outside[i],
+                "farthest": [_column_told(shards[i], one) for one in found[i][:_WORST]],
+            }
+            for i in touched[:_FIRST]
+        ],
+    }
+
+
+def _column_told(shard: Shard, one: Outside) -> dict[str, Any]:
+    name = shard.columns[one.column] if one.column < len(shard.columns) else None
+    return {**one._asdict(), "name": name, "excess": one.distance}
 
 
 def last_told(directory: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -99,7 +99,8 @@ def _faults(directory: Path, entries: list[Entry]) -> list[Fault]:
 
 def _encoded(directory: Path, manifest: Mapping[str, Any]) -> Encoded:
     config = manifest["config"]
-    clips = bool(config.get("model")) and config.get("out_of_range") == "clip"
+    drift = config.get("on_drift", config.get("out_of_range"))  # which it was called before
+    clips = bool(config.get("model")) and drift == "clip"
     return Encoded(load_model(directory), config.get("missing_value"), clips)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
-from pipeline.encoding.bad_data import BadData, farthest
+from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
 from pipeline.encoding.storage import Storage, TooCoarse, storages
@@ -23,6 +23,7 @@ from pipeline.output.groupcommit import GroupCommit
 from pipeline.progress import Progress
 from pipeline.run.earlier import intact
 from pipeline.run.job import Job, Prepared
+from pipeline.scan.drift import farthest
 from pipeline.shards.shard import row_dtype
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = ["encode", "encode_settings"]
 log = logging.getLogger(__name__)
 
 _MANY_OUTSIDE = 0.01  # of the rows
+_WORST = 3  # columns, as many as a sentence takes
 
 
 def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping[int, str]) -> list[PartFacts]:
@@ -99,7 +101,7 @@ def encode_settings(
         part_rows=part_rows,  # of what there is: a run on few rows takes little memory
         n_readers=job.budget.n_threads,
         bad_data=BadData(
-            *(config.on_bad_data, config.missing_value, config.out_of_range, trained_on, scaler.fill is not None)
+            *(config.on_bad_data, config.missing_value, config.on_drift, trained_on, scaler.fill is not None)
         ),
         attributes=attributes,
         storage=storages(config)[0],
@@ -142,9 +144,9 @@ def _tell_outside(parts: Sequence[PartFacts]) -> None:
     """Warn when many rows are not like those that a given model has learnt from."""
     n_rows, n_outside = sum(part.n_rows for part in parts), sum(part.n_outside for part in parts)
     if n_outside > _MANY_OUTSIDE * n_rows:
-        worst = farthest(column for part in parts for column in part.outside)
+        worst = farthest((column for part in parts for column in part.outside), _WORST)
         log.warning(
             "%d of %d rows lie outside the range of the rows that the model was trained on, farthest in %s. Their "
-            "features may mean little: train a model on such rows, or choose with --out-of-range.",
+            "features may mean little: train a model on such rows, or choose with --on-drift.",
             *(n_outside, n_rows, "; ".join(map(str, worst))),
         )

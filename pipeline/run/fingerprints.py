@@ -19,7 +19,7 @@ from pipeline.errors import shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.run.budget import Budget
-from pipeline.settings.config import deciding
+from pipeline.settings.config import FORMERLY, deciding
 from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard
 
@@ -189,7 +189,17 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         was, is_now = before.get(name), now.get(name)
         if was != is_now:
             was, is_now = (_time(value) if name == "changed" else shown(value) for value in (was, is_now))
-            yield f"{name} {was} -> {is_now}"
+            yield _today(f"{name} {was} -> {is_now}")
+
+
+def _today(change: str) -> str:
+    """A change of a setting that was renamed, in the words of today."""
+    for name, (was, spelled) in FORMERLY.items():
+        if change.startswith(f"{was} "):
+            change = name + change.removeprefix(was)
+            for value, before in spelled.items():
+                change = change.replace(f" {before}", f" {value}")
+    return change
 
 
 def _time(nanoseconds: object) -> str:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.encoding.partfile import part_shapes, stored_categories
-from pipeline.encoding.parts import PartFacts
+from pipeline.encoding.parts import LISTED, PartFacts
 from pipeline.encoding.whole import SINGLE_FILE, index_bytes, single_file
 from pipeline.errors import VerificationFailed, counted, shown
 from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
-from pipeline.report.facts import bad_told, inputs_told, last_told, looked_at
+from pipeline.report.facts import Drifted, bad_told, drift_told, inputs_told, last_told, looked_at
 from pipeline.report.page.made import page_bytes, report_bytes
 from pipeline.report.rows import Encoded, check_rows
 from pipeline.report.sampled.sample import Looking, Made
@@ -144,7 +144,7 @@ def _verified(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, A
     VerificationFailed
         When they differ; the parts in which they do are not there any more then.
     """
-    clips = job.given is not None and job.config.out_of_range == "clip"
+    clips = job.given is not None and job.config.on_drift == "clip"
     how = Encoded(model, job.config.missing_value, clips)
     directory, lines = job.ledger.directory, [part.line() for part in parts]
     found = check_rows(directory, lines, lambda part: job.shards[part["shard"]], how)
@@ -254,15 +254,22 @@ def _report(
     }
     if job.given is None:
         report["training"] = model.about["training"]
+    else:
+        report["drift"] = drift_told(job.shards, [_drifted(part) for part in parts], config.on_drift)
     if scan is not None:
         report["scan"] = scan.summary()
     return report
 
 
+def _drifted(part: PartFacts) -> Drifted:
+    is_whole = len(part.outside) < LISTED and all(one.n_values for one in part.outside)
+    return Drifted(part.shard, part.n_rows, part.n_outside, part.outside, is_whole)
+
+
 def _sample(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, Any] | None:
     config, folder = job.config, job.ledger.directory
     made = [Made(Block(job.shards[part.shard], part.start, part.stop), folder / part.entry.file) for part in parts]
-    clips = job.given is not None and config.out_of_range == "clip"
+    clips = job.given is not None and config.on_drift == "clip"
     return looked_at(made, Looking(model, config.missing_value, clips, config.memory_budget, config.seed))
 
 

@@ -32,7 +32,7 @@ from pipeline.settings.kinds import (
     whole,
 )
 
-__all__ = ["Affected", "Config", "deciding", "problems"]
+__all__ = ["FORMERLY", "Affected", "Config", "deciding", "problems"]
 
 Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 """What a setting changes first; what is made from that follows.
@@ -41,6 +41,10 @@ Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 by what comes of it: the files that are read; how many rows are shuffled together or watched, where that is not all;
 that only as many epochs are made as fit into a time.
 """
+
+
+FORMERLY = {"on_drift": ("out_of_range", {"pass": "allow"})}
+"""Settings that were renamed: by what name, and values, they count where results are told apart."""
 
 
 def _setting(default: Any, kind: Kind, affects: Affected, help: str, before: Any = ()) -> Any:
@@ -220,11 +224,12 @@ class Config:
         "outliers leave the others no room: 0.001 (0: none)",
         before=0.0,
     )
-    out_of_range: str = _setting(
-        "allow",
-        one_of("allow", "clip", "raise"),
+    on_drift: str = _setting(
+        "pass",
+        one_of("clip", "pass", "raise"),
         "features",
-        "with --model, rows outside the range that it was trained on: allow counts them, clip moves them to its edge",
+        "with --model, rows outside the range that it was trained on: pass counts them, clip moves them to its edge, "
+        "raise stops",
     )
     storage_dtype: str | None = _setting(
         None,
@@ -285,7 +290,11 @@ def deciding(config: Config, result: Affected) -> dict[str, Any]:
     """
     known = [each for each in fields(Config) if each.metadata["affects"] == result]
     values = [(each.name, getattr(config, each.name), each.metadata["before"]) for each in known]
-    return {name: value for name, value, before in values if value != before}
+    found = {name: value for name, value, before in values if value != before}
+    for name, (was, spelled) in FORMERLY.items():  # so that results from before it was renamed are taken over
+        if name in found:
+            found[was] = spelled.get(value := found.pop(name), value)
+    return found
 
 
 def problems(config: Config) -> list[str]:

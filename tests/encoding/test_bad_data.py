@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.encoding.bad_data import BadData, Outside, farthest
+from pipeline.encoding.bad_data import BadData
+from pipeline.scan.drift import Outside
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.shard import Block, Shard
 from tests.support.helpers import refused
@@ -84,42 +85,31 @@ def test_v8_the_missing_value_is_spelled_as_the_file_does() -> None:
 LOW, HIGH = np.array([0.0, -1.0]), np.array([1.0, 2.0])
 
 
-def ranged(out_of_range: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> BadData:
-    return BadData(on_bad_data, out_of_range=out_of_range, trained_on=Scaler(low, high))
+def ranged(on_drift: str, on_bad_data: str = "skip", low: np.ndarray = LOW, high: np.ndarray = HIGH) -> BadData:
+    return BadData(on_bad_data, on_drift=on_drift, trained_on=Scaler(low, high))
 
 
 def test_the_columns_that_lie_farthest_outside_are_told() -> None:
-    judged = judge(ranged("allow"), [[2, 8], [0, 0], [np.nan, 99], [-3, 0]])
-    assert judged.outside == [Outside(0, -3, 0, 1), Outside(1, 8, -1, 2)]
+    judged = judge(ranged("pass"), [[2, 8], [0, 0], [np.nan, 99], [-3, 0]])
+    assert judged.outside == [Outside(0, -3, 0, 1, 2), Outside(1, 8, -1, 2, 1)]
     assert [one.distance for one in judged.outside] == [3, 2]
     assert str(judged.outside[1]) == "column 1 (8, trained on -1 to 2, 2 times that range away)"
-    assert judge(ranged("allow"), [[1, 2]]).outside == []
-
-
-def test_what_is_farthest_does_not_depend_on_how_it_is_gathered() -> None:
-    rng = np.random.default_rng(0)
-    found = [Outside(int(rng.integers(8)), float(rng.normal() * 9 + 20), 0, float(rng.integers(3))) for _ in range(60)]
-    expected = farthest(found)
-    for size in (1, 7, 30):
-        pieces = [farthest(found[i : i + size]) for i in range(0, 60, size)]
-        assert farthest(one for piece in pieces for one in piece) == expected
-    assert len({one.column for one in expected}) == 3
-    assert str(Outside(2, 5, 0, 0)) == "column 2 (5, trained on 0 alone)"
+    assert judge(ranged("pass"), [[1, 2]]).outside == []
 
 
 def test_v6_rows_on_the_edge_are_inside() -> None:
-    for out_of_range in ("allow", "clip", "raise"):
-        assert judge(ranged(out_of_range), [LOW, HIGH, [0.5, 0]]).n_outside == 0
+    for on_drift in ("pass", "clip", "raise"):
+        assert judge(ranged(on_drift), [LOW, HIGH, [0.5, 0]]).n_outside == 0
 
 
-@pytest.mark.parametrize("out_of_range", ["allow", "clip"])
-def test_v6_rows_outside_are_counted_once_each_and_bad_rows_never(out_of_range: str) -> None:
-    judged = judge(ranged(out_of_range), [[2, 3], [0, 0], [np.nan, 9], [-1, 0], [np.inf, 0]])
+@pytest.mark.parametrize("on_drift", ["pass", "clip"])
+def test_v6_rows_outside_are_counted_once_each_and_bad_rows_never(on_drift: str) -> None:
+    judged = judge(ranged(on_drift), [[2, 3], [0, 0], [np.nan, 9], [-1, 0], [np.inf, 0]])
     assert (judged.n_outside, judged.bad.tolist()) == (2, [2, 4])
 
 
 def test_v6_rows_outside_are_refused_with_their_place() -> None:
-    words = ["rows=100:103", "2.5 in row 101, column 1, expected -1 to 2", "2 of these rows", "--out-of-range clip"]
+    words = ["rows=100:103", "2.5 in row 101, column 1, expected -1 to 2", "2 of these rows", "--on-drift clip"]
     with refused(65, *words):
         judge(ranged("raise"), [[0, 0], [0.5, 2.5], [7, 0]])
 
@@ -130,7 +120,7 @@ def test_v6_without_a_good_row_nothing_is_outside() -> None:
 
 
 def test_v6_allowed_rows_are_left_as_they_are() -> None:
-    assert not judge(ranged("allow"), [[7, 7]]).is_encoded_again
+    assert not judge(ranged("pass"), [[7, 7]]).is_encoded_again
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u4", "i8", "u8", "f4", "f8"])
@@ -200,6 +190,6 @@ def test_features_are_looked_at_among_the_rows_that_need_it_only() -> None:
 
 def test_suspects_are_named_by_their_places_in_the_block() -> None:
     rows = np.array([[0, 0], [0, np.nan], [0, 0], [9, 0], [np.inf, 0]])
-    judged = judge(ranged("allow", "quarantine"), rows, suspects=np.array([1, 3, 4]))
+    judged = judge(ranged("pass", "quarantine"), rows, suspects=np.array([1, 3, 4]))
     assert (judged.bad.tolist(), judged.n_outside) == ([1, 4], 1)
     assert [reason["row"] for reason in judged.reasons] == [101, 104]

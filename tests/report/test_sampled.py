@@ -144,6 +144,15 @@ def test_a_probe_tells_what_can_be_told_and_nothing_else() -> None:
     assert 0.2 < accuracy(noise, codes, is_test) < 0.47  # three standard errors around a third
 
 
+def test_what_a_probe_is_made_of_is_the_singular_value_decomposition() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 9))
+    for x in (rng.normal(size=(30, 7)), rng.normal(size=(7, 30)), low, np.zeros((5, 3))):
+        left, sizes, right = probe._decomposed(x)
+        np.testing.assert_allclose(left * sizes @ right, x, atol=1e-7)
+        np.testing.assert_allclose(np.sort(sizes)[::-1], np.linalg.svd(x)[1], atol=1e-6)
+
+
 def test_a_probe_of_more_columns_than_rows_does_not_learn_by_heart() -> None:
     rng = np.random.default_rng(0)
     codes, is_test = np.arange(200) % 2, np.arange(200) >= 100

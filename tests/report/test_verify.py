@@ -156,14 +156,14 @@ def test_however_rows_are_encoded_they_are_encoded_again(
     assert found.rows.n_bad == (flags[0] == "--on-bad-data")
 
 
-@pytest.mark.parametrize("choice", ["allow", "clip"])
+@pytest.mark.parametrize("choice", ["pass", "clip"])
 def test_rows_outside_a_given_models_range_are_encoded_again(
     night: Night, out: Path, tmp_path: Path, choice: str
 ) -> None:
     assert night.run(out) == 0
     night.add_shard("3.h5", np.full((5, 4), 100, np.float32))
     other = tmp_path / "other"
-    assert night.run(other, "--model", str(out), "--out-of-range", choice) == 0
+    assert night.run(other, "--model", str(out), "--on-drift", choice) == 0
     found = verify(str(other), 1000)
     assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), N_ROWS + 5)
 

@@ -204,7 +204,7 @@ def test_a_given_model_fills_and_clips_as_it_has_learnt(shards: Shards, tmp_path
             later, output = shards.another(f"later-{i}"), tmp_path / f"out-{i}"
             rows = gappy(dtype, missing, 0, seed=5)
             later.add(rows)
-            flags = ["--model", str(shards.output), "--on-bad-data", mode, "--out-of-range", "raise"]
+            flags = ["--model", str(shards.output), "--on-bad-data", mode, "--on-drift", "raise"]
             assert later.run(*flags, *flags_of(missing), output=output) == 0
             check(output, [by_hand(rows, missing, model)], [], model)
             assert read_manifest(output)["summary"]["n_outside"] == 0

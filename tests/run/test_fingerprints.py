@@ -95,7 +95,7 @@ TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
     ({"missing_value": -9999.0}, set(STAGES)),
     ({"impute": "mean"}, set(STAGES)),
     ({"clip_quantile": 0.001}, set(STAGES)),
-    ({"out_of_range": "clip"}, {"features", "all"}),
+    ({"on_drift": "clip"}, {"features", "all"}),
     ({"block_rows": 16}, set()),
     ({"threads": 1}, set()),
     ({"memory_budget": 2**24}, set()),
@@ -169,7 +169,7 @@ def test_u3_what_earlier_versions_have_done_is_known_again(monkeypatch: pytest.M
         "defaults": request(),
         "training": request(replace(CONFIG, **training)),
         "missing value": request(replace(CONFIG, missing_value=-9999)),
-        "features": request(replace(CONFIG, out_of_range="clip", carry=("obs/a", "b"))),
+        "features": request(replace(CONFIG, on_drift="clip", carry=("obs/a", "b"))),
         "budget": request(budget, wide),
         "model": request(model=MODEL),
     }
@@ -277,9 +277,9 @@ def test_no_difference_has_no_words() -> None:
 
 
 def test_every_changed_setting_is_named_with_both_values() -> None:
-    now = request(replace(CONFIG, epochs=3, seed=7, missing_value=-1.0, out_of_range="clip"))
+    now = request(replace(CONFIG, epochs=3, seed=7, missing_value=-1.0, on_drift="clip"))
     words = differences(plain(request()), plain(now))
-    assert words == "missing_value None -> -1.0; epochs 20 -> 3; seed 0 -> 7; out_of_range allow -> clip"
+    assert words == "missing_value None -> -1.0; epochs 20 -> 3; seed 0 -> 7; on_drift pass -> clip"
 
 
 def test_many_differences_are_cut_short() -> None:

@@ -48,11 +48,11 @@ def test_v6_rows_outside_are_counted_and_clipped_or_not(
     low, high = fitted.scaler.minimum, fitted.scaler.maximum
     n_outside = sum(int(((rows < low) | (rows > high)).any(axis=1).sum()) for rows in shards.arrays)
     edges = (np.ceil(low), np.floor(high)) if np.dtype(dtype).kind == "i" else (low, high)
-    expected = {"allow": shards.arrays, "clip": [np.clip(rows, *edges).astype(dtype) for rows in shards.arrays]}
-    for out_of_range, arrays in expected.items():
-        output = tmp_path / out_of_range
+    expected = {"pass": shards.arrays, "clip": [np.clip(rows, *edges).astype(dtype) for rows in shards.arrays]}
+    for on_drift, arrays in expected.items():
+        output = tmp_path / on_drift
         capsys.readouterr()
-        assert shards.run("--model", model, "--out-of-range", out_of_range, output=output) == 0
+        assert shards.run("--model", model, "--on-drift", on_drift, output=output) == 0
         assert f" {n_outside} rows outside the model's range." in capsys.readouterr().out
         assert read_manifest(output)["summary"]["n_outside"] == n_outside
         check(output, arrays, [], fitted)
@@ -68,26 +68,26 @@ def test_v6_a_row_outside_stops_the_run_where_that_is_asked_for(
     rows = shards.arrays[1].copy()
     rows[13, 2] = 31.5
     shards.rewrite(1, rows)
-    assert shards.run("--model", model, "--out-of-range", "raise") == 65
+    assert shards.run("--model", model, "--on-drift", "raise") == 65
     assert f"file={shards.folder}/1.h5 dataset=X rows=" in errors(caplog)
     assert "31.5 in row 13, column 2, expected " in errors(caplog)
-    assert shards.run("--model", model, "--out-of-range", "clip") == 0
+    assert shards.run("--model", model, "--on-drift", "clip") == 0
 
 
 def test_v6_rows_of_the_training_are_never_outside(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
     shards.fill(40)
-    assert shards.run("--out-of-range", "raise") == 0
-    assert shards.run("--model", str(shards.output), "--out-of-range", "raise", output=shards.output / "../again") == 0
+    assert shards.run("--on-drift", "raise") == 0
+    assert shards.run("--model", str(shards.output), "--on-drift", "raise", output=shards.output / "../again") == 0
     assert "outside" not in capsys.readouterr().out
 
 
 @TOLERANT
-@pytest.mark.parametrize("out_of_range", ["allow", "clip", "raise"])
-def test_v6_bad_rows_are_not_outside(shards: Shards, model: str, mode: str, out_of_range: str) -> None:
+@pytest.mark.parametrize("on_drift", ["pass", "clip", "raise"])
+def test_v6_bad_rows_are_not_outside(shards: Shards, model: str, mode: str, on_drift: str) -> None:
     rows = np.random.default_rng(0).uniform(-20, 20, (30, 4)).astype(np.float32)
     rows[[3, 17]] = [[np.inf, 1, 1, 1], [np.nan, 99, 99, 99]]
     shards.add(rows)
-    flags = ["--model", model, "--out-of-range", out_of_range, "--on-bad-data", mode, *KEEP]
+    flags = ["--model", model, "--on-drift", on_drift, "--on-bad-data", mode, *KEEP]
     assert shards.run(*flags) == 0
     check(shards.output, [rows], [3, 17], load_model(model))
     assert read_manifest(shards.output)["summary"]["n_outside"] == 0

@@ -29,8 +29,8 @@ def test_u3_a_finished_run_is_not_replaced_without_leave(
 ) -> None:
     assert night.run(out) == 0
     before, watched = stamps(out), Watched()
-    assert night.run(out, "--epochs", "3", "--out-of-range", "clip", disk=watched) == 78
-    assert "this one differs: epochs 2 -> 3; out_of_range allow -> clip. Choose another --output" in caplog.text
+    assert night.run(out, "--epochs", "3", "--on-drift", "clip", disk=watched) == 78
+    assert "this one differs: epochs 2 -> 3; on_drift pass -> clip. Choose another --output" in caplog.text
     assert "--overwrite (what still fits is kept) or --restart" in caplog.text
     assert watched.calls == []
     assert stamps(out) == before
@@ -57,7 +57,7 @@ def test_u3_other_settings_of_the_encoding_keep_the_model(
 ) -> None:
     assert night.run(out) == 0
     caplog.clear()
-    assert night.run(out, "--out-of-range", "clip", "--overwrite") == 0
+    assert night.run(out, "--on-drift", "clip", "--overwrite") == 0
     assert "training: an earlier run has finished it" in caplog.text
     assert features_of(out) == expected()
 

@@ -123,3 +123,25 @@ def test_with_a_given_model_its_rows_are_looked_at(shards: Shards, model: str) -
     assert "training" not in report
     assert report["sample"]["n_rows"] == 40
     assert "which give the rows back with a mean squared error of" in (shards.output / "report.html").read_text()
+
+
+def test_drift_is_told_by_column_and_shard_also_of_parts_that_were_there_before(shards: Shards, model: str) -> None:
+    """In whichever sitting they were encoded."""
+    shards.add(np.random.default_rng(0).uniform(-20, 20, (40, 4)).astype(np.float32))
+    shards.add(shards.arrays[0][:30])
+    rows = shards.arrays[1].copy()
+    rows[[3, 17], 2], rows[17, 0] = 900, -500
+    shards.rewrite(1, rows)
+    for flags in (["--on-drift", "pass"], ["--on-drift", "clip", "--overwrite"]):
+        assert shards.run("--model", model, *flags) == 0
+        drift = report_of(shards.output)["drift"]
+        assert (drift["n_rows"], drift["n_outside"], drift["on_drift"]) == (70, 2, flags[1])
+        assert [(each["column"], each["n_values"], each["value"]) for each in drift["columns"]] == [
+            (2, 2, 900),
+            (0, 1, -500),
+        ]
+        assert [(Path(each["file"]).name, each["n_outside"]) for each in drift["shards"]] == [("1.h5", 2)]
+        (shards.output / "index.h5").unlink()
+        assert shards.run("--model", model, *flags) == 0
+        assert report_of(shards.output)["drift"] == drift
+        assert "Drift by column" in (shards.output / "report.html").read_text()

@@ -51,7 +51,7 @@ SAMPLES = {
     "missing_value": (-1.0, -2.0, -3.0),
     "impute": ("mean", "median", "mean"),
     "clip_quantile": (0.1, 0.25, 0.4),
-    "out_of_range": ("clip", "raise", "clip"),
+    "on_drift": ("clip", "raise", "clip"),
     "storage_dtype": ("float16", "float32", "float16"),
     "compression": ("gzip", "none", "lzf"),
     "max_feature_error": (0.1, 0.01, 0.001),
@@ -181,7 +181,7 @@ BAD_VALUES = [
     ("memory_budget", "lots", "'lots', expected bytes with a unit"),
     ("optimizer", "sgd", "'sgd', expected one of momentum, nesterov, adam, rmsprop"),
     ("on_bad_data", "ignore", "'ignore', expected one of raise, skip, quarantine"),
-    ("out_of_range", "drop", "'drop', expected one of allow, clip, raise"),
+    ("on_drift", "drop", "'drop', expected one of clip, pass, raise"),
     ("max_bad_rows", "150%", "'150%', expected a whole number, or a percentage"),
     ("missing_value", "NA", "'NA', expected a number"),
     ("hidden", "wide", "'wide', expected whole numbers, like 512 or 512,256, or none"),
@@ -294,7 +294,7 @@ def test_help_says_what_each_setting_takes_and_to_what_stage_it_belongs(capsys):
     assert "VALUE" not in said
     for phrase in (
         "--verify {digests,sizes}",
-        "--out-of-range {allow,clip,raise}",
+        "--on-drift {clip,pass,raise}",
         "--epochs N",
         "--memory-budget BYTES",
     ):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.page.document import Page
-from pipeline.report.page.night import change, settings, steps, time_spent
-from pipeline.report.page.quality import quality
-from pipeline.report.page.verdict import needs, notices, verdict
+from pipeline.report.page.sections.night import change, settings, steps, time_spent
+from pipeline.report.page.sections.quality import quality
+from pipeline.report.page.sections.verdict import needs, notices, verdict
 from pipeline.report.page.words import cut
 
 __all__ = ["page_of"]

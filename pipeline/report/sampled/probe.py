@@ -30,11 +30,21 @@ def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
     x = (x - mean) / np.where(deviation > 1e-9 * max(deviation.max(), 1e-300), deviation, np.inf)
     targets = np.eye(codes.max() + 1)[codes[~is_test]]
     base = targets.mean(axis=0)
-    left, sizes, right = np.linalg.svd(x[~is_test], full_matrices=False)
+    left, sizes, right = _decomposed(x[~is_test])
     projected = left.T @ (targets - base)
     errors, weights = zip(*(_ridge(left, sizes, projected, targets - base, p) for p in _PENALTIES), strict=True)
     scores = x[is_test] @ (right.T @ weights[int(np.argmin(errors))]) + base
     return float((scores.argmax(axis=1) == codes[is_test]).mean())
+
+
+def _decomposed(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `numpy.linalg.svd` gives it, from the smaller Gram matrix: in a fifth of the time, to half of the digits."""
+    if len(x) < x.shape[1]:
+        right, sizes, left = _decomposed(x.T)
+        return left.T, sizes, right.T
+    squares, right = np.linalg.eigh(x.T @ x)
+    sizes = np.sqrt(np.where(squares > 1e-12 * squares[-1], squares, 0))
+    return x @ right / np.where(sizes > 0, sizes, np.inf), sizes, right.T
 
 
 def _ridge(

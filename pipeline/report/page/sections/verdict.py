@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.errors import counted
 from pipeline.report.page.document import Item, Section, Table
+from pipeline.report.page.sections.drifted import drift
 from pipeline.report.page.words import count, cut, duration, number, percent
 
 __all__ = ["needs", "notices", "verdict"]
@@ -67,7 +68,7 @@ def needs(report: Mapping[str, Any]) -> Section:
     items: list[Item] = [*said] or ["Nothing."]
     if n > len(said):
         items.append(f"And {count(n - len(said))} more: run.log has all of them.")
-    items += _tables(report.get("bad", {}))
+    items += [*_tables(report.get("bad", {})), *drift(report.get("drift"))]
     if taken := report.get("taken_over"):
         items.append("Taken over from an earlier sitting: " + "; ".join(cut(each) for each in taken[:_FIRST]) + ".")
     return Section("What needs a person", tuple(items))

@@ -1,0 +1,1 @@
+"""The sections of a page, each from the plain values of a report."""

@@ -1,0 +1,62 @@
+"""Values outside a model's range: in which columns, how many, and how far."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.scan.scaler import Scaler
+
+__all__ = ["Outside", "farthest", "outside_of"]
+
+
+class Outside(NamedTuple):
+    """How rows lie outside a model's range in a column: the value that is farthest from its `low` and `high`.
+
+    `n_values` of them are outside; 0 where an earlier version has not counted.
+    """
+
+    column: int
+    value: float
+    low: float
+    high: float
+    n_values: int = 0
+
+    @property
+    def distance(self) -> float:
+        """From the range, in ranges; 0 where the range is one value, since such a column becomes 0 whatever it is."""
+        beyond = max(self.low - self.value, self.value - self.high)
+        return beyond / (self.high - self.low) if self.high > self.low else 0.0
+
+    def __str__(self) -> str:
+        if self.high <= self.low:
+            return f"column {self.column} ({self.value:g}, trained on {self.low:g} alone)"
+        far = f"{self.distance:.3g} times that range away"
+        return f"column {self.column} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
+
+
+def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
+    """The columns in which rows lie outside, each once with all its values: the farthest first, and `most` at most."""
+    worst: dict[int, Outside] = {}
+    n_values: Counter[int] = Counter()
+    for one in sorted(found, key=lambda one: (-one.distance, one)):  # all of it, so that no order of blocks shows
+        worst.setdefault(one.column, one)
+        n_values[one.column] += one.n_values
+    return [one._replace(n_values=n_values[one.column]) for one in worst.values()][:most]
+
+
+def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
+    """Every column in which rows (n_rows, n_inputs), one at least, lie outside a range, the farthest first."""
+    low, high = trained_on.minimum, trained_on.maximum
+    found = [
+        Outside(int(column), float(value[column]), float(low[column]), float(high[column]), int(n[column]))
+        for value, n in (
+            (rows.min(axis=0), np.count_nonzero(rows < low, axis=0)),
+            (rows.max(axis=0), np.count_nonzero(rows > high, axis=0)),
+        )
+        for column in np.flatnonzero(n)
+    ]
+    return farthest(found)

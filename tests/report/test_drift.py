@@ -1,0 +1,68 @@
+"""Drift as the report has it: sums over parts and shards, the first of many, and how sure they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.report.facts import Drifted, drift_told
+from pipeline.report.page.document import Table
+from pipeline.report.page.sections.drifted import drift
+from pipeline.scan.drift import outside_of
+from pipeline.scan.scaler import Scaler
+from tests.support.helpers import numbered_shards
+
+RANGE = Scaler(np.zeros(30), np.ones(30))
+
+
+def parts_of(rows: np.ndarray, part_rows: int) -> list[Drifted]:
+    """Parts of three shards, of whose rows some lie outside."""
+    made = []
+    for shard in range(3):
+        for start in range(0, len(rows[shard]), part_rows):
+            part = rows[shard][start : start + part_rows]
+            out = part[((part < 0) | (part > 1)).any(axis=1)]
+            found = tuple(outside_of(out, RANGE)) if len(out) else ()
+            made.append(Drifted(shard, len(part), len(out), found, True))
+    return made
+
+
+def test_counts_are_those_of_the_rows_however_they_are_cut(tmp_path: Path) -> None:
+    shards = numbered_shards(tmp_path, 40, 40, 40)
+    rows = np.random.default_rng(0).uniform(0.1, 0.9, (3, 40, 30))
+    rows[0, 5:9, 3], rows[1, 7, 3], rows[1, 8:30, 4], rows[1, 30, 11] = 2, -4, 1.5, 9
+    told = drift_told(shards, parts_of(rows, 7), "clip")
+    assert told == drift_told(shards, parts_of(rows, 40), "clip")
+    assert (told["n_rows"], told["n_outside"], told["n_columns"], told["n_shards"]) == (120, 28, 3, 2)
+    assert [
+        (each["column"], each["n_values"], each["n_shards"], each["value"], each["excess"]) for each in told["columns"]
+    ] == [
+        (4, 22, 1, 1.5, 0.5),
+        (3, 5, 2, -4, 4),
+        (11, 1, 1, 9, 8),
+    ]
+    assert [(Path(each["file"]).name, each["n_outside"]) for each in told["shards"]] == [("1.h5", 24), ("0.h5", 4)]
+    assert [each["column"] for each in told["shards"][0]["farthest"]] == [11, 3, 4]
+    words, columns, files = drift(told)
+    assert str(words).startswith("Drift: 28 of 120 rows (23 %) lie outside the range of the rows that")
+    assert str(words).endswith("and were moved to its edge.")
+    assert isinstance(columns, Table)
+    assert columns.rows[1] == ("3", "5", "2", "0 to 1", "-4", "4")
+    assert isinstance(files, Table)
+    assert files.rows[1] == (str(tmp_path / "0.h5"), "4", "40", "3 (4, up to 2)")
+
+
+def test_of_many_columns_the_first_are_told_and_whether_these_are_all(tmp_path: Path) -> None:
+    shards = numbered_shards(tmp_path, 40, 40, 40)
+    rows = np.full((3, 40, 30), 2.0)
+    told = drift_told(shards, parts_of(rows, 40), "pass")
+    assert (told["n_columns"], len(told["columns"])) == (30, 10)
+    cut = [Drifted(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)]
+    assert "so there are more values" not in str(next(drift(told)))
+    assert "so there are more values" in str(next(drift(drift_told(shards, cut, "pass"))))
+
+
+def test_without_drift_nothing_is_said(tmp_path: Path) -> None:
+    shards = numbered_shards(tmp_path, 40, 40, 40)
+    assert list(drift(drift_told(shards, parts_of(np.full((3, 40, 30), 0.5), 8), "pass"))) == list(drift(None)) == []
