@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
@@ -118,8 +118,9 @@ def _in_time(job: Job, scan: Scan, training: Training) -> InTime | None:
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint, and let go of all but the last ones."""
     entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
-    limit = checkpoint.standing.n_epochs
-    facts = {"n_epochs": checkpoint.standing.epoch, "of": job.config.epochs if limit is None else limit}
+    now = checkpoint.standing
+    facts: dict[str, Any] = {"n_epochs": now.epoch, "of": job.config.epochs if now.n_epochs is None else now.n_epochs}
+    facts |= {} if now.ends_by is None else {"ends_by": now.ends_by}
     # So many digits that the order of the keys is that of the steps.
     job.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from pipeline.output.records import read_manifest
 from pipeline.run import deadline
 from pipeline.run.deadline import deadline_of
+from pipeline.run.plan.plan import make_plan
 from pipeline.settings.config import Config
+from pipeline.settings.flags import parse
 from tests.support.cases import case, each
 from tests.support.nights import STEPS, Stopping
 from tests.support.standin import Night, features_of
@@ -116,6 +119,9 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_time(
         flags = machine.flags(3.5)
         with case(n_steps):
             assert night.run(out, *flags, *STEPS, disk=Stopping("commits/checkpoint", n_steps)) == 74
+            told = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
+            assert "of 3 epochs" in told.earlier["training"]
+            assert float(told.stages[2].what.split()[0]) <= 3
             machine.epoch = 1.0  # by which many would fit now
             caplog.clear()
             assert night.run(out, *flags, *STEPS) == 0

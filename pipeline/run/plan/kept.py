@@ -40,6 +40,8 @@ class Kept:
         The training's.
     n_steps : int
         Of the training, that a checkpoint keeps; 0 without one.
+    n_epochs, ends_by : int and float, or None
+        How many it is going to make in all, and when it is to be over (seconds since 1970), as a checkpoint keeps it.
     n_encoded, n_bytes : int
         Rows with committed features, and the bytes of their files.
     why : dict of str to str
@@ -50,6 +52,8 @@ class Kept:
     scan: bool = False
     model: Model | None = None
     n_steps: int = 0
+    n_epochs: int | None = None
+    ends_by: float | None = None
     n_encoded: int = 0
     n_bytes: int = 0
     why: dict[str, str] = field(default_factory=lambda: dict.fromkeys(_DECIDES, _NOTHING))
@@ -81,7 +85,7 @@ def kept(ledger: Ledger, prepared: Prepared) -> Kept:
     if manifest.get("fingerprint") == prepared.request.of_all() and passes(manifest, prepared):
         n_bytes = sum(part["n_bytes"] for part in manifest["parts"])
         complete = dict.fromkeys(_DECIDES, "an earlier run has finished it")
-        return Kept(True, True, None, 0, prepared.n_rows, n_bytes, complete)
+        return Kept(True, True, n_encoded=prepared.n_rows, n_bytes=n_bytes, why=complete)
     return _of_records(ledger, prepared, ledger.request() or manifest.get("request"))
 
 
@@ -104,8 +108,9 @@ def _of_records(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | 
     }
     why = {stage: words or _why_not(stage, before, prepared) for stage, words in used.items()}
     n_bytes = sum(part.entry.n_bytes for part in facts)
-    n_steps = step_of(checkpoint) if checkpoint else 0
-    return Kept(False, bool(used["scan"]), model, n_steps, n_encoded, n_bytes, why)
+    told = checkpoint.facts if checkpoint else {}
+    training = step_of(checkpoint) if checkpoint else 0, told.get("of"), told.get("ends_by")
+    return Kept(False, bool(used["scan"]), model, *training, n_encoded, n_bytes, why)
 
 
 def _trained(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:
