@@ -10,6 +10,7 @@ import numpy as np
 __all__ = ["Likeness", "likeness", "linear_cka", "matched", "neighbour_overlap"]
 
 _NEIGHBOURS = 10
+_LEAST_SPREAD = 0.01  # of the other columns'
 _NEIGHBOUR_ROWS = 2048  # among which they are looked for: the distances take the square of it
 
 
@@ -22,8 +23,8 @@ class Likeness:
     n_rows : int
         Rows.
     change : float or None
-        The root mean square of B - A as a share of A's standard deviation, over all columns: 0 where B is A. None where
-        there are more columns in one.
+        The root mean square of B - A in standard deviations of A's columns, over all of these: 0 where B is A. None
+        where there are more columns in one.
     correlation, least_correlation : float
         Mean and smallest size of the correlation of units that are matched one to one, so that the mean is largest.
     n_units, n_in_place : int
@@ -62,7 +63,10 @@ def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
 
 
 def _change(a: np.ndarray, b: np.ndarray) -> float:
-    return _share(np.linalg.norm(b - a), np.linalg.norm(_centered(a)))
+    """Columns that hardly vary beside the others count by a hundredth of these, so that no rounding is much of them."""
+    spread = a.std(axis=0)
+    least = max(_LEAST_SPREAD * float(np.sqrt(np.mean(spread**2))), float(np.finfo(float).tiny))
+    return float(np.sqrt(np.mean(((b - a) / np.maximum(spread, least)) ** 2)))
 
 
 def matched(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -129,9 +129,11 @@ def check_rows(
 
 
 def _affordable(parts: Sequence[Part], sources: _Sources) -> int:
-    """Rows that can be read soon, if all shards are like the first one."""
+    """Rows that can be read soon, if all shards are like the first one, and each row lies in a chunk of its own."""
     shard = next((shard for part in parts if (shard := sources.shard(part))), None)
-    return min(_ROWS, max(_LEAST_ROWS, _BYTES // (shard.chunk_rows * shard.row_bytes))) if shard else _ROWS
+    if shard is None or sum(part["n_rows"] for part in parts) * shard.row_bytes <= _BYTES:
+        return _ROWS
+    return min(_ROWS, max(_LEAST_ROWS, _BYTES // (shard.chunk_rows * shard.row_bytes)))
 
 
 def _in_pieces(rows: np.ndarray) -> list[np.ndarray]:
@@ -158,11 +160,14 @@ class _Sources:
 def _read(part: Part, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
     """Rows of a part (n, n_inputs), and of those that cannot be read, by their positions, why."""
     rows, failed = np.zeros((len(numbers), shard.n_inputs), shard.dtype), dict[int, str]()
-    for i, row in enumerate((numbers + part["start"]).tolist()):
+    places = numbers + part["start"]
+    for chunk in np.unique(places // shard.chunk_rows):  # each is undone once
+        few = np.flatnonzero(places // shard.chunk_rows == chunk)
+        first, last = int(places[few[0]]), int(places[few[-1]])
         try:
-            read(Block(shard, row, row + 1), rows[i : i + 1])
+            rows[few] = read(Block(shard, first, last + 1))[places[few] - first]
         except DataError as error:
-            failed[i] = str(error)
+            failed |= dict.fromkeys(few.tolist(), str(error))
     return rows, failed
 
 

@@ -62,6 +62,17 @@ def test_neighbours_are_those_that_a_loop_finds() -> None:
     np.testing.assert_allclose(neighbour_overlap(A, B), shared / (10 * len(A)))
 
 
+def test_a_change_counts_in_each_column_by_what_it_varies() -> None:
+    B, scale = A + RNG.normal(size=A.shape) / 10, np.array([1, 2, 0.5, 3, 1, 0.7])
+    np.testing.assert_allclose(likeness(A * scale, B * scale).change, likeness(A, B).change)
+    noise = RNG.normal(size=A.shape)
+    np.testing.assert_allclose(likeness(A, A + 0.1 * A.std(axis=0) * noise).change, 0.1, rtol=0.1)
+    dead = np.hstack([A, np.full((len(A), 1), 0.5)])
+    found = likeness(dead, dead + 1e-4 * (np.arange(7) == 6)).change
+    assert found is not None
+    assert 0 < found < 0.005  # of a unit that never varies
+
+
 def test_made_up_features_are_like_nothing() -> None:
     found = likeness(A, RNG.normal(size=(300, 6)))
     assert found.cka < 0.1
