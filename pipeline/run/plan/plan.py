@@ -31,7 +31,6 @@ from pipeline.shards.shard import row_dtype
 
 if TYPE_CHECKING:
     from kernels.backend import Device
-    from kernels.network import Network
 
 __all__ = ["Plan", "make_plan"]
 
@@ -114,8 +113,6 @@ def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
     n_train = prepared.n_rows - round(config.validation_fraction * prepared.n_rows)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
     network = network_of(config, shards[0].n_inputs)
-    needed = 0 if kept.is_complete else max(0, bytes_needed(prepared) - kept.n_bytes) + _model_bytes(prepared, network)
-    free = free_bytes(Path(config.output))
     return {
         "input": {
             "n_shards": len(shards),
@@ -130,14 +127,18 @@ def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
             "steps_per_epoch": -(-n_train // config.batch_size),
             "batch_size": config.batch_size,
         },
-        "disk": {"n_bytes": needed, "free": free, "left": None if free is None else free - needed},
+        "disk": _disk(prepared, kept, max(0, bytes_needed(prepared) - kept.n_bytes)),
         "earlier": kept.why,
     }
 
 
-def _model_bytes(prepared: Prepared, network: Network) -> int:
-    """Of ``encoder.npz``, in float64, and of ``model.h5``, which stands there twice where it is trained."""
-    return network.n_weights * (8 + 4 * (2 if prepared.given is None else 1))
+def _disk(prepared: Prepared, kept: Kept, n_bytes: int) -> dict[str, int | None]:
+    """What is going to be written, so many bytes of it features, and what that leaves."""
+    # encoder.npz, in float64, and model.h5, which stands there twice where it is trained.
+    n_weights = network_of(prepared.config, prepared.shards[0].n_inputs).n_weights
+    n_bytes = 0 if kept.is_complete else n_bytes + n_weights * (8 + 4 * (2 if prepared.given is None else 1))
+    free = free_bytes(Path(prepared.config.output))
+    return {"n_bytes": n_bytes, "free": free, "left": None if free is None else free - n_bytes}
 
 
 def _of_what_is_tried(
@@ -153,7 +154,13 @@ def _of_what_is_tried(
     }
     with theanos_errors():
         sampled = found.caught(lambda: _sampled(prepared, (resident, on_host), found, tell))
-    return {"device": str(device), "memory": memory, "stages": stages(prepared, kept, sampled) if sampled else []}
+    found_out = {"device": str(device), "memory": memory}
+    if sampled is None:
+        return found_out
+    if prepared.config.compression != "none":  # how far features can be compressed, some of them tell
+        n_bytes = sampled.encoding.n_bytes * (prepared.n_rows - kept.n_encoded) // max(1, sampled.encoding.n_rows)
+        found_out["disk"] = _disk(prepared, kept, n_bytes)
+    return {**found_out, "stages": stages(prepared, kept, sampled)}
 
 
 def _sampled(

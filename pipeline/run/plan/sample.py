@@ -17,6 +17,7 @@ from pipeline.cluster.threads import threads
 from pipeline.device import autoencoder_of, seconds_compiling, training_step_of
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import Part
+from pipeline.encoding.storage import Storage, TooCoarse, storages
 from pipeline.encoding.worker import serving
 from pipeline.model import Model
 from pipeline.output.disk import Disk
@@ -56,10 +57,11 @@ class Stretch(NamedTuple):
 
 @dataclass(frozen=True)
 class Pace:
-    """So many rows have taken so many seconds."""
+    """So many rows have taken so many seconds, and of encoding so many bytes."""
 
     n_rows: int
     seconds: float
+    n_bytes: int = 0
 
     def seconds_for(self, n_rows: int) -> float:
         """What others would take."""
@@ -272,7 +274,7 @@ def _baseline(found: Any, watched: np.ndarray, scan: Scan) -> Pace:
 def sampled_encoding(
     prepared: Prepared, model: Model, autoencoder: Autoencoder, some: Sequence[Stretch], disk: Disk
 ) -> Pace:
-    """What encoding takes, with the writing of its files.
+    """What encoding takes, with the writing of its files, in the smallest form that is exact enough for these rows.
 
     Parameters
     ----------
@@ -281,16 +283,32 @@ def sampled_encoding(
     disk : Disk
         That takes the files and keeps none.
     """
+    *smaller, last = storages(prepared.config)
+    for storage in smaller:
+        with suppress(TooCoarse):
+            return _encoded(prepared, model, autoencoder, some, disk, storage)
+    return _encoded(prepared, model, autoencoder, some, disk, last)
+
+
+def _encoded(
+    prepared: Prepared,
+    model: Model,
+    autoencoder: Autoencoder,
+    some: Sequence[Stretch],
+    disk: Disk,
+    storage: Storage,
+) -> Pace:
     n_rows = min(prepared.budget.part_rows, max(len(each.block) for each in some))
     lenient = "skip" if prepared.config.on_bad_data == "raise" else prepared.config.on_bad_data
     prepared = replace(prepared, config=replace(prepared.config, on_bad_data=lenient))  # of bad rows the scan tells
-    settings = encode_settings(prepared, model, n_rows, Path(), {})
+    settings = replace(encode_settings(prepared, model, n_rows, Path(), {}), storage=storage)
     parts = [Part(each.number, block) for each in some for block in each.block.cut(n_rows)]
     for dtype in sorted({part.source.shard.dtype for part in parts}):
         _compile_encoder(autoencoder, np.dtype(dtype))
     with serving(settings, autoencoder.encode_checked, disk):
         tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
-        return _paced(tasks, prepared.budget.n_writers, lambda part: part.n_rows)[0]
+        pace, found = _paced(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
+    return replace(pace, n_bytes=sum(part.entry.n_bytes for part in found))
 
 
 def _compile_encoder(autoencoder: Autoencoder, dtype: np.dtype) -> None:
