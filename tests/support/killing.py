@@ -43,7 +43,7 @@ PHASES = {
     "start": r"^$",  # begins without a word
     "scan": r" INFO device: ",
     "training": r" INFO training: \d+ rows",
-    "encoding": r" INFO training: ((\d+)/\2 epochs|an earlier run has finished it)",
+    "encoding": r" INFO training: ((\d+)/\2 rows|an earlier run has finished it)",
     "finishing": r" INFO encoding: (\d+)/\1 rows",
     "end": r"^(Done|Already complete): ",
 }
