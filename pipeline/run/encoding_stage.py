@@ -65,7 +65,7 @@ def _encode_as(
     job.ledger.drop(*(part.record(fingerprint) for part in overlapping))
     if there:
         there_are = f"{counted(sum(part.n_rows for part in there), 'row')} in {counted(len(there), 'part')}"
-        job.clock.taken_over.append(f"the features of {there_are}")
+        job.clock.taken_over["encoding"] = f"the features of {there_are}"
         if missing:
             log.info("encoding: going on, an earlier run has committed %s", there_are)
     limit = _Limit(job)

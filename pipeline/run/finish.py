@@ -246,7 +246,7 @@ def _report(
         **told,
         "stages": _stages(job),
         "memory": {"peak_bytes": peak_bytes()},
-        "taken_over": clock.taken_over,
+        "taken_over": list(clock.taken_over.values()),
         "warnings": {"n": clock.warnings.n, "first": clock.warnings.first},
         "bad": bad_told(job.shards, job.bad_shards, scan, config.missing_value),
         "last": last_told(job.ledger.directory, request),
@@ -274,16 +274,16 @@ def _sample(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, Any
 
 
 def _stages(job: Job) -> dict[str, dict[str, Any]]:
-    """Of each stage that is over, what it has done in which time."""
+    """Of each stage that is over, what it has done in which time; rows only where it has dealt with all of them."""
     n_rows, n_bytes, clock = job.n_rows, sum(shard.n_rows * shard.row_bytes for shard in job.shards), job.clock
-    passes = {"scan": 1, "encoding": 1, "training": 0}
+    whole = {"scan", "encoding"} - clock.taken_over.keys()
     return {
         stage: {
             "seconds": seconds,
             "processor_seconds": clock.processor_seconds[stage],
             "n_cores": len(os.sched_getaffinity(0)),
-            "n_rows": passes.get(stage, 0) * n_rows,
-            "n_bytes": passes.get(stage, 0) * n_bytes,
+            "n_rows": n_rows if stage in whole else 0,
+            "n_bytes": n_bytes if stage in whole else 0,
         }
         for stage, seconds in clock.seconds.items()
     }

@@ -221,8 +221,8 @@ class Clock:
         Of each stage that is over; what its threads have computed meanwhile.
     model, features : str or None
         Fingerprints of those that it is about to make.
-    taken_over : list of str
-        What of an earlier run's work it goes on with, in words.
+    taken_over : dict of str to str
+        For some stages, what of an earlier run's work they go on with, in words.
     warnings : Warnings
         What it has warned of.
     """
@@ -230,7 +230,7 @@ class Clock:
     def __init__(self, warnings: Warnings | None = None) -> None:
         self.seconds: dict[str, float] = {}
         self.processor_seconds: dict[str, float] = {}
-        self.taken_over: list[str] = []
+        self.taken_over: dict[str, str] = {}
         self.warnings = warnings or Warnings()
         self.model: str | None = None
         self.features: str | None = None

@@ -55,7 +55,7 @@ def _earlier(job: Job) -> Scan | None:
         job.ledger.drop(*job.ledger.records("scan", fingerprint))
         return None
     log.info("scan: an earlier run has finished it")
-    job.clock.taken_over.append("the scan")
+    job.clock.taken_over["scan"] = "the scan"
     return scan
 
 

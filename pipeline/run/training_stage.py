@@ -54,7 +54,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
         job.ledger.commit(Record("model", fingerprint, job.ledger.write("stages/model", ".h5", model.to_hdf5())))
     else:
         log.info("training: an earlier run has finished it")
-        job.clock.taken_over.append("the trained model")
+        job.clock.taken_over["training"] = "the trained model"
         autoencoder.set_parameters(model.parameters)
     # Only now: until the model is committed, they are what a run goes on from.
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint))
@@ -74,7 +74,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     )
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
-        job.clock.taken_over.append(f"the training up to step {checkpoint.n_steps}")
+        job.clock.taken_over["training"] = f"the training up to step {checkpoint.n_steps}"
     in_time = _in_time(job, scan, training)
     try:
         total, row_bytes = training.config.epochs * training.order.n_rows, job.shards[0].row_bytes

@@ -15,7 +15,7 @@ from pipeline.report.page.words import count, cut, number
 __all__ = ["bars", "curves", "histogram", "images", "profiles", "scatter", "thinned"]
 
 _WIDTH, _HEIGHT = 420.0, 260.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 14.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 24.0, 40.0
 _MOST_POINTS, _TOLD = 200, 10  # of a curve: that are drawn, and that its table has
 _TILE = 56.0
 
@@ -38,7 +38,7 @@ def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str
         drawn.append(polyline(*places, colour(i), stroke_width=2))
         if n < 20:
             drawn += [element("circle", cx=a, cy=b, r=2.5, fill=colour(i)) for a, b in zip(*places, strict=True)]
-        drawn += _legend(x.end - 90, _TOP + 12 + 15 * i, name, colour(i))
+        drawn += _legend(x.start + 90 * i, _TOP - 10, name, colour(i))
     for i, (name, level) in enumerate(levels.items()):
         line_of = polyline((x.start, x.end), (y(level), y(level)), colour(9 - i), stroke_dasharray="5 4")
         drawn += [line_of, text(x.start + 6, y(level) - 4, name)]

@@ -140,9 +140,9 @@ def _stretches(n_rows: int, made: Sequence[Made], looking: Looking) -> Iterator[
     chunk_bytes = max(each.source.shard.chunk_rows * each.source.shard.row_bytes for each in made)
     n_reads = max(1, min(wanted // _LEAST_READ, _MOST_READS, _MOST_BYTES // chunk_bytes))
     rng = np.random.default_rng((looking.seed, 7))
-    edges = np.linspace(0, n_rows, n_reads + 1).astype(int)
-    for low, high in pairwise(edges.tolist()):
-        n = min(high - low, -(-wanted // n_reads))
+    edges, ends = (np.linspace(0, n, n_reads + 1).astype(int).tolist() for n in (n_rows, wanted))
+    for (low, high), length in zip(pairwise(edges), np.diff(ends).tolist(), strict=True):
+        n = min(high - low, length)
         first = low + int(rng.integers(0, high - low - n + 1))
         yield first, first + n
 
@@ -158,7 +158,7 @@ def _looked_at(made: Made, places: Sequence[_Place], looking: Looking) -> Iterat
                 riders = {name: _values(file[name], here)[valid] for name in beside if file[name].ndim == 1}
                 yield {
                     **_as_they_were(made.source, place, valid, looking),
-                    "features": file[FEATURES][here][valid],
+                    "features": file[FEATURES][here][valid].astype(np.float32, copy=False),
                     "riders": riders,
                 }
 

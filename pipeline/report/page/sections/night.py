@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -103,8 +104,10 @@ def steps(report: Mapping[str, Any]) -> Section:
     if report["config"].get("model") is None:
         line = f"shardpress run --model {output} --input NEW --output {output}-new"
         commands.append(Command("Encode other shards with this model", line))
-    opened = f"from shardpress import open_features; print(open_features({report['config']['output']!r}))"
-    commands.append(Command("Open the features", f"python -c {shlex.quote(cut(opened))}"))
+    opened = (
+        f"from shardpress import open_features; print(open_features({json.dumps(cut(report['config']['output']))}))"
+    )
+    commands.append(Command("Open the features", f"python -c {shlex.quote(opened)}"))
     return Section("The next step", tuple(commands))
 
 
@@ -145,6 +148,10 @@ def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
     rows += [(name, cut(digest, 80)) for name, digest in list(report.get("fingerprints", {}).items())[:_MOST]]
     rows += [(key, cut(report[key], 300)) for key in ("command", "made") if key in report]
     yield Table.of("Versions and digests", "what, value", rows)
+    if stored := report.get("storage"):
+        moved = f"; rounding moves them by {number(stored['max_error'])} at most" if stored["max_error"] else ""
+        how = stored["dtype"] if stored["compression"] == "none" else f"{stored['dtype']}, {stored['compression']}"
+        yield f"Stored: the features take {size(stored['n_bytes'])} as {cut(how, 40)}{moved}."
     if found := report.get("verification"):
         yield (
             f"Verified: the features of {count(found['n_rows'])} rows, read back from their files, differ from those "
