@@ -142,7 +142,7 @@ def _check_model(directory: str, run: Features, model: Model, features: str) -> 
     if run.manifest["model"] != model.fingerprint:
         raise DataError(
             f"features={shown(directory)}: {run.features.shape[1]} features of another model than that of "
-            f"features={shown(features)}, which gives {model.n_features}. Encode these rows with extract.py --model "
+            f"features={shown(features)}, which gives {model.n_features}. Encode them with shardpress run --model "
             f"{shown(features)}."
         )
 

@@ -29,7 +29,7 @@ def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
         why = f"{name} was left out ({shown(left_out[name])})" if name in left_out else f"left out: {sorted(left_out)}"
         raise DataError(
             f"features={shown(directory)}: no dataset {name!r} rides along, found {sorted(run.riders)}; {shown(why)}. "
-            "Name the labels with --labels; extract.py --carry GROUP/NAME has others ride along."
+            "Name the labels with --labels; shardpress run --carry GROUP/NAME has others ride along."
         )
     found = run.riders[name].compute()
     if name in run.categories:

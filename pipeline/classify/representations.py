@@ -120,5 +120,5 @@ def _check(model: Model, piece: Piece, raw: np.ndarray, encoded: np.ndarray) -> 
     if not any(np.allclose(model.encode(rows), encoded, atol=_CLOSE) for rows in (raw, clipped)):
         raise DataError(
             f"{piece.raw}: not the rows that file={shown(piece.encoded.shard.path)} was made from, expected them "
-            "unchanged. Run extract.py again."
+            "unchanged. Type shardpress run again."
         )
