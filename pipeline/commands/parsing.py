@@ -18,6 +18,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"shardpress {name}",
             description=examples,
+            usage=argparse.SUPPRESS,  # examples come first, and every flag is listed below
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,  # which a later version could make ambiguous
         )

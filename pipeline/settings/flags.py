@@ -104,6 +104,7 @@ def parser_of_settings(description: str) -> argparse.ArgumentParser:
     """What reads the flags, each setting under its stage."""
     parser = _Parser(
         description=description,
+        usage=argparse.SUPPRESS,  # a screen of flags before the examples
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # what was not typed is left to the other sources
         allow_abbrev=False,  # which a later version could make ambiguous

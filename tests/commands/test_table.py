@@ -23,6 +23,18 @@ def test_every_command_has_a_file_and_a_line_on_the_page(capsys: pytest.CaptureF
     assert all(f"  {name} " in page and command.summary in page for name, command in COMMANDS.items())
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_commands_page_begins_with_what_it_does_and_examples(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first[0].isupper(), "no usage, which of a run is a screen of flags"
+    assert any(line.startswith(f"    shardpress {name}") for line in others[:6])
+
+
 def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runn"]) == 64
     assert "Did you mean run?" in capsys.readouterr().err

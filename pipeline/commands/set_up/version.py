@@ -10,12 +10,17 @@ from pipeline.commands.parsing import Parser, printed_json
 
 __all__ = ["main"]
 
+_EXAMPLES = """Versions of shardpress and of what its results depend on.
+
+    shardpress version
+    shardpress version --json
+"""
 _PACKAGES = ("shardpress", "numpy", "Theano", "pygpu", "dask", "h5py", "scikit-learn")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print versions."""
-    parser = Parser("version", "Versions of shardpress and of what its results depend on.")
+    parser = Parser("version", _EXAMPLES)
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
     found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
