@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy.testing  # noqa: F401  which starts a process when it is loaded: before tests are watched
 import pytest
 
 from scripts.instruction_sets import INSTRUCTION_SETS, missing, settings
