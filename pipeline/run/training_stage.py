@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import asdict
 from functools import partial
@@ -60,6 +61,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint))
     for complaint in complaints(model.about["training"], job.config):
         log.warning("%s", complaint)
+    gc.collect()  # what is compiled for it holds itself, and with it all rows: encoding needs the memory
     job.clock.lap("training")
     return model, autoencoder
 

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from kernels.network import Network
 from pipeline.features import FEATURES, VALID, reading
 from pipeline.model import Model
 from pipeline.scan.cleaning import Cleaning
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block
 
-__all__ = ["Looking", "Made", "Sample", "drawn"]
+__all__ = ["Looking", "Made", "Sample", "drawn", "most_rows"]
 
 _MOST_ROWS, _MOST_READS, _LEAST_READ = 2000, 128, 8
 _MOST_BYTES = 2**28  # that are decompressed for it: about a second
@@ -55,12 +56,17 @@ class Looking:
     @property
     def n_rows(self) -> int:
         """Rows that are looked at, at most; 0 where the model alone takes too much memory."""
-        network = self.model.network
-        widest = max(n * m for n, m in pairwise(network.widths))
-        if 8 * widest > self.memory_bytes // 4:  # a layer in float64
-            return 0
-        row_bytes = 8 * (4 * network.n_inputs + 3 * max(network.widths))
-        return int(min(_MOST_ROWS, self.memory_bytes // 16 // row_bytes, _MOST_OPERATIONS // (4 * network.n_weights)))
+        return most_rows(self.model.network, self.memory_bytes)[0]
+
+
+def most_rows(network: Network, memory_bytes: int) -> tuple[int, int]:
+    """How many rows are looked at, at most, of a run with so much memory; and bytes that they take."""
+    widest = max(n * m for n, m in pairwise(network.widths))
+    if 8 * widest > memory_bytes // 4:  # a layer in float64
+        return 0, 0
+    row_bytes = 8 * (4 * network.n_inputs + 3 * max(network.widths))
+    n_rows = int(min(_MOST_ROWS, memory_bytes // 16 // row_bytes, _MOST_OPERATIONS // (4 * network.n_weights)))
+    return n_rows, n_rows * row_bytes
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pipeline.report.sampled.sample import most_rows
 from pipeline.run.job import Prepared
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
@@ -13,6 +14,8 @@ __all__ = ["available_bytes", "device_bytes", "peak_bytes", "stage_bytes", "take
 _COPIES = 10  # of a network while it is trained: parameters, adam's states, the best ones; what they were made of
 _COPIES_ON_DEVICE = 5  # parameters, adam's states, gradients, and one more while they are updated
 _SCALING = 2**24  # bytes: a block of rows in float64 with what is made of it, while components are looked for
+_LIBRARIES = 24 * 2**20  # what is loaded later than the device
+_LEFT = 2 * _SCALING  # what the memory's allocator keeps of the training for what follows
 
 
 def taken_bytes() -> int:
@@ -52,7 +55,8 @@ def stage_bytes(prepared: Prepared, resident: bool) -> dict[str, int]:
     row_bytes = n_inputs * row_dtype(shards).itemsize
     block = min(budget.block_rows, max(shard.n_rows for shard in shards)) * row_bytes
     part = min(budget.part_rows, max(shard.n_rows for shard in shards)) * (4 * config.n_features + 1)
-    network = 4 * network_of(config, n_inputs).n_weights
+    network = network_of(config, n_inputs)
+    parameters = 4 * network.n_weights
     found = {"scan": budget.n_threads * block}
     if prepared.given is None:
         watched = min(round(config.validation_fraction * n_rows), budget.max_validation_rows) * row_bytes
@@ -60,9 +64,12 @@ def stage_bytes(prepared: Prepared, resident: bool) -> dict[str, int]:
         windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes
         looks = config.start == "components" or config.baseline
         sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + _SCALING if looks else 0
-        found["training"] = kept + watched + max(sample, windows) + _COPIES * network
-    found["encoding"] = budget.n_writers * (block + part) + network
-    return found
+        found["training"] = kept + watched + max(sample, windows) + _COPIES * parameters
+    left = parameters if prepared.given is not None else _COPIES * parameters + _LEFT
+    found["encoding"] = left + budget.n_writers * (block + part)
+    # Of blocks the allocator keeps the memory, parts are too large for that.
+    found["report"] = left + budget.n_writers * block + most_rows(network, config.memory_budget)[1]
+    return {stage: _LIBRARIES + n_bytes for stage, n_bytes in found.items()}
 
 
 def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:

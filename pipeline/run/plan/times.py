@@ -13,6 +13,9 @@ from pipeline.run.plan.sample import Pace, TrainingPace
 __all__ = ["Sampled", "Stage", "stages"]
 
 
+_REPORT = 1.5  # seconds: of a bounded number of rows
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of the run.
@@ -62,7 +65,7 @@ def stages(prepared: Prepared, kept: Kept, sampled: Sampled) -> list[Stage]:
     elif sampled.training:
         beside = sum(stage.seconds for stage in found) + reserved_seconds(encoding.seconds, prepared.config)
         found.append(_training(prepared, kept, sampled, beside))
-    return [*found, encoding]
+    return [*found, encoding, Stage("report", _REPORT, "rows are verified and looked at, for the page: about as long")]
 
 
 def _paced(name: str, pace: Pace, n_rows: int, kept: Kept) -> Stage:
