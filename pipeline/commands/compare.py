@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.commands.parsing import Parser, printed_json
+from pipeline.commands.parsing import Parser, printed_json, whole_number
 
 __all__ = ["main"]
 
@@ -24,7 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = Parser("compare", _EXAMPLES)
     parser.add_argument("a", metavar="A", help="directory of a finished run, on which something was trained")
     parser.add_argument("b", metavar="B", help="directory of another one")
-    parser.add_argument("--rows", type=int, metavar="N", help="rows to compare, all over the data (default: 4096)")
+    parser.add_argument(
+        "--rows", type=whole_number, metavar="N", help="rows to compare, all over the data (default: 4096)"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
 

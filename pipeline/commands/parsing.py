@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pipeline.errors import UsageError
 
-__all__ = ["Parser", "printed_json"]
+__all__ = ["Parser", "printed_json", "whole_number"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +26,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse."""
         raise UsageError(f"{message}. See {self.prog} --help.")
+
+
+def whole_number(text: str) -> int:
+    """A number of things, 1 at least: a `type` of an argument."""
+    if not text.isascii() or not text.isdigit() or not 0 < len(text) < 19 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of 1 or more")
+    return int(text)
 
 
 def printed_json(answer: Any) -> None:

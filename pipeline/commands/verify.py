@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.commands.parsing import Parser, printed_json
+from pipeline.commands.parsing import Parser, printed_json, whole_number
 
 __all__ = ["main"]
 
@@ -23,7 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     """Check an output and return the exit code."""
     parser = Parser("verify", _EXAMPLES)
     parser.add_argument("output", nargs="?", default="features", help="directory of a finished run (default: features)")
-    parser.add_argument("--rows", type=int, metavar="N", help="rows to encode again, all over the data (default: 256)")
+    parser.add_argument(
+        "--rows", type=whole_number, metavar="N", help="rows to encode again, all over the data (default: 256)"
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(arguments)
 

@@ -94,7 +94,8 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
 def _faults(directory: Path, entries: list[Entry]) -> list[Fault]:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "verify") as pool:
         faults = pool.map(partial(fault_of, directory), entries)
-        return [Fault(entry.file, fault) for entry, fault in zip(entries, faults, strict=True) if fault]
+        found = [(entry.file, fault) for entry, fault in zip(entries, faults, strict=True) if fault]
+    return [Fault(name, fault.removeprefix(f"file={shown(directory / name)}: ")) for name, fault in found]
 
 
 def _encoded(directory: Path, manifest: Mapping[str, Any]) -> Encoded:

@@ -11,6 +11,8 @@ import pytest
 
 from pipeline.features import open_features
 from pipeline.output.records import read_manifest
+from pipeline.report.page.made import page_in
+from pipeline.report.page.text import text_of
 from pipeline.report.verify import verify
 from tests.support.nights import Stopping, stamps
 from tests.support.standin import Night, features_of
@@ -37,6 +39,7 @@ def test_stored_features_are_those_of_a_plain_run_but_for_the_error_that_is_told
                 np.testing.assert_array_equal(file["features"], found)
                 assert f'"max_error": {told["max_error"]}' in file.attrs["storage"]
         assert not verify(str(output), 1000).faults
+        assert f" as {told['dtype']}" in text_of(page_in(output))
 
 
 def test_features_that_float16_is_too_coarse_for_are_float32(night: Night, out: Path, caplog: Any) -> None:
