@@ -44,7 +44,7 @@ overheads: setup ## what safety costs
 
 report-check: setup .report-check/.complete ## open reports in a headless Chromium (Debian: chromium); needs npm, too
 	$(PYTHON_OF_VENV) scripts/make_data.py digits
-	$(PYTHON_OF_VENV) scripts/extract.py --quiet --overwrite --input data/digits-train-*.h5 --output .report-check/digits
+	$(PYTHON_OF_VENV) scripts/extract.py --quiet --overwrite --input data/digits --output .report-check/digits
 	$(PYTHON_OF_VENV) -m tests.support.pages .report-check/largest/report.html
 	$(PYTHON_OF_VENV) scripts/report_check.py .report-check/*/report.html --pictures .report-check/pictures
 

@@ -58,8 +58,8 @@ def largest(folder: Path) -> dict[str, Any]:
     """What report.json holds of noisy images in colour, with long names, many epochs and everything gone wrong."""
     rng = np.random.default_rng(0)
     model, n = model_of(32 * 32 * 3, 256), 200
-    names = [f"{i}<script>&\"' " + "x" * 200 for i in range(12)]
-    made = made_of(folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=[names[i % 12] for i in range(n)])
+    names = [f"{i}<script>&\"' " + "x" * 200 for i in range(40)]
+    made = made_of(folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=[names[i % 40] for i in range(n)])
     sample = drawn(made, Looking(model))
     assert sample is not None
     summary = {"n_rows": 10**12, "n_inputs": 32 * 32 * 3, "n_features": 256, "n_bad": 10**9, "n_parts": 10**6}
@@ -70,6 +70,8 @@ def largest(folder: Path) -> dict[str, Any]:
     config = {**vars(Config()), "input": ["/a/long/path" * 20] * 10_000}
     stage = {"seconds": 1e5, "processor_seconds": 1e5, "n_cores": 2, "n_rows": 10**12, "n_bytes": 10**15}
     history = [{"epoch": i, "cost": 0.1 / (i + 1), "validation_cost": 0.2, "seconds": 1.0} for i in range(10_000)]
+    column = {"column": 10**5, "name": "n<b>" * 99, "n_values": 10**12, "value": 1e300, "low": -1e-300, "high": 1e300}
+    column |= {"excess": 1e300, "n_shards": 10**6}
     return {
         "made": "now",
         "command": "extract.py " + "/a/path " * 10_000,
@@ -83,6 +85,11 @@ def largest(folder: Path) -> dict[str, Any]:
         "taken_over": ["the scan"],
         "warnings": {"n": 999, "first": ["w<i>" * 9999] * 50},
         "bad": {"rows": rows, "shards": shards},
+        "drift": {
+            **{"on_drift": "pass", "n_rows": 10**12, "n_outside": 10**11, "n_columns": 10**4, "n_shards": 10**6},
+            **{"is_whole": False, "columns": [column] * 10},
+            "shards": [{"file": "f<b>" * 999, "n_rows": 10**9, "n_outside": 10**8, "farthest": [column] * 3}] * 10,
+        },
         "last": {"summary": summary, "config": {**config, "input": ["/b"] * 10_000}, "made": "then"},
         "sample": measured(sample, made, model, {}),
         "training": {"history": history, "baseline": {"components": 0.01, "mean": 0.1}},

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.report.page.document import Figure, Table
 from pipeline.report.page.svg import Element, Scale, axes, colour, element, image, picture, polyline, text
-from pipeline.report.page.words import count, cut, number
+from pipeline.report.page.words import count, cut, number, path
 
 __all__ = ["bars", "curves", "histogram", "images", "profiles", "scatter", "thinned"]
 
@@ -18,6 +18,7 @@ _WIDTH, _HEIGHT = 420.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 12.0, 24.0, 40.0
 _MOST_POINTS, _TOLD = 200, 10  # of a curve: that are drawn, and that its table has
 _TILE = 56.0
+_MOST_LABELS = 12  # that are named
 
 
 def thinned(n: int, most: int) -> list[int]:
@@ -109,8 +110,10 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
     frame = element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none")
     is_labelled = len(names) > 0
     description = f"{count(len(points))} rows" + (f" in the colours of {len(rows)} labels." if is_labelled else ".")
-    drawn = [frame, *dots, *(middles if is_labelled else ())]
-    table = Table.of(f"{title}: the middle of each label", "label, rows, across, up", rows) if is_labelled else None
+    drawn = [frame, *dots, *(middles if is_labelled and len(middles) <= _MOST_LABELS else ())]
+    which = "each label" if len(rows) <= _MOST_LABELS else f"the first {_MOST_LABELS} of {len(rows)} labels"
+    heads = "label, rows, across, up"
+    table = Table.of(f"{title}: the middle of {which}", heads, rows[:_MOST_LABELS]) if is_labelled else None
     return Figure(title, description, picture((_WIDTH, _HEIGHT), title, description, *drawn), table)
 
 
@@ -158,7 +161,7 @@ def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _told(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
-        (cut(pair["label"] or "-", 24), cut(pair["file"], 40), count(pair["row"]), number(pair["error"]))
+        (cut(pair["label"] or "-", 24), path(pair["file"], 40), count(pair["row"]), number(pair["error"]))
         for pair in pairs
     ]
     return Table.of(title, "label, file, row, error", rows)

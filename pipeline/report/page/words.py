@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.errors import shown
 
-__all__ = ["count", "cut", "duration", "number", "percent", "size"]
+__all__ = ["count", "cut", "duration", "number", "path", "percent", "size"]
 
 
 def count(n: int | float) -> str:
@@ -43,3 +43,9 @@ def cut(text: object, most: int = 300) -> str:
     """A text that may come from a file's name or content: without what cannot be printed, and not too long."""
     printable = shown(text)
     return printable if len(printable) <= most else f"{printable[: most - 1]}…"
+
+
+def path(text: object, most: int = 80) -> str:
+    """A file's path, as `cut` does it, but of a long one the end stays, which tells files apart."""
+    printable = shown(text)
+    return printable if len(printable) <= most else f"…{printable[1 - most :]}"

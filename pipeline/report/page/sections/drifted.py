@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.page.document import Item, Table
-from pipeline.report.page.words import count, cut, number, percent
+from pipeline.report.page.words import count, cut, number, path, percent
 
 __all__ = ["drift"]
 
@@ -27,7 +27,7 @@ def drift(told: Mapping[str, Any] | None) -> Iterator[Item]:
     title = f"Drift by column: {_first(columns, told['n_columns'])}"
     yield Table.of(title, "column, values outside, shards, trained on, farthest value, ranges away", columns)
     shards = [
-        (cut(each["file"], 80), count(each["n_outside"]), count(each["n_rows"]), _worst(each["farthest"]))
+        (path(each["file"]), count(each["n_outside"]), count(each["n_rows"]), _worst(each["farthest"]))
         for each in told["shards"]
     ]
     title = f"Drift by shard: {_first(shards, told['n_shards'])}"

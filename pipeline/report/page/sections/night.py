@@ -10,11 +10,12 @@ from typing import Any
 
 from pipeline.report.page.document import Command, Item, Section, Table
 from pipeline.report.page.pictures import bars
-from pipeline.report.page.words import count, cut, duration, number, percent, size
+from pipeline.report.page.words import count, cut, duration, number, path, percent, size
 from pipeline.settings.config import Config
 
 __all__ = ["change", "settings", "steps", "time_spent"]
 
+_OF_ONE_NIGHT = ("overwrite", "restart", "quiet", "verbose")  # what is said of a run, and not of its results
 _MOST = 40  # lines of a table whose length a run decides
 
 
@@ -42,7 +43,8 @@ def change(report: Mapping[str, Any]) -> Section | None:
         Table.of(f"The run of {cut(last.get('made', 'before'), 30)}, and this one", ", then, now", rows)
     ]
     was, is_now = last.get("config", {}), report["config"]
-    differ = [(name, _value(was.get(name)), _value(is_now[name])) for name in is_now if was.get(name) != is_now[name]]
+    names = [name for name in is_now if was.get(name) != is_now[name] and name not in _OF_ONE_NIGHT]
+    differ = [(name, _value(was.get(name)), _value(is_now[name])) for name in names]
     if differ:
         items.append(Table.of("Settings that differ", "setting, then, now", differ[:_MOST]))
     return Section("What changed since the last run here", tuple(items))
@@ -61,15 +63,13 @@ def time_spent(report: Mapping[str, Any]) -> Section:
     rows += _epochs(report)
     if rows:
         items.append(Table.of("Rates", "stage, time, rows, bytes, processor", rows))
-        items.append(
-            "What a stage takes over from an earlier sitting counts in its rows, not in its time." + _peak(report)
-        )
+        items += _peak(report)
     return Section("Where the night went", tuple(items))
 
 
-def _peak(report: Mapping[str, Any]) -> str:
-    peak = report.get("memory", {}).get("peak_bytes")
-    return f" The process took {size(peak)} of memory at most." if peak else ""
+def _peak(report: Mapping[str, Any]) -> Iterator[str]:
+    if peak := report.get("memory", {}).get("peak_bytes"):
+        yield f"The process took {size(peak)} of memory at most."
 
 
 def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -127,7 +127,7 @@ def _inputs(report: Mapping[str, Any]) -> Iterator[Item]:
         ("dataset", cut(inputs["dataset"], 80)),
         ("stored as", cut(inputs["dtype"], 40)),
         ("riding along", cut(", ".join(inputs["riders"]) or "nothing", 200)),
-        ("files", cut(", ".join(inputs["files"]), 300)),
+        ("files", cut(", ".join(path(file) for file in inputs["files"]), 300)),
     ]
     yield Table.of("Input", "what, value", rows)
 

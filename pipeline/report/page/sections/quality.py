@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.pictures import bars, curves, histogram, images, profiles, scatter
-from pipeline.report.page.words import count, cut, number, percent
+from pipeline.report.page.words import count, cut, number, path, percent
 
 __all__ = ["quality"]
 
@@ -98,7 +98,7 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
     quantiles = [(percent(float(share)), number(value)) for share, value in errors["quantiles"].items()]
     yield Table.of("Errors of single rows: so many have less", "rows, error", quantiles)
     worst = [
-        (cut(row["file"], 80), count(row["row"]), cut(row["label"] or "-", 24), number(row["error"]), row["column"])
+        (path(row["file"]), count(row["row"]), cut(row["label"] or "-", 24), number(row["error"]), row["column"])
         for row in sample["worst"]
     ]
     title = f"The worst of {count(sample['n_rows'])} rows from all over the data"

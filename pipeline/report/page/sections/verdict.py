@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import counted
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.sections.drifted import drift
-from pipeline.report.page.words import count, cut, duration, number, percent
+from pipeline.report.page.words import count, cut, duration, number, path, percent
 
 __all__ = ["needs", "notices", "verdict"]
 
@@ -80,10 +80,10 @@ def needs(report: Mapping[str, Any]) -> Section:
 
 def _tables(bad: Mapping[str, Any]) -> Iterator[Table]:
     if rows := bad.get("rows", {}).get("first"):
-        cells = [(cut(each["file"], 80), count(each["row"]), each["column"], cut(each["value"], 24)) for each in rows]
+        cells = [(path(each["file"]), count(each["row"]), each["column"], cut(each["value"], 24)) for each in rows]
         yield Table.of(_title("Bad rows", rows, bad["rows"]["n"]), "file, row, column, value", cells)
     if shards := bad.get("shards", {}).get("first"):
-        reasons = [(cut(each["file"], 80), cut(each["reason"], 200)) for each in shards]
+        reasons = [(path(each["file"]), cut(each["reason"], 200)) for each in shards]
         yield Table.of(_title("Bad shards", shards, bad["shards"]["n"]), "file, why", reasons)
 
 
