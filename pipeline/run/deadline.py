@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import counted
@@ -20,40 +20,19 @@ from pipeline.run.plan.nameless import Nameless
 from pipeline.run.plan.sample import sampled_encoding, stretches
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
+from pipeline.settings.deadline import in_words
 from pipeline.training.epochs import Training
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["InTime", "deadline_of", "epochs_that_fit", "gave_up", "in_words", "reserved_seconds", "tell_if_late"]
+__all__ = ["InTime", "epochs_that_fit", "gave_up", "reserved_seconds", "tell_if_late"]
 
 log = logging.getLogger(__name__)
 
 _MARGIN, _REST = 1.25, 10.0  # of the encoding, by what it takes of some rows; seconds of what stands beside the parts
 _SURE = 0.9  # of the time that is left for training, when it is shared out
 _SOON = 0.05  # of the time that is left: by then it is decided, even within the first epoch
-
-
-def deadline_of(config: Config, start: float) -> float | None:
-    """When a run that has started then is to be over, in seconds since 1970; None where it may take its time."""
-    ends = [] if config.max_hours is None else [start + 3600 * config.max_hours]
-    if config.finish_by is not None:
-        ends.append(_next(config.finish_by, datetime.fromtimestamp(start)))
-    return min(ends, default=None)
-
-
-def _next(told: str, now: datetime) -> float:
-    """A time of day comes today or tomorrow, by the clock on the wall."""
-    if "-" in told:
-        return datetime.fromisoformat(told).timestamp()
-    at = datetime.combine(now.date(), datetime.fromisoformat(f"2000-01-01T{told}").time())
-    return (at if at > now else at + timedelta(days=1)).timestamp()
-
-
-def in_words(ends_by: float) -> str:
-    """A time as people say it, with its day if that is not today."""
-    at = datetime.fromtimestamp(ends_by)
-    return f"{at:%H:%M}" if at.date() == datetime.now().date() else f"{at:%Y-%m-%d %H:%M}"
 
 
 def reserved_seconds(encoding: float, config: Config) -> float:
@@ -105,6 +84,7 @@ class InTime:
             "of": self._job.config.epochs,
             "epoch_seconds": self._epoch_seconds,
             "reserved_seconds": self._reserve,
+            "note": "how many epochs fit depends on the machine's speed: the same command may make another model",
         }
 
     def _decide(self, training: Training, share: float) -> None:
@@ -133,6 +113,8 @@ def gave_up(training: Mapping[str, Any]) -> str:
     """What a training, by what reports say of it, has left undone to be over in time; nothing where that is nothing."""
     told = training.get("deadline")
     if not told or told["n_epochs"] is None or told["n_epochs"] >= told["of"]:
+        return ""
+    if len(training["history"]) < told["n_epochs"]:  # it has stopped early
         return ""
     ends_by = in_words(datetime.fromisoformat(told["ends_by"]).timestamp())
     return f"Trained {len(training['history'])} of {told['of']} epochs to end by {ends_by}."

@@ -30,6 +30,7 @@ from pipeline.run.budget import Budget, make_budget
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.runlog import Warnings
 from pipeline.settings.config import Config, problems
+from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import allowed, plain
 from pipeline.settings.resolve import Settings, misfits, resolve
 from pipeline.shards.open import open_shards
@@ -199,6 +200,9 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
         for name, has in (("impute", given.scaler.fill is not None), ("clip_quantile", given.scaler.clips)):
             if getattr(settings, name) and not has:
                 yield f"{model}: trained without {name}, found {name} {getattr(settings, name)}: leave it out"
+    now = time.time()
+    if (deadline_of(settings, now) or now) < now:
+        yield f"finish_by: {settings.finish_by} has passed, expected a time to come"
     # What an earlier run has left there is swept away when this one's results take its place: its features, if they
     # are the inputs, and its model.
     if inside := [shard.path for shard in shards if output in Path(shard.path).resolve().parents]:

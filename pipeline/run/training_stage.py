@@ -13,10 +13,11 @@ from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD, Record
 from pipeline.progress import Progress
-from pipeline.run.deadline import InTime, deadline_of, in_words
+from pipeline.run.deadline import InTime
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan
+from pipeline.settings.deadline import deadline_of, in_words
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint

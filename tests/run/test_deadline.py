@@ -13,9 +13,9 @@ import pytest
 
 from pipeline.output.records import read_manifest
 from pipeline.run import deadline
-from pipeline.run.deadline import deadline_of
 from pipeline.run.plan.plan import make_plan
 from pipeline.settings.config import Config
+from pipeline.settings.deadline import deadline_of
 from pipeline.settings.flags import parse
 from tests.support.cases import case, each
 from tests.support.nights import STEPS, Stopping
@@ -170,10 +170,19 @@ def test_when_no_epoch_fits_the_features_are_those_of_the_start(
 
 
 def test_a_run_that_ends_too_late_says_so(
-    night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+    night: Night, out: Path, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, *MANY, "--max-hours", "1e-7") == 0
     assert "deadline: over " in caplog.text
+    caplog.clear()
+    given = ["--model", str(out), "--max-hours", "1e-7"]
+    assert night.run(tmp_path / "more", *given) == 0
+    assert "deadline: over " in caplog.text
+
+
+def test_a_date_that_has_passed_is_refused_before_the_night(night: Night, out: Path) -> None:
+    assert night.run(out, "--finish-by", "2020-01-31 06:00") == 78
+    assert not out.exists()
 
 
 def test_what_a_run_with_a_deadline_has_made_is_no_other_runs(night: Night, out: Path, machine: Machine) -> None:

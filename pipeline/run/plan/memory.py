@@ -61,7 +61,7 @@ def stage_bytes(prepared: Prepared, resident: bool) -> dict[str, int]:
     if prepared.given is None:
         watched = min(round(config.validation_fraction * n_rows), budget.max_validation_rows) * row_bytes
         kept = n_rows * row_bytes if resident else 0
-        windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes
+        windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + _LEFT
         looks = config.start == "components" or config.baseline
         sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + _SCALING if looks else 0
         found["training"] = kept + watched + max(sample, windows) + _COPIES * parameters

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from pipeline.run.deadline import deadline_of, epochs_that_fit, in_words, reserved_seconds
+from pipeline.run.deadline import epochs_that_fit, reserved_seconds
 from pipeline.run.job import Prepared
 from pipeline.run.plan.kept import Kept
 from pipeline.run.plan.sample import Pace, TrainingPace
+from pipeline.settings.deadline import deadline_of, in_words
 
 __all__ = ["Sampled", "Stage", "stages"]
 
