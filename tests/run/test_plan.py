@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -119,6 +121,15 @@ def test_a_run_at_work_is_seen_and_not_disturbed(night: Night, out: Path) -> Non
         stack.enter_context(locked(out))
         assert [problem["exit_code"] for problem in planned(night, out).problems] == [75]
     assert planned(night, out).problems == []
+
+
+def test_a_full_disk_is_met_in_the_evening(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    told = planned(night, out)
+    assert [problem["exit_code"] for problem in told.problems] == [74]
+    assert told.disk["free"] == 100
+    assert not out.exists()
+    assert night.run(out) == 74
 
 
 def test_problems_do_not_hide_behind_each_other(night: Night, out: Path) -> None:
