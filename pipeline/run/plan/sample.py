@@ -19,6 +19,7 @@ from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import Part
 from pipeline.encoding.storage import Storage, TooCoarse, storages
 from pipeline.encoding.worker import serving
+from pipeline.errors import DataError
 from pipeline.model import Model
 from pipeline.output.disk import Disk
 from pipeline.run.encoding_stage import encode_settings
@@ -208,18 +209,28 @@ def _clocked(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
-    """What training's reading takes, and good rows (n, n_inputs): as many as components are looked for in."""
+    """What training's reading takes, and good rows (n, n_inputs): as many as components are looked for in.
+
+    Raises
+    ------
+    DataError
+        When there are no two.
+    """
     config, budget = prepared.config, prepared.budget
     shards, _ = readable(prepared.shards, scan)
     starts = slab_starts(shards, budget.window_rows // 4)
     slabs = np.random.default_rng(config.seed).permutation(len(starts) - 1)
     n_before = np.cumsum(np.diff(starts)[slabs]) - np.diff(starts)[slabs]
-    slabs = np.sort(slabs[n_before < max(budget.max_sample_rows, 8 * config.batch_size)])
+    slabs = np.sort(slabs[n_before < max(budget.max_sample_rows, config.batch_size)])
     numbers = np.concatenate([np.arange(starts[slab], starts[slab + 1]) for slab in slabs])
     streamed = StreamedRows(shards, budget.n_threads, Cleaning(scan.scaler, config.missing_value))
     streamed.take(numbers)  # from the disk: a training that reads them again and again finds most of them in memory
     seconds, rows = _clocked(lambda: streamed.take(numbers))
     is_good = np.isfinite(rows).all(axis=1)
+    if is_good.sum() < 2:
+        raise DataError(
+            f"{shards[0]} and what follows it: of {len(rows)} rows that were tried, none can be trained on."
+        )
     return Pace(len(numbers), seconds), rows if is_good.all() else rows[is_good]
 
 
