@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
     "commands": [
-        *("cli", "installed", "classify", "doctor", "report", "run.plan", "scan", "shards"),
+        *("cli", "installed", "classify", "doctor", "progress", "report", "run.plan", "scan", "shards"),
         *("interop", "model", "output.disk"),
     ],
     # Which setup.py installs beside pipeline, under its own name.

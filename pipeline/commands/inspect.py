@@ -39,7 +39,8 @@ _FLOAT32_DOES = 1e-5  # of a column's range, by which float32 may be coarser: as
 def main(arguments: Sequence[str]) -> int:
     """Print what is there; 65 when a file is refused."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.ERROR)  # what is amiss stands in the answer
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what is amiss stands in the answer
+    logging.getLogger("pipeline.progress").setLevel(logging.INFO)
     from pipeline.shards.inspect import inspected
     from pipeline.shards.vet import Wanted
 
@@ -76,13 +77,18 @@ def _bytes(text: str) -> int:
 
 
 def _looked(found: Inspected, options: argparse.Namespace) -> Look:
+    from pipeline.progress import Progress
     from pipeline.scan.blocks import ScanSettings
     from pipeline.scan.some import look_at_rows
 
     block_rows = max(1, _BLOCK_BYTES // found.shards[0].row_bytes)
     settings = ScanSettings(block_rows, options.missing_value)
     n_threads = len(os.sched_getaffinity(0))
-    return look_at_rows(found.shards, settings, n_threads, None if options.all else options.most)
+    if not options.all:
+        return look_at_rows(found.shards, settings, n_threads, options.most)
+    n_rows = sum(shard.n_rows for shard in found.shards)
+    with Progress("looking at rows", n_rows, "rows", found.shards[0].row_bytes) as progress:
+        return look_at_rows(found.shards, settings, n_threads, None, advance=progress.advance)
 
 
 # -- for programs --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ answer as JSON, alone on standard output.
 
 def main(arguments: Sequence[str]) -> int:
     """Print the plan; 0, or the exit code of the first problem."""
+    _tell("loading")  # at once, which what follows is not
     import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
 
     # isort: split
@@ -33,9 +34,13 @@ def main(arguments: Sequence[str]) -> int:
 
     as_json = "--json" in arguments
     config = parse([each for each in arguments if each not in ("--json", "--dry-run")], os.environ, _EXAMPLES)
-    plan = make_plan(config, lambda words: print(f"plan: {words} ...", file=sys.stderr, flush=True))
+    plan = make_plan(config, _tell)
     if as_json:
         printed_json(plan.summary())
     else:
         print(in_words(plan, config.output))
     return plan.problems[0]["exit_code"] if plan.problems else 0
+
+
+def _tell(words: str) -> None:
+    print(f"plan: {words} ...", file=sys.stderr, flush=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,9 +54,19 @@ class Look:
 
 
 def look_at_rows(
-    shards: Sequence[Shard], settings: ScanSettings, n_threads: int, n_bytes: int | None, seed: int = 0
+    shards: Sequence[Shard],
+    settings: ScanSettings,
+    n_threads: int,
+    n_bytes: int | None,
+    seed: int = 0,
+    advance: Callable[[int], object] = lambda n_rows: None,
 ) -> Look:
     """Scan rows from all over the input: about `n_bytes` of them, or all with None.
+
+    Parameters
+    ----------
+    advance : callable
+        Told how many rows more have been looked at.
 
     Raises
     ------
@@ -70,7 +80,7 @@ def look_at_rows(
     look = looking(shards, settings)
     tasks = [(_looked, (look, pieces[i])) for i in chosen]
     with threads(n_threads) as pool:
-        found = compute(tasks, pool, n_threads)
+        found = compute(tasks, pool, n_threads, lambda each: advance(each[0].n_rows))
     fits = set.intersection(*(smaller for _, smaller in found))
     dtype = row_dtype(shards)
     smaller = next((each for each in (*_INTEGERS, *_FLOATS) if each in fits), None)

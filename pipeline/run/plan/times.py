@@ -66,7 +66,11 @@ def stages(prepared: Prepared, kept: Kept, sampled: Sampled) -> list[Stage]:
     elif sampled.training:
         beside = sum(stage.seconds for stage in found) + reserved_seconds(encoding.seconds, prepared.config)
         found.append(_training(prepared, kept, sampled, beside))
-    return [*found, encoding, Stage("report", _REPORT, "rows are verified and looked at, for the page: about as long")]
+    return [
+        *found,
+        encoding,
+        Stage("report", _REPORT, "some rows are verified and looked at for the page, in about as long"),
+    ]
 
 
 def _paced(name: str, pace: Pace, n_rows: int, kept: Kept) -> Stage:
