@@ -11,6 +11,7 @@ __all__ = ["rounding"]
 
 _EPS = 2.0**-24  # of float32: how far a number may be rounded, as a share of it
 _SAFETY = 4.0  # see `rounding`
+_LEAST = 1e-30  # of units whose weights are all 0
 _SIGMOID = 16 * _EPS  # of its own: polynomials and the libraries' exponentials are off by less
 
 
@@ -29,15 +30,19 @@ def rounding(model: Model, rows: np.ndarray) -> np.ndarray:
         Inf, or NaN, where float32 overflows.
     """
     network = model.network
+    # In float32, so that large weights are copied once at a time: of a bound, a few digits will do.
     with np.errstate(over="ignore", invalid="ignore"):
-        a = model.scaler.transform(rows).astype(np.float64)
-        error = _SAFETY * _EPS * (np.abs(a) + 1)
+        a = model.scaler.transform(rows)
+        error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
         for (weights, bias, _), kind in zip(network.layers, network.activations, strict=True):
-            W, b = (model.parameters[name].astype(np.float64) for name in (weights, bias))
-            z, sizes = a @ W + b, np.abs(W) + np.abs(W).mean(axis=0)
-            own = _SAFETY * _EPS * np.sqrt(len(W)) * (np.abs(a) @ sizes + np.abs(b))
-            error = np.sqrt(error**2 @ W**2 + own**2)
+            W, b = model.parameters[weights], model.parameters[bias]
+            sizes = np.abs(W)
+            sizes += sizes.mean(axis=0)
+            own = np.float32(_SAFETY * _EPS * np.sqrt(len(W))) * (np.abs(a) @ sizes + np.abs(b))
+            error = np.hypot(np.sqrt(error**2 @ W**2), own)
             if kind == "sigmoid":
-                error = error / 4 + _SIGMOID  # a quarter is the steepest that it gets
-            a = np.where(z > 0, z, SLOPES[kind] * z) if kind in SLOPES else z  # behind sigmoids nothing follows
-    return np.asarray(error)
+                error = error / 4 + np.float32(_SIGMOID)  # a quarter is the steepest that it gets
+            a = a @ W + b
+            if kind in SLOPES:  # behind sigmoids nothing follows
+                a = np.where(a > 0, a, np.float32(SLOPES[kind]) * a)
+    return np.maximum(error, _LEAST).astype(np.float64)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.optimize  # noqa: F401  here, since the first to load it starts lscpu, which most tests may not
 
 from pipeline.commands.table import main
 from pipeline.features import open_features

@@ -6,7 +6,6 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-import scipy.optimize  # noqa: F401  here, since the first to load it starts lscpu, which most tests may not
 
 from pipeline.report.likeness import likeness, linear_cka, matched, neighbour_overlap
 

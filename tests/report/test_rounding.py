@@ -48,6 +48,22 @@ def test_float32_stays_within_it_in_any_order_and_not_by_far() -> None:
         assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all(), network
 
 
+def test_units_without_weights_and_of_tiny_ones_are_allowed_what_float32_makes_of_them() -> None:
+    for size in (0, 1e-25, 1e-12, 1e12):
+        rng = np.random.default_rng(0)
+        model = model_of(Network((30, 20, 3), code="linear"), rng)
+        weights = {name: array * np.float32(size) for name, array in model.parameters.items()}
+        model = Model(
+            model.scaler,
+            model.network,
+            {**model.parameters, "W_2": weights["W_2"], "b_hidden_2": weights["b_hidden_2"]},
+        )
+        rows = model.scaler.minimum + rng.random((20, 30))
+        allowed = rounding(model, rows)
+        assert (np.abs(in_one_chain(model, rows) - model.encode(rows)) <= allowed / 2).all(), size
+        assert (allowed <= max(2e-30, 1e-3 * size)).all(), size
+
+
 def test_what_is_allowed_grows_with_the_row() -> None:
     model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
     near, far = (rounding(model, np.full((1, 5), value)) for value in (1, 1e6))

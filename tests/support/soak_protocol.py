@@ -154,6 +154,8 @@ def _whole(output: Path, entry: dict[str, Any]) -> bool:
             return len(file) > 0
     if path.suffix == ".npz":
         return zipfile.ZipFile(io.BytesIO(path.read_bytes())).testzip() is None
+    if path.suffix == ".html":
+        return path.read_text().rstrip().endswith("</html>")
     return bool(json.loads(path.read_text()))
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import scipy.linalg  # noqa: F401  of a training: the first to load it starts lscpu, which most tests may not
 
 from kernels.backend import Device
 from kernels.network import Network
