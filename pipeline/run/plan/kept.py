@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.encoding.parts import PartFacts, plan_parts
+from pipeline.encoding.storage import storages
 from pipeline.errors import DataError, NoInput
 from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
@@ -96,8 +97,7 @@ def _of_records(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | 
     model = prepared.given or _model(ledger, fingerprint)
     checkpoints = _there(ledger, ledger.records("checkpoint", fingerprint))
     checkpoint = checkpoints[-1] if checkpoints and model is None else None
-    parts = _there(ledger, ledger.records("part", prepared.of_features(model, unreadable))) if model else []
-    facts = [PartFacts.of(record) for record in parts]
+    facts = [PartFacts.of(record) for record in _parts(ledger, prepared, model, unreadable)] if model else []
     overlapping = plan_parts(prepared.shards, prepared.budget.part_rows, facts)[1]
     facts = [part for part in facts if part not in overlapping]
     n_encoded = sum(part.n_rows for part in facts)
@@ -111,6 +111,12 @@ def _of_records(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | 
     told = checkpoint.facts if checkpoint else {}
     training = step_of(checkpoint) if checkpoint else 0, told.get("of"), told.get("ends_by")
     return Kept(False, bool(used["scan"]), model, *training, n_encoded, n_bytes, why)
+
+
+def _parts(ledger: Ledger, prepared: Prepared, model: Model, unreadable: Iterable[int]) -> list[Record]:
+    """Of features as they are stored: those of the form that was tried last, where one was too coarse."""
+    tried = (prepared.of_features(model, unreadable, storage) for storage in reversed(storages(prepared.config)))
+    return next((there for each in tried if (there := _there(ledger, ledger.records("part", each)))), [])
 
 
 def _trained(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:
