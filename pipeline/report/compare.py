@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,14 +133,15 @@ def _common(a: Sequence[Part], b: Sequence[Part]) -> Iterator[_Piece]:
     """Pieces of all rows that both have, in the order of A."""
     has_names = all(_tells_apart(parts) for parts in (a, b))
     of_file: dict[tuple[str, str], list[Part]] = {}
-    for part in b:
+    for part in sorted(b, key=lambda part: part["start"]):
         of_file.setdefault(_source(part, has_names), []).append(part)
     for part in a:
-        for other in of_file.get(_source(part, has_names), []):
+        others = of_file.get(_source(part, has_names), [])
+        first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # there may be thousands
+        for other in others[first : bisect_left(others, part["stop"], key=lambda other: other["start"])]:
             start, stop = max(part["start"], other["start"]), min(part["stop"], other["stop"])
-            if start < stop:
-                starts = (start - part["start"], start - other["start"])
-                yield _Piece(Path(part["path"]).name, (part["file"], other["file"]), starts, stop - start)
+            starts = (start - part["start"], start - other["start"])
+            yield _Piece(Path(part["path"]).name, (part["file"], other["file"]), starts, stop - start)
 
 
 def _source(part: Part, has_name: bool) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from pipeline.commands.table import main
 from pipeline.features import open_features
-from pipeline.report.compare import compare, verdict
+from pipeline.report.compare import _common, compare, verdict
 from pipeline.report.likeness import Likeness
 from tests.support.helpers import refused
 from tests.support.nights import SIZES
@@ -43,6 +44,33 @@ def test_a_run_is_the_same_as_itself_and_as_one_that_was_cut_into_other_parts(
     for other in (out, tmp_path / "other"):
         found = compare(str(out), str(other))
         assert (found.likeness.change, found.retrain, found.n_common, found.n_changed) == (0, False, N_ROWS, 0)
+
+
+def test_pieces_are_those_that_looking_at_every_pair_finds() -> None:
+    rng = np.random.default_rng(0)
+
+    def cut(n_rows: int, path: str) -> list[dict[str, Any]]:
+        edges = np.unique([0, n_rows, *rng.integers(0, n_rows, 9)]).tolist()
+        return [
+            {"path": path, "dataset": "X", "file": f"{path}-{start}", "start": start, "stop": stop}
+            for start, stop in pairwise(edges)
+            if rng.random() < 0.8
+        ]
+
+    for _ in range(20):
+        a, b = (cut(100, "0.h5") + cut(50, "1.h5") for _ in range(2))
+        rng.shuffle(b)
+        rows = [
+            {(part["path"], row): part for part in parts for row in range(part["start"], part["stop"])}
+            for parts in (a, b)
+        ]
+        found = {
+            (piece.name, row + piece.starts[0] + i): piece.parts
+            for piece in _common(a, b)
+            for row in [next(part["start"] for part in a if part["file"] == piece.parts[0])]
+            for i in range(piece.n_rows)
+        }
+        assert found == {key: (rows[0][key]["file"], rows[1][key]["file"]) for key in rows[0].keys() & rows[1].keys()}
 
 
 def test_rows_are_found_again_by_file_and_number_wherever_the_files_lie(
