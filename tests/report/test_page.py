@@ -138,3 +138,9 @@ def test_of_a_long_path_the_end_stays_and_nothing_in_it_is_taken_for_more_than_t
     assert len(path(long)) == 80
     assert path("a.h5") == "a.h5"
     assert cut("x" * 400).endswith("…")
+
+
+def test_without_a_sample_the_page_says_why_no_rows_are_shown(report: dict[str, Any]) -> None:
+    page = html_of(page_of({**report, "sample": None}))
+    assert "No rows are shown here" in page
+    Parsed(page)

@@ -19,7 +19,15 @@ def quality(report: Mapping[str, Any]) -> Section:
     """All that tells it."""
     sample = report.get("sample") or {}
     items = [*_errors(report), *_probe(sample), *_points(sample), *_costs(report), *_pairs(sample), *_rows(sample)]
-    return Section("Is it good?", (*items, *_units(report)))
+    return Section("Is it good?", (*items, *_units(report), *_without_rows(report)))
+
+
+def _without_rows(report: Mapping[str, Any]) -> Iterator[str]:
+    if "sample" in report and not report["sample"]:
+        yield (
+            "No rows are shown here: there were too few good ones, the model takes too much of the memory budget, or "
+            "they could not be read once more, which is a warning then."
+        )
 
 
 def _costs(report: Mapping[str, Any]) -> Iterator[Item]:
