@@ -188,6 +188,8 @@ def _checked(directory: Path, part: Part, numbers: np.ndarray, sources: _Sources
         sources.unread[part["path"]] = lost[0]
     is_read = np.delete(np.arange(len(rows)), list(failed))
     wanted = _wanted(shard, rows[is_read], how)
+    # Of a shard that cannot be read to its end no row counts, though some of them, and these, can be read.
+    wanted.is_far[...] |= part["n_bad"] == part["n_rows"]
     wanted.allowed[...] += part.get("max_error", 0.0)  # what storing them has cost, as the run has measured it
     found = stored[is_read].astype(np.float64), valid[is_read]
     return _compared(part["file"], numbers[is_read], found, wanted)
