@@ -17,6 +17,7 @@ from pipeline.commands.table import main
 from pipeline.output.disk import publish
 from pipeline.output.lock import locked
 from pipeline.output.records import read_manifest
+from pipeline.run.plan import plan
 from pipeline.run.plan.nameless import Nameless
 from pipeline.run.plan.plan import Plan, make_plan
 from pipeline.run.plan.words import in_words
@@ -130,6 +131,15 @@ def test_a_full_disk_is_met_in_the_evening(night: Night, out: Path, monkeypatch:
     assert told.disk["free"] == 100
     assert not out.exists()
     assert night.run(out) == 74
+
+
+def test_memory_that_is_not_there_is_warned_of(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, n_warnings in ((10**6, 1), (10**15, 0), (0, 0)):
+        monkeypatch.setattr(plan, "available_bytes", lambda available=available: available)
+        told = planned(night, out)
+        with case(available):
+            assert sum("lower --memory-budget" in words for words in told.warnings) == n_warnings
+            assert told.problems == []
 
 
 def test_problems_do_not_hide_behind_each_other(night: Night, out: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from kernels.backend import Device
 
 __all__ = ["Plan", "make_plan"]
+
+_BUSY = 0.75  # of the cores
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def make_plan(config: Config, tell: Callable[[str], object]) -> Plan:
             kept = looked_at_output(prepared, found)
             told = _of_what_is_there(prepared, kept)
             if not kept.is_complete:
+                found.warnings += _busy()
                 tell("starting Theano and its device")
                 device = found.caught(lambda: start_device(config.require_device))
                 seconds = time.monotonic() - start - seconds_compiling()
@@ -106,6 +110,13 @@ def make_plan(config: Config, tell: Callable[[str], object]) -> Plan:
                     told["stages"].insert(0, Stage("start", seconds, "Theano, the device and a look at the inputs"))
     problems = [{"kind": type(e).__name__, "exit_code": e.exit_code, "words": str(e)} for e in found.problems]
     return Plan(**told, problems=problems, warnings=list(dict.fromkeys(found.warnings)))
+
+
+def _busy() -> Iterator[str]:
+    """Whether others are at work on the machine, whose absence tonight no sample can know of."""
+    load, n_cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > _BUSY * n_cores:
+        yield f"the machine is busy (load {load:.1f} on {n_cores} cores): times are those under that load"
 
 
 def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
@@ -146,12 +157,16 @@ def _of_what_is_tried(
 ) -> dict[str, Any]:
     taken, on_host = taken_bytes(), device.used == "cpu"
     resident = prepared.budget.resident if on_host else prepared.budget.resident_on_device
+    needed = taken + max(stage_bytes(prepared, resident and on_host).values())
     memory = {
-        "host_bytes": taken + max(stage_bytes(prepared, resident and on_host).values()),
+        "host_bytes": needed,
         "device_bytes": None if on_host else device_bytes(prepared, resident, TILE_ROWS),
         "budget": prepared.config.memory_budget,
-        "available": available_bytes(),
+        "available": (available := available_bytes()),
     }
+    if 0 < available < needed:
+        sizes = f"{needed / 1e6:.0f} MB of memory are taken at the peak, {available / 1e6:.0f} MB are available"
+        found.warnings.append(f"{sizes}: lower --memory-budget")
     with theanos_errors():
         sampled = found.caught(lambda: _sampled(prepared, (resident, on_host), found, tell))
     found_out = {"device": str(device), "memory": memory}
