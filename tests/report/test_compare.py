@@ -60,17 +60,17 @@ def test_pieces_are_those_that_looking_at_every_pair_finds() -> None:
     for _ in range(20):
         a, b = (cut(100, "0.h5") + cut(50, "1.h5") for _ in range(2))
         rng.shuffle(b)
-        rows = [
-            {(part["path"], row): part for part in parts for row in range(part["start"], part["stop"])}
+        starts = {part["file"]: part["start"] for part in a}
+        held = [
+            {(part["path"], row): part["file"] for part in parts for row in range(part["start"], part["stop"])}
             for parts in (a, b)
         ]
         found = {
-            (piece.name, row + piece.starts[0] + i): piece.parts
+            (piece.name, starts[piece.parts[0]] + piece.starts[0] + i): piece.parts
             for piece in _common(a, b)
-            for row in [next(part["start"] for part in a if part["file"] == piece.parts[0])]
             for i in range(piece.n_rows)
         }
-        assert found == {key: (rows[0][key]["file"], rows[1][key]["file"]) for key in rows[0].keys() & rows[1].keys()}
+        assert found == {row: (held[0][row], held[1][row]) for row in held[0].keys() & held[1].keys()}
 
 
 def test_rows_are_found_again_by_file_and_number_wherever_the_files_lie(
