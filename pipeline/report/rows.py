@@ -24,8 +24,8 @@ __all__ = ["Encoded", "Fault", "RowsChecked", "check_rows"]
 
 _ROWS = 256  # that are looked at, unless somebody asks for more; and at once, if so
 _BYTES = 2**27  # of input that is read for them, since whole chunks are: so that it takes a fraction of a second
-_LEAST_ROWS = 16  # however large the chunks are
-_HUGE = 1e30  # of a scaled value: sums of such may overflow float32, and such rows count as bad ones
+_LEAST_ROWS = 8  # however large the chunks are
+_HUGE = 1e15  # of a scaled value: sums of such may overflow float32, and such rows count as bad ones
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _checked(directory: Path, part: Part, numbers: np.ndarray, sources: _Sources
     is_read = np.delete(np.arange(len(rows)), list(failed))
     wanted = _wanted(shard, rows[is_read], how)
     # Of a shard that cannot be read to its end no row counts, though some of them, and these, can be read.
-    wanted.is_far[...] |= part["n_bad"] == part["n_rows"]
+    wanted.may_be_bad[...] |= part["n_bad"] == part["n_rows"]
     wanted.allowed[...] += part.get("max_error", 0.0)  # what storing them has cost, as the run has measured it
     found = stored[is_read].astype(np.float64), valid[is_read]
     return _compared(part["file"], numbers[is_read], found, wanted)
@@ -199,13 +199,13 @@ def _checked(directory: Path, part: Part, numbers: np.ndarray, sources: _Sources
 class _Wanted:
     """Features (n_rows, n_features) in float64, by how much others may differ, and which rows (n_rows,) have none.
 
-    Rows that are so far outside that they may overflow float32 may be bad ones or not.
+    A row that is so far outside that it may overflow float32 may be a bad one or not.
     """
 
     features: np.ndarray
     allowed: np.ndarray
     is_bad: np.ndarray
-    is_far: np.ndarray
+    may_be_bad: np.ndarray
 
 
 def _wanted(shard: Shard, rows: np.ndarray, how: Encoded) -> _Wanted:
@@ -215,18 +215,19 @@ def _wanted(shard: Shard, rows: np.ndarray, how: Encoded) -> _Wanted:
     if how.clips:
         cleaned = np.clip(cleaned, *scaler.edges(cleaned.dtype))
     with np.errstate(over="ignore", invalid="ignore"):  # of bad rows, and of those that are far outside
-        is_far = ~(np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE)
-        return _Wanted(how.model.encode(cleaned), rounding(how.model, cleaned), is_bad, is_far)
+        allowed, is_near = rounding(how.model, cleaned), np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE
+        may_be_bad = ~(is_near & np.isfinite(allowed).all(axis=1))
+        return _Wanted(how.model.encode(cleaned), allowed, is_bad, may_be_bad)
 
 
 def _compared(file: str, numbers: np.ndarray, found: tuple[np.ndarray, np.ndarray], wanted: _Wanted) -> RowsChecked:
     """Some rows of a part, their features and which of them count, held against what they should be."""
     stored, valid = found
-    counts = valid & ~wanted.is_bad & ~wanted.is_far
+    counts = valid & ~wanted.is_bad & ~wanted.may_be_bad
     differences = np.where(counts[:, None], np.abs(stored - wanted.features), 0)
     shares = np.where(counts[:, None], differences / wanted.allowed, 0)
-    is_left_out = ~valid & np.isnan(stored).all(axis=1) & (wanted.is_bad | wanted.is_far)
-    is_right = is_left_out | (counts & (shares <= 1).all(axis=1)) | (valid & wanted.is_far & ~wanted.is_bad)
+    is_left_out = ~valid & np.isnan(stored).all(axis=1) & (wanted.is_bad | wanted.may_be_bad)
+    is_right = is_left_out | (counts & (shares <= 1).all(axis=1)) | (valid & wanted.may_be_bad & ~wanted.is_bad)
     faults = [
         Fault(file, f"row {numbers[i]}: {_fault(i, stored, valid, wanted, shares)}")
         for i in np.flatnonzero(~is_right)[:1].tolist()

@@ -20,7 +20,7 @@ from pipeline.output.records import OUTPUT, read_manifest
 from pipeline.report import rows as module
 from pipeline.report.verify import verify
 from tests.support import standin
-from tests.support.helpers import refused
+from tests.support.helpers import refused, write_shard
 from tests.support.nights import SIZES
 from tests.support.spoilt import Silent
 from tests.support.standin import Night, features_of
@@ -193,7 +193,7 @@ def test_few_rows_are_read_where_each_is_a_large_chunk(
     monkeypatch.setattr(module, "_BYTES", 20 * 16)  # of four float32 each
     assert verify(str(out)).rows.n_rows == 20
     monkeypatch.setattr(module, "_BYTES", 0)
-    assert verify(str(out)).rows.n_rows == 16
+    assert verify(str(out)).rows.n_rows == 8
     assert verify(str(out), 30).rows.n_rows == 30
 
 
@@ -214,3 +214,18 @@ def test_no_theano_is_needed(night: Night, out: Path) -> None:
         f"sys.exit(main(['verify', {str(out)!r}]))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=120).returncode == 0
+
+
+def test_rows_of_a_shard_that_could_not_be_read_somewhere_are_no_fault(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its rows count as bad ones, and most of them can be read by whoever looks for these alone."""
+    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
+    rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)
+    path = write_shard(night.shards / "3.h5", rows, riders={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
+    spoilt = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())
+    Path(path).write_bytes(spoilt)
+    leave = ["--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "100%"]
+    assert night.run(out, *leave) == 0
+    found = verify(str(out), 1000)
+    assert (found.faults, found.unchecked, found.rows.n_rows, found.rows.n_bad) == ((), (), N_ROWS, 56)
