@@ -25,6 +25,7 @@ __all__ = ["Drifted", "bad_told", "drift_told", "inputs_told", "last_told", "loo
 
 log = logging.getLogger(__name__)
 
+_SITTINGS = 3  # that are told of, beside this one
 _FIRST, _WORST = 10, 3  # of many shards, rows and columns; of the columns of one shard
 
 
@@ -141,23 +142,29 @@ def _column_told(shard: Shard, one: Outside) -> dict[str, Any]:
     return {**one._asdict(), "name": name, "excess": one.distance}
 
 
-def last_told(directory: Path, fingerprint: str) -> dict[str, Any] | None:
-    """What the last run in an output directory has left in its report, shortly; None without one.
+def last_told(directory: Path, fingerprint: str) -> dict[str, Any]:
+    """What earlier runs in an output directory have left in its report, shortly.
 
     Parameters
     ----------
     fingerprint : str
-        Of this run's request: a report of the very same request is its own, from a sitting that ended too early, and
-        what it says of the last run is handed on.
+        Of this run's request: a report of the very same request is its own, from a sitting before.
+
+    Returns
+    -------
+    dict
+        ``last``, the run that made other results there, or None; and ``sittings``, what this run's own ones before have
+        taken, a few at most.
     """
     try:
         report = json.loads((directory / "report.json").read_bytes())
-        told = {key: report[key] for key in ("summary", "config")}
+        made = report.get("made", "before")
         if report.get("fingerprints", {}).get("request") == fingerprint:
-            return report.get("last")
-        return told | {"made": report.get("made", "before")}
+            sittings = [*report.get("sittings", []), {"made": made, "stages": report["stages"]}]
+            return {"last": report.get("last"), "sittings": sittings[-_SITTINGS:]}
+        return {"last": {"made": made, "summary": report["summary"], "config": report["config"]}, "sittings": []}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or it is somebody else's
-        return None
+        return {"last": None, "sittings": []}
 
 
 def looked_at(made: Sequence[Made], looking: Looking) -> dict[str, Any] | None:

@@ -249,7 +249,7 @@ def _report(
         "taken_over": list(clock.taken_over.values()),
         "warnings": {"n": clock.warnings.n, "first": clock.warnings.first},
         "bad": bad_told(job.shards, job.bad_shards, scan, config.missing_value),
-        "last": last_told(job.ledger.directory, request),
+        **last_told(job.ledger.directory, request),
         "sample": sample,
     }
     if job.given is None:

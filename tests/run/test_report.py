@@ -112,8 +112,12 @@ def test_the_report_holds_itself_against_the_last_run_there(night: Night, out: P
     (out / "index.h5").unlink()
     assert night.run(out, "--seed", "1") == 0
     assert report_of(out)["last"] == second["last"]
+    (sitting,) = report_of(out)["sittings"]
+    assert sitting == {"made": second["made"], "stages": second["stages"]}
+    assert second["sittings"] == []
     text = (out / "report.html").read_text()
     assert "What changed since the last run here" in text
+    assert "The sitting before, that ended " in text
 
 
 def test_with_a_given_model_its_rows_are_looked_at(shards: Shards, model: str) -> None:

@@ -83,6 +83,7 @@ def largest(folder: Path) -> dict[str, Any]:
         "summary": summary,
         "stages": dict.fromkeys(summary["seconds"], stage),
         "taken_over": ["the scan"],
+        "sittings": [{"made": "then", "stages": dict.fromkeys(summary["seconds"], stage)}] * 3,
         "warnings": {"n": 999, "first": ["w<i>" * 9999] * 50},
         "bad": {"rows": rows, "shards": shards},
         "drift": {

@@ -16,6 +16,7 @@ from pipeline.settings.config import Config
 __all__ = ["change", "settings", "steps", "time_spent"]
 
 _OF_ONE_NIGHT = ("overwrite", "restart", "quiet", "verbose")  # what is said of a run, and not of its results
+_HEADS = "stage, time, rows, bytes, processor"
 _MOST = 40  # lines of a table whose length a run decides
 
 
@@ -56,15 +57,19 @@ def time_spent(report: Mapping[str, Any]) -> Section:
     items: list[Item] = []
     if seconds:
         items.append(bars("Time by stage", seconds, duration))
-    rows: list[tuple[str, ...]] = [
-        (name, duration(stage["seconds"]), *_rates(stage["n_rows"], stage["n_bytes"], stage["seconds"]), _busy(stage))
-        for name, stage in stages.items()
-    ]
-    rows += _epochs(report)
-    if rows:
-        items.append(Table.of("Rates", "stage, time, rows, bytes, processor", rows))
+    if rows := [*_stages(stages), *_epochs(report)]:
+        items.append(Table.of("Rates", _HEADS, rows))
         items += _peak(report)
+    for sitting in report.get("sittings", []):
+        title = f"The sitting before, that ended {cut(sitting['made'], 30)}"
+        items.append(Table.of(title, _HEADS, [*_stages(sitting["stages"])]))
     return Section("Where the night went", tuple(items))
+
+
+def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for name, stage in stages.items():
+        rates = _rates(stage["n_rows"], stage["n_bytes"], stage["seconds"])
+        yield (name, duration(stage["seconds"]), *rates, _busy(stage))
 
 
 def _peak(report: Mapping[str, Any]) -> Iterator[str]:
