@@ -111,7 +111,7 @@ class Warnings(logging.Handler):
     first : list of str
         In their words, each once.
     n : int
-        How many different ones there were.
+        How many there were; of those that are kept each counts once.
     """
 
     def __init__(self) -> None:

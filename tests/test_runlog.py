@@ -8,7 +8,7 @@ import time
 import pytest
 from tqdm import tqdm
 
-from pipeline.runlog import BEHIND_A_BAR, Dated, RunLog, Terminal
+from pipeline.runlog import BEHIND_A_BAR, Dated, RunLog, Terminal, warnings_kept
 
 
 @pytest.fixture
@@ -112,3 +112,25 @@ def test_a_directory_that_cannot_be_written_keeps_it_silent(tmp_path, run_log):
     for i in range(5000):
         run_log.say(str(i))
     assert len(run_log._waiting) <= 1000
+
+
+def test_warnings_are_kept_each_once_and_all_are_counted() -> None:
+    log = logging.getLogger("pipeline.some.where")
+    with warnings_kept() as kept:
+        log.info("no warning")
+        for i in range(70):
+            log.warning("warning %d", i)
+            log.warning("warning %d", i % 7)
+    log.warning("too late")
+    assert kept.first == [f"warning {i}" for i in range(50)]
+    assert kept.n == 70
+
+
+def test_where_nobody_has_set_up_logging_warnings_are_printed_all_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with warnings_kept() as kept:
+        logging.getLogger("kernels.backend").warning("look here")
+    assert kept.first == ["look here"]
+    assert capsys.readouterr().err == "look here\n"

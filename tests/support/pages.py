@@ -59,7 +59,9 @@ def largest(folder: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     model, n = model_of(32 * 32 * 3, 256), 200
     names = [f"{i}<script>&\"' " + "x" * 200 for i in range(40)]
-    made = made_of(folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=[names[i % 40] for i in range(n)])
+    made = made_of(
+        folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=np.array([names[i % 40] for i in range(n)], "S")
+    )
     sample = drawn(made, Looking(model))
     assert sample is not None
     summary = {"n_rows": 10**12, "n_inputs": 32 * 32 * 3, "n_features": 256, "n_bad": 10**9, "n_parts": 10**6}
