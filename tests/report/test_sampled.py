@@ -51,6 +51,7 @@ def test_without_good_rows_or_memory_there_is_no_sample(tmp_path: Path) -> None:
     made = made_of(tmp_path, model, np.full((50, 6), np.nan), 50)
     assert drawn(made, Looking(model)) is None
     assert drawn(made, Looking(model, memory_bytes=64)) is None
+    assert drawn([], Looking(model)) is None
 
 
 def test_errors_are_those_of_the_rows_and_the_worst_are_found_by_file_and_row(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ class Figure:
         What it shows, for those who cannot see it.
     svg : str
         Markup, all text in it escaped.
-    table : Table or None
-        Its numbers, where the words do not say all of them.
+    table : Table
+        Its numbers.
     note : str
         What is to be known beside the picture.
     """
@@ -52,7 +52,7 @@ class Figure:
     title: str
     description: str
     svg: str
-    table: Table | None = None
+    table: Table
     note: str = ""
 
 

@@ -75,8 +75,8 @@ def bars(title: str, values: Mapping[str, float], spelled: Any = number, note: s
     return Figure(title, description, picture((_WIDTH, height), title, description, *drawn), table, note)
 
 
-def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str) -> Figure:
-    """How often values lie between each two edges."""
+def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str, table: Table) -> Figure:
+    """How often values lie between each two edges; `table` tells their quantiles."""
     x = Scale(edges[0], edges[-1], _LEFT, _WIDTH - _RIGHT)
     y = Scale(0, max(counts) * 1.05 or 1, _HEIGHT - _BOTTOM, _TOP)
     drawn = axes(x, y, x_name, number)
@@ -92,7 +92,7 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name:
     description = (
         f"{count(sum(counts))} rows, most often between {number(edges[fullest])} and {number(edges[fullest + 1])}."
     )
-    return Figure(title, description, picture((_WIDTH, _HEIGHT), title, description, *drawn))
+    return Figure(title, description, picture((_WIDTH, _HEIGHT), title, description, *drawn), table)
 
 
 def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[str]) -> Figure:
@@ -100,20 +100,20 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
     x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
     y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
     dots, middles, rows = list[Element](), list[Element](), list[list[str]]()
+    nobody = "no label" if names else "all"
     for code in sorted(set(codes.tolist())):
-        these, name = points[codes == code], names[code] if 0 <= code < len(names) else "no label"
+        these, name = points[codes == code], names[code] if 0 <= code < len(names) else nobody
         line = "".join(f"M{x(a):.0f} {y(b):.0f}h0" for a, b in these)  # a line of no length with round ends is a dot
         dots.append(element("path", d=line, stroke=colour(code), class_="dots", fill="none", stroke_width=4.5))
         a, b = np.median(these, axis=0)
         middles.append(text(x(a), y(b), cut(name, 16), "middle", class_="halo", font_weight="bold"))
         rows.append([cut(name, 24), count(len(these)), number(a), number(b)])
     frame = element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none")
-    is_labelled = len(names) > 0
-    description = f"{count(len(points))} rows" + (f" in the colours of {len(rows)} labels." if is_labelled else ".")
-    drawn = [frame, *dots, *(middles if is_labelled and len(middles) <= _MOST_LABELS else ())]
+    description = f"{count(len(points))} rows" + (f" in the colours of {len(rows)} labels." if names else ".")
+    drawn = [frame, *dots, *(middles if names and len(middles) <= _MOST_LABELS else ())]
     which = "each label" if len(rows) <= _MOST_LABELS else f"the first {_MOST_LABELS} of {len(rows)} labels"
-    heads = "label, rows, across, up"
-    table = Table.of(f"{title}: the middle of {which}", heads, rows[:_MOST_LABELS]) if is_labelled else None
+    middle = f"{title}: the middle of {which}" if names else f"{title}: the middle"
+    table = Table.of(middle, "label, rows, across, up", rows[:_MOST_LABELS])
     return Figure(title, description, picture((_WIDTH, _HEIGHT), title, description, *drawn), table)
 
 

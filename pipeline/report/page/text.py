@@ -26,7 +26,7 @@ def _lines(item: Item) -> Iterator[str]:
     if isinstance(item, Table):
         yield from _table(item)
     elif isinstance(item, Figure):
-        yield from _table(item.table) if item.table else wrap(f"{item.title}: {item.description}", _WIDTH)
+        yield from _table(item.table)
         yield from wrap(item.note, _WIDTH)
     elif isinstance(item, Command):
         yield from (f"{item.purpose}:", f"    {item.line}")

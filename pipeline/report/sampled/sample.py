@@ -106,7 +106,7 @@ def drawn(made: Sequence[Made], looking: Looking) -> Sample | None:
     OSError
         When features cannot.
     """
-    places = list(_places(made, looking)) if looking.n_rows > 1 else []
+    places = list(_places(made, looking)) if made and looking.n_rows > 1 else []
     pieces = [
         piece
         for i, here in groupby(places, key=lambda place: place.source)

@@ -102,9 +102,10 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
     if not sample:
         return
     errors = sample["errors"]
-    yield histogram("Errors of single rows", errors["edges"], errors["counts"], "mean squared error of a row")
     quantiles = [(percent(float(share)), number(value)) for share, value in errors["quantiles"].items()]
-    yield Table.of("Errors of single rows: so many have less", "rows, error", quantiles)
+    table = Table.of("Errors of single rows: so many have less", "share of the rows, less than", quantiles)
+    title, x_name = "Errors of single rows", "mean squared error of a row"
+    yield histogram(title, errors["edges"], errors["counts"], x_name, table)
     worst = [
         (path(row["file"]), count(row["row"]), cut(row["label"] or "-", 24), number(row["error"]), row["column"])
         for row in sample["worst"]
