@@ -13,9 +13,11 @@ from pipeline.report.page.content import page_of
 from pipeline.report.page.document import Figure, Table
 from pipeline.report.page.html import html_of
 from pipeline.report.page.made import page_bytes, report_bytes
+from pipeline.report.page.sections.verdict import verdict
 from pipeline.report.page.svg import COLOURS
 from pipeline.report.page.text import text_of
 from pipeline.report.page.words import cut, path
+from tests.support.cases import each
 from tests.support.pages import Parsed, largest
 
 BACKGROUNDS = ("#ffffff", "#14181d")
@@ -144,3 +146,22 @@ def test_without_a_sample_the_page_says_why_no_rows_are_shown(report: dict[str, 
     page = html_of(page_of({**report, "sample": None}))
     assert "No rows are shown here" in page
     Parsed(page)
+
+
+@each(
+    "error, components, mean, words",
+    [
+        (0.0077, 0.0104, 0.0873, "whose error is 26 % below that of 4 principal components; nothing"),
+        (0.0120, 0.0104, 0.0873, "whose error is 15 % above that of 4 principal components; nothing"),
+        (0.0103, 0.0104, 0.0873, "which give the rows back as well as 4 principal components do; nothing"),
+        (8e-6, 3e-6, 0.123, "which give the rows back as well as 4 principal components do; nothing"),
+        (0.01, None, None, "which give the rows back with a mean squared error of 0.01; nothing"),
+        (None, None, None, "became 4 features each in 3.0 s; nothing"),
+    ],
+)
+def test_the_verdict_holds_the_error_against_components(
+    error: float | None, components: float | None, mean: float | None, words: str
+) -> None:
+    summary = {"n_rows": 10, "n_inputs": 9, "n_features": 4, "seconds": {"scan": 1.0, "training": 2.0}}
+    report = {"summary": {**summary, "cost": error, "components": components, "mean": mean}}
+    assert words in verdict(report)

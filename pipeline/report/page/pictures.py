@@ -30,7 +30,7 @@ def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str
     """Values over epochs, and levels to hold them against."""
     n = max(map(len, lines.values()))
     y_values = [value for line in lines.values() for value in line] + list(levels.values())
-    x = Scale(0.5, n + 0.5, _LEFT, _WIDTH - _RIGHT)
+    x = Scale(0.5, n + 0.5, _LEFT, _WIDTH - _RIGHT, is_whole=True)
     y = Scale.over(y_values, _HEIGHT - _BOTTOM, _TOP, may_log=True)
     drawn = axes(x, y, "epoch", number)
     for i, (name, line) in enumerate(lines.items()):

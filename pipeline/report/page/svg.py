@@ -76,6 +76,7 @@ class Scale:
     start: float
     end: float
     is_log: bool = False
+    is_whole: bool = False  # whether nothing lies between whole numbers
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, may_log: bool = False) -> Scale:
@@ -99,9 +100,10 @@ class Scale:
             return [tick for tick in tens if self.low <= tick <= self.high][:: max(1, (last - first) // 5)]
         rough = (self.high - self.low) / 4
         unit = 10.0 ** math.floor(math.log10(rough))
-        step = unit * min((1, 2, 2.5, 5, 10), key=lambda factor: abs(factor * unit - rough))
+        step = unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough))
         first = math.ceil(self.low / step)
-        return [i * step for i in range(first, math.floor(self.high / step) + 1)]
+        ticks = [i * step for i in range(first, math.floor(self.high / step) + 1)]
+        return [tick for tick in ticks if not self.is_whole or tick == round(tick)]
 
 
 def axes(x: Scale, y: Scale, x_name: str, spelled: Callable[[float], str] = "{:.3g}".format) -> list[Element]:

@@ -14,6 +14,7 @@ __all__ = ["needs", "notices", "verdict"]
 
 _FIRST = 10  # of many
 _SAME = 0.02  # of an error: trainings that differ in nothing but their seed differ by as much
+_NOTHING = 1e-3  # of the mean's error, as `pipeline.training.baseline` has it, too
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -37,7 +38,7 @@ def _worth(report: Mapping[str, Any]) -> str:
         error = sample.get("mean_error", error)
         return "" if error is None else f", which give the rows back with a mean squared error of {number(error)}"
     gain = 1 - error / components if components else 0.0
-    if abs(gain) < _SAME:
+    if abs(error - components) < max(_SAME * components, _NOTHING * (summary.get("mean") or 0.0)):
         return f", which give the rows back as well as {beside} do"
     return f", whose error is {percent(abs(gain))} {'below' if gain > 0 else 'above'} that of {beside}"
 
@@ -46,7 +47,7 @@ def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
     """How many things should be looked at; the first of them in a sentence or two each, which say what to do."""
     kept = report.get("warnings")
     said = [str(line) for line in kept["first"]] if kept else list(_told_by_numbers(report))
-    return (kept["n"] if kept else len(said)), [cut(line, 600) for line in said[:_FIRST]]
+    return (kept["n"] if kept else len(said)), [cut(line[:1].upper() + line[1:], 600) for line in said[:_FIRST]]
 
 
 def _told_by_numbers(report: Mapping[str, Any]) -> Iterator[str]:
