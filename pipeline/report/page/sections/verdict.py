@@ -47,7 +47,13 @@ def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
     """How many things should be looked at; the first of them in a sentence or two each, which say what to do."""
     kept = report.get("warnings")
     said = [str(line) for line in kept["first"]] if kept else list(_told_by_numbers(report))
-    return (kept["n"] if kept else len(said)), [cut(line[:1].upper() + line[1:], 600) for line in said[:_FIRST]]
+    return (kept["n"] if kept else len(said)), [_sentence(line) for line in said[:_FIRST]]
+
+
+def _sentence(line: str) -> str:
+    """A line of the log that begins like a sentence, unless it begins with where something is, like ``file=``."""
+    is_place = "=" in line.split(" ")[0]
+    return cut(line if is_place else line[:1].upper() + line[1:], 600)
 
 
 def _told_by_numbers(report: Mapping[str, Any]) -> Iterator[str]:
