@@ -84,7 +84,7 @@ def test_an_output_as_it_was_written_is_verified(
     assert "nothing is wrong" in capsys.readouterr().out
 
 
-def test_every_damaged_file_is_named_and_the_others_are_looked_at(night: Night, out: Path, capsys: Any) -> None:
+def test_d11_every_damaged_file_is_named_and_the_others_are_looked_at(night: Night, out: Path, capsys: Any) -> None:
     assert night.run(out) == 0
     manifest = read_manifest(out)
     for i, line in enumerate([*manifest["parts"], *manifest["files"]]):
