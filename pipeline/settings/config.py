@@ -242,7 +242,7 @@ class Config:
         None,
         one_of("none", "lzf", "gzip"),
         "features",
-        "of the stored features, in chunks (default: none, or gzip with --max-feature-error)",
+        "of the stored features, in chunks; lzf is h5py's own (default: none, or gzip with --max-feature-error)",
         before="none",
     )
     max_feature_error: float | None = _setting(
