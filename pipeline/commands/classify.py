@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from pipeline.commands.parsing import Parser, printed_json
+from pipeline.commands.parsing import Parser, printed_json, progress_told
 from pipeline.errors import ShardpressError
 from pipeline.settings.kinds import parse_bytes
 from pipeline.signals import Stopped, stoppable
@@ -31,10 +31,7 @@ def main(arguments: Sequence[str], name: str = "shardpress classify", examples: 
     from pipeline.runlog import Terminal
 
     logging.basicConfig(handlers=[Terminal()])
-    told = logging.getLogger("pipeline.progress")
-    level = told.level
-    told.setLevel(logging.INFO)
-    with stoppable():
+    with stoppable(), progress_told():
         try:
             _compare(_parser(name, examples).parse_args(arguments))
         except ShardpressError as error:
@@ -43,8 +40,6 @@ def main(arguments: Sequence[str], name: str = "shardpress classify", examples: 
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return 128 + stopped.number
-        finally:
-            told.setLevel(level)
     return 0
 
 

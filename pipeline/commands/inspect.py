@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.parsing import Parser, printed_json
+from pipeline.commands.parsing import Parser, printed_json, progress_told
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.settings.kinds import DATASET, EXACT_NUMBER, parse_bytes
 
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str]) -> int:
     """Print what is there; 65 when a file is refused."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what is amiss stands in the answer
-    logging.getLogger("pipeline.progress").setLevel(logging.INFO)
     from pipeline.shards.inspect import inspected
     from pipeline.shards.vet import Wanted
 
     wanted = Wanted(options.dataset, options.orientation, tuple(options.carry))
     found = inspected(options.shards or ["data/*.h5"], wanted, options.follow)
-    look = _looked(found, options) if found.shards else None
+    with progress_told():
+        look = _looked(found, options) if found.shards else None
     if options.json:
         printed_json(_plain(found, look))
     else:

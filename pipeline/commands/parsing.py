@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from pipeline.errors import UsageError
 
-__all__ = ["Parser", "printed_json", "whole_number"]
+__all__ = ["Parser", "printed_json", "progress_told", "whole_number"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,3 +41,15 @@ def whole_number(text: str) -> int:
 def printed_json(answer: Any) -> None:
     """Write an answer as JSON, alone on standard output."""
     print(json.dumps(answer, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def progress_told() -> Iterator[None]:
+    """Within the context, passes tell how far they have come."""
+    of_progress = logging.getLogger("pipeline.progress")
+    level = of_progress.level
+    of_progress.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        of_progress.setLevel(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def test_the_page_and_the_json_say_the_same(tmp_path: Path, capsys: pytest.Captu
     told = json.loads(capsys.readouterr().out)
     assert (told["rows"]["n_bad"], told["rows"]["constant_columns"], told["rows"]["n_looked_at"]) == (1, [1], 20)
     assert told["files"][0]["riding"] == ["y"]
+    assert logging.getLogger("pipeline.progress").level == logging.NOTSET, "as it was before"
 
 
 def test_a_refused_file_is_told_with_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
