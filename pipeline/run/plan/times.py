@@ -14,7 +14,7 @@ from pipeline.settings.deadline import deadline_of, in_words
 __all__ = ["Sampled", "Stage", "stages"]
 
 
-_REPORT = 1.5  # seconds: of a bounded number of rows
+_REPORT = 0.5  # seconds: of a bounded number of rows
 
 
 @dataclass(frozen=True)
