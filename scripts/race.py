@@ -123,6 +123,8 @@ class Bench:
         self.folder, self.rounds, self.size, self.device = folder.resolve(), rounds, size, device
         self.seed = seed  # of the shapes that are drawn
         self.limits = limits(isa) if isa else {}  # of every contestant's environment
+        # What PyTorch has compiled for one instruction set it takes for another, and crashes or computes nonsense.
+        self.limits["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve() / f"inductor-{isa or 'native'}")
         self.with_peers = with_peers
         self.results: list[dict[str, Any]] = []
         self.demands: list[dict[str, Any]] = []
