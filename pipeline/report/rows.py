@@ -13,36 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DataError, NoInput, NotPermitted
-from pipeline.model import Model
+from pipeline.report.encoded import Encoded
 from pipeline.report.parts import Part, drawn, features_at
 from pipeline.report.rounding import rounding
-from pipeline.scan.cleaning import Cleaning
 from pipeline.shards.rows import bad_entries, read
 from pipeline.shards.shard import Block, Shard
 
-__all__ = ["Encoded", "Fault", "RowsChecked", "check_rows"]
+__all__ = ["Fault", "RowsChecked", "check_rows"]
 
 _ROWS = 256  # that are looked at, unless somebody asks for more; and at once, if so
 _BYTES = 2**27  # of input that is read for them, since whole chunks are: so that it takes a fraction of a second
 _LEAST_ROWS = 8  # however large the chunks are
 _HUGE = 1e15  # of a scaled value: sums of such may overflow float32, and such rows count as bad ones
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """How rows were encoded.
-
-    Attributes
-    ----------
-    missing : float or None
-        What stands for a missing value, beside NaN.
-    clips : bool
-        Whether rows outside the model's range were moved to its edge, though the model itself does not ask for it.
-    """
-
-    model: Model
-    missing: float | None = None
-    clips: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,9 +193,7 @@ class _Wanted:
 def _wanted(shard: Shard, rows: np.ndarray, how: Encoded) -> _Wanted:
     scaler = how.model.scaler
     is_bad = bad_entries(rows, how.missing, shard.stored_dtype, scaler.fill is not None).any(axis=1)
-    cleaned = Cleaning(scaler, how.missing).cleaned(Block(shard, 0, 0), rows)
-    if how.clips:
-        cleaned = np.clip(cleaned, *scaler.edges(cleaned.dtype))
+    cleaned = how.cleaned(Block(shard, 0, 0), rows)
     with np.errstate(over="ignore", invalid="ignore"):  # of bad rows, and of those that are far outside
         allowed, is_near = rounding(how.model, cleaned), np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE
         may_be_bad = ~(is_near & np.isfinite(allowed).all(axis=1))

@@ -13,8 +13,9 @@ from typing import Any
 from pipeline.errors import DataError, NoInput, counted, shown
 from pipeline.model import load_model
 from pipeline.output.records import Entry, fault_of, read_manifest
+from pipeline.report.encoded import Encoded
 from pipeline.report.parts import Part
-from pipeline.report.rows import Encoded, Fault, RowsChecked, check_rows
+from pipeline.report.rows import Fault, RowsChecked, check_rows
 from pipeline.shards.shard import Shard
 from pipeline.shards.vet import Wanted, vet
 

@@ -18,9 +18,10 @@ from pipeline.encoding.whole import SINGLE_FILE, index_bytes, single_file
 from pipeline.errors import VerificationFailed, counted, shown
 from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
+from pipeline.report.encoded import Encoded
 from pipeline.report.facts import Drifted, bad_told, drift_told, inputs_told, last_told, looked_at
 from pipeline.report.page.made import page_bytes, report_bytes
-from pipeline.report.rows import Encoded, check_rows
+from pipeline.report.rows import check_rows
 from pipeline.report.sampled.sample import Looking, Made
 from pipeline.run.deadline import gave_up, tell_if_late
 from pipeline.run.earlier import QUARANTINE
@@ -144,8 +145,7 @@ def _verified(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, A
     VerificationFailed
         When they differ; the parts in which they do are not there any more then.
     """
-    clips = job.given is not None and job.config.on_drift == "clip"
-    how = Encoded(model, job.config.missing_value, clips)
+    how = _encoded(job, model)
     directory, lines = job.ledger.directory, [part.line() for part in parts]
     found = check_rows(directory, lines, lambda part: job.shards[part["shard"]], how)
     if found.faults:
@@ -269,8 +269,12 @@ def _drifted(part: PartFacts) -> Drifted:
 def _sample(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, Any] | None:
     config, folder = job.config, job.ledger.directory
     made = [Made(Block(job.shards[part.shard], part.start, part.stop), folder / part.entry.file) for part in parts]
-    clips = job.given is not None and config.on_drift == "clip"
-    return looked_at(made, Looking(model, config.missing_value, clips, config.memory_budget, config.seed))
+    how = _encoded(job, model)
+    return looked_at(made, Looking(model, how.missing, how.clips, config.memory_budget, config.seed))
+
+
+def _encoded(job: Job, model: Model) -> Encoded:
+    return Encoded(model, job.config.missing_value, job.given is not None and job.config.on_drift == "clip")
 
 
 def _stages(job: Job) -> dict[str, dict[str, Any]]:

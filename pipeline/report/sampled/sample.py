@@ -13,8 +13,7 @@ import numpy as np
 
 from kernels.network import Network
 from pipeline.features import FEATURES, VALID, reading
-from pipeline.model import Model
-from pipeline.scan.cleaning import Cleaning
+from pipeline.report.encoded import Encoded
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block
 
@@ -34,22 +33,15 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Looking:
-    """How rows are looked at.
+class Looking(Encoded):
+    """How rows are looked at, beside how they were encoded.
 
     Attributes
     ----------
-    missing : float or None
-        What stands for no value, beside NaN.
-    clips : bool
-        Whether rows outside the model's range were moved to its edge.
     memory_bytes : int
         Host memory of the whole run.
     """
 
-    model: Model
-    missing: float | None = None
-    clips: bool = False
     memory_bytes: int = 2**31
     seed: int = 0
 
@@ -172,12 +164,10 @@ def _looked_at(made: Made, places: Sequence[_Place], looking: Looking) -> Iterat
 def _as_they_were(source: Block, place: _Place, valid: np.ndarray, looking: Looking) -> dict[str, np.ndarray]:
     """A place's good rows, scaled as they were encoded, and where they stand."""
     block = Block(source.shard, source.start + place.start, source.start + place.stop)
-    scaler = looking.model.scaler
-    rows = Cleaning(scaler, looking.missing).cleaned(block, read(block))
-    rows = np.clip(rows, *scaler.edges(rows.dtype)) if looking.clips else rows
+    rows = looking.cleaned(block, read(block))
     numbers = np.arange(block.start, block.stop)[valid]
     alike = {"sources": place.source, "stretches": place.stretch}
-    scaled = scaler.transform(rows[valid])
+    scaled = looking.model.scaler.transform(rows[valid])
     return {"scaled": scaled, "rows": numbers, **{name: np.full(len(numbers), n) for name, n in alike.items()}}
 
 
