@@ -59,7 +59,9 @@ class Epochs:
 
     def _end(self, context: Any) -> bool:
         """Whether a callback wants to stop."""
-        # Made only for a callback that looks at it.
-        fitted = lambda: self._estimator._learned(self._fit.model())  # noqa: E731
+
+        def fitted() -> Any:  # made only for a callback that looks at it
+            return self._estimator._learned(self._fit.model())
+
         ended = context.call_on_fit_task_end(estimator=self._estimator, **self._data, reconstruction_attributes=fitted)
         return bool(ended)

@@ -97,7 +97,7 @@ def _pieces(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
     ]
 
 
-def _looked(task: tuple[object, Piece]) -> tuple[Found, set[str]]:
+def _looked(task: tuple[Callable[[Sequence[Piece]], Found], Piece]) -> tuple[Found, set[str]]:
     look, piece = task
     block = piece[2]
     some = Block(block.shard, block.start, min(block.stop, block.start + _TRIED))
@@ -105,7 +105,7 @@ def _looked(task: tuple[object, Piece]) -> tuple[Found, set[str]]:
         smaller = smaller_dtype(read(some))
     except DataError:  # which the scan meets, too, and tells
         smaller = set(_INTEGERS + _FLOATS)
-    return look([piece]), smaller  # type: ignore[operator]
+    return look([piece]), smaller
 
 
 def smaller_dtype(rows: np.ndarray) -> set[str]:

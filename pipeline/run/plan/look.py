@@ -53,12 +53,22 @@ class Findings:
             return None
 
 
+class _Ear(logging.Handler):
+    """Takes up warnings in their words."""
+
+    def __init__(self, warnings: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._warnings = warnings
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._warnings.append(record.getMessage())
+
+
 @contextmanager
 def heard() -> Iterator[Findings]:
     """Findings that take up what the program warns of within the context, in place of a log of it."""
     found = Findings()
-    log, handler = logging.getLogger("pipeline"), logging.Handler(logging.WARNING)
-    handler.emit = lambda record: found.warnings.append(record.getMessage())  # type: ignore[method-assign]
+    log, handler = logging.getLogger("pipeline"), _Ear(found.warnings)
     log.addHandler(handler)
     log.propagate = False
     try:
@@ -75,7 +85,7 @@ def looked_at_inputs(config: Config, found: Findings) -> Prepared | None:
     if config.on_bad_data == "raise":
         left_out = [words for words in found.warnings if words.endswith(_LEFT_OUT)]
         found.problems += [DataError(words.removesuffix(_LEFT_OUT)) for words in left_out]
-        found.warnings = [words for words in found.warnings if words not in left_out]
+        found.warnings[:] = [words for words in found.warnings if words not in left_out]
     if prepared is None:
         return None
     n_shards = len(prepared.shards) + len(prepared.bad_shards)
