@@ -122,6 +122,7 @@ class Ledger:
         """Begin again: every result goes, the manifest first, so that a reader never sees a mixture."""
         self._remove(MANIFEST)
         self._sync("")
+        self._remove(_REQUEST)
         self.drop(*self._records.values())
         self.sweep()
 
@@ -147,10 +148,10 @@ class Ledger:
                 if is_left(path, is_replaced=bool(keep)) and path not in named:
                     self._remove(path)
 
-    def set_request(self, request: Mapping[str, Any]) -> None:
-        """Leave word of what this run is asked for."""
-        if self.request() != request:  # else the file keeps its time, see `has_diverged`
-            self.replace(_REQUEST, seal(OUTPUT, request))
+    def set_request(self, request: Mapping[str, Any], deadline: Mapping[str, Any] | None = None) -> None:
+        """Leave word of what this run is asked for, and of when it is to be over."""
+        if (self.request(), self.deadline()) != (request, deadline):  # else the file keeps its time, see `has_diverged`
+            self.replace(_REQUEST, seal(OUTPUT, {**request, **({"deadline": deadline} if deadline else {})}))
 
     # -- reading --
 
@@ -188,10 +189,12 @@ class Ledger:
 
     def request(self) -> dict[str, Any] | None:
         """What the last run here was asked for."""
-        try:
-            return unsealed(self.directory / _REQUEST)
-        except (OSError, ValueError):
-            return None
+        told = self._told()
+        return told and {name: value for name, value in told.items() if name != "deadline"}
+
+    def deadline(self) -> dict[str, Any] | None:
+        """When it was to be over; None where it could take its time."""
+        return (self._told() or {}).get("deadline")
 
     def has_diverged(self) -> bool:
         """Whether the training of the last run here has diverged, and not that of one before it."""
@@ -202,6 +205,12 @@ class Ledger:
         return model.st_mtime_ns >= request.st_mtime_ns  # a run leaves word of its request before it trains
 
     # -- inside --
+
+    def _told(self) -> dict[str, Any] | None:
+        try:
+            return unsealed(self.directory / _REQUEST)
+        except (OSError, ValueError):
+            return None
 
     def _look_into(self, name: str) -> None:
         """Remember what a file of records holds. A damaged one goes: what it stood for counts as never made."""

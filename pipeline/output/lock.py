@@ -61,7 +61,8 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     except (OSError, CannotCreate, WriteFailed) as error:
         if isinstance(error, OSError):
             check_limits(error, directory)
-        raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+        words = str(error).removesuffix(".")  # a sentence, or what the system calls it
+        raise CannotCreate(f"{where}: {words}. Choose another --output.") from error
     try:
         yield Ledger(directory, disk)
     finally:

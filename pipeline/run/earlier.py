@@ -19,8 +19,9 @@ from pipeline.output.records import Entry, Record, fault_of
 from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
 from pipeline.run.job import Clock, Job, Prepared, rows_in, trained
 from pipeline.settings.config import Config
+from pipeline.settings.deadline import deadline_of, in_words
 
-__all__ = ["QUARANTINE", "asked_for", "intact", "latest", "passes", "plainly", "take_up"]
+__all__ = ["QUARANTINE", "asked_for", "intact", "kept_deadline", "latest", "passes", "plainly", "take_up"]
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,28 @@ def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] 
         if ledger.request() == now:  # else somebody has begun to replace it, and may go on with that
             ledger.sweep(*manifest.get("kept", ()))
         return manifest
-    ledger.set_request(now)  # before its first result, so that what an interrupted run leaves is known for what it is
+    deadline = kept_deadline(ledger, config, now, clock.began)
+    clock.ends_by = None if deadline is None else deadline["ends_by"]
+    # Before its first result, so that what an interrupted run leaves is known for what it is.
+    ledger.set_request(now, deadline)
     return None
+
+
+def kept_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], start: float) -> dict[str, Any] | None:
+    """When a run that starts then is to be over: as set by its first start, unless that has passed.
+
+    None where it may take its time; else ``ends_by``, in seconds since 1970, beside the settings that say so.
+    """
+    typed = deadline_of(config, start)
+    if typed is None:
+        return None
+    asked = {"finish_by": config.finish_by, "max_hours": config.max_hours}
+    before = ledger.deadline() if ledger.request() == now else None
+    if before is not None and asked == {name: before[name] for name in asked}:
+        if before["ends_by"] > start:
+            return before
+        log.warning("deadline: %s has passed, the next one is %s", in_words(before["ends_by"]), in_words(typed))
+    return {**asked, "ends_by": typed}
 
 
 def asked_for(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:

@@ -18,7 +18,6 @@ from pipeline.run.training_stage import fit
 from pipeline.runlog import warnings_kept
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
-from pipeline.settings.deadline import deadline_of
 from pipeline.shards.shard import row_dtype
 
 __all__ = ["run"]
@@ -62,7 +61,6 @@ def _run(
         check_space(ledger, prepared)
         device = start_device(config.require_device)  # only now: Theano takes seconds, which a finished run is spared
         clock.lap("start")
-        clock.ends_by = deadline_of(config, clock.began)
         job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock)
         try:
             with theanos_errors():

@@ -6,7 +6,7 @@ import gc
 import logging
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
@@ -17,11 +17,10 @@ from pipeline.run.deadline import InTime
 from pipeline.run.earlier import latest
 from pipeline.run.job import Job, versions
 from pipeline.scan.ranges import Scan
-from pipeline.settings.deadline import deadline_of, in_words
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import Training, train
+from pipeline.training.epochs import train
 from pipeline.training.fit import prepared
 from pipeline.training.verdict import complaints, measured
 
@@ -78,7 +77,8 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
         job.clock.taken_over["training"] = f"the training up to step {checkpoint.n_steps}"
-    in_time = _in_time(job, scan, training)
+    ends_by = job.clock.ends_by
+    in_time = None if ends_by is None else InTime(job, scan, ends_by)
     try:
         total, row_bytes = training.config.epochs * training.order.n_rows, job.shards[0].row_bytes
         with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress:
@@ -105,25 +105,11 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     return Model(scaler, autoencoder.network, training.best, about)
 
 
-def _in_time(job: Job, scan: Scan, training: Training) -> InTime | None:
-    """What keeps a training within its time: that which the first of its runs has had, unless it is over."""
-    typed, now = deadline_of(job.config, job.clock.began), training.standing
-    if typed is None:
-        return None
-    if now.ends_by is None or now.ends_by < job.clock.began:
-        if now.ends_by is not None:
-            log.warning("deadline: %s has passed, the next one is %s", in_words(now.ends_by), in_words(typed))
-        now.ends_by = typed
-    job.clock.ends_by = now.ends_by
-    return InTime(job, scan, now.ends_by)
-
-
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint, and let go of all but the last ones."""
     entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
     now = checkpoint.standing
-    facts: dict[str, Any] = {"n_epochs": now.epoch, "of": job.config.epochs if now.n_epochs is None else now.n_epochs}
-    facts |= {} if now.ends_by is None else {"ends_by": now.ends_by}
+    facts = {"n_epochs": now.epoch, "of": job.config.epochs if now.n_epochs is None else now.n_epochs}
     # So many digits that the order of the keys is that of the steps.
     job.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])

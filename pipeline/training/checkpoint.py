@@ -55,7 +55,6 @@ class Standing:
     # The first and the last good cost, by which divergence is told; a list, as JSON gives it back.
     watch: list[float | None] = field(default_factory=lambda: [None, None])
     n_epochs: int | None = None  # that are made in all; None where that is left to the settings, or not decided yet
-    ends_by: float | None = None  # when the run is to be over, in seconds since 1970
 
     def summary(self) -> dict[str, Any]:
         """Plain values for reports."""
@@ -65,8 +64,8 @@ class Standing:
     def of(cls, values: Mapping[str, Any]) -> Standing:
         """What `dataclasses.asdict` made plain; else a `ValueError`."""
         names = {each.name for each in fields(cls)}
-        # One that is missing must not become its default, but for those that the first version did not know.
-        if set(values) | {"n_epochs", "ends_by"} != names:
+        # One that is missing must not become its default, but for the one that the first version did not know.
+        if set(values) | {"n_epochs"} != names:
             raise ValueError(f"is no checkpoint: it tells {sorted(values)}, expected {sorted(names)}")
         return cls(**{**values, "history": [Epoch(**epoch) for epoch in values["history"]]})
 

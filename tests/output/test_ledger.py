@@ -320,6 +320,10 @@ def test_what_a_run_was_asked_for_is_written_once(tmp_path: Path) -> None:
         assert ledger.request() == {"epochs": 1}
         ledger.set_request({"epochs": 2})
         assert reopened(ledger).request() == {"epochs": 2}
+        ledger.set_request({"epochs": 2}, {"ends_by": 1.5})
+        assert (reopened(ledger).request(), reopened(ledger).deadline()) == ({"epochs": 2}, {"ends_by": 1.5})
+        ledger.set_request({"epochs": 2})
+        assert ledger.deadline() is None
         (tmp_path / "run.json").write_bytes(b"{")
         assert ledger.request() is None
         ledger.set_request({"epochs": 2})

@@ -15,7 +15,7 @@ from pipeline.output.records import read_manifest
 from pipeline.run import deadline
 from pipeline.run.plan.plan import make_plan
 from pipeline.settings.config import Config
-from pipeline.settings.deadline import deadline_of
+from pipeline.settings.deadline import deadline_of, in_words
 from pipeline.settings.flags import parse
 from tests.support.cases import case, each
 from tests.support.nights import STEPS, Stopping
@@ -130,6 +130,39 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_time(
             assert features_of(out) == features_of(expected)
             ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
             assert ends_by < time.time() + 3600 * float(flags[flags.index("--max-hours") + 1])
+
+
+@each("kind", ["run.json", "commits/scan"])
+def test_the_time_is_counted_from_the_first_start_however_soon_that_ended(
+    night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out, now, flags, before = night.folder / f"of{len(kind)}", time.time, machine.flags(100), time.time()
+    seconds = 3600 * float(flags[flags.index("--max-hours") + 1])
+    assert night.run(out, *flags, disk=Stopping(kind, 1)) == 74
+    monkeypatch.setattr(time, "time", lambda: now() + seconds / 2)
+    told = make_plan(parse(night.arguments(out, *flags), os.environ, ""), lambda words: None)
+    assert any(in_words(before + seconds + later) in told.stages[2].what for later in (0, 60))  # to the minute
+    assert night.run(out, *flags) == 0
+    ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
+    assert before - 1 <= ends_by - seconds < before + seconds / 4
+
+
+def test_a_time_that_is_typed_otherwise_holds(night: Night, out: Path, machine: Machine) -> None:
+    assert night.run(out, *machine.flags(100), disk=Stopping("commits/scan", 1)) == 74
+    assert night.run(out, *machine.flags(200)) == 0
+    ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
+    assert ends_by > time.time() + 150 * EPOCH
+
+
+def test_a_run_that_begins_again_has_all_its_time(
+    night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, flags = time.time, machine.flags(100)
+    assert night.run(out, *flags, disk=Stopping("commits/scan", 1)) == 74
+    monkeypatch.setattr(time, "time", lambda: now() + 1000)
+    assert night.run(out, *flags, "--restart") == 0
+    ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
+    assert ends_by > now() + 999 + 3600 * float(flags[flags.index("--max-hours") + 1]) - 60
 
 
 def test_a_time_that_has_passed_is_followed_by_the_next(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import FOLDERS, Record, fault_of
-from pipeline.run.earlier import passes, plainly
+from pipeline.run.earlier import kept_deadline, passes, plainly
 from pipeline.run.fingerprints import differences
 from pipeline.run.job import Prepared, step_of, trained
 from pipeline.scan.ranges import Scan
@@ -42,7 +43,8 @@ class Kept:
     n_steps : int
         Of the training, that a checkpoint keeps; 0 without one.
     n_epochs, ends_by : int and float, or None
-        How many it is going to make in all, and when it is to be over (seconds since 1970), as a checkpoint keeps it.
+        How many it is going to make in all, as a checkpoint keeps it, and when the run is to be over (seconds since
+        1970).
     n_encoded, n_bytes : int
         Rows with committed features, and the bytes of their files.
     why : dict of str to str
@@ -109,7 +111,8 @@ def _of_records(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | 
     why = {stage: words or _why_not(stage, before, prepared) for stage, words in used.items()}
     n_bytes = sum(part.entry.n_bytes for part in facts)
     told = checkpoint.facts if checkpoint else {}
-    training = step_of(checkpoint) if checkpoint else 0, told.get("of"), told.get("ends_by")
+    deadline = kept_deadline(ledger, prepared.config, plainly(prepared.request), time.time()) or {}
+    training = step_of(checkpoint) if checkpoint else 0, told.get("of"), deadline.get("ends_by")
     return Kept(False, bool(used["scan"]), model, *training, n_encoded, n_bytes, why)
 
 

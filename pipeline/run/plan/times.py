@@ -87,9 +87,8 @@ def _training(prepared: Prepared, kept: Kept, sampled: Sampled, beside: float) -
     assert pace is not None
     once, epoch = _once(prepared, pace, sampled.resident), _epoch_seconds(pace, prepared.n_rows, sampled)
     n_epochs = max(0.0, (kept.n_epochs or config.epochs) - kept.n_steps * config.batch_size / pace.n_rows)
-    ends_by = deadline_of(config, now)
+    ends_by = kept.ends_by or deadline_of(config, now)
     if ends_by is not None:
-        ends_by = kept.ends_by if kept.ends_by is not None and kept.ends_by > now else ends_by
         n_epochs = min(n_epochs, epochs_that_fit(ends_by - now - once - beside, epoch))
     what = f"{n_epochs:.3g} of {config.epochs} epochs, {epoch:.3g} s each at {_rate(pace.steps)}"
     what += "" if sampled.resident else ", streamed"
