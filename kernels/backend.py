@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.abc import MetaPathFinder
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.calls import on_device
 from kernels.compilecache import SettledCache
 from kernels.flags import NoScipy, below_the_users, check_flags, requested_device
 from kernels.opencl import patch_opencl_reduction
@@ -34,6 +35,7 @@ __all__ = [
     "Device",
     "DeviceUnavailable",
     "OutOfDeviceMemory",
+    "calling",
     "compiled",
     "fuses",
     "is_out_of_memory",
@@ -198,6 +200,11 @@ def compiled(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
         function = load().function(inputs, outputs, **options)
     function.trust_input = True
     return function
+
+
+def calling() -> AbstractContextManager[None]:
+    """To be held around each call of what `compiled` gave: on a device, others can see that it is under way."""
+    return on_device if _active() else nullcontext()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

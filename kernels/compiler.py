@@ -17,6 +17,7 @@ __all__ = [
     "CompilerMissing",
     "check_compiler",
     "hush_compiler",
+    "is_at_work",
     "seconds_spent",
     "watch_compiler",
 ]
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _LONGEST = 300  # characters of a compiler's line that are quoted
 
 _seconds: list[float] = []  # that each compilation of this process has taken
+_begun: list[float] = []  # when each began, as long as it is under way
 
 
 class CompilerMissing(RuntimeError):
@@ -67,14 +69,21 @@ def watch_compiler(windows: Any) -> None:
             return call(command, env=_environment(), **how)
         if not _seconds:
             log.info("compiling for this machine, once: what is compiled is kept for later runs")
-        start = time.monotonic()
-        out, err, status = call(command, env=_environment(), **how)
-        _seconds.append(time.monotonic() - start)
+        _begun.append(time.monotonic())
+        try:
+            out, err, status = call(command, env=_environment(), **how)
+        finally:
+            _seconds.append(time.monotonic() - _begun.pop())
         if status:
             raise CompilerFailed(command, err.decode(errors="replace"))
         return out, err, status
 
     windows.output_subprocess_Popen = compile_or_raise
+
+
+def is_at_work() -> bool:
+    """Whether this process waits for it."""
+    return bool(_begun)
 
 
 def seconds_spent() -> float:

@@ -160,7 +160,8 @@ class GraphFunctions:
         n_rows = len(tile)
         if n_rows < self._tile_rows:
             tile = np.concatenate([tile, np.zeros((self._tile_rows - n_rows, rows.shape[1]), dtype=rows.dtype)])
-        out[:n_rows] = np.asarray(function(tile))[:n_rows]
+        with backend.calling():
+            out[:n_rows] = np.asarray(function(tile))[:n_rows]
         return n_rows
 
     def _halve_tiles(self, rows: np.ndarray, error: Exception) -> None:

@@ -86,8 +86,9 @@ class TrainingStep:
             raise ValueError(f"a step of this corruption takes {expected}, found {len(inputs)} arrays")
         if not self._fuses:  # the Ops see to their threads themselves
             backend.use_cores_for(len(minibatch) * self._flops_per_row)
-        result = self._function(with_cost)(*inputs)
-        return float(np.asarray(result[0])) if with_cost else None
+        with backend.calling():
+            result = self._function(with_cost)(*inputs)
+            return float(np.asarray(result[0])) if with_cost else None
 
     def compile(self) -> None:
         """Compile now what the first steps would compile."""

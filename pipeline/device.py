@@ -17,6 +17,7 @@ import numpy as np
 
 import kernels
 from kernels import compiler
+from kernels.calls import on_device
 from kernels.network import Network
 from pipeline.errors import ConfigError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
 from pipeline.scan.scaler import Scaler
@@ -31,6 +32,8 @@ __all__ = [
     "TILE_ROWS",
     "autoencoder_of",
     "compile_anew",
+    "is_compiling",
+    "n_device_calls",
     "seconds_compiling",
     "start_device",
     "theanos_errors",
@@ -89,6 +92,16 @@ def compile_anew() -> tuple[float, str]:
 def seconds_compiling() -> float:
     """How long this process has waited for the compiler so far."""
     return compiler.seconds_spent()
+
+
+def is_compiling() -> bool:
+    """Whether this process waits for the compiler now."""
+    return compiler.is_at_work()
+
+
+def n_device_calls() -> int:
+    """How many calls a device other than the CPU is at work on."""
+    return on_device.n
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 GROUND = ["errors", "formats", "runlog", "settings", "signals"]
 PLAIN = ["kernels.network"]  # a description that needs no Theano: all of the pipeline may read it
 MAY_IMPORT = {
-    **{each: [] for each in ("progress", *GROUND, "cluster", "hdf5", "output")},
+    **{each: [] for each in ("progress", "watch", *GROUND, "cluster", "hdf5", "output")},
     "shards": ["hdf5", "output.records"],
     "scan": ["shards", "cluster"],
     "model": ["scan.scaler"],
@@ -31,7 +31,7 @@ MAY_IMPORT = {
     # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
     "run": [
         *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),
-        *("hdf5.files", "report"),
+        *("hdf5.files", "report", "watch"),
     ],
     "cli": ["run", "output.disk"],
     "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget", "doctor.packages"],

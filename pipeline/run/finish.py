@@ -286,6 +286,7 @@ def _stages(job: Job) -> dict[str, dict[str, Any]]:
             "seconds": seconds,
             "processor_seconds": clock.processor_seconds[stage],
             "n_cores": len(os.sched_getaffinity(0)),
+            "bound_by": clock.bounds[stage],
             "n_rows": n_rows if stage in whole else 0,
             "n_bytes": n_bytes if stage in whole else 0,
         }

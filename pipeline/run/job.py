@@ -35,6 +35,7 @@ from pipeline.settings.kinds import allowed, plain
 from pipeline.settings.resolve import Settings, misfits, resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
+from pipeline.watch import Watch
 
 if TYPE_CHECKING:
     from kernels.backend import Device
@@ -223,6 +224,9 @@ class Clock:
     ----------
     seconds, processor_seconds : dict of str to float
         Of each stage that is over; what its threads have computed meanwhile.
+    bounds : dict of str to dict
+        For each of them the shares of its time in which the device, the processor or the disk was what it waited for;
+        nothing where it was too short to tell.
     model, features : str or None
         Fingerprints of those that it is about to make.
     taken_over : dict of str to str
@@ -231,9 +235,11 @@ class Clock:
         What it has warned of.
     """
 
-    def __init__(self, warnings: Warnings | None = None) -> None:
+    def __init__(self, warnings: Warnings | None = None, watch: Watch | None = None) -> None:
         self.seconds: dict[str, float] = {}
         self.processor_seconds: dict[str, float] = {}
+        self.bounds: dict[str, dict[str, float]] = {}
+        self._watch = watch
         self.taken_over: dict[str, str] = {}
         self.warnings = warnings or Warnings()
         self.model: str | None = None
@@ -260,6 +266,7 @@ class Clock:
         processor = time.process_time()
         self.seconds[stage] = now - self._last - (compiled - self._compiled)
         self.processor_seconds[stage] = processor - self._last_processor
+        self.bounds[stage] = self._watch.taken() if self._watch else {}
         self._last, self._compiled, self._last_processor = now, compiled, processor
 
 

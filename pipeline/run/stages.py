@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.device import autoencoder_of, start_device, theanos_errors
+from pipeline.device import autoencoder_of, is_compiling, n_device_calls, start_device, theanos_errors
 from pipeline.output.disk import Disk
 from pipeline.output.lock import locked
 from pipeline.run.earlier import take_up
@@ -19,6 +19,7 @@ from pipeline.runlog import warnings_kept
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
 from pipeline.shards.shard import row_dtype
+from pipeline.watch import watching
 
 __all__ = ["run"]
 
@@ -45,8 +46,8 @@ def run(
     ShardpressError
         One of its kinds for whatever a user can mend. A note says how far the run came.
     """
-    with warnings_kept() as warnings:
-        return _run(Clock(warnings), config, command, disk, on_locked)
+    with warnings_kept() as warnings, watching(n_device_calls, is_compiling) as watch:
+        return _run(Clock(warnings, watch), config, command, disk, on_locked)
 
 
 def _run(

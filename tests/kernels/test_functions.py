@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ import pytest
 from kernels import TILE_ROWS, backend
 from kernels.autoencoder import Autoencoder
 from kernels.backend import OutOfDeviceMemory
+from kernels.calls import on_device
 from kernels.network import Network
+from kernels.step import TrainingStep
+from kernels.updates import Rule
 from tests.support.cases import each
 from tests.support.networks import random_parameters
 from tests.support.tolerances import TOLERANCES
@@ -40,6 +44,31 @@ def test_any_number_of_threads_may_encode_at_once(monkeypatch, fuses, network):
     for job, results in zip(jobs, found, strict=True):
         for array, expected in zip(results, encode(job), strict=True):
             np.testing.assert_array_equal(array, expected, err_msg=job.dtype.name)
+
+
+@each("is_device", [True, False])
+def test_calls_that_a_device_is_at_work_on_can_be_seen(monkeypatch, is_device):
+    seen, compile_it = [], backend.compiled
+
+    def watched(*arguments, **options):
+        function = compile_it(*arguments, **options)
+
+        def call(*arrays):
+            seen.append(on_device.n)
+            return function(*arrays)
+
+        return call
+
+    monkeypatch.setattr(backend, "fuses", lambda: False)
+    monkeypatch.setattr(backend, "compiled", watched)
+    autoencoder = Autoencoder(Network((5, 2)), np.zeros(5, np.float32), np.ones(5, np.float32))
+    step = TrainingStep(autoencoder, Rule("momentum", 0.9, 0.0), np.dtype("f4"))
+    monkeypatch.setattr(backend, "calling", lambda: on_device if is_device else nullcontext())
+    rows = np.random.default_rng(0).random((4, 5), np.float32)
+    autoencoder.encode(rows)
+    step(rows)
+    assert seen == [int(is_device)] * 2
+    assert on_device.n == 0
 
 
 @pytest.mark.parametrize(("fuses", "most"), [(True, 2), (False, 1)])

@@ -134,6 +134,16 @@ def test_a_report_of_an_earlier_version_has_a_page_of_what_it_has(report: dict[s
     Parsed(html_of(page))
 
 
+def test_it_says_what_each_stage_has_waited_for(report: dict[str, Any]) -> None:
+    stage = {"seconds": 10.0, "processor_seconds": 12.0, "n_cores": 2, "n_rows": 40, "n_bytes": 640}
+    shares = {"device": 0.0, "processor": 0.15, "disk": 0.845, "other": 0.005}
+    stages = {"scan": {**stage, "bound_by": shares}, "training": {**stage, "bound_by": {}}, "encoding": stage}
+    page = html_of(page_of({**report, "stages": stages}))
+    assert page.count("disk 84 %, processor 15 %<") == 1  # of the others nothing is known
+    assert page.count(">60 %<") == 3
+    Parsed(page)
+
+
 def test_of_a_long_path_the_end_stays_and_nothing_in_it_is_taken_for_more_than_text() -> None:
     long = "/folder" * 50 + "/\u202eshard-17.h5"
     assert path(long).endswith("\\u202eshard-17.h5")

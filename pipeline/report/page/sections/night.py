@@ -16,7 +16,8 @@ from pipeline.settings.config import Config
 __all__ = ["change", "settings", "steps", "time_spent"]
 
 _OF_ONE_NIGHT = ("overwrite", "restart", "quiet", "verbose")  # what is said of a run, and not of its results
-_HEADS = "stage, time, rows, bytes, processor"
+_HEADS = "stage, time, rows, bytes, cores busy, waited for"
+_SHOWN = 0.01  # of the time
 _MOST = 40  # lines of a table whose length a run decides
 
 
@@ -69,7 +70,7 @@ def time_spent(report: Mapping[str, Any]) -> Section:
 def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, stage in stages.items():
         rates = _rates(stage["n_rows"], stage["n_bytes"], stage["seconds"])
-        yield (name, duration(stage["seconds"]), *rates, _busy(stage))
+        yield (name, duration(stage["seconds"]), *rates, _busy(stage), _bound(stage))
 
 
 def _peak(report: Mapping[str, Any]) -> Iterator[str]:
@@ -85,7 +86,7 @@ def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     share = len(history) * (1 - report["config"]["validation_fraction"])
     seconds = sum(epoch["seconds"] for epoch in history)
     rates = _rates(share * inputs["n_rows"], share * inputs["n_bytes"], seconds)
-    yield (f"{count(len(history))} epochs", duration(seconds), *rates, "-")
+    yield (f"{count(len(history))} epochs", duration(seconds), *rates, "-", "-")
 
 
 def _rates(n_rows: float, n_bytes: float, seconds: float) -> tuple[str, str]:
@@ -95,9 +96,16 @@ def _rates(n_rows: float, n_bytes: float, seconds: float) -> tuple[str, str]:
 
 
 def _busy(stage: Mapping[str, Any]) -> str:
-    """How much of the processor's cores a stage has used; the rest of the time it has waited."""
+    """How much of the processor's cores a stage has used."""
     share = min(1.0, stage["processor_seconds"] / max(stage["seconds"] * stage["n_cores"], 1e-9))
-    return f"{percent(share)} busy"
+    return percent(share)
+
+
+def _bound(stage: Mapping[str, Any]) -> str:
+    """What a stage has waited for, and in how much of its time: the device, the processor or the disk."""
+    shares = stage.get("bound_by") or {}  # a stage of a second is too short to tell
+    most_first = sorted(shares.items(), key=lambda each: -each[1])
+    return ", ".join(f"{name} {percent(share)}" for name, share in most_first if share >= _SHOWN) or "-"
 
 
 def steps(report: Mapping[str, Any]) -> Section:

@@ -1,0 +1,120 @@
+"""What bounds a run, by the states of its threads, and that watching ends with the run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.watch import BOUNDS, Watch, bound, states, watching
+from tests.support.cases import each
+
+
+@each(
+    "found, n_device_calls, expected",
+    [
+        ({}, 0, None),
+        ({}, 1, None),
+        ({"S": 9}, 0, "other"),
+        ({"S": 9}, 1, "device"),
+        ({"R": 1}, 0, "processor"),
+        ({"R": 1, "D": 1}, 0, "disk"),
+        ({"D": 3, "S": 1}, 0, "disk"),
+        ({"R": 2, "D": 7}, 0, "processor"),
+        ({"R": 2, "D": 7}, 2, "device"),
+    ],
+)
+def test_what_more_of_would_help(found: dict[str, int], n_device_calls: int, expected: str | None) -> None:
+    assert bound(found, n_device_calls, n_cores=2) == expected
+
+
+def test_states_are_read_behind_names_that_hold_anything(tmp_path: Path) -> None:
+    own = threading.get_native_id()
+    told = {str(own): "me", "1": "python", "2": ") D (", "3": ")))"}
+    for (thread, name), state in zip(told.items(), "RSDR", strict=True):
+        (tmp_path / thread).mkdir()
+        (tmp_path / thread / "stat").write_text(f"{thread} ({name}) {state} 1 2 3\n")
+    (tmp_path / "4").mkdir()  # has ended meanwhile
+    assert states(tmp_path) == {"S": 1, "D": 1, "R": 1}
+    assert states(tmp_path / "none") == {}
+
+
+def test_a_thread_that_sleeps_and_one_that_computes_are_told_apart() -> None:
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=over.wait), threading.Thread(target=compute)]
+    before = states()
+    for thread in threads:
+        thread.start()
+    found: set[tuple[int, int]] = set()
+    give_up = time.monotonic() + 60
+    while not any(n_running > 0 and n_asleep > 0 for n_running, n_asleep in found) and time.monotonic() < give_up:
+        now = states()
+        found.add((now["R"] - before["R"], now["S"] - before["S"]))
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert any(n_running > 0 and n_asleep > 0 for n_running, n_asleep in found)
+
+
+def test_shares_are_of_the_time_since_they_were_last_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.watch._EVERY", 0.0)
+    looks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
+    done, go_on = threading.Event(), threading.Event()
+    n_looks = Counter[str]()
+
+    def look() -> str | None:
+        n_looks["all"] += 1
+        if n_looks["all"] == 46:
+            done.set()
+            go_on.wait()
+        found = next(looks, None)
+        if n_looks["all"] == 60:
+            done.set()
+        return found
+
+    watch = Watch(look)
+    assert done.wait(60)
+    assert watch.taken() == {"device": 0.25, "processor": 0.0, "disk": 0.75, "other": 0.0}
+    done.clear()
+    go_on.set()
+    assert done.wait(60)
+    watch.stop()
+    assert watch.taken() == {}  # nine looks tell nothing
+
+
+def test_a_watch_ends_with_its_context_by_an_error_too() -> None:
+    n_threads = threading.active_count()
+
+    def fails() -> None:
+        with watching(lambda: 0, lambda: False):
+            assert threading.active_count() == n_threads + 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert threading.active_count() == n_threads
+
+
+def test_while_it_compiles_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.watch._EVERY", 0.0)
+    asked = Counter[str]()
+
+    def is_compiling() -> bool:
+        asked["times"] += 1
+        return True
+
+    give_up = time.monotonic() + 60
+    with watching(lambda: 0, is_compiling) as watch:
+        while asked["times"] < 100 and time.monotonic() < give_up:
+            time.sleep(0.001)
+        assert watch.taken() == {}
+    assert asked["times"] >= 100
+    assert set(BOUNDS) == {"device", "processor", "disk", "other"}
