@@ -86,7 +86,8 @@ def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     share = len(history) * (1 - report["config"]["validation_fraction"])
     seconds = sum(epoch["seconds"] for epoch in history)
     rates = _rates(share * inputs["n_rows"], share * inputs["n_bytes"], seconds)
-    yield (f"{count(len(history))} epochs", duration(seconds), *rates, "-", "-")
+    words = "1 epoch" if len(history) == 1 else f"{count(len(history))} epochs"
+    yield (words, duration(seconds), *rates, "-", "-")
 
 
 def _rates(n_rows: float, n_bytes: float, seconds: float) -> tuple[str, str]:
