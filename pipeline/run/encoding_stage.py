@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cluster.executor import compute
-from pipeline.cluster.threads import threads
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
@@ -109,11 +108,11 @@ def encode_settings(
 
 
 def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Limit) -> None:
-    n_rows, n_at_once = sum(len(task.part.source) for task in tasks), job.budget.n_writers
+    n_rows = sum(len(task.part.source) for task in tasks)
     with (
         GroupCommit(job.ledger) as group,  # outermost: it commits what waits when all else has ended, by an error too
         Progress("encoding", n_rows, "rows", tasks[0].part.source.shard.row_bytes) as progress,
-        threads(n_at_once) as pool,
+        job.crew.executor(job.budget.n_writers) as where,
     ):
 
         def commit(part: PartFacts) -> None:
@@ -121,7 +120,7 @@ def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Lim
             group.add(part.record(fingerprint))
             progress.advance(part.n_rows)
 
-        compute([(encode_part, task) for task in tasks], pool, n_at_once, commit)
+        compute([(encode_part, task) for task in tasks], *where, commit)
 
 
 class _Limit:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
+from pipeline.cluster.crew import Crew
 from pipeline.device import TILE_ROWS, seconds_compiling
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.storage import Storage, storages
@@ -272,12 +273,13 @@ class Clock:
 
 @dataclass(frozen=True)
 class Job(Prepared):
-    """A run under way: what was prepared, where it is at work, and the command line, for the outputs' attributes."""
+    """A run under way: what was prepared, where and by whom it is done, and the command line, for the attributes."""
 
     command: Sequence[str]
     ledger: Ledger
     device: Device
     clock: Clock
+    crew: Crew
 
     def about(self, model: Model) -> dict[str, Any]:
         """Attributes of every output that `model` makes."""

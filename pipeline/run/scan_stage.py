@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.cluster.threads import threads
 from pipeline.errors import DataError, counted, some
 from pipeline.output.records import Record
 from pipeline.progress import Progress
@@ -61,8 +60,11 @@ def _earlier(job: Job) -> Scan | None:
 
 def _scan(job: Job) -> Scan:
     shards, budget, settings = job.shards, job.budget, scan_settings(job)
-    with Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress, threads(budget.n_threads) as pool:
-        return ranges.scan(shards, settings, pool, budget.n_threads, progress.advance)
+    with (
+        Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress,
+        job.crew.executor(budget.n_threads) as where,
+    ):
+        return ranges.scan(shards, settings, *where, progress.advance)
 
 
 def scan_settings(job: Prepared) -> ScanSettings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipeline.cluster.crew import Threads
 from pipeline.device import autoencoder_of, is_compiling, n_device_calls, start_device, theanos_errors
 from pipeline.output.disk import Disk
 from pipeline.output.lock import locked
@@ -62,7 +63,7 @@ def _run(
         check_space(ledger, prepared)
         device = start_device(config.require_device)  # only now: Theano takes seconds, which a finished run is spared
         clock.lap("start")
-        job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock)
+        job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock, crew=Threads())
         try:
             with theanos_errors():
                 return _stages(job)

@@ -1,0 +1,44 @@
+"""Where the tasks of a whole run go: to threads of this process, or to workers that are processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+from pipeline.cluster.threads import threads
+
+__all__ = ["Crew", "Threads"]
+
+
+class Crew(Protocol):
+    """Who does a run's tasks."""
+
+    def executor(self, n_threads: int) -> AbstractContextManager[tuple[Executor, int]]:
+        """What takes tasks for as long as the context lasts, and how many of them may be under way at a time.
+
+        Parameters
+        ----------
+        n_threads : int
+            As many work at a time, where this process does it; workers have threads of their own.
+        """
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        ...
+
+
+class Threads:
+    """Dask's threads in this process: no socket, and nothing of `distributed` is imported."""
+
+    @contextmanager
+    def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
+        """As many threads, each with a task."""
+        with threads(n_threads) as pool:
+            yield pool, n_threads
+
+    def facts(self) -> dict[str, Any]:
+        """Their kind."""
+        return {"kind": "threads"}
