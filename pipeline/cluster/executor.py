@@ -15,6 +15,7 @@ from typing import Any
 from dask.local import get_async
 
 from pipeline import signals
+from pipeline.cluster.tally import who
 from pipeline.cluster.threads import stop
 
 __all__ = ["compute", "reduce"]
@@ -34,7 +35,8 @@ def compute(tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _D
     Parameters
     ----------
     executor : Executor
-        Of `threads`, of processes, or ``Client.get_executor(pure=False)``.
+        Of `threads`, of processes, or ``Client.get_executor(pure=False)``. If it has a `Tally` as its attribute
+        ``tally``, that is told of each result and of the process that made it.
     n_at_once : int
         Tasks under way at a time, and no more than the executor has workers.
     done : callable, optional
@@ -91,9 +93,14 @@ def _run(
         future.add_done_callback(under_way.discard)
         return future
 
-    def posttask(key: str, result: Any, *_: object) -> None:
-        if done is not None and len(graph[key]) == 1:  # what has been merged has been told of before
-            done(result)
+    tally = getattr(executor, "tally", None)
+
+    def posttask(key: str, result: Any, _graph: object, _state: object, by: str) -> None:
+        if len(graph[key]) == 1:  # what has been merged has been told of before
+            if tally is not None:
+                tally.add(by, result)
+            if done is not None:
+                done(result)
         signals.check()
 
     # Nothing is left to Dask's configuration, which any environment variable DASK_... changes: hence the cache too.
@@ -106,6 +113,7 @@ def _run(
                 graph,
                 keys,
                 cache={},
+                get_id=who,
                 chunksize=1,  # one at a time: the tasks are large, and the first error stops the rest
                 rerun_exceptions_locally=False,
                 callbacks=[(None, None, None, posttask, None)],

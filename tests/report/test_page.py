@@ -144,6 +144,28 @@ def test_it_says_what_each_stage_has_waited_for(report: dict[str, Any]) -> None:
     Parsed(page)
 
 
+def test_it_says_what_each_worker_has_done_the_slowest_first(report: dict[str, Any]) -> None:
+    """One that died has no device any more, and one that came late took no part in the scan."""
+    worker = {"host": "node-1", "pid": 7, "device": "cuda0"}
+    done = {"n_tasks": 5, "n_rows": 1000, "seconds": 10.0}
+    workers = [
+        {**worker, "name": "fast", "stages": {"encoding": {**done, "n_rows": 2000}, "scan": done}},
+        {**worker, "name": "slow", "device": None, "stages": {"encoding": done}},
+        {**worker, "name": "idle", "stages": {}},
+    ]
+    page = page_of({**report, "cluster": {"kind": "workers", "workers": workers}})
+    items = next(section.items for section in page.sections if section.title == "Where the night went")
+    (table,) = [item for item in items if isinstance(item, Table) and item.caption == "Workers"]
+    assert table.columns[3:] == ("scan tasks", "scan rows/s", "encoding tasks", "encoding rows/s")
+    assert [row[0] for row in table.rows] == ["idle", "slow", "fast"]
+    assert table.rows[1:] == (
+        ("slow", "node-1", "-", "-", "-", "5", "100"),
+        ("fast", "node-1", "cuda0", "5", "100", "5", "200"),
+    )
+    assert "Workers: the 10 slowest of 1,000" in text_of(page_of(report))
+    assert "Workers" not in text_of(page_of({**report, "cluster": {"kind": "threads", "workers": []}}))
+
+
 def test_of_a_long_path_the_end_stays_and_nothing_in_it_is_taken_for_more_than_text() -> None:
     long = "/folder" * 50 + "/\u202eshard-17.h5"
     assert path(long).endswith("\\u202eshard-17.h5")

@@ -73,6 +73,9 @@ def largest(folder: Path) -> dict[str, Any]:
     stage = {"seconds": 1e5, "processor_seconds": 1e5, "n_cores": 2, "n_rows": 10**12, "n_bytes": 10**15}
     stage |= {"bound_by": {"device": 0.25, "processor": 0.25, "disk": 0.25, "other": 0.25}}
     history = [{"epoch": i, "cost": 0.1 / (i + 1), "validation_cost": 0.2, "seconds": 1.0} for i in range(10_000)]
+    worker: dict[str, Any] = {"name": "w<b>" * 99, "host": "h" * 999, "pid": 10**6, "device": "cuda<0>" * 99}
+    done = {"n_tasks": 10**6, "n_rows": 10**12, "seconds": 1e5}
+    worker["stages"] = {"scan": done, "training": done, "encoding": done}
     column = {"column": 10**5, "name": "n<b>" * 99, "n_values": 10**12, "value": 1e300, "low": -1e-300, "high": 1e300}
     column |= {"excess": 1e300, "n_shards": 10**6}
     return {
@@ -85,6 +88,7 @@ def largest(folder: Path) -> dict[str, Any]:
         "inputs": inputs_told([made[0].source.shard]),
         "summary": summary,
         "stages": dict.fromkeys(summary["seconds"], stage),
+        "cluster": {"kind": "scheduler", "address": "tls:" * 99, "workers": [worker] * 1000},
         "taken_over": ["the scan"],
         "sittings": [{"made": "then", "stages": dict.fromkeys(summary["seconds"], stage)}] * 3,
         "warnings": {"n": 999, "first": ["w<i>" * 9999] * 50},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,6 +18,8 @@ __all__ = ["change", "settings", "steps", "time_spent"]
 _OF_ONE_NIGHT = ("overwrite", "restart", "quiet", "verbose")  # what is said of a run, and not of its results
 _HEADS = "stage, time, rows, bytes, cores busy, waited for"
 _SHOWN = 0.01  # of the time
+_SLOWEST = 10  # workers; report.json has all
+_STAGES = ["scan", "training", "encoding"]  # that workers take part in
 _MOST = 40  # lines of a table whose length a run decides
 
 
@@ -61,6 +63,7 @@ def time_spent(report: Mapping[str, Any]) -> Section:
     if rows := [*_stages(stages), *_epochs(report)]:
         items.append(Table.of("Rates", _HEADS, rows))
         items += _peak(report)
+    items += _workers(report.get("cluster") or {})
     for sitting in report.get("sittings", []):
         title = f"The sitting before, that ended {cut(sitting['made'], 30)}"
         items.append(Table.of(title, _HEADS, [*_stages(sitting["stages"])]))
@@ -76,6 +79,31 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 def _peak(report: Mapping[str, Any]) -> Iterator[str]:
     if peak := report.get("memory", {}).get("peak_bytes"):
         yield f"The process took {size(peak)} of memory at most."
+
+
+def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
+    """Who has done how much, those first that were slowest: they are what a night waits for."""
+    if not (workers := cluster.get("workers")):
+        return
+    stages = sorted({name for worker in workers for name in worker["stages"]}, key=_STAGES.index)
+    last = stages[-1] if stages else ""
+    rows = [
+        (*(cut(worker[key] or "-", 40) for key in ("name", "host", "device")), *_done(worker["stages"], stages))
+        for worker in sorted(workers, key=lambda worker: _pace(worker["stages"].get(last)))
+    ]
+    caption = "Workers" if len(rows) <= _SLOWEST else f"Workers: the {_SLOWEST} slowest of {count(len(rows))}"
+    heads = "".join(f", {name} tasks, {name} rows/s" for name in stages)
+    yield Table.of(caption, f"worker, host, device{heads}", rows[:_SLOWEST])
+
+
+def _done(done: Mapping[str, Mapping[str, Any]], stages: Sequence[str]) -> Iterator[str]:
+    for name in stages:
+        yield from (count(done[name]["n_tasks"]), count(_pace(done[name]))) if name in done else ("-", "-")
+
+
+def _pace(done: Mapping[str, Any] | None) -> float:
+    """Rows a second."""
+    return done["n_rows"] / max(done["seconds"], 1e-9) if done else 0.0
 
 
 def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

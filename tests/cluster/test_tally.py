@@ -1,0 +1,73 @@
+"""Who has done what: every result is counted once, for the process that made it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from pipeline.cluster import tally as module
+from pipeline.cluster.executor import compute, reduce
+from pipeline.cluster.tally import Tally, who
+from tests.support.cases import each
+
+
+@dataclass(frozen=True)
+class Made:
+    by: str
+    n_rows: int
+
+
+def make(n_rows: int) -> Made:
+    return Made(who(), n_rows)
+
+
+def merge(found: list[Made]) -> Made:
+    return Made("", sum(each.n_rows for each in found))
+
+
+@pytest.mark.process
+def test_each_result_counts_for_the_process_that_made_it_and_merging_for_none() -> None:
+    tally, found = Tally(), list[Made]()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        pool.tally = tally  # type: ignore[attr-defined]
+        tally.begin("scan")
+        merged = reduce([(make, i) for i in range(40)], merge, pool, 2)
+        tally.begin("encoding")
+        compute([(make, i) for i in range(10)], pool, 2, found.append)
+        known = [{"name": "w0", "host": "here", "pid": 1, "device": "cpu"}]
+        told = {f"{worker['host']}:{worker['pid']}": worker for worker in tally.told(known)}
+    assert told.pop("here:1") == {**known[0], "stages": {}}
+    scan = [worker["stages"]["scan"] for worker in told.values() if "scan" in worker["stages"]]
+    assert (sum(done["n_tasks"] for done in scan), sum(done["n_rows"] for done in scan)) == (40, merged.n_rows)
+    for by in {made.by for made in found}:
+        rows = [made.n_rows for made in found if made.by == by]
+        encoding = told[by]["stages"]["encoding"]
+        assert (encoding["n_tasks"], encoding["n_rows"]) == (len(rows), sum(rows))
+    assert who() not in told
+
+
+@each(
+    "paces, words",
+    [
+        ([], ""),
+        ([1500], "1 worker at 1,500 rows/s"),
+        ([3000, 0, 1000], "3 workers at 0 + 1,000 + 3,000 rows/s"),
+        ([*range(0, 1100, 100)], "11 workers at 0 + 500 + 1,000 rows/s (least, median, most)"),
+    ],
+)
+def test_a_line_of_the_log_has_the_pace_of_each_or_of_the_least_and_the_most(
+    paces: list[int], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    tally = Tally()
+    tally.begin("scan")
+    for i, pace in enumerate(paces):
+        tally.add(f"node:{i}", Made("", 2 * pace))
+    now += 2
+    assert str(tally) == words
+    tally.begin("encoding")  # of which nothing is known yet
+    assert str(tally) == ""
