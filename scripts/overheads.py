@@ -38,7 +38,7 @@ from pipeline.cluster.threads import threads
 from pipeline.device import autoencoder_of
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.encoding.worker import EncodeSettings, serving
+from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from pipeline.formats import digest
 from pipeline.model import load_model
 from pipeline.output.disk import Disk
@@ -123,9 +123,9 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
 
     def encode(directory: Path, commit: Callable[[PartFacts], object]) -> float:
         start, n_at_once = time.perf_counter(), budget.n_writers
-        settings = EncodeSettings(str(directory), model, dtype.name, *sizes)
+        settings = EncodeSettings(str(directory), IN_MEMORY, dtype.name, *sizes)
         tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
-        with serving(settings, autoencoder.encode_checked, Disk()), threads(n_at_once) as pool:
+        with serving(settings, model, autoencoder.encode_checked, Disk()), threads(n_at_once) as pool:
             compute(tasks, pool, n_at_once, commit)
         return time.perf_counter() - start
 

@@ -57,7 +57,7 @@ class BadData:
     on_drift : str
         ``pass``, ``clip`` or ``raise``.
     trained_on : Scaler or None
-        The range of the model's training rows, when rows may lie outside.
+        The range of the model's training rows, when rows may lie outside. No task carries it: it is as large as a row.
     fills : bool
         Whether the model fills in what is missing, so that only Inf, and rows without any value, are bad.
     """

@@ -6,13 +6,14 @@ encoded. The features of a row depend on nothing but the row: every part and blo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.cluster.threads import check
+from pipeline.device import theanos_errors
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.parts import LISTED, Part, PartFacts
 from pipeline.encoding.worker import EncodeSettings, Worker, worker_of
@@ -35,6 +36,7 @@ class EncodeTask:
     unreadable: str | None = None  # why its shard cannot be read, if it cannot: all its rows are bad ones then
 
 
+@theanos_errors()  # in a worker's process, too: what Theano raises could hardly be sent from there
 def encode_part(task: EncodeTask) -> PartFacts:
     """Write the features of a part to a file, which does not count before it is committed.
 
@@ -45,6 +47,8 @@ def encode_part(task: EncodeTask) -> PartFacts:
     TooCoarse
         When features cannot be stored as they shall be.
     WriteFailed, SystemLimit
+    ReadFailed, DeviceError, ConfigError, NotPermitted
+        As `pipeline.encoding.worker.worker_of`.
     """
     part, settings, source = task.part, task.settings, task.part.source
     worker = worker_of(settings)
@@ -82,7 +86,9 @@ def _encode_rows(
 ) -> tuple[int, list[dict[str, Any]], list[Outside]]:
     """Features of a part's rows, and which of them count; how many lie outside the model's range, and what is said."""
     source, bad_data, n_outside = task.part.source, task.settings.bad_data, 0
-    cleaning = Cleaning(task.settings.model.scaler, bad_data.missing)
+    if task.settings.has_range:
+        bad_data = replace(bad_data, trained_on=worker.model.scaler)
+    cleaning = Cleaning(worker.model.scaler, bad_data.missing)
     bad, outside = list[dict[str, Any]](), list[Outside]()
     for block in source.cut(task.settings.block_rows):
         check()  # a part can take seconds, and a run is to stop at once

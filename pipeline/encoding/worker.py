@@ -1,14 +1,17 @@
 """What a process keeps from one part to the next: the model on its device, memory of each thread, and turns.
 
-None of it can be sent anywhere. The process that has trained puts in what it has; any other makes its own.
+None of it can be sent anywhere. The process that has trained puts in what it has; any other makes its own, of the
+model's file: a task names that, and does not carry the weights, which are larger than all else in it.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +20,20 @@ from pipeline.device import autoencoder_of, start_device
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.storage import PLAIN, Storage
-from pipeline.model import Model
+from pipeline.errors import ReadFailed
+from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
+from pipeline.output.records import Entry, fault_of
 from pipeline.shards.shard import Block, Shard
 
-__all__ = ["EncodeSettings", "Encoder", "Worker", "serving", "worker_of"]
+__all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "serving", "worker_of"]
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Writes the features of rows (n, n_inputs) into an array (n, n_features), in any number of threads. It may return
 positions of rows; all others then hold finite numbers in the model's range."""
+
+IN_MEMORY = Entry("", 0, "")
+"""The model's file of tasks that never leave the process which has the model: see `serving`."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,17 @@ class EncodeSettings:
     ----------
     directory : str
         The output directory.
+    model : Entry
+        The model's file there.
     dtype : str
         That holds the rows of all shards, which decides how they are scaled.
     block_rows, part_rows : int
         Of the largest block and part.
     n_readers : int
         Threads that read and encode at a time; others may write meanwhile.
+    bad_data : BadData
+    has_range : bool
+        Whether rows may lie outside the range of those that the model was trained on.
     attributes : mapping
         Of every file.
     storage : Storage
@@ -49,19 +62,20 @@ class EncodeSettings:
     """
 
     directory: str
-    model: Model
+    model: Entry
     dtype: str
     block_rows: int
     part_rows: int
     n_readers: int
     bad_data: BadData = field(default_factory=BadData)
+    has_range: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
     storage: Storage = PLAIN
 
     @property
     def key(self) -> object:
         """Equal for settings, wherever they come from, that one worker can serve."""
-        return (self.model.fingerprint, self.dtype, self.block_rows, self.part_rows, self.n_readers, self.storage)
+        return (self.model.blake3, self.dtype, self.block_rows, self.part_rows, self.n_readers, self.storage)
 
 
 class Worker:
@@ -69,14 +83,17 @@ class Worker:
 
     Attributes
     ----------
+    model : Model
+        What it encodes with.
     disk : Disk
         What makes every change to the file system.
     turns : Semaphore
         So that not all threads come to wait for the disk at the same time: the others encode whole parts meanwhile.
     """
 
-    def __init__(self, settings: EncodeSettings, encode: Encoder, disk: Disk) -> None:
-        self.encode, self.disk, self.turns = encode, disk, threading.Semaphore(settings.n_readers)
+    def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
+        self.model, self.encode, self.disk = model, encode, disk
+        self.turns = threading.Semaphore(settings.n_readers)
         self._settings, self._kept = settings, threading.local()
 
     def block_memory(self, block: Block) -> np.ndarray:
@@ -93,7 +110,7 @@ class Worker:
         categories = [(rider.name, rider.categories) for rider in shard.riders]
         if getattr(self._kept, "categories", None) != categories:
             settings = self._settings
-            self._kept.part = PartMemory(settings.part_rows, settings.model.n_features, shard.riders, settings.storage)
+            self._kept.part = PartMemory(settings.part_rows, self.model.n_features, shard.riders, settings.storage)
             self._kept.categories = categories
         kept: PartMemory = self._kept.part
         return kept
@@ -104,22 +121,41 @@ _making = threading.Lock()  # a model compiles once, however many threads begin 
 
 
 def worker_of(settings: EncodeSettings) -> Worker:
-    """The worker of this process; if there is none yet, one is made on the device that the process is set to."""
+    """The worker of this process; if there is none yet, one is made on the device that the process is set to.
+
+    Raises
+    ------
+    ReadFailed
+        When the model's file is not the one that the task names.
+    DeviceError, ConfigError, NotPermitted, WriteFailed
+        As `pipeline.device.start_device`.
+    """
     with _making:  # held while it compiles: the others could do nothing but the same
         if settings.key not in _workers:
+            model = _loaded(settings)
             start_device()
-            autoencoder = autoencoder_of(settings.model.scaler, settings.model.network, np.dtype(settings.dtype))
-            autoencoder.set_parameters(settings.model.parameters)
+            autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
+            autoencoder.set_parameters(model.parameters)
             _workers.clear()  # another run's, in a process that serves several
-            _workers[settings.key] = Worker(settings, autoencoder.encode_checked, Disk())
+            _workers[settings.key] = Worker(settings, model, autoencoder.encode_checked, Disk())
         return _workers[settings.key]
 
 
+def _loaded(settings: EncodeSettings) -> Model:
+    directory = Path(settings.directory)
+    if fault := fault_of(directory, settings.model):
+        raise ReadFailed(
+            f"{fault}. Either the model was damaged, or this worker, on host {socket.gethostname()}, sees another file "
+            "system than the driver: every worker must find the output directory under the same path."
+        )
+    return load_model(directory / settings.model.file)
+
+
 @contextmanager
-def serving(settings: EncodeSettings, encode: Encoder, disk: Disk) -> Iterator[None]:
+def serving(settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> Iterator[None]:
     """Within the context this process encodes with what it has already, so that nothing compiles twice."""
     _workers.clear()
-    _workers[settings.key] = Worker(settings, encode, disk)
+    _workers[settings.key] = Worker(settings, model, encode, disk)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
 from pipeline.encoding.storage import Storage, TooCoarse, storages
-from pipeline.encoding.worker import EncodeSettings, serving
+from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from pipeline.errors import DataError, counted, shown
 from pipeline.model import Model
 from pipeline.output.groupcommit import GroupCommit
+from pipeline.output.records import Entry
 from pipeline.progress import Progress
 from pipeline.run.earlier import intact
 from pipeline.run.job import Job, Prepared
@@ -75,10 +76,11 @@ def _encode_as(
             # No rows, no work: it compiles before the progress starts to count.
             autoencoder.encode(np.empty((0, model.network.n_inputs), dtype=dtype))
         n_rows = max(len(part.source) for part in missing)
-        settings = encode_settings(job, model, n_rows, job.ledger.directory, job.about(model))
-        settings = replace(settings, storage=storage)
+        made = encode_settings(job, model, n_rows, job.ledger.directory)
+        file = _model_file(job, model, unreadable)
+        settings = replace(made, model=file, attributes=job.about(model), storage=storage)
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
-        with serving(settings, autoencoder.encode_checked, job.ledger.disk):
+        with serving(settings, model, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)
     parts = [PartFacts.of(record) for record in job.ledger.records("part", fingerprint)]
     _tell_outside(parts)
@@ -86,23 +88,24 @@ def _encode_as(
     return parts
 
 
-def encode_settings(
-    job: Prepared, model: Model, part_rows: int, directory: Path, attributes: Mapping[str, Any]
-) -> EncodeSettings:
-    """What the parts of a run have in common, the largest of which has `part_rows` rows."""
+def _model_file(job: Job, model: Model, unreadable: Mapping[int, str]) -> Entry:
+    """Where every worker finds the model: as committed, or a copy of a given one, which the next sweep removes."""
+    committed = [] if job.given else job.ledger.records("model", job.of_model(unreadable))
+    return committed[0].entry if committed else job.ledger.write("stages/model", ".h5", model.to_hdf5())
+
+
+def encode_settings(job: Prepared, model: Model, part_rows: int, directory: Path) -> EncodeSettings:
+    """What the parts of a run have in common, the largest of which has `part_rows` rows, but for the model's file."""
     config, scaler = job.config, model.scaler
-    trained_on = scaler if job.given and not scaler.clips else None  # of clipped rows none lies outside
     return EncodeSettings(
         directory=str(directory),
-        model=model,
+        model=IN_MEMORY,
         dtype=row_dtype(job.shards).name,
         block_rows=min(part_rows, job.budget.block_rows),
         part_rows=part_rows,  # of what there is: a run on few rows takes little memory
         n_readers=job.budget.n_threads,
-        bad_data=BadData(
-            *(config.on_bad_data, config.missing_value, config.on_drift, trained_on, scaler.fill is not None)
-        ),
-        attributes=attributes,
+        bad_data=BadData(config.on_bad_data, config.missing_value, config.on_drift, fills=scaler.fill is not None),
+        has_range=job.given is not None and not scaler.clips,  # of clipped rows none lies outside
         storage=storages(config)[0],
     )
 

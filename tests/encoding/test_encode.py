@@ -22,11 +22,11 @@ from pipeline.device import TILE_ROWS, autoencoder_of
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.encoding.worker import Encoder, EncodeSettings, serving
+from pipeline.encoding.worker import IN_MEMORY, Encoder, EncodeSettings, serving
 from pipeline.hdf5.files import FILES
 from pipeline.model import Model
 from pipeline.output.disk import Disk
-from pipeline.output.records import fault_of
+from pipeline.output.records import fault_of, write_result
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
@@ -49,8 +49,8 @@ def model_of(n_inputs: int, n_features: int = 2) -> Model:
 
 def settings_of(shards: Sequence[Shard], folder: Path, block_rows: int, part_rows: int, **more: Any) -> EncodeSettings:
     (folder / "parts").mkdir(exist_ok=True)
-    model, rows = model_of(shards[0].n_inputs), (min(block_rows, part_rows), part_rows)
-    return EncodeSettings(str(folder), model, shards[0].dtype, *rows, 2, attributes={"command": "test"}, **more)
+    rows = (min(block_rows, part_rows), part_rows)
+    return EncodeSettings(str(folder), IN_MEMORY, shards[0].dtype, *rows, 2, attributes={"command": "test"}, **more)
 
 
 def run(
@@ -65,7 +65,8 @@ def run(
     """Every part of the shards, encoded in threads."""
     parts, _ = plan_parts(shards, settings.part_rows, [])
     tasks = [(encode_part, EncodeTask(part, settings, (unreadable or {}).get(part.number))) for part in parts]
-    with serving(settings, encoder, disk or Disk()), threads(n_threads) as pool:
+    model = model_of(shards[0].n_inputs)
+    with serving(settings, model, encoder, disk or Disk()), threads(n_threads) as pool:
         return compute(tasks, pool, n_threads, done)
 
 
@@ -333,7 +334,7 @@ def test_rows_outside_a_models_range_are_counted_for_each_part(tmp_path: Path) -
 @pytest.mark.process
 @pytest.mark.compiler
 def test_each_task_gives_the_same_bytes_and_facts_in_a_fresh_process(tmp_path: Path) -> None:
-    """There the model is made anew, from what the task carries."""
+    """There the model is made anew, of the file that the task names."""
     rows = [numbered(n, 3, dtype=np.float32) % 190 for n in (TILE_ROWS + 40, 5, 9)]
     rows[0][7, 1], rows[0][TILE_ROWS + 3, 0], rows[1][4, 2] = np.nan, -99, 1e6
     riders = {"y": np.arange(TILE_ROWS + 40), "name": np.array([b"a", b"bc", b"d"] * 700, object)}
@@ -342,10 +343,14 @@ def test_each_task_gives_the_same_bytes_and_facts_in_a_fresh_process(tmp_path: P
         for i, each in enumerate(rows)
     ]
     shards = open_shards(names)
-    bad_data = BadData("quarantine", -99, "clip", Scaler(np.full(3, -5.0), np.full(3, 200.0)))
-    settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data)
-    autoencoder = autoencoder_of(settings.model.scaler, settings.model.network, np.dtype(settings.dtype))
-    autoencoder.set_parameters(settings.model.parameters)
+    model, bad_data = model_of(3), BadData("quarantine", -99, "clip")
+    settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
+    (tmp_path / "stages").mkdir()
+    settings = dataclasses.replace(
+        settings, model=write_result(tmp_path, Disk(), "stages/model", ".h5", model.to_hdf5())
+    )
+    autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
+    autoencoder.set_parameters(model.parameters)
     here = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
     parts, _ = plan_parts(shards, TILE_ROWS, [])
     there = elsewhere([(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts])
@@ -369,7 +374,7 @@ def test_one_process_gives_each_run_its_own_categories(tmp_path: Path) -> None:
         (tmp_path / f"out{i}").mkdir()
         shards += open_shards([str(tmp_path / f"{i}.h5")])
     both = [settings_of(shards, tmp_path / f"out{i}", 4, 8) for i in range(2)]
-    with serving(both[0], double, Disk()):
+    with serving(both[0], model_of(2), double, Disk()):
         for shard, settings in zip(shards, both, strict=True):
             (part,), _ = plan_parts([shard], 8, [])
             with h5py.File(Path(settings.directory) / encode_part(EncodeTask(part, settings)).entry.file) as file:

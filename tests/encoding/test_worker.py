@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,19 +15,33 @@ from kernels.network import Network
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.encoding import worker as module
-from pipeline.encoding.worker import EncodeSettings, Worker, serving, worker_of
+from pipeline.encoding.encode import EncodeTask
+from pipeline.encoding.parts import Part
+from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, Worker, serving, worker_of
+from pipeline.errors import ReadFailed
 from pipeline.model import Model
 from pipeline.output.disk import Disk
+from pipeline.output.records import Entry, write_result
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.shard import Block, Shard
 
 W = np.zeros((3, 2), np.float32)
 MODEL = Model(Scaler(np.zeros(3), np.ones(3)), Network((3, 2)), {"W": W, "b_hidden": W[0], "b_output": W[:, 0]})
-SETTINGS = EncodeSettings("out", MODEL, "float32", 4, 8, 2)
 
 
 def nothing(rows: np.ndarray, out: np.ndarray) -> None:
     pass
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> EncodeSettings:
+    """Of tasks that name the model's file."""
+    return replace(EncodeSettings(str(tmp_path), IN_MEMORY, "float32", 4, 8, 2), model=written(tmp_path, MODEL))
+
+
+def written(folder: Path, model: Model) -> Entry:
+    (folder / "stages").mkdir(exist_ok=True)
+    return write_result(folder, Disk(), "stages/model", ".h5", model.to_hdf5())
 
 
 @pytest.fixture
@@ -43,33 +59,63 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def test_a_model_is_made_once_however_many_threads_ask(made: list[Any]) -> None:
+def test_a_model_is_made_once_however_many_threads_ask(made: list[Any], settings: EncodeSettings) -> None:
     with threads(4) as pool:
-        found = compute([(worker_of, replace(SETTINGS, attributes={"part": i})) for i in range(20)], pool, 4)
+        found = compute([(worker_of, replace(settings, attributes={"part": i})) for i in range(20)], pool, 4)
     assert all(each is found[0] for each in found)
-    assert made == [(MODEL.scaler, MODEL.network, np.dtype("float32")), MODEL.parameters]
+    assert len(made) == 2
+    scaler, network, dtype = made[0]
+    assert (network, dtype, scaler.maximum.tolist()) == (MODEL.network, np.dtype("float32"), [1, 1, 1])
+    assert found[0].model.fingerprint == MODEL.fingerprint
 
 
-def test_other_models_and_sizes_get_another_worker_in_place_of_the_last(made: list[Any]) -> None:
-    first = worker_of(SETTINGS)
+def test_other_models_and_sizes_get_another_worker_in_place_of_the_last(
+    made: list[Any], settings: EncodeSettings
+) -> None:
+    first = worker_of(settings)
     other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": W[0] + 1})
-    for settings in (replace(SETTINGS, part_rows=12), replace(SETTINGS, model=other), SETTINGS):
-        assert worker_of(settings) is not first
+    file = written(Path(settings.directory), other)
+    for changed in (replace(settings, part_rows=12), replace(settings, model=file), settings):
+        assert worker_of(changed) is not first
         assert len(module._workers) == 1
     assert len(made) == 8
 
 
+def test_another_file_in_the_models_place_is_not_taken_for_it(made: list[Any], settings: EncodeSettings) -> None:
+    """As a worker finds it that has another disk under the same path."""
+    path = Path(settings.directory) / settings.model.file
+    path.write_bytes(path.read_bytes().replace(b"shardpress-model/2", b"shardpress-model/1"))
+    with pytest.raises(ReadFailed, match=r"its BLAKE3 is not .* sees another file system than the driver"):
+        worker_of(settings)
+    path.unlink()
+    with pytest.raises(ReadFailed, match=r"cannot be read: No such file .* under the same path"):
+        worker_of(settings)
+    assert made == []
+
+
+def test_a_task_is_no_larger_for_a_large_model(settings: EncodeSettings) -> None:
+    n_bytes = []
+    for n_inputs in (3, 30_000):
+        edges = np.zeros(n_inputs), np.ones(n_inputs)
+        shapes = Network((n_inputs, 2)).shapes
+        model = Model(Scaler(*edges), Network((n_inputs, 2)), {k: np.zeros(v, np.float32) for k, v in shapes.items()})
+        of_model = replace(settings, model=written(Path(settings.directory), model), has_range=True)
+        part = Part(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32", "float32"), 0, 8))
+        n_bytes.append(len(pickle.dumps(EncodeTask(part, of_model))))
+    assert n_bytes[1] < n_bytes[0] + 20 < 2000
+
+
 def test_what_a_process_has_is_not_made_anew_and_goes_in_the_end(made: list[Any]) -> None:
-    disk = Disk()
-    with serving(SETTINGS, nothing, disk):
-        found = worker_of(SETTINGS)
-        assert (found.encode, found.disk, made) == (nothing, disk, [])
+    disk, settings = Disk(), EncodeSettings("out", IN_MEMORY, "float32", 4, 8, 2)
+    with serving(settings, MODEL, nothing, disk):
+        found = worker_of(settings)
+        assert (found.model, found.encode, found.disk, made) == (MODEL, nothing, disk, [])
     assert module._workers == {}
 
 
-def test_a_thread_uses_its_memory_again(made: list[Any]) -> None:
+def test_a_thread_uses_its_memory_again(settings: EncodeSettings) -> None:
     shards = {dtype: Shard("a.h5", "X", (9, 3), dtype, dtype) for dtype in ("float32", "uint8")}
-    worker = Worker(SETTINGS, nothing, Disk())
+    worker = Worker(settings, MODEL, nothing, Disk())
     kept = worker.block_memory(Block(shards["float32"], 0, 4))
     again = worker.block_memory(Block(shards["float32"], 4, 7))
     assert (again.shape, np.shares_memory(kept, again)) == ((3, 3), True)

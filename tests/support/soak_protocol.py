@@ -45,6 +45,7 @@ __all__ = [
 CLEAN = (0, 71, 73, 74)
 # Three steps, with a checkpoint after each: the first one makes room for the third.
 STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
+GIVEN = "{another output}"
 # Flags of an earlier, finished run in the same place, and of the run that is disturbed.
 KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "new": (None, STEPS),
@@ -54,6 +55,8 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "together": (None, STEPS),
     "single file": (None, (*STEPS, "--single-file")),
     "single file afterwards": (STEPS, (*STEPS, "--single-file")),
+    # A copy of the model lies there for the workers, as long as the run lasts.
+    "given model": (None, ("--quiet", "--model", GIVEN)),
 }
 
 
@@ -71,7 +74,10 @@ class Trial:
         # All but the first part in one group, or each by itself.
         self._pause = math.inf if kind == "together" else 0.0
         self.night, self._folder, self._n_outputs = Night(folder, 20, 0, 15), folder, 0
-        before, self.flags = KINDS[kind]
+        before, flags = KINDS[kind]
+        self.flags = [str(folder / "another") if flag == GIVEN else flag for flag in flags]
+        if GIVEN in flags:
+            assert self.night.run(folder / "another", *STEPS) == 0
         self._before = None if before is None else folder / "before"
         if before is not None:
             assert self.night.run(folder / "before", *before) == 0

@@ -312,11 +312,11 @@ def _encoded(
     n_rows = min(prepared.budget.part_rows, max(len(each.block) for each in some))
     lenient = "skip" if prepared.config.on_bad_data == "raise" else prepared.config.on_bad_data
     prepared = replace(prepared, config=replace(prepared.config, on_bad_data=lenient))  # of bad rows the scan tells
-    settings = replace(encode_settings(prepared, model, n_rows, Path(), {}), storage=storage)
+    settings = replace(encode_settings(prepared, model, n_rows, Path()), storage=storage)
     parts = [Part(each.number, block) for each in some for block in each.block.cut(n_rows)]
     for dtype in sorted({part.source.shard.dtype for part in parts}):
         _compile_encoder(autoencoder, np.dtype(dtype))
-    with serving(settings, autoencoder.encode_checked, disk):
+    with serving(settings, model, autoencoder.encode_checked, disk):
         tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
         pace, found = _paced(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
     return replace(pace, n_bytes=sum(part.entry.n_bytes for part in found))
