@@ -7,13 +7,22 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
 
 __all__ = ["Crew", "Threads"]
 
 
 class Crew(Protocol):
-    """Who does a run's tasks."""
+    """Who does a run's tasks.
+
+    Attributes
+    ----------
+    tally : Tally
+        What each worker has done so far, as far as there are any.
+    """
+
+    tally: Tally
 
     def executor(self, n_threads: int) -> AbstractContextManager[tuple[Executor, int]]:
         """What takes tasks for as long as the context lasts, and how many of them may be under way at a time.
@@ -26,12 +35,15 @@ class Crew(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Plain values for reports."""
+        """Plain values for reports: ``kind``, and of workers what `Tally.told` says of them."""
         ...
 
 
 class Threads:
     """Dask's threads in this process: no socket, and nothing of `distributed` is imported."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()  # of nobody
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
@@ -41,4 +53,4 @@ class Threads:
 
     def facts(self) -> dict[str, Any]:
         """Their kind."""
-        return {"kind": "threads"}
+        return {"kind": "threads", "workers": []}

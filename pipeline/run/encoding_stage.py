@@ -111,7 +111,7 @@ def encode_settings(job: Prepared, model: Model, part_rows: int, directory: Path
 
 
 def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Limit) -> None:
-    n_rows = sum(len(task.part.source) for task in tasks)
+    n_rows, tally = sum(len(task.part.source) for task in tasks), job.crew.tally
     with (
         GroupCommit(job.ledger) as group,  # outermost: it commits what waits when all else has ended, by an error too
         Progress("encoding", n_rows, "rows", tasks[0].part.source.shard.row_bytes) as progress,
@@ -121,8 +121,9 @@ def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Lim
         def commit(part: PartFacts) -> None:
             limit.count(part)  # first: a part too many is not committed
             group.add(part.record(fingerprint))
-            progress.advance(part.n_rows)
+            progress.advance(part.n_rows, tally)
 
+        tally.begin("encoding")
         compute([(encode_part, task) for task in tasks], *where, commit)
 
 

@@ -245,6 +245,7 @@ def _report(
         "inputs": inputs_told(job.shards),
         **told,
         "stages": _stages(job),
+        "cluster": job.crew.facts(),
         "memory": {"peak_bytes": peak_bytes()},
         "taken_over": list(clock.taken_over.values()),
         "warnings": {"n": clock.warnings.n, "first": clock.warnings.first},

@@ -64,7 +64,9 @@ def _scan(job: Job) -> Scan:
         Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress,
         job.crew.executor(budget.n_threads) as where,
     ):
-        return ranges.scan(shards, settings, *where, progress.advance)
+        tally = job.crew.tally
+        tally.begin("scan")
+        return ranges.scan(shards, settings, *where, lambda n_rows: progress.advance(n_rows, tally))
 
 
 def scan_settings(job: Prepared) -> ScanSettings:
