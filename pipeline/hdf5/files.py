@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Self, TypeVar
 
@@ -43,9 +43,15 @@ FILES = SimpleNamespace(
 
 @dataclass(frozen=True)
 class Identity:
-    """By which a file is known again: the same one, and not written to since."""
+    """By which a file is known again: the same one, and not written to since.
 
-    device: int
+    Attributes
+    ----------
+    device : int
+        A number that each host has of its own for a file system that they share: it tells nothing of a file.
+    """
+
+    device: int = field(compare=False)
     inode: int
     size: int
     mtime_ns: int

@@ -1,6 +1,7 @@
 """Raw reads: what comes out is what h5py reads, bit for bit; what is damaged, changed or gone is told apart."""
 
 import ctypes
+import dataclasses
 import errno
 import os
 import zlib
@@ -350,6 +351,13 @@ def test_i8_a_file_that_changed_since_it_was_vetted_is_refused(tmp_path, change)
     change(shard.path)
     with refused(65, shard.path, "changed during the run", "expected input that stays as it is"):
         whole(shard)
+
+
+def test_a_file_that_another_host_has_vetted_is_the_same_one(tmp_path):
+    """On a file system that hosts share, a file has one inode, but each host numbers its file systems by itself."""
+    (shard,) = numbered_shards(tmp_path, 100)
+    there = dataclasses.replace(shard.identity, device=shard.identity.device + 1)
+    assert np.array_equal(whole(dataclasses.replace(shard, identity=there)), whole(shard))
 
 
 @pytest.mark.parametrize("how", LAYOUTS, ids=str)
