@@ -1,0 +1,165 @@
+"""Workers that would not do what the driver does are named before anything is done, with all that is otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from distributed import Client
+
+from pipeline.cluster import checks
+from pipeline.cluster.checks import Answer, Question, answer, differences, refusal
+from pipeline.cluster.gate import check
+from pipeline.errors import ConfigError
+from tests.support.clusters import Cluster, until
+from tests.support.interpreters import REPOSITORY
+
+HERE = "/proc/self/cwd"  # for each process its own: two that work in different folders see different files there
+
+
+@pytest.fixture
+def question(tmp_path: Path) -> Question:
+    """Of an output directory and an input that are there."""
+    _make(tmp_path)
+    return Question(str(tmp_path), str(tmp_path), "stages/probe-0.txt", (str(tmp_path / "a.h5"),))
+
+
+def _make(folder: Path, probe: str = "4f1d") -> None:
+    (folder / "stages").mkdir(parents=True)
+    (folder / "stages/probe-0.txt").write_text(probe)
+    (folder / "a.h5").write_bytes(b"rows")
+
+
+@pytest.fixture(autouse=True)
+def at_home() -> Iterator[None]:
+    """Whoever is asked goes to the driver's directory; the tests come back."""
+    before = os.getcwd()
+    yield
+    os.chdir(before)
+
+
+def test_two_processes_alike_answer_alike(question: Question) -> None:
+    first, second = answer(question), answer(question)
+    assert first.wrote != second.wrote
+    assert differences(question, first, second) == []
+
+
+def test_what_is_otherwise_is_said_with_what_was_expected(question: Question) -> None:
+    here = answer(question)
+    facts = here.facts
+    there = replace(here, facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed"})
+    assert differences(question, here, there) == [
+        f"numpy 1.25.2, expected {facts['numpy']}",
+        f"h5py not installed, expected {facts['h5py']}",
+        f"processor Another One, expected {facts['processor']}",
+    ]
+
+
+def test_other_files_under_the_same_paths_are_noticed(question: Question, tmp_path: Path) -> None:
+    here, probe, rows = answer(question), tmp_path / question.probe, tmp_path / "a.h5"
+    for change, words in (
+        (lambda: probe.write_text("9e02"), "holds 9e02, expected holds 4f1d"),
+        (lambda: probe.unlink(), "cannot be used (No such file or directory), expected holds 4f1d"),
+    ):
+        change()
+        assert differences(question, here, answer(question)) == [f"file={probe} {words}"]
+    probe.write_text("4f1d")
+    rows.write_bytes(b"others")
+    (found,) = differences(question, here, answer(question))
+    assert found.startswith(f"file={rows} holds 6 bytes in inode ")
+    (tmp_path / "stages").rename(tmp_path / "gone")
+    assert f"output={tmp_path} cannot be used (No such file or directory), expected can be used" in differences(
+        question, here, answer(question)
+    )
+
+
+def test_what_a_worker_writes_must_be_there_for_the_driver(question: Question, tmp_path: Path) -> None:
+    here, there = answer(question), answer(question)
+    (tmp_path / there.wrote).unlink()
+    (words,) = differences(question, here, there)
+    assert "which it has written, cannot be used (No such file or directory) for the driver" in words
+
+
+def test_processors_may_be_mixed_by_leave_only(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = replace(question, mixed_processors=True)
+    before = [answer(each) for each in (question, mixed)]
+    monkeypatch.setattr(checks, "_processor", lambda: {"processor": "Another One", "its instructions": "avx2"})
+    assert len(differences(question, before[0], answer(question))) == 2
+    assert differences(mixed, before[1], answer(mixed)) == []
+
+
+def test_another_checkout_of_the_same_version_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pipeline/run/a.py", "kernels/native/b.h", "pipeline/shardpress/c.py", "tests/d.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("1")
+    monkeypatch.setattr(checks, "_HOME", tmp_path)
+    before = checks._digest()
+    for name, counts in (("tests/d.py", False), ("kernels/native/b.h", True), ("pipeline/run/a.py", True)):
+        (tmp_path / name).write_text("2")
+        assert (checks._digest() != before) is counts, name
+        before = checks._digest()
+
+
+def test_workers_with_the_same_trouble_share_a_sentence() -> None:
+    assert refusal({"a": [], "b": []}) is None
+    alike = ["numpy 1.25.2, expected 1.26.4", "Python 3.12.1, expected 3.11.2"]
+    error = refusal({**{f"w{i}": alike for i in range(5)}, "x": ["it cannot be asked (OSError)"], "y": []})
+    assert isinstance(error, ConfigError)
+    assert str(error).startswith(
+        "6 of 7 workers would not do what this process does. w0, w1, w2 and 2 more: numpy 1.25.2, expected 1.26.4; "
+        "Python 3.12.1, expected 3.11.2. x: it cannot be asked (OSError). Give all of them"
+    )
+
+
+@pytest.mark.process
+def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder, probe in (("here", "4f1d"), ("there", "9e02")):
+        _make(tmp_path / folder, probe)
+    os.chdir(tmp_path / "here")
+    (tmp_path / "other").mkdir()
+    # What a worker says whose environment is another one.
+    (tmp_path / "other/sitecustomize.py").write_text(
+        "import importlib.metadata as m\nv = m.version\nm.version = lambda name: '0.1' if name == 'h5py' else v(name)\n"
+    )
+    other = {"PYTHONPATH": f"{tmp_path / 'other'}:{REPOSITORY}"}
+    question = Question(HERE, f"{HERE}", "stages/probe-0.txt", (f"{HERE}/a.h5",))
+    with Cluster(tmp_path / "cluster") as cluster, _client(cluster) as client:
+        cluster.start_worker("good", directory=tmp_path / "here")
+        cluster.start_worker("elsewhere", directory=tmp_path / "there")
+        cluster.start_worker("older", directory=tmp_path / "here", **other)
+        client.wait_for_workers(3, timeout=60)
+        with pytest.raises(ConfigError) as caught:
+            check(client, question)
+        said = str(caught.value)
+        assert said.startswith("2 of 3 workers would not do what this process does. ")
+        assert "older at tcp://127.0.0.1:" in said
+        assert ": h5py 0.1, expected " in said
+        assert "elsewhere at tcp://127.0.0.1:" in said
+        assert f"file={HERE}/stages/probe-0.txt holds 9e02, expected holds 4f1d" in said
+        assert "good" not in said
+        for name in ("elsewhere", "older"):
+            cluster.kill(name)
+        until(lambda: len(client.scheduler_info()["workers"]) == 1, "the dead to be missed")
+        check(client, question)
+        with caplog.at_level(logging.WARNING):
+            cluster.start_worker("late", "--nanny", directory=tmp_path / "here", **other)
+            until(lambda: "turned away" in caplog.text, f"a word of it: {cluster.said('late')}")
+        assert "late at tcp://127.0.0.1:" in caplog.text
+        assert cluster.processes["late"].wait(60) == 0
+        assert [each["name"] for each in client.scheduler_info()["workers"].values()] == ["good"]
+
+
+def _client(cluster: Cluster) -> Client:
+    return Client(scheduler_file=str(cluster.file), set_as_default=False, timeout=60)
+
+
+def test_an_answer_that_lacks_something_differs(question: Question) -> None:
+    here = answer(question)
+    there = Answer({name: said for name, said in here.facts.items() if name != "dask"}, here.wrote)
+    assert differences(question, here, there) == [f"dask None, expected {here.facts['dask']}"]

@@ -1,0 +1,94 @@
+"""A scheduler and workers of Dask, started by hand as a user or a batch system would, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from tests.support.interpreters import REPOSITORY, environment
+
+__all__ = ["Cluster", "until"]
+
+_SECONDS = 60.0  # for what takes one on a machine that is not busy
+
+
+def until(is_so: Callable[[], object], what: str, seconds: float = _SECONDS) -> None:
+    """Wait for something, and say what it was if it does not come."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.02)
+
+
+class Cluster:
+    """As long as the context lasts; what all of it says stands in files of the folder.
+
+    Parameters
+    ----------
+    folder : Path
+    variables : str, Path or None
+        Of the environment; see `tests.support.interpreters.environment`.
+
+    Attributes
+    ----------
+    processes : dict of str to Popen
+        By name; the scheduler's is ``scheduler``.
+    file : Path
+        For ``--scheduler-file``.
+    """
+
+    def __init__(self, folder: Path, **variables: str | Path | None) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.file, self._variables = folder, folder / "scheduler.json", variables
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        self.start_scheduler()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in reversed(list(self.processes)):  # the scheduler last: what it loses it would tell
+            self.kill(name)
+
+    def start_scheduler(self) -> None:
+        """A new one, to which no worker has come yet."""
+        self.file.unlink(missing_ok=True)
+        where = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file))
+        self._start("scheduler", "scheduler", *where, "--no-dashboard", "--no-show")
+        until(self.file.exists, f"the scheduler: {self.said('scheduler')}")
+
+    def start_worker(self, name: str, *flags: str, directory: Path | None = None, **variables: str) -> None:
+        """One of one thread, which ends with its scheduler; without a nanny unless a flag says otherwise."""
+        where = ("--scheduler-file", str(self.file), "--host", "127.0.0.1", "--no-dashboard", "--death-timeout", "30")
+        nanny = () if "--nanny" in flags else ("--no-nanny",)
+        scratch = ("--local-directory", str(self.folder))
+        flags = (*where, *nanny, *scratch, "--nthreads", "1", "--name", name, *flags)
+        self._start(name, "worker", *flags, directory=directory, **variables)
+
+    def kill(self, name: str, by: int = signal.SIGKILL) -> None:
+        """Send a process a signal; what it is killed by is waited for."""
+        process = self.processes[name]
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, by)
+        if by == signal.SIGKILL:
+            process.wait(_SECONDS)
+            del self.processes[name]
+
+    def said(self, name: str) -> str:
+        """All that a process has said so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _start(self, name: str, kind: str, *flags: str, directory: Path | None = None, **variables: str) -> None:
+        command = [sys.executable, "-m", "dask", kind, *flags]
+        env = environment(**{**self._variables, **variables})
+        with open(self.folder / f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, cwd=directory or REPOSITORY, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
