@@ -57,6 +57,7 @@ FLAGS = [
     *("--weight-decay", "0"),
     *("--start", "random"),
     *("--biases", "zero"),
+    *("--replicas", "1"),
     *("--validation-fraction", "0"),
 ]
 

@@ -70,6 +70,9 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
         Share of the entries that training hides; 0.0625 with a hidden layer and 256 columns or more, else 0.
     weight_decay : float
         By how much a step shrinks the weights, times its learning rate.
+    replicas : int, optional
+        Copies of the model that train apart and meet many times an epoch; 1, or 8 where one device would take hours.
+        `partial_fit` has one.
     validation_fraction : float
         Share of the rows that are kept out of training to watch its progress.
     patience : int
@@ -119,6 +122,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
     momentum: float = 0.9
     corruption: float | None = None
     weight_decay: float = 0.0
+    replicas: int | None = None
     validation_fraction: float = 0.05
     patience: int = 5
     impute: str | None = None

@@ -101,9 +101,8 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
         Where it stands; a given model without one has been trained otherwise, and its states begin anew.
     """
     n_epochs = checkpoint.standing.epoch if checkpoint else 0
-    config = replace(
-        config, epochs=n_epochs + 1, schedule="constant", validation_fraction=0.0, patience=0, baseline=False
-    )
+    config = replace(config, epochs=n_epochs + 1, schedule="constant", validation_fraction=0.0, patience=0, replicas=1)
+    config = replace(config, baseline=False)
     if given is None:
         return begin(rows, config)
     _refuse(problems(config))

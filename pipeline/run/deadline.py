@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _MARGIN, _REST = 1.25, 10.0  # of the encoding, by what it takes of some rows; seconds of what stands beside the parts
 _SURE = 0.9  # of the time that is left for training, when it is shared out
 _SOON = 0.05  # of the time that is left: by then it is decided, even within the first epoch
+_AT_LAST = 0.5  # the same of replicas, of which one alone trains the first epoch
 
 
 def reserved_seconds(encoding: float, config: Config) -> float:
@@ -58,13 +59,14 @@ class InTime:
 
     def __init__(self, job: Job, scan: Scan, ends_by: float) -> None:
         self._job, self._scan, self._ends_by = job, scan, ends_by
-        self._patience, self._begun = _SOON * (ends_by - time.time()), time.monotonic()
+        self._left, self._begun = ends_by - time.time(), time.monotonic()
         self._reserve, self._epoch_seconds, self._checked = 0.0, 0.0, -1
 
     def __call__(self, training: Training) -> None:
         """Decide how many epochs it makes, once enough is known; later look, once an epoch, whether they still fit."""
-        now = training.standing
-        if now.n_epochs is None and (now.history or time.monotonic() - self._begun >= self._patience):
+        now, patience = training.standing, _AT_LAST if training.replicas else _SOON
+        is_known = now.epoch > 0 and (now.epoch > 1 or training.replicas is None or now.n_done > 0)
+        if now.n_epochs is None and (is_known or time.monotonic() - self._begun >= patience * self._left):
             self._decide(training, _SURE)
             self._tell(training)
         elif now.n_epochs is not None and now.epoch != self._checked:
@@ -127,14 +129,14 @@ def tell_if_late(ends_by: float | None) -> None:
 
 
 def _epoch_seconds(training: Training) -> float:
-    """What an epoch takes: the last one, or in the first one as many steps like those that are done."""
-    now = training.standing
-    if now.history:
+    """What an epoch takes: the last one, or in the first one of its kind as many steps like those that are done."""
+    now, n_steps = training.standing, training.steps_per_epoch
+    if now.epoch > (1 if training.replicas else 0):  # as many replicas as from here on
         return now.history[-1].seconds
-    start = time.monotonic()
+    start, n_done = time.monotonic(), training.n_steps_done - now.epoch * n_steps
     if len(training.validation):
         training.autoencoder.cost(training.validation)
-    return now.seconds / now.n_done * training.steps_per_epoch + time.monotonic() - start
+    return now.seconds / max(1, n_done) * n_steps + time.monotonic() - start
 
 
 def _encoding_seconds(job: Job, scan: Scan, autoencoder: Autoencoder) -> float:

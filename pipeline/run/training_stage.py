@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pipeline.cluster.crew import Threads
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
@@ -22,6 +25,7 @@ from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import train
 from pipeline.training.fit import prepared
+from pipeline.training.replicas.replica import Run, run_by
 from pipeline.training.verdict import complaints, measured
 
 if TYPE_CHECKING:
@@ -81,7 +85,8 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     in_time = None if ends_by is None else InTime(job, scan, ends_by)
     try:
         total, row_bytes = training.config.epochs * training.order.n_rows, job.shards[0].row_bytes
-        with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress:
+        where = _replicas_at_work(job) if training.replicas else nullcontext()
+        with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress, where as run:
 
             def advance(n_rows: int, place: object) -> None:
                 if in_time is not None and n_rows:  # behind a step, at which a training can be limited
@@ -89,7 +94,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
                     progress.expect(training.config.epochs * training.order.n_rows)
                 progress.advance(n_rows, place)
 
-            done = train(training, partial(_save, job, fingerprint), advance)
+            done = train(training, partial(_save, job, fingerprint), advance, run)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
         stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)})
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
@@ -103,6 +108,17 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
     return Model(scaler, autoencoder.network, training.best, about)
+
+
+@contextmanager
+def _replicas_at_work(job: Job) -> Iterator[Run | None]:
+    """What trains replicas: the crew's workers, or this process, which has the model already."""
+    if isinstance(job.crew, Threads):
+        yield None
+        return
+    with job.crew.executor(job.budget.n_threads) as (executor, n_at_once):
+        job.crew.tally.begin("training")
+        yield run_by(executor, n_at_once)
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:

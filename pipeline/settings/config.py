@@ -168,6 +168,14 @@ class Config:
         "by how much a step shrinks the weights, times its learning rate",
         before=0.0,
     )
+    replicas: int | None = _setting(
+        None,
+        whole(1),
+        "model",
+        "copies of the model that train apart and meet many times an epoch, on as many workers as there are; fewer "
+        "where each would take too few steps (default: 1 where one device trains in minutes, else 8)",
+        before=1,
+    )
     seed: int = _setting(0, whole(0), "model", "where all randomness starts")
     validation_fraction: float = _setting(
         0.05,

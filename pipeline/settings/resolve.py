@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.settings.defaults import (
     ROWS_PER_UNIT,
     UNITS_PER_INPUT,
 )
+from pipeline.settings.replicas import shared_out, usual_replicas
 
 __all__ = ["Settings", "misfits", "network_of", "resolve"]
 
@@ -37,6 +38,7 @@ class Settings(Config):
     learning_rate: float
     corruption: float
     compression: str
+    replicas: int
 
     @property
     def hides_much(self) -> bool:
@@ -71,7 +73,16 @@ def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = 
     found = {name: value for name, value in follows.items() if getattr(config, name) is None}
     if given:
         found["activation"] = given.activation  # which is never left open
-    return Settings(**{**vars(config), **found})
+    n_weights = Network((n_inputs, *hidden, n_features)).n_weights
+    return Settings(**{**vars(config), **found, **_replicas(config, {**vars(config), **found}, n_weights, n_rows)})
+
+
+def _replicas(config: Config, found: Mapping[str, Any], n_weights: int, n_rows: int) -> dict[str, int]:
+    """How many of them train the model, and the rows of their minibatches."""
+    n_trained, epochs = n_rows - round(config.validation_fraction * n_rows), found["epochs"]
+    asked = config.replicas or usual_replicas(n_weights, n_trained, epochs)
+    replicas, batch_size = shared_out(asked, n_trained, epochs, found["batch_size"], config.batch_size is None)
+    return {"replicas": replicas, "batch_size": batch_size}
 
 
 def _hidden_of(config: Config, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,18 +14,21 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
-from pipeline.settings.defaults import LEAST_STEPS
 from pipeline.settings.resolve import Settings
 from pipeline.training.baseline import Baseline
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
 from pipeline.training.order import Order, noise_of
+from pipeline.training.replicas.averaging import State
+from pipeline.training.replicas.replica import Replicas, Run
+from pipeline.training.replicas.taken import Taken, rounds_taken
 from pipeline.training.rows import Rows
+from pipeline.training.schedule import learning_rate, long_epoch
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
 
-__all__ = ["Training", "learning_rate", "take_step", "train"]
+__all__ = ["Training", "take_step", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,10 @@ class Training:
         Unscaled; may be empty.
     baseline : Baseline or None
         What its result is held against.
+    replicas : Replicas or None
+        Of the autoencoder, where several train it.
+    outer : dict
+        The velocity of the steps that they take together, by the parameters' names; empty where there is one.
     best : dict
         The parameters of the best epoch so far; those of the start, as long as none was better.
     start_cost : float or None
@@ -74,17 +81,19 @@ class Training:
     validation: np.ndarray
     config: Settings
     baseline: Baseline | None = None
+    replicas: Replicas | None = None
 
     def __post_init__(self) -> None:
         cost = self.autoencoder.cost(self.validation) if self.is_watched else math.inf
         self.start_cost = cost if math.isfinite(cost) else None
         self.standing = Standing(self.config.optimizer, best_cost=self.start_cost)
         self.best = self.autoencoder.parameters()
+        self.outer = {name: np.zeros_like(array) for name, array in self.best.items()} if self.replicas else {}
 
     def __str__(self) -> str:
-        now, n_epochs, n_steps = self.standing, self.config.epochs, self.steps_per_epoch
+        now, n_epochs = self.standing, self.config.epochs
         costs = f", {now.history[-1]}" if now.history else ""
-        step = f"step {now.epoch * n_steps + now.n_done}/{n_epochs * n_steps}"
+        step = f"step {self.n_steps_done}/{n_epochs * self.steps_per_epoch}"
         return f"epoch {min(now.epoch + 1, n_epochs)}/{n_epochs}, {step}{costs}"
 
     @property
@@ -93,9 +102,19 @@ class Training:
         return -(-self.order.n_rows // self.config.batch_size)
 
     @property
+    def n_steps_done(self) -> int:
+        """So far; where replicas take them at the same time, those that one would have taken on as many rows."""
+        in_epoch = self.standing.n_done
+        if self.replicas:
+            in_epoch = in_epoch * self.steps_per_epoch // self.replicas.rounds.n_shares
+        return self.standing.epoch * self.steps_per_epoch + in_epoch
+
+    @property
     def n_rows_done(self) -> int:
         """Rows of all steps so far."""
         in_epoch = min(self.standing.n_done * self.config.batch_size, self.order.n_rows)
+        if self.replicas:
+            in_epoch = self.replicas.rounds.n_rows_of(self.standing.epoch, self.standing.n_done)
         return self.standing.epoch * self.order.n_rows + in_epoch
 
     @property
@@ -118,13 +137,14 @@ class Training:
         if not (self.is_watched and config.patience and costs):
             return False
         n_steps = (len(costs) - 1 - int(np.argmin(costs))) * self.steps_per_epoch
-        return n_steps >= config.patience * _long_epoch(config, self.steps_per_epoch)
+        return n_steps >= config.patience * long_epoch(config, self.steps_per_epoch)
 
     def checkpoint(self) -> Checkpoint:
         """Copies of all that decides how it goes on."""
         now = deepcopy(self.standing)
-        arrays = grouped(parameters=self.autoencoder.parameters(), state=self.step.state(), best=self.best)
-        return Checkpoint(arrays, now, now.epoch * self.steps_per_epoch + now.n_done)
+        state = self.state()
+        arrays = grouped(parameters=state.parameters, state=state.rule, best=self.best, outer=self.outer)
+        return Checkpoint(arrays, now, self.n_steps_done)
 
     def go_on_from(self, checkpoint: Checkpoint) -> Checkpoint:
         """Take up a training like this one; a `ValueError` says why that cannot be.
@@ -137,13 +157,22 @@ class Training:
         found, expected = ({name: array.shape for name, array in each.items()} for each in arrays)
         if found != expected:
             raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
-        self.autoencoder.set_parameters(checkpoint.group("parameters"))
-        self.step.set_state(checkpoint.group("state"))
+        self.set_state(State(checkpoint.group("parameters"), checkpoint.group("state")))
+        self.outer = checkpoint.group("outer")
         # A copy, since the checkpoint is the caller's and this one goes on.
         self.best, self.standing = checkpoint.group("best"), deepcopy(checkpoint.standing)
         if self.standing.n_epochs is not None:
             self.limit(self.standing.n_epochs)
         return checkpoint
+
+    def state(self) -> State:
+        """Copies of what the last step has left."""
+        return State(self.autoencoder.parameters(), self.step.state())
+
+    def set_state(self, state: State) -> None:
+        """Go on from there."""
+        self.autoencoder.set_parameters(state.parameters)
+        self.step.set_state(state.rule)
 
     def limit(self, n_epochs: int) -> None:
         """Make so many epochs in all, over which the learning rate falls to its end. Checkpoints keep it."""
@@ -151,30 +180,11 @@ class Training:
         self.config = replace(self.config, epochs=n_epochs)
 
 
-def learning_rate(config: Settings, step: int, steps_per_epoch: int) -> float:
-    """Size of a step, counted from 0 over all epochs.
-
-    The linear schedule rises over the first epoch, while the weights are far from any order and a whole step would
-    saturate the units, and falls to 0 over the others. Many short epochs count as twenty.
-    """
-    if config.schedule == "constant":
-        return config.learning_rate
-    n_steps = config.epochs * steps_per_epoch
-    n_rising = _long_epoch(config, steps_per_epoch)
-    rise = (step + 1) / n_rising
-    fall = (n_steps - step) / max(1, n_steps - n_rising)
-    return config.learning_rate * min(rise, fall, 1.0)
-
-
-def _long_epoch(config: Settings, steps_per_epoch: int) -> int:
-    """The steps of an epoch; of many short ones a twentieth of all steps, or of as many as are made at least."""
-    return max(steps_per_epoch, min(LEAST_STEPS, config.epochs * steps_per_epoch) // 20)
-
-
 def train(
     training: Training,
     save: Callable[[Checkpoint], object] = lambda checkpoint: None,
     advance: Advance = lambda n_rows, standing: None,
+    run: Run | None = None,
 ) -> Standing:
     """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
 
@@ -187,6 +197,8 @@ def train(
     advance : callable
         Told how many more rows have been trained on, and the training, which says in words where it stands. After a
         step it may `limit` it; a checkpoint, made at once, then keeps that.
+    run : callable, optional
+        Where there are replicas, what trains them; without it this process does, one after the other.
 
     Raises
     ------
@@ -198,7 +210,7 @@ def train(
     with signals.deferred():
         try:
             while not training.is_over:
-                _train_epoch(training, keeper, advance)
+                _train_epoch(training, keeper, advance, run)
                 if training.is_over:  # there is no time for the rest of the epoch
                     break
                 done = _end_epoch(training)
@@ -237,24 +249,34 @@ class _Keeper:
         self._cost = self._last - start
 
 
-def _train_epoch(training: Training, keeper: _Keeper, advance: Advance) -> None:
+def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run | None) -> None:
     """Take an epoch's steps, or what is left of them."""
     now = training.standing
     start = time.monotonic() - now.seconds  # also what steps took before an interruption
-    for minibatch in training.rows.minibatches(training.order, now.epoch, training.config.batch_size, now.n_done):
-        signals.check()
-        number, cost = now.n_done, take_step(training, minibatch)
+    taken = _steps(training) if training.replicas is None else rounds_taken(training, training.replicas, run)
+    for n_taken, n_rows, cost in taken:
+        number = now.n_done
         # Before the cost is looked at: a checkpoint of what follows counts the step that the weights have taken.
-        now.n_done, now.seconds = number + 1, time.monotonic() - start
+        now.n_done, now.seconds = number + n_taken, time.monotonic() - start
         if cost is not None:
-            now.costs.append(_checked(now, cost, f"epoch {now.epoch}, minibatch {number}"))
+            what = "minibatch" if training.replicas is None else "share"
+            now.costs.append(_checked(now, cost, f"epoch {now.epoch}, {what} {number}"))
         limit = now.n_epochs
-        advance(len(minibatch), training)
+        if n_rows:  # of a round there may be none left
+            advance(n_rows, training)
         if now.n_epochs != limit:
             keeper.save()
         if training.config.epochs <= now.epoch:
             return
         keeper.keep()
+
+
+def _steps(training: Training) -> Iterator[Taken]:
+    """Take the steps of the epoch that is under way."""
+    now, config = training.standing, training.config
+    for minibatch in training.rows.minibatches(training.order, now.epoch, config.batch_size, now.n_done):
+        signals.check()
+        yield 1, len(minibatch), take_step(training, minibatch)
 
 
 def take_step(training: Training, minibatch: np.ndarray) -> float | None:

@@ -21,6 +21,8 @@ from pipeline.training.baseline import baseline_of
 from pipeline.training.components import Components, principal_components, sampled
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows
+from pipeline.training.replicas.replica import Replica, Replicas, ReplicaSettings
+from pipeline.training.replicas.rounds import rounds_of
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows
 from pipeline.training.start import has_room, start_of
 
@@ -87,7 +89,23 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
     step = training_step_of(autoencoder, config, row_dtype(shards), rows.resident)
     autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
     baseline = baseline_of(found, validation, scan.scaler) if found and is_compared else None
-    return Training(autoencoder, step, rows, order, validation, config, baseline)
+    replicas = _replicas(Replica(autoencoder, step, sizes.resident), order, shards, cleaning, config, sizes)
+    return Training(autoencoder, step, rows, order, validation, config, baseline, replicas)
+
+
+def _replicas(
+    here: Replica, order: Order, shards: Sequence[Shard], cleaning: Cleaning, config: Settings, sizes: Sizes
+) -> Replicas | None:
+    """How several of them share the rows; None where there is one."""
+    if config.replicas == 1:
+        return None
+    rounds = rounds_of(order, shards, config)
+    log.info(
+        "training: one replica in the first epoch, then %d that meet %s an epoch",
+        *(config.replicas, counted(rounds.n_rounds, "time")),
+    )
+    settings = ReplicaSettings(config, cleaning, row_dtype(shards).str, sizes.n_threads)
+    return Replicas.of(rounds, shards, settings, here)
 
 
 def _components(rows: Rows, order: Order, scaler: Scaler, k: int, max_rows: int) -> Components:

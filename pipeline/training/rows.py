@@ -15,7 +15,7 @@ from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 from pipeline.training.order import Order, slab_starts
 
-__all__ = ["ResidentRows", "Rows", "StreamedRows"]
+__all__ = ["ResidentRows", "Rows", "StreamedRows", "cut", "rows_of"]
 
 
 class ResidentRows:
@@ -38,7 +38,7 @@ class ResidentRows:
     def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
         """An epoch's minibatches from number `first` on, as row numbers: each of shape (n,), int64."""
         windows = order.windows(epoch, first * batch_size)
-        return _cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), batch_size)
+        return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows (n, n_inputs), unscaled, by their numbers (n,)."""
@@ -55,7 +55,7 @@ class StreamedRows:
 
     def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
         """An epoch's minibatches from number `first` on, as rows: each of shape (n, n_inputs)."""
-        return _cut(self._windows(order, epoch, first * batch_size), batch_size)
+        return cut(self._windows(order, epoch, first * batch_size), batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows (n, n_inputs), unscaled, by their sorted numbers (n,)."""
@@ -87,7 +87,7 @@ Rows = ResidentRows | StreamedRows
 """Where training rows come from: two classes of one face."""
 
 
-def _cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:
+def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:
     """Minibatches of ``values[places]``, window after window; only the epoch's last one may be smaller."""
     rest: np.ndarray | None = None
     for values, places in windows:
@@ -127,18 +127,24 @@ class _Reader:
         return self.pieces(list(zip(starts[slabs].tolist(), starts[slabs + 1].tolist(), strict=True)))
 
     def pieces(self, pieces: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Row ranges, each within one shard, read by Dask's threads straight into one array."""
-        offsets = np.cumsum([0, *(stop - start for start, stop in pieces)])
-        buffer = np.empty((int(offsets[-1]), self.shards[0].n_inputs), dtype=row_dtype(self.shards))
+        """Row ranges, each within one shard, one after the other."""
         numbers = first_rows(self.shards)
+        blocks = [block_of(self.shards, numbers, *piece) for piece in pieces]
+        return rows_of(blocks, row_dtype(self.shards), self.shards[0].n_inputs, self.cleaning, self.n_threads)
 
-        def read_into(i: int) -> None:
-            # In place: a window that is put together from pieces would need its memory twice.
-            buffer[offsets[i] : offsets[i + 1]] = self._read(block_of(self.shards, numbers, *pieces[i]))
 
-        with threads(self.n_threads) as pool:
-            compute([(read_into, i) for i in range(len(pieces))], pool, self.n_threads)
-        return buffer
+def rows_of(
+    blocks: Sequence[Block], dtype: np.dtype, n_inputs: int, cleaning: Cleaning | None, n_threads: int
+) -> np.ndarray:
+    """Blocks, one after the other, read by Dask's threads straight into one array, and cleaned."""
+    offsets = np.cumsum([0, *map(len, blocks)])
+    buffer = np.empty((int(offsets[-1]), n_inputs), dtype=dtype)
 
-    def _read(self, block: Block) -> np.ndarray:
-        return read(block) if self.cleaning is None else self.cleaning.cleaned(block, read(block))
+    def read_into(i: int) -> None:
+        # In place: a window that is put together from pieces would need its memory twice.
+        rows = read(blocks[i])
+        buffer[offsets[i] : offsets[i + 1]] = rows if cleaning is None else cleaning.cleaned(blocks[i], rows)
+
+    with threads(n_threads) as pool:
+        compute([(read_into, i) for i in range(len(blocks))], pool, n_threads)
+    return buffer

@@ -24,6 +24,7 @@ RANGES = {
     "corruption": ([0.0, 0.004, 0.998], [-0.1, 0.001, 0.999, 1.0, float("nan")]),
     "weight_decay": ([0.0, 1e9], [-0.1, float("inf"), float("nan")]),
     "momentum": ([0.0, 0.999], [-0.1, 1.0, float("nan")]),
+    "replicas": ([None, 1, 8], [0, -1]),
     "seed": ([0, 2**70], [-1]),
     "validation_fraction": ([0.0, 0.99], [-0.1, 1.0, float("nan")]),
     "patience": ([0, 1], [-1]),
@@ -147,6 +148,7 @@ def test_what_is_set_stays_as_it_is():
         storage_dtype="float16",
         compression="lzf",
         carry=("a/b",),
+        replicas=1,
     )
     assert asdict(resolve(config, 100, 4)) == asdict(config)
     assert list(asdict(resolve(config, 100, 4))) == list(asdict(config)), "in the order of --help"

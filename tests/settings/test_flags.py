@@ -36,6 +36,7 @@ SAMPLES = {
     "momentum": (0.1, 0.25, 0.5),
     "corruption": (0.1, 0.25, 0.5),
     "weight_decay": (0.1, 0.25, 0.5),
+    "replicas": (1, 2, 8),
     "seed": (1, 2, 3),
     "validation_fraction": (0.1, 0.25, 0.5),
     "patience": (1, 2, 3),

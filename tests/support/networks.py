@@ -17,7 +17,7 @@ DECAY = 0.9  # of every rule's running average
 # Settings of the one that earlier versions trained, and of how they started it.
 ONE_LAYER: dict[str, Any] = {
     **{"hidden": (), "code_activation": "sigmoid", "decoder_gain": False},
-    **{"corruption": 0.0, "start": "random"},
+    **{"corruption": 0.0, "start": "random", "replicas": 1},
 }
 
 # All of 7 columns and 3 features.

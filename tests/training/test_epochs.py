@@ -14,8 +14,9 @@ import pytest
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.resolve import Settings
 from pipeline.training.checkpoint import Checkpoint, Standing
-from pipeline.training.epochs import Training, learning_rate, train
+from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order
+from pipeline.training.schedule import learning_rate
 from tests.support.networks import ONE_LAYER
 
 CONFIG = Settings(

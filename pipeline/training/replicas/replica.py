@@ -1,0 +1,258 @@
+"""A replica's task in a round, and what a process keeps to do it: the model and its step, compiled, on a device.
+
+A task carries where training stands and which rows its share has, not the rows; it can be done in any process, and more
+than once: it changes nothing but its result.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import check
+from pipeline.device import autoencoder_of, start_device, theanos_errors, training_step_of
+from pipeline.formats import digest
+from pipeline.scan.cleaning import Cleaning
+from pipeline.settings.resolve import Settings, network_of
+from pipeline.shards.shard import Block, Shard, block_of, first_rows
+from pipeline.training.order import noise_of
+from pipeline.training.replicas.averaging import State
+from pipeline.training.replicas.rounds import Rounds, Share
+from pipeline.training.rows import cut, rows_of
+from pipeline.training.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from kernels.autoencoder import Autoencoder
+    from kernels.step import TrainingStep
+
+__all__ = ["Done", "Replica", "ReplicaSettings", "ReplicaTask", "Replicas", "Run", "run_by", "train_replica"]
+
+
+@dataclass(frozen=True)
+class ReplicaSettings:
+    """What all tasks of a training have in common.
+
+    Attributes
+    ----------
+    dtype : str
+        That holds the rows of all shards.
+    n_threads : int
+        That read a share.
+    """
+
+    config: Settings
+    cleaning: Cleaning
+    dtype: str
+    n_threads: int
+
+    @property
+    def n_inputs(self) -> int:
+        """Columns."""
+        return len(self.cleaning.scaler.minimum)
+
+    @property
+    def key(self) -> object:
+        """Equal for settings, wherever they come from, that one compiled step can serve."""
+        scaler = self.cleaning.scaler
+        arrays = [scaler.minimum, scaler.maximum, *([] if scaler.fill is None else [scaler.fill])]
+        return self.config, self.dtype, self.cleaning.missing, scaler.clips, digest(each.tobytes() for each in arrays)
+
+
+@dataclass(frozen=True)
+class ReplicaTask:
+    """One replica's part of a round.
+
+    Attributes
+    ----------
+    state : State
+        What it begins with.
+    blocks : tuple of Block
+        The share's pieces, as they are read.
+    rates : tuple of float
+        The learning rate of each step.
+    first_noise : int
+        Number of the first step's noise; the following ones are those behind it.
+    """
+
+    settings: ReplicaSettings
+    state: State
+    share: Share
+    blocks: tuple[Block, ...]
+    rates: tuple[float, ...]
+    first_noise: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """What it has come to.
+
+    Attributes
+    ----------
+    cost : float or None
+        Of the first minibatch, before its step; None without one.
+    """
+
+    state: State
+    n_rows: int
+    cost: float | None
+
+
+Run = Callable[[Sequence[ReplicaTask]], list[Done]]
+"""Does the tasks of a round: results in their order."""
+
+
+class Replica:
+    """What a process trains with.
+
+    Parameters
+    ----------
+    is_resident : bool
+        Whether the step has all rows already, and takes their numbers.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, step: TrainingStep, is_resident: bool = False) -> None:
+        self._autoencoder, self._step, self._is_resident = autoencoder, step, is_resident
+        self._turn = threading.Lock()  # there is one set of parameters: who waits has read its rows meanwhile
+
+    def read(self, task: ReplicaTask) -> np.ndarray:
+        """A share's rows, or their numbers, one piece after the other."""
+        if self._is_resident:
+            return task.share.numbers()
+        settings = task.settings
+        return rows_of(task.blocks, np.dtype(settings.dtype), settings.n_inputs, settings.cleaning, settings.n_threads)
+
+    def train(self, task: ReplicaTask, values: np.ndarray) -> Done:
+        """Take a share's steps, on what `read` has given."""
+        config, n_inputs, cost = task.settings.config, task.settings.n_inputs, None
+        minibatches = cut([(values, task.share.places())], config.batch_size)
+        with self._turn:
+            self._autoencoder.set_parameters(task.state.parameters)
+            self._step.set_state(task.state.rule)
+            for number, (minibatch, rate) in enumerate(zip(minibatches, task.rates, strict=True)):
+                check()
+                self._step.set_learning_rate(rate)
+                shape = len(minibatch), n_inputs
+                noise = noise_of(config.seed, task.first_noise + number, shape) if config.corruption else None
+                found = self._step(minibatch, with_cost=number == 0, noise=noise)
+                cost = found if number == 0 else cost
+            return Done(State(self._autoencoder.parameters(), self._step.state()), task.share.n_rows, cost)
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """A training by several replicas: how they share its rows, and one of them, that this process has.
+
+    Attributes
+    ----------
+    shards : tuple of Shard
+        As far as reading needs them.
+    here : Replica
+    """
+
+    rounds: Rounds
+    settings: ReplicaSettings
+    shards: tuple[Shard, ...]
+    here: Replica
+
+    @classmethod
+    def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, here: Replica) -> Replicas:
+        """Keep of shards and settings what tasks need, each of which carries it."""
+        bare = tuple(replace(shard, riders=(), columns=(), left_out=()) for shard in shards)
+        return cls(
+            rounds, replace(settings, config=replace(settings.config, input=(), follow=(), carry=())), bare, here
+        )
+
+    def tasks(
+        self, config: Settings, state: State, now: tuple[int, int, int], shares: Sequence[Share]
+    ) -> list[ReplicaTask]:
+        """Those of a round.
+
+        Parameters
+        ----------
+        config : Settings
+            Whose epochs the learning rate falls over.
+        now : tuple of int
+            The epoch, how many of its shares are done, and its steps, if one replica took them.
+        """
+        firsts = first_rows(self.shards)
+        return [
+            ReplicaTask(
+                settings=self.settings,
+                state=state,
+                share=share,
+                blocks=tuple(block_of(self.shards, firsts, *piece) for piece in share.pieces),
+                rates=self._rates(config, now, share),
+                # Behind those of other shares, each of which has as many steps at most as an epoch of one replica.
+                first_noise=(now[0] * self.rounds.n_shares + now[1] + number) * now[2],
+            )
+            for number, share in enumerate(shares)
+        ]
+
+    def _rates(self, config: Settings, now: tuple[int, int, int], share: Share) -> tuple[float, ...]:
+        """As far on in the epoch as each step is, one replica would have these."""
+        epoch, n_done, steps_per_epoch = now
+        at_once = self.rounds.at_once(epoch)
+        n, round_number, n_rounds = (
+            -(-share.n_rows // config.batch_size),
+            n_done // at_once,
+            self.rounds.n_shares // at_once,
+        )
+        steps = ((round_number * n + i) * steps_per_epoch // (n_rounds * n) for i in range(n))
+        return tuple(learning_rate(config, epoch * steps_per_epoch + step, steps_per_epoch) for step in steps)
+
+    def run_here(self, tasks: Sequence[ReplicaTask]) -> list[Done]:
+        """One after the other; while one trains, the next one's rows are read."""
+        return list(self._one_by_one(tasks))
+
+    def _one_by_one(self, tasks: Sequence[ReplicaTask]) -> Iterator[Done]:
+        with ThreadPoolExecutor(1, "read-ahead") as ahead:  # one, since each more holds a share more
+            reading = ahead.submit(self.here.read, tasks[0])
+            for task, following in zip(tasks, [*tasks[1:], None], strict=True):
+                values = reading.result()
+                if following is not None:
+                    reading = ahead.submit(self.here.read, following)
+                yield self.here.train(task, values)
+
+
+def run_by(executor: Executor, n_at_once: int) -> Run:
+    """What has an executor of any kind do the tasks of a round."""
+    return lambda tasks: compute([(train_replica, task) for task in tasks], executor, n_at_once)
+
+
+@theanos_errors()  # in a worker's process, too: what Theano raises could hardly be sent from there
+def train_replica(task: ReplicaTask) -> Done:
+    """Do a task in any process.
+
+    Raises
+    ------
+    DataError, ReadFailed, NotPermitted, SystemLimit
+        When rows cannot be read.
+    DeviceError, ConfigError, WriteFailed
+        As `pipeline.device.start_device`.
+    """
+    replica = _replica_of(task.settings)
+    return replica.train(task, replica.read(task))
+
+
+_replicas: dict[object, Replica] = {}  # one at most: a model is large
+_making = threading.Lock()  # a model compiles once, however many threads begin with it
+
+
+def _replica_of(settings: ReplicaSettings) -> Replica:
+    """The replica of this process; if there is none yet, one is made on the device that the process is set to."""
+    with _making:
+        if (key := settings.key) not in _replicas:
+            start_device()
+            dtype = np.dtype(settings.dtype)
+            autoencoder = autoencoder_of(
+                settings.cleaning.scaler, network_of(settings.config, settings.n_inputs), dtype
+            )
+            _replicas.clear()  # another run's, in a process that serves several
+            _replicas[key] = Replica(autoencoder, training_step_of(autoencoder, settings.config, dtype, None))
+        return _replicas[key]

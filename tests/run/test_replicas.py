@@ -1,0 +1,79 @@
+"""A run that replicas train: the same model whoever trains them, and after any interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cluster.tally import Tally
+from pipeline.cluster.threads import threads
+from pipeline.run import stages
+from pipeline.settings import replicas
+from pipeline.training.replicas import replica
+from tests.support.nights import STEPS, Stopping
+from tests.support.standin import Night, features_of
+
+pytestmark = pytest.mark.process
+
+FLAGS = ["--replicas", "2", "--batch-size", "4", "--epochs", "3"]
+
+
+class Others:
+    """A crew that has to make its own replicas: threads, which count as workers."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+
+    @contextmanager
+    def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
+        with threads(3) as pool:
+            pool.tally = self.tally  # type: ignore[attr-defined]
+            yield pool, 3
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "others", "workers": self.tally.told()}
+
+
+@pytest.fixture(autouse=True)
+def few_steps(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many replicas as are asked for, of these few rows, and each of them on the stand-in."""
+    monkeypatch.setattr(replicas, "_LEAST_STEPS", 2)
+    monkeypatch.setattr(replicas, "_LEAST_ROUNDS", 6)
+    monkeypatch.setattr(replica, "start_device", lambda: None)
+    monkeypatch.setattr(replica, "_replicas", {})
+
+
+def test_whoever_trains_the_replicas_makes_the_same_features(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, *FLAGS) == 0
+    assert "training: one replica in the first epoch, then 2 that meet 4 times an epoch" in caplog.text
+    monkeypatch.setattr(stages, "Threads", Others)
+    assert night.run(out.with_name("others"), *FLAGS) == 0
+    assert features_of(out.with_name("others")) == features_of(out)
+    (worker,) = json.loads((out.with_name("others") / "report.json").read_text())["cluster"]["workers"]
+    assert worker["stages"]["training"]["n_tasks"] == 3 * 8
+    assert night.run(out.with_name("one"), *FLAGS, "--replicas", "1") == 0
+    assert features_of(out.with_name("one")) != features_of(out)
+
+
+def test_p5_a_run_by_replicas_that_stops_anywhere_goes_on_to_the_same_features(night: Night, out: Path) -> None:
+    assert night.run(out, *FLAGS) == 0
+    for n in (1, 5, 8, 11):
+        again = out.with_name(f"again{n}")
+        assert night.run(again, *FLAGS, *STEPS, disk=Stopping("checkpoint", n)) == 74
+        assert night.run(again, *FLAGS) == 0
+        assert features_of(again) == features_of(out)
+
+
+def test_more_replicas_than_have_steps_enough_are_fewer_and_that_is_said(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out, *FLAGS, "--replicas", "64") == 0
+    assert "replicas: 8, as each of 64 would take too few steps" in caplog.text

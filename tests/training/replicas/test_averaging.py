@@ -1,0 +1,60 @@
+"""What becomes of replicas, beside loops over single numbers."""
+
+from fractions import Fraction
+
+import numpy as np
+
+from pipeline.training.replicas.averaging import State, averaged, outer_step
+
+SHAPES = {"W": (3, 2), "b": (2,)}
+
+
+def some(rng, shapes=SHAPES):
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def states(rng, counts):
+    return [State(some(rng), {**some(rng, {"W.mean": (3, 2)}), "step": np.asarray(n, np.float32)}) for n in counts]
+
+
+def test_replicas_are_averaged_by_their_rows_and_the_longest_count_of_steps_counts():
+    rng = np.random.default_rng(0)
+    found, weights = states(rng, [7, 9, 8, 5]), [64, 128, 100, 0]
+    mean = averaged(found, weights)
+    assert mean.rule["step"] == 9
+    for kind, name in (("parameters", "W"), ("parameters", "b"), ("rule", "W.mean")):
+        arrays = [getattr(state, kind)[name] for state in found]
+        for place in np.ndindex(arrays[0].shape):
+            exact = sum(n * Fraction(float(array[place])) for n, array in zip(weights, arrays, strict=True)) / sum(
+                weights
+            )
+            assert abs(getattr(mean, kind)[name][place] - float(exact)) <= np.spacing(np.float32(abs(exact)))
+        assert getattr(mean, kind)[name].dtype == np.float32
+
+
+def test_replicas_that_agree_stay_where_they_are():
+    (state,) = states(np.random.default_rng(1), [5])
+    mean = averaged([state] * 3, [10, 20, 30])
+    for name, array in state.parameters.items():
+        np.testing.assert_array_equal(mean.parameters[name], array)
+    after, velocity = outer_step(state, mean, {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()})
+    for name, array in state.parameters.items():
+        np.testing.assert_array_equal(after.parameters[name], array)
+        assert not velocity[name].any()
+
+
+def test_outer_steps_are_those_of_nesterovs_momentum_with_the_mean_move_as_gradient():
+    """As the usual optimizers spell it: ``b <- 0.9 b + g ;  p <- p - 0.7 (g + 0.9 b)`` with ``g = p - mean``."""
+    rng = np.random.default_rng(2)
+    (state,) = states(rng, [5])
+    velocity = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    p, b = (np.array(state.parameters["b"], np.float64), np.zeros(2))
+    for _ in range(4):
+        (mean,) = states(rng, [6])
+        g = p - mean.parameters["b"]
+        b = 0.9 * b + g
+        p = p - 0.7 * (g + 0.9 * b)
+        state, velocity = outer_step(state, mean, velocity)
+        np.testing.assert_allclose(state.parameters["b"], p, rtol=1e-6, atol=1e-6)
+        assert state.rule is mean.rule
+        assert {array.dtype for array in (*velocity.values(), *state.parameters.values())} == {np.dtype(np.float32)}

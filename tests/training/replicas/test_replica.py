@@ -1,0 +1,194 @@
+"""A training by replicas: the same bits wherever their tasks are done, however often it is stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.cluster.threads import threads
+from pipeline.device import autoencoder_of
+from pipeline.errors import TrainingDiverged
+from pipeline.scan.ranges import Scan
+from pipeline.scan.scaler import Scaler
+from pipeline.settings import replicas as sizes_module
+from pipeline.settings.resolve import Settings, network_of
+from pipeline.shards.open import open_shards
+from pipeline.shards.shard import Shard
+from pipeline.signals import Stopped, stoppable
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.epochs import Training, train
+from pipeline.training.fit import Sizes, prepared
+from pipeline.training.replicas import replica as module
+from pipeline.training.replicas.replica import Run, run_by
+from tests.support import standin
+from tests.support.helpers import write_shard
+from tests.support.networks import ONE_LAYER
+
+CONFIG = Settings(
+    **{**ONE_LAYER, "replicas": 3},
+    **{"n_features": 2, "batch_size": 8, "learning_rate": 0.01, "epochs": 5, "validation_fraction": 0.2},
+    checkpoint_minutes=0.0,
+)
+DEEP = replace(CONFIG, hidden=(7,), activation="leaky-relu", decoder_gain=True, corruption=0.25, weight_decay=0.1)
+SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, max_sample_rows=1000, n_threads=2)
+BAD = [4, 190]
+
+
+@pytest.fixture
+def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shard, ...]:
+    """200 rows in five columns, of which 159 are trained on: by three replicas, in three rounds an epoch."""
+    monkeypatch.setattr(sizes_module, "_LEAST_ROUNDS", 8)
+    rows = np.random.default_rng(2).random((200, 5), dtype=np.float32)
+    rows[BAD] = np.nan
+    paths = [write_shard(tmp_path / f"{i}.h5", each) for i, each in enumerate((rows[:150], rows[150:]))]
+    return open_shards(list(map(str, paths)))
+
+
+def ready(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) -> Training:
+    inner = np.full((2, 5), np.nan)
+    scan = Scan(200, np.zeros(5), np.ones(5), np.array(BAD), inner[0], inner)
+    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network_of(config, 5), np.dtype(np.float32))
+    return prepared(autoencoder, shards, scan, config, replace(SIZES, **sizes))
+
+
+def bits(training: Training, run: Run | None = None, save: Callable[[Checkpoint], object] = lambda _: None) -> Any:
+    """What a training comes to."""
+    done = train(training, save, run=run)
+    parameters = {name: array.tobytes() for name, array in training.best.items()}
+    return parameters, [replace(epoch, seconds=0) for epoch in done.history], training.n_rows_done
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy in the device's place."""
+    standin.install(monkeypatch)
+    monkeypatch.setattr(module, "start_device", lambda: None)
+    monkeypatch.setattr(module, "_replicas", {})
+
+
+def test_p5_a_training_goes_on_from_any_round_as_if_nothing_had_happened(quick: None, shards: Any) -> None:
+    checkpoints: list[bytes] = []
+    first = ready(shards)
+    expected = bits(first, save=lambda checkpoint: checkpoints.append(checkpoint.to_npz()))
+    assert first.replicas is not None
+    n_rounds = first.replicas.rounds.n_shares + 4 * first.replicas.rounds.n_rounds
+    assert len(checkpoints) >= n_rounds == 9 + 4 * 3
+    numbers = [Checkpoint.from_npz(data).n_steps for data in checkpoints]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == 5 * first.steps_per_epoch
+    for data in checkpoints:
+        training, told = ready(shards), list[int]()
+        training.go_on_from(Checkpoint.from_npz(data))
+        told.append(training.n_rows_done)
+        train(training, advance=lambda n_rows, _, told=told: told.append(n_rows))
+        assert {name: array.tobytes() for name, array in training.best.items()} == expected[0]
+        assert sum(told) == expected[2] == 5 * first.order.n_rows, "each row of all epochs"
+
+
+def test_p5_a_signal_in_the_middle_of_a_round_loses_that_round_and_no_more(
+    quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, step = bits(ready(shards)), standin.TrainingStep.__call__
+    for stop in (1, 5, 22, 31, 40):
+        number, found = count(1), list[Checkpoint]()
+
+        def stopped(self: Any, *arguments: Any, number: Any = number, stop: int = stop, **named: Any) -> Any:
+            if next(number) == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(self, *arguments, **named)
+
+        monkeypatch.setattr(standin.TrainingStep, "__call__", stopped)
+        with stoppable(), pytest.raises(Stopped):
+            bits(ready(shards), save=found.append)
+        assert next(number) == stop + 1, "at once"
+        monkeypatch.setattr(standin.TrainingStep, "__call__", step)
+        training = ready(shards)
+        training.go_on_from(found[-1])
+        assert bits(training) == expected
+
+
+def test_one_replica_leaves_nothing_of_others_in_a_training(quick: None, shards: Any) -> None:
+    training = ready(shards, replace(CONFIG, replicas=1))
+    assert training.replicas is None
+    assert {name.split("/")[0] for name in training.checkpoint().arrays} == {"parameters", "state", "best"}
+    with pytest.raises(ValueError, match="outer/W"):
+        training.go_on_from(ready(shards).checkpoint())
+
+
+def test_a_training_by_replicas_that_diverges_says_where_and_keeps_its_best(
+    quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standin.TrainingStep, "__call__", lambda *arguments, **named: np.nan)
+    with pytest.raises(TrainingDiverged, match="epoch 0, share 0: cost nan"):
+        train(ready(shards))
+
+
+def test_a_task_carries_what_its_share_needs_and_no_rows(quick: None, shards: Any) -> None:
+    training = ready(shards)
+    assert training.replicas is not None
+    shares = next(training.replicas.rounds.rounds(1))
+    tasks = training.replicas.tasks(training.config, training.state(), (1, 0, training.steps_per_epoch), shares)
+    assert len(tasks) == 3
+    for task, share in zip(tasks, shares, strict=True):
+        sent = pickle.loads(pickle.dumps(task))
+        assert sent.settings.key == training.replicas.settings.key
+        assert sum(map(len, sent.blocks)) == share.n_rows + len(share.left_out)
+        assert len(sent.rates) == -(-share.n_rows // 8)
+    assert len(pickle.dumps(tasks[0])) < 2 * len(pickle.dumps(training.replicas.settings)) + 20_000
+    numbers = [task.first_noise + i for task in tasks for i in range(len(task.rates))]
+    assert len(set(numbers)) == len(numbers), "no two steps hide the same entries"
+
+
+def test_the_rate_falls_over_the_rounds_as_over_the_steps_of_one_replica(quick: None, shards: Any) -> None:
+    training = ready(shards, replace(CONFIG, schedule="linear"))
+    replicas, n_steps, found = training.replicas, training.steps_per_epoch, []
+    assert replicas is not None
+    for epoch in range(5):
+        n_done = 0
+        for shares in replicas.rounds.rounds(epoch):
+            tasks = replicas.tasks(training.config, training.state(), (epoch, n_done, n_steps), shares)
+            n_done += len(shares)
+            found.append(tasks[0].rates)
+            assert len({task.rates[0] for task in tasks}) == 1, "all at once"
+    rates = np.concatenate(found)
+    rising = sum(map(len, found[: replicas.rounds.n_shares]))
+    assert (np.diff(rates[:rising]) >= 0).all()
+    assert (np.diff(rates[rising:]) <= 0).all()
+    assert rates.max() <= training.config.learning_rate
+    assert rates[-1] < 0.1 * training.config.learning_rate
+
+
+def test_rows_of_a_device_and_of_the_disk_and_threads_train_alike(quick: None, shards: Any) -> None:
+    expected = bits(ready(shards))
+    assert bits(ready(shards, resident=False)) == expected
+    with threads(3) as pool:
+        assert bits(ready(shards, resident=False), run_by(pool, 3)) == expected
+    assert bits(ready(shards, replace(CONFIG, seed=1))) != expected
+
+
+@pytest.mark.process
+@pytest.mark.compiler
+def test_processes_train_alike_on_the_real_kernels_whichever_of_them_takes_a_task(shards: Any) -> None:
+    """And whatever it has done before: the tasks come to them in no order, and some are done twice."""
+    expected = bits(ready(shards, DEEP))
+    assert bits(ready(shards, DEEP, resident=False)) == expected
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context) as pool:
+
+        def twice(tasks: Any, run: Run) -> Any:
+            again = run([tasks[-1], *reversed(tasks)])
+            return list(reversed(again[1:]))
+
+        assert bits(ready(shards, DEEP, resident=False), partial(twice, run=run_by(pool, 2))) == expected

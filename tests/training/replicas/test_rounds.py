@@ -1,0 +1,67 @@
+"""Shares of an epoch: every row in one of them, alike in size, and the same from any round on."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from pipeline.settings import replicas
+from pipeline.settings.resolve import Settings
+from pipeline.training.order import Order, slab_starts
+from pipeline.training.replicas.rounds import Rounds, rounds_of
+from tests.support.cases import case
+from tests.support.helpers import numbered_shards
+from tests.support.networks import ONE_LAYER
+
+
+def trained_on(share):
+    return share.numbers()[share.places()]
+
+
+def rounds(n_rows, n_replicas, n_rounds, left_out=()):
+    starts = np.array([0, *range(3, n_rows, 5), n_rows])
+    return Rounds(Order(starts, np.array(left_out, dtype=np.int64), n_rows, seed=3), n_replicas, n_rounds)
+
+
+def test_every_row_is_in_one_share_of_an_epoch():
+    """Also where there are more shares than slabs, and where no row of a share is trained on."""
+    for n_rows, n_replicas, n_rounds, n_left_out in product([6, 100, 1001], [2, 3], [1, 2, 7], [0, 3]):
+        with case(n_rows, n_replicas, n_rounds, n_left_out):
+            left_out = np.arange(1, n_left_out + 1)
+            shared = rounds(n_rows, n_replicas, n_rounds, left_out)
+            epochs = []
+            for epoch in range(3):
+                shares = list(shared.shares(epoch))
+                assert len(shares) == shared.n_shares
+                assert [share.n_rows for share in shares] == [len(trained_on(share)) for share in shares]
+                assert shared.n_rows_of(epoch, len(shares)) == shared.order.n_rows
+                epochs.append(np.concatenate([trained_on(share) for share in shares]))
+                expected = np.setdiff1d(np.arange(n_rows), left_out)
+                np.testing.assert_array_equal(np.sort(epochs[-1]), expected)
+            assert n_rows < 50 or not np.array_equal(epochs[0], epochs[1])
+
+
+def test_one_replica_trains_the_first_epoch_and_all_of_them_the_others_from_any_round_on():
+    shared = rounds(200, 3, 4)
+    for epoch, n in [(0, 1), (1, 3), (5, 3)]:
+        whole = [list(map(trained_on, each)) for each in shared.rounds(epoch)]
+        assert {len(each) for each in whole} == {n}
+        for n_done in range(0, 12, n):
+            for found, expected in zip(shared.rounds(epoch, n_done), whole[n_done // n :], strict=True):
+                for share, rows in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(trained_on(share), rows)
+
+
+@pytest.mark.process
+def test_shares_are_alike_in_size_and_come_from_all_over_the_data_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(replicas, "_LEAST_STEPS", 20)
+    shards = numbered_shards(tmp_path, 1000, 0, 500, 2500)
+    order = Order(slab_starts(shards), np.arange(0, 4000, 40), 10**6, seed=0)
+    config = Settings(**{**ONE_LAYER, "replicas": 4}, n_features=1, batch_size=8, epochs=9)
+    shared = rounds_of(order, shards, config)
+    assert shared.n_rounds * 8 >= 70
+    for epoch in range(2):
+        sizes = [share.n_rows for share in shared.shares(epoch)]
+        assert max(sizes) <= 1.3 * min(sizes)
+    for share in shared.shares(0):
+        assert len(np.unique(trained_on(share) // 400)) >= 4, "of ten tenths of the rows"
