@@ -30,6 +30,7 @@ READER = [
 # What a run needs. Theano's generated code stops building at 3.12, and so does distutils: there, readers only.
 RUN = [
     "Theano==1.0.5",
+    "cryptography>=42",  # certificates of a run, for its workers
     "dask[distributed]>=2026.1",
     "numpy>=1.26.4,<2",  # 2 took away the C API that Theano compiles against
     "scipy-openblas32>=0.3.27",

@@ -82,12 +82,15 @@ class Device:
         The maker's name of the processor or card.
     reason : str
         Why `used` is not `requested`; empty when it is.
+    place : str
+        Where a card is, as its driver says; empty for the CPU.
     """
 
     requested: str
     used: str
     name: str
     reason: str = ""
+    place: str = ""
 
     def __str__(self) -> str:
         text = f"{self.used} ({self.name})"
@@ -264,7 +267,7 @@ def _started() -> tuple[Device, Exception | None]:
     except Exception as error:  # the GPU stack raises anything, from ImportError to pygpu's own classes
         return Device(requested, "cpu", _processor_name(), _explain(error)), error
     context = theano.gpuarray.get_context(None)  # whose name comes padded from pygpu's buffer
-    return Device(requested, requested, context.devname.strip("\0 ")), None
+    return Device(requested, requested, context.devname.strip("\0 "), place=context.unique_id.strip("\0 ")), None
 
 
 @cache

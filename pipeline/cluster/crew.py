@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
+from pipeline.settings.config import Config
 
-__all__ = ["Crew", "Threads"]
+__all__ = ["Crew", "Threads", "crew_of"]
 
 
 class Crew(Protocol):
@@ -54,3 +55,33 @@ class Threads:
     def facts(self) -> dict[str, Any]:
         """Their kind."""
         return {"kind": "threads", "workers": []}
+
+
+@contextmanager
+def crew_of(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[Crew]:
+    """The crew that the settings ask for, for as long as the context lasts.
+
+    Parameters
+    ----------
+    n_threads : int
+        Of all workers of this run together.
+    start : callable
+        Takes the device that a worker's process is set to: `pipeline.device.start_device`.
+
+    Raises
+    ------
+    ConfigError
+        For a cluster that cannot be used, or not safely.
+    DeviceError
+        When no worker has its device.
+    SystemLimit, TryAgain
+    """
+    if not (config.workers or config.devices or config.scheduler or config.scheduler_file):
+        yield Threads()
+        return
+    from pipeline.cluster.given import given  # and distributed with it, which is not needed else
+    from pipeline.cluster.local.processes import local
+    from pipeline.cluster.workers import hushed
+
+    with hushed(), (local if config.workers or config.devices else given)(config, n_threads, start) as workers:
+        yield workers

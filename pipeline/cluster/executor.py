@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,15 +31,16 @@ _Done = Callable[[Any], object]
 def compute(tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _Done | None = None) -> list[Any]:
     """Run tasks; results in the order of the tasks. The first error stops the rest.
 
-    When it returns, and when it raises, no task is at work any more. After an error the executor serves no longer.
+    When it returns, no task is at work any more; and when it raises, none in this process. After an error the executor
+    serves no longer.
 
     Parameters
     ----------
     executor : Executor
-        Of `threads`, of processes, or ``Client.get_executor(pure=False)``. If it has a `Tally` as its attribute
+        Of `threads`, of processes, or of a crew. If it has a `Tally` as its attribute
         ``tally``, that is told of each result and of the process that made it.
     n_at_once : int
-        Tasks under way at a time, and no more than the executor has workers.
+        Tasks under way at a time: of threads and processes no more than there are.
     done : callable, optional
         Given each result as soon as it is there, in the thread that called `compute`. What it raises stops the rest.
     """
@@ -67,6 +69,24 @@ def reduce(
     return result
 
 
+@dataclass(frozen=True)
+class _Call:
+    """Tasks as one callable: distributed looks into lists, and would itself run a task of Dask's that it finds there.
+
+    Its text is that of the task's argument, where one is to be named.
+    """
+
+    function: Callable[[Any], Any]
+    tasks: Any
+    node: tuple[Any, ...]  # of the graph
+
+    def __call__(self) -> Any:
+        return self.function(self.tasks)
+
+    def __str__(self) -> str:
+        return "what tasks have found" if len(self.node) > 1 else str(self.node[0].args[0])
+
+
 def _graph(tasks: Sequence[_Task]) -> dict[str, tuple[Any, ...]]:
     # In a partial: Dask would look for lazy values in the argument, a list of shards perhaps, once for every task.
     keys = _keys(0, len(tasks))
@@ -87,8 +107,7 @@ def _run(
     under_way: set[Future[Any]] = set()
 
     def submit(function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
-        # As one callable: distributed looks into lists, and would itself run a task of Dask's that it finds there.
-        future = executor.submit(partial(function, tasks))
+        future = executor.submit(_Call(function, tasks, graph[tasks[0][0]]))
         under_way.add(future)
         future.add_done_callback(under_way.discard)
         return future

@@ -19,6 +19,9 @@ class _Threads(ThreadPoolExecutor):
         self.stopping = threading.Event()  # of this pool alone: another one's tasks go on
         super().__init__(n, "dask", initializer=setattr, initargs=(_pool, "stopping", self.stopping))
 
+    def stop(self) -> None:
+        self.stopping.set()
+
 
 @contextmanager
 def threads(n: int) -> Iterator[Executor]:
@@ -38,9 +41,9 @@ def threads(n: int) -> Iterator[Executor]:
 
 
 def stop(executor: Executor) -> None:
-    """Have what is under way in this process stop at its next `check`, for good."""
-    if isinstance(executor, _Threads):
-        executor.stopping.set()
+    """Have what is under way in this process stop at its next `check`, and take back what is under way elsewhere."""
+    if hasattr(executor, "stop"):
+        executor.stop()
 
 
 def check() -> None:

@@ -35,6 +35,9 @@ class EncodeTask:
     settings: EncodeSettings
     unreadable: str | None = None  # why its shard cannot be read, if it cannot: all its rows are bad ones then
 
+    def __str__(self) -> str:
+        return str(self.part.source)
+
 
 @theanos_errors()  # in a worker's process, too: what Theano raises could hardly be sent from there
 def encode_part(task: EncodeTask) -> PartFacts:

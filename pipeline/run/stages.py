@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.cluster.crew import Threads
+from pipeline.cluster.crew import crew_of
 from pipeline.device import autoencoder_of, is_compiling, n_device_calls, start_device, theanos_errors
 from pipeline.output.disk import Disk
 from pipeline.output.lock import locked
@@ -62,14 +62,20 @@ def _run(
             return again(finished, config.output, clock.seconds)
         check_space(ledger, prepared)
         device = start_device(config.require_device)  # only now: Theano takes seconds, which a finished run is spared
-        clock.lap("start")
-        job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock, crew=Threads())
-        try:
-            with theanos_errors():
-                return _stages(job)
-        except BaseException as error:
-            error.add_note(job.standing())
-            raise
+        with crew_of(prepared.config, prepared.budget.n_writers, start_device) as crew:
+            clock.lap("start")
+            job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock, crew=crew)
+            return _noting(job)
+
+
+def _noting(job: Job) -> Summary:
+    """All stages; an error is told how far they came."""
+    try:
+        with theanos_errors():
+            return _stages(job)
+    except BaseException as error:
+        error.add_note(job.standing())
+        raise
 
 
 def _stages(job: Job) -> Summary:

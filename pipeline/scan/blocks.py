@@ -13,12 +13,20 @@ from pipeline.scan.sample import sampled
 from pipeline.shards.rows import bad_rows, missing_entries, read
 from pipeline.shards.shard import Block, Shard, first_rows
 
-__all__ = ["Found", "Piece", "ScanSettings", "look_at", "merged", "unread"]
+__all__ = ["Found", "Piece", "Pieces", "ScanSettings", "look_at", "merged", "unread"]
 
 # A block with its shard's place in the input before it, and the number, over all shards, of that shard's first row.
 Piece = tuple[int, int, Block]
 
 _NONE = np.empty(0, dtype=np.int64)
+
+
+class Pieces(tuple[Piece, ...]):
+    """Those of one task, which stand in a row."""
+
+    def __str__(self) -> str:
+        first, last = self[0][2], self[-1][2]
+        return str(first) if first == last else f"{first} to {last}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.cluster.executor import reduce
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.formats import pack, unpack
-from pipeline.scan.blocks import Found, Piece, ScanSettings, look_at, merged, unread
+from pipeline.scan.blocks import Found, Piece, Pieces, ScanSettings, look_at, merged, unread
 from pipeline.scan.sample import FEW, INNER, MANY, between, means, spread, stride_of
 from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, read
@@ -251,7 +251,7 @@ def _first_bad_row(shards: Sequence[Shard], found: Scan) -> tuple[Block, np.ndar
     return block, read(block)  # once more, since a scan keeps numbers only
 
 
-def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[list[Piece]]:
+def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:
     """For each task its pieces of all shards but the unreadable ones, in their order."""
     pieces = [
         (i, first_row, block)
@@ -261,7 +261,7 @@ def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[in
     ]
     # Neighbours share a task: a file is read from front to back.
     stride = max(1, -(-len(pieces) // _MAX_TASKS))
-    return (pieces[i : i + stride] for i in range(0, len(pieces), stride))
+    return (Pieces(pieces[i : i + stride]) for i in range(0, len(pieces), stride))
 
 
 def scan_of(found: Found, settings: ScanSettings, dtype: np.dtype) -> Scan:

@@ -15,6 +15,7 @@ from kernels.network import ACTIVATIONS, CODES
 from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
     DATASET,
+    DEVICES,
     EXACT_NUMBER,
     FILES,
     FOLDER,
@@ -42,6 +43,12 @@ by what comes of it: the files that are read; how many rows are shuffled togethe
 that only as many epochs are made as fit into a time.
 """
 
+
+_ONE_OF_TWO = (
+    *(("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")),
+    *(("workers", "scheduler"), ("workers", "scheduler_file"), ("scheduler", "scheduler_file")),
+    *(("devices", "scheduler"), ("devices", "scheduler_file")),  # whose workers have theirs
+)
 
 FORMERLY = {"on_drift": ("out_of_range", {"pass": "allow"})}
 """Settings that were renamed: by what name, and values, they count where results are told apart."""
@@ -260,6 +267,21 @@ class Config:
         "how far stored features may be off, like 1e-3: they are rounded as much, and take what room is left then",
         before=None,
     )
+    workers: int = _setting(
+        0, whole(0), "nothing", "processes of this machine that scan and encode (0: as many threads as --threads)"
+    )
+    devices: tuple[str, ...] | None = _setting(
+        None,
+        DEVICES,
+        "nothing",
+        "one for each of these workers, like cuda0,cuda1 or all (default: by THEANO_FLAGS)",
+    )
+    scheduler: str | None = _setting(
+        None, NAME, "nothing", "of a Dask cluster that is there, like tls://host:8786: its workers scan and encode"
+    )
+    scheduler_file: str | None = _setting(None, FILES, "nothing", "the same, by the file that the scheduler writes")
+    insecure_cluster: bool = _switch("talk to a scheduler on another machine without TLS")
+    dashboard: bool = _switch("open Dask's own page about the workers, on this machine alone")
     checkpoint_minutes: float = _setting(
         5.0,
         number(lambda minutes: 0 <= minutes < math.inf, "0 or more, and finite"),
@@ -309,7 +331,15 @@ def problems(config: Config) -> list[str]:
     """Everything that is wrong with the settings in themselves, one sentence each."""
     values = [(each.name, getattr(config, each.name), each.metadata["kind"]) for each in fields(Config)]
     wrong = [f"{name}: {value}, expected {kind.expected}" for name, value, kind in values if not kind.holds(value)]
-    for pair in (("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")):
+    for pair in _ONE_OF_TWO:
         if all(getattr(config, name) for name in pair):
             wrong.append(f"{' and '.join(pair)}: both, expected at most one of them")
-    return wrong
+    return wrong + _without_cluster(config)
+
+
+def _without_cluster(config: Config) -> list[str]:
+    """What is asked of a cluster that nobody asks for."""
+    has_scheduler, has_workers = config.scheduler or config.scheduler_file, config.workers or config.devices
+    needs = {"insecure_cluster": (has_scheduler, "scheduler"), "dashboard": (has_workers, "workers")}
+    lacking = {name: of for name, (has, of) in needs.items() if getattr(config, name) and not has}
+    return [f"{name}: set, expected with {of}" for name, of in lacking.items()]

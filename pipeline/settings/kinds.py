@@ -15,6 +15,7 @@ from pipeline.errors import shown
 
 __all__ = [
     "DATASET",
+    "DEVICES",
     "EXACT_NUMBER",
     "FILES",
     "FOLDER",
@@ -150,6 +151,16 @@ def _dataset(text: str) -> str:
     return "/".join(parts)
 
 
+def _devices(text: str) -> tuple[str, ...]:
+    """Devices as Theano names them, one each: ``cuda`` alone could be any."""
+    found = tuple(each.strip() for each in text.split(","))
+    if found != ("all",) and not all(
+        re.fullmatch(r"cpu|cuda[0-9]{1,4}|opencl[0-9]{1,4}:[0-9]{1,4}", each) for each in found
+    ):
+        raise ValueError(text)
+    return found
+
+
 def _widths(text: str) -> tuple[int, ...]:
     return () if text == "none" else tuple(int(each) for each in text.split(","))
 
@@ -182,6 +193,7 @@ LIMIT = Kind(_limit, "N|N%")
 TIME = Kind(_time, "TIME", is_text=True)
 SWITCH = Kind(_by(lambda text: _ANSWERS[text.lower()], "true or false"))
 YES_OR_NO = Kind(_by(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
+DEVICES = Kind(_by(_devices, "all, or names like cuda0,cuda1 or opencl0:0"), "NAME,NAME", is_text=True, is_list=True)
 WIDTHS = Kind(  # none is a value here
     _by(_widths, "whole numbers, like 512 or 512,256, or none"),
     "N,N",

@@ -34,6 +34,7 @@ RANGES = {
     "device_memory_budget": ([0], [-1]),
     "shuffle_window": ([1], [0]),
     "checkpoint_minutes": ([0.0, 0.5, 1e6], [-1.0, float("inf"), float("nan")]),
+    "workers": ([0, 1, 1000], [-1]),
     "clip_quantile": ([0.0, 0.001, 0.499], [-0.1, 0.5, float("nan")]),
     "missing_value": ([None, 0, -9999, 10**300], [float("inf"), float("-inf"), float("nan")]),
 }

@@ -56,6 +56,12 @@ SAMPLES = {
     "storage_dtype": ("float16", "float32", "float16"),
     "compression": ("gzip", "none", "lzf"),
     "max_feature_error": (0.1, 0.01, 0.001),
+    "workers": (1, 2, 3),
+    "devices": (("cuda0",), ("opencl0:0", "cpu"), ("all",)),
+    "scheduler": ("a", "b", "c"),
+    "scheduler_file": ("a", "b", "c"),
+    "insecure_cluster": (True, False, True),
+    "dashboard": (True, False, True),
     "checkpoint_minutes": (1.0, 2.0, 3.0),
     "finish_by": ("06:00", "07:30", "2030-01-31 06:00"),
     "max_hours": (0.5, 8.0, 2.0),
@@ -69,13 +75,17 @@ SAMPLES = {
 }
 
 
+NEEDED = {"insecure_cluster": {"scheduler": "a"}, "dashboard": {"workers": 1}}  # what one makes no sense without
+LISTS = ("hidden", "devices")  # of which commas part the values in one word
+
+
 def flags(name, value):
     flag = "--" + name.replace("_", "-")
     if name in ("decoder_gain", "baseline"):
         return [flag] if value is True else [flag, word(name, value)]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-")]
-    return [flag, *(map(str, value) if isinstance(value, tuple) and name != "hidden" else [word(name, value)])]
+    return [flag, *(map(str, value) if isinstance(value, tuple) and name not in LISTS else [word(name, value)])]
 
 
 def variable(name, value):
@@ -83,7 +93,7 @@ def variable(name, value):
 
 
 def word(name, value):
-    if isinstance(value, tuple) and name == "hidden":
+    if isinstance(value, tuple) and name in LISTS:
         return ",".join(map(str, value)) or "none"
     return ":".join(value) if isinstance(value, tuple) else str(value)
 
@@ -96,12 +106,15 @@ def settings(*arguments, **environment):
 
 
 def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(file):
-    default = Config()
-    assert settings() == default
+    assert settings() == Config()
     assert list(SAMPLES) == [setting.name for setting in fields(Config)]
     for name, (in_file, in_environment, in_flag) in SAMPLES.items():
         with case(name):
-            given = file(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")
+            needed = NEEDED.get(name, {})
+            default = replace(Config(), **needed)
+            lines = [f"{other}: {value}" for other, value in needed.items()]
+            lines.append(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")
+            given = file("\n".join(lines))
             variables = variable(name, in_environment)
             assert settings(*given) == replace(default, **{name: in_file})
             assert settings(*given, **variables) == replace(default, **{name: in_environment})

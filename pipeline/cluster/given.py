@@ -1,0 +1,107 @@
+"""Workers of a scheduler that is there already: somebody else's, who starts and ends them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from distributed import Client
+
+from pipeline import signals
+from pipeline.cluster.proof import proofs
+from pipeline.cluster.security import checked, configured
+from pipeline.cluster.workers import Workers
+from pipeline.errors import ConfigError, DeviceError, TryAgain, counted, shown, some
+from pipeline.settings.config import Config
+
+__all__ = ["given"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONNECT = 30.0  # seconds
+_PATIENCE = 1800.0  # seconds without any worker: a batch system may take its time
+_PROOF = 600.0  # seconds
+_TOLD_EVERY = 30.0  # seconds
+_LOOK = 0.5  # seconds
+
+
+@contextmanager
+def given(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[Workers]:
+    """The workers of the scheduler that the settings name, as they come and go.
+
+    Parameters
+    ----------
+    n_threads : int
+        Counts for nothing: they have their own.
+    start : callable
+        Takes the device that a process is set to: `pipeline.device.start_device`.
+
+    Raises
+    ------
+    ConfigError
+        When its address cannot be used, or not safely.
+    TryAgain
+        When it does not answer, or no worker comes.
+    DeviceError
+        When no worker has a device that can be used, or one of them has not and it is required.
+    """
+    address = checked(config.scheduler or _address_in(Path(config.scheduler_file or "")), config.insecure_cluster)
+    security = configured(address)
+    log.info("cluster: connecting to %s", shown(address))
+    try:
+        client = Client(address, security=security, timeout=_CONNECT, set_as_default=False)
+    except OSError as error:
+        raise TryAgain(
+            f"scheduler: {shown(address)} does not answer within {_CONNECT:.0f} s: {error}. Is it running, and are the "
+            "certificates its own? Then type the same command again."
+        ) from error
+    with client:
+        _waited(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
+        yield Workers(client, "scheduler", address, _known(client, config, start), _PATIENCE)
+
+
+def _address_in(path: Path) -> str:
+    """The address in the file that a scheduler writes when it has started."""
+    _waited(path.exists, f"scheduler_file={shown(path)}")
+    try:
+        return str(json.loads(path.read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"scheduler_file={shown(path)}: {error!r}, expected what `dask scheduler --scheduler-file` writes"
+        ) from error
+
+
+def _waited(found: Callable[[], T], what: str) -> T:
+    """What is found at last."""
+    began = told = time.monotonic()
+    while not (it := found()):
+        signals.check()
+        now = time.monotonic()
+        if now - began > _PATIENCE:
+            raise TryAgain(f"waited {_PATIENCE:.0f} s for {what}, which has not come. Type the same command again.")
+        if told == began or now - told > _TOLD_EVERY:
+            log.info("cluster: waiting for %s, %.0f s so far", what, now - began)
+            told = now
+        time.sleep(_LOOK)
+    return it
+
+
+def _known(client: Client, config: Config, start: Callable[[], Any]) -> list[dict[str, Any]]:
+    """What is known of the workers that are there."""
+    found, failed = proofs(client, start, _PROOF)
+    failed |= {proof.name: proof.reason for proof in found if proof.reason}
+    for name, why in failed.items():
+        log.warning("cluster: worker %s does not compute where it was to: %s", shown(name), why)
+    if failed and (config.require_device or not found):
+        why = next(iter(failed.values()))
+        raise DeviceError(f"{counted(len(failed), 'worker')} of {len(found)} cannot be used, the first: {why}")
+    workers = some((f"{shown(proof.name)} {proof.device}" for proof in found), 8)
+    log.info("cluster: %s: %s", counted(len(found), "worker"), workers)
+    return [proof.known for proof in found]

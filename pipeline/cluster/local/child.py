@@ -1,0 +1,59 @@
+"""A local worker's own program: Dask's nanny, that starts it and starts it anew, for as long as the driver lives.
+
+What it has to know, a certificate's key among it, comes as one line of standard input, which nobody else can read; and
+its end says that the driver has gone, however that came about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+from distributed import Nanny, Security, Worker
+
+__all__ = ["Deaf", "main"]
+
+_SECONDS = 2.0  # for a worker to end by itself; what it was at is done again, if anybody wants it
+
+
+class Deaf(Worker):
+    """A worker without the HTTP server that Dask's own would listen with."""
+
+    def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
+        """None."""
+
+
+def main() -> None:
+    """Serve until the driver has gone."""
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    asyncio.run(_serve(json.loads(sys.stdin.readline())))
+
+
+async def _serve(asked: dict[str, Any]) -> None:
+    over, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def wait_for_driver() -> None:
+        os.read(sys.stdin.fileno(), 1)  # nothing more ever comes but the end
+        loop.call_soon_threadsafe(over.set)
+
+    threading.Thread(target=wait_for_driver, daemon=True).start()
+    nanny = Nanny(
+        asked["scheduler"],
+        security=Security(require_encryption=True, **asked["tls"]),
+        nthreads=asked["n_threads"],
+        name=asked["name"],
+        host="127.0.0.1",
+        protocol="tls",
+        worker_class=Deaf,
+        memory_limit=0,  # --memory-budget bounds it
+        silence_logs=logging.ERROR,
+    )
+    async with nanny:
+        ends = [asyncio.create_task(each) for each in (over.wait(), nanny.finished())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        await nanny.close(timeout=_SECONDS)

@@ -1,0 +1,108 @@
+"""What each worker computes on: asked of it by a task, as the work itself will come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import uuid4
+
+from distributed import Client, Future
+
+from pipeline import signals
+from pipeline.cluster.tally import who
+
+__all__ = ["Proof", "proofs"]
+
+_LOOK = 0.1  # seconds
+
+
+class _Device(Protocol):
+    """As `pipeline.device.start_device` gives it."""
+
+    reason: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a worker has said of itself.
+
+    Attributes
+    ----------
+    name : str
+        The scheduler's for it.
+    by : str
+        Its process: see `pipeline.cluster.tally.who`.
+    device : str
+        What it computes on.
+    reason : str
+        Why that is not what it was to compute on; empty when it is.
+    place : str
+        Where that device is, if it is a card.
+    """
+
+    name: str
+    by: str
+    device: str
+    reason: str
+    place: str = ""
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Plain values for reports."""
+        host, _, pid = self.by.rpartition(":")
+        return {"name": self.name, "host": host, "pid": int(pid), "device": self.device}
+
+
+def _prove(start: Callable[[], _Device]) -> tuple[str, str, str, str]:
+    device = start()
+    return who(), str(device), device.reason, device.place
+
+
+def proofs(client: Client, start: Callable[[], _Device], seconds: float) -> tuple[list[Proof], dict[str, str]]:
+    """Have every worker that is there take its device.
+
+    Parameters
+    ----------
+    start : callable
+        Takes it: `pipeline.device.start_device`.
+    seconds : float
+        How long to wait: a worker may be at work for others.
+
+    Returns
+    -------
+    list of Proof
+        Of those that answered.
+    dict of str to str
+        The names of the others, and why.
+    """
+    workers = client.scheduler_info()["workers"]
+    asked = {
+        address: client.submit(_prove, start, key=f"prove-{uuid4().hex}", workers=[address], pure=False)
+        for address in workers
+    }
+    _wait(client, asked, time.monotonic() + seconds)
+    answers, failed = list[Proof](), dict[str, str]()
+    for address, future in asked.items():
+        name = str(workers[address]["name"])
+        if future.status == "finished":
+            answers.append(Proof(name, *future.result()))
+        else:
+            failed[name] = f"{future.exception()}" if future.status == "error" else "its process gave no answer"
+    client.cancel(list(asked.values()))
+    return answers, failed
+
+
+def _wait(client: Client, asked: dict[str, Future], deadline: float) -> None:
+    """Until all have answered that can: a task that is bound to a worker which has died waits for ever."""
+    while waiting := {address for address, future in asked.items() if not future.done()}:
+        signals.check()
+        time.sleep(_LOOK)
+        if time.monotonic() > deadline or _gone(client, waiting) == waiting:
+            return
+
+
+def _gone(client: Client, addresses: Iterable[str]) -> set[str]:
+    return set(addresses) - set(client.scheduler_info()["workers"])

@@ -1,0 +1,182 @@
+"""A crew of processes: tasks go to the workers of a scheduler, and what befalls these is told in our words."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, InvalidStateError
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from distributed import Client, KilledWorker
+
+from pipeline import signals
+from pipeline.cluster.tally import Tally
+from pipeline.errors import ShardpressError, SystemLimit, TryAgain, counted
+from pipeline.signals import Stopped
+
+__all__ = ["ClusterExecutor", "Workers", "hushed"]
+
+log = logging.getLogger(__name__)
+
+_MOST = 10_000  # tasks under way: what they cost the scheduler does not grow with their number
+_LOOK = 0.5  # seconds
+_TOLD_EVERY = 30.0  # seconds
+# What they say of what is told here in other words, and of an end that was asked for.
+_NOISY = ("distributed", "distributed.client", "distributed.gc", "distributed.scheduler", "tornado.application")
+_AGAIN = "Type the same command again: what was finished stays."
+
+
+class ClusterExecutor(Executor):
+    """Tasks to the workers of a scheduler.
+
+    Attributes
+    ----------
+    tally : Tally
+        That is told of each result: see `pipeline.cluster.executor`.
+    """
+
+    def __init__(self, client: Client, tally: Tally) -> None:
+        self.tally = tally
+        self._client, self._inner = client, client.get_executor(pure=False)
+        # Of one group, so that the scheduler keeps what no worker has room for: the death of one then touches few.
+        self._group, self._numbers = f"task-{uuid4().hex}", count()
+        self._waiting: set[Future[Any]] = set()
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """A future, in whose place another one's error can be put."""
+        told: Future[Any] = Future()
+        self._waiting.add(told)
+        told.add_done_callback(self._waiting.discard)
+        found = self._inner.submit(function, *arguments, key=(self._group, next(self._numbers)), **named)
+        found.add_done_callback(partial(_pass_on, told, function))
+        return told
+
+    def fail(self, error: BaseException) -> None:
+        """Have all that is under way end by this error."""
+        for each in set(self._waiting):
+            with suppress(InvalidStateError):  # its result has come meanwhile
+                each.set_exception(error)
+
+    def stop(self) -> None:
+        """Take back what is under way; what a worker is at it goes on with, and nobody asks for its result."""
+        if self._client.status == "running":
+            self._inner.shutdown(wait=False)
+        self.fail(_lost())
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As every executor's."""
+        if cancel_futures:
+            self.stop()
+        elif wait and self._client.status == "running":
+            self._inner.shutdown()
+
+
+def _pass_on(told: Future[Any], function: Callable[..., Any], found: Future[Any]) -> None:
+    with suppress(InvalidStateError):  # it has been failed meanwhile
+        if found.cancelled():  # by nobody but the client, when it has lost the scheduler
+            told.set_exception(_lost())
+        elif error := found.exception():
+            told.set_exception(_in_our_words(error, function))
+        else:
+            told.set_result(found.result())
+
+
+def _in_our_words(error: BaseException, function: Callable[..., Any]) -> BaseException:
+    if not isinstance(error, KilledWorker):
+        return error
+    return SystemLimit(
+        f"{function}: {counted(error.allowed_failures + 1, 'worker')} died, one after the other, while they worked on "
+        f"it, the last one at {error.last_worker.address}: killed for want of memory, as a rule. Lower "
+        "--memory-budget or --threads, or take fewer workers."
+    )
+
+
+def _lost() -> ShardpressError:
+    return TryAgain(f"the connection to the scheduler is lost. {_AGAIN}")
+
+
+class Workers:
+    """Processes that do tasks for a scheduler.
+
+    Parameters
+    ----------
+    kind : str
+        Whose they are: ``workers`` of this run, or of a ``scheduler`` that was there.
+    address : str
+        Of the scheduler.
+    known : sequence of dict
+        Those that have been asked: ``name``, ``host``, ``pid`` and ``device``.
+    patience : float
+        Seconds without any worker after which a run gives up.
+    """
+
+    def __init__(
+        self, client: Client, kind: str, address: str, known: Sequence[dict[str, Any]], patience: float
+    ) -> None:
+        self.tally = Tally()
+        self._client, self._kind, self._address = client, kind, address
+        self._known, self._patience = known, patience
+
+    @contextmanager
+    def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
+        """What hands tasks to whichever workers are there."""
+        executor, over = ClusterExecutor(self._client, self.tally), threading.Event()
+        watch = threading.Thread(target=self._watch, args=(executor, over), daemon=True)
+        watch.start()
+        try:
+            yield executor, _MOST
+        except BaseException:
+            executor.stop()
+            raise
+        finally:
+            over.set()
+            watch.join(_TOLD_EVERY)
+
+    def facts(self) -> dict[str, Any]:
+        """Their kind, where the scheduler is, and what each of them has done."""
+        return {"kind": self._kind, "address": self._address, "workers": self.tally.told(self._known)}
+
+    def _watch(self, executor: ClusterExecutor, over: threading.Event) -> None:
+        """End what waits for results that cannot come: whoever waits for them looks at nothing else."""
+        last = told = time.monotonic()
+        while not over.wait(_LOOK):
+            try:
+                signals.check()
+            except Stopped as stopped:
+                return executor.fail(stopped)
+            if self._client.status != "running":
+                return executor.fail(_lost())
+            now = time.monotonic()
+            if self._n_workers():
+                last = told = now
+            elif now - last > self._patience:
+                return executor.fail(
+                    TryAgain(f"no worker has been there for {self._patience:.0f} s, expected one or more. {_AGAIN}")
+                )
+            elif now - told > _TOLD_EVERY:
+                told = now
+                log.warning("cluster: no worker is there; waiting for one, %.0f s so far", now - last)
+
+    def _n_workers(self) -> int:
+        with suppress(OSError, RuntimeError):  # the connection has just gone: what the client says of it comes next
+            return int(self._client.scheduler_info(n_workers=0)["n_workers"])
+        return 1
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Within the context Dask's own loggers say next to nothing: of what befalls workers we speak ourselves."""
+    before = {name: logging.getLogger(name).level for name in _NOISY}
+    try:
+        for name in _NOISY:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

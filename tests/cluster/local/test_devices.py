@@ -1,0 +1,57 @@
+"""One device for each worker, in the environment that its process starts with."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from pipeline.cluster.local import devices
+from pipeline.cluster.local.devices import environment_of, named
+from tests.support.helpers import refused
+
+
+def test_a_worker_sees_one_card_and_no_other() -> None:
+    found = environment_of("cuda1", 2, {"THEANO_FLAGS": "floatX=float32,device=cuda0"})
+    assert (found["CUDA_VISIBLE_DEVICES"], found["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
+    assert found["THEANO_FLAGS"] == "floatX=float32,device=cuda0,device=cuda0", (
+        "the last one counts: its first and only"
+    )
+
+
+def test_cards_are_counted_among_those_that_the_driver_sees() -> None:
+    some = {"CUDA_VISIBLE_DEVICES": "GPU-7a, 5"}
+    assert named(("all",), some) == ["cuda0", "cuda1"]
+    assert [environment_of(f"cuda{i}", 1, some)["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["GPU-7a", "5"]
+    with refused(78, "devices: cuda2", "CUDA_VISIBLE_DEVICES=GPU-7a,5", "lets 2 be seen"):
+        environment_of("cuda2", 1, some)
+    with refused(78, "devices: all", "no CUDA card"):
+        named(("all",), {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_all_is_every_card_that_the_driver_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(text: str) -> None:
+        done: Any = subprocess.CompletedProcess((), 0, stdout=text)
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+
+    answers("3\n")
+    assert named(("all",), {}) == ["cuda0", "cuda1", "cuda2"]
+    answers("0\n")
+    with refused(78, "no CUDA card"):
+        named(("all",), {})
+    assert named(None, {}) == []
+    assert named(("opencl0:0", "cpu"), {}) == ["opencl0:0", "cpu"]
+
+
+@pytest.mark.process
+def test_a_machine_without_a_driver_has_no_card() -> None:
+    assert devices._n_cards({"LD_LIBRARY_PATH": "/nowhere", "PATH": "/nowhere", "CUDA_VISIBLE_DEVICES": "-1"}) == 0
+
+
+def test_processor_threads_are_shared_out_unless_the_user_has() -> None:
+    inherited = {"THEANO_GPU_IS_ALREADY_ACTIVE": "Yes", "DASK_DISTRIBUTED__WORKER__PRELOAD": "x", "HOME": "/h"}
+    found = environment_of(None, 3, inherited)
+    assert found == {"HOME": "/h", "OPENBLAS_NUM_THREADS": "3", "OMP_NUM_THREADS": "3"}
+    assert environment_of(None, 3, {"OPENBLAS_NUM_THREADS": "1"})["OPENBLAS_NUM_THREADS"] == "1"
+    assert environment_of("opencl0:0", 1, {})["THEANO_FLAGS"] == "device=opencl0:0"

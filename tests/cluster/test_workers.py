@@ -1,0 +1,121 @@
+"""An executor over a scheduler's workers: results come through, and what befalls workers is told in our words."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import Executor, Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from distributed import KilledWorker
+
+from pipeline.cluster import workers
+from pipeline.cluster.executor import compute
+from pipeline.cluster.workers import Workers
+from pipeline.errors import DataError
+from pipeline.signals import Stopped, stoppable
+from tests.support.helpers import refused
+
+
+class Client(Executor):
+    """Of a scheduler whose workers do nothing by themselves."""
+
+    def __init__(self, n_workers: int = 1) -> None:
+        self.status, self.n_workers, self.taken_back = "running", n_workers, False
+        self.futures: list[Future[Any]] = []
+
+    def get_executor(self, pure: bool) -> Executor:
+        assert not pure
+        return self
+
+    def submit(self, function: Any, /, *arguments: Any, key: object, **_: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.futures.append(future)
+        self.work(future, function)
+        return future
+
+    def work(self, future: Future[Any], function: Any) -> None:
+        pass
+
+    def shutdown(self, *_: Any, **__: Any) -> None:
+        self.taken_back = True
+        for each in self.futures:
+            each.cancel()
+
+    def scheduler_info(self, n_workers: int) -> dict[str, int]:
+        return {"n_workers": self.n_workers}
+
+
+def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
+    crew = Workers(client, "scheduler", "tls://10.0.0.7:8786", [], patience)
+    with crew.executor(1) as where:
+        return compute([(abs, -i) for i in range(n)], *where)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_LOOK", 0.01)
+
+
+def test_results_and_errors_come_through_as_they_are() -> None:
+    class Works(Client):
+        def work(self, future: Future[Any], function: Any) -> None:
+            future.set_result(function())
+
+    class Breaks(Client):
+        def work(self, future: Future[Any], function: Any) -> None:
+            future.set_exception(DataError("bad"))
+
+    assert run(Works(), 40) == list(range(40))
+    breaks = Breaks()
+    with refused(65, "bad"):
+        run(breaks)
+    assert breaks.taken_back
+
+
+def test_a_task_that_kills_its_workers_is_named() -> None:
+    class Dies(Client):
+        def work(self, future: Future[Any], function: Any) -> None:
+            if str(function) == "-1":
+                last: Any = SimpleNamespace(address="tls://10.0.0.8:1")
+                future.set_exception(KilledWorker(("task-1", 3), last, allowed_failures=2))
+
+    with refused(71, "-1: 3 workers died", "tls://10.0.0.8:1", "memory"):
+        run(Dies())
+
+
+def test_a_scheduler_that_is_lost_ends_the_run_for_now() -> None:
+    class Loses(Client):
+        def work(self, future: Future[Any], function: Any) -> None:
+            self.status = "connecting"
+            future.cancel()  # as the client does
+
+    with refused(75, "the connection to the scheduler is lost", "Type the same command again"):
+        run(Loses())
+    silent = Client()
+    silent.status = "closed"  # and has told nobody
+    with refused(75, "is lost"):
+        run(silent)
+
+
+def test_without_workers_a_run_waits_so_long_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(workers, "_TOLD_EVERY", 0.02)
+    with refused(75, "no worker has been there for 0 s", "Type the same command again"):
+        run(Client(n_workers=0), patience=0.1)
+    assert "waiting for one" in caplog.text
+
+
+def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
+    class Tells(Client):
+        def scheduler_info(self, n_workers: int) -> dict[str, int]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return {"n_workers": 0}
+
+    client = Tells()
+    with stoppable(), pytest.raises(Stopped):
+        run(client)
+    assert client.taken_back
