@@ -27,7 +27,7 @@ COVERED = [
     *rows("D", 1, 14),
     *rows("C", 1, 7),
     *rows("I", 1, 21),
-    *rows("V", 1, 9),
+    *rows("V", 1, 10),
     *("G3", "G5", "G6"),
     *(row for row in rows("K", 1, 9) if row not in WAITING),
     *rows("S", 1, 19),

@@ -48,7 +48,7 @@ def test_a_run_says_how_near_its_features_are_to_those_of_float64(night: Night, 
     assert json.loads((out / "report.json").read_text())["verification"] == told
 
 
-def test_features_that_are_not_those_of_their_rows_end_the_run_and_are_made_anew(
+def test_v10_features_that_are_not_those_of_their_rows_end_the_run_and_are_made_anew(
     night: Night, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Wrong(standin.Autoencoder):
@@ -102,7 +102,7 @@ def test_d11_every_damaged_file_is_named_and_the_others_are_looked_at(night: Nig
     assert not verify(str(out)).faults
 
 
-def test_rows_that_have_changed_places_are_found_though_every_digest_is_right(night: Night, out: Path) -> None:
+def test_v10_rows_that_have_changed_places_are_found_though_every_digest_is_right(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     manifest = read_manifest(out)
     part = manifest["parts"][2]["file"]
