@@ -83,7 +83,7 @@ class Device:
     reason : str
         Why `used` is not `requested`; empty when it is.
     place : str
-        Where a card is, as its driver says; empty for the CPU.
+        Where a CUDA card is, as its driver says; else empty.
     """
 
     requested: str
@@ -267,7 +267,8 @@ def _started() -> tuple[Device, Exception | None]:
     except Exception as error:  # the GPU stack raises anything, from ImportError to pygpu's own classes
         return Device(requested, "cpu", _processor_name(), _explain(error)), error
     context = theano.gpuarray.get_context(None)  # whose name comes padded from pygpu's buffer
-    return Device(requested, requested, context.devname.strip("\0 "), place=context.unique_id.strip("\0 ")), None
+    place = context.unique_id.strip("\0 ") if context.kind == b"cuda" else ""  # OpenCL tells none
+    return Device(requested, requested, context.devname.strip("\0 "), place=place), None
 
 
 @cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distributed import Client
+from distributed.comm.core import FatalCommClosedError
 
 from pipeline import signals
 from pipeline.cluster.proof import proofs
@@ -53,18 +54,26 @@ def given(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[
         When no worker has a device that can be used, or one of them has not and it is required.
     """
     address = checked(config.scheduler or _address_in(Path(config.scheduler_file or "")), config.insecure_cluster)
+    with _connected(address) as client:
+        _waited(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
+        yield Workers(client, "scheduler", address, _known(client, config, start), _PATIENCE)
+
+
+def _connected(address: str) -> Client:
     security = configured(address)
     log.info("cluster: connecting to %s", shown(address))
     try:
-        client = Client(address, security=security, timeout=_CONNECT, set_as_default=False)
+        return Client(address, security=security, timeout=_CONNECT, set_as_default=False)
+    except FatalCommClosedError as error:
+        raise ConfigError(
+            f"scheduler: {shown(address)} turns these certificates away, or they it: {error}. They are those of "
+            "Dask's own configuration, expected such as the scheduler has."
+        ) from error
     except OSError as error:
         raise TryAgain(
-            f"scheduler: {shown(address)} does not answer within {_CONNECT:.0f} s: {error}. Is it running, and are the "
-            "certificates its own? Then type the same command again."
+            f"scheduler: {shown(address)} cannot be talked to, after {_CONNECT:.0f} s at most: {error}. See whether it "
+            "is running, and whether tcp:// or tls:// is its protocol; then type the same command again."
         ) from error
-    with client:
-        _waited(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
-        yield Workers(client, "scheduler", address, _known(client, config, start), _PATIENCE)
 
 
 def _address_in(path: Path) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import dask.config
-from distributed import Security
 
 from pipeline.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    from distributed import Security
 
 __all__ = ["checked", "configured"]
 
@@ -60,6 +62,8 @@ def configured(address: str) -> Security:
     ConfigError
         When there is no certificate, and the address asks for one.
     """
+    from distributed import Security  # an address is looked at before a run begins, which may need no more
+
     found = dask.config.collect()
     tls: dict[str, Any] = {
         "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, found),

@@ -180,7 +180,7 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: i
         n_features=model.n_features,
         n_bad=sum(part.n_bad for part in parts),
         n_parts=len(parts),
-        device=str(job.device),
+        device=job.devices,
         cost=_best_cost(training) if training else None,
         components=baseline.get("components"),
         mean=baseline.get("mean"),

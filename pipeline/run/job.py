@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from pipeline.cluster.crew import Crew
+from pipeline.cluster.security import checked
 from pipeline.device import TILE_ROWS, seconds_compiling
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.storage import Storage, storages
@@ -135,6 +136,8 @@ def prepare(config: Config) -> Prepared:
         For inputs or a model that cannot be used.
     """
     _refuse(problems(config))  # before the inputs, which may take minutes to look at
+    if config.scheduler:
+        checked(config.scheduler, config.insecure_cluster)
     shards, bad_shards = _open(config)
     given = load_model(config.model) if config.model else None
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
@@ -283,12 +286,18 @@ class Job(Prepared):
     clock: Clock
     crew: Crew
 
+    @property
+    def devices(self) -> str:
+        """What encodes."""
+        of_workers = {worker["device"] for worker in self.crew.facts()["workers"]} - {None}
+        return ", ".join(sorted(of_workers)) or str(self.device)
+
     def about(self, model: Model) -> dict[str, Any]:
         """Attributes of every output that `model` makes."""
         return {
             "command": " ".join(self.command),
             "config": asdict(self.config),
-            "device": str(self.device),
+            "device": self.devices,
             "versions": versions(),
             "model": model.fingerprint,
         }

@@ -2,37 +2,127 @@
 
 from __future__ import annotations
 
+import json
+import re
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from distributed import Security
 
+from tests.support.clusters import Cluster
 from tests.support.killing import features_of
 from tests.support.processes import DEADLINE, Small, ends_well
 
 pytestmark = pytest.mark.process
 
 
-def listening(pid: int) -> Iterator[tuple[int, str]]:
+def listening(pid: int) -> Iterator[tuple[int, tuple[str, int]]]:
     """Every address at which a process, or one below it, waits for others."""
     with suppress(psutil.Error):  # it has ended meanwhile
         above = psutil.Process(pid)
         for process in (above, *above.children(recursive=True)):
             with suppress(psutil.Error):
                 found = process.net_connections("inet")
-                yield from ((process.pid, each.laddr.ip) for each in found if each.status == psutil.CONN_LISTEN)
+                yield from ((process.pid, tuple(each.laddr)) for each in found if each.status == psutil.CONN_LISTEN)
 
 
-def test_k10_local_workers_make_the_same_bits_and_listen_on_the_loopback_alone(small: Small, tmp_path: Path) -> None:
-    process, heard, end = small.program().start(tmp_path / "out", "--workers", "2"), set(), time.monotonic() + DEADLINE
+def turns_away(address: tuple[str, int]) -> bool:
+    """Whether who listens there talks neither plainly nor to a client without a certificate."""
+    with socket.create_connection(address, timeout=30) as plain:
+        plain.sendall(bytes(16))
+        with suppress(ConnectionResetError):
+            assert len(plain.recv(64)) <= 7, "an alert at most"
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection(address, timeout=30) as plain, context.wrap_socket(plain) as secured:
+            return secured.recv(1) == b""
+    except (ssl.SSLError, ConnectionResetError):
+        return True
+
+
+def test_k9_k10_local_workers_make_the_same_bits_and_talk_to_nobody_else(small: Small, tmp_path: Path) -> None:
+    process, end = small.program().start(tmp_path / "out", "--workers", "2"), time.monotonic() + DEADLINE
+    heard, tried = dict[Any, int](), set[Any]()
     while process.poll() is None and time.monotonic() < end:
-        heard |= set(listening(process.pid))
+        heard |= {address: pid for pid, address in listening(process.pid)}
+        if len(heard) == 5:
+            for address in heard.keys() - tried:
+                tried.add(address)
+                with suppress(ConnectionRefusedError):  # all has ended meanwhile
+                    assert turns_away(address)
         time.sleep(0.02)
     said = ends_well(process)  # also: the last one that could still write to this pipe has gone
     assert features_of(tmp_path / "out") == small.features
-    assert {address for _, address in heard} == {"127.0.0.1"}, said
-    assert len({pid for pid, _ in heard}) == 5, "the scheduler, two workers, and what starts them anew"
+    assert {host for host, _ in heard} == {"127.0.0.1"}, said
+    assert len(set(heard.values())) == 5, "the scheduler, two workers, and what starts them anew"
+    assert len(tried) == 5
     assert [line for line in said.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> dict[str, str]:
+    """Variables of Dask's configuration that name some."""
+    made, folder = Security.temporary(), tmp_path / "tls"
+    folder.mkdir()
+    (folder / "ca.pem").write_text(made.tls_ca_file)
+    (folder / "key.pem").write_text(made.tls_client_key)
+    names = {"CA_FILE": "ca.pem"}
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        names |= {f"{role}__CERT": "ca.pem", f"{role}__KEY": "key.pem"}
+    return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(folder / file) for name, file in names.items()}
+
+
+def test_k8_k9_a_scheduler_with_certificates_serves_those_who_have_them(
+    small: Small, tmp_path: Path, certificates: dict[str, str]
+) -> None:
+    with Cluster(tmp_path / "cluster", **certificates, DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME="tls") as cluster:
+        for i in range(3):
+            cluster.start_worker(f"w{i}")
+        address = json.loads(cluster.file.read_text())["address"]
+        assert address.startswith("tls://127.0.0.1:")
+        host, port = address.removeprefix("tls://").split(":")
+        assert turns_away((host, int(port)))
+        stranger = small.program().run(tmp_path / "stranger", "--scheduler", address)
+        assert stranger.code == 78
+        assert stranger.says("asks for a certificate, and Dask's configuration names none")
+        ended = small.program(**certificates).run(tmp_path / "out", "--scheduler-file", str(cluster.file))
+        assert ended.code == 0, ended.lines
+    assert features_of(tmp_path / "out") == small.features
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]
+    assert (told["kind"], told["address"]) == ("scheduler", address)
+    assert {worker["name"] for worker in told["workers"]} >= {"w0"}
+
+
+def test_k8_another_machine_without_tls_is_refused_before_anything_is_looked_at(small: Small, tmp_path: Path) -> None:
+    ended = small.program().run(tmp_path / "out", "--scheduler", "tcp://192.0.2.1:8786")
+    assert ended.code == 78
+    assert ended.says("tcp://192.0.2.1:8786 is another machine, and without TLS")
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_worker_computes_on_the_device_that_it_was_given(opencl: None, small: Small, tmp_path: Path) -> None:
+    flags = ("--devices", "opencl0:0,opencl0:0", "--hidden", "none")
+    ended = small.program().run(tmp_path / "out", *flags)
+    assert ended.code == 0, ended.lines
+    assert ended.says(r" INFO cluster: 2 workers: (0 opencl0:0 \(.*\), 1|1 opencl0:0 \(.*\), 0) opencl0:0 \(")
+    assert ended.says(r"^Done: .* Device: opencl0:0 \(")
+    workers = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]["workers"]
+    assert [re.match(r"[^ ]+", worker["device"])[0] for worker in workers] == ["opencl0:0"] * 2  # type: ignore[index]
+    assert len({worker["pid"] for worker in workers}) == 2, "each with a context of its own"
+
+
+def test_a_worker_without_its_device_leaves_its_work_to_the_others(small: Small, tmp_path: Path) -> None:
+    """Where there is a card, cuda9 is none."""
+    ended = small.program().run(tmp_path / "out", "--devices", "cpu,cuda9")
+    assert ended.code == 0, ended.lines
+    assert ended.says(r" WARNING worker 1 of 2 cannot be used: .*\. Its work goes to the others\.$")
+    assert ended.says(r" INFO cluster: 1 worker: 0 cpu \(")
+    assert features_of(tmp_path / "out") == small.features

@@ -18,6 +18,7 @@ from distributed import Nanny, Security, Worker
 
 __all__ = ["Deaf", "main"]
 
+_HUSHED = logging.CRITICAL  # an error of a task is the driver's to tell
 _SECONDS = 2.0  # for a worker to end by itself; what it was at is done again, if anybody wants it
 
 
@@ -30,7 +31,7 @@ class Deaf(Worker):
 
 def main() -> None:
     """Serve until the driver has gone."""
-    logging.getLogger("distributed").setLevel(logging.ERROR)
+    logging.getLogger("distributed").setLevel(_HUSHED)
     asyncio.run(_serve(json.loads(sys.stdin.readline())))
 
 
@@ -51,7 +52,7 @@ async def _serve(asked: dict[str, Any]) -> None:
         protocol="tls",
         worker_class=Deaf,
         memory_limit=0,  # --memory-budget bounds it
-        silence_logs=logging.ERROR,
+        silence_logs=_HUSHED,
     )
     async with nanny:
         ends = [asyncio.create_task(each) for each in (over.wait(), nanny.finished())]
