@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_whoever_trains_the_replicas_makes_the_same_features(
 ) -> None:
     assert night.run(out, *FLAGS) == 0
     assert "training: one replica in the first epoch, then 2 that meet 4 times an epoch" in caplog.text
-    monkeypatch.setattr(stages, "Threads", Others)
+    monkeypatch.setattr(stages, "crew_of", lambda *_: nullcontext(Others()))
     assert night.run(out.with_name("others"), *FLAGS) == 0
     assert features_of(out.with_name("others")) == features_of(out)
     (worker,) = json.loads((out.with_name("others") / "report.json").read_text())["cluster"]["workers"]

@@ -8,12 +8,12 @@ Iacob et al., "DES-LOC", 2025 (arXiv:2505.22549), where those that stay with the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = ["State", "averaged", "outer_step"]
+__all__ = ["Average", "State", "outer_step"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -37,16 +37,38 @@ class State:
     rule: Arrays
 
 
-def averaged(states: Sequence[State], n_rows: Sequence[int]) -> State:
+class Average:
     """The mean of states, each of which counts by the rows that it was trained on.
 
-    Parameters
+    They are added one after the other: in any other order it is another sum, and of large ones few should be in memory.
+
+    Attributes
     ----------
-    n_rows : sequence of int
-        As many as states, one of them at least above 0.
+    n_rows : int
+        Of all that were added.
     """
-    parameters, rules = [state.parameters for state in states], [state.rule for state in states]
-    return State(_averaged(parameters, n_rows), _averaged(rules, n_rows))
+
+    def __init__(self) -> None:
+        self.n_rows = 0
+        self._sums: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+
+    def add(self, state: State, n_rows: int) -> None:
+        """Count one in."""
+        self.n_rows += n_rows
+        for sums, arrays in zip(self._sums, (state.parameters, state.rule), strict=True):
+            for name, array in arrays.items():
+                if array.ndim:
+                    sums[name] = sums.get(name, 0.0) + float(n_rows) * array.astype(np.float64)
+                else:  # a mean count of steps would be none: bias corrections are those of the longest
+                    sums[name] = np.maximum(sums.get(name, array), array)
+
+    def mean(self) -> State:
+        """Of those that were added, in float32; of one row at least."""
+        parameters, rule = ({name: self._divided(each) for name, each in sums.items()} for sums in self._sums)
+        return State(parameters, rule)
+
+    def _divided(self, total: np.ndarray) -> np.ndarray:
+        return np.asarray(total / self.n_rows if total.ndim else total).astype(np.float32)
 
 
 def outer_step(start: State, mean: State, velocity: Arrays) -> tuple[State, dict[str, np.ndarray]]:
@@ -73,16 +95,3 @@ def outer_step(start: State, mean: State, velocity: Arrays) -> tuple[State, dict
         parameters[name] = (before + _RATE * (move + _MOMENTUM * v)).astype(np.float32)
         following[name] = v.astype(np.float32)
     return replace(mean, parameters=parameters), following
-
-
-def _averaged(arrays: Sequence[Arrays], n_rows: Sequence[int]) -> dict[str, np.ndarray]:
-    return {name: _mean([each[name] for each in arrays], n_rows) for name in arrays[0]}
-
-
-def _mean(arrays: Sequence[np.ndarray], n_rows: Sequence[int]) -> np.ndarray:
-    if not arrays[0].ndim:  # a mean count of steps would be none: bias corrections are those of the longest
-        return np.asarray(np.maximum.reduce(arrays))
-    total = np.zeros(arrays[0].shape)
-    for array, n in zip(arrays, n_rows, strict=True):  # one after the other: in any other order it is another sum
-        total += float(n) * array.astype(np.float64)
-    return (total / sum(n_rows)).astype(np.float32)

@@ -7,7 +7,7 @@ than once: it changes nothing but its result.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -87,6 +87,10 @@ class ReplicaTask:
     rates: tuple[float, ...]
     first_noise: int
 
+    def __str__(self) -> str:
+        rows = f"{self.blocks[0]} and {len(self.blocks) - 1} other stretches" if self.blocks else "no rows"
+        return f"training on {self.share}: {rows}"
+
 
 @dataclass(frozen=True)
 class Done:
@@ -94,16 +98,16 @@ class Done:
 
     Attributes
     ----------
-    cost : float or None
-        Of the first minibatch, before its step; None without one.
+    costs : tuple of float
+        Of the first minibatch, before its step; none without rows.
     """
 
     state: State
     n_rows: int
-    cost: float | None
+    costs: tuple[float, ...]
 
 
-Run = Callable[[Sequence[ReplicaTask]], list[Done]]
+Run = Callable[[Sequence[ReplicaTask]], Iterable[Done]]
 """Does the tasks of a round: results in their order."""
 
 
@@ -129,7 +133,7 @@ class Replica:
 
     def train(self, task: ReplicaTask, values: np.ndarray) -> Done:
         """Take a share's steps, on what `read` has given."""
-        config, n_inputs, cost = task.settings.config, task.settings.n_inputs, None
+        config, n_inputs, costs = task.settings.config, task.settings.n_inputs, list[float]()
         minibatches = cut([(values, task.share.places())], config.batch_size)
         with self._turn:
             self._autoencoder.set_parameters(task.state.parameters)
@@ -139,9 +143,10 @@ class Replica:
                 self._step.set_learning_rate(rate)
                 shape = len(minibatch), n_inputs
                 noise = noise_of(config.seed, task.first_noise + number, shape) if config.corruption else None
-                found = self._step(minibatch, with_cost=number == 0, noise=noise)
-                cost = found if number == 0 else cost
-            return Done(State(self._autoencoder.parameters(), self._step.state()), task.share.n_rows, cost)
+                cost = self._step(minibatch, with_cost=number == 0, noise=noise)
+                costs += [] if cost is None else [cost]
+            state = State(self._autoencoder.parameters(), self._step.state())
+        return Done(state, task.share.n_rows, tuple(costs))
 
 
 @dataclass(frozen=True)
@@ -206,11 +211,8 @@ class Replicas:
         steps = ((round_number * n + i) * steps_per_epoch // (n_rounds * n) for i in range(n))
         return tuple(learning_rate(config, epoch * steps_per_epoch + step, steps_per_epoch) for step in steps)
 
-    def run_here(self, tasks: Sequence[ReplicaTask]) -> list[Done]:
+    def run_here(self, tasks: Sequence[ReplicaTask]) -> Iterator[Done]:
         """One after the other; while one trains, the next one's rows are read."""
-        return list(self._one_by_one(tasks))
-
-    def _one_by_one(self, tasks: Sequence[ReplicaTask]) -> Iterator[Done]:
         with ThreadPoolExecutor(1, "read-ahead") as ahead:  # one, since each more holds a share more
             reading = ahead.submit(self.here.read, tasks[0])
             for task, following in zip(tasks, [*tasks[1:], None], strict=True):

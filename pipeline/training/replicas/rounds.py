@@ -36,13 +36,20 @@ class Share:
         First row of each slab and the one behind its last, as rows are numbered over all shards.
     left_out : ndarray of int64
         Sorted numbers of the rows among them that are not trained on.
-    seed : tuple of int
-        Of their order.
+    seed : int
+        Of the whole training.
+    epoch, number : int
+        Which share it is: its rows have an order of their own.
     """
 
     pieces: tuple[tuple[int, int], ...]
     left_out: np.ndarray
-    seed: tuple[int, ...]
+    seed: int
+    epoch: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"share {self.number} of epoch {self.epoch}"
 
     @property
     def n_rows(self) -> int:
@@ -56,7 +63,7 @@ class Share:
     def places(self) -> np.ndarray:
         """Where among those the rows lie that are trained on, in the order of the training: (n_rows,), int64."""
         kept = np.flatnonzero(~np.isin(self.numbers(), self.left_out))
-        return np.random.default_rng(self.seed).permutation(kept)
+        return np.random.default_rng((self.seed, _SHUFFLED, self.epoch, self.number)).permutation(kept)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class Rounds:
         for number, dealt in enumerate(np.split(slabs, cuts)):
             pieces = tuple((int(starts[slab]), int(starts[slab + 1])) for slab in np.sort(dealt))
             without = [left_out[slice(*np.searchsorted(left_out, piece))] for piece in pieces]
-            yield Share(pieces, np.concatenate([left_out[:0], *without]), (seed, _SHUFFLED, epoch, number))
+            yield Share(pieces, np.concatenate([left_out[:0], *without]), seed, epoch, number)
 
     def n_rows_of(self, epoch: int, n_shares: int) -> int:
         """Rows of the first shares of an epoch."""

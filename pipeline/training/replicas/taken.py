@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline import signals
-from pipeline.training.replicas.averaging import State, averaged, outer_step
-from pipeline.training.replicas.replica import Done, Replicas, Run
+from pipeline.training.replicas.averaging import Average, outer_step
+from pipeline.training.replicas.replica import Replicas, Run
 
 if TYPE_CHECKING:
     from pipeline.training.epochs import Training
@@ -28,19 +28,14 @@ def rounds_taken(training: Training, replicas: Replicas, run: Run | None) -> Ite
         start = training.state()
         tasks = replicas.tasks(training.config, start, (now.epoch, now.n_done, steps_per_epoch), shares)
         try:
-            done = (run or replicas.run_here)(tasks)
+            average, last, costs = Average(), start, list[float]()
+            for done in (run or replicas.run_here)(tasks):
+                average.add(done.state, done.n_rows)
+                last, costs = done.state, [*costs, *done.costs]
         except BaseException:  # in the middle of a round, which is taken anew
             training.set_state(start)
             raise
-        _meet(training, start, done)
-        costs = [each.cost for each in done if each.cost is not None]
-        yield len(shares), sum(each.n_rows for each in done), float(np.mean(costs)) if costs else None
-
-
-def _meet(training: Training, start: State, done: Sequence[Done]) -> None:
-    """Go on from what replicas have made of their common start; one that was alone is not averaged."""
-    n_rows, following = [each.n_rows for each in done], done[0].state
-    if len(done) > 1 and any(n_rows):
-        mean = averaged([each.state for each in done], n_rows)
-        following, training.outer = outer_step(start, mean, training.outer)
-    training.set_state(following)
+        if len(shares) > 1 and average.n_rows:  # one that was alone is not averaged
+            last, training.outer = outer_step(start, average.mean(), training.outer)
+        training.set_state(last)
+        yield len(shares), average.n_rows, float(np.mean(costs)) if costs else None

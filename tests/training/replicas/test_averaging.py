@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pipeline.training.replicas.averaging import State, averaged, outer_step
+from pipeline.training.replicas.averaging import Average, State, outer_step
 
 SHAPES = {"W": (3, 2), "b": (2,)}
 
@@ -15,6 +15,14 @@ def some(rng, shapes=SHAPES):
 
 def states(rng, counts):
     return [State(some(rng), {**some(rng, {"W.mean": (3, 2)}), "step": np.asarray(n, np.float32)}) for n in counts]
+
+
+def averaged(states, weights):
+    average = Average()
+    for state, n_rows in zip(states, weights, strict=True):
+        average.add(state, n_rows)
+    assert average.n_rows == sum(weights)
+    return average.mean()
 
 
 def test_replicas_are_averaged_by_their_rows_and_the_longest_count_of_steps_counts():

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -16,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Client
 
 from pipeline.cluster.threads import threads
+from pipeline.cluster.workers import Workers, hushed
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged
 from pipeline.scan.ranges import Scan
@@ -33,6 +36,7 @@ from pipeline.training.fit import Sizes, prepared
 from pipeline.training.replicas import replica as module
 from pipeline.training.replicas.replica import Run, run_by
 from tests.support import standin
+from tests.support.clusters import Cluster
 from tests.support.helpers import write_shard
 from tests.support.networks import ONE_LAYER
 
@@ -192,3 +196,31 @@ def test_processes_train_alike_on_the_real_kernels_whichever_of_them_takes_a_tas
             return list(reversed(again[1:]))
 
         assert bits(ready(shards, DEEP, resident=False), partial(twice, run=run_by(pool, 2))) == expected
+
+
+@pytest.mark.compiler
+@pytest.mark.process
+def test_workers_that_die_and_come_in_the_middle_of_a_training_change_no_bit(shards: Any, tmp_path: Path) -> None:
+    """A round begins with one of the two workers killed at it; another one comes later."""
+    expected, n_rounds = bits(ready(shards, DEEP)), count(1)
+    with Cluster(tmp_path / "cluster") as cluster, hushed():
+        for name in "ab":
+            cluster.start_worker(name)
+        with Client(scheduler_file=str(cluster.file), set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+            with Workers(client, "scheduler", "", [], patience=60).executor(1) as where:
+
+                def run(tasks: Any) -> Any:
+                    number = next(n_rounds)
+                    death = threading.Timer(0.01, cluster.kill, ["a"])
+                    if number == 11:
+                        death.start()
+                    if number == 12:
+                        cluster.start_worker("c")
+                    done = run_by(*where)(tasks)
+                    if number == 11:
+                        death.join(60)
+                    return done
+
+                assert bits(ready(shards, DEEP, resident=False), run) == expected
+    assert next(n_rounds) == 9 + 4 * 3 + 1
