@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
+from pipeline.cluster.checks import Question
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
 from pipeline.settings.config import Config
@@ -58,7 +59,7 @@ class Threads:
 
 
 @contextmanager
-def crew_of(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[Crew]:
+def crew_of(config: Config, n_threads: int, start: Callable[[], Any], ask: Callable[[], Question]) -> Iterator[Crew]:
     """The crew that the settings ask for, for as long as the context lasts.
 
     Parameters
@@ -67,11 +68,13 @@ def crew_of(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterato
         Of all workers of this run together.
     start : callable
         Takes the device that a worker's process is set to: `pipeline.device.start_device`.
+    ask : callable
+        What workers are asked before they do anything.
 
     Raises
     ------
     ConfigError
-        For a cluster that cannot be used, or not safely.
+        For a cluster that cannot be used, or not safely; for workers that would not do what this process does.
     DeviceError
         When no worker has its device.
     SystemLimit, TryAgain
@@ -83,5 +86,5 @@ def crew_of(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterato
     from pipeline.cluster.local.processes import local
     from pipeline.cluster.workers import hushed
 
-    with hushed(), (local if config.workers or config.devices else given)(config, n_threads, start) as workers:
+    with hushed(), (local if config.workers or config.devices else given)(config, n_threads, start, ask) as workers:
         yield workers

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 
-from distributed import Client, Future, Worker, WorkerPlugin, wait
-from distributed.utils import TimeoutError as TooLong
+from distributed import Client, Future, Worker, WorkerPlugin
 
 from pipeline.cluster.checks import Answer, Question, answer, differences, refusal
+from pipeline.cluster.proof import wait_for_answers
 from pipeline.errors import TryAgain, shown, some
 
 __all__ = ["check"]
 
 log = logging.getLogger(__name__)
 
-_SECONDS = 60.0  # for an answer, which takes a fraction of one
+_SECONDS = 120.0  # for an answer, which takes a fraction of one, but others' tasks may come first
 _TURNED_AWAY = "shardpress-turned-away"
 _FIRST = 100  # in Dask's order of tasks
 
 
 class Gate(WorkerPlugin):
-    """Asks workers that come later; one that would do tasks otherwise has to leave, and nothing that it does counts."""
+    """Asks workers that come later; one that would do tasks otherwise has to leave, and nothing that it does counts.
 
-    name = "shardpress-gate"
+    Parameters
+    ----------
+    here : Answer
+        The driver's.
+    client : str
+        Of the driver. Without it the run is over, and whoever comes is welcome; no plugin is told of that.
+    """
 
-    def __init__(self, question: Question, here: Answer) -> None:
-        self._question, self._here = question, here
+    def __init__(self, question: Question, here: Answer, client: str) -> None:
+        self.name = f"shardpress-{client}"
+        self._question, self._here, self._client = question, here, client
 
     async def setup(self, worker: Worker) -> None:
         """Ask it, which takes so short that its heartbeats can wait."""
+        events = await worker.scheduler.events(topic=self._client)
+        if not events or any(event.get("action") == "remove-client" for _, event in events):
+            return
         words = differences(self._question, self._here, answer(self._question))
         if words:
             worker.log_event(_TURNED_AWAY, f"{worker.name} at {worker.address}: {'; '.join(words)}")
@@ -50,26 +59,24 @@ def check(client: Client, question: Question) -> None:
     """
     here, workers = answer(question), client.scheduler_info()["workers"]
     asked = {
-        f"{shown(told['name'])} at {address}": client.submit(
-            *(answer, question), workers=[address], allow_other_workers=False, pure=False, priority=_FIRST
+        address: client.submit(
+            answer, question, workers=[address], allow_other_workers=False, pure=False, priority=_FIRST
         )
-        for address, told in workers.items()
+        for address in workers
     }
-    if silent := _silent(client, asked):
+    wait_for_answers(client, asked, _SECONDS)
+    names = {address: f"{shown(told['name'])} at {address}" for address, told in workers.items()}
+    there = client.scheduler_info()["workers"]  # who has left meanwhile need not answer
+    if silent := [names[address] for address in there if address in asked and not asked[address].done()]:
         raise TryAgain(
-            f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, "
-            "then type the same command again."
+            f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, then "
+            "type the same command again."
         )
-    if error := refusal({name: _words(question, here, future) for name, future in asked.items()}):
+    wrong = {names[address]: _words(question, here, future) for address, future in asked.items() if future.done()}
+    if error := refusal(wrong):
         raise error
     client.subscribe_topic(_TURNED_AWAY, _tell)
-    client.register_plugin(Gate(question, here))
-
-
-def _silent(client: Client, asked: dict[str, Future]) -> list[str]:
-    with client.as_current(), suppress(TooLong):
-        wait(list(asked.values()), timeout=_SECONDS)
-    return [name for name, future in asked.items() if not future.done()]
+    client.register_plugin(Gate(question, here, client.id))
 
 
 def _words(question: Question, here: Answer, future: Future) -> list[str]:

@@ -14,6 +14,8 @@ from distributed import Client
 from distributed.comm.core import FatalCommClosedError
 
 from pipeline import signals
+from pipeline.cluster.checks import Question
+from pipeline.cluster.gate import check
 from pipeline.cluster.proof import proofs
 from pipeline.cluster.security import checked, configured
 from pipeline.cluster.workers import Workers
@@ -34,7 +36,7 @@ _LOOK = 0.5  # seconds
 
 
 @contextmanager
-def given(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[Workers]:
+def given(config: Config, n_threads: int, start: Callable[[], Any], ask: Callable[[], Question]) -> Iterator[Workers]:
     """The workers of the scheduler that the settings name, as they come and go.
 
     Parameters
@@ -43,11 +45,13 @@ def given(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[
         Counts for nothing: they have their own.
     start : callable
         Takes the device that a process is set to: `pipeline.device.start_device`.
+    ask : callable
+        What workers are asked before they do anything.
 
     Raises
     ------
     ConfigError
-        When its address cannot be used, or not safely.
+        When its address cannot be used, or not safely; when a worker would not do what this process does.
     TryAgain
         When it does not answer, or no worker comes.
     DeviceError
@@ -56,6 +60,7 @@ def given(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[
     address = checked(config.scheduler or _address_in(Path(config.scheduler_file or "")), config.insecure_cluster)
     with _connected(address) as client:
         _waited(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
+        check(client, ask())
         yield Workers(client, "scheduler", address, _known(client, config, start), _PATIENCE)
 
 

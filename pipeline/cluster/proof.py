@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import uuid4
@@ -13,7 +13,7 @@ from distributed import Client, Future
 from pipeline import signals
 from pipeline.cluster.tally import who
 
-__all__ = ["Proof", "proofs"]
+__all__ = ["Proof", "proofs", "wait_for_answers"]
 
 _LOOK = 0.1  # seconds
 
@@ -83,7 +83,7 @@ def proofs(client: Client, start: Callable[[], _Device], seconds: float) -> tupl
         address: client.submit(_prove, start, key=f"prove-{uuid4().hex}", workers=[address], pure=False)
         for address in workers
     }
-    _wait(client, asked, time.monotonic() + seconds)
+    wait_for_answers(client, asked, seconds)
     answers, failed = list[Proof](), dict[str, str]()
     for address, future in asked.items():
         name = str(workers[address]["name"])
@@ -95,8 +95,17 @@ def proofs(client: Client, start: Callable[[], _Device], seconds: float) -> tupl
     return answers, failed
 
 
-def _wait(client: Client, asked: dict[str, Future], deadline: float) -> None:
-    """Until all have answered that can: a task that is bound to a worker which has died waits for ever."""
+def wait_for_answers(client: Client, asked: Mapping[str, Future], seconds: float) -> None:
+    """Until all have answered that can: a task that is bound to a worker which has died waits for ever.
+
+    Parameters
+    ----------
+    asked : mapping of str to Future
+        What each worker, by its address, is to answer.
+    seconds : float
+        At most.
+    """
+    deadline = time.monotonic() + seconds
     while waiting := {address for address, future in asked.items() if not future.done()}:
         signals.check()
         time.sleep(_LOOK)

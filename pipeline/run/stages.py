@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from secrets import token_hex
 
+from pipeline.cluster.checks import Question
 from pipeline.cluster.crew import crew_of
 from pipeline.device import autoencoder_of, is_compiling, n_device_calls, start_device, theanos_errors
 from pipeline.output.disk import Disk
+from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.run.earlier import take_up
 from pipeline.run.encoding_stage import encode
 from pipeline.run.finish import Summary, again, finish
-from pipeline.run.job import Clock, Job, prepare
+from pipeline.run.job import Clock, Job, Prepared, prepare
 from pipeline.run.scan_stage import scanned
 from pipeline.run.space import check_space
 from pipeline.run.training_stage import fit
@@ -62,10 +67,19 @@ def _run(
             return again(finished, config.output, clock.seconds)
         check_space(ledger, prepared)
         device = start_device(config.require_device)  # only now: Theano takes seconds, which a finished run is spared
-        with crew_of(prepared.config, prepared.budget.n_writers, start_device) as crew:
+        ask = partial(_asked, prepared, ledger)
+        with crew_of(prepared.config, prepared.budget.n_writers, start_device, ask) as crew:
             clock.lap("start")
             job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock, crew=crew)
             return _noting(job)
+
+
+def _asked(prepared: Prepared, ledger: Ledger) -> Question:
+    """What workers are asked. The files by which they answer go with the next sweep, like all that does not count."""
+    probe = ledger.write("stages/probe", ".txt", token_hex(8).encode())
+    inputs = tuple(prepared.shards[i].path for i in (0, -1))
+    output = str(ledger.directory.absolute())
+    return Question(os.getcwd(), output, probe.file, inputs, prepared.config.mixed_processors)
 
 
 def _noting(job: Job) -> Summary:

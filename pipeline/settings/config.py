@@ -281,6 +281,7 @@ class Config:
     )
     scheduler_file: str | None = _setting(None, FILES, "nothing", "the same, by the file that the scheduler writes")
     insecure_cluster: bool = _switch("talk to a scheduler on another machine without TLS")
+    mixed_processors: bool = _switch("take workers on other kinds of processors: bits then depend on who does what")
     dashboard: bool = _switch("open Dask's own page about the workers, on this machine alone")
     checkpoint_minutes: float = _setting(
         5.0,
@@ -339,7 +340,9 @@ def problems(config: Config) -> list[str]:
 
 def _without_cluster(config: Config) -> list[str]:
     """What is asked of a cluster that nobody asks for."""
-    has_scheduler, has_workers = config.scheduler or config.scheduler_file, config.workers or config.devices
-    needs = {"insecure_cluster": (has_scheduler, "scheduler"), "dashboard": (has_workers, "workers")}
+    has_scheduler = bool(config.scheduler or config.scheduler_file)
+    has_workers = bool(config.workers or config.devices)
+    needs = dict.fromkeys(("insecure_cluster", "mixed_processors"), (has_scheduler, "scheduler"))
+    needs |= {"dashboard": (has_workers, "workers")}
     lacking = {name: of for name, (has, of) in needs.items() if getattr(config, name) and not has}
     return [f"{name}: set, expected with {of}" for name, of in lacking.items()]

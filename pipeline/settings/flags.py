@@ -49,7 +49,10 @@ _STAGES = {
         *("checkpoint_minutes", "verify", "restart", "overwrite"),
     ),
     "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),
-    "cluster": ("workers", "devices", "scheduler", "scheduler_file", "insecure_cluster", "dashboard"),
+    "cluster": (
+        *("workers", "devices", "scheduler", "scheduler_file"),
+        *("insecure_cluster", "mixed_processors", "dashboard"),
+    ),
     "messages": ("quiet", "verbose"),
 }
 _KNOWN = {setting.name: setting for setting in fields(Config)}

@@ -153,6 +153,10 @@ def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
         assert "late at tcp://127.0.0.1:" in caplog.text
         assert cluster.processes["late"].wait(60) == 0
         assert [each["name"] for each in client.scheduler_info()["workers"].values()] == ["good"]
+        client.close()  # the run is over, and what it asked for no longer counts
+        cluster.start_worker("later", directory=tmp_path / "here", **other)
+        with _client(cluster) as another:
+            another.wait_for_workers(2, timeout=60)
 
 
 def _client(cluster: Cluster) -> Client:

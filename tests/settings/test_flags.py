@@ -61,6 +61,7 @@ SAMPLES = {
     "scheduler": ("a", "b", "c"),
     "scheduler_file": ("a", "b", "c"),
     "insecure_cluster": (True, False, True),
+    "mixed_processors": (True, False, True),
     "dashboard": (True, False, True),
     "checkpoint_minutes": (1.0, 2.0, 3.0),
     "finish_by": ("06:00", "07:30", "2030-01-31 06:00"),
@@ -75,7 +76,10 @@ SAMPLES = {
 }
 
 
-NEEDED = {"insecure_cluster": {"scheduler": "a"}, "dashboard": {"workers": 1}}  # what one makes no sense without
+NEEDED = {  # what one makes no sense without
+    **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
+    "dashboard": {"workers": 1},
+}
 LISTS = ("hidden", "devices")  # of which commas part the values in one word
 
 

@@ -18,6 +18,8 @@ from typing import Any
 from distributed import Client, Scheduler, Security, SpecCluster
 
 from pipeline import signals
+from pipeline.cluster.checks import Question
+from pipeline.cluster.gate import check
 from pipeline.cluster.local.devices import environment_of, named
 from pipeline.cluster.proof import Proof, proofs
 from pipeline.cluster.workers import Workers
@@ -46,7 +48,7 @@ class _Unheard(Scheduler):
 
 
 @contextmanager
-def local(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[Workers]:
+def local(config: Config, n_threads: int, start: Callable[[], Any], ask: Callable[[], Question]) -> Iterator[Workers]:
     """As many workers as the settings ask for, each on its device.
 
     They and the scheduler, which is in this process, listen on the loopback alone, and talk to nobody who has not the
@@ -58,6 +60,8 @@ def local(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[
         Of all of them together.
     start : callable
         Takes the device that a process is set to: `pipeline.device.start_device`.
+    ask : callable
+        What workers are asked before they do anything.
 
     Raises
     ------
@@ -79,6 +83,7 @@ def local(config: Config, n_threads: int, start: Callable[[], Any]) -> Iterator[
         }
         with _processes(asked, environments) as processes:
             _wait(client, processes)
+            check(client, ask())
             known = _proven(client, processes, config, start)
             yield Workers(client, "workers", address, known, _PATIENCE)
 
