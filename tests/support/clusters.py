@@ -58,7 +58,9 @@ class Cluster:
             self.kill(name)
 
     def start_scheduler(self) -> None:
-        """A new one, to which no worker has come yet."""
+        """A new one, to which no worker has come yet, in the place of one that has ended."""
+        if "scheduler" in self.processes:
+            self.kill("scheduler")
         self.file.unlink(missing_ok=True)
         where = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file))
         self._start("scheduler", "scheduler", *where, "--no-dashboard", "--no-show")
@@ -71,6 +73,11 @@ class Cluster:
         scratch = ("--local-directory", str(self.folder))
         flags = (*where, *nanny, *scratch, "--nthreads", "1", "--name", name, *flags)
         self._start(name, "worker", *flags, directory=directory, **variables)
+
+    def wait_for(self, *names: str) -> None:
+        """Until these workers are known to the scheduler."""
+        for name in names:
+            until(lambda name=name: "Registered to:" in self.said(name), f"worker {name}")
 
     def kill(self, name: str, by: int = signal.SIGKILL) -> None:
         """Send a process a signal; what it is killed by is waited for."""

@@ -164,7 +164,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting, value in NETWORK.items():  # unless a flag says otherwise
         monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
     for starter in (stages, plan):
-        monkeypatch.setattr(starter, "start_device", lambda is_required: Device("cpu", "cpu", "stand-in"))
+        monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(job, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come

@@ -1,0 +1,123 @@
+"""Runs on a cluster that loses its workers, its scheduler or its driver: what was finished stays.
+
+The device is the stand-in, in the driver and in every worker: what is tested is who does what, and how often it counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import given
+from tests.support.clusters import Cluster, until
+from tests.support.soak_protocol import broken_promises, leftovers, records
+from tests.support.standin import Night, features_of, install
+
+pytestmark = pytest.mark.process
+
+SIZES = [16] * 10  # rows of a part each
+PRELOAD = ("--preload", "tests.support.befallen")
+
+
+@pytest.fixture
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
+    """Ten shards of one part each, and what threads make of them, in `expected`."""
+    install(monkeypatch)
+    before = os.getcwd()
+    yield Night(tmp_path, *SIZES)
+    os.chdir(before)
+
+
+def befalls(once: Path | None = None, **what: str) -> dict[str, str]:
+    """A worker's environment: what befalls it at the shard of a number, once or always."""
+    told = {"BEFALLS": json.dumps({f"{name.removeprefix('at')}.h5": each for name, each in what.items()})}
+    if once is not None:
+        once.mkdir(exist_ok=True)
+        told["BEFALLS_ONCE"] = str(once)
+    return told
+
+
+def check(output: Path, expected: Path) -> None:
+    """A finished run has every part once, and the bits of the expected one."""
+    assert features_of(output) == features_of(expected)
+    assert broken_promises(output) == []
+    parts = Counter(record["key"] for record in records(output) if record["key"].startswith("part"))
+    assert (len(parts), set(parts.values())) == (len(SIZES), {1})
+
+
+def committed(output: Path) -> dict[str, str]:
+    """The file of each part that counts."""
+    found = {record["key"]: record["entry"]["file"] for record in records(output)}
+    return {key: file for key, file in found.items() if key.startswith("part")}
+
+
+def test_k1_k4_workers_are_killed_crash_stop_or_fall_silent(wide: Night, tmp_path: Path) -> None:
+    """Which the scheduler notices at once, or after a while; a part that comes late, too, is nobody's."""
+    assert wide.run(tmp_path / "expected") == 0
+    fate = befalls(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
+    with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
+        for i in range(5):
+            cluster.start_worker(f"w{i}", *PRELOAD, **fate)
+        output = tmp_path / "out"
+        assert wide.run(output, "--scheduler-file", str(cluster.file)) == 0
+        check(output, tmp_path / "expected")
+        assert sorted(path.name for path in (tmp_path / "once").iterdir()) == ["5.h5", "6.h5", "7.h5", "8.h5"]
+        ended = {name: process.poll() for name, process in cluster.processes.items()}
+        assert {-signal.SIGKILL, -signal.SIGSEGV} <= set(ended.values())
+        (stopped,) = (name for name, code in ended.items() if code is None and is_stopped(cluster.processes[name].pid))
+        cluster.kill(stopped, signal.SIGCONT)  # what it was at it ends now, if it can
+        until(lambda: cluster.processes[stopped].poll() is not None, "the scheduler to turn it away")
+        assert wide.run(output) == 0
+        assert leftovers(output) == []
+        check(output, tmp_path / "expected")
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_p9_what_kills_one_worker_after_the_other_is_named(
+    wide: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1") as cluster:
+        for i in range(3):
+            cluster.start_worker(f"w{i}", *PRELOAD, **befalls(at3="killed"))
+        cluster.wait_for("w0", "w1", "w2")
+        assert wide.run(tmp_path / "out", "--scheduler-file", str(cluster.file)) == 71
+    print(caplog.text)
+    assert f"{wide.shards}/3.h5" in caplog.text
+
+
+def test_k2_k3_without_workers_or_a_scheduler_a_run_ends_and_goes_on_with_others(
+    wide: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(given, "_PATIENCE", 3.0)
+    assert wide.run(tmp_path / "expected") == 0
+    output = tmp_path / "out"
+    with Cluster(tmp_path / "cluster") as cluster:
+        typed = ("--scheduler-file", str(cluster.file))
+        for i in range(2):
+            cluster.start_worker(f"w{i}", *PRELOAD, **befalls(at4="killed"))
+        cluster.wait_for("w0", "w1")
+        assert wide.run(output, *typed) == 75
+        assert "no worker has been there for 3 s" in caplog.text
+        first = committed(output)
+        scheduler = {"SCHEDULER": str(cluster.processes["scheduler"].pid)}
+        cluster.start_worker("w2", *PRELOAD, **scheduler, **befalls(at4="loses its scheduler"))
+        cluster.wait_for("w2")
+        assert wide.run(output, *typed) == 75
+        assert "the connection to the scheduler is lost" in caplog.text
+        second = committed(output)
+        cluster.start_scheduler()
+        cluster.start_worker("w3", *PRELOAD)
+        assert wide.run(output, *typed) == 0
+        check(output, tmp_path / "expected")
+        assert len(first) > 0, "what was finished stays"
+        assert first.items() <= second.items() <= committed(output).items()
+        assert leftovers(output) == []
