@@ -18,7 +18,7 @@ from pipeline.cluster.checks import Question
 from pipeline.cluster.gate import check
 from pipeline.cluster.proof import proofs
 from pipeline.cluster.security import checked, configured
-from pipeline.cluster.workers import Workers
+from pipeline.cluster.workers import Workers, heard
 from pipeline.errors import ConfigError, DeviceError, TryAgain, counted, shown, some
 from pipeline.settings.config import Config
 
@@ -61,7 +61,9 @@ def given(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
     with _connected(address) as client:
         _waited(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
         check(client, ask())
-        yield Workers(client, "scheduler", address, _known(client, config, start), _PATIENCE)
+        known = _known(client, config, start)
+        with heard(client):
+            yield Workers(client, "scheduler", address, known, _PATIENCE)
 
 
 def _connected(address: str) -> Client:

@@ -20,10 +20,11 @@ from pipeline.cluster.tally import Tally
 from pipeline.errors import ShardpressError, SystemLimit, TryAgain, counted
 from pipeline.signals import Stopped
 
-__all__ = ["ClusterExecutor", "Workers", "hushed"]
+__all__ = ["OURS", "ClusterExecutor", "Workers", "heard", "hushed"]
 
 log = logging.getLogger(__name__)
 
+OURS = ("pipeline", "kernels")  # whose loggers speak to the user
 _MOST = 10_000  # tasks under way: what they cost the scheduler does not grow with their number
 _LOOK = 0.5  # seconds
 _TOLD_EVERY = 30.0  # seconds
@@ -180,3 +181,17 @@ def hushed() -> Iterator[None]:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def heard(client: Client) -> Iterator[None]:
+    """Within the context what tasks warn of stands in the driver's log, as if they ran there."""
+    for name in OURS:
+        client.forward_logging(name, logging.WARNING)
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            with signals.deferred():
+                for name in OURS:
+                    client.unforward_logging(name)

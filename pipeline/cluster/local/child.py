@@ -16,6 +16,8 @@ from typing import Any
 
 from distributed import Nanny, Security, Worker
 
+from pipeline.cluster.workers import OURS
+
 __all__ = ["Deaf", "main"]
 
 _HUSHED = logging.CRITICAL  # an error of a task is the driver's to tell
@@ -23,7 +25,12 @@ _SECONDS = 2.0  # for a worker to end by itself; what it was at is done again, i
 
 
 class Deaf(Worker):
-    """A worker without the HTTP server that Dask's own would listen with."""
+    """A worker without the HTTP server that Dask's own would listen with, which leaves warnings to the driver."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        for name in OURS:
+            logging.getLogger(name).addHandler(logging.NullHandler())
+        super().__init__(*arguments, **named)
 
     def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
         """None."""
