@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,12 +126,11 @@ class Replica:
         self._autoencoder, self._step, self._is_resident = autoencoder, step, is_resident
         self._turn = threading.Lock()  # there is one set of parameters: who waits has read its rows meanwhile
 
-    def read(self, task: ReplicaTask) -> np.ndarray:
+    def read(self, settings: ReplicaSettings, share: Share, blocks: Sequence[Block]) -> np.ndarray:
         """A share's rows, or their numbers, one piece after the other."""
         if self._is_resident:
-            return task.share.numbers()
-        settings = task.settings
-        return rows_of(task.blocks, np.dtype(settings.dtype), settings.n_inputs, settings.cleaning, settings.n_threads)
+            return share.numbers()
+        return rows_of(blocks, np.dtype(settings.dtype), settings.n_inputs, settings.cleaning, settings.n_threads)
 
     def train(self, task: ReplicaTask, values: np.ndarray) -> Done:
         """Take a share's steps, on what `read` has given."""
@@ -157,69 +158,71 @@ class Replicas:
     ----------
     shards : tuple of Shard
         As far as reading needs them.
+    firsts : ndarray of int64
+        Number of each one's first row.
     here : Replica
     """
 
     rounds: Rounds
     settings: ReplicaSettings
     shards: tuple[Shard, ...]
+    firsts: np.ndarray
     here: Replica
 
     @classmethod
     def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, here: Replica) -> Replicas:
         """Keep of shards and settings what tasks need, each of which carries it."""
         bare = tuple(replace(shard, riders=(), columns=(), left_out=()) for shard in shards)
-        return cls(
-            rounds, replace(settings, config=replace(settings.config, input=(), follow=(), carry=())), bare, here
-        )
+        settings = replace(settings, config=replace(settings.config, input=(), follow=(), carry=()))
+        return cls(rounds, settings, bare, first_rows(bare), here)
 
-    def tasks(
-        self, config: Settings, state: State, now: tuple[int, int, int], shares: Sequence[Share]
-    ) -> list[ReplicaTask]:
-        """Those of a round.
+    def task(self, share: Share, state: State, config: Settings, steps_per_epoch: int) -> ReplicaTask:
+        """To train on a share, from a state on.
 
         Parameters
         ----------
         config : Settings
             Whose epochs the learning rate falls over.
-        now : tuple of int
-            The epoch, how many of its shares are done, and its steps, if one replica took them.
+        steps_per_epoch : int
+            If one replica took them.
         """
-        firsts = first_rows(self.shards)
-        return [
-            ReplicaTask(
-                settings=self.settings,
-                state=state,
-                share=share,
-                blocks=tuple(block_of(self.shards, firsts, *piece) for piece in share.pieces),
-                rates=self._rates(config, now, share),
-                # Behind those of other shares, each of which has as many steps at most as an epoch of one replica.
-                first_noise=(now[0] * self.rounds.n_shares + now[1] + number) * now[2],
-            )
-            for number, share in enumerate(shares)
-        ]
-
-    def _rates(self, config: Settings, now: tuple[int, int, int], share: Share) -> tuple[float, ...]:
-        """As far on in the epoch as each step is, one replica would have these."""
-        epoch, n_done, steps_per_epoch = now
-        at_once = self.rounds.at_once(epoch)
-        n, round_number, n_rounds = (
-            -(-share.n_rows // config.batch_size),
-            n_done // at_once,
-            self.rounds.n_shares // at_once,
+        return ReplicaTask(
+            settings=self.settings,
+            state=state,
+            share=share,
+            blocks=self._blocks(share),
+            rates=self._rates(share, config, steps_per_epoch),
+            # Behind those of other shares, each of which has as many steps at most as an epoch of one replica.
+            first_noise=(share.epoch * self.rounds.n_shares + share.number) * steps_per_epoch,
         )
-        steps = ((round_number * n + i) * steps_per_epoch // (n_rounds * n) for i in range(n))
-        return tuple(learning_rate(config, epoch * steps_per_epoch + step, steps_per_epoch) for step in steps)
 
-    def run_here(self, tasks: Sequence[ReplicaTask]) -> Iterator[Done]:
-        """One after the other; while one trains, the next one's rows are read."""
+    def _blocks(self, share: Share) -> tuple[Block, ...]:
+        return tuple(block_of(self.shards, self.firsts, *piece) for piece in share.pieces)
+
+    def _rates(self, share: Share, config: Settings, steps_per_epoch: int) -> tuple[float, ...]:
+        """As far on in the epoch as each step is, one replica would have these."""
+        n, at_once = -(-share.n_rows // config.batch_size), self.rounds.at_once(share.epoch)
+        n_rounds, n_before = self.rounds.n_shares // at_once, share.number // at_once
+        steps = ((n_before * n + i) * steps_per_epoch // (n_rounds * n) for i in range(n))
+        return tuple(learning_rate(config, share.epoch * steps_per_epoch + step, steps_per_epoch) for step in steps)
+
+    @contextmanager
+    def run_here(self, epoch: int, n_done: int) -> Iterator[Run]:
+        """One after the other in this process, from a share of an epoch on; the rows of the next one are read ahead."""
+        shares = chain.from_iterable(self.rounds.rounds(epoch, n_done))
         with ThreadPoolExecutor(1, "read-ahead") as ahead:  # one, since each more holds a share more
-            reading = ahead.submit(self.here.read, tasks[0])
-            for task, following in zip(tasks, [*tasks[1:], None], strict=True):
-                values = reading.result()
-                if following is not None:
-                    reading = ahead.submit(self.here.read, following)
-                yield self.here.train(task, values)
+            # Lazy: each step starts to read a share.
+            reading = (ahead.submit(self.here.read, self.settings, each, self._blocks(each)) for each in shares)
+            upcoming = next(reading, None)
+
+            def run(tasks: Sequence[ReplicaTask]) -> Iterator[Done]:
+                nonlocal upcoming
+                for task in tasks:
+                    assert upcoming is not None
+                    values, upcoming = upcoming.result(), next(reading, None)
+                    yield self.here.train(task, values)
+
+            yield run
 
 
 def run_by(executor: Executor, n_at_once: int) -> Run:
@@ -239,7 +242,7 @@ def train_replica(task: ReplicaTask) -> Done:
         As `pipeline.device.start_device`.
     """
     replica = _replica_of(task.settings)
-    return replica.train(task, replica.read(task))
+    return replica.train(task, replica.read(task.settings, task.share, task.blocks))
 
 
 _replicas: dict[object, Replica] = {}  # one at most: a model is large

@@ -143,7 +143,9 @@ def test_a_task_carries_what_its_share_needs_and_no_rows(quick: None, shards: An
     training = ready(shards)
     assert training.replicas is not None
     shares = next(training.replicas.rounds.rounds(1))
-    tasks = training.replicas.tasks(training.config, training.state(), (1, 0, training.steps_per_epoch), shares)
+    tasks = [
+        training.replicas.task(share, training.state(), training.config, training.steps_per_epoch) for share in shares
+    ]
     assert len(tasks) == 3
     for task, share in zip(tasks, shares, strict=True):
         sent = pickle.loads(pickle.dumps(task))
@@ -160,10 +162,8 @@ def test_the_rate_falls_over_the_rounds_as_over_the_steps_of_one_replica(quick: 
     replicas, n_steps, found = training.replicas, training.steps_per_epoch, []
     assert replicas is not None
     for epoch in range(5):
-        n_done = 0
         for shares in replicas.rounds.rounds(epoch):
-            tasks = replicas.tasks(training.config, training.state(), (epoch, n_done, n_steps), shares)
-            n_done += len(shares)
+            tasks = [replicas.task(share, training.state(), training.config, n_steps) for share in shares]
             found.append(tasks[0].rates)
             assert len({task.rates[0] for task in tasks}) == 1, "all at once"
     rates = np.concatenate(found)
