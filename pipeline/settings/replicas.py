@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["rounds_in_epoch", "shared_out", "usual_replicas"]
+from dataclasses import dataclass
+
+__all__ = ["TrainingSizes", "rounds_in_epoch", "shared_out", "usual_replicas"]
 
 # Weights x rows x epochs that one device trains in minutes, where it is a card; two cores take an hour.
 _ONE_DEVICE, _MANY = 10**14, 8
@@ -11,47 +13,64 @@ _ONE_DEVICE, _MANY = 10**14, 8
 _LEAST_ROUNDS, _LEAST_STEPS = 70, 2000
 _LEAST_BATCH = 16
 
-# Steps between two meetings, at most: a task of a second or less, so that little is lost with a worker.
-_MOST_STEPS = 256
+# Steps between two meetings. Of fewer, moves are still those of the update rule's momentum, and the momentum of common
+# steps adds up what has been added up already: with three of them a training has diverged. Of more, a task would take
+# longer than a second, all of which is lost with a worker.
+_FEWEST_STEPS, _MOST_STEPS = 16, 256
 
 
-def usual_replicas(n_weights: int, n_rows: int, epochs: int) -> int:
+@dataclass(frozen=True)
+class TrainingSizes:
+    """What the replicas of a training follow from.
+
+    Attributes
+    ----------
+    n_rows : int
+        That an epoch trains on.
+    window_rows : int
+        That a replica may hold at a time.
+    """
+
+    n_rows: int
+    epochs: int
+    window_rows: int
+
+
+def usual_replicas(n_weights: int, sizes: TrainingSizes) -> int:
     """How many there are, where none are asked for."""
-    return 1 if n_weights * n_rows * epochs <= _ONE_DEVICE else _MANY
+    return 1 if n_weights * sizes.n_rows * sizes.epochs <= _ONE_DEVICE else _MANY
 
 
-def shared_out(asked: int, n_rows: int, epochs: int, batch_size: int, may_shrink: bool) -> tuple[int, int]:
+def shared_out(asked: int, batch_size: int, may_shrink: bool, sizes: TrainingSizes) -> tuple[int, int]:
     """As many of the replicas that were asked for as all have steps enough, and the rows of their minibatches.
 
     Parameters
     ----------
-    n_rows : int
-        That an epoch trains on.
     may_shrink : bool
         Whether minibatches may become smaller, so that there are more of them.
     """
     while asked > 1:
         size = batch_size
-        while may_shrink and size > _LEAST_BATCH and _steps(asked, n_rows, epochs, size) < _LEAST_STEPS:
+        while may_shrink and size > _LEAST_BATCH and not _suits(asked, size, sizes):
             size = max(_LEAST_BATCH, size // 2)
-        if _steps(asked, n_rows, epochs, size) >= _LEAST_STEPS:
+        if _suits(asked, size, sizes):
             return asked, size
         asked //= 2
     return 1, batch_size
 
 
-def rounds_in_epoch(replicas: int, n_rows: int, epochs: int, batch_size: int, window_rows: int) -> int:
-    """How often they meet in each epoch behind the first.
-
-    Parameters
-    ----------
-    window_rows : int
-        That one of them may hold at a time.
-    """
-    steps = min(_MOST_STEPS, max(1, _steps(replicas, n_rows, epochs, batch_size) // _LEAST_ROUNDS))
-    return -(-n_rows // (replicas * min(steps * batch_size, window_rows)))
+def rounds_in_epoch(replicas: int, batch_size: int, sizes: TrainingSizes) -> int:
+    """How often they meet in each epoch behind the first."""
+    steps = _steps(replicas, batch_size, sizes) // _LEAST_ROUNDS
+    steps = min(max(steps, _FEWEST_STEPS), _MOST_STEPS)
+    return -(-sizes.n_rows // (replicas * min(steps * batch_size, sizes.window_rows)))
 
 
-def _steps(replicas: int, n_rows: int, epochs: int, batch_size: int) -> int:
+def _suits(replicas: int, batch_size: int, sizes: TrainingSizes) -> bool:
+    has_steps = _steps(replicas, batch_size, sizes) >= _LEAST_STEPS
+    return has_steps and _FEWEST_STEPS * batch_size <= sizes.window_rows
+
+
+def _steps(replicas: int, batch_size: int, sizes: TrainingSizes) -> int:
     """Of each of them, over all epochs but the first, which one trains alone."""
-    return (epochs - 1) * n_rows // (replicas * batch_size)
+    return (sizes.epochs - 1) * sizes.n_rows // (replicas * batch_size)

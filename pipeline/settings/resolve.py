@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.settings.defaults import (
     ROWS_PER_UNIT,
     UNITS_PER_INPUT,
 )
-from pipeline.settings.replicas import shared_out, usual_replicas
+from pipeline.settings.replicas import TrainingSizes, shared_out, usual_replicas
 
 __all__ = ["Settings", "misfits", "network_of", "resolve"]
 
@@ -74,15 +74,18 @@ def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = 
     if given:
         found["activation"] = given.activation  # which is never left open
     n_weights = Network((n_inputs, *hidden, n_features)).n_weights
-    return Settings(**{**vars(config), **found, **_replicas(config, {**vars(config), **found}, n_weights, n_rows)})
+    # Of the widest numbers that rows can have, since their dtype is not known here.
+    window_rows = min(config.shuffle_window, config.memory_budget // 8) // (8 * n_inputs)
+    n_trained = n_rows - round(config.validation_fraction * n_rows)
+    sizes = TrainingSizes(n_trained, config.epochs or follows["epochs"], window_rows)
+    return Settings(**{**vars(config), **found, **_replicas(config, batch_size, n_weights, sizes)})
 
 
-def _replicas(config: Config, found: Mapping[str, Any], n_weights: int, n_rows: int) -> dict[str, int]:
+def _replicas(config: Config, batch_size: int, n_weights: int, sizes: TrainingSizes) -> dict[str, int]:
     """How many of them train the model, and the rows of their minibatches."""
-    n_trained, epochs = n_rows - round(config.validation_fraction * n_rows), found["epochs"]
-    asked = config.replicas or usual_replicas(n_weights, n_trained, epochs)
-    replicas, batch_size = shared_out(asked, n_trained, epochs, found["batch_size"], config.batch_size is None)
-    return {"replicas": replicas, "batch_size": batch_size}
+    asked = config.replicas or usual_replicas(n_weights, sizes)
+    replicas, size = shared_out(asked, config.batch_size or batch_size, config.batch_size is None, sizes)
+    return {"replicas": replicas, "batch_size": size}
 
 
 def _hidden_of(config: Config, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 
-from pipeline.settings.replicas import rounds_in_epoch
+from pipeline.settings.replicas import TrainingSizes, rounds_in_epoch
 from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard
 from pipeline.training.order import Order, slab_starts
@@ -115,6 +115,7 @@ class Rounds:
 
 def rounds_of(order: Order, shards: Sequence[Shard], config: Settings) -> Rounds:
     """How such an order of rows is shared out."""
-    n_rounds = rounds_in_epoch(config.replicas, order.n_rows, config.epochs, config.batch_size, order.window_rows)
+    sizes = TrainingSizes(order.n_rows, config.epochs, order.window_rows)
+    n_rounds = rounds_in_epoch(config.replicas, config.batch_size, sizes)
     max_rows = min(order.window_rows // 4, order.n_rows // (config.replicas * n_rounds * _SLABS))
     return Rounds(replace(order, starts=slab_starts(shards, max(1, max_rows))), config.replicas, n_rounds)

@@ -55,6 +55,7 @@ def test_one_replica_trains_the_first_epoch_and_all_of_them_the_others_from_any_
 @pytest.mark.process
 def test_shares_are_alike_in_size_and_come_from_all_over_the_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(replicas, "_LEAST_STEPS", 20)
+    monkeypatch.setattr(replicas, "_FEWEST_STEPS", 1)
     shards = numbered_shards(tmp_path, 1000, 0, 500, 2500)
     order = Order(slab_starts(shards), np.arange(0, 4000, 40), 10**6, seed=0)
     config = Settings(**{**ONE_LAYER, "replicas": 4}, n_features=1, batch_size=8, epochs=9)
