@@ -19,6 +19,9 @@ __all__ = ["Budget", "make_budget"]
 
 _BLOCK_BYTES = 2**23  # read at once; see docs/performance.md
 _PART_BYTES = 2**26  # of features in one file
+# More parts than this are made larger, as far as the memory holds them: what a part costs the driver and a scheduler,
+# some milliseconds, its lines in manifest and index aside, is not to be what thousands of workers wait for.
+_MANY_PARTS = 2**15
 _COPIES_IN_ENCODING = 3  # of a network
 _SAMPLE_BYTES = 2**26  # of scaled rows whose components are looked for: more of them would not turn these noticeably
 
@@ -100,7 +103,8 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
         )
     # A part is one piece of memory; the rest is for what rides along, and for a copy when that is longer than thought.
     # Features that are stored otherwise are there twice, and compressed ones as long as HDF5 lays the file out.
-    part_bytes = min(_PART_BYTES, share // (3 if storages(settings)[0].is_plain else 6))
+    usual_bytes = max(_PART_BYTES, sum(shard.n_rows for shard in shards) * 4 * settings.n_features // _MANY_PARTS)
+    part_bytes = min(usual_bytes, share // (3 if storages(settings)[0].is_plain else 6))
     part_rows = max(block_rows, part_bytes // (4 * settings.n_features) // block_rows * block_rows)
     return Budget(
         n_threads=n_threads,

@@ -47,6 +47,18 @@ def test_blocks_parts_windows_and_validation_fit_the_memory():
         assert budget.resident == (10**7 * row_bytes <= memory // 2), case
 
 
+def test_of_more_rows_than_make_many_parts_parts_are_larger_as_far_as_the_memory_holds_them():
+    """A driver's time goes by parts: see docs/scaling.md."""
+    n_parts = {}
+    for memory, n_rows in product((2048 * MiB, 2**20 * MiB), (10**8, 10**10, 10**12)):
+        budget = budget_of([shard(n_rows)], 64, memory_budget=memory, threads=2)
+        n_parts[memory, n_rows] = n_rows / budget.part_rows
+        assert 4 * 3 * budget.part_rows * 4 * 64 <= memory // 8, (memory, n_rows)
+    assert n_parts[2048 * MiB, 10**12] == pytest.approx(100 * n_parts[2048 * MiB, 10**10])
+    assert max(n_parts[2**20 * MiB, n_rows] for n_rows in (10**10, 10**12)) <= 1.05 * 2**15  # whole blocks
+    assert n_parts[2**20 * MiB, 10**8] == pytest.approx(10**8 * 256 / (64 * MiB), rel=0.05)
+
+
 def test_a_tile_for_each_thread_fits_the_memory_or_is_refused():
     for threads in (64, 256):
         with suppress(ConfigError):
