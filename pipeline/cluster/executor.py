@@ -22,6 +22,7 @@ from pipeline.cluster.threads import stop
 __all__ = ["compute", "reduce"]
 
 _FAN_IN = 16  # results that are merged at a time: fewer would be more tasks, more would be held longer
+_FAR, _MANY, _TOGETHER = 1000, 40_000, 8  # under way at once, tasks in all, tasks: see `_chunk`
 _LAST = 10**12 - 1  # of a width that keeps the order of the names
 
 _Task = tuple[Callable[[Any], Any], Any]
@@ -73,18 +74,18 @@ def reduce(
 class _Call:
     """Tasks as one callable: distributed looks into lists, and would itself run a task of Dask's that it finds there.
 
-    Its text is that of the task's argument, where one is to be named.
+    Its text is that of the tasks' arguments, where one is to be named.
     """
 
     function: Callable[[Any], Any]
     tasks: Any
-    node: tuple[Any, ...]  # of the graph
+    nodes: tuple[tuple[Any, ...], ...]  # of the graph
 
     def __call__(self) -> Any:
         return self.function(self.tasks)
 
     def __str__(self) -> str:
-        return "what tasks have found" if len(self.node) > 1 else str(self.node[0].args[0])
+        return "; ".join("what tasks have found" if len(node) > 1 else str(node[0].args[0]) for node in self.nodes)
 
 
 def _graph(tasks: Sequence[_Task]) -> dict[str, tuple[Any, ...]]:
@@ -101,13 +102,22 @@ def _keys(first: int, n: int) -> list[str]:
     return [f"task-{_LAST - i}" for i in range(first, first + n)]
 
 
+def _chunk(n_tasks: int, n_at_once: int) -> int:
+    """How many tasks go together: one at a time, as they are large, and the first error stops the rest.
+
+    But a scheduler takes a millisecond for whatever it passes on. Of very many tasks, which only a cluster has under
+    way by the thousand, that would be what a thousand workers wait for: docs/scaling.md.
+    """
+    return max(1, min(_TOGETHER, n_tasks // _MANY)) if n_at_once > _FAR else 1
+
+
 def _run(
     graph: dict[str, tuple[Any, ...]], keys: list[str], executor: Executor, n_at_once: int, done: _Done | None
 ) -> Any:
     under_way: set[Future[Any]] = set()
 
     def submit(function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
-        future = executor.submit(_Call(function, tasks, graph[tasks[0][0]]))
+        future = executor.submit(_Call(function, tasks, tuple(graph[task[0]] for task in tasks)))
         under_way.add(future)
         future.add_done_callback(under_way.discard)
         return future
@@ -133,7 +143,7 @@ def _run(
                 keys,
                 cache={},
                 get_id=who,
-                chunksize=1,  # one at a time: the tasks are large, and the first error stops the rest
+                chunksize=_chunk(len(graph), n_at_once),
                 rerun_exceptions_locally=False,
                 callbacks=[(None, None, None, posttask, None)],
             )

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.cluster import executor as module
 from pipeline.cluster.executor import compute, reduce
 from pipeline.cluster.threads import check, threads
 from pipeline.scan.blocks import ScanSettings
@@ -91,7 +92,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]
     else:
         from distributed import Client, LocalCluster
 
-        where = {"host": "127.0.0.1", "dashboard_address": None, "processes": True}
+        where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "processes": True}
         with LocalCluster(n_workers=1, threads_per_worker=2, **where) as cluster, Client(cluster) as client:
             yield lambda: client.get_executor(pure=False)
 
@@ -245,6 +246,28 @@ def test_a_signal_stops_the_rest_and_waits_for_what_is_under_way() -> None:
     with stoppable(), pytest.raises(Stopped):
         run([(work, i) for i in range(20)], 2)
     assert sum(at_work) == 0
+
+
+# -- very many of them ---------------------------------------------------------------------------------------------
+
+
+def test_of_very_many_tasks_few_go_to_a_cluster_at_a_time_and_each_is_still_told_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A scheduler's time goes by what it passes on."""
+    monkeypatch.setattr(module, "_MANY", 10)
+    with threads(2) as pool:
+        calls, submit = list[str](), pool.submit
+        monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
+        for n_tasks, n_at_once, most in ((19, 2000, 1), (40, 2000, 4), (1000, 2000, 8), (1000, 2, 1)):
+            told = list[int]()
+            calls.clear()
+            assert compute([(square, i) for i in range(n_tasks)], pool, n_at_once, told.append) == [
+                i * i for i in range(n_tasks)
+            ]
+            assert sorted(told) == [i * i for i in range(n_tasks)]
+            assert len(calls) == -(-n_tasks // most)
+            assert calls[0] == "; ".join(map(str, range(most)))
 
 
 # -- merging -------------------------------------------------------------------------------------------------------
