@@ -6,11 +6,12 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.cluster.crew import Threads
+from pipeline.cluster.tally import Tally
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
@@ -92,7 +93,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
                 if in_time is not None and n_rows:  # behind a step, at which a training can be limited
                     in_time(training)
                     progress.expect(training.config.epochs * training.order.n_rows)
-                progress.advance(n_rows, place)
+                progress.advance(n_rows, place if run is None else _Place(place, job.crew.tally))
 
             done = train(training, partial(_save, job, fingerprint), advance, run)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
@@ -108,6 +109,17 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
     return Model(scaler, autoencoder.network, training.best, about)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a training stands, and how fast its workers are; put into words when a line is due."""
+
+    training: object
+    workers: Tally
+
+    def __str__(self) -> str:
+        return f"{self.training}, {self.workers}"
 
 
 @contextmanager

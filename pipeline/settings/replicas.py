@@ -15,8 +15,8 @@ _LEAST_BATCH = 16
 
 # Steps between two meetings. Of fewer, moves are still those of the update rule's momentum, and the momentum of common
 # steps adds up what has been added up already: with three of them a training has diverged. Of more, a task would take
-# longer than a second, all of which is lost with a worker.
-_FEWEST_STEPS, _MOST_STEPS = 16, 256
+# longer than a second or two, all of which is lost with a worker.
+_FEWEST_STEPS, _MOST_STEPS = 16, 512
 
 
 @dataclass(frozen=True)

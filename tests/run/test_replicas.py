@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
-from pipeline.run import stages
+from pipeline.run import deadline, stages
 from pipeline.settings import replicas
 from pipeline.training.replicas import replica
 from tests.support.nights import STEPS, Stopping
@@ -78,3 +78,22 @@ def test_more_replicas_than_have_steps_enough_are_fewer_and_that_is_said(
 ) -> None:
     assert night.run(out, *FLAGS, "--replicas", "64") == 0
     assert "replicas: 8, as each of 64 would take too few steps" in caplog.text
+
+
+def test_how_many_epochs_fit_is_decided_by_the_pace_of_all_replicas(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first epoch, which one of them trains, says nothing of those that workers share."""
+    asked, seconds_of = list[tuple[int, int, float]](), deadline._epoch_seconds
+
+    def epoch_seconds(training: Any) -> float:
+        now = training.standing
+        now.seconds = 25.0 if now.epoch == 1 else now.seconds  # so far
+        asked.append((now.epoch, now.n_done, seconds_of(training)))
+        return asked[-1][-1]
+
+    monkeypatch.setattr(deadline, "_epoch_seconds", epoch_seconds)
+    monkeypatch.setattr(deadline, "_encoding_seconds", lambda *_: 0.0)
+    assert night.run(out, *FLAGS, "--epochs", "4", "--max-hours", "1") == 0
+    assert asked[0] == (1, 2, pytest.approx(75, rel=0.1)), "one of three rounds"
+    assert [epoch for epoch, _, _ in asked] == [1, 2, 3]

@@ -45,5 +45,5 @@ def test_each_replica_takes_2000_steps_and_meets_the_others_70_times_but_not_aft
                 n_rounds = rounds_in_epoch(n, size, sizes_of_it)
                 assert n_rounds * (epochs - 1) >= 70
                 assert (epochs - 1) * n_rows >= 2000 * n * size
-                assert n_rows <= n * n_rounds * min(256 * size, window_rows), "a task of a second or less"
+                assert n_rows <= n * n_rounds * min(512 * size, window_rows), "a task of a second or two"
                 assert n_rows > n * (n_rounds - 1) * 16 * size
