@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from pipeline.cluster.checks import Question
+from pipeline.cluster.local.devices import environment_of, named
+from pipeline.cluster.security import checked
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
+from pipeline.errors import ConfigError
 from pipeline.settings.config import Config
 
-__all__ = ["Crew", "Threads", "crew_of"]
+__all__ = ["Crew", "Threads", "check_settings", "crew_of"]
 
 
 class Crew(Protocol):
@@ -56,6 +61,21 @@ class Threads:
     def facts(self) -> dict[str, Any]:
         """Their kind."""
         return {"kind": "threads", "workers": []}
+
+
+def check_settings(config: Config) -> None:
+    """Refuse a crew that cannot be, as far as that can be known before anything is looked at.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if config.scheduler:
+        checked(config.scheduler, config.insecure_cluster)
+    for device in named(config.devices, os.environ):
+        environment_of(device, 1, os.environ)
+    if config.dashboard and (config.workers or config.devices) and find_spec("bokeh") is None:
+        raise ConfigError("dashboard: Dask's page is made by bokeh, which is not installed: pip install bokeh")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 
 from distributed import Client
 from distributed.comm.core import FatalCommClosedError
+from distributed.versions import VersionMismatchWarning
 
 from pipeline import signals
 from pipeline.cluster.checks import Question
@@ -62,6 +64,8 @@ def given(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
         _waited(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
         check(client, ask())
         known = _known(client, config, start)
+        if config.dashboard:
+            log.info("cluster: Dask's own page is at %s", client.dashboard_link)
         with heard(client):
             yield Workers(client, "scheduler", address, known, _PATIENCE)
 
@@ -70,7 +74,9 @@ def _connected(address: str) -> Client:
     security = configured(address)
     log.info("cluster: connecting to %s", shown(address))
     try:
-        return Client(address, security=security, timeout=_CONNECT, set_as_default=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # what matters of that is refused, in a sentence
+            return Client(address, security=security, timeout=_CONNECT, set_as_default=False)
     except FatalCommClosedError as error:
         raise ConfigError(
             f"scheduler: {shown(address)} turns these certificates away, or they it: {error}. They are those of "

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import h5py
 
-from pipeline.cluster.crew import Crew
-from pipeline.cluster.security import checked
+from pipeline.cluster.crew import Crew, check_settings
 from pipeline.device import TILE_ROWS, seconds_compiling
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.storage import Storage, storages
@@ -136,8 +135,7 @@ def prepare(config: Config) -> Prepared:
         For inputs or a model that cannot be used.
     """
     _refuse(problems(config))  # before the inputs, which may take minutes to look at
-    if config.scheduler:
-        checked(config.scheduler, config.insecure_cluster)
+    check_settings(config)
     shards, bad_shards = _open(config)
     given = load_model(config.model) if config.model else None
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs

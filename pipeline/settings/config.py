@@ -267,14 +267,9 @@ class Config:
         "how far stored features may be off, like 1e-3: they are rounded as much, and take what room is left then",
         before=None,
     )
-    workers: int = _setting(
-        0, whole(0), "nothing", "processes of this machine that scan and encode (0: as many threads as --threads)"
-    )
+    workers: int = _setting(0, whole(0), "nothing", "processes of this machine that do the work (0: threads of one do)")
     devices: tuple[str, ...] | None = _setting(
-        None,
-        DEVICES,
-        "nothing",
-        "one for each of these workers, like cuda0,cuda1 or all (default: by THEANO_FLAGS)",
+        None, DEVICES, "nothing", "one for each of these workers, like cuda0,cuda1, or all (default: by THEANO_FLAGS)"
     )
     scheduler: str | None = _setting(
         None, NAME, "nothing", "of a Dask cluster that is there, like tls://host:8786: its workers scan and encode"
@@ -282,7 +277,7 @@ class Config:
     scheduler_file: str | None = _setting(None, FILES, "nothing", "the same, by the file that the scheduler writes")
     insecure_cluster: bool = _switch("talk to a scheduler on another machine without TLS")
     mixed_processors: bool = _switch("take workers on other kinds of processors: bits then depend on who does what")
-    dashboard: bool = _switch("open Dask's own page about the workers, on this machine alone")
+    dashboard: bool = _switch("say where Dask's own page about the workers is; of --workers open it, on 127.0.0.1")
     checkpoint_minutes: float = _setting(
         5.0,
         number(lambda minutes: 0 <= minutes < math.inf, "0 or more, and finite"),
@@ -341,8 +336,6 @@ def problems(config: Config) -> list[str]:
 def _without_cluster(config: Config) -> list[str]:
     """What is asked of a cluster that nobody asks for."""
     has_scheduler = bool(config.scheduler or config.scheduler_file)
-    has_workers = bool(config.workers or config.devices)
-    needs = dict.fromkeys(("insecure_cluster", "mixed_processors"), (has_scheduler, "scheduler"))
-    needs |= {"dashboard": (has_workers, "workers")}
-    lacking = {name: of for name, (has, of) in needs.items() if getattr(config, name) and not has}
-    return [f"{name}: set, expected with {of}" for name, of in lacking.items()]
+    has = {"scheduler": has_scheduler, "workers or scheduler": has_scheduler or config.workers or config.devices}
+    needs = {"insecure_cluster": "scheduler", "mixed_processors": "scheduler", "dashboard": "workers or scheduler"}
+    return [f"{name}: set, expected with {of}" for name, of in needs.items() if getattr(config, name) and not has[of]]

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.cluster.gate import check
 from pipeline.cluster.local.devices import environment_of, named
 from pipeline.cluster.proof import Proof, proofs
 from pipeline.cluster.workers import Workers, heard
-from pipeline.errors import ConfigError, DeviceError, SystemLimit, counted
+from pipeline.errors import DeviceError, SystemLimit, counted
 from pipeline.settings.config import Config
 
 __all__ = ["local"]
@@ -66,7 +65,7 @@ def local(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
     Raises
     ------
     ConfigError
-        When devices are not there, or the dashboard is not installed.
+        When devices are not there, or a worker would not do what this process does.
     DeviceError
         When no worker can use its device.
     SystemLimit
@@ -94,7 +93,11 @@ def _environments(config: Config) -> list[dict[str, str]]:
     devices = named(config.devices, os.environ)
     n = config.workers or len(devices)
     n_each = max(1, len(os.sched_getaffinity(0)) // n)
-    return [environment_of(devices[i % len(devices)] if devices else None, n_each, os.environ) for i in range(n)]
+    found = [environment_of(devices[i % len(devices)] if devices else None, n_each, os.environ) for i in range(n)]
+    if config.require_device:  # also of one that is started anew
+        for each in found:
+            each["THEANO_FLAGS"] = ",".join(filter(None, [each.get("THEANO_FLAGS"), "force_device=True"]))
+    return found
 
 
 @contextmanager
@@ -102,8 +105,6 @@ def _client(security: Security, has_dashboard: bool) -> Iterator[Client]:
     options: dict[str, Any] = {"host": _LOOPBACK, "protocol": "tls", "security": security}
     options |= {"allowed_failures": _ALLOWED_FAILURES, "dashboard": has_dashboard}
     if has_dashboard:
-        if find_spec("bokeh") is None:
-            raise ConfigError("dashboard: Dask's page is made by bokeh, which is not installed: pip install bokeh")
         options["dashboard_address"] = f"{_LOOPBACK}:0"
     scheduler = {"cls": Scheduler if has_dashboard else _Unheard, "options": options}
     with signals.deferred():  # half of it would stay

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.cluster.local import processes
-from pipeline.cluster.local.processes import _proven
+from pipeline.cluster.local.processes import _environments, _proven
 from pipeline.cluster.proof import Proof
 from pipeline.settings.config import Config
 from tests.support.helpers import refused
@@ -62,3 +62,12 @@ def test_without_a_worker_or_with_one_less_than_required_the_run_stops(monkeypat
         proven(monkeypatch, [proof(0, reason="no driver")], Config(workers=1))
     with refused(69, "1 worker of 2 cannot be used, the first: no driver"):
         proven(monkeypatch, [proof(0), proof(1, reason="no driver")], Config(workers=2, require_device=True))
+
+
+def test_a_device_that_is_required_is_required_of_a_worker_that_is_started_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("THEANO_FLAGS", "floatX=float32")
+    config = Config(workers=3, devices=("cuda0", "opencl0:0"), require_device=True)
+    flags = [each["THEANO_FLAGS"] for each in _environments(config)]
+    assert flags == [f"floatX=float32,device={device},force_device=True" for device in ("cuda0", "opencl0:0", "cuda0")]

@@ -1,0 +1,37 @@
+"""What of a crew can be refused before anything is looked at, and what nobody asks for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.cluster import crew
+from pipeline.cluster.crew import Threads, check_settings, crew_of
+from pipeline.settings.config import Config
+from tests.support.helpers import refused
+
+
+def test_what_cannot_be_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_settings(Config(workers=2, devices=("cpu", "opencl0:0")))
+    with refused(78, "tcp://10.0.0.7:8786 is another machine"):
+        check_settings(Config(scheduler="tcp://10.0.0.7:8786"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with refused(78, "devices: cuda1, but CUDA_VISIBLE_DEVICES=3 lets 1 be seen"):
+        check_settings(Config(devices=("cuda0", "cuda1")))
+    monkeypatch.setattr(crew, "find_spec", lambda name: None)
+    with refused(78, "dashboard", "pip install bokeh"):
+        check_settings(Config(workers=2, dashboard=True))
+
+
+def test_threads_are_who_works_unless_told_otherwise() -> None:
+    with crew_of(Config(), 2, lambda: None, lambda: None) as found:  # type: ignore[arg-type, return-value]
+        assert isinstance(found, Threads)
+
+
+@pytest.mark.process
+def test_a_run_of_threads_loads_no_scheduler() -> None:
+    program = "import sys, pipeline.run.stages; print('distributed' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "False\n"
