@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ import pytest
 
 from pipeline.cluster import given
 from tests.support.clusters import Cluster, until
+from tests.support.interpreters import REPOSITORY, environment
+from tests.support.processes import DEADLINE, Small, arguments_of, descendants
 from tests.support.soak_protocol import broken_promises, leftovers, records
 from tests.support.standin import Night, features_of, install
 
@@ -121,3 +125,57 @@ def test_k2_k3_without_workers_or_a_scheduler_a_run_ends_and_goes_on_with_others
         assert len(first) > 0, "what was finished stays"
         assert first.items() <= second.items() <= committed(output).items()
         assert leftovers(output) == []
+
+
+# A driver in a process of its own, that leaves word of its id.
+DRIVER = """
+import os, sys
+import pytest
+from pathlib import Path
+from pipeline import cli
+from tests.support.standin import install
+Path(os.environ["DRIVER"]).write_text(str(os.getpid()))
+install(pytest.MonkeyPatch())
+sys.exit(cli.main("", sys.argv[1:]))
+"""
+
+
+def test_p11_a_part_that_comes_after_the_driver_has_died_is_nobodys(wide: Night, tmp_path: Path) -> None:
+    assert wide.run(tmp_path / "expected") == 0
+    output, driver = tmp_path / "out", {"DRIVER": str(tmp_path / "driver")}
+    with Cluster(tmp_path / "cluster") as cluster:
+        typed = ("--scheduler-file", str(cluster.file))
+        cluster.start_worker("w", *PRELOAD, **driver, **befalls(tmp_path / "once", at4="loses its driver"))
+        command = [sys.executable, "-c", DRIVER, *wide.arguments(output, *typed)]
+        done = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)
+        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        until(lambda: "part-000004" in str(late(output)), "the part that the worker was at")
+        there = late(output)
+        assert wide.run(output, *typed) == 0
+        assert not any((output / name).exists() for name in there)
+        assert leftovers(output) == []
+        check(output, tmp_path / "expected")
+
+
+def late(output: Path) -> list[str]:
+    """Parts that do not count."""
+    return sorted({f"parts/{path.name}" for path in output.glob("parts/*.h5")} - set(committed(output).values()))
+
+
+def test_p11_a_runs_own_workers_end_with_it_however_it_ends(small: Small, tmp_path: Path) -> None:
+    process = small.program().start(tmp_path / "out", "--workers", "2")
+    assert process.stdout is not None
+    below: dict[int, int] = {}
+    try:
+        for line in process.stdout:
+            if b" INFO cluster: 2 workers: " in line:
+                below = dict(descendants(process.pid))
+                process.kill()
+        process.wait(DEADLINE)
+        # The pipe has ended, so those have that could write to it; and nothing is left of the others.
+        until(lambda: not any(arguments_of(pid) for pid in below), "the workers to end")
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
+    assert len(below) >= 4, "two workers, and what starts them anew"

@@ -33,7 +33,7 @@ BEFALLS: dict[str, Callable[[], object]] = {
     # Called so, C code keeps the interpreter's lock: no other thread runs, and none says that the worker is alive.
     "keeps the lock": lambda: ctypes.PyDLL(None).sleep(SECONDS),
     "loses its scheduler": lambda: os.kill(int(os.environ["SCHEDULER"]), signal.SIGKILL),
-    "loses its driver": lambda: os.kill(int(os.environ["DRIVER"]), signal.SIGKILL),
+    "loses its driver": lambda: os.kill(int(Path(os.environ["DRIVER"]).read_text()), signal.SIGKILL),
 }
 
 
