@@ -30,9 +30,10 @@ check: lint ## linters, types, and the tests that need no compiler and no other 
 test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-soak: setup ## kill 200 runs at random moments, fail every write in turn, feed 10,000 mutated files to the readers
+soak: setup ## kill 200 runs, fail every write, kill workers and schedulers, feed 10,000 mutated files to the readers
 	$(PYTHON_OF_VENV) -m tests.support.killing 200
 	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
+	$(PYTHON_OF_VENV) -m tests.support.chaos 10
 	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000
 
 bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
