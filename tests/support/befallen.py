@@ -1,7 +1,7 @@
 """Workers that meet with something: loaded by ``dask worker --preload``, and told by their environment what and when.
 
-``BEFALLS`` is JSON: for the name of a shard what happens to the worker that begins to encode its rows. ``BEFALLS_ONCE``
-is a folder, by which the workers know what has happened to one of them already; without it everything happens always.
+``BEFALLS`` is JSON: for the name of a shard what happens to the worker that begins to encode its rows. With
+``BEFALLS_ONCE``, a folder, each kind of thing happens once, to one of them; without it everything happens always.
 The device is the stand-in, as in the driver.
 """
 
@@ -11,6 +11,8 @@ import ctypes
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,17 @@ BEFALLS: dict[str, Callable[[], object]] = {
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     # Called so, C code keeps the interpreter's lock: no other thread runs, and none says that the worker is alive.
     "keeps the lock": lambda: ctypes.PyDLL(None).sleep(SECONDS),
+    "takes its time": lambda: time.sleep(SECONDS / 6),
+    "is cut off": lambda: _cut_off(int(os.environ["BETWEEN"])),
     "loses its scheduler": lambda: os.kill(int(os.environ["SCHEDULER"]), signal.SIGKILL),
     "loses its driver": lambda: os.kill(int(Path(os.environ["DRIVER"]).read_text()), signal.SIGKILL),
 }
+
+
+def _cut_off(between: int) -> None:
+    """For a while, in which it goes on with its work."""
+    os.kill(between, signal.SIGSTOP)
+    threading.Timer(SECONDS, os.kill, (between, signal.SIGCONT)).start()
 
 
 def dask_setup(_worker: Any = None) -> None:
@@ -48,19 +58,19 @@ def dask_setup(_worker: Any = None) -> None:
 
     def read_or_not(block: Any, *rest: Any) -> Any:
         name = Path(block.shard.path).name
-        if name in befalls and _is_due(name):
+        if name in befalls and _is_due(befalls[name]):
             BEFALLS[befalls[name]]()
         return read(block, *rest)
 
     patch.setattr(encode, "read", read_or_not)
 
 
-def _is_due(name: str) -> bool:
+def _is_due(what: str) -> bool:
     folder = os.environ.get("BEFALLS_ONCE")
     if folder is None:
         return True
     try:
-        os.close(os.open(f"{folder}/{name}", os.O_CREAT | os.O_EXCL))
+        os.close(os.open(f"{folder}/{what}", os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,24 @@ from tests.support.interpreters import REPOSITORY, environment
 
 __all__ = ["Cluster", "until"]
 
+# What lies between a worker and its scheduler: stopped, it keeps all that is on its way, and both ends hear nothing.
+_BETWEEN = """
+import asyncio, sys
+from pathlib import Path
+async def pass_on(reader, writer):
+    while data := await reader.read(2**16):
+        writer.write(data)
+    writer.close()
+async def serve(host, port, file):
+    async def connect(reader, writer):
+        there_reader, there_writer = await asyncio.open_connection(host, int(port))
+        both = pass_on(reader, there_writer), pass_on(there_reader, writer)
+        await asyncio.gather(*both, return_exceptions=True)
+    server = await asyncio.start_server(connect, "127.0.0.1", 0)
+    Path(file).write_text(str(server.sockets[0].getsockname()[1]))
+    await server.serve_forever()
+asyncio.run(serve(*sys.argv[1:]))
+"""
 _SECONDS = 60.0  # for what takes one on a machine that is not busy
 
 
@@ -74,6 +93,16 @@ class Cluster:
         flags = (*where, *nanny, *scratch, "--nthreads", "1", "--name", name, *flags)
         self._start(name, "worker", *flags, directory=directory, **variables)
 
+    def start_between(self, name: str) -> Path:
+        """What passes on bytes to and from the scheduler, as a network does; the file for ``--scheduler-file``."""
+        told, port = json.loads(self.file.read_text()), self.folder / f"{name}.port"
+        host, _, there = told["address"].removeprefix("tcp://").partition(":")
+        self._run(name, [sys.executable, "-c", _BETWEEN, host, there, str(port)])
+        until(lambda: port.exists() and port.read_text(), name)
+        file = self.folder / f"{name}.json"
+        file.write_text(json.dumps({**told, "address": f"tcp://{host}:{port.read_text()}"}))
+        return file
+
     def wait_for(self, *names: str) -> None:
         """Until these workers are known to the scheduler."""
         for name in names:
@@ -93,7 +122,9 @@ class Cluster:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def _start(self, name: str, kind: str, *flags: str, directory: Path | None = None, **variables: str) -> None:
-        command = [sys.executable, "-m", "dask", kind, *flags]
+        self._run(name, [sys.executable, "-m", "dask", kind, *flags], directory, **variables)
+
+    def _run(self, name: str, command: list[str], directory: Path | None = None, **variables: str) -> None:
         env = environment(**{**self._variables, **variables})
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
