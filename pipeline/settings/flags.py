@@ -33,16 +33,8 @@ _STAGES = {
     ),
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),
-        *(
-            "replicas",
-            "finish_by",
-            "max_hours",
-            "seed",
-            "validation_fraction",
-            "patience",
-            "baseline",
-            "shuffle_window",
-        ),
+        *("replicas", "finish_by", "max_hours", "seed"),
+        *("validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
     "output": (
         *("output", "storage_dtype", "compression", "max_feature_error", "single_file"),
