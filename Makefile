@@ -4,7 +4,7 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reference check test soak bench overheads report-check lint format clean
+.PHONY: help setup run reference check test soak bench overheads scaling simulate report-check lint format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
 
 overheads: setup ## what safety costs
 	$(PYTHON_OF_VENV) scripts/overheads.py
+
+scaling: setup ## what more than one process costs and brings: a quarter of an hour with nothing else at work
+	$(PYTHON_OF_VENV) scripts/scaling.py
+
+simulate: setup ## what a run would take on 1 to 1,000 workers, out of measured costs
+	$(PYTHON_OF_VENV) scripts/simulate.py --plot docs/scaling.png
 
 report-check: setup .report-check/.complete ## open reports in a headless Chromium (Debian: chromium); needs npm, too
 	$(PYTHON_OF_VENV) scripts/make_data.py digits

@@ -12,7 +12,8 @@ FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16"]
 # What features and models are handed on to. pyarrow 26 needs NumPy 2.
 DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow<26"]
-TEST = ["mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", *FILTERS, *PLOT, *ONNX, *DOWNSTREAM]
+SIMULATE = ["simpy>=4"]  # for scripts/simulate.py, of a checkout
+TEST = ["mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", *FILTERS, *PLOT, *ONNX, *DOWNSTREAM, *SIMULATE]
 
 # What opens, reports, compares and verifies the features of a run: on every Python.
 READER = [

@@ -163,7 +163,10 @@ def test_it_says_what_each_worker_has_done_the_slowest_first(report: dict[str, A
         ("fast", "node-1", "cuda0", "5", "100", "5", "200"),
     )
     assert "Workers: the 10 slowest of 1,000" in text_of(page_of(report))
-    assert "Workers" not in text_of(page_of({**report, "cluster": {"kind": "threads", "workers": []}}))
+    assert "is the driver's share" in text_of(page_of(report))
+    alone = text_of(page_of({**report, "cluster": {"kind": "threads", "workers": []}}))
+    assert "Workers" not in alone
+    assert "is the driver's share" not in alone
 
 
 def test_of_a_long_path_the_end_stays_and_nothing_in_it_is_taken_for_more_than_text() -> None:

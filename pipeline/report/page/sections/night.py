@@ -60,10 +60,12 @@ def time_spent(report: Mapping[str, Any]) -> Section:
     items: list[Item] = []
     if seconds:
         items.append(bars("Time by stage", seconds, duration))
+    cluster = report.get("cluster") or {}
     if rows := [*_stages(stages), *_epochs(report)]:
-        items.append(Table.of("Rates", _HEADS, rows))
+        alone = "; what cores did and waited for is the driver's share" if cluster.get("workers") else ""
+        items.append(Table.of(f"Rates{alone}", _HEADS, rows))
         items += _peak(report)
-    items += _workers(report.get("cluster") or {})
+    items += _workers(cluster)
     for sitting in report.get("sittings", []):
         title = f"The sitting before, that ended {cut(sitting['made'], 30)}"
         items.append(Table.of(title, _HEADS, [*_stages(sitting["stages"])]))

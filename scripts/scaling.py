@@ -1,0 +1,445 @@
+"""Measure what more than one process costs and brings, and what scripts/simulate.py reckons with.
+
+    python scripts/scaling.py                             all of it, with 1.25 GB of synthetic rows in scaling/
+    python scripts/scaling.py overhead driver             some of it: overhead, driver, workers, shards
+    python scripts/scaling.py workers --gigabytes 0.2 --rounds 1
+
+What is measured goes to scaling/scaling.json, each part in the place of an earlier one. Everything listens on the
+loopback alone, and is gone at the end.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
+import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+
+# isort: split
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+from distributed import Client
+
+from kernels.backend import start
+from pipeline.cluster.executor import compute
+from pipeline.cluster.tally import Tally
+from pipeline.cluster.threads import threads
+from pipeline.encoding.encode import EncodeTask, encode_part
+from pipeline.encoding.partfile import part_shapes
+from pipeline.encoding.parts import PartFacts, plan_parts
+from pipeline.encoding.whole import index_bytes
+from pipeline.model import Model, load_model
+from pipeline.output.groupcommit import GroupCommit
+from pipeline.output.ledger import Ledger
+from pipeline.output.lock import locked
+from pipeline.run.encoding_stage import encode_settings
+from pipeline.run.job import prepare, versions
+from pipeline.scan.blocks import ScanSettings
+from pipeline.scan.ranges import scan
+from pipeline.settings.config import Config
+from pipeline.shards.open import open_shards
+from pipeline.training.replicas.averaging import Average, State, outer_step
+from scripts.byhand import ROOT, ByHand, by_hand, processor_seconds
+from scripts.measured import empty, timed_part
+
+N_COLUMNS = 784
+FINGERPRINT = "0" * 64
+BLOCK_ROWS = 2688  # about 8 MiB of them, as a run reads them
+ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+N_AT_ONCE = 16  # tasks under way at a cluster of two workers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print what comes of it, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "what", nargs="*", metavar="WHAT", help=f"of {', '.join(MEASURED)} (default: all, in this order)"
+    )
+    parser.add_argument("--gigabytes", type=float, default=1.25, help="of rows (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant (default: %(default)s)")
+    parser.add_argument("--tasks", type=int, default=3000, help="empty ones, whose overhead is measured (%(default)s)")
+    parser.add_argument(
+        "--parts", type=int, default=100_000, help="empty ones of the driver's largest run (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("scaling"), help="working folder (default: %(default)s)")
+    options = parser.parse_args(argv)
+    if unknown := set(options.what) - set(MEASURED):
+        parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(MEASURED)}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    print(f"{start()}, load {os.getloadavg()[0]:.1f}", flush=True)
+    for name in options.what or MEASURED:
+        keep(options.output, name, MEASURED[name](options))
+    return 0
+
+
+def keep(folder: Path, name: str, found: Any) -> None:
+    """Put it beside what was measured before."""
+    file = folder / "scaling.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**before, name: {"load": os.getloadavg()[0], "found": found}}, indent=1))
+    print(f"{name}: {json.dumps(found, indent=1)}", flush=True)
+
+
+# -- what is measured on --------------------------------------------------------------------------------------------
+
+
+def shards_of(folder: Path, gigabytes: float, n_shards: int) -> Path:
+    """Synthetic shards of so much in all."""
+    target = folder / f"shards-{n_shards}-{gigabytes:g}"
+    n_rows = int(gigabytes * 1e9 / (4 * N_COLUMNS))
+    size = ("--rows", n_rows, "--columns", N_COLUMNS, "--shards", n_shards)
+    script("make_data.py", "synthetic", *size, "--output", target)
+    return target
+
+
+def model_of(folder: Path, shards: Path) -> Path:
+    """A run with a model of the usual network, for these rows: they are the same ones in however many shards."""
+    target = folder / f"model{shards.name[shards.name.rindex('-') :]}"
+    if not (target / "manifest.json").exists():
+        flags = ("--epochs", 1, "--overwrite", "--quiet")
+        script("extract.py", "--input", shards, "--output", target, *flags)
+    return target
+
+
+def script(*command: Any) -> None:
+    """One of ours, to its end."""
+    subprocess.run([sys.executable, f"scripts/{command[0]}", *map(str, command[1:])], check=True, cwd=ROOT)
+
+
+def tasks_of(
+    folder: Path, shards: Path, function: Callable[[EncodeTask], Any], n_parts: int | None = None
+) -> list[Any]:
+    """Encoding tasks as a run makes them; of one shard that is thought to be so long, if `n_parts` is given."""
+    path, output = model_of(folder, shards), fresh(folder / "parts-of-tasks")
+    prepared = prepare(Config(input=(str(shards),), output=str(output), model=str(path)))
+    model, part_rows = load_model(path), prepared.budget.part_rows
+    with locked(output) as ledger:
+        entry = ledger.write("stages/model", ".h5", model.to_hdf5())
+    attributes = {"command": "x" * 60, "config": vars(prepared.config), "versions": versions(), "device": "cpu"}
+    settings = encode_settings(prepared, model, part_rows, output)
+    settings = replace(settings, model=entry, attributes=attributes)
+    inputs = prepared.shards
+    if n_parts is not None:
+        inputs = (replace(inputs[0], shape=(n_parts * part_rows, *inputs[0].shape[1:])),)
+    parts, _ = plan_parts(inputs, part_rows, [])
+    return [(function, EncodeTask(part, settings)) for part in parts]
+
+
+def fresh(folder: Path) -> Path:
+    """A folder that is not there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def executor_of(cluster: ByHand) -> Iterator[Executor]:
+    """What hands tasks to it."""
+    with Client(scheduler_file=str(cluster.file)) as client:
+        client.wait_for_workers(len(cluster.workers), timeout=60)
+        executor = client.get_executor(pure=False)
+        executor.tally = Tally()
+        yield executor
+
+
+# -- the overhead of a task -----------------------------------------------------------------------------------------
+
+
+def overhead(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds that an empty task takes: of the clock, and of the driver's and the scheduler's processor."""
+    tasks = tasks_of(options.output, shards_of(options.output, 0.03, 1), empty, options.tasks)
+    found = {}
+    with threads(2) as pool:
+        found["threads"] = task_milliseconds(tasks, pool, 2)
+    with by_hand(options.output, 2) as cluster, executor_of(cluster) as executor:
+        compute(tasks[:100], executor, N_AT_ONCE)  # connections, and what each side imports
+        found["scheduler"] = task_milliseconds(tasks, executor, N_AT_ONCE, cluster)
+    return found
+
+
+def task_milliseconds(
+    tasks: list[Any], executor: Executor, n_at_once: int, cluster: ByHand | None = None
+) -> dict[str, float]:
+    """Of each of these tasks."""
+    begun, own = time.perf_counter(), time.process_time()
+    of_scheduler = cluster.scheduler_seconds if cluster else 0.0
+    of_workers = sum(map(processor_seconds, cluster.workers)) if cluster else 0.0
+    compute(tasks, executor, n_at_once)
+    seconds = {"wall": time.perf_counter() - begun, "driver": time.process_time() - own}
+    if cluster:
+        seconds["scheduler"] = cluster.scheduler_seconds - of_scheduler
+        seconds["workers"] = sum(map(processor_seconds, cluster.workers)) - of_workers
+    return {name: round(1e3 * each / len(tasks), 4) for name, each in seconds.items()}
+
+
+# -- the driver of many parts ---------------------------------------------------------------------------------------
+
+
+def driver(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds and peak memory of a driver of ever more empty parts: planned, handed out, committed, listed, indexed."""
+    shards, found = shards_of(options.output, 0.03, 1), []
+    model_of(options.output, shards)
+    with by_hand(options.output, 2) as cluster:
+        for n_parts in sorted({options.parts // 100, options.parts // 10, options.parts}):
+            # A process of its own, whose peak is that of nothing else.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as one:
+                found.append(one.submit(drive, options.output, shards, n_parts, cluster.file).result())
+    return found
+
+
+def drive(folder: Path, shards: Path, n_parts: int, file: Path) -> dict[str, Any]:
+    """One such run: for each of its steps the seconds, and the peak memory in MB by then."""
+    tasks, told = tasks_of(folder, shards, empty, n_parts), dict[str, Any]()
+    output = fresh(folder / "driven")
+    with locked(output) as ledger, Client(scheduler_file=str(file)) as client, GroupCommit(ledger) as group:
+        client.wait_for_workers(1, timeout=60)
+        executor = client.get_executor(pure=False)
+        with step(told, "tasks"):
+            compute(tasks, executor, N_AT_ONCE, lambda facts: group.add(facts.record(FINGERPRINT)))
+    del tasks
+    with step(told, "opened again"), locked(output) as ledger:
+        parts = [PartFacts.of(record) for record in ledger.records("part", FINGERPRINT)]
+    with step(told, "index"):
+        shapes = [part_shapes(part.n_rows, 64, (), np.dtype(np.float32)) for part in parts]
+        n_bytes = len(index_bytes([part.entry.file for part in parts], shapes, {}, {}))
+    with step(told, "manifest"), locked(output) as ledger:
+        finish(ledger, parts)
+    sizes = {"index_bytes": n_bytes, "manifest_bytes": (output / "manifest.json").stat().st_size}
+    return {"n_parts": len(parts), **told, **sizes, "records_bytes": size_of(output / "commits")}
+
+
+def finish(ledger: Ledger, parts: Sequence[PartFacts]) -> None:
+    """A manifest of nothing but parts."""
+    ledger.finish({}, {"parts": [part.line() for part in parts]})
+
+
+@contextmanager
+def step(told: dict[str, Any], name: str) -> Iterator[None]:
+    """Note what it takes."""
+    begun, own = time.perf_counter(), time.process_time()
+    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is this step's
+    before = psutil.Process().memory_info().rss
+    yield
+    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    told[name] = {
+        "seconds": round(time.perf_counter() - begun, 2),
+        "processor_seconds": round(time.process_time() - own, 2),
+        "peak_mb": round(peak / 1e3),
+        "more_mb": round((1024 * peak - before) / 1e6),
+    }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of its files."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+# -- workers beside threads -----------------------------------------------------------------------------------------
+
+
+def workers(options: argparse.Namespace) -> dict[str, Any]:
+    """Scan and encoding by two threads and by two workers, in turns: seconds, and the workers' share of the pace."""
+    shards = shards_of(options.output, options.gigabytes, 8)
+    model = model_of(options.output, shards)
+    hows = {"threads": ("--threads", 2), "workers": ("--workers", 2)}
+    turns: dict[str, list[dict[str, float]]] = {how: [] for how in hows}
+    for _ in range(options.rounds + 1):
+        for how, flags in hows.items():
+            turns[how].append(stages_of(options.output / "features", shards, model, *flags))
+    found: dict[str, Any] = {how: each[1:] for how, each in turns.items()}  # the first warms caches
+    for stage in ("scan", "encoding", "total"):
+        pairs = zip(found["threads"], found["workers"], strict=True)
+        found[f"{stage}: workers' pace beside the threads'"] = round(median(a[stage] / b[stage] for a, b in pairs), 3)
+    return found
+
+
+def stages_of(output: Path, shards: Path, model: Path, *flags: Any) -> dict[str, float]:
+    """Seconds of each stage of a run that scans and encodes."""
+    given = ("--model", model, "--on-bad-data", "skip")  # which has it scan, too
+    begun = time.perf_counter()
+    script("extract.py", "--quiet", "--input", shards, "--output", fresh(output), *given, *flags)
+    total = time.perf_counter() - begun
+    stages = json.loads((output / "report.json").read_text())["stages"]
+    return {**{name: round(stage["seconds"], 3) for name, stage in stages.items()}, "total": round(total, 3)}
+
+
+# -- what simulate.py reckons with ----------------------------------------------------------------------------------
+
+
+def crowds(options: argparse.Namespace) -> dict[str, Any]:
+    """Scan and encoding by 1 to 4 workers of one thread each, which share the cores of this machine."""
+    folder = shards_of(options.output, options.gigabytes, 64)
+    found: dict[str, Any] = {}
+    for n_workers in (1, 2, 3, 4):
+        with by_hand(options.output, n_workers, **ONE_CORE) as cluster, executor_of(cluster) as executor:
+            turns = [crowd(options.output, folder, executor, cluster) for _ in range(options.rounds + 1)][1:]
+        found[str(n_workers)] = {
+            stage: {name: round(median(turn[stage][name] for turn in turns), 3) for name in told}
+            for stage, told in turns[0].items()
+        }
+    return {"cores": len(os.sched_getaffinity(0)), "by workers": found}
+
+
+def crowd(folder: Path, shards: Path, executor: Executor, cluster: ByHand) -> dict[str, dict[str, float]]:
+    """One turn of each stage: seconds, of the clock and of the workers' processors; tasks, rows."""
+    tasks = tasks_of(folder, shards, encode_part)
+    inputs = open_shards([str(shards)])
+    n_rows, told = sum(shard.n_rows for shard in inputs), list[int]()
+
+    def look() -> None:
+        scan(inputs, ScanSettings(BLOCK_ROWS), executor, N_AT_ONCE, told.append)
+
+    def make() -> None:
+        with locked(fresh(folder / "driven")) as ledger, GroupCommit(ledger) as group:
+            compute(tasks, executor, N_AT_ONCE, lambda facts: group.add(facts.record(FINGERPRINT)))
+
+    of_scan, of_encoding = (taken(work, cluster) for work in (look, make))
+    return {
+        "scan": {**of_scan, "n_tasks": len(told), "n_rows": n_rows},
+        "encoding": {**of_encoding, "n_tasks": len(tasks), "n_rows": n_rows},
+    }
+
+
+def taken(work: Callable[[], object], cluster: ByHand) -> dict[str, float]:
+    """Seconds of some work."""
+    begun, used = time.perf_counter(), sum(map(processor_seconds, cluster.workers))
+    work()
+    seconds = time.perf_counter() - begun
+    return {"seconds": seconds, "processor_seconds": sum(map(processor_seconds, cluster.workers)) - used}
+
+
+# -- many shards ----------------------------------------------------------------------------------------------
+
+
+def shards(options: argparse.Namespace) -> dict[str, Any]:
+    """Where the time of encoding many shards goes: the share of it outside read, compute and write."""
+    found = {}
+    for n_shards in (1000, 100):
+        folder = shards_of(options.output, options.gigabytes, n_shards)
+        with threads(2) as pool:
+            found[f"{n_shards} shards, 2 threads"] = shares(options.output, folder, pool, 2)
+        with by_hand(options.output, 2, **ONE_CORE) as cluster, executor_of(cluster) as executor:
+            found[f"{n_shards} shards, 2 workers"] = shares(options.output, folder, executor, 8)
+    return found
+
+
+def shares(folder: Path, shards: Path, executor: Executor, n_at_once: int) -> dict[str, float]:
+    """Of the seconds that two have had for it: what each kind of work took, and what is left outside."""
+    tasks = tasks_of(folder, shards, timed_part)
+    compute(tasks[:20], executor, n_at_once)  # it compiles
+    output = fresh(folder / "driven")
+    with locked(output) as ledger, GroupCommit(ledger) as group:
+        begun = time.perf_counter()
+        found = compute(tasks, executor, n_at_once, lambda done: group.add(done.facts.record(FINGERPRINT)))
+        seconds = time.perf_counter() - begun
+    spent = {kind: sum(done.spent.get(kind, 0.0) for done in found) for kind in ("read", "compute", "write")}
+    told = {kind: round(each / (2 * seconds), 4) for kind, each in spent.items()}
+    inside = sum(done.seconds for done in found) / (2 * seconds)
+    return {
+        "seconds": round(seconds, 3),
+        **told,
+        "outside, in tasks": round(inside - sum(told.values()), 4),
+        "outside, between tasks": round(1 - inside, 4),
+    }
+
+
+# -- all of it in few numbers ---------------------------------------------------------------------------------------
+
+
+def costs(options: argparse.Namespace) -> dict[str, Any]:
+    """What `Costs` in scripts/simulate.py says, out of what was measured before."""
+    measured = {name: each["found"] for name, each in json.loads((options.output / "scaling.json").read_text()).items()}
+    empty_task, largest, alone = (
+        measured["overhead"]["scheduler"],
+        measured["driver"][-1],
+        measured["crowds"]["by workers"]["1"],
+    )
+    parts_seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "manifest"))
+    driver_part = max(0.0, parts_seconds / largest["n_parts"] - empty_task["driver"] / 1e3)
+    beside = empty_task["workers"] / 1e3
+    turns = measured["workers"]["workers"]
+    model = load_model(model_of(options.output, shards_of(options.output, options.gigabytes, 8)))
+    return {
+        "driver_task": empty_task["driver"] / 1e3,
+        "driver_part": driver_part,
+        "scheduler_task": empty_task["scheduler"] / 1e3,
+        **{
+            f"{row}_row": row_seconds(alone[stage], beside) for row, stage in (("scan", "scan"), ("encode", "encoding"))
+        },
+        "train_row": trained(options),
+        "scan_task": beside,
+        "encode_part": beside,
+        **{f"{name}_wait": waited(alone[stage]) for name, stage in (("encode", "encoding"), ("scan", "scan"))},
+        "start": median(turn["total"] - turn["scan"] - turn["encoding"] for turn in turns),
+        "shard": looked_at(options),
+        "row_bytes": 4 * model.n_inputs,
+        "feature_bytes": 4 * model.n_features,
+        "state_bytes": 3 * sum(array.nbytes for array in model.parameters.values()),
+        "meet": met(model),
+    }
+
+
+def row_seconds(told: dict[str, float], beside: float) -> float:
+    """What one worker's processor has taken for each row, tasks' own costs aside."""
+    return max(0.0, told["processor_seconds"] - told["n_tasks"] * beside) / told["n_rows"]
+
+
+def waited(told: dict[str, float]) -> float:
+    """What one worker has waited at each task."""
+    return max(0.0, told["seconds"] - told["processor_seconds"]) / told["n_tasks"]
+
+
+def trained(options: argparse.Namespace) -> float:
+    """Seconds of one core for a row of an epoch."""
+    shards, output = shards_of(options.output, options.gigabytes, 8), options.output / "trained"
+    flags = ("--epochs", 2, "--baseline", "no", "--start", "random", "--threads", 1, "--quiet")
+    command = [sys.executable, "scripts/extract.py", *map(str, ("--input", shards, "--output", fresh(output), *flags))]
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **ONE_CORE})
+    report = json.loads((output / "report.json").read_text())
+    n_rows = 2 * (1 - report["config"]["validation_fraction"]) * report["inputs"]["n_rows"]
+    return float(report["stages"]["training"]["processor_seconds"] / n_rows)
+
+
+def looked_at(options: argparse.Namespace) -> float:
+    """Seconds for each of 1,000 shards before the first task."""
+    folder = shards_of(options.output, options.gigabytes, 1000)
+    begun = time.perf_counter()
+    n_shards = len(open_shards([str(folder)]))
+    return (time.perf_counter() - begun) / n_shards
+
+
+def met(model: Model) -> float:
+    """Seconds that a replica adds to the driver's work when all meet."""
+    state = State(model.parameters, {f"{name}_{i}": each for i in (1, 2) for name, each in model.parameters.items()})
+    velocity = {name: np.zeros_like(array) for name, array in model.parameters.items()}
+    begun, average = time.perf_counter(), Average()
+    for _ in range(8):
+        average.add(state, 1)
+    outer_step(state, average.mean(), velocity)
+    return (time.perf_counter() - begun) / 8
+
+
+MEASURED: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "overhead": overhead,
+    "driver": driver,
+    "workers": workers,
+    "shards": shards,
+    "crowds": crowds,
+    "costs": costs,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""docs/scaling.md: what it has people type is understood by those who are told it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from distributed.cli import dask_scheduler, dask_worker
+
+from pipeline.settings.flags import parser_of_settings
+from tests.support.cases import case
+from tests.support.interpreters import REPOSITORY
+
+PAGE = (REPOSITORY / "docs/scaling.md").read_text()
+SHELL = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.M | re.S)
+INDENTED = re.findall(r"^    (\S.*?)(?: {4}.*)?$", PAGE, re.M)
+OPTIONS = {
+    "dask scheduler": {option for each in dask_scheduler.main.params for option in each.opts},
+    "dask worker": {option for each in dask_worker.main.params for option in each.opts},
+    "shardpress run": set(parser_of_settings("")._option_string_actions),
+}
+
+
+def commands(program: str) -> list[list[str]]:
+    """The words behind each call of it."""
+    text = "\n".join([*SHELL, *INDENTED]).replace("\\\n", " ")
+    found = re.findall(rf"{program} (--[^;&|\n]*|[^;&|\n]*--[^;&|\n]*)", text)
+    return [[word for word in shlex.split(each, comments=True) if word.startswith("--")] for each in found]
+
+
+def test_its_flags_are_known_to_whom_they_are_given() -> None:
+    for program, known in OPTIONS.items():
+        found = commands(program)
+        assert len(found) >= 2, program
+        for words in found:
+            with case(program, words):
+                assert words
+                assert set(words) <= known
+    given = re.search(r"worker_extra_args=\[(.*?)\]", PAGE)
+    assert given
+    assert set(re.findall(r'"(--[\w-]+)"', given[1])) <= OPTIONS["dask worker"]
+
+
+def test_nothing_that_it_starts_shows_a_page_to_everybody() -> None:
+    """Each of Dask's programs opens a port for HTTP on every interface, unless it is told where."""
+    for program in ("dask scheduler", "dask worker"):
+        for words in commands(program):
+            assert "--dashboard-address" in words, (program, words)
+    for line in re.findall(r"(?:scheduler_options|worker_extra_args)=.*", PAGE):
+        assert "127.0.0.1:0" in line
+
+
+def test_its_python_is_python() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
+    assert blocks
+    for each in blocks:
+        compile(each, "docs/scaling.md", "exec")

@@ -1,0 +1,98 @@
+"""The model of a cluster: right where all can be reckoned by hand, and never better than its bounds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import simulate
+from scripts.simulate import Cluster, Costs, Job, Task, passed, predicted
+
+NOTHING = Costs(
+    **dict.fromkeys(("driver_task", "driver_part", "scheduler_task", "scan_row", "encode_row", "train_row"), 0.0),
+    **dict.fromkeys(("encode_part", "scan_task", "encode_wait", "scan_wait", "start", "shard", "meet"), 0.0),
+    **dict.fromkeys(("row_bytes", "feature_bytes", "state_bytes"), 0),
+)
+COSTS = replace(
+    NOTHING,
+    **{"driver_task": 1e-3, "scheduler_task": 1e-3, "encode_row": 5e-6, "scan_row": 1e-6, "train_row": 1e-5},
+    **{"row_bytes": 3136, "feature_bytes": 256, "encode_part": 1e-3},
+)
+
+
+def test_without_overhead_tasks_take_what_their_cores_take() -> None:
+    for n_workers, cores, threads, seconds in (
+        (1, 1, 1, 60),
+        (2, 1, 1, 30),
+        (3, 2, 2, 10),
+        (3, 2, 3, 10),
+        (60, 1, 1, 1),
+    ):
+        found = passed(Task(1.0), 60, Cluster(n_workers, cores, threads), NOTHING)
+        assert found.seconds == pytest.approx(seconds), (n_workers, cores, threads)
+        assert found.bottleneck == "cores"
+    assert passed(Task(1.0), 60, Cluster(4, 1, 1, shared_cores=2), NOTHING).seconds == pytest.approx(30)
+    # What waits for a disk leaves its core to another thread, if there is one.
+    assert passed(Task(1.0, wait=1.0), 60, Cluster(1, 1, 1), NOTHING).seconds == pytest.approx(120)
+    assert passed(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NOTHING).seconds == pytest.approx(61)
+
+
+def test_what_serves_one_at_a_time_bounds_the_rest() -> None:
+    """Whatever is busiest is busy all the time, and nothing is done in less than it takes."""
+    crowd = Cluster(100, 2)
+    for costs, task, cluster, name, least in (
+        (replace(NOTHING, driver_task=0.01), Task(0.01), crowd, "driver", 20.0),
+        (replace(NOTHING, scheduler_task=0.01), Task(0.01), crowd, "scheduler", 20.0),
+        (NOTHING, Task(0.01, read_bytes=1e8), replace(crowd, storage=1e10), "storage", 20.0),
+        (NOTHING, Task(0.01, write_bytes=1e8), replace(crowd, storage=1e10), "storage", 20.0),
+    ):
+        found = passed(task, 2000, cluster, costs)
+        assert found.bottleneck == name
+        assert least <= found.seconds < 1.05 * least, name
+
+
+def test_what_is_not_simulated_goes_on_at_the_same_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, task = Cluster(8, storage=4e9), Task(0.05, read_bytes=5e7)
+    monkeypatch.setattr(simulate, "MOST_TASKS", 20_000)
+    whole = passed(task, 20_000, cluster, COSTS).seconds
+    monkeypatch.setattr(simulate, "MOST_TASKS", 1000)
+    assert passed(task, 20_000, cluster, COSTS).seconds == pytest.approx(whole, rel=0.01)
+
+
+def test_a_run_is_the_sum_of_its_stages_and_more_workers_take_no_longer() -> None:
+    job = Job(10**8, 250_000, 1_250_000)
+    lines = [predicted(job, Cluster(n), COSTS) for n in (1, 4, 16)]
+    for line in lines:
+        assert line["total"] == pytest.approx(sum(line["seconds"].values()))
+        assert line["worker_hours"] == pytest.approx(line["n_workers"] * line["total"] / 3600)
+        assert line["seconds"]["encoding"] >= 10**8 * COSTS.encode_row / (2 * line["n_workers"])
+    totals = [line["total"] for line in lines]
+    assert totals == sorted(totals, reverse=True)
+    # The first epoch is one replica's, so the time does not fall below it.
+    assert totals[-1] > 10**8 * COSTS.train_row / 2
+
+
+def test_it_says_where_it_is_off_by_more_than_it_may(tmp_path: Path, capsys: Any) -> None:
+    told = {"n_tasks": 100, "n_rows": 10**6}
+    stages = {"scan": {**told, "seconds": 1.0}, "encoding": {**told, "seconds": 5.1}}
+    costs, measured = tmp_path / "costs.json", tmp_path / "measured.json"
+    costs.write_text(json.dumps({"costs": asdict(COSTS)}))
+    for off, code in ((1.0, 0), (1.3, 1)):
+        stages["encoding"]["seconds"] = 5.1 * off
+        measured.write_text(json.dumps({"crowds": {"found": {"cores": 2, "by workers": {"1": stages}}}}))
+        assert simulate.main(["--costs", str(costs), "--check", str(measured)]) == code
+        assert "| 1 | encoding |" in capsys.readouterr().out
+
+
+def test_it_prints_a_table_and_draws(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "WORKERS", (1, 2))
+    costs = tmp_path / "costs.json"
+    costs.write_text(json.dumps({"costs": asdict(COSTS)}))
+    command = ["--costs", str(costs), "--rows", "1e6", "--plot", str(tmp_path / "plot.png")]
+    assert simulate.main(command) == 0
+    assert "| 2 |" in capsys.readouterr().out
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
