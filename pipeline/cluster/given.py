@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from distributed import Client
 from distributed.comm.core import FatalCommClosedError
 from distributed.versions import VersionMismatchWarning
 
-from pipeline import signals
 from pipeline.cluster.checks import Question
 from pipeline.cluster.gate import check
 from pipeline.cluster.proof import proofs
 from pipeline.cluster.security import checked, configured
+from pipeline.cluster.waiting import waited
 from pipeline.cluster.workers import Workers, heard
 from pipeline.errors import ConfigError, DeviceError, TryAgain, counted, shown, some
 from pipeline.settings.config import Config
@@ -28,13 +27,9 @@ __all__ = ["given"]
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 _CONNECT = 30.0  # seconds
 _PATIENCE = 1800.0  # seconds without any worker: a batch system may take its time
 _PROOF = 600.0  # seconds
-_TOLD_EVERY = 30.0  # seconds
-_LOOK = 0.5  # seconds
 
 
 @contextmanager
@@ -61,7 +56,7 @@ def given(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
     """
     address = checked(config.scheduler or _address_in(Path(config.scheduler_file or "")), config.insecure_cluster)
     with _connected(address) as client:
-        _waited(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
+        _must_come(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
         check(client, ask())
         known = _known(client, config, start)
         if config.dashboard:
@@ -91,7 +86,7 @@ def _connected(address: str) -> Client:
 
 def _address_in(path: Path) -> str:
     """The address in the file that a scheduler writes when it has started."""
-    _waited(path.exists, f"scheduler_file={shown(path)}")
+    _must_come(path.exists, f"scheduler_file={shown(path)}")
     try:
         return str(json.loads(path.read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -100,19 +95,9 @@ def _address_in(path: Path) -> str:
         ) from error
 
 
-def _waited(found: Callable[[], T], what: str) -> T:
-    """What is found at last."""
-    began = told = time.monotonic()
-    while not (it := found()):
-        signals.check()
-        now = time.monotonic()
-        if now - began > _PATIENCE:
-            raise TryAgain(f"waited {_PATIENCE:.0f} s for {what}, which has not come. Type the same command again.")
-        if told == began or now - told > _TOLD_EVERY:
-            log.info("cluster: waiting for %s, %.0f s so far", what, now - began)
-            told = now
-        time.sleep(_LOOK)
-    return it
+def _must_come(found: Callable[[], object], what: str) -> None:
+    if not waited(found, what, _PATIENCE):
+        raise TryAgain(f"waited {_PATIENCE:.0f} s for {what}, which has not come. Type the same command again.")
 
 
 def _known(client: Client, config: Config, start: Callable[[], Any]) -> list[dict[str, Any]]:

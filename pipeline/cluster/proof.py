@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,12 +9,11 @@ from uuid import uuid4
 
 from distributed import Client, Future
 
-from pipeline import signals
 from pipeline.cluster.tally import who
+from pipeline.cluster.waiting import waited
+from pipeline.errors import counted
 
 __all__ = ["Proof", "proofs", "wait_for_answers"]
-
-_LOOK = 0.1  # seconds
 
 
 class _Device(Protocol):
@@ -105,12 +103,12 @@ def wait_for_answers(client: Client, asked: Mapping[str, Future], seconds: float
     seconds : float
         At most.
     """
-    deadline = time.monotonic() + seconds
-    while waiting := {address for address, future in asked.items() if not future.done()}:
-        signals.check()
-        time.sleep(_LOOK)
-        if time.monotonic() > deadline or _gone(client, waiting) == waiting:
-            return
+
+    def all_told() -> bool:
+        waiting = {address for address, future in asked.items() if not future.done()}
+        return not waiting or _gone(client, waiting) == waiting
+
+    waited(all_told, f"the answers of {counted(len(asked), 'worker')}", seconds)
 
 
 def _gone(client: Client, addresses: Iterable[str]) -> set[str]:

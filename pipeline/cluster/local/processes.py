@@ -21,6 +21,7 @@ from pipeline.cluster.checks import Question
 from pipeline.cluster.gate import check
 from pipeline.cluster.local.devices import environment_of, named
 from pipeline.cluster.proof import Proof, proofs
+from pipeline.cluster.waiting import waited
 from pipeline.cluster.workers import Workers, heard
 from pipeline.errors import DeviceError, SystemLimit, counted
 from pipeline.settings.config import Config
@@ -164,16 +165,19 @@ def _end(processes: Mapping[str, subprocess.Popen]) -> None:
 
 def _wait(client: Client, processes: Mapping[str, subprocess.Popen]) -> None:
     """Until all are there."""
-    deadline = time.monotonic() + _START
-    while client.scheduler_info(n_workers=0)["n_workers"] < len(processes):
-        signals.check()
-        time.sleep(0.05)
+    workers = counted(len(processes), "worker")
+
+    def are_there() -> bool:
         for name, process in processes.items():
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None:
                 raise SystemLimit(
-                    f"worker {name} of {len(processes)} did not start, within {_START:.0f} s or with exit code "
-                    f"{process.returncode}. What it said stands above; take fewer --workers."
+                    f"worker {name} of {len(processes)} ended with {process.returncode} before it had begun. What "
+                    "it said stands above; or take fewer --workers."
                 )
+        return bool(client.scheduler_info(n_workers=0)["n_workers"] == len(processes))
+
+    if not waited(are_there, f"{workers} to start", _START):
+        raise SystemLimit(f"{workers} did not start within {_START:.0f} s. Take fewer --workers.")
 
 
 def _proven(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.cluster.local import processes
-from pipeline.cluster.local.processes import _environments, _proven
+from pipeline.cluster.local.processes import _environments, _proven, _wait
 from pipeline.cluster.proof import Proof
 from pipeline.settings.config import Config
 from tests.support.helpers import refused
@@ -71,3 +74,11 @@ def test_a_device_that_is_required_is_required_of_a_worker_that_is_started_anew(
     config = Config(workers=3, devices=("cuda0", "opencl0:0"), require_device=True)
     flags = [each["THEANO_FLAGS"] for each in _environments(config)]
     assert flags == [f"floatX=float32,device={device},force_device=True" for device in ("cuda0", "opencl0:0", "cuda0")]
+
+
+@pytest.mark.process
+def test_a_process_that_ends_before_it_has_begun_is_not_waited_for() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    client: Any = SimpleNamespace(scheduler_info=lambda n_workers: {"n_workers": 0})
+    with refused(71, "worker 0 of 1 ended with 3 before it had begun"):
+        _wait(client, {"0": process})

@@ -1,0 +1,48 @@
+"""Waiting for what other processes do: it has an end, and the log says what for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipeline import signals
+
+__all__ = ["waited"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LOOK = 0.1  # seconds
+_FIRST_TOLD, _TOLD_EVERY = 3.0, 30.0  # seconds
+
+
+def waited(found: Callable[[], T], what: str, seconds: float) -> T:
+    """What is found at last; when the time is up, what is found then, which is false.
+
+    Parameters
+    ----------
+    found : callable
+        Looks for it, many times; what is true ends the wait.
+    what : str
+        For the log.
+
+    Raises
+    ------
+    Stopped
+        When a signal has come.
+    """
+    began = time.monotonic()
+    next_told = began + _FIRST_TOLD
+    while not (it := found()):
+        signals.check()
+        now = time.monotonic()
+        if now - began > seconds:
+            break
+        if now > next_told:
+            log.info("cluster: waiting for %s, %.0f of %.0f s", what, now - began, seconds)
+            next_told = now + _TOLD_EVERY
+        time.sleep(_LOOK)
+    return it
