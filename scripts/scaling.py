@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("scaling"), help="working folder (default: %(default)s)")
     options = parser.parse_args(argv)
-    if unknown := set(options.what) - set(MEASURED):
+    unknown = set(options.what) - set(MEASURED)
+    if unknown:
         parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(MEASURED)}")
     options.output.mkdir(parents=True, exist_ok=True)
     print(f"{start()}, load {os.getloadavg()[0]:.1f}", flush=True)

@@ -9,13 +9,19 @@ them serves one at a time, and the storage as many as its bandwidth has streams.
 are simulated, and the rest goes on at their steady pace. The costs are those of docs/scaling.json, or of `--costs`.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
+import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
+
+# isort: split
+
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import simpy
