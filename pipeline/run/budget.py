@@ -23,6 +23,9 @@ _PART_BYTES = 2**26  # of features in one file
 # some milliseconds, its lines in manifest and index aside, is not to be what thousands of workers wait for.
 _MANY_PARTS = 2**15
 _COPIES_IN_ENCODING = 3  # of a network
+_COPIES_OF_REPLICAS = (
+    4  # beyond those of training: the velocity of their common steps, also in a checkpoint and its file
+)
 _SAMPLE_BYTES = 2**26  # of scaled rows whose components are looked for: more of them would not turn these noticeably
 
 
@@ -130,4 +133,4 @@ def _network_bytes(settings: Settings, n_inputs: int) -> int:
             f"{' x '.join(map(str, network.widths))} units: its {network.n_weights} weights, what training keeps "
             "beside them, and copies for checkpoints. Raise --memory-budget, or lower --hidden or --n-features."
         )
-    return needed
+    return needed + 4 * network.n_weights * (_COPIES_OF_REPLICAS if settings.replicas > 1 and not is_given else 0)

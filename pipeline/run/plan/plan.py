@@ -137,6 +137,7 @@ def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
             "epochs": 0 if prepared.given else config.epochs,
             "steps_per_epoch": -(-n_train // config.batch_size),
             "batch_size": config.batch_size,
+            "replicas": config.replicas,
         },
         "disk": _disk(prepared, kept, max(0, bytes_needed(prepared) - kept.n_bytes)),
         "earlier": kept.why,

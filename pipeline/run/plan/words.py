@@ -40,7 +40,8 @@ def _what(plan: Plan, output: str) -> Iterator[str]:
         yield f"{counted(its['n_shards'], 'shard')}, {rows} -> {plan.model['widths'][-1]} features in {shown(output)}"
         network = " x ".join(map(str, plan.model["widths"]))
         epochs = f", {plan.model['epochs']} epochs of {counted(plan.model['steps_per_epoch'], 'step')}"
-        yield f"network {network}{epochs if plan.model['epochs'] else ', trained before'}"
+        by = f" by {plan.model['replicas']} replicas" if plan.model["replicas"] > 1 else ""
+        yield f"network {network}{epochs + by if plan.model['epochs'] else ', trained before'}"
     if plan.device:
         yield f"device {plan.device}"
 
