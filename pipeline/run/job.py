@@ -141,7 +141,11 @@ def prepare(config: Config) -> Prepared:
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
     settings = resolve(config, n_rows, n_inputs, given.network if given else None)
     if given is None and settings.replicas < (config.replicas or 1):
-        log.info("replicas: %d, as each of %d would take too few steps", settings.replicas, config.replicas)
+        log.info(
+            "replicas: %d, as each of %d would take too few steps, or hold too many rows at a time",
+            settings.replicas,
+            config.replicas,
+        )
     for name, value in asdict(settings).items():
         log.debug("  %-22s %s", name, plain(value))
     _refuse(_complaints(settings, shards, given))

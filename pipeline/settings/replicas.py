@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TrainingSizes", "rounds_in_epoch", "shared_out", "usual_replicas"]
+__all__ = ["TrainingSizes", "fitting_replicas", "rounds_in_epoch", "usual_replicas"]
 
 # Weights x rows x epochs that one device trains in minutes, where it is a card; two cores take an hour.
 _ONE_DEVICE, _MANY = 10**14, 8
 
 # What replicas need to end as well as one does, see docs/training.md: meetings, and steps of each between them in all.
 _LEAST_ROUNDS, _LEAST_STEPS = 70, 2000
-_LEAST_BATCH = 16
 
 # Steps between two meetings. Of fewer, moves are still those of the update rule's momentum, and the momentum of common
 # steps adds up what has been added up already: with three of them a training has diverged. Of more, a task would take
@@ -41,22 +40,11 @@ def usual_replicas(n_weights: int, sizes: TrainingSizes) -> int:
     return 1 if n_weights * sizes.n_rows * sizes.epochs <= _ONE_DEVICE else _MANY
 
 
-def shared_out(asked: int, batch_size: int, may_shrink: bool, sizes: TrainingSizes) -> tuple[int, int]:
-    """As many of the replicas that were asked for as all have steps enough, and the rows of their minibatches.
-
-    Parameters
-    ----------
-    may_shrink : bool
-        Whether minibatches may become smaller, so that there are more of them.
-    """
-    while asked > 1:
-        size = batch_size
-        while may_shrink and size > _LEAST_BATCH and not _suits(asked, size, sizes):
-            size = max(_LEAST_BATCH, size // 2)
-        if _suits(asked, size, sizes):
-            return asked, size
+def fitting_replicas(asked: int, batch_size: int, sizes: TrainingSizes) -> int:
+    """As many of the replicas that were asked for as all have steps enough: half of them, a quarter, or one."""
+    while asked > 1 and not _suits(asked, batch_size, sizes):
         asked //= 2
-    return 1, batch_size
+    return asked
 
 
 def rounds_in_epoch(replicas: int, batch_size: int, sizes: TrainingSizes) -> int:

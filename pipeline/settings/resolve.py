@@ -20,7 +20,7 @@ from pipeline.settings.defaults import (
     ROWS_PER_UNIT,
     UNITS_PER_INPUT,
 )
-from pipeline.settings.replicas import TrainingSizes, shared_out, usual_replicas
+from pipeline.settings.replicas import TrainingSizes, fitting_replicas, usual_replicas
 
 __all__ = ["Settings", "misfits", "network_of", "resolve"]
 
@@ -78,14 +78,9 @@ def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = 
     window_rows = min(config.shuffle_window, config.memory_budget // 8) // (8 * n_inputs)
     n_trained = n_rows - round(config.validation_fraction * n_rows)
     sizes = TrainingSizes(n_trained, config.epochs or follows["epochs"], window_rows)
-    return Settings(**{**vars(config), **found, **_replicas(config, batch_size, n_weights, sizes)})
-
-
-def _replicas(config: Config, batch_size: int, n_weights: int, sizes: TrainingSizes) -> dict[str, int]:
-    """How many of them train the model, and the rows of their minibatches."""
     asked = config.replicas or usual_replicas(n_weights, sizes)
-    replicas, size = shared_out(asked, config.batch_size or batch_size, config.batch_size is None, sizes)
-    return {"replicas": replicas, "batch_size": size}
+    found["replicas"] = fitting_replicas(asked, config.batch_size or batch_size, sizes)
+    return Settings(**{**vars(config), **found})
 
 
 def _hidden_of(config: Config, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:

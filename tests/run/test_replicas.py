@@ -77,7 +77,7 @@ def test_more_replicas_than_have_steps_enough_are_fewer_and_that_is_said(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, *FLAGS, "--replicas", "64") == 0
-    assert "replicas: 8, as each of 64 would take too few steps" in caplog.text
+    assert "replicas: 8, as each of 64 would take too few steps," in caplog.text
 
 
 def test_how_many_epochs_fit_is_decided_by_the_pace_of_all_replicas(
