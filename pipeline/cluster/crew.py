@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.cluster.checks import Question
 from pipeline.cluster.local.devices import environment_of, named
-from pipeline.cluster.security import checked
+from pipeline.cluster.security import address_in, checked, is_written
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
 from pipeline.errors import ConfigError
@@ -70,8 +71,9 @@ def check_settings(config: Config) -> None:
     ------
     ConfigError
     """
-    if config.scheduler:
-        checked(config.scheduler, config.insecure_cluster)
+    path = Path(config.scheduler_file or "")
+    if address := config.scheduler or (address_in(path) if is_written(path) else ""):  # which may yet be written
+        checked(address, config.insecure_cluster)
     for device in named(config.devices, os.environ):
         environment_of(device, 1, os.environ)
     if config.dashboard and (config.workers or config.devices) and find_spec("bokeh") is None:

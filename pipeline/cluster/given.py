@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,9 +16,9 @@ from distributed.versions import VersionMismatchWarning
 from pipeline.cluster.checks import Question
 from pipeline.cluster.gate import check
 from pipeline.cluster.proof import proofs
-from pipeline.cluster.security import checked, configured
+from pipeline.cluster.security import address_in, checked, configured, is_written
 from pipeline.cluster.waiting import waited
-from pipeline.cluster.workers import Workers, heard
+from pipeline.cluster.workers import Workers, hear
 from pipeline.errors import ConfigError, DeviceError, TryAgain, counted, shown, some
 from pipeline.settings.config import Config
 
@@ -54,15 +53,20 @@ def given(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
     DeviceError
         When no worker has a device that can be used, or one of them has not and it is required.
     """
-    address = checked(config.scheduler or _address_in(Path(config.scheduler_file or "")), config.insecure_cluster)
+    address = config.scheduler
+    if not address:
+        path = Path(config.scheduler_file or "")
+        _must_come(lambda: is_written(path), f"scheduler_file={shown(path)}")
+        address = address_in(path)
+    address = checked(address, config.insecure_cluster)
     with _connected(address) as client:
         _must_come(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
         check(client, ask())
         known = _known(client, config, start)
         if config.dashboard:
             log.info("cluster: Dask's own page is at %s", client.dashboard_link)
-        with heard(client):
-            yield Workers(client, "scheduler", address, known, _PATIENCE)
+        hear(client)
+        yield Workers(client, "scheduler", address, known, _PATIENCE)
 
 
 def _connected(address: str) -> Client:
@@ -81,17 +85,6 @@ def _connected(address: str) -> Client:
         raise TryAgain(
             f"scheduler: {shown(address)} cannot be talked to, after {_CONNECT:.0f} s at most: {error}. See whether it "
             "is running, and whether tcp:// or tls:// is its protocol; then type the same command again."
-        ) from error
-
-
-def _address_in(path: Path) -> str:
-    """The address in the file that a scheduler writes when it has started."""
-    _must_come(path.exists, f"scheduler_file={shown(path)}")
-    try:
-        return str(json.loads(path.read_text())["address"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"scheduler_file={shown(path)}: {error!r}, expected what `dask scheduler --scheduler-file` writes"
         ) from error
 
 

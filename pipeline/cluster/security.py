@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -13,7 +15,7 @@ from pipeline.errors import ConfigError, shown
 if TYPE_CHECKING:
     from distributed import Security
 
-__all__ = ["checked", "configured"]
+__all__ = ["address_in", "checked", "configured", "is_written"]
 
 _TLS = "distributed.comm.tls"
 
@@ -43,6 +45,27 @@ def checked(address: str, is_insecure: bool) -> str:
             "--insecure-cluster."
         )
     return whole
+
+
+def is_written(path: Path) -> bool:
+    """Whether a file is there, and not as empty as a scheduler begins it."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def address_in(path: Path) -> str:
+    """The address in the file that a scheduler writes when it has started.
+
+    Raises
+    ------
+    ConfigError
+        When it is no such file.
+    """
+    try:
+        return str(json.loads(path.read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"scheduler_file={shown(path)}: {error!r}, expected what `dask scheduler --scheduler-file` writes"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -20,7 +20,7 @@ from pipeline.cluster.tally import Tally
 from pipeline.errors import ShardpressError, SystemLimit, TryAgain, counted
 from pipeline.signals import Stopped
 
-__all__ = ["OURS", "ClusterExecutor", "Workers", "heard", "hushed"]
+__all__ = ["OURS", "ClusterExecutor", "Workers", "hear", "hushed"]
 
 log = logging.getLogger(__name__)
 
@@ -183,15 +183,11 @@ def hushed() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-@contextmanager
-def heard(client: Client) -> Iterator[None]:
-    """Within the context what tasks warn of stands in the driver's log, as if they ran there."""
+def hear(client: Client) -> None:
+    """From now on what tasks warn of stands in the driver's log, as if they ran there.
+
+    It is never taken back: that would wait for every worker, one that is stuck among them; and when the client has gone
+    nobody is told any more.
+    """
     for name in OURS:
         client.forward_logging(name, logging.WARNING)
-    try:
-        yield
-    finally:
-        if client.status == "running":
-            with signals.deferred():
-                for name in OURS:
-                    client.unforward_logging(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +14,19 @@ from pipeline.settings.config import Config
 from tests.support.helpers import refused
 
 
-def test_what_cannot_be_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check_settings(Config(workers=2, devices=("cpu", "opencl0:0")))
     with refused(78, "tcp://10.0.0.7:8786 is another machine"):
         check_settings(Config(scheduler="tcp://10.0.0.7:8786"))
+    file = tmp_path / "scheduler.json"
+    check_settings(Config(scheduler_file=str(file)))  # which may come
+    for text, words in (
+        ("{", "expected what `dask scheduler"),
+        ('{"address": "tcp://10.0.0.7:8786"}', "another machine"),
+    ):
+        file.write_text(text)
+        with refused(78, words):
+            check_settings(Config(scheduler_file=str(file)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with refused(78, "devices: cuda1, but CUDA_VISIBLE_DEVICES=3 lets 1 be seen"):
         check_settings(Config(devices=("cuda0", "cuda1")))

@@ -22,7 +22,7 @@ from pipeline.cluster.gate import check
 from pipeline.cluster.local.devices import environment_of, named
 from pipeline.cluster.proof import Proof, proofs
 from pipeline.cluster.waiting import waited
-from pipeline.cluster.workers import Workers, heard
+from pipeline.cluster.workers import Workers, hear
 from pipeline.errors import DeviceError, SystemLimit, counted
 from pipeline.settings.config import Config
 
@@ -85,8 +85,8 @@ def local(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
             _wait(client, processes)
             check(client, ask())
             known = _proven(client, processes, config, start)
-            with heard(client):
-                yield Workers(client, "workers", address, known, _PATIENCE)
+            hear(client)
+            yield Workers(client, "workers", address, known, _PATIENCE)
 
 
 def _environments(config: Config) -> list[dict[str, str]]:
