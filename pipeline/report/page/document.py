@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 __all__ = ["Command", "Figure", "Item", "Page", "Section", "Table"]
 
+_LONGEST_NUMBER = 24  # characters, with its unit: what is longer are words that begin with one
+
 
 @dataclass(frozen=True)
 class Table:
@@ -23,8 +25,9 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers, which stand flush right."""
-        return bool(self.rows) and all(row[column][:1] in "0123456789-+." for row in self.rows)
+        """Whether a column holds numbers, which stand flush right and on one line."""
+        cells = [row[column] for row in self.rows]
+        return bool(cells) and all(cell[:1] in "0123456789-+." and len(cell) <= _LONGEST_NUMBER for cell in cells)
 
     @classmethod
     def of(cls, caption: str, columns: str, rows: Sequence[Sequence[object]]) -> Table:

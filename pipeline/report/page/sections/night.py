@@ -93,14 +93,15 @@ def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
         (*(cut(worker[key] or "-", 40) for key in ("name", "host", "device")), *_done(worker["stages"], stages))
         for worker in sorted(workers, key=lambda worker: _pace(worker["stages"].get(last)))
     ]
-    caption = "Workers" if len(rows) <= _SLOWEST else f"Workers: the {_SLOWEST} slowest of {count(len(rows))}"
-    heads = "".join(f", {name} tasks, {name} rows/s" for name in stages)
-    yield Table.of(caption, f"worker, host, device{heads}", rows[:_SLOWEST])
+    which = "" if len(rows) <= _SLOWEST else f": the {_SLOWEST} slowest of {count(len(rows))}"
+    heads = ", ".join(["worker, host, device, tasks", *stages])
+    yield Table.of(f"Workers, and their rows a second{which}", heads, rows[:_SLOWEST])
 
 
 def _done(done: Mapping[str, Mapping[str, Any]], stages: Sequence[str]) -> Iterator[str]:
+    yield count(sum(one["n_tasks"] for one in done.values()))
     for name in stages:
-        yield from (count(done[name]["n_tasks"]), count(_pace(done[name]))) if name in done else ("-", "-")
+        yield count(_pace(done[name])) if name in done else "-"
 
 
 def _pace(done: Mapping[str, Any] | None) -> float:
