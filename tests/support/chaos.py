@@ -1,6 +1,7 @@
 """Kill workers of a run every moment, then its scheduler: typed again, it ends with the same bits all the same.
 
     python -m tests.support.chaos 5         so many rounds; a second number is the seed
+    python -m tests.support.chaos 5 0 hosts     each worker on a host of its own, which is cut off now and then (root)
 
 A round starts the program on a scheduler with four workers, kills one of them after the other and starts new ones in
 their places, kills the scheduler, starts that anew with four workers, and types the same command again, with more
@@ -18,11 +19,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from tests.support.clusters import Cluster, until
+from tests.support.hosts import HERE, Hosts
 from tests.support.killing import Broken, Victim, committed
 from tests.support.processes import DEADLINE
 from tests.support.soak_protocol import records
@@ -31,6 +35,7 @@ __all__ = ["Round", "rounds"]
 
 _WORKERS = 4
 _PAUSES = (0.5, 2.0)  # seconds between two deaths
+_CUT_OFF = (1.0, 9.0)  # seconds: Dask takes a worker for dead after 5
 _SLOW = ("--preload", "tests.support.slow")
 _LOST, _GIVEN_UP = 75, 71  # by which a run may end; the second when one task has met with every death
 _MOST = 8  # times that a command is typed
@@ -42,7 +47,7 @@ class Round:
 
     Attributes
     ----------
-    n_killed : int
+    n_killed, n_cut_off : int
         Workers.
     n_parts : int
         Committed when the scheduler was killed.
@@ -51,68 +56,89 @@ class Round:
     """
 
     n_killed: int
+    n_cut_off: int
     n_parts: int
     codes: list[int]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_killed} workers killed, {self.n_cut_off} cut off; {self.n_parts} parts committed when the "
+            f"scheduler was killed; exit codes {self.codes}"
+        )
 
 
 class _Night:
     """A run on a cluster in which something dies all the time."""
 
-    def __init__(self, victim: Victim, cluster: Cluster, output: Path, rng: random.Random) -> None:
-        self._victim, self._cluster, self._output, self._rng = victim, cluster, output, rng
-        self.n_killed = self._n_started = self._n_typed = 0
+    def __init__(self, victim: Victim, cluster: Cluster, hosts: Hosts | None, rng: random.Random) -> None:
+        self._cluster, self._hosts, self._rng = cluster, hosts, rng
+        self._places = hosts.places if hosts else [HERE] * (_WORKERS + 1)
+        self._program = copy(victim.program)
+        self._program.command = [*self._places[0].command, *self._program.command]
+        self._there: dict[int, str] = {}  # workers, by the host that they are on
+        self.n_killed = self.n_cut_off = self._n_started = self._n_typed = 0
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, output: Path) -> subprocess.Popen[bytes]:
         """The program, and four workers for it."""
-        while len(self._workers()) < _WORKERS:
-            self._start_worker()
+        self._fill_up()
+        flags = ("--scheduler-file", str(self._cluster.file), *(("--insecure-cluster",) if self._hosts else ()))
         with open(self._cluster.folder / "driver.log", "ab") as said:
-            return self._victim.program.start(
-                self._output, "--scheduler-file", str(self._cluster.file), stdout=said, stderr=said
-            )
+            return self._program.start(output, *flags, stdout=said, stderr=said)
 
     def disturb(self, process: subprocess.Popen[bytes], is_enough: Callable[[], bool]) -> None:
-        """Kill one worker after the other as long as it runs, from when it has found some."""
+        """Harm one worker after the other as long as it runs, from when it has found some."""
         self._n_typed += 1
         until(
             lambda: process.poll() is not None or self._n_found() == self._n_typed, "the run to find workers", DEADLINE
         )
         while not is_enough():
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(self._rng.uniform(*_PAUSES))
                 return
-            except subprocess.TimeoutExpired:
-                self._cluster.kill(self._rng.choice(self._workers()))
-                self._start_worker()
-                self.n_killed += 1
-
-    def has_killed(self, n: int) -> bool:
-        """Whether so many workers have died."""
-        return self.n_killed >= n
+            self._harm(self._rng.randint(1, _WORKERS))
+            self._fill_up()
 
     def lose_scheduler(self) -> None:
         """A new one, to which no worker has come."""
-        for name in self._workers():
-            self._cluster.kill(name)
+        for i in list(self._there):
+            self._kill(i)
         self._cluster.start_scheduler()
+
+    def has_harmed(self, n: int) -> bool:
+        """Whether so many workers have died or were cut off."""
+        return self.n_killed + self.n_cut_off >= n
+
+    def _harm(self, i: int) -> None:
+        if self._hosts and self._rng.random() < 0.5:
+            self._hosts.pull(i)
+            time.sleep(self._rng.uniform(*_CUT_OFF))
+            self._hosts.plug(i)
+            self.n_cut_off += 1
+        else:
+            self._kill(i)
+            self.n_killed += 1
+
+    def _kill(self, i: int) -> None:
+        self._cluster.kill(self._there.pop(i))
+
+    def _fill_up(self) -> None:
+        for i in range(1, _WORKERS + 1):
+            if i not in self._there or self._cluster.processes[self._there[i]].poll() is not None:
+                self._there[i] = f"w{self._n_started}"
+                self._cluster.start_worker(self._there[i], *_SLOW, place=self._places[i])
+                self._n_started += 1
 
     def _n_found(self) -> int:
         """How many runs have found workers."""
         return len(re.findall(r" INFO cluster: \d+ workers?: ", self._cluster.said("driver")))
 
-    def _workers(self) -> list[str]:
-        return [name for name in self._cluster.processes if name != "scheduler"]
 
-    def _start_worker(self) -> None:
-        self._cluster.start_worker(f"w{self._n_started}", *_SLOW)
-        self._n_started += 1
-
-
-def _round(victim: Victim, folder: Path, rng: random.Random) -> Round:
+def _round(victim: Victim, folder: Path, hosts: Hosts | None, rng: random.Random) -> Round:
     output, codes = folder / "out", list[int]()
-    with Cluster(folder / "cluster") as cluster:
-        night = _Night(victim, cluster, output, rng)
-        process = night.start()
+    settings = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s"} if hosts else {}
+    with Cluster(folder / "cluster", hosts.places[0] if hosts else HERE, **settings) as cluster:
+        night = _Night(victim, cluster, hosts, rng)
+        process = night.start(output)
         try:
             n_parts = rng.randint(1, 30)
             night.disturb(process, lambda: len(list(output.glob("parts/*.h5"))) >= n_parts)
@@ -121,9 +147,9 @@ def _round(victim: Victim, folder: Path, rng: random.Random) -> Round:
             n_parts = sum(key.startswith("part") for key in committed(output))
             night.lose_scheduler()
             while codes[-1] != 0 and len(codes) < _MOST:
-                process = night.start()
-                n_killed = night.n_killed + rng.randint(1, 4)
-                night.disturb(process, partial(night.has_killed, n_killed))
+                process = night.start(output)
+                n_harmed = night.n_killed + night.n_cut_off + rng.randint(1, 4)
+                night.disturb(process, partial(night.has_harmed, n_harmed))
                 codes.append(process.wait(DEADLINE))
         finally:
             process.kill()
@@ -133,11 +159,11 @@ def _round(victim: Victim, folder: Path, rng: random.Random) -> Round:
     victim.check(output)
     if twice := [key for key, n in Counter(record["key"] for record in records(output)).items() if n > 1]:
         raise Broken(f"committed twice: {twice}")
-    return Round(night.n_killed, n_parts, codes)
+    return Round(night.n_killed, night.n_cut_off, n_parts, codes)
 
 
-def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[Round]:
-    """As many rounds.
+def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None) -> Iterator[Round]:
+    """As many rounds, across hosts where there are such.
 
     Raises
     ------
@@ -148,7 +174,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[Round]:
         folder = victim.folder / f"round-{number}"
         folder.mkdir()
         try:
-            yield _round(victim, folder, random.Random(f"{seed} {number}"))
+            yield _round(victim, folder, hosts, random.Random(f"{seed} {number}"))
         except (Broken, subprocess.TimeoutExpired, AssertionError) as broken:
             raise Broken(f"round {number}, seed {seed}: {broken}. Kept: {folder}") from broken
         shutil.rmtree(folder)
@@ -159,12 +185,9 @@ def main() -> int:
     n_rounds, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="shardpress-chaos-"))
     try:
-        for number, found in enumerate(rounds(Victim(folder), n_rounds, seed)):
-            print(
-                f"round {number}: {found.n_killed} workers killed; {found.n_parts} parts committed when the scheduler "
-                f"was; exit codes {found.codes}; {time.monotonic() - start:.0f} s so far",
-                flush=True,
-            )
+        with Hosts(_WORKERS) if "hosts" in sys.argv else nullcontext() as hosts:
+            for number, found in enumerate(rounds(Victim(folder), n_rounds, seed, hosts)):
+                print(f"round {number}: {found}; {time.monotonic() - start:.0f} s so far", flush=True)
     except Broken as broken:
         print(f"BROKEN: {broken} (everything is in {folder})")
         return 1

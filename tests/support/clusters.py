@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from tests.support.hosts import HERE, Place
 from tests.support.interpreters import REPOSITORY, environment
 
 __all__ = ["Cluster", "until"]
@@ -35,6 +36,7 @@ async def serve(host, port, file):
     await server.serve_forever()
 asyncio.run(serve(*sys.argv[1:]))
 """
+_DASK = (sys.executable, "-m", "dask")
 _SECONDS = 60.0  # for what takes one on a machine that is not busy
 
 
@@ -52,6 +54,8 @@ class Cluster:
     Parameters
     ----------
     folder : Path
+    place : Place
+        Where the scheduler runs.
     variables : str, Path or None
         Of the environment; see `tests.support.interpreters.environment`.
 
@@ -63,8 +67,9 @@ class Cluster:
         For ``--scheduler-file``.
     """
 
-    def __init__(self, folder: Path, **variables: str | Path | None) -> None:
+    def __init__(self, folder: Path, place: Place = HERE, **variables: str | Path | None) -> None:
         folder.mkdir(exist_ok=True)
+        self._place = place
         self.folder, self.file, self._variables = folder, folder / "scheduler.json", variables
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -81,17 +86,19 @@ class Cluster:
         if "scheduler" in self.processes:
             self.kill("scheduler")
         self.file.unlink(missing_ok=True)
-        where = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(self.file))
-        self._start("scheduler", "scheduler", *where, "--no-dashboard", "--no-show")
+        where = ("--host", self._place.address, "--port", "0", "--scheduler-file", str(self.file))
+        self._run("scheduler", [*_DASK, "scheduler", *where, "--no-dashboard", "--no-show"], self._place)
         until(self.file.exists, f"the scheduler: {self.said('scheduler')}")
 
-    def start_worker(self, name: str, *flags: str, directory: Path | None = None, **variables: str) -> None:
+    def start_worker(
+        self, name: str, *flags: str, place: Place = HERE, directory: Path | None = None, **variables: str
+    ) -> None:
         """One of one thread, which ends with its scheduler; without a nanny unless a flag says otherwise."""
-        where = ("--scheduler-file", str(self.file), "--host", "127.0.0.1", "--no-dashboard", "--death-timeout", "30")
+        where = ("--scheduler-file", str(self.file), "--host", place.address, "--no-dashboard", "--death-timeout", "30")
         nanny = () if "--nanny" in flags else ("--no-nanny",)
         scratch = ("--local-directory", str(self.folder))
         flags = (*where, *nanny, *scratch, "--nthreads", "1", "--name", name, *flags)
-        self._start(name, "worker", *flags, directory=directory, **variables)
+        self._run(name, [*_DASK, "worker", *flags], place, directory, **variables)
 
     def start_between(self, name: str) -> Path:
         """What passes on bytes to and from the scheduler, as a network does; the file for ``--scheduler-file``."""
@@ -121,11 +128,10 @@ class Cluster:
         """All that a process has said so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def _start(self, name: str, kind: str, *flags: str, directory: Path | None = None, **variables: str) -> None:
-        self._run(name, [sys.executable, "-m", "dask", kind, *flags], directory, **variables)
-
-    def _run(self, name: str, command: list[str], directory: Path | None = None, **variables: str) -> None:
-        env = environment(**{**self._variables, **variables})
+    def _run(
+        self, name: str, command: Sequence[str], place: Place = HERE, directory: Path | None = None, **variables: str
+    ) -> None:
+        command, env = [*place.command, *command], environment(**{**self._variables, **variables})
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, cwd=directory or REPOSITORY, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
