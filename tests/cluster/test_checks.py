@@ -133,7 +133,7 @@ def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
         cluster.start_worker("good", directory=tmp_path / "here")
         cluster.start_worker("elsewhere", directory=tmp_path / "there")
         cluster.start_worker("older", directory=tmp_path / "here", **other)
-        client.wait_for_workers(3, timeout=60)
+        client.wait_for_workers(3, timeout=240)
         with pytest.raises(ConfigError) as caught:
             check(client, question)
         said = str(caught.value)
@@ -151,16 +151,16 @@ def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
             cluster.start_worker("late", "--nanny", directory=tmp_path / "here", **other)
             until(lambda: "turned away" in caplog.text, f"a word of it: {cluster.said('late')}")
         assert "late at tcp://127.0.0.1:" in caplog.text
-        assert cluster.processes["late"].wait(60) == 0
+        assert cluster.processes["late"].wait(240) == 0
         assert [each["name"] for each in client.scheduler_info()["workers"].values()] == ["good"]
         client.close()  # the run is over, and what it asked for no longer counts
         cluster.start_worker("later", directory=tmp_path / "here", **other)
         with _client(cluster) as another:
-            another.wait_for_workers(2, timeout=60)
+            another.wait_for_workers(2, timeout=240)
 
 
 def _client(cluster: Cluster) -> Client:
-    return Client(scheduler_file=str(cluster.file), set_as_default=False, timeout=60)
+    return Client(scheduler_file=str(cluster.file), set_as_default=False, timeout=240)
 
 
 def test_an_answer_that_lacks_something_differs(question: Question) -> None:

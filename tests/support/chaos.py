@@ -97,6 +97,8 @@ class _Night:
                 return
             self._harm(self._rng.randint(1, _WORKERS))
             self._fill_up()
+            # On a machine that is busy, too, there is more work than death.
+            until(lambda: process.poll() is not None or self._is_manned(), "new workers", DEADLINE)
 
     def lose_scheduler(self) -> None:
         """A new one, to which no worker has come."""
@@ -123,10 +125,18 @@ class _Night:
 
     def _fill_up(self) -> None:
         for i in range(1, _WORKERS + 1):
-            if i not in self._there or self._cluster.processes[self._there[i]].poll() is not None:
+            if i not in self._there or self._has_gone(self._there[i]):
                 self._there[i] = f"w{self._n_started}"
                 self._cluster.start_worker(self._there[i], *_SLOW, place=self._places[i])
                 self._n_started += 1
+
+    def _is_manned(self) -> bool:
+        """Whether all workers have come, or have gone again."""
+        names = self._there.values()
+        return all("Registered to:" in self._cluster.said(each) or self._has_gone(each) for each in names)
+
+    def _has_gone(self, name: str) -> bool:
+        return self._cluster.processes[name].poll() is not None
 
     def _n_found(self) -> int:
         """How many runs have found workers."""

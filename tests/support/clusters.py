@@ -37,7 +37,7 @@ async def serve(host, port, file):
 asyncio.run(serve(*sys.argv[1:]))
 """
 _DASK = (sys.executable, "-m", "dask")
-_SECONDS = 60.0  # for what takes one on a machine that is not busy
+_SECONDS = 240.0  # for what takes one on a machine that is not busy
 
 
 def until(is_so: Callable[[], object], what: str, seconds: float = _SECONDS) -> None:
@@ -94,7 +94,15 @@ class Cluster:
         self, name: str, *flags: str, place: Place = HERE, directory: Path | None = None, **variables: str
     ) -> None:
         """One of one thread, which ends with its scheduler; without a nanny unless a flag says otherwise."""
-        where = ("--scheduler-file", str(self.file), "--host", place.address, "--no-dashboard", "--death-timeout", "30")
+        where = (
+            "--scheduler-file",
+            str(self.file),
+            "--host",
+            place.address,
+            "--no-dashboard",
+            "--death-timeout",
+            "120",
+        )
         nanny = () if "--nanny" in flags else ("--no-nanny",)
         scratch = ("--local-directory", str(self.folder))
         flags = (*where, *nanny, *scratch, "--nthreads", "1", "--name", name, *flags)
