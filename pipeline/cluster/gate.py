@@ -7,7 +7,7 @@ import logging
 from distributed import Client, Future, Worker, WorkerPlugin
 
 from pipeline.cluster.checks import Answer, Question, answer, differences, refusal
-from pipeline.cluster.proof import wait_for_answers
+from pipeline.cluster.proof import wait_for_answers, workers_of
 from pipeline.errors import TryAgain, shown, some
 
 __all__ = ["check"]
@@ -57,7 +57,7 @@ def check(client: Client, question: Question) -> None:
     TryAgain
         When one gives no answer.
     """
-    here, workers = answer(question), client.scheduler_info()["workers"]
+    here, workers = answer(question), workers_of(client)
     asked = {
         address: client.submit(
             answer, question, workers=[address], allow_other_workers=False, pure=False, priority=_FIRST
@@ -66,7 +66,7 @@ def check(client: Client, question: Question) -> None:
     }
     wait_for_answers(client, asked, _SECONDS)
     names = {address: f"{shown(told['name'])} at {address}" for address, told in workers.items()}
-    there = client.scheduler_info()["workers"]  # who has left meanwhile need not answer
+    there = workers_of(client)  # who has left meanwhile need not answer
     if silent := [names[address] for address in there if address in asked and not asked[address].done()]:
         raise TryAgain(
             f"{some(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, then "

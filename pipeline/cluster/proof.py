@@ -13,7 +13,7 @@ from pipeline.cluster.tally import who
 from pipeline.cluster.waiting import waited
 from pipeline.errors import counted
 
-__all__ = ["Proof", "proofs", "wait_for_answers"]
+__all__ = ["Proof", "proofs", "wait_for_answers", "workers_of"]
 
 
 class _Device(Protocol):
@@ -76,7 +76,7 @@ def proofs(client: Client, start: Callable[[], _Device], seconds: float) -> tupl
     dict of str to str
         The names of the others, and why.
     """
-    workers = client.scheduler_info()["workers"]
+    workers = workers_of(client)
     asked = {
         address: client.submit(_prove, start, key=f"prove-{uuid4().hex}", workers=[address], pure=False)
         for address in workers
@@ -111,5 +111,15 @@ def wait_for_answers(client: Client, asked: Mapping[str, Future], seconds: float
     waited(all_told, f"the answers of {counted(len(asked), 'worker')}", seconds)
 
 
+def workers_of(client: Client) -> dict[str, dict[str, Any]]:
+    """What the scheduler knows of each worker that is there, by its address.
+
+    Asked of it directly: what `Client.scheduler_info` has been told the client may have replaced, before it returns, by
+    what it asks for every other second, which is of no worker.
+    """
+    answer = client.sync(client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
+    return dict(answer["workers"])
+
+
 def _gone(client: Client, addresses: Iterable[str]) -> set[str]:
-    return set(addresses) - set(client.scheduler_info()["workers"])
+    return set(addresses) - set(workers_of(client))

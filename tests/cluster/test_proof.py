@@ -1,0 +1,80 @@
+"""What workers say of themselves, and for whom nobody waits."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.cluster import waiting
+from pipeline.cluster.proof import Proof, proofs
+
+
+class Answer:
+    """Of a worker; None of one that never gives any. The first look at it comes too early."""
+
+    def __init__(self, found: Any) -> None:
+        self.found, self.n_looks = found, 0
+
+    @property
+    def status(self) -> str:
+        return "pending" if self.found is None else "error" if isinstance(self.found, Exception) else "finished"
+
+    def done(self) -> bool:
+        self.n_looks += 1
+        return self.found is not None and self.n_looks > 1
+
+    def result(self) -> Any:
+        return self.found
+
+    def exception(self) -> Any:
+        return self.found
+
+
+class Client:
+    """Whose own idea of the cluster is always the one that it has asked for by itself: of no worker."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.there = answers, dict.fromkeys(answers)
+        self.scheduler = SimpleNamespace(identity=lambda n_workers: {"workers": {n: {"name": n} for n in self.there}})
+
+    def sync(self, function: Any, **named: Any) -> Any:
+        return function(**named)
+
+    def scheduler_info(self, n_workers: int = -1) -> dict[str, Any]:
+        return {"workers": {}, "n_workers": len(self.there)}
+
+    def submit(self, *_: Any, workers: list[str], **__: Any) -> Answer:
+        return Answer(self.answers[workers[0]])
+
+    def cancel(self, _: Any) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_LOOK", 0.001)
+
+
+def asked(client: Any, seconds: float = 60.0) -> Any:
+    return proofs(client, lambda: None, seconds)  # type: ignore[arg-type, return-value]
+
+
+def test_workers_are_waited_for_as_long_as_the_scheduler_has_them() -> None:
+    found, failed = asked(Client(a=("host:1", "cpu", "", ""), b=OSError("no such device")))
+    assert (found, failed) == ([Proof("a", "host:1", "cpu", "")], {"b": "no such device"})
+    assert found[0].known == {"name": "a", "host": "host", "pid": 1, "device": "cpu"}
+
+
+class Leaves(Client):
+    """Its workers go as soon as they are asked."""
+
+    def submit(self, *arguments: Any, **named: Any) -> Answer:
+        self.there = {}
+        return super().submit(*arguments, **named)
+
+
+def test_a_worker_that_has_gone_or_is_busy_for_too_long_is_not_waited_for() -> None:
+    for client, seconds in ((Client(a=None), 0.01), (Leaves(a=None), 60.0)):
+        assert asked(client, seconds) == ([], {"a": "its process gave no answer"})
