@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,10 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler = fingerprint, scan.scaler
-    training = prepared(autoencoder, job.shards, scan, job.config, job.budget.sizes(job.device.used))
+    sizes, by_crew = job.budget.sizes(job.device.used), job.config.replicas > 1 and not isinstance(job.crew, Threads)
+    # Workers read their rows themselves.
+    sizes = replace(sizes, resident=False) if by_crew else sizes
+    training = prepared(autoencoder, job.shards, scan, job.config, sizes)
     checkpoint = latest(
         *(job, "checkpoint", fingerprint),
         lambda record: training.go_on_from(Checkpoint.from_npz(job.ledger.load(record))),
@@ -86,7 +89,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     in_time = None if ends_by is None else InTime(job, scan, ends_by)
     try:
         total, row_bytes = training.config.epochs * training.order.n_rows, job.shards[0].row_bytes
-        where = _replicas_at_work(job) if training.replicas else nullcontext()
+        where = _crew_at_work(job) if by_crew else nullcontext()
         with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress, where as run:
 
             def advance(n_rows: int, place: object) -> None:
@@ -123,11 +126,8 @@ class _Place:
 
 
 @contextmanager
-def _replicas_at_work(job: Job) -> Iterator[Run | None]:
-    """What trains replicas: the crew's workers, or this process, which has the model already."""
-    if isinstance(job.crew, Threads):
-        yield None
-        return
+def _crew_at_work(job: Job) -> Iterator[Run]:
+    """What trains replicas in other processes; in this one, which has the model already, nobody is needed for it."""
     with job.crew.executor(job.budget.n_threads) as (executor, n_at_once):
         job.crew.tally.begin("training")
         yield run_by(executor, n_at_once)

@@ -208,8 +208,8 @@ def test_workers_that_die_and_come_in_the_middle_of_a_training_change_no_bit(sha
         for name in "ab":
             cluster.start_worker(name)
         with Client(scheduler_file=str(cluster.file), set_as_default=False) as client:
-            client.wait_for_workers(2, timeout=60)
-            with Workers(client, "scheduler", "", [], patience=60).executor(1) as where:
+            client.wait_for_workers(2, timeout=240)
+            with Workers(client, "scheduler", "", [], patience=240).executor(1) as where:
 
                 def run(tasks: Any) -> Any:
                     number = next(n_rounds)
@@ -220,7 +220,7 @@ def test_workers_that_die_and_come_in_the_middle_of_a_training_change_no_bit(sha
                         cluster.start_worker("c")
                     done = run_by(*where)(tasks)
                     if number == 11:
-                        death.join(60)
+                        death.join(240)
                     return done
 
                 assert bits(ready(shards, DEEP, resident=False), run) == expected
