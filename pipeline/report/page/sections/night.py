@@ -90,11 +90,14 @@ def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
     stages = sorted({name for worker in workers for name in worker["stages"]}, key=_STAGES.index)
     last = stages[-1] if stages else ""
     rows = [
-        (*(cut(worker[key] or "-", 40) for key in ("name", "host", "device")), *_done(worker["stages"], stages))
+        (
+            *(cut(words, 40) for words in (f"{worker['name']} on {worker['host']}", worker["device"] or "-")),
+            *_done(worker["stages"], stages),
+        )
         for worker in sorted(workers, key=lambda worker: _pace(worker["stages"].get(last)))
     ]
     which = "" if len(rows) <= _SLOWEST else f": the {_SLOWEST} slowest of {count(len(rows))}"
-    heads = ", ".join(["worker, host, device, tasks", *stages])
+    heads = ", ".join(["worker, device, tasks", *stages])
     yield Table.of(f"Workers, and their rows a second{which}", heads, rows[:_SLOWEST])
 
 
