@@ -1,0 +1,64 @@
+"""What scripts/scaling.py measures with: tasks like a run's, and a cluster of which nothing is left or seen."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+from distributed import Client
+
+from kernels.network import Network
+from pipeline.cluster.executor import compute
+from pipeline.encoding import encode
+from pipeline.encoding.encode import EncodeTask, encode_part
+from pipeline.encoding.parts import plan_parts
+from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
+from pipeline.model import Model
+from pipeline.output.disk import Disk
+from pipeline.scan.scaler import Scaler
+from scripts.byhand import by_hand
+from scripts.measured import empty, timed_part
+from tests.support.helpers import numbered_shards
+
+
+def test_a_task_with_a_clock_makes_the_same_part_and_an_empty_one_has_a_result_of_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("read", "read_riders", "write_result", "worker_of"):
+        monkeypatch.setattr(encode, name, getattr(encode, name))  # so that its clocks go with this test
+    (tmp_path / "parts").mkdir()
+    shards = numbered_shards(tmp_path, 9)
+    settings = EncodeSettings(str(tmp_path), IN_MEMORY, shards[0].dtype, 4, 9, 1)
+    (part,), _ = plan_parts(shards, 9, [])
+    task = EncodeTask(part, settings)
+
+    def double(rows: np.ndarray, out: np.ndarray) -> None:
+        out[:] = 2 * rows[:, :2]
+
+    model = Model(Scaler(np.zeros(2), np.full(2, 100.0)), Network((2, 2)), {})
+    with serving(settings, model, double, Disk()):
+        plain, timed = encode_part(task), timed_part(task)
+    assert timed.n_rows == plain.n_rows == 9
+    assert set(timed.spent) == {"read", "compute", "write"}
+    assert 0 < sum(timed.spent.values()) <= timed.seconds
+    with h5py.File(tmp_path / plain.entry.file) as one, h5py.File(tmp_path / timed.facts.entry.file) as other:
+        assert np.array_equal(one["features"][:], other["features"][:])
+    sizes = [len(pickle.dumps(facts)) for facts in (plain, empty(task))]
+    assert abs(sizes[0] - sizes[1]) < 50
+
+
+@pytest.mark.process
+def test_a_cluster_by_hand_listens_on_the_loopback_alone_and_is_gone_afterwards(tmp_path: Path) -> None:
+    with by_hand(tmp_path, 1) as cluster:
+        with Client(scheduler_file=str(cluster.file), timeout=60) as client:
+            client.wait_for_workers(1, timeout=60)
+            assert compute([(abs, -i) for i in range(9)], client.get_executor(pure=False), 4) == [*range(9)]
+        processes = [cluster.scheduler, *cluster.workers]
+        ports = [each.laddr.ip for one in processes for each in one.net_connections() if each.status == "LISTEN"]
+        assert set(ports) == {"127.0.0.1"}
+        assert cluster.scheduler_seconds > 0
+    assert not any(psutil.pid_exists(one.pid) for one in processes)
