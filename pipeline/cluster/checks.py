@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, counted, shown, some
 
-__all__ = ["Answer", "Question", "answer", "differences", "refusal"]
+__all__ = ["Answer", "Question", "answer", "differences", "refusal", "unlike", "versions"]
 
 # Whose version decides what a task computes, or whether it can be sent at all.
 _PACKAGES = ("numpy", "Theano", "scipy-openblas32", "h5py", "dask", "distributed")
@@ -82,7 +82,7 @@ def answer(question: Question) -> Answer:
         **{f"file={shown(path)}": partial(_known_by, path) for path in question.inputs},
     }
     places = {name: _tried(look) for name, look in looks.items()}
-    return Answer({**_versions(), **({} if question.mixed_processors else _processor()), **places}, wrote)
+    return Answer({**versions(), **({} if question.mixed_processors else _processor()), **places}, wrote)
 
 
 def differences(question: Question, here: Answer, there: Answer) -> list[str]:
@@ -93,16 +93,17 @@ def differences(question: Question, here: Answer, there: Answer) -> list[str]:
     here, there : Answer
         The driver's, who looks for the worker's file now, and the worker's.
     """
-    found = [
-        f"{name} {there.facts.get(name)}, expected {said}"
-        for name, said in here.facts.items()
-        if there.facts.get(name) != said
-    ]
+    found = unlike(here.facts, there.facts)
     path = Path(question.output, there.wrote)
     seen = _tried(path.read_text)
     if not found and seen != f"holds {there.wrote}":
         found.append(f"file={shown(path)}, which it has written, {seen} for the driver")
     return found
+
+
+def unlike(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    """What is otherwise there, in words."""
+    return [f"{name} {there.get(name)}, expected {said}" for name, said in here.items() if there.get(name) != said]
 
 
 def refusal(wrong: Mapping[str, Sequence[str]]) -> ConfigError | None:
@@ -128,7 +129,8 @@ def refusal(wrong: Mapping[str, Sequence[str]]) -> ConfigError | None:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this Python, our own files and the packages that compute or carry tasks."""
     ours = f"{_version('shardpress')} of source {_digest()}"
     return {"Python": platform.python_version(), "shardpress": ours, **{name: _version(name) for name in _PACKAGES}}
 

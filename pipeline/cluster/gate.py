@@ -6,9 +6,9 @@ import logging
 
 from distributed import Client, Future, Worker, WorkerPlugin
 
-from pipeline.cluster.checks import Answer, Question, answer, differences, refusal
+from pipeline.cluster.checks import Answer, Question, answer, differences, refusal, unlike, versions
 from pipeline.cluster.proof import wait_for_answers, workers_of
-from pipeline.errors import TryAgain, shown, some
+from pipeline.errors import ConfigError, TryAgain, shown, some
 
 __all__ = ["check"]
 
@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 _SECONDS = 120.0  # for an answer, which takes a fraction of one, but others' tasks may come first
 _TURNED_AWAY = "shardpress-turned-away"
+_CARRY = ("Python", "shardpress", "dask", "distributed")  # a task from here to there
 _FIRST = 100  # in Dask's order of tasks
 
 
@@ -53,10 +54,11 @@ def check(client: Client, question: Question) -> None:
     Raises
     ------
     ConfigError
-        When one would not do what this process does.
+        When one would not do what this process does, or the scheduler would not understand its tasks.
     TryAgain
         When one gives no answer.
     """
+    _check_scheduler(client)
     here, workers = answer(question), workers_of(client)
     asked = {
         address: client.submit(
@@ -79,11 +81,29 @@ def check(client: Client, question: Question) -> None:
     client.register_plugin(Gate(question, here, client.id))
 
 
+def _check_scheduler(client: Client) -> None:
+    """It computes nothing, but takes every task apart, for which it needs our classes."""
+    mine = versions()
+    try:
+        words = unlike({name: mine[name] for name in _CARRY}, client.run_on_scheduler(versions))
+    except Exception as error:  # whatever its own packages raise
+        words = [_unasked(error)]
+    if words:
+        raise ConfigError(
+            f"scheduler: it would not understand this run's tasks: {'; '.join(words)}. Start it with the packages that "
+            "the workers have."
+        )
+
+
+def _unasked(error: BaseException) -> str:
+    return f"it cannot be asked ({type(error).__name__}: {shown(' '.join(str(error).split()))})"
+
+
 def _words(question: Question, here: Answer, future: Future) -> list[str]:
     error = future.exception()
     if error is None:
         return differences(question, here, future.result())
-    return [f"it cannot be asked ({type(error).__name__}: {shown(error)})"]
+    return [_unasked(error)]
 
 
 def _tell(event: tuple[float, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from distributed import Client
 from pipeline.cluster import checks
 from pipeline.cluster.checks import Answer, Question, answer, differences, refusal
 from pipeline.cluster.gate import check
+from pipeline.cluster.proof import workers_of
 from pipeline.errors import ConfigError
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY
@@ -115,6 +116,24 @@ def test_workers_with_the_same_trouble_share_a_sentence() -> None:
     )
 
 
+def test_k5_a_scheduler_that_could_not_take_tasks_apart_is_refused(question: Question) -> None:
+    class Scheduler:
+        def __init__(self, **other: str) -> None:
+            self.other = other
+
+        def run_on_scheduler(self, ask: Callable[[], dict[str, str]]) -> dict[str, str]:
+            if not self.other:
+                raise ModuleNotFoundError("No module named\n'pipeline'")
+            return {**ask(), **self.other}
+
+    for scheduler, words in (
+        (Scheduler(), r"it cannot be asked \(ModuleNotFoundError: No module named 'pipeline'\)\. Start it"),
+        (Scheduler(numpy="1.0", dask="2020.1"), r"tasks: dask 2020\.1, expected [0-9.]+\. Start it"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check(scheduler, question)  # type: ignore[arg-type]
+
+
 @pytest.mark.process
 def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -145,14 +164,14 @@ def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
         assert "good" not in said
         for name in ("elsewhere", "older"):
             cluster.kill(name)
-        until(lambda: len(client.scheduler_info()["workers"]) == 1, "the dead to be missed")
+        until(lambda: len(workers_of(client)) == 1, "the dead to be missed")
         check(client, question)
         with caplog.at_level(logging.WARNING):
             cluster.start_worker("late", "--nanny", directory=tmp_path / "here", **other)
             until(lambda: "turned away" in caplog.text, f"a word of it: {cluster.said('late')}")
         assert "late at tcp://127.0.0.1:" in caplog.text
         assert cluster.processes["late"].wait(240) == 0
-        assert [each["name"] for each in client.scheduler_info()["workers"].values()] == ["good"]
+        assert [each["name"] for each in workers_of(client).values()] == ["good"]
         client.close()  # the run is over, and what it asked for no longer counts
         cluster.start_worker("later", directory=tmp_path / "here", **other)
         with _client(cluster) as another:
