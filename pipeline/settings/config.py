@@ -272,7 +272,7 @@ class Config:
         None, DEVICES, "nothing", "one for each of these workers, like cuda0,cuda1, or all (default: by THEANO_FLAGS)"
     )
     scheduler: str | None = _setting(
-        None, NAME, "nothing", "of a Dask cluster that is there, like tls://host:8786: its workers scan and encode"
+        None, NAME, "nothing", "of a Dask cluster that is there, like tls://host:8786: its workers do the work"
     )
     scheduler_file: str | None = _setting(None, FILES, "nothing", "the same, by the file that the scheduler writes")
     insecure_cluster: bool = _switch("talk to a scheduler on another machine without TLS")
