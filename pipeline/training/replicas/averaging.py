@@ -17,7 +17,8 @@ __all__ = ["Average", "State", "outer_step"]
 
 Arrays = Mapping[str, np.ndarray]
 
-# DiLoCo's: together they make of a steady move 0.7 / (1 - 0.9) = 7 times as much.
+# DiLoCo's, which had 8: together they make of a steady move 0.7 / (1 - 0.9) = 7 times as much. Fewer replicas see fewer
+# rows in the same steps: two have diverged by that.
 _RATE, _MOMENTUM = 0.7, 0.9
 
 
@@ -71,8 +72,13 @@ class Average:
         return np.asarray(total / self.n_rows if total.ndim else total).astype(np.float32)
 
 
-def outer_step(start: State, mean: State, velocity: Arrays) -> tuple[State, dict[str, np.ndarray]]:
-    """Take the mean move of the parameters as a step: ``v <- 0.9 v + d ;  p <- p + 0.7 (d + 0.9 v)``.
+def _momentum_of(n_replicas: int) -> float:
+    """By which a steady move counts as often as there are replicas, or 7 times where they are more."""
+    return min(_MOMENTUM, 1 - _RATE / n_replicas)
+
+
+def outer_step(start: State, mean: State, velocity: Arrays, n_replicas: int) -> tuple[State, dict[str, np.ndarray]]:
+    """Take the mean move of parameters as a step: ``v <- m v + d ;  p <- p + 0.7 (d + m v)``, with m of 0.9 at most.
 
     Parameters
     ----------
@@ -80,6 +86,8 @@ def outer_step(start: State, mean: State, velocity: Arrays) -> tuple[State, dict
         Before a round, and of all replicas behind it.
     velocity : mapping
         `v` by the parameters' names, float32; 0 at first.
+    n_replicas : int
+        Two or more.
 
     Returns
     -------
@@ -89,9 +97,10 @@ def outer_step(start: State, mean: State, velocity: Arrays) -> tuple[State, dict
         The next velocity, rounded to float32, as a checkpoint keeps it.
     """
     parameters, following = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    momentum = _momentum_of(n_replicas)
     for name, before in start.parameters.items():
         move = mean.parameters[name].astype(np.float64) - before
-        v = _MOMENTUM * velocity[name].astype(np.float64) + move
-        parameters[name] = (before + _RATE * (move + _MOMENTUM * v)).astype(np.float32)
+        v = momentum * velocity[name].astype(np.float64) + move
+        parameters[name] = (before + _RATE * (move + momentum * v)).astype(np.float32)
         following[name] = v.astype(np.float32)
     return replace(mean, parameters=parameters), following

@@ -42,6 +42,6 @@ def _round(training: Training, replicas: Replicas, run: Run, shares: Sequence[Sh
         training.set_state(start)
         raise
     if len(shares) > 1 and average.n_rows:  # one that was alone is not averaged
-        last, training.outer = outer_step(start, average.mean(), training.outer)
+        last, training.outer = outer_step(start, average.mean(), training.outer, len(shares))
     training.set_state(last)
     return len(shares), average.n_rows, float(np.mean(costs)) if costs else None

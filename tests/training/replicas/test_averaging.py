@@ -45,7 +45,7 @@ def test_replicas_that_agree_stay_where_they_are():
     mean = averaged([state] * 3, [10, 20, 30])
     for name, array in state.parameters.items():
         np.testing.assert_array_equal(mean.parameters[name], array)
-    after, velocity = outer_step(state, mean, {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()})
+    after, velocity = outer_step(state, mean, {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}, 3)
     for name, array in state.parameters.items():
         np.testing.assert_array_equal(after.parameters[name], array)
         assert not velocity[name].any()
@@ -62,7 +62,19 @@ def test_outer_steps_are_those_of_nesterovs_momentum_with_the_mean_move_as_gradi
         g = p - mean.parameters["b"]
         b = 0.9 * b + g
         p = p - 0.7 * (g + 0.9 * b)
-        state, velocity = outer_step(state, mean, velocity)
+        state, velocity = outer_step(state, mean, velocity, 8)
         np.testing.assert_allclose(state.parameters["b"], p, rtol=1e-6, atol=1e-6)
         assert state.rule is mean.rule
         assert {array.dtype for array in (*velocity.values(), *state.parameters.values())} == {np.dtype(np.float32)}
+
+
+def test_a_steady_move_counts_as_often_as_there_are_replicas_and_seven_times_at_most():
+    """Of 0.01 in each of many rounds, what is added to the parameters in the last one."""
+    for n_replicas, expected in [(2, 2), (3, 3), (4, 4), (6, 6), (7, 7), (8, 7), (100, 7)]:
+        state, velocity = State({"b": np.zeros(2, np.float32)}, {}), {"b": np.zeros(2, np.float32)}
+        for _ in range(200):
+            before = state
+            mean = State({"b": before.parameters["b"] + np.float32(0.01)}, {})
+            state, velocity = outer_step(before, mean, velocity, n_replicas)
+        moved = (state.parameters["b"] - before.parameters["b"]) / 0.01
+        np.testing.assert_allclose(moved, expected, rtol=1e-3)
