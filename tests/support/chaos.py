@@ -34,6 +34,8 @@ from tests.support.soak_protocol import records
 __all__ = ["Round", "rounds"]
 
 _WORKERS = 4
+# So many steps that two replicas train, in rounds whose tasks go to the workers.
+_REPLICAS = ("--replicas", "2", "--batch-size", "4", "--epochs", "3", "--memory-budget", "64MiB")
 _PAUSES = (0.5, 2.0)  # seconds between two deaths
 _CUT_OFF = (1.0, 9.0)  # seconds: Dask takes a worker for dead after 5
 _SLOW = ("--preload", "tests.support.slow")
@@ -196,7 +198,7 @@ def main() -> int:
     start, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="shardpress-chaos-"))
     try:
         with Hosts(_WORKERS) if "hosts" in sys.argv else nullcontext() as hosts:
-            for number, found in enumerate(rounds(Victim(folder), n_rounds, seed, hosts)):
+            for number, found in enumerate(rounds(Victim(folder, _REPLICAS), n_rounds, seed, hosts)):
                 print(f"round {number}: {found}; {time.monotonic() - start:.0f} s so far", flush=True)
     except Broken as broken:
         print(f"BROKEN: {broken} (everything is in {folder})")

@@ -232,6 +232,8 @@ class Victim:
     ----------
     folder : Path
         Where the shards and all outputs go.
+    flags : sequence of str
+        Of its runs, besides the usual ones.
     variables : str, Path or None
         As for `Program`.
 
@@ -246,10 +248,10 @@ class Victim:
         How long each phase of a run lasts, of late.
     """
 
-    def __init__(self, folder: Path, **variables: str | Path | None) -> None:
+    def __init__(self, folder: Path, flags: Sequence[str] = (), **variables: str | Path | None) -> None:
         self.folder, self.undisturbed = folder, folder / "undisturbed"
         _write_shards(folder / "shards")
-        self.program = Program(["--input", str(folder / "shards"), *_SETTINGS], **variables)
+        self.program = Program(["--input", str(folder / "shards"), *_SETTINGS, *flags], **variables)
         self._must_end(self.program.run(folder / "first"), folder / "first")  # may have to compile first
         ended = self.program.run(self.undisturbed)
         self._must_end(ended, self.undisturbed)
