@@ -74,6 +74,8 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler = fingerprint, scan.scaler
     sizes, by_crew = job.budget.sizes(job.device.used), job.config.replicas > 1 and not isinstance(job.crew, Threads)
+    if not by_crew:
+        _tell_idle(job)
     # Workers read their rows themselves.
     sizes = replace(sizes, resident=False) if by_crew else sizes
     training = prepared(autoencoder, job.shards, scan, job.config, sizes)
@@ -112,6 +114,15 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
     return Model(scaler, autoencoder.network, training.best, about)
+
+
+def _tell_idle(job: Job) -> None:
+    """Warn of devices that wait while the processor trains."""
+    if job.device.used == "cpu" and set(job.config.devices or ()) - {"cpu"}:
+        log.warning(
+            "training: one replica is trained by this process, on the processor, while --devices wait. "
+            "THEANO_FLAGS=device=cuda (or what they are) has it train on one of them, --replicas 8 on all."
+        )
 
 
 @dataclass(frozen=True)

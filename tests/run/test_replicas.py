@@ -66,6 +66,20 @@ def test_whoever_trains_the_replicas_makes_the_same_features(
     assert features_of(out.with_name("one")) != features_of(out)
 
 
+def test_devices_that_wait_while_the_processor_trains_are_told(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stages, "crew_of", lambda *_: nullcontext(Others()))
+    for name, told, flags in [
+        ("one", True, ["--devices", "cuda0", "--replicas", "1"]),
+        ("two", False, ["--devices", "cuda0"]),
+        ("cpu", False, ["--devices", "cpu", "--replicas", "1"]),
+    ]:
+        caplog.clear()
+        assert night.run(out.with_name(name), *FLAGS, *flags) == 0
+        assert ("while --devices wait" in caplog.text) == told, name
+
+
 def test_p5_a_run_by_replicas_that_stops_anywhere_goes_on_to_the_same_features(night: Night, out: Path) -> None:
     assert night.run(out, *FLAGS) == 0
     for n in (1, 5, 8, 11):
