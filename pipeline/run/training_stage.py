@@ -56,6 +56,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
         job, "model", fingerprint, lambda record: load_model(directory / record.entry.file), "%s; it is trained anew"
     )
     if model is None:
+        _tell_idle(job)
         model = _trained(job, fingerprint, autoencoder, scan)
         job.ledger.commit(Record("model", fingerprint, job.ledger.write("stages/model", ".h5", model.to_hdf5())))
     else:
@@ -74,8 +75,6 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler = fingerprint, scan.scaler
     sizes, by_crew = job.budget.sizes(job.device.used), job.config.replicas > 1 and not isinstance(job.crew, Threads)
-    if not by_crew:
-        _tell_idle(job)
     # Workers read their rows themselves.
     sizes = replace(sizes, resident=False) if by_crew else sizes
     training = prepared(autoencoder, job.shards, scan, job.config, sizes)
@@ -118,7 +117,8 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
 
 def _tell_idle(job: Job) -> None:
     """Warn of devices that wait while the processor trains."""
-    if job.device.used == "cpu" and set(job.config.devices or ()) - {"cpu"}:
+    is_alone = job.config.replicas == 1 and job.device.used == "cpu"
+    if is_alone and set(job.config.devices or ()) - {"cpu"}:
         log.warning(
             "training: one replica is trained by this process, on the processor, while --devices wait. "
             "THEANO_FLAGS=device=cuda (or what they are) has it train on one of them, --replicas 8 on all."
