@@ -102,7 +102,8 @@ def test_p2_p8_d10_runs_of_other_kinds(trial: Callable[[str], Trial], kind: str)
     assert fail_every_call(trial(kind), errno.ENOSPC, True, of=some(0, 12)).total() >= n > 5
     assert fail_every_call(trial(kind), errno.EIO, False, of=some(4, 12)).total() >= n
     assert kill_at_every_call(trial(kind), after=True, of=some(8, 12)) >= n
-    assert cut_power(trial(kind), n_random=1, of=some(0, 6)).total() > n
+    # Of states that chance leaves some are alike.
+    assert cut_power(trial(kind), n_random=1, of=some(0, 6)).total() > (n if kind == "given model" else 20)
 
 
 @pytest.mark.process
