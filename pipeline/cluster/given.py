@@ -100,8 +100,8 @@ def _known(client: Client, config: Config, start: Callable[[], Any]) -> list[dic
     for name, why in failed.items():
         log.warning("cluster: worker %s does not compute where it was to: %s", shown(name), why)
     if failed and (config.require_device or not found):
-        why = next(iter(failed.values()))
-        raise DeviceError(f"{counted(len(failed), 'worker')} of {len(found)} cannot be used, the first: {why}")
+        n, why = len(failed.keys() | {proof.name for proof in found}), next(iter(failed.values()))
+        raise DeviceError(f"{counted(len(failed), 'worker')} of {n} cannot be used, the first: {why}")
     workers = some((f"{shown(proof.name)} {proof.device}" for proof in found), 8)
     log.info("cluster: %s: %s", counted(len(found), "worker"), workers)
     return [proof.known for proof in found]
