@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _NARROW = 0.01  # a spread below which a column counts for next to nothing beside others
 _MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
+_BLOCKS = 8  # of a task, since a scheduler takes as long for whatever it passes on as a block takes to be looked at
+_FEW = 16  # tasks, than which no more blocks go together
 _COLUMNS = 10  # that a sentence names
 _ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing")
 
@@ -260,7 +262,7 @@ def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[in
         for block in blocks([shard], block_rows)
     ]
     # Neighbours share a task: a file is read from front to back.
-    stride = max(1, -(-len(pieces) // _MAX_TASKS))
+    stride = max(1, min(_BLOCKS, len(pieces) // _FEW), -(-len(pieces) // _MAX_TASKS))
     return (Pieces(pieces[i : i + stride]) for i in range(0, len(pieces), stride))
 
 
