@@ -22,6 +22,7 @@ __all__ = ["PartMemory", "part_shapes", "stored_categories"]
 _FLOAT32 = np.dtype("<f4")
 _ROOM = 2**17  # bytes beside the features, at first
 _SOURCE_BYTES = 256  # of which `source` takes a multiple: parts of files with longer names have one layout still
+_MOST_TEMPLATES = 8  # of a thread: shards of a set have one or two sizes, as a rule, and come in turns
 _MOST_TEXT = 2**12  # characters: every path fits, and what is made of two such into the 64 KiB of an attribute
 
 
@@ -48,7 +49,7 @@ class PartMemory:
         rider_bytes = sum(rider.dtype.itemsize for rider in riders)
         self._memory = _pages(self._place + n_rows * (storage.itemsize * n_features + 1 + rider_bytes) + _ROOM)
         self._encoded = np.empty((0 if storage.is_plain else n_rows, n_features), _FLOAT32)
-        self._layout, self._template = "", Template(0, ())  # of the last part
+        self._templates: dict[str, Template] = {}  # of the last parts, by all but their values
 
     def features(self, n_rows: int) -> np.ndarray:
         """Where the features of the next part go: shape (n_rows, n_features), float32."""
@@ -101,13 +102,13 @@ class PartMemory:
         return self._memory[: template.n_bytes].data
 
     def _template_of(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], n_source: int) -> Template:
-        """The last one, if all but the values is as it was."""
+        """One of the last ones, if all but the values is as it was."""
         shapes = {name: (values.shape, values.dtype) for name, values in arrays.items()}
         texts = {name: values for name, values in arrays.items() if values.dtype.hasobject}
         # NumPy takes dtypes for equal whatever their metadata say, as it does texts in ASCII and in UTF-8.
         layout = repr((n_source, attributes, [(name, *shape, shape[1].metadata) for name, shape in shapes.items()]))
-        if layout == self._layout:
-            return self._template
+        if layout in self._templates:
+            return self._templates[layout]
         n_rows, compression = len(arrays[VALID]), self._storage.compression
         shapes = {name: shape for name, shape in shapes.items() if name not in texts}
         written: dict[str, np.ndarray | Chunked] = {**texts, **self._categories}
@@ -123,7 +124,9 @@ class PartMemory:
         if (
             not texts and not is_compressed
         ):  # only HDF5 knows how those of any length are stored, and what it wrote may be large
-            self._layout, self._template = layout, template
+            if len(self._templates) == _MOST_TEMPLATES:
+                self._templates.clear()
+            self._templates[layout] = template
         return template
 
 

@@ -160,6 +160,18 @@ def test_of_parts_that_differ_in_values_hdf5_writes_the_first(monkeypatch):
     assert len(asked) == 1
 
 
+def test_of_a_few_sizes_in_turns_hdf5_writes_each_once_and_of_many_no_more_than_a_few_are_kept(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_TEMPLATES", 2)
+    expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
+    asked, memory = [], PartMemory(4, 2)
+    monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
+    for sizes, n_asked in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
+        for n_rows in sizes:
+            memory.features(n_rows)[:] = feature_rows(n_rows)
+            assert bytes(memory.file(np.arange(n_rows) > 0, {}, {}, {})) == expected[n_rows]
+        assert len(asked) == n_asked, sizes
+
+
 def test_of_texts_no_copy_is_kept_and_few_are_made():
     texts = {"text": np.array([b"x" * 10000] * 1000, object)}
     memory = PartMemory(1000, 2)
