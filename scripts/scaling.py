@@ -429,7 +429,7 @@ def met(model: Model) -> float:
     begun, average = time.perf_counter(), Average()
     for _ in range(8):
         average.add(state, 1)
-    outer_step(state, average.mean(), velocity)
+    outer_step(state, average.mean(), velocity, 8)
     return (time.perf_counter() - begun) / 8
 
 

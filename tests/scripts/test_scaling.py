@@ -22,6 +22,7 @@ from pipeline.output.disk import Disk
 from pipeline.scan.scaler import Scaler
 from scripts.byhand import by_hand
 from scripts.measured import empty, timed_part
+from scripts.scaling import met
 from tests.support.helpers import numbered_shards
 
 
@@ -49,6 +50,12 @@ def test_a_task_with_a_clock_makes_the_same_part_and_an_empty_one_has_a_result_o
         assert np.array_equal(one["features"][:], other["features"][:])
     sizes = [len(pickle.dumps(facts)) for facts in (plain, empty(task))]
     assert abs(sizes[0] - sizes[1]) < 50
+
+
+def test_replicas_meet_as_they_do_in_a_training() -> None:
+    network = Network((5, 3, 2))
+    parameters = {name: np.ones(shape, np.float32) for name, shape in network.shapes.items()}
+    assert met(Model(Scaler(np.zeros(5), np.ones(5)), network, parameters)) > 0
 
 
 @pytest.mark.process
