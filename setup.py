@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 # NVRTC and cuBLAS without a CUDA toolkit. pygpu itself is not on PyPI: scripts/install_pygpu.sh.
-CUDA = ["nvidia-cublas-cu12", "nvidia-cuda-nvrtc-cu12"]
+NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # which the tests' stub of CUDA compiles by, too
+CUDA = ["nvidia-cublas-cu12", *NVRTC]
 PLOT = ["matplotlib"]
 # Codecs of files that others have written with plugins of HDF5.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
@@ -13,7 +14,10 @@ ONNX = ["onnx>=1.16"]
 # What features and models are handed on to. pyarrow 26 needs NumPy 2.
 DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow<26"]
 SIMULATE = ["simpy>=4"]  # for scripts/simulate.py, of a checkout
-TEST = ["mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", *FILTERS, *PLOT, *ONNX, *DOWNSTREAM, *SIMULATE]
+TEST = [
+    *("mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff"),
+    *(*FILTERS, *PLOT, *ONNX, *DOWNSTREAM, *SIMULATE, *NVRTC),
+]
 
 # What opens, reports, compares and verifies the features of a run: on every Python.
 READER = [

@@ -1,0 +1,245 @@
+"""The stub of CUDA itself: what it refuses, what it holds back, what it computes, and which faults it has on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cuda.stub import variables
+from tests.support.interpreters import fresh
+
+pytestmark = pytest.mark.process
+
+BEGIN = """
+import ctypes
+import numpy as np
+from tests.support.cuda.calls import CUDA, Card, CudaError, call
+FILL = 'extern "C" __global__ void fill(float *x, float value) { x[blockIdx.x * blockDim.x + threadIdx.x] = value; }'
+def code_of(function, *arguments):
+    try:
+        function(*arguments)
+    except CudaError as error:
+        return error.code
+    return 0
+"""
+
+
+def facts_of(code: str, **settings: Any) -> dict[str, Any]:
+    """What code says of a stub of these settings."""
+    ended = fresh(BEGIN + code, **variables(**settings))
+    assert ended.code == 0, ended.stderr
+    return ended.facts
+
+
+# -- what it computes
+
+
+def test_every_thread_of_every_block_runs_once_and_knows_its_place() -> None:
+    facts = facts_of("""
+card = Card()
+kernel = card.kernel('''
+extern "C" __global__ void place(long long *x) {
+    int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+    int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+    int n_threads = blockDim.x * blockDim.y * blockDim.z;
+    atomicAdd((unsigned long long *)x + block * n_threads + thread, block * 1000ull + thread);
+}''', "place")
+zeros = np.zeros(24 * 60, np.int64)
+place = card.upload(zeros)
+card.launch(kernel, (2, 3, 4), (3, 4, 5), [place])
+found = card.download(place, np.empty_like(zeros))
+facts["right"] = np.array_equal(found.reshape(24, 60), np.arange(24)[:, None] * 1000 + np.arange(60))
+""")
+    assert facts == {"right": True}
+
+
+SUM = """
+extern "C" __global__ void total(const float *x, float *sums, int n) {
+    extern __shared__ float partial[];
+    __shared__ float last;
+    float sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        sum += x[blockIdx.x * n + i];
+    partial[threadIdx.x] = sum;
+    BARRIER;
+    for (int half = blockDim.x / 2; half; half /= 2) {
+        if (threadIdx.x < half)
+            partial[threadIdx.x] += partial[threadIdx.x + half];
+        BARRIER;
+    }
+    if (threadIdx.x == blockDim.x - 1)
+        last = partial[0];
+    BARRIER;
+    if (threadIdx.x == 0)
+        sums[blockIdx.x] = last;
+}
+"""
+SUMS = f"""
+card = Card()
+kernel = card.kernel('''{SUM}'''.replace("BARRIER", barrier), "total")
+x = np.random.default_rng(0).random((5, 1000)).astype(np.float32)
+sums = card.allocate(20)
+card.launch(kernel, [5], [128], [card.upload(x), sums, ctypes.c_int(1000)])
+found = card.download(sums, np.empty(5, np.float32))
+facts["close"] = bool(np.allclose(found, x.sum(axis=1, dtype=float), rtol=1e-5))
+"""
+
+
+def test_threads_of_a_block_wait_for_each_other_at_barriers_and_share_memory() -> None:
+    assert facts_of('barrier = "__syncthreads()"' + SUMS) == {"close": True}
+
+
+def test_a_barrier_that_is_missing_shows() -> None:
+    assert facts_of('barrier = ""' + SUMS) == {"close": False}
+
+
+def test_memory_that_nobody_has_written_is_not_a_number() -> None:
+    facts = facts_of("""
+card = Card()
+facts["all"] = bool(np.isnan(card.download(card.allocate(40), np.zeros(10, np.float32))).all())
+""")
+    assert facts == {"all": True}
+
+
+# -- what it holds back
+
+READ = """
+card = Card()
+kernel, place = card.kernel(FILL, "fill"), card.upload(np.zeros(64, np.float32))
+card.launch(kernel, [2], [32], [place, ctypes.c_float(7)])
+found = card.download(place, np.zeros(64, np.float32))
+facts["before"] = bool((found == 7).all())
+card.synchronise()
+facts["after"] = bool((found == 7).all())
+"""
+
+
+def test_a_copy_to_the_host_is_complete_when_the_call_returns_as_it_was_until_cuda_12_1() -> None:
+    assert facts_of(READ) == {"before": True, "after": True}
+
+
+def test_a_copy_that_is_held_back_is_complete_when_its_stream_is() -> None:
+    assert facts_of(READ, hold="downloads") == {"before": False, "after": True}
+
+
+@pytest.mark.parametrize(("hold", "expected"), [(None, 1), ("uploads", 2)])
+def test_a_copy_to_the_card_is_staged_or_else_takes_what_is_there_in_the_end(hold: str | None, expected: int) -> None:
+    facts = facts_of(
+        """
+card = Card()
+source = np.ones(16, np.float32)
+place = card.upload(source)
+source[:] = 2
+card.synchronise()
+facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
+""",
+        hold=hold,
+    )
+    assert facts == {"found": expected}
+
+
+def test_a_stream_waits_for_another_ones_event() -> None:
+    facts = facts_of("""
+card, other, event = Card(), ctypes.c_void_p(), ctypes.c_void_p()
+kernel, place = card.kernel(FILL, "fill"), card.upload(np.zeros(32, np.float32))
+call("cuStreamCreate", ctypes.byref(other), 0)
+call("cuEventCreate", ctypes.byref(event), 0)
+card.launch(kernel, [1], [32], [place, ctypes.c_float(3)])
+call("cuEventRecord", event, card.stream)
+call("cuStreamWaitEvent", other, event, 0)
+card.stream = other
+facts["found"] = float(card.download(place, np.zeros(32, np.float32)).mean())
+""")
+    assert facts == {"found": 3}
+
+
+# -- what it refuses
+
+
+def test_a_call_from_a_thread_without_a_context_is_refused() -> None:
+    facts = facts_of("""
+from concurrent.futures import ThreadPoolExecutor
+card = Card()
+def elsewhere(*arguments):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(code_of, *arguments).result()
+facts["here"] = code_of(card.allocate, 4)
+facts["elsewhere"] = elsewhere(card.allocate, 4)
+def with_one():
+    call("cuCtxPushCurrent_v2", card.context)
+    card.allocate(4)
+facts["with one"] = elsewhere(with_one)
+call("cuCtxPopCurrent_v2", None)
+facts["popped"] = code_of(card.allocate, 4)
+""")
+    assert facts == {"here": 0, "elsewhere": 201, "with one": 0, "popped": 201}
+
+
+# NVRTC 12.9 writes PTX 8.8; an architecture that the card does not have is refused, too.
+@pytest.mark.parametrize(
+    ("driver", "architecture", "expected"),
+    [
+        ("12.9", "compute_90", 0),
+        ("13.0", "compute_90", 0),
+        ("12.8", "compute_90", 222),
+        ("12.4", "compute_90", 222),
+        ("12.9", "compute_100", 209),
+    ],
+)
+def test_what_a_driver_or_a_card_does_not_know_is_refused(driver: str, architecture: str, expected: int) -> None:
+    facts = facts_of(f'facts["code"] = code_of(Card().kernel, FILL, "fill", "{architecture}")', driver=driver)
+    assert facts == {"code": expected}
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, 3), ("2,0", 2), ("1,-1,2", 1), ("", None)])
+def test_cuda_visible_devices_says_which_cards_there_are(visible: str | None, expected: int | None) -> None:
+    code = """
+facts["code"], n = code_of(call, "cuInit", 0), ctypes.c_int()
+if not facts["code"]:
+    call("cuDeviceGetCount", ctypes.byref(n))
+    facts["n"] = n.value
+"""
+    ended = fresh(BEGIN + code, **variables(cards=3), CUDA_VISIBLE_DEVICES=visible)
+    assert ended.facts == ({"code": 100} if expected is None else {"code": 0, "n": expected}), ended.stderr
+
+
+# -- its faults
+
+
+@pytest.mark.parametrize("settings", [{"oom_at": 3}, {"memory": 2}])
+def test_memory_runs_out_where_it_is_told_to(settings: dict[str, int]) -> None:
+    facts = facts_of(
+        """
+card = Card()
+places = [card.allocate(1 << 20), card.allocate(1 << 20)]
+facts["third"] = code_of(card.allocate, 1 << 20)
+for place in places:
+    call("cuMemFree_v2", place)
+facts["later"] = code_of(card.allocate, 1 << 20)
+""",
+        **settings,
+    )
+    assert facts == {"third": 2, "later": 0}
+
+
+def test_a_card_that_is_lost_says_so_when_it_is_waited_for_and_ever_after() -> None:
+    facts = facts_of(
+        """
+card = Card()
+kernel, place = card.kernel(FILL, "fill"), card.upload(np.zeros(32, np.float32))
+facts["launches"] = [code_of(card.launch, kernel, [1], [32], [place, ctypes.c_float(3)]) for i in range(2)]
+facts["wait"] = code_of(card.synchronise)
+facts["later"] = [code_of(card.allocate, 4), code_of(card.download, place, np.zeros(32, np.float32))]
+call("cuCtxPopCurrent_v2", None)
+""",
+        lost_at=2,
+    )
+    assert facts == {"launches": [0, 0], "wait": 214, "later": [214, 214]}
+
+
+def test_a_log_has_a_line_for_each_call(tmp_path: Path) -> None:
+    facts_of("Card().upload(np.zeros(64, np.float32))", log=tmp_path / "log")
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[-4:] == ["cuMemAlloc_v2", "allocate 256", "cuMemcpyHtoDAsync_v2", "upload 256"]

@@ -1,0 +1,107 @@
+// libnvrtc: the real one, with each program's source written below its PTX, as a comment, for the stub of the driver.
+//
+// STUB_NVRTC names the real one; else it is the one that the stub was built with.
+
+#include <cstring>
+#include <dlfcn.h>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "stub.h"
+
+namespace {
+
+std::mutex lock;
+auto &sources = *new std::map<void *, std::string>; // of each program; never destroyed, since others may end later
+
+template <class Function> Function real(const char *name, Function)
+{
+    static void *library = [] {
+        const char *path = variable("STUB_NVRTC") ? variable("STUB_NVRTC") : STUB_NVRTC_PATH;
+        void *found = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        if (!found) {
+            fprintf(stderr, "stub of NVRTC: %s\n", dlerror());
+            abort();
+        }
+        tell("nvrtc %s\n", path);
+        return found;
+    }();
+    return reinterpret_cast<Function>(dlsym(library, name));
+}
+
+#define REAL(name) real(#name, name)
+
+// The text with each `#include "name"` of a header that is given in its place.
+std::string whole(std::string source, int n_headers, const char *const *headers, const char *const *names)
+{
+    for (int i = 0; i < n_headers; i++) {
+        std::string line = std::string("#include \"") + names[i] + '"';
+        for (size_t at; (at = source.find(line)) != std::string::npos;)
+            source.replace(at, line.size(), std::string("\n") + headers[i] + '\n');
+    }
+    return source;
+}
+
+// As it stands below the PTX.
+std::string comment(void *program)
+{
+    std::lock_guard<std::mutex> guard(lock);
+    std::string text = "\n//source\n//|";
+    for (char c : sources[program])
+        text += c == '\n' ? std::string("\n//|") : std::string(1, c);
+    return text + '\n';
+}
+
+} // namespace
+
+STUB_API int nvrtcCreateProgram(
+    void **program, const char *source, const char *name, int n_headers, const char *const *headers,
+    const char *const *names)
+{
+    int result = REAL(nvrtcCreateProgram)(program, source, name, n_headers, headers, names);
+    std::lock_guard<std::mutex> guard(lock);
+    if (!result)
+        sources[*program] = whole(source, n_headers, headers, names);
+    return result;
+}
+
+STUB_API int nvrtcCompileProgram(void *program, int n_options, const char *const *options)
+{
+    std::string all;
+    for (int i = 0; i < n_options; i++)
+        all += std::string(" ") + options[i];
+    int result = REAL(nvrtcCompileProgram)(program, n_options, options);
+    tell("nvrtcCompileProgram%s: %d\n", all.c_str(), result);
+    return result;
+}
+
+STUB_API int nvrtcDestroyProgram(void **program)
+{
+    std::lock_guard<std::mutex> guard(lock);
+    sources.erase(*program);
+    return REAL(nvrtcDestroyProgram)(program);
+}
+
+STUB_API int nvrtcGetPTXSize(void *program, size_t *size)
+{
+    int result = REAL(nvrtcGetPTXSize)(program, size);
+    if (!result)
+        *size += comment(program).size();
+    return result;
+}
+
+STUB_API int nvrtcGetPTX(void *program, char *ptx)
+{
+    int result = REAL(nvrtcGetPTX)(program, ptx);
+    if (!result)
+        strcat(ptx, comment(program).c_str());
+    return result;
+}
+
+STUB_API int nvrtcGetProgramLogSize(void *program, size_t *size) { return REAL(nvrtcGetProgramLogSize)(program, size); }
+STUB_API int nvrtcGetProgramLog(void *program, char *log) { return REAL(nvrtcGetProgramLog)(program, log); }
+STUB_API const char *nvrtcGetErrorString(int result) { return REAL(nvrtcGetErrorString)(result); }
+STUB_API int nvrtcVersion(int *major, int *minor) { return REAL(nvrtcVersion)(major, minor); }
+STUB_API int nvrtcGetNumSupportedArchs(int *n) { return REAL(nvrtcGetNumSupportedArchs)(n); }
+STUB_API int nvrtcGetSupportedArchs(int *architectures) { return REAL(nvrtcGetSupportedArchs)(architectures); }

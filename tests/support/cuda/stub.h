@@ -1,0 +1,57 @@
+// What the stub's libraries share: a call's turn in its stream, and the list of calls that a test reads.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+
+// As cuda.h numbers them.
+enum Result {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    ECC_UNCORRECTABLE = 214,
+    INVALID_PTX = 218,
+    UNSUPPORTED_PTX_VERSION = 222,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    LAUNCH_FAILED = 719,
+    NOT_SUPPORTED = 801,
+    UNKNOWN = 999,
+};
+
+#define STUB_API extern "C" __attribute__((visibility("default")))
+
+// The work takes its turn in the stream: it is done when somebody waits for the stream, and not before. A launch counts
+// for STUB_LOST_AT.
+__attribute__((visibility("default"))) Result enqueue(void *stream, bool is_launch, std::function<void()> work);
+
+// Nothing, or the variable's text.
+inline const char *variable(const char *name)
+{
+    const char *text = getenv(name);
+    return text && *text ? text : nullptr;
+}
+
+// The file that STUB_LOG names: several libraries write to it, so each line goes out as it is complete.
+inline FILE *log_file()
+{
+    static FILE *file = [] {
+        FILE *opened = variable("STUB_LOG") ? fopen(variable("STUB_LOG"), "a") : nullptr;
+        if (opened)
+            setvbuf(opened, nullptr, _IOLBF, BUFSIZ);
+        return opened;
+    }();
+    return file;
+}
+
+template <class... Values> void tell(const char *format, Values... values)
+{
+    if (log_file())
+        fprintf(log_file(), format, values...);
+}
