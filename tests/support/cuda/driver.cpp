@@ -7,6 +7,7 @@
 //     STUB_OOM_AT=N                 the Nth allocation, counted from 1, finds no memory
 //     STUB_LOST_AT=N                the Nth launch loses the card: when its turn comes, and every later call, fail
 //     STUB_LOG=FILE                 a line for each call
+//     STUB_THREADS=1                a block's threads are the machine's, and ThreadSanitizer watches them
 // Launches always wait for their turn.
 
 #include <cstdint>

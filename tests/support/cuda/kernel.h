@@ -1,8 +1,7 @@
 // CUDA C++ for the host: what stands before a kernel's source when g++ compiles it, so that a launch computes.
 //
 // A block's threads run one after the other, blocks too. Where the source has a barrier, each thread is a fiber, and a
-// barrier lets the next one go on. Between two barriers they run upwards and downwards by turns: where a barrier is
-// missing, one of the two orders shows it.
+// barrier lets the next one go on; with STUB_THREADS it is a thread, which ThreadSanitizer watches.
 #pragma once
 
 #include <stddef.h>
@@ -29,104 +28,42 @@ struct dim3 {
 
 namespace stub {
 
-constexpr int max_threads = 1024, stack_bytes = 32 << 10, shared_bytes = 48 << 10;
+constexpr int max_threads = 1024, shared_bytes = 48 << 10;
 
 struct Launch {
     dim3 grid, block;
     unsigned shared_bytes;
 };
 
-struct Fiber {
-    void *stack_top;
-    dim3 index;
-    bool is_done;
-};
-
-static dim3 thread_index, block_index, block_size, grid_size;
+static dim3 block_index, block_size, grid_size;
 alignas(64) static char shared[shared_bytes]; // of `extern __shared__`, which the driver writes anew
-static Fiber fibers[max_threads], *running;
-static void *scheduler;
 static void (*body)(void **), **arguments;
 
-// Leave one stack for another: its top goes to where `from` points. Only what a function has to leave as it was is kept.
-extern "C" __attribute__((visibility("hidden"))) void stub_switch(void **from, void *to);
-asm(R"(
-    .text
-    .hidden stub_switch
-    .globl stub_switch
-stub_switch:
-    push %rbp
-    push %rbx
-    push %r12
-    push %r13
-    push %r14
-    push %r15
-    mov %rsp, (%rdi)
-    mov %rsi, %rsp
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbx
-    pop %rbp
-    ret
-)");
-
-static void wait_for_the_others()
+// The place of a block's thread.
+static dim3 place_of(unsigned i)
 {
-    stub_switch(&running->stack_top, scheduler);
+    return {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
 }
 
-static void start()
-{
-    body(arguments);
-    running->is_done = true;
-    wait_for_the_others(); // for good
-}
+} // namespace stub
 
-// A stack on which `stub_switch` finds six registers and `start`, at the alignment that a call leaves.
-static void *fresh_stack(char *end)
-{
-    void **top = reinterpret_cast<void **>(end) - 2;
-    *top = reinterpret_cast<void *>(start);
-    return top - 6;
-}
+#ifdef STUB_THREADS
+#include "threads.h"
+#else
+#include "fibers.h"
+#endif
 
-static void run_fibers(int n_threads, void (*each)(int))
-{
-    static char *stacks = new char[max_threads * stack_bytes];
-    for (int i = 0; i < n_threads; i++) {
-        each(i);
-        auto end = reinterpret_cast<uintptr_t>(stacks + (i + 1) * stack_bytes) & ~uintptr_t(63);
-        fibers[i] = {fresh_stack(reinterpret_cast<char *>(end)), thread_index, false};
-    }
-    int n_left = n_threads;
-    for (bool upwards = true; n_left; upwards = !upwards)
-        for (int i = 0; i < n_threads; i++) {
-            running = &fibers[upwards ? i : n_threads - 1 - i];
-            if (running->is_done) // one that has returned holds up no barrier
-                continue;
-            thread_index = running->index;
-            stub_switch(&scheduler, running->stack_top);
-            n_left -= running->is_done;
-        }
-}
-
-static void number(int i)
-{
-    unsigned n = i;
-    thread_index = {n % block_size.x, n / block_size.x % block_size.y, n / block_size.x / block_size.y};
-}
+namespace stub {
 
 static void run_block(bool has_barriers)
 {
     int n_threads = block_size.x * block_size.y * block_size.z;
     if (has_barriers) {
-        run_fibers(n_threads, number);
+        run_together(n_threads);
         return;
     }
     for (int i = 0; i < n_threads; i++) {
-        number(i);
+        thread_index = place_of(i);
         body(arguments);
     }
 }
@@ -236,20 +173,25 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector)
     return result;
 }
 
-// -- atomics: one thread runs at a time --
+// -- atomics --
 
 template <class T> static inline T atomicExch(T *address, decltype(T()) value)
 {
-    return std::exchange(*address, value);
-}
-template <class T> static inline T atomicAdd(T *address, decltype(T()) value)
-{
-    return std::exchange(*address, T(*address + value));
+    T old;
+    __atomic_exchange(address, &value, &old, __ATOMIC_RELAXED);
+    return old;
 }
 template <class T> static inline T atomicCAS(T *address, decltype(T()) expected, decltype(T()) value)
 {
-    T old = *address;
-    if (old == expected)
-        *address = value;
+    __atomic_compare_exchange(address, &expected, &value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return expected;
+}
+template <class T> static inline T atomicAdd(T *address, decltype(T()) value)
+{
+    T old, sum;
+    __atomic_load(address, &old, __ATOMIC_RELAXED);
+    do
+        sum = old + value;
+    while (!__atomic_compare_exchange(address, &old, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return old;
 }

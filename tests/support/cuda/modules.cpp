@@ -4,8 +4,10 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <fstream>
+#include <iterator>
 #include <regex>
 #include <spawn.h>
+#include <sstream>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -87,7 +89,7 @@ bool run(std::vector<std::string> words, const std::string &log)
 }
 
 // The library of a program, compiled unless an earlier process has; empty where it does not compile.
-std::string compiled(const std::string &program)
+std::string compiled(const std::string &program, const std::string &flags)
 {
     std::string name = std::string(STUB_FOLDER) + "/kernels/" + digest(program), library = name + ".so";
     if (access(library.c_str(), F_OK) == 0)
@@ -95,13 +97,9 @@ std::string compiled(const std::string &program)
     mkdir((std::string(STUB_FOLDER) + "/kernels").c_str(), 0700);
     name += '-' + std::to_string(getpid());
     std::ofstream(name + ".cpp") << program;
-    std::string flags = STUB_FLAGS, word;
+    std::istringstream words(flags);
     std::vector<std::string> command{STUB_COMPILER};
-    for (char c : flags + ' ')
-        if (c != ' ')
-            word += c;
-        else
-            command.push_back(std::exchange(word, ""));
+    command.insert(command.end(), std::istream_iterator<std::string>(words), {});
     command.insert(command.end(), {"-o", name + ".so", name + ".cpp"});
     if (!run(command, name + ".log") || rename((name + ".so").c_str(), library.c_str())) {
         std::ifstream log(name + ".log");
@@ -143,11 +141,12 @@ Module *load(const std::string &ptx)
 {
     std::vector<std::string> names = entries(ptx);
     bool has_barriers = ptx.find("bar.sync") != std::string::npos || ptx.find("barrier.") != std::string::npos;
-    std::string program = "#define __CUDA_ARCH__ " + std::to_string(10 * atoi(after(ptx, ".target sm_").c_str())) +
+    bool are_threads = variable("STUB_THREADS");
+    std::string program = std::string(are_threads ? "#define STUB_THREADS\n" : "") + "#define __CUDA_ARCH__ " + std::to_string(10 * atoi(after(ptx, ".target sm_").c_str())) +
                           "\n#include \"" STUB_FOLDER "/kernel.h\"\n" + for_the_host(ptx);
     for (const std::string &name : names)
         program += "STUB_ENTRY(" + name + ", " + (has_barriers ? "true" : "false") + ")\n";
-    std::string path = compiled(program);
+    std::string path = compiled(program, are_threads ? STUB_FLAGS " -fsanitize=thread -g" : STUB_FLAGS);
     void *library = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return nullptr;

@@ -85,7 +85,8 @@ def _build(place: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("g++, which compiles the stub of CUDA")
-    shutil.copy(SOURCES / "kernel.h", place)
+    for header in ("kernel.h", "fibers.h", "threads.h"):  # of the kernels
+        shutil.copy(SOURCES / header, place)
     direct, behind, blas = place / "direct", place / "behind", scipy_openblas32.get_lib_dir()
     for folder in (direct, behind):
         folder.mkdir(exist_ok=True)

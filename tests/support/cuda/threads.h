@@ -1,0 +1,52 @@
+// The threads of a block as the machine's, for ThreadSanitizer: it sees when two of them come to one place, one of them
+// writes, and no barrier lies between.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace stub {
+
+static thread_local dim3 thread_index;
+static std::mutex lock;
+static std::condition_variable all_are_there;
+static int n_running, n_waiting;
+static long n_barriers;
+
+static void let_go_when_all_wait() // with the lock
+{
+    if (n_waiting && n_waiting == n_running) {
+        n_waiting = 0;
+        n_barriers++;
+        all_are_there.notify_all();
+    }
+}
+
+static void wait_for_the_others()
+{
+    std::unique_lock<std::mutex> guard(lock);
+    long before = n_barriers;
+    n_waiting++;
+    let_go_when_all_wait();
+    all_are_there.wait(guard, [before] { return n_barriers != before; });
+}
+
+static void run_together(int n_threads)
+{
+    std::vector<std::thread> threads;
+    n_running = n_threads;
+    for (int i = 0; i < n_threads; i++)
+        threads.emplace_back([i] {
+            thread_index = place_of(i);
+            body(arguments);
+            std::lock_guard<std::mutex> guard(lock);
+            n_running--; // one that has returned holds up no barrier
+            let_go_when_all_wait();
+        });
+    for (std::thread &thread : threads)
+        thread.join();
+}
+
+} // namespace stub
