@@ -4,12 +4,16 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run reference check test soak bench overheads scaling simulate report-check lint format clean
+.PHONY: help setup gpu run reference check test soak bench overheads scaling simulate report-check lint format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it
+
+# FOR=12.4 on a machine without the driver.
+gpu: setup ## also what a CUDA card needs beside its driver, into .venv
+	$(PYTHON_OF_VENV) -m shardpress setup-gpu $(if $(FOR),--for $(FOR))
 
 # In a folder of its own for each set of sample shards: nothing else is ever replaced, whatever the name of its output.
 run: setup ## sample data to features to a classifier's accuracy, in sample/

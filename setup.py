@@ -4,9 +4,6 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-# NVRTC and cuBLAS without a CUDA toolkit. pygpu itself is not on PyPI: scripts/install_pygpu.sh.
-NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # which the tests' stub of CUDA compiles by, too
-CUDA = ["nvidia-cublas-cu12", *NVRTC]
 PLOT = ["matplotlib"]
 # Codecs of files that others have written with plugins of HDF5.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
@@ -14,6 +11,7 @@ ONNX = ["onnx>=1.16"]
 # What features and models are handed on to. pyarrow 26 needs NumPy 2.
 DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow<26"]
 SIMULATE = ["simpy>=4"]  # for scripts/simulate.py, of a checkout
+NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # of the tests' stub of CUDA; a card's comes with shardpress setup-gpu
 TEST = [
     *("mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff"),
     *(*FILTERS, *PLOT, *ONNX, *DOWNSTREAM, *SIMULATE, *NVRTC),
@@ -90,5 +88,5 @@ setup(
         *(f"{each}; python_version < '3.12'" for each in RUN),
         "numpy>=1.26.4; python_version >= '3.12'",
     ],
-    extras_require={"test": TEST, "plot": PLOT, "cuda": CUDA, "filters": FILTERS, "onnx": ONNX},
+    extras_require={"test": TEST, "plot": PLOT, "filters": FILTERS, "onnx": ONNX},
 )

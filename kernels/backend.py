@@ -329,8 +329,8 @@ def _explain(error: BaseException) -> str:
     words = words or type(error).__name__
     hints = {
         "libcuda": "no NVIDIA driver was found (is nvidia-smi there?)",
-        "libnvrtc": "the CUDA compiler library is missing (see docs/devices.md)",
-        "libcublas": "cuBLAS is missing (see docs/devices.md)",
+        "libnvrtc": "the CUDA compiler library is missing (shardpress setup-gpu installs it)",
+        "libcublas": "cuBLAS is missing (shardpress setup-gpu installs it)",
         "Missing Blas": "no BLAS for this device (OpenCL needs libclblast.so, CUDA libcublas.so)",
         "INVALID_OPTION": "libgpuarray 0.7.6 cannot name this card's architecture (see docs/devices.md)",
     }

@@ -17,7 +17,7 @@ import pytest
 GROUND = ["errors", "formats", "runlog", "settings", "signals"]
 PLAIN = ["kernels.network"]  # a description that needs no Theano: all of the pipeline may read it
 MAY_IMPORT = {
-    **{each: [] for each in ("progress", "watch", *GROUND, "cluster", "hdf5", "output")},
+    **{each: [] for each in ("progress", "watch", *GROUND, "cluster", "gpu", "hdf5", "output")},
     "shards": ["hdf5", "output.records"],
     "scan": ["shards", "cluster"],
     "model": ["scan.scaler"],
@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
     "commands": [
-        *("cli", "installed", "classify", "doctor", "progress", "report", "run.plan", "scan", "shards"),
+        *("cli", "installed", "classify", "doctor", "gpu", "progress", "report", "run.plan", "scan", "shards"),
         *("interop", "model", "output.disk"),
     ],
     # Which setup.py installs beside pipeline, under its own name.

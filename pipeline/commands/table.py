@@ -43,6 +43,7 @@ COMMANDS = {
     "verify": Command("after", "check files and features against digests and input rows"),
     "export": Command("after", "write the encoder for ONNX runtimes"),
     "doctor": Command("set up", "whether a run will do on this machine, and what to mend if not"),
+    "setup-gpu": Command("set up", "pygpu, and the CUDA libraries that the driver takes"),
     "completion": Command("set up", "a script that completes commands and flags in bash, zsh or fish"),
     "version": Command("set up", "versions of shardpress and of what its results depend on"),
 }
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def module_of(name: str) -> str:
     """Where a command lies."""
-    return f"pipeline.commands.{_FOLDERS.get(COMMANDS[name].group, '')}{name}"
+    return f"pipeline.commands.{_FOLDERS.get(COMMANDS[name].group, '')}{name.replace('-', '_')}"
 
 
 def shardpress() -> NoReturn:

@@ -1,0 +1,102 @@
+"""The folder in the environment from which libgpuarray takes CUDA's libraries: wheels of PyPI unpacked, and links.
+
+libgpuarray opens libcuda.so, libnvrtc.so and libcublas.so by these names, and install_pygpu.sh has it look here first.
+The wheels lie apart from the environment's packages, among which another one may want others of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline.errors import DeviceError
+
+__all__ = ["installed", "is_whole", "link", "place", "unpack"]
+
+# In the child each is opened by itself, as libgpuarray does: what it needs in turn has to be found from where it lies.
+_OPENED = ("libnvrtc.so", "libcublas.so")
+_TRY = "import ctypes, sys; [ctypes.CDLL(path) for path in sys.argv[1:]]"
+_WANTED = "requirements.txt"  # which the wheels there meet; written last
+
+
+def place(environment: Path) -> Path:
+    """Where the libraries of an environment lie."""
+    return environment / "lib" / "shardpress-gpu"
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """Versions of the packages there, by name."""
+    return {each.metadata["Name"]: each.version for each in distributions(path=[str(folder)])}
+
+
+def is_whole(folder: Path, requirements: Sequence[str]) -> bool:
+    """Whether what meets these requirements is there, and can be loaded."""
+    wanted = folder / _WANTED
+    if not wanted.exists() or wanted.read_text().split() != list(requirements):
+        return False
+    _link_wheels(folder)
+    done = subprocess.run([sys.executable, "-c", _TRY, *(folder / name for name in _OPENED)], capture_output=True)
+    return done.returncode == 0
+
+
+def unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> None:
+    """Put into a folder what meets the requirements, in place of what is there.
+
+    The folder appears by one rename: after an interruption it is the earlier one, whole, or none.
+
+    Parameters
+    ----------
+    source : Path, optional
+        A folder with the wheels, in place of PyPI.
+
+    Raises
+    ------
+    DeviceError
+        When pip cannot have them, or what it has unpacked cannot be loaded.
+    """
+    if find_spec("pip") is None:
+        raise DeviceError(f"there is no pip here: type {sys.executable} -m ensurepip, then the same command again")
+    new, old = (folder.with_name(f"{folder.name}.{state}") for state in ("new", "old"))
+    for path in (new, old):
+        shutil.rmtree(path, ignore_errors=True)
+    command: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    command += ["install", "--no-deps", "--target", new]
+    if not sys.stderr.isatty():  # hundreds of megabytes: on a terminal one sees how far they are
+        command.append("--quiet")
+    if source is not None:
+        command += ["--no-index", "--find-links", source]
+    if subprocess.run([*command, *requirements], check=False).returncode:
+        raise DeviceError(f"pip could not install {' and '.join(requirements)}: its words stand above.")
+    (new / _WANTED).write_text("\n".join(requirements) + "\n")
+    if not is_whole(new, requirements):
+        raise DeviceError(f"{new}: {' or '.join(_OPENED)} was installed, but cannot be loaded")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _link_wheels(folder: Path) -> None:
+    """Give the wheels' libraries the names that they are looked for by: with a version, and what is opened without one.
+
+    NVRTC and cuBLAS look for what they need in turn (builtins, cublasLt) in the folder that they were opened from.
+    """
+    for path in sorted(folder.glob("nvidia/*/lib/lib*.so.*")):
+        link(folder / path.name, Path(os.path.relpath(path, folder)))
+        plain = path.name.partition(".so.")[0] + ".so"
+        if plain in _OPENED:
+            link(folder / plain, Path(path.name))
+
+
+def link(name: Path, target: Path) -> None:
+    """Make a link, in place of one that is there, but never of a file."""
+    if name.is_symlink():
+        name.unlink()
+    if not name.exists():
+        name.symlink_to(target)

@@ -1,0 +1,154 @@
+"""`shardpress setup-gpu` in an environment of its own, with wheels that lie in a folder: once, again, and half done."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.cards import Environment, driver, library, wheels
+
+pytestmark = pytest.mark.process
+
+NAMES = ["libcublas.so", "libcublasLt.so", "libnvrtc-builtins.so", "libnvrtc.so"]
+NVRTC = ("12.0.140", "12.4.127", "12.9.86", "13.0.88")
+CUBLAS = ("12.0.2.224", "12.4.5.8", "12.9.3.13", "13.0.2.14")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wheels(tmp_path_factory.mktemp("nvidia"), NVRTC, CUBLAS)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Environment:
+    return Environment(tmp_path / "env", "nvidia")
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a driver is found before this machine's own, and is none."""
+    folder = tmp_path_factory.mktemp("nothing")
+    library(folder / "libcuda.so.1", "int cuDriverGetVersion(int *version) { return 34; }")
+    return folder
+
+
+def set_up(here: Environment, *arguments: str | Path, near: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """With the driver in a folder."""
+    return here.run("python", "-m", "shardpress", "setup-gpu", *arguments, LD_LIBRARY_PATH=near)
+
+
+def libraries(here: Environment) -> dict[str, str]:
+    """What each name there leads to: the file, as it was called in its wheel."""
+    folder = here.path / "lib/shardpress-gpu"
+    return {path.name: path.resolve().name for path in folder.glob("lib*.so*") if path.exists()}
+
+
+def versions(here: Environment) -> list[str]:
+    return sorted(path.stem.split("-")[1] for path in here.path.glob("lib/shardpress-gpu/*.dist-info"))
+
+
+def test_without_a_driver_it_installs_what_most_take_and_says_what_to_do_next(
+    here: Environment, source: Path, nothing: Path
+) -> None:
+    done = set_up(here, "--from", source, near=nothing)
+    assert done.returncode == 0, done.stderr
+    environment, cuda, pygpu, found, following = done.stdout.splitlines()
+    assert environment == f"environment  {here.path}"
+    assert cuda == "CUDA         no driver here, so what every driver of CUDA 12.0 or later takes"
+    assert pygpu == "pygpu        0.7.6, with libgpuarray"
+    folder = here.path / "lib/shardpress-gpu"
+    assert found == f"libraries    nvidia-cublas-cu12 12.9.3.13 and nvidia-cuda-nvrtc-cu12 12.0.140, in {folder}"
+    assert following == "next         THEANO_FLAGS=device=cuda shardpress doctor"
+    assert libraries(here) == {
+        "libnvrtc.so": "libnvrtc.so.12",
+        "libnvrtc.so.12": "libnvrtc.so.12",
+        "libnvrtc-builtins.so.12.0": "libnvrtc-builtins.so.12.0",
+        "libcublas.so": "libcublas.so.12",
+        "libcublas.so.12": "libcublas.so.12",
+        "libcublasLt.so.12": "libcublasLt.so.12",
+    }
+    assert all(not path.readlink().is_absolute() for path in folder.glob("lib*")), "the environment may be moved"
+    assert not list(here.site.glob("nvidia*")), "another package may want others of them there"
+
+
+def test_again_it_does_nothing_and_after_an_update_of_the_driver_takes_what_fits_then(
+    here: Environment, source: Path, tmp_path: Path
+) -> None:
+    file, folder = driver(tmp_path / "driver", (12, 4), (8, 0)), here.path / "lib/shardpress-gpu"
+    first = set_up(here, "--from", source, near=file.parent)
+    assert f"CUDA         for the driver's CUDA 12.4 ({file})" in first.stdout
+    assert versions(here) == ["12.4.127", "12.4.5.8"]
+    assert (folder / "libcuda.so").resolve() == file
+    made = folder.stat().st_ino
+    assert set_up(here, "--from", tmp_path, near=file.parent).stdout == first.stdout, "no wheel is asked for"
+    assert folder.stat().st_ino == made
+    driver(file.parent, (13, 0), (8, 0))
+    assert set_up(here, "--from", source, near=file.parent).returncode == 0
+    assert versions(here) == ["13.0.2.14", "13.0.88"]
+    assert libraries(here)["libnvrtc.so"] == "libnvrtc.so.13"
+    assert not [name for name in libraries(here) if name.endswith(".12")]
+    assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
+
+
+def test_what_an_interruption_has_left_is_mended(here: Environment, source: Path) -> None:
+    assert set_up(here, "--from", source, "--for", "12.4").returncode == 0
+    folder, whole = here.path / "lib/shardpress-gpu", libraries(here)
+    for broken in (
+        lambda: (folder / "nvidia/cublas/lib/libcublasLt.so.12").unlink(),
+        lambda: (folder / "nvidia/cuda_nvrtc/lib/libnvrtc.so.12").write_bytes(b"\x7fELF"),
+        lambda: (folder / "libcublas.so").unlink(),
+        lambda: shutil.rmtree(folder),
+        lambda: folder.rename(folder.with_name("shardpress-gpu.new")),
+        lambda: folder.rename(folder.with_name("shardpress-gpu.old")),
+    ):
+        broken()
+        done = set_up(here, "--from", source, "--for", "12.4")
+        assert done.returncode == 0, done.stderr
+        assert libraries(here) == whole
+        assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
+
+
+def test_a_driver_too_old_for_any_wheel_is_told_before_anything_is_installed(
+    here: Environment, source: Path, tmp_path: Path
+) -> None:
+    file = driver(tmp_path / "driver", (11, 4))
+    done = set_up(here, "--from", source, near=file.parent)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr.startswith(f"DeviceError: {file}: the driver takes code of CUDA 11.4, expected 12.0 or more. ")
+    assert not (here.path / "lib/shardpress-gpu").exists()
+
+
+def test_what_cannot_be_had_leaves_what_is_there(here: Environment, source: Path, tmp_path: Path) -> None:
+    assert set_up(here, "--from", source, "--for", "12.4").returncode == 0
+    whole = libraries(here)
+    done = set_up(here, "--from", tmp_path, "--for", "12.9")
+    assert done.returncode == 69
+    assert "No matching distribution found for nvidia-cuda-nvrtc-cu12<12.10,>=12" in done.stderr
+    last = "DeviceError: pip could not install nvidia-cuda-nvrtc-cu12>=12,<12.10 and nvidia-cublas-cu12>=12,<12.10"
+    assert done.stderr.splitlines()[-1].startswith(last)
+    assert libraries(here) == whole
+
+
+def test_libraries_that_would_come_first_are_warned_of(here: Environment, source: Path, tmp_path: Path) -> None:
+    toolkit = library(tmp_path / "toolkit/libnvrtc.so").parent
+    done = set_up(here, "--from", source, near=toolkit)
+    assert done.stdout.splitlines()[-2] == (
+        f"warning      LD_LIBRARY_PATH has libraries in {toolkit} that come before these: take it out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--for", "11.8"], "argument --for: CUDA 11.8, expected 12.0 or later"),
+        (["--for", "12"], "argument --for: '12', expected a version of CUDA, such as 12.4"),
+        (["--from", "nowhere"], "argument --from: 'nowhere', expected a folder"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(here: Environment, arguments: list[str], says: str) -> None:
+    done = set_up(here, *arguments)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert says in done.stderr

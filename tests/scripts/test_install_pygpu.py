@@ -1,0 +1,148 @@
+"""scripts/install_pygpu.sh: Debian's packages into an environment, from a folder and from the sources that apt has."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.support.cards import Environment, library
+from tests.support.interpreters import REPOSITORY
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(find_spec("pygpu") is None, reason="pygpu is not installed"),
+]
+
+SCRIPT = REPOSITORY / "scripts/install_pygpu.sh"
+PREFIX, SITE = Path(sys.prefix), Path(sysconfig.get_path("purelib"))
+# What Debian's packages hold, as far as it is installed here.
+PACKAGES = {
+    "python3-pygpu": {"usr/lib/python3/dist-packages": [SITE / "pygpu", *SITE.glob("pygpu-*.egg-info")]},
+    "libgpuarray3": {"usr/lib": [PREFIX / "lib/libgpuarray.so.3", PREFIX / "lib/libgpuarray.so.3.0"]},
+    "libgpuarray-dev": {"usr/lib": [PREFIX / "lib/libgpuarray.so"], "usr/include": [PREFIX / "include/gpuarray"]},
+}
+# What libgpuarray says of a driver tells which file it has opened.
+ASK = "import pygpu\ntry:\n    pygpu.gpuarray.count_devices('cuda', 0)\nexcept Exception as error:\n    print(error)"
+
+APT_GET = """#!/bin/bash
+case $* in
+    indextargets*) echo https://own.example/debian/ trixie main; echo https://own.example/s trixie-security main ;;
+    *download*) cp {debs}/*.deb . ;;
+    *update) for each; do case $each in *sourcelist=*) cp "${{each#*sourcelist=}}" {asked} ;; esac; done ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def debs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("debs")
+    for package, contents in PACKAGES.items():
+        with tarfile.open(folder / "data.tar.xz", "w:xz") as data:
+            for place, paths in contents.items():
+                for path in paths:
+                    data.add(
+                        path, f"{place}/{path.name}", filter=lambda it: it if "__pycache__" not in it.name else None
+                    )
+        with tarfile.open(folder / "control.tar.xz", "w:xz") as control:
+            control.addfile(tarfile.TarInfo("control"), io.BytesIO())
+        (folder / "debian-binary").write_text("2.0\n")
+        members = ["debian-binary", "control.tar.xz", "data.tar.xz"]
+        subprocess.run(["ar", "rc", f"{package}_0.7.6_all.deb", *members], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Environment:
+    """Without pygpu."""
+    return Environment(tmp_path / "env", "pygpu")
+
+
+def install(here: Environment, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """By the script, where a wheel puts it."""
+    shutil.copy(SCRIPT, here.path / "bin")
+    return here.run("install_pygpu.sh", *arguments, **variables)
+
+
+def files(here: Environment) -> set[Path]:
+    return {path.relative_to(here.path) for path in here.path.rglob("*") if path.parts[-2] != "__pycache__"}
+
+
+@pytest.mark.parametrize("has_dpkg", [True, False])
+def test_packages_in_a_folder_are_enough_and_the_library_looks_in_our_folder_first(
+    here: Environment, debs: Path, tmp_path: Path, has_dpkg: bool
+) -> None:
+    variables = {}
+    if not has_dpkg:
+        for program in ("bash", "dirname", "mktemp", "chmod", "mkdir", "head", "ar", "tar", "xz", "cp", "rm", "mv"):
+            (here.path / "bin" / program).symlink_to(shutil.which(program) or "")
+        variables["PATH"] = ""
+    before = files(here)
+    done = install(here, "--from", debs, **variables)
+    assert done.returncode == 0, done.stderr
+    added = {str(path) for path in files(here) - before if len(path.parts) < 3}
+    assert added == {
+        "bin/install_pygpu.sh",
+        "include/gpuarray",
+        *(f"lib/libgpuarray.so{end}" for end in ("", ".3", ".3.0")),
+    }
+    assert "undefined symbol" not in here.run("python", "-c", ASK).stdout
+    for folder, told in (("lib", "pygpu/../../../libcuda.so"), ("lib/shardpress-gpu", "/shardpress-gpu/libcuda.so")):
+        library(here.path / folder / "libcuda.so")
+        assert f"{told}: undefined symbol" in here.run("python", "-c", ASK).stdout
+    again = files(here)
+    assert install(here).stdout == f"pygpu is installed in {here.path}\n"
+    assert files(here) == again
+
+
+def test_an_earlier_installation_is_taught_where_to_look(here: Environment, debs: Path) -> None:
+    assert install(here, "--from", debs).returncode == 0
+    file = here.path / "lib/libgpuarray.so.3.0"
+    here.run("patchelf", "--set-rpath", "$ORIGIN", file)
+    assert install(here).returncode == 0
+    assert here.run("patchelf", "--print-rpath", file).stdout == "$ORIGIN/shardpress-gpu:$ORIGIN\n"
+
+
+def test_half_an_installation_is_mended(here: Environment, debs: Path) -> None:
+    (here.site / "pygpu").mkdir()
+    (here.site / "pygpu/__init__.py").write_text("from . import gpuarray\n")
+    (here.site / "pygpu.new").mkdir()
+    assert install(here, "--from", debs).returncode == 0
+    assert here.run("python", "-c", "import pygpu").returncode == 0
+
+
+@pytest.mark.parametrize("mirror", [None, "https://mirror.example/debian"])
+def test_debian_12_is_asked_of_the_machines_source_or_of_a_mirror(
+    here: Environment, debs: Path, tmp_path: Path, mirror: str | None
+) -> None:
+    """By an apt-get that says where it would look, and has what it is asked for."""
+    program = here.path / "bin/apt-get"
+    program.write_text(APT_GET.format(debs=debs, asked=tmp_path / "asked"))
+    program.chmod(0o755)
+    done = install(here, *(["--mirror", mirror] if mirror else []))
+    assert done.returncode == 0, done.stderr
+    (line,) = (tmp_path / "asked").read_text().splitlines()
+    assert line.startswith("deb ")
+    assert line.endswith(f"{mirror or 'https://own.example/debian/'} bookworm main")
+
+
+def test_what_cannot_be_had_is_told_with_other_ways(here: Environment, tmp_path: Path) -> None:
+    done = install(here, "--from", tmp_path)
+    assert done.returncode == 69
+    assert done.stderr.startswith(f"pygpu cannot be installed: {tmp_path} holds no python3-pygpu_*.deb.\n")
+    assert "--mirror" in done.stderr
+    assert not (here.site / "pygpu").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--from"], ["--cuda"], ["a", "b"], ["--mirror", "x", "a", "b"]])
+def test_what_cannot_be_read_is_refused(here: Environment, arguments: list[str]) -> None:
+    done = install(here, *arguments)
+    assert done.returncode == 64
+    assert done.stderr.startswith("usage: ")
