@@ -60,6 +60,7 @@ N_COLUMNS = 784
 FINGERPRINT = "0" * 64
 BLOCK_ROWS = 2688  # about 8 MiB of them, as a run reads them
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+IDLE_SECONDS = 5
 N_AT_ONCE = 16  # tasks under way at a cluster of two workers
 
 
@@ -168,7 +169,16 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     with by_hand(options.output, 2) as cluster, executor_of(cluster) as executor:
         compute(tasks[:100], executor, N_AT_ONCE)  # connections, and what each side imports
         found["scheduler"] = task_milliseconds(tasks, executor, N_AT_ONCE, cluster)
+        found["idle"] = idle_share(cluster)
     return found
+
+
+def idle_share(cluster: ByHand) -> float:
+    """Of a core, what driver and scheduler use while they wait."""
+    before = used_by(cluster)
+    time.sleep(IDLE_SECONDS)
+    after = used_by(cluster)
+    return round(sum(after[name] - before[name] for name in ("driver", "scheduler")) / IDLE_SECONDS, 4)
 
 
 def task_milliseconds(
@@ -281,16 +291,21 @@ def stages_of(output: Path, shards: Path, model: Path, *flags: Any) -> dict[str,
 
 
 def crowds(options: argparse.Namespace) -> dict[str, Any]:
-    """Scan and encoding by 1 to 4 workers of one thread each, which share the cores of this machine."""
+    """Scan and encoding by 1 to 4 workers of one thread each, in turns, which share the cores of this machine."""
     folder = shards_of(options.output, options.gigabytes, 64)
-    found: dict[str, Any] = {}
-    for n_workers in (1, 2, 3, 4):
-        with by_hand(options.output, n_workers, **ONE_CORE) as cluster, executor_of(cluster) as executor:
-            turns = [crowd(options.output, folder, executor, cluster) for _ in range(options.rounds + 1)][1:]
-        found[str(n_workers)] = {
-            stage: {name: round(median(turn[stage][name] for turn in turns), 3) for name in told}
-            for stage, told in turns[0].items()
+    turns: dict[int, list[dict[str, dict[str, float]]]] = {n_workers: [] for n_workers in (1, 2, 3, 4)}
+    for _ in range(options.rounds):
+        for n_workers, each in turns.items():
+            with by_hand(options.output, n_workers, **ONE_CORE) as cluster, executor_of(cluster) as executor:
+                # The first turn of a cluster warms it.
+                each.append([crowd(options.output, folder, executor, cluster) for _ in range(2)][-1])
+    found = {
+        str(n_workers): {
+            stage: {name: round(median(turn[stage][name] for turn in each), 3) for name in told}
+            for stage, told in each[0].items()
         }
+        for n_workers, each in turns.items()
+    }
     return {"cores": len(os.sched_getaffinity(0)), "by workers": found}
 
 
@@ -298,28 +313,36 @@ def crowd(folder: Path, shards: Path, executor: Executor, cluster: ByHand) -> di
     """One turn of each stage: seconds, of the clock and of the workers' processors; tasks, rows."""
     tasks = tasks_of(folder, shards, encode_part)
     inputs = open_shards([str(shards)])
-    n_rows, told = sum(shard.n_rows for shard in inputs), list[int]()
+    n_rows = sum(shard.n_rows for shard in inputs)
 
-    def look() -> None:
-        scan(inputs, ScanSettings(BLOCK_ROWS), executor, N_AT_ONCE, told.append)
+    def look(done: Callable[[object], None]) -> None:
+        scan(inputs, ScanSettings(BLOCK_ROWS), executor, N_AT_ONCE, done)
 
-    def make() -> None:
+    def make(done: Callable[[object], None]) -> None:
+        def commit(facts: PartFacts) -> None:
+            group.add(facts.record(FINGERPRINT))
+            done(facts)
+
         with locked(fresh(folder / "driven")) as ledger, GroupCommit(ledger) as group:
-            compute(tasks, executor, N_AT_ONCE, lambda facts: group.add(facts.record(FINGERPRINT)))
+            compute(tasks, executor, N_AT_ONCE, commit)
 
-    of_scan, of_encoding = (taken(work, cluster) for work in (look, make))
-    return {
-        "scan": {**of_scan, "n_tasks": len(told), "n_rows": n_rows},
-        "encoding": {**of_encoding, "n_tasks": len(tasks), "n_rows": n_rows},
-    }
+    stages = {"scan": look, "encoding": make}
+    return {stage: {**taken(work, cluster), "n_rows": n_rows} for stage, work in stages.items()}
 
 
-def taken(work: Callable[[], object], cluster: ByHand) -> dict[str, float]:
-    """Seconds of some work."""
-    begun, used = time.perf_counter(), sum(map(processor_seconds, cluster.workers))
-    work()
-    seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "processor_seconds": sum(map(processor_seconds, cluster.workers)) - used}
+def taken(work: Callable[[Callable[[object], None]], None], cluster: ByHand) -> dict[str, float]:
+    """Seconds of some work, which is given what to call when a task is done; and of these the ones behind the last."""
+    ends, begun, used = list[float](), time.perf_counter(), used_by(cluster)
+    work(lambda _: ends.append(time.perf_counter()))
+    stop = time.perf_counter()
+    processor = {f"{name}_seconds": seconds - used[name] for name, seconds in used_by(cluster).items()}
+    return {"seconds": stop - begun, "end": stop - ends[-1], "n_tasks": len(ends), **processor}
+
+
+def used_by(cluster: ByHand) -> dict[str, float]:
+    """Processor seconds so far."""
+    workers = sum(map(processor_seconds, cluster.workers))
+    return {"processor": workers, "driver": time.process_time(), "scheduler": cluster.scheduler_seconds}
 
 
 # -- many shards ----------------------------------------------------------------------------------------------
@@ -377,6 +400,7 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
         "driver_task": empty_task["driver"] / 1e3,
         "driver_part": driver_part,
         "scheduler_task": empty_task["scheduler"] / 1e3,
+        "idle": measured["overhead"]["idle"],
         **{
             f"{row}_row": row_seconds(alone[stage], beside) for row, stage in (("scan", "scan"), ("encode", "encoding"))
         },
@@ -384,6 +408,7 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
         "scan_task": beside,
         "encode_part": beside,
         **{f"{name}_wait": waited(alone[stage]) for name, stage in (("encode", "encoding"), ("scan", "scan"))},
+        **{f"{name}_end": alone[stage]["end"] for name, stage in (("encode", "encoding"), ("scan", "scan"))},
         "start": median(turn["total"] - turn["scan"] - turn["encoding"] for turn in turns),
         "shard": looked_at(options),
         "row_bytes": 4 * model.n_inputs,
@@ -400,7 +425,7 @@ def row_seconds(told: dict[str, float], beside: float) -> float:
 
 def waited(told: dict[str, float]) -> float:
     """What one worker has waited at each task."""
-    return max(0.0, told["seconds"] - told["processor_seconds"]) / told["n_tasks"]
+    return max(0.0, told["seconds"] - told["end"] - told["processor_seconds"]) / told["n_tasks"]
 
 
 def trained(options: argparse.Namespace) -> float:

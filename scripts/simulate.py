@@ -44,6 +44,8 @@ class Costs:
     ----------
     driver_task, scheduler_task : float
         Of a task and its result.
+    idle : float
+        What driver and scheduler take of a core while they wait, for as long as a stage lasts.
     driver_part : float
         Of a part's commit, and of its lines in manifest and index.
     scan_row, encode_row, train_row : float
@@ -52,6 +54,8 @@ class Costs:
         Of a task beside its rows.
     encode_wait, scan_wait : float
         Of a task, for the disk, while its core is free.
+    encode_end, scan_end : float
+        Behind the last task: the last commit; ranges and quantiles, put together.
     start : float
         From the command to the first task, and from the last one to the end.
     shard : float
@@ -65,6 +69,7 @@ class Costs:
     driver_task: float
     driver_part: float
     scheduler_task: float
+    idle: float
     scan_row: float
     encode_row: float
     train_row: float
@@ -72,6 +77,8 @@ class Costs:
     scan_task: float
     encode_wait: float
     scan_wait: float
+    encode_end: float
+    scan_end: float
     start: float
     shard: float
     row_bytes: int
@@ -254,10 +261,10 @@ def predicted(job: Job, cluster: Cluster, costs: Costs) -> dict[str, Any]:
     first, rounds = training(job, cluster, costs)
     seconds = {
         "start": costs.start + costs.shard * math.ceil(job.n_rows / job.shard_rows),
-        "scan": scan.seconds,
+        "scan": scan.seconds + costs.scan_end,
         "first epoch": first,
         "rounds": rounds.seconds,
-        "encoding": encode.seconds,
+        "encoding": encode.seconds + costs.encode_end,
     }
     total = sum(seconds.values())
     longest = max(seconds, key=lambda name: seconds[name])
@@ -390,12 +397,17 @@ MOST_OFF = 0.15
 
 
 def again(stage: str, told: dict[str, Any], cluster: Cluster, costs: Costs) -> float:
-    """Seconds of a pass that was measured on a machine where driver and scheduler take the workers' cores."""
+    """Seconds of a pass that was measured on a machine where all have the same few cores.
+
+    What its tasks took of a processor is what they took in that pass: workers that share cores and memory slow each
+    other down, which those on machines of their own do not.
+    """
+    cores = cluster.shared_cores or cluster.cores
+    seconds = told["processor_seconds"] / told["n_tasks"] * cores / (cores - costs.idle)
     is_scan = stage == "scan"
-    row, task = (costs.scan_row, costs.scan_task) if is_scan else (costs.encode_row, costs.encode_part)
-    seconds = told["n_rows"] / told["n_tasks"] * row + task
     beside = {"wait": costs.scan_wait} if is_scan else {"wait": costs.encode_wait, "driver_seconds": costs.driver_part}
-    return passed(Task(seconds, **beside), told["n_tasks"], cluster, costs).seconds
+    end = costs.scan_end if is_scan else costs.encode_end
+    return passed(Task(seconds, **beside), told["n_tasks"], cluster, costs).seconds + end
 
 
 # -- a picture -----------------------------------------------------------------------------------------------------
