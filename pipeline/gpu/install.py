@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.errors import DeviceError, NotPermitted
 from pipeline.gpu.driver import Version, find_driver
 from pipeline.gpu.fitting import fitting
-from pipeline.gpu.libraries import installed, is_whole, link, place, unpack
+from pipeline.gpu.libraries import installed, is_whole, place, unpack
 
 __all__ = ["Wanted", "set_up"]
 
@@ -62,8 +62,6 @@ def set_up(wanted: Wanted) -> Iterator[str]:
     folder = place(environment)
     if not is_whole(folder, fits.requirements):
         unpack(folder, fits.requirements, wanted.source)
-    if driver is not None:
-        link(folder / "libcuda.so", Path(driver.file))
     names = " and ".join(f"{name} {number}" for name, number in sorted(installed(folder).items()))
     yield f"libraries    {names}, in {folder}"
     yield from _warnings()

@@ -1,7 +1,8 @@
 """The folder in the environment from which libgpuarray takes CUDA's libraries: wheels of PyPI unpacked, and links.
 
 libgpuarray opens libcuda.so, libnvrtc.so and libcublas.so by these names, and install_pygpu.sh has it look here first.
-The wheels lie apart from the environment's packages, among which another one may want others of them.
+The first two are ours, see `pipeline.gpu.forwarders`. The wheels lie apart from the environment's packages, among which
+another one may want others of them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.errors import DeviceError
+from pipeline.gpu import forwarders
 
-__all__ = ["installed", "is_whole", "link", "place", "unpack"]
+__all__ = ["installed", "is_whole", "place", "unpack"]
 
 # In the child each is opened by itself, as libgpuarray does: what it needs in turn has to be found from where it lies.
 _OPENED = ("libnvrtc.so", "libcublas.so")
@@ -36,11 +38,17 @@ def installed(folder: Path) -> dict[str, str]:
 
 
 def is_whole(folder: Path, requirements: Sequence[str]) -> bool:
-    """Whether what meets these requirements is there, and can be loaded."""
+    """Whether what meets these requirements is there, and can be loaded.
+
+    Raises
+    ------
+    DeviceError
+        When there is no compiler.
+    """
     wanted = folder / _WANTED
     if not wanted.exists() or wanted.read_text().split() != list(requirements):
         return False
-    _link_wheels(folder)
+    _name(folder)
     done = subprocess.run([sys.executable, "-c", _TRY, *(folder / name for name in _OPENED)], capture_output=True)
     return done.returncode == 0
 
@@ -82,19 +90,19 @@ def unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> No
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _link_wheels(folder: Path) -> None:
-    """Give the wheels' libraries the names that they are looked for by: with a version, and what is opened without one.
+def _name(folder: Path) -> None:
+    """Give the libraries the names that they are looked for by: with a version, and those that libgpuarray opens.
 
     NVRTC and cuBLAS look for what they need in turn (builtins, cublasLt) in the folder that they were opened from.
     """
     for path in sorted(folder.glob("nvidia/*/lib/lib*.so.*")):
-        link(folder / path.name, Path(os.path.relpath(path, folder)))
-        plain = path.name.partition(".so.")[0] + ".so"
-        if plain in _OPENED:
-            link(folder / plain, Path(path.name))
+        _link(folder / path.name, Path(os.path.relpath(path, folder)))
+        if path.name.startswith("libcublas.so."):
+            _link(folder / "libcublas.so", Path(path.name))
+    forwarders.build(folder)
 
 
-def link(name: Path, target: Path) -> None:
+def _link(name: Path, target: Path) -> None:
     """Make a link, in place of one that is there, but never of a file."""
     if name.is_symlink():
         name.unlink()

@@ -3,7 +3,8 @@
 // A card that these variables describe, each with a default:
 //     STUB_CAPABILITY=9.0  STUB_MEMORY=8192 (MiB)  STUB_DRIVER=12.9 (its CUDA)  STUB_CARDS=1 (CUDA_VISIBLE_DEVICES counts)
 //     STUB_HOLD=downloads,uploads   copies between device and pageable memory are done when somebody waits for the
-//                                   stream, not before: NVIDIA promises no more for either since CUDA 12.2
+//                                   stream, not before: NVIDIA promises no more for either since CUDA 12.2. A card
+//                                   whose uploads wait says that it reads pageable memory by itself
 //     STUB_OOM_AT=N                 the Nth allocation, counted from 1, finds no memory
 //     STUB_LOST_AT=N                the Nth launch loses the card: when its turn comes, and every later call, fail
 //     STUB_LOG=FILE                 a line for each call
@@ -329,6 +330,10 @@ STUB_API Result cuDeviceGetAttribute(int *value, int attribute, int)
     };
     auto [major, minor] = version("STUB_CAPABILITY", {9, 0});
     auto found = values.find(attribute);
+    if (attribute == 88) {
+        *value = holds("uploads");
+        return SUCCESS;
+    }
     *value = attribute == 75 ? major : attribute == 76 ? minor : found == values.end() ? 0 : found->second;
     return SUCCESS;
 }

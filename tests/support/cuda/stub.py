@@ -14,6 +14,9 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
+from pipeline.gpu import forwarders
+from tests.support.interpreters import REPOSITORY
+
 __all__ = ["NoNvrtc", "built", "nvrtc", "variables"]
 
 SOURCES = Path(__file__).parent
@@ -49,10 +52,11 @@ def built(folder: Path | None = None) -> Path:
     -------
     Path
         A folder with two in it: ``direct`` has the names that libgpuarray opens, ``behind`` those that NVIDIA's driver
-        and libraries have, for what stands between.
+        and libraries have, with our own in front of them.
     """
-    sources = {path: path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.suffix in (".cpp", ".h", ".py")}
-    key = hashlib.sha256(b"".join(sources.values()) + str(nvrtc()).encode()).hexdigest()[:16]
+    ours = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/forwarders.py"]
+    paths = [path for path in sorted([*SOURCES.iterdir(), *ours]) if path.suffix in (".cpp", ".h", ".c", ".py")]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in paths) + str(nvrtc()).encode()).hexdigest()[:16]
     place = (folder or CACHE / "shardpress-stub") / key
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "lock", "w") as lock:
@@ -69,7 +73,7 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
     Parameters
     ----------
     forwarded : bool
-        Leave ``libcuda.so`` and ``libnvrtc.so`` to libraries of ours, which find the stub where they look for NVIDIA's.
+        With ``libcuda.so`` and ``libnvrtc.so`` of our own before the stub, as before NVIDIA's.
     settings : str, Path, int or None
         Of the stub, without their ``STUB_``: ``capability="12.0", oom_at=3``.
     """
@@ -116,3 +120,4 @@ def _build(place: Path) -> None:
     link = behind / "libcublas.so"  # nothing of ours stands before this one
     link.unlink(missing_ok=True)
     link.symlink_to(behind / "libcublas.so.12")
+    forwarders.build(behind)

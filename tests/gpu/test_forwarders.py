@@ -1,0 +1,194 @@
+"""Cures for libgpuarray: each of these fails where the library behind ours is opened by its own name."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import DeviceError
+from pipeline.gpu import forwarders
+from tests.support.cards import driver
+from tests.support.cuda.stub import variables
+from tests.support.interpreters import fresh
+
+pytestmark = pytest.mark.process
+
+BEGIN = """
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from tests.support.cuda.calls import CUDA, Card, CudaError, call
+def code_of(function, *arguments):
+    try:
+        function(*arguments)
+    except CudaError as error:
+        return error.code
+    return 0
+def elsewhere(*arguments):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(code_of, *arguments).result()
+"""
+
+
+def with_and_without(code: str, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What ends up in ``facts`` with our libraries before a stub of these settings, and without."""
+    ends = [fresh(BEGIN + code, **variables(forwarded, **settings)) for forwarded in (True, False)]
+    assert [end.code for end in ends] == [0, 0], [end.stderr for end in ends]
+    return ends[0].facts, ends[1].facts
+
+
+# ---- the driver
+
+
+PYGPU = """
+import pygpu
+context = pygpu.init("cuda0")
+x = pygpu.array(np.arange(1000, dtype=np.float32), context=context, cls=pygpu._array.ndgpuarray)
+found = np.full(1000, -1, np.float32)
+(x + x).read(found)
+facts["right"] = bool((found == 2 * np.arange(1000)).all())
+"""
+
+
+def test_what_libgpuarray_reads_back_is_there_when_it_says_so() -> None:
+    ours, without = with_and_without(PYGPU, hold="downloads")
+    assert (ours, without) == ({"right": True}, {"right": False})
+
+
+REUSED = """
+card = Card()
+source = np.ones(16, np.float32)
+place = card.upload(source)
+source[:] = 2
+card.synchronise()
+facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
+"""
+
+
+def test_what_is_on_its_way_to_a_card_that_reads_pageable_memory_is_waited_for() -> None:
+    ours, without = with_and_without(REUSED, hold="uploads")
+    assert (ours, without) == ({"found": 1}, {"found": 2})
+
+
+def test_for_any_other_card_nobody_waits(tmp_path: Path) -> None:
+    """Since the driver takes a copy, and a wait would hold up what could be done meanwhile."""
+    ended = fresh(BEGIN + "Card().upload(np.ones(16))", **variables(True, log=tmp_path / "log"))
+    assert ended.code == 0, ended.stderr
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert "cuMemcpyHtoDAsync_v2" in lines
+    assert "cuStreamSynchronize" not in lines
+
+
+THREAD = """
+card = Card()
+place = card.upload(np.ones(16, np.float32))
+def work():
+    facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
+    call("cuCtxPopCurrent_v2", None)
+    facts["twice"] = code_of(call, "cuCtxPopCurrent_v2", None)
+facts["code"] = elsewhere(work)
+"""
+
+
+def test_a_thread_that_libgpuarrays_count_has_left_without_a_context_is_given_it_once() -> None:
+    ours, without = with_and_without(THREAD)
+    assert ours == {"found": 1, "twice": 201, "code": 0}
+    assert without == {"code": 201}
+
+
+SEVERAL = """
+card, other = Card(), ctypes.c_void_p()
+call("cuDevicePrimaryCtxRetain", ctypes.byref(other), 1)
+call("cuCtxPushCurrent_v2", other)
+call("cuCtxPushCurrent_v2", card.context)
+facts["code"] = elsewhere(card.allocate, 4)
+"""
+
+
+@pytest.mark.parametrize("code", [SEVERAL, 'facts["code"] = code_of(Card(with_context=False).allocate, 4)'])
+def test_of_several_contexts_or_none_nothing_is_guessed(code: str) -> None:
+    ours, without = with_and_without(code, cards=2)
+    assert ours == without == {"code": 201}
+
+
+def test_every_other_function_is_the_drivers() -> None:
+    ours, without = with_and_without('Card(); facts["code"] = CUDA.cuCtxSynchronize()')
+    assert ours == without == {"code": 0}
+
+
+def test_calls_are_logged_where_that_is_asked_for(tmp_path: Path) -> None:
+    code = BEGIN + "Card().upload(np.ones(16, np.float32))"
+    assert fresh(code, **variables(True), LIBCUDA_LOG=tmp_path / "log").stderr == ""
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line[2:] for line in lines[-2:]] == [["cuMemAlloc_v2", "64", "0"], ["cuMemcpyHtoDAsync_v2", "64", "0"]]
+    assert lines[0][2:] == ["cuInit", "0", "0"]
+    assert len({line[1] for line in lines}) == 1
+    assert fresh(code, **variables(True), LIBCUDA_LOG="-").stderr.splitlines()[-1].endswith("cuMemcpyHtoDAsync_v2 64 0")
+
+
+# ---- NVRTC
+
+
+@pytest.mark.parametrize("capability", ["10.0", "10.3", "12.0", "12.1"])
+def test_libgpuarray_computes_on_cards_whose_architecture_it_cannot_name(capability: str) -> None:
+    code = (
+        f"try:\n{PYGPU.replace(chr(10), chr(10) + '    ')}\nexcept Exception as error:\n    facts['error'] = str(error)"
+    )
+    ours, without = with_and_without(code, capability=capability)
+    assert ours == {"right": True}
+    assert "NVRTC_ERROR_INVALID_OPTION" in without["error"]
+
+
+NVRTC = r"""
+import ctypes, re
+for name in ("libnvrtc.so", "libnvrtc.so.12"):
+    nvrtc, program = ctypes.CDLL(f"FOLDER/{name}"), ctypes.c_void_p()
+    facts[name] = {}
+    for n in (75, 90, 100, 10, 12):
+        nvrtc.nvrtcCreateProgram(ctypes.byref(program), b"__global__ void f(int *x) { *x = 1; }", None, 0, None, None)
+        code = nvrtc.nvrtcCompileProgram(program, 2, (ctypes.c_char_p * 2)(b"-arch", f"compute_{n}".encode()))
+        ptx = ctypes.create_string_buffer(9999)
+        nvrtc.nvrtcGetPTX(program, ptx)
+        facts[name][n] = [code, *re.findall(r"^.target (\w+)$", ptx.value.decode(), re.MULTILINE)]
+"""
+
+
+def test_a_name_that_was_cut_becomes_hoppers_and_a_whole_one_stays(tmp_path: Path) -> None:
+    for path in Path(sysconfig.get_path("purelib"), "nvidia/cuda_nvrtc/lib").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # as earlier set-ups have left it
+    forwarders.build(tmp_path)
+    found = fresh(NVRTC.replace("FOLDER", str(tmp_path))).facts
+    whole = {"75": [0, "sm_75"], "90": [0, "sm_90"], "100": [0, "sm_100"]}
+    assert found["libnvrtc.so"] == {**whole, "10": [0, "sm_90"], "12": [0, "sm_90"]}
+    assert found["libnvrtc.so.12"] == {**whole, "10": [5], "12": [5]}
+
+
+# ---- building
+
+
+def test_a_driver_that_is_not_there_yet_is_named_and_one_that_comes_later_is_found(tmp_path: Path) -> None:
+    forwarders.build(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["libcuda.so"]
+    code = f"import ctypes\nours = ctypes.CDLL('{tmp_path}/libcuda.so')\n"
+    ended = fresh(code, LD_LIBRARY_PATH=None)
+    assert ended.code == 0 or "libcuda.so.1: cannot open shared object file" in ended.stderr
+    code += "facts['codes'] = [ours.cuInit(0), ours.cuMemAlloc_v2(None, 4)]"
+    later = driver(tmp_path / "driver", (12, 4)).parent
+    assert fresh(code, LD_LIBRARY_PATH=later).facts == {"codes": [0, 500]}, "CUDA_ERROR_NOT_FOUND of what it lacks"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "says"), [("/nowhere/g++", "cannot be started"), ("false -m64", "false .* failed")]
+)
+def test_without_a_compiler_that_works_nothing_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, says: str
+) -> None:
+    (tmp_path / "libcuda.so").write_text("an earlier one")
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(DeviceError, match=says):
+        forwarders.build(tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]
