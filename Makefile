@@ -4,7 +4,7 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu run reference check test soak bench overheads scaling simulate report-check lint format clean
+.PHONY: help setup gpu run reference check test soak bench overheads scaling simulate report-check image-check lint format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ report-check: setup .report-check/.complete ## open reports in a headless Chromi
 	$(PYTHON_OF_VENV) scripts/extract.py --quiet --overwrite --input data/digits --output .report-check/digits
 	$(PYTHON_OF_VENV) -m tests.support.pages .report-check/largest/report.html
 	$(PYTHON_OF_VENV) scripts/report_check.py .report-check/*/report.html --pictures .report-check/pictures
+
+image-check: setup ## do the steps of docs/Dockerfile in a chroot; needs root, debootstrap and a network
+	$(PYTHON_OF_VENV) -m tests.support.image
 
 lint: setup ## ruff and mypy
 	.venv/bin/ruff check

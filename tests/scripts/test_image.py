@@ -1,0 +1,45 @@
+"""docs/Dockerfile: as far as that shows without an image; `make image-check` does its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support.image import DOCKERFILE, Image, steps
+from tests.support.interpreters import REPOSITORY
+
+STEPS = list(steps(DOCKERFILE.read_text()))
+
+
+def test_steps_are_read_as_docker_reads_them(tmp_path: Path) -> None:
+    text = "# comment\nFROM a\n\nRUN one \\\n    && two\n# another\nENV X=$PATH:/more\n"
+    assert list(steps(text)) == [("FROM", "a"), ("RUN", "one      && two"), ("ENV", "X=$PATH:/more")]
+    image = Image(tmp_path)
+    image.do("ENV", "PATH=/mine:$PATH")
+    image.do("WORKDIR", "/work/deep")
+    assert image.environment["PATH"].startswith("/mine:/usr/local/sbin:")
+    assert (tmp_path / "work/deep").is_dir()
+
+
+def test_what_is_copied_is_there_and_all_that_an_installation_takes(tmp_path: Path) -> None:
+    image = Image(tmp_path)
+    for name, rest in STEPS:
+        if name == "COPY":
+            image.do(name, rest)
+    source = tmp_path / "usr/src/shardpress"
+    for path in (
+        "setup.py",
+        "README.md",
+        "scripts/install_pygpu.sh",
+        "pipeline/gpu/driver.py",
+        "kernels/native/step.c",
+    ):
+        assert (source / path).read_bytes() == (REPOSITORY / path).read_bytes()
+
+
+def test_it_sets_up_for_a_card_and_asks_for_it() -> None:
+    every = {name: [rest for each, rest in STEPS if each == name] for name, _ in STEPS}
+    assert every["FROM"] == ["debian:12"]
+    assert any(rest.startswith("/opt/shardpress/bin/shardpress setup-gpu ") for rest in every["RUN"])
+    assert "THEANO_FLAGS=device=cuda" in every["ENV"]
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in every["ENV"]
+    assert every["ENTRYPOINT"] == ['["shardpress"]']

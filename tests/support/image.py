@@ -1,0 +1,136 @@
+"""The steps of docs/Dockerfile in a chroot of a plain Debian, as root: `make image-check`. What they make has to work.
+
+It needs debootstrap and a network. A step is done as Docker does it, as far as this file has such steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from string import Template
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from tests.support.helpers import write_shard
+from tests.support.interpreters import REPOSITORY
+
+__all__ = ["Image", "mirror", "steps"]
+
+DOCKERFILE = REPOSITORY / "docs/Dockerfile"
+SUITES = {"debian:12": "bookworm"}
+# In a process's own view of the file system, so that nothing stays mounted.
+CHROOT = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+# How this machine reaches package sources, for pip in there.
+NETWORK = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_DEFAULT_TIMEOUT")
+CERTIFICATES = "etc/certificates-of-the-machine.crt"
+
+
+def steps(text: str) -> Iterator[tuple[str, str]]:
+    """Each step's name and what follows it, on one line."""
+    lines = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
+    for line in filter(None, lines.splitlines()):
+        name, _, rest = line.partition(" ")
+        yield name, rest.strip()
+
+
+def mirror() -> str:
+    """Where this machine's own packages come from."""
+    form = "$(REPO_URI) $(COMPONENT)"
+    command = ["apt-get", "indextargets", "--no-release-info", "--format", form, "Created-By: Packages"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return next(line.split()[0] for line in lines if line.endswith(" main"))
+
+
+class Image:
+    """A folder that becomes what the steps make of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        self.arguments: dict[str, str] = {}
+        self.folder = "/"
+        self.entrypoint: list[str] = []
+
+    def do(self, name: str, rest: str) -> None:
+        """One step."""
+        print(f"{name} {rest}", flush=True)
+        if name == "FROM":
+            subprocess.run(["debootstrap", "--variant=minbase", SUITES[rest], self.root, mirror()], check=True)
+            self._connect()
+        elif name in ("ARG", "ENV"):
+            key, _, value = rest.partition("=")
+            kept = self.arguments if name == "ARG" else self.environment
+            kept[key] = Template(value).substitute(self.environment)
+        elif name == "COPY":
+            self._copy(*rest.split())
+        elif name == "RUN":
+            self.run("/bin/sh", "-c", rest, **self.arguments)
+        elif name == "WORKDIR":
+            self.folder = rest
+            (self.root / rest.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        elif name == "ENTRYPOINT":
+            self.entrypoint = json.loads(rest)
+        else:
+            raise NotImplementedError(f"{DOCKERFILE}: {name} {rest}")
+
+    def run(self, *command: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Start a program in there, and show what it says."""
+        words = [f"{key}={value}" for key, value in {**self.environment, **self._network(), **variables}.items()]
+        inside = ["/usr/bin/env", "-i", f"--chdir={self.folder}", *words, *command]
+        outside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", CHROOT, str(self.root)]
+        done = subprocess.run([*outside, *inside], stdout=subprocess.PIPE, text=True, check=check)
+        print(done.stdout, end="", flush=True)
+        return done
+
+    def _copy(self, *paths: str) -> None:
+        *sources, target = paths
+        place = self.root / target.lstrip("/")
+        for source in (REPOSITORY / each for each in sources):
+            if source.is_dir():
+                shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+            else:
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, place)
+
+    def _connect(self) -> None:
+        shutil.copy("/etc/resolv.conf", self.root / "etc/resolv.conf")
+        if certificates := os.environ.get("PIP_CERT"):
+            shutil.copy(certificates, self.root / CERTIFICATES)
+
+    def _network(self) -> Mapping[str, str]:
+        found = {name: os.environ[name] for name in NETWORK if name in os.environ}
+        return found | ({"PIP_CERT": f"/{CERTIFICATES}"} if (self.root / CERTIFICATES).exists() else {})
+
+
+def main() -> None:
+    """Make the image, and use it on a machine without a driver, as this chroot is."""
+    if os.geteuid() or shutil.which("debootstrap") is None:
+        sys.exit("image-check: needs root, and debootstrap (Debian: apt-get install debootstrap)")
+    with TemporaryDirectory(prefix="shardpress-image-") as folder:
+        image = Image(Path(folder, "root"))
+        for name, rest in steps(DOCKERFILE.read_text()):
+            image.do(name, rest)
+        print("What is in it:", flush=True)
+        again = image.run(*image.entrypoint, "setup-gpu")
+        assert "no driver here" in again.stdout, again.stdout
+        doctor = image.run(*image.entrypoint, "doctor", check=False)
+        assert doctor.returncode == 1, "a device was asked for that is not there"
+        assert "no NVIDIA driver" in doctor.stdout
+        work = image.root / image.folder.lstrip("/")
+        (work / "shards").mkdir()
+        write_shard(work / "shards/x.h5", np.random.default_rng(0).normal(size=(400, 12)))
+        run = image.run(*image.entrypoint, "run", "--input", "shards", "--epochs", "1", "--quiet")
+        assert "instead of cuda: no NVIDIA driver was found" in run.stdout
+        assert (work / "features/index.h5").exists()
+    print("image-check: done; docs/Dockerfile makes an image that works.")
+
+
+if __name__ == "__main__":
+    main()
