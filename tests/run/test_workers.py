@@ -50,10 +50,12 @@ def turns_away(address: tuple[str, int]) -> bool:
 
 def test_k9_k10_local_workers_make_the_same_bits_and_talk_to_nobody_else(small: Small, tmp_path: Path) -> None:
     process, end = small.program().start(tmp_path / "out", "--workers", "2"), time.monotonic() + DEADLINE
-    heard, tried = dict[Any, int](), set[Any]()
+    heard, tried, variables = dict[Any, int](), set[Any](), set[str]()
     while process.poll() is None and time.monotonic() < end:
         heard |= {address: pid for pid, address in listening(process.pid)}
         if len(heard) == 5:
+            with suppress(psutil.Error):
+                variables |= {name for pid in heard.values() for name in psutil.Process(pid).environ()}
             for address in heard.keys() - tried:
                 tried.add(address)
                 with suppress(ConnectionRefusedError):  # all has ended meanwhile
@@ -64,6 +66,8 @@ def test_k9_k10_local_workers_make_the_same_bits_and_talk_to_nobody_else(small: 
     assert {host for host, _ in heard} == {"127.0.0.1"}, said
     assert len(set(heard.values())) == 5, "the scheduler, two workers, and what starts them anew"
     assert len(tried) == 5
+    assert "PATH" in variables
+    assert "MALLOC_TRIM_THRESHOLD_" not in variables, "nor any other of Dask's own"
     assert [line for line in said.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
 
 

@@ -11,9 +11,11 @@ from pipeline.cluster.executor import reduce
 from pipeline.formats import pack
 from pipeline.hdf5.files import FILES
 from pipeline.scan import ranges as module
+from pipeline.scan.blocks import ScanSettings, look_at, merged
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import bad_entries, bad_rows
+from pipeline.shards.shard import blocks
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.elsewhere import elsewhere
@@ -73,6 +75,21 @@ def test_many_blocks_share_a_task_and_count_on(tmp_path, monkeypatch):
     arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
     arrays[0][7], arrays[1][5] = np.nan, np.inf
     check(scanned(shards_of(tmp_path, *arrays), 2, 2), arrays)
+
+
+def test_what_a_task_has_found_does_not_change_with_the_blocks_behind_it(tmp_path):
+    """They are read over each other; files that a task looks at may be of several dtypes."""
+    arrays = [numbered(5, dtype=np.float64), numbered(7, first=5, dtype=np.float32), numbered(3, first=12, dtype="u1")]
+    arrays[1][2] = np.nan
+    shards, firsts = shards_of(tmp_path, *arrays), (0, 5, 12)
+    pieces = [(i, firsts[i], block) for i, shard in enumerate(shards) for block in blocks([shard], 2)]
+    together, alone = (
+        look_at(ScanSettings(2), 1, pieces),
+        merged([look_at(ScanSettings(2), 1, [piece]) for piece in pieces]),
+    )
+    for name in ("minimum", "maximum", "bad_rows", "sample"):
+        np.testing.assert_array_equal(getattr(together, name), getattr(alone, name), name)
+    np.testing.assert_array_equal(together.sample, np.delete(np.concatenate(arrays), 7, axis=0))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import sys
 import threading
 from typing import Any
 
+import dask
 from distributed import Nanny, Security, Worker
 
 from pipeline.cluster.workers import OURS
@@ -39,6 +40,8 @@ class Deaf(Worker):
 def main() -> None:
     """Serve until the driver has gone."""
     logging.getLogger("distributed").setLevel(_HUSHED)
+    # Dask's own variables for workers, one of which has malloc give large arrays fresh pages each time.
+    dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
     asyncio.run(_serve(json.loads(sys.stdin.readline())))
 
 
