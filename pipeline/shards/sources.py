@@ -163,7 +163,7 @@ def _listed(directory: str) -> list[str]:
         holds = f"holds {listed}" if others else "an empty directory"
         raise NoInput(f"input={shown(directory)}: {holds}, expected HDF5 files. Directories in it are not searched.")
     if others:
-        log.info("input=%s: %s left out: no HDF5", shown(directory), listed)
+        log.info("input=%s: %s left out: no HDF5 file", shown(directory), listed)
     return names
 
 

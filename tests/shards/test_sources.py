@@ -103,7 +103,7 @@ def test_a_directory_gives_whatever_begins_like_hdf5_and_opens_nothing_else(tmp_
     found = [source.path.name for source in find([str(tmp_path)])]
     assert found == ["a.nc", "b.h5ad", "c", "d.2024", "f.mat", "link", "named.h5"]
     assert sorted(opened) == ["a.nc", "c", "d.2024", "f.mat", "link", "notes.txt"]
-    assert "broken, circle, fifo and 2 more left out: no HDF5" in caplog.text
+    assert "broken, circle, fifo and 2 more left out: no HDF5 file" in caplog.text
 
 
 @pytest.mark.process
