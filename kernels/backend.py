@@ -34,11 +34,9 @@ from kernels.opencl import patch_opencl_reduction
 __all__ = [
     "Device",
     "DeviceUnavailable",
-    "OutOfDeviceMemory",
     "calling",
     "compiled",
     "fuses",
-    "is_out_of_memory",
     "load",
     "matrix",
     "n_cores",
@@ -57,15 +55,9 @@ _FLOPS_WORTH_A_THREAD = 2**24
 
 _compiling = threading.Lock()
 
-_SIGNS_OF_NO_MEMORY = ("out of memory", "out_of_memory", "allocation_failure", "out_of_resources")
-
 
 class DeviceUnavailable(RuntimeError):
     """The device that was asked for cannot compute here."""
-
-
-class OutOfDeviceMemory(RuntimeError):
-    """The device has no memory left for what it is given."""
 
 
 @dataclass(frozen=True)
@@ -210,12 +202,6 @@ def calling() -> AbstractContextManager[None]:
     return on_device if _active() else nullcontext()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Theano or pygpu, who have no class for it, says that memory ran out."""
-    words = str(error).lower()
-    return isinstance(error, (MemoryError, OutOfDeviceMemory)) or any(sign in words for sign in _SIGNS_OF_NO_MEMORY)
-
-
 def fuses() -> bool:
     """Whether the Ops of `kernels.ops` do the work, and not Theano's own.
 
@@ -274,7 +260,10 @@ def _started() -> tuple[Device, Exception | None]:
 @cache
 def _fall_back(device: Device) -> Device:
     """Say once that the CPU stands in."""
-    log.warning("device=%s cannot be used, running on the CPU instead: %s", device.requested, device.reason)
+    log.warning(
+        "device=%s cannot be used, running on the CPU instead: %s; `shardpress doctor` says what is missing",
+        *(device.requested, device.reason),
+    )
     return device
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import TILE_ROWS, backend, ops, reference
+from kernels import TILE_ROWS, backend, faults, ops, reference
 from kernels.network import Network
 
 theano = backend.load()
@@ -150,7 +150,7 @@ class GraphFunctions:
                 try:
                     start += self._fill_tile(function, rows[start:], out[start:])
                 except Exception as error:  # of whatever class: see is_out_of_memory
-                    if not backend.is_out_of_memory(error):
+                    if not faults.is_out_of_memory(error):
                         raise
                     self._halve_tiles(rows, error)
 
@@ -167,7 +167,7 @@ class GraphFunctions:
     def _halve_tiles(self, rows: np.ndarray, error: Exception) -> None:
         """Give the device less at a time, from now on. Features stay the same but for the rounding of products."""
         if self._tile_rows // 2 < _LEAST_TILE_ROWS:
-            raise backend.OutOfDeviceMemory(
+            raise faults.OutOfDeviceMemory(
                 f"the device's memory does not hold {self._tile_rows} rows of {rows.shape[1]} columns: {error}"
             ) from error
         self._tile_rows //= 2

@@ -19,7 +19,16 @@ import kernels
 from kernels import compiler
 from kernels.calls import on_device
 from kernels.network import Network
-from pipeline.errors import ConfigError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
+from pipeline.errors import (
+    ConfigError,
+    DeviceError,
+    NotPermitted,
+    ShardpressError,
+    SystemLimit,
+    TryAgain,
+    WriteFailed,
+    shown,
+)
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.resolve import Settings
 
@@ -32,6 +41,7 @@ __all__ = [
     "TILE_ROWS",
     "autoencoder_of",
     "compile_anew",
+    "device_speeds",
     "is_compiling",
     "n_device_calls",
     "seconds_compiling",
@@ -49,6 +59,7 @@ _VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREA
 _COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, else ~/.cache/shardpress)"
 # What ours would have said in its own words, Theano and the compiler say in these.
 _DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_DOCTOR = "`shardpress doctor` says what is missing"
 _WITHOUT = "a hundred times as long"
 
 
@@ -89,6 +100,23 @@ def compile_anew() -> tuple[float, str]:
     return trial.compile_anew(), str(backend.load().config.compiledir)
 
 
+def device_speeds(device: Device) -> dict[str, Any]:
+    """How fast the device is that was started.
+
+    Returns
+    -------
+    dict
+        ``flops``, a second; of another one than the CPU ``bytes_per_second``, ``there`` and ``back``; of the CPU
+        ``blas``, what Theano links its products with.
+    """
+    from kernels import backend, trial
+
+    found: dict[str, Any] = {"flops": trial.flops()}
+    if device.used == "cpu":
+        return {**found, "blas": str(backend.load().config.blas.ldflags)}
+    return {**found, "bytes_per_second": dict(zip(("there", "back"), trial.bytes_per_second(), strict=True))}
+
+
 def seconds_compiling() -> float:
     """How long this process has waited for the compiler so far."""
     return compiler.seconds_spent()
@@ -120,13 +148,13 @@ def theanos_errors() -> Iterator[None]:
 
 def _in_our_words(error: Exception) -> ShardpressError | None:
     """Ours for one of the kernels' errors, or for one that Theano has no class for; None for a fault of the program."""
-    from kernels import backend, compilecache, compilelock
+    from kernels import backend, compilecache, compilelock, faults
 
     match error:
         case MemoryError():  # of the host; a device's is known by its words only
             return SystemLimit("the host's memory has run out. Lower --memory-budget or --threads.")
         case backend.DeviceUnavailable():
-            return DeviceError(f"{error}. Mend it, or run on the CPU with THEANO_FLAGS=device=cpu.")
+            return DeviceError(f"{error}. {_DOCTOR}; mend it, or run on the CPU with THEANO_FLAGS=device=cpu.")
         case compiler.CompilerFailed():
             why = shown(_own_words(error))
             said = f"the C++ compiler has failed: {why}. {_advice()}. All that it said stands in run.log."
@@ -145,7 +173,13 @@ def _in_our_words(error: Exception) -> ShardpressError | None:
     # The disk first: Theano repeats what the compiler said, and there a full disk can read like a full memory.
     if full := _if_full(words):
         return full
-    if backend.is_out_of_memory(error):
+    if faults.is_lost(error):
+        return TryAgain(
+            f"the device is lost: {words}. This process can use it no more, and what it held is gone. Type the same "
+            "command again: it goes on from what was finished. Should it happen again, look at the device (nvidia-smi, "
+            "`shardpress doctor`), or run on the CPU with THEANO_FLAGS=device=cpu."
+        )
+    if faults.is_out_of_memory(error):
         return DeviceError(
             f"the device's memory has run out: {words}. Lower --device-memory-budget or --batch-size, free some of the "
             "device's memory, or run on the CPU with THEANO_FLAGS=device=cpu."

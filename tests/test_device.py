@@ -8,13 +8,14 @@ import os
 import numpy as np
 import pytest
 
-from kernels.backend import DeviceUnavailable, OutOfDeviceMemory
+from kernels.backend import DeviceUnavailable
 from kernels.compilecache import CompileCacheUnavailable, UnsafeCompileCache
 from kernels.compilelock import CompileLockHeld
 from kernels.compiler import CompilerFailed, CompilerMissing
+from kernels.faults import OutOfDeviceMemory
 from kernels.network import Network
 from pipeline.device import autoencoder_of, theanos_errors, training_step_of
-from pipeline.errors import DataError, DeviceError, NotPermitted, ShardpressError, SystemLimit, WriteFailed
+from pipeline.errors import DataError, DeviceError, NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.resolve import Settings
 from pipeline.training.start import start_of
@@ -32,6 +33,17 @@ FULL = os.strerror(errno.ENOSPC)
             DeviceError,
             "the device's memory has run out: b",
         ),
+        (
+            RuntimeError("cublasSgemm(h->h): (cublas) GPU resource allocation failed."),
+            DeviceError,
+            "the device's memory has run out: cublasSgemm",
+        ),
+        (
+            RuntimeError("gpuarray error: k: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrectable"),
+            TryAgain,
+            "the device is lost: gpuarray error: k",
+        ),
+        (RuntimeError("cublasSgemm(h->h): (cublas) Execution failed."), TryAgain, "the device is lost: cublasSgemm"),
         (RuntimeError(f"{FULL}: out of memory"), WriteFailed, "the compile cache (base_compiledir in THEANO_FLAGS"),
         (CompilerFailed(["g++"], f"as: {FULL}"), WriteFailed, "the compile cache (base_compiledir in THEANO_FLAGS"),
         (
@@ -41,7 +53,7 @@ FULL = os.strerror(errno.ENOSPC)
         ),
         (CompileCacheUnavailable("no room"), WriteFailed, "no room. Free some space"),
         (UnsafeCompileCache("others may write"), NotPermitted, "others may write"),
-        (DeviceUnavailable("no cuda"), DeviceError, "no cuda. Mend it, or run on the CPU"),
+        (DeviceUnavailable("no cuda"), DeviceError, "no cuda. `shardpress doctor` says what is missing; mend it, or"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )

@@ -9,8 +9,8 @@ import pytest
 
 from kernels import TILE_ROWS, backend
 from kernels.autoencoder import Autoencoder
-from kernels.backend import OutOfDeviceMemory
 from kernels.calls import on_device
+from kernels.faults import OutOfDeviceMemory
 from kernels.network import Network
 from kernels.step import TrainingStep
 from kernels.updates import Rule

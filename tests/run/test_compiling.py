@@ -25,7 +25,7 @@ pytestmark = pytest.mark.process
 def test_g3_a_device_that_is_not_there_ends_a_run_that_requires_it(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out", "--require-device")
     assert ended.code == 69
-    assert ended.says("DeviceError: device=cuda103 cannot be used: .* Mend it, or run on the CPU")
+    assert ended.says("DeviceError: device=cuda103 cannot be used: .* `shardpress doctor` says .* or run on the CPU")
     assert LAST_LINE.search(ended.lines[-1])
 
 
