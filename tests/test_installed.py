@@ -17,8 +17,9 @@ from pipeline.doctor import packages
 from tests.support.interpreters import REPOSITORY, environment
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
-# The contestants are started by bench.py, in an environment of others; what looks at pages takes any Python as it is.
-OTHERS = ("contestants.py", "report_check.py")
+# The contestants are started by bench.py, in an environment of others; what looks at pages, and what tells what is
+# missing, take any Python as it is.
+OTHERS = ("contestants.py", "report_check.py", "doctor.py")
 STARTED = [path for path in SCRIPTS if "__main__" in path.read_text() and path.name not in OTHERS]
 OLDEST = (3, 6)
 
@@ -30,7 +31,10 @@ def start(*command, **variables):
 
 @pytest.mark.parametrize(
     "path",
-    [*STARTED, REPOSITORY / "pipeline/installed.py", REPOSITORY / "pipeline/doctor/packages.py"],
+    [
+        *STARTED,
+        *(REPOSITORY / name for name in ("pipeline/installed.py", "pipeline/doctor/packages.py", "scripts/doctor.py")),
+    ],
     ids=lambda path: path.name,
 )
 def test_old_pythons_can_read_what_is_started(path):

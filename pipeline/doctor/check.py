@@ -1,4 +1,4 @@
-"""What was looked at, and the page that says so: what has to be mended comes first."""
+"""What was looked at, and the page that says so: what to do comes first, then every rung of the ladder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import counted, shown
+from pipeline.errors import ConfigError, counted, shown
 
-__all__ = ["Check", "page", "verdict"]
+__all__ = ["Check", "Status", "exit_code", "page", "verdict"]
 
-# In the order of the page. What is absent need not be there.
-_LABELS = {"fail": "FAIL", "warn": "WARN", "ok": "ok", "absent": "-"}
+Status = Literal["fail", "warn", "pass", "absent"]
+
+_LABELS = {"fail": "FAIL", "warn": "WARN", "pass": "PASS", "absent": "-"}
 _WIDTH = 120
 
 
@@ -30,12 +31,21 @@ class Check:
         What there is.
     fix : str
         What to do; empty where there is nothing to do.
+    is_setting : bool
+        Whether it is of the settings or of what is installed, and not of the machine.
     """
 
     name: str
-    status: Literal["fail", "warn", "ok", "absent"]
+    status: Status
     found: str
     fix: str = ""
+    is_setting: bool = False
+
+
+def exit_code(checks: Sequence[Check]) -> int:
+    """0 where a run will do, 78 where settings or packages have to be mended, 1 where something else has to be."""
+    failed = [each for each in checks if each.status == "fail"]
+    return ConfigError.exit_code if any(each.is_setting for each in failed) else int(bool(failed))
 
 
 def verdict(checks: Sequence[Check]) -> str:
@@ -51,25 +61,28 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
 
     Parameters
     ----------
+    checks : sequence of Check
+        In the order of the ladder: what stands on another comes after it.
     libraries : mapping
-        Files that were loaded, by the libraries' names.
+        Files that were loaded, by the libraries' names; those that no check names are listed.
     """
     lines = [verdict(checks), ""]
-    for status in _LABELS:
-        for each in checks:
-            if each.status == status:
-                lines += _lines(each)
-    if libraries:
-        lines += [
-            "",
-            "Libraries that were loaded:",
-            *(f"     {path}" for paths in libraries.values() for path in paths),
-        ]
+    # What fails first: doubts may go with it. Of each kind the lowest rung, on which the others stand.
+    steps = [each for status in ("fail", "warn") for each in checks if each.status == status and each.fix]
+    if steps:
+        lines.append("What to do, in this order:")
+        for number, each in enumerate(steps, 1):
+            lines += _wrapped(f"{number:4}. ", f"{each.name}: {each.fix}")
+        lines.append("")
+    for each in checks:
+        lines += _wrapped(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
+        if each.fix and each.status == "absent":
+            lines += _wrapped("     -> ", each.fix)
+    told = " ".join(each.found for each in checks)
+    if others := [path for paths in libraries.values() for path in paths if path not in told]:
+        lines += ["", "Other libraries that were loaded:", *(f"     {shown(path)}" for path in others)]
     return "\n".join(lines)
 
 
-def _lines(check: Check) -> Iterator[str]:
-    head = f"{_LABELS[check.status]:5}{check.name:12}"
-    yield from textwrap.wrap(shown(check.found), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
-    if check.fix:
-        yield from textwrap.wrap(shown(check.fix), _WIDTH, initial_indent="     -> ", subsequent_indent="        ")
+def _wrapped(head: str, text: str) -> Iterator[str]:
+    yield from textwrap.wrap(shown(text), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))

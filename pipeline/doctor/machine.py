@@ -1,4 +1,4 @@
-"""What can be looked at without loading anything: Python, packages, compiler, places to write to, limits.
+"""What can be looked at without loading anything: Python, packages, compiler; memory, limits, places to write to.
 
 The standard library alone, since whoever asks may have nothing else that works.
 """
@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,30 +24,43 @@ from pathlib import Path
 from pipeline.doctor.check import Check
 from pipeline.doctor.packages import HOW_TO_GET_IT, installed, misfits, too_little_memory
 
-__all__ = ["looked_at"]
+__all__ = ["the_machine", "the_python"]
 
 _IMPORTED = {"numpy": "numpy", "Theano": "theano", "pygpu": "pygpu", "dask": "dask", "h5py": "h5py"}
 _IMPORTED |= {"scikit-learn": "sklearn", "scipy": "scipy"}
 _FILTERS = {"zstandard": "zstandard", "lz4": "lz4", "blosc": "blosc"}
+# It says of which Python the headers are that it was compiled with.
+_PROGRAM = "#include <Python.h>\n#include <cstdio>\nint main() { std::puts(PY_VERSION); }\n"
+_SECONDS = 60  # of the compiler, and of what it has made
 _LITTLE_ROOM = 10**9  # bytes
 _FEW_FILES = 256
 
 
-def looked_at(output: str) -> Iterator[Check]:
-    """Every check, one after the other; one that fails in an unforeseen way says so."""
-    looks: tuple[Callable[[], Check], ...] = (_python, _packages, _filters, _compiler, _memory, _open_files)
-    for look in (*looks, lambda: _place("output", output), lambda: _place("temporary", tempfile.gettempdir())):
-        try:
-            yield look()
-        except Exception as error:  # whatever is broken, the others are looked at
-            name = look.__name__.strip("_").replace("_", " ")
-            yield Check(name, "fail", f"cannot be looked at: {type(error).__name__}: {error}")
+def the_python() -> Iterator[Check]:
+    """What everything stands on."""
+    yield from map(_looked_at, (_python, _packages, _filters, _compiler))
+
+
+def the_machine(output: str) -> Iterator[Check]:
+    """What a run takes of it, and where it writes."""
+    yield from map(_looked_at, (_memory, _open_files))
+    for name, folder in (("output", output), ("temporary", tempfile.gettempdir())):
+        yield _looked_at(partial(_place, name, folder), name)
+
+
+def _looked_at(look: Callable[[], Check], name: str = "") -> Check:
+    """A check; one that fails in an unforeseen way says so, and the others are made."""
+    try:
+        return look()
+    except Exception as error:
+        name = name or look.__name__.strip("_").replace("_", " ")
+        return Check(name, "fail", f"cannot be looked at: {type(error).__name__}: {error}")
 
 
 def _python() -> Check:
     found = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info[:2] == (3, 11):
-        return Check("python", "ok", found)
+        return Check("python", "pass", found)
     return Check("python", "warn", f"{found}: reads features, but runs nothing, since Theano needs 3.11", HOW_TO_GET_IT)
 
 
@@ -58,8 +72,8 @@ def _packages() -> Check:
         what, _, fix = wrong[0].partition(": ")
         others = f"; {'; '.join(each.partition(': ')[0] for each in wrong[1:])}" if wrong[1:] else ""
         fixes = [fix, *(each.partition(": ")[2] for each in wrong[1:])]
-        return Check("packages", "fail", what + others, "; ".join(fixes))
-    return Check("packages", "ok", ", ".join(_described(name, module) for name, module in _IMPORTED.items()))
+        return Check("packages", "fail", what + others, "; ".join(fixes), is_setting=True)
+    return Check("packages", "pass", ", ".join(_described(name, module) for name, module in _IMPORTED.items()))
 
 
 def _described(name: str, module: str) -> str:
@@ -78,23 +92,45 @@ def _described(name: str, module: str) -> str:
 def _filters() -> Check:
     missing = [name for name, module in _FILTERS.items() if find_spec(module) is None]
     if not missing:
-        return Check("filters", "ok", "HDF5's own are undone, and of plugins' zstd, lz4, bitshuffle, bzip2 and Blosc")
+        return Check("filters", "pass", "HDF5's own are undone, and of plugins' zstd, lz4, bitshuffle, bzip2 and Blosc")
     found = f"HDF5's own are undone, and bzip2; for those of other plugins there is no {', '.join(missing)}"
     return Check("filters", "absent", found, "pip install 'shardpress[filters]', where files need them")
 
 
 def _compiler() -> Check:
+    """Whether it is there, with this Python's headers, and what it makes runs."""
     flags = dict(re.findall(r"(?:^|,)\s*(cxx)\s*=\s*([^,]*)", os.environ.get("THEANO_FLAGS", "")))
     name = flags.get("cxx", "g++")
     path = shutil.which(name)
     if path is None:
         where = f"not found in PATH={os.environ.get('PATH', '')}"
         return Check("compiler", "fail", f"{name}: {where}", "apt-get install g++, or THEANO_FLAGS=cxx=NAME")
-    header = os.path.join(sysconfig.get_path("include"), "Python.h")
-    if not os.path.exists(header):
-        return Check("compiler", "fail", f"{header} is not there", "apt-get install python3.11-dev")
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=30)
-    return Check("compiler", "ok", f"{path}: {done.stdout.partition(chr(10))[0]}")
+    headers = sysconfig.get_path("include")
+    if not os.path.exists(os.path.join(headers, "Python.h")):
+        return Check("compiler", "fail", f"{headers}/Python.h is not there", "apt-get install python3.11-dev")
+    with tempfile.TemporaryDirectory(prefix="shardpress-doctor-") as folder:
+        program = os.path.join(folder, "program")
+        made = _done([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM)
+        if made.returncode:
+            why = (made.stderr.strip().splitlines() or [f"it ended with {made.returncode}"])[0]
+            fix = "apt-get install g++ binutils libc6-dev, or THEANO_FLAGS=cxx=NAME"
+            return Check("compiler", "fail", f"{path} cannot compile: {why}", fix)
+        try:
+            said = _done([program]).stdout.strip()
+        except OSError as error:
+            found = f"{path} compiles, but what it has made cannot be started in {folder}: {error.strerror}"
+            return Check("compiler", "fail", found, "TMPDIR=elsewhere, where programs may run (no noexec)")
+    if said != platform.python_version():
+        found = f"{path}: {headers} has headers of Python {said or '(nothing was said)'}"
+        return Check("compiler", "fail", found, f"headers of {platform.python_version()}: python3.11-dev")
+    what = _done([path, "--version"]).stdout.partition("\n")[0]
+    return Check("compiler", "pass", f"{path}: {what}; compiles with this Python's headers, and what it makes runs")
+
+
+def _done(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, input=given, capture_output=True, text=True, errors="replace", check=False, timeout=_SECONDS
+    )
 
 
 def _memory() -> Check:
@@ -102,14 +138,14 @@ def _memory() -> Check:
         return Check("memory", "fail", complaint, "ulimit -v unlimited")
     there = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     n_cores = len(os.sched_getaffinity(0))
-    return Check("memory", "ok", f"{there / 1e9:.1f} GB are free; {n_cores} cores may be used")
+    return Check("memory", "pass", f"{there / 1e9:.1f} GB are free; {n_cores} cores may be used")
 
 
 def _open_files() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = soft < _FEW_FILES
     return Check(
-        "open files", "warn" if few else "ok", f"{soft} at most", f"ulimit -n {min(hard, 4096)}" if few else ""
+        "open files", "warn" if few else "pass", f"{soft} at most", f"ulimit -n {min(hard, 4096)}" if few else ""
     )
 
 
@@ -129,4 +165,4 @@ def _place(name: str, folder: str) -> Check:
     n_free = shutil.disk_usage(there).free
     found = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB are free there"
     little = n_free < _LITTLE_ROOM
-    return Check(name, "warn" if little else "ok", found, "free some space" if little else "")
+    return Check(name, "warn" if little else "pass", found, "free some space" if little else "")

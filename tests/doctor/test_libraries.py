@@ -1,0 +1,160 @@
+"""What CUDA's libraries are asked, of small ones that answer as the real ones do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.doctor.ask import asked
+from pipeline.doctor.cuda import rungs
+
+pytestmark = [pytest.mark.process, pytest.mark.compiler]
+
+# Numbers come from variables, so that one file is every library of every machine.
+_SOURCE = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static int number(const char *name, int otherwise) { return getenv(name) ? atoi(getenv(name)) : otherwise; }
+static char ptx[99], asked[99];
+
+int cuDriverGetVersion(int *v) { *v = number("FAKE_CUDA", 12080); return 0; }
+int cuInit(unsigned f) { if (getenv("FAKE_HANGS")) pause(); return number("FAKE_INIT", 0); }
+int cuGetErrorName(int code, const char **s) { *s = code == 222 ? "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" : 0; return 0; }
+int cuDeviceGetCount(int *n) { *n = number("FAKE_CARDS", 1); return 0; }
+int cuDeviceGet(int *d, int i) { *d = i; return 0; }
+int cuDeviceGetName(char *s, int n, int d) { snprintf(s, n, "Card %d", d); return 0; }
+int cuDeviceGetPCIBusId(char *s, int n, int d) { snprintf(s, n, "0000:0%d:00.0", d); return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? number("FAKE_MAJOR", 9) : 0; return 0; }
+int cuDevicePrimaryCtxRetain(void **c, int d) { *c = ptx; return number("FAKE_OPENS", 0); }
+int cuCtxPushCurrent_v2(void *c) { return c != ptx; }
+int cuCtxPopCurrent_v2(void **c) { return 0; }
+int cuMemGetInfo_v2(size_t *f, size_t *t) { *f = 3000000000; *t = 4000000000; return 0; }
+int cuLinkCreate(unsigned n, void *o, void *v, void **s) { *s = ptx; return 0; }
+int cuLinkAddData(void *s, int kind, const char *data, size_t n, const char *name, unsigned o, void *a, void *b) {
+    return kind != 1 || data[n - 1] || !strstr(data, ".version") ? 218 : number("FAKE_LINK", 0);
+}
+int cuLinkComplete(void *s, void **b, size_t *n) { *b = ptx; return 0; }
+
+int nvrtcVersion(int *a, int *b) { *a = 12; *b = number("FAKE_NVRTC", 8); return 0; }
+int nvrtcCreateProgram(void **p, const char *s, const char *n, int k, void *h, void *i) { *p = ptx; return 0; }
+int nvrtcCompileProgram(void *p, int n, const char **options) {
+    strcpy(asked, n ? options[1] : "");
+    sprintf(ptx, "//\n.version 8.%d\n.target sm_52\n", number("FAKE_PTX", 7));
+    return !strcmp(asked, "compute_10") ? 5 : 0;
+}
+const char *nvrtcGetErrorString(int code) { return code == 5 ? "NVRTC_ERROR_INVALID_OPTION" : "?"; }
+int nvrtcGetPTXSize(void *p, size_t *n) { *n = strlen(ptx) + 1; return 0; }
+int nvrtcGetPTX(void *p, char *out) { strcpy(out, ptx); return 0; }
+
+int cublasGetProperty(int kind, int *v) { *v = 12 - kind; return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "all.so"
+    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-o", path, "-"], input=_SOURCE, text=True, check=True)
+    return path
+
+
+@pytest.fixture
+def folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the libraries of a machine with a card lie."""
+    for name in ("libcuda.so", "libnvrtc.so", "libcublas.so", "libnvidia-ptxjitcompiler.so.1"):
+        shutil.copy(library, tmp_path / name)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
+    return tmp_path
+
+
+def told(seconds: float = 60) -> dict[str, Any]:
+    return asked("libraries", seconds)
+
+
+def test_each_library_says_its_version_and_each_card_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CARDS", "2")
+    found = told()
+    assert found["nvrtc"] == {"files": [str(folder / "libnvrtc.so")], "version": [12, 8], "ptx": [8, 7]}
+    assert found["cublas"] == {"files": [str(folder / "libcublas.so")], "version": [12, 11, 10]}
+    driver = found["driver"]
+    assert (driver["version"], driver["n_cards"], driver["jit"]) == ([12, 8], 2, True)
+    card = {"capability": [9, 0], "free": 3 * 10**9, "total": 4 * 10**9}
+    assert found["card1"] == {"name": "Card 1", "place": "0000:01:00.0", **card}
+    assert set(found) == {"libgpuarray", "cublas", "nvrtc", "driver", "card0", "card1"}
+
+
+def test_what_was_told_before_a_driver_hangs_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_HANGS", "1")
+    found = told(5)
+    assert found["failed"] == "no answer within 5 s"
+    assert found["nvrtc"]["ptx"] == [8, 7]
+    assert found["driver"] == {"files": [str(folder / "libcuda.so")]}
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        (
+            {"FAKE_LINK": "222"},
+            {"error": "the driver refuses NVRTC's kernel: CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)", "code": 222},
+        ),
+        ({"FAKE_LINK": "221"}, {"error": "the driver refuses NVRTC's kernel: error 221", "code": 221}),
+        ({"FAKE_MAJOR": "10"}, {"error": "NVRTC makes no kernel of compute_10: NVRTC_ERROR_INVALID_OPTION"}),
+        ({"FAKE_OPENS": "46"}, {"error": "cannot be opened: error 46"}),
+    ],
+)
+def test_a_card_that_takes_no_kernel_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], error: dict[str, Any]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    card = told()["card0"]
+    assert {name: card[name] for name in error} == error
+
+
+def test_a_driver_that_does_not_start_says_why_and_its_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_INIT", "803")
+    driver = told()["driver"]
+    assert (driver["version"], driver["error"]) == ([12, 8], "cuInit: error 803")
+
+
+def test_a_driver_by_another_name_than_libgpuarrays_is_found(folder: Path) -> None:
+    (folder / "libcuda.so").rename(folder / "libcuda.so.1")
+    driver = told()["driver"]
+    assert driver["beside"] == str(folder / "libcuda.so.1")
+    assert "libcuda.so: cannot open shared object file" in driver["error"]
+    (check,) = (each for each in rungs({"driver": driver}, is_wanted=True) if each.name == "driver")
+    assert check.found == f"{folder / 'libcuda.so.1'} is there, but not libcuda.so, which libgpuarray opens"
+
+
+def test_of_a_library_that_passes_calls_on_both_files_are_named(folder: Path, library: Path) -> None:
+    """Its own name has no version, that of the real one has."""
+    real = folder / "real" / "libcuda.so.570.1"
+    real.parent.mkdir()
+    shutil.copy(library, real)
+    (folder / "libcuda.so").unlink()
+    source = "int cuInit(unsigned); int (*kept)(unsigned) = cuInit;"
+    command = ["g++", "-shared", "-fPIC", "-o", folder / "libcuda.so", "-x", "c", "-", "-x", "none", real]
+    subprocess.run(command, input=source, text=True, check=True)
+    found = told()
+    assert found["driver"]["files"] == [str(folder / "libcuda.so"), str(real)]
+    (check,) = (each for each in rungs(found, is_wanted=True) if each.name == "driver")
+    assert check.found.endswith(f": {folder / 'libcuda.so'}, which passes on to {real}")
+
+
+def test_without_any_library_each_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a machine that has them, too: files that cannot be loaded stand before them."""
+    for name in ("libcuda.so", "libcuda.so.1", "libnvrtc.so", "libcublas.so"):
+        (tmp_path / name).write_bytes(b"not a library")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    found = told()
+    assert {name for name in ("driver", "nvrtc", "cublas") if "error" in found[name]} == {"driver", "nvrtc", "cublas"}
+    assert not any(name.startswith("card") for name in found)
+    assert os.path.basename(found["libgpuarray"]["files"][0]).startswith("libgpuarray.")
