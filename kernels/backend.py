@@ -22,7 +22,7 @@ from functools import cache, lru_cache
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from kernels.opencl import patch_opencl_reduction
 __all__ = [
     "Device",
     "DeviceUnavailable",
+    "Pieces",
     "calling",
     "compiled",
     "fuses",
@@ -42,6 +43,7 @@ __all__ = [
     "n_cores",
     "shared",
     "start",
+    "uploaded",
     "use_cores_for",
 ]
 
@@ -76,6 +78,8 @@ class Device:
         Why `used` is not `requested`; empty when it is.
     place : str
         Where a CUDA card is, as its driver says; else empty.
+    free : int
+        Bytes of a device's own memory that this process could have when it was started; 0 where it does not tell.
     """
 
     requested: str
@@ -83,10 +87,18 @@ class Device:
     name: str
     reason: str = ""
     place: str = ""
+    free: int = 0
 
     def __str__(self) -> str:
         text = f"{self.used} ({self.name})"
         return f"{text} instead of {self.requested}: {self.reason}" if self.reason else text
+
+
+class Pieces(Protocol):
+    """Rows (n_rows, n_inputs) that come piece by piece, in their order; its length is how many they are."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[np.ndarray]: ...
 
 
 @cache
@@ -180,6 +192,17 @@ def shared(value: np.ndarray, name: str) -> Any:
     return theano.shared(value, name=name, borrow=True)
 
 
+def uploaded(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
+    """Put rows on the active device, which is not the CPU, one piece after the other: the host never has them all."""
+    gpuarray = load().gpuarray
+    whole = gpuarray.pygpu.empty((len(pieces), n_inputs), dtype=dtype, context=gpuarray.get_context(None))
+    start = 0
+    for piece in pieces:
+        whole[start : start + len(piece)].write(np.ascontiguousarray(piece))
+        start += len(piece)
+    return gpuarray.gpuarray_shared_constructor(whole, name=name, borrow=True, target=None)
+
+
 def matrix(dtype: np.dtype, name: str) -> Any:
     """A symbolic matrix."""
     return load().tensor.TensorType(dtype.name, (False, False))(name)
@@ -254,7 +277,21 @@ def _started() -> tuple[Device, Exception | None]:
         return Device(requested, "cpu", _processor_name(), _explain(error)), error
     context = theano.gpuarray.get_context(None)  # whose name comes padded from pygpu's buffer
     place = context.unique_id.strip("\0 ") if context.kind == b"cuda" else ""  # OpenCL tells none
-    return Device(requested, requested, context.devname.strip("\0 "), place=place), None
+    return Device(requested, requested, context.devname.strip("\0 "), place=place, free=_free_bytes(context)), None
+
+
+def _free_bytes(context: Any) -> int:
+    """What is set aside for this process, if the user's flags have asked for that; else what is free; 0 if unknown."""
+    theano = load()
+    preallocated = float(theano.config.gpuarray.preallocate)
+    try:
+        if preallocated > 1:
+            return int(preallocated * 2**20)
+        if preallocated > 0:  # as `theano.gpuarray.init_dev` reads it
+            return int(min(preallocated, 0.95) * context.total_gmem)
+        return int(context.free_gmem)
+    except theano.gpuarray.pygpu.gpuarray.GpuArrayException:
+        return 0
 
 
 @cache

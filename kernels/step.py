@@ -28,8 +28,9 @@ class TrainingStep:
         How the parameters follow their gradients.
     dtype : dtype
         The rows' own.
-    resident : ndarray of shape (n_rows, n_inputs), `dtype`, optional
-        All rows, to be kept on the device. Minibatches are then row numbers (int64), and rows otherwise.
+    resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `backend.Pieces` of it, optional
+        All rows, to be kept on the device; pieces for one that is not the CPU. Minibatches are then row numbers
+        (int64), and rows otherwise.
     corruption : float
         The fraction of the entries that the network does not see: they are 0 on the way in, but not in what it is to
         reconstruct. Which ones they are, each step's noise says, see `kernels.reference.masked`.
@@ -40,15 +41,18 @@ class TrainingStep:
         autoencoder: Autoencoder,
         rule: Rule,
         dtype: np.dtype,
-        resident: np.ndarray | None = None,
+        resident: np.ndarray | backend.Pieces | None = None,
         corruption: float = 0.0,
     ) -> None:
         # A variable and not an input, so that a step is called with its minibatch alone.
         self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
         if resident is None:
             rows = [backend.matrix(dtype, "minibatch")]
-        else:
+        elif isinstance(resident, np.ndarray):
             rows = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
+        else:
+            n_inputs = autoencoder.network.n_inputs
+            rows = [backend.uploaded(resident, n_inputs, dtype, name="resident"), tensor.lvector("minibatch")]
         noise = [backend.matrix(np.dtype(np.uint8), "noise")] if corruption else []
         self._inputs = [rows[-1], *noise]  # numbers, where there are any: the rows lie on the device already
         self._fuses = autoencoder.fuses(dtype)

@@ -34,7 +34,7 @@ from pipeline.settings.resolve import Settings
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
-    from kernels.backend import Device
+    from kernels.backend import Device, Pieces
     from kernels.step import TrainingStep
 
 __all__ = [
@@ -72,11 +72,12 @@ def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoenc
 
 
 def training_step_of(
-    autoencoder: Autoencoder, config: Settings, dtype: np.dtype, resident: np.ndarray | None
+    autoencoder: Autoencoder, config: Settings, dtype: np.dtype, resident: np.ndarray | Pieces | None
 ) -> TrainingStep:
     """A compiled step of its training, by the rule that the settings name.
 
     Given all rows, of shape (n_rows, n_inputs) and `dtype`, the device keeps them, and minibatches are their numbers.
+    To one that has memory of its own they may come in pieces.
     """
     from kernels.step import TrainingStep
     from kernels.updates import Rule

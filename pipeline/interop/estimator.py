@@ -82,8 +82,8 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
     clip_quantile : float
         Share of each column's values, at either end, that its range leaves out and that are moved to its edge.
     shuffle_window, memory_budget, device_memory_budget : int or str
-        Bytes of rows that are shuffled together, held in the host's memory and in a device's own. Texts like ``"4GiB"``
-        do as well.
+        Bytes of rows that are shuffled together, held in the host's memory and in a device's own (half of what is free
+        there). Texts like ``"4GiB"`` do as well.
     random_state : int, RandomState instance or None
         Where all randomness starts; an integer is the ``seed`` of a run.
 
@@ -129,7 +129,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
     clip_quantile: float = 0.0
     shuffle_window: int = 256 * 2**20
     memory_budget: int = 2 * 2**30
-    device_memory_budget: int = 2**30
+    device_memory_budget: int | None = None
     random_state: Any = 0
 
     # -- learning --

@@ -138,7 +138,7 @@ def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Bud
     device, dtype = start_device(), row_dtype(shards)
     with theanos_errors():
         autoencoder = autoencoder_of(found.scaler, network_of(settings, len(found.minimum)), dtype)
-        training = prepared(autoencoder, shards, found, settings, budget.sizes(device.used))
+        training = prepared(autoencoder, shards, found, settings, budget.sizes(device))
     return Fit(training, found.scaler, dtype, str(device))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from pipeline.settings.defaults import COPIES_IN_TRAINING
 from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.training.fit import Sizes
+
+if TYPE_CHECKING:
+    from kernels.backend import Device
 
 __all__ = ["Budget", "make_budget"]
 
@@ -26,6 +30,9 @@ _COPIES_IN_ENCODING = 3  # of a network
 _COPIES_OF_REPLICAS = (
     4  # beyond those of training: the velocity of their common steps, also in a checkpoint and its file
 )
+# The rest is for the network, what training keeps of it, and what a step or a block takes on its way.
+_SHARE_ON_DEVICE = 0.5
+_BYTES_ON_DEVICE = 2**30  # where a device does not tell what is free
 _SAMPLE_BYTES = 2**26  # of scaled rows whose components are looked for: more of them would not turn these noticeably
 
 
@@ -43,8 +50,12 @@ class Budget:
         Rows read at once; whole tiles of the encoder.
     part_rows : int
         Rows whose features make one file; whole blocks.
-    resident, resident_on_device : bool
-        Whether training may keep all rows in the host's memory, or in a device's own.
+    resident : bool
+        Whether training may keep all rows in the host's memory.
+    rows_bytes : int
+        Of all rows, in the dtype that holds them.
+    device_bytes : int or None
+        That rows may take of a device's own memory; None for a share of what is free there.
     window_rows : int
         Rows shuffled together, of which streaming holds two windows.
     """
@@ -54,16 +65,29 @@ class Budget:
     block_rows: int
     part_rows: int
     resident: bool
-    resident_on_device: bool
+    rows_bytes: int
+    device_bytes: int | None
     window_rows: int
     max_validation_rows: int
     max_sample_rows: int
 
-    def sizes(self, device: str) -> Sizes:
+    def keeps_rows(self, device: Device) -> bool:
+        """Whether a training whose products run there keeps all rows where they do."""
+        if device.used == "cpu":
+            return self.resident
+        of_free = int(device.free * _SHARE_ON_DEVICE) or _BYTES_ON_DEVICE
+        return self.rows_bytes <= (of_free if self.device_bytes is None else self.device_bytes)
+
+    def sizes(self, device: Device) -> Sizes:
         """What a training keeps to whose products run there."""
-        resident = self.resident if device == "cpu" else self.resident_on_device
+        keeps, on_host = self.keeps_rows(device), device.used == "cpu"
         return Sizes(
-            resident, self.window_rows, self.max_validation_rows, self.max_sample_rows, n_threads=self.n_threads
+            resident=keeps and on_host,
+            window_rows=self.window_rows,
+            max_validation_rows=self.max_validation_rows,
+            max_sample_rows=self.max_sample_rows,
+            n_threads=self.n_threads,
+            on_device=keeps and not on_host,
         )
 
 
@@ -115,8 +139,8 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
         block_rows=block_rows,
         part_rows=part_rows,
         resident=n_bytes <= memory // 2,
-        # They pass through the host's memory on their way, whole.
-        resident_on_device=n_bytes <= min(memory // 2, settings.device_memory_budget),
+        rows_bytes=n_bytes,
+        device_bytes=settings.device_memory_budget,
         window_rows=max(1, min(settings.shuffle_window, memory // 8) // row_bytes),
         max_validation_rows=memory // 16 // row_bytes,
         max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * shards[0].n_inputs)),  # scaled, in float32

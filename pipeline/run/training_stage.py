@@ -74,9 +74,9 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler = fingerprint, scan.scaler
-    sizes, by_crew = job.budget.sizes(job.device.used), job.config.replicas > 1 and not isinstance(job.crew, Threads)
+    sizes, by_crew = job.budget.sizes(job.device), job.config.replicas > 1 and not isinstance(job.crew, Threads)
     # Workers read their rows themselves.
-    sizes = replace(sizes, resident=False) if by_crew else sizes
+    sizes = replace(sizes, resident=False, on_device=False) if by_crew else sizes
     training = prepared(autoencoder, job.shards, scan, job.config, sizes)
     checkpoint = latest(
         *(job, "checkpoint", fingerprint),

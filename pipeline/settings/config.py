@@ -207,7 +207,12 @@ class Config:
         2 * 2**30, size(2**24, "16MiB or more"), "budget", "host memory for rows and features, like 4GiB"
     )
     # Whether rows are kept or streamed, and where, trains the same model.
-    device_memory_budget: int = _setting(2**30, size(0), "nothing", "device memory for rows, like 4GiB")
+    device_memory_budget: int | None = _setting(
+        None,
+        size(0),
+        "nothing",
+        "device memory for rows, like 4GiB (default: half of what is free, or is set aside by gpuarray.preallocate)",
+    )
     shuffle_window: int = _setting(256 * 2**20, size(1), "budget", "bytes of rows that are shuffled together")
     on_bad_data: str = _setting(
         "raise",

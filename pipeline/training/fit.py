@@ -23,7 +23,7 @@ from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows
 from pipeline.training.replicas.replica import Replica, Replicas, ReplicaSettings
 from pipeline.training.replicas.rounds import rounds_of
-from pipeline.training.rows import ResidentRows, Rows, StreamedRows
+from pipeline.training.rows import DeviceRows, ResidentRows, Rows, StreamedRows
 from pipeline.training.start import has_room, start_of
 
 if TYPE_CHECKING:
@@ -44,9 +44,11 @@ class Sizes:
     Attributes
     ----------
     resident : bool
-        Whether all rows are kept in memory.
+        Whether all rows are kept in the host's memory.
     window_rows : int
         Rows shuffled together, of which streaming holds two windows.
+    on_device : bool
+        Whether all rows are kept in a device's own memory, and not in the host's.
     """
 
     resident: bool
@@ -54,6 +56,11 @@ class Sizes:
     max_validation_rows: int
     max_sample_rows: int
     n_threads: int
+    on_device: bool = False
+
+    def where(self) -> str:
+        """Where the rows of the training come from, in words."""
+        return "on the device" if self.on_device else "in memory" if self.resident else "streamed"
 
 
 def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, config: Settings, sizes: Sizes) -> Training:
@@ -73,11 +80,11 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
         counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(watched)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
     cleaning = Cleaning(scan.scaler, config.missing_value)
-    rows: Rows = (ResidentRows.of if sizes.resident else StreamedRows)(shards, sizes.n_threads, cleaning)
+    rows = _rows(shards, cleaning, sizes)
     validation = rows.take(watched)
     log.info(
         "training: %s %s, %d for validation, minibatches of %d",
-        *(counted(order.n_rows, "row"), "in memory" if sizes.resident else "streamed"),
+        *(counted(order.n_rows, "row"), sizes.where()),
         *(len(watched), config.batch_size),
     )
     is_compared = config.baseline and len(validation) > 0
@@ -89,8 +96,14 @@ def prepared(autoencoder: Autoencoder, shards: Sequence[Shard], scan: Scan, conf
     step = training_step_of(autoencoder, config, row_dtype(shards), rows.resident)
     autoencoder.errors(validation[:0])  # compiles it, before the training's time begins
     baseline = baseline_of(found, validation, scan.scaler) if found and is_compared else None
-    replicas = _replicas(Replica(autoencoder, step, sizes.resident), order, shards, cleaning, config, sizes)
+    replicas = _replicas(Replica(autoencoder, step, rows.resident is not None), order, shards, cleaning, config, sizes)
     return Training(autoencoder, step, rows, order, validation, config, baseline, replicas)
+
+
+def _rows(shards: Sequence[Shard], cleaning: Cleaning, sizes: Sizes) -> Rows:
+    if sizes.on_device:
+        return DeviceRows(shards, sizes.n_threads, cleaning, sizes.window_rows)
+    return (ResidentRows.of if sizes.resident else StreamedRows)(shards, sizes.n_threads, cleaning)
 
 
 def _replicas(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 from pipeline.training.order import Order, slab_starts
 
-__all__ = ["ResidentRows", "Rows", "StreamedRows", "cut", "rows_of"]
+__all__ = ["DeviceRows", "ResidentRows", "Rows", "StreamedRows", "cut", "rows_of"]
 
 
 class ResidentRows:
@@ -37,8 +38,7 @@ class ResidentRows:
 
     def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
         """An epoch's minibatches from number `first` on, as row numbers: each of shape (n,), int64."""
-        windows = order.windows(epoch, first * batch_size)
-        return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), batch_size)
+        return _numbers(order, epoch, batch_size, first)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows (n, n_inputs), unscaled, by their numbers (n,)."""
@@ -48,7 +48,7 @@ class ResidentRows:
 class StreamedRows:
     """Rows read window by window, the next while one is trained on: two windows in memory."""
 
-    resident = None
+    resident: DeviceRows | None = None
 
     def __init__(self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> None:
         self._shards, self._reader = shards, _Reader(shards, n_threads, cleaning)
@@ -83,8 +83,49 @@ class StreamedRows:
                 del buffer, reading  # before the window after the next is read
 
 
+class DeviceRows(StreamedRows):
+    """Rows that a device is to keep in its own memory: they go there once, a window at a time, while the next is read.
+
+    Iterated over, they are `kernels.backend.Pieces`.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None, window_rows: int = 1
+    ) -> None:
+        super().__init__(shards, n_threads, cleaning)
+        self.resident, self._window_rows = self, window_rows
+
+    def __len__(self) -> int:
+        return int(first_rows(self._shards)[-1])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        starts = slab_starts(self._shards, max(1, self._window_rows // 4))
+        # A window takes the slabs that begin in as many rows.
+        begins = np.searchsorted(starts, np.arange(0, len(self), self._window_rows))
+        edges = np.unique([*np.minimum(begins, len(starts) - 1), len(starts) - 1])
+        with ThreadPoolExecutor(1, "read-ahead") as ahead:  # the device is for the thread that asks for its rows
+            windows = (np.arange(*pair) for pair in pairwise(edges))
+            # Lazy: each step starts to read a window.
+            reading = (ahead.submit(self._reader.slabs, starts, slabs) for slabs in windows)
+            upcoming = next(reading, None)
+            while upcoming is not None:
+                piece = upcoming.result()
+                upcoming = next(reading, None)
+                yield piece
+                del piece  # before the one after the next is read
+
+    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
+        """An epoch's minibatches from number `first` on, as row numbers: each of shape (n,), int64."""
+        return _numbers(order, epoch, batch_size, first)
+
+
 Rows = ResidentRows | StreamedRows
-"""Where training rows come from: two classes of one face."""
+"""Where training rows come from: classes of one face."""
+
+
+def _numbers(order: Order, epoch: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
+    windows = order.windows(epoch, first * batch_size)
+    return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), batch_size)
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:

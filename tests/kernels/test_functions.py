@@ -129,7 +129,7 @@ def some_autoencoder():
 
 
 @pytest.mark.parametrize("n_rows", [TILE_ROWS - 1, 300, 32])
-def test_a_device_without_memory_is_given_less_at_a_time_and_the_features_stay(device, caplog, n_rows):
+def test_g1_a_device_without_memory_is_given_less_at_a_time_and_the_features_stay(device, caplog, n_rows):
     rows = np.random.default_rng(3).random((2 * TILE_ROWS + 7, 20), dtype=np.float32)
     autoencoder = some_autoencoder()
     expected = autoencoder.encode(rows)
@@ -139,7 +139,7 @@ def test_a_device_without_memory_is_given_less_at_a_time_and_the_features_stay(d
     assert "out of memory: from now on" in caplog.text
 
 
-def test_a_device_that_holds_next_to_nothing_is_an_error(device):
+def test_g1_a_device_that_holds_next_to_nothing_is_an_error(device):
     device.append(31)
     with pytest.raises(OutOfDeviceMemory, match="does not hold 32 rows of 20 columns"):
         some_autoencoder().encode(np.zeros((40, 20), dtype=np.float32))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ class Run:
     arrays: dict
     device: str
     name: str
+    free: int
     graphs: dict
     reductions: dict
 
@@ -101,8 +103,8 @@ def test_rows_cross_to_the_device_in_their_own_dtype(runs, dtype):
 
 
 def test_minibatches_of_resident_rows_cross_as_row_numbers_alone(runs):
-    for kind in ("with cost", "without cost"):
-        graph = runs[DEVICE].graphs[f"step momentum resident {kind}"]
+    for place, kind in product(("resident", "uploaded"), ("with cost", "without cost")):
+        graph = runs[DEVICE].graphs[f"step momentum {place} {kind}"]
         crossing = {(node["dtype"], node["ndim"]) for node in graph if node["op"] == "GpuFromHost" and node["ndim"]}
         assert crossing == {("int64", 1)}
 
@@ -222,7 +224,8 @@ def test_reconstructions_and_their_errors_are_those_of_numpy(runs, device):
 def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
     arrays = runs[device].arrays
     for name in ("costs", "W", "b_hidden", "b_output", "features"):
-        np.testing.assert_array_equal(arrays[f"momentum resident {name}"], arrays[f"momentum streamed {name}"])
+        for place in ("resident", "uploaded"):
+            np.testing.assert_array_equal(arrays[f"momentum {place} {name}"], arrays[f"momentum streamed {name}"])
 
 
 @pytest.mark.parametrize("device", ["cpu", DEVICE])

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from kernels.backend import Device
 from pipeline.errors import ConfigError
 from pipeline.run.budget import make_budget
 from pipeline.settings.config import Config
@@ -97,12 +98,31 @@ def test_blocks_asked_for_are_rounded_up_to_whole_tiles():
         assert budget_of(block_rows=asked).block_rows == given, asked
 
 
-def test_rows_stay_in_memory_when_they_fit_half_of_it_and_the_device():
+def test_rows_stay_in_memory_when_they_fit_half_of_it():
     for n_rows in (899, 900, 901, 999, 1000, 1001):
         shards = [shard(n_rows - 1, 4096), shard(1, 4096)]
-        budget = budget_of(shards, 1, memory_budget=2 * 1000 * 4 * 4096, device_memory_budget=900 * 4 * 4096)
+        budget = budget_of(shards, 1, memory_budget=2 * 1000 * 4 * 4096)
         assert budget.resident == (n_rows <= 1000), n_rows
-        assert budget.resident_on_device == (n_rows <= 900), n_rows
+        sizes = budget.sizes(Device("cpu", "cpu", "Processor"))
+        assert (sizes.resident, sizes.on_device) == (n_rows <= 1000, False), n_rows
+
+
+@pytest.mark.parametrize(
+    ("given", "free", "most"),
+    [
+        (900 * 4096, 10**9, 900),  # what is asked for, whatever is free
+        (0, 10**9, 0),
+        (None, 2 * 901 * 4096, 901),  # half of what is free
+        (None, 0, 2**30 // 4096),  # of a device that does not tell
+    ],
+)
+def test_rows_stay_on_a_device_when_they_fit_its_memory_whatever_the_hosts_is(given, free, most):
+    device = Device("cuda", "cuda", "Card", free=free)
+    for n_rows in {1, max(1, most - 1), max(1, most), most + 1}:
+        budget = budget_of([shard(n_rows, 4096, "uint8")], 1, memory_budget=32 * MiB, device_memory_budget=given)
+        sizes = budget.sizes(device)
+        assert budget.keeps_rows(device) == sizes.on_device == (n_rows <= most), n_rows
+        assert not sizes.resident
 
 
 def test_bytes_are_counted_in_the_dtype_that_holds_all_shards():

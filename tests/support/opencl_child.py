@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tests.support.networks import DECAY
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 RATES = {"momentum": 0.5, "adam": 0.01}
-TRAININGS = (("momentum", "streamed"), ("momentum", "resident"), ("adam", "streamed"))
+TRAININGS = (("momentum", "streamed"), ("momentum", "resident"), ("momentum", "uploaded"), ("adam", "streamed"))
 N_STEPS, N_NETWORK_STEPS, BATCH = 40, 20, 64
 N_ROWS, N_INPUTS, N_FEATURES = 2500, 100, 16  # two tiles and a bit
 NETWORK = Network((N_INPUTS, N_FEATURES))
@@ -67,6 +68,19 @@ def with_cost(step: int) -> bool:
     return step % 3 == 0
 
 
+class Pieces:
+    """Rows, a few at a time."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        yield from np.array_split(self._rows, 7)
+
+
 class Graphs:
     """Stands in for ``theano.function`` and keeps what every call compiled."""
 
@@ -97,18 +111,21 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     from kernels.step import TrainingStep
     from kernels.updates import Rule
 
-    rows, label, resident = make_rows(), f"{rule} {place}", place == "resident"
+    rows, label = make_rows(), f"{rule} {place}"
+    resident = None if place == "streamed" else rows.copy() if place == "resident" else Pieces(rows)
+    if place == "uploaded" and backend.start().used == "cpu":  # which has no memory of its own
+        resident = rows.copy()
     autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(NETWORK))
-    step = TrainingStep(autoencoder, Rule(rule, DECAY), rows.dtype, resident=rows.copy() if resident else None)
+    step = TrainingStep(autoencoder, Rule(rule, DECAY), rows.dtype, resident=resident)
     step.set_learning_rate(RATES[rule])
     graphs.label = f"step {label}"
     costs = []
     for number, minibatch in enumerate(make_minibatches()):
-        costs.append(step(minibatch if resident else rows[minibatch], with_cost=with_cost(number)))
+        costs.append(step(rows[minibatch] if resident is None else minibatch, with_cost=with_cost(number)))
     graphs.label = f"encode {label}"
     found = {"costs": np.array([cost for cost in costs if cost is not None]), "features": autoencoder.encode(rows)}
-    if not resident:
+    if resident is None:
         graphs.label = f"others {label}"
         symbol = backend.load().tensor.fmatrix()
         decode = backend.compiled([symbol], reconstruction(NETWORK, symbol, autoencoder.shared))
@@ -187,7 +204,7 @@ def main(arrays: str, facts: str) -> None:
         found |= train_network(graphs, name)
     found |= encode_every_dtype(graphs)
     graphs.label = "reductions"
-    told = {"device": device.used, "name": device.name, "graphs": graphs.seen}
+    told = {"device": device.used, "name": device.name, "free": device.free, "graphs": graphs.seen}
     told["reductions"] = reductions() if device.used != "cpu" else {}
     np.savez(arrays, **found)
     with open(facts, "w") as file:

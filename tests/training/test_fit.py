@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from kernels import backend
 from pipeline.device import autoencoder_of
 from pipeline.errors import DataError
 from pipeline.scan.ranges import Scan
@@ -61,10 +63,39 @@ def test_rows_that_are_streamed_train_like_those_in_memory_with_any_number_of_th
     scan, found = scan_of(rows, [4, 40]), []
     for resident, n_threads in [(True, 1), (True, 3), (False, 1), (False, 3)]:
         training = ready(shards, scan, config, replace(SIZES, resident=resident, n_threads=n_threads))
+        assert (training.rows.resident is not None) == resident
         assert training.order.n_rows + len(training.validation) == 48
         train(training)
         found.append({name: array.tobytes() for name, array in training.best.items()})
     assert all(each == found[0] for each in found)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("window_rows", [1, 7, 1000])
+def test_rows_that_a_device_keeps_go_there_in_pieces_and_train_like_those_in_memory(
+    data, monkeypatch: pytest.MonkeyPatch, window_rows: int
+) -> None:
+    shards, rows = data
+    scan, config = scan_of(rows, [4, 40]), replace(DEEP, corruption=0.0)
+    pieces = []
+
+    def uploaded(given: backend.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
+        pieces.extend(given)
+        assert {(each.shape[1], each.dtype) for each in pieces} == {(n_inputs, dtype)}
+        assert sum(map(len, pieces)) == len(given)
+        return backend.shared(np.concatenate(pieces), name)
+
+    monkeypatch.setattr(backend, "uploaded", uploaded)
+    sizes = replace(SIZES, window_rows=window_rows)
+    kept, held = (
+        ready(shards, scan, config, replace(sizes, resident=not on_device, on_device=on_device))
+        for on_device in (True, False)
+    )
+    np.testing.assert_array_equal(np.concatenate(pieces), rows)
+    assert max(map(len, pieces)) <= max(1, window_rows + window_rows // 4)
+    for training in (kept, held):
+        train(training)
+    assert all(np.array_equal(kept.best[name], array) for name, array in held.best.items())
 
 
 def test_validation_stays_within_its_size_and_is_never_trained_on(data) -> None:

@@ -15,7 +15,7 @@ from pipeline.shards.open import open_shards
 from pipeline.training import order as order_module
 from pipeline.training import rows as module
 from pipeline.training.order import Order, slab_starts
-from pipeline.training.rows import ResidentRows, StreamedRows
+from pipeline.training.rows import DeviceRows, ResidentRows, StreamedRows
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 
@@ -49,6 +49,20 @@ def test_rows_in_memory_and_rows_from_disk_make_the_same_minibatches(shards):
                 for i, batch in zip(numbers, rows, strict=True):
                     np.testing.assert_array_equal(batch, numbered(21)[i])
                 np.testing.assert_array_equal(np.concatenate(numbers), epoch_of(order, epoch))
+
+
+@pytest.mark.process
+def test_rows_that_a_device_keeps_go_there_in_their_order_whatever_the_window(shards):
+    order = Order(slab_starts(shards), np.array([2, 8]), 7, seed=5)
+    for window_rows in (1, 2, 5, 12, 20, 21, 22, 1000):
+        with case(window_rows):
+            rows = DeviceRows(shards, 2, None, window_rows)
+            np.testing.assert_array_equal(np.concatenate([*rows.resident]), numbered(21))
+            assert len(rows.resident) == 21
+            assert all(1 <= len(piece) <= window_rows + window_rows // 4 for piece in rows.resident)
+            np.testing.assert_array_equal(rows.take(np.array([0, 9, 20])), numbered(21)[[0, 9, 20]])
+            numbers = [kept.minibatches(order, 1, 4, 2) for kept in (rows, ResidentRows.of(shards, 2))]
+            assert all(np.array_equal(*pair) for pair in zip(*numbers, strict=True))
 
 
 def test_an_epoch_can_be_entered_at_any_minibatch(shards):

@@ -157,7 +157,7 @@ def _of_what_is_tried(
     prepared: Prepared, kept: Kept, device: Device, found: Findings, tell: Callable[[str], object]
 ) -> dict[str, Any]:
     taken, on_host = taken_bytes(), device.used == "cpu"
-    resident = prepared.budget.resident if on_host else prepared.budget.resident_on_device
+    resident = prepared.budget.keeps_rows(device)
     needed = taken + max(stage_bytes(prepared, resident and on_host).values())
     memory = {
         "host_bytes": needed,

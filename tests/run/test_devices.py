@@ -1,0 +1,84 @@
+"""A device that runs out of memory, or is lost, ends a run that the same command goes on with: by one that pretends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.support.nights import STEPS
+from tests.support.standin import Night, features_of
+
+NO_MEMORY = "b'cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY: out of memory'"
+LOST = "gpuarray error: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrectable ECC error encountered"
+
+
+class Device:
+    """Fails as pygpu does at its Nth call, and at every one behind it, until it is mended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+        self._monkeypatch, (self._module, self._name, self._call) = monkeypatch, where.split()
+
+    def fail(self, n_calls: int, words: str) -> None:
+        kind, calls = getattr(sys.modules[self._module], self._name), count(1)
+        call = getattr(kind, self._call)
+
+        def failing(*arguments: object, **named: object) -> object:
+            if next(calls) > n_calls:
+                raise RuntimeError(words)
+            return call(*arguments, **named)
+
+        self._monkeypatch.setattr(kind, self._call, failing)
+        self._mended = call
+
+    def mend(self) -> None:
+        self._monkeypatch.setattr(getattr(sys.modules[self._module], self._name), self._call, self._mended)
+
+
+IN_TRAINING = "kernels.step TrainingStep __call__"
+IN_ENCODING = "kernels.autoencoder Autoencoder encode_checked"
+
+
+def test_g2_out_of_memory_in_training_ends_a_run_with_advice_and_its_checkpoint_stays(
+    night: Night,
+    out: Path,
+    expected: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Smaller minibatches would make another model: they are left to whoever asks for them."""
+    device = Device(monkeypatch, IN_TRAINING)
+    device.fail(3, NO_MEMORY)
+    assert night.run(out, *STEPS) == 69
+    assert "the device's memory has run out: b'cuMemAlloc" in caplog.text
+    assert "Lower --device-memory-budget or --batch-size" in caplog.text
+    assert "a checkpoint keeps 0 of 2 epochs, step 3" in caplog.text
+    device.mend()
+    assert night.run(out, *STEPS) == 0
+    assert "going on behind step 3 of an earlier run" in caplog.text
+    assert features_of(out) == expected()
+
+
+@pytest.mark.parametrize(("where", "n_calls"), [(IN_TRAINING, 1), (IN_TRAINING, 3), (IN_ENCODING, 1)])
+def test_g4_a_run_whose_device_is_lost_is_ended_and_goes_on(
+    night: Night,
+    out: Path,
+    expected: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    n_calls: int,
+) -> None:
+    device = Device(monkeypatch, where)
+    device.fail(n_calls, LOST)
+    assert night.run(out, *STEPS) == 75
+    assert "the device is lost: gpuarray error" in caplog.text
+    assert "Type the same command again" in caplog.text
+    device.mend()
+    caplog.clear()
+    assert night.run(out, *STEPS) == 0
+    assert (f"going on behind step {n_calls}" in caplog.text) == (where == IN_TRAINING)
+    assert features_of(out) == expected()
