@@ -22,19 +22,19 @@ from functools import cache, lru_cache
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from kernels.calls import on_device
 from kernels.compilecache import SettledCache
+from kernels.faults import explain
 from kernels.flags import NoScipy, below_the_users, check_flags, requested_device
 from kernels.opencl import patch_opencl_reduction
 
 __all__ = [
     "Device",
     "DeviceUnavailable",
-    "Pieces",
     "calling",
     "compiled",
     "fuses",
@@ -43,7 +43,6 @@ __all__ = [
     "n_cores",
     "shared",
     "start",
-    "uploaded",
     "use_cores_for",
 ]
 
@@ -92,13 +91,6 @@ class Device:
     def __str__(self) -> str:
         text = f"{self.used} ({self.name})"
         return f"{text} instead of {self.requested}: {self.reason}" if self.reason else text
-
-
-class Pieces(Protocol):
-    """Rows (n_rows, n_inputs) that come piece by piece, in their order; its length is how many they are."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[np.ndarray]: ...
 
 
 @cache
@@ -192,17 +184,6 @@ def shared(value: np.ndarray, name: str) -> Any:
     return theano.shared(value, name=name, borrow=True)
 
 
-def uploaded(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
-    """Put rows on the active device, which is not the CPU, one piece after the other: the host never has them all."""
-    gpuarray = load().gpuarray
-    whole = gpuarray.pygpu.empty((len(pieces), n_inputs), dtype=dtype, context=gpuarray.get_context(None))
-    start = 0
-    for piece in pieces:
-        whole[start : start + len(piece)].write(np.ascontiguousarray(piece))
-        start += len(piece)
-    return gpuarray.gpuarray_shared_constructor(whole, name=name, borrow=True, target=None)
-
-
 def matrix(dtype: np.dtype, name: str) -> Any:
     """A symbolic matrix."""
     return load().tensor.TensorType(dtype.name, (False, False))(name)
@@ -274,7 +255,7 @@ def _started() -> tuple[Device, Exception | None]:
     try:
         _activate(requested)
     except Exception as error:  # the GPU stack raises anything, from ImportError to pygpu's own classes
-        return Device(requested, "cpu", _processor_name(), _explain(error)), error
+        return Device(requested, "cpu", _processor_name(), explain(error)), error
     context = theano.gpuarray.get_context(None)  # whose name comes padded from pygpu's buffer
     place = context.unique_id.strip("\0 ") if context.kind == b"cuda" else ""  # OpenCL tells none
     return Device(requested, requested, context.devname.strip("\0 "), place=place, free=_free_bytes(context)), None
@@ -346,24 +327,6 @@ def _probe() -> None:
         raise DeviceUnavailable(f"a product compiles to {sorted(operations)}, none of them on the device")
     if not np.array_equal(np.asarray(product(left)), left @ right):
         raise DeviceUnavailable("a product of two small matrices comes out wrong")
-
-
-def _explain(error: BaseException) -> str:
-    """The GPU stack's words on one line, with what usually helps."""
-    raw = error.args[0] if error.args else ""  # pygpu puts bytes there
-    words = " ".join((raw.decode(errors="replace") if isinstance(raw, bytes) else str(error)).split())
-    words = words or type(error).__name__
-    hints = {
-        "libcuda": "no NVIDIA driver was found (is nvidia-smi there?)",
-        "libnvrtc": "the CUDA compiler library is missing (shardpress setup-gpu installs it)",
-        "libcublas": "cuBLAS is missing (shardpress setup-gpu installs it)",
-        "Missing Blas": "no BLAS for this device (OpenCL needs libclblast.so, CUDA libcublas.so)",
-        "INVALID_OPTION": "libgpuarray 0.7.6 cannot name this card's architecture (see docs/devices.md)",
-    }
-    for sign, hint in hints.items():
-        if sign in words:
-            return f"{hint}; {words}"
-    return words
 
 
 def _processor_name() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfDeviceMemory", "is_lost", "is_out_of_memory"]
+__all__ = ["OutOfDeviceMemory", "explain", "is_lost", "is_out_of_memory"]
 
 _NO_MEMORY = (
     *("out of memory", "out_of_memory", "out_of_resources"),
@@ -31,3 +31,21 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error says that this process can no longer use its device, nor read what it holds."""
     words = str(error).lower()
     return any(sign in words for sign in (*(f"cuda_error_{each}" for each in _LOST), *_OTHERS_OF_LOSS))
+
+
+def explain(error: BaseException) -> str:
+    """The GPU stack's words on one line, with what usually helps."""
+    raw = error.args[0] if error.args else ""  # pygpu puts bytes there
+    words = " ".join((raw.decode(errors="replace") if isinstance(raw, bytes) else str(error)).split())
+    words = words or type(error).__name__
+    hints = {
+        "libcuda": "no NVIDIA driver was found (is nvidia-smi there?)",
+        "libnvrtc": "the CUDA compiler library is missing (shardpress setup-gpu installs it)",
+        "libcublas": "cuBLAS is missing (shardpress setup-gpu installs it)",
+        "Missing Blas": "no BLAS for this device (OpenCL needs libclblast.so, CUDA libcublas.so)",
+        "INVALID_OPTION": "libgpuarray 0.7.6 cannot name this card's architecture (see docs/devices.md)",
+    }
+    for sign, hint in hints.items():
+        if sign in words:
+            return f"{hint}; {words}"
+    return words

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels import backend, graph, ops
+from kernels import backend, graph, ops, upload
 from kernels.autoencoder import Autoencoder, get_values, set_values
 from kernels.updates import Rule, Updates, rate_of, states_of, updates_of
 
@@ -28,7 +28,7 @@ class TrainingStep:
         How the parameters follow their gradients.
     dtype : dtype
         The rows' own.
-    resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `backend.Pieces` of it, optional
+    resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `upload.Pieces` of it, optional
         All rows, to be kept on the device; pieces for one that is not the CPU. Minibatches are then row numbers
         (int64), and rows otherwise.
     corruption : float
@@ -41,7 +41,7 @@ class TrainingStep:
         autoencoder: Autoencoder,
         rule: Rule,
         dtype: np.dtype,
-        resident: np.ndarray | backend.Pieces | None = None,
+        resident: np.ndarray | upload.Pieces | None = None,
         corruption: float = 0.0,
     ) -> None:
         # A variable and not an input, so that a step is called with its minibatch alone.
@@ -52,7 +52,7 @@ class TrainingStep:
             rows = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
         else:
             n_inputs = autoencoder.network.n_inputs
-            rows = [backend.uploaded(resident, n_inputs, dtype, name="resident"), tensor.lvector("minibatch")]
+            rows = [upload.uploaded(resident, n_inputs, dtype, name="resident"), tensor.lvector("minibatch")]
         noise = [backend.matrix(np.dtype(np.uint8), "noise")] if corruption else []
         self._inputs = [rows[-1], *noise]  # numbers, where there are any: the rows lie on the device already
         self._fuses = autoencoder.fuses(dtype)

@@ -34,8 +34,9 @@ from pipeline.settings.resolve import Settings
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
-    from kernels.backend import Device, Pieces
+    from kernels.backend import Device
     from kernels.step import TrainingStep
+    from kernels.upload import Pieces
 
 __all__ = [
     "TILE_ROWS",

@@ -85,4 +85,6 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
 
 
 def _wrapped(head: str, text: str) -> Iterator[str]:
-    yield from textwrap.wrap(shown(text), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    wrapper = textwrap.TextWrapper(_WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    wrapper.break_on_hyphens = wrapper.break_long_words = False  # a path is one word, that it can be copied
+    yield from wrapper.wrap(shown(text))

@@ -17,7 +17,7 @@ from pipeline.doctor.check import Check, Status
 
 __all__ = ["newest_ptx", "rungs"]
 
-_INSTALL = "install_pygpu.sh --cuda (in scripts/, or beside shardpress), without root: docs/devices.md"
+_INSTALL = "shardpress setup-gpu (in a checkout: make gpu), without root: docs/devices.md"
 _DRIVER = "NVIDIA's driver (Debian: apt-get install nvidia-driver; Ubuntu: ubuntu-drivers install)"
 _IN_CONTAINERS = "in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=compute,utility"
 _NO_JIT = f"the driver's package with libnvidia-ptxjitcompiler.so.1; {_IN_CONTAINERS}"
@@ -25,7 +25,7 @@ _ALLOW_JIT = "unset CUDA_DISABLE_PTX_JIT: NVRTC's kernels are made for a card by
 # What a driver says of the first kernel, see cuda.h; of what else it says, the card or the driver has to be looked at.
 _ADVICE = {
     221: _NO_JIT,
-    222: f"a newer driver, or an older NVRTC: {_INSTALL}",
+    222: f"a newer driver, or the NVRTC that fits this one: {_INSTALL}",
     223: _ALLOW_JIT,
 }
 _SEEN = "/sys/bus/pci/devices"
@@ -123,9 +123,7 @@ def _nvrtc(found: Mapping[str, Any], bad: Status) -> Check:
     both = f"{writes}, the driver takes up to {_dotted(takes)}: {_files(told)}"
     if tuple(told["ptx"]) <= takes:
         return Check("nvrtc", "pass", both)
-    package = "nvidia-cuda-nvrtc" + (f"-cu{driver['version'][0]}" if driver["version"][0] < 13 else "")
-    fix = f"a newer driver, or pip install '{package}<={_dotted(driver['version'])}.999'"
-    return Check("nvrtc", bad, both, fix)
+    return Check("nvrtc", bad, both, _ADVICE[222])
 
 
 def _kernels(driver: Mapping[str, Any], bad: Status) -> Iterator[Check]:

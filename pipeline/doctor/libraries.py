@@ -23,6 +23,7 @@ _MAJOR, _MINOR = 75, 76  # of a card's capability: cuda.h, CU_DEVICE_ATTRIBUTE_C
 _PTX = 1  # CU_JIT_INPUT_PTX
 # Where libgpuarray, in the environment's lib/, looks before it asks the system: see install_pygpu.sh.
 _FOLDERS = ("lib/shardpress-gpu", "lib")
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: it is well, but sees no card
 _JIT = "libnvidia-ptxjitcompiler.so.1"  # which the driver opens for the first kernel
 
 
@@ -126,7 +127,8 @@ def _version_of_driver(cuda: ctypes.CDLL) -> dict[str, Any]:
             found["module"] = file.readline().strip()
     except OSError:  # in some containers
         pass
-    if code := cuda.cuInit(0) or cuda.cuDeviceGetCount(byref(n_cards)):
+    code = cuda.cuInit(0) or cuda.cuDeviceGetCount(byref(n_cards))
+    if code not in (0, _NO_DEVICE):
         return {**found, "error": f"cuInit: {_name_of(cuda, code)}"}
     return {**found, "n_cards": n_cards.value}
 

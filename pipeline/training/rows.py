@@ -86,7 +86,7 @@ class StreamedRows:
 class DeviceRows(StreamedRows):
     """Rows that a device is to keep in its own memory: they go there once, a window at a time, while the next is read.
 
-    Iterated over, they are `kernels.backend.Pieces`.
+    Iterated over, they are `kernels.upload.Pieces`.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import backend
+from kernels import backend, upload
 from pipeline.device import autoencoder_of
 from pipeline.errors import DataError
 from pipeline.scan.ranges import Scan
@@ -79,13 +79,13 @@ def test_rows_that_a_device_keeps_go_there_in_pieces_and_train_like_those_in_mem
     scan, config = scan_of(rows, [4, 40]), replace(DEEP, corruption=0.0)
     pieces = []
 
-    def uploaded(given: backend.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
+    def uploaded(given: upload.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
         pieces.extend(given)
         assert {(each.shape[1], each.dtype) for each in pieces} == {(n_inputs, dtype)}
         assert sum(map(len, pieces)) == len(given)
         return backend.shared(np.concatenate(pieces), name)
 
-    monkeypatch.setattr(backend, "uploaded", uploaded)
+    monkeypatch.setattr(upload, "uploaded", uploaded)
     sizes = replace(SIZES, window_rows=window_rows)
     kept, held = (
         ready(shards, scan, config, replace(sizes, resident=not on_device, on_device=on_device))

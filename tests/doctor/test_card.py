@@ -1,0 +1,69 @@
+"""The whole ladder, on the tests' card that computes on the host, and on one that has a rung broken."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.doctor import ask, cuda
+from pipeline.doctor.cuda import rungs
+from tests.support.cuda.stub import variables
+from tests.support.interpreters import environment
+
+pytestmark = [pytest.mark.process, pytest.mark.compiler]
+
+COMMAND = Path(sys.executable).parent / "shardpress"
+
+
+def test_on_a_whole_card_each_rung_holds_and_the_device_computes(tmp_path: Path) -> None:
+    flags = {"THEANO_FLAGS": "device=cuda", "PYTHONPATH": None, "CUDA_DISABLE_PTX_JIT": None}
+    env = environment(**flags, **variables(capability="8.6", memory=3000))
+    command = [COMMAND, "doctor", "--json", "--output", tmp_path]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+    answer = json.loads(done.stdout)
+    found = {each["name"]: each for each in answer["checks"]}
+    assert {name for name, each in found.items() if each["status"] == "fail"} == set(), found
+    assert done.returncode == 0
+    assert "capability 8.6, at " in found["card0"]["found"]
+    assert "of 3.1 GB free" in found["card0"]["found"]
+    assert "features are NumPy's but for " in found["cuda"]["found"]
+    assert re.search(r"[\d,]+ GFLOP/s; [\d.]+ GB/s there and [\d.]+ back; a run takes it$", found["cuda"]["found"])
+    assert "cuda0" not in found, "it is the same card"
+    for rung, begins in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
+        assert begins in found[rung]["found"]
+        assert any(Path(path).name.startswith(begins) for path in answer["libraries"]["cuda"])
+
+
+def rungs_of(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]:
+    monkeypatch.setattr(cuda, "_users", list)
+    monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
+    for name, value in variables(**settings).items():
+        monkeypatch.setenv(name, str(value))
+    return {each.name: each for each in rungs(ask.asked("libraries", 120), is_wanted=True)}
+
+
+def test_a_driver_older_than_nvrtc_refuses_its_kernel_and_that_was_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rungs_of(monkeypatch, driver="12.4")
+    assert (found["driver"].status, found["nvrtc"].status, found["card0"].status) == ("pass", "fail", "fail")
+    assert "writes PTX 8.8, the driver takes up to 8.4" in found["nvrtc"].found
+    assert "(222)" in found["card0"].found
+    assert found["card0"].fix.startswith("a newer driver, or the NVRTC that fits")
+
+
+def test_a_card_that_libgpuarray_cannot_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rungs_of(monkeypatch, capability="12.0")
+    assert found["nvrtc"].status == "pass"
+    assert "NVRTC makes no kernel of compute_12: " in found["card0"].found
+
+
+def test_a_machine_whose_cards_are_hidden_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    found = rungs_of(monkeypatch)
+    assert (found["driver"].status, "card0" in found) == ("fail", False)
+    assert found["driver"].fix.startswith("CUDA_VISIBLE_DEVICES is 7")
