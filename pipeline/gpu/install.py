@@ -53,14 +53,14 @@ def set_up(wanted: Wanted) -> Iterator[str]:
     environment = Path(sys.prefix)
     if not os.access(environment / "lib", os.W_OK):
         raise NotPermitted(f"{environment / 'lib'} cannot be written, expected a virtual environment of one's own")
-    driver = find_driver()
-    fits = fitting(driver, wanted.cuda)  # before anything is installed: it may be that nothing fits
+    fits = fitting(find_driver(), wanted.cuda)  # before anything is installed: it may be that nothing fits
     yield f"environment  {environment}"
     yield f"CUDA         {fits.why}"
     _install_pygpu(environment, wanted)
     yield f"pygpu        {version('pygpu')}, with libgpuarray"
     folder = place(environment)
     if not is_whole(folder, fits.requirements):
+        yield f"installing   {' and '.join(fits.requirements)}: hundreds of megabytes"
         unpack(folder, fits.requirements, wanted.source)
     names = " and ".join(f"{name} {number}" for name, number in sorted(installed(folder).items()))
     yield f"libraries    {names}, in {folder}"
@@ -74,7 +74,7 @@ def _install_pygpu(environment: Path, wanted: Wanted) -> None:
         options += ["--from", wanted.source]
     if wanted.mirror is not None:
         options += ["--mirror", wanted.mirror]
-    done = subprocess.run([_script(), *options, environment], stdout=sys.stderr, check=False)
+    done = subprocess.run([_script(), *options, environment], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise DeviceError("pygpu could not be installed: the lines above say why.")
 
