@@ -1,6 +1,7 @@
 """Fixtures of several test files."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import signal
@@ -91,8 +92,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 SHARING = [
     "cluster/test_executor.py",
     "docs/test_readme.py",
-    "kernels/test_opencl.py",
+    "kernels/test_devices.py",
     "run/test_children.py",
+    "run/test_cuda.py",
     "run/test_memory.py",
     "scripts/test_readers.py",
     "classify/test_compare.py",
@@ -131,3 +133,11 @@ def opencl() -> None:
         pytest.fail(f"REQUIRE_OPENCL=1, but missing on this machine: {missing}")
     if missing:
         pytest.skip(f"missing on this machine: {missing}")
+
+
+@pytest.fixture(scope="session")
+def pygpu() -> None:
+    """Skip where there is no pygpu, which the tests' stub of CUDA is for; where REQUIRE_OPENCL=1 stands, fail."""
+    if importlib.util.find_spec("pygpu") is None:
+        told = pytest.fail if os.environ.get("REQUIRE_OPENCL") == "1" else pytest.skip
+        told("missing on this machine: pygpu (scripts/install_pygpu.sh)")

@@ -22,17 +22,21 @@ TOLERANCES = {
     # A sigmoid's slope is at most 1/4, its argument's error eps sqrt(784) of a few units.
     ("cpu", "float32", "features"): 5e-6,
     ("opencl", "float32", "features"): 5e-6,
+    ("cuda", "float32", "features"): 5e-6,
     # Sums over the features, of products that may cancel.
     ("cpu", "float32", "reconstruction"): 5e-6,
     ("opencl", "float32", "reconstruction"): 5e-6,
+    ("cuda", "float32", "reconstruction"): 5e-6,
     # A mean of squares has nothing to cancel, but a good reconstruction's residual is itself a small difference.
     ("cpu", "float32", "cost"): 1e-5,
     ("opencl", "float32", "cost"): 1e-5,
+    ("cuda", "float32", "cost"): 1e-5,
     # Sums over rows of products of both signs, of which less is left than was summed.
     ("cpu", "float32", "gradients"): 1e-5,
     # Tens of steps add the gradients' errors up; adam also divides small gradients by their own size.
     ("cpu", "float32", "parameters"): 2e-5,
     ("opencl", "float32", "parameters"): 2e-5,
+    ("cuda", "float32", "parameters"): 2e-5,
 }
 
 

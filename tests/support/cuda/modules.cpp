@@ -8,7 +8,6 @@
 #include <regex>
 #include <spawn.h>
 #include <sstream>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -91,10 +90,9 @@ bool run(std::vector<std::string> words, const std::string &log)
 // The library of a program, compiled unless an earlier process has; empty where it does not compile.
 std::string compiled(const std::string &program, const std::string &flags)
 {
-    std::string name = std::string(STUB_FOLDER) + "/kernels/" + digest(program), library = name + ".so";
+    std::string name = std::string(STUB_FOLDER) + "/" + digest(program), library = name + ".so";
     if (access(library.c_str(), F_OK) == 0)
         return library;
-    mkdir((std::string(STUB_FOLDER) + "/kernels").c_str(), 0700);
     name += '-' + std::to_string(getpid());
     std::ofstream(name + ".cpp") << program;
     std::istringstream words(flags);
@@ -107,7 +105,7 @@ std::string compiled(const std::string &program, const std::string &flags)
         fprintf(stderr, "stub of CUDA: %s.cpp does not compile for the host: %s\n", name.c_str(), said.c_str());
         return "";
     }
-    rename((name + ".cpp").c_str(), (std::string(STUB_FOLDER) + "/kernels/" + digest(program) + ".cpp").c_str());
+    rename((name + ".cpp").c_str(), (std::string(STUB_FOLDER) + "/" + digest(program) + ".cpp").c_str());
     unlink((name + ".log").c_str());
     return library;
 }

@@ -83,18 +83,32 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
     return {name: None if value is None else str(value) for name, value in given.items()}
 
 
+def _kernels(folder: Path) -> Path:
+    """Where compiled kernels are kept, for as long as what stands before them is the same; that is there, too."""
+    headers = {name: (SOURCES / name).read_text() for name in ("kernel.h", "fibers.h", "threads.h")}
+    key = hashlib.sha256("".join([*headers.values(), KERNEL_FLAGS]).encode()).hexdigest()[:16]
+    place = folder / f"kernels-{key}"
+    place.mkdir(exist_ok=True)
+    for name, text in headers.items():
+        (place / name).write_text(text)
+    return place
+
+
 def _build(place: Path) -> None:
     import scipy_openblas32
 
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("g++, which compiles the stub of CUDA")
-    for header in ("kernel.h", "fibers.h", "threads.h"):  # of the kernels
-        shutil.copy(SOURCES / header, place)
     direct, behind, blas = place / "direct", place / "behind", scipy_openblas32.get_lib_dir()
     for folder in (direct, behind):
         folder.mkdir(exist_ok=True)
-    here = {"STUB_FOLDER": place, "STUB_COMPILER": compiler, "STUB_FLAGS": KERNEL_FLAGS, "STUB_NVRTC_PATH": nvrtc()}
+    here = {
+        "STUB_FOLDER": _kernels(place.parent),
+        "STUB_COMPILER": compiler,
+        "STUB_FLAGS": KERNEL_FLAGS,
+        "STUB_NVRTC_PATH": nvrtc(),
+    }
     common = [compiler, *FLAGS, *(f'-D{name}="{value}"' for name, value in here.items())]
     libraries = {
         "libcuda.so.1": ["driver.cpp", "modules.cpp", "-ldl"],
