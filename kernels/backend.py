@@ -28,13 +28,14 @@ import numpy as np
 
 from kernels.calls import on_device
 from kernels.compilecache import SettledCache
-from kernels.faults import explain
+from kernels.faults import explain, is_out_of_memory
 from kernels.flags import NoScipy, below_the_users, check_flags, requested_device
 from kernels.opencl import patch_opencl_reduction
 
 __all__ = [
     "Device",
     "DeviceUnavailable",
+    "answers",
     "calling",
     "compiled",
     "fuses",
@@ -204,6 +205,17 @@ def compiled(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
 def calling() -> AbstractContextManager[None]:
     """To be held around each call of what `compiled` gave: on a device, others can see that it is under way."""
     return on_device if _active() else nullcontext()
+
+
+def answers() -> bool:
+    """Whether the device in use gives back what it is sent: of a failed read Theano keeps the driver's words back."""
+    if not _active():
+        return True
+    gpuarray, sent = load().gpuarray, np.arange(4, dtype=np.float32)
+    try:
+        return np.array_equal(gpuarray.pygpu.array(sent, context=gpuarray.get_context(None)), sent)
+    except Exception as error:  # of whatever class; a full device is there
+        return is_out_of_memory(error)
 
 
 def fuses() -> bool:

@@ -175,7 +175,7 @@ def _in_our_words(error: Exception) -> ShardpressError | None:
     # The disk first: Theano repeats what the compiler said, and there a full disk can read like a full memory.
     if full := _if_full(words):
         return full
-    if faults.is_lost(error):
+    if faults.is_lost(error) or not backend.answers():
         return TryAgain(
             f"the device is lost: {words}. This process can use it no more, and what it held is gone. Type the same "
             "command again: it goes on from what was finished. Should it happen again, look at the device (nvidia-smi, "

@@ -1,0 +1,163 @@
+"""Whole runs on the tests' stub of a CUDA card: what they make of the rows, and how each fault of a card ends.
+
+Test names begin with the row of the project's list of faults that they hold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.device import TILE_ROWS
+from tests.support.cuda.stub import variables
+from tests.support.device_child import make_rows
+from tests.support.helpers import write_shard
+from tests.support.killing import Program, features_of
+from tests.support.processes import LAST_LINE
+from tests.support.tolerances import assert_close
+
+pytestmark = pytest.mark.process
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run on a card without a fault.
+
+    Attributes
+    ----------
+    output : Path
+    calls : list of str
+        The stub's log of it.
+    """
+
+    output: Path
+    calls: list[str]
+
+    @property
+    def n_launches(self) -> int:
+        """As the stub counts them for ``STUB_LOST_AT``."""
+        return len([line for line in self.calls if line.startswith(("launch ", "cublas"))])
+
+    def allocations(self, n_bytes: int) -> list[int]:
+        """Which of the allocations, as the stub counts them for ``STUB_OOM_AT``, are of this size."""
+        sizes = [int(line.split()[1]) for line in self.calls if line.startswith("allocate ")]
+        return [i for i, size in enumerate(sizes, 1) if size == n_bytes]
+
+
+# Rows, network and rule are those of test_devices.py, so that both files have their code compiled once.
+N_INPUTS, BATCH = 20, 64
+SETTINGS = [
+    *("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no", "--corruption", "0"),
+    *("--optimizer", "momentum", "--n-features", "4", "--epochs", "2", "--batch-size", f"{BATCH}"),
+    *("--threads", "1"),  # the card's calls come in an order that does not change
+]
+
+
+def on_card(shards: Path, **settings: str | Path | int) -> Program:
+    """The program on a stub of these settings, which holds copies back as a driver of today may.
+
+    libgpuarray keeps no memory for later, so that every array is asked for where it is needed.
+    """
+    card = variables(True, hold="downloads", **settings)
+    flags = "device=cuda,gpuarray.preallocate=-1"
+    return Program(["--input", str(shards), *SETTINGS], THEANO_FLAGS=flags, **card)
+
+
+@pytest.fixture(scope="module")
+def shards(pygpu: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for i, rows in enumerate(np.split(make_rows()[:600, :N_INPUTS], 2)):
+        write_shard(folder / f"{i}.h5", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_cpu(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the processor makes of them."""
+    out = tmp_path_factory.mktemp("cpu") / "out"
+    assert Program(["--input", str(shards), *SETTINGS]).run(out).code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = on_card(shards, log=folder / "log").run(folder / "out")
+    assert ended.code == 0, ended.lines
+    assert ended.says(r" INFO device: cuda \(Stub 0\)$")
+    return Undisturbed(folder / "out", (folder / "log").read_text().splitlines())
+
+
+def features(output: Path) -> np.ndarray:
+    with h5py.File(output / "index.h5") as file:
+        return np.asarray(file["features"][()])
+
+
+def test_features_of_a_run_on_a_card_are_the_cpus(on_cpu: Path, undisturbed: Undisturbed) -> None:
+    # Of two trainings: what their parameters may differ by counts, too.
+    assert_close(features(undisturbed.output), features(on_cpu), "cuda", "float32", "parameters")
+
+
+def test_the_card_computes_every_product_and_gets_back_what_it_gives(undisturbed: Undisturbed) -> None:
+    calls = Counter(line.split()[0] for line in undisturbed.calls)
+    n_steps = 2 * 9
+    assert calls["cublasSgemm_v2"] >= 5 * n_steps
+    assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # but for what there is to the end
+
+
+def test_g1_out_of_memory_while_encoding_it_goes_on_with_fewer_rows(
+    shards: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    tile = undisturbed.allocations(TILE_ROWS * N_INPUTS)[-1]
+    ended = on_card(shards, oom_at=tile).run(tmp_path / "out")
+    assert ended.code == 0, ended.lines
+    assert ended.says(r" WARNING the device is out of memory: from now on \d+ rows at a time")
+    assert_close(features(tmp_path / "out"), features(undisturbed.output), "cuda", "float32", "features")
+
+
+def test_g2_out_of_memory_while_training_ends_the_run_with_advice(
+    shards: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    minibatch = undisturbed.allocations(4 * BATCH * N_INPUTS)[0]  # as float32
+    ended = on_card(shards, oom_at=minibatch).run(tmp_path / "out")
+    assert ended.code == 69
+    assert ended.says(r"the device's memory has run out: .*\. Lower --device-memory-budget or --batch-size")
+    assert LAST_LINE.search(ended.lines[-1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "visible", "says"),
+    [({"driver": "12.4"}, None, "UNSUPPORTED_PTX_VERSION"), ({}, "", "no CUDA-capable device is detected")],
+)
+def test_g3_a_driver_that_is_too_old_and_a_card_that_is_hidden_are_named(
+    shards: Path, tmp_path: Path, settings: dict[str, str], visible: str | None, says: str
+) -> None:
+    program = on_card(shards, **settings)
+    if visible is not None:
+        program.environment["CUDA_VISIBLE_DEVICES"] = visible
+    ended = program.run(tmp_path / "out", "--require-device")
+    assert ended.code == 69
+    assert ended.says(f"DeviceError: device=cuda cannot be used: .*{says}")
+
+
+def test_g4_a_card_that_is_lost_in_training_ends_the_run_and_the_same_command_goes_on(
+    shards: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    ended = on_card(shards, lost_at=undisturbed.n_launches // 2).run(tmp_path / "out")
+    assert ended.code == 75, ended.lines
+    assert "stages done: scan; " in ended.lines[-1]
+    assert on_card(shards).run(tmp_path / "out").code == 0
+    assert features_of(tmp_path / "out") == features_of(undisturbed.output)
+
+
+def test_g4_a_card_that_is_lost_while_encoding_ends_the_run(
+    shards: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    ended = on_card(shards, lost_at=undisturbed.n_launches).run(tmp_path / "out")
+    assert ended.code == 75, ended.lines
+    assert "stages done: scan, training; " in ended.lines[-1]
