@@ -58,7 +58,8 @@ def test_cuda_without_a_card_computes_on_the_cpu_after_one_warning_that_says_why
     assert (device["requested"], device["used"]) == ("cuda", "cpu")
     assert "no NVIDIA driver was found" in device["reason"]
     assert "libcuda.so" in device["reason"]
-    assert ended.stderr.splitlines() == [f"device=cuda cannot be used, running on the CPU instead: {device['reason']}"]
+    warning = f"device=cuda cannot be used, running on the CPU instead: {device['reason']}"
+    assert ended.stderr.splitlines() == [f"{warning}; `shardpress doctor` says what is missing"]
     assert ended.facts["text"] == f"cpu ({device['name']}) instead of cuda: {device['reason']}"
     assert ended.facts["same"] == 1
     assert ended.facts["product"] == [[0, 1, 2], [3, 4, 5]]
