@@ -34,11 +34,12 @@ check: lint ## linters, types, and the tests that need no compiler and no other 
 test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-soak: setup ## kill 200 runs, fail every write, kill workers and schedulers, feed 10,000 mutated files to the readers
+soak: setup .nvrtc/.complete ## kill 200 runs, fail every write, kill workers, feed 10,000 mutated files, compile for every card
 	$(PYTHON_OF_VENV) -m tests.support.killing 200
 	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
 	$(PYTHON_OF_VENV) -m tests.support.chaos 10
 	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000
+	$(PYTHON_OF_VENV) -m tests.support.architectures .nvrtc/*
 
 bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py
@@ -72,7 +73,7 @@ format: setup ## let ruff repair and lay out the code
 	.venv/bin/ruff format
 
 clean: ## remove .venv and caches; data/, sample/ and features/ stay
-	rm -rf .venv .venv-peers .venv-readers .report-check build pipeline/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc build pipeline/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
@@ -82,6 +83,13 @@ $(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt sc
 .venv-peers/.complete:
 	.venv/bin/python -m venv --clear .venv-peers
 	.venv-peers/bin/pip install --quiet h5py jax numpy scikit-learn torch
+	touch $@
+
+# One of each kind that set-up may choose; a wheel a folder.
+.nvrtc/.complete: | setup
+	for cuda in 12.0 12.4 12.9; do \
+		$(PYTHON_OF_VENV) -m pip install --quiet --no-deps --target .nvrtc/$$cuda nvidia-cuda-nvrtc-cu12==$$cuda.*; done
+	$(PYTHON_OF_VENV) -m pip install --quiet --no-deps --target .nvrtc/13 nvidia-cuda-nvrtc==13.*
 	touch $@
 
 .report-check/.complete:

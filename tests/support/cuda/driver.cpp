@@ -8,6 +8,7 @@
 //     STUB_OOM_AT=N                 the Nth allocation, counted from 1, finds no memory
 //     STUB_LOST_AT=N                the Nth launch loses the card: when its turn comes, and every later call, fail
 //     STUB_LOG=FILE                 a line for each call
+//     STUB_BLIND=1                  launches do nothing, and no kernel is compiled for the host
 //     STUB_THREADS=1                a block's threads are the machine's, and ThreadSanitizer watches them
 // Launches always wait for their turn.
 

@@ -135,9 +135,21 @@ Result refusal(const std::string &ptx, Version cuda, Version capability)
     return target > 10 * capability.first + capability.second ? NO_BINARY_FOR_GPU : SUCCESS;
 }
 
+// Kernels that do nothing.
+Module *blind(const std::vector<std::string> &names)
+{
+    static const size_t no_arguments[] = {0};
+    auto *module = new Module{nullptr, {}};
+    for (const std::string &name : names)
+        module->kernels.push_back(new Kernel{name, module, no_arguments, [](const void *, void **) {}});
+    return module;
+}
+
 Module *load(const std::string &ptx)
 {
     std::vector<std::string> names = entries(ptx);
+    if (variable("STUB_BLIND"))
+        return blind(names);
     bool has_barriers = ptx.find("bar.sync") != std::string::npos || ptx.find("barrier.") != std::string::npos;
     bool are_threads = variable("STUB_THREADS");
     std::string program = std::string(are_threads ? "#define STUB_THREADS\n" : "") + "#define __CUDA_ARCH__ " + std::to_string(10 * atoi(after(ptx, ".target sm_").c_str())) +
@@ -164,6 +176,7 @@ void unload(Module *module)
 {
     for (Kernel *kernel : module->kernels)
         delete kernel;
-    dlclose(module->library);
+    if (module->library)
+        dlclose(module->library);
     delete module;
 }

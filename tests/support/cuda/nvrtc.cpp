@@ -1,9 +1,11 @@
 // libnvrtc: the real one, with each program's source written below its PTX, as a comment, for the stub of the driver.
 //
-// STUB_NVRTC names the real one; else it is the one that the stub was built with.
+// STUB_NVRTC names the real one; else it is the one that the stub was built with. STUB_SOURCES names a folder that every
+// source is kept in.
 
 #include <cstring>
 #include <dlfcn.h>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <string>
@@ -43,6 +45,12 @@ std::string whole(std::string source, int n_headers, const char *const *headers,
     return source;
 }
 
+void keep(const std::string &source)
+{
+    if (const char *folder = variable("STUB_SOURCES"))
+        std::ofstream(folder + ('/' + std::to_string(std::hash<std::string>()(source))) + ".cu") << source;
+}
+
 // As it stands below the PTX.
 std::string comment(void *program)
 {
@@ -62,7 +70,7 @@ STUB_API int nvrtcCreateProgram(
     int result = REAL(nvrtcCreateProgram)(program, source, name, n_headers, headers, names);
     std::lock_guard<std::mutex> guard(lock);
     if (!result)
-        sources[*program] = whole(source, n_headers, headers, names);
+        keep(sources[*program] = whole(source, n_headers, headers, names));
     return result;
 }
 

@@ -1,0 +1,182 @@
+"""Every kernel of every graph, compiled for every card by several NVRTCs, behind the library of ours: a table.
+
+    python -m tests.support.architectures FOLDER...          with a wheel of NVRTC unpacked in each
+    python -m tests.support.architectures --ptxas FILE ...   and assembled for each card that this one knows
+
+Exit code 1 where a kernel does not compile, or where what an NVRTC writes is newer than its CUDA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.gpu import forwarders
+from tests.support.cuda import stub
+from tests.support.interpreters import REPOSITORY, environment
+
+__all__ = ["CAPABILITIES", "Compiled", "collect", "compile_for", "ptx_of", "wrong"]
+
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+_CUT = 10  # characters that libgpuarray 0.7.6 keeps of an architecture's name
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What an NVRTC made of all kernels for a card.
+
+    Attributes
+    ----------
+    nvrtc, capability : str
+    failed : dict of str
+        What it said of each that it refused, by the source's file.
+    versions, targets : list of str
+        Of the PTX of all: one each, or something is wrong.
+    not_assembled : list of str
+        Sources whose PTX an assembler refused for the card.
+    """
+
+    nvrtc: str
+    capability: str
+    n: int
+    failed: dict[str, str]
+    versions: list[str]
+    targets: list[str]
+    not_assembled: list[str]
+
+
+def ptx_of(nvrtc: str) -> str:
+    """The version of PTX that a CUDA brings, and that its drivers take: 12.0 to 12.9 have 8.0 to 8.8, 13.0 has 9.0."""
+    major, minor = map(int, nvrtc.split(".")[:2])
+    return f"{major - 4}.{minor - (major == 12 and minor > 5)}"  # 12.6 added nothing to 12.5's
+
+
+def collect(folder: Path, *arguments: str) -> list[Path]:
+    """Sources of all kernels that libgpuarray has compiled for the graphs, on the stub of a card."""
+    command = [sys.executable, "-m", "tests.support.graphs_child", *arguments]
+    # Without its cache of kernels, which Theano has libgpuarray keep.
+    env = environment(THEANO_FLAGS="device=cuda,gpuarray.cache_path=", **stub.variables(sources=folder, blind=1))
+    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return sorted(folder.glob("*.cu"))
+
+
+def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str], ptxas: str = "") -> list[Compiled]:
+    """What the NVRTC of a wheel makes of sources; in a process of its own, since one is never loaded beside another."""
+    command = [sys.executable, "-m", "tests.support.architectures", "--child", str(wheel), *capabilities]
+    given = json.dumps({"sources": [str(path) for path in sources], "ptxas": ptxas})
+    done = subprocess.run(command, input=given, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return [Compiled(**each) for each in json.loads(done.stdout)]
+
+
+# -- in the child
+
+
+def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str], ptxas: str) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for path in wheel.glob("nvidia/*/lib/lib*.so.*"):
+            (folder / path.name).symlink_to(path.resolve())
+        forwarders.build(folder)
+        nvrtc = ctypes.CDLL(str(folder / "libnvrtc.so"))
+        return [_compile_all(nvrtc, each, sources, folder, ptxas) for each in capabilities]
+
+
+def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Path, ptxas: str) -> dict[str, Any]:
+    failed, written = {}, {}
+    for source in sources:
+        is_compiled, text = _compile(nvrtc, capability, Path(source).read_bytes())
+        (written if is_compiled else failed)[Path(source).name] = text
+    found = {
+        directive: sorted(
+            {each for ptx in written.values() for each in re.findall(rf"^\.{directive} (\S+)", ptx, re.M)}
+        )
+        for directive in ("version", "target")
+    }
+    refused = [name for name, ptx in written.items() if ptxas and not _assembles(ptxas, capability, folder, ptx)]
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return {
+        **{"nvrtc": f"{major.value}.{minor.value}", "capability": capability, "n": len(sources), "failed": failed},
+        **{"versions": found["version"], "targets": found["target"], "not_assembled": refused},
+    }
+
+
+def _compile(nvrtc: Any, capability: str, source: bytes) -> tuple[bool, str]:
+    """Whether it compiles, and the PTX or what was said instead: as libgpuarray asks, who cuts the card's name."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    name = f"compute_{capability.replace('.', '')}"[:_CUT].encode()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None)
+    code = nvrtc.nvrtcCompileProgram(program, 2, (ctypes.c_char_p * 2)(b"-arch", name))
+    what = "ProgramLog" if code else "PTX"
+    nvrtc[f"nvrtcGet{what}Size"](program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    nvrtc[f"nvrtcGet{what}"](program, text)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return not code, text.value.decode() if not code else f"error {code}: {text.value.decode()}"
+
+
+def _assembles(ptxas: str, capability: str, folder: Path, ptx: str) -> bool:
+    (folder / "kernel.ptx").write_text(ptx)
+    command = [ptxas, "-arch", f"sm_{capability.replace('.', '')}", "-o", "/dev/null", str(folder / "kernel.ptx")]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+# -- the table
+
+
+def _line(row: Sequence[Compiled]) -> str:
+    cells = [f"{each.n - len(each.failed) - len(each.not_assembled):5}" for each in row]
+    return f"{row[0].nvrtc:6} {','.join(row[0].versions):5}" + "".join(cells)
+
+
+def wrong(each: Compiled) -> list[str]:
+    """A line for each kernel that does not compile, and one for PTX that the driver or the card would not expect."""
+    where = f"NVRTC {each.nvrtc}, capability {each.capability}"
+    lines = [f"{where}: {name}: {said}" for name, said in each.failed.items()]
+    lines += [f"{where}: {name} is not assembled" for name in each.not_assembled]
+    if each.versions != [ptx_of(each.nvrtc)] or len(each.targets) != 1:
+        lines.append(f"{where}: PTX {each.versions} for {each.targets}, expected {ptx_of(each.nvrtc)} for one")
+    return lines
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table, and what is wrong."""
+    if arguments[:1] == ["--child"]:
+        given = json.load(sys.stdin)
+        print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], **given)))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ptxas", default="", metavar="FILE")
+    parser.add_argument("--sources", type=Path, metavar="FOLDER", help="where they are kept, and taken from again")
+    parser.add_argument("wheels", nargs="+", type=Path, metavar="FOLDER")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
+        folder = given.sources or Path(scratch)
+        folder.mkdir(exist_ok=True)
+        sources = sorted(folder.glob("*.cu")) or collect(folder)
+        compiled = partial(compile_for, sources=sources, capabilities=CAPABILITIES, ptxas=given.ptxas)
+        rows = list(pool.map(compiled, sorted(path.resolve() for path in given.wheels)))
+    print(f"{len(sources)} kernels\nNVRTC  PTX  " + "".join(f"{each:>5}" for each in CAPABILITIES))
+    print("\n".join(map(_line, rows)))
+    lines = [line for row in rows for each in row for line in wrong(each)]
+    print("\n".join(lines))
+    return bool(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

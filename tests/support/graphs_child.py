@@ -1,0 +1,73 @@
+"""Run every graph on the device of THEANO_FLAGS: features of rows of each dtype, each network trained by each rule.
+
+python -m tests.support.graphs_child            all of them
+python -m tests.support.graphs_child leaky      one network, trained by adam
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kernels import backend
+from kernels.autoencoder import Autoencoder
+from kernels.graph import reconstruction
+from kernels.network import Network
+from kernels.ops import DTYPES
+from kernels.step import TrainingStep
+from kernels.updates import RULES, Rule
+from tests.support.networks import DECAY, NETWORKS, random_parameters
+
+_N_ROWS = 24
+
+
+def autoencoders(dtype: str, networks: dict[str, Network]) -> Iterator[tuple[str, Autoencoder, np.ndarray]]:
+    """Each network with parameters and a scaling, and rows for it."""
+    rng = np.random.default_rng(3)
+    for name, network in networks.items():
+        rows = rng.integers(0, 100, (_N_ROWS, network.n_inputs)).astype(dtype)
+        wide = np.float64 if rows.dtype.itemsize > 2 and dtype != "float32" else np.float32
+        autoencoder = Autoencoder(network, np.zeros(network.n_inputs, wide), np.full(network.n_inputs, 0.01, wide))
+        autoencoder.set_parameters(random_parameters(rng, network))
+        yield name, autoencoder, rows
+
+
+def encode(autoencoder: Autoencoder, rows: np.ndarray) -> None:
+    """All that needs no training."""
+    features = autoencoder.encode(rows)
+    autoencoder.errors(rows)
+    symbol = backend.load().tensor.fmatrix()
+    backend.compiled([symbol], reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
+
+
+def train(autoencoder: Autoencoder, rows: np.ndarray, rule: Rule, corruption: float, is_resident: bool) -> None:
+    """A step with the cost, and one without."""
+    resident = rows.copy() if is_resident else None
+    step = TrainingStep(autoencoder, rule, rows.dtype, resident, corruption)
+    step.set_learning_rate(0.01)
+    noise = np.full(rows.shape, 99, np.uint8) if corruption else None
+    for with_cost in (True, False):
+        step(np.arange(_N_ROWS) if is_resident else rows, with_cost, noise)
+    step.state()
+
+
+def main(names: Sequence[str]) -> None:
+    """Each of them once, or some networks' most usual ones."""
+    print(backend.start(require=True))
+    networks = {name: NETWORKS[name] for name in names} or NETWORKS
+    for _, autoencoder, rows in autoencoders("uint8", networks):
+        encode(autoencoder, rows)
+        for rule in ["adam"] if names else RULES:
+            train(autoencoder, rows, Rule(rule, DECAY, 0.1), 0.25, is_resident=False)
+            train(autoencoder, rows, Rule(rule, DECAY), 0.0, is_resident=True)
+    for dtype in [] if names else sorted({*DTYPES, "float16"}):
+        for _, autoencoder, rows in autoencoders(dtype, {"leaky": NETWORKS["leaky"]}):
+            encode(autoencoder, rows)
+            for is_resident in (False, True):
+                train(autoencoder, rows, Rule("adam", DECAY), 0.0, is_resident)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
