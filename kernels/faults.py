@@ -43,7 +43,7 @@ def explain(error: BaseException) -> str:
         "libnvrtc": "the CUDA compiler library is missing (shardpress setup-gpu installs it)",
         "libcublas": "cuBLAS is missing (shardpress setup-gpu installs it)",
         "Missing Blas": "no BLAS for this device (OpenCL needs libclblast.so, CUDA libcublas.so)",
-        "INVALID_OPTION": "libgpuarray 0.7.6 cannot name this card's architecture (see docs/devices.md)",
+        "INVALID_OPTION": "libgpuarray cannot name this card alone (shardpress setup-gpu installs what mends it)",
     }
     for sign, hint in hints.items():
         if sign in words:
