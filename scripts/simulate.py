@@ -2,7 +2,8 @@
 
     python scripts/simulate.py                              10^9 and 10^12 rows on 1 to 1,000 workers, as a table
     python scripts/simulate.py --plot docs/scaling.png      the same as a picture, too
-    python scripts/simulate.py --check scaling/scaling.json what was measured with 1 to 4 workers beside the model
+    python scripts/simulate.py --costs scaling/scaling.json --check scaling/scaling.json
+                                                            what was measured with 1 to 4 workers beside the model
 
 A task waits for the driver, the scheduler, a thread of a worker, a core and the storage in turn, as in a run; each of
 them serves one at a time, and the storage as many as its bandwidth has streams. Of more tasks than `MOST_TASKS` so many
@@ -333,7 +334,9 @@ SCENARIOS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, print, draw, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--costs", type=Path, default=ROOT / "docs/scaling.json", help="measured ones (%(default)s)")
+    parser.add_argument(
+        "--costs", type=Path, default=ROOT / "docs/scaling.json", help="measured ones, or scaling.py's file (%(default)s)"
+    )
     parser.add_argument("--rows", type=float, help="other ones than the usual scenarios have")
     parser.add_argument("--storage", type=float, default=math.inf, help="of these, GB/s of all together (%(default)s)")
     parser.add_argument("--memory", type=float, default=2.0, help="GiB of each process (default: %(default)s)")
@@ -341,7 +344,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="a PNG to draw")
     parser.add_argument("--check", type=Path, help="what scripts/scaling.py has measured with 1 to 4 workers")
     options = parser.parse_args(argv)
-    costs = Costs(**json.loads(options.costs.read_text())["costs"])
+    told = json.loads(options.costs.read_text())["costs"]
+    costs = Costs(**told.get("found", told))
     if options.check:
         return check(json.loads(options.check.read_text())["crowds"]["found"], costs)
     mine = Scenario(int(options.rows or 0), options.storage, options.memory, trained=int(options.trained))
