@@ -335,7 +335,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, print, draw, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--costs", type=Path, default=ROOT / "docs/scaling.json", help="measured ones, or scaling.py's file (%(default)s)"
+        "--costs",
+        type=Path,
+        default=ROOT / "docs/scaling.json",
+        help="measured ones, or scaling.py's file (%(default)s)",
     )
     parser.add_argument("--rows", type=float, help="other ones than the usual scenarios have")
     parser.add_argument("--storage", type=float, default=math.inf, help="of these, GB/s of all together (%(default)s)")
