@@ -17,7 +17,8 @@ import pytest
 GROUND = ["errors", "formats", "runlog", "settings", "signals"]
 PLAIN = ["kernels.network"]  # a description that needs no Theano: all of the pipeline may read it
 MAY_IMPORT = {
-    **{each: [] for each in ("progress", "watch", *GROUND, "cluster", "gpu", "hdf5", "output")},
+    **{each: [] for each in ("progress", "watch", *GROUND, "gpu", "hdf5", "output")},
+    "cluster": ["gpu.driver"],
     "shards": ["hdf5", "output.records"],
     "scan": ["shards", "cluster"],
     "model": ["scan.scaler"],

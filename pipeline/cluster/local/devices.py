@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
 from pipeline.errors import ConfigError
+from pipeline.gpu.driver import find_driver
 
 __all__ = ["ALL", "environment_of", "named"]
 
 ALL = "all"
 
-_SECONDS = 60.0  # a driver that does not answer is none
-# In a process of its own: what a driver does to the process that has asked it stays there.
-_COUNT = """
-import ctypes
-cuda, n = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
-print(n.value if not cuda.cuInit(0) and not cuda.cuDeviceGetCount(ctypes.byref(n)) else 0)
-"""
 # What Theano leaves behind where it has opened a device, and by which it refuses to open one in a child.
 _LEFT_BEHIND = "THEANO_GPU_IS_ALREADY_ACTIVE"
 
@@ -34,7 +26,7 @@ def named(devices: Sequence[str] | None, environment: Mapping[str, str]) -> list
     if devices is None or ALL not in devices:
         return list(devices or ())
     visible = _visible(environment)
-    n_cards = _n_cards(environment) if visible is None else len(visible)
+    n_cards = _n_cards() if visible is None else len(visible)
     if not n_cards:
         raise ConfigError(
             "devices: all, but there is no CUDA card. See `shardpress doctor`, or name devices like opencl0:0."
@@ -87,18 +79,6 @@ def _visible(environment: Mapping[str, str]) -> list[str] | None:
     return None if found is None else [each.strip() for each in found.split(",") if each.strip()]
 
 
-def _n_cards(environment: Mapping[str, str]) -> int:
-    command = [sys.executable, "-c", _COUNT]
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-        return int(done.stdout)
-    except (subprocess.SubprocessError, ValueError):  # no driver, or one that does not answer
-        return 0
+def _n_cards() -> int:
+    driver = find_driver()
+    return len(driver.capabilities) if driver else 0

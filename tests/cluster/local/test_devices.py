@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from pipeline.cluster.local import devices
 from pipeline.cluster.local.devices import environment_of, named
+from pipeline.gpu.driver import Driver
+from tests.support.cards import driver
 from tests.support.helpers import refused
 
 
@@ -31,13 +32,11 @@ def test_cards_are_counted_among_those_that_the_driver_sees() -> None:
 
 
 def test_all_is_every_card_that_the_driver_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answers(text: str) -> None:
-        done: Any = subprocess.CompletedProcess((), 0, stdout=text)
-        monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-
-    answers("3\n")
-    assert named(("all",), {}) == ["cuda0", "cuda1", "cuda2"]
-    answers("0\n")
+    for n_cards in (3, 0):
+        found = Driver("libcuda.so.1", (12, 4), ((9, 0),) * n_cards)
+        monkeypatch.setattr(devices, "find_driver", lambda found=found: found)
+        if n_cards:
+            assert named(("all",), {}) == ["cuda0", "cuda1", "cuda2"]
     with refused(78, "no CUDA card"):
         named(("all",), {})
     assert named(None, {}) == []
@@ -45,8 +44,15 @@ def test_all_is_every_card_that_the_driver_knows(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.process
-def test_a_machine_without_a_driver_has_no_card() -> None:
-    assert devices._n_cards({"LD_LIBRARY_PATH": "/nowhere", "PATH": "/nowhere", "CUDA_VISIBLE_DEVICES": "-1"}) == 0
+def test_a_machine_without_a_driver_has_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LD_LIBRARY_PATH": "/nowhere", "PATH": "/nowhere", "CUDA_VISIBLE_DEVICES": "-1"}.items():
+        monkeypatch.setenv(name, value)
+    with refused(78, "no CUDA card"):
+        named(("all",), {})
+    monkeypatch.undo()
+    driver(tmp_path, (12, 4), (9, 0), (9, 0))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    assert named(("all",), {}) == ["cuda0", "cuda1"]
 
 
 def test_processor_threads_are_shared_out_unless_the_user_has() -> None:
