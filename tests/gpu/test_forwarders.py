@@ -20,13 +20,7 @@ BEGIN = """
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from tests.support.cuda.calls import CUDA, Card, CudaError, call
-def code_of(function, *arguments):
-    try:
-        function(*arguments)
-    except CudaError as error:
-        return error.code
-    return 0
+from tests.support.cuda.calls import CUDA, Card, call, code_of
 def elsewhere(*arguments):
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(code_of, *arguments).result()

@@ -15,14 +15,8 @@ pytestmark = pytest.mark.process
 BEGIN = """
 import ctypes
 import numpy as np
-from tests.support.cuda.calls import CUDA, Card, CudaError, call
+from tests.support.cuda.calls import CUDA, Card, call, code_of
 FILL = 'extern "C" __global__ void fill(float *x, float value) { x[blockIdx.x * blockDim.x + threadIdx.x] = value; }'
-def code_of(function, *arguments):
-    try:
-        function(*arguments)
-    except CudaError as error:
-        return error.code
-    return 0
 """
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["CUDA", "Card", "CudaError"]
+__all__ = ["CUDA", "Card", "CudaError", "call", "code_of"]
 
 CUDA = ctypes.CDLL("libcuda.so")
 NVRTC = ctypes.CDLL("libnvrtc.so")
@@ -26,6 +26,15 @@ def call(name: str, *arguments: object) -> None:
     """Call the driver, or raise what it answers."""
     if code := getattr(CUDA, name)(*arguments):
         raise CudaError(name, code)
+
+
+def code_of(function: Callable[..., object], *arguments: object) -> int:
+    """What the driver answers to what a function calls; 0 where it takes all of it."""
+    try:
+        function(*arguments)
+    except CudaError as error:
+        return error.code
+    return 0
 
 
 def pointer(value: int | None = None) -> ctypes.c_void_p:
