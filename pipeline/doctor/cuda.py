@@ -17,7 +17,7 @@ from pipeline.doctor.check import Check, Status
 
 __all__ = ["newest_ptx", "rungs"]
 
-_INSTALL = "shardpress setup-gpu (in a checkout: make gpu), without root: docs/devices.md"
+_INSTALL = "shardpress setup-gpu (in a checkout: make gpu), without root: docs/gpu.md"
 _DRIVER = "NVIDIA's driver (Debian: apt-get install nvidia-driver; Ubuntu: ubuntu-drivers install)"
 _IN_CONTAINERS = "in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=compute,utility"
 _NO_JIT = f"the driver's package with libnvidia-ptxjitcompiler.so.1; {_IN_CONTAINERS}"
