@@ -88,6 +88,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         _needs = None
 
 
+@pytest.fixture(autouse=True, scope="module")
+def same_environment() -> Iterator[None]:
+    """Variables that a test leaves behind are those of every run that a later test starts."""
+    before = {**os.environ, "PYTEST_CURRENT_TEST": ""}
+    yield
+    assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == before
+
+
 # Files whose tests share what takes long to make: all of one run in the same process, one after the other.
 SHARING = [
     "cluster/test_executor.py",

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -93,7 +94,11 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]
         from distributed import Client, LocalCluster
 
         where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "processes": True}
-        with LocalCluster(n_workers=1, threads_per_worker=2, **where) as cluster, Client(cluster) as client:
+        with (
+            mock.patch.dict(os.environ),  # Dask sets some for its workers here, and the runs of later tests had them
+            LocalCluster(n_workers=1, threads_per_worker=2, **where) as cluster,
+            Client(cluster) as client,
+        ):
             yield lambda: client.get_executor(pure=False)
 
 
