@@ -98,6 +98,13 @@ def test_what_needs_a_person_comes_first_ten_and_a_count_at_most(report: dict[st
     assert "999 things should be looked at" in page_of(report).verdict
 
 
+def test_what_was_given_up_and_taken_over_is_said_once(report: dict[str, Any]) -> None:
+    gave_up = "Trained 17 of 20 epochs to end by 06:00."
+    summary = report["summary"] | {"gave_up": gave_up}
+    text = text_of(page_of(report | {"summary": summary, "taken_over": ["the scan"]}))
+    assert [text.count(words) for words in (gave_up, "an earlier sitting: the scan.")] == [1, 1]
+
+
 def test_the_text_has_the_numbers_of_every_picture(report: dict[str, Any]) -> None:
     page = page_of(report)
     text = text_of(page)

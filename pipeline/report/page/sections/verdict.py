@@ -78,8 +78,6 @@ def needs(report: Mapping[str, Any]) -> Section:
     items += [*_tables(report.get("bad", {})), *drift(report.get("drift"))]
     if gave_up := report["summary"].get("gave_up"):
         items.append(cut(gave_up))
-    if gave_up := report["summary"].get("gave_up"):
-        items.append(cut(gave_up))
     if taken := report.get("taken_over"):
         items.append("Taken over from an earlier sitting: " + "; ".join(cut(each) for each in taken[:_FIRST]) + ".")
     return Section("What needs a person", tuple(items))
