@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ def python_of(section: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.M | re.S)
 
 
-# -- PyTorch, which is a gigabyte: what stands in for it asks of arrays what it does itself --------------------------
+# -- PyTorch, which is a gigabyte: where it is not installed, what stands in for it asks of arrays what it does itself
 
 
 def from_numpy(array: Any) -> np.ndarray:
@@ -70,10 +71,12 @@ class DataLoader:
             yield np.stack([from_numpy(self.dataset[i]) for i in numbers[start : start + self.batch_size]])
 
 
-TORCH = SimpleNamespace(
-    from_numpy=from_numpy,
-    utils=SimpleNamespace(data=SimpleNamespace(TensorDataset=TensorDataset, DataLoader=DataLoader)),
-)
+def torch() -> Any:
+    """PyTorch, or what stands in for it."""
+    if importlib.util.find_spec("torch"):
+        return importlib.import_module("torch")
+    data = SimpleNamespace(TensorDataset=TensorDataset, DataLoader=DataLoader)
+    return SimpleNamespace(from_numpy=from_numpy, utils=SimpleNamespace(data=data))
 
 
 # -- a line each -------------------------------------------------------------------------------------------------
@@ -109,7 +112,7 @@ def test_features_are_handed_on_in_a_line_each(tmp_path: Path, monkeypatch: pyte
     finished(tmp_path / "features", 3, 4)
     lines = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", SECTIONS["Downstream"], re.M))
     assert list(lines) == list(CHECKS)
-    names: dict[str, Any] = {"h5py": h5py, "pd": pd, "pl": pl, "pa": pa, "torch": TORCH}
+    names: dict[str, Any] = {"h5py": h5py, "pd": pd, "pl": pl, "pa": pa, "torch": torch()}
     names |= {each.__name__: each for each in (make_pipeline, StandardScaler, LogisticRegression)}
     (opening,) = python_of("Downstream")
     exec(opening, names)
