@@ -4,7 +4,8 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu run reference check test soak bench overheads scaling simulate report-check image-check lint format clean
+.PHONY: help setup gpu run reference check test soak bench overheads scaling simulate card card-kit report-check image-check
+.PHONY: lint format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +29,7 @@ reference: setup ## the model's reference run on two donuts, with its plot
 	$(PYTHON_OF_VENV) scripts/make_data.py donuts
 	$(PYTHON_OF_VENV) scripts/reference.py
 
-check: lint ## linters, types, and the tests that need no compiler and no other process: in under a minute
+check: lint ## linters, types, and the tests that need no compiler and no other process
 	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m "not process and not compiler"
 
 test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
@@ -53,6 +54,14 @@ scaling: setup ## what more than one process costs and brings: a quarter of an h
 
 simulate: setup ## what a run would take on 1 to 1,000 workers, out of measured costs
 	$(PYTHON_OF_VENV) scripts/simulate.py --plot docs/scaling.png
+
+card: setup ## on a machine with a CUDA card, in nine minutes: doctor, tests, a run and races on it, into card/
+	$(PYTHON_OF_VENV) scripts/make_data.py
+	$(PYTHON_OF_VENV) scripts/card.py
+
+card-kit: setup ## what does that where there is neither network nor Python 3.11: pieces of 60 MiB; needs root, debootstrap
+	$(PYTHON_OF_VENV) scripts/make_data.py
+	$(PYTHON_OF_VENV) -m tests.support.cardkit
 
 report-check: setup .report-check/.complete ## open reports in a headless Chromium (Debian: chromium); needs npm, too
 	$(PYTHON_OF_VENV) scripts/make_data.py digits

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import numpy as np
 from scripts.instruction_sets import limits
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS, PEERS = ROOT / ".venv/bin/python", ROOT / ".venv-peers/bin/python"
+OURS, PEERS = Path(sys.executable), ROOT / ".venv-peers/bin/python"
 # Threads of BLAS and OpenMP spin for a while before they sleep: so long, that the one before does not disturb the next.
 _PAUSE = 0.2
 # Threads and kernels of BLAS as a user finds them.

@@ -1,6 +1,7 @@
 """The whole pygpu path on two GPUs that every machine has, held against the CPU and NumPy.
 
-OpenCL on the processor, and the tests' stub of CUDA, which computes what a card would be given.
+OpenCL on the processor, and the tests' stub of CUDA, which computes what a card would be given. With TEST_CARD=full it
+is the machine's own card.
 """
 
 import json
@@ -18,7 +19,7 @@ from kernels.network import Network
 from pipeline.model import Model
 from tests.support import device_child as child
 from tests.support.cases import case, each
-from tests.support.cuda.stub import variables
+from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.networks import numpy_steps, numpy_update
 from tests.support.tolerances import assert_close
@@ -48,7 +49,7 @@ def run(device, folder):
     command = [sys.executable, "-W", "error", "tests/support/device_child.py", arrays, facts]
     # Of the CPU, too, the graph that Theano makes: test_autoencoder.py holds our Ops against the same oracles.
     # A driver of today holds copies back, and our own libraries stand before it.
-    card = variables(True, hold="downloads") if device == CUDA else {}
+    card = stub.card(hold="downloads") if device == CUDA else {}
     env = environment(THEANO_FLAGS=f"device={device},optimizer_excluding=fused", **card)
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,45 @@
+"""What a card may get wrong without a word: copies, and sums of shapes that its kernels divide otherwise.
+
+With TEST_CARD=full on the machine's own card, with sizes that only a card is fast enough for; else on the tests' stub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.cuda import stub
+from tests.support.interpreters import REPOSITORY, environment
+
+pytestmark = pytest.mark.process
+
+# Around the sizes of warps, of blocks, and of what a block sums at once.
+SIZES = [1, 2, 3, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097]
+FEW = [1, 2, 31, 33, 65, 257]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, Any]:
+    facts: Path = tmp_path_factory.mktemp("card") / "facts.json"
+    copies, sizes = ((100, 100_000_000), SIZES) if os.environ.get("TEST_CARD") == "full" else ((10, 1_000_000), FEW)
+    command = [sys.executable, "-W", "error", "tests/support/card_child.py", *map(str, copies), facts, *map(str, sizes)]
+    env = environment(THEANO_FLAGS="device=cuda", **stub.card(hold="downloads"))
+    done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(facts.read_text())
+    assert told["device"] == "cuda"
+    return told
+
+
+def test_what_is_copied_to_a_card_and_back_is_what_was_sent(found: dict[str, Any]) -> None:
+    assert found["copies"] == []
+
+
+def test_sums_of_every_shape_are_numpys(found: dict[str, Any]) -> None:
+    assert found["sums"] == []

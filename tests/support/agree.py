@@ -1,0 +1,24 @@
+"""Hold the features that a device has made against the CPU's, of the same model: the largest difference.
+
+Usage: python -m tests.support.agree FEATURES OTHERS DEVICE
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from pipeline.features import open_features
+from tests.support.tolerances import assert_close
+
+
+def main(of_device: str, of_cpu: str, device: str) -> None:
+    """Print it, and fail where it is more than the table allows."""
+    found, expected = (open_features(path).features.compute() for path in (of_device, of_cpu))
+    print(f"{len(found)} rows: features differ by {np.abs(found - expected).max():.2g} at most")
+    assert_close(found, expected, device, "float32", "features")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

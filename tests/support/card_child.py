@@ -1,0 +1,59 @@
+"""What test_card.py runs on a device, in a process of its own: copies there and back, and sums of every shape.
+
+Usage: python tests/support/card_child.py N_COPIES N_BYTES OUT.json SIZE..., with the device in THEANO_FLAGS.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from kernels import backend
+
+_ROUNDINGS = 16 * np.finfo(np.float32).eps  # of the sum of all sizes, for any order that sums in groups
+
+
+def wrong_copies(n: int, n_bytes: int) -> list[int]:
+    """Which of so many copies to the device, changed there, did not come back as the same on the host."""
+    theano = backend.load()
+    vector = theano.tensor.fvector()
+    changed = backend.compiled([vector], vector + np.float32(1))
+    rng, wrong = np.random.default_rng(0), []
+    for i in range(n):
+        sent = rng.random(n_bytes // 4, dtype=np.float32)
+        if not np.array_equal(np.asarray(changed(sent)), sent + np.float32(1)):
+            wrong.append(i)
+    return wrong
+
+
+def wrong_sums(sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Shapes whose sums, of all, of columns or of rows, are not NumPy's."""
+    theano = backend.load()
+    matrix = theano.tensor.fmatrix()
+    axes = (None, 0, 1)
+    sums = {axis: backend.compiled([matrix], matrix.sum(axis=axis)) for axis in axes}
+    rng, wrong = np.random.default_rng(0), []
+    for shape in product(sizes, sizes):
+        rows = rng.standard_normal(shape, dtype=np.float32)
+        for axis, function in sums.items():
+            off = np.abs(np.asarray(function(rows)) - rows.sum(axis=axis, dtype=np.float64))
+            if not np.all(off <= _ROUNDINGS * np.abs(rows).sum(axis=axis, dtype=np.float64)):
+                wrong.append({"shape": shape, "axis": axis, "off": float(np.max(off))})
+    return wrong
+
+
+def main(n_copies: str, n_bytes: str, path: str, *sizes: str) -> None:
+    """Do both, and write what was found."""
+    device = backend.start(require=True)
+    copies, sums = wrong_copies(int(n_copies), int(n_bytes)), wrong_sums([int(size) for size in sizes])
+    with open(path, "w") as file:
+        json.dump({"device": device.used, "copies": copies, "sums": sums}, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,77 @@
+"""A folder to carry to a machine with a card, and nothing else, where it does what `make card` does: `make card-kit`.
+
+It is the image of docs/Dockerfile, with this checkout and the sample data in it, cut into pieces of 60 MiB, and a
+script that puts them together there. It needs root, debootstrap and a network here; there a driver, and no network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.support.image import DOCKERFILE, Image, steps
+from tests.support.interpreters import REPOSITORY
+
+FOLDER = REPOSITORY / "card-kit"
+SCRIPT = Path(__file__).with_name("cardkit.sh")
+PIECE = "60m"
+CHECKOUT = "usr/src/shardpress"
+INSTALL = """
+cd /usr/src/shardpress
+/opt/shardpress/bin/pip install --no-cache-dir -c constraints.txt --build-constraint constraints.txt \
+    -e . pytest pytest-randomly pytest-xdist
+rm -rf /var/cache/apt/* /var/lib/apt/lists/* /usr/share/doc/* /usr/share/locale/* /usr/share/man/*
+"""
+
+
+def main() -> None:
+    """Make the image, add to it, and cut it."""
+    if os.geteuid() or shutil.which("debootstrap") is None:
+        sys.exit("card-kit: needs root, and debootstrap (Debian: apt-get install debootstrap)")
+    with TemporaryDirectory(prefix="shardpress-kit-") as folder:
+        image = Image(Path(folder, "root"))
+        for name, rest in steps(DOCKERFILE.read_text()):
+            image.do(name, rest)
+        add_checkout(image.root / CHECKOUT)
+        image.run("/bin/sh", "-ec", INSTALL)
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        FOLDER.mkdir()
+        cut(image.root)
+    shutil.copy(SCRIPT, FOLDER / "card.sh")
+    pieces = sorted(FOLDER.glob("kit.tar.gz.*"))
+    size = sum(path.stat().st_size for path in pieces)
+    print(f"card-kit: {len(pieces)} pieces of {size / 1e6:.0f} MB in all; where a card is: sh card-kit/card.sh")
+
+
+def add_checkout(place: Path) -> None:
+    """The files that git knows, as they are now, and the sample data."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    data = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "data").rglob("*.h5")]
+    for path in [*map(Path, filter(None, listed.stdout.split("\0"))), *data]:
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / path, place / path)
+
+
+def cut(root: Path) -> None:
+    """Into pieces, of which the last may be smaller."""
+    outside = ["--exclude=./proc/*", "--exclude=./sys/*", "--exclude=./dev/*", "--exclude=./tmp/*"]
+    packed = subprocess.Popen(["tar", "-C", root, *outside, "-cz", "."], stdout=subprocess.PIPE)
+    subprocess.run(
+        ["split", "-b", PIECE, "-d", "-a", "3", "-", FOLDER / "kit.tar.gz."], stdin=packed.stdout, check=True
+    )
+    if packed.wait():
+        raise RuntimeError("tar failed")
+
+
+if __name__ == "__main__":
+    main()
