@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import errno
+import hashlib
 import logging
 import math
 import os
+import re
 import shutil
 import stat
 import sys
@@ -24,6 +26,7 @@ __all__ = ["CompileCacheUnavailable", "SettledCache", "UnsafeCompileCache", "def
 
 log = logging.getLogger(__name__)
 
+_CARDS = Path("/proc/driver/nvidia/gpus")
 _ROOM = 2**24  # bytes; a run from nothing takes 2 MB, and the compiler some more on the way
 
 
@@ -71,6 +74,15 @@ def _settle(config: Any) -> None:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         # What is settled cannot be changed in Theano's own ways.
         type(config).compiledir.val = _temporary(config.base_compiledir, getattr(cause, "strerror", None) or str(cause))
+    # libgpuarray keeps machine code, by names that cut off what tells two cards of one generation apart.
+    type(config.gpuarray).cache_path.default = os.path.join(config.compiledir, "gpuarray_kernels", _cards())
+
+
+def _cards() -> str:
+    """A name for the models of this machine's cards, as NVIDIA's driver lists them."""
+    told = "".join(sorted(path.read_text() for path in _CARDS.glob("*/information")))
+    models = sorted(set(re.findall(r"^Model:\s*(.*?)\s*$", told, re.M)))
+    return hashlib.sha256("\n".join(models).encode()).hexdigest()[:16]
 
 
 def _temporary(cache: str, why: str) -> str:

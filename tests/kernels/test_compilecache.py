@@ -34,6 +34,33 @@ def test_g6_without_a_temporary_directory_the_compile_cache_is_one():
     assert facts["temporary"] == facts["cache"]
 
 
+# ---- what libgpuarray keeps
+
+KERNELS = """
+from pathlib import Path
+from kernels import compilecache
+compilecache._CARDS = Path(CARDS)
+from kernels import backend
+facts["kept"] = backend.load().config.gpuarray.cache_path
+"""
+INFORMATION = "Model: \t\t NVIDIA {}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-{}\n"
+
+
+def test_machines_that_share_a_cache_share_the_kernels_of_the_same_cards_alone(tmp_path: Path) -> None:
+    machines = {"one": ["B200"], "another": ["B200", "B200"], "newer": ["B300"], "none": []}
+    kept = {}
+    for machine, cards in machines.items():
+        for i, model in enumerate(cards):
+            card = tmp_path / machine / f"0000:{i}1:00.0"
+            card.mkdir(parents=True)
+            (card / "information").write_text(INFORMATION.format(model, f"{machine}-{i}"))
+        kept[machine] = fresh(f"CARDS = {str(tmp_path / machine)!r}\n" + KERNELS.strip()).facts["kept"]
+    assert kept["one"] == kept["another"]
+    assert len(set(kept.values())) == 3
+    own = f"gpuarray.cache_path={tmp_path}"
+    assert fresh(f"CARDS = {str(tmp_path)!r}\n" + KERNELS.strip(), THEANO_FLAGS=own).facts["kept"] == str(tmp_path)
+
+
 # ---- whose cache is trusted
 
 
