@@ -4,3 +4,7 @@
 # roundings, for other heights, and the features of a row must not depend on the rows around it. It stands here, so that
 # memory can be planned without loading Theano.
 TILE_ROWS = 1024
+
+# Bytes of rows that a device may keep: libgpuarray's kernel that looks rows up counts them in 32 bits, and would take
+# others, without a word, beyond them.
+MOST_RESIDENT = 2**32

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kernels import backend
+from kernels import MOST_RESIDENT, backend
 
 __all__ = ["Pieces", "uploaded"]
 
@@ -20,7 +20,15 @@ class Pieces(Protocol):
 
 
 def uploaded(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
-    """Put rows on the active device, which is not the CPU, one piece after the other: the host never has them all."""
+    """Put rows on the active device, which is not the CPU, one piece after the other: the host never has them all.
+
+    Raises
+    ------
+    ValueError
+        When they take more than `kernels.MOST_RESIDENT` bytes.
+    """
+    if (n_bytes := len(pieces) * n_inputs * np.dtype(dtype).itemsize) > MOST_RESIDENT:
+        raise ValueError(f"{n_bytes} bytes of rows to be kept on a device, expected {MOST_RESIDENT} at most")
     gpuarray = backend.load().gpuarray
     whole = gpuarray.pygpu.empty((len(pieces), n_inputs), dtype=dtype, context=gpuarray.get_context(None))
     start = 0

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kernels.upload import Pieces
 
 __all__ = [
+    "MOST_RESIDENT",
     "TILE_ROWS",
     "autoencoder_of",
     "compile_anew",
@@ -54,6 +55,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 TILE_ROWS = kernels.TILE_ROWS  # what the pipeline rounds its blocks up to
+MOST_RESIDENT = kernels.MOST_RESIDENT  # bytes of rows that a device may keep
 
 # What changes a run from outside and stands in no setting.
 _VARIABLES = ("THEANO_FLAGS", "THEANORC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.device import MOST_RESIDENT
 from pipeline.encoding.storage import storages
 from pipeline.errors import ConfigError
 from pipeline.settings.defaults import COPIES_IN_TRAINING
@@ -76,7 +77,8 @@ class Budget:
         if device.used == "cpu":
             return self.resident
         of_free = int(device.free * _SHARE_ON_DEVICE) or _BYTES_ON_DEVICE
-        return self.rows_bytes <= (of_free if self.device_bytes is None else self.device_bytes)
+        most = of_free if self.device_bytes is None else self.device_bytes
+        return self.rows_bytes <= min(most, MOST_RESIDENT)
 
     def sizes(self, device: Device) -> Sizes:
         """What a training keeps to whose products run there."""

@@ -9,11 +9,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from kernels.upload import uploaded
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 
@@ -39,6 +42,22 @@ def found(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, An
 
 def test_what_is_copied_to_a_card_and_back_is_what_was_sent(found: dict[str, Any]) -> None:
     assert found["copies"] == []
+
+
+class Pieces:
+    """Rows that nobody has."""
+
+    def __len__(self) -> int:
+        return 2**32 // 784 + 1
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        raise AssertionError("asked for")
+
+
+def test_rows_that_libgpuarray_would_not_find_again_are_refused() -> None:
+    """It counts their bytes in 32 bits, and gave others for those beyond."""
+    with pytest.raises(ValueError, match=r"4294968064 bytes of rows .* expected 4294967296 at most"):
+        uploaded(Pieces(), 784, np.dtype(np.uint8), "rows")
 
 
 def test_sums_of_every_shape_are_numpys(found: dict[str, Any]) -> None:

@@ -114,6 +114,8 @@ def test_rows_stay_in_memory_when_they_fit_half_of_it():
         (0, 10**9, 0),
         (None, 2 * 901 * 4096, 901),  # half of what is free
         (None, 0, 2**30 // 4096),  # of a device that does not tell
+        (None, 80 * 10**9, 2**32 // 4096),  # what rows on a device are found by
+        (2**36, 80 * 10**9, 2**32 // 4096),
     ],
 )
 def test_rows_stay_on_a_device_when_they_fit_its_memory_whatever_the_hosts_is(given, free, most):
