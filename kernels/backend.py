@@ -30,7 +30,7 @@ from kernels.calls import on_device
 from kernels.compilecache import SettledCache
 from kernels.faults import explain, is_out_of_memory
 from kernels.flags import NoScipy, below_the_users, check_flags, requested_device
-from kernels.opencl import patch_opencl_reduction
+from kernels.repairs import repair_generated_code
 
 __all__ = [
     "Device",
@@ -309,7 +309,7 @@ def _activate(device: str) -> None:
         import theano.gpuarray
     if theano.gpuarray.pygpu is None:
         raise ImportError("pygpu is not installed; install_pygpu.sh (in scripts/, or where pip puts programs) does it")
-    patch_opencl_reduction()  # before the first is compiled
+    repair_generated_code()
     theano.gpuarray.use(device, force=True)
     try:
         _probe()

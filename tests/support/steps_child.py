@@ -1,0 +1,35 @@
+"""What test_step_on_card.py runs on a device, in a process of its own: so many steps of training, and nothing after.
+
+Usage: python tests/support/steps_child.py streamed|uploaded N, with the device in THEANO_FLAGS.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from kernels import backend
+from kernels.autoencoder import Autoencoder
+from kernels.step import TrainingStep
+from kernels.updates import Rule
+from tests.support import device_child as child
+
+
+def main(place: str, n_steps: str) -> None:
+    """Take them without their costs, behind one of each kind."""
+    backend.start(require=True)
+    rows, network = child.make_rows(), child.NETWORKS["relu"]
+    autoencoder = Autoencoder(network, *child.make_scaler(rows).arrays(rows.dtype))
+    autoencoder.set_parameters(child.start_of(network))
+    resident = None if place == "streamed" else child.Pieces(rows)
+    step = TrainingStep(
+        autoencoder, Rule("adam", child.DECAY), rows.dtype, resident=resident, corruption=child.CORRUPTION
+    )
+    step.set_learning_rate(child.RATES["adam"])
+    numbers = child.make_minibatches()[0]
+    minibatch = rows[numbers] if resident is None else numbers
+    for i in range(2 + int(n_steps)):
+        step(minibatch, with_cost=not i, noise=child.make_noise(i))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
