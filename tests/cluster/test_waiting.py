@@ -14,10 +14,24 @@ from pipeline.cluster.waiting import waited
 from pipeline.signals import Stopped, stoppable
 
 
+class Clock:
+    """Time passes while somebody sleeps, and not otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_LOOK", "_FIRST_TOLD", "_TOLD_EVERY"):
-        monkeypatch.setattr(waiting, name, 0.001)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(waiting, "time", found)
+    return found
 
 
 def test_what_is_found_ends_a_wait() -> None:
@@ -26,10 +40,12 @@ def test_what_is_found_ends_a_wait() -> None:
     assert waited(lambda: 7, "it", 0) == 7, "what is there already is not waited for"
 
 
-def test_a_wait_has_an_end_and_says_what_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wait_has_an_end_and_says_now_and_then_what_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     with caplog.at_level(logging.INFO):
-        assert waited(lambda: 0, "a worker of tls://10.0.0.7:8786", 0.05) == 0
-    assert "cluster: waiting for a worker of tls://10.0.0.7:8786, 0 of 0 s" in caplog.messages
+        assert waited(lambda: 0, "a worker of tls://10.0.0.7:8786", 70) == 0
+    said = "cluster: waiting for a worker of tls://10.0.0.7:8786, {} of 70 s"
+    assert caplog.messages == [said.format(seconds) for seconds in (3, 33, 63)]
+    assert clock.now == pytest.approx(70, abs=0.2)
 
 
 def test_a_signal_ends_a_wait() -> None:
