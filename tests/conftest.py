@@ -1,6 +1,7 @@
 """Fixtures of several test files."""
 
 import atexit
+import gc
 import importlib.util
 import os
 import shutil
@@ -59,6 +60,11 @@ def pytest_configure() -> None:
     (folder / "theanorc").write_text(settings(name))
     os.environ["THEANORC"] = f"{folder / 'theanorc'}:~/.theanorc"
     os.environ["OPENBLAS_CORETYPE"] = INSTRUCTION_SETS[name].openblas
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is loaded by now out of the collections that each run of a test makes: a fifth of some tests."""
+    gc.freeze()
 
 
 _needs: set[str] | None = None  # what the test under way may do beyond computing; None between tests
