@@ -65,7 +65,8 @@ def name_of(device: str) -> str:
     command, env = [sys.executable, "-c", NAME], {**os.environ, **theano(device)}
     told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if told.returncode:
-        sys.exit(f"card: {device} does not start. {told.stderr.strip().splitlines()[-1]} See: shardpress doctor")
+        why = told.stderr.strip().splitlines()[-1].partition(": ")[2]  # behind the exception's name
+        sys.exit(f"card: {device} does not start: {why}. What to mend says: shardpress doctor")
     return told.stdout.strip().splitlines()[-1]
 
 
