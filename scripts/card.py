@@ -20,9 +20,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 from scripts.race import PEERS
 
@@ -107,21 +109,30 @@ def done(folder: Path, name: str, command: Sequence[object], variables: Mapping[
         return 0
     record.unlink(missing_ok=True)
     start, code = time.monotonic(), None
+    words = [sys.executable, *map(str, command)]
     with (folder / f"{name}.log").open("w") as output:
-        words = [sys.executable, *map(str, command)]
-        env = {**os.environ, **variables}
-        try:
-            if left > 0:
-                code = subprocess.run(
-                    words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, timeout=left, check=False
-                ).returncode
-        except subprocess.TimeoutExpired:
-            pass
+        if left > 0:
+            code = ended(words, {**os.environ, **variables}, output, left)
     seconds = time.monotonic() - start
     if code is not None:
         record.write_text(json.dumps({"command": words[1:], "seconds": seconds, "code": code}) + "\n")
     print(f"{name}: {'cut off' if code is None else f'exit code {code}'}, {seconds:.0f} s", flush=True)
     return code
+
+
+def ended(words: Sequence[str], env: Mapping[str, str], output: IO[str], seconds: float) -> int | None:
+    """A command's exit code; or None behind so many seconds, when nothing that it has started is left on the card."""
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def page(name: str, folder: Path, names: Sequence[str]) -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from scripts.card import done, page, steps
+from tests.support.processes import DEADLINE
 
 pytestmark = pytest.mark.process
 
 
 def test_a_step_that_has_ended_well_is_not_done_again_and_any_other_is(tmp_path: Path) -> None:
     count = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); import os, sys; sys.exit(int(os.environ['CODE']))"
-    end = time.monotonic() + 60
+    end = time.monotonic() + DEADLINE
     codes = [done(tmp_path, "step", ("-c", count), {"CODE": code}, end) for code in ("3", "0", "5")]
     assert codes == [3, 0, 0]
     assert (tmp_path / "count").read_text() == "xx"
@@ -25,7 +26,7 @@ def test_a_step_that_is_cut_off_counts_as_not_done(tmp_path: Path) -> None:
     assert done(tmp_path, "begun", wait, {}, time.monotonic() + 2) is None
     assert done(tmp_path, "late", wait, {}, time.monotonic() - 1) is None
     assert list(tmp_path.glob("*.json")) == []
-    assert done(tmp_path, "late", ("-c", "print('there')"), {}, time.monotonic() + 60) == 0
+    assert done(tmp_path, "late", ("-c", "print('there')"), {}, time.monotonic() + DEADLINE) == 0
     told = page("A card", tmp_path, ["begun", "late"])
     assert "| begun | 0 | not done |" in told
     assert "    there" in told
