@@ -17,7 +17,7 @@ results=${RESULTS:-$PWD/shardpress-card}
 mkdir -p "$kit" "$results"
 if ! [ -e "$kit/shardpress-kit-complete" ]; then
     echo "unpacking into $kit"
-    cat "$here"/kit.tar.gz.* | tar -C "$kit" -xz --no-same-owner --skip-old-files
+    cat "$here"/kit.tar.gz.* | tar -C "$kit" -xz --no-same-owner ${IN_PLACE:+--skip-old-files}
     touch "$kit/shardpress-kit-complete"
 fi
 
