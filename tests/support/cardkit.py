@@ -6,14 +6,12 @@ script that puts them together there. It needs root, debootstrap and a network h
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.image import DOCKERFILE, Image, steps
+from tests.support.image import made
 from tests.support.interpreters import REPOSITORY
 
 FOLDER = REPOSITORY / "card-kit"
@@ -30,12 +28,8 @@ rm -rf /var/cache/apt/* /var/lib/apt/lists/* /usr/share/doc/* /usr/share/locale/
 
 def main() -> None:
     """Make the image, add to it, and cut it."""
-    if os.geteuid() or shutil.which("debootstrap") is None:
-        sys.exit("card-kit: needs root, and debootstrap (Debian: apt-get install debootstrap)")
     with TemporaryDirectory(prefix="shardpress-kit-") as folder:
-        image = Image(Path(folder, "root"))
-        for name, rest in steps(DOCKERFILE.read_text()):
-            image.do(name, rest)
+        image = made(Path(folder, "root"), "card-kit")
         add_checkout(image.root / CHECKOUT)
         image.run("/bin/sh", "-ec", INSTALL)
         shutil.rmtree(FOLDER, ignore_errors=True)

@@ -21,7 +21,7 @@ import numpy as np
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY
 
-__all__ = ["Image", "mirror", "steps"]
+__all__ = ["Image", "made", "mirror", "steps"]
 
 DOCKERFILE = REPOSITORY / "docs/Dockerfile"
 SUITES = {"debian:12": "bookworm"}
@@ -109,14 +109,20 @@ class Image:
         return found | ({"PIP_CERT": f"/{CERTIFICATES}"} if (self.root / CERTIFICATES).exists() else {})
 
 
+def made(root: Path, what_for: str) -> Image:
+    """The image of docs/Dockerfile, in a folder that is not there yet."""
+    if os.geteuid() or shutil.which("debootstrap") is None:
+        sys.exit(f"{what_for}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
+    image = Image(root)
+    for name, rest in steps(DOCKERFILE.read_text()):
+        image.do(name, rest)
+    return image
+
+
 def main() -> None:
     """Make the image, and use it on a machine without a driver, as this chroot is."""
-    if os.geteuid() or shutil.which("debootstrap") is None:
-        sys.exit("image-check: needs root, and debootstrap (Debian: apt-get install debootstrap)")
     with TemporaryDirectory(prefix="shardpress-image-") as folder:
-        image = Image(Path(folder, "root"))
-        for name, rest in steps(DOCKERFILE.read_text()):
-            image.do(name, rest)
+        image = made(Path(folder, "root"), "image-check")
         print("What is in it:", flush=True)
         again = image.run(*image.entrypoint, "setup-gpu")
         assert "no driver here" in again.stdout, again.stdout
