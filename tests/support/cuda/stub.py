@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.gpu import forwarders
 from tests.support.interpreters import REPOSITORY
 
-__all__ = ["NoNvrtc", "built", "card", "is_a_card", "nvrtc", "variables"]
+__all__ = ["NoNvrtc", "built", "card", "nvrtc", "variables"]
 
 SOURCES = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -83,14 +83,12 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
     return {name: None if value is None else str(value) for name, value in given.items()}
 
 
-def is_a_card() -> bool:
-    """Whether tests that can are to take the machine's own card: TEST_CARD is ``quick``, or ``full`` for full sizes."""
-    return "TEST_CARD" in os.environ
-
-
 def card(**settings: str | Path | int | None) -> dict[str, str | None]:
-    """What a child's environment needs for such a card, or else for the stub behind our libraries, as `variables`."""
-    return {} if is_a_card() else variables(True, **settings)
+    """What a child needs of its environment for the stub behind our libraries, as `variables`; with TEST_CARD nothing.
+
+    Then it takes the machine's own card: TEST_CARD is ``quick``, or ``full`` for sizes that only a card is for.
+    """
+    return {} if "TEST_CARD" in os.environ else variables(True, **settings)
 
 
 def _kernels(folder: Path) -> Path:
