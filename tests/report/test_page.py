@@ -98,6 +98,13 @@ def test_what_needs_a_person_comes_first_ten_and_a_count_at_most(report: dict[st
     assert "999 things should be looked at" in page_of(report).verdict
 
 
+def test_nothing_needs_a_person_only_where_nothing_is_shown(report: dict[str, Any]) -> None:
+    """A few rows outside are no warning, and a table all the same."""
+    quiet = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": []}
+    assert page_of(quiet | {"drift": None}).sections[0].items == ("Nothing.",)
+    assert "Nothing." not in page_of(quiet).sections[0].items
+
+
 def test_what_was_given_up_and_taken_over_is_said_once(report: dict[str, Any]) -> None:
     gave_up = "Trained 17 of 20 epochs to end by 06:00."
     summary = report["summary"] | {"gave_up": gave_up}

@@ -72,12 +72,14 @@ def _told_by_numbers(report: Mapping[str, Any]) -> Iterator[str]:
 def needs(report: Mapping[str, Any]) -> Section:
     """What needs a person: the first ten of each kind, and how many there are."""
     n, said = notices(report)
-    items: list[Item] = [*said] or ["Nothing."]
+    items: list[Item] = [*said]
     if n > len(said):
         items.append(f"And {count(n - len(said))} more: run.log has all of them.")
     items += [*_tables(report.get("bad", {})), *drift(report.get("drift"))]
     if gave_up := report["summary"].get("gave_up"):
         items.append(cut(gave_up))
+    if not items:
+        items.append("Nothing.")
     if taken := report.get("taken_over"):
         items.append("Taken over from an earlier sitting: " + "; ".join(cut(each) for each in taken[:_FIRST]) + ".")
     return Section("What needs a person", tuple(items))
