@@ -354,7 +354,7 @@ def shards(options: argparse.Namespace) -> dict[str, Any]:
     for n_shards in (1000, 100):
         folder = shards_of(options.output, options.gigabytes, n_shards)
         with threads(2) as pool:
-            found[f"{n_shards} shards, 2 threads"] = shares(options.output, folder, pool, 2)
+            found[f"{n_shards} shards, 2 threads"] = shares(options.output, folder, pool, 3)
         with by_hand(options.output, 2, **ONE_CORE) as cluster, executor_of(cluster) as executor:
             found[f"{n_shards} shards, 2 workers"] = shares(options.output, folder, executor, 8)
     return found

@@ -55,9 +55,9 @@ class Threads:
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """As many threads, each with a task."""
+        """As many threads, each with a task; and one more task, which whoever is free first need not wait for."""
         with threads(n_threads) as pool:
-            yield pool, n_threads
+            yield pool, n_threads + 1
 
     def facts(self) -> dict[str, Any]:
         """Their kind."""

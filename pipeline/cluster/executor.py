@@ -41,7 +41,8 @@ def compute(tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _D
         Of `threads`, of processes, or of a crew. If it has a `Tally` as its attribute
         ``tally``, that is told of each result and of the process that made it.
     n_at_once : int
-        Tasks under way at a time: of threads and processes no more than there are.
+        Tasks under way at a time: of threads and processes one more than there are, so that none of them waits for the
+        driver between two.
     done : callable, optional
         Given each result as soon as it is there, in the thread that called `compute`. What it raises stops the rest.
     """

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.cluster import crew
 from pipeline.cluster.crew import Threads, check_settings, crew_of
+from pipeline.cluster.executor import compute
 from pipeline.settings.config import Config
 from tests.support.helpers import refused
 
@@ -45,3 +47,12 @@ def test_a_run_of_threads_loads_no_scheduler() -> None:
     program = "import sys, pipeline.run.stages; print('distributed' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "False\n"
+
+
+def test_threads_have_work_while_the_driver_is_busy_with_a_result() -> None:
+    begun = [threading.Event() for _ in range(3)]
+    seen: list[bool] = []
+    with Threads().executor(1) as (pool, n_at_once):
+        tasks = [(threading.Event.set, each) for each in begun]
+        compute(tasks, pool, n_at_once, lambda _: seen.append(begun[min(len(seen) + 1, 2)].wait(60)))
+    assert seen == [True] * 3
