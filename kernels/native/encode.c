@@ -34,8 +34,9 @@ static void lay_out_encoding(void *job, Memory *memory)
     Encoding *e = (Encoding *)job;
     Model *m = &e->model;
     lay_out_model(m, memory, 0);
+    lay_out_rows(m, memory->n_threads * most_tiles(e) * TILE_HEIGHT);
     for (int l = 0; l < N_LAYERS; l++)
-        m->levels[l].in.out = reserve(memory, memory->n_threads * most_tiles(e) * TILE_HEIGHT * m->levels[l].row);
+        m->levels[l].in.out = reserve(memory, size_of_level(&m->levels[l]));
     e->sums = reserve_sums(m, most_tiles(e), memory);
     if (may_fold(e))
         lay_out_folded(&e->folded, &m->layers[0], memory);
@@ -107,10 +108,10 @@ static Matrix as_they_are(const Encoding *e, const Batch *b, Matrix x)
     if (e->inside)
         check_rows(b->rows, b->first, b->n_rows, e->inside + b->first);
     if (b->n_rows < b->n_tiles * TILE_HEIGHT) {
-        scale_rows(&unscaled, b->first, b->n_rows, (float *)x.at, x.row);
+        scale_rows(&unscaled, b->first, b->n_rows, (float *)x.at, x.row, x.strip);
         return x;
     }
-    Matrix rows = {(const float *)row_at(b->rows, b->first), e->rows.n_inputs, 1};
+    Matrix rows = {(const float *)row_at(b->rows, b->first), e->rows.n_inputs, 1, STRIP};
     return rows;
 }
 
@@ -122,7 +123,7 @@ static Matrix prepare(const Encoding *e, const Batch *b)
         return as_they_are(e, b, x);
     if (e->inside)
         for (long i = 0; i < b->n_rows; i++)
-            e->inside[b->first + i] = scale_row(b->rows, b->first + i, (float *)x.at + i * x.row, 1);
+            e->inside[b->first + i] = scale_row(b->rows, b->first + i, (float *)x.at + i * x.row, x.strip, 1);
     else
         scale_batch(b);
     return x;
@@ -166,8 +167,8 @@ static void multiply_batch_of_bytes(const Encoding *e, const Batch *b)
 {
     const Level *to = &e->model.levels[1];
     long row = N_LAYERS == 1 ? to->width : to->row, step;
-    float *out = N_LAYERS == 1 ? e->out + b->first * row : to->in.out + b->place * row;
-    for (long f = 0; f < to->width; f += LANES)
+    for (long f = 0; f < to->width; f += LANES) {
+        float *out = N_LAYERS == 1 ? e->out + b->first * row : to->in.out + place_of(to, b->place, f) - f;
         for (long i = 0; i < b->n_rows; i += BYTES_HEIGHT) {
             long n_rows = least(BYTES_HEIGHT, b->n_rows - i);
             const npy_uint8 *rows = rows_of_bytes(e, (b->first + i) / BYTES_HEIGHT, &step);
@@ -175,6 +176,7 @@ static void multiply_batch_of_bytes(const Encoding *e, const Batch *b)
                 e->inside[b->first + i + j] = lie_between(rows + j * step, e->low, e->high, e->rows.n_inputs);
             tile_of_bytes(&e->digits, rows, step, n_rows, f, out + i * row, row);
         }
+    }
 }
 
 static void encode_some_bytes(void *job)

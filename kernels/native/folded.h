@@ -82,5 +82,5 @@ static void check_rows(const Rows *rows, long first, long n_rows, npy_bool *insi
     for (; rows->n_inputs >= LANES && i + TILE_HEIGHT <= n_rows; i += TILE_HEIGHT)
         check_tile(rows, first + i, inside + i);
     for (; i < n_rows; i++)
-        inside[i] = scale_row(rows, first + i, 0, 1);
+        inside[i] = scale_row(rows, first + i, 0, 0, 1);
 }

@@ -2,7 +2,7 @@
 
 /* Rows of a right side that are used at a time: TILE_WIDTH columns of them fill a part of the second cache, and as many
  * columns of a tile of rows a part of the first. */
-#define DEPTH 512
+#define DEPTH (STRIP * pieces(512, STRIP))
 
 /* Some tiles of rows on their way through the model. */
 typedef struct {
@@ -38,15 +38,16 @@ static Tile *reserve_sums(Model *m, long n_tiles, Memory *memory)
 /* The rows of a batch in an array of a level. */
 static Matrix rows_in(const Batch *b, int level, const float *array)
 {
-    long row = b->model->levels[level].row;
-    Matrix rows = {array + b->place * row, row, 1};
+    const Level *of = &b->model->levels[level];
+    Matrix rows = {array + place_of(of, b->place, 0), of->row, 1, of->strip};
     return rows;
 }
 
 static void scale_batch(const Batch *b)
 {
-    Level *columns = &b->model->levels[0];
-    scale_rows(b->rows, b->first, b->n_rows, columns->in.out + b->place * columns->row, columns->row);
+    const Level *columns = &b->model->levels[0];
+    float *x = columns->in.out + place_of(columns, b->place, 0);
+    scale_rows(b->rows, b->first, b->n_rows, x, columns->row, columns->strip);
 }
 
 /* left . right, which makes a level. Look ahead to the rows from `next` on, which will be scaled next; not where it is
@@ -58,7 +59,7 @@ static void multiply_batch(const Batch *b, Matrix left, const Panels *right, int
         Tile *sums = b->sums;
         for (long f = 0; f < right->width; f += TILE_WIDTH)
             for (long row = 0; row < b->n_tiles * TILE_HEIGHT; row += TILE_HEIGHT, sums += right->depth > DEPTH) {
-                Matrix matrix = {left.at + row * left.row + k, left.row, 1};
+                Matrix matrix = {left.at + row * left.row + k / STRIP * left.strip, left.row, 1, left.strip};
                 Soon soon = soon_read(b->rows, next + row, k);
                 int is_last = f + TILE_WIDTH >= right->width;
                 multiply(*sums, k == 0, matrix, panel(right, f) + k * TILE_WIDTH, TILE_WIDTH, depth,
@@ -74,7 +75,7 @@ static void finish_in(const Batch *b, int level, long row, long column, Tile sum
 {
     const Level *to = &b->model->levels[level];
     const float *bias = b->model->layers[level - 1].bias_hidden + column, *gain = b->model->padded_gain + column;
-    long place = (b->place + row) * to->row + column;
+    long place = place_of(to, b->place + row, column);
     for (long i = 0; i < TILE_HEIGHT; i++, place += to->row)
         for (long j = 0; j < least(TILE_WIDTH, to->width - column); j += LANES) {
             Vector out = activate(level, load(&sums[i][j]) + load(bias + j));
@@ -89,7 +90,7 @@ static void finish_back(const Batch *b, int level, long row, long column, Tile s
 {
     const Level *to = &b->model->levels[level];
     const float *bias = b->model->layers[level].bias_output + column;
-    float *out = to->back.out + (b->place + row) * to->row + column;
+    float *out = to->back.out + place_of(to, b->place + row, column);
     for (long i = 0; i < TILE_HEIGHT; i++, out += to->row)
         for (long j = 0; j < least(TILE_WIDTH, to->width - column); j += LANES)
             store(out + j, activate(level, load(&sums[i][j]) + load(bias + j)));

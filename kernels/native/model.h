@@ -5,11 +5,11 @@
  */
 #define CENTER (CODE_IS_SIGMOID ? 0.5f : 0.0f)
 
-/* Tiles of rows that go through a panel one after another: more where a layer does not stay in the second cache, and
- * comes from afar for each batch; but not where it is so narrow that the batch itself would leave that cache. */
+/* Tiles of rows that go through a panel one after another: more where a layer does not stay in the second cache beside
+ * all else, and comes from afar for each batch; but not where it is so narrow that the batch itself would leave that. */
 #define SMALL_BATCH 4
 #define LARGE_BATCH 12
-#define IS_LARGE(n_inputs, n_features) ((n_features) > 128 && (n_inputs) * (n_features) > 1 << 18)
+#define IS_LARGE(n_inputs, n_features) ((n_features) > 128 && (n_inputs) * (n_features) > 1 << 17)
 
 /* A matrix as the right side of products: TILE_WIDTH columns after TILE_WIDTH columns, with zeros behind. */
 typedef struct {
@@ -33,7 +33,7 @@ typedef struct {
 } Way;
 
 typedef struct {
-    long width, row; /* columns, and floats from row to row */
+    long width, row, strip; /* columns, floats from row to row of a strip, and from strip to strip */
     Way in, back;    /* a_l and s_l of kernels/network.py */
 } Level;
 
@@ -78,7 +78,28 @@ static void lay_out_panels(Panels *p, long depth, long width, Memory *memory)
 /* Rows an odd number of lines apart do not all compete for the same few places of a cache. */
 static long odd_lines(long n) { return (pieces(n, LINE) | 1) * LINE; }
 
-/* All layers, and the widths of all levels. */
+/* Floats of a row of sums. */
+static long padded(const Level *level) { return round_up(level->width, LINE); }
+
+/* Floats of an array of a level. */
+static long size_of_level(const Level *level) { return pieces(level->width, STRIP) * level->strip; }
+
+/* Where in them an element stands. */
+static long place_of(const Level *level, long row, long column)
+{
+    return column / STRIP * level->strip + row * level->row + column % STRIP;
+}
+
+/* All levels, for arrays of so many rows. */
+static void lay_out_rows(Model *m, long n_rows)
+{
+    for (int l = 0; l <= N_LAYERS; l++) {
+        m->levels[l].row = odd_lines(least(m->levels[l].width, STRIP));
+        m->levels[l].strip = n_rows * m->levels[l].row;
+    }
+}
+
+/* All layers, the widths of all levels, and the batch. */
 static void lay_out_model(Model *m, Memory *memory, int with_back)
 {
     m->batch = SMALL_BATCH;
@@ -93,10 +114,8 @@ static void lay_out_model(Model *m, Memory *memory, int with_back)
         w->bias_output = reserve(memory, round_up(w->n_inputs, TILE_WIDTH));
     }
     m->padded_gain = reserve(memory, round_up(m->layers[N_LAYERS - 1].n_features, TILE_WIDTH));
-    for (int l = 0; l <= N_LAYERS; l++) {
+    for (int l = 0; l <= N_LAYERS; l++)
         m->levels[l].width = l == 0 ? m->layers[0].n_inputs : m->layers[l - 1].n_features;
-        m->levels[l].row = odd_lines(m->levels[l].width);
-    }
 }
 
 /* LANES rows of W, from k on. */

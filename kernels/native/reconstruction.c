@@ -13,9 +13,10 @@ static void lay_out_errors(void *job, Memory *memory)
 {
     Errors *e = (Errors *)job;
     lay_out_model(&e->model, memory, 1);
+    lay_out_rows(&e->model, memory->n_threads * e->model.batch * TILE_HEIGHT);
     for (int l = 0; l <= N_LAYERS; l++) {
         Level *level = &e->model.levels[l];
-        level->in.out = reserve(memory, memory->n_threads * e->model.batch * TILE_HEIGHT * level->row);
+        level->in.out = reserve(memory, size_of_level(level));
         level->back.out = level->in.out; /* nobody needs the one when the other comes */
     }
     e->sums = reserve_sums(&e->model, e->model.batch, memory);
@@ -26,7 +27,7 @@ static void finish_error(const Batch *b, int level, long row, long k, Tile sums)
     Errors *e = (Errors *)b->job;
     const Level *columns = &b->model->levels[level];
     for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
-        const float *x = columns->in.out + (b->place + row + i) * columns->row + k;
+        const float *x = columns->in.out + place_of(columns, b->place + row + i, k);
         Vector squares = {0};
         for (long j = 0; j < least(TILE_WIDTH, columns->width - k); j += LANES) {
             Vector r = load(&sums[i][j]) + load(b->model->layers[0].bias_output + k + j) - load(x + j);

@@ -14,9 +14,10 @@
 #define BLOCK_ROWS (43 * TILE_HEIGHT)
 /* Tiles of rows of W that go through a panel of d and s one after another. */
 #define INPUTS_BATCH 16
-/* Rows that these go through at a time: of each they use a line of the left and of the right side, which so stay in the
- * first cache from one tile to the next. */
-#define CHUNK 96
+#define SMALL_INPUTS_BATCH 4 /* where the rows are one chunk: what is waited for is W, whose lines so come in a row */
+/* Rows that these go through at a time, at most: of each they use a line of the left and of the right side, which so stay
+ * in the first cache from one tile to the next. */
+#define CHUNK 132
 #define N_PARAMETERS (3 * N_LAYERS + HAS_GAIN)
 
 typedef struct {
@@ -44,10 +45,10 @@ typedef struct {
     Share share;
 } Step;
 
-static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, long row)
+static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, const Level *level)
 {
-    way->gradient = reserve(memory, n_tiles * TILE_HEIGHT * row);
-    way->sums = reserve(memory, n_tiles * row);
+    way->gradient = reserve(memory, size_of_level(level));
+    way->sums = reserve(memory, n_tiles * padded(level));
 }
 
 /* Both ways through each level, but: nothing is learned of what goes in, y is not kept, and without a gain the features
@@ -56,14 +57,14 @@ static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
 {
     for (int l = 0; l <= N_LAYERS; l++) {
         Level *level = &s->model.levels[l];
-        long n = n_tiles * TILE_HEIGHT * level->row;
+        long n = size_of_level(level);
         level->in.out = l > 0 || s->noise ? reserve(memory, n) : s->x;
         if (l > 0)
             level->back.out = l < N_LAYERS || HAS_GAIN ? reserve(memory, n) : level->in.out;
         if (l > 0)
-            lay_out_gradient(&level->in, memory, n_tiles, level->row);
+            lay_out_gradient(&level->in, memory, n_tiles, level);
         if (l < N_LAYERS)
-            lay_out_gradient(&level->back, memory, n_tiles, level->row);
+            lay_out_gradient(&level->back, memory, n_tiles, level);
     }
 }
 
@@ -72,10 +73,11 @@ static void lay_out_step(void *job, Memory *memory)
     Step *s = (Step *)job;
     long n_tiles = pieces(least(memory->n_rows, BLOCK_ROWS), TILE_HEIGHT);
     lay_out_model(&s->model, memory, 1);
-    s->x = reserve(memory, n_tiles * TILE_HEIGHT * s->model.levels[0].row);
+    lay_out_rows(&s->model, n_tiles * TILE_HEIGHT);
+    s->x = reserve(memory, size_of_level(&s->model.levels[0]));
     lay_out_levels(s, memory, n_tiles);
     s->squares = reserve(memory, n_tiles * LANES);
-    s->gain_sums = reserve(memory, n_tiles * s->model.levels[N_LAYERS].row);
+    s->gain_sums = reserve(memory, n_tiles * padded(&s->model.levels[N_LAYERS]));
     for (int i = 0; i < N_PARAMETERS; i++)
         s->parameters[i].before = reserve(memory, s->parameters[i].n);
     s->sums = reserve_sums(&s->model, s->model.batch, memory);
@@ -89,26 +91,13 @@ static void mask_batch(const Step *s, const Batch *b)
     const Level *columns = &s->model.levels[0];
     for (long i = 0; i < b->n_rows; i++) {
         const npy_uint8 *noise = s->noise + (b->first + i) * columns->width;
-        const float *x = s->x + (b->place + i) * columns->row;
-        float *seen = columns->in.out + (b->place + i) * columns->row;
-        for (long k = 0; k < columns->width; k++)
-            seen[k] = noise[k] < s->threshold ? 0 : x[k];
-    }
-}
-
-/* Fetch what `finish_r` will need of x and r after this tile's: rows far apart, which the processor does not see coming. */
-static void fetch_next(const Batch *b, const float *x, const float *r, long row, long k)
-{
-    long n = b->model->levels[0].row, next = row + TILE_HEIGHT;
-    if (next == b->n_tiles * TILE_HEIGHT) {
-        next = 0;
-        k += TILE_WIDTH;
-    }
-    for (long at = (b->place + next) * n + k, i = 0; i < TILE_HEIGHT; i++, at += n)
-        for (long j = 0; j < TILE_WIDTH; j += LINE) {
-            __builtin_prefetch(x + at + j);
-            __builtin_prefetch(r + at + j, 1);
+        for (long start = 0; start < columns->width; start += STRIP) {
+            const float *x = s->x + place_of(columns, b->place + i, start);
+            float *seen = columns->in.out + place_of(columns, b->place + i, start);
+            for (long k = 0; k < least(STRIP, columns->width - start); k++)
+                seen[k] = noise[start + k] < s->threshold ? 0 : x[k];
         }
+    }
 }
 
 static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
@@ -116,11 +105,11 @@ static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
     const Step *s = (const Step *)b->job;
     const Level *columns = &b->model->levels[level];
     long place = b->place + row, tile = place / TILE_HEIGHT;
-    float *r = columns->back.gradient + place * columns->row + k, *r_sums = columns->back.sums + tile * columns->row + k;
-    const float *x = s->x + place * columns->row + k;
+    float *r = columns->back.gradient + place_of(columns, place, k);
+    float *r_sums = columns->back.sums + tile * padded(columns) + k;
+    const float *x = s->x + place_of(columns, place, k);
     float *squares = s->squares + tile * LANES;
     Vector square = k == 0 ? (Vector){0} : load(squares);
-    fetch_next(b, s->x, columns->back.gradient, row, k);
     for (long j = 0; j < least(TILE_WIDTH, columns->width - k); j += LANES) {
         Vector bias = load(b->model->layers[0].bias_output + k + j), sum = {0};
         for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
@@ -137,15 +126,15 @@ static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
 /* A gradient at what the units of a level put out on one of the ways becomes one at what they take in. */
 static void finish_gradient(const Batch *b, int level, const Way *way, long row, long column, Tile sums)
 {
-    const Level *at = &b->model->levels[level];
+    const Level *on = &b->model->levels[level];
     long place = b->place + row, tile = place / TILE_HEIGHT;
-    const float *out = way->out + place * at->row + column;
-    float *gradient = way->gradient + place * at->row + column, *to = way->sums + tile * at->row + column;
-    for (long j = 0; j < least(TILE_WIDTH, at->width - column); j += LANES) {
+    const float *out = way->out + place_of(on, place, column);
+    float *gradient = way->gradient + place_of(on, place, column), *to = way->sums + tile * padded(on) + column;
+    for (long j = 0; j < least(TILE_WIDTH, on->width - column); j += LANES) {
         Vector sum = {0};
         for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
-            Vector inner = times_slope(level, load(&sums[i][j]), load(out + i * at->row + j));
-            store(gradient + i * at->row + j, inner);
+            Vector inner = times_slope(level, load(&sums[i][j]), load(out + i * on->row + j));
+            store(gradient + i * on->row + j, inner);
             sum += inner;
         }
         store(to + j, sum);
@@ -164,8 +153,9 @@ static void through_gain(const Batch *b, long row, long column, Tile sums)
     const Step *s = (const Step *)b->job;
     const Level *features = &b->model->levels[N_LAYERS];
     long place = b->place + row;
-    const float *h = features->in.out + place * features->row + column, *gain = b->model->padded_gain + column;
-    float *to = s->gain_sums + place / TILE_HEIGHT * features->row + column;
+    const float *h = features->in.out + place_of(features, place, column);
+    const float *gain = b->model->padded_gain + column;
+    float *to = s->gain_sums + place / TILE_HEIGHT * padded(features) + column;
     for (long j = 0; j < least(TILE_WIDTH, features->width - column); j += LANES) {
         Vector sum = {0};
         for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
@@ -205,7 +195,7 @@ static void rows_some(void *job)
     for (long start, stop; take(&s->share, &start, &stop);) {
         long place = start * TILE_HEIGHT, n_rows = least((stop - start) * TILE_HEIGHT, s->n_rows - place);
         Batch b = {m, &s->rows, s->first + place, n_rows, stop - start, place, s->sums + self * m->n_sums, s};
-        scale_rows(&s->rows, b.first, n_rows, s->x + place * x_row, x_row);
+        scale_rows(&s->rows, b.first, n_rows, s->x + place * x_row, x_row, m->levels[0].strip);
         if (s->noise)
             mask_batch(s, &b);
         go_in_and_back(&b, -1);
@@ -253,11 +243,13 @@ typedef struct {
 static void multiply_turned(const Step *s, Tile *sums, int anew, const float *left, const float *right, Tiles tiles)
 {
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
-    for (long row = 0; row < s->n_rows; row += CHUNK)
+    long chunk = pieces(s->n_rows, pieces(s->n_rows, CHUNK));
+    for (long row = 0; row < s->n_rows; row += chunk)
         for (long tile = tiles.start; tile < tiles.stop; tile++) {
-            Matrix turned = {left + row * from->row + tile * TILE_HEIGHT, 1, from->row};
-            multiply(sums[tile - tiles.start], anew && row == 0, turned, right + row * to->row + tiles.column, to->row,
-                     least(CHUNK, s->n_rows - row), 0, to->width - tiles.column);
+            Matrix turned = {left + place_of(from, row, tile * TILE_HEIGHT), 1, from->row, STRIP * from->row};
+            const float *lines = right + place_of(to, row, tiles.column);
+            multiply(sums[tile - tiles.start], anew && row == 0, turned, lines, to->row, least(chunk, s->n_rows - row), 0,
+                     to->width - tiles.column);
         }
 }
 
@@ -281,7 +273,7 @@ static void add_tiles(const Step *s, int parameter, float *sums, const Level *le
 {
     for (long tile = 1; tile < pieces(s->n_rows, TILE_HEIGHT); tile++)
         for (long j = 0; j < level->width; j++)
-            sums[j] += sums[tile * level->row + j];
+            sums[j] += sums[tile * padded(level) + j];
     add_or_update(s, &s->parameters[parameter], 0, sums, level->width);
 }
 
@@ -290,7 +282,8 @@ static void add_tiles(const Step *s, int parameter, float *sums, const Level *le
 static void take_layer_of_block(Step *s)
 {
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
-    s->share = share_of(pieces(from->width, TILE_HEIGHT), INPUTS_BATCH, s->n_threads);
+    long largest = s->n_rows > CHUNK ? INPUTS_BATCH : SMALL_INPUTS_BATCH;
+    s->share = share_of(pieces(from->width, TILE_HEIGHT), largest, s->n_threads);
     together(s->n_threads, inputs_some, s);
     add_tiles(s, 3 * s->layer + 1, to->in.sums, to);
     add_tiles(s, 3 * s->layer + 2, from->back.sums, from);
