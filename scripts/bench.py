@@ -102,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     kept = f", kept to {options.isa}" if options.isa else ""
     counted = ", by the processor's time" if options.one_core else ""
     print(f"{processor()}{kept}, {cores} cores{counted}, {bench.rounds} rounds", flush=True)
+    if options.isa and not bench.is_kept:
+        print(
+            "JAX asks the processor what it knows, which cannot be hidden here: its products may take more", flush=True
+        )
     for name in options.cases or CASES:
         CASES[name](bench)
     bench.print_demands()

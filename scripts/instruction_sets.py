@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["INSTRUCTION_SETS", "InstructionSet", "limits", "missing", "settings"]
+__all__ = ["INSTRUCTION_SETS", "InstructionSet", "hide", "limits", "missing", "settings"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,25 @@ def limits(name: str) -> dict[str, str]:
         "MKL_ENABLE_INSTRUCTIONS": own.mkl,
         "XLA_FLAGS": f"--xla_cpu_max_isa={own.xla}",
     }
+
+
+def hide(name: str, folder: Path) -> Path | None:
+    """A library that, preloaded, hides from a process what goes beyond AVX2, or beyond AVX-VNNI.
+
+    For what no variable of `limits` reaches: JAX's own library of products asks the processor, and takes what it finds.
+
+    Returns
+    -------
+    Path or None
+        Nothing for other instruction sets, and where the processor cannot be kept from answering.
+    """
+    if name not in ("avx2", "avxvnni") or "cpuid_fault" not in Path("/proc/cpuinfo").read_text().split():
+        return None
+    library = folder / f"cpuid-{name}.so"
+    keep = ["-DKEEP_AVX_VNNI"] if name == "avxvnni" else []
+    source = Path(__file__).with_name("cpuid.c")
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", *keep, "-o", str(library), str(source)], check=True)
+    return library
 
 
 def _flags(name: str) -> str:

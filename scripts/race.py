@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.instruction_sets import limits
+from scripts.instruction_sets import hide, limits
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, PEERS = Path(sys.executable), ROOT / ".venv-peers/bin/python"
@@ -26,6 +26,8 @@ OURS, PEERS = Path(sys.executable), ROOT / ".venv-peers/bin/python"
 _PAUSE = 0.2
 # Threads and kernels of BLAS as a user finds them.
 _UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+# What JAX is given to preload: its library of products has no switch. The others have, and keep to it.
+_HIDDEN = "BENCH_HIDDEN"
 
 
 class Contestant:
@@ -42,6 +44,9 @@ class Contestant:
     def __init__(self, name: str, **variables: str) -> None:
         self.name, self.about = name, ""
         python = OURS if name in ("ours", "blas") else PEERS
+        hidden = variables.pop(_HIDDEN, None)
+        if hidden and name == "jax":
+            variables["LD_PRELOAD"] = hidden
         self._process = subprocess.Popen(
             [str(python), str(ROOT / "scripts/contestants.py"), name],
             cwd=ROOT,
@@ -126,10 +131,17 @@ class Bench:
         self.limits = limits(isa) if isa else {}  # of every contestant's environment
         # What PyTorch has compiled for one instruction set it takes for another, and crashes or computes nonsense.
         self.limits["TORCHINDUCTOR_CACHE_DIR"] = str(folder.resolve() / f"inductor-{isa or 'native'}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if isa and (library := hide(isa, self.folder)):
+            self.limits[_HIDDEN] = str(library)
         self.with_peers = with_peers
         self.results: list[dict[str, Any]] = []
         self.demands: list[dict[str, Any]] = []
-        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether all contestants are kept to the instruction set, whatever they ask."""
+        return _HIDDEN in self.limits
 
     def race(
         self,

@@ -15,7 +15,7 @@ import pytest
 
 from scripts import bench
 from scripts import race as racing
-from scripts.instruction_sets import limits
+from scripts.instruction_sets import hide, limits
 
 
 class Fake:
@@ -114,9 +114,9 @@ def test_all_contestants_keep_to_the_same_instruction_set(tmp_path: Path, monkey
         found.append(env)
         raise InterruptedError
 
+    runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True, "avx2")
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setattr(subprocess, "run", started)
-    runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True, "avx2")
     cases = [case for case in bench.CASES.values() if case is not bench.files]
     for case in cases:
         with pytest.raises(InterruptedError):
@@ -148,6 +148,37 @@ def test_openblas_keeps_to_the_instruction_set_that_is_asked_for(tmp_path: Path)
     with bench.contestants(["blas"], **limits("sse2")) as (blas,):
         blas.prepare("square", tmp_path, n=8)
     assert blas.about in ("OpenBLAS, kernels for Katmai", "OpenBLAS, kernels for Prescott")  # which are the same
+
+
+_ASK = """
+#include <cpuid.h>
+#include <stdio.h>
+int main(void)
+{
+    for (unsigned leaf = 0, a, b, c, d; leaf < 8; leaf++) {
+        __cpuid_count(leaf, 0, a, b, c, d);
+        if (leaf != 1) /* which also says on what core */
+            printf("%u %x %x %x %x\\n", leaf, a, b, c, d);
+    }
+}
+"""
+
+
+@pytest.mark.process
+def test_a_processor_that_hides_its_instructions_answers_all_else_as_before(tmp_path: Path) -> None:
+    library, program = hide("avx2", tmp_path), tmp_path / "ask"
+    assert (library is None) == ("cpuid_fault" not in Path("/proc/cpuinfo").read_text().split())
+    program.with_suffix(".c").write_text(_ASK)
+    subprocess.run(["gcc", "-o", str(program), f"{program}.c"], check=True)
+    before, after = (
+        [line.split() for line in subprocess.check_output([program], env=env, text=True).splitlines()]
+        for env in ({}, {"LD_PRELOAD": str(library)} if library else {})
+    )
+    assert before[:-1] == after[:-1]
+    (_, _, known, *_), (_, _, told, *_) = before[-1], after[-1]
+    avx2, avx512f = 1 << 5, 1 << 16
+    assert int(told, 16) & avx2 == int(known, 16) & avx2
+    assert library is None or not int(told, 16) & avx512f
 
 
 def test_an_instruction_set_that_is_not_there_is_refused(
