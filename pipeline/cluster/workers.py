@@ -6,14 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, InvalidStateError
+from concurrent import futures
+from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import count
 from typing import Any
 from uuid import uuid4
+from weakref import WeakSet
 
 from distributed import Client, KilledWorker
+from distributed import Future as DaskFuture
 
 from pipeline import signals
 from pipeline.cluster.tally import Tally
@@ -44,7 +46,7 @@ class ClusterExecutor(Executor):
 
     def __init__(self, client: Client, tally: Tally) -> None:
         self.tally = tally
-        self._client, self._inner = client, client.get_executor(pure=False)
+        self._client, self._asked = client, WeakSet[DaskFuture]()
         # Of one group, so that the scheduler keeps what no worker has room for: the death of one then touches few.
         self._group, self._numbers = f"task-{uuid4().hex}", count()
         self._waiting: set[Future[Any]] = set()
@@ -54,8 +56,10 @@ class ClusterExecutor(Executor):
         told: Future[Any] = Future()
         self._waiting.add(told)
         told.add_done_callback(self._waiting.discard)
-        found = self._inner.submit(function, *arguments, key=(self._group, next(self._numbers)), **named)
-        found.add_done_callback(partial(_pass_on, told, function))
+        asked = self._client.submit(function, *arguments, key=(self._group, next(self._numbers)), **named)
+        self._asked.add(asked)
+        loop: Any = self._client.loop  # which a client has that has been started
+        loop.add_callback(_pass_on, told, function, asked)
         return told
 
     def fail(self, error: BaseException) -> None:
@@ -67,25 +71,36 @@ class ClusterExecutor(Executor):
     def stop(self) -> None:
         """Take back what is under way; what a worker is at it goes on with, and nobody asks for its result."""
         if self._client.status == "running":
-            self._inner.shutdown(wait=False)
+            self._client.cancel(list(self._asked))
         self.fail(_lost())
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """As every executor's."""
         if cancel_futures:
             self.stop()
-        elif wait and self._client.status == "running":
-            self._inner.shutdown()
+        elif wait:
+            futures.wait(set(self._waiting))
 
 
-def _pass_on(told: Future[Any], function: Callable[..., Any], found: Future[Any]) -> None:
+async def _pass_on(told: Future[Any], function: Callable[..., Any], asked: DaskFuture) -> None:
+    """What comes of a task, by the loop of the client.
+
+    Dask's own executor looks at a future's state once it has the result; where the worker has died in between, that is
+    not "finished" any more, and the result is taken for an error.
+    """
+    result: Any = None
+    error: BaseException | None = None
+    try:
+        result = await asked.result()
+    except CancelledError:  # by nobody but the client, when it has lost the scheduler
+        error = _lost()
+    except Exception as raised:
+        error = _in_our_words(raised, function)
     with suppress(InvalidStateError):  # it has been failed meanwhile
-        if found.cancelled():  # by nobody but the client, when it has lost the scheduler
-            told.set_exception(_lost())
-        elif error := found.exception():
-            told.set_exception(_in_our_words(error, function))
+        if error is None:
+            told.set_result(result)
         else:
-            told.set_result(found.result())
+            told.set_exception(error)
 
 
 def _in_our_words(error: BaseException, function: Callable[..., Any]) -> BaseException:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from concurrent.futures import Executor, Future
+import threading
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
-from distributed import KilledWorker
+from distributed import Client as DaskClient
+from distributed import Future as DaskFuture
+from distributed import KilledWorker, LocalCluster
 
 from pipeline.cluster import workers
 from pipeline.cluster.executor import compute
@@ -19,30 +24,38 @@ from pipeline.signals import Stopped, stoppable
 from tests.support.helpers import refused
 
 
-class Client(Executor):
+class Asked:
+    """A future as the client has it."""
+
+    def __init__(self) -> None:
+        self.future: Future[Any] = Future()
+
+    async def result(self) -> Any:
+        return self.future.result()  # in a thread of its own
+
+
+class Client:
     """Of a scheduler whose workers do nothing by themselves."""
 
     def __init__(self, n_workers: int = 1) -> None:
         self.status, self.n_workers, self.taken_back = "running", n_workers, False
-        self.futures: list[Future[Any]] = []
+        self.loop = self  # in which what is called has a thread of its own
 
-    def get_executor(self, pure: bool) -> Executor:
-        assert not pure
-        return self
+    def add_callback(self, function: Any, *arguments: Any) -> None:
+        threading.Thread(target=lambda: asyncio.run(function(*arguments)), daemon=True).start()
 
-    def submit(self, function: Any, /, *arguments: Any, key: object, **_: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.futures.append(future)
-        self.work(future, function)
-        return future
+    def submit(self, function: Any, /, *arguments: Any, key: object) -> Asked:
+        asked = Asked()
+        self.work(asked.future, function)
+        return asked
 
     def work(self, future: Future[Any], function: Any) -> None:
         pass
 
-    def shutdown(self, *_: Any, **__: Any) -> None:
+    def cancel(self, all_asked: list[Asked]) -> None:
         self.taken_back = True
-        for each in self.futures:
-            each.cancel()
+        for each in all_asked:
+            each.future.cancel()
 
     def scheduler_info(self, n_workers: int) -> dict[str, int]:
         return {"n_workers": self.n_workers}
@@ -119,3 +132,22 @@ def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
     with stoppable(), pytest.raises(Stopped):
         run(client)
     assert client.taken_back
+
+
+def test_a_result_counts_though_its_worker_dies_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is there, and the run was ended by a fault of its own."""
+    result = DaskFuture._result
+
+    async def lose(self: DaskFuture, raiseit: bool = True) -> Any:
+        found = await result(self, raiseit)
+        self._state.lose()  # what the scheduler has the client do
+        return found
+
+    monkeypatch.setattr(DaskFuture, "_result", lose)
+    where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
+    with (
+        mock.patch.dict(os.environ),  # Dask sets some for its workers
+        LocalCluster(n_workers=1, threads_per_worker=1, **where) as cluster,
+        DaskClient(cluster) as client,
+    ):
+        assert run(client) == [0, 1, 2]
