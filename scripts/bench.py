@@ -72,8 +72,8 @@ sys.exit(code)
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the cases, print tables, write bench.json, and return the exit code."""
+def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for, if it can be done here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: all)")
     parser.add_argument("--output", type=Path, default=Path("bench"), help="working folder (default: %(default)s)")
@@ -93,6 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--isa {options.isa}: this machine's processor lacks {', '.join(missing(options.isa))}")
     if not PEERS.exists() and not options.without_peers:
         parser.error("the peers' environment is missing. Run: make bench")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cases, print tables, write bench.json, and return the exit code."""
+    options = options_of(argv)
     if options.one_core:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # of all that is started from here, too
         os.environ["BENCH_CLOCK"] = "process"

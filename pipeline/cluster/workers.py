@@ -78,7 +78,7 @@ class ClusterExecutor(Executor):
         """As every executor's."""
         if cancel_futures:
             self.stop()
-        elif wait:
+        elif wait and self._client.status == "running":
             futures.wait(set(self._waiting))
 
 

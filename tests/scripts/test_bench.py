@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -170,9 +171,11 @@ def test_a_processor_that_hides_its_instructions_answers_all_else_as_before(tmp_
     assert (library is None) == ("cpuid_fault" not in Path("/proc/cpuinfo").read_text().split())
     program.with_suffix(".c").write_text(_ASK)
     subprocess.run(["gcc", "-o", str(program), f"{program}.c"], check=True)
+    # Cores of one processor can differ.
+    ask = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), str(program)]
     before, after = (
-        [line.split() for line in subprocess.check_output([program], env=env, text=True).splitlines()]
-        for env in ({}, {"LD_PRELOAD": str(library)} if library else {})
+        [line.split() for line in subprocess.check_output(ask, env=env, text=True).splitlines()]
+        for env in ({**os.environ}, os.environ | ({"LD_PRELOAD": str(library)} if library else {}))
     )
     assert before[:-1] == after[:-1]
     (_, _, known, *_), (_, _, told, *_) = before[-1], after[-1]
