@@ -34,7 +34,7 @@ typedef struct {
 
 typedef struct {
     long width, row, strip; /* columns, floats from row to row of a strip, and from strip to strip */
-    Way in, back;    /* a_l and s_l of kernels/network.py */
+    Way in, back;           /* a_l and s_l of kernels/network.py */
 } Level;
 
 typedef struct {
