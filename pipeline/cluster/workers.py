@@ -92,10 +92,11 @@ async def _pass_on(told: Future[Any], function: Callable[..., Any], asked: DaskF
     error: BaseException | None = None
     try:
         result = await asked.result()
-    except CancelledError:  # by nobody but the client, when it has lost the scheduler
-        error = _lost()
     except Exception as raised:
-        error = _in_our_words(raised, function)
+        # What the task has raised is in the future's state. Of a scheduler that is lost one hears by a connection that
+        # breaks while a result is asked for, and before that by a future that the client has cancelled.
+        is_lost = asked.status != "error" and isinstance(raised, OSError | CancelledError)
+        error = _lost() if is_lost else _in_our_words(raised, function)
     with suppress(InvalidStateError):  # it has been failed meanwhile
         if error is None:
             told.set_result(result)
@@ -106,9 +107,10 @@ async def _pass_on(told: Future[Any], function: Callable[..., Any], asked: DaskF
 def _in_our_words(error: BaseException, function: Callable[..., Any]) -> BaseException:
     if not isinstance(error, KilledWorker):
         return error
+    # Which of the tasks that a worker had before it has killed it, nobody knows: each of them is suspected.
     return SystemLimit(
-        f"{function}: {counted(error.allowed_failures + 1, 'worker')} died, one after the other, while they worked on "
-        f"it, the last one at {error.last_worker.address}: killed for want of memory, as a rule. Lower "
+        f"{function}: {counted(error.allowed_failures + 1, 'worker')} died, one after the other, while this was theirs "
+        f"to do, the last one at {error.last_worker.address}: killed for want of memory, as a rule. Lower "
         "--memory-budget or --threads, or take fewer workers."
     )
 

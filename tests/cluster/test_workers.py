@@ -15,6 +15,7 @@ import pytest
 from distributed import Client as DaskClient
 from distributed import Future as DaskFuture
 from distributed import KilledWorker, LocalCluster
+from distributed.comm import CommClosedError
 
 from pipeline.cluster import workers
 from pipeline.cluster.executor import compute
@@ -29,6 +30,13 @@ class Asked:
 
     def __init__(self) -> None:
         self.future: Future[Any] = Future()
+        self.is_there = False  # what the task has come to, and cannot be had
+
+    @property
+    def status(self) -> str:
+        if self.future.cancelled():
+            return "cancelled"
+        return "error" if self.future.exception() and not self.is_there else "finished"
 
     async def result(self) -> Any:
         return self.future.result()  # in a thread of its own
@@ -78,14 +86,20 @@ def test_results_and_errors_come_through_as_they_are() -> None:
             future.set_result(function())
 
     class Breaks(Client):
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.error = error
+
         def work(self, future: Future[Any], function: Any) -> None:
-            future.set_exception(DataError("bad"))
+            future.set_exception(self.error)
 
     assert run(Works(), 40) == list(range(40))
-    breaks = Breaks()
+    breaks = Breaks(DataError("bad"))
     with refused(65, "bad"):
         run(breaks)
     assert breaks.taken_back
+    with pytest.raises(ConnectionResetError):  # the task's own connection, to a file server perhaps
+        run(Breaks(ConnectionResetError()))
 
 
 def test_a_task_that_kills_its_workers_is_named() -> None:
@@ -107,6 +121,18 @@ def test_a_scheduler_that_is_lost_ends_the_run_for_now() -> None:
 
     with refused(75, "the connection to the scheduler is lost", "Type the same command again"):
         run(Loses())
+
+    class LosesResults(Client):
+        def submit(self, *called: Any, key: object) -> Asked:
+            asked = super().submit(*called, key=key)
+            asked.is_there = True
+            return asked
+
+        def work(self, future: Future[Any], function: Any) -> None:
+            future.set_exception(CommClosedError("in <TCP (closed) ConnectionPool.gather>: Connection reset by peer"))
+
+    with refused(75, "the connection to the scheduler is lost"):
+        run(LosesResults())
     silent = Client()
     silent.status = "closed"  # and has told nobody
     with refused(75, "is lost"):

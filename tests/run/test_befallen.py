@@ -106,7 +106,10 @@ def test_k7_a_worker_that_is_cut_off_and_comes_back_changes_nothing(wide: Night,
 def test_p9_what_kills_one_worker_after_the_other_is_named(
     wide: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1") as cluster:
+    scheduler = "DASK_DISTRIBUTED__SCHEDULER__"
+    # None has a second part at hand when it dies, which would be suspected as well.
+    settings = {f"{scheduler}ALLOWED_FAILURES": "1", f"{scheduler}WORKER_SATURATION": "1.0"}
+    with Cluster(tmp_path / "cluster", **settings) as cluster:
         for i in range(3):
             cluster.start_worker(f"w{i}", *PRELOAD, **befalls(at3="killed"))
         cluster.wait_for("w0", "w1", "w2")
