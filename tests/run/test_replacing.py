@@ -15,7 +15,7 @@ from pipeline.features import open_features
 from pipeline.output.records import read_manifest
 from tests.support.faulty import Watched
 from tests.support.helpers import write_shard
-from tests.support.nights import OTHER, STEPS, Stopping, fresh, parts, stamps
+from tests.support.nights import OTHER, STEPS, Stopping, fresh, parts, stamps, standing
 from tests.support.soak_protocol import (
     broken_promises,
     leftovers,
@@ -77,7 +77,7 @@ def test_u3_an_unfinished_run_goes_on_with_other_settings_and_back(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, disk=Stopping("commits/part", 2)) == 74
-    first = {name for name in stamps(out) if name.startswith("parts/part")}
+    first = {name for name in standing(out) if name.startswith("parts/part")}
     assert len(first) == 2
     caplog.clear()
     assert night.run(out, *OTHER, "--overwrite", disk=Stopping("commits/part", 1)) == 74
@@ -99,7 +99,7 @@ def test_u3_a_run_that_was_to_be_replaced_is_still_complete(
     assert night.run(out) == 0
     assert night.run(out, *OTHER, "--overwrite", disk=Stopping("commits/part", 2)) == 74
     assert features_of(out) == expected()
-    begun = {name: stamp for name, stamp in stamps(out).items() if not name.endswith(".writing")}
+    begun = standing(out)
     assert night.run(out) == 0
     assert stamps(out) == begun, "and the new one may go on"
     caplog.clear()
@@ -129,11 +129,11 @@ def test_u3_an_unfinished_training_is_not_thrown_away_by_a_slip_of_the_finger(
     kept: str,
 ) -> None:
     assert night.run(out, *STEPS, disk=Stopping(kind, n_named)) == 74
-    before = stamps(out)
+    before = standing(out)
     caplog.clear()
     assert night.run(out, *EPOCHS) == 78
     assert f"holds an unfinished run ({kept}), and this one differs: epochs 2 -> 3. Set that back" in caplog.text
-    assert {name: stamp for name, stamp in before.items() if not name.endswith(".writing")} == stamps(out)
+    assert stamps(out) == before
     assert night.run(out, *STEPS) == 0
     assert features_of(out) == expected()
 

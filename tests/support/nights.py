@@ -10,9 +10,10 @@ from typing import Any
 
 from pipeline.output.records import read_manifest
 from tests.support.faulty import Watched
+from tests.support.soak_protocol import records
 from tests.support.standin import Night, features_of
 
-__all__ = ["DAMAGE", "OTHER", "SIZES", "STEPS", "Stopping", "flip", "fresh", "parts", "stamps"]
+__all__ = ["DAMAGE", "OTHER", "SIZES", "STEPS", "Stopping", "flip", "fresh", "parts", "stamps", "standing"]
 
 STEPS = ["--checkpoint-minutes", "0"]
 OTHER = ["--seed", "1"]
@@ -47,6 +48,16 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
     found = {str(path.relative_to(output)): path.stat() for path in output.rglob("*") if path.is_file()}
     return {
         name: (status.st_ino, status.st_mtime_ns) for name, status in found.items() if name not in (".lock", "run.log")
+    }
+
+
+def standing(output: Path) -> dict[str, tuple[int, int]]:
+    """Those of what a run has finished: a part that it was at when it ended is nobody's, and is cleared away."""
+    named = {record["entry"]["file"] for record in records(output)}
+    return {
+        name: stamp
+        for name, stamp in stamps(output).items()
+        if not name.endswith(".writing") and (name in named or not name.startswith("parts/"))
     }
 
 
