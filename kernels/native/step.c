@@ -13,8 +13,7 @@
 /* Rows of a block, whole tiles: so many that what the second phase reads of d and s stays in the second cache. */
 #define BLOCK_ROWS (43 * TILE_HEIGHT)
 /* Tiles of rows of W that go through a panel of d and s one after another. */
-#define INPUTS_BATCH 16
-#define SMALL_INPUTS_BATCH 4 /* where the rows are one chunk: what is waited for is W, whose lines so come in a row */
+#define INPUTS_BATCH 8
 /* Rows that these go through at a time, at most: of each they use a line of the left and of the right side, which so stay
  * in the first cache from one tile to the next. */
 #define CHUNK 132
@@ -39,6 +38,8 @@ typedef struct {
     float *x;                   /* scaled rows of the block */
     float *squares, *gain_sums; /* sums over the rows of each tile: of r^2 in LANES columns, of the gain's gradient */
     Tile *sums;
+    float *dW; /* for each thread n_dW: some rows of the widest W's */
+    long n_dW;
     long first, n_rows; /* of the block */
     int layer;          /* whose gradient is next */
     long n_begun;
@@ -81,6 +82,12 @@ static void lay_out_step(void *job, Memory *memory)
     for (int i = 0; i < N_PARAMETERS; i++)
         s->parameters[i].before = reserve(memory, s->parameters[i].n);
     s->sums = reserve_sums(&s->model, s->model.batch, memory);
+    s->n_dW = 0;
+    for (int l = 1; l <= N_LAYERS; l++) {
+        long n = INPUTS_BATCH * TILE_HEIGHT * s->model.levels[l].width;
+        s->n_dW = n > s->n_dW ? n : s->n_dW;
+    }
+    s->dW = reserve(memory, memory->n_threads * s->n_dW);
 }
 
 /* -- the first phase ------------------------------------------------------------------------------------------ */
@@ -226,14 +233,6 @@ static void add_or_update(const Step *s, const Parameter *parameter, long at, fl
     UPDATE(values, parameter->state[0] + at, parameter->state[1] + at, sums, n, s->rate, s->decay);
 }
 
-static void finish_dW(const Step *s, long k, long f, Tile sums)
-{
-    const Weights *w = &s->model.layers[s->layer];
-    for (long i = 0; i < least(TILE_HEIGHT, w->n_inputs - k); i++)
-        add_or_update(s, &s->parameters[3 * s->layer], (k + i) * w->n_features + f, sums[i],
-                      least(TILE_WIDTH, w->n_features - f));
-}
-
 /* Tiles of rows of W, at TILE_WIDTH of its columns. */
 typedef struct {
     long start, stop, column;
@@ -253,19 +252,34 @@ static void multiply_turned(const Step *s, Tile *sums, int anew, const float *le
         }
 }
 
+/* A tile of dW, to where its rows lie as those of W do. */
+static void keep_tile(float *to, long row, long n_rows, long n_columns, Tile sums)
+{
+    for (long i = 0; i < n_rows; i++)
+        memcpy(to + i * row, sums[i], n_columns * sizeof(float));
+}
+
+/* Some rows of dW as a whole, and then the same rows of W and its state from one end to the other: tile by tile the
+ * processor would not see coming what it has to fetch of these. */
 static void inputs_some(void *job)
 {
     Step *s = (Step *)job;
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
+    float *dW = s->dW + __atomic_fetch_add(&s->n_begun, 1, __ATOMIC_RELAXED) * s->n_dW;
     Tile sums[INPUTS_BATCH];
-    for (long start, stop; take(&s->share, &start, &stop);)
+    for (long start, stop; take(&s->share, &start, &stop);) {
         for (long f = 0; f < to->width; f += TILE_WIDTH) {
             Tiles tiles = {start, stop, f};
             multiply_turned(s, sums, 1, from->in.out, to->in.gradient, tiles);
             multiply_turned(s, sums, 0, from->back.gradient, to->back.out, tiles);
             for (long tile = start; tile < stop; tile++)
-                finish_dW(s, tile * TILE_HEIGHT, f, sums[tile - start]);
+                keep_tile(dW + (tile - start) * TILE_HEIGHT * to->width + f, to->width,
+                          least(TILE_HEIGHT, from->width - tile * TILE_HEIGHT), least(TILE_WIDTH, to->width - f),
+                          sums[tile - start]);
         }
+        long first = start * TILE_HEIGHT, n_rows = least(stop * TILE_HEIGHT, from->width) - first;
+        add_or_update(s, &s->parameters[3 * s->layer], first * to->width, dW, n_rows * to->width);
+    }
 }
 
 /* The gradient of a parameter that is a sum over rows, of which each tile has its own. */
@@ -282,8 +296,8 @@ static void add_tiles(const Step *s, int parameter, float *sums, const Level *le
 static void take_layer_of_block(Step *s)
 {
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
-    long largest = s->n_rows > CHUNK ? INPUTS_BATCH : SMALL_INPUTS_BATCH;
-    s->share = share_of(pieces(from->width, TILE_HEIGHT), largest, s->n_threads);
+    s->share = share_of(pieces(from->width, TILE_HEIGHT), INPUTS_BATCH, s->n_threads);
+    s->n_begun = 0;
     together(s->n_threads, inputs_some, s);
     add_tiles(s, 3 * s->layer + 1, to->in.sums, to);
     add_tiles(s, 3 * s->layer + 2, from->back.sums, from);
