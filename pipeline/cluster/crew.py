@@ -28,9 +28,15 @@ class Crew(Protocol):
     ----------
     tally : Tally
         What each worker has done so far, as far as there are any.
+    is_here : bool
+        Whether this process does the tasks by itself.
+    n_sharing : int
+        Processes that share the cores among which a run's threads are counted.
     """
 
     tally: Tally
+    is_here: bool
+    n_sharing: int
 
     def executor(self, n_threads: int) -> AbstractContextManager[tuple[Executor, int]]:
         """What takes tasks for as long as the context lasts, and how many of them may be under way at a time.
@@ -49,6 +55,8 @@ class Crew(Protocol):
 
 class Threads:
     """Dask's threads in this process: no socket, and nothing of `distributed` is imported."""
+
+    is_here, n_sharing = True, 1
 
     def __init__(self) -> None:
         self.tally = Tally()  # of nobody

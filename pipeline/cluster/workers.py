@@ -132,12 +132,22 @@ class Workers:
         Those that have been asked: ``name``, ``host``, ``pid`` and ``device``.
     patience : float
         Seconds without any worker after which a run gives up.
+    n_sharing : int
+        As `pipeline.cluster.crew.Crew`: of a scheduler's workers each is taken to have cores of its own.
     """
 
+    is_here = False
+
     def __init__(
-        self, client: Client, kind: str, address: str, known: Sequence[dict[str, Any]], patience: float
+        self,
+        client: Client,
+        kind: str,
+        address: str,
+        known: Sequence[dict[str, Any]],
+        patience: float,
+        n_sharing: int = 1,
     ) -> None:
-        self.tally = Tally()
+        self.tally, self.n_sharing = Tally(), n_sharing
         self._client, self._kind, self._address = client, kind, address
         self._known, self._patience = known, patience
 

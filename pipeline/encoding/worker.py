@@ -51,7 +51,7 @@ class EncodeSettings:
     block_rows, part_rows : int
         Of the largest block and part.
     n_readers : int
-        Threads that read and encode at a time; others may write meanwhile.
+        Threads of a process that read and encode at a time; others may write meanwhile.
     bad_data : BadData
     has_range : bool
         Whether rows may lie outside the range of those that the model was trained on.

@@ -72,13 +72,15 @@ def _encode_as(
     for part in there:  # bad rows of earlier runs count, too: the limit is one of the whole input
         limit.count(part)
     if missing:
-        for dtype in sorted({shard.dtype for shard in job.shards}):
-            # No rows, no work: it compiles before the progress starts to count.
-            autoencoder.encode(np.empty((0, model.network.n_inputs), dtype=dtype))
+        if job.crew.is_here:
+            for dtype in sorted({shard.dtype for shard in job.shards}):
+                # No rows, no work: it compiles before the progress starts to count.
+                autoencoder.encode(np.empty((0, model.network.n_inputs), dtype=dtype))
         n_rows = max(len(part.source) for part in missing)
         made = encode_settings(job, model, n_rows, job.ledger.directory)
         file = _model_file(job, model, unreadable)
-        settings = replace(made, model=file, attributes=job.about(model), storage=storage)
+        n_readers = -(-made.n_readers // job.crew.n_sharing)
+        settings = replace(made, model=file, n_readers=n_readers, attributes=job.about(model), storage=storage)
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(settings, model, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)

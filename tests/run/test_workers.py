@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,13 @@ import psutil
 import pytest
 from distributed import Security
 
+from pipeline.cluster.crew import Threads
+from pipeline.encoding.worker import EncodeSettings
+from pipeline.run import encoding_stage
 from tests.support.clusters import Cluster
 from tests.support.killing import features_of
 from tests.support.processes import DEADLINE, Small, ends_well
+from tests.support.standin import Night, install
 
 pytestmark = pytest.mark.process
 
@@ -69,6 +73,25 @@ def test_k9_k10_local_workers_make_the_same_bits_and_talk_to_nobody_else(small: 
     assert "PATH" in variables
     assert "MALLOC_TRIM_THRESHOLD_" not in variables, "nor any other of Dask's own"
     assert [line for line in said.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
+
+
+def test_processes_that_share_cores_share_the_turns_to_read_and_encode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More at a time would only push each other's rows out of the caches."""
+    install(monkeypatch)
+    monkeypatch.chdir(".")  # where it is put back
+    night, serving, told = Night(tmp_path, 20), encoding_stage.serving, list[int]()
+
+    def watched(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
+        told.append(settings.n_readers)
+        return serving(settings, *what)
+
+    monkeypatch.setattr(encoding_stage, "serving", watched)
+    for n_sharing in (1, 2, 5):
+        monkeypatch.setattr(Threads, "n_sharing", n_sharing)
+        assert night.run(tmp_path / str(n_sharing), "--threads", "3") == 0
+    assert told == [3, 2, 1]
 
 
 @pytest.fixture

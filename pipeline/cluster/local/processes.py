@@ -86,7 +86,7 @@ def local(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
             check(client, ask())
             known = _proven(client, processes, config, start)
             hear(client)
-            yield Workers(client, "workers", address, known, _PATIENCE)
+            yield Workers(client, "workers", address, known, _PATIENCE, len(environments))
 
 
 def _environments(config: Config) -> list[dict[str, str]]:
