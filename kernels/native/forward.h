@@ -62,7 +62,7 @@ static void multiply_batch(const Batch *b, Matrix left, const Panels *right, int
                 Matrix matrix = {left.at + row * left.row + k / STRIP * left.strip, left.row, 1, left.strip};
                 Soon soon = soon_read(b->rows, next + row, k);
                 int is_last = f + TILE_WIDTH >= right->width;
-                multiply(*sums, k == 0, matrix, panel(right, f) + k * TILE_WIDTH, TILE_WIDTH, depth,
+                multiply(*sums, k == 0, &matrix, panel(right, f) + k * TILE_WIDTH, TILE_WIDTH, depth,
                          next >= 0 && is_last ? &soon : 0, right->width - f);
                 if (k + depth == right->depth)
                     finish(b, level, row, f, *sums);

@@ -28,9 +28,12 @@ static inline void look_ahead(const Soon *soon, long k)
  * AVX-512 0.97 to 0.99). */
 enum { UNROLLED = TILE_VECTORS == 2 ? 4 : 2 };
 
-/* sums += left . right, or anew: sums = left . right. The right side's rows are `step` floats apart. */
+/* sums += left . right, or anew: sums = left . right. The right side's rows are `step` floats apart.
+ *
+ * The left side by its place: as a value it would be read in one piece just after it has been written in four, for which
+ * a processor waits until all it has stored before, of the last tile, is in the cache. */
 static inline __attribute__((always_inline)) void multiply_vectors(
-    Tile sums, int anew, Matrix left, const float *right, long step, long depth, const Soon *soon, const int n_vectors)
+    Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, const int n_vectors)
 {
     Vector kept[TILE_HEIGHT][TILE_VECTORS];
 #pragma GCC unroll 6
@@ -38,11 +41,13 @@ static inline __attribute__((always_inline)) void multiply_vectors(
 #pragma GCC unroll 4
         for (int j = 0; j < n_vectors; j++)
             kept[i][j] = anew ? (Vector){0} : load(&sums[i][j * LANES]);
-    for (long start = 0; start < depth; start += STRIP, left.at += left.strip) {
-        const float *at = left.at;
+    const float *strip = left->at;
+    const long row = left->row, left_step = left->step;
+    for (long start = 0; start < depth; start += STRIP, strip += left->strip) {
+        const float *at = strip;
         long n = least(STRIP, depth - start);
 #pragma GCC unroll UNROLLED
-        for (long k = 0; k < n; k++, at += left.step, right += step) {
+        for (long k = 0; k < n; k++, at += left_step, right += step) {
             Vector factors[TILE_VECTORS];
             if (soon && k % LINE == 0)
                 look_ahead(soon, start + k);
@@ -53,7 +58,7 @@ static inline __attribute__((always_inline)) void multiply_vectors(
             for (int i = 0; i < TILE_HEIGHT; i++)
 #pragma GCC unroll 4
                 for (int j = 0; j < n_vectors; j++)
-                    kept[i][j] += at[i * left.row] * factors[j];
+                    kept[i][j] += at[i * row] * factors[j];
         }
     }
 #pragma GCC unroll 6
@@ -65,7 +70,7 @@ static inline __attribute__((always_inline)) void multiply_vectors(
 
 /* The same for the columns that are left, in as few vectors as they need. */
 static inline __attribute__((always_inline)) void multiply_columns(
-    Tile sums, int anew, Matrix left, const float *right, long step, long depth, const Soon *soon, long n_columns)
+    Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
 {
     long n_vectors = least(TILE_VECTORS, pieces(n_columns, LANES));
     if (n_vectors == 1)
@@ -80,7 +85,7 @@ static inline __attribute__((always_inline)) void multiply_columns(
 
 /* Code of its own for where nothing is wanted soon: to ask for each line takes AVX2 a tenth of a product. */
 static void multiply(
-    Tile sums, int anew, Matrix left, const float *right, long step, long depth, const Soon *soon, long n_columns)
+    Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
 {
     if (soon)
         multiply_columns(sums, anew, left, right, step, depth, soon, n_columns);

@@ -247,7 +247,7 @@ static void multiply_turned(const Step *s, Tile *sums, int anew, const float *le
         for (long tile = tiles.start; tile < tiles.stop; tile++) {
             Matrix turned = {left + place_of(from, row, tile * TILE_HEIGHT), 1, from->row, STRIP * from->row};
             const float *lines = right + place_of(to, row, tiles.column);
-            multiply(sums[tile - tiles.start], anew && row == 0, turned, lines, to->row, least(chunk, s->n_rows - row), 0,
+            multiply(sums[tile - tiles.start], anew && row == 0, &turned, lines, to->row, least(chunk, s->n_rows - row), 0,
                      to->width - tiles.column);
         }
 }
