@@ -27,6 +27,8 @@ FLAGS = ["--replicas", "2", "--batch-size", "4", "--epochs", "3"]
 class Others:
     """A crew that has to make its own replicas: threads, which count as workers."""
 
+    is_here, n_sharing = False, 1
+
     def __init__(self) -> None:
         self.tally = Tally()
 
