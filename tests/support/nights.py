@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.output.records import read_manifest
 from tests.support.faulty import Watched
-from tests.support.soak_protocol import records
+from tests.support.soak_protocol import nobodys
 from tests.support.standin import Night, features_of
 
 __all__ = ["DAMAGE", "OTHER", "SIZES", "STEPS", "Stopping", "flip", "fresh", "parts", "stamps", "standing"]
@@ -53,12 +53,8 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
 
 def standing(output: Path) -> dict[str, tuple[int, int]]:
     """Those of what a run has finished: a part that it was at when it ended is nobody's, and is cleared away."""
-    named = {record["entry"]["file"] for record in records(output)}
-    return {
-        name: stamp
-        for name, stamp in stamps(output).items()
-        if not name.endswith(".writing") and (name in named or not name.startswith("parts/"))
-    }
+    not_kept = nobodys(output)
+    return {name: stamp for name, stamp in stamps(output).items() if name not in not_kept}
 
 
 def parts(output: Path) -> list[str]:

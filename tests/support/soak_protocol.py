@@ -165,17 +165,21 @@ def _whole(output: Path, entry: dict[str, Any]) -> bool:
     return bool(json.loads(path.read_text()))
 
 
-def leftovers(output: Path) -> list[str]:
-    """Half-written files, results that no record names, and records of a training that is over."""
+def nobodys(output: Path) -> set[str]:
+    """Half-written files, and results that no record names."""
     named = {record["entry"]["file"] for record in records(output)}
-    found = [str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()]
-    return [
+    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    return {
         name
         for name in found
-        if name.endswith(".writing")
-        or "checkpoint" in name
-        or (name.startswith(("parts", "stages")) and name not in named)
-    ]
+        if name.endswith(".writing") or (name.startswith(("parts", "stages")) and name not in named)
+    }
+
+
+def leftovers(output: Path) -> list[str]:
+    """What is nobody's, and records of a training that is over."""
+    checkpoints = {str(path.relative_to(output)) for path in output.rglob("*checkpoint*")}
+    return sorted(nobodys(output) | checkpoints)
 
 
 # -- the ordeals -----------------------------------------------------------------------------------------------------
