@@ -45,6 +45,7 @@ __all__ = [
     "compile_anew",
     "device_speeds",
     "is_compiling",
+    "n_cores",
     "n_device_calls",
     "seconds_compiling",
     "start_device",
@@ -89,6 +90,13 @@ def training_step_of(
     step = TrainingStep(autoencoder, rule, dtype, resident, config.corruption)
     step.compile()  # now, so that a training's time and rate are its own
     return step
+
+
+def n_cores() -> int:
+    """How many of them this process may take for its products."""
+    from kernels import backend
+
+    return backend.n_cores()
 
 
 def compile_anew() -> tuple[float, str]:

@@ -38,6 +38,7 @@ from kernels.backend import start
 from pipeline.cluster.executor import compute
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
+from pipeline.cluster.workers import ClusterExecutor
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.partfile import part_shapes
 from pipeline.encoding.parts import PartFacts, plan_parts
@@ -148,13 +149,11 @@ def fresh(folder: Path) -> Path:
 
 
 @contextmanager
-def executor_of(cluster: ByHand) -> Iterator[Executor]:
-    """What hands tasks to it."""
+def executor_of(cluster: ByHand, n_far: int = 0) -> Iterator[Executor]:
+    """What hands tasks to it, one by one unless it is told how many threads there are."""
     with Client(scheduler_file=str(cluster.file)) as client:
         client.wait_for_workers(len(cluster.workers), timeout=60)
-        executor = client.get_executor(pure=False)
-        executor.tally = Tally()
-        yield executor
+        yield ClusterExecutor(client, Tally(), n_far)
 
 
 # -- the overhead of a task -----------------------------------------------------------------------------------------
@@ -216,8 +215,8 @@ def drive(folder: Path, shards: Path, n_parts: int, file: Path) -> dict[str, Any
     tasks, told = tasks_of(folder, shards, empty, n_parts), dict[str, Any]()
     output = fresh(folder / "driven")
     with locked(output) as ledger, Client(scheduler_file=str(file)) as client, GroupCommit(ledger) as group:
-        client.wait_for_workers(1, timeout=60)
-        executor = client.get_executor(pure=False)
+        client.wait_for_workers(2, timeout=60)
+        executor = ClusterExecutor(client, Tally(), 2)
         with step(told, "tasks"):
             compute(tasks, executor, N_AT_ONCE, lambda facts: group.add(facts.record(FINGERPRINT)))
     del tasks
@@ -355,7 +354,7 @@ def shards(options: argparse.Namespace) -> dict[str, Any]:
         folder = shards_of(options.output, options.gigabytes, n_shards)
         with threads(2) as pool:
             found[f"{n_shards} shards, 2 threads"] = shares(options.output, folder, pool, 3)
-        with by_hand(options.output, 2, **ONE_CORE) as cluster, executor_of(cluster) as executor:
+        with by_hand(options.output, 2, **ONE_CORE) as cluster, executor_of(cluster, 2) as executor:
             found[f"{n_shards} shards, 2 workers"] = shares(options.output, folder, executor, 8)
     return found
 

@@ -22,10 +22,12 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import simpy
+
+from pipeline.cluster.executor import n_together
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
@@ -122,15 +124,15 @@ class Job:
         Of a part, and of a file: one holds whole parts.
     trained : int
         Rows that the model is trained on, at most.
-    chunk : int
-        Parts that go to a worker at a time.
+    is_grouped : bool
+        Whether tasks go to the workers several at a time, as the executor has it.
     """
 
     n_rows: int
     part_rows: int
     shard_rows: int
     trained: int = TRAINED
-    chunk: int = 1
+    is_grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -224,22 +226,27 @@ def passed(tasks: Task, n_tasks: int, cluster: Cluster, costs: Costs) -> Pass:
     return Pass(seconds, busy)
 
 
-def scanning(job: Job, costs: Costs) -> tuple[Task, int]:
+def scanning(job: Job, cluster: Cluster, costs: Costs) -> tuple[Task, int]:
     """The scan's tasks: 4096 at most, each of which ends with a merge."""
     n_tasks = min(4096, max(math.ceil(job.n_rows / job.part_rows), math.ceil(job.n_rows / job.shard_rows)))
     rows = job.n_rows / n_tasks
-    return Task(rows * costs.scan_row + costs.scan_task, rows * costs.row_bytes, wait=costs.scan_wait), n_tasks
+    one = Task(rows * costs.scan_row + costs.scan_task, rows * costs.row_bytes, wait=costs.scan_wait)
+    return grouped(one, n_tasks, job, cluster)
 
 
-def encoding(job: Job, costs: Costs) -> tuple[Task, int]:
-    """The parts, some of which go together."""
+def encoding(job: Job, cluster: Cluster, costs: Costs) -> tuple[Task, int]:
+    """The parts."""
     rows = min(job.part_rows, job.shard_rows)
-    n_parts = math.ceil(job.n_rows / rows)
-    n = job.chunk
-    seconds = n * (rows * costs.encode_row + costs.encode_part)
-    beside = {"driver_seconds": n * costs.driver_part, "wait": n * costs.encode_wait}
-    task = Task(seconds, n * rows * costs.row_bytes, n * rows * costs.feature_bytes, **beside)
-    return task, math.ceil(n_parts / n)
+    beside = {"driver_seconds": costs.driver_part, "wait": costs.encode_wait}
+    seconds = rows * costs.encode_row + costs.encode_part
+    one = Task(seconds, rows * costs.row_bytes, rows * costs.feature_bytes, **beside)
+    return grouped(one, math.ceil(job.n_rows / rows), job, cluster)
+
+
+def grouped(one: Task, n_tasks: int, job: Job, cluster: Cluster) -> tuple[Task, int]:
+    """Tasks as they go to the workers."""
+    n = n_together(n_tasks, cluster.n_workers * cluster.threads) if job.is_grouped else 1
+    return Task(**{name: n * each for name, each in asdict(one).items()}), math.ceil(n_tasks / n)
 
 
 def training(job: Job, cluster: Cluster, costs: Costs) -> tuple[float, Pass]:
@@ -258,7 +265,7 @@ def training(job: Job, cluster: Cluster, costs: Costs) -> tuple[float, Pass]:
 
 def predicted(job: Job, cluster: Cluster, costs: Costs) -> dict[str, Any]:
     """Seconds of each stage, worker-hours, what is busiest in each pass, and what most of the time goes to."""
-    scan, encode = (passed(*stage(job, costs), cluster, costs) for stage in (scanning, encoding))
+    scan, encode = (passed(*stage(job, cluster, costs), cluster, costs) for stage in (scanning, encoding))
     first, rounds = training(job, cluster, costs)
     seconds = {
         "start": costs.start + costs.shard * math.ceil(job.n_rows / job.shard_rows),
@@ -308,8 +315,7 @@ class Scenario:
         usual = 2**26 if self.is_plain else max(2**26, self.n_rows * costs.feature_bytes // 2**15)
         shard_rows = int(4e9) // costs.row_bytes
         part_rows = min(int(min(usual, share)) // costs.feature_bytes, shard_rows)
-        chunk = 1 if self.is_plain else max(1, min(8, self.n_rows // part_rows // 40_000))
-        return Job(self.n_rows, part_rows, shard_rows, self.trained, chunk)
+        return Job(self.n_rows, part_rows, shard_rows, self.trained, is_grouped=not self.is_plain)
 
     def lines(self, costs: Costs) -> list[dict[str, Any]]:
         """For each number of workers."""
@@ -364,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tell(scenario: Scenario, job: Job, lines: Sequence[dict[str, Any]]) -> None:
     """One table in Markdown."""
     n_parts = math.ceil(job.n_rows / job.part_rows)
-    print(f"\n{scenario}: {n_parts:,} parts of {job.part_rows:,} rows, {job.chunk} at a time\n")
+    print(f"\n{scenario}: {n_parts:,} parts of {job.part_rows:,} rows\n")
     print("| workers | scan | first epoch | rounds | encoding | whole | worker-hours | most of it goes to | ", end="")
     print("driver, scheduler, storage, cores busy while encoding |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -31,7 +31,7 @@ class Crew(Protocol):
     is_here : bool
         Whether this process does the tasks by itself.
     n_sharing : int
-        Processes that share the cores among which a run's threads are counted.
+        Processes that share the cores among which a run's threads are counted; 0 where each has cores of its own.
     """
 
     tally: Tally

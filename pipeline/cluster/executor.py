@@ -19,10 +19,10 @@ from pipeline import signals
 from pipeline.cluster.tally import who
 from pipeline.cluster.threads import stop
 
-__all__ = ["compute", "reduce"]
+__all__ = ["compute", "n_together", "reduce"]
 
 _FAN_IN = 16  # results that are merged at a time: fewer would be more tasks, more would be held longer
-_FAR, _MANY, _TOGETHER = 1000, 40_000, 8  # under way at once, tasks in all, tasks: see `_chunk`
+_MOST_TOGETHER, _TURNS = 16, 16  # tasks, of a thread: see `n_together`
 _LAST = 10**12 - 1  # of a width that keeps the order of the names
 
 _Task = tuple[Callable[[Any], Any], Any]
@@ -39,7 +39,8 @@ def compute(tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _D
     ----------
     executor : Executor
         Of `threads`, of processes, or of a crew. If it has a `Tally` as its attribute
-        ``tally``, that is told of each result and of the process that made it.
+        ``tally``, that is told of each result and of the process that made it. If it has the number of threads that
+        wait for tasks far from here as ``n_far``, small tasks go to them several at a time.
     n_at_once : int
         Tasks under way at a time: of threads and processes one more than there are, so that none of them waits for the
         driver between two.
@@ -103,13 +104,14 @@ def _keys(first: int, n: int) -> list[str]:
     return [f"task-{_LAST - i}" for i in range(first, first + n)]
 
 
-def _chunk(n_tasks: int, n_at_once: int) -> int:
-    """How many tasks go together: one at a time, as they are large, and the first error stops the rest.
+def n_together(n_tasks: int, n_far: int) -> int:
+    """How many tasks go together: one at a time within this process, and the first error stops the rest.
 
-    But a scheduler takes a millisecond for whatever it passes on. Of very many tasks, which only a cluster has under
-    way by the thousand, that would be what a thousand workers wait for: docs/scaling.md.
+    But on its way through a scheduler a task takes some 10 ms of the processors of driver, scheduler and worker, as
+    long as a small one is itself. So some go together where there are many of them: no more than leave every thread so
+    many turns, since in the last one some threads have nothing left to do. docs/scaling.md has what it brings.
     """
-    return max(1, min(_TOGETHER, n_tasks // _MANY)) if n_at_once > _FAR else 1
+    return max(1, min(_MOST_TOGETHER, n_tasks // (_TURNS * n_far))) if n_far else 1
 
 
 def _run(
@@ -123,7 +125,7 @@ def _run(
         future.add_done_callback(under_way.discard)
         return future
 
-    tally = getattr(executor, "tally", None)
+    tally, n_far = getattr(executor, "tally", None), getattr(executor, "n_far", 0)
 
     def posttask(key: str, result: Any, _graph: object, _state: object, by: str) -> None:
         if len(graph[key]) == 1:  # what has been merged has been told of before
@@ -144,7 +146,7 @@ def _run(
                 keys,
                 cache={},
                 get_id=who,
-                chunksize=_chunk(len(graph), n_at_once),
+                chunksize=n_together(len(graph), n_far),
                 rerun_exceptions_locally=False,
                 callbacks=[(None, None, None, posttask, None)],
             )

@@ -42,10 +42,12 @@ class ClusterExecutor(Executor):
     ----------
     tally : Tally
         That is told of each result: see `pipeline.cluster.executor`.
+    n_far : int
+        As there: threads of the workers, by which tasks are counted off.
     """
 
-    def __init__(self, client: Client, tally: Tally) -> None:
-        self.tally = tally
+    def __init__(self, client: Client, tally: Tally, n_far: int = 0) -> None:
+        self.tally, self.n_far = tally, n_far
         self._client, self._asked = client, WeakSet[DaskFuture]()
         # Of one group, so that the scheduler keeps what no worker has room for: the death of one then touches few.
         self._group, self._numbers = f"task-{uuid4().hex}", count()
@@ -133,7 +135,7 @@ class Workers:
     patience : float
         Seconds without any worker after which a run gives up.
     n_sharing : int
-        As `pipeline.cluster.crew.Crew`: of a scheduler's workers each is taken to have cores of its own.
+        As `pipeline.cluster.crew.Crew`.
     """
 
     is_here = False
@@ -145,7 +147,7 @@ class Workers:
         address: str,
         known: Sequence[dict[str, Any]],
         patience: float,
-        n_sharing: int = 1,
+        n_sharing: int = 0,
     ) -> None:
         self.tally, self.n_sharing = Tally(), n_sharing
         self._client, self._kind, self._address = client, kind, address
@@ -154,7 +156,8 @@ class Workers:
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
         """What hands tasks to whichever workers are there."""
-        executor, over = ClusterExecutor(self._client, self.tally), threading.Event()
+        n_far = self._there("total_threads", 0)  # others may come, and have a share in what is left
+        executor, over = ClusterExecutor(self._client, self.tally, n_far), threading.Event()
         watch = threading.Thread(target=self._watch, args=(executor, over), daemon=True)
         watch.start()
         try:
@@ -181,7 +184,7 @@ class Workers:
             if self._client.status != "running":
                 return executor.fail(_lost())
             now = time.monotonic()
-            if self._n_workers():
+            if self._there("n_workers", 1):
                 last = told = now
             elif now - last > self._patience:
                 return executor.fail(
@@ -191,10 +194,11 @@ class Workers:
                 told = now
                 log.warning("cluster: no worker is there; waiting for one, %.0f s so far", now - last)
 
-    def _n_workers(self) -> int:
+    def _there(self, what: str, if_lost: int) -> int:
+        """A number that the scheduler knows."""
         with suppress(OSError, RuntimeError):  # the connection has just gone: what the client says of it comes next
-            return int(self._client.scheduler_info(n_workers=0)["n_workers"])
-        return 1
+            return int(self._client.scheduler_info(n_workers=0)[what])
+        return if_lost
 
 
 @contextmanager

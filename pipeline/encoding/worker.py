@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.device import autoencoder_of, start_device
+from pipeline.device import autoencoder_of, n_cores, start_device
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.storage import PLAIN, Storage
@@ -51,7 +51,8 @@ class EncodeSettings:
     block_rows, part_rows : int
         Of the largest block and part.
     n_readers : int
-        Threads of a process that read and encode at a time; others may write meanwhile.
+        Threads of a process that read and encode at a time; others may write meanwhile. 0 for as many as it has cores
+        for its products: only it knows that, where others start it.
     bad_data : BadData
     has_range : bool
         Whether rows may lie outside the range of those that the model was trained on.
@@ -93,7 +94,7 @@ class Worker:
 
     def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
         self.model, self.encode, self.disk = model, encode, disk
-        self.turns = threading.Semaphore(settings.n_readers)
+        self.turns = threading.Semaphore(settings.n_readers or n_cores())
         self._settings, self._kept = settings, threading.local()
 
     def block_memory(self, block: Block) -> np.ndarray:

@@ -79,7 +79,7 @@ def _encode_as(
         n_rows = max(len(part.source) for part in missing)
         made = encode_settings(job, model, n_rows, job.ledger.directory)
         file = _model_file(job, model, unreadable)
-        n_readers = -(-made.n_readers // job.crew.n_sharing)
+        n_readers = -(-made.n_readers // job.crew.n_sharing) if job.crew.n_sharing else 0
         settings = replace(made, model=file, n_readers=n_readers, attributes=job.about(model), storage=storage)
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(settings, model, autoencoder.encode_checked, job.ledger.disk):

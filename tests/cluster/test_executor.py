@@ -19,7 +19,6 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from pipeline.cluster import executor as module
 from pipeline.cluster.executor import compute, reduce
 from pipeline.cluster.threads import check, threads
 from pipeline.scan.blocks import ScanSettings
@@ -256,23 +255,22 @@ def test_a_signal_stops_the_rest_and_waits_for_what_is_under_way() -> None:
 # -- very many of them ---------------------------------------------------------------------------------------------
 
 
-def test_of_very_many_tasks_few_go_to_a_cluster_at_a_time_and_each_is_still_told_by_itself(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A scheduler's time goes by what it passes on."""
-    monkeypatch.setattr(module, "_MANY", 10)
+def test_many_tasks_go_far_several_at_a_time_and_each_is_still_told_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler's time goes by what it passes on; and every thread gets its turns."""
     with threads(2) as pool:
         calls, submit = list[str](), pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
-        for n_tasks, n_at_once, most in ((19, 2000, 1), (40, 2000, 4), (1000, 2000, 8), (1000, 2, 1)):
+        for n_tasks, n_far, together in ((1000, 0, 1), (63, 2, 1), (64, 2, 2), (1000, 2, 16), (1000, 12, 5)):
             told = list[int]()
             calls.clear()
-            assert compute([(square, i) for i in range(n_tasks)], pool, n_at_once, told.append) == [
+            pool.n_far = n_far
+            assert compute([(square, i) for i in range(n_tasks)], pool, 3, told.append) == [
                 i * i for i in range(n_tasks)
             ]
             assert sorted(told) == [i * i for i in range(n_tasks)]
-            assert len(calls) == -(-n_tasks // most)
-            assert calls[0] == "; ".join(map(str, range(most)))
+            assert len(calls) == -(-n_tasks // together)
+            assert calls[0] == "; ".join(map(str, range(together)))
+            assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "turns of each thread"
 
 
 # -- merging -------------------------------------------------------------------------------------------------------

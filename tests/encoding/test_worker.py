@@ -113,6 +113,17 @@ def test_what_a_process_has_is_not_made_anew_and_goes_in_the_end(made: list[Any]
     assert module._workers == {}
 
 
+@pytest.mark.parametrize(("asked", "n"), [(2, 2), (0, 3)])
+def test_as_many_read_at_a_time_as_are_asked_for_or_as_this_process_has_cores(
+    settings: EncodeSettings, monkeypatch: pytest.MonkeyPatch, asked: int, n: int
+) -> None:
+    """The driver's cores say nothing of those of a worker that others have started."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    turns = Worker(replace(settings, n_readers=asked), MODEL, nothing, Disk()).turns
+    assert [turns.acquire(blocking=False) for _ in range(4)] == [i < n for i in range(4)]
+
+
 def test_a_thread_uses_its_memory_again(settings: EncodeSettings) -> None:
     shards = {dtype: Shard("a.h5", "X", (9, 3), dtype, dtype) for dtype in ("float32", "uint8")}
     worker = Worker(settings, MODEL, nothing, Disk())

@@ -88,10 +88,10 @@ def test_processes_that_share_cores_share_the_turns_to_read_and_encode(
         return serving(settings, *what)
 
     monkeypatch.setattr(encoding_stage, "serving", watched)
-    for n_sharing in (1, 2, 5):
+    for n_sharing in (0, 1, 2, 5):
         monkeypatch.setattr(Threads, "n_sharing", n_sharing)
         assert night.run(tmp_path / str(n_sharing), "--threads", "3") == 0
-    assert told == [3, 2, 1]
+    assert told == [0, 3, 2, 1]
 
 
 @pytest.fixture
