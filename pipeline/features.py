@@ -8,7 +8,8 @@
    a shard has none, `missing_value` stands, or the code -1, and ``NAME_present`` tells which rows have one. The
    attribute ``source`` says in JSON which rows of which file it was made from. It is itself a valid input shard.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view,
-   and says so: without the parts beside it there are no values in it, but what `missing_value` gives.
+   and says so: without the parts beside it there are no values in it, but what `missing_value` gives. Of more than
+   1,000 parts it is a view of views of 1,000 each, ``parts/index-<digest>.h5``.
 3. ``manifest.json`` names the parts in that order; it is written last.
 """
 
@@ -27,7 +28,18 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.records import MANIFEST, read_manifest
 
-__all__ = ["FAILURES", "FEATURES", "VALID", "Features", "Shape", "categories_of", "common", "open_features", "reading"]
+__all__ = [
+    "FAILURES",
+    "FEATURES",
+    "INDEX",
+    "VALID",
+    "Features",
+    "Shape",
+    "categories_of",
+    "common",
+    "open_features",
+    "reading",
+]
 
 FEATURES, VALID, INDEX = "features", "valid", "index.h5"
 _WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/, or the file that --single-file writes."

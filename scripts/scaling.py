@@ -40,9 +40,9 @@ from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
 from pipeline.cluster.workers import ClusterExecutor
 from pipeline.encoding.encode import EncodeTask, encode_part
+from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import part_shapes
 from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.encoding.whole import index_bytes
 from pipeline.model import Model, load_model
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Ledger
@@ -223,12 +223,16 @@ def drive(folder: Path, shards: Path, n_parts: int, file: Path) -> dict[str, Any
     with step(told, "opened again"), locked(output) as ledger:
         parts = [PartFacts.of(record) for record in ledger.records("part", FINGERPRINT)]
     with step(told, "index"):
-        shapes = [part_shapes(part.n_rows, 64, (), np.dtype(np.float32)) for part in parts]
-        n_bytes = len(index_bytes([part.entry.file for part in parts], shapes, {}, {}))
+        n_bytes = sum(len(data) for _, data in index_files(parts, viewed, {}, {}))
     with step(told, "manifest"), locked(output) as ledger:
         finish(ledger, parts)
     sizes = {"index_bytes": n_bytes, "manifest_bytes": (output / "manifest.json").stat().st_size}
     return {"n_parts": len(parts), **told, **sizes, "records_bytes": size_of(output / "commits")}
+
+
+def viewed(part: PartFacts) -> tuple[str, dict[str, Any]]:
+    """As the index has to know it."""
+    return part.entry.file, part_shapes(part.n_rows, 64, (), np.dtype(np.float32))
 
 
 def finish(ledger: Ledger, parts: Sequence[PartFacts]) -> None:

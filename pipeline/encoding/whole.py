@@ -1,9 +1,9 @@
-"""All parts as one file: ``index.h5``, a view of them, and ``single.h5``, for whoever wants to carry one file away.
+"""All parts copied into one file, ``single.h5``, for whoever wants to carry one away.
 
-HDF5 lays ``single.h5`` out in memory, where only its own words take room; the values are copied from the parts, a piece
-at a time. So it takes the same memory whatever its size, and goes to the disk like any other file of ours. Texts of any
-length become texts of one length, that of the longest, and what is compressed in the parts is not any more: only HDF5
-could write the others, and not in bounded memory.
+HDF5 lays it out in memory, where only its own words take room; the values are copied from the parts, a piece at a time.
+So it takes the same memory whatever its size, and goes to the disk like any other file of ours. Texts of any length
+become texts of one length, that of the longest, and what is compressed in the parts is not any more: only HDF5 could
+write the others, and not in bounded memory.
 """
 
 from __future__ import annotations
@@ -18,71 +18,18 @@ import h5py
 import numpy as np
 
 from pipeline import signals
-from pipeline.encoding.template import Template, describe, lay_out, write_attributes
+from pipeline.encoding.template import Template, lay_out
 from pipeline.errors import ReadFailed, shown
 from pipeline.features import FAILURES, Shape, categories_of, common, reading
-from pipeline.formats import missing_value
 from pipeline.hdf5.files import read_into
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.disk import Pieces
 
-__all__ = ["SINGLE_FILE", "index_bytes", "single_file"]
+__all__ = ["SINGLE_FILE", "single_file"]
 
 SINGLE_FILE = "single.h5"
-_VIEW = "the values stand in parts/: copy the whole directory, or the file that --single-file writes"
 _PIECE = 2**22  # bytes copied at once: a signal waits for no more than that
 _PIECE_TEXTS = 2**14  # texts, each an object of some 50 bytes beside its own
-
-
-def index_bytes(
-    files: Sequence[str],
-    shapes: Sequence[Mapping[str, Shape]],
-    categories: Mapping[str, np.ndarray],
-    attributes: Mapping[str, Any],
-) -> bytes:
-    """The bytes of ``index.h5``, for which no part is opened.
-
-    Riding datasets that not every part has, or not in one dtype, are left out; the parts keep them.
-
-    Parameters
-    ----------
-    files : sequence of str
-        The parts, relative to the index, in the order of the rows.
-    shapes : sequence of mapping
-        Shape and dtype of each dataset of each part.
-    categories : mapping of str to ndarray
-        What codes in them stand for, by the path in the file.
-    """
-    with h5py.File.in_memory() as file:
-        describe(file, {**attributes, "view": _VIEW})
-        for name, dtype in common(shapes).items():
-            _write_virtual(file, name, files, [part[name][0] for part in shapes], dtype)
-        for path, found in categories.items():
-            file.create_dataset(path, data=found)
-        file.flush()  # the image is of what has left HDF5's cache
-        return bytes(file.id.get_file_image())
-
-
-def _write_virtual(
-    file: h5py.File, name: str, files: Sequence[str], shapes: Sequence[tuple[int, ...]], dtype: np.dtype
-) -> None:
-    """A dataset over the ones of this name in `files`, as an `h5py.VirtualLayout` would, in half the time."""
-    whole = h5py.h5s.create_simple((sum(shape[0] for shape in shapes), *shapes[0][1:]))
-    how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    how.set_layout(h5py.h5d.VIRTUAL)
-    how.set_obj_track_times(False)  # of equal parts, an equal index
-    if dtype.kind in "fciu":  # all others' are HDF5's own
-        how.set_fill_value(np.array(missing_value(dtype), dtype))
-    there, first = name.replace("%", "%%").encode(), 0  # HDF5 reads % in it as a format
-    for path, shape in zip(files, shapes, strict=True):
-        whole.select_hyperslab((first, *(0 for _ in shape[1:])), shape)
-        how.set_virtual(whole, path.encode(), there, h5py.h5s.create_simple(shape))
-        first += shape[0]
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), whole, dcpl=how)
-    write_attributes(file[name], {"view": _VIEW})
-
-
-# -- single.h5 ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import LISTED, PartFacts
-from pipeline.encoding.whole import SINGLE_FILE, index_bytes, single_file
+from pipeline.encoding.whole import SINGLE_FILE, single_file
 from pipeline.errors import VerificationFailed, counted, shown
+from pipeline.features import Shape
 from pipeline.model import Model
 from pipeline.output.records import Entry, fault_of
 from pipeline.report.encoded import Encoded
@@ -34,6 +37,8 @@ from pipeline.shards.shard import Block
 __all__ = ["Summary", "again", "finish"]
 
 log = logging.getLogger(__name__)
+
+_OTHER_FILES = 32  # that a reader has open beside
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,8 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
     }
     job.ledger.finish(asdict(job.request), manifest)
     tell_if_late(job.clock.ends_by)
+    if not job.config.single_file:
+        _tell_if_many(len(parts))
     # Only now: until the manifest named others, readers followed it to an earlier run's results.
     job.ledger.sweep(*kept)
     return summary
@@ -205,18 +212,32 @@ def _files(
     """Names and contents of what stands beside the parts, each made when the one before it is written."""
     yield "model.h5", model.to_hdf5()
     yield "encoder.npz", model.to_npz()
-    yield "index.h5", _index(job, parts, attributes)
+    yield from _index(job, parts, attributes)
     yield "report.json", report_bytes(report)
     yield "report.html", page_bytes(report)
     if job.config.on_bad_data == "quarantine":
         yield QUARANTINE, _quarantine(job, parts)
 
 
-def _index(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> bytes:
+def _index(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
     n_features, dtype = job.config.n_features, np.dtype(attributes["storage"]["dtype"])
-    shapes = [part_shapes(part.n_rows, n_features, job.shards[part.shard].riders, dtype) for part in parts]
-    categories = stored_categories(job.shards[0].riders)  # the same in all
-    return index_bytes([part.entry.file for part in parts], shapes, categories, attributes)
+
+    def viewed(part: PartFacts) -> tuple[str, dict[str, Shape]]:
+        return part.entry.file, part_shapes(part.n_rows, n_features, job.shards[part.shard].riders, dtype)
+
+    return index_files(parts, viewed, stored_categories(job.shards[0].riders), attributes)  # these are the same in all
+
+
+def _tell_if_many(n_parts: int) -> None:
+    """HDF5 keeps every part open that it has read by a view, and takes those that it cannot open for missing ones."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if n_parts > most - _OTHER_FILES:
+        log.warning(
+            "index.h5 is a view of %d files, and a process may have %d open (ulimit -n): who reads them all by HDF5 "
+            "itself gets NaN for the last ones, and no error. Raise that limit there, or read with open_features(), "
+            "which opens one at a time, or write one file with --single-file.",
+            *(n_parts, most),
+        )
 
 
 def _stored(job: Job, parts: Sequence[PartFacts]) -> dict[str, Any]:

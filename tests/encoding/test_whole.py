@@ -1,104 +1,21 @@
-"""All parts as one file: the index, in which nothing could be taken for data without them, and the single file."""
+"""The single file, which holds what the index shows."""
 
 import os
 import subprocess
 import sys
-from functools import partial
 
 import h5py
 import numpy as np
 import pytest
 
 from pipeline.encoding import whole as module
-from pipeline.encoding.partfile import PartMemory, part_shapes, stored_categories
-from pipeline.encoding.whole import index_bytes, single_file
+from pipeline.encoding.whole import single_file
 from pipeline.features import open_features
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
-from pipeline.shards.shard import Block, Rider
-from tests.support.helpers import names, numbered, refused
-from tests.support.parts import RIDERS, feature_rows, finished, index_of, part_bytes, same
-
-
-@pytest.fixture
-def output(tmp_path):
-    return partial(finished, tmp_path / "out")
-
-
-@pytest.mark.process
-def test_the_index_is_all_parts_one_after_the_other(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for sizes in ((1,), (3, 4), (2, 1, 5)):
-        n_rows, name = sum(sizes), f"{len(sizes)} parts"
-        directory = finished(tmp_path / "out", *sizes).rename(tmp_path / name)
-        for path in (directory / "index.h5", f"{name}/index.h5"):
-            with h5py.File(path) as file:
-                valid = np.arange(n_rows) % 5 != 1
-                expected = {"features": feature_rows(n_rows), "valid": valid, "y": np.arange(n_rows)}
-                same({name: item[:] for name, item in file.items()}, expected)
-
-
-def test_the_index_stands_for_its_parts_as_input(output):
-    shards = open_shards([str(output(3, 4) / "index.h5")])
-    assert {(shard.dataset, names(shard)) for shard in shards} == {("features", ("valid", "y"))}
-    found = np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
-    np.testing.assert_array_equal(found, feature_rows(7))
-
-
-def test_riders_of_every_kind_stand_in_the_index(output):
-    with h5py.File(output(3, riders={0: RIDERS}) / "index.h5") as file:
-        same({name: file[name][:] for name in RIDERS}, RIDERS)
-
-
-def test_riders_may_have_any_name(output):
-    names = ["50%", "a%b", "%%", "with space", "größe"]
-    beside = {i: {name: np.full(2, i) for name in names} for i in range(2)}
-    with h5py.File(output(2, 2, riders=beside) / "index.h5") as file:
-        assert {name: file[name][:].tolist() for name in names} == {name: [0, 0, 1, 1] for name in names}
-
-
-def test_riders_that_not_every_part_has_alike_stay_in_the_parts(output):
-    beside = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
-    directory = output(2, 3, riders=beside)
-    with h5py.File(directory / "index.h5") as file:
-        assert set(file) == {"features", "valid", "y"}
-    with h5py.File(directory / "parts/part-00000.h5") as file:
-        assert set(file) == {"features", "valid", "y", "some", "odd"}
-
-
-def test_an_index_without_its_parts_gives_nothing_that_could_be_taken_for_data(output, tmp_path):
-    beside = {"i": np.ones(3, "i2"), "u": np.ones(3, ">u4"), "f": np.ones(3, "f2"), "is": np.ones(3, bool), **RIDERS}
-    alone = (output(3, riders={0: beside}) / "index.h5").rename(tmp_path / "alone.h5")
-    with h5py.File(alone) as file:
-        np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
-        assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
-            "valid": [False] * 3,
-            "i": [-(2**15)] * 3,
-            "u": [2**32 - 1] * 3,
-            "is": [False] * 3,
-            "y": [255] * 3,
-            "code": [b""] * 3,
-            "name": [b""] * 3,
-        }
-        assert np.isnan(file["f"]).all()
-        assert np.isnan(file["weight"]).all()
-        for item in (file, *file.values()):
-            assert "copy the whole directory" in item.attrs["view"]
-
-
-def test_an_index_opens_no_part(tmp_path):
-    sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
-    riders = [Rider("y", np.dtype(int)), Rider("cell", np.dtype("i1"), categories=("größe", "b"))]
-    memory = PartMemory(3, 2, riders)
-    shapes = [dict(sorted(part_shapes(size, 2, riders).items())) for size in sizes.values()]  # as HDF5 sorts them
-    found = index_bytes(list(sizes), shapes, stored_categories(riders), {"a": 1})
-    for name, size in sizes.items():
-        beside = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
-        (tmp_path / name).write_bytes(memory.file(np.ones(size, bool), beside, {}, {}))
-    assert found == index_of(tmp_path, list(sizes), {"a": 1})
-
-
-# -- the single file ---------------------------------------------------------------------------------------------
+from pipeline.shards.shard import Block
+from tests.support.helpers import numbered, refused
+from tests.support.parts import index_of, part_bytes
 
 SIZES = (3, 0, 4, 1)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
 
 from pipeline.run.finish import Summary, again
+from tests.support.standin import Night
 
 SUMMARY = Summary("out", 300, 9, 4, 0, 2, "cpu (C kernels)", None, {"scan": 0.25, "encoding": 61.04})
 
@@ -42,3 +47,24 @@ def test_a_finished_run_is_told_again_of_where_it_lies_now() -> None:
     told = again({"summary": {**asdict(SUMMARY), "compiling": 18.2}, "parts": []}, "elsewhere", {"verification": 0.5})
     assert told == replace(SUMMARY, output="elsewhere", seconds={"verification": 0.5}, before=True)
     assert str(told).startswith("Already complete: 300 rows x 9 columns -> 4 features in elsewhere/index.h5")
+
+
+@pytest.mark.parametrize(
+    ("most", "flags", "is_told"), [(36, [], True), (37, [], False), (36, ["--single-file"], False)]
+)
+def test_more_parts_than_a_reader_may_open_are_told(
+    night: Night,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    most: int,
+    flags: list[str],
+    is_told: bool,
+) -> None:
+    """For what it cannot open HDF5 gives what stands for a missing value, and no error."""
+    found = resource.getrlimit
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda which: (most, most) if which == resource.RLIMIT_NOFILE else found(which)
+    )
+    assert night.run(out, *flags) == 0
+    assert (f"index.h5 is a view of 5 files, and a process may have {most} open" in caplog.text) is is_told

@@ -13,7 +13,7 @@ from pipeline.features import open_features
 from pipeline.formats import seal
 from pipeline.output.records import read_manifest
 from tests.support.faulty import Watched
-from tests.support.nights import DAMAGE, OTHER, STEPS, Stopping, flip, fresh, parts, stamps
+from tests.support.nights import DAMAGE, OTHER, STEPS, Stopping, flip, fresh, parts, results, stamps
 from tests.support.soak_protocol import (
     broken_promises,
     leftovers,
@@ -40,7 +40,7 @@ def test_u4_a_finished_run_is_verified_and_nothing_is_written(
     assert "Already complete: 55 rows x 4 columns -> 2 features" in (out / "run.log").read_text()
 
 
-@pytest.mark.parametrize("what", ["part", "index.h5", "model.h5", "encoder.npz", "report.html"])
+@pytest.mark.parametrize("what", ["part", "view", "index.h5", "model.h5", "encoder.npz", "report.html"])
 def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
@@ -48,7 +48,8 @@ def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
         output = out.with_name(how)
         assert night.run(output) == 0, how
         expected, before = features_of(output), stamps(output)
-        damaged = parts(output)[1] if what == "part" else what
+        view = next(name for name in before if name.startswith("parts/index-"))
+        damaged = {"part": parts(output)[1], "view": view}.get(what, what)
         of_part = [
             str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
         ]
@@ -61,8 +62,8 @@ def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
         assert "training: an earlier run has finished it" in caplog.text, how
         assert features_of(output) == expected, how
         assert broken_promises(output) == leftovers(output) == [], how
-        changed = {name for name, stamp in before.items() if stamps(output).get(name) != stamp}
-        assert {name for name in changed if "/" in name} == ({damaged, *of_part} if what == "part" else set()), how
+        changed = {name for name, stamp in results(before).items() if stamps(output).get(name) != stamp}
+        assert changed == ({damaged, *of_part} if what == "part" else set()), how
 
 
 @pytest.mark.parametrize("what", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
@@ -90,9 +91,7 @@ def test_d12_without_its_manifest_a_run_is_finished_anew_from_its_parts(night: N
         DAMAGE[how](output / "manifest.json")
         assert night.run(output) == 0, how
         assert features_of(output) == expected, how
-        assert {name: stamps(output)[name] for name in before if "/" in name} == {
-            name: stamp for name, stamp in before.items() if "/" in name
-        }, how
+        assert results(stamps(output)) == results(before), how
 
 
 def test_d11_sizes_only_find_what_has_another_size(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -171,10 +170,10 @@ def test_a_finished_run_writes_its_single_file_without_computing_anything(
     caplog.clear()
     assert night.run(out, *SINGLE) == 0
     assert "training: an earlier run has finished it" in caplog.text
-    assert {name: stamp for name, stamp in stamps(out).items() if "/" in name} == {
-        name: stamp for name, stamp in before.items() if "/" in name
-    }
-    assert single(out) == (expected, ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"])
+    assert results(stamps(out)) == results(before)
+    found, names = single(out)
+    beside = ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"]
+    assert (found, [name for name in names if not name.startswith("parts/")]) == (expected, beside)
 
 
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.support.faulty import Watched
 from tests.support.soak_protocol import nobodys
 from tests.support.standin import Night, features_of
 
-__all__ = ["DAMAGE", "OTHER", "SIZES", "STEPS", "Stopping", "flip", "fresh", "parts", "stamps", "standing"]
+__all__ = ["DAMAGE", "OTHER", "SIZES", "STEPS", "Stopping", "flip", "fresh", "parts", "results", "stamps", "standing"]
 
 STEPS = ["--checkpoint-minutes", "0"]
 OTHER = ["--seed", "1"]
@@ -49,6 +49,11 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
     return {
         name: (status.st_ino, status.st_mtime_ns) for name, status in found.items() if name not in (".lock", "run.log")
     }
+
+
+def results(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of these files the results, which are written once: what is a view of them is made anew with the index."""
+    return {name: each for name, each in found.items() if "/" in name and not name.startswith("parts/index-")}
 
 
 def standing(output: Path) -> dict[str, tuple[int, int]]:

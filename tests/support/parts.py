@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 
 from pipeline.encoding import template
+from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.storage import PLAIN
-from pipeline.encoding.whole import index_bytes
 from pipeline.features import categories_of
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.lock import locked
@@ -69,9 +69,11 @@ def shapes_in(path):
 
 
 def index_of(directory, files, attributes):
-    """The bytes of an index over parts that stand in a directory."""
+    """The bytes of an index over parts that stand in a directory, put there with what it needs."""
     categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
-    return index_bytes(files, [shapes_in(directory / name) for name in files], categories, attributes)
+    for name, data in index_files(files, lambda file: (file, shapes_in(directory / file)), categories, attributes):
+        (directory / name).write_bytes(data)
+    return data
 
 
 def finished(directory, *sizes, riders=None):
@@ -83,7 +85,7 @@ def finished(directory, *sizes, riders=None):
             beside = {"y": np.arange(first, first + size), **(riders or {}).get(i, {})}
             lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
             ledger.replace(lines[-1]["file"], part(size, first, beside))
-        ledger.replace("index.h5", index_of(directory, [line["file"] for line in lines], {}))
+        index_of(directory, [line["file"] for line in lines], {})
         ledger.finish({}, {"parts": lines})
     return directory
 

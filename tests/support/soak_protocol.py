@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import random
+import re
 import shutil
 import signal
 import tempfile
@@ -130,9 +131,9 @@ def broken_promises(output: Path, strictly: bool = True) -> list[str]:
 
 
 def named(output: Path) -> list[str]:
-    """The files of fixed names that the manifest names."""
+    """The files of fixed names that the manifest names, and how many views of parts."""
     manifest = unseal("shardpress-output/1", (output / "manifest.json").read_bytes())
-    return [entry["file"] for entry in manifest["files"]]
+    return [re.sub("-[0-9a-f]{32}", "", entry["file"]) for entry in manifest["files"]]
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -166,8 +167,11 @@ def _whole(output: Path, entry: dict[str, Any]) -> bool:
 
 
 def nobodys(output: Path) -> set[str]:
-    """Half-written files, and results that no record names."""
+    """Half-written files, and results that no record names, nor the manifest."""
     named = {record["entry"]["file"] for record in records(output)}
+    if (output / "manifest.json").exists():
+        manifest = unseal("shardpress-output/1", (output / "manifest.json").read_bytes())
+        named |= {entry["file"] for entry in manifest["files"]}
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     return {
         name

@@ -1,0 +1,133 @@
+"""The index: all parts as one file, in which nothing could be taken for data without them."""
+
+from functools import partial
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.encoding import index as module
+from pipeline.encoding.index import index_files
+from pipeline.encoding.partfile import PartMemory, part_shapes, stored_categories
+from pipeline.formats import missing_value
+from pipeline.output.records import is_left
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block, Rider
+from tests.support.helpers import names
+from tests.support.parts import RIDERS, feature_rows, finished, index_of, same
+
+
+@pytest.fixture(params=[1000, 2], ids=["a view of parts", "a view of views"])
+def output(tmp_path, monkeypatch, request):
+    monkeypatch.setattr(module, "_MOST", request.param)
+    return partial(finished, tmp_path / "out")
+
+
+@pytest.mark.process
+def test_the_index_is_all_parts_one_after_the_other(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for sizes in ((1,), (3, 4), (2, 1, 5), (2, 0, 5, 1, 1)):
+        n_rows, name = sum(sizes), f"{len(sizes)} parts"
+        directory = output(*sizes).rename(tmp_path / name)
+        for path in (directory / "index.h5", f"{name}/index.h5"):
+            with h5py.File(path) as file:
+                valid = np.arange(n_rows) % 5 != 1
+                expected = {"features": feature_rows(n_rows), "valid": valid, "y": np.arange(n_rows)}
+                same({name: item[:] for name, item in file.items()}, expected)
+
+
+def test_the_index_stands_for_its_parts_as_input(output):
+    shards = open_shards([str(output(3, 4) / "index.h5")])
+    assert {(shard.dataset, names(shard)) for shard in shards} == {("features", ("valid", "y"))}
+    found = np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
+    np.testing.assert_array_equal(found, feature_rows(7))
+
+
+def test_riders_of_every_kind_stand_in_the_index(output):
+    with h5py.File(output(3, riders={0: RIDERS}) / "index.h5") as file:
+        same({name: file[name][:] for name in RIDERS}, RIDERS)
+
+
+def test_riders_may_have_any_name(output):
+    names = ["50%", "a%b", "%%", "with space", "größe"]
+    beside = {i: {name: np.full(2, i) for name in names} for i in range(2)}
+    with h5py.File(output(2, 2, riders=beside) / "index.h5") as file:
+        assert {name: file[name][:].tolist() for name in names} == {name: [0, 0, 1, 1] for name in names}
+
+
+def test_riders_that_not_every_part_has_alike_stay_in_the_parts(output):
+    beside = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
+    directory = output(2, 3, riders=beside)
+    with h5py.File(directory / "index.h5") as file:
+        assert set(file) == {"features", "valid", "y"}
+    with h5py.File(directory / "parts/part-00000.h5") as file:
+        assert set(file) == {"features", "valid", "y", "some", "odd"}
+
+
+def test_an_index_without_its_parts_gives_nothing_that_could_be_taken_for_data(output, tmp_path):
+    beside = {"i": np.ones(3, "i2"), "u": np.ones(3, ">u4"), "f": np.ones(3, "f2"), "is": np.ones(3, bool), **RIDERS}
+    alone = (output(3, riders={0: beside}) / "index.h5").rename(tmp_path / "alone.h5")
+    with h5py.File(alone) as file:
+        np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
+        assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
+            "valid": [False] * 3,
+            "i": [-(2**15)] * 3,
+            "u": [2**32 - 1] * 3,
+            "is": [False] * 3,
+            "y": [255] * 3,
+            "code": [b""] * 3,
+            "name": [b""] * 3,
+        }
+        assert np.isnan(file["f"]).all()
+        assert np.isnan(file["weight"]).all()
+        for item in (file, *file.values()):
+            assert "copy the whole directory" in item.attrs["view"]
+
+
+def test_an_index_opens_no_part(tmp_path, monkeypatch):
+    sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
+    riders = [Rider("y", np.dtype(int)), Rider("cell", np.dtype("i1"), categories=("größe", "b"))]
+    memory = PartMemory(3, 2, riders)
+
+    def viewed(name):
+        return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, riders).items()))  # as HDF5 sorts them
+
+    for most in (3, 2):
+        monkeypatch.setattr(module, "_MOST", most)
+        found = dict(index_files(list(sizes), viewed, stored_categories(riders), {"a": 1}))
+        (tmp_path / "parts").mkdir(exist_ok=True)
+        for name, size in sizes.items():
+            beside = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
+            (tmp_path / "parts" / name).write_bytes(memory.file(np.ones(size, bool), beside, {}, {}))
+        assert found["index.h5"] == index_of(tmp_path, [f"parts/{name}" for name in sizes], {"a": 1})
+        assert all((tmp_path / name).read_bytes() == data for name, data in found.items())
+
+
+def test_views_of_very_many_parts_are_made_one_by_one_and_each_has_a_name_of_its_own(monkeypatch):
+    """HDF5 takes 20 kB for each part of a view, so that one of 100,000 took 2 GB; and an index may stand for others."""
+    monkeypatch.setattr(module, "_MOST", 10)
+    looked_at = []
+
+    def viewed(i):
+        looked_at.append(i)
+        return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
+
+    files = index_files(range(95), viewed, {}, {})
+    made = [next(files)]
+    assert looked_at == [*range(10)]
+    made += files
+    assert [name for name, _ in made][-1] == "index.h5"
+    assert len(set(made)) == len(dict(made)) == 11
+    assert all(is_left(name) for name, _ in made[:-1]), "what is swept when nothing names it"
+    again = index_files(range(85), viewed, {}, {})
+    assert set(again) & set(made) == set(made[:8]), "of equal parts, equal views"
+
+
+def test_a_view_of_views_loses_what_lies_in_a_part_that_is_gone_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 2)
+    directory = finished(tmp_path / "out", 2, 2, 2, 2, 2)
+    (directory / "parts/part-00002.h5").unlink()
+    with h5py.File(directory / "index.h5") as file:
+        assert np.isnan(file["features"][:]).any(axis=1).tolist() == [4 <= i < 6 for i in range(10)]
+        assert file["y"][:].tolist() == [0, 1, 2, 3, *2 * [missing_value(np.dtype(int))], 6, 7, 8, 9]
