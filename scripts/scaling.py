@@ -366,11 +366,12 @@ def shards(options: argparse.Namespace) -> dict[str, Any]:
 def shares(folder: Path, shards: Path, executor: Executor, n_at_once: int) -> dict[str, float]:
     """Of the seconds that two have had for it: what each kind of work took, and what is left outside."""
     tasks = tasks_of(folder, shards, timed_part)
+    n_small = tasks[0][1].settings.part_rows * len(tasks) // sum(len(task.part.source) for _, task in tasks)
     compute(tasks[:20], executor, n_at_once)  # it compiles
     output = fresh(folder / "driven")
     with locked(output) as ledger, GroupCommit(ledger) as group:
         begun = time.perf_counter()
-        found = compute(tasks, executor, n_at_once, lambda done: group.add(done.facts.record(FINGERPRINT)))
+        found = compute(tasks, executor, n_at_once, lambda done: group.add(done.facts.record(FINGERPRINT)), n_small)
         seconds = time.perf_counter() - begun
     spent = {kind: sum(done.spent.get(kind, 0.0) for done in found) for kind in ("read", "compute", "write")}
     told = {kind: round(each / (2 * seconds), 4) for kind, each in spent.items()}

@@ -240,12 +240,12 @@ def encoding(job: Job, cluster: Cluster, costs: Costs) -> tuple[Task, int]:
     beside = {"driver_seconds": costs.driver_part, "wait": costs.encode_wait}
     seconds = rows * costs.encode_row + costs.encode_part
     one = Task(seconds, rows * costs.row_bytes, rows * costs.feature_bytes, **beside)
-    return grouped(one, math.ceil(job.n_rows / rows), job, cluster)
+    return grouped(one, math.ceil(job.n_rows / rows), job, cluster, job.part_rows // rows)
 
 
-def grouped(one: Task, n_tasks: int, job: Job, cluster: Cluster) -> tuple[Task, int]:
+def grouped(one: Task, n_tasks: int, job: Job, cluster: Cluster, n_small: int = 1) -> tuple[Task, int]:
     """Tasks as they go to the workers."""
-    n = n_together(n_tasks, cluster.n_workers * cluster.threads) if job.is_grouped else 1
+    n = n_together(n_tasks, cluster.n_workers * cluster.threads, n_small) if job.is_grouped else 1
     return Task(**{name: n * each for name, each in asdict(one).items()}), math.ceil(n_tasks / n)
 
 

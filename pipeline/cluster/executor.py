@@ -22,14 +22,16 @@ from pipeline.cluster.threads import stop
 __all__ = ["compute", "n_together", "reduce"]
 
 _FAN_IN = 16  # results that are merged at a time: fewer would be more tasks, more would be held longer
-_MOST_TOGETHER, _TURNS = 16, 16  # tasks, of a thread: see `n_together`
+_MOST_TOGETHER, _TURNS, _MANY = 16, 16, 40_000  # tasks; of a thread; tasks in all: see `n_together`
 _LAST = 10**12 - 1  # of a width that keeps the order of the names
 
 _Task = tuple[Callable[[Any], Any], Any]
 _Done = Callable[[Any], object]
 
 
-def compute(tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _Done | None = None) -> list[Any]:
+def compute(
+    tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _Done | None = None, n_small: int = 1
+) -> list[Any]:
     """Run tasks; results in the order of the tasks. The first error stops the rest.
 
     When it returns, no task is at work any more; and when it raises, none in this process. After an error the executor
@@ -46,9 +48,11 @@ def compute(tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _D
         driver between two.
     done : callable, optional
         Given each result as soon as it is there, in the thread that called `compute`. What it raises stops the rest.
+    n_small : int
+        How many of these tasks are as much work as one has as a rule, where they are small ones.
     """
     graph = _graph(tasks)
-    return list(_run(graph, list(graph), executor, n_at_once, done))
+    return list(_run(graph, list(graph), executor, n_at_once, done, n_small))
 
 
 def reduce(
@@ -104,18 +108,25 @@ def _keys(first: int, n: int) -> list[str]:
     return [f"task-{_LAST - i}" for i in range(first, first + n)]
 
 
-def n_together(n_tasks: int, n_far: int) -> int:
-    """How many tasks go together: one at a time within this process, and the first error stops the rest.
+def n_together(n_tasks: int, n_far: int, n_small: int = 1) -> int:
+    """How many tasks go together: one at a time, so that its result counts as soon as it is there.
 
     But on its way through a scheduler a task takes some 10 ms of the processors of driver, scheduler and worker, as
-    long as a small one is itself. So some go together where there are many of them: no more than leave every thread so
-    many turns, since in the last one some threads have nothing left to do. docs/scaling.md has what it brings.
+    long as a small one is itself. So small ones go together, until they are as much work as others; and where there are
+    very many, some of these: for them all the scheduler would be what a thousand workers wait for. But no more than
+    leave every thread so many turns, since in the last one some have nothing left to do. docs/scaling.md has numbers.
     """
-    return max(1, min(_MOST_TOGETHER, n_tasks // (_TURNS * n_far))) if n_far else 1
+    most = min(_MOST_TOGETHER, max(n_small, n_tasks // _MANY))
+    return max(1, min(most, n_tasks // (_TURNS * n_far))) if n_far else 1
 
 
 def _run(
-    graph: dict[str, tuple[Any, ...]], keys: list[str], executor: Executor, n_at_once: int, done: _Done | None
+    graph: dict[str, tuple[Any, ...]],
+    keys: list[str],
+    executor: Executor,
+    n_at_once: int,
+    done: _Done | None,
+    n_small: int = 1,
 ) -> Any:
     under_way: set[Future[Any]] = set()
 
@@ -146,7 +157,7 @@ def _run(
                 keys,
                 cache={},
                 get_id=who,
-                chunksize=n_together(len(graph), n_far),
+                chunksize=n_together(len(graph), n_far, n_small),
                 rerun_exceptions_locally=False,
                 callbacks=[(None, None, None, posttask, None)],
             )

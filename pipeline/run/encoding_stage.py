@@ -126,7 +126,8 @@ def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Lim
             progress.advance(part.n_rows, tally)
 
         tally.begin("encoding")
-        compute([(encode_part, task) for task in tasks], *where, commit)
+        n_small = job.budget.part_rows * len(tasks) // max(1, n_rows)  # parts of small shards make a whole one
+        compute([(encode_part, task) for task in tasks], *where, commit, n_small)
 
 
 class _Limit:

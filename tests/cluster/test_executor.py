@@ -19,6 +19,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from pipeline.cluster import executor as module
 from pipeline.cluster.executor import compute, reduce
 from pipeline.cluster.threads import check, threads
 from pipeline.scan.blocks import ScanSettings
@@ -255,18 +256,23 @@ def test_a_signal_stops_the_rest_and_waits_for_what_is_under_way() -> None:
 # -- very many of them ---------------------------------------------------------------------------------------------
 
 
-def test_many_tasks_go_far_several_at_a_time_and_each_is_still_told_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tasks_and_very_many_go_far_several_at_a_time_and_each_is_still_told_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A scheduler's time goes by what it passes on; and every thread gets its turns."""
     with threads(2) as pool:
         calls, submit = list[str](), pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
-        for n_tasks, n_far, together in ((1000, 0, 1), (63, 2, 1), (64, 2, 2), (1000, 2, 16), (1000, 12, 5)):
+        monkeypatch.setattr(module, "_MANY", 300)
+        for n_tasks, n_far, n_small, together in (
+            *((1000, 0, 99, 1), (63, 2, 99, 1), (64, 2, 99, 2), (1000, 2, 99, 16), (1000, 12, 99, 5), (200, 2, 5, 5)),
+            *((299, 2, 1, 1), (1000, 2, 1, 3), (1000, 2, 0, 3)),  # however large, where there are many of them
+        ):
             told = list[int]()
             calls.clear()
             pool.n_far = n_far
-            assert compute([(square, i) for i in range(n_tasks)], pool, 3, told.append) == [
-                i * i for i in range(n_tasks)
-            ]
+            found = compute([(square, i) for i in range(n_tasks)], pool, 3, told.append, n_small)
+            assert found == [i * i for i in range(n_tasks)]
             assert sorted(told) == [i * i for i in range(n_tasks)]
             assert len(calls) == -(-n_tasks // together)
             assert calls[0] == "; ".join(map(str, range(together)))
