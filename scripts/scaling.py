@@ -35,7 +35,7 @@ import psutil
 from distributed import Client
 
 from kernels.backend import start
-from pipeline.cluster.executor import compute
+from pipeline.cluster.executor import compute, n_together
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
 from pipeline.cluster.workers import ClusterExecutor
@@ -61,8 +61,8 @@ N_COLUMNS = 784
 FINGERPRINT = "0" * 64
 BLOCK_ROWS = 2688  # about 8 MiB of them, as a run reads them
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-IDLE_SECONDS = 5
 N_AT_ONCE = 16  # tasks under way at a cluster of two workers
+N_FAR = 2  # threads that they have
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -168,16 +168,7 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     with by_hand(options.output, 2) as cluster, executor_of(cluster) as executor:
         compute(tasks[:100], executor, N_AT_ONCE)  # connections, and what each side imports
         found["scheduler"] = task_milliseconds(tasks, executor, N_AT_ONCE, cluster)
-        found["idle"] = idle_share(cluster)
     return found
-
-
-def idle_share(cluster: ByHand) -> float:
-    """Of a core, what driver and scheduler use while they wait."""
-    before = used_by(cluster)
-    time.sleep(IDLE_SECONDS)
-    after = used_by(cluster)
-    return round(sum(after[name] - before[name] for name in ("driver", "scheduler")) / IDLE_SECONDS, 4)
 
 
 def task_milliseconds(
@@ -215,8 +206,8 @@ def drive(folder: Path, shards: Path, n_parts: int, file: Path) -> dict[str, Any
     tasks, told = tasks_of(folder, shards, empty, n_parts), dict[str, Any]()
     output = fresh(folder / "driven")
     with locked(output) as ledger, Client(scheduler_file=str(file)) as client, GroupCommit(ledger) as group:
-        client.wait_for_workers(2, timeout=60)
-        executor = ClusterExecutor(client, Tally(), 2)
+        client.wait_for_workers(N_FAR, timeout=60)
+        executor = ClusterExecutor(client, Tally(), N_FAR)
         with step(told, "tasks"):
             compute(tasks, executor, N_AT_ONCE, lambda facts: group.add(facts.record(FINGERPRINT)))
     del tasks
@@ -358,7 +349,7 @@ def shards(options: argparse.Namespace) -> dict[str, Any]:
         folder = shards_of(options.output, options.gigabytes, n_shards)
         with threads(2) as pool:
             found[f"{n_shards} shards, 2 threads"] = shares(options.output, folder, pool, 3)
-        with by_hand(options.output, 2, **ONE_CORE) as cluster, executor_of(cluster, 2) as executor:
+        with by_hand(options.output, 2, **ONE_CORE) as cluster, executor_of(cluster, N_FAR) as executor:
             found[f"{n_shards} shards, 2 workers"] = shares(options.output, folder, executor, 8)
     return found
 
@@ -396,7 +387,8 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
         measured["crowds"]["by workers"]["1"],
     )
     parts_seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "manifest"))
-    driver_part = max(0.0, parts_seconds / largest["n_parts"] - empty_task["driver"] / 1e3)
+    sent = empty_task["driver"] / 1e3 / n_together(largest["n_parts"], N_FAR)
+    driver_part = max(0.0, parts_seconds / largest["n_parts"] - sent)
     beside = empty_task["workers"] / 1e3
     turns = measured["workers"]["workers"]
     model = load_model(model_of(options.output, shards_of(options.output, options.gigabytes, 8)))
@@ -404,7 +396,6 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
         "driver_task": empty_task["driver"] / 1e3,
         "driver_part": driver_part,
         "scheduler_task": empty_task["scheduler"] / 1e3,
-        "idle": measured["overhead"]["idle"],
         **{
             f"{row}_row": row_seconds(alone[stage], beside) for row, stage in (("scan", "scan"), ("encode", "encoding"))
         },

@@ -47,8 +47,6 @@ class Costs:
     ----------
     driver_task, scheduler_task : float
         Of a task and its result.
-    idle : float
-        What driver and scheduler take of a core while they wait, for as long as a stage lasts.
     driver_part : float
         Of a part's commit, and of its lines in manifest and index.
     scan_row, encode_row, train_row : float
@@ -72,7 +70,6 @@ class Costs:
     driver_task: float
     driver_part: float
     scheduler_task: float
-    idle: float
     scan_row: float
     encode_row: float
     train_row: float
@@ -412,15 +409,14 @@ MOST_OFF = 0.15
 def again(stage: str, told: dict[str, Any], cluster: Cluster, costs: Costs) -> float:
     """Seconds of a pass that was measured on a machine where all have the same few cores.
 
-    What its tasks took of a processor is what they took in that pass: workers that share cores and memory slow each
-    other down, which those on machines of their own do not.
+    What workers, driver and scheduler took of a processor is what they took in that pass: who shares cores and memory
+    with others is slowed down by them, and messages that come one by one cost more than a hundred of them at a time.
     """
-    cores = cluster.shared_cores or cluster.cores
-    seconds = told["processor_seconds"] / told["n_tasks"] * cores / (cores - costs.idle)
-    is_scan = stage == "scan"
-    beside = {"wait": costs.scan_wait} if is_scan else {"wait": costs.encode_wait, "driver_seconds": costs.driver_part}
-    end = costs.scan_end if is_scan else costs.encode_end
-    return passed(Task(seconds, **beside), told["n_tasks"], cluster, costs).seconds + end
+    is_scan, n = stage == "scan", told["n_tasks"]
+    wait, end = (costs.scan_wait, costs.scan_end) if is_scan else (costs.encode_wait, costs.encode_end)
+    task = Task(told["processor_seconds"] / n, wait=wait)
+    taken = replace(costs, driver_task=told["driver_seconds"] / n, scheduler_task=told["scheduler_seconds"] / n)
+    return passed(task, n, cluster, taken).seconds + end
 
 
 # -- a picture -----------------------------------------------------------------------------------------------------

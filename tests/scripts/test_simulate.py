@@ -15,7 +15,7 @@ from scripts.simulate import Cluster, Costs, Job, Task, passed, predicted
 NOTHING = Costs(
     **dict.fromkeys(("driver_task", "driver_part", "scheduler_task", "scan_row", "encode_row", "train_row"), 0.0),
     **dict.fromkeys(("encode_part", "scan_task", "encode_wait", "scan_wait", "encode_end", "scan_end"), 0.0),
-    **dict.fromkeys(("start", "shard", "meet", "idle"), 0.0),
+    **dict.fromkeys(("start", "shard", "meet"), 0.0),
     **dict.fromkeys(("row_bytes", "feature_bytes", "state_bytes"), 0),
 )
 COSTS = replace(
@@ -78,7 +78,7 @@ def test_a_run_is_the_sum_of_its_stages_and_more_workers_take_no_longer() -> Non
 
 
 def test_it_says_where_it_is_off_by_more_than_it_may(tmp_path: Path, capsys: Any) -> None:
-    told = {"n_tasks": 100, "n_rows": 10**6}
+    told = {"n_tasks": 100, "n_rows": 10**6, "driver_seconds": 0.1, "scheduler_seconds": 0.1}
     stages = {
         "scan": {**told, "seconds": 1.0, "processor_seconds": 1.0},
         "encoding": {**told, "seconds": 5.1, "processor_seconds": 5.1},
