@@ -35,12 +35,13 @@ check: lint ## linters, types, and the tests that need no compiler and no other 
 test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-soak: setup .nvrtc/.complete ## kill 200 runs, fail every write, kill workers, feed 10,000 mutated files, compile for every card
+soak: setup .nvrtc/.complete ## kill 200 runs, fail every write, kill workers, feed 10,000 mutated files, compile for and watch every card
 	$(PYTHON_OF_VENV) -m tests.support.killing 200
 	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
 	$(PYTHON_OF_VENV) -m tests.support.chaos 10
 	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000
 	$(PYTHON_OF_VENV) -m tests.support.architectures .nvrtc/*
+	$(PYTHON_OF_VENV) -m tests.support.watched
 
 bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py

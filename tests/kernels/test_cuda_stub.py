@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import fresh
+from tests.support.watched import FOUND, watched
 
 pytestmark = pytest.mark.process
 
@@ -87,6 +88,14 @@ def test_threads_of_a_block_wait_for_each_other_at_barriers_and_share_memory() -
 
 def test_a_barrier_that_is_missing_shows() -> None:
     assert facts_of('barrier = ""' + SUMS) == {"close": False}
+
+
+@pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", FOUND)])
+def test_thread_sanitizer_sees_a_barrier_that_is_missing(barrier: str, code: int) -> None:
+    """`python -m tests.support.watched` has it watch every kernel of ours, Theano's and libgpuarray's."""
+    ended = watched(f'{BEGIN}barrier = "{barrier}"{SUMS}')
+    assert ended.code == code, ended.stderr
+    assert ("data race" in ended.stderr) is bool(code), ended.stderr
 
 
 def test_memory_that_nobody_has_written_is_not_a_number() -> None:

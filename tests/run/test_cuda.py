@@ -17,6 +17,7 @@ from pipeline.device import TILE_ROWS
 from tests.support.cuda.stub import variables
 from tests.support.device_child import make_rows
 from tests.support.helpers import write_shard
+from tests.support.interpreters import fresh
 from tests.support.killing import Program, features_of
 from tests.support.processes import LAST_LINE
 from tests.support.tolerances import assert_close
@@ -101,6 +102,26 @@ def features(output: Path) -> np.ndarray:
 def test_features_of_a_run_on_a_card_are_the_cpus(on_cpu: Path, undisturbed: Undisturbed) -> None:
     # Of two trainings: what their parameters may differ by counts, too.
     assert_close(features(undisturbed.output), features(on_cpu), "cuda", "float32", "parameters")
+
+
+@pytest.mark.parametrize(("preallocate", "expected"), [("0.5", 400), ("0.99", 760), ("300", 300)])
+def test_of_memory_that_is_set_aside_as_much_counts_as_free(pygpu: None, preallocate: str, expected: int) -> None:
+    """What is free beside it would be next to nothing; the rows take half of this."""
+    code = "from kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
+    flags = f"device=cuda,gpuarray.preallocate={preallocate}"
+    assert fresh(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
+
+
+def test_a_run_takes_its_memory_out_of_what_is_set_aside(
+    shards: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    program = on_card(shards, log=tmp_path / "log")
+    program.environment["THEANO_FLAGS"] = "device=cuda,gpuarray.preallocate=64"
+    assert program.run(tmp_path / "out").code == 0
+    np.testing.assert_array_equal(features(tmp_path / "out"), features(undisturbed.output))
+    sizes = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines() if line[:9] == "allocate "]
+    assert max(sizes) == 64 << 20
+    assert len(sizes) < 10 < len([line for line in undisturbed.calls if line.startswith("allocate ")])
 
 
 def test_the_card_computes_every_product_and_gets_back_what_it_gives(undisturbed: Undisturbed) -> None:

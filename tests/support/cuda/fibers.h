@@ -5,6 +5,7 @@
 
 namespace stub {
 
+constexpr bool are_watched = false;
 constexpr int stack_bytes = 32 << 10;
 
 struct Fiber {

@@ -58,7 +58,7 @@ namespace stub {
 static void run_block(bool has_barriers)
 {
     int n_threads = block_size.x * block_size.y * block_size.z;
-    if (has_barriers) {
+    if (has_barriers || are_watched) {
         run_together(n_threads);
         return;
     }
