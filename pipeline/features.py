@@ -9,7 +9,7 @@
    attribute ``source`` says in JSON which rows of which file it was made from. It is itself a valid input shard.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view,
    and says so: without the parts beside it there are no values in it, but what `missing_value` gives. Of more than
-   1,000 parts it is a view of views of 1,000 each, ``parts/index-<digest>.h5``.
+   1,000 parts it is a view of views of 1,000 each, ``index-<digest>.h5``.
 3. ``manifest.json`` names the parts in that order; it is written last.
 """
 

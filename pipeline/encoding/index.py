@@ -1,13 +1,13 @@
 """All parts as one file: ``index.h5``, a view of them that holds no values.
 
 HDF5 takes 20 kB of memory for each part that such a view names, to make it, and 4 kB for each that a dataset of it
-names, to open that. So one of very many parts is a view of views, ``parts/index-<digest>.h5``, of `_MOST` parts each,
-that HDF5 opens as their rows are read.
+names, to open that. So one of very many parts is a view of views, ``index-<digest>.h5``, of `_MOST` parts each, that
+HDF5 opens as their rows are read. They stand beside it, and not in ``parts/``, where whoever reads all that lies there
+would find rows twice.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -53,9 +53,8 @@ def index_files(
         views = []
         for start in range(0, len(parts), _MOST):
             some = [viewed(part) for part in parts[start : start + _MOST]]
-            data = _view([(os.path.basename(file), shapes) for file, shapes in some], {}, {})
-            folder = os.path.dirname(some[0][0])  # the parts', so that it goes wherever these go
-            name = f"{folder}/index-{digest([data])[:32]}.h5"  # of what it holds: never in the place of another
+            data = _view(some, {}, {})
+            name = f"index-{digest([data])[:32]}.h5"  # of what it holds: never in the place of another
             yield name, data
             views.append((name, _shapes([shapes for _, shapes in some])))
     yield INDEX, _view(views, categories, attributes)

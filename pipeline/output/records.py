@@ -49,7 +49,7 @@ _TOP = (
     r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index|single)\.h5|encoder\.npz"
     r"|quarantine\.jsonl"
 )
-_RESULT = re.compile(r"(parts/(part|index)|stages/(scan|checkpoint|model|probe))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt)")
+_RESULT = re.compile(r"(parts/part|index|stages/(scan|checkpoint|model|probe))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt)")
 # Earlier runs may have left records of the form that one had which was written alone, named by key and fingerprint.
 RECORDS = re.compile(r"commits/[a-z]+-([0-9a-f]{32}|(?P<alone>([0-9]+-)*[0-9a-f]{16}))\.json")
 _HALF = re.compile(rf"({_TOP}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")

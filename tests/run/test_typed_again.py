@@ -48,7 +48,7 @@ def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
         output = out.with_name(how)
         assert night.run(output) == 0, how
         expected, before = features_of(output), stamps(output)
-        view = next(name for name in before if name.startswith("parts/index-"))
+        view = next(name for name in before if name.startswith("index-"))
         damaged = {"part": parts(output)[1], "view": view}.get(what, what)
         of_part = [
             str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
@@ -173,7 +173,7 @@ def test_a_finished_run_writes_its_single_file_without_computing_anything(
     assert results(stamps(out)) == results(before)
     found, names = single(out)
     beside = ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"]
-    assert (found, [name for name in names if not name.startswith("parts/")]) == (expected, beside)
+    assert (found, sorted(set(names), key=names.index)) == (expected, beside)
 
 
 @pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])

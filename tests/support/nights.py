@@ -52,8 +52,8 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
 
 
 def results(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Of these files the results, which are written once: what is a view of them is made anew with the index."""
-    return {name: each for name, each in found.items() if "/" in name and not name.startswith("parts/index-")}
+    """Of these files the results, which are written once; all else is made anew when a run is finished again."""
+    return {name: each for name, each in found.items() if "/" in name}
 
 
 def standing(output: Path) -> dict[str, tuple[int, int]]:

@@ -176,7 +176,7 @@ def nobodys(output: Path) -> set[str]:
     return {
         name
         for name in found
-        if name.endswith(".writing") or (name.startswith(("parts", "stages")) and name not in named)
+        if name.endswith(".writing") or (name.startswith(("parts", "stages", "index-")) and name not in named)
     }
 
 
