@@ -8,6 +8,7 @@ import hashlib
 import logging
 import math
 import os
+import pickle
 import re
 import shutil
 import stat
@@ -61,6 +62,29 @@ class SettledCache(MetaPathFinder):
                 tempfile.tempdir = config.compiledir  # where there is room, for the compiler's temporary files
         elif fullname == "theano.gof.lazylinker_c":  # the first that compiles
             hush_compiler(sys.modules["theano.gof.cmodule"])
+            _write_keys_whole(sys.modules["theano.gof.cmodule"])
+
+
+def _write_keys_whole(cmodule: Any) -> None:
+    """Have ``theano.gof.cmodule`` put what it notes of a module there in one moment.
+
+    It writes over it, and takes no lock to read: another process that found the file empty took the module for broken,
+    and removed it under whoever had it loaded, whose next note had no place any more.
+    """
+
+    def save_pkl(self: Any) -> None:
+        half = f"{self.key_pkl}.{os.getpid()}"
+        try:
+            with open(half, "wb") as file:
+                pickle.dump(self, file, protocol=pickle.HIGHEST_PROTOCOL)
+        except BaseException as error:
+            Path(half).unlink(missing_ok=True)
+            if isinstance(error, pickle.PicklingError):
+                Path(self.key_pkl).unlink(missing_ok=True)  # Theano goes by there being none
+            raise
+        os.replace(half, self.key_pkl)
+
+    cmodule.KeyData.save_pkl = save_pkl
 
 
 def _settle(config: Any) -> None:

@@ -34,6 +34,36 @@ def test_g6_without_a_temporary_directory_the_compile_cache_is_one():
     assert facts["temporary"] == facts["cache"]
 
 
+def test_what_is_noted_of_a_module_is_never_seen_half(tmp_path):
+    """Theano reads it without a lock, and removed a module whose note it found empty, though others had it loaded."""
+    (tmp_path / "key.pkl").write_text("before")
+    code = f"""
+    import os, pickle
+    from kernels import backend
+    backend.load()
+    from theano.gof.cmodule import KeyData
+    folder, seen = {str(tmp_path)!r}, []
+    class Key:
+        def __reduce__(self):
+            seen.append(open(folder + "/key.pkl").read())
+            return str, ("a key",)
+    class Unwritable:
+        def __reduce__(self):
+            raise pickle.PicklingError
+    KeyData({{Key()}}, "hash", folder + "/key.pkl", "entry").save_pkl()
+    facts["seen"] = seen
+    with open(folder + "/key.pkl", "rb") as file:
+        facts["after"] = sorted(pickle.load(file).keys)
+    facts["files"] = os.listdir(folder)
+    try:
+        KeyData({{Unwritable()}}, "hash", folder + "/key.pkl", "entry").save_pkl()
+    except pickle.PicklingError:
+        facts["none"] = os.listdir(folder)
+    """
+    facts = fresh(code).facts
+    assert facts == {"seen": ["before"], "after": ["a key"], "files": ["key.pkl"], "none": []}
+
+
 # ---- what libgpuarray keeps
 
 KERNELS = """
