@@ -34,7 +34,7 @@ def index_files(
     categories: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
 ) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of files that have to be there in this order, ``index.h5`` last; no part is opened for them.
+    """Make files that have to be there in this order, ``index.h5`` last; no part is opened for them.
 
     Riding datasets that not every part has, or not in one dtype, are left out; the parts keep them.
 
@@ -46,6 +46,13 @@ def index_files(
         A part's file, by its path from the output directory, and shape and dtype of each of its datasets.
     categories : mapping of str to ndarray
         What codes in them stand for, by the path in the file.
+    attributes : mapping
+        Of ``index.h5``; nested values as JSON.
+
+    Yields
+    ------
+    tuple of (str, bytes)
+        A name from the output directory, and what stands there.
     """
     if len(parts) <= _MOST:
         views = [viewed(part) for part in parts]
