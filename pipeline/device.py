@@ -22,10 +22,10 @@ from kernels.network import Network
 from pipeline.errors import (
     ConfigError,
     DeviceError,
+    DeviceLost,
     NotPermitted,
     ShardpressError,
     SystemLimit,
-    TryAgain,
     WriteFailed,
     shown,
 )
@@ -186,11 +186,14 @@ def _in_our_words(error: Exception) -> ShardpressError | None:
     if full := _if_full(words):
         return full
     if faults.is_lost(error) or not backend.answers():
-        return TryAgain(
-            f"the device is lost: {words}. This process can use it no more, and what it held is gone. Type the same "
-            "command again: it goes on from what was finished. Should it happen again, look at the device (nvidia-smi, "
-            "`shardpress doctor`), or run on the CPU with THEANO_FLAGS=device=cpu."
+        why = f"the device is lost: {words}"
+        lost = DeviceLost(
+            f"{why}. This process can use it no more, and what it held is gone. Type the same command again: it goes "
+            "on from what was finished. Should it happen again, look at the device (nvidia-smi, `shardpress doctor`), "
+            "or run on the CPU with THEANO_FLAGS=device=cpu."
         )
+        lost.why = why
+        return lost
     if faults.is_out_of_memory(error):
         return DeviceError(
             f"the device's memory has run out: {words}. Lower --device-memory-budget or --batch-size, free some of the "

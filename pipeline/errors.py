@@ -13,6 +13,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DeviceError",
+    "DeviceLost",
     "NewerFormat",
     "NoInput",
     "NotPermitted",
@@ -97,6 +98,12 @@ class TryAgain(ShardpressError):
     """Nothing is wrong but the moment: type the same command again."""
 
     exit_code = 75
+
+
+class DeviceLost(TryAgain):
+    """The device has failed, and this process can use it no more."""
+
+    why = ""  # alone, without what to type
 
 
 class NewerFormat(ShardpressError):

@@ -15,7 +15,7 @@ from kernels.compiler import CompilerFailed, CompilerMissing
 from kernels.faults import OutOfDeviceMemory
 from kernels.network import Network
 from pipeline.device import autoencoder_of, theanos_errors, training_step_of
-from pipeline.errors import DataError, DeviceError, NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed
+from pipeline.errors import DataError, DeviceError, DeviceLost, NotPermitted, ShardpressError, SystemLimit, WriteFailed
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.resolve import Settings
 from pipeline.training.start import start_of
@@ -40,10 +40,10 @@ FULL = os.strerror(errno.ENOSPC)
         ),
         (
             RuntimeError("gpuarray error: k: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrectable"),
-            TryAgain,
+            DeviceLost,
             "the device is lost: gpuarray error: k",
         ),
-        (RuntimeError("cublasSgemm(h->h): (cublas) Execution failed."), TryAgain, "the device is lost: cublasSgemm"),
+        (RuntimeError("cublasSgemm(h->h): (cublas) Execution failed."), DeviceLost, "the device is lost: cublasSgemm"),
         (RuntimeError(f"{FULL}: out of memory"), WriteFailed, "the compile cache (base_compiledir in THEANO_FLAGS"),
         (CompilerFailed(["g++"], f"as: {FULL}"), WriteFailed, "the compile cache (base_compiledir in THEANO_FLAGS"),
         (

@@ -1,19 +1,28 @@
-"""What each worker computes on: asked of it by a task, as the work itself will come."""
+"""What each worker computes on: asked of it by a task, as the work itself will come; without it, the worker leaves."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from uuid import uuid4
 
-from distributed import Client, Future
+from distributed import Client, Future, Reschedule, Worker, get_worker
 
 from pipeline.cluster.tally import who
 from pipeline.cluster.waiting import waited
-from pipeline.errors import counted
+from pipeline.errors import DeviceLost, counted, shown
 
-__all__ = ["Proof", "proofs", "wait_for_answers", "workers_of"]
+__all__ = ["Proof", "at_work", "proofs", "wait_for_answers", "workers_of"]
+
+log = logging.getLogger(__name__)
+
+_SOON = 0.1  # seconds
+
+_leaving: set[str] = set()  # addresses of this process's workers
 
 
 class _Device(Protocol):
@@ -123,3 +132,34 @@ def workers_of(client: Client) -> dict[str, dict[str, Any]]:
 
 def _gone(client: Client, addresses: Iterable[str]) -> set[str]:
     return set(addresses) - set(workers_of(client))
+
+
+def at_work(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a worker does for a task: calls the function; if its device is lost by that, it leaves.
+
+    Raises
+    ------
+    Reschedule
+        By which the scheduler gives the task to whichever worker is there.
+    """
+    try:
+        return function(*arguments)
+    except DeviceLost as error:
+        worker = get_worker()
+        # Tasks of other threads meet with the same, and so may one that comes before the scheduler has heard of it.
+        if worker.address not in _leaving:
+            _leaving.add(worker.address)
+            name, why = shown(worker.name), shown(error.why)
+            log.warning("cluster: worker %s leaves, its work goes to the others: %s", name, why)
+            worker.loop.add_callback(partial(_leave, worker))
+        raise Reschedule from error
+
+
+async def _leave(worker: Worker) -> None:
+    """As one that has come to its end, which counts as nobody's death."""
+    address = worker.address
+    # While it is the only one, the results that it still has can be given to nobody; the driver fetches them soon.
+    while address not in await worker.scheduler.retire_workers(
+        workers=[address], close_workers=True, stimulus_id="device-lost"
+    ):
+        await asyncio.sleep(_SOON)

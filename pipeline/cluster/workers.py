@@ -18,6 +18,7 @@ from distributed import Client, KilledWorker
 from distributed import Future as DaskFuture
 
 from pipeline import signals
+from pipeline.cluster.proof import at_work
 from pipeline.cluster.tally import Tally
 from pipeline.errors import ShardpressError, SystemLimit, TryAgain, counted
 from pipeline.signals import Stopped
@@ -58,7 +59,7 @@ class ClusterExecutor(Executor):
         told: Future[Any] = Future()
         self._waiting.add(told)
         told.add_done_callback(self._waiting.discard)
-        asked = self._client.submit(function, *arguments, key=(self._group, next(self._numbers)), **named)
+        asked = self._client.submit(at_work, function, *arguments, key=(self._group, next(self._numbers)), **named)
         self._asked.add(asked)
         loop: Any = self._client.loop  # which a client has that has been started
         loop.add_callback(_pass_on, told, function, asked)

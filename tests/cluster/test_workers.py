@@ -19,6 +19,7 @@ from distributed.comm import CommClosedError
 
 from pipeline.cluster import workers
 from pipeline.cluster.executor import compute
+from pipeline.cluster.proof import at_work
 from pipeline.cluster.workers import Workers
 from pipeline.errors import DataError
 from pipeline.signals import Stopped, stoppable
@@ -52,9 +53,10 @@ class Client:
     def add_callback(self, function: Any, *arguments: Any) -> None:
         threading.Thread(target=lambda: asyncio.run(function(*arguments)), daemon=True).start()
 
-    def submit(self, function: Any, /, *arguments: Any, key: object) -> Asked:
+    def submit(self, function: Any, /, call: Any, key: object) -> Asked:
+        assert function is at_work
         asked = Asked()
-        self.work(asked.future, function)
+        self.work(asked.future, call)
         return asked
 
     def work(self, future: Future[Any], function: Any) -> None:

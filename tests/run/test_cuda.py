@@ -5,6 +5,7 @@ Test names begin with the row of the project's list of faults that they hold.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,19 @@ import numpy as np
 import pytest
 
 from pipeline.device import TILE_ROWS
+from tests.support.clusters import Cluster, until
 from tests.support.cuda.stub import variables
 from tests.support.device_child import make_rows
 from tests.support.helpers import write_shard
 from tests.support.interpreters import fresh
 from tests.support.killing import Program, features_of
-from tests.support.processes import LAST_LINE
+from tests.support.processes import LAST_LINE, ends_well
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.process
+
+
+LAUNCHES_OF_A_START = 4  # before a worker is given a part
 
 
 @dataclass(frozen=True)
@@ -182,3 +187,18 @@ def test_g4_a_card_that_is_lost_while_encoding_ends_the_run(
     ended = on_card(shards, lost_at=undisturbed.n_launches).run(tmp_path / "out")
     assert ended.code == 75, ended.lines
     assert "stages done: scan, training; " in ended.lines[-1]
+
+
+def test_g4_a_worker_whose_card_is_lost_leaves_and_its_work_goes_to_another(
+    shards: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    settings = on_card(shards).environment
+    program = Program(["--input", str(shards), *SETTINGS], **settings)
+    with Cluster(tmp_path / "cluster", **settings) as cluster:
+        cluster.start_worker("falls", **variables(True, lost_at=LAUNCHES_OF_A_START + 1))
+        process = program.start(tmp_path / "out", "--scheduler-file", str(cluster.file))
+        until(lambda: cluster.processes["falls"].poll() is not None, "its end")
+        cluster.start_worker("stands")
+        said = ends_well(process)
+    assert re.search(r" WARNING cluster: worker falls leaves, its work goes to the others: the device is lost: ", said)
+    assert features_of(tmp_path / "out") == features_of(undisturbed.output)

@@ -1,0 +1,60 @@
+"""A worker whose device is lost leaves, and the others do what was its work."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+from distributed import Client, LocalCluster, get_worker
+
+from pipeline.cluster.executor import compute
+from pipeline.cluster.workers import Workers, hushed
+from pipeline.errors import DeviceLost
+from tests.support.helpers import refused
+
+
+def work(i: int) -> tuple[int, object]:
+    """As a task whose worker is on the card that has failed; what it had done before, it has done."""
+    worker = get_worker()
+    if worker.name == 0 and i > 5:
+        lost = DeviceLost(f"{worker.name}: no more. Type the same command again.")
+        lost.why = "the device is lost: CUDA_ERROR_ECC_UNCORRECTABLE"
+        raise lost
+    time.sleep(0.01)
+    return i * i, worker.name
+
+
+@contextmanager
+def cluster_of(n_workers: int) -> Iterator[Client]:
+    where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
+    with (
+        mock.patch.dict(os.environ),  # Dask sets some for its workers
+        hushed(),
+        LocalCluster(n_workers=n_workers, threads_per_worker=2, **where) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def test_the_work_of_a_worker_without_its_device_goes_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    with cluster_of(3) as client, Workers(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as where:
+        found = compute([(work, i) for i in range(200)], *where)
+        assert [each for each, _ in found] == [i * i for i in range(200)]
+        assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
+        left = {told["id"] for told in client.scheduler_info(n_workers=-1)["workers"].values()}
+        assert left == {1, 2}
+    leaves = "cluster: worker 0 leaves, its work goes to the others: the device is lost: CUDA_ERROR_ECC_UNCORRECTABLE"
+    assert caplog.messages.count(leaves) == 1, "however many tasks met with it"
+
+
+def test_when_the_last_worker_has_left_the_run_ends_and_can_go_on() -> None:
+    with (
+        cluster_of(1) as client,
+        Workers(client, "scheduler", "tcp://127.0.0.1", [], 0.1).executor(1) as where,
+        refused(75, "no worker has been there", "Type the same command again"),
+    ):
+        compute([(work, i) for i in range(200)], *where)
