@@ -37,6 +37,7 @@ REPLICAS = 8
 SHARE_STEPS, BATCH = 512, 128  # of a replica in a round, as pipeline/settings/replicas.py has it for large data
 TRAINED = 10**8  # rows that the model of larger data is trained on: docs/scaling.md says why, and how
 EPOCHS = 20
+SCANNED = 128 * 2688  # rows of a usual task, as pipeline/scan/ranges.py has it
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def scanning(job: Job, cluster: Cluster, costs: Costs) -> tuple[Task, int]:
     n_tasks = min(4096, max(math.ceil(job.n_rows / job.part_rows), math.ceil(job.n_rows / job.shard_rows)))
     rows = job.n_rows / n_tasks
     one = Task(rows * costs.scan_row + costs.scan_task, rows * costs.row_bytes, wait=costs.scan_wait)
-    return grouped(one, n_tasks, job, cluster)
+    return grouped(one, n_tasks, job, cluster, int(SCANNED // rows))
 
 
 def encoding(job: Job, cluster: Cluster, costs: Costs) -> tuple[Task, int]:

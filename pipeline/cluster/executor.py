@@ -23,6 +23,7 @@ __all__ = ["compute", "n_together", "reduce"]
 
 _FAN_IN = 16  # results that are merged at a time: fewer would be more tasks, more would be held longer
 _MOST_TOGETHER, _TURNS, _MANY = 16, 16, 40_000  # tasks; of a thread; tasks in all: see `n_together`
+_SERVED = 600  # threads that a scheduler keeps at work, by tasks of a second
 _LAST = 10**12 - 1  # of a width that keeps the order of the names
 
 _Task = tuple[Callable[[Any], Any], Any]
@@ -49,7 +50,7 @@ def compute(
     done : callable, optional
         Given each result as soon as it is there, in the thread that called `compute`. What it raises stops the rest.
     n_small : int
-        How many of these tasks are as much work as one has as a rule, where they are small ones.
+        How many of these tasks are as much work as one has as a rule: a second's. 0 where each of them is more.
     """
     graph = _graph(tasks)
     return list(_run(graph, list(graph), executor, n_at_once, done, n_small))
@@ -61,6 +62,7 @@ def reduce(
     executor: Executor,
     n_at_once: int,
     done: _Done | None = None,
+    n_small: int = 1,
 ) -> Any:
     """Run tasks and merge their results in order, a few at a time, so that few of them are held at once.
 
@@ -72,7 +74,7 @@ def reduce(
         few = [keys[i : i + _FAN_IN] for i in range(0, len(keys), _FAN_IN)]
         keys = _keys(len(graph), len(few))
         graph.update({key: (merge, some) for key, some in zip(keys, few, strict=True)})
-    (result,) = _run(graph, keys, executor, n_at_once, done)
+    (result,) = _run(graph, keys, executor, n_at_once, done, n_small)
     return result
 
 
@@ -114,10 +116,15 @@ def n_together(n_tasks: int, n_far: int, n_small: int = 1) -> int:
     But on its way through a scheduler a task takes some 10 ms of the processors of driver, scheduler and worker, as
     long as a small one is itself. So small ones go together, until they are as much work as others; and where there are
     very many, some of these: for them all the scheduler would be what a thousand workers wait for. But no more than
-    leave every thread so many turns, since in the last one some have nothing left to do. docs/scaling.md has numbers.
+    leave every thread so many turns, since in the last one some have nothing left to do; unless there are more threads
+    than a scheduler can keep at work one by one, which had better wait for each other at the end than for it all the
+    time. docs/scaling.md has numbers.
     """
-    most = min(_MOST_TOGETHER, max(n_small, n_tasks // _MANY))
-    return max(1, min(most, n_tasks // (_TURNS * n_far))) if n_far else 1
+    if not n_far:
+        return 1
+    few = min(_MOST_TOGETHER, max(n_small, n_tasks // _MANY), n_tasks // (_TURNS * n_far))
+    served = -(-n_far // _SERVED) if n_small else 1
+    return max(1, few, min(served, -(-n_tasks // n_far)))
 
 
 def _run(

@@ -28,6 +28,7 @@ _NARROW = 0.01  # a spread below which a column counts for next to nothing besid
 _MAX_TASKS = 4096  # a graph's cost grows with its tasks, so a task takes as many blocks as keeps it below this
 _BLOCKS = 8  # of a task, since a scheduler takes as long for whatever it passes on as a block takes to be looked at
 _FEW = 16  # tasks, than which no more blocks go together
+_USUAL = 128  # blocks, a gigabyte, which take as long as other tasks do as a rule: half a second
 _COLUMNS = 10  # that a sentence names
 _ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing")
 
@@ -151,7 +152,8 @@ def scan(
         found = known
         tasks = [(look, pieces) for pieces in _shared_out(shards, settings.block_rows, known.unreadable)]
         if tasks:  # there are none where no shard can be read
-            found = reduce(tasks, merged, executor, n_at_once, lambda done: advance(done.n_rows))
+            n_small = _USUAL // len(tasks[0][1])
+            found = reduce(tasks, merged, executor, n_at_once, lambda done: advance(done.n_rows), n_small)
             found = merged([known, found])
         if len(found.unreadable) == len(known.unreadable):
             return scan_of(found, settings, row_dtype(shards))

@@ -279,6 +279,17 @@ def test_small_tasks_and_very_many_go_far_several_at_a_time_and_each_is_still_to
             assert n_far == 0 or len(calls) >= min(n_tasks, 16 * n_far), "turns of each thread"
 
 
+@pytest.mark.parametrize(("n_tasks", "together"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
+def test_more_threads_than_a_scheduler_keeps_at_work_get_tasks_together_but_one_each_at_least(
+    monkeypatch: pytest.MonkeyPatch, n_tasks: int, together: int
+) -> None:
+    monkeypatch.setattr(module, "_SERVED", 4)
+    assert module.n_together(n_tasks, 10) == together
+    assert -(-n_tasks // together) >= min(n_tasks, 5), "half of the threads or more have one"
+    assert module.n_together(n_tasks, 10, 0) == 1, "of tasks that take longer it keeps more at work"
+    assert module.n_together(n_tasks, 4) == 1
+
+
 # -- merging -------------------------------------------------------------------------------------------------------
 
 
