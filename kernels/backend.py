@@ -35,6 +35,7 @@ from kernels.repairs import repair_generated_code
 __all__ = [
     "Device",
     "DeviceUnavailable",
+    "active",
     "answers",
     "calling",
     "compiled",
@@ -179,7 +180,7 @@ def shared(value: np.ndarray, name: str) -> Any:
     theano shared variable
     """
     theano = load()
-    if _active():
+    if active():
         # theano.shared would leave integers on the host.
         return theano.gpuarray.gpuarray_shared_constructor(value, name=name, target=None)
     return theano.shared(value, name=name, borrow=True)
@@ -204,12 +205,12 @@ def compiled(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
 
 def calling() -> AbstractContextManager[None]:
     """To be held around each call of what `compiled` gave: on a device, others can see that it is under way."""
-    return on_device if _active() else nullcontext()
+    return on_device if active() else nullcontext()
 
 
 def answers() -> bool:
     """Whether the device in use gives back what it is sent: of a failed read Theano keeps the driver's words back."""
-    if not _active():
+    if not active():
         return True
     gpuarray, sent = load().gpuarray, np.arange(4, dtype=np.float32)
     try:
@@ -224,7 +225,7 @@ def fuses() -> bool:
     They do on the CPU, where there is a compiler. ``optimizer_excluding=fused`` in the user's Theano flags says no.
     """
     config = load().config
-    return not _active() and bool(config.cxx) and "fused" not in config.optimizer_excluding.split(":")
+    return not active() and bool(config.cxx) and "fused" not in config.optimizer_excluding.split(":")
 
 
 def n_cores() -> int:
@@ -242,7 +243,7 @@ def use_cores_for(n_flops: int) -> None:
     a quarter. But BLAS threads wait for each other by spinning, and where another process takes a core's time a step of
     many small products becomes ten times slower. ``OPENBLAS_NUM_THREADS`` in the environment wins.
     """
-    if "OPENBLAS_NUM_THREADS" not in os.environ and not _active():
+    if "OPENBLAS_NUM_THREADS" not in os.environ and not active():
         _set_blas_threads(1 if n_flops < _FLOPS_WORTH_A_THREAD else len(os.sched_getaffinity(0)))
 
 
@@ -297,7 +298,7 @@ def _fall_back(device: Device) -> Device:
     return device
 
 
-def _active() -> bool:
+def active() -> bool:
     """Whether a device other than the CPU is in use."""
     return _started.cache_info().currsize > 0 and _started()[0].used != "cpu"
 

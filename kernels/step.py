@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,10 @@ theano = backend.load()
 tensor = theano.tensor
 
 __all__ = ["TrainingStep"]
+
+# Of minibatches that go to a device at a time: many, since each copy there costs as much as some of a step's kernels,
+# and may wait until the device has nothing left to do.
+_MOST_SENT, _SENT_BYTES = 32, 2**24
 
 
 class TrainingStep:
@@ -44,17 +48,21 @@ class TrainingStep:
         resident: np.ndarray | upload.Pieces | None = None,
         corruption: float = 0.0,
     ) -> None:
+        n_inputs = autoencoder.network.n_inputs
         # A variable and not an input, so that a step is called with its minibatch alone.
         self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
         if resident is None:
-            rows = [backend.matrix(dtype, "minibatch")]
-        elif isinstance(resident, np.ndarray):
-            rows = [backend.shared(resident, name="resident"), tensor.lvector("minibatch")]
+            rows = [upload.symbol(dtype, 2, "minibatch")]
         else:
-            n_inputs = autoencoder.network.n_inputs
-            rows = [upload.uploaded(resident, n_inputs, dtype, name="resident"), tensor.lvector("minibatch")]
-        noise = [backend.matrix(np.dtype(np.uint8), "noise")] if corruption else []
+            numbers = upload.symbol(np.dtype(np.int64), 1, "minibatch")
+            if isinstance(resident, np.ndarray):
+                rows = [backend.shared(resident, name="resident"), numbers]
+            else:
+                rows = [upload.uploaded(resident, n_inputs, dtype, name="resident"), numbers]
+        noise = [upload.symbol(np.dtype(np.uint8), 2, "noise")] if corruption else []
         self._inputs = [rows[-1], *noise]  # numbers, where there are any: the rows lie on the device already
+        self._row_bytes = (n_inputs * dtype.itemsize if resident is None else 8) + (n_inputs if corruption else 0)
+        self._buffers = [upload.TwoBuffers() for _ in self._inputs] if backend.active() else []
         self._fuses = autoencoder.fuses(dtype)
         by = _by_op if self._fuses else _by_graph
         self._cost, self._updates = by(autoencoder, rule, self._learning_rate, _Minibatch(rows, noise, corruption))
@@ -67,11 +75,11 @@ class TrainingStep:
 
         Parameters
         ----------
-        minibatch : ndarray
+        minibatch : ndarray, or what `sent` gives
             Rows of shape (n, n_inputs), C order, or with resident rows their numbers, shape (n,), int64.
         with_cost : bool
             Also compute the cost, which takes a quarter longer.
-        noise : ndarray of shape (n, n_inputs), uint8, C order
+        noise : ndarray of shape (n, n_inputs), uint8, C order, or what `sent` gives
             Random bytes, which tell the entries that are not seen; with corruption only.
 
         Returns
@@ -88,11 +96,38 @@ class TrainingStep:
         if len(inputs) != len(self._inputs):
             expected = "noise with each minibatch" if noise is None else "no noise"
             raise ValueError(f"a step of this corruption takes {expected}, found {len(inputs)} arrays")
+        inputs = self._there(inputs)
         if not self._fuses:  # the Ops see to their threads themselves
             backend.use_cores_for(len(minibatch) * self._flops_per_row)
         with backend.calling():
             result = self._function(with_cost)(*inputs)
             return float(np.asarray(result[0])) if with_cost else None
+
+    def n_sent(self, batch_size: int) -> int:
+        """How many minibatches are worth sending at a time: one, where they need not go anywhere."""
+        if not self._buffers:
+            return 1
+        return max(1, min(_MOST_SENT, _SENT_BYTES // (batch_size * self._row_bytes)))
+
+    def sent(
+        self, pieces: Iterable[tuple[np.ndarray, np.ndarray | None]], batch_size: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Minibatches and their noise, cut from larger pieces of both that go to the device as a whole.
+
+        One that has memory of its own has room for two: one goes there while steps on the other are under way.
+        """
+        for minibatches, noise in pieces:
+            whole = self._there([minibatches] if noise is None else [minibatches, noise])
+            for start in range(0, len(minibatches), batch_size):
+                cut = [each[start : start + batch_size] for each in whole]
+                yield cut[0], cut[1] if len(cut) > 1 else None
+
+    def _there(self, arrays: list[Any]) -> list[Any]:
+        """Arrays in the device's own memory, if it has any."""
+        if not self._buffers:
+            return arrays
+        pairs = zip(self._buffers, arrays, strict=True)
+        return [buffers.put(each) if isinstance(each, np.ndarray) else each for buffers, each in pairs]
 
     def compile(self) -> None:
         """Compile now what the first steps would compile."""
@@ -150,7 +185,8 @@ def _by_op(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: 
 def _by_graph(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: _Minibatch) -> tuple[Any, Updates]:
     """The same of Theano's graph, which works on any device."""
     rows, *numbers = minibatch.rows
-    x = autoencoder.scaled(rows[numbers[0]] if numbers else rows)
+    # As a tensor: by any other variable Theano would look rows up on the host.
+    x = autoencoder.scaled(rows[tensor.as_tensor_variable(numbers[0])] if numbers else rows)
     seen = graph.masked(x, minibatch.noise[0], minibatch.corruption) if minibatch.noise else x
     cost, gradients = graph.cost_and_gradients(autoencoder.network, x, seen, autoencoder.shared)
     return cost, updates_of(rule, gradients, list(autoencoder.shared.values()), learning_rate)

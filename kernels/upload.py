@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels import MOST_RESIDENT, backend
 
-__all__ = ["Pieces", "uploaded"]
+__all__ = ["Pieces", "TwoBuffers", "symbol", "uploaded"]
 
 
 class Pieces(Protocol):
@@ -36,3 +36,32 @@ def uploaded(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
         whole[start : start + len(piece)].write(np.ascontiguousarray(piece))
         start += len(piece)
     return gpuarray.gpuarray_shared_constructor(whole, name=name, borrow=True, target=None)
+
+
+def symbol(dtype: np.dtype, n_dims: int, name: str) -> Any:
+    """A symbolic array of `n_dims` dimensions in the active device's own memory, or the host's if that is the CPU."""
+    theano, shape = backend.load(), (False,) * n_dims
+    kind = theano.gpuarray.GpuArrayType if backend.active() else theano.tensor.TensorType
+    return kind(dtype.name, shape)(name)
+
+
+class TwoBuffers:
+    """Memory of the active device, which is not the CPU, that arrays go to by turns.
+
+    So one can be on its way while steps are taken on the other; and each of a kind goes where the last but one was.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Any] = [None, None]
+
+    def put(self, array: np.ndarray) -> Any:
+        """An array's values (n, ...) on the device, where they stay until the next but one is put."""
+        self._buffers.reverse()
+        kept = self._buffers[0]
+        if kept is None or kept.dtype != array.dtype or kept.shape[1:] != array.shape[1:] or len(kept) < len(array):
+            gpuarray = backend.load().gpuarray
+            kept = gpuarray.pygpu.empty(array.shape, dtype=array.dtype, context=gpuarray.get_context(None))
+            self._buffers[0] = kept
+        there = kept[: len(array)]
+        there.write(np.ascontiguousarray(array))
+        return there

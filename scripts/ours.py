@@ -34,7 +34,9 @@ class Ours:
         autoencoder.set_parameters({name: given[name] for name in autoencoder.shared})
         step = TrainingStep(autoencoder, Rule("momentum", MOMENTUM), np.dtype(np.float32))
         step.set_learning_rate(RATE)
-        x, bias = given["x"], list(autoencoder.shared.values())[1]
+        # On the device already, as PyTorch's is.
+        ((x, _),) = step.sent([(given["x"], None)], len(given["x"]))
+        bias = list(autoencoder.shared.values())[1]
 
         def run(n: int) -> None:
             for _ in range(n):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,18 +17,18 @@ from pipeline.errors import TrainingDiverged
 from pipeline.settings.resolve import Settings
 from pipeline.training.baseline import Baseline
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
-from pipeline.training.order import Order, noise_of
+from pipeline.training.order import Order
 from pipeline.training.replicas.averaging import State
 from pipeline.training.replicas.replica import Replicas, Run
 from pipeline.training.replicas.taken import Taken, rounds_taken
-from pipeline.training.rows import Rows
+from pipeline.training.rows import Rows, sent
 from pipeline.training.schedule import learning_rate, long_epoch
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
 
-__all__ = ["Training", "take_step", "train"]
+__all__ = ["Training", "minibatches_of", "take_step", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -273,19 +273,28 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run
 
 def _steps(training: Training) -> Iterator[Taken]:
     """Take the steps of the epoch that is under way."""
-    now, config = training.standing, training.config
-    for minibatch in training.rows.minibatches(training.order, now.epoch, config.batch_size, now.n_done):
+    now = training.standing
+    for minibatch, noise in minibatches_of(training, training.order, now.epoch, now.n_done):
         signals.check()
-        yield 1, len(minibatch), take_step(training, minibatch)
+        yield 1, len(minibatch), take_step(training, minibatch, noise)
 
 
-def take_step(training: Training, minibatch: np.ndarray) -> float | None:
+def minibatches_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[tuple[Any, Any]]:
+    """What `take_step` is given, from a step of an epoch on."""
+    rows, config = training.rows, training.config
+
+    def pieces(n_each: int) -> Iterator[np.ndarray]:
+        return rows.minibatches(order, epoch, config.batch_size, n_done, n_each)
+
+    first = epoch * training.steps_per_epoch + n_done
+    return sent(training.step, pieces, config, training.validation.shape[1], first)
+
+
+def take_step(training: Training, minibatch: Any, noise: Any) -> float | None:
     """Take the step that is next, on these rows or their numbers; its cost, on the steps on which it is asked for."""
     now, config, n_steps = training.standing, training.config, training.steps_per_epoch
     stride, in_all = max(1, n_steps // _COSTS_PER_EPOCH), now.epoch * n_steps + now.n_done
     training.step.set_learning_rate(learning_rate(config, in_all, n_steps))
-    n_inputs = training.validation.shape[1]
-    noise = noise_of(config.seed, in_all, (len(minibatch), n_inputs)) if config.corruption else None
     return training.step(minibatch, with_cost=now.n_done % stride == 0, noise=noise)
 
 

@@ -1,22 +1,27 @@
-"""The rows of the minibatches: kept in memory, or read window by window."""
+"""The rows of the minibatches: kept in memory, or read window by window; and their way to a step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.scan.cleaning import Cleaning
+from pipeline.settings.resolve import Settings
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
-from pipeline.training.order import Order, slab_starts
+from pipeline.training.order import Order, noise_of, slab_starts
 
-__all__ = ["DeviceRows", "ResidentRows", "Rows", "StreamedRows", "cut", "rows_of"]
+if TYPE_CHECKING:
+    from kernels.step import TrainingStep
+
+__all__ = ["DeviceRows", "ResidentRows", "Rows", "StreamedRows", "cut", "rows_of", "sent"]
 
 
 class ResidentRows:
@@ -36,9 +41,11 @@ class ResidentRows:
         starts = slab_starts(shards)
         return cls(_Reader(shards, n_threads, cleaning).slabs(starts, np.arange(len(starts) - 1)))
 
-    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on, as row numbers: each of shape (n,), int64."""
-        return _numbers(order, epoch, batch_size, first)
+    def minibatches(
+        self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
+    ) -> Iterator[np.ndarray]:
+        """An epoch's minibatches from number `first` on, as row numbers: `n_each` at a time, of shape (n,), int64."""
+        return _numbers(order, epoch, batch_size, first, n_each)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows (n, n_inputs), unscaled, by their numbers (n,)."""
@@ -53,9 +60,11 @@ class StreamedRows:
     def __init__(self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> None:
         self._shards, self._reader = shards, _Reader(shards, n_threads, cleaning)
 
-    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on, as rows: each of shape (n, n_inputs)."""
-        return cut(self._windows(order, epoch, first * batch_size), batch_size)
+    def minibatches(
+        self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
+    ) -> Iterator[np.ndarray]:
+        """An epoch's minibatches from number `first` on, as rows: `n_each` at a time, of shape (n, n_inputs)."""
+        return cut(self._windows(order, epoch, first * batch_size), n_each * batch_size)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Single rows (n, n_inputs), unscaled, by their sorted numbers (n,)."""
@@ -114,18 +123,47 @@ class DeviceRows(StreamedRows):
                 yield piece
                 del piece  # before the one after the next is read
 
-    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
-        """An epoch's minibatches from number `first` on, as row numbers: each of shape (n,), int64."""
-        return _numbers(order, epoch, batch_size, first)
+    def minibatches(
+        self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
+    ) -> Iterator[np.ndarray]:
+        """An epoch's minibatches from number `first` on, as row numbers: `n_each` at a time, of shape (n,), int64."""
+        return _numbers(order, epoch, batch_size, first, n_each)
 
 
 Rows = ResidentRows | StreamedRows
 """Where training rows come from: classes of one face."""
 
 
-def _numbers(order: Order, epoch: int, batch_size: int, first: int) -> Iterator[np.ndarray]:
+def _numbers(order: Order, epoch: int, batch_size: int, first: int, n_each: int) -> Iterator[np.ndarray]:
     windows = order.windows(epoch, first * batch_size)
-    return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), batch_size)
+    return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), n_each * batch_size)
+
+
+def sent(
+    step: TrainingStep, pieces: Callable[[int], Iterable[np.ndarray]], config: Settings, n_inputs: int, first: int
+) -> Iterator[tuple[Any, Any]]:
+    """Minibatches as the step wants them, each with its noise, or with None where there is no corruption.
+
+    Parameters
+    ----------
+    pieces : callable
+        Rows, or their numbers, of as many minibatches at a time as it is told: a step's device may want several.
+    first : int
+        Number of the first step's noise.
+    """
+
+    def noisy() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        number = first
+        for piece in pieces(step.n_sent(config.batch_size)):
+            starts = range(0, len(piece), config.batch_size)
+            lengths = [min(config.batch_size, len(piece) - start) for start in starts]
+            noise = [noise_of(config.seed, number + i, (n, n_inputs)) for i, n in enumerate(lengths)]
+            yield piece, noise[0] if len(noise) == 1 else np.concatenate(noise)
+            number += len(lengths)
+
+    if config.corruption:
+        return step.sent(noisy(), config.batch_size)
+    return step.sent(((piece, None) for piece in pieces(step.n_sent(config.batch_size))), config.batch_size)
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:

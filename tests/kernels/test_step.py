@@ -54,6 +54,19 @@ def test_twenty_momentum_steps_equal_a_numpy_loop(rng):
         assert_close(step.state()[f"{name}.velocity"], v[name], "cpu", "float32", "parameters")
 
 
+def test_on_the_cpu_minibatches_are_sent_nowhere(rng):
+    """They are used where they lie, one at a time, so that they are still in the cache."""
+    step = step_of(random_autoencoder(rng), dtype="f4", corruption=0.5)
+    rows, noise = random_rows(rng, 10, np.dtype("f4")), rng.integers(0, 256, (10, N_INPUTS), dtype=np.uint8)
+    assert step.n_sent(4) == 1
+    found = list(step.sent([(rows, noise)], 4))
+    assert [len(batch) for batch, _ in found] == [4, 4, 2]
+    for whole, parts in zip((rows, noise), zip(*found, strict=True), strict=True):
+        assert all(np.shares_memory(part, whole) for part in parts)
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert [hidden for _, hidden in step.sent([(rows, None)], 4)] == [None] * 3
+
+
 def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
     """Parameters and state after a step on each minibatch."""
     for number, minibatch in enumerate(minibatches):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,30 +12,42 @@ import pytest
 from tests.support import device_child as child
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import REPOSITORY, environment
+from tests.support.steps_child import N_EACH, N_PIECES
 
 pytestmark = pytest.mark.process
 
-MINIBATCH = {"streamed": child.BATCH * child.N_INPUTS, "uploaded": 8 * child.BATCH}  # bytes: rows, or their numbers
-NOISE = child.BATCH * child.N_INPUTS
+NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece's
+PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows, of a byte each entry, or their numbers
 SCALARS = 64  # bytes: rates and counts of the update rule
 WAITING = ("Synchronize", "DtoH", "download")
 
 
-@pytest.mark.parametrize("place", MINIBATCH)
-def test_a_step_waits_for_nothing_and_uploads_its_minibatch_alone(pygpu: None, tmp_path: Path, place: str) -> None:
+def uploads(calls: list[str]) -> list[int]:
+    """Bytes of each."""
+    return [int(call.split()[1]) for call in calls if call.startswith("upload ")]
+
+
+@pytest.mark.parametrize("place", PIECE)
+def test_a_step_waits_for_nothing_and_its_minibatch_is_there_already(pygpu: None, tmp_path: Path, place: str) -> None:
     log = tmp_path / "log"
-    command = [sys.executable, "-W", "error", "tests/support/steps_child.py", place, "5", log]
+    command = [sys.executable, "-W", "error", "tests/support/steps_child.py", place, log]
     env = environment(THEANO_FLAGS="device=cuda", **variables(True, log=log))
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    _, with_cost, first, *steps, _ = (each.splitlines() for each in log.read_text().split("step\n"))
+    marked = re.split(r"^(piece|step)\n", log.read_text(), flags=re.MULTILINE)
+    told = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
+    pieces = [calls for name, calls in told if name == "piece"]
+    with_cost, first, *steps, _ = (calls for name, calls in told if name == "step")
+    assert len(pieces) == N_PIECES
+    assert len(steps) == N_PIECES * N_EACH - 2
     assert any("DtoH" in call for call in with_cost), "so waiting is told apart"
     assert first
-    assert len(steps) == 3
     for calls in steps:
         assert [call for call in calls if any(word in call for word in WAITING)] == []
         assert not any(call.startswith("cuMemAlloc") for call in calls), "what it needs is there already"
         n_products = len([call for call in calls if call.startswith("cublasSgemm")])
         assert n_products == 6 * child.NETWORKS["relu"].n_layers - 1
-        n_bytes = sum(int(call.split()[1]) for call in calls if call.startswith("upload "))
-        assert MINIBATCH[place] + NOISE <= n_bytes <= MINIBATCH[place] + NOISE + SCALARS
+        assert sum(uploads(calls)) <= SCALARS
+    for i, calls in enumerate(pieces):
+        assert sorted(uploads(calls)) == sorted([PIECE[place], NOISE])
+        assert i < 2 or not any(call.startswith("cuMemAlloc") for call in calls), "there is room for two"

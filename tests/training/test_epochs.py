@@ -17,6 +17,7 @@ from pipeline.training.checkpoint import Checkpoint, Standing
 from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order
 from pipeline.training.schedule import learning_rate
+from tests.support import standin
 from tests.support.networks import ONE_LAYER
 
 CONFIG = Settings(
@@ -36,9 +37,11 @@ class Numbered:
 
     resident = None
 
-    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
-        for start in range(first * batch_size, order.n_rows, batch_size):
-            yield np.arange(start, min(start + batch_size, order.n_rows))
+    def minibatches(
+        self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
+    ) -> Iterator[np.ndarray]:
+        for start in range(first * batch_size, order.n_rows, n_each * batch_size):
+            yield np.arange(start, min(start + n_each * batch_size, order.n_rows))
 
 
 class Counting:
@@ -52,6 +55,11 @@ class Counting:
     def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
         self.n_steps += 1
         return next(self._costs) if with_cost else None
+
+    def n_sent(self, batch_size: int) -> int:
+        return 2
+
+    sent = standin.TrainingStep.sent
 
     def set_learning_rate(self, rate: float) -> None:
         self.rates.append(rate)

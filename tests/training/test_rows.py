@@ -3,6 +3,7 @@
 import threading
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 from pipeline.hdf5.files import FILES
 from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.scaler import Scaler
+from pipeline.settings.resolve import Settings
 from pipeline.shards.open import open_shards
 from pipeline.training import order as order_module
 from pipeline.training import rows as module
-from pipeline.training.order import Order, slab_starts
-from pipeline.training.rows import DeviceRows, ResidentRows, StreamedRows
+from pipeline.training.order import Order, noise_of, slab_starts
+from pipeline.training.rows import DeviceRows, ResidentRows, StreamedRows, cut, sent
+from tests.support import standin
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
+from tests.support.networks import ONE_LAYER
 
 NONE = np.empty(0, dtype=np.int64)
 
@@ -79,6 +83,44 @@ def test_an_epoch_can_be_entered_at_any_minibatch(shards):
                     for first in range(len(whole) + 2):
                         tail = list(rows.minibatches(order, epoch, batch_size, first))
                         assert [batch.tolist() for batch in tail] == [batch.tolist() for batch in whole[first:]]
+                        n_each = int(rng.integers(1, 5))
+                        pieces = list(rows.minibatches(order, epoch, batch_size, first, n_each))
+                        assert [len(piece) for piece in pieces[:-1]] == [n_each * batch_size] * (len(pieces) - 1)
+                        np.testing.assert_array_equal(*map(joined, (pieces, tail)))
+
+
+def joined(batches: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0), *(batch.ravel() for batch in batches)])
+
+
+@pytest.mark.parametrize("corruption", [0.0, 0.5])
+@pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
+def test_several_minibatches_are_sent_at_a_time_and_a_step_sees_none_of_it(corruption: float, n_rows: int) -> None:
+    """Nor of the noise, each step's own: the same rows and bytes, whatever a device wants at a time."""
+    config, rows = Settings(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3), numbered(n_rows)
+
+    class Step:
+        def __init__(self, n_each: int) -> None:
+            self.n_each = n_each
+
+        def n_sent(self, batch_size: int) -> int:
+            return self.n_each
+
+        sent = standin.TrainingStep.sent
+
+    def sent_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        step: Any = Step(n_each)
+        return list(sent(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config, 2, 7))
+
+    one_by_one = sent_by(1)
+    for i, (batch, noise) in enumerate(one_by_one):
+        np.testing.assert_array_equal(batch, rows[4 * i : 4 * i + 4])
+        assert (noise is None) == (corruption == 0)
+        assert noise is None or np.array_equal(noise, noise_of(3, 7 + i, batch.shape))
+    for n_each in (2, 3, 5):
+        for pair in zip(one_by_one, sent_by(n_each), strict=True):
+            for alone, together in zip(*pair, strict=True):
+                np.testing.assert_array_equal(alone, together)
 
 
 def test_windows_that_lie_behind_are_not_read_again(shards, monkeypatch):

@@ -32,7 +32,7 @@ from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import Block, first_rows, row_dtype
 from pipeline.training.baseline import baseline_of
 from pipeline.training.components import principal_components
-from pipeline.training.epochs import Training, take_step
+from pipeline.training.epochs import Training, minibatches_of, take_step
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows
 from pipeline.training.start import has_room, start_of
@@ -161,8 +161,10 @@ class _Streamed:
     def __init__(self, rows: ResidentRows) -> None:
         self.take, self._rows = rows.take, rows
 
-    def minibatches(self, order: Order, epoch: int, batch_size: int, first: int = 0) -> Iterator[np.ndarray]:
-        return map(self.take, self._rows.minibatches(order, epoch, batch_size, first))
+    def minibatches(
+        self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
+    ) -> Iterator[np.ndarray]:
+        return map(self.take, self._rows.minibatches(order, epoch, batch_size, first, n_each))
 
 
 def sampled_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[TrainingPace, Model, Autoencoder]:
@@ -260,15 +262,14 @@ def _compiled(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> tuple
 
 def _steps(training: Training, n_rows: int) -> Pace:
     """What steps take, in a few passes over the sample at most."""
-    batch_size = training.config.batch_size
     sample = Order(np.array([0, n_rows]), np.empty(0, np.int64), n_rows, training.config.seed)
-    passes = (training.rows.minibatches(sample, epoch, batch_size) for epoch in range(_UNTIMED + 1))
+    passes = (minibatches_of(training, sample, epoch, 0) for epoch in range(_UNTIMED + 1))
     minibatches = chain.from_iterable(passes)
-    for minibatch in islice(minibatches, _UNTIMED):
-        take_step(training, minibatch)
+    for minibatch, noise in islice(minibatches, _UNTIMED):
+        take_step(training, minibatch, noise)
     n_done, start = 0, time.monotonic()
-    for minibatch in minibatches:  # one at least, since each pass has one
-        take_step(training, minibatch)
+    for minibatch, noise in minibatches:  # one at least, since each pass has one
+        take_step(training, minibatch, noise)
         n_done, seconds = n_done + len(minibatch), time.monotonic() - start
         if seconds > _SECONDS:
             break

@@ -23,10 +23,9 @@ from pipeline.formats import digest
 from pipeline.scan.cleaning import Cleaning
 from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.shard import Block, Shard, block_of, first_rows
-from pipeline.training.order import noise_of
 from pipeline.training.replicas.averaging import State
 from pipeline.training.replicas.rounds import Rounds, Share
-from pipeline.training.rows import cut, rows_of
+from pipeline.training.rows import cut, rows_of, sent
 from pipeline.training.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -135,15 +134,17 @@ class Replica:
     def train(self, task: ReplicaTask, values: np.ndarray) -> Done:
         """Take a share's steps, on what `read` has given."""
         config, n_inputs, costs = task.settings.config, task.settings.n_inputs, list[float]()
-        minibatches = cut([(values, task.share.places())], config.batch_size)
+
+        def pieces(n_each: int) -> Iterator[np.ndarray]:
+            return cut([(values, task.share.places())], n_each * config.batch_size)
+
+        minibatches = sent(self._step, pieces, config, n_inputs, task.first_noise)
         with self._turn:
             self._autoencoder.set_parameters(task.state.parameters)
             self._step.set_state(task.state.rule)
-            for number, (minibatch, rate) in enumerate(zip(minibatches, task.rates, strict=True)):
+            for number, ((minibatch, noise), rate) in enumerate(zip(minibatches, task.rates, strict=True)):
                 check()
                 self._step.set_learning_rate(rate)
-                shape = len(minibatch), n_inputs
-                noise = noise_of(config.seed, task.first_noise + number, shape) if config.corruption else None
                 cost = self._step(minibatch, with_cost=number == 0, noise=noise)
                 costs += [] if cost is None else [cost]
             state = State(self._autoencoder.parameters(), self._step.state())
