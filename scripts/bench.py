@@ -457,7 +457,7 @@ def writing(folder: Path, n_files: int, n_bytes: int) -> float:
 
 
 def device(bench: Bench) -> None:
-    """Steps and encoding on a card, against PyTorch on the same one."""
+    """Steps and encoding on a card, against PyTorch on the same one: eager, compiled, and by CUDA graphs."""
     program = f"from kernels import backend; device = backend.start(); print(device.used == {bench.device!r}, device)"
     ours = ",".join(filter(None, [bench.limits.get("THEANO_FLAGS"), f"device={bench.device}"]))
     flags = {**bench.limits, "THEANO_FLAGS": ours}
@@ -471,7 +471,7 @@ def device(bench: Bench) -> None:
         return
     flags["PEER_DEVICE"] = "cuda" if bench.device.startswith("cuda") else "cpu"
     peak = sgemm_of_the_card(bench, flags)
-    names, tolerance, where = ("ours", "torch", "torch-compile"), (0.0, 1e-3), f", on {named}"
+    names, tolerance, where = ("ours", "torch", "torch-compile", "torch-graphs"), (0.0, 1e-3), f", on {named}"
     for n_inputs, n_features, batch_size in SHAPES:
         network = Network((n_inputs, n_features))
         race_steps(bench, network, batch_size, names, tolerance, where, **flags)

@@ -1,6 +1,6 @@
 """The contestants of scripts/bench.py: the same work as a user would write it with each library.
 
-    python scripts/contestants.py ours|blas|jax|torch|torch-compile|sklearn
+    python scripts/contestants.py ours|blas|jax|torch|torch-compile|torch-graphs|sklearn
 
 Started by scripts/bench.py in the virtual environment that has the library, it takes one JSON request a line on
 standard input and answers each with one line. `prepare` names a case, the method of a contestant, and where its input
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from scripts.ours import Blas, Ours
-from scripts.peers import Jax, Sklearn, Torch, TorchCompile
+from scripts.peers import Jax, Sklearn, Torch, TorchCompile, TorchGraphs
 
 
 def main() -> int:
@@ -57,6 +57,7 @@ CONTESTANTS = {
     "jax": Jax,
     "torch": Torch,
     "torch-compile": TorchCompile,
+    "torch-graphs": TorchGraphs,
     "sklearn": Sklearn,
 }
 

@@ -240,14 +240,14 @@ class Jax(Peer):
 class Torch(Peer):
     """PyTorch, eager."""
 
-    compiled = False
+    compiled, mode, how = False, "default", "eager"
 
     def __init__(self) -> None:
         import torch
 
         self._device = os.environ.get("PEER_DEVICE", "cpu")
         where = torch.cuda.get_device_name() if self._device == "cuda" else "CPU"
-        self.about = f"PyTorch {torch.__version__} on {where}{', torch.compile' if self.compiled else ', eager'}"
+        self.about = f"PyTorch {torch.__version__} on {where}, {self.how}"
         self.activate = {"relu": torch.relu, "sigmoid": torch.sigmoid, "linear": lambda z: z}
 
     def affine(self, x: Any, W: Any, b: Any) -> Any:
@@ -259,7 +259,7 @@ class Torch(Peer):
     def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
-        return torch.compile(function) if self.compiled else function
+        return torch.compile(function, mode=self.mode) if self.compiled else function
 
     def _step(self, network: Network, prepare: Callable[[Any], Any], start: Mapping[str, np.ndarray]) -> Any:
         """A function that takes a step on rows, and the parameters that it changes."""
@@ -382,7 +382,13 @@ class Torch(Peer):
 class TorchCompile(Torch):
     """PyTorch, compiled."""
 
-    compiled = True
+    compiled, how = True, "torch.compile"
+
+
+class TorchGraphs(TorchCompile):
+    """PyTorch, compiled, and on a card recorded as CUDA graphs, which it launches as a whole."""
+
+    mode, how = "reduce-overhead", "torch.compile, CUDA graphs"
 
 
 class Sklearn(Peer):
