@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Question:
     inputs : tuple of str
         Files that must be the same ones for everybody.
     mixed_processors : bool
-        Whether processors may be of another kind.
+        Whether processors may be of another kind, and with them what code is compiled by and linked with.
     """
 
     home: str
@@ -82,7 +83,8 @@ def answer(question: Question) -> Answer:
         **{f"file={shown(path)}": partial(_known_by, path) for path in question.inputs},
     }
     places = {name: _tried(look) for name, look in looks.items()}
-    return Answer({**versions(), **({} if question.mixed_processors else _processor()), **places}, wrote)
+    machine = {} if question.mixed_processors else {**_processor(), **_system()}
+    return Answer({**versions(), **machine, **places}, wrote)
 
 
 def differences(question: Question, here: Answer, there: Answer) -> list[str]:
@@ -162,6 +164,17 @@ def _processor() -> dict[str, str]:
     told = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
     can = sorted(word for word in (told.get("flags") or told.get("Features", "")).split() if _COMPUTES.fullmatch(word))
     return {"processor": told.get("model name", platform.machine()), "its instructions": " ".join(can)}
+
+
+@cache
+def _system() -> dict[str, str]:
+    """What turns our sources and Theano's into the machine's code, and what has exponentials and logarithms."""
+    try:
+        told = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
+        compiler = told.stdout.strip() or "that does not tell its version"
+    except OSError:
+        compiler = "not there"
+    return {"g++": compiler, "C library": " ".join(platform.libc_ver())}
 
 
 def _write(path: Path, text: str) -> None:

@@ -52,11 +52,14 @@ def test_two_processes_alike_answer_alike(question: Question) -> None:
 def test_what_is_otherwise_is_said_with_what_was_expected(question: Question) -> None:
     here = answer(question)
     facts = here.facts
-    there = replace(here, facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed"})
+    there = replace(
+        here, facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed", "g++": "4.8"}
+    )
     assert differences(question, here, there) == [
         f"numpy 1.25.2, expected {facts['numpy']}",
         f"h5py not installed, expected {facts['h5py']}",
         f"processor Another One, expected {facts['processor']}",
+        f"g++ 4.8, expected {facts['g++']}",
     ]
 
 

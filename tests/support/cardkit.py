@@ -2,10 +2,12 @@
 
 It is the image of docs/Dockerfile, with this checkout and the sample data in it, cut into pieces of 60 MiB, and a
 script that puts them together there. It needs root, debootstrap and a network here; there a driver, and no network.
+PyTorch is in it, to race against, and most of its size; `--without-peers` (make card-kit PEERS=no) leaves it out.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 from pathlib import Path
@@ -24,14 +26,25 @@ cd /usr/src/shardpress
     -e . pytest pytest-randomly pytest-xdist
 rm -rf /var/cache/apt/* /var/lib/apt/lists/* /usr/share/doc/* /usr/share/locale/* /usr/share/man/*
 """
+# The last one that is made for CUDA 12, so that a driver of any 12.x takes it.
+INSTALL_PEERS = """
+cd /usr/src/shardpress
+/opt/shardpress/bin/python -m venv .venv-peers
+.venv-peers/bin/pip install --no-cache-dir numpy 'torch<2.11'
+"""
 
 
 def main() -> None:
     """Make the image, add to it, and cut it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--without-peers", action="store_true", help="leave PyTorch out")
+    options = parser.parse_args()
     with TemporaryDirectory(prefix="shardpress-kit-") as folder:
         image = made(Path(folder, "root"), "card-kit")
         add_checkout(image.root / CHECKOUT)
         image.run("/bin/sh", "-ec", INSTALL)
+        if not options.without_peers:
+            image.run("/bin/sh", "-ec", INSTALL_PEERS)
         shutil.rmtree(FOLDER, ignore_errors=True)
         FOLDER.mkdir()
         cut(image.root)
