@@ -489,7 +489,8 @@ def sgemm_of_the_card(bench: Bench, variables: dict[str, str]) -> float | None:
         return None
     n = 8192 if variables["PEER_DEVICE"] == "cuda" else 2048
     with contestants(["torch"], **variables) as (torch,):
-        torch.prepare("square", bench.folder, n=n)
+        if not torch.prepare("square", bench.folder, n=n):
+            return None
         rate = 2 * n**3 / median(torch.seconds(10) for _ in range(bench.rounds))
     print(f"\ndevice: SGEMM at {n}^3 {rate / 1e9:.0f} GFLOP/s, {torch.about}", flush=True)
     return rate

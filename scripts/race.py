@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 
@@ -37,12 +38,14 @@ class Contestant:
     ----------
     name : str
         A key of ``CONTESTANTS`` in scripts/contestants.py.
+    said : file
+        Takes what it says, warnings as a rule; ours speaks to the user.
     variables : str
         More of its environment.
     """
 
-    def __init__(self, name: str, **variables: str) -> None:
-        self.name, self.about = name, ""
+    def __init__(self, name: str, said: IO[str], **variables: str) -> None:
+        self.name, self.about, self._said = name, "", said
         python = OURS if name in ("ours", "blas") else PEERS
         hidden = variables.pop(_HIDDEN, None)
         if hidden and name == "jax":
@@ -53,7 +56,7 @@ class Contestant:
             env=environment(**variables),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if name != "ours" else None,
+            stderr=self._said if name != "ours" else None,
             text=True,
         )
 
@@ -67,7 +70,9 @@ class Contestant:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name} ended while asked for {request}")
+            self._said.seek(0)
+            why = self._said.read().strip().rpartition("\n")[2]
+            raise RuntimeError(f"{self.name} ended while asked for {request}{why and ': '}{why}")
         answer: dict[str, Any] = json.loads(line)
         self.about = answer.get("about", self.about)
         return answer
@@ -95,12 +100,13 @@ class Contestant:
 @contextmanager
 def contestants(names: Sequence[str], **variables: str) -> Iterator[list[Contestant]]:
     """Processes for the time of a case."""
-    started = [Contestant(name, **variables) for name in names]
-    try:
-        yield started
-    finally:
-        for one in started:
-            one.end()
+    with ExitStack() as files:
+        started = [Contestant(name, files.enter_context(TemporaryFile("w+")), **variables) for name in names]
+        try:
+            yield started
+        finally:
+            for one in started:
+                one.end()
 
 
 def nothing() -> None:
