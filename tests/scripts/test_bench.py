@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,6 +143,21 @@ def test_drawn_shapes_are_those_of_their_seed_and_none_is_round() -> None:
             assert 3 <= n_features <= min(300, n_inputs - 1)
             assert 128 <= batch_size <= 512
             assert all(number % 8 and number % 10 for number in (n_inputs, n_features, batch_size))
+
+
+@pytest.mark.process
+def test_a_peer_that_has_ended_before_it_was_asked_takes_no_part_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As PyTorch does that was not made for the card."""
+    ends = tmp_path / "python"
+    ends.write_text("#!/bin/sh\necho 'a warning' >&2; echo 'no CUDA' >&2; exit 1\n")
+    ends.chmod(0o755)
+    monkeypatch.setattr(racing, "PEERS", ends)
+    with bench.contestants(["torch"]) as (torch,):
+        torch._process.wait()
+        assert not torch.prepare("square", tmp_path, n=8)
+    assert re.fullmatch(r"  torch takes no part: torch ended .*: no CUDA\n", capsys.readouterr().out)
 
 
 @pytest.mark.process
