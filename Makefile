@@ -60,7 +60,7 @@ card: setup ## on a machine with a CUDA card, in nine minutes: doctor, tests, a 
 	$(PYTHON_OF_VENV) scripts/make_data.py
 	$(PYTHON_OF_VENV) scripts/card.py
 
-# PEERS=no: without PyTorch, a quarter of the size.
+# PEERS=no: without PyTorch, a fifth of the size.
 card-kit: setup ## what does that where there is neither network nor Python 3.11: pieces of 60 MiB; needs root, debootstrap
 	$(PYTHON_OF_VENV) scripts/make_data.py
 	$(PYTHON_OF_VENV) -m tests.support.cardkit $(if $(filter no,$(PEERS)),--without-peers)
