@@ -50,8 +50,12 @@ def masked(x: Any, noise: Any, corruption: float) -> Any:
     return tensor.switch(noise < np.int16(threshold(corruption)), np.float32(0), x)
 
 
-def cost_and_gradients(network: Network, x: Any, seen: Any, variables: Variables) -> tuple[Any, list[Any]]:
+def cost_and_gradients(
+    network: Network, x: Any, seen: Any, variables: Variables, n_rows: Any = None
+) -> tuple[Any, list[Any]]:
     """Symbolic cost of scaled rows, of which the network sees `seen`, and its gradients in the order of the parameters.
+
+    `n_rows` is how many there are, float32, where they need not be asked.
 
     Written out, since Theano's own would sum the biases' gradients in float64. With c = 2 / (number of entries) kept
     out of the matrices, so that the products take it up as their factor, one layer of sigmoids for example has::
@@ -78,7 +82,7 @@ def cost_and_gradients(network: Network, x: Any, seen: Any, variables: Variables
         d = _derived(network.activations[i], d, a[i + 1])
         found |= {W: tensor.dot(a[i].T, d) + found[W], b_hidden: _sum_rows(d)}
         d = tensor.dot(d, variables[W].T)
-    c = np.float32(2 / network.n_inputs) / x.shape[0].astype("float32")
+    c = np.float32(2 / network.n_inputs) / (x.shape[0].astype("float32") if n_rows is None else n_rows)
     return cost, [c * found[name] for name in network.shapes]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +12,16 @@ from kernels.autoencoder import Autoencoder, get_values, set_values
 from kernels.updates import Rule, Updates, rate_of, states_of, updates_of
 
 theano = backend.load()
-tensor = theano.tensor
+tensor, vm = theano.tensor, theano.gof.vm
 
 __all__ = ["TrainingStep"]
 
 # Of minibatches that go to a device at a time: many, since each copy there costs as much as some of a step's kernels,
 # and may wait until the device has nothing left to do.
 _MOST_SENT, _SENT_BYTES = 32, 2**24
+
+_Kind = tuple[str, np.dtype, tuple[int, ...]]
+"""Of an array of a minibatch: name, dtype, and shape behind the number of rows."""
 
 
 class TrainingStep:
@@ -49,37 +52,33 @@ class TrainingStep:
         corruption: float = 0.0,
     ) -> None:
         n_inputs = autoencoder.network.n_inputs
-        # A variable and not an input, so that a step is called with its minibatch alone.
-        self._learning_rate = theano.shared(np.float32(0), name="learning_rate")
-        if resident is None:
-            rows = [upload.symbol(dtype, 2, "minibatch")]
-        else:
-            numbers = upload.symbol(np.dtype(np.int64), 1, "minibatch")
-            if isinstance(resident, np.ndarray):
-                rows = [backend.shared(resident, name="resident"), numbers]
-            else:
-                rows = [upload.uploaded(resident, n_inputs, dtype, name="resident"), numbers]
-        noise = [upload.symbol(np.dtype(np.uint8), 2, "noise")] if corruption else []
-        self._inputs = [rows[-1], *noise]  # numbers, where there are any: the rows lie on the device already
         self._row_bytes = (n_inputs * dtype.itemsize if resident is None else 8) + (n_inputs if corruption else 0)
-        self._buffers = [upload.TwoBuffers() for _ in self._inputs] if backend.active() else []
+        kinds = [("minibatch", dtype, (n_inputs,)) if resident is None else ("minibatch", np.dtype(np.int64), ())]
+        kinds += [("noise", np.dtype(np.uint8), (n_inputs,))] if corruption else []
+        self._source = (_OnDevice if backend.active() else _OnHost)(kinds)
+        rows = [self._source.symbols[0]]  # or their numbers, where there are any: they lie on the device already
+        if resident is not None:
+            rows.insert(0, _kept(resident, n_inputs, dtype))
         self._fuses = autoencoder.fuses(dtype)
+        minibatch = _Minibatch(rows, self._source.symbols[1:], self._source.n_rows, corruption)
         by = _by_op if self._fuses else _by_graph
-        self._cost, self._updates = by(autoencoder, rule, self._learning_rate, _Minibatch(rows, noise, corruption))
+        self._cost, self._updates = by(autoencoder, rule, self._source.learning_rate, minibatch)
         self._state = {key.name: key for key in self._updates if key not in autoencoder.shared.values()}
+        self._updates.update(self._source.updates)
         self._flops_per_row = 2 * autoencoder.network.n_weights
         self._functions: dict[bool, Any] = {}  # with the cost, which has a price, and without
+        self._rate = 0.0
 
     def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
-        """Take one step.
+        """Take one step, at the learning rate that was set last.
 
         Parameters
         ----------
-        minibatch : ndarray, or what `sent` gives
+        minibatch : ndarray
             Rows of shape (n, n_inputs), C order, or with resident rows their numbers, shape (n,), int64.
         with_cost : bool
             Also compute the cost, which takes a quarter longer.
-        noise : ndarray of shape (n, n_inputs), uint8, C order, or what `sent` gives
+        noise : ndarray of shape (n, n_inputs), uint8, C order
             Random bytes, which tell the entries that are not seen; with corruption only.
 
         Returns
@@ -92,42 +91,37 @@ class TrainingStep:
         ValueError
             When noise is missing, or is given without corruption.
         """
-        inputs = [minibatch] if noise is None else [minibatch, noise]
-        if len(inputs) != len(self._inputs):
-            expected = "noise with each minibatch" if noise is None else "no noise"
-            raise ValueError(f"a step of this corruption takes {expected}, found {len(inputs)} arrays")
-        inputs = self._there(inputs)
-        if not self._fuses:  # the Ops see to their threads themselves
-            backend.use_cores_for(len(minibatch) * self._flops_per_row)
-        with backend.calling():
-            result = self._function(with_cost)(*inputs)
-            return float(np.asarray(result[0])) if with_cost else None
+        self.begin(minibatch, noise, len(minibatch))
+        return self.take([self._rate], with_cost)
 
-    def n_sent(self, batch_size: int) -> int:
-        """How many minibatches are worth sending at a time: one, where they need not go anywhere."""
-        if not self._buffers:
-            return 1
-        return max(1, min(_MOST_SENT, _SENT_BYTES // (batch_size * self._row_bytes)))
+    def n_at_once(self, batch_size: int) -> int:
+        """How many minibatches are worth having at a time: one, where they need not go anywhere."""
+        return max(1, min(self._source.most, _SENT_BYTES // (batch_size * self._row_bytes)))
 
-    def sent(
-        self, pieces: Iterable[tuple[np.ndarray, np.ndarray | None]], batch_size: int
-    ) -> Iterator[tuple[Any, Any]]:
-        """Minibatches and their noise, cut from larger pieces of both that go to the device as a whole.
+    def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
+        """Several minibatches, one behind the other, that `take` is to take steps on, and their noise: as of a call.
 
-        One that has memory of its own has room for two: one goes there while steps on the other are under way.
+        A device that has memory of its own gets them at once, while it may be at work on those before.
         """
-        for minibatches, noise in pieces:
-            whole = self._there([minibatches] if noise is None else [minibatches, noise])
-            for start in range(0, len(minibatches), batch_size):
-                cut = [each[start : start + batch_size] for each in whole]
-                yield cut[0], cut[1] if len(cut) > 1 else None
+        arrays = [minibatches] if noise is None else [minibatches, noise]
+        if len(arrays) != len(self._source.symbols):
+            expected = "noise with each minibatch" if noise is None else "no noise"
+            raise ValueError(f"a step of this corruption takes {expected}, found {len(arrays)} arrays")
+        if not self._fuses:  # the Ops see to their threads themselves
+            backend.use_cores_for(batch_size * self._flops_per_row)
+        self._source.begin(arrays, batch_size)
 
-    def _there(self, arrays: list[Any]) -> list[Any]:
-        """Arrays in the device's own memory, if it has any."""
-        if not self._buffers:
-            return arrays
-        pairs = zip(self._buffers, arrays, strict=True)
-        return [buffers.put(each) if isinstance(each, np.ndarray) else each for buffers, each in pairs]
+    def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
+        """Take a step at each rate, on one minibatch after the other of those that have begun.
+
+        Returns
+        -------
+        float or None
+            The last one's cost before its step, when asked for.
+        """
+        with backend.calling():
+            cost = self._source.run(self._function(with_cost), learning_rates)
+            return float(np.asarray(cost[0])) if with_cost else None
 
     def compile(self) -> None:
         """Compile now what the first steps would compile."""
@@ -137,12 +131,12 @@ class TrainingStep:
     def _function(self, with_cost: bool) -> Any:
         if with_cost not in self._functions:
             outputs = [self._cost] if with_cost else []
-            self._functions[with_cost] = backend.compiled(self._inputs, outputs, updates=self._updates)
+            self._functions[with_cost] = backend.compiled(self._source.inputs, outputs, updates=self._updates)
         return self._functions[with_cost]
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """The rate of the steps that follow."""
-        self._learning_rate.set_value(np.float32(learning_rate))
+        """The rate of the calls that follow."""
+        self._rate = learning_rate
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of the update rule's own arrays, by name: what a checkpoint needs beside the parameters."""
@@ -151,6 +145,92 @@ class TrainingStep:
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
         """Go on from arrays that `state` returned; raises like `Autoencoder.set_parameters`."""
         set_values(self._state, values)
+
+
+class _OnHost:
+    """Minibatches that are used where they lie: inputs of a function, which is called for each.
+
+    Attributes
+    ----------
+    most : int
+        Minibatches at a time.
+    symbols : list
+        A minibatch's arrays.
+    inputs : list
+        Of these, what the function is called with.
+    learning_rate : scalar
+    n_rows : scalar or None
+        Rows of the minibatch, where its array would have to be asked for them.
+    updates : dict
+        What a step changes beside all else.
+    """
+
+    most = 1
+
+    def __init__(self, kinds: Sequence[_Kind]) -> None:
+        self.symbols = [
+            tensor.TensorType(dtype.name, (False,) * (1 + len(shape)))(name) for name, dtype, shape in kinds
+        ]
+        # A variable and not an input, so that a step is called with its minibatch alone.
+        self.learning_rate = theano.shared(np.float32(0), name="learning_rate")
+        self.n_rows, self.inputs, self.updates = None, self.symbols, Updates()
+
+    def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
+        """The minibatches of the next steps."""
+        self._arrays, self._batch_size, self._start = arrays, batch_size, 0
+
+    def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
+        """Take as many steps; what the last one returns."""
+        found = None
+        for rate in learning_rates:
+            self.learning_rate.set_value(np.float32(rate))
+            stop = self._start + self._batch_size
+            found = function(*(array[self._start : stop] for array in self._arrays))
+            self._start = stop
+        return found
+
+
+class _OnDevice:
+    """Minibatches in a device's memory, of which a function that has no input takes the next one by itself.
+
+    So that steps follow each other without a word from the host. Attributes and methods as of `_OnHost`.
+    """
+
+    most = _MOST_SENT
+
+    def __init__(self, kinds: Sequence[_Kind]) -> None:
+        nothing = [np.empty((0, *shape), dtype) for _, dtype, shape in kinds]
+        names = [name for name, _, _ in kinds]
+        self._there = [backend.shared(array, name=name) for array, name in zip(nothing, names, strict=True)]
+        self._steps = backend.shared(np.empty((0, 2), np.float32), name="steps")  # rates, and rows of the minibatches
+        self._buffers = [upload.TwoBuffers() for _ in range(len(kinds) + 1)]
+        self._number, self._first, self._batch_size = (
+            theano.shared(np.int64(0), name=name) for name in ("number", "first", "batch_size")
+        )
+        start = self._number * self._batch_size
+        self.symbols = [array[start : start + self._batch_size] for array in self._there]
+        self.learning_rate, self.n_rows = (self._steps[self._number - self._first, i] for i in range(2))
+        self.inputs, self.updates = list[Any](), Updates({self._number: self._number + np.int64(1)})
+
+    def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
+        """The minibatches of the next steps."""
+        for shared, buffers, array in zip(self._there, self._buffers, arrays, strict=False):
+            shared.set_value(buffers.put(array), borrow=True)
+        self._lengths = [min(batch_size, len(arrays[0]) - start) for start in range(0, len(arrays[0]), batch_size)]
+        self._n_taken = 0
+        self._number.set_value(np.int64(0))
+        self._batch_size.set_value(np.int64(batch_size))
+
+    def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
+        """Take as many steps; what the last one returns."""
+        n, first = len(learning_rates), self._n_taken
+        steps = np.array([learning_rates, self._lengths[first : first + n]], np.float32).T
+        self._steps.set_value(self._buffers[-1].put(steps), borrow=True)
+        self._first.set_value(np.int64(first))
+        self._n_taken += n
+        if isinstance(function.fn, vm.CVM or ()):
+            return function.fn(n_calls=n)
+        return [function() for _ in learning_rates][-1]  # where the user's flags name another linker
 
 
 class _Minibatch(NamedTuple):
@@ -162,11 +242,21 @@ class _Minibatch(NamedTuple):
         The rows, and where these are all rows there are, the numbers of those that count.
     noise : list
         Empty without corruption.
+    n_rows : scalar or None
+        As of `_OnHost`.
     """
 
     rows: list[Any]
     noise: list[Any]
+    n_rows: Any
     corruption: float
+
+
+def _kept(rows: np.ndarray | upload.Pieces, n_inputs: int, dtype: np.dtype) -> Any:
+    """All rows, where the steps are taken."""
+    if isinstance(rows, np.ndarray):
+        return backend.shared(rows, name="resident")
+    return upload.uploaded(rows, n_inputs, dtype, name="resident")
 
 
 def _by_op(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: _Minibatch) -> tuple[Any, Updates]:
@@ -185,8 +275,7 @@ def _by_op(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: 
 def _by_graph(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: _Minibatch) -> tuple[Any, Updates]:
     """The same of Theano's graph, which works on any device."""
     rows, *numbers = minibatch.rows
-    # As a tensor: by any other variable Theano would look rows up on the host.
-    x = autoencoder.scaled(rows[tensor.as_tensor_variable(numbers[0])] if numbers else rows)
+    x = autoencoder.scaled(rows[numbers[0]] if numbers else rows)
     seen = graph.masked(x, minibatch.noise[0], minibatch.corruption) if minibatch.noise else x
-    cost, gradients = graph.cost_and_gradients(autoencoder.network, x, seen, autoencoder.shared)
+    cost, gradients = graph.cost_and_gradients(autoencoder.network, x, seen, autoencoder.shared, minibatch.n_rows)
     return cost, updates_of(rule, gradients, list(autoencoder.shared.values()), learning_rate)

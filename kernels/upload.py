@@ -9,7 +9,7 @@ import numpy as np
 
 from kernels import MOST_RESIDENT, backend
 
-__all__ = ["Pieces", "TwoBuffers", "symbol", "uploaded"]
+__all__ = ["Pieces", "TwoBuffers", "uploaded"]
 
 
 class Pieces(Protocol):
@@ -36,13 +36,6 @@ def uploaded(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
         whole[start : start + len(piece)].write(np.ascontiguousarray(piece))
         start += len(piece)
     return gpuarray.gpuarray_shared_constructor(whole, name=name, borrow=True, target=None)
-
-
-def symbol(dtype: np.dtype, n_dims: int, name: str) -> Any:
-    """A symbolic array of `n_dims` dimensions in the active device's own memory, or the host's if that is the CPU."""
-    theano, shape = backend.load(), (False,) * n_dims
-    kind = theano.gpuarray.GpuArrayType if backend.active() else theano.tensor.TensorType
-    return kind(dtype.name, shape)(name)
 
 
 class TwoBuffers:

@@ -33,14 +33,14 @@ class Ours:
         autoencoder = Autoencoder(network_of(network))
         autoencoder.set_parameters({name: given[name] for name in autoencoder.shared})
         step = TrainingStep(autoencoder, Rule("momentum", MOMENTUM), np.dtype(np.float32))
-        step.set_learning_rate(RATE)
-        # On the device already, as PyTorch's is.
-        ((x, _),) = step.sent([(given["x"], None)], len(given["x"]))
-        bias = list(autoencoder.shared.values())[1]
+        n_rows, bias = len(given["x"]), list(autoencoder.shared.values())[1]
+        n_at_once = step.n_at_once(n_rows)
+        several = np.concatenate([given["x"]] * n_at_once)
 
         def run(n: int) -> None:
-            for _ in range(n):
-                step(x)
+            for left in range(n, 0, -n_at_once):  # a device gets as many at a time as in a training
+                step.begin(several, None, n_rows)
+                step.take([RATE] * min(left, n_at_once))
             bias.get_value()  # which on a device waits for all steps
 
         run(3)

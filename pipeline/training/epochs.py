@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,14 +21,14 @@ from pipeline.training.order import Order
 from pipeline.training.replicas.averaging import State
 from pipeline.training.replicas.replica import Replicas, Run
 from pipeline.training.replicas.taken import Taken, rounds_taken
-from pipeline.training.rows import Rows, sent
+from pipeline.training.rows import Rows, begun
 from pipeline.training.schedule import learning_rate, long_epoch
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
 
-__all__ = ["Training", "minibatches_of", "take_step", "train"]
+__all__ = ["Training", "steps_of", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,10 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run
     """Take an epoch's steps, or what is left of them."""
     now = training.standing
     start = time.monotonic() - now.seconds  # also what steps took before an interruption
-    taken = _steps(training) if training.replicas is None else rounds_taken(training, training.replicas, run)
+    if training.replicas is None:
+        taken = steps_of(training, training.order, now.epoch, now.n_done)
+    else:
+        taken = rounds_taken(training, training.replicas, run)
     for n_taken, n_rows, cost in taken:
         number = now.n_done
         # Before the cost is looked at: a checkpoint of what follows counts the step that the weights have taken.
@@ -271,31 +274,24 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run
         keeper.keep()
 
 
-def _steps(training: Training) -> Iterator[Taken]:
-    """Take the steps of the epoch that is under way."""
-    now = training.standing
-    for minibatch, noise in minibatches_of(training, training.order, now.epoch, now.n_done):
-        signals.check()
-        yield 1, len(minibatch), take_step(training, minibatch, noise)
-
-
-def minibatches_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[tuple[Any, Any]]:
-    """What `take_step` is given, from a step of an epoch on."""
-    rows, config = training.rows, training.config
+def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[Taken]:
+    """Take the steps of an epoch from one on, few of them at a time; the first one's cost, where it is asked for."""
+    rows, config, n_steps = training.rows, training.config, training.steps_per_epoch
+    stride = max(1, n_steps // _COSTS_PER_EPOCH)
 
     def pieces(n_each: int) -> Iterator[np.ndarray]:
         return rows.minibatches(order, epoch, config.batch_size, n_done, n_each)
 
-    first = epoch * training.steps_per_epoch + n_done
-    return sent(training.step, pieces, config, training.validation.shape[1], first)
-
-
-def take_step(training: Training, minibatch: Any, noise: Any) -> float | None:
-    """Take the step that is next, on these rows or their numbers; its cost, on the steps on which it is asked for."""
-    now, config, n_steps = training.standing, training.config, training.steps_per_epoch
-    stride, in_all = max(1, n_steps // _COSTS_PER_EPOCH), now.epoch * n_steps + now.n_done
-    training.step.set_learning_rate(learning_rate(config, in_all, n_steps))
-    return training.step(minibatch, with_cost=now.n_done % stride == 0, noise=noise)
+    number = n_done
+    for lengths in begun(training.step, pieces, config, training.validation.shape[1], epoch * n_steps + n_done):
+        while lengths:
+            asked = number % stride == 0
+            n = 1 if asked else min(len(lengths), stride - number % stride)
+            first = epoch * n_steps + number
+            rates = [learning_rate(training.config, first + i, n_steps) for i in range(n)]
+            signals.check()  # now, since what has been taken is counted at once
+            yield n, sum(lengths[:n]), training.step.take(rates, asked)
+            number, lengths = number + n, lengths[n:]
 
 
 def _end_epoch(training: Training) -> Epoch:

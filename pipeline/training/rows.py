@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from pipeline.training.order import Order, noise_of, slab_starts
 if TYPE_CHECKING:
     from kernels.step import TrainingStep
 
-__all__ = ["DeviceRows", "ResidentRows", "Rows", "StreamedRows", "cut", "rows_of", "sent"]
+__all__ = ["DeviceRows", "ResidentRows", "Rows", "StreamedRows", "begun", "cut", "rows_of"]
 
 
 class ResidentRows:
@@ -139,10 +139,10 @@ def _numbers(order: Order, epoch: int, batch_size: int, first: int, n_each: int)
     return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), n_each * batch_size)
 
 
-def sent(
+def begun(
     step: TrainingStep, pieces: Callable[[int], Iterable[np.ndarray]], config: Settings, n_inputs: int, first: int
-) -> Iterator[tuple[Any, Any]]:
-    """Minibatches as the step wants them, each with its noise, or with None where there is no corruption.
+) -> Iterator[list[int]]:
+    """Have a step begin with some minibatches after the other, each with its noise; the rows of each of these.
 
     Parameters
     ----------
@@ -151,19 +151,16 @@ def sent(
     first : int
         Number of the first step's noise.
     """
-
-    def noisy() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        number = first
-        for piece in pieces(step.n_sent(config.batch_size)):
-            starts = range(0, len(piece), config.batch_size)
-            lengths = [min(config.batch_size, len(piece) - start) for start in starts]
-            noise = [noise_of(config.seed, number + i, (n, n_inputs)) for i, n in enumerate(lengths)]
-            yield piece, noise[0] if len(noise) == 1 else np.concatenate(noise)
-            number += len(lengths)
-
-    if config.corruption:
-        return step.sent(noisy(), config.batch_size)
-    return step.sent(((piece, None) for piece in pieces(step.n_sent(config.batch_size))), config.batch_size)
+    size = config.batch_size
+    for piece in pieces(step.n_at_once(size)):
+        lengths = [min(size, len(piece) - start) for start in range(0, len(piece), size)]
+        noise = None
+        if config.corruption:
+            each = [noise_of(config.seed, first + i, (n, n_inputs)) for i, n in enumerate(lengths)]
+            noise = each[0] if len(each) == 1 else np.concatenate(each)
+        step.begin(piece, noise, size)
+        yield lengths
+        first += len(lengths)
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:

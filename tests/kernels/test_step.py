@@ -54,17 +54,32 @@ def test_twenty_momentum_steps_equal_a_numpy_loop(rng):
         assert_close(step.state()[f"{name}.velocity"], v[name], "cpu", "float32", "parameters")
 
 
-def test_on_the_cpu_minibatches_are_sent_nowhere(rng):
-    """They are used where they lie, one at a time, so that they are still in the cache."""
-    step = step_of(random_autoencoder(rng), dtype="f4", corruption=0.5)
+@each("corruption", [0.0, 0.5])
+def test_steps_on_several_minibatches_are_those_on_one_after_the_other(rng, corruption):
+    """On the CPU no more than one is asked for at a time, which is still in the cache then."""
     rows, noise = random_rows(rng, 10, np.dtype("f4")), rng.integers(0, 256, (10, N_INPUTS), dtype=np.uint8)
-    assert step.n_sent(4) == 1
-    found = list(step.sent([(rows, noise)], 4))
-    assert [len(batch) for batch, _ in found] == [4, 4, 2]
-    for whole, parts in zip((rows, noise), zip(*found, strict=True), strict=True):
-        assert all(np.shares_memory(part, whole) for part in parts)
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert [hidden for _, hidden in step.sent([(rows, None)], 4)] == [None] * 3
+    start, rates, found = random_autoencoder(rng).parameters(), [0.3, 0.2, 0.1], []
+
+    def ready():
+        autoencoder = random_autoencoder(rng)
+        autoencoder.set_parameters(start)
+        return autoencoder, step_of(autoencoder, dtype="f4", corruption=corruption)
+
+    for n_taken in ((1, 1, 1), (3,), (1, 2)):
+        (autoencoder, step), n_done = ready(), 0
+        assert step.n_at_once(4) == 1
+        step.begin(rows, noise if corruption else None, 4)
+        for n in n_taken:
+            assert (step.take(rates[n_done : n_done + n], with_cost=n_done == 0) is None) == (n_done > 0)
+            n_done += n
+        found.append(autoencoder.parameters())
+    autoencoder, step = ready()
+    for i, rate in enumerate(rates):
+        some = slice(4 * i, 4 * i + 4)
+        step.set_learning_rate(rate)
+        step(rows[some], noise=noise[some] if corruption else None)
+    for parameters in found:
+        assert_same_arrays(parameters, autoencoder.parameters())
 
 
 def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ import pytest
 from tests.support import device_child as child
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.steps_child import N_EACH, N_PIECES
+from tests.support.steps_child import N_EACH, TAKEN
 
 pytestmark = pytest.mark.process
 
 NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece's
 PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows, of a byte each entry, or their numbers
-SCALARS = 64  # bytes: rates and counts of the update rule
+SCALARS = 16  # bytes for each step: its rate, its length and the rule's count
 WAITING = ("Synchronize", "DtoH", "download")
 
 
@@ -27,27 +28,29 @@ def uploads(calls: list[str]) -> list[int]:
     return [int(call.split()[1]) for call in calls if call.startswith("upload ")]
 
 
-@pytest.mark.parametrize("place", PIECE)
-def test_a_step_waits_for_nothing_and_its_minibatch_is_there_already(pygpu: None, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(("place", "more"), [("streamed", ""), ("uploaded", ""), ("uploaded", ",linker=vm")])
+def test_steps_wait_for_nothing_and_have_their_minibatches_there(
+    pygpu: None, tmp_path: Path, place: str, more: str
+) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-W", "error", "tests/support/steps_child.py", place, log]
-    env = environment(THEANO_FLAGS="device=cuda", **variables(True, log=log))
+    env = environment(THEANO_FLAGS=f"device=cuda{more}", **variables(True, log=log))
     done = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    marked = re.split(r"^(piece|step)\n", log.read_text(), flags=re.MULTILINE)
+    marked = re.split(r"^(piece|steps)\n", log.read_text(), flags=re.MULTILINE)
     told = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
     pieces = [calls for name, calls in told if name == "piece"]
-    with_cost, first, *steps, _ = (calls for name, calls in told if name == "step")
-    assert len(pieces) == N_PIECES
-    assert len(steps) == N_PIECES * N_EACH - 2
+    with_cost, first, *others, _ = (calls for name, calls in told if name == "steps")
+    assert len(pieces) == len(TAKEN)
     assert any("DtoH" in call for call in with_cost), "so waiting is told apart"
     assert first
-    for calls in steps:
+    for n, calls in zip(list(chain.from_iterable(TAKEN))[2:], others, strict=True):
         assert [call for call in calls if any(word in call for word in WAITING)] == []
-        assert not any(call.startswith("cuMemAlloc") for call in calls), "what it needs is there already"
+        assert not any(call.startswith("cuMemAlloc") for call in calls), "what they need is there already"
         n_products = len([call for call in calls if call.startswith("cublasSgemm")])
-        assert n_products == 6 * child.NETWORKS["relu"].n_layers - 1
-        assert sum(uploads(calls)) <= SCALARS
+        assert n_products == n * (6 * child.NETWORKS["relu"].n_layers - 1)
+        assert sum(uploads(calls)) <= n * SCALARS
     for i, calls in enumerate(pieces):
         assert sorted(uploads(calls)) == sorted([PIECE[place], NOISE])
+        assert [call for call in calls if any(word in call for word in WAITING)] == []
         assert i < 2 or not any(call.startswith("cuMemAlloc") for call in calls), "there is room for two"

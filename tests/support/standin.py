@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -116,16 +116,18 @@ class TrainingStep:
     def compile(self) -> None:
         pass
 
-    def n_sent(self, batch_size: int) -> int:
+    def n_at_once(self, batch_size: int) -> int:
         return 3  # as of a device, so that nothing counts on one
 
-    def sent(
-        self, pieces: Iterable[tuple[np.ndarray, np.ndarray | None]], batch_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        for piece, noise in pieces:
-            for start in range(0, len(piece), batch_size):
-                some = slice(start, start + batch_size)
-                yield piece[some], None if noise is None else noise[some]
+    def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
+        self._begun = iter([minibatches[i : i + batch_size] for i in range(0, len(minibatches), batch_size)])
+
+    def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
+        cost = None
+        for rate in learning_rates:
+            self.set_learning_rate(rate)
+            cost = self(next(self._begun), with_cost)
+        return cost
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self._rate = np.float32(learning_rate)

@@ -6,7 +6,6 @@ Usage: python tests/support/steps_child.py streamed|uploaded LOG, with the devic
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -17,7 +16,8 @@ from kernels.updates import Rule
 from kernels.upload import TwoBuffers
 from tests.support import device_child as child
 
-N_PIECES, N_EACH = 4, 3
+N_EACH = 3
+TAKEN = ((1, 2), (1, 1, 1), (3,), (2, 1))  # steps at a time, of each piece
 
 
 def put_by_turns() -> None:
@@ -45,20 +45,17 @@ def main(place: str, log: str) -> None:
     step = TrainingStep(
         autoencoder, Rule("adam", child.DECAY), rows.dtype, resident=resident, corruption=child.CORRUPTION
     )
-    step.set_learning_rate(child.RATES["adam"])
     numbers = np.concatenate([child.make_minibatches()[0]] * N_EACH)
     noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])
+    piece, rate = rows[numbers] if resident is None else numbers, child.RATES["adam"]
     with open(log, "a", buffering=1) as told:
-
-        def pieces() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for _ in range(N_PIECES):
-                told.write("piece\n")
-                yield rows[numbers] if resident is None else numbers, noise
-
-        for i, (minibatch, hidden) in enumerate(step.sent(pieces(), child.BATCH)):
-            told.write("step\n")
-            step(minibatch, with_cost=not i, noise=hidden)
-        told.write("step\n")
+        for i, at_once in enumerate(TAKEN):
+            told.write("piece\n")
+            step.begin(piece, noise, child.BATCH)
+            for j, n in enumerate(at_once):
+                told.write("steps\n")
+                step.take([rate] * n, with_cost=i + j == 0)
+        told.write("steps\n")
 
 
 if __name__ == "__main__":

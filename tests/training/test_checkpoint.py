@@ -166,11 +166,12 @@ class Interrupted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step, name)
 
-    def __call__(self, minibatch: np.ndarray, with_cost: bool = False, noise: np.ndarray | None = None) -> float | None:
+    def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
+        assert len(learning_rates) == 1
         self._number -= 1
         if not self._number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return self._step(minibatch, with_cost, noise)
+        return self._step.take(learning_rates, with_cost)
 
 
 def assert_same(found: Trained | Checkpoint, expected: Trained) -> None:

@@ -1,7 +1,7 @@
 """Minibatches: the same rows wherever they are kept, from any minibatch on."""
 
 import threading
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from pipeline.shards.open import open_shards
 from pipeline.training import order as order_module
 from pipeline.training import rows as module
 from pipeline.training.order import Order, noise_of, slab_starts
-from pipeline.training.rows import DeviceRows, ResidentRows, StreamedRows, cut, sent
-from tests.support import standin
+from pipeline.training.rows import DeviceRows, ResidentRows, StreamedRows, begun, cut
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 from tests.support.networks import ONE_LAYER
@@ -95,30 +94,36 @@ def joined(batches: list[np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("corruption", [0.0, 0.5])
 @pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
-def test_several_minibatches_are_sent_at_a_time_and_a_step_sees_none_of_it(corruption: float, n_rows: int) -> None:
+def test_several_minibatches_begin_at_a_time_and_a_step_sees_none_of_it(corruption: float, n_rows: int) -> None:
     """Nor of the noise, each step's own: the same rows and bytes, whatever a device wants at a time."""
     config, rows = Settings(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3), numbered(n_rows)
 
     class Step:
         def __init__(self, n_each: int) -> None:
-            self.n_each = n_each
+            self.n_each, self.begun = n_each, list[tuple[np.ndarray, np.ndarray | None]]()
 
-        def n_sent(self, batch_size: int) -> int:
+        def n_at_once(self, batch_size: int) -> int:
             return self.n_each
 
-        sent = standin.TrainingStep.sent
+        def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
+            assert len(minibatches) <= self.n_each * batch_size
+            for i in range(0, len(minibatches), batch_size):
+                some = slice(i, i + batch_size)
+                self.begun.append((minibatches[some], None if noise is None else noise[some]))
 
-    def sent_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def begun_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
         step: Any = Step(n_each)
-        return list(sent(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config, 2, 7))
+        lengths = begun(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config, 2, 7)
+        assert list(chain.from_iterable(lengths)) == [len(batch) for batch, _ in step.begun]
+        return step.begun
 
-    one_by_one = sent_by(1)
+    one_by_one = begun_by(1)
     for i, (batch, noise) in enumerate(one_by_one):
         np.testing.assert_array_equal(batch, rows[4 * i : 4 * i + 4])
         assert (noise is None) == (corruption == 0)
         assert noise is None or np.array_equal(noise, noise_of(3, 7 + i, batch.shape))
     for n_each in (2, 3, 5):
-        for pair in zip(one_by_one, sent_by(n_each), strict=True):
+        for pair in zip(one_by_one, begun_by(n_each), strict=True):
             for alone, together in zip(*pair, strict=True):
                 np.testing.assert_array_equal(alone, together)
 

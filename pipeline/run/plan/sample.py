@@ -32,7 +32,7 @@ from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import Block, first_rows, row_dtype
 from pipeline.training.baseline import baseline_of
 from pipeline.training.components import principal_components
-from pipeline.training.epochs import Training, minibatches_of, take_step
+from pipeline.training.epochs import Training, steps_of
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows
 from pipeline.training.start import has_room, start_of
@@ -263,14 +263,13 @@ def _compiled(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> tuple
 def _steps(training: Training, n_rows: int) -> Pace:
     """What steps take, in a few passes over the sample at most."""
     sample = Order(np.array([0, n_rows]), np.empty(0, np.int64), n_rows, training.config.seed)
-    passes = (minibatches_of(training, sample, epoch, 0) for epoch in range(_UNTIMED + 1))
-    minibatches = chain.from_iterable(passes)
-    for minibatch, noise in islice(minibatches, _UNTIMED):
-        take_step(training, minibatch, noise)
+    passes = (steps_of(training, sample, epoch, 0) for epoch in range(_UNTIMED + 1))
+    taken = chain.from_iterable(passes)
+    for _ in islice(taken, _UNTIMED):
+        pass
     n_done, start = 0, time.monotonic()
-    for minibatch, noise in minibatches:  # one at least, since each pass has one
-        take_step(training, minibatch, noise)
-        n_done, seconds = n_done + len(minibatch), time.monotonic() - start
+    for _, n_rows_taken, _ in taken:  # one at least, since each pass has one
+        n_done, seconds = n_done + n_rows_taken, time.monotonic() - start
         if seconds > _SECONDS:
             break
     return Pace(n_done, seconds)

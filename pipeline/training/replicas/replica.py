@@ -25,7 +25,7 @@ from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.shard import Block, Shard, block_of, first_rows
 from pipeline.training.replicas.averaging import State
 from pipeline.training.replicas.rounds import Rounds, Share
-from pipeline.training.rows import cut, rows_of, sent
+from pipeline.training.rows import begun, cut, rows_of
 from pipeline.training.schedule import learning_rate
 
 if TYPE_CHECKING:
@@ -133,20 +133,21 @@ class Replica:
 
     def train(self, task: ReplicaTask, values: np.ndarray) -> Done:
         """Take a share's steps, on what `read` has given."""
-        config, n_inputs, costs = task.settings.config, task.settings.n_inputs, list[float]()
+        config, n_inputs = task.settings.config, task.settings.n_inputs
 
         def pieces(n_each: int) -> Iterator[np.ndarray]:
             return cut([(values, task.share.places())], n_each * config.batch_size)
 
-        minibatches = sent(self._step, pieces, config, n_inputs, task.first_noise)
+        costs, n_done = list[float](), 0
         with self._turn:
             self._autoencoder.set_parameters(task.state.parameters)
             self._step.set_state(task.state.rule)
-            for number, ((minibatch, noise), rate) in enumerate(zip(minibatches, task.rates, strict=True)):
-                check()
-                self._step.set_learning_rate(rate)
-                cost = self._step(minibatch, with_cost=number == 0, noise=noise)
-                costs += [] if cost is None else [cost]
+            for lengths in begun(self._step, pieces, config, n_inputs, task.first_noise):
+                for n in filter(None, [1, len(lengths) - 1] if n_done == 0 else [len(lengths)]):
+                    check()
+                    cost = self._step.take(task.rates[n_done : n_done + n], with_cost=n_done == 0)
+                    costs += [] if cost is None else [cost]
+                    n_done += n
             state = State(self._autoencoder.parameters(), self._step.state())
         return Done(state, task.share.n_rows, tuple(costs))
 
