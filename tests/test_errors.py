@@ -20,6 +20,7 @@ SYSEXITS = {
     "ReadFailed": 74,
     "WriteFailed": 74,
     "TryAgain": 75,
+    "DeviceLost": 75,
     "NewerFormat": 76,
     "NotPermitted": 77,
     "ConfigError": 78,
