@@ -17,8 +17,9 @@ tensor, vm = theano.tensor, theano.gof.vm
 __all__ = ["TrainingStep"]
 
 # Of minibatches that go to a device at a time: many, since each copy there costs as much as some of a step's kernels,
-# and may wait until the device has nothing left to do.
-_MOST_SENT, _SENT_BYTES = 32, 2**24
+# and may wait until the device has nothing left to do. But no more than a slow device is done with in a second or two,
+# for which a signal has to wait, or progress.
+_MOST_SENT, _SENT_BYTES, _SENT_FLOPS = 32, 2**24, 2**35
 
 _Kind = tuple[str, np.dtype, tuple[int, ...]]
 """Of an array of a minibatch: name, dtype, and shape behind the number of rows."""
@@ -96,7 +97,8 @@ class TrainingStep:
 
     def n_at_once(self, batch_size: int) -> int:
         """How many minibatches are worth having at a time: one, where they need not go anywhere."""
-        return max(1, min(self._source.most, _SENT_BYTES // (batch_size * self._row_bytes)))
+        by_size, by_work = _SENT_BYTES // self._row_bytes, _SENT_FLOPS // (3 * self._flops_per_row)
+        return max(1, min(self._source.most, min(by_size, by_work) // batch_size))
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
         """Several minibatches, one behind the other, that `take` is to take steps on, and their noise: as of a call.

@@ -82,6 +82,21 @@ def test_steps_on_several_minibatches_are_those_on_one_after_the_other(rng, corr
         assert_same_arrays(parameters, autoencoder.parameters())
 
 
+def test_a_device_gets_as_many_minibatches_as_are_neither_large_nor_long(rng):
+    """Half a second of a processor that makes 64 GFLOP/s: what is slower than that is no device to train on."""
+    step = step_of(random_autoencoder(rng), dtype="f4", corruption=0.5)
+    assert step.n_at_once(1) == 1, "on the CPU"
+    step._source.most = 32
+    row_bytes, flops_per_row = 5 * N_INPUTS, 6 * NETWORK.n_weights
+    assert step.n_at_once(8) == 32
+    for batch_size in (2**16, 2**20, 2**24, 2**40):
+        n = step.n_at_once(batch_size)
+        assert n == 1 or n * batch_size * row_bytes <= 2**24
+        assert n == 1 or n * batch_size * flops_per_row <= 2**35
+    step._flops_per_row = 2 * 784 * 4096
+    assert 1 < step.n_at_once(128) < 32
+
+
 def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
     """Parameters and state after a step on each minibatch."""
     for number, minibatch in enumerate(minibatches):
