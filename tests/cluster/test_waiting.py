@@ -41,7 +41,7 @@ def test_what_is_found_ends_a_wait() -> None:
 
 
 def test_a_wait_has_an_end_and_says_now_and_then_what_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="pipeline"):  # which a quiet run of another test has silenced
         assert waited(lambda: 0, "a worker of tls://10.0.0.7:8786", 70) == 0
     said = "cluster: waiting for a worker of tls://10.0.0.7:8786, {} of 70 s"
     assert caplog.messages == [said.format(seconds) for seconds in (3, 33, 63)]
