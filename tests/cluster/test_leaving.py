@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -12,19 +12,25 @@ import pytest
 from distributed import Client, LocalCluster, get_worker
 
 from pipeline.cluster.executor import compute
+from pipeline.cluster.proof import workers_of
 from pipeline.cluster.workers import Workers, hushed
 from pipeline.errors import DeviceLost
+from tests.support.clusters import until
 from tests.support.helpers import refused
+
+HAS_FAILED = threading.Event()  # the device of worker 0: the others wait for that, so that it has its turn
 
 
 def work(i: int) -> tuple[int, object]:
     """As a task whose worker is on the card that has failed; what it had done before, it has done."""
     worker = get_worker()
     if worker.name == 0 and i > 5:
+        HAS_FAILED.set()
         lost = DeviceLost(f"{worker.name}: no more. Type the same command again.")
         lost.why = "the device is lost: CUDA_ERROR_ECC_UNCORRECTABLE"
         raise lost
-    time.sleep(0.01)
+    if i > 5:
+        assert HAS_FAILED.wait(60)
     return i * i, worker.name
 
 
@@ -40,13 +46,17 @@ def cluster_of(n_workers: int) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(autouse=True)
+def at_first_nothing_has_failed() -> None:
+    HAS_FAILED.clear()
+
+
 def test_the_work_of_a_worker_without_its_device_goes_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     with cluster_of(3) as client, Workers(client, "scheduler", "tcp://127.0.0.1", [], 60.0).executor(1) as where:
         found = compute([(work, i) for i in range(200)], *where)
         assert [each for each, _ in found] == [i * i for i in range(200)]
         assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
-        left = {told["id"] for told in client.scheduler_info(n_workers=-1)["workers"].values()}
-        assert left == {1, 2}
+        until(lambda: {told["name"] for told in workers_of(client).values()} == {1, 2}, "worker 0 to leave")
     leaves = "cluster: worker 0 leaves, its work goes to the others: the device is lost: CUDA_ERROR_ECC_UNCORRECTABLE"
     assert caplog.messages.count(leaves) == 1, "however many tasks met with it"
 

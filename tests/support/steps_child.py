@@ -6,6 +6,7 @@ Usage: python tests/support/steps_child.py streamed|uploaded LOG, with the devic
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,6 +35,37 @@ def put_by_turns() -> None:
     assert np.asarray(second).tolist() == arrays[3].tolist()
 
 
+def taken_together(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarray, is_resident: bool) -> None:
+    """Steps by one call, the last minibatch a smaller one, leave the bits of as many calls."""
+    numbers = np.concatenate(child.make_minibatches()[:N_EACH])[:-17]
+    noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])[:-17]
+    piece, rates = numbers if is_resident else rows[numbers], [0.02, 0.01, 0.005]
+    start, state = autoencoder.parameters(), step.state()
+
+    def one_by_one() -> None:
+        for i, rate in enumerate(rates):
+            some = slice(i * child.BATCH, (i + 1) * child.BATCH)
+            step.set_learning_rate(rate)
+            step(piece[some], noise=noise[some])
+
+    def by(*calls: list[float]) -> None:
+        step.begin(piece, noise, child.BATCH)
+        for each in calls:
+            step.take(each)
+
+    def left(take: Callable[[], None]) -> dict[str, bytes]:
+        autoencoder.set_parameters(start)
+        step.set_state(state)
+        take()
+        return {name: array.tobytes() for name, array in (autoencoder.parameters() | step.state()).items()}
+
+    expected = left(one_by_one)
+    assert any(expected[name] != array.tobytes() for name, array in start.items())
+    assert left(lambda: by(rates)) == expected
+    assert left(lambda: by(rates[:1], rates[1:])) == expected
+    assert left(lambda: by(rates[::-1])) != expected, "so each step has its own rate"
+
+
 def main(place: str, log: str) -> None:
     """Take them, the first with its cost, each behind a line in the log that says so, as when a piece is sent."""
     backend.start(require=True)
@@ -56,6 +88,7 @@ def main(place: str, log: str) -> None:
                 told.write("steps\n")
                 step.take([rate] * n, with_cost=i + j == 0)
         told.write("steps\n")
+    taken_together(step, autoencoder, rows, is_resident=resident is not None)
 
 
 if __name__ == "__main__":
