@@ -101,9 +101,23 @@ class TrainingStep:
         return max(1, min(self._source.most, min(by_size, by_work) // batch_size))
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
-        """Several minibatches, one behind the other, that `take` is to take steps on, and their noise: as of a call.
+        """Have ready what the next calls of `take` take steps on.
 
-        A device that has memory of its own gets them at once, while it may be at work on those before.
+        A device that has memory of its own gets all of it at once, while it may be at work on what was before.
+
+        Parameters
+        ----------
+        minibatches : ndarray
+            Minibatches as of a call, one behind the other; the last one may be smaller. They are not copied on the CPU.
+        noise : ndarray of shape (n, n_inputs), uint8, C order, or None
+            Of all of them; with corruption only.
+        batch_size : int
+            Rows of a minibatch.
+
+        Raises
+        ------
+        ValueError
+            When noise is missing, or is given without corruption.
         """
         arrays = [minibatches] if noise is None else [minibatches, noise]
         if len(arrays) != len(self._source.symbols):
@@ -114,7 +128,14 @@ class TrainingStep:
         self._source.begin(arrays, batch_size)
 
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
-        """Take a step at each rate, on one minibatch after the other of those that have begun.
+        """Take a step at each rate, on one minibatch after the other of those that `begin` was given.
+
+        Parameters
+        ----------
+        learning_rates : sequence of float
+            No more than there are minibatches left.
+        with_cost : bool
+            Also compute the costs, which takes a quarter longer.
 
         Returns
         -------

@@ -66,7 +66,8 @@ def reduce(
 ) -> Any:
     """Run tasks and merge their results in order, a few at a time, so that few of them are held at once.
 
-    As `compute`; `merge` is given results that stand in a row, and what it has made of others before.
+    As `compute`, of which `n_small` counts these tasks alone; `merge` is given results that stand in a row, and what it
+    has made of others before.
     """
     graph = _graph(tasks)
     keys = list(graph)

@@ -275,7 +275,13 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run
 
 
 def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[Taken]:
-    """Take the steps of an epoch from one on, few of them at a time; the first one's cost, where it is asked for."""
+    """Take the steps of an epoch from number `n_done` on, one or more at a time: those that are asked for a cost alone.
+
+    Yields
+    ------
+    tuple of (int, int, float or None)
+        Steps that have just been taken, their rows, and the cost.
+    """
     rows, config, n_steps = training.rows, training.config, training.steps_per_epoch
     stride = max(1, n_steps // _COSTS_PER_EPOCH)
 

@@ -142,14 +142,20 @@ def _numbers(order: Order, epoch: int, batch_size: int, first: int, n_each: int)
 def begun(
     step: TrainingStep, pieces: Callable[[int], Iterable[np.ndarray]], config: Settings, n_inputs: int, first: int
 ) -> Iterator[list[int]]:
-    """Have a step begin with some minibatches after the other, each with its noise; the rows of each of these.
+    """Have a step begin with some minibatches after the other, each with its noise.
 
     Parameters
     ----------
     pieces : callable
-        Rows, or their numbers, of as many minibatches at a time as it is told: a step's device may want several.
+        Rows (n, n_inputs), or their numbers (n,), of as many minibatches at a time as it is told: a step's device may
+        want several.
     first : int
         Number of the first step's noise.
+
+    Yields
+    ------
+    list of int
+        How many rows each minibatch has that the step has begun with: steps on all of them are taken before the next.
     """
     size = config.batch_size
     for piece in pieces(step.n_at_once(size)):

@@ -143,11 +143,14 @@ class Replica:
             self._autoencoder.set_parameters(task.state.parameters)
             self._step.set_state(task.state.rule)
             for lengths in begun(self._step, pieces, config, n_inputs, task.first_noise):
-                for n in filter(None, [1, len(lengths) - 1] if n_done == 0 else [len(lengths)]):
+                check()
+                rates = task.rates[n_done : n_done + len(lengths)]
+                if n_done == 0 and (cost := self._step.take(rates[:1], with_cost=True)) is not None:
+                    costs, rates = [cost], rates[1:]
                     check()
-                    cost = self._step.take(task.rates[n_done : n_done + n], with_cost=n_done == 0)
-                    costs += [] if cost is None else [cost]
-                    n_done += n
+                if rates:
+                    self._step.take(rates)
+                n_done += len(lengths)
             state = State(self._autoencoder.parameters(), self._step.state())
         return Done(state, task.share.n_rows, tuple(costs))
 
