@@ -43,12 +43,14 @@ def at_home() -> Iterator[None]:
     os.chdir(before)
 
 
+@pytest.mark.process  # asks g++ for its version
 def test_two_processes_alike_answer_alike(question: Question) -> None:
     first, second = answer(question), answer(question)
     assert first.wrote != second.wrote
     assert differences(question, first, second) == []
 
 
+@pytest.mark.process  # asks g++ for its version
 def test_what_is_otherwise_is_said_with_what_was_expected(question: Question) -> None:
     here = answer(question)
     facts = here.facts
@@ -63,6 +65,7 @@ def test_what_is_otherwise_is_said_with_what_was_expected(question: Question) ->
     ]
 
 
+@pytest.mark.process  # asks g++ for its version
 def test_other_files_under_the_same_paths_are_noticed(question: Question, tmp_path: Path) -> None:
     here, probe, rows = answer(question), tmp_path / question.probe, tmp_path / "a.h5"
     for change, words in (
@@ -81,6 +84,7 @@ def test_other_files_under_the_same_paths_are_noticed(question: Question, tmp_pa
     )
 
 
+@pytest.mark.process  # asks g++ for its version
 def test_what_a_worker_writes_must_be_there_for_the_driver(question: Question, tmp_path: Path) -> None:
     here, there = answer(question), answer(question)
     (tmp_path / there.wrote).unlink()
@@ -88,6 +92,7 @@ def test_what_a_worker_writes_must_be_there_for_the_driver(question: Question, t
     assert "which it has written, cannot be used (No such file or directory) for the driver" in words
 
 
+@pytest.mark.process  # asks g++ for its version
 def test_processors_may_be_mixed_by_leave_only(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = replace(question, mixed_processors=True)
     before = [answer(each) for each in (question, mixed)]
@@ -185,6 +190,7 @@ def _client(cluster: Cluster) -> Client:
     return Client(scheduler_file=str(cluster.file), set_as_default=False, timeout=240)
 
 
+@pytest.mark.process  # asks g++ for its version
 def test_an_answer_that_lacks_something_differs(question: Question) -> None:
     here = answer(question)
     there = Answer({name: said for name, said in here.facts.items() if name != "dask"}, here.wrote)

@@ -92,6 +92,7 @@ def test_it_says_where_it_is_off_by_more_than_it_may(tmp_path: Path, capsys: Any
         assert "| 1 | encoding |" in capsys.readouterr().out
 
 
+@pytest.mark.process  # Matplotlib asks fc-list for fonts
 def test_it_prints_a_table_and_draws(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulate, "WORKERS", (1, 2))
     costs = tmp_path / "costs.json"
