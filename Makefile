@@ -29,8 +29,8 @@ reference: setup ## the model's reference run on two donuts, with its plot
 	$(PYTHON_OF_VENV) scripts/make_data.py donuts
 	$(PYTHON_OF_VENV) scripts/reference.py
 
-check: lint ## linters, types, and the tests that need no compiler and no other process
-	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m "not process and not compiler"
+check: lint ## linters, types, and the quick tests that need no compiler and no other process
+	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m "not process and not compiler and not slow"
 
 test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto

@@ -42,6 +42,7 @@ def some(first: int, stride: int) -> slice:
     return slice(first, None, stride)
 
 
+@pytest.mark.slow
 def test_d10_every_call_fails_for_good(trial: Callable[[str], Trial]) -> None:
     codes = fail_every_call(trial("new"), errno.ENOSPC, for_good=True)
     assert set(codes) == {73, 74}
@@ -86,6 +87,7 @@ def test_p2_killed_before_some_calls(trial: Callable[[str], Trial]) -> None:
     assert kill_at_every_call(trial("new"), after=False, of=some(0, 12)) > 15
 
 
+@pytest.mark.slow
 def test_p8_power_cut_after_every_call(trial: Callable[[str], Trial]) -> None:
     kinds = cut_power(trial("new"), n_random=1)
     assert kinds.total() > 150
