@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
+import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
@@ -17,10 +19,32 @@ import numpy as np
 
 from pipeline.errors import NewerFormat
 
-__all__ = ["Digested", "digest", "fingerprint", "missing_value", "pack", "seal", "spelled", "unpack", "unseal"]
+__all__ = [
+    "MOST_JSON_BYTES",
+    "Digested",
+    "digest",
+    "fingerprint",
+    "missing_value",
+    "pack",
+    "parse_bounded",
+    "seal",
+    "spelled",
+    "unpack",
+    "unseal",
+]
+
+MOST_JSON_BYTES = 2**24
+"""Length of a description beside arrays, such as a model's history of 100,000 epochs."""
+MOST_JSON_VALUES = 2**20
+"""Number of its values; one takes up to some 100 bytes of memory."""
 
 _SEAL = "seal"
 _ABOUT = "about"
+
+_DIRECTORY_ENTRY = b"PK\1\2"  # how each entry of a ZIP archive's directory begins
+_MOST_MEMBERS = 10_000
+_LONGEST = 500  # characters of names in a message
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class Digested:
@@ -137,7 +161,10 @@ def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
-    """Arrays and plain values that `pack` was given.
+    """Return the arrays and plain values that `pack` was given.
+
+    The memory that this takes is bounded by the size of `data`, whatever the file claims: members are stored without
+    compression, and no array is larger than its member.
 
     Raises
     ------
@@ -145,11 +172,71 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
         When it is anything else.
     """
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        names, about = json.loads(arrays.pop(_ABOUT).tobytes())
+        arrays = _members(data)
+        names, about = parse_bounded(arrays.pop(_ABOUT).tobytes())
         if list(arrays) != names:
-            raise ValueError(f"holds arrays {list(arrays)}, expected {names}")
+            raise ValueError(f"holds arrays {_few(list(arrays))}, expected {_few(names)}")
         return arrays, about
+    except MemoryError:  # which is no fault of the file, since what it takes is bounded
+        raise
     except Exception as error:  # NumPy and zipfile answer damage with errors of many kinds
         raise ValueError(f"no arrays of shardpress: {error}") from error
+
+
+def parse_bounded(text: bytes | str) -> Any:
+    """Return what JSON says, if it is neither so long nor of so many values that it takes much memory.
+
+    Raises
+    ------
+    ValueError
+        When it is longer, nested too deeply, or no JSON.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    # A list of one byte takes 50 times as much memory once it is parsed, so its values are counted before.
+    n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
+    if len(data) > MOST_JSON_BYTES or n_values > MOST_JSON_VALUES:
+        expected = f"{MOST_JSON_BYTES} bytes and {MOST_JSON_VALUES} values at most"
+        raise ValueError(f"JSON of {len(data)} bytes and about {n_values} values, expected {expected}")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+
+
+def _members(data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file as `numpy.savez` writes it."""
+    # The archive's directory takes much more memory than its bytes, so its entries are counted before it is read.
+    if data.count(_DIRECTORY_ENTRY) > _MOST_MEMBERS:
+        raise ValueError(f"more than {_MOST_MEMBERS} arrays")
+    arrays: dict[str, np.ndarray] = {}
+    n_left = len(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            is_stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+            n_left -= member.file_size
+            if name == member.filename or name in arrays or not is_stored or n_left < 0:
+                raise ValueError(f"member {_few([member.filename])} is not stored as numpy.savez stores it")
+            arrays[name] = _array(archive.read(member))
+    return arrays
+
+
+def _array(content: bytes) -> np.ndarray:
+    """Return the array of numbers in an ``.npy`` file, which must be as long as its header says."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"NPY version {version}, expected 1.0 or 2.0")
+    shape, is_fortran, dtype = _HEADERS[version](file)
+    n_bytes = len(content) - file.tell()
+    is_plain = dtype.kind in "biuf" and all(n >= 0 for n in shape)
+    if not is_plain or math.prod(shape) * dtype.itemsize != n_bytes:
+        raise ValueError(f"{n_bytes} bytes for an array of {dtype} of shape {shape}")
+    flat = np.frombuffer(content, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if is_fortran else "C").copy(order="K")
+
+
+def _few(names: object) -> str:
+    """Return names for a message, cut off where they are many."""
+    text = str(names)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -19,14 +19,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kernels.network import ACTIVATIONS, CODES, SLOPES, Network
+from kernels.network import SLOPES, Network
 from pipeline.errors import DataError, NoInput, shown
+from pipeline.modelfile import FORMAT, listed_model, read_model_file
+from pipeline.output.records import Entry
 from pipeline.scan.scaler import Scaler
 
-__all__ = ["FORMAT", "Model", "load_model"]
-
-FORMAT = "shardpress-model/2"
-_FIRST = "shardpress-model/1"  # knew one layer of sigmoids alone, and did not describe it
+__all__ = ["Model", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class Model:
         if self.network != Network((self.n_inputs, self.n_features)):  # that of the first format has its fingerprint
             digest.update(json.dumps(_described(self.network)).encode())
         for name, array in self._arrays().items():
-            digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
@@ -97,7 +97,9 @@ class Model:
 
     def to_hdf5(self) -> bytes:
         """The bytes of ``model.h5``."""
-        with h5py.File.in_memory() as file:  # what goes to the disk goes there by `Disk` alone
+        # In memory, since what goes to the disk goes there by `Disk` alone; and in the oldest format, in which a group
+        # of any size is plain: `pipeline.modelfile` reads nothing else.
+        with h5py.File.in_memory(libver="earliest") as file:
             file.attrs["format"] = FORMAT
             file.attrs["fingerprint"] = self.fingerprint
             file.attrs.update(_described(self.network))
@@ -159,6 +161,9 @@ def _described(network: Network) -> dict[str, Any]:
 def load_model(path: str | Path) -> Model:
     """Read ``model.h5``.
 
+    The file is read without libhdf5, so it cannot lead elsewhere, and takes no more memory than its own size. It must
+    fit the fingerprint in it; and the digest in the manifest, if the directory holds one that lists it.
+
     Parameters
     ----------
     path : str or Path
@@ -169,68 +174,35 @@ def load_model(path: str | Path) -> Model:
     NoInput
         When there is no such file.
     DataError
-        When it is not a model of a known format, or arrays are missing, misshapen or not finite; it names them.
+        When it is no model, was changed since it was written, or arrays are missing, misshapen or not finite; it names
+        them.
+    NewerFormat
+        When a later version of shardpress wrote it.
+    ReadFailed, NotPermitted, SystemLimit
+        When the storage or the system fails.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "model.h5"
-    if not path.is_file():
-        raise NoInput(f"model={shown(path)}: not there, expected a model.h5 or an output directory that holds one")
+    entry = listed_model(path)
     try:
-        with h5py.File(path, "r", locking=False) as file:  # a lock would keep out the run that replaces it
-            network = _network(path, file)
-            names = ["minimum", "maximum", *network.shapes]
-            missing = [name for name in names if not isinstance(file.get(name), h5py.Dataset)]
-            if missing:
-                raise DataError(f"model={shown(path)}: arrays {missing} are missing, expected {names}")
-            names += [name for name in ("fill", "clips") if name in file]
-            arrays = {name: np.asarray(file[name][()]) for name in names}
-            about = json.loads(file.attrs["about"])
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        return _model(path, entry)
+    except (DataError, NoInput):
+        # A run that has finished since the first look has replaced both the manifest and the model.
+        now = listed_model(path)
+        if now == entry:
+            raise
+    return _model(path, now)
+
+
+def _model(path: Path, entry: Entry | None) -> Model:
+    stored = read_model_file(path, entry)
+    arrays = stored.arrays
+    scaler = Scaler(arrays["minimum"], arrays["maximum"], arrays.get("fill"), bool(arrays.get("clips", False)))
+    parameters = {name: arrays[name] for name in stored.network.shapes}
+    model = Model(scaler, stored.network, parameters, stored.about)
+    if model.fingerprint != stored.fingerprint:
         raise DataError(
-            f"model={shown(path)}: cannot be read, in its network, its arrays or in `about`: {shown(error)}"
-        ) from error
-    _check_arrays(path, network, arrays)
-    edges, fill, clips = (arrays.pop("minimum"), arrays.pop("maximum")), arrays.pop("fill", None), "clips" in arrays
-    return Model(Scaler(*edges, fill, clips and bool(arrays.pop("clips"))), network, arrays, about)
-
-
-def _network(path: Path, file: h5py.File) -> Network:
-    """What the file says of its network."""
-    found = file.attrs.get("format")
-    if found not in (FORMAT, _FIRST):  # before all else: what another format holds is not damage
-        raise DataError(f"model={shown(path)}: format {found!r}, expected {FORMAT!r}")
-    if found == _FIRST:
-        return _first_network(path, file)
-    widths = tuple(int(n) for n in file.attrs["widths"])
-    network = Network(widths, str(file.attrs["activation"]), str(file.attrs["code"]), bool(file.attrs["gain"]))
-    known = network.activation in ACTIVATIONS and network.code in CODES
-    if not known or len(widths) < 2 or min(widths) < 1:
-        raise ValueError(
-            f"found {network}, expected two widths or more, each 1 or more, an activation of {ACTIVATIONS} and a code "
-            f"of {CODES}"
+            f"model={shown(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "
+            f"{shown(stored.fingerprint)[:64]} as it says: the file has changed since it was written. Use a copy of "
+            "it, or train again."
         )
-    return network
-
-
-def _first_network(path: Path, file: h5py.File) -> Network:
-    shape = getattr(file.get("W"), "shape", None)  # there may be something else than an array, or none
-    if shape is None or len(shape) != 2:
-        raise DataError(f"model={shown(path)}: W has shape {shape}, expected (n_inputs, n_features)")
-    return Network(shape)
-
-
-def _check_arrays(path: Path, network: Network, arrays: Mapping[str, np.ndarray]) -> None:
-    expected: dict[str, tuple[tuple[int, ...], type]] = {
-        **dict.fromkeys(("minimum", "maximum", "fill"), ((network.n_inputs,), np.float64)),
-        "clips": ((), np.bool_),
-        **{name: (shape, np.float32) for name, shape in network.shapes.items()},
-    }
-    for name, array in arrays.items():
-        shape, dtype = expected[name]
-        # The dtype first: of text or objects, NumPy cannot even be asked whether they are finite.
-        if array.shape != shape or array.dtype != dtype or not np.isfinite(array).all():
-            raise DataError(
-                f"model={shown(path)}: {name} is {array.dtype} of shape {array.shape}, expected finite "
-                f"{np.dtype(dtype)} of shape {shape}"
-            )
+    return model

@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import string
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -293,3 +294,57 @@ def test_s14_an_array_that_claims_to_be_huge_is_refused() -> None:
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }" % 2**50
     with pytest.raises(ValueError, match="no arrays of shardpress"):
         unpack(zipped(about=header.ljust(127) + b"\n"))
+
+
+def test_arrays_come_back_in_the_order_of_their_memory() -> None:
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    arrays = {"C": rows, "F": np.asfortranarray(rows), "number": np.array(7), "none": np.zeros((0, 3))}
+    found, _ = unpack(pack(arrays, {}))
+    for name, array in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+        assert found[name].tobytes() == array.tobytes()
+        assert found[name].flags.f_contiguous == array.flags.f_contiguous
+        assert found[name].flags.writeable
+
+
+def compressed(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def header_of(shape: str, descr: str = "<f8") -> bytes:
+    text = b"{'descr': '%s', 'fortran_order': False, 'shape': %s, }" % (descr.encode(), shape.encode())
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117) + b"\n"
+
+
+ABOUT = npz(about=np.frombuffer(b"[[], {}]", dtype=np.uint8))
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "zeros compressed a thousandfold": lambda: compressed(about=np.zeros(2**27, np.uint8)),
+    "an array beyond its member": lambda: zipped(about=header_of(f"({2**40},)")),
+    "an array of a negative length": lambda: zipped(about=header_of("(-1,)")),
+    "a length that overflows": lambda: zipped(about=header_of(f"({2**32}, {2**32})", "|u1")),
+    "a shape of many dimensions": lambda: zipped(about=header_of("(" + "1, " * 20 + ")")),
+    "texts": lambda: npz(about=np.array(["a" * 100])),
+    "records": lambda: npz(about=np.zeros(2, [("a", "i4")])),
+    "many arrays": lambda: zipped(**{f"a{i}": b"" for i in range(12_000)}),
+    "many values": lambda: npz(about=np.frombuffer(b"[[], [" + b"[]," * 2**21 + b"0]]", dtype=np.uint8)),
+    "values without end": lambda: npz(about=np.frombuffer(b"[" * 10**6, dtype=np.uint8)),
+    "a member of another name": lambda: (
+        ABOUT[: ABOUT.index(b"PK\1\2")] + ABOUT[ABOUT.index(b"PK\1\2") :].replace(b"about", b"other")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_archives_take_little_memory(name: str) -> None:
+    data = HOSTILE[name]()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="no arrays of shardpress") as caught:
+            unpack(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(data) + 2**20
+    assert len(str(caught.value)) < 2000

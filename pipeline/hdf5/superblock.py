@@ -114,7 +114,7 @@ def _check(descriptor: int, size: int, place: int, head: bytes, where: str) -> N
 def _other(head: bytes) -> str:
     """What a file is that is not HDF5, and what to do."""
     known = (words for beginnings, words in _OTHERS if head.lstrip().lower().startswith(beginnings))
-    return next(known, ", expected one. Check --input.")
+    return next(known, ", expected one. Check the path.")
 
 
 def _names_driver(descriptor: int, size: int, place: int, extension: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.errors import DataError, NoInput, counted, shown
@@ -20,6 +20,9 @@ from pipeline.shards.shard import Shard
 from pipeline.shards.vet import Wanted, vet
 
 __all__ = ["Verified", "verify"]
+
+_MODEL = "model.h5"
+_NOT_ENCODED = Fault("features", "the model is damaged, so that no row can be encoded again")
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,18 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
     faults = _faults(directory, entries)
     wrong, n_bytes = {each.file for each in faults}, sum(entry.n_bytes for entry in entries)
     rows, unchecked = RowsChecked(), []
-    if "model.h5" in wrong:
-        unchecked.append(Fault("features", "the model is damaged, so that no row can be encoded again"))
+    if any(PurePath(name).name == _MODEL for name in wrong):
+        unchecked.append(_NOT_ENCODED)
     else:
-        parts = [part for part in manifest["parts"] if part["file"] not in wrong]
-        rows = check_rows(directory, parts, _Inputs(manifest).shard, _encoded(directory, manifest), n_rows)
+        try:
+            encoded = _encoded(directory, manifest)
+        except (DataError, NoInput) as error:
+            # Its digest is the one in the manifest, but not what it holds the one in the file.
+            faults.append(Fault(_MODEL, str(error)))
+            unchecked.append(_NOT_ENCODED)
+        else:
+            parts = [part for part in manifest["parts"] if part["file"] not in wrong]
+            rows = check_rows(directory, parts, _Inputs(manifest).shard, encoded, n_rows)
     return Verified(output, len(entries), n_bytes, rows, (*faults, *rows.faults), (*unchecked, *rows.unchecked))
 
 

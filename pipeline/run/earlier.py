@@ -14,6 +14,7 @@ from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.encoding.whole import SINGLE_FILE
 from pipeline.errors import ConfigError, DataError, NoInput, shown
+from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Entry, Record, fault_of
 from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
@@ -21,13 +22,25 @@ from pipeline.run.job import Clock, Job, Prepared, rows_in, trained
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of, in_words
 
-__all__ = ["QUARANTINE", "asked_for", "intact", "kept_deadline", "latest", "passes", "plainly", "take_up"]
+__all__ = [
+    "QUARANTINE",
+    "asked_for",
+    "intact",
+    "kept_deadline",
+    "latest",
+    "load_at_most",
+    "passes",
+    "plainly",
+    "take_up",
+]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 QUARANTINE = "quarantine.jsonl"
+_LONGEST = 1000  # characters of a complaint
+_ARCHIVE_BYTES = 2**20  # of what is beside the arrays in an archive
 
 
 def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] | None:
@@ -106,9 +119,23 @@ def latest(job: Job, kind: str, fingerprint: str, read: Callable[[Record], T], c
         try:
             return read(record)
         except (ValueError, DataError, NoInput) as error:  # of the file: what the system lacks ends the run
-            log.warning(complaint, error)
+            log.warning(complaint, shown(str(error)[:_LONGEST]))  # a forged file may be quoted in it
             job.ledger.drop(record)
     return None
+
+
+def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
+    """Return the content of a committed ``.npz`` file whose arrays take `array_bytes` bytes at most.
+
+    Raises
+    ------
+    ValueError
+        When it is longer, or not what was committed.
+    """
+    most = array_bytes + MOST_JSON_BYTES + _ARCHIVE_BYTES
+    if record.entry.n_bytes > most:
+        raise ValueError(f"file={shown(record.entry.file)}: {record.entry.n_bytes} bytes, expected {most} at most")
+    return ledger.load(record)
 
 
 def intact(job: Job, records: Iterable[Record]) -> list[Record]:

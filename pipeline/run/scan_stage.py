@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from pipeline.errors import DataError, counted, some
+from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
 from pipeline.progress import Progress
-from pipeline.run.earlier import latest
+from pipeline.run.earlier import latest, load_at_most
 from pipeline.run.job import Job, Prepared
 from pipeline.scan import ranges
 from pipeline.scan.blocks import ScanSettings
-from pipeline.scan.ranges import Scan
+from pipeline.scan.ranges import Scan, scan_bytes
 from pipeline.settings.kinds import allowed
 from pipeline.settings.resolve import Settings
+from pipeline.shards.shard import Shard
 
-__all__ = ["judge", "scan_settings", "scanned"]
+__all__ = ["judge", "load_scan", "scan_settings", "scanned"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def scanned(job: Job) -> Scan:
 
 def _earlier(job: Job) -> Scan | None:
     fingerprint, complaint = job.request.of_scan(), "scan: %s; it is made anew"
-    scan = latest(job, "scan", fingerprint, lambda record: Scan.from_npz(job.ledger.load(record)), complaint)
+    scan = latest(job, "scan", fingerprint, lambda record: load_scan(job.ledger, record, job.shards), complaint)
     if scan is None:
         return None
     if scan.unreadable:  # the files may have been mended without a change of their times
@@ -56,6 +59,11 @@ def _earlier(job: Job) -> Scan | None:
     log.info("scan: an earlier run has finished it")
     job.clock.taken_over["scan"] = "the scan"
     return scan
+
+
+def load_scan(ledger: Ledger, record: Record, shards: Sequence[Shard]) -> Scan:
+    """Return a committed scan of these shards; raise `ValueError` if it is none."""
+    return Scan.from_npz(load_at_most(ledger, record, scan_bytes(shards))).check_fits(shards)
 
 
 def _scan(job: Job) -> Scan:

@@ -18,13 +18,13 @@ from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD, Record
 from pipeline.progress import Progress
 from pipeline.run.deadline import InTime
-from pipeline.run.earlier import latest
-from pipeline.run.job import Job, versions
+from pipeline.run.earlier import latest, load_at_most
+from pipeline.run.job import Job, step_of, versions
 from pipeline.scan.ranges import Scan
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import train
+from pipeline.training.epochs import Training, train
 from pipeline.training.fit import prepared
 from pipeline.training.replicas.replica import Run, run_by
 from pipeline.training.verdict import complaints, measured
@@ -80,7 +80,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     training = prepared(autoencoder, job.shards, scan, job.config, sizes)
     checkpoint = latest(
         *(job, "checkpoint", fingerprint),
-        lambda record: training.go_on_from(Checkpoint.from_npz(job.ledger.load(record))),
+        partial(_resume, job, training),
         "checkpoint %s; the one before it is taken",
     )
     if checkpoint is not None:
@@ -113,6 +113,22 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
     return Model(scaler, autoencoder.network, training.best, about)
+
+
+def _resume(job: Job, training: Training, record: Record) -> Checkpoint:
+    """Resume the training from a committed checkpoint; raise `ValueError` if it cannot be one of this training.
+
+    Whoever can write in the output directory can also write records that fit. So the size is checked before the file is
+    read, and what it says before it is used.
+    """
+    array_bytes = sum(array.nbytes for array in training.checkpoint().arrays.values())
+    checkpoint = Checkpoint.from_npz(load_at_most(job.ledger, record, array_bytes))
+    n_steps = checkpoint.n_steps
+    epoch = checkpoint.standing.epoch
+    is_possible = (epoch - 1) * training.steps_per_epoch <= n_steps <= (epoch + 1) * training.steps_per_epoch
+    if n_steps != step_of(record) or not is_possible:
+        raise ValueError(f"is after step {n_steps} in epoch {epoch}, but its record says step {step_of(record)}")
+    return training.go_on_from(checkpoint)
 
 
 def _tell_idle(job: Job) -> None:

@@ -20,7 +20,17 @@ from pipeline.scan.scaler import Scaler
 from pipeline.shards.rows import bad_entries, read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
 
-__all__ = ["Scan", "check_usable", "describe_bad_rows", "looking", "misses_values", "readable", "scan", "scan_of"]
+__all__ = [
+    "Scan",
+    "check_usable",
+    "describe_bad_rows",
+    "looking",
+    "misses_values",
+    "readable",
+    "scan",
+    "scan_bytes",
+    "scan_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +127,67 @@ class Scan:
         try:
             unknown = np.full((2, len(arrays["minimum"])), np.nan)
             arrays = {"spread": unknown[0], "inner": unknown, **arrays}
-            unreadable, clips = dict(about["unreadable"]), bool(about.get("clips", False))
-            return cls(int(about["n_rows"]), **arrays, unreadable=unreadable, clips=clips)
-        except (KeyError, TypeError) as error:
+            unreadable = dict(about["unreadable"])
+            found = cls(about["n_rows"], **arrays, unreadable=unreadable, clips=bool(about.get("clips", False)))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is no scan: {error!r}") from error
+        wrong = [name for name, is_possible in _possible(found).items() if not is_possible]
+        if wrong:
+            raise ValueError(f"is no scan: {', '.join(wrong)} cannot be what rows tell")
+        return found
+
+    def check_fits(self, shards: Sequence[Shard]) -> Scan:
+        """Return itself, or raise `ValueError` if it cannot be the scan of these shards."""
+        n_rows = sum(shard.n_rows for shard in shards)
+        n_inputs = shards[0].n_inputs
+        if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
+            found = f"{self.n_rows} rows of {len(self.minimum)} columns"
+            raise ValueError(f"is a scan of {found}, expected {n_rows} rows of {n_inputs} columns")
+        if any(number >= len(shards) for number in self.unreadable):
+            raise ValueError(f"names a shard that is not among the {len(shards)} of the input")
+        return self
+
+
+def scan_bytes(shards: Sequence[Shard]) -> int:
+    """Return the number of bytes that the arrays of a scan take at most."""
+    numbers = (len(_ARRAYS) + 1) * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
+    return numbers * np.dtype(np.float64).itemsize
+
+
+def _possible(found: Scan) -> dict[str, bool]:
+    """Return for each field whether its value is possible, whatever the rows are."""
+    minimum = found.minimum
+    maximum = found.maximum
+    bad_rows = found.bad_rows
+    shape = minimum.shape
+    have_one_shape = len(shape) == 1 and all(
+        _is_array(array, np.float64, shape) for array in (minimum, maximum, found.spread)
+    )
+    is_list = bad_rows.dtype == np.int64 and bad_rows.ndim == 1
+    has_rows = type(found.n_rows) is int and found.n_rows >= 0
+    is_sorted = is_list and has_rows and bool((np.diff(bad_rows, prepend=-1, append=found.n_rows) > 0).all())
+    # Where no row is a good one there is no range.
+    no_range = is_sorted and found.n_good == 0
+    fill = found.fill
+    n_missing = found.n_missing
+    return {
+        "n_rows": has_rows,
+        "minimum, maximum or spread": have_one_shape,
+        "range": no_range or (have_one_shape and _is_range(minimum, maximum)),
+        "bad_rows": is_sorted,
+        "inner": _is_array(found.inner, np.float64, (2, *shape)),
+        "fill": fill is None or (_is_array(fill, np.float64, shape) and bool(np.isfinite(fill).all())),
+        "n_missing": n_missing is None or (_is_array(n_missing, np.int64, shape) and bool((n_missing >= 0).all())),
+        "unreadable": all(type(i) is int and i >= 0 and isinstance(why, str) for i, why in found.unreadable.items()),
+    }
+
+
+def _is_range(minimum: np.ndarray, maximum: np.ndarray) -> bool:
+    return bool(np.isfinite(minimum).all() and np.isfinite(maximum).all() and (minimum <= maximum).all())
+
+
+def _is_array(array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> bool:
+    return array.dtype == dtype and array.shape == shape
 
 
 def scan(

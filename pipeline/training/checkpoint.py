@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 from pipeline.formats import pack, unpack
 
 __all__ = ["Checkpoint", "Epoch", "Standing", "grouped"]
+
+_MOST_STEPS = 10**15  # a thousand years of steps of 30 microseconds
+_MOST_SECONDS = 1e10  # three hundred years
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,17 @@ class Standing:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Standing:
         """What `dataclasses.asdict` made plain; else a `ValueError`."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"is no checkpoint: its progress is a {type(values).__name__}")
         names = {each.name for each in fields(cls)}
         # One that is missing must not become its default, but for the one that the first version did not know.
         if set(values) | {"n_epochs"} != names:
             raise ValueError(f"is no checkpoint: it tells {sorted(values)}, expected {sorted(names)}")
-        return cls(**{**values, "history": [Epoch(**epoch) for epoch in values["history"]]})
+        found = cls(**{**values, "history": [Epoch(**epoch) for epoch in values["history"]]})
+        wrong = [name for name, is_possible in _possible(found).items() if not is_possible]
+        if wrong:
+            raise ValueError(f"is no checkpoint: {', '.join(wrong)} cannot be what a training has come to")
+        return found
 
 
 @dataclass(frozen=True)
@@ -110,9 +120,55 @@ class Checkpoint:
         if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("holds arrays that are not finite float32 numbers")
         try:
-            return cls(arrays, Standing.of(about["progress"]), int(about["n_steps"]))
+            standing = Standing.of(about["progress"])
+            n_steps = about["n_steps"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"is no checkpoint: {error!r}") from error
+        if not _is_count(n_steps):
+            raise ValueError("is no checkpoint: n_steps is not a possible number of steps")
+        return cls(arrays, standing, n_steps)
+
+
+def _possible(now: Standing) -> dict[str, bool]:
+    """Return for each field whether its value is possible, whatever training it belongs to."""
+    is_begun = _is_count(now.epoch) and _is_count(now.n_done)
+    costs_are_possible = isinstance(now.costs, list) and all(map(_is_finite, now.costs))
+    watch_is_possible = isinstance(now.watch, list) and len(now.watch) == 2
+    return {
+        "optimizer": isinstance(now.optimizer, str),
+        "epoch": _is_count(now.epoch),
+        "n_done": _is_count(now.n_done),
+        "costs": is_begun and costs_are_possible and len(now.costs) <= now.n_done,
+        "seconds": _is_duration(now.seconds),
+        "history": len(now.history) == now.epoch and all(map(_is_possible_epoch, range(len(now.history)), now.history)),
+        "best_cost": now.best_cost is None or _is_finite(now.best_cost),
+        # The first version began with 0, where later ones begin with -1.
+        "best_epoch": is_begun and type(now.best_epoch) is int and -1 <= now.best_epoch <= now.epoch,
+        "watch": watch_is_possible and all(cost is None or _is_finite(cost) for cost in now.watch),
+        "n_epochs": now.n_epochs is None or _is_count(now.n_epochs),
+    }
+
+
+def _is_possible_epoch(number: int, epoch: Epoch) -> bool:
+    """Return whether a line of the history is possible as that of the epoch `number`."""
+    validation_cost = epoch.validation_cost
+    is_numbered = _is_count(epoch.epoch) and epoch.epoch == number
+    has_costs = _is_finite(epoch.cost) and (validation_cost is None or _is_finite(validation_cost))
+    return is_numbered and has_costs and _is_duration(epoch.seconds)
+
+
+def _is_count(value: object) -> bool:
+    """Return whether it is a possible number of epochs or steps."""
+    return type(value) is int and 0 <= value < _MOST_STEPS
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_duration(value: object) -> bool:
+    """Return whether it is a possible time in seconds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST_SECONDS
 
 
 def grouped(**groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -157,6 +157,7 @@ class Training:
         found, expected = ({name: array.shape for name, array in each.items()} for each in arrays)
         if found != expected:
             raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
+        self._check_progress(checkpoint.standing)
         self.set_state(State(checkpoint.group("parameters"), checkpoint.group("state")))
         self.outer = checkpoint.group("outer")
         # A copy, since the checkpoint is the caller's and this one goes on.
@@ -164,6 +165,17 @@ class Training:
         if self.standing.n_epochs is not None:
             self.limit(self.standing.n_epochs)
         return checkpoint
+
+    def _check_progress(self, now: Standing) -> None:
+        """Refuse a place that this training cannot have reached; before anything of it is changed."""
+        n_pieces = self.replicas.rounds.n_shares if self.replicas else self.steps_per_epoch
+        n_epochs = self.config.epochs if now.n_epochs is None else now.n_epochs
+        if not now.epoch <= n_epochs <= self.config.epochs:
+            raise ValueError(f"is in epoch {now.epoch} of {n_epochs}, expected {self.config.epochs} at most")
+        if now.n_done > n_pieces:
+            raise ValueError(f"has done {now.n_done} steps of its epoch, expected {n_pieces} at most")
+        if now.n_done and not now.costs and self.replicas is None:
+            raise ValueError(f"has done {now.n_done} steps of its epoch, but kept no cost")
 
     def state(self) -> State:
         """Copies of what the last step has left."""

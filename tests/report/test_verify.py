@@ -28,11 +28,11 @@ from tests.support.standin import Night, features_of
 N_ROWS = sum(SIZES)
 
 
-def rewritten(out: Path, manifest: dict[str, Any]) -> None:
+def rewritten(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
     """The manifest with digests of the parts as they are now: as if the run had written them so."""
     from pipeline.formats import digest
 
-    for line in manifest["parts"]:
+    for line in [line for kind in kinds or ("parts",) for line in manifest[kind]]:
         data = (out / line["file"]).read_bytes()
         line |= {"n_bytes": len(data), "blake3": digest([data])}
     manifest.pop("format", None)
@@ -100,6 +100,38 @@ def test_d11_every_damaged_file_is_named_and_the_others_are_looked_at(night: Nig
         assert f"wrong: {line['file']}: " in capsys.readouterr().out
         path.write_bytes(whole)
     assert not verify(str(out)).faults
+
+
+def flip_weight(out: Path) -> None:
+    """Flip one bit of a matrix of weights in the model of an output directory."""
+    path = out / "model.h5"
+    with h5py.File(path) as file:
+        place = file["W"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_model_is_neither_used_nor_verified(night: Night, out: Path, tmp_path: Path) -> None:
+    assert night.run(out) == 0
+    flip_weight(out)
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes((out / "model.h5").read_bytes())
+    for model in (out, out / "model.h5", copy):
+        assert night.run(tmp_path / "other", "--model", str(model)) == 65
+    assert main(["verify", str(out)]) == 79
+
+
+def test_a_model_that_does_not_fit_its_fingerprint_is_a_fault(night: Night, out: Path) -> None:
+    """As if the run had written it so: its digest is that in the manifest."""
+    assert night.run(out) == 0
+    flip_weight(out)
+    manifest = read_manifest(out)
+    rewritten(out, manifest, "parts", "files")
+    found = verify(str(out))
+    assert [fault.file for fault in found.faults] == ["model.h5"]
+    assert "fingerprint" in found.faults[0].fault
+    assert main(["verify", str(out)]) == 79
 
 
 def test_v10_rows_that_have_changed_places_are_found_though_every_digest_is_right(night: Night, out: Path) -> None:

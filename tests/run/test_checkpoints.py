@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,29 +85,60 @@ def test_s15_a_checkpoint_of_other_settings_is_not_taken(
 
 
 def forged(data: bytes, kind: str) -> bytes:
-    """A checkpoint's file with something about it changed."""
+    """Return the file of a checkpoint with something about it changed."""
     arrays, about = unpack(data)
     if kind == "no archive":
         return b"nothing"
-    if kind == "no progress":
-        return pack(arrays, {**about, "progress": {}})
+    if kind == "too long":
+        return data + bytes(2**25)
+    if kind == "compressed":
+        buffer = io.BytesIO()
+        text = np.frombuffer(json.dumps([list(arrays), about]).encode(), dtype=np.uint8)
+        np.savez_compressed(buffer, about=text, **arrays)
+        return buffer.getvalue()
     if kind == "no number of steps":
         return pack(arrays, {"progress": about["progress"]})
-    changes = {
-        "of another width": {"parameters/W": np.zeros((4, 3), np.float32)},
-        "not finite": {"best/W": np.full((4, 2), np.nan, np.float32)},
-        "of another dtype": {"state/W_velocity": np.zeros((4, 2))},
-        "more arrays": {"state/more": np.zeros(2, np.float32)},
-    }
-    return pack({**arrays, **changes[kind]}, about)
+    if kind in PROGRESS:
+        return pack(arrays, {**about, "progress": {**about["progress"], **PROGRESS[kind]}})
+    if kind in ABOUT:
+        return pack(arrays, {**about, **ABOUT[kind]})
+    return pack({**arrays, **ARRAYS[kind]}, about)
+
+
+ARRAYS: dict[str, dict[str, np.ndarray]] = {
+    "of another width": {"parameters/W": np.zeros((4, 3), np.float32)},
+    "not finite": {"best/W": np.full((4, 2), np.nan, np.float32)},
+    "of another dtype": {"state/W_velocity": np.zeros((4, 2))},
+    "more arrays": {"state/more": np.zeros(2, np.float32)},
+}
+PROGRESS: dict[str, dict[str, Any]] = {
+    "epoch below 0": {"epoch": -1},
+    "epoch after the last": {"epoch": 10**6},
+    "epoch without history": {"epoch": 2},
+    "steps below 0": {"n_done": -1},
+    "steps after the last": {"n_done": 10**18},
+    "text for steps": {"n_done": "1"},
+    "more costs than steps": {"costs": [1.0] * 1000},
+    "text for costs": {"costs": "1"},
+    "time below 0": {"seconds": -1.0},
+    "best epoch to come": {"best_epoch": 10**6},
+    "text for a best cost": {"best_cost": "0"},
+    "no watch": {"watch": []},
+    "many epochs": {"n_epochs": 10**9},
+    "list for an optimizer": {"optimizer": []},
+}
+ABOUT: dict[str, dict[str, Any]] = {
+    "no progress": {"progress": {}},
+    "list for progress": {"progress": []},
+    "step below 0": {"n_steps": -1},
+    "step after the last": {"n_steps": 10**18},
+    "step of another record": {"n_steps": 2},
+    "text for a step": {"n_steps": "3"},
+}
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        *("no archive", "no progress", "no number of steps"),
-        *("of another width", "not finite", "of another dtype", "more arrays"),
-    ],
+    "kind", ["no archive", "too long", "compressed", "no number of steps", *ARRAYS, *PROGRESS, *ABOUT]
 )
 def test_s15_a_checkpoint_that_makes_no_sense_is_not_taken(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
@@ -120,4 +154,50 @@ def test_s15_a_checkpoint_that_makes_no_sense_is_not_taken(
     assert night.run(out, *STEPS) == 0
     assert "the one before it is taken" in caplog.text
     assert "training: going on behind step 2 of an earlier run" in caplog.text
+    assert features_of(out) == expected()
+
+
+def test_a_checkpoint_of_a_forged_step_is_not_taken(
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record and the file agree on a step that the training does not have."""
+    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
+    with locked(out) as ledger:
+        *_, last = ledger.records("checkpoint")
+        arrays, about = unpack(ledger.load(last))
+        step = 10**12 - 1
+        entry = ledger.write("stages/checkpoint", ".npz", pack(arrays, {**about, "n_steps": step}))
+        ledger.commit(Record(f"checkpoint-{step}", last.fingerprint, entry))
+    caplog.clear()
+    assert night.run(out, *STEPS) == 0
+    assert "training: going on behind step 3 of an earlier run" in caplog.text
+    assert features_of(out) == expected()
+
+
+FORGED_SCANS: dict[str, dict[str, Any]] = {
+    "fewer columns": {name: lambda array: array[..., :-1] for name in ("minimum", "maximum", "spread", "inner")},
+    "NaN": {"minimum": lambda array: array * np.nan},
+    "turned round": {"minimum": lambda array: array + 1e9},
+    "bad rows elsewhere": {"bad_rows": lambda array: np.array([10**9])},
+    "bad rows twice": {"bad_rows": lambda array: np.array([1, 1])},
+    "float32": {"maximum": lambda array: array.astype(np.float32)},
+    "many bad rows": {"bad_rows": lambda array: np.arange(2**23)},
+}
+
+
+@pytest.mark.parametrize("kind", FORGED_SCANS)
+def test_a_forged_scan_is_not_taken(
+    night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 1)) == 74
+    with locked(out) as ledger:
+        (record,) = ledger.records("scan")
+        arrays, about = unpack(ledger.load(record))
+        ledger.drop(record)
+        changed = {name: change(arrays[name]) for name, change in FORGED_SCANS[kind].items()}
+        entry = ledger.write("stages/scan", ".npz", pack({**arrays, **changed}, about))
+        ledger.commit(Record(record.key, record.fingerprint, entry))
+    caplog.clear()
+    assert night.run(out, *STEPS) == 0
+    assert "scan: an earlier run has finished it" not in caplog.text
     assert features_of(out) == expected()

@@ -13,7 +13,7 @@ from pipeline.hdf5.limits import ASKED, FILTERS, MOST_CHUNK_BYTES, MOST_ITEM, SM
 from pipeline.hdf5.plain.headers import Kind, Messages
 from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Metadata, expect, leaves
 
-__all__ = ["Dataset", "dataset_of", "layout_claim", "name_of"]
+__all__ = ["Attribute", "Dataset", "attribute_of", "dataset_of", "layout_claim", "name_of"]
 
 _UNLIMITED = 2**64 - 1
 
@@ -42,6 +42,20 @@ class Dataset(NamedTuple):
     def is_candidate(self) -> bool:
         """Whether it may hold the rows."""
         return len(self.shape) >= 2 and self.dtype[0][1] in "uifb"
+
+
+class Attribute(NamedTuple):
+    """An attribute of a group or a dataset."""
+
+    name: bytes
+    dtype: Type
+    shape: tuple[int, ...]
+    data: bytes  # its values as stored, and what pads them
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes of all values."""
+        return prod(self.shape) * self.dtype[2]
 
 
 def dataset_of(header: Messages, end: int) -> Dataset:
@@ -201,15 +215,21 @@ def _dtype(body: bytes) -> Type:
     return "|O", {}, size
 
 
-def name_of(attribute: bytes) -> bytes:
-    """The name of one that can be read (IV.A.2.m)."""
-    version, flags, *sizes = struct.unpack_from("<BBHHH", attribute)
+def attribute_of(message: bytes) -> Attribute:
+    """Return the attribute that an attribute message describes (IV.A.2.m)."""
+    version, flags, *sizes = struct.unpack_from("<BBHHH", message)
     expect(version in (1, 3), flags == 0)
     place = 8 if version == 1 else 9  # what is between says how the name is encoded
     pieces = []
     for size in sizes:
-        pieces.append(attribute[place : place + size])
+        pieces.append(message[place : place + size])
         place += -(-size // 8) * 8 if version == 1 else size
     name, dtype, space = pieces
-    expect(name.find(0) == len(name) - 1, place + prod(_shape(space)[0]) * _dtype(dtype)[2] <= len(attribute))
-    return name[:-1]
+    attribute = Attribute(name[:-1], _dtype(dtype), _shape(space)[0], message[place:])
+    expect(name.find(0) == len(name) - 1, attribute.n_bytes <= len(attribute.data))
+    return attribute
+
+
+def name_of(message: bytes) -> bytes:
+    """Return the name of an attribute that can be read."""
+    return attribute_of(message).name

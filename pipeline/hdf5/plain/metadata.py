@@ -46,8 +46,8 @@ class Metadata:
         Here and in all functions that take one, when reading fails.
     """
 
-    def __init__(self, descriptor: int, size: int, base: int = 0) -> None:
-        self._descriptor, self._left, self.end, self.base = descriptor, MOST_BYTES, size - base, base
+    def __init__(self, descriptor: int, size: int, base: int = 0, most_bytes: int | None = None) -> None:
+        self._descriptor, self._left, self.end, self.base = descriptor, most_bytes or MOST_BYTES, size - base, base
         self.start = self._read(0, min(self.end, _AT_FIRST))
         self._place, self._held = 0, b""
 

@@ -20,6 +20,7 @@ from pipeline.output.records import FOLDERS, Record, fault_of
 from pipeline.run.earlier import kept_deadline, passes, plainly
 from pipeline.run.fingerprints import differences
 from pipeline.run.job import Prepared, step_of, trained
+from pipeline.run.scan_stage import load_scan
 from pipeline.scan.ranges import Scan
 
 __all__ = ["Kept", "kept", "looked_into"]
@@ -140,7 +141,7 @@ def _why_not(stage: str, before: Mapping[str, Any] | None, prepared: Prepared) -
 def _scan(ledger: Ledger, prepared: Prepared) -> Scan | None:
     for record in reversed(_there(ledger, ledger.records("scan", prepared.request.of_scan()))):
         with suppress(ValueError):
-            return Scan.from_npz(ledger.load(record))
+            return load_scan(ledger, record, prepared.shards)
     return None
 
 

@@ -1,0 +1,305 @@
+"""Model files as they are read: vetted in pure Python, without libhdf5, before anything of them is used.
+
+A model comes from elsewhere as often as a shard does. So links, storage, shapes and sizes are checked against the
+network that the file describes; its bytes are checked against the manifest beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from kernels.network import ACTIVATIONS, CODES, Network
+from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, shown, some
+from pipeline.formats import MOST_JSON_BYTES, digest, parse_bounded
+from pipeline.hdf5.files import opened, persistently, read_at, stand_in
+from pipeline.hdf5.plain.attributes import value_of
+from pipeline.hdf5.plain.contents import Contents, read_arrays, read_contents
+from pipeline.hdf5.plain.datasets import Dataset
+from pipeline.hdf5.superblock import check_superblock
+from pipeline.output.records import MANIFEST, Entry, read_manifest
+
+__all__ = ["FORMAT", "StoredModel", "listed_model", "read_model_file"]
+
+FORMAT = "shardpress-model/2"
+_FIRST = "shardpress-model/1"  # knew one layer of sigmoids alone, and did not describe it
+_NAME = "model.h5"
+_WANTED = "expected a model.h5 or an output directory that holds one"
+_ATTRIBUTES = ("format", "fingerprint", "widths", "activation", "code", "gain", "about")
+_MOST_METADATA = MOST_JSON_BYTES + 2**22  # bytes that are read beside the arrays
+_MOST_WIDTHS = 300
+_PIECE = 2**20  # bytes read at once for a digest
+_NAMES, _LONGEST = 10, 500  # arrays that a message names; characters that it quotes
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """What a model file holds.
+
+    Attributes
+    ----------
+    arrays : mapping of str to ndarray
+        ``minimum`` and ``maximum``, ``fill`` and ``clips`` if it has them, and the network's parameters: finite, and of
+        the shapes and dtypes that they must have.
+    about : mapping
+        How the model was made: plain values.
+    fingerprint : str
+        That it says it has.
+    """
+
+    network: Network
+    arrays: Mapping[str, np.ndarray]
+    about: Mapping[str, Any]
+    fingerprint: str
+
+
+def listed_model(path: Path) -> Entry | None:
+    """Return what the manifest beside a model says of it; None if there is no manifest, or it lists no model."""
+    is_directory = os.path.isdir(path)
+    if not is_directory and path.name != _NAME:
+        return None
+    directory = path if is_directory else path.parent
+    try:
+        manifest = read_manifest(directory)
+    except NoInput:
+        return None
+    except DataError:
+        if is_directory or _is_ours(directory / MANIFEST):
+            raise
+        return None
+    for line in manifest.get("files", []):
+        if PurePosixPath(line["file"]).name == _NAME:
+            return Entry(line["file"], line.get("n_bytes"), line.get("blake3"))
+    return None
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Return whether a damaged manifest is one of an output directory, not some other program's."""
+    try:
+        with open(manifest, "rb") as file:
+            return b"shardpress" in file.read(2**10)
+    except OSError:
+        return True
+
+
+def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
+    """Return what a model file holds.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or an output directory that holds one.
+    entry : Entry or None
+        What `listed_model` has found for it: the file must have this size and digest.
+
+    Raises
+    ------
+    NoInput, DataError, NewerFormat, ReadFailed, NotPermitted, SystemLimit
+        As `pipeline.model.load_model`, which also compares the fingerprint.
+    """
+    if os.path.isdir(path):
+        # The manifest's own name: ``model.h5`` beside it may be a link that a killed run has not replaced.
+        path = path / (entry.file if entry else _NAME)
+    where = f"model={shown(path)}"
+    if "\0" in str(path):
+        raise NoInput(f"{where}: no name of a file, {_WANTED}")
+    return persistently(lambda: _read(path, entry, where), where)
+
+
+def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
+    """Read the file once; raises `OSError` when the storage fails."""
+    try:
+        with opened(str(path)) as (descriptor, identity):
+            if entry is not None:
+                _check_digest(descriptor, identity.size, entry, where)
+            return _stored(descriptor, identity.size, where)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoInput(f"{where}: not there, {_WANTED}") from error
+    except OSError as error:
+        meaning = stand_in(error, where)
+        if isinstance(meaning, ReadFailed):
+            raise
+        raise meaning from error
+
+
+def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
+    """Refuse a file that is not the one that the manifest lists."""
+    if size == entry.n_bytes:
+        starts = range(0, size, _PIECE)
+        found = digest(read_at(descriptor, start, min(_PIECE, size - start)) for start in starts)
+        if found == entry.blake3:
+            return
+        what = f"BLAKE3 {found}, expected {entry.blake3}"
+    else:
+        what = f"{size} bytes, expected {entry.n_bytes}"
+    raise DataError(
+        f"{where}: {what} as {MANIFEST} lists it: the file has changed since it was written. Use a copy of it. If a "
+        "run is finishing there, try again when it is done."
+    )
+
+
+def _stored(descriptor: int, size: int, where: str) -> StoredModel:
+    """Return what an open file holds.
+
+    What it claims is checked in an order in which nothing is allocated that is larger than the file.
+    """
+    try:
+        base = check_superblock(descriptor, size, where)
+        contents = read_contents(descriptor, size, base, _MOST_METADATA)
+        network = _network(contents, where)
+        datasets = _datasets(contents, network, where)
+        arrays = read_arrays(descriptor, size, base, datasets, where)
+        fingerprint = _text(contents, "fingerprint", where)
+        about = parse_bounded(_text(contents, "about", where))
+    except (OSError, MemoryError, ShardpressError):
+        raise
+    except Exception as error:  # a damaged or forged file may lead to an error of any kind
+        raise DataError(
+            f"{where}: cannot be read: {_reason(error)}. Expected the attributes and arrays of a model, stored as "
+            "shardpress writes them. The file is damaged or forged: do not use it."
+        ) from error
+    _check_finite(arrays, where)
+    _check_about(about, where)
+    return StoredModel(network, arrays, about, fingerprint)
+
+
+def _check_about(about: Any, where: str) -> None:
+    """Refuse plain values of another form than all callers rely on."""
+    is_object = isinstance(about, dict) and all(
+        isinstance(about.get(name, {}), dict) for name in ("config", "training")
+    )
+    if not is_object or not isinstance(about.get("training", {}).get("history", []), list):
+        raise DataError(
+            f"{where}: attribute about is not as expected, a JSON object with the objects config and training. The "
+            "file is damaged or forged: do not use it."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong, in words: errors of other kinds only say that something is not as it should be."""
+    if isinstance(error, ValueError) and str(error):
+        return shown(str(error)[:_LONGEST])
+    return "found other links, storage or types than expected"
+
+
+def _attribute(contents: Contents, name: str, where: str) -> Any:
+    """Return the value of an attribute: a str, or an array of numbers."""
+    if name not in contents.attributes:
+        raise DataError(f"{where}: cannot be read: attribute {name} is missing, expected a model that shardpress wrote")
+    try:
+        return value_of(contents.file, contents.attributes[name])
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{where}: attribute {name} cannot be read: {_reason(error)}. The file is damaged or forged: do not use it."
+        ) from error
+
+
+def _text(contents: Contents, name: str, where: str) -> str:
+    value = _attribute(contents, name, where)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: attribute {name} is {value.dtype} of shape {value.shape}, expected a text")
+    return value
+
+
+def _numbers(contents: Contents, name: str, kinds: str, rank: int, where: str) -> np.ndarray:
+    value = _attribute(contents, name, where)
+    if isinstance(value, str) or value.ndim != rank or value.dtype.kind not in kinds:
+        raise DataError(f"{where}: attribute {name} cannot be read: expected {rank} dimensions, dtype of kind {kinds}")
+    return value
+
+
+def _network(contents: Contents, where: str) -> Network:
+    """Return the network that the file describes."""
+    form = _text(contents, "format", where)
+    _check_format(form, where)
+    if form == _FIRST:
+        return _first_network(contents, where)
+    widths = _numbers(contents, "widths", "iu", 1, where)
+    gain = _numbers(contents, "gain", "b", 0, where)
+    activation = _text(contents, "activation", where)
+    code = _text(contents, "code", where)
+    network = Network(tuple(widths.tolist()), activation, code, bool(gain))
+    known = activation in ACTIVATIONS and code in CODES
+    if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
+        raise DataError(
+            f"{where}: network {shown(network)[:_LONGEST]}, expected two widths or more ({_MOST_WIDTHS} at most), each "
+            f"1 or more, an activation of {ACTIVATIONS} and a code of {CODES}"
+        )
+    return network
+
+
+def _check_format(found: str, where: str) -> None:
+    """Refuse a model of another format, before all else: what that holds is not damage."""
+    if found in (FORMAT, _FIRST):
+        return
+    what = f"{where}: format {shown(repr(found[:_LONGEST]))}, expected {FORMAT!r}"
+    name, _, version = FORMAT.partition("/")
+    number = re.fullmatch(rf"{name}/([0-9]{{1,9}})", found)
+    if number and int(number[1]) > int(version):
+        raise NewerFormat(f"{what}: a later version of shardpress wrote it. Upgrade, or use another model.")
+    raise DataError(what)
+
+
+def _first_network(contents: Contents, where: str) -> Network:
+    shape = _dataset(contents, "W", where).shape
+    if len(shape) != 2 or 0 in shape:
+        raise DataError(f"{where}: W has shape {shape}, expected (n_inputs, n_features)")
+    return Network(shape)
+
+
+def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dataset]:
+    """Return the headers of all arrays, which are of the shapes and dtypes that the network has."""
+    expected: dict[str, tuple[tuple[int, ...], type]] = {
+        "minimum": ((network.n_inputs,), np.float64),
+        "maximum": ((network.n_inputs,), np.float64),
+        **{name: (shape, np.float32) for name, shape in network.shapes.items()},
+    }
+    missing = [name for name in expected if name not in contents.addresses]
+    if missing:
+        raise DataError(f"{where}: arrays {some(missing, _NAMES)} are missing, expected {some(expected, _NAMES)}")
+    optional: dict[str, tuple[tuple[int, ...], type]] = {
+        "fill": ((network.n_inputs,), np.float64),
+        "clips": ((), np.bool_),
+    }
+    expected |= {name: what for name, what in optional.items() if name in contents.addresses}
+    datasets = {name: _dataset(contents, name, where) for name in expected}
+    for name, dataset in datasets.items():
+        shape, dtype = expected[name]
+        found = np.dtype(dataset.dtype[0])
+        if dataset.shape != shape or found != dtype:
+            raise _misfit(name, found, dataset.shape, shape, dtype, where)
+    return datasets
+
+
+def _dataset(contents: Contents, name: str, where: str) -> Dataset:
+    try:
+        return contents.dataset(name)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{where} dataset={name}: cannot be read: {_reason(error)}. Expected numbers stored as a whole in the file "
+            "itself. The file is damaged or forged: do not use it."
+        ) from error
+
+
+def _misfit(
+    name: str, found: np.dtype, found_shape: tuple[int, ...], shape: tuple[int, ...], dtype: type, where: str
+) -> DataError:
+    return DataError(
+        f"{where}: {name} is {found} of shape {found_shape}, expected finite {np.dtype(dtype)} of shape {shape}"
+    )
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise DataError(f"{where}: {name} holds NaN or Inf, expected finite {array.dtype}")

@@ -1,0 +1,305 @@
+"""Model files that mean harm: each function writes one into a folder and returns its path."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from kernels.network import Network
+from pipeline.model import Model
+from pipeline.scan.scaler import Scaler
+from tests.support.hostile import edited
+
+__all__ = ["HOSTILE", "NETWORK", "model_of", "write_model"]
+
+NETWORK = Network((4, 6, 3), "relu", "linear", gain=True)
+
+
+def model_of(network: Network = NETWORK, seed: int = 0) -> Model:
+    """Return a model with random parameters."""
+    rng = np.random.default_rng(seed)
+    parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
+    low = rng.normal(size=network.n_inputs)
+    scaler = Scaler(low, low + 2, low + 1, clips=True)
+    return Model(scaler, network, parameters, {"config": {}, "training": {"history": []}})
+
+
+def write_model(folder: Path, name: str = "model.h5", seed: int = 0) -> Path:
+    """Write a sound model."""
+    path = folder / name
+    path.write_bytes(model_of(seed=seed).to_hdf5())
+    return path
+
+
+def _changed(folder: Path, change: Callable[[h5py.File], object]) -> Path:
+    path = write_model(folder)
+    with h5py.File(path, "a") as file:
+        change(file)
+    return path
+
+
+def _replaced(folder: Path, create: Callable[[h5py.File], object], name: str = "W_1") -> Path:
+    """Write a model in which an array makes way for something else."""
+
+    def change(file: h5py.File) -> None:
+        del file[name]
+        create(file)
+
+    return _changed(folder, change)
+
+
+# -- files that lead elsewhere -------------------------------------------------------------------------------------
+
+
+def external_link(folder: Path) -> Path:
+    """A matrix that is in another file."""
+    other = write_model(folder, "other.h5")
+    return _replaced(folder, lambda file: file.__setitem__("W_1", h5py.ExternalLink(str(other), "/W_1")))
+
+
+def soft_link(folder: Path) -> Path:
+    """A matrix that is another name of itself."""
+
+    def change(file: h5py.File) -> None:
+        file.move("W_1", "moved")
+        file["W_1"] = h5py.SoftLink("/moved")
+
+    return _changed(folder, change)
+
+
+def external_storage(folder: Path) -> Path:
+    """A matrix whose bytes are those of another file."""
+    secret = folder / "secret"
+    secret.write_bytes(b"\0\0\x80?" * 24)
+    return _replaced(folder, lambda file: file.create_dataset("W_1", (4, 6), "<f4", external=[(str(secret), 0, 96)]))
+
+
+def virtual_dataset(folder: Path) -> Path:
+    """A matrix that is made of another file's."""
+    other = write_model(folder, "other.h5")
+    layout = h5py.VirtualLayout((4, 6), "<f4")
+    layout[:] = h5py.VirtualSource(other, "W_1", (4, 6))
+    return _replaced(folder, lambda file: file.create_virtual_dataset("W_1", layout))
+
+
+# -- files that are too much ---------------------------------------------------------------------------------------
+
+
+def _of_widths(folder: Path, widths: tuple[int, ...], create: Callable[[h5py.File], object]) -> Path:
+    def change(file: h5py.File) -> None:
+        file.attrs["widths"] = list(widths)
+        create(file)
+
+    return _replaced(folder, change)
+
+
+def compressed(folder: Path) -> Path:
+    """A matrix of zeros, compressed a thousandfold."""
+    zeros = np.zeros((2**10, 2**12), "<f4")
+    return _of_widths(
+        folder,
+        (2**10, 2**12, 3),
+        lambda file: file.create_dataset("W_1", data=zeros, chunks=zeros.shape, compression="gzip"),
+    )
+
+
+def never_written(folder: Path) -> Path:
+    """A matrix of 8 GiB in chunks, none of which exists."""
+    shape = (2**16, 2**15)
+    return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4", chunks=(2**10, 2**10)))
+
+
+def never_allocated(folder: Path) -> Path:
+    """A contiguous matrix of 8 TiB, of which the header alone exists."""
+    shape = (2**20, 2**21)
+    return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4"))
+
+
+def forged_shape(folder: Path) -> Path:
+    """Dimensions and a size that are beyond the file, at an offset that is in it."""
+    path = _changed(folder, lambda file: file.attrs.__setitem__("widths", [2**28, 6, 3]))
+    with h5py.File(path) as file:
+        place = file["W_1"].id.get_offset()
+    edited(path, struct.pack("<4Q", 4, 6, 4, 6), struct.pack("<4Q", 2**28, 6, 2**28, 6))
+    return edited(path, struct.pack("<QQ", place, 96), struct.pack("<QQ", place, 96 * 2**26))
+
+
+def overlapping(folder: Path) -> Path:
+    """Two arrays that share their bytes."""
+    path = write_model(folder)
+    with h5py.File(path) as file:
+        first = file["minimum"].id.get_offset()
+        second = file["maximum"].id.get_offset()
+    return edited(path, struct.pack("<QQ", second, 32), struct.pack("<QQ", first, 32))
+
+
+def shared_matrix(folder: Path) -> Path:
+    """A network of 200 layers, all of which have the same matrix of 4 MiB."""
+    n = 2**10
+    path = folder / "model.h5"
+    sound = model_of(Network((n, n)))
+    path.write_bytes(sound.to_hdf5())
+    with h5py.File(path, "a") as file:
+        file.attrs["widths"] = np.full(201, n)
+        file.attrs["activation"] = "relu"
+        for layer in range(1, 201):
+            for name in ("W", "b_hidden", "b_output"):
+                file[f"{name}_{layer}"] = file[name]
+    return path
+
+
+def huge_widths(folder: Path) -> Path:
+    """A network of 2**60 columns."""
+    return _changed(folder, lambda file: file.attrs.__setitem__("widths", [4, 2**60, 3]))
+
+
+def many_widths(folder: Path) -> Path:
+    """A network of a million layers."""
+    path = folder / "model.h5"
+    with h5py.File(write_model(folder, "other.h5")) as other, h5py.File(path, "w", libver="latest") as file:
+        for name, value in other.attrs.items():
+            file.attrs[name] = value
+        for name in other:
+            file[name] = other[name][()]
+        file.attrs["widths"] = np.full(10**6, 4)
+    return path
+
+
+def layers_without_end(folder: Path) -> Path:
+    """A network of 8,000 layers, which an attribute of the oldest format can hold."""
+    return _changed(folder, lambda file: file.attrs.__setitem__("widths", np.full(8000, 4)))
+
+
+def huge_about(folder: Path) -> Path:
+    """A description of 32 MiB."""
+    text = '{"config": "' + "x" * 2**25 + '"}'
+    return _changed(folder, lambda file: file.attrs.__setitem__("about", text))
+
+
+def many_values(folder: Path) -> Path:
+    """A description of 12 MB that takes 300 MB once it is parsed."""
+    text = '{"x": [' + "[]," * (4 * 10**6) + "0]}"
+    return _changed(folder, lambda file: file.attrs.__setitem__("about", text))
+
+
+def nested_values(folder: Path) -> Path:
+    """A description that is nested without end."""
+    return _changed(folder, lambda file: file.attrs.__setitem__("about", "[" * 10**5))
+
+
+# -- files that are wrong ------------------------------------------------------------------------------------------
+
+
+def _with_array(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    array = change(np.array(model_of().parameters["W_1"]))
+    return _replaced(folder, lambda file: file.__setitem__("W_1", array))
+
+
+def nan_weights(folder: Path) -> Path:
+    """A matrix that holds NaN."""
+    return _with_array(folder, lambda array: array * np.nan)
+
+
+def other_dtype(folder: Path) -> Path:
+    """A matrix of float64."""
+    return _with_array(folder, lambda array: array.astype(np.float64))
+
+
+def other_shape(folder: Path) -> Path:
+    """A transposed matrix."""
+    return _with_array(folder, lambda array: array.T)
+
+
+def missing_array(folder: Path) -> Path:
+    """No matrix."""
+    return _replaced(folder, lambda file: None)
+
+
+def group_for_array(folder: Path) -> Path:
+    """A group in place of the matrix."""
+    return _replaced(folder, lambda file: file.create_group("W_1"))
+
+
+def odd_bool(folder: Path) -> Path:
+    """A bool that is neither true nor false."""
+    path = write_model(folder)
+    with h5py.File(path) as file:
+        place = file["clips"].id.get_offset()
+    content = bytearray(path.read_bytes())
+    content[place] = 7
+    path.write_bytes(content)
+    return path
+
+
+def list_for_about(folder: Path) -> Path:
+    """A description that is a list."""
+    return _changed(folder, lambda file: file.attrs.__setitem__("about", json.dumps([1])))
+
+
+def other_weights(folder: Path) -> Path:
+    """A matrix of another model, which does not fit the fingerprint."""
+    return _with_array(folder, lambda array: array + 1)
+
+
+def no_fingerprint(folder: Path) -> Path:
+    """No fingerprint."""
+    return _changed(folder, lambda file: file.attrs.__delitem__("fingerprint"))
+
+
+def later_format(folder: Path) -> Path:
+    """A model of a format of the future."""
+    return _changed(folder, lambda file: file.attrs.__setitem__("format", "shardpress-model/99"))
+
+
+# -- what is no file -----------------------------------------------------------------------------------------------
+
+
+def fifo(folder: Path) -> Path:
+    """A named pipe that nobody writes to."""
+    path = folder / "model.h5"
+    os.mkfifo(path)
+    return path
+
+
+def directory(folder: Path) -> Path:
+    """A directory by the name of a model."""
+    path = folder / "model.h5"
+    path.mkdir()
+    return path
+
+
+def link_loop(folder: Path) -> Path:
+    """A symbolic link to itself."""
+    path = folder / "model.h5"
+    path.symlink_to(path)
+    return path
+
+
+def dangling_link(folder: Path) -> Path:
+    """A symbolic link to nothing."""
+    path = folder / "model.h5"
+    path.symlink_to(folder / "nothing")
+    return path
+
+
+_REFUSED = (
+    *(external_link, soft_link, external_storage, virtual_dataset),
+    *(compressed, never_written, never_allocated, forged_shape, overlapping, shared_matrix),
+    *(huge_widths, many_widths, layers_without_end, huge_about, many_values, nested_values),
+    *(nan_weights, other_dtype, other_shape, missing_array, group_for_array, odd_bool, list_for_about),
+    *(other_weights, no_fingerprint),
+)
+_NO_INPUT = (fifo, directory, link_loop, dangling_link)
+
+HOSTILE: Mapping[str, tuple[Callable[[Path], Path], int]] = {
+    **{make.__name__: (make, 65) for make in _REFUSED},
+    **{make.__name__: (make, 66) for make in _NO_INPUT},
+    "later_format": (later_format, 76),
+}
+"""Writers of hostile models by name, each with the exit code that refuses its file."""
