@@ -123,11 +123,14 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
 
     n_tiles = -(-(settings.block_rows or min(_BLOCK_BYTES, share) // row_bytes) // tile_rows)
     block_rows = max(1, n_tiles) * tile_rows  # whole ones, so that no product is padded but a shard's last
-    least = 4 * n_threads * block_rows * row_bytes
+    # Only rows that exist take memory: a file may have fewer than a tile, and fewer blocks than there are threads.
+    held_rows = min(block_rows, max(shard.n_rows for shard in shards))
+    n_held = min(n_threads, sum(-(-shard.n_rows // block_rows) for shard in shards))
+    least = 4 * n_held * held_rows * row_bytes
     if least > memory:
         raise ConfigError(
-            f"memory_budget: {settings.memory_budget} bytes, expected at least {least + beyond} for {n_threads} "
-            f"threads with blocks of {block_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
+            f"memory_budget: {settings.memory_budget} bytes, expected at least {least + beyond} for {n_held} "
+            f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
             f"--threads or --block-rows (the least is {tile_rows})."
         )
     # A part is one piece of memory; the rest is for what rides along, and for a copy when that is longer than thought.

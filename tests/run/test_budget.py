@@ -23,10 +23,10 @@ def shard(n_rows=10**6, n_inputs=100, dtype="float32"):
     return Shard("x.h5", "X", (n_rows, n_inputs), np.dtype(dtype).str, dtype)
 
 
-def budget_of(shards=None, n_features=16, **settings):
+def budget_of(shards=None, n_features=16, tile_rows=TILE, **settings):
     shards = shards or [shard()]
     config = Config(**{"threads": 4, "n_features": n_features, "hidden": (), **settings})
-    return make_budget(resolve(config, sum(each.n_rows for each in shards), shards[0].n_inputs), shards, TILE)
+    return make_budget(resolve(config, sum(each.n_rows for each in shards), shards[0].n_inputs), shards, tile_rows)
 
 
 def test_blocks_parts_windows_and_validation_fit_the_memory():
@@ -74,6 +74,17 @@ def test_rows_too_wide_for_the_budget_are_refused_with_what_would_do():
     least = int(re.findall("at least ([0-9]+)", str(caught.value))[0])
     assert 4 * TILE * 400_000 <= least <= 4 * TILE * 400_000 + 16 * MiB
     budget_of(wide, 1, memory_budget=least, threads=1)
+
+
+def test_rows_that_do_not_exist_take_no_memory():
+    """Twelve rows of 300,000 columns are 14 MB, though a tile of them would be 1.2 GB."""
+    settings = {"memory_budget": 2**30, "threads": 2, "n_features": 4, "tile_rows": 1024}
+    budget_of([shard(12, 300_000)], **settings)
+    budget_of([shard(12, 300_000)] * 3, **settings)
+    with pytest.raises(ConfigError, match="with blocks of 1024 rows"):
+        budget_of([shard(10_000, 300_000)], **settings)
+    one_block = [shard(TILE, 300_000)]
+    budget_of(one_block, memory_budget=4 * TILE * 1_200_000, threads=8, n_features=1)  # seven threads hold nothing
 
 
 def test_a_network_too_large_for_half_of_the_budget_is_refused_with_what_would_do():
