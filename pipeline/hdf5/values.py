@@ -6,6 +6,7 @@ What is no plain value, such as text of any length, is left to HDF5 in the child
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -18,12 +19,16 @@ from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity, opened, persistently, read_into
 from pipeline.hdf5.filters.undo import undone
 from pipeline.hdf5.layout import Layout, bytes_of, grid_of
+from pipeline.hdf5.limits import SMALLEST
 
-__all__ = ["file_digest", "read_values"]
+__all__ = ["file_digest", "read_values", "text_lengths"]
 
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes that are read of a line at once
 _TILE = 64  # rows
+_MOST_TEXTS, _TEXT_BYTES = 1024, 2**25  # that the child reads at once: no more of them, and no more bytes
+# How HDF5 stores a text of any length in a dataset: its length, and where it lies (format specification, IV.B).
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 
 
 class _Wanted(NamedTuple):
@@ -91,6 +96,49 @@ def file_digest(path: str, identity: Identity) -> str:
                 yield piece
 
     return persistently(lambda: digest(pieces()), f"file={shown(path)}")
+
+
+def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:
+    """Measure texts of any length without reading them.
+
+    Parameters
+    ----------
+    descriptor, size : int
+        The open file, and its bytes.
+    layout : Layout
+        Of a dataset that holds one text for each of `n_rows` rows, at checked places.
+
+    Returns
+    -------
+    iterator of ndarray of shape (n,), int64, or None
+        Lengths in bytes, in the order of the rows; None where they cannot be known without HDF5.
+
+    Raises
+    ------
+    DataError, OSError
+        While it is iterated over: if a chunk is damaged, or reading fails.
+    """
+    n_bytes = n_rows * _REFERENCE.itemsize
+    if layout.index is not None and layout.kind == "asked":
+        kind = "chunked"
+    elif SMALLEST <= layout.offset <= size - n_bytes:
+        kind = "contiguous"
+    else:
+        return None
+    references = replace(layout, kind=kind, dtype=_REFERENCE)
+    axis = 0 if layout.shape[0] == n_rows else -1
+    chunk_rows = layout.chunks[axis] if layout.chunks else 1
+    at_once = -(-_PIECE // (_REFERENCE.itemsize * chunk_rows)) * chunk_rows  # whole chunks
+
+    def pieces() -> Iterator[np.ndarray]:
+        for start in range(0, n_rows, at_once):
+            values = np.empty(min(at_once, n_rows - start), dtype=_REFERENCE)
+            others = layout.shape[:-1] if axis else layout.shape[1:]
+            wanted = _Wanted(references, start, axis, "")
+            _READERS[kind](descriptor, wanted, values.reshape(len(values), *others))
+            yield values["length"].astype(np.int64)
+
+    return pieces()
 
 
 # -- contiguous --------------------------------------------------------------------------------------------------
@@ -188,8 +236,9 @@ def _cells(
 def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
     """Values that only HDF5 can read, an answer of the child at a time."""
     first = 0
+    n_texts = max(1, min(_MOST_TEXTS, _TEXT_BYTES // max(1, wanted.layout.longest)))
     while first < len(out):
-        place = [wanted.layout.name, wanted.start + first, wanted.start + len(out), wanted.axis]
+        place = [wanted.layout.name, wanted.start + first, wanted.start + len(out), wanted.axis, n_texts]
         answer, arrays = ask("values", descriptor, place, wanted.where)
         with believed(wanted.where):
             values = _answered(answer, arrays, wanted.layout.dtype, out.shape[1:])

@@ -62,6 +62,8 @@ class Rider:
         Which of them each code in the file is; None where the values are no codes.
     mask : str or None
         The one that tells which rows have a value, where some shards lack it.
+    text_bytes : int
+        Bytes of a text of any length, on average over the 1024 successive rows that have the longest ones.
     """
 
     name: str
@@ -72,6 +74,12 @@ class Rider:
     categories: tuple[Any, ...] | None = field(default=None, repr=False)
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None
+    text_bytes: int = field(default=0, compare=False, repr=False)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one value: of texts of any length, the average over the rows where they are longest."""
+        return self.dtype.itemsize + self.text_bytes
 
     @property
     def absent(self) -> Any:

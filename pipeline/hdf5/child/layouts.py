@@ -46,7 +46,9 @@ def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> 
             raise Refused(
                 f"shape {dataset.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name
             )
-        return {**claim, "kind": "contiguous", "offset": offset} if is_raw else claim
+        if is_raw:
+            return {**claim, "kind": "contiguous", "offset": offset}
+        return {**claim, "offset": offset} if dataset.dtype.hasobject else claim
     if not is_raw:
         return claim
     arrays.append(bytes_of(dataset[...]))
