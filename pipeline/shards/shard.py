@@ -6,8 +6,8 @@ array already are a shard too, so that what is done with files is done with them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -17,8 +17,10 @@ from pipeline.errors import shown
 from pipeline.formats import missing_value
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
+from pipeline.hdf5.limits import MOST_LEFT_OUT
 
 __all__ = [
+    "WIDE_BYTES",
     "Block",
     "LeftOut",
     "Rider",
@@ -28,11 +30,18 @@ __all__ = [
     "block_of",
     "blocks",
     "first_rows",
+    "is_wide",
     "read_dtype",
     "row_dtype",
+    "without",
 ]
 
 _NO_FILE = Identity(0, 0, 0, 0)  # which no file has, so that nothing is read where none was vetted
+
+WIDE_BYTES = 2**24
+"""Bytes of an extra's values in one part, above which they are read and written block by block."""
+_NUMBER_BYTES = 8
+_LONGEST = 400  # characters of a reason
 
 _READ_AS = {
     "bool": "uint8",  # Theano's 8-bit integers are what a device copies fastest
@@ -91,6 +100,11 @@ class Rider:
         """The same for a line of the log."""
         value = self.absent
         return "empty" if isinstance(value, bytes) and not value.strip(b"\0") else str(value)
+
+
+def is_wide(rider: Rider, n_rows: int) -> bool:
+    """Return whether so many values of an extra are read and written block by block. Numbers never are."""
+    return rider.value_bytes > _NUMBER_BYTES and n_rows * rider.value_bytes > WIDE_BYTES
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,15 @@ class Shard:
     def row_bytes(self) -> int:
         """Bytes of a row as it is read."""
         return self.n_inputs * np.dtype(self.dtype).itemsize
+
+
+def without(shard: Shard, reasons: Mapping[str, str]) -> Shard:
+    """Return the shard without the extras of these names, which it lists as left out for these reasons."""
+    if not reasons:
+        return shard
+    riders = tuple(rider for rider in shard.riders if rider.name not in reasons)
+    left_out = tuple(LeftOut(name, reason[:_LONGEST], True) for name, reason in reasons.items())
+    return replace(shard, riders=riders, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
 
 
 def array_shard(rows: np.ndarray) -> Shard:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
@@ -31,7 +31,7 @@ from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.hdf5.values import text_lengths
-from pipeline.shards.shard import LeftOut, Rider, Shard, read_dtype
+from pipeline.shards.shard import LeftOut, Rider, Shard, read_dtype, without
 
 __all__ = ["Wanted", "code_dtype", "look_at", "vet"]
 
@@ -70,7 +70,7 @@ def vet(path: Path, wanted: Wanted = Wanted()) -> Shard:
         with believed(where, " about it"):
             shard = _shard(facts, arrays, str(path), identity)
             _check_riders(shard, wanted)
-        shard = _without(shard, _misplaced(shard, where, base))
+        shard = without(shard, _misplaced(shard, where, base))
         return _with_measured_texts(shard, descriptor)
 
     return look_at(path, look)
@@ -156,15 +156,6 @@ def _misplaced(shard: Shard, where: str, base: int) -> dict[str, str]:
     return found
 
 
-def _without(shard: Shard, reasons: Mapping[str, str]) -> Shard:
-    """Return the shard without the extras of these names, which it lists as left out for these reasons."""
-    if not reasons:
-        return shard
-    riders = tuple(rider for rider in shard.riders if rider.name not in reasons)
-    left_out = tuple(LeftOut(name, reason[:_LONGEST], True) for name, reason in reasons.items())
-    return replace(shard, riders=riders, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
-
-
 def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
     """Return the shard with the lengths of its texts, without those extras that hold one that is too long."""
     riders: list[Rider] = []
@@ -174,7 +165,7 @@ def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
         if measured.layout is not None and measured.layout.longest > MOST_TEXT_BYTES:
             reasons[rider.name] = f"a text of {measured.layout.longest} bytes, expected {MOST_TEXT_BYTES} at most"
         riders.append(measured)
-    return _without(replace(shard, riders=tuple(riders)), reasons)
+    return without(replace(shard, riders=tuple(riders)), reasons)
 
 
 def _measured(rider: Rider, shard: Shard, descriptor: int) -> Rider:

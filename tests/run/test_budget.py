@@ -2,6 +2,7 @@
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 from kernels.backend import Device
 from pipeline.errors import ConfigError
-from pipeline.run.budget import make_budget
+from pipeline.run.budget import extras_bytes, make_budget, too_wide
 from pipeline.settings.config import Config
 from pipeline.settings.resolve import resolve
-from pipeline.shards.shard import Shard
+from pipeline.shards.shard import Rider, Shard
 from tests.support.helpers import refused
 
 MiB = 2**20
@@ -74,6 +75,44 @@ def test_rows_too_wide_for_the_budget_are_refused_with_what_would_do():
     least = int(re.findall("at least ([0-9]+)", str(caught.value))[0])
     assert 4 * TILE * 400_000 <= least <= 4 * TILE * 400_000 + 16 * MiB
     budget_of(wide, 1, memory_budget=least, threads=1)
+
+
+def with_texts(each, text_bytes, n_numbers=0):
+    riders = [Rider(f"y{i}", np.dtype("f8")) for i in range(n_numbers)]
+    return replace(each, riders=(Rider("text", np.dtype("O"), text_bytes=text_bytes), *riders))
+
+
+def test_small_extras_change_no_part():
+    for n_numbers, text_bytes in ((0, 10), (20, 0), (5, 40)):
+        for n_rows in (10, 10**5, 10**7):
+            plain = shard(n_rows)
+            extra = with_texts(plain, text_bytes, n_numbers)
+            assert replace(budget_of([extra]), n_wide=0) == replace(budget_of([plain]), n_wide=0), (n_numbers, n_rows)
+
+
+def test_extras_fit_into_the_memory():
+    for memory, threads, text_bytes, n_rows in product(
+        (64 * MiB, 256 * MiB, 2048 * MiB), (1, 2, 16), (100, 10_000, 40_000), (100, 20_000, 10**7)
+    ):
+        case = f"{memory} bytes, {threads} threads, texts of {text_bytes} bytes, {n_rows} rows"
+        shards = [shard(n_rows), with_texts(shard(n_rows), text_bytes)]
+        shards[0] = with_texts(shards[0], 0)
+        budget = budget_of(shards, memory_budget=memory, threads=threads)
+        assert budget.part_rows % TILE == 0, case
+        held = budget.n_wide * extras_bytes(shards, budget.part_rows)
+        one_tile = extras_bytes(shards, TILE)
+        assert held <= max(memory // 4, one_tile), case
+        if not too_wide(memory, shards, TILE):
+            assert held <= memory // 2, case
+
+
+def test_extras_that_no_part_can_hold_are_named():
+    shards = [with_texts(shard(), 10 * MiB, n_numbers=2), with_texts(shard(), 5, n_numbers=2)]
+    (needed,) = too_wide(64 * MiB, shards, TILE).values()
+    assert too_wide(needed, shards, TILE) == {}
+    assert set(too_wide(needed - 2, shards, TILE)) == {"text"}
+    few = [with_texts(shard(n_rows=1), 10 * MiB)]
+    assert too_wide(64 * MiB, few, TILE) == {}
 
 
 def test_rows_that_do_not_exist_take_no_memory():

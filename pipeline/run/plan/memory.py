@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.report.sampled.sample import most_rows
+from pipeline.run.budget import extras_bytes
 from pipeline.run.job import Prepared
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
@@ -66,7 +67,8 @@ def stage_bytes(prepared: Prepared, resident: bool) -> dict[str, int]:
         sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + _SCALING if looks else 0
         found["training"] = kept + watched + max(sample, windows) + _COPIES * parameters
     left = parameters if prepared.given is not None else _COPIES * parameters + _LEFT
-    found["encoding"] = left + budget.n_writers * (block + part)
+    extras = min(budget.n_wide, budget.n_writers) * extras_bytes(shards, budget.part_rows)
+    found["encoding"] = left + budget.n_writers * (block + part) + extras
     # Of blocks the allocator keeps the memory, parts are too large for that.
     found["report"] = left + budget.n_writers * block + most_rows(network, config.memory_budget)[1]
     return {stage: _LIBRARIES + n_bytes for stage, n_bytes in found.items()}
