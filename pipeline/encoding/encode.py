@@ -6,6 +6,7 @@ encoded. The features of a row depend on nothing but the row: every part and blo
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +31,8 @@ from pipeline.shards.rows import read, read_riders, salvage_riders, stream_rider
 from pipeline.shards.shard import Block, Rider, is_wide
 
 __all__ = ["EncodeTask", "encode_part"]
+
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,15 @@ def _written(
             for rider, wide in zip(shard.riders, wideness, strict=True)
         }
         entry = write(memory.stream(valid, extras, settings.attributes, facts))
+        _trim()
     return entry, lost
+
+
+def _trim() -> None:
+    """Return freed memory to the system, or the allocator would keep that of long texts for each thread by itself."""
+    trim = getattr(_LIBC, "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def _streamed(

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a table
 _ENTRIES = 2**18  # of sparse rows: 6 MiB with their columns and places
-_RIDER_PIECE = 2**23  # bytes of a wide extra
+_RIDER_PIECE = 2**22  # bytes of a wide extra
 _RIDER_ROWS = 1024  # of which a damaged rider that knows no chunks loses all
 
 

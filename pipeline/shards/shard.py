@@ -38,7 +38,7 @@ __all__ = [
 
 _NO_FILE = Identity(0, 0, 0, 0)  # which no file has, so that nothing is read where none was vetted
 
-WIDE_BYTES = 2**24
+WIDE_BYTES = 2**22
 """Bytes of an extra's values in one part, above which they are read and written block by block."""
 _NUMBER_BYTES = 8
 _LONGEST = 400  # characters of a reason

@@ -82,7 +82,7 @@ def test_small_files_are_given_little_time():
 
 def test_the_log_names_the_file_that_is_waited_for(path, evil, monkeypatch, caplog):
     monkeypatch.setattr(gatekeeper, "_SILENT", 0.0)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "pipeline")
     evil("return honest(file, dataset, *wanted)")
     assert vet(Path(path)).shape == (3, 2)
     assert f"file={path}: still reading its structure" in caplog.text
