@@ -27,7 +27,7 @@ from pipeline.output.disk import Pieces
 from pipeline.output.records import Entry, write_result
 from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.drift import Outside, farthest
-from pipeline.shards.rows import read, read_riders, salvage_riders, stream_rider
+from pipeline.shards.rows import keep_chunks, read, read_riders, salvage_riders, stream_rider
 from pipeline.shards.shard import Block, Rider, is_wide
 
 __all__ = ["EncodeTask", "encode_part"]
@@ -63,6 +63,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     """
     part, settings, source = task.part, task.settings, task.part.source
     worker = worker_of(settings)
+    keep_chunks(settings.chunk_bytes)
     memory = worker.part_memory(source.shard)
     features, valid = memory.features(len(source)), np.ones(len(source), dtype=bool)
     if task.unreadable is None:

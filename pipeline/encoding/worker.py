@@ -62,6 +62,8 @@ class EncodeSettings:
         How features are stored.
     n_wide : int
         Parts with wide extras (`pipeline.shards.shard.is_wide`) that a process writes at a time.
+    chunk_bytes : int
+        Of decompressed chunks that a process keeps for further reads.
     """
 
     directory: str
@@ -75,6 +77,7 @@ class EncodeSettings:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     storage: Storage = PLAIN
     n_wide: int = 1
+    chunk_bytes: int = 0
 
     @property
     def key(self) -> object:

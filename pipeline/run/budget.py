@@ -16,11 +16,12 @@ from pipeline.settings.defaults import COPIES_IN_TRAINING
 from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.shard import WIDE_BYTES, Shard, row_dtype, without
 from pipeline.training.fit import Sizes
+from pipeline.training.order import MAX_CHUNK_BYTES
 
 if TYPE_CHECKING:
     from kernels.backend import Device
 
-__all__ = ["Budget", "extras_bytes", "make_budget", "too_wide"]
+__all__ = ["Budget", "extras_bytes", "large_chunks", "make_budget", "repeated_chunks", "too_wide"]
 
 _BLOCK_BYTES = 2**23  # read at once; see docs/performance.md
 _PART_BYTES = 2**26  # of features in one file
@@ -54,6 +55,8 @@ class Budget:
         Rows whose features make one file; whole blocks, or where extras are wide whole tiles.
     n_wide : int
         Parts with wide extras that a process writes at a time.
+    chunk_bytes : int
+        Of decompressed chunks that a process keeps for further reads.
     resident : bool
         Whether training may keep all rows in the host's memory.
     rows_bytes : int
@@ -75,6 +78,7 @@ class Budget:
     max_validation_rows: int
     max_sample_rows: int
     n_wide: int = 1
+    chunk_bytes: int = 0
 
     def keeps_rows(self, device: Device) -> bool:
         """Whether a training whose products run there keeps all rows where they do."""
@@ -155,6 +159,7 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
         max_validation_rows=memory // 16 // row_bytes,
         max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * shards[0].n_inputs)),  # scaled, in float32
         n_wide=n_wide,
+        chunk_bytes=memory // 8,
     )
 
 
@@ -201,6 +206,34 @@ def too_wide(memory_budget: int, shards: Sequence[Shard], tile_rows: int) -> dic
         found[widest] = 2 * needed
         shards = [without(shard, {widest: ""}) for shard in shards]
     return found
+
+
+def large_chunks(shards: Sequence[Shard], budget: Budget) -> list[Shard]:
+    """Return shards whose compressed chunks hold more rows than are read at once."""
+    return [shard for shard in shards if shard.chunk_rows >= 2 * budget.block_rows and shard.band_bytes > 0]
+
+
+def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
+    """Return a warning if chunks are decompressed again and again, since the budget does not hold them; else None."""
+    large = large_chunks(shards, budget)
+    advice = "Raise --memory-budget, or rewrite such files with smaller chunks (h5repack -l)."
+    too_large = [shard for shard in large if shard.band_bytes > budget.chunk_bytes]
+    if too_large:
+        shard = too_large[0]
+        n_times = -(-shard.chunk_rows // budget.block_rows)
+        return (
+            f"{shard}: a row lies in compressed chunks of {shard.chunk_rows} rows, {shard.band_bytes} bytes, expected "
+            f"at most {budget.chunk_bytes} bytes, an eighth of the memory budget ({len(too_large)} such files). Each "
+            f"chunk is decompressed about {n_times} times in every pass over the rows. {advice}"
+        )
+    n_windows = -(-sum(shard.n_rows for shard in shards) // budget.window_rows)
+    cut = [shard for shard in large if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES]
+    if cut and not budget.resident and n_windows > 1:
+        return (
+            f"{cut[0]}: chunks of {cut[0].chunk_rows} rows ({len(cut)} such files). The rows do not fit in memory, so "
+            f"the training decompresses each chunk about {n_windows} times in every epoch. {advice}"
+        )
+    return None
 
 
 def _network_bytes(settings: Settings, n_inputs: int) -> int:

@@ -110,6 +110,7 @@ def encode_settings(job: Prepared, model: Model, part_rows: int, directory: Path
         has_range=job.given is not None and not scaler.clips,  # of clipped rows none lies outside
         storage=storages(config)[0],
         n_wide=job.budget.n_wide,
+        chunk_bytes=job.budget.chunk_bytes,
     )
 
 

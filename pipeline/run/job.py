@@ -27,7 +27,7 @@ from pipeline.formats import fingerprint
 from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
-from pipeline.run.budget import Budget, make_budget, too_wide
+from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.runlog import Warnings
 from pipeline.settings.config import Config, problems
@@ -152,6 +152,8 @@ def prepare(config: Config) -> Prepared:
     shards = _without_wide_extras(settings, shards)
     budget = make_budget(settings, shards, TILE_ROWS)  # or refuse, before there is a directory to clean up
     log.debug("budget: %s", budget)
+    if words := repeated_chunks(shards, budget):
+        log.warning("%s", words)
     return Prepared(settings, shards, bad_shards, given, budget, request_of(settings, shards, given, budget))
 
 

@@ -16,12 +16,22 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import DataError, shown
+from pipeline.hdf5.chunkcache import CHUNKS
 from pipeline.hdf5.forms import numbers_of
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
 from pipeline.shards.shard import Block, Rider, Shard, aligned
 
-__all__ = ["bad_entries", "bad_rows", "missing_entries", "read", "read_riders", "salvage_riders", "stream_rider"]
+__all__ = [
+    "bad_entries",
+    "bad_rows",
+    "keep_chunks",
+    "missing_entries",
+    "read",
+    "read_riders",
+    "salvage_riders",
+    "stream_rider",
+]
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +39,11 @@ _PIECE = 2**22  # bytes of a table
 _ENTRIES = 2**18  # of sparse rows: 6 MiB with their columns and places
 _RIDER_PIECE = 2**22  # bytes of a wide extra
 _RIDER_ROWS = 1024  # of which a damaged rider that knows no chunks loses all
+
+
+def keep_chunks(max_bytes: int) -> None:
+    """Set how many bytes of decompressed chunks this process keeps for further reads."""
+    CHUNKS.resize(max_bytes)
 
 
 def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import shown
 from pipeline.formats import missing_value
+from pipeline.hdf5.chunkcache import band_bytes
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.limits import MOST_LEFT_OUT
@@ -169,6 +170,13 @@ class Shard:
     def n_inputs(self) -> int:
         """Columns, all axes behind the first flattened."""
         return prod(self.shape[1:])
+
+    @property
+    def band_bytes(self) -> int:
+        """Bytes of all compressed chunks that one row lies in, decompressed; 0 where there are none."""
+        if self.form not in ("dense", "columns") or not self.layouts[0].filters:
+            return 0
+        return band_bytes(self.layouts[0], -1 if self.form == "columns" else 0)
 
     @property
     def row_bytes(self) -> int:

@@ -10,7 +10,8 @@ import pytest
 
 from kernels.backend import Device
 from pipeline.errors import ConfigError
-from pipeline.run.budget import extras_bytes, make_budget, too_wide
+from pipeline.hdf5.layout import Layout
+from pipeline.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
 from pipeline.settings.config import Config
 from pipeline.settings.resolve import resolve
 from pipeline.shards.shard import Rider, Shard
@@ -113,6 +114,27 @@ def test_extras_that_no_part_can_hold_are_named():
     assert set(too_wide(needed - 2, shards, TILE)) == {"text"}
     few = [with_texts(shard(n_rows=1), 10 * MiB)]
     assert too_wide(64 * MiB, few, TILE) == {}
+
+
+def in_chunks(n_rows, chunk_rows, n_inputs=100):
+    chunks = (chunk_rows, n_inputs)
+    layout = Layout("X", (n_rows, n_inputs), np.dtype("f4"), "chunked", chunks=chunks, filters=((1, (4,)),))
+    return replace(shard(n_rows, n_inputs), chunk_rows=chunk_rows, layouts=(layout,))
+
+
+def test_chunks_that_do_not_fit_the_budget_are_named():
+    for n_rows, chunk_rows, memory, words in (
+        (10**6, 150_000, 2048 * MiB, None),  # 60 MB, of which an eighth holds one
+        (10**6, 150_000, 256 * MiB, "about [0-9]+ times in every pass"),
+        (10**6, 100, 64 * MiB, None),
+        (10**7, 150_000, 2048 * MiB, "about 1[0-9] times in every epoch"),
+    ):
+        shards = [in_chunks(n_rows, chunk_rows)]
+        found = repeated_chunks(shards, budget_of(shards, memory_budget=memory))
+        assert (found is None) == (words is None), (n_rows, chunk_rows, memory, found)
+        if words:
+            assert re.search(words, found), found
+            assert "h5repack" in found
 
 
 def test_rows_that_do_not_exist_take_no_memory():
