@@ -6,7 +6,10 @@ encoded. The features of a row depend on nothing but the row: every part and blo
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,21 @@ import numpy as np
 from pipeline.cluster.threads import check
 from pipeline.device import theanos_errors
 from pipeline.encoding.bad_data import BadData
+from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.parts import LISTED, Part, PartFacts
+from pipeline.encoding.template import Streamed
 from pipeline.encoding.worker import EncodeSettings, Worker, worker_of
 from pipeline.errors import DataError
-from pipeline.output.records import write_result
+from pipeline.output.disk import Pieces
+from pipeline.output.records import Entry, write_result
 from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.drift import Outside, farthest
-from pipeline.shards.rows import read, read_riders, salvage_riders
-from pipeline.shards.shard import Block
+from pipeline.shards.rows import keep_chunks, read, read_riders, salvage_riders, stream_rider
+from pipeline.shards.shard import Block, Rider, is_wide
 
 __all__ = ["EncodeTask", "encode_part"]
+
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     """
     part, settings, source = task.part, task.settings, task.part.source
     worker = worker_of(settings)
+    keep_chunks(settings.chunk_bytes)
     memory = worker.part_memory(source.shard)
     features, valid = memory.features(len(source)), np.ones(len(source), dtype=bool)
     if task.unreadable is None:
@@ -65,7 +74,6 @@ def encode_part(task: EncodeTask) -> PartFacts:
         n_outside, outside = 0, list[Outside]()
         bad = [{"row": [source.start, source.stop], "columns": [], "reason": task.unreadable}]
     error = memory.store(len(source))
-    riders, lost = _riders(source, settings.bad_data)
     facts: dict[str, Any] = {
         "n_rows": len(source),
         "n_bad": int(len(valid) - valid.sum()),
@@ -77,8 +85,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
         "stop": source.stop,
         **({} if error is None else {"dtype": settings.storage.dtype, "max_error": error}),
     }
-    data = memory.file(valid, riders, settings.attributes, facts)
-    entry = write_result(Path(settings.directory), worker.disk, f"parts/{part.key}", ".h5", data)
+    entry, lost = _written(worker, task, memory, valid, facts)
     # Only now, since what cannot be read of a rider is among them.
     listed = [*bad, *lost] if settings.bad_data.lists else []
     return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(outside))
@@ -108,6 +115,50 @@ def _encode_rows(
             bad += judged.reasons
             outside = farthest([*outside, *judged.outside])
     return n_outside, bad, outside[:LISTED]
+
+
+def _written(
+    worker: Worker, task: EncodeTask, memory: PartMemory, valid: np.ndarray, facts: Mapping[str, Any]
+) -> tuple[Entry, list[dict[str, Any]]]:
+    """Write the file of a part whose features are in `memory`, and return it with reports of extras that are lost."""
+    settings, source = task.settings, task.part.source
+    shard = source.shard
+    wideness = [is_wide(rider, len(source)) for rider in shard.riders]
+    narrow = tuple(rider for rider, wide in zip(shard.riders, wideness, strict=True) if not wide)
+
+    def write(data: memoryview | Pieces) -> Entry:
+        return write_result(Path(settings.directory), worker.disk, f"parts/{task.part.key}", ".h5", data)
+
+    if len(narrow) == len(shard.riders):
+        riders, lost = _riders(source, settings.bad_data)
+        return write(memory.file(valid, riders, settings.attributes, facts)), lost
+    with worker.wide_turns:
+        values, lost = _riders(replace(source, shard=replace(shard, riders=narrow)), settings.bad_data)
+        reports = None if settings.bad_data.on_bad_data == "raise" else lost
+        # In the order of the shard's, in which a mask follows the extra whose lost values it marks.
+        extras = {
+            rider.name: _streamed(source, rider, values, reports) if wide else values[rider.name]
+            for rider, wide in zip(shard.riders, wideness, strict=True)
+        }
+        entry = write(memory.stream(valid, extras, settings.attributes, facts))
+        _trim()
+    return entry, lost
+
+
+def _trim() -> None:
+    """Return freed memory to the system, or the allocator would keep that of long texts for each thread by itself."""
+    trim = getattr(_LIBC, "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
+
+
+def _streamed(
+    source: Block, rider: Rider, values: Mapping[str, np.ndarray], reports: list[dict[str, Any]] | None
+) -> Streamed:
+    """Return a wide extra of a part, to be read block by block."""
+    none = np.empty(0, rider.dtype)  # whose shape and dtype tell those of an array for each row
+    shape = (len(source), *none.shape[1:])
+    return Streamed(shape, none.dtype, partial(stream_rider, source, rider, values, reports, check))
 
 
 def _riders(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:

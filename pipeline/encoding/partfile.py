@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 
 from pipeline.encoding.storage import PLAIN, Chunked, Storage
-from pipeline.encoding.template import SOURCE, Template, lay_out
+from pipeline.encoding.template import SOURCE, Streamed, Template, lay_out
 from pipeline.features import FEATURES, VALID, Shape
 from pipeline.hdf5.riders import CATEGORIES
-from pipeline.output.disk import PAGE
-from pipeline.shards.shard import Rider
+from pipeline.output.disk import PAGE, Pieces
+from pipeline.shards.shard import Rider, is_wide
 
 __all__ = ["PartMemory", "part_shapes", "stored_categories"]
 
@@ -46,7 +46,7 @@ class PartMemory:
     def __init__(self, n_rows: int, n_features: int, riders: Sequence[Rider] = (), storage: Storage = PLAIN) -> None:
         self._n_features, self._categories, self._storage = n_features, stored_categories(riders), storage
         self._place, self._dtype = _first_place(), np.dtype(storage.dtype).newbyteorder("<")
-        rider_bytes = sum(rider.dtype.itemsize for rider in riders)
+        rider_bytes = sum(rider.dtype.itemsize for rider in riders if not is_wide(rider, n_rows))
         self._memory = _pages(self._place + n_rows * (storage.itemsize * n_features + 1 + rider_bytes) + _ROOM)
         self._encoded = np.empty((0 if storage.is_plain else n_rows, n_features), _FLOAT32)
         self._templates: dict[str, Template] = {}  # of the last parts, by all but their values
@@ -101,7 +101,28 @@ class PartMemory:
         template.fill(self._memory, {**arrays, SOURCE: data})
         return self._memory[: template.n_bytes].data
 
-    def _template_of(self, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], n_source: int) -> Template:
+    def stream(
+        self,
+        valid: np.ndarray,
+        riders: Mapping[str, np.ndarray | Streamed],
+        attributes: Mapping[str, Any],
+        source: Mapping[str, Any],
+    ) -> Pieces:
+        """As `file`, in pieces and with less memory: extras that are `Streamed` are never in memory as a whole.
+
+        Texts among them are in memory once, as HDF5 lays them out, and are read now; all others are read while the
+        pieces are written. The features must stay until then.
+        """
+        names = _names(riders)
+        arrays = {VALID: valid, **{names[name]: values for name, values in riders.items()}}
+        data = _source(source)
+        template = self._template_of(arrays, attributes, len(data))
+        values = {FEATURES: self._stored(len(valid)), **arrays, SOURCE: data}
+        return Pieces(template.n_bytes, template.stream(values))
+
+    def _template_of(
+        self, arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int
+    ) -> Template:
         """One of the last ones, if all but the values is as it was."""
         shapes = {name: (values.shape, values.dtype) for name, values in arrays.items()}
         texts = {name: values for name, values in arrays.items() if values.dtype.hasobject}
@@ -109,9 +130,9 @@ class PartMemory:
         layout = repr((n_source, attributes, [(name, *shape, shape[1].metadata) for name, shape in shapes.items()]))
         if layout in self._templates:
             return self._templates[layout]
-        n_rows, compression = len(arrays[VALID]), self._storage.compression
+        n_rows, compression = arrays[VALID].shape[0], self._storage.compression
         shapes = {name: shape for name, shape in shapes.items() if name not in texts}
-        written: dict[str, np.ndarray | Chunked] = {**texts, **self._categories}
+        written: dict[str, np.ndarray | Chunked | Streamed] = {**texts, **self._categories}
         if is_compressed := n_rows and compression != "none":
             written[FEATURES] = Chunked(self._stored(n_rows), compression)
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -24,12 +24,32 @@ from pipeline.encoding.storage import Chunked, write_chunked
 from pipeline.features import Shape
 from pipeline.output.disk import PAGE
 
-__all__ = ["SOURCE", "Template", "describe", "lay_out", "write_attributes"]
+__all__ = ["SOURCE", "Streamed", "Template", "describe", "lay_out", "write_attributes"]
 
 FORMAT = "shardpress-features/1"
 _PAGE = 2**16  # bytes of an image that are kept together: fewer would be slow where texts ride along by the megabyte
 _HOLE = bytes(_PAGE)
+_LONG = 2**22  # bytes between values, from which on they are not copied into one piece
 SOURCE = "/source"  # among the names of values: a dataset's own holds no slash
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Values of a dataset that are read block by block, since all of them would take too much memory.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of all values; their number first.
+    dtype : dtype
+        Of each block; object for texts of any length.
+    blocks : callable
+        Returns an iterator over all values in their order, arrays of shape (n, ...).
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    blocks: Callable[[], Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -38,12 +58,12 @@ class Template:
 
     Attributes
     ----------
-    pieces : tuple of (int, bytes or str)
+    pieces : tuple of (int, bytes, memoryview or str)
         From the first byte to the last: where each begins, and its bytes, or the name of the values there.
     """
 
     n_bytes: int
-    pieces: tuple[tuple[int, bytes | str], ...]
+    pieces: tuple[tuple[int, bytes | memoryview | str], ...]
 
     def place_of(self, name: str) -> int | None:
         """The byte at which these values begin, if they have any."""
@@ -62,13 +82,30 @@ class Template:
         for start, piece in self.pieces:
             value = values.get(piece) if isinstance(piece, str) else piece
             if value is not None:
-                flat = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.ascontiguousarray(value)
+                is_array = isinstance(value, np.ndarray)
+                flat = np.ascontiguousarray(value) if is_array else np.frombuffer(value, np.uint8)
                 memory[start : start + flat.nbytes] = flat.reshape(-1).view(np.uint8)
+
+    def stream(self, values: Mapping[str, np.ndarray | Streamed | bytes]) -> Iterator[bytes | memoryview]:
+        """Make a file piece by piece, in the order of its bytes.
+
+        Parameters
+        ----------
+        values : mapping
+            As for `fill`, but for all values. Those that are `Streamed` are read when their turn comes.
+        """
+        for _, piece in self.pieces:
+            value = values[piece] if isinstance(piece, str) else piece
+            if isinstance(value, (bytes, memoryview)):
+                yield value
+                continue
+            for block in value.blocks() if isinstance(value, Streamed) else [value]:
+                yield np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
 
 
 def lay_out(
     shapes: Mapping[str, Shape],
-    written: Mapping[str, np.ndarray | Chunked],
+    written: Mapping[str, np.ndarray | Chunked | Streamed],
     attributes: Mapping[str, Any],
     n_source: int = 0,
 ) -> Template:
@@ -78,7 +115,7 @@ def lay_out(
     ----------
     shapes : mapping
         Of the datasets whose values are left out, in the order in which they stand in the file, each from a page on.
-    written : mapping of str to ndarray or Chunked
+    written : mapping of str to ndarray, Chunked or Streamed
         Datasets that HDF5 writes, by their paths: what is the same in every file, texts of any length, and what is to
         be compressed.
     attributes : mapping
@@ -87,12 +124,14 @@ def lay_out(
         Bytes of the attribute ``source``, whose place is called `SOURCE`; 0 for none.
     """
     # HDF5 does not tell where an attribute lies. That these bytes lie elsewhere as well is out of the question.
-    image, mark = _Image(), token_bytes(n_source or 16)
+    image, mark = _Image(), token_bytes(n_source)
     with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
         places = {name: _allocate(file, name, shape) for name, shape in shapes.items()}
         for name, values in written.items():
             if isinstance(values, Chunked):
                 write_chunked(file, name, values)
+            elif isinstance(values, Streamed):
+                _write_streamed(file, name, values)
             else:
                 file.create_dataset(name, data=values, dtype=h5py.string_dtype() if values.dtype.hasobject else None)
         describe(file, attributes)
@@ -101,21 +140,31 @@ def lay_out(
     # What has no bytes has no place.
     begins = sorted((place, name) for name, place in places.items() if place is not None)
     extents = [(place, prod(shapes[name][0]) * shapes[name][1].itemsize, name) for place, name in begins]
-    return Template(image.size, tuple(_pieces(image, extents, mark)))
+    if n_source:
+        extents = sorted([*extents, (image.find(mark), n_source, SOURCE)])
+    return Template(image.size, tuple(_pieces(image, extents)))
 
 
-def _pieces(image: _Image, extents: Sequence[tuple[int, int, str]], mark: bytes) -> Iterator[tuple[int, bytes | str]]:
+def _pieces(image: _Image, extents: Sequence[tuple[int, int, str]]) -> Iterator[tuple[int, bytes | memoryview | str]]:
     """Values, given as (place, bytes, name) in the file's order, and what stands around them."""
     at = 0
     for place, n_bytes, name in [*extents, (image.size, 0, "")]:
-        before, found, after = image.between(at, place).partition(mark)
-        yield at, before
-        if found:
-            yield at + len(before), SOURCE
-            yield place - len(after), after
+        if place - at < _LONG:
+            yield at, image.between(at, place)
+        else:  # texts of any length, as HDF5 has written them
+            yield from image.pages(at, place)
         if name:
             yield place, name
         at = place + n_bytes
+
+
+def _write_streamed(file: h5py.File, name: str, values: Streamed) -> None:
+    kind = h5py.string_dtype() if values.dtype.hasobject else values.dtype
+    item = file.create_dataset(name, values.shape, kind)
+    start = 0
+    for block in values.blocks():
+        item[start : start + len(block)] = block
+        start += len(block)
 
 
 def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
@@ -171,6 +220,24 @@ class _Image(io.RawIOBase):
         numbers = range(start // _PAGE, -(-stop // _PAGE))
         pages = ((number * _PAGE, self._pages.get(number, _HOLE)) for number in numbers)
         return b"".join(memoryview(page)[max(start - first, 0) : stop - first] for first, page in pages)
+
+    def pages(self, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
+        """The same bytes without a copy, a page at a time, each with its place."""
+        at = start
+        while at < stop:
+            number, first = divmod(at, _PAGE)
+            page = memoryview(self._pages.get(number, _HOLE))[first : first + stop - at]
+            yield at, page
+            at += len(page)
+
+    def find(self, mark: bytes) -> int:
+        """Where these bytes are, which are there once."""
+        for number in sorted(self._pages):
+            start = number * _PAGE
+            at = self.between(start, start + _PAGE + len(mark) - 1).find(mark)
+            if at >= 0:
+                return start + at
+        raise ValueError("the mark is not in the file")
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + (0, self._at, self.size)[whence]

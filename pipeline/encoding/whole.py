@@ -100,7 +100,7 @@ def _pieces(
 ) -> Iterator[bytes | memoryview]:
     """The file from its first byte to its last."""
     for _, piece in template.pieces:
-        if isinstance(piece, bytes):
+        if not isinstance(piece, str):
             yield piece
             continue
         for values in columns[piece]:

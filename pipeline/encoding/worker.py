@@ -60,6 +60,10 @@ class EncodeSettings:
         Of every file.
     storage : Storage
         How features are stored.
+    n_wide : int
+        Parts with wide extras (`pipeline.shards.shard.is_wide`) that a process writes at a time.
+    chunk_bytes : int
+        Of decompressed chunks that a process keeps for further reads.
     """
 
     directory: str
@@ -72,11 +76,14 @@ class EncodeSettings:
     has_range: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
     storage: Storage = PLAIN
+    n_wide: int = 1
+    chunk_bytes: int = 0
 
     @property
     def key(self) -> object:
         """Equal for settings, wherever they come from, that one worker can serve."""
-        return (self.model.blake3, self.dtype, self.block_rows, self.part_rows, self.n_readers, self.storage)
+        sizes = (self.block_rows, self.part_rows, self.n_readers, self.n_wide)
+        return (self.model.blake3, self.dtype, *sizes, self.storage)
 
 
 class Worker:
@@ -90,11 +97,14 @@ class Worker:
         What makes every change to the file system.
     turns : Semaphore
         So that not all threads come to wait for the disk at the same time: the others encode whole parts meanwhile.
+    wide_turns : Semaphore
+        Bounds the memory of wide extras: few threads hold those of a part at the same time.
     """
 
     def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
         self.model, self.encode, self.disk = model, encode, disk
         self.turns = threading.Semaphore(settings.n_readers or n_cores())
+        self.wide_turns = threading.Semaphore(max(1, settings.n_wide))
         self._settings, self._kept = settings, threading.local()
 
     def block_memory(self, block: Block) -> np.ndarray:

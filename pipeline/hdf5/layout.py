@@ -12,7 +12,7 @@ from pipeline.errors import DataError, shown
 from pipeline.hdf5.filters.codecs import objection
 from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
-__all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of"]
+__all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "most_unfolded"]
 
 _KINDS = ("contiguous", "chunked", "inline", "asked")
 _MOST_BYTES = 2**46  # of one dataset's values: sums over all of a file's stay below 2**63
@@ -29,13 +29,14 @@ class Layout:
     shape: tuple[int, ...]
     dtype: np.dtype  # as stored
     kind: str  # contiguous, chunked, inline (in the file's metadata), or asked: only HDF5 can read it
-    offset: int = 0  # of contiguous bytes
+    offset: int = 0  # of contiguous bytes; also of where the texts of an asked one are said to be, 0 if unknown
     chunks: tuple[int, ...] = ()  # shape of a chunk
     filters: tuple[tuple[int, tuple[int, ...]], ...] = ()  # codes and parameters, in the order of their application
     # Shape (3, n_chunks), int64: offset, size and filter mask of every chunk, in C order of their grid (in any order
     # where HDF5 must be asked).
     index: np.ndarray | None = None
     data: bytes = b""  # what lay in the metadata
+    longest: int = 0  # bytes of the longest text of any length; 0 if there are none, or this is unknown
 
     @property
     def n_bytes(self) -> int:
@@ -58,6 +59,11 @@ def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
     return tuple(-(-n // size) for n, size in zip(shape, chunks, strict=True))
 
 
+def most_unfolded(n_stored: int) -> int:
+    """Return how many bytes so many stored ones may unfold to."""
+    return max(_EXPANSION_FLOOR, _MOST_EXPANSION * n_stored)
+
+
 def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
     """A dataset's layout from what `child.layouts.layout_claim` says of it, and the next of its arrays if it has one.
 
@@ -77,7 +83,7 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
     if kind == "inline":
         return replace(layout, data=_data(layout, next(arrays)))
     if kind == "asked" and "chunks" not in claim:
-        return layout
+        return replace(layout, offset=_whole([claim.get("offset", 0)], 0, 2**63)[0])
     filters = tuple((_whole([code], 0, 2**16)[0], _whole(values, 0, 2**32)) for code, values in claim["filters"])
     if any(objection(*each, name) for each in filters) or len(dict(filters)) < len(filters):
         raise ValueError("filters")
@@ -200,7 +206,7 @@ def _check_sizes(layout: Layout, place: str) -> None:
             "file is damaged or forged: do not use it."
         )
     declared, stored = len(sizes) * layout.chunk_bytes, int(sizes.sum())
-    if declared > max(_EXPANSION_FLOOR, _MOST_EXPANSION * stored):
+    if declared > most_unfolded(stored):
         raise DataError(
             f"{place}: {stored} bytes unfold to {declared}, expected {_MOST_EXPANSION} times as many at most. Is it "
             "forged? If not: rewrite it with h5repack -f GZIP=1."

@@ -20,6 +20,7 @@ __all__ = [
     "MOST_PADDED",
     "MOST_PIECES",
     "MOST_RIDERS",
+    "MOST_TEXT_BYTES",
     "MOST_WORDS",
     "SMALLEST",
 ]
@@ -44,6 +45,7 @@ MOST_ITEM = 2**20  # bytes of one value
 MOST_RIDERS = 1000
 MOST_LEFT_OUT = 50  # that are told of one file
 MOST_CATEGORIES, MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
+MOST_TEXT_BYTES = 2**26  # of one text of any length, which the child holds several times while it reads it
 MOST_PADDED = 2**24  # bytes of all their names, each made as long as the longest
 
 ANSWER_BYTES = 2**24  # of values, in one answer of the child

@@ -1,11 +1,13 @@
 """Rows straight from the file, without HDF5 and its global lock: bytes from where they were found to lie, decoded here.
 
 Each read opens the file anew, and makes sure that it is the vetted one before and after. Of a chunked dataset, one
-chunk at a time is in memory; what must be converted is so a piece at a time.
+chunk at a time is in memory, and large ones stay in a cache; what must be converted is so a piece at a time.
 What is no plain value, such as text of any length, is left to HDF5 in the child.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -15,15 +17,20 @@ import numpy as np
 from pipeline.errors import DataError, shown
 from pipeline.formats import digest
 from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.chunkcache import CHUNKS
 from pipeline.hdf5.files import Identity, opened, persistently, read_into
 from pipeline.hdf5.filters.undo import undone
 from pipeline.hdf5.layout import Layout, bytes_of, grid_of
+from pipeline.hdf5.limits import SMALLEST
 
-__all__ = ["file_digest", "read_values"]
+__all__ = ["file_digest", "read_values", "text_lengths"]
 
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes that are read of a line at once
 _TILE = 64  # rows
+_MOST_TEXTS, _TEXT_BYTES = 1024, 2**25  # that the child reads at once: no more of them, and no more bytes
+# How HDF5 stores a text of any length in a dataset: its length, and where it lies (format specification, IV.B).
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 
 
 class _Wanted(NamedTuple):
@@ -33,6 +40,7 @@ class _Wanted(NamedTuple):
     start: int
     axis: int
     where: str
+    file: tuple[str, Identity] | None = None  # by which its chunks are known in the cache; None to keep none
 
 
 def read_values(
@@ -67,7 +75,7 @@ def read_values(
         When the system fails.
     """
     where = f"file={shown(path)} dataset={shown(layout.name)} rows={start}:{start + len(out)}"
-    wanted = _Wanted(layout, start, axis, where)
+    wanted = _Wanted(layout, start, axis, where, (path, identity))
     others = layout.shape[:-1] if axis else layout.shape[1:]
     values = out.reshape(len(out), *others, *layout.dtype.shape)  # a view, since it is in C order
 
@@ -91,6 +99,49 @@ def file_digest(path: str, identity: Identity) -> str:
                 yield piece
 
     return persistently(lambda: digest(pieces()), f"file={shown(path)}")
+
+
+def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:
+    """Measure texts of any length without reading them.
+
+    Parameters
+    ----------
+    descriptor, size : int
+        The open file, and its bytes.
+    layout : Layout
+        Of a dataset that holds one text for each of `n_rows` rows, at checked places.
+
+    Returns
+    -------
+    iterator of ndarray of shape (n,), int64, or None
+        Lengths in bytes, in the order of the rows; None where they cannot be known without HDF5.
+
+    Raises
+    ------
+    DataError, OSError
+        While it is iterated over: if a chunk is damaged, or reading fails.
+    """
+    n_bytes = n_rows * _REFERENCE.itemsize
+    if layout.index is not None and layout.kind == "asked":
+        kind = "chunked"
+    elif SMALLEST <= layout.offset <= size - n_bytes:
+        kind = "contiguous"
+    else:
+        return None
+    references = replace(layout, kind=kind, dtype=_REFERENCE)
+    axis = 0 if layout.shape[0] == n_rows else -1
+    chunk_rows = layout.chunks[axis] if layout.chunks else 1
+    at_once = -(-_PIECE // (_REFERENCE.itemsize * chunk_rows)) * chunk_rows  # whole chunks
+
+    def pieces() -> Iterator[np.ndarray]:
+        for start in range(0, n_rows, at_once):
+            values = np.empty(min(at_once, n_rows - start), dtype=_REFERENCE)
+            others = layout.shape[:-1] if axis else layout.shape[1:]
+            wanted = _Wanted(references, start, axis, "")
+            _READERS[kind](descriptor, wanted, values.reshape(len(values), *others))
+            yield values["length"].astype(np.int64)
+
+    return pieces()
 
 
 # -- contiguous --------------------------------------------------------------------------------------------------
@@ -147,22 +198,34 @@ def _read_inline(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
 
 
 def _read_chunked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
-    layout = wanted.layout
+    layout, axis = wanted.layout, wanted.axis
     assert layout.index is not None
     grid = grid_of(layout.shape, layout.chunks)
-    values = np.moveaxis(out, 0, wanted.axis)  # a view whose axes are the dataset's
-    for cell, source, target in _cells(layout, wanted.start, wanted.start + len(out), wanted.axis):
-        offset, size, mask = layout.index[:, np.ravel_multi_index(cell, grid)].tolist()
-        data = np.empty(size, dtype=np.uint8).data
-        read_into(descriptor, data, offset)
+    values = np.moveaxis(out, 0, axis)  # a view whose axes are the dataset's
+    is_kept = wanted.file is not None and bool(layout.filters) and CHUNKS.holds(layout, axis)
+    for cell, source, target in _cells(layout, wanted.start, wanted.start + len(out), axis):
+        place = layout.index[:, np.ravel_multi_index(cell, grid)].tolist()
+        decompress = partial(_decompressed, descriptor, layout, *place)
+        n_rows = source[axis].stop - source[axis].start
+        n_in_chunk = min(layout.chunks[axis], layout.shape[axis] - cell[axis] * layout.chunks[axis])
         try:
-            decoded = undone(data, layout.filters, mask, layout.chunk_bytes)
+            if is_kept and n_rows < n_in_chunk:  # other reads need the rest
+                decoded = CHUNKS.get((wanted.file, place[0]), layout.chunk_bytes, decompress)
+            else:
+                decoded = decompress()
         except ValueError as error:
             at = [i * n for i, n in zip(cell, layout.chunks, strict=True)]
             raise DataError(
                 f"{wanted.where}: the chunk at {at} cannot be read: {error}. The file is damaged: copy it again."
             ) from error
         values[target] = np.frombuffer(decoded, dtype=layout.dtype).reshape(layout.chunks)[source]
+
+
+def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask: int) -> memoryview:
+    """Read one chunk and undo its filters; `ValueError` if it is damaged."""
+    data = np.empty(size, dtype=np.uint8).data
+    read_into(descriptor, data, offset)
+    return undone(data, layout.filters, mask, layout.chunk_bytes)
 
 
 def _cells(
@@ -188,8 +251,9 @@ def _cells(
 def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
     """Values that only HDF5 can read, an answer of the child at a time."""
     first = 0
+    n_texts = max(1, min(_MOST_TEXTS, _TEXT_BYTES // max(1, wanted.layout.longest)))
     while first < len(out):
-        place = [wanted.layout.name, wanted.start + first, wanted.start + len(out), wanted.axis]
+        place = [wanted.layout.name, wanted.start + first, wanted.start + len(out), wanted.axis, n_texts]
         answer, arrays = ask("values", descriptor, place, wanted.where)
         with believed(wanted.where):
             values = _answered(answer, arrays, wanted.layout.dtype, out.shape[1:])

@@ -145,7 +145,9 @@ def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Bud
 def _scanned(shards: tuple[Shard, ...], settings: Settings, budget: Budget, given: Scaler | None = None) -> Scan:
     """What one pass over the rows tells, all of which have to be good ones; the ranges are those of a given scaler."""
     impute = settings.impute if given is None else None if given.fill is None else "median"
-    how = ScanSettings(budget.block_rows, clip_quantile=settings.clip_quantile, impute=impute)
+    how = ScanSettings(
+        budget.block_rows, clip_quantile=settings.clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes
+    )
     with threads(budget.n_threads) as pool:
         found = scan(shards, how, pool, budget.n_threads)
     if len(found.bad_rows):

@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
 
-__all__ = ["PAGE", "TEMPORARY", "Disk", "Pieces", "publish", "remove", "sync_directory", "write_error"]
+__all__ = ["PAGE", "TEMPORARY", "Disk", "Pieces", "free_inodes", "publish", "remove", "sync_directory", "write_error"]
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,10 @@ class Disk:
     def free_bytes(self, path: Path) -> int:
         """What may still be written there."""
         return shutil.disk_usage(path).free
+
+    def free_inodes(self, path: Path) -> int | None:
+        """Return how many files may still be created; None where the file system has no such limit."""
+        return free_inodes(path)
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {again}")
     advice = {
-        errno.ENOSPC: f"{_free(path)} bytes are free there. Free some space",
+        errno.ENOSPC: _full(path),
         errno.EDQUOT: "Your disk quota is used up. Free some space",
         errno.EFBIG: "The file-size limit is too low. Raise it (ulimit -f unlimited)",
         errno.EROFS: "The file system is read-only. Make it writable",
@@ -182,11 +186,28 @@ def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
     return WriteFailed(f"{where}. {advice}, {again}")
 
 
-def _free(path: Path) -> int | str:
+def free_inodes(path: Path) -> int | None:
+    """Return how many files may still be created at a path; None where the file system has no such limit.
+
+    Raises
+    ------
+    OSError
+        If the path cannot be examined.
+    """
+    status = os.statvfs(path)
+    # Btrfs and others report no total: they create inodes as they need them.
+    return status.f_favail if status.f_files > 0 else None
+
+
+def _full(path: Path) -> str:
+    """Return what is used up on the file system of `path`, inodes or bytes, and what to do about it."""
     try:
-        return shutil.disk_usage(path.parent).free
+        n_files = os.statvfs(path.parent).f_files
+        if free_inodes(path.parent) == 0:
+            return f"There are no free inodes ({n_files} files at most). Remove files that are not needed"
+        return f"{shutil.disk_usage(path.parent).free} bytes are free there. Free some space"
     except OSError:
-        return "unknown how many"
+        return "It is unknown how many bytes are free there. Free some space"
 
 
 def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:

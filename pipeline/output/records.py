@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, shown
-from pipeline.formats import digest, seal, unseal
-from pipeline.output.disk import TEMPORARY, Disk, publish, write_error
+from pipeline.formats import Digested, digest, seal, unseal
+from pipeline.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
 
 __all__ = [
     "FOLDERS",
@@ -101,13 +101,17 @@ class Record:
         return self.key, self.fingerprint
 
 
-def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: bytes | memoryview) -> Entry:
+def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: bytes | memoryview | Pieces) -> Entry:
     """Put a file there under a name that nothing else ever has. It does not exist until a record names it.
 
     May be called from any thread or process; raises like `pipeline.output.disk.publish`.
     """
     name = f"{stem}-{uuid.uuid4().hex}{suffix}"  # of no clock, which may jump back, and no seed
     # Its name is synced right before its record is written: once for all results of a group.
+    if isinstance(data, Pieces):  # it need not fit in memory
+        passing = Digested(data.pieces)
+        publish(disk, directory / name, Pieces(len(data), passing), name_is_synced=False)
+        return Entry(name, len(data), passing.blake3)
     publish(disk, directory / name, data, name_is_synced=False)
     return Entry(name, len(data), digest([data]))
 

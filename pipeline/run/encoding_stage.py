@@ -109,6 +109,8 @@ def encode_settings(job: Prepared, model: Model, part_rows: int, directory: Path
         bad_data=BadData(config.on_bad_data, config.missing_value, config.on_drift, fills=scaler.fill is not None),
         has_range=job.given is not None and not scaler.clips,  # of clipped rows none lies outside
         storage=storages(config)[0],
+        n_wide=job.budget.n_wide,
+        chunk_bytes=job.budget.chunk_bytes,
     )
 
 

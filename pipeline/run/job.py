@@ -27,7 +27,7 @@ from pipeline.formats import fingerprint
 from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
-from pipeline.run.budget import Budget, make_budget
+from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.runlog import Warnings
 from pipeline.settings.config import Config, problems
@@ -35,7 +35,7 @@ from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import allowed, plain
 from pipeline.settings.resolve import Settings, misfits, resolve
 from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard
+from pipeline.shards.shard import Shard, without
 from pipeline.watch import Watch
 
 if TYPE_CHECKING:
@@ -149,9 +149,25 @@ def prepare(config: Config) -> Prepared:
     for name, value in asdict(settings).items():
         log.debug("  %-22s %s", name, plain(value))
     _refuse(_complaints(settings, shards, given))
+    shards = _without_wide_extras(settings, shards)
     budget = make_budget(settings, shards, TILE_ROWS)  # or refuse, before there is a directory to clean up
     log.debug("budget: %s", budget)
+    if words := repeated_chunks(shards, budget):
+        log.warning("%s", words)
     return Prepared(settings, shards, bad_shards, given, budget, request_of(settings, shards, given, budget))
+
+
+def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
+    """Return the shards without extras that the memory budget does not hold; warn of each."""
+    reasons: dict[str, str] = {}
+    for name, needed in too_wide(settings.memory_budget, shards, TILE_ROWS).items():
+        reasons[name] = f"needs a memory budget of {needed} bytes"
+        log.warning(
+            "dataset=%s: left out, since the extras of %d rows take more than half of the memory budget (%d bytes), "
+            "expected a budget of at least %d bytes. Raise --memory-budget to keep it.",
+            *(shown(name), min(TILE_ROWS, max(shard.n_rows for shard in shards)), settings.memory_budget, needed),
+        )
+    return tuple(without(shard, reasons) for shard in shards) if reasons else shards
 
 
 def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:

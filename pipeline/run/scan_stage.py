@@ -82,7 +82,14 @@ def scan_settings(job: Prepared) -> ScanSettings:
     # Those that were refused count as bad ones already; without leave the first one is an error.
     max_unreadable = job.max_bad_shards - len(job.bad_shards) if job.tolerates_bad_data else None
     config = job.config
-    return ScanSettings(job.budget.block_rows, config.missing_value, max_unreadable, config.clip_quantile, job.impute)
+    return ScanSettings(
+        job.budget.block_rows,
+        config.missing_value,
+        max_unreadable,
+        config.clip_quantile,
+        job.impute,
+        job.budget.chunk_bytes,
+    )
 
 
 def judge(job: Prepared, scan: Scan) -> None:

@@ -1,4 +1,4 @@
-"""Whether the features will fit onto the disk: a full one is better met in the evening."""
+"""Check before a run that the disk has room for its features: enough bytes, and enough inodes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from pipeline.encoding.storage import storages
 from pipeline.errors import WriteFailed, shown
 from pipeline.output.ledger import Ledger
-from pipeline.run.job import Prepared
+from pipeline.run.job import Prepared, rows_in
 
-__all__ = ["bytes_needed", "check_space", "lacks_space"]
+__all__ = ["bytes_needed", "check_space", "lacks_inodes", "lacks_space"]
 
 log = logging.getLogger(__name__)
 
+_OTHER_FILES = 8  # that a run creates after its parts: commits, manifest, index.h5, model.h5, encoder.npz, reports
 _LEAST_COMPRESSED = 4  # how many times smaller features may become, before anything is known of them
 
 
@@ -27,12 +28,16 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
     """
     try:
         free = ledger.disk.free_bytes(ledger.directory)
+        n_free_inodes = ledger.disk.free_inodes(ledger.directory)
     except OSError as error:
         log.debug("output=%s: how much is free there cannot be told: %s", shown(ledger.directory), error)
         return
     # Parts of this very model that are there already; which one it is, only the training tells.
-    there = sum(record.entry.n_bytes for record in ledger.records("part"))
+    records = ledger.records("part")
+    there = sum(record.entry.n_bytes for record in records)
     if lack := lacks_space(prepared, there, free):
+        raise lack
+    if lack := lacks_inodes(prepared, rows_in(records), n_free_inodes):
         raise lack
 
 
@@ -44,6 +49,30 @@ def lacks_space(prepared: Prepared, there: int, free: int) -> WriteFailed | None
     return WriteFailed(
         f"output={shown(Path(prepared.config.output))}: {free} bytes are free there, expected {needed} at least for "
         "the features. Free some space, or choose another --output."
+    )
+
+
+def lacks_inodes(prepared: Prepared, n_encoded: int, n_free: int | None) -> WriteFailed | None:
+    """Return an error if a run needs more new files than the file system can create, else None.
+
+    Parameters
+    ----------
+    n_encoded : int
+        Rows whose features are committed already.
+    n_free : int or None
+        Number of files that can still be created; None where the file system has no such limit.
+    """
+    n_missing = prepared.n_rows - n_encoded
+    if n_free is None or n_missing <= 0:
+        return None
+    part_rows = prepared.budget.part_rows
+    n_parts = sum(-(-shard.n_rows // part_rows) for shard in prepared.shards)
+    n_needed = -(-n_parts * n_missing // prepared.n_rows) + _OTHER_FILES
+    if n_needed <= n_free:
+        return None
+    return WriteFailed(
+        f"output={shown(Path(prepared.config.output))}: {n_free} free inodes there, expected at least {n_needed} for "
+        f"the files of this run. Remove files that are not needed, or choose another --output."
     )
 
 

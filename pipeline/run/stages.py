@@ -24,6 +24,7 @@ from pipeline.run.training_stage import fit
 from pipeline.runlog import warnings_kept
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
+from pipeline.shards.rows import keep_chunks
 from pipeline.shards.shard import row_dtype
 from pipeline.watch import watching
 
@@ -94,6 +95,7 @@ def _noting(job: Job) -> Summary:
 
 def _stages(job: Job) -> Summary:
     scan: Scan | None
+    keep_chunks(job.budget.chunk_bytes)  # also where the scan, whose tasks would do that, is taken over
     if job.given is None:
         scan = scanned(job)
         model, autoencoder = fit(job, scan)

@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.cluster.threads import check
 from pipeline.errors import DataError
 from pipeline.scan.sample import sampled
-from pipeline.shards.rows import bad_rows, missing_entries, read
+from pipeline.shards.rows import bad_rows, keep_chunks, missing_entries, read
 from pipeline.shards.shard import Block, Shard, first_rows
 
 __all__ = ["Found", "Piece", "Pieces", "ScanSettings", "look_at", "merged", "unread"]
@@ -43,6 +43,8 @@ class ScanSettings:
         How many shards may be left out because they cannot be read; with None the first one is an error.
     clip_quantile : float
         What share of a column's values, at either end, its range leaves out.
+    chunk_bytes : int
+        Of decompressed chunks that a process keeps, since the next block may need them again.
     impute : str, optional
         ``mean`` or ``median``: rows that miss values are good ones, and what stands for these.
     """
@@ -52,6 +54,7 @@ class ScanSettings:
     max_unreadable: int | None = None
     clip_quantile: float = 0.0
     impute: str | None = None
+    chunk_bytes: int = 0
 
     @property
     def fills(self) -> bool:
@@ -95,6 +98,7 @@ def look_at(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> Fou
         Of how many rows one is taken for the sample.
     """
     found, memory = [], np.empty(0)
+    keep_chunks(settings.chunk_bytes)
     for number, first_row, block in pieces:
         check()
         if memory.dtype != block.shard.dtype or len(memory) < len(block):

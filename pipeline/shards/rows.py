@@ -8,7 +8,7 @@ name, is checked where it is read. What rides along is read here too, and bad en
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,18 +16,34 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import DataError, shown
+from pipeline.hdf5.chunkcache import CHUNKS
 from pipeline.hdf5.forms import numbers_of
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
 from pipeline.shards.shard import Block, Rider, Shard, aligned
 
-__all__ = ["bad_entries", "bad_rows", "missing_entries", "read", "read_riders", "salvage_riders"]
+__all__ = [
+    "bad_entries",
+    "bad_rows",
+    "keep_chunks",
+    "missing_entries",
+    "read",
+    "read_riders",
+    "salvage_riders",
+    "stream_rider",
+]
 
 log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a table
 _ENTRIES = 2**18  # of sparse rows: 6 MiB with their columns and places
+_RIDER_PIECE = 2**22  # bytes of a wide extra
 _RIDER_ROWS = 1024  # of which a damaged rider that knows no chunks loses all
+
+
+def keep_chunks(max_bytes: int) -> None:
+    """Set how many bytes of decompressed chunks this process keeps for further reads."""
+    CHUNKS.resize(max_bytes)
 
 
 def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
@@ -192,20 +208,78 @@ def salvage_riders(
     values = {rider.name: np.full(len(block), rider.absent, rider.dtype) for rider in block.shard.riders}
     reports: list[dict[str, Any]] = []
     for rider in block.shard.riders:
-        if rider.layout is None:
-            continue
-        lost = _salvage(block, rider, rider.layout, values[rider.name], check)
-        for piece, error in lost:
-            rows = [piece.start, piece.stop]
-            reports.append({"dataset": rider.layout.name, "row": rows, "columns": [], "reason": str(error)})
-            if rider.mask:  # which says so far that all of this shard's rows have a value
-                values[rider.mask][piece.start - block.start : piece.stop - block.start] = False
-        if lost:
-            log.warning(
-                "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
-                *(block, sum(len(piece) for piece, _ in lost), shown(rider.name), rider.absent_in_words, lost[0][1]),
-            )
+        if rider.layout is not None:
+            lost = _salvage(block, rider, rider.layout, values[rider.name], check)
+            reports += _reported(block, rider, rider.layout, lost, values)
     return values, reports
+
+
+def stream_rider(
+    block: Block,
+    rider: Rider,
+    values: Mapping[str, np.ndarray],
+    reports: list[dict[str, Any]] | None = None,
+    check: Callable[[], object] = signals.check,
+) -> Iterator[np.ndarray]:
+    """Read a wide extra, some megabytes at a time.
+
+    Parameters
+    ----------
+    values : mapping
+        Values (len(block),) of other extras. Where some of this one are lost, the mask among them says so.
+    reports : list, optional
+        Takes a report of each lost piece, as `salvage_riders` gives them. With none, damaged values are an error.
+    check : callable
+        Called before each piece; what it raises ends the reading.
+
+    Yields
+    ------
+    ndarray of shape (n,), the extra's dtype
+
+    Raises
+    ------
+    DataError, ReadFailed, NotPermitted, SystemLimit
+        As `read`.
+    """
+    layout = rider.layout
+    n_rows = max(1, _RIDER_PIECE // rider.value_bytes)
+    if layout is not None and layout.chunks:  # whole chunks, so that none is read twice
+        chunk_rows = layout.chunks[_axis(block.shard, layout)]
+        n_rows = -(-n_rows // chunk_rows) * chunk_rows
+    for start, stop in aligned(block.start, block.stop, n_rows):
+        check()
+        piece = Block(block.shard, start, stop)
+        try:
+            found = _read_rider(piece, rider)
+        except DataError:
+            if reports is None or layout is None:
+                raise
+            found = np.full(len(piece), rider.absent, rider.dtype)
+            lost = _salvage(piece, rider, layout, found, check)
+            reports += _reported(block, rider, layout, lost, values)
+        yield found
+
+
+def _reported(
+    block: Block,
+    rider: Rider,
+    layout: Layout,
+    lost: Sequence[tuple[Block, DataError]],
+    values: Mapping[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """Report pieces of an extra that are lost, in the log too; the mask among the values (len(block),) says so."""
+    reports: list[dict[str, Any]] = []
+    for piece, error in lost:
+        rows = [piece.start, piece.stop]
+        reports.append({"dataset": layout.name, "row": rows, "columns": [], "reason": str(error)})
+        if rider.mask:  # which says so far that all of this shard's rows have a value
+            values[rider.mask][piece.start - block.start : piece.stop - block.start] = False
+    if lost:
+        log.warning(
+            "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
+            *(block, sum(len(piece) for piece, _ in lost), shown(rider.name), rider.absent_in_words, lost[0][1]),
+        )
+    return reports
 
 
 def _salvage(

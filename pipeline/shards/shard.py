@@ -6,8 +6,8 @@ array already are a shard too, so that what is done with files is done with them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -15,10 +15,13 @@ import numpy as np
 
 from pipeline.errors import shown
 from pipeline.formats import missing_value
+from pipeline.hdf5.chunkcache import band_bytes
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
+from pipeline.hdf5.limits import MOST_LEFT_OUT
 
 __all__ = [
+    "WIDE_BYTES",
     "Block",
     "LeftOut",
     "Rider",
@@ -28,11 +31,18 @@ __all__ = [
     "block_of",
     "blocks",
     "first_rows",
+    "is_wide",
     "read_dtype",
     "row_dtype",
+    "without",
 ]
 
 _NO_FILE = Identity(0, 0, 0, 0)  # which no file has, so that nothing is read where none was vetted
+
+WIDE_BYTES = 2**22
+"""Bytes of an extra's values in one part, above which they are read and written block by block."""
+_NUMBER_BYTES = 8
+_LONGEST = 400  # characters of a reason
 
 _READ_AS = {
     "bool": "uint8",  # Theano's 8-bit integers are what a device copies fastest
@@ -62,6 +72,8 @@ class Rider:
         Which of them each code in the file is; None where the values are no codes.
     mask : str or None
         The one that tells which rows have a value, where some shards lack it.
+    text_bytes : int
+        Bytes of a text of any length, on average over the 1024 successive rows that have the longest ones.
     """
 
     name: str
@@ -72,6 +84,12 @@ class Rider:
     categories: tuple[Any, ...] | None = field(default=None, repr=False)
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None
+    text_bytes: int = field(default=0, compare=False, repr=False)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one value: of texts of any length, the average over the rows where they are longest."""
+        return self.dtype.itemsize + self.text_bytes
 
     @property
     def absent(self) -> Any:
@@ -83,6 +101,11 @@ class Rider:
         """The same for a line of the log."""
         value = self.absent
         return "empty" if isinstance(value, bytes) and not value.strip(b"\0") else str(value)
+
+
+def is_wide(rider: Rider, n_rows: int) -> bool:
+    """Return whether so many values of an extra are read and written block by block. Numbers never are."""
+    return rider.value_bytes > _NUMBER_BYTES and n_rows * rider.value_bytes > WIDE_BYTES
 
 
 @dataclass(frozen=True)
@@ -149,9 +172,25 @@ class Shard:
         return prod(self.shape[1:])
 
     @property
+    def band_bytes(self) -> int:
+        """Bytes of all compressed chunks that one row lies in, decompressed; 0 where there are none."""
+        if self.form not in ("dense", "columns") or not self.layouts[0].filters:
+            return 0
+        return band_bytes(self.layouts[0], -1 if self.form == "columns" else 0)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row as it is read."""
         return self.n_inputs * np.dtype(self.dtype).itemsize
+
+
+def without(shard: Shard, reasons: Mapping[str, str]) -> Shard:
+    """Return the shard without the extras of these names, which it lists as left out for these reasons."""
+    if not reasons:
+        return shard
+    riders = tuple(rider for rider in shard.riders if rider.name not in reasons)
+    left_out = tuple(LeftOut(name, reason[:_LONGEST], True) for name, reason in reasons.items())
+    return replace(shard, riders=riders, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
 
 
 def array_shard(rows: np.ndarray) -> Shard:

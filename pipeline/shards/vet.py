@@ -10,6 +10,7 @@ checked here, since a forged file may have made it say anything; then the rows c
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,18 +22,23 @@ import numpy as np
 
 from pipeline.errors import DataError, NoInput, ReadFailed, shown
 from pipeline.hdf5.child.ask import ask, believed
+from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import Identity, opened, persistently, stand_in
 from pipeline.hdf5.forms import numbers_of, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
-from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS, MOST_WORDS
+from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
-from pipeline.shards.shard import LeftOut, Rider, Shard, read_dtype
+from pipeline.hdf5.values import text_lengths
+from pipeline.shards.shard import LeftOut, Rider, Shard, read_dtype, without
 
 __all__ = ["Wanted", "code_dtype", "look_at", "vet"]
 
+log = logging.getLogger(__name__)
+
 _LONGEST = 400  # characters of a name or reason
+_GROUP_ROWS = 1024  # whose texts are added up: parts hold a multiple of so many rows
 _PAGE, _MOST_READ = 2**12, 2**23  # bytes that are read at once of one column, and of all
 
 T = TypeVar("T")
@@ -64,9 +70,8 @@ def vet(path: Path, wanted: Wanted = Wanted()) -> Shard:
         with believed(where, " about it"):
             shard = _shard(facts, arrays, str(path), identity)
             _check_riders(shard, wanted)
-        layouts = [*shard.layouts, *(rider.layout for rider in shard.riders if rider.layout)]
-        check_places(layouts, identity.size, where, base)
-        return shard
+        shard = without(shard, _misplaced(shard, where, base))
+        return _with_measured_texts(shard, descriptor)
 
     return look_at(path, look)
 
@@ -100,12 +105,92 @@ def _described(
     try:
         # What is named may lie anywhere, and the plain way looks at one group only.
         plain = None if carry else describe_plain(descriptor, identity.size, dataset, orientation, base)
-        return plain or ask("describe", descriptor, [dataset, orientation, carry], where)
+        return plain or _asked(descriptor, [dataset, orientation, carry], where)
     except DataError:
         # The child opens the file by its descriptor's name, under which nothing is found once it is deleted.
         if not os.fstat(descriptor).st_nlink:
             raise NoInput(f"{where}: deleted meanwhile, expected an HDF5 file") from None
         raise
+
+
+def _asked(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, list[np.ndarray]]:
+    """Ask the child; without the extras if it does not survive them, since they never cost the file."""
+    try:
+        return ask("describe", descriptor, arguments, where)
+    except DataError as error:
+        carry = arguments[-1]
+        if isinstance(error.__cause__, Refused) or carry:
+            raise
+        try:
+            facts, arrays = ask("describe", descriptor, [*arguments, False], where)
+        except DataError:
+            raise error from None
+        log.warning("%s The datasets next to the rows are left out, and the rows are read.", error)
+        return facts, arrays
+
+
+def _misplaced(shard: Shard, where: str, base: int) -> dict[str, str]:
+    """Return why extras lie outside the file or unfold to too much, by name.
+
+    Raises
+    ------
+    DataError
+        If the rows do, or if values overlap: then it is unknown whose they are.
+    """
+    size, layouts = shard.identity.size, {rider.name: rider.layout for rider in shard.riders if rider.layout}
+    try:
+        check_places([*shard.layouts, *layouts.values()], size, where, base)
+    except DataError:
+        pass
+    else:
+        return {}
+    check_places(shard.layouts, size, where, base)
+    found: dict[str, str] = {}
+    for name, layout in layouts.items():
+        try:
+            check_places([layout], size, where, base)
+        except DataError as error:
+            found[name] = str(error)
+    others = [layout for name, layout in layouts.items() if name not in found]
+    check_places([*shard.layouts, *others], size, where, base)
+    return found
+
+
+def _with_measured_texts(shard: Shard, descriptor: int) -> Shard:
+    """Return the shard with the lengths of its texts, without those extras that hold one that is too long."""
+    riders: list[Rider] = []
+    reasons: dict[str, str] = {}
+    for rider in shard.riders:
+        measured = _measured(rider, shard, descriptor)
+        if measured.layout is not None and measured.layout.longest > MOST_TEXT_BYTES:
+            reasons[rider.name] = f"a text of {measured.layout.longest} bytes, expected {MOST_TEXT_BYTES} at most"
+        riders.append(measured)
+    return without(replace(shard, riders=tuple(riders)), reasons)
+
+
+def _measured(rider: Rider, shard: Shard, descriptor: int) -> Rider:
+    """Return an extra with the lengths of its texts, if it has texts of any length."""
+    if rider.layout is None or not rider.layout.dtype.hasobject or not shard.n_rows:
+        return rider
+    pieces = text_lengths(descriptor, shard.identity.size, rider.layout, shard.n_rows)
+    if pieces is None:
+        return rider
+    group_rows = min(_GROUP_ROWS, shard.n_rows)
+    longest = 0
+    most = 0
+    rest = np.empty(0, dtype=np.int64)
+    try:
+        for lengths in pieces:
+            lengths = np.concatenate([rest, lengths])
+            longest = max(longest, int(lengths.max(initial=0)))
+            n_whole = len(lengths) // group_rows * group_rows
+            sums = lengths[:n_whole].reshape(-1, group_rows).sum(axis=1)
+            most = max(most, int(sums.max(initial=0)))
+            rest = lengths[n_whole:]
+    except DataError:  # a damaged chunk, which costs its own values where they are read
+        return rider
+    most = max(most, int(rest.sum()))
+    return replace(rider, layout=replace(rider.layout, longest=longest), text_bytes=-(-most // group_rows))
 
 
 # -- from what is said to a shard, once it is of the right form ----------------------------------------------------

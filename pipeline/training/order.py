@@ -21,10 +21,10 @@ import numpy as np
 
 from pipeline.shards.shard import Shard
 
-__all__ = ["Order", "noise_of", "slab_starts", "spread_rows"]
+__all__ = ["MAX_CHUNK_BYTES", "Order", "noise_of", "slab_starts", "spread_rows"]
 
 _SLAB_BYTES = 2**20  # so long that seeking costs little, so short that a window holds many
-_MAX_CHUNK_BYTES = 2**24  # larger ones are read, and undone, once for each slab that lies in them
+MAX_CHUNK_BYTES = 2**24  # slabs of larger ones are parts of a chunk, which is decompressed once for each window
 _MAX_RUNS = 512  # reads of a file for the validation, however many rows it has
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
@@ -102,7 +102,7 @@ def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndar
     starts, first_row = [], 0
     for shard in shards:
         slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
-        if shard.chunk_rows * shard.row_bytes <= _MAX_CHUNK_BYTES:
+        if shard.chunk_rows * shard.row_bytes <= MAX_CHUNK_BYTES:
             slab_rows = -(-slab_rows // shard.chunk_rows) * shard.chunk_rows
         if max_rows is not None:
             slab_rows = min(slab_rows, max(1, max_rows))

@@ -28,6 +28,8 @@ from pipeline.model import Model
 from pipeline.output.disk import Disk
 from pipeline.output.records import fault_of, write_result
 from pipeline.scan.scaler import Scaler
+from pipeline.shards import rows as rows_module
+from pipeline.shards import shard
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from tests.support.damage import damage
@@ -254,13 +256,29 @@ RIDERS = {
 }
 
 
+@pytest.fixture(params=[False, True], ids=["at once", "block by block"])
+def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether all extras are taken for wide ones, of which a few rows are read at a time."""
+    if request.param:
+        monkeypatch.setattr(shard, "WIDE_BYTES", 0)
+        monkeypatch.setattr(rows_module, "_RIDER_PIECE", 50)
+    return bool(request.param)
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("name", RIDERS)
 @pytest.mark.parametrize("part_rows", [4, 12, 100])
 def test_what_cannot_be_read_of_a_rider_becomes_nothing_and_the_rest_rides_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, part_rows: int
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    part_rows: int,
+    wide: bool,
 ) -> None:
     """Which values that are depends on the rider's chunks, and not on the parts."""
+    if wide:
+        monkeypatch.setattr(shard, "_NUMBER_BYTES", 0)
     path = tmp_path / "x.h5"
     values, nothing = RIDERS[name]
     write_shard(path, numbered(30), riders={"beside": np.arange(30)})
@@ -292,22 +310,29 @@ def test_what_cannot_be_read_of_a_rider_becomes_nothing_and_the_rest_rides_on(
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("wide")
 def test_what_cannot_be_read_of_a_rider_is_not_said_to_be_there(tmp_path: Path) -> None:
     lacking = write_shard(tmp_path / "0.h5", numbered(3))
     path = tmp_path / "1.h5"
     write_shard(path, numbered(30))
     with h5py.File(path, "a") as file:
+        for name, values in (("word", np.full(30, b"a word", "S40")), ("text", np.full(30, b"text", object))):
+            file.create_dataset(name, data=values, chunks=(7,), compression="gzip")
         for name in ("y", "kind"):
             file.create_dataset(name, data=np.zeros(30, "i1"), chunks=(7,), compression="gzip")
         file["__categories/kind"] = [b"a"]
     damage(path, "y", chunk=2)
     damage(path, "kind", chunk=1)
+    damage(path, "word", chunk=3)
+    damage(path, "text", chunk=0)
     parts, _ = encode(open_shards([lacking, str(path)]), tmp_path, 4, 12, BadData("skip"))
-    for name, first, nothing in (("y", 14, -128), ("kind", 7, -1)):
+    lost: list[tuple[str, int, object, object]] = [("y", 14, 0, -128), ("kind", 7, 0, -1)]
+    lost += [("word", 21, b"a word", b""), ("text", 0, b"text", b"")]
+    for name, first, value, nothing in lost:
         expected = np.r_[[False] * 3, [True] * 30]
         expected[3 + first : 10 + first] = False
         assert np.array_equal(whole(tmp_path, parts, f"{name}_present"), expected)
-        assert np.array_equal(whole(tmp_path, parts, name), np.where(expected, 0, nothing))
+        assert whole(tmp_path, parts, name).tolist() == [value if has else nothing for has in expected]
 
 
 def test_i9_a_rider_that_the_storage_fails_to_give_is_no_bad_data(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tracemalloc
+from functools import partial
 
 import h5py
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline.encoding import partfile as module
 from pipeline.encoding.partfile import PartMemory, part_shapes
-from pipeline.encoding.template import lay_out
+from pipeline.encoding.template import Streamed, lay_out
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, Rider
@@ -51,6 +52,46 @@ def test_a_part_is_a_valid_input_shard_and_its_riders_ride_on(tmp_path):
     assert set(names(shard)) == {"valid", *RIDERS}
     np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
     same(read_riders(Block(shard, 0, 3)), {**RIDERS, "valid": [True, False, True]})
+
+
+def test_a_streamed_file_is_the_one_that_is_made_at_once():
+    rows, valid = feature_rows(1000), np.ones(1000, bool)
+    riders = {"y": np.arange(1000), "word": np.arange(1000).astype("S30"), "pair": np.zeros((1000, 2), "f4")}
+
+    def blocks(values):
+        return (values[start : start + 300] for start in range(0, 1000, 300))
+
+    memory = PartMemory(*rows.shape, riders_of(riders))
+    memory.features(1000)[:] = rows
+    streamed = {
+        name: values if name == "y" else Streamed(values.shape, values.dtype, partial(blocks, values))
+        for name, values in riders.items()
+    }
+    pieces = memory.stream(valid, streamed, {"a": 1}, {"file": "x"})
+    content = b"".join(map(bytes, pieces.pieces))
+    assert content == part_bytes(rows, valid, riders, {"a": 1}, {"file": "x"})
+    assert len(content) == len(pieces)
+
+
+def test_streamed_texts_take_their_memory_once(tmp_path):
+    n, text = 400, b"x" * 10**5  # 40 MB
+    valid = np.ones(n, bool)
+    memory = PartMemory(n, 2)
+    memory.features(n)[:] = feature_rows(n)
+    tracemalloc.start()
+    try:
+        texts = Streamed((n,), np.dtype("O"), lambda: (np.full(10, text, object) for _ in range(n // 10)))
+        pieces = memory.stream(valid, {"text": texts}, {}, {})
+        with open(tmp_path / "part.h5", "wb") as file:
+            for piece in pieces.pieces:
+                file.write(piece)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * n * len(text)
+    with h5py.File(tmp_path / "part.h5") as part_file:
+        assert all(found == text for found in part_file["text"][:])
+        np.testing.assert_array_equal(part_file["features"], feature_rows(n))
 
 
 def test_big_endian_and_strided_features_are_stored_alike():

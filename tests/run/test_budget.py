@@ -2,6 +2,7 @@
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 
 from kernels.backend import Device
 from pipeline.errors import ConfigError
-from pipeline.run.budget import make_budget
+from pipeline.hdf5.layout import Layout
+from pipeline.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
 from pipeline.settings.config import Config
 from pipeline.settings.resolve import resolve
-from pipeline.shards.shard import Shard
+from pipeline.shards.shard import Rider, Shard
 from tests.support.helpers import refused
 
 MiB = 2**20
@@ -23,10 +25,10 @@ def shard(n_rows=10**6, n_inputs=100, dtype="float32"):
     return Shard("x.h5", "X", (n_rows, n_inputs), np.dtype(dtype).str, dtype)
 
 
-def budget_of(shards=None, n_features=16, **settings):
+def budget_of(shards=None, n_features=16, tile_rows=TILE, **settings):
     shards = shards or [shard()]
     config = Config(**{"threads": 4, "n_features": n_features, "hidden": (), **settings})
-    return make_budget(resolve(config, sum(each.n_rows for each in shards), shards[0].n_inputs), shards, TILE)
+    return make_budget(resolve(config, sum(each.n_rows for each in shards), shards[0].n_inputs), shards, tile_rows)
 
 
 def test_blocks_parts_windows_and_validation_fit_the_memory():
@@ -74,6 +76,76 @@ def test_rows_too_wide_for_the_budget_are_refused_with_what_would_do():
     least = int(re.findall("at least ([0-9]+)", str(caught.value))[0])
     assert 4 * TILE * 400_000 <= least <= 4 * TILE * 400_000 + 16 * MiB
     budget_of(wide, 1, memory_budget=least, threads=1)
+
+
+def with_texts(each, text_bytes, n_numbers=0):
+    riders = [Rider(f"y{i}", np.dtype("f8")) for i in range(n_numbers)]
+    return replace(each, riders=(Rider("text", np.dtype("O"), text_bytes=text_bytes), *riders))
+
+
+def test_small_extras_change_no_part():
+    for n_numbers, text_bytes in ((0, 10), (20, 0), (5, 40)):
+        for n_rows in (10, 10**5, 10**7):
+            plain = shard(n_rows)
+            extra = with_texts(plain, text_bytes, n_numbers)
+            assert replace(budget_of([extra]), n_wide=0) == replace(budget_of([plain]), n_wide=0), (n_numbers, n_rows)
+
+
+def test_extras_fit_into_the_memory():
+    for memory, threads, text_bytes, n_rows in product(
+        (64 * MiB, 256 * MiB, 2048 * MiB), (1, 2, 16), (100, 10_000, 40_000), (100, 20_000, 10**7)
+    ):
+        case = f"{memory} bytes, {threads} threads, texts of {text_bytes} bytes, {n_rows} rows"
+        shards = [shard(n_rows), with_texts(shard(n_rows), text_bytes)]
+        shards[0] = with_texts(shards[0], 0)
+        budget = budget_of(shards, memory_budget=memory, threads=threads)
+        assert budget.part_rows % TILE == 0, case
+        held = budget.n_wide * extras_bytes(shards, budget.part_rows)
+        one_tile = extras_bytes(shards, TILE)
+        assert held <= max(memory // 4, one_tile), case
+        if not too_wide(memory, shards, TILE):
+            assert held <= memory // 2, case
+
+
+def test_extras_that_no_part_can_hold_are_named():
+    shards = [with_texts(shard(), 10 * MiB, n_numbers=2), with_texts(shard(), 5, n_numbers=2)]
+    (needed,) = too_wide(64 * MiB, shards, TILE).values()
+    assert too_wide(needed, shards, TILE) == {}
+    assert set(too_wide(needed - 2, shards, TILE)) == {"text"}
+    few = [with_texts(shard(n_rows=1), 10 * MiB)]
+    assert too_wide(64 * MiB, few, TILE) == {}
+
+
+def in_chunks(n_rows, chunk_rows, n_inputs=100):
+    chunks = (chunk_rows, n_inputs)
+    layout = Layout("X", (n_rows, n_inputs), np.dtype("f4"), "chunked", chunks=chunks, filters=((1, (4,)),))
+    return replace(shard(n_rows, n_inputs), chunk_rows=chunk_rows, layouts=(layout,))
+
+
+def test_chunks_that_do_not_fit_the_budget_are_named():
+    for n_rows, chunk_rows, memory, words in (
+        (10**6, 150_000, 2048 * MiB, None),  # 60 MB, of which an eighth holds one
+        (10**6, 150_000, 256 * MiB, "about [0-9]+ times in every pass"),
+        (10**6, 100, 64 * MiB, None),
+        (10**7, 150_000, 2048 * MiB, "about 1[0-9] times in every epoch"),
+    ):
+        shards = [in_chunks(n_rows, chunk_rows)]
+        found = repeated_chunks(shards, budget_of(shards, memory_budget=memory))
+        assert (found is None) == (words is None), (n_rows, chunk_rows, memory, found)
+        if words:
+            assert re.search(words, found), found
+            assert "h5repack" in found
+
+
+def test_rows_that_do_not_exist_take_no_memory():
+    """Twelve rows of 300,000 columns are 14 MB, though a tile of them would be 1.2 GB."""
+    settings = {"memory_budget": 2**30, "threads": 2, "n_features": 4, "tile_rows": 1024}
+    budget_of([shard(12, 300_000)], **settings)
+    budget_of([shard(12, 300_000)] * 3, **settings)
+    with pytest.raises(ConfigError, match="with blocks of 1024 rows"):
+        budget_of([shard(10_000, 300_000)], **settings)
+    one_block = [shard(TILE, 300_000)]
+    budget_of(one_block, memory_budget=4 * TILE * 1_200_000, threads=8, n_features=1)  # seven threads hold nothing
 
 
 def test_a_network_too_large_for_half_of_the_budget_is_refused_with_what_would_do():

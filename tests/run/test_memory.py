@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -63,3 +64,18 @@ def test_data_four_times_the_budget_stays_within_it(tmp_path: Path, layout: str,
     assert found < BUDGET + CONSTANT
     assert found - small < BUDGET, "the constant hides nothing: what the rows add stays within the budget by itself"
     assert open_features(tmp_path / "out").features.shape == (rows, 64)
+
+
+def test_extras_of_four_times_the_budget_stay_within_it(tmp_path: Path) -> None:
+    """20,000 texts: what rides along counts in the budget like rows and features."""
+    n_rows, n_bytes = 20_000, 4 * BUDGET // 20_000
+    source = write_shard(tmp_path / "x.h5", np.random.default_rng(0).random((n_rows, 16), np.float32))
+    with h5py.File(source, "a") as file:
+        texts = file.create_dataset("text", (n_rows,), h5py.string_dtype())
+        for start in range(0, n_rows, 1000):
+            texts[start : start + 1000] = [b"%d" % i + b"x" * n_bytes for i in range(start, start + 1000)]
+        del texts
+    found = peak(*flags(source, tmp_path / "out"))
+    assert found < BUDGET + CONSTANT
+    with h5py.File(tmp_path / "out/index.h5") as file:
+        assert all(file["text"][i].startswith(b"%dx" % i) for i in range(0, n_rows, 999))

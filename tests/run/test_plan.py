@@ -17,7 +17,7 @@ from pipeline.commands.table import main
 from pipeline.output.disk import publish
 from pipeline.output.lock import locked
 from pipeline.output.records import read_manifest
-from pipeline.run.plan import plan
+from pipeline.run.plan import look, plan
 from pipeline.run.plan.nameless import Nameless
 from pipeline.run.plan.plan import Plan, make_plan
 from pipeline.run.plan.words import in_words
@@ -131,6 +131,13 @@ def test_a_full_disk_is_met_in_the_evening(night: Night, out: Path, monkeypatch:
     assert told.disk["free"] == 100
     assert not out.exists()
     assert night.run(out) == 74
+
+
+def test_a_plan_reports_too_few_inodes(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "free_inodes", lambda path: 3)
+    assert [problem["exit_code"] for problem in planned(night, out).problems] == [74]
+    monkeypatch.setattr(look, "free_inodes", lambda path: None)
+    assert planned(night, out).problems == []
 
 
 def test_memory_that_is_not_there_is_warned_of(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

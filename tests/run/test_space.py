@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline import runlog
+from pipeline.errors import WriteFailed
+from pipeline.output.disk import Disk, publish
 from pipeline.output.lock import locked
 from tests.support.faulty import Broken, Watched, forked, small_disk
 from tests.support.nights import STEPS, Stopping
@@ -103,6 +105,58 @@ def test_d1_a_real_full_disk_that_is_made_larger(night: Night, expected: Callabl
         return [first, broken, committed > 2, second, same, leftovers(folder / "out")]
 
     assert forked(runs) == (0, [74, [], True, 0, True, []])
+
+
+@pytest.mark.process
+def test_too_few_inodes_are_reported_before_anything_is_read(night: Night, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def run() -> Any:
+        if not small_disk(folder, 10 * 2**20, n_inodes=20):
+            return None
+        code = night.run(folder / "out", *STEPS)
+        return code, "free inodes there, expected at least" in (folder / "out/run.log").read_text()
+
+    code, found = forked(run)
+    if found is None:
+        pytest.skip("missing on this machine: the right to mount a file system")
+    assert (code, found) == (0, [74, True])
+
+
+@pytest.mark.process
+def test_a_lack_of_inodes_is_not_called_a_lack_of_bytes(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def fill() -> Any:
+        if not small_disk(folder, 2**20, n_inodes=5):
+            return None
+        try:
+            for number in range(5):
+                publish(Disk(), folder / str(number), b"x")
+        except WriteFailed as error:
+            return "no free inodes (5 files at most)" in str(error), "bytes are free" in str(error)
+        return "no error"
+
+    code, found = forked(fill)
+    if found is None:
+        pytest.skip("missing on this machine: the right to mount a file system")
+    assert (code, found) == (0, [True, False])
+
+
+def test_a_file_system_without_an_inode_limit_is_not_refused(night: Night, out: Path) -> None:
+    class Unlimited(Watched):
+        def free_inodes(self, path: Path) -> int | None:
+            return None
+
+    class Full(Watched):
+        def free_inodes(self, path: Path) -> int | None:
+            return 8
+
+    assert night.run(out, disk=Full()) == 74
+    assert night.run(out, disk=Unlimited()) == 0
+    assert night.run(out, disk=Full()) == 0, "a finished run creates no files"
 
 
 @pytest.mark.process

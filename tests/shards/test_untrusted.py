@@ -4,8 +4,10 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.hdf5 import layout
 from pipeline.hdf5.child.ask import LIMITS
 from pipeline.hdf5.layout import Layout, check_places
+from pipeline.shards import vet
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
@@ -88,7 +90,7 @@ def test_s7_a_shape_that_is_only_claimed_is_refused(tmp_path):
         ((2**50, 16), {}, "never written"),
         ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "chunks, expected 4194304 at most"),
         ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "chunks, expected 4194304 at most"),
-        ((4, 2**40), {"chunks": (1, 2**20)}, "4194304 chunks, but 4194304 of them were never written"),
+        ((4, 2**40), {"chunks": (1, 2**20)}, "of them were never written"),
         ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
     ]:
         with case(shape, how, phrase):
@@ -140,6 +142,58 @@ def test_i12_no_rows_at_all_are_fine_whatever_the_storage(tmp_path):
     assert read_riders(Block(shards[0], 0, 0))["y"].shape == (0,)
 
 
+def test_extras_that_unfold_to_too_much_are_left_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(layout, "_EXPANSION_FLOOR", 1000)
+    monkeypatch.setattr(layout, "_MOST_EXPANSION", 10)
+    path = write_shard(tmp_path / "x.h5", numbered(2000))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("zeros", data=np.zeros(2000), chunks=(1000,), compression="gzip")
+    (shard,) = open_shards([path])
+    assert names(shard) == ()
+    assert "dataset=zeros: " in caplog.text
+    assert "unfold to" in caplog.text
+
+
+@pytest.mark.parametrize("how", [{}, {"chunks": (7,), "compression": "gzip", "maxshape": (None,)}])
+def test_texts_are_measured_where_they_are_longest(tmp_path, how):
+    texts = [b"x" * n for n in range(3000)]
+    path = write_shard(tmp_path / "x.h5", numbered(3000))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("text", data=np.array(texts, object), dtype=h5py.string_dtype(), **how)
+    (rider,) = open_shards([path])[0].riders
+    assert rider.layout.longest == 2999
+    assert rider.text_bytes == -(-sum(range(2048, 3000)) // 1024)
+
+
+@pytest.mark.parametrize("limit", [9, 10])
+def test_a_text_that_is_too_long_is_left_out(tmp_path, monkeypatch, caplog, limit):
+    monkeypatch.setattr(vet, "MOST_TEXT_BYTES", limit)
+    text = np.array([b"short", b"ten  bytes", b""], object)
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text, "y": range(3)})])
+    assert names(shard) == (("text", "y") if limit == 10 else ("y",))
+    assert ("dataset=text: a text of 10 bytes, expected 9 at most" in caplog.text) == (limit == 9)
+    np.testing.assert_array_equal(read(Block(shard, 0, 3)), numbered(3))
+
+
+def test_long_texts_are_read_within_the_childs_memory(tmp_path):
+    """200 MB of texts next to the rows, of which 1024 at once would be too much."""
+    texts = [bytes([65 + i % 26]) * (2 * 10**6) for i in range(100)]
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(100), riders={"text": np.array(texts, object)})])
+    found = read_riders(Block(shard, 0, 100))["text"]
+    assert all(text == expected for text, expected in zip(found, texts, strict=True))
+
+
+def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
+    """Names of 16 categories, all of them the same 40 MB."""
+    path = write_shard(tmp_path / "x.h5", numbered(6), riders={"y": range(6)})
+    with h5py.File(path, "a") as file:
+        file["__categories/y"] = np.array(["x" * (40 * 10**6)] * 16, object)
+    (shard,) = open_shards([path])
+    assert names(shard) == ()
+    assert "y" in caplog.text
+    np.testing.assert_array_equal(read(Block(shard, 0, 6)), numbered(6))
+
+
 # -- what is wrong ----------------------------------------------------------------------------------------------------
 
 
@@ -158,9 +212,11 @@ def test_s9_what_is_said_to_lie_elsewhere_does_not_ride(tmp_path, caplog, offset
     assert f"file={path} dataset=y: " in caplog.text
 
 
-def test_s9_labels_that_are_said_to_lie_in_the_superblock_are_refused(tmp_path):
-    with refused(65, "values lie at bytes 8:56"):
-        open_shards([str(hostile.moved(tmp_path, 8, "y"))])
+def test_s9_labels_that_are_said_to_lie_in_the_superblock_are_left_out(tmp_path, caplog):
+    path = hostile.moved(tmp_path, 8, "y")
+    (shard,) = open_shards([str(path)])
+    assert names(shard) == ()
+    assert "dataset=y: values lie at bytes 8:56" in caplog.text
 
 
 def test_s9_datasets_that_overlap_are_refused(tmp_path):
@@ -185,12 +241,12 @@ def test_s9_two_names_of_one_dataset_do_not_overlap(tmp_path):
 def test_s9_values_must_lie_in_the_file():
     for offset, fits in [(47, False), (48, True), (988, True), (989, False), (2**63 - 1, False)]:
         with case(offset, fits):
-            layout = Layout("X", (3, 1), np.dtype("<i4"), "contiguous", offset)
+            rows = Layout("X", (3, 1), np.dtype("<i4"), "contiguous", offset)
             if fits:
-                check_places([layout], 1000, "file=x")
+                check_places([rows], 1000, "file=x")
             else:
                 with refused(65, f"file=x dataset=X: values lie at bytes {offset}:{offset + 12}, expected 48:1000"):
-                    check_places([layout], 1000, "file=x")
+                    check_places([rows], 1000, "file=x")
 
 
 def test_s11_chunks_of_another_rank_than_their_dataset_are_refused(tmp_path):
@@ -209,10 +265,25 @@ def test_s11_chunks_of_another_shape_are_refused(tmp_path):
                 open_shards([str(path)])
 
 
-def test_s11_an_index_without_an_end_costs_its_time_limit(tmp_path, monkeypatch):
-    """Which HDF5 2.0 does follow for ever."""
+def test_a_circle_of_index_nodes_is_not_followed(tmp_path):
+    """`H5Oget_info` adds up the sizes of neighbouring nodes, for ever where these form a circle (HDF5 2.0)."""
+    (shard,) = open_shards([str(hostile.endless_chunk_index(tmp_path))])
+    np.testing.assert_array_equal(read(Block(shard, 0, 6)), hostile.ROWS)
+
+
+def test_an_index_of_more_chunks_than_bytes_is_refused(tmp_path):
+    """In 22 kB, 64 nodes in 64 nodes in 64 nodes of chunks that lie outside the dataset."""
+    path = hostile.shared_chunk_nodes(tmp_path, 6)
+    assert path.stat().st_size < 23_000
+    with refused(65, f"file={path} dataset=X", "an index of more chunks than the file has room for"):
+        open_shards([str(path)])
+
+
+@pytest.mark.process
+def test_an_index_without_chunks_costs_a_time_limit(tmp_path, monkeypatch):
+    """HDF5 goes through all of its nodes, and says nothing."""
     monkeypatch.setattr(LIMITS, "seconds", 1)
-    path = hostile.endless_chunk_index(tmp_path)
+    path = hostile.shared_chunk_nodes(tmp_path, 6, n_in_leaf=0)
     with refused(65, f"file={path}", "took more than 1 s", "do not use it"):
         open_shards([str(path)])
 

@@ -158,18 +158,19 @@ def forked(act: Callable[[], object]) -> tuple[int, Any]:
     return os.waitstatus_to_exitcode(status), json.loads(answer or "null")
 
 
-def small_disk(folder: Path, n_bytes: int) -> bool:
+def small_disk(folder: Path, n_bytes: int, n_inodes: int = 0) -> bool:
     """Lay a file system of this size over a folder, for this process only; False where the machine does not allow it.
 
-    Again on the same folder it changes the size.
+    Again on the same folder it changes the size. With `n_inodes` 0 the number of files is not limited.
     """
     libc = ctypes.CDLL(None, use_errno=True)
+    options = b"size=%d,nr_inodes=%d" % (n_bytes, n_inodes)
     if os.path.ismount(folder):
-        return libc.mount(b"tmpfs", bytes(folder), b"tmpfs", _REMOUNT, b"size=%d" % n_bytes) == 0
+        return libc.mount(b"tmpfs", bytes(folder), b"tmpfs", _REMOUNT, options) == 0
     return (
         libc.unshare(_NEW_MOUNTS) == 0
         and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
-        and libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=%d" % n_bytes) == 0
+        and libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, options) == 0
     )
 
 

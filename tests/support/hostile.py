@@ -202,6 +202,49 @@ def endless_chunk_index(folder: Path) -> Path:
     return path
 
 
+def shared_chunk_nodes(folder: Path, n_levels: int, n_in_leaf: int = 6) -> Path:
+    """A tree of chunks with one node at each level, to which all 64 entries of the node above point.
+
+    Its chunks lie outside the dataset; with `n_in_leaf` 0 there are none at all.
+    """
+    path = plain(folder, chunks=(1, 2))
+    content = bytearray(path.read_bytes())
+    leaf = content.index(b"TREE\1")
+    content[leaf + 6 : leaf + 8] = struct.pack("<H", n_in_leaf)
+    for i in range(6):
+        content[leaf + 32 + 40 * i : leaf + 40 + 40 * i] = struct.pack("<Q", 1000 + i)
+    top = _with_shared_nodes(content, leaf, 1, n_levels, bytes(32))
+    at = content.index(struct.pack("<BBBQ", 3, 2, 3, leaf))
+    content[at + 3 : at + 11] = struct.pack("<Q", top)
+    path.write_bytes(content)
+    return path
+
+
+def shared_name_nodes(folder: Path, n_levels: int) -> Path:
+    """A root group whose tree of names has one node at each level, to which all 32 entries of the node above point."""
+    path = plain(folder)
+    content = bytearray(path.read_bytes())
+    leaf = content.index(b"TREE\0")
+    top = _with_shared_nodes(content, leaf, 0, n_levels, bytes(8))
+    while (at := content.find(struct.pack("<Q", leaf))) >= 0:  # in the superblock and in the group's header
+        content[at : at + 8] = struct.pack("<Q", top)
+    path.write_bytes(content)
+    return path
+
+
+def _with_shared_nodes(content: bytearray, leaf: int, kind: int, n_levels: int, key: bytes) -> int:
+    """Append a node for each level above a leaf, set the file's end, and return the address of the highest one."""
+    n_children = {0: 32, 1: 64}[kind]
+    below = leaf
+    for level in range(1, n_levels + 1):
+        node = struct.pack("<4sBBHQQ", b"TREE", kind, level, n_children, 2**64 - 1, 2**64 - 1)
+        node += (key + struct.pack("<Q", below)) * n_children + key
+        below = len(content)
+        content += node
+    content[40:48] = struct.pack("<Q", len(content))
+    return below
+
+
 def endless_header(folder: Path) -> Path:
     """An object header whose continuation is itself."""
     path = folder / "x.h5"

@@ -84,7 +84,7 @@ def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch):
 
 def test_chunks_too_large_for_a_window_are_cut(monkeypatch):
     monkeypatch.setattr(module, "_SLAB_BYTES", 80)
-    monkeypatch.setattr(module, "_MAX_CHUNK_BYTES", 100)
+    monkeypatch.setattr(module, "MAX_CHUNK_BYTES", 100)
     shards = [Shard("", "X", (35, 2), "<f4", "float32", chunk_rows=30)]
     assert slab_starts(shards).tolist() == [0, 10, 20, 30, 35]
 

@@ -8,6 +8,7 @@ import atexit
 import errno
 import fcntl
 import json
+import logging
 import os
 import select
 import signal
@@ -29,17 +30,22 @@ from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 
 __all__ = ["LIMITS", "ask", "believed", "retire"]
 
+log = logging.getLogger(__name__)
+
 _PROGRAM = "import sys; sys.path.insert(0, {!r}); from pipeline.hdf5.child.server import main; main()"
 _ROOT = str(Path(__file__).resolve().parents[3])
 _MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD", "PYTHON")
 _STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
 _MOST_WORDS = 2000
+_SECONDS_AT_LEAST, _BYTES_PER_SECOND = 10.0, 2**20  # of processor time: a small file has little structure to read
+_CLOCK_PER_PROCESSOR = 10  # seconds by the clock for one of the processor, on a busy machine
+_SILENT = 5.0  # seconds that a question may take before the log says what is waited for
 _GRACE = 10.0  # seconds beyond its own patience, after which the child itself counts as stuck
 
 
 @dataclass
 class _Limits:
-    """What one answer may cost."""
+    """What one answer may cost, about a file of 110 MiB or more; see `_limits_of` for smaller ones."""
 
     seconds: float = 120  # of processor time
     patience: float = 1200  # seconds by the clock: many more, or a busy machine would have sound files refused
@@ -71,8 +77,8 @@ class _Keeper:
         """Whether it is alive, and this process's own rather than one that it had before it was forked."""
         return self._owner == os.getpid() and self._process.poll() is None
 
-    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
-        """How its fork ended, and what that has answered."""
+    def ask(self, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
+        """How its fork ended, and what that has answered about the file of which `where` gives the name."""
         assert self._process.stdin is not None
         reader, writer = os.pipe()
         try:
@@ -83,20 +89,29 @@ class _Keeper:
                 self._process.stdin.write(json.dumps({**request, "answer": writer}).encode() + b"\n")
             except BrokenPipeError as error:
                 raise _Died from error
-            return self._heard(reader, time.monotonic() + request["patience"] + _GRACE)
+            return self._heard(reader, request, where)
         finally:
             os.close(reader)
             os.close(writer)
 
-    def _heard(self, reader: int, deadline: float) -> tuple[dict[str, Any], bytearray]:
+    def _heard(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
         assert self._process.stdout is not None
+        start = time.monotonic()
+        deadline = start + request["patience"] + _GRACE
+        is_silent = True  # until the log has said what is waited for
         keeper = self._process.stdout.fileno()
         waiting = select.poll()
         waiting.register(keeper, select.POLLIN)
         waiting.register(reader, select.POLLIN)
         line, body = bytearray(), bytearray()
         while not line.endswith(b"\n") and len(body) <= MOST_ANSWER_BYTES:
-            events = dict(waiting.poll(max(0.0, 1000 * (deadline - time.monotonic()))))
+            until = min(deadline, start + _SILENT) if is_silent else deadline
+            events = dict(waiting.poll(max(0.0, 1000 * (until - time.monotonic()))))
+            if is_silent and time.monotonic() >= start + _SILENT:
+                is_silent = False
+                _log_wait(request, where)
+                if not events:
+                    continue
             if reader in events:
                 _drain(reader, body)
             said = os.read(keeper, 2**10) if keeper in events else b""
@@ -119,6 +134,22 @@ class _Keeper:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+
+
+def _log_wait(request: dict[str, Any], where: str) -> None:
+    """Log which file the program is waiting for, and for how long it will."""
+    what = "values" if request["ask"] == "values" else "its structure"
+    log.info(
+        "%s: still reading %s after %g s; it may take up to %g s of processor time",
+        *(where, what, _SILENT, request["seconds"]),
+    )
+
+
+def _limits_of(n_bytes: int) -> dict[str, float]:
+    """Return the limits of an answer about a file of `n_bytes`: what it may take grows with the file."""
+    seconds = min(LIMITS.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
+    patience = min(LIMITS.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
+    return {**asdict(LIMITS), "seconds": seconds, "patience": patience}
 
 
 def _drain(reader: int, body: bytearray) -> None:
@@ -158,7 +189,8 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
     SystemLimit
         When no child can be started.
     """
-    request = {"pid": os.getpid(), "file": descriptor, "ask": what, "arguments": arguments, **asdict(LIMITS)}
+    limits = _limits_of(os.fstat(descriptor).st_size)
+    request = {"pid": os.getpid(), "file": descriptor, "ask": what, "arguments": arguments, **limits}
     head, body = _asked(request, where)
     if head["end"] != "answered":
         raise _lost(head, where)
@@ -178,7 +210,7 @@ def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearr
     for _ in range(2):
         keeper = _taken(where)
         try:
-            answer = keeper.ask(request)
+            answer = keeper.ask(request, where)
         except _Died:
             keeper.end()
             continue

@@ -10,7 +10,18 @@ from typing import Any, NamedTuple, Self
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.find import Refused, dtype_of, elsewhere, is_plain, link_of, listing, locate, objects, some
+from pipeline.hdf5.child.find import (
+    Refused,
+    dtype_of,
+    elsewhere,
+    identity,
+    is_plain,
+    link_of,
+    listing,
+    locate,
+    objects,
+    some,
+)
 from pipeline.hdf5.child.sparse import is_sparse, n_firsts, parts_and_shape
 from pipeline.hdf5.child.stacked import is_stack
 from pipeline.hdf5.forms import PREFERRED, is_number, numbers_of
@@ -172,7 +183,7 @@ def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
     # Before its shape: to tell the shape of a virtual dataset, HDF5 may open the files that it is made of.
     if elsewhere(rows):
         raise Refused(f"{elsewhere(rows)}, expected rows in the file itself", name)
-    if h5py.h5o.get_info(rows.id).fileno != h5py.h5o.get_info(file.id).fileno:
+    if identity(rows.id)[0] != identity(file.id)[0]:
         raise Refused("lies in another file", name)
     if rows.shape is None:
         raise Refused("an empty dataset (no shape at all), expected rows of numbers", name)

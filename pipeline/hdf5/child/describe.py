@@ -21,11 +21,15 @@ from pipeline.hdf5.paths import beside, normal, text
 
 __all__ = ["describe", "values"]
 
-_TEXTS = 1024  # read at once: how long texts are is known afterwards only
+_TEXTS = 1024  # read at once
 
 
 def describe(
-    file: h5py.File, dataset: str | None, orientation: str | None = None, carry: Sequence[str] = ()
+    file: h5py.File,
+    dataset: str | None,
+    orientation: str | None = None,
+    carry: Sequence[str] = (),
+    has_extras: bool = True,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Where the rows and what rides along with them lie.
 
@@ -38,6 +42,8 @@ def describe(
         ``rows`` or ``columns``: along which axis the rows lie.
     carry : sequence of str
         Paths of what rides along wherever it lies, from the root.
+    has_extras : bool
+        False to look at the rows only, once something next to them has proved to be more than the child can bear.
 
     Returns
     -------
@@ -52,7 +58,10 @@ def describe(
     rows = find(file, dataset if dataset is not None else choose(file, orientation), orientation)
     arrays: list[np.ndarray] = []
     layouts = [layout_claim(part, path, arrays) for path, part in rows.parts]
-    riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
+    riders: list[dict[str, Any]] = []
+    left_out: list[list[Any]] = []
+    if has_extras:
+        riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
     # What is named and lies beside the rows rides along once, under its own name.
     there = {beside(normal(rows.name), rider["name"]) for rider in riders}
     carried, missing = find_carried(file, [path for path in carry if path not in there], rows.shape, arrays)
@@ -98,8 +107,12 @@ def _fill_value(rows: h5py.Dataset) -> float | None:
     return number if number is not None and isfinite(number) else None
 
 
-def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> tuple[dict[str, Any], list[np.ndarray]]:
+def values(
+    file: h5py.File, name: str, start: int, stop: int, axis: int = 0, n_texts: int = _TEXTS
+) -> tuple[dict[str, Any], list[np.ndarray]]:
     """As many of a dataset's values from `start` on along its first or last axis as fit into an answer, one at least.
+
+    Texts are read `n_texts` at a time, since how long they are is known afterwards only.
 
     Returns
     -------
@@ -124,7 +137,7 @@ def values(file: h5py.File, name: str, start: int, stop: int, axis: int = 0) -> 
     texts: list[bytes] = []
     n_bytes = 0
     while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
-        more = read(start + len(texts), _TEXTS).reshape(-1)
+        more = read(start + len(texts), n_texts).reshape(-1)
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:

@@ -19,10 +19,12 @@ __all__ = [
     "elsewhere",
     "first_names",
     "held",
+    "identity",
     "is_plain",
     "link_of",
     "listing",
     "locate",
+    "most_entries",
     "names_in",
     "objects",
     "reached",
@@ -31,6 +33,8 @@ __all__ = [
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # how groups are called that hold PyTables' indexes, and MATLAB's cells
 _LISTED = 20  # how many names a refusal lists
+_LEAST_ENTRY_BYTES = 4  # of an index: an address takes 2 at least, a name 1, and something says where each ends
+_TOO_MANY_NAMES = "a group lists more names than the file has room for. The file is damaged or forged: do not use it."
 
 
 class Refused(Exception):
@@ -124,14 +128,18 @@ def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
     """Every object below a group once, depth first, with its path; but for what is a writer's own business."""
-    seen = {h5py.h5o.get_info(root).addr}  # by address: a group may hold itself, or all groups above it
+    seen = {identity(root)}  # a group may hold itself, or all groups above it
+    n_names = 1
 
     def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
-        for name in names_in(group, len(seen)):
+        nonlocal n_names
+        names = names_in(group, n_names)
+        n_names += len(names)  # of all groups together: forged ones may share one list of names
+        for name in names:
             if link_of(group, name):
                 continue
             item = h5py.h5o.open(group, name)
-            address = h5py.h5o.get_info(item).addr
+            address = identity(item)
             if address in seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
                 continue
             seen.add(address)
@@ -145,26 +153,60 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
 
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
-    """The names in a group, in their order, when so many objects have been looked at."""
+    """The names in a group, in their order, when so many have been looked at."""
     names = first_names(group, MOST_OBJECTS - n_seen)
     if n_seen + len(names) > MOST_OBJECTS:
         raise Refused(
             f"more than {MOST_OBJECTS} objects to look through, expected rows in a file or group of their own"
         )
+    # Also of several groups together, since nodes of their trees may be shared.
+    if n_seen + len(names) > most_entries(group):
+        raise Refused(_TOO_MANY_NAMES)
     return names
 
 
 def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
-    """The names in a group, in their order, of all links or those of a kind; one more than `most` if there are more."""
+    """The names in a group, in their order, of all links or those of a kind; one more than `most` if there are more.
+
+    Raises
+    ------
+    Refused
+        If the group lists more links than the file has room for: the nodes of its tree point to each other.
+    """
     names: list[bytes] = []
+    n_links, most_links = 0, most_entries(group)
 
     def take(name: bytes, info: Any) -> bool | None:
+        nonlocal n_links
+        n_links += 1
+        if n_links > most_links:
+            return True
         if kind in (None, info.type):
             names.append(name)
         return True if len(names) > most else None  # True ends the iteration
 
     group.links.iterate(take, info=True)
+    if n_links > most_links:
+        raise Refused(_TOO_MANY_NAMES)
     return names
+
+
+def most_entries(item: Any) -> int:
+    """Return how many entries (links, chunks) the file of an object has room for.
+
+    A link or a chunk takes at least an address and a few more bytes in the file. An index that lists more of them
+    lists the same bytes again and again.
+    """
+    return int(h5py.h5i.get_file_id(item).get_filesize()) // _LEAST_ENTRY_BYTES
+
+
+def identity(item: Any) -> tuple[Any, Any]:
+    """Return the file number and the address of an open object, by which it is recognized.
+
+    `h5py.h5o.get_info` would also add up the sizes of all nodes of its indexes: without end if these form a circle.
+    """
+    found = h5py.h5g.get_objinfo(item, b".")
+    return found.fileno, found.objno
 
 
 def listing(file: h5py.File) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.find import Refused, is_plain
+from pipeline.hdf5.child.find import Refused, is_plain, most_entries
 from pipeline.hdf5.filters.codecs import REGISTERED, objection, written_anew
 from pipeline.hdf5.layout import bytes_of, grid_of
 from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS
@@ -46,7 +46,9 @@ def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> 
             raise Refused(
                 f"shape {dataset.shape}, but its {n_bytes} bytes were never written. Write the file anew.", name
             )
-        return {**claim, "kind": "contiguous", "offset": offset} if is_raw else claim
+        if is_raw:
+            return {**claim, "kind": "contiguous", "offset": offset}
+        return {**claim, "offset": offset} if dataset.dtype.hasobject else claim
     if not is_raw:
         return claim
     arrays.append(bytes_of(dataset[...]))
@@ -112,6 +114,13 @@ def _checked_grid(dataset: h5py.Dataset, name: str, n_before: int) -> tuple[int,
             name,
         )
     grid = grid_of(shape, chunks)
+    n_missing = prod(grid) - h5py.h5i.get_file_id(dataset.id).get_filesize()
+    if n_missing > 0 and prod(grid) <= MOST_CHUNKS:  # a chunk takes a byte at least
+        raise Refused(
+            f"shape {shape} in {prod(grid)} chunks, but at least {n_missing} of them were never written. Write the "
+            "file anew.",
+            name,
+        )
     if n_before + prod(grid) > MOST_CHUNKS:
         raise Refused(
             f"shape {shape} in {prod(grid)} chunks, expected {MOST_CHUNKS} at most. Rewrite the file with larger ones "
@@ -125,9 +134,13 @@ def _take_places(dataset: h5py.Dataset, name: str, grid: tuple[int, ...], index:
     """Fill an index with what HDF5 says of each chunk: in the grid's order, or as it comes where that is not told."""
     chunks, strides = dataset.chunks, [prod(grid[i + 1 :]) for i in range(len(grid))]
     in_order, n_told = _tells_places(dataset), 0
+    n_listed, most_listed = 0, most_entries(dataset.id)
 
     def take(chunk: Any) -> None:
-        nonlocal n_told
+        nonlocal n_told, n_listed
+        n_listed += 1
+        if n_listed > most_listed:  # also of those that lie outside the dataset
+            raise Refused("an index of more chunks than the file has room for. The file is damaged or forged.", name)
         cell = [first // size for first, size in zip(chunk.chunk_offset, chunks, strict=True)]
         if in_order and any(i >= n for i, n in zip(cell, grid, strict=True)):
             return  # left over from when the dataset was larger

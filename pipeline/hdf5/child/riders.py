@@ -21,6 +21,7 @@ from pipeline.hdf5.child.find import (
     some,
 )
 from pipeline.hdf5.child.layouts import layout_claim
+from pipeline.hdf5.layout import most_unfolded
 from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_RIDERS, MOST_WORDS
 from pipeline.hdf5.paths import beside, parts_of, text
 from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, are_few, is_utf8, leave_out, misfit, rides
@@ -32,7 +33,7 @@ _AT_ONCE = 2**22  # values of a mask
 
 _BARE = b"This is a netCDF dimension but not a netCDF variable"
 
-_NOT_THE_RIDERS = re.compile(r"errno = \d|allocat", re.IGNORECASE)  # HDF5's words when the storage or memory fails
+_STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's words
 
 
 class _Unmissed(Refused):
@@ -65,8 +66,10 @@ def find_riders(
                 leave_out(left_out, name, str(reason), is_missed=False)
         except Refused as reason:
             leave_out(left_out, name, str(reason))
+        except MemoryError:
+            leave_out(left_out, name, "takes more memory than an input file is allowed")
         except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
-            if _NOT_THE_RIDERS.search(str(error)):
+            if _STORAGE_FAILED.search(str(error)):
                 raise
             leave_out(left_out, name, f"cannot be read: {error}")
     return riders, left_out
@@ -141,7 +144,7 @@ def find_carried(
         if there is None:
             missing.append([path, f"not there; one value for each row have {_carriable(file, shape[0])}", True])
             continue
-        dataset, where, categories = _values(*there, path)
+        dataset, where, categories = _values(*there, path, shape[0])
         try:
             _check(dataset, shape)
         except Refused as reason:
@@ -151,7 +154,7 @@ def find_carried(
     return riders, missing
 
 
-def _values(parent: Any, item: Any, path: str) -> tuple[h5py.Dataset, str, list[Any] | None]:
+def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Dataset, str, list[Any] | None]:
     """The dataset with a value for each row, its path, and what its values stand for, if they are codes."""
     if isinstance(item, h5py.h5d.DatasetID):
         return h5py.Dataset(item), path, _categories_beside(parent, parts_of(path)[-1], path)
@@ -161,7 +164,7 @@ def _values(parent: Any, item: Any, path: str) -> tuple[h5py.Dataset, str, list[
     values, mask = held(item, b"values"), held(item, b"mask")
     if values is None or mask is None:
         raise Refused("a group, expected a dataset with one value for each row, or codes and categories", path)
-    n_missing = _n_set(mask, f"{path}/mask")
+    n_missing = _n_set(mask, f"{path}/mask", n_rows)
     if n_missing:
         raise Refused(
             f"{n_missing} of its values are missing, expected all of them. Write it as a categorical, or as numbers "
@@ -171,11 +174,14 @@ def _values(parent: Any, item: Any, path: str) -> tuple[h5py.Dataset, str, list[
     return values, f"{path}/values", None
 
 
-def _n_set(mask: h5py.Dataset, path: str) -> int:
-    """How many entries of a mask are set."""
-    if elsewhere(mask) or dtype_of(mask) != np.dtype(bool) or mask.ndim != 1:
+def _n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
+    """How many entries of a mask of `n_rows` values are set."""
+    if elsewhere(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
         raise Refused("no mask, expected one bool for each row", path)
     layout_claim(mask, path, [])  # if it may be read at all
+    n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
+    if n_rows > most_unfolded(n_bytes):  # its chunks may all be the same few bytes
+        raise Refused(f"a mask of {n_rows} values in a file of {n_bytes} bytes", path)
     return sum(int(np.count_nonzero(mask[start : start + _AT_ONCE])) for start in range(0, len(mask), _AT_ONCE))
 
 

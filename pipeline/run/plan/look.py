@@ -13,12 +13,13 @@ from typing import TypeVar
 
 from pipeline.errors import DataError, ShardpressError, TryAgain, shown
 from pipeline.hdf5.files import writers
+from pipeline.output.disk import free_inodes
 from pipeline.output.lock import LOCK, objection
 from pipeline.run.earlier import asked_for
 from pipeline.run.job import Prepared, prepare, refusal
 from pipeline.run.plan.kept import Kept, kept, looked_into
 from pipeline.run.scan_stage import judge
-from pipeline.run.space import lacks_space
+from pipeline.run.space import lacks_inodes, lacks_space
 from pipeline.scan.ranges import Scan, check_usable
 from pipeline.settings.config import Config
 
@@ -112,6 +113,8 @@ def looked_at_output(prepared: Prepared, found: Findings) -> Kept:
     free = free_bytes(directory)
     if free is not None and (lack := lacks_space(prepared, left.n_bytes, free)):
         found.problems.append(lack)
+    if lack := lacks_inodes(prepared, left.n_encoded, _n_free_inodes(directory)):
+        found.problems.append(lack)
     return left
 
 
@@ -133,6 +136,14 @@ def free_bytes(directory: Path) -> int | None:
     """What may still be written there; None where that cannot be told."""
     try:
         return shutil.disk_usage(nearest(directory)).free
+    except OSError:
+        return None
+
+
+def _n_free_inodes(directory: Path) -> int | None:
+    """Return how many files may still be created there; None where that is unlimited or unknown."""
+    try:
+        return free_inodes(nearest(directory))
     except OSError:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from pipeline.report.sampled.sample import most_rows
+from pipeline.run.budget import extras_bytes, large_chunks
 from pipeline.run.job import Prepared
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
@@ -57,16 +58,19 @@ def stage_bytes(prepared: Prepared, resident: bool) -> dict[str, int]:
     part = min(budget.part_rows, max(shard.n_rows for shard in shards)) * (4 * config.n_features + 1)
     network = network_of(config, n_inputs)
     parameters = 4 * network.n_weights
-    found = {"scan": budget.n_threads * block}
+    # Chunks that are kept for several blocks.
+    chunks = budget.chunk_bytes if large_chunks(shards, budget) else 0
+    found = {"scan": budget.n_threads * block + chunks}
     if prepared.given is None:
         watched = min(round(config.validation_fraction * n_rows), budget.max_validation_rows) * row_bytes
         kept = n_rows * row_bytes if resident else 0
         windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + _LEFT
         looks = config.start == "components" or config.baseline
         sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + _SCALING if looks else 0
-        found["training"] = kept + watched + max(sample, windows) + _COPIES * parameters
+        found["training"] = chunks + kept + watched + max(sample, windows) + _COPIES * parameters
     left = parameters if prepared.given is not None else _COPIES * parameters + _LEFT
-    found["encoding"] = left + budget.n_writers * (block + part)
+    extras = min(budget.n_wide, budget.n_writers) * extras_bytes(shards, budget.part_rows)
+    found["encoding"] = left + budget.n_writers * (block + part) + extras + chunks
     # Of blocks the allocator keeps the memory, parts are too large for that.
     found["report"] = left + budget.n_writers * block + most_rows(network, config.memory_budget)[1]
     return {stage: _LIBRARIES + n_bytes for stage, n_bytes in found.items()}

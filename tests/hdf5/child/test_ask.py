@@ -72,6 +72,22 @@ def test_p10_a_child_that_only_waits_is_not_waited_for(path, evil, monkeypatch):
     assert vet(Path(path)).shape == (3, 2)
 
 
+def test_small_files_are_given_little_time():
+    for n_bytes, seconds, patience in ((0, 10, 100), (22_000, 10, 100), (50 * 2**20, 60, 600), (2**40, 120, 1200)):
+        limits = gatekeeper._limits_of(n_bytes)
+        assert limits["seconds"] == pytest.approx(seconds, rel=0.01), n_bytes
+        assert limits["patience"] == pytest.approx(patience, rel=0.01), n_bytes
+        assert limits["memory"] == LIMITS.memory
+
+
+def test_the_log_names_the_file_that_is_waited_for(path, evil, monkeypatch, caplog):
+    monkeypatch.setattr(gatekeeper, "_SILENT", 0.0)
+    caplog.set_level("INFO", "pipeline")
+    evil("return honest(file, dataset, *wanted)")
+    assert vet(Path(path)).shape == (3, 2)
+    assert f"file={path}: still reading its structure" in caplog.text
+
+
 def test_p10_only_the_file_that_crashes_the_library_is_left_out(tmp_path, evil):
     for i in range(4):
         unusual(tmp_path / f"{i}.h5", 3 + i)

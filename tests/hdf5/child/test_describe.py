@@ -70,6 +70,21 @@ def test_s10_attributes_are_not_looked_at(tmp_path, monkeypatch):
     assert open_shards([str(path)])[0].shape == (6, 2)
 
 
+def test_more_names_than_the_file_has_room_for_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for group in ("a", "b", "c"):
+            file[f"{group}/rows"] = hostile.ROWS  # one name in each group, and three in the root
+    for most, fits in ((7, True), (5, False), (2, False)):
+        monkeypatch.setattr(find, "_LEAST_ENTRY_BYTES", path.stat().st_size // most)
+        with h5py.File(path) as file:
+            if fits:
+                assert len(list(find.objects(file.id))) == 6
+            else:
+                with pytest.raises(find.Refused, match="more names than the file has room for"):
+                    list(find.objects(file.id))
+
+
 def test_too_many_chunks_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(layouts, "MOST_CHUNKS", 9)
     for n, fits in ((9, True), (10, False)):

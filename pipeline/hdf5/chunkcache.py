@@ -1,0 +1,92 @@
+"""Decompressed chunks that several reads of one process share.
+
+A chunk may be far larger than the rows that are read at once. Without this, it would be decompressed again for each of
+these reads. Small chunks are not kept: to decompress them again costs less than to keep them.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from math import prod
+
+from pipeline.hdf5.layout import Layout, grid_of
+
+__all__ = ["CHUNKS", "ChunkCache", "band_bytes"]
+
+_LEAST_BYTES = 2**20  # of a chunk that is worth keeping
+
+
+class ChunkCache:
+    """The chunks that were used last, up to a number of bytes; for any number of threads.
+
+    Attributes
+    ----------
+    max_bytes : int
+        Bytes of all chunks in the cache. 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._n_bytes = 0
+        self._chunks: OrderedDict[Hashable, tuple[Future[memoryview], int]] = OrderedDict()
+
+    def resize(self, max_bytes: int) -> None:
+        """Set the number of bytes; what is too much is dropped."""
+        with self._lock:
+            self.max_bytes = max_bytes
+            self._drop()
+
+    def holds(self, layout: Layout, axis: int) -> bool:
+        """Return whether chunks of a dataset are kept while its rows along an axis are read one after the other."""
+        return layout.chunk_bytes >= _LEAST_BYTES and band_bytes(layout, axis) <= self.max_bytes
+
+    def get(self, key: Hashable, n_bytes: int, decompress: Callable[[], memoryview]) -> memoryview:
+        """Return the chunk with this key, and decompress it if it is not there.
+
+        Threads that need the same chunk at the same time wait for the first of them. What it raises, they raise.
+        """
+        with self._lock:
+            found = self._chunks.get(key)
+            if found is None:
+                future: Future[memoryview] = Future()
+                self._chunks[key] = future, n_bytes
+                self._n_bytes += n_bytes
+                self._drop()
+            else:
+                self._chunks.move_to_end(key)
+        if found is not None:
+            return found[0].result()
+        try:
+            chunk = decompress()
+        except BaseException as error:
+            self._forget(key, future)  # first, so that the next try is made anew
+            future.set_exception(error)
+            raise
+        future.set_result(chunk)
+        return chunk
+
+    def _forget(self, key: Hashable, future: Future[memoryview]) -> None:
+        with self._lock:
+            held = self._chunks.get(key)
+            if held is not None and held[0] is future:
+                del self._chunks[key]
+                self._n_bytes -= held[1]
+
+    def _drop(self) -> None:
+        """Drop the chunks that were used the longest time ago, until the others fit."""
+        while self._chunks and self._n_bytes > self.max_bytes:
+            _, (_, n_bytes) = self._chunks.popitem(last=False)
+            self._n_bytes -= n_bytes
+
+
+def band_bytes(layout: Layout, axis: int) -> int:
+    """Return the bytes of all chunks that one row along an axis, 0 or -1, lies in."""
+    grid = list(grid_of(layout.shape, layout.chunks))
+    del grid[axis]
+    return layout.chunk_bytes * prod(grid)
+
+
+CHUNKS = ChunkCache()
+"""The cache of this process; the memory budget of a run sets its size."""

@@ -1,0 +1,135 @@
+"""Chunks that are larger than a block are decompressed once, as far as memory holds them."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.hdf5 import chunkcache, values
+from pipeline.hdf5.chunkcache import CHUNKS, ChunkCache
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block
+from pipeline.training.order import Order
+from pipeline.training.rows import StreamedRows
+from tests.support.helpers import numbered, write_shard
+
+N_ROWS = 100
+
+
+@pytest.fixture
+def decompressed(monkeypatch):
+    """Count the chunks that are decompressed, and keep small ones as well, in an empty cache."""
+    counts = []
+    undone = values.undone
+
+    def counting(*arguments):
+        counts.append(1)
+        return undone(*arguments)
+
+    monkeypatch.setattr(values, "undone", counting)
+    monkeypatch.setattr(chunkcache, "_LEAST_BYTES", 1)
+    CHUNKS.resize(0)
+    yield counts
+    CHUNKS.resize(0)
+
+
+def shard_of(tmp_path, chunks, **how):
+    path = write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4), chunks=chunks, compression="gzip", **how)
+    return open_shards([path])[0]
+
+
+def blocks(shard, n_rows):
+    return Block(shard, 0, shard.n_rows).cut(n_rows)
+
+
+@pytest.mark.parametrize(("chunks", "n_chunks"), [((40, 4), 3), ((40, 2), 6), ((N_ROWS, 1), 4), ((33, 4), 4)])
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_each_chunk_is_decompressed_once_for_all_blocks(tmp_path, decompressed, chunks, n_chunks, n_threads):
+    shard = shard_of(tmp_path, chunks)
+    CHUNKS.resize(4 * N_ROWS * 4 * 8)
+    with ThreadPoolExecutor(n_threads) as pool:
+        found = np.concatenate(list(pool.map(read, blocks(shard, 7))))
+    np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
+    assert len(decompressed) == n_chunks
+
+
+def test_chunks_that_do_not_fit_are_decompressed_for_each_block(tmp_path, decompressed):
+    shard = shard_of(tmp_path, (50, 2))
+    CHUNKS.resize(2 * 50 * 2 * 8 - 1)  # two of them hold the rows
+    found = np.concatenate([read(block) for block in blocks(shard, 25)])
+    np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
+    assert len(decompressed) == 2 * 4
+
+
+def test_columns_of_a_chunk_are_shared_too(tmp_path, decompressed):
+    write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4).T, chunks=(4, 50), compression="gzip")
+    (shard,) = open_shards([str(tmp_path)], orientation="columns")
+    CHUNKS.resize(10**6)
+    found = np.concatenate([read(block) for block in blocks(shard, 10)])
+    np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
+    assert len(decompressed) == 2
+
+
+def test_a_window_of_the_training_decompresses_a_chunk_once(tmp_path, decompressed):
+    shard = shard_of(tmp_path, (50, 4))
+    CHUNKS.resize(10**6)
+    order = Order(np.arange(0, N_ROWS + 1, 5), np.empty(0, np.int64), 50, seed=1)
+    rows = StreamedRows([shard], 2)
+    found = np.concatenate(list(rows.minibatches(order, 0, 10)))
+    np.testing.assert_array_equal(np.sort(found[:, 0]), numbered(N_ROWS, 4)[:, 0])
+    assert len(decompressed) <= 2 * 2  # two windows, each with rows of both chunks at most
+
+
+def test_a_file_that_has_changed_is_not_read_from_the_cache(tmp_path, decompressed):
+    shard = shard_of(tmp_path, (50, 4))
+    CHUNKS.resize(10**6)
+    read(Block(shard, 0, 10))
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        file["X"][:] = 1
+    (again,) = open_shards([str(tmp_path)])
+    np.testing.assert_array_equal(read(Block(again, 0, 10)), np.ones((10, 4)))
+
+
+def test_a_failure_reaches_all_who_wait_and_is_not_kept():
+    cache = ChunkCache(100)
+    waiting, go = threading.Event(), threading.Event()
+
+    def fail():
+        waiting.set()
+        go.wait()
+        raise ValueError("damaged")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.get, "a", 10, fail)
+        waiting.wait()
+        second = pool.submit(cache.get, "a", 10, lambda: memoryview(b"never"))
+        while not second.running():
+            pass
+        go.set()
+        with pytest.raises(ValueError, match="damaged"):
+            first.result()
+    assert second.exception() is not None or bytes(second.result()) == b"never"  # it may have come too late to wait
+    cache = ChunkCache(100)
+    with pytest.raises(ValueError, match="damaged"):
+        cache.get("a", 10, fail)
+    assert bytes(cache.get("a", 10, lambda: memoryview(b"right"))) == b"right"
+
+
+def test_the_chunks_that_were_used_last_stay():
+    cache = ChunkCache(20)
+    made = []
+
+    def make(key):
+        made.append(key)
+        return memoryview(key.encode())
+
+    for key in "abacab":
+        cache.get(key, 10, lambda key=key: make(key))
+    assert "".join(made) == "abcb"
+    cache.resize(0)
+    cache.get("a", 10, lambda: make("a"))
+    cache.get("a", 10, lambda: make("a"))
+    assert "".join(made) == "abcbaa"
