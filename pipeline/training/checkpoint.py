@@ -55,6 +55,8 @@ class Standing:
     # The first and the last good cost, by which divergence is told; a list, as JSON gives it back.
     watch: list[float | None] = field(default_factory=lambda: [None, None])
     n_epochs: int | None = None  # that are made in all; None where that is left to the settings, or not decided yet
+    # Steps (or shares) of the last epoch after which a deadline ended the training; None if that epoch is a whole one.
+    ended_at: int | None = None
 
     def summary(self) -> dict[str, Any]:
         """Plain values for reports."""
@@ -64,8 +66,8 @@ class Standing:
     def of(cls, values: Mapping[str, Any]) -> Standing:
         """What `dataclasses.asdict` made plain; else a `ValueError`."""
         names = {each.name for each in fields(cls)}
-        # One that is missing must not become its default, but for the one that the first version did not know.
-        if set(values) | {"n_epochs"} != names:
+        # One that is missing must not become its default, except for those that earlier versions did not know.
+        if set(values) | {"n_epochs", "ended_at"} != names:
             raise ValueError(f"is no checkpoint: it tells {sorted(values)}, expected {sorted(names)}")
         return cls(**{**values, "history": [Epoch(**epoch) for epoch in values["history"]]})
 
