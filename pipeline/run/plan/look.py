@@ -14,6 +14,7 @@ from typing import TypeVar
 from pipeline.errors import DataError, ShardpressError, TryAgain, shown
 from pipeline.hdf5.files import writers
 from pipeline.output.lock import LOCK, objection
+from pipeline.run.contents import compare_contents
 from pipeline.run.earlier import asked_for
 from pipeline.run.job import Prepared, prepare, refusal
 from pipeline.run.plan.kept import Kept, kept, looked_into
@@ -106,6 +107,8 @@ def looked_at_output(prepared: Prepared, found: Findings) -> Kept:
         words = f"{where}: another run (process {pid}) is at work there. Wait until it has ended."
         found.problems.append(TryAgain(words))
     ledger = found.caught(lambda: looked_into(directory))
+    if ledger is not None:
+        prepared, _ = compare_contents(ledger, prepared, reads=False)
     left = Kept() if ledger is None else kept(ledger, prepared)
     if ledger is not None and not prepared.config.restart:
         found.caught(lambda: asked_for(ledger, prepared))
