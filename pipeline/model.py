@@ -39,12 +39,16 @@ class Model:
         The network's, by the names and of the shapes that it gives them, all float32.
     about : mapping
         How it came to be: plain values that JSON can hold.
+    offset : ndarray of shape (n_inputs,), float64, or None
+        Whole numbers to subtract from rows of integers, in their own type, before `encode`: see
+        `pipeline.shards.shard.with_offset`. None where float64 holds all values of the columns.
     """
 
     scaler: Scaler
     network: Network
     parameters: Mapping[str, np.ndarray]
     about: Mapping[str, Any] = field(default_factory=dict)
+    offset: np.ndarray | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -112,6 +116,7 @@ class Model:
 
         Rows come to them with ``fill`` for NaN, which it is where nothing is filled in, and clipped to ``low`` and
         ``high`` (all three (n_inputs,)), which are infinite where nothing is clipped.
+        Where the model has an ``offset`` (n_inputs,), it is subtracted from the integers of the rows before all that.
         ``slopes`` (n_layers,) are those of the layers' activations below 0, which are 1 where there is none, and
         ``is_sigmoid`` says whether sigmoids follow the last one.
         """
@@ -121,6 +126,8 @@ class Model:
         arrays: dict[str, Any] = {"low": low, "high": high, "fill": fill}
         for i, (W, b) in enumerate(self.folded(), 1):
             arrays |= {f"W_{i}": W, f"b_{i}": b}
+        if self.offset is not None:
+            arrays["offset"] = self.offset
         slopes = np.array([SLOPES.get(kind, 1.0) for kind in self.network.activations])
         buffer = io.BytesIO()
         np.savez(buffer, **arrays, slopes=slopes, is_sigmoid=np.array(self.network.code == "sigmoid"))
@@ -133,6 +140,8 @@ class Model:
             scaling["fill"] = self.scaler.fill
         if self.scaler.clips:
             scaling["clips"] = np.array(True)
+        if self.offset is not None:
+            scaling["offset"] = self.offset
         return {**scaling, **weights}
 
     def _wide(self, name: str) -> np.ndarray:
@@ -183,7 +192,7 @@ def load_model(path: str | Path) -> Model:
             missing = [name for name in names if not isinstance(file.get(name), h5py.Dataset)]
             if missing:
                 raise DataError(f"model={shown(path)}: arrays {missing} are missing, expected {names}")
-            names += [name for name in ("fill", "clips") if name in file]
+            names += [name for name in ("fill", "clips", "offset") if name in file]
             arrays = {name: np.asarray(file[name][()]) for name in names}
             about = json.loads(file.attrs["about"])
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -192,7 +201,8 @@ def load_model(path: str | Path) -> Model:
         ) from error
     _check_arrays(path, network, arrays)
     edges, fill, clips = (arrays.pop("minimum"), arrays.pop("maximum")), arrays.pop("fill", None), "clips" in arrays
-    return Model(Scaler(*edges, fill, clips and bool(arrays.pop("clips"))), network, arrays, about)
+    offset = arrays.pop("offset", None)
+    return Model(Scaler(*edges, fill, clips and bool(arrays.pop("clips"))), network, arrays, about, offset)
 
 
 def _network(path: Path, file: h5py.File) -> Network:
@@ -222,7 +232,7 @@ def _first_network(path: Path, file: h5py.File) -> Network:
 
 def _check_arrays(path: Path, network: Network, arrays: Mapping[str, np.ndarray]) -> None:
     expected: dict[str, tuple[tuple[int, ...], type]] = {
-        **dict.fromkeys(("minimum", "maximum", "fill"), ((network.n_inputs,), np.float64)),
+        **dict.fromkeys(("minimum", "maximum", "fill", "offset"), ((network.n_inputs,), np.float64)),
         "clips": ((), np.bool_),
         **{name: (shape, np.float32) for name, shape in network.shapes.items()},
     }

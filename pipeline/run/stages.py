@@ -19,7 +19,7 @@ from pipeline.run.earlier import take_up
 from pipeline.run.encoding_stage import encode
 from pipeline.run.finish import Summary, again, finish
 from pipeline.run.job import Clock, Job, Prepared, prepare
-from pipeline.run.scan_stage import scanned
+from pipeline.run.scan_stage import scanned, with_offset_in
 from pipeline.run.space import check_space
 from pipeline.run.training_stage import fit
 from pipeline.runlog import warnings_kept
@@ -100,12 +100,15 @@ def _stages(job: Job) -> Summary:
     scan: Scan | None
     if job.given is None:
         scan = scanned(job)
+        job = with_offset_in(job, scan.offset)
         record_contents(job)  # after the scan, which leaves the files in memory as far as there is room
         model, autoencoder = fit(job, scan)
     else:
         # Without leave for bad data the first bad row ends it; with leave they are counted before a part is written.
         scan = scanned(job) if job.tolerates_bad_data else None
-        model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.given.network, row_dtype(job.shards))
+        given = job.given
+        job = with_offset_in(job, given.offset)
+        model, autoencoder = given, autoencoder_of(given.scaler, given.network, row_dtype(job.shards))
         autoencoder.set_parameters(model.parameters)
     parts = encode(job, model, autoencoder, scan.unreadable if scan else {})
     record_contents(job)

@@ -101,7 +101,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
 
             done = train(training, partial(_save, job, fingerprint), advance, run)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)})
+        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset)
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
@@ -112,7 +112,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
-    return Model(scaler, autoencoder.network, training.best, about)
+    return Model(scaler, autoencoder.network, training.best, about, scan.offset)
 
 
 def _rows_to_train(training: Training) -> int:
