@@ -22,11 +22,15 @@ from pipeline.run.scan_stage import judge
 from pipeline.run.space import lacks_space
 from pipeline.scan.ranges import Scan, check_usable
 from pipeline.settings.config import Config
+from pipeline.shards.twins import find_twins
 
 __all__ = ["Findings", "free_bytes", "heard", "looked_at_inputs", "looked_at_output", "looked_at_rows", "nearest"]
 
 T = TypeVar("T")
 
+_TWINS_BYTES = 2**29  # of rows that are compared in full: a plan is to take seconds
+_TWINS_SHARDS = 1000  # of one shape, of which some rows are compared
+_TWINS_LISTED = 10
 _LEFT_OUT = " This shard is left out."  # how a warning of a refused one ends
 
 
@@ -92,8 +96,17 @@ def looked_at_inputs(config: Config, found: Findings) -> Prepared | None:
     n_shards = len(prepared.shards) + len(prepared.bad_shards)
     if config.on_bad_data != "raise" and (error := refusal(config, prepared.bad_shards, n_shards)):
         found.problems.append(error)
+    found.caught(lambda: _warn_of_twins(prepared, found))
     asked = replace(prepared.config, on_bad_data=config.on_bad_data, max_bad_shards=config.max_bad_shards)
     return replace(prepared, config=asked)
+
+
+def _warn_of_twins(prepared: Prepared, found: Findings) -> None:
+    """Warn of shards with equal rows, of some of them in a line each."""
+    twins = list(find_twins(prepared.shards, _TWINS_BYTES, _TWINS_SHARDS))
+    found.warnings += map(str, twins[:_TWINS_LISTED])
+    if len(twins) > _TWINS_LISTED:
+        found.warnings.append(f"{len(twins) - _TWINS_LISTED} more files hold the same rows as another one")
 
 
 def looked_at_output(prepared: Prepared, found: Findings) -> Kept:
