@@ -38,12 +38,16 @@ class Model:
         The network's, by the names and of the shapes that it gives them, all float32.
     about : mapping
         How it came to be: plain values that JSON can hold.
+    offset : ndarray of shape (n_inputs,), float64, or None
+        Whole numbers to subtract from rows of integers, in their own type, before `encode`: see
+        `pipeline.shards.shard.with_offset`. None where float64 holds all values of the columns.
     """
 
     scaler: Scaler
     network: Network
     parameters: Mapping[str, np.ndarray]
     about: Mapping[str, Any] = field(default_factory=dict)
+    offset: np.ndarray | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -114,6 +118,7 @@ class Model:
 
         Rows come to them with ``fill`` for NaN, which it is where nothing is filled in, and clipped to ``low`` and
         ``high`` (all three (n_inputs,)), which are infinite where nothing is clipped.
+        Where the model has an ``offset`` (n_inputs,), it is subtracted from the integers of the rows before all that.
         ``slopes`` (n_layers,) are those of the layers' activations below 0, which are 1 where there is none, and
         ``is_sigmoid`` says whether sigmoids follow the last one.
         """
@@ -123,6 +128,8 @@ class Model:
         arrays: dict[str, Any] = {"low": low, "high": high, "fill": fill}
         for i, (W, b) in enumerate(self.folded(), 1):
             arrays |= {f"W_{i}": W, f"b_{i}": b}
+        if self.offset is not None:
+            arrays["offset"] = self.offset
         slopes = np.array([SLOPES.get(kind, 1.0) for kind in self.network.activations])
         buffer = io.BytesIO()
         np.savez(buffer, **arrays, slopes=slopes, is_sigmoid=np.array(self.network.code == "sigmoid"))
@@ -135,6 +142,8 @@ class Model:
             scaling["fill"] = self.scaler.fill
         if self.scaler.clips:
             scaling["clips"] = np.array(True)
+        if self.offset is not None:
+            scaling["offset"] = self.offset
         return {**scaling, **weights}
 
     def _wide(self, name: str) -> np.ndarray:
@@ -198,7 +207,7 @@ def _model(path: Path, entry: Entry | None) -> Model:
     arrays = stored.arrays
     scaler = Scaler(arrays["minimum"], arrays["maximum"], arrays.get("fill"), bool(arrays.get("clips", False)))
     parameters = {name: arrays[name] for name in stored.network.shapes}
-    model = Model(scaler, stored.network, parameters, stored.about)
+    model = Model(scaler, stored.network, parameters, stored.about, arrays.get("offset"))
     if model.fingerprint != stored.fingerprint:
         raise DataError(
             f"model={shown(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "

@@ -45,8 +45,8 @@ class StoredModel:
     Attributes
     ----------
     arrays : mapping of str to ndarray
-        ``minimum`` and ``maximum``, ``fill`` and ``clips`` if it has them, and the network's parameters: finite, and of
-        the shapes and dtypes that they must have.
+        ``minimum`` and ``maximum``, ``fill``, ``clips`` and ``offset`` if it has them, and the network's parameters:
+        finite, and of the shapes and dtypes that they must have.
     about : mapping
         How the model was made: plain values.
     fingerprint : str
@@ -268,6 +268,7 @@ def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dat
     optional: dict[str, tuple[tuple[int, ...], type]] = {
         "fill": ((network.n_inputs,), np.float64),
         "clips": ((), np.bool_),
+        "offset": ((network.n_inputs,), np.float64),
     }
     expected |= {name: what for name, what in optional.items() if name in contents.addresses}
     datasets = {name: _dataset(contents, name, where) for name in expected}

@@ -101,7 +101,7 @@ class Progress:
         log.info("%s: %s", self._what, ", ".join(filter(None, words)), extra=behind)
 
     def _count(self) -> str:
-        if self._total is None:
+        if self._total is None or self._done > self._total:  # a total that was exceeded says nothing
             return f"{self._done} {self._unit}"
         share = "" if self._done == self._total else f" ({100 * self._done / max(1, self._total):.0f} %)"
         return f"{self._done}/{self._total} {self._unit}{share}"

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
     "run": [
         *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),
-        *("hdf5.files", "report", "watch"),
+        *("hdf5.files", "hdf5.values", "report", "watch"),
     ],
     "cli": ["run", "output.disk"],
     "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget", "doctor.packages"],

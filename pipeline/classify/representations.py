@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pipeline.features import Features
 from pipeline.model import Model
 from pipeline.scan.cleaning import Cleaning
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, Shard
+from pipeline.shards.shard import Block, Shard, with_offset
 from pipeline.shards.vet import Wanted, vet
 
 __all__ = ["LEFT_OUT", "Piece", "Rows", "pieces"]
@@ -85,7 +85,8 @@ class Rows:
             piece = self.pieces[i]
             here = np.flatnonzero(wanted[piece.first : piece.first + len(piece.raw)])
             if len(here):
-                raw = Cleaning(self.model.scaler, piece.missing).cleaned(piece.raw, read(piece.raw))[here]
+                block = replace(piece.raw, shard=with_offset(piece.raw.shard, self.model.offset))
+                raw = Cleaning(self.model.scaler, piece.missing).cleaned(block, read(block))[here]
                 encoded = read(piece.encoded)[here]
                 _check(self.model, piece, raw[:1], encoded[:1])
                 yield piece.first + here, encoded, self.model.scaler.transform(raw)

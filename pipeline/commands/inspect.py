@@ -16,6 +16,7 @@ from pipeline.settings.kinds import DATASET, EXACT_NUMBER, parse_bytes
 if TYPE_CHECKING:
     from pipeline.scan.some import Look
     from pipeline.shards.inspect import Files, Inspected
+    from pipeline.shards.twins import Twins
 
 __all__ = ["main"]
 
@@ -41,16 +42,18 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what is amiss stands in the answer
     from pipeline.shards.inspect import inspected
+    from pipeline.shards.twins import find_twins
     from pipeline.shards.vet import Wanted
 
     wanted = Wanted(options.dataset, options.orientation, tuple(options.carry))
     found = inspected(options.shards or ["data/*.h5"], wanted, options.follow)
     with progress_told():
         look = _looked(found, options) if found.shards else None
+    twins = list(find_twins(found.shards)) if options.all else []
     if options.json:
-        printed_json(_plain(found, look))
+        printed_json(_plain(found, look, twins))
     else:
-        print("\n".join(_lines(found, look)))
+        print("\n".join(_lines(found, look, twins)))
     return DataError.exit_code if found.refused else 0
 
 
@@ -94,7 +97,7 @@ def _looked(found: Inspected, options: argparse.Namespace) -> Look:
 # -- for programs --------------------------------------------------------------------------------------------------
 
 
-def _plain(found: Inspected, look: Look | None) -> dict[str, Any]:
+def _plain(found: Inspected, look: Look | None, twins: Sequence[Twins]) -> dict[str, Any]:
     rows: dict[str, Any] | None = None
     if look is not None:
         scan = look.scan
@@ -111,18 +114,22 @@ def _plain(found: Inspected, look: Look | None) -> dict[str, Any]:
             "maximum": scan.maximum[:_MOST_NUMBERS].tolist() if scan.n_good else [],
             "smaller_dtype": look.smaller,
         }
-    return {"files": [vars(each) for each in found.files], "refused": found.refused, "rows": rows}
+    equal = [[each.first.path, each.second.path] for each in twins]
+    return {"files": [vars(each) for each in found.files], "refused": found.refused, "rows": rows, "equal": equal}
 
 
 # -- for people ----------------------------------------------------------------------------------------------------
 
 
-def _lines(found: Inspected, look: Look | None) -> Iterator[str]:
+def _lines(found: Inspected, look: Look | None, twins: Sequence[Twins]) -> Iterator[str]:
     for files in found.files:
         yield from _of_files(files)
         yield ""
     if look is not None:
         yield from _of_rows(found, look)
+    yield from (f"EQUAL ROWS  {each}" for each in twins[:_LISTED])
+    if len(twins) > _LISTED:
+        yield f"EQUAL ROWS  {len(twins) - _LISTED} files more hold the same rows as another one"
     for refused in found.refused[:_LISTED]:
         yield f"REFUSED  {refused['reason']}"
         yield from _table(refused["datasets"], "")

@@ -49,18 +49,22 @@ class Identity:
     ----------
     device : int
         A number that each host has of its own for a file system that they share: it tells nothing of a file.
+    ctime_ns : int
+        Time of the last change of the contents or of the attributes. It is not compared, since chmod, hard links and
+        backups change it as well: `pipeline.run.contents` confirms such a change by a digest.
     """
 
     device: int = field(compare=False)
     inode: int
     size: int
     mtime_ns: int
+    ctime_ns: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, descriptor: int) -> Self:
         """The open file's."""
         status = FILES.fstat(descriptor)
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @contextmanager
@@ -74,6 +78,7 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
     NoInput
         When it is no regular file.
     OSError
+        Also when its time of change (ctime) moves meanwhile: another try reads it again.
     """
     # Looked at before it is opened: merely opening a device may do something.
     _check_regular(path, FILES.stat(path))
@@ -87,7 +92,10 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
         except (OSError, DataError):
             _check_same(path, Identity.of(descriptor), identity)  # which explains the rest
             raise
-        _check_same(path, Identity.of(descriptor), identity)
+        found = Identity.of(descriptor)
+        _check_same(path, found, identity)
+        if found.ctime_ns != identity.ctime_ns:
+            raise OSError(errno.EAGAIN, "the file or its attributes changed while it was read")
     finally:
         FILES.close(descriptor)
 

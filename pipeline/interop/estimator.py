@@ -15,7 +15,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.doctor.packages import HOW_TO_GET_IT
-from pipeline.errors import ConfigError, DataError, DeviceError
+from pipeline.errors import ConfigError, DataError, DeviceError, shown
 from pipeline.interop.applying import decoded, encoded, errors, has_theano
 from pipeline.interop.callbacks import CallbackSupportMixin, Epochs, with_callbacks
 from pipeline.interop.lazy import computed, is_lazy
@@ -202,6 +202,11 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
             When there is no model, or none that can be read.
         """
         model = load_model(path)
+        if model.offset is not None:
+            raise DataError(
+                f"model={shown(path)}: trained on whole numbers above 2^53, which an estimator would round. Encode "
+                "such rows with `shardpress run --model`."
+            )
         network, asked = model.network, model.about.get("config", {})
         known = {name: asked[name] for name in cls().get_params() if name in asked}
         of_network = {

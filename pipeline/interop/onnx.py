@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kernels.network import SLOPES
-from pipeline.errors import DeviceError
+from pipeline.errors import DataError, DeviceError
 from pipeline.model import Model
 
 __all__ = ["encoder_onnx", "input_dtype"]
@@ -34,7 +34,14 @@ def encoder_onnx(model: Model) -> bytes:
     ------
     DeviceError
         Where the package ``onnx`` is not installed.
+    DataError
+        For a model of whole numbers above 2^53, which its input would round.
     """
+    if model.offset is not None:
+        raise DataError(
+            "the model was trained on whole numbers above 2^53, which the input of an ONNX file would round. Encode "
+            "such rows with `shardpress run --model`."
+        )
     try:
         from onnx import checker, helper
     except ImportError as error:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,14 @@ class Ledger:
     def set_request(self, request: Mapping[str, Any], deadline: Mapping[str, Any] | None = None) -> None:
         """Leave word of what this run is asked for, and of when it is to be over."""
         if (self.request(), self.deadline()) != (request, deadline):  # else the file keeps its time, see `has_diverged`
-            self.replace(_REQUEST, seal(OUTPUT, {**request, **({"deadline": deadline} if deadline else {})}))
+            more = {"deadline": deadline, "contents": self.contents()}
+            self.replace(_REQUEST, seal(OUTPUT, {**request, **{name: each for name, each in more.items() if each}}))
+
+    def set_contents(self, contents: Sequence[Mapping[str, Any]]) -> None:
+        """Store what is known of the input files' contents next to the request, which has to be there."""
+        before = self._told()
+        if before is not None and before.get("contents", []) != list(contents):
+            self.replace(_REQUEST, seal(OUTPUT, {**before, "contents": list(contents)}))
 
     # -- reading --
 
@@ -190,11 +197,15 @@ class Ledger:
     def request(self) -> dict[str, Any] | None:
         """What the last run here was asked for."""
         told = self._told()
-        return told and {name: value for name, value in told.items() if name != "deadline"}
+        return told and {name: value for name, value in told.items() if name not in ("deadline", "contents")}
 
     def deadline(self) -> dict[str, Any] | None:
         """When it was to be over; None where it could take its time."""
         return (self._told() or {}).get("deadline")
+
+    def contents(self) -> list[dict[str, Any]]:
+        """What is known of the input files' contents; empty where an earlier version or no run was here."""
+        return list((self._told() or {}).get("contents", []))
 
     def has_diverged(self) -> bool:
         """Whether the training of the last run here has diverged, and not that of one before it."""

@@ -1,14 +1,16 @@
-"""A run that is over in time: it trains for as many epochs as fit before its rows have to be encoded.
+"""Training that leaves enough time to encode all rows before a deadline.
 
-How many, is decided once, by the run's own speed, and kept in its checkpoints; the learning rate falls to its end over
-these. Should epochs take longer than that later on, they become fewer, and never more again.
+The number of epochs is decided once, from the measured speed of this run, and is kept in its checkpoints. The learning
+rate falls to its end over these epochs. If epochs take longer later on, their number is reduced; it is never raised.
+Only whole epochs are planned. If not even one more fits, or if the deadline comes within an epoch, training ends at a
+step of the epoch under way, and the parameters are evaluated as at the end of an epoch.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from pipeline.model import Model
 from pipeline.progress import duration
 from pipeline.run.job import Job
 from pipeline.run.plan.nameless import Nameless
-from pipeline.run.plan.sample import sampled_encoding, stretches
+from pipeline.run.plan.sample import Stretch, sampled_encoding, stretches
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import in_words
@@ -30,117 +32,266 @@ __all__ = ["InTime", "epochs_that_fit", "gave_up", "reserved_seconds", "tell_if_
 
 log = logging.getLogger(__name__)
 
-_MARGIN, _REST = 1.25, 10.0  # of the encoding, by what it takes of some rows; seconds of what stands beside the parts
-_SURE = 0.9  # of the time that is left for training, when it is shared out
-_SOON = 0.05  # of the time that is left: by then it is decided, even within the first epoch
-_AT_LAST = 0.5  # the same of replicas, of which one alone trains the first epoch
+# The measured encoding time is raised by this factor, and these seconds are added for the files written after it.
+_ENCODING_MARGIN = 1.25
+_SECONDS_AFTER_ENCODING = 10.0
+
+# The share of the time left for training that the first decision hands out.
+_PLANNED_SHARE = 0.9
+
+# The share of the time left after which the first decision is made even within the first epoch. With replicas it is
+# larger, because one replica trains the first epoch alone and its speed says little about the others.
+_FIRST_DECISION = 0.05
+_FIRST_DECISION_OF_REPLICAS = 0.5
+
+# Another measurement of the encoding may take this share of the time left.
+_MEASURING_SHARE = 0.02
 
 
 def reserved_seconds(encoding: float, config: Config) -> float:
-    """What is to be left when training ends, if encoding takes so long."""
-    return _MARGIN * encoding * (2 if config.single_file else 1) + _REST
+    """Return the seconds to keep for the time after training if encoding takes `encoding` seconds."""
+    n_passes = 2 if config.single_file else 1
+    return _ENCODING_MARGIN * encoding * n_passes + _SECONDS_AFTER_ENCODING
 
 
-def epochs_that_fit(left: float, epoch_seconds: float) -> int:
-    """Whole epochs within the seconds that are left for training."""
-    return max(0, int(left / max(epoch_seconds, 1e-9)))
+def epochs_that_fit(left: float, epoch_seconds: float) -> float:
+    """Return the number of whole epochs that `left` seconds are enough for, or the part of one if it is below 1."""
+    fitting = max(0.0, left) / max(epoch_seconds, 1e-9)
+    return fitting if fitting < 1 else float(int(fitting))
+
+
+class EncodingTime:
+    """Measured time of encoding all rows.
+
+    A measurement that is disturbed once, for example by first reads from a cold disk, does not count if the next one is
+    shorter: the estimate is the smaller one of the last two.
+
+    Attributes
+    ----------
+    cost : float
+        Seconds that the last measurement itself took.
+    """
+
+    def __init__(self, job: Job, scan: Scan) -> None:
+        self._job = job
+        self._scan = scan
+        self._measured: list[float] = []
+        self.cost = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The estimate; 0 before the first measurement."""
+        return min(self._measured[-2:], default=0.0)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is a measurement."""
+        return bool(self._measured)
+
+    def measure(self, autoencoder: Autoencoder) -> None:
+        """Measure once more."""
+        start = time.monotonic()
+        self._measured.append(_encoding_seconds(self._job, self._scan, autoencoder))
+        self.cost = time.monotonic() - start
 
 
 class InTime:
-    """Limits a training so that the run is over in time: to be called after each of its steps.
+    """Limits a training so that the run ends in time. It is called after each training step.
 
     Parameters
     ----------
     scan : Scan
-        Of the rows.
+        Scan of the rows.
     ends_by : float
-        When, in seconds since 1970.
+        End of the run, in seconds since 1970.
     """
 
     def __init__(self, job: Job, scan: Scan, ends_by: float) -> None:
-        self._job, self._scan, self._ends_by = job, scan, ends_by
-        self._left, self._begun = ends_by - time.time(), time.monotonic()
-        self._reserve, self._epoch_seconds, self._checked = 0.0, 0.0, -1
+        self._job = job
+        self._ends_by = ends_by
+        self._encoding = EncodingTime(job, scan)
+        self._start = time.monotonic()
+        self._left_at_start = ends_by - time.time()
+        self._last_call = self._start
+        self._checked_epoch = -1
+        self._is_end_confirmed = False
+        self._reserve = 0.0
+        self._epoch_seconds = 0.0
+        self._validation_seconds = 0.0
 
     def __call__(self, training: Training) -> None:
-        """Decide how many epochs it makes, once enough is known; later look, once an epoch, whether they still fit."""
-        now, patience = training.standing, _AT_LAST if training.replicas else _SOON
-        is_known = now.epoch > 0 and (now.epoch > 1 or training.replicas is None or now.n_done > 0)
-        if now.n_epochs is None and (is_known or time.monotonic() - self._begun >= patience * self._left):
-            self._decide(training, _SURE)
-            self._tell(training)
-        elif now.n_epochs is not None and now.epoch != self._checked:
+        """Decide the number of epochs once enough is known; check it once an epoch; end the training in time."""
+        now = training.standing
+        step_seconds = time.monotonic() - self._last_call
+        if now.n_epochs is None:
+            if self._can_decide(training):
+                self._decide(training, _PLANNED_SHARE)
+                self._log_decision(training)
+                self._checked_epoch = now.epoch
+        elif now.epoch != self._checked_epoch:
             limit = now.n_epochs
             self._decide(training, 1.0)
             if training.config.epochs < limit:
-                log.warning("deadline: epochs take longer than those before, so that %d fit", training.config.epochs)
-        else:
-            return
-        self._checked = now.epoch
+                log.warning("deadline: epochs take longer than before, so that %d fit", training.config.epochs)
+            self._checked_epoch = now.epoch
+        if now.n_epochs is not None and self._is_time_over(step_seconds):
+            self._end(training, step_seconds)
+        self._last_call = time.monotonic()
 
     def facts(self, training: Training) -> dict[str, Any]:
-        """Plain values for reports."""
+        """Return plain values for reports."""
         return {
             "ends_by": datetime.fromtimestamp(self._ends_by).astimezone().isoformat(timespec="seconds"),
             "n_epochs": training.standing.n_epochs,
+            "last_epoch_part": training.last_epoch_part,
             "of": self._job.config.epochs,
             "epoch_seconds": self._epoch_seconds,
             "reserved_seconds": self._reserve,
             "note": "how many epochs fit depends on the machine's speed: the same command may make another model",
         }
 
-    def _decide(self, training: Training, share: float) -> None:
-        """Limit the training to the epochs that fit into a share of the time that is left for it."""
+    def _can_decide(self, training: Training) -> bool:
+        """Return whether the speed of an epoch is known, or waiting for it would take too long."""
         now = training.standing
-        if not self._reserve:
-            encoding = _encoding_seconds(self._job, self._scan, training.autoencoder)
-            self._reserve = reserved_seconds(encoding, self._job.config)
+        if training.replicas is None:
+            is_speed_known = now.epoch > 0
+            patience = _FIRST_DECISION
+        else:
+            is_speed_known = now.epoch > 1 or (now.epoch == 1 and now.n_done > 0)
+            patience = _FIRST_DECISION_OF_REPLICAS
+        return is_speed_known or time.monotonic() - self._start >= patience * self._left_at_start
+
+    def _decide(self, training: Training, share: float) -> None:
+        """Limit the training to the epochs that fit into a share of the time that is left for it.
+
+        The epoch under way counts if it fits only in part.
+        """
+        now = training.standing
+        self._measure(training)
         self._epoch_seconds = _epoch_seconds(training)
-        left = share * (self._ends_by - time.time() - self._reserve) + now.seconds  # of the epoch under way
-        n_epochs = min(training.config.epochs, now.epoch + epochs_that_fit(left, self._epoch_seconds))
+        self._validation_seconds = _validation_seconds(training)
+        fitting = self._fitting(training, share)
+        if fitting < 1 and self._can_measure():  # such a consequence should not follow from one bad measurement
+            self._measure(training)
+            fitting = self._fitting(training, share)
+        n_epochs = min(training.config.epochs, now.epoch + max(1, int(fitting)))
         if n_epochs != now.n_epochs:
             training.limit(n_epochs)
 
-    def _tell(self, training: Training) -> None:
-        log.info(
-            "deadline: %d of %s fit until %s, at %s an epoch; %s of it are for the encoding",
-            *(training.config.epochs, counted(self._job.config.epochs, "epoch"), in_words(self._ends_by)),
-            *(duration(self._epoch_seconds), duration(self._reserve)),
-        )
-        if not training.config.epochs:
-            log.warning("deadline: no epoch fits, so that the features are those of the start")
+    def _fitting(self, training: Training, share: float) -> float:
+        """Return how many epochs fit, counted from the start of the epoch under way."""
+        left = self._ends_by - time.time() - self._reserve
+        return epochs_that_fit(share * left + training.standing.seconds, self._epoch_seconds)
+
+    def _measure(self, training: Training) -> None:
+        """Measure the encoding if there is no measurement yet, or if another one is cheap."""
+        if not self._encoding.is_measured or self._can_measure():
+            self._encoding.measure(training.autoencoder)
+            self._reserve = reserved_seconds(self._encoding.seconds, self._job.config)
+
+    def _can_measure(self) -> bool:
+        return self._encoding.cost <= _MEASURING_SHARE * (self._ends_by - time.time())
+
+    def _is_time_over(self, step_seconds: float) -> bool:
+        """Return whether another step, as long as the last one, would leave too little time."""
+        return time.time() + step_seconds + self._validation_seconds + self._reserve > self._ends_by
+
+    def _end(self, training: Training, step_seconds: float) -> None:
+        """End the training at this step, unless a new measurement of the encoding shows that there is time left."""
+        if not self._is_end_confirmed:
+            self._is_end_confirmed = True
+            self._measure(training)
+            if not self._is_time_over(step_seconds):
+                return
+        training.end_here()
+        if training.last_epoch_part < 1:
+            log.info(
+                "deadline: training ends after %.3g %% of epoch %d, to be over by %s",
+                100 * training.last_epoch_part,
+                training.standing.epoch + 1,
+                in_words(self._ends_by),
+            )
+
+    def _log_decision(self, training: Training) -> None:
+        n_epochs = training.config.epochs
+        wanted = counted(self._job.config.epochs, "epoch")
+        until = in_words(self._ends_by)
+        epoch = duration(self._epoch_seconds)
+        reserve = duration(self._reserve)
+        if n_epochs == training.standing.epoch + 1 and self._fitting(training, 1.0) < 1:
+            log.warning(
+                "deadline: only a part of epoch %d of %s fits until %s, at %s an epoch; %s are reserved for the "
+                "encoding",
+                *(n_epochs, wanted, until, epoch, reserve),
+            )
+        else:
+            log.info(
+                "deadline: %d of %s fit until %s, at %s an epoch; %s are reserved for the encoding",
+                *(n_epochs, wanted, until, epoch, reserve),
+            )
 
 
 def gave_up(training: Mapping[str, Any]) -> str:
-    """What a training, by what reports say of it, has left undone to be over in time; nothing where that is nothing."""
-    told = training.get("deadline")
-    if not told or told["n_epochs"] is None or told["n_epochs"] >= told["of"]:
+    """Return a sentence about the epochs that a deadline prevented, or an empty string.
+
+    Parameters
+    ----------
+    training : mapping
+        The facts about a training in reports.
+    """
+    facts = training.get("deadline")
+    if not facts or facts["n_epochs"] is None:
         return ""
-    if len(training["history"]) < told["n_epochs"]:  # it has stopped early
+    part = facts.get("last_epoch_part", 1.0)  # version 0.1.0 trained whole epochs only
+    n_trained = len(training["history"]) - 1 + part if part < 1 else len(training["history"])
+    if n_trained >= facts["of"]:
         return ""
-    ends_by = in_words(datetime.fromisoformat(told["ends_by"]).timestamp())
-    return f"Trained {len(training['history'])} of {told['of']} epochs to end by {ends_by}."
+    if len(training["history"]) < facts["n_epochs"]:  # stopped early, by its validation
+        return ""
+    ends_by = in_words(datetime.fromisoformat(facts["ends_by"]).timestamp())
+    return f"Trained {n_trained:.3g} of {facts['of']} epochs to end by {ends_by}."
 
 
 def tell_if_late(ends_by: float | None) -> None:
-    """Warn of a run that is over only now."""
+    """Warn if a run ends after its deadline."""
     if ends_by is not None and time.time() > ends_by:
         log.warning("deadline: over %s later than %s", duration(time.time() - ends_by), in_words(ends_by))
 
 
 def _epoch_seconds(training: Training) -> float:
-    """What an epoch takes: the last one, or in the first one of its kind as many steps like those that are done."""
-    now, n_steps = training.standing, training.steps_per_epoch
-    if now.epoch > (1 if training.replicas else 0):  # as many replicas as from here on
+    """Return the seconds of an epoch.
+
+    They are those of the last epoch. In the first epoch of its kind they follow from the steps taken so far.
+    """
+    now = training.standing
+    n_alone = 1 if training.replicas else 0  # one replica trains the first epoch alone
+    if now.epoch > n_alone:
         return now.history[-1].seconds
-    start, n_done = time.monotonic(), training.n_steps_done - now.epoch * n_steps
+    n_steps = training.steps_per_epoch
+    n_done = training.n_steps_done - now.epoch * n_steps
+    return now.seconds / max(1, n_done) * n_steps + _validation_seconds(training)
+
+
+def _validation_seconds(training: Training) -> float:
+    """Return the seconds that the evaluation at the end of an epoch takes."""
+    start = time.monotonic()
     if len(training.validation):
         training.autoencoder.cost(training.validation)
-    return now.seconds / max(1, n_done) * n_steps + time.monotonic() - start
+    return time.monotonic() - start
 
 
 def _encoding_seconds(job: Job, scan: Scan, autoencoder: Autoencoder) -> float:
-    """What encoding all rows would take, by some of them."""
+    """Return the seconds that encoding all rows would take, measured on some of them.
+
+    The first stretch of rows is encoded before the measurement: threads, buffers and the first reads of the HDF5
+    library would otherwise count for every row.
+    """
     model = Model(scan.scaler, autoencoder.network, autoencoder.parameters(), {})
-    some = [each for each in stretches(job) if each.number not in scan.unreadable]
-    return sampled_encoding(job, model, autoencoder, some, Nameless(job.ledger.directory)).seconds_for(job.n_rows)
+    readable = [each for each in stretches(job) if each.number not in scan.unreadable]
+    disk = Nameless(job.ledger.directory)
+
+    def seconds(rows: Sequence[Stretch]) -> float:
+        return sampled_encoding(job, model, autoencoder, rows, disk).seconds_for(job.n_rows)
+
+    seconds(readable[:1])
+    return seconds(readable)

@@ -23,7 +23,10 @@ from pipeline.settings.config import FORMERLY, deciding
 from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard
 
-__all__ = ["Request", "differences", "other_inputs", "other_settings", "request_of"]
+__all__ = ["CONTENTS", "Request", "differences", "other_inputs", "other_settings", "request_of"]
+
+# Of a shard whose file was changed in place under an unchanged modification time: the digest of its bytes.
+CONTENTS = "contents"
 
 # To be raised when the same settings begin to give other numbers.
 _SCAN, _TRAINING, _ENCODING = 1, 1, 1
@@ -187,7 +190,9 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in {**now, **before}:  # in the order of today's names, then those that are no more
         was, is_now = before.get(name), now.get(name)
-        if was != is_now:
+        if was != is_now and name == CONTENTS:
+            yield "its contents changed although its modification time did not"
+        elif was != is_now:
             was, is_now = (_time(value) if name == "changed" else shown(value) for value in (was, is_now))
             yield _today(f"{name} {was} -> {is_now}")
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
 
 from pipeline.errors import DataError, counted, some
 from pipeline.output.ledger import Ledger
@@ -16,11 +20,13 @@ from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import Scan, scan_bytes
 from pipeline.settings.kinds import allowed
 from pipeline.settings.resolve import Settings
-from pipeline.shards.shard import Shard
+from pipeline.shards.shard import Shard, with_offset
 
-__all__ = ["judge", "load_scan", "scan_settings", "scanned"]
+__all__ = ["judge", "load_scan", "offset_of", "scan_settings", "scanned", "with_offset_in"]
 
 log = logging.getLogger(__name__)
+
+P = TypeVar("P", bound=Prepared)
 
 _COLUMNS = 10  # that a sentence names
 
@@ -36,6 +42,14 @@ def scanned(job: Job) -> Scan:
     scan = _earlier(job)
     if scan is None:
         scan = _scan(job)
+        offset = offset_of(job, scan)
+        if offset is not None:
+            log.info(
+                "scan: %s of whole numbers above 2^53, of which float64 would lose digits: scanning again with their "
+                "minimum subtracted",
+                counted(np.count_nonzero(offset), "column"),
+            )
+            scan = replace(_scan(with_offset_in(job, offset)), offset=offset)
         entry = job.ledger.write("stages/scan", ".npz", scan.to_npz())
         job.ledger.commit(Record("scan", job.request.of_scan(), entry))
     judge(job, scan)  # behind the commit: with more leave the next run need not scan again
@@ -46,6 +60,23 @@ def scanned(job: Job) -> Scan:
     _tell_filled(job, scan)
     job.clock.lap("scan")
     return scan
+
+
+def with_offset_in(prepared: P, offset: np.ndarray | None) -> P:
+    """Return a run whose rows are read with an offset (n_inputs,) subtracted; the same one without an offset."""
+    if offset is None:
+        return prepared
+    return replace(prepared, shards=tuple(with_offset(shard, offset) for shard in prepared.shards))
+
+
+def offset_of(prepared: Prepared, scan: Scan) -> np.ndarray | None:
+    """Return what to subtract from the rows, by a scan of them as they are; None without large whole numbers.
+
+    A given model has its own offset. A missing value is compared with the rows as they are, so they stay so.
+    """
+    if prepared.given is not None or prepared.config.missing_value is not None:
+        return None
+    return ranges.offset_for(prepared.shards, scan)
 
 
 def _earlier(job: Job) -> Scan | None:

@@ -14,11 +14,12 @@ from pipeline.device import autoencoder_of, is_compiling, n_device_calls, start_
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
+from pipeline.run.contents import check_contents, compare_contents, record_contents
 from pipeline.run.earlier import take_up
 from pipeline.run.encoding_stage import encode
 from pipeline.run.finish import Summary, again, finish
 from pipeline.run.job import Clock, Job, Prepared, prepare
-from pipeline.run.scan_stage import scanned
+from pipeline.run.scan_stage import scanned, with_offset_in
 from pipeline.run.space import check_space
 from pipeline.run.training_stage import fit
 from pipeline.runlog import warnings_kept
@@ -63,7 +64,10 @@ def _run(
     prepared = prepare(config)
     with locked(Path(config.output), disk) as ledger:
         on_locked(ledger.directory)
+        prepared, contents = compare_contents(ledger, prepared)
         finished = take_up(ledger, prepared, clock)
+        if contents:
+            ledger.set_contents(contents)
         if finished is not None:
             return again(finished, config.output, clock.seconds)
         check_space(ledger, prepared)
@@ -98,11 +102,17 @@ def _stages(job: Job) -> Summary:
     keep_chunks(job.budget.chunk_bytes)  # also where the scan, whose tasks would do that, is taken over
     if job.given is None:
         scan = scanned(job)
+        job = with_offset_in(job, scan.offset)
+        record_contents(job)  # after the scan, which leaves the files in memory as far as there is room
         model, autoencoder = fit(job, scan)
     else:
         # Without leave for bad data the first bad row ends it; with leave they are counted before a part is written.
         scan = scanned(job) if job.tolerates_bad_data else None
-        model, autoencoder = job.given, autoencoder_of(job.given.scaler, job.given.network, row_dtype(job.shards))
+        given = job.given
+        job = with_offset_in(job, given.offset)
+        model, autoencoder = given, autoencoder_of(given.scaler, given.network, row_dtype(job.shards))
         autoencoder.set_parameters(model.parameters)
     parts = encode(job, model, autoencoder, scan.unreadable if scan else {})
+    record_contents(job)
+    check_contents(job)
     return finish(job, model, parts, scan)

@@ -89,19 +89,19 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     ends_by = job.clock.ends_by
     in_time = None if ends_by is None else InTime(job, scan, ends_by)
     try:
-        total, row_bytes = training.config.epochs * training.order.n_rows, job.shards[0].row_bytes
+        total, row_bytes = _rows_to_train(training), job.shards[0].row_bytes
         where = _crew_at_work(job) if by_crew else nullcontext()
         with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress, where as run:
 
             def advance(n_rows: int, place: object) -> None:
-                if in_time is not None and n_rows:  # behind a step, at which a training can be limited
+                if in_time is not None and n_rows:  # after a step, at which a training can be limited
                     in_time(training)
-                    progress.expect(training.config.epochs * training.order.n_rows)
+                    progress.expect(_rows_to_train(training))
                 progress.advance(n_rows, place if run is None else _Place(place, job.crew.tally))
 
             done = train(training, partial(_save, job, fingerprint), advance, run)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)})
+        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset)
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
@@ -112,7 +112,14 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
-    return Model(scaler, autoencoder.network, training.best, about)
+    return Model(scaler, autoencoder.network, training.best, about, scan.offset)
+
+
+def _rows_to_train(training: Training) -> int:
+    """Return the rows of all steps that the training takes, each epoch counted."""
+    if training.standing.ended_at is not None:
+        return training.n_rows_done
+    return training.config.epochs * training.order.n_rows
 
 
 def _resume(job: Job, training: Training, record: Record) -> Checkpoint:

@@ -26,6 +26,7 @@ __all__ = [
     "describe_bad_rows",
     "looking",
     "misses_values",
+    "offset_for",
     "readable",
     "scan",
     "scan_bytes",
@@ -40,7 +41,9 @@ _BLOCKS = 8  # of a task, since a scheduler takes as long for whatever it passes
 _FEW = 16  # tasks, than which no more blocks go together
 _USUAL = 128  # blocks, a gigabyte, which take as long as other tasks do as a rule: half a second
 _COLUMNS = 10  # that a sentence names
-_ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing")
+_EXACT = 2.0**53  # float64 holds all whole numbers up to this one
+_WIDEST = 2.0**62  # differences below it fit into 64 bits, wherever they begin
+_ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Scan:
         row a bad one.
     clips : bool
         Whether values outside the range are moved to its edge.
+    offset : ndarray of shape (n_inputs,), float64, or None
+        Whole numbers that were subtracted from the rows: all other arrays are about the differences.
     """
 
     n_rows: int
@@ -79,6 +84,7 @@ class Scan:
     fill: np.ndarray | None = None
     n_missing: np.ndarray | None = None
     clips: bool = False
+    offset: np.ndarray | None = None
 
     @property
     def n_good(self) -> int:
@@ -233,6 +239,29 @@ def scan(
             )
         known = unread(shards, found.unreadable)
         advance(known.n_rows - found.n_rows)  # what is read again counts once
+
+
+def offset_for(shards: Sequence[Shard], found: Scan) -> np.ndarray | None:
+    """Return what to subtract from each column of large integers, or None where float64 holds all of them exactly.
+
+    Differences of integers above 2**53 get lost in float64. The offset is the minimum as a scan has found it, rounded
+    to float64: it is a whole number near the true minimum, so the differences are small and exact.
+
+    Returns
+    -------
+    ndarray of shape (n_inputs,), float64, or None
+        0 for columns that need no offset.
+    """
+    if not found.n_good or row_dtype(shards).name not in ("int64", "uint64"):
+        return None
+    largest = np.maximum(np.abs(found.minimum), np.abs(found.maximum))
+    needs_offset = (largest > _EXACT) & (found.maximum - found.minimum < _WIDEST)
+    if not needs_offset.any():
+        return None
+    offset = np.where(needs_offset, found.minimum, 0.0)
+    largest_integer = np.iinfo(row_dtype(shards)).max
+    rounded_up = np.array([int(each) > largest_integer for each in offset])
+    return np.where(rounded_up, np.nextafter(offset, 0), offset)
 
 
 def looking(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], Found]:

@@ -20,7 +20,7 @@ from pipeline.hdf5.chunkcache import CHUNKS
 from pipeline.hdf5.forms import numbers_of
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.values import read_values
-from pipeline.shards.shard import Block, Rider, Shard, aligned
+from pipeline.shards.shard import Block, Rider, Shard, aligned, read_dtype
 
 __all__ = [
     "bad_entries",
@@ -69,8 +69,34 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
     if len(block):  # for none, no file need be opened
-        _READERS[shard.form](block, out)
+        if shard.offset is None:
+            _READERS[shard.form](block, out)
+        else:
+            _read_with_offset(block, shard.offset, out)
     return out
+
+
+def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None:
+    """Read rows and subtract an offset (n_inputs,): integers exactly, in 64 bits."""
+    raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
+    # Rows of 64 bits need no memory of their own.
+    raw = out.view(raw_dtype) if raw_dtype.itemsize == out.itemsize else np.empty(out.shape, raw_dtype)
+    _READERS[block.shard.form](block, raw)
+    if out.dtype.kind == "f":
+        np.subtract(raw, offset, out=out)
+        return
+    unsigned = raw_dtype == np.uint64
+    wide = np.dtype(np.uint64 if unsigned else np.int64)
+    raw = raw.astype(wide, copy=False)
+    offsets = np.array([int(each) for each in offset], dtype=wide)
+    is_below = raw < offsets
+    differences = (raw - offsets).view(np.int64)  # modulo 2**64
+    # A difference of the wrong sign has wrapped around: such a value is farther away than 64 bits can tell.
+    wraps = is_below != (differences < 0)
+    limits = np.iinfo(np.int64)
+    differences[wraps & is_below] = limits.min
+    differences[wraps & ~is_below] = limits.max
+    out[...] = differences
 
 
 def _stored(block: Block, out: np.ndarray, axis: int) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "is_wide",
     "read_dtype",
     "row_dtype",
+    "with_offset",
     "without",
 ]
 
@@ -141,6 +142,8 @@ class Shard:
         Of what makes up the rows: one, but for sparse ones.
     rows : ndarray of shape (n_rows, n_inputs), or None
         The rows themselves, where they are in no file.
+    offset : ndarray of shape (n_inputs,), float64, or None
+        Whole numbers that are subtracted from every row, exactly, when it is read.
     """
 
     path: str
@@ -157,6 +160,7 @@ class Shard:
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
     rows: np.ndarray | None = field(default=None, compare=False, repr=False)
+    offset: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"file={shown(self.path)} dataset={shown(self.dataset)}"
@@ -201,6 +205,14 @@ def array_shard(rows: np.ndarray) -> Shard:
 def read_dtype(stored: np.dtype) -> str:
     """As what rows of a dtype are read: in native byte order, and not as what no device computes with."""
     return _READ_AS.get(stored.name, stored.name)
+
+
+def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
+    """Return a shard whose rows are read with an offset (n_inputs,) subtracted; the same one without an offset."""
+    if offset is None:
+        return shard
+    is_float = np.dtype(shard.dtype).kind == "f"
+    return replace(shard, offset=offset, dtype="float64" if is_float else "int64")
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ class Standing:
     # The first and the last good cost, by which divergence is told; a list, as JSON gives it back.
     watch: list[float | None] = field(default_factory=lambda: [None, None])
     n_epochs: int | None = None  # that are made in all; None where that is left to the settings, or not decided yet
+    # Steps (or shares) of the last epoch after which a deadline ended the training; None if that epoch is a whole one.
+    ended_at: int | None = None
 
     def summary(self) -> dict[str, Any]:
         """Plain values for reports."""
@@ -70,8 +72,8 @@ class Standing:
         if not isinstance(values, Mapping):
             raise ValueError(f"is no checkpoint: its progress is a {type(values).__name__}")
         names = {each.name for each in fields(cls)}
-        # One that is missing must not become its default, but for the one that the first version did not know.
-        if set(values) | {"n_epochs"} != names:
+        # One that is missing must not become its default, except for those that earlier versions did not know.
+        if set(values) | {"n_epochs", "ended_at"} != names:
             raise ValueError(f"is no checkpoint: it tells {sorted(values)}, expected {sorted(names)}")
         found = cls(**{**values, "history": [Epoch(**epoch) for epoch in values["history"]]})
         wrong = [name for name, is_possible in _possible(found).items() if not is_possible]

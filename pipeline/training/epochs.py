@@ -104,18 +104,41 @@ class Training:
     @property
     def n_steps_done(self) -> int:
         """So far; where replicas take them at the same time, those that one would have taken on as many rows."""
-        in_epoch = self.standing.n_done
+        epoch, in_epoch = self._position
         if self.replicas:
             in_epoch = in_epoch * self.steps_per_epoch // self.replicas.rounds.n_shares
-        return self.standing.epoch * self.steps_per_epoch + in_epoch
+        return epoch * self.steps_per_epoch + in_epoch
+
+    @property
+    def last_epoch_part(self) -> float:
+        """The part of the last epoch that is trained: below 1 if a deadline ended the training within it."""
+        ended_at = self.standing.ended_at
+        if ended_at is None:
+            return 1.0
+        return ended_at / self._n_pieces
+
+    @property
+    def _n_pieces(self) -> int:
+        """Steps of an epoch, or its shares where there are replicas."""
+        return self.replicas.rounds.n_shares if self.replicas else self.steps_per_epoch
 
     @property
     def n_rows_done(self) -> int:
         """Rows of all steps so far."""
-        in_epoch = min(self.standing.n_done * self.config.batch_size, self.order.n_rows)
+        epoch, n_done = self._position
+        in_epoch = min(n_done * self.config.batch_size, self.order.n_rows)
         if self.replicas:
-            in_epoch = self.replicas.rounds.n_rows_of(self.standing.epoch, self.standing.n_done)
-        return self.standing.epoch * self.order.n_rows + in_epoch
+            in_epoch = self.replicas.rounds.n_rows_of(epoch, n_done)
+        return epoch * self.order.n_rows + in_epoch
+
+    @property
+    def _position(self) -> tuple[int, int]:
+        """The epoch, and its steps (or shares) that are done; after the end of a part of an epoch, still that one."""
+        now = self.standing
+        if now.ended_at is not None:
+            is_evaluated = now.n_done == 0
+            return now.epoch - is_evaluated, now.ended_at
+        return now.epoch, now.n_done
 
     @property
     def is_watched(self) -> bool:
@@ -191,6 +214,13 @@ class Training:
         self.standing.n_epochs = n_epochs
         self.config = replace(self.config, epochs=n_epochs)
 
+    def end_here(self) -> None:
+        """End the training with the step that was taken last. Checkpoints keep it."""
+        now = self.standing
+        self.limit(now.epoch + 1)
+        if now.n_done < self._n_pieces:
+            now.ended_at = now.n_done
+
 
 def train(
     training: Training,
@@ -207,8 +237,8 @@ def train(
     save : callable
         Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
     advance : callable
-        Told how many more rows have been trained on, and the training, which says in words where it stands. After a
-        step it may `limit` it; a checkpoint, made at once, then keeps that.
+        Called with the number of rows trained on since the last call, and with the training, whose `str` says how far
+        it is. After a step it may call the training's `limit` or `end_here`; a checkpoint, written at once, keeps that.
     run : callable, optional
         Where there are replicas, what trains them; without it this process does, one after the other.
 
@@ -223,8 +253,6 @@ def train(
         try:
             while not training.is_over:
                 _train_epoch(training, keeper, advance, run)
-                if training.is_over:  # there is no time for the rest of the epoch
-                    break
                 done = _end_epoch(training)
                 advance(0, training)
                 log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
@@ -264,6 +292,8 @@ class _Keeper:
 def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run | None) -> None:
     """Take an epoch's steps, or what is left of them."""
     now = training.standing
+    if now.ended_at is not None:  # an interrupted run had ended it here
+        return
     start = time.monotonic() - now.seconds  # also what steps took before an interruption
     if training.replicas is None:
         taken = steps_of(training, training.order, now.epoch, now.n_done)
@@ -276,12 +306,12 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run
         if cost is not None:
             what = "minibatch" if training.replicas is None else "share"
             now.costs.append(_checked(now, cost, f"epoch {now.epoch}, {what} {number}"))
-        limit = now.n_epochs
+        limits = (now.n_epochs, now.ended_at)
         if n_rows:  # of a round there may be none left
             advance(n_rows, training)
-        if now.n_epochs != limit:
+        if (now.n_epochs, now.ended_at) != limits:
             keeper.save()
-        if training.config.epochs <= now.epoch:
+        if now.ended_at is not None:
             return
         keeper.keep()
 

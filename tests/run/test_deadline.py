@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.output.records import read_manifest
@@ -24,6 +27,8 @@ from tests.support.standin import Night, features_of
 NOON = datetime(2026, 3, 4, 12, 0)
 MANY = ["--epochs", "8", "--patience", "0"]
 EPOCH, ENCODING = 100.0, 40.0  # seconds
+SHORT = ["--batch-size", "5"]
+STEPS_PER_EPOCH = 11
 
 
 @each(
@@ -52,22 +57,46 @@ def test_a_time_that_is_none_is_refused(night: Night, out: Path, time: str) -> N
 
 
 class Machine:
-    """Says how long an epoch and the encoding take."""
+    """Determines how long an epoch, a step and the encoding take, by a clock that only steps and measurements move."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.epoch, self.n_asked = EPOCH, 0
+        self.epoch = EPOCH
+        self.step = 0.0
+        self.encodings = [ENCODING]  # as measured, one after the other; the last one from then on
+        self.restart()
+        real_time, call = time.time, deadline.InTime.__call__
+
+        def after_step(in_time: deadline.InTime, training: Any) -> None:
+            self.n_steps += 1
+            self._passed += self.step
+            call(in_time, training)
+
+        clock = SimpleNamespace(time=lambda: real_time() + self._passed, monotonic=lambda: self._passed)
+        monkeypatch.setattr(deadline, "time", clock)
+        monkeypatch.setattr(deadline.InTime, "__call__", after_step)
         monkeypatch.setattr(deadline, "_epoch_seconds", lambda training: self.epoch)
         monkeypatch.setattr(deadline, "_encoding_seconds", self._encoding)
 
+    def restart(self) -> None:
+        """Begin to count and to measure time again, before another run."""
+        self.n_measured = 0
+        self.n_steps = 0
+        self._passed = 0.0
+
     def _encoding(self, *_arguments: Any) -> float:
-        self.n_asked += 1
-        return ENCODING
+        self.n_measured += 1
+        return self.encodings[min(self.n_measured, len(self.encodings)) - 1]
 
     def flags(self, n_epochs: float, *more: str) -> list[str]:
         """By which about so many epochs fit; the first of them really takes no time."""
         reserve = deadline.reserved_seconds(ENCODING, Config())
         seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
         return [*MANY, "--max-hours", repr(seconds / 3600), *more]
+
+    def hours(self, n_epochs: float, *more: str) -> list[str]:
+        """Flags that leave the time for so many epochs before the encoding, as it really is."""
+        seconds = deadline.reserved_seconds(ENCODING, Config()) + n_epochs * self.epoch
+        return [*MANY, *SHORT, "--max-hours", repr(seconds / 3600), *more]
 
 
 @pytest.fixture
@@ -83,7 +112,7 @@ def training_of(output: Path) -> dict[str, Any]:
 def test_the_model_is_that_of_so_many_epochs_and_the_rest_is_told(
     night: Night, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for n_epochs in (1, 3, 7):
+    for n_epochs in (2, 3, 7):
         out, other = tmp_path / f"by{n_epochs}", tmp_path / f"of{n_epochs}"
         with case(n_epochs):
             assert night.run(out, *machine.flags(n_epochs + 0.5)) == 0
@@ -186,20 +215,101 @@ def test_epochs_that_take_longer_than_thought_become_fewer(
     flags = machine.flags(5.5)
     monkeypatch.setattr(deadline, "_epoch_seconds", slower)
     assert night.run(out, *flags) == 0
-    assert "epochs take longer than those before" in caplog.text
+    assert "epochs take longer than before" in caplog.text
     assert 2 < len(training_of(out)["history"]) < 5
-    assert machine.n_asked == 1
 
 
-def test_when_no_epoch_fits_the_features_are_those_of_the_start(
+def test_a_part_of_the_first_epoch_is_trained(
     night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for n_features in ("2", "3"):
+    machine.step = EPOCH / STEPS_PER_EPOCH
+    assert night.run(out, *machine.hours(0.55)) == 0
+    facts = training_of(out)
+    assert machine.n_steps == 6
+    assert facts["deadline"]["last_epoch_part"] == 6 / STEPS_PER_EPOCH
+    assert len(facts["history"]) == 1
+    assert np.isfinite(facts["history"][0]["cost"])
+    assert read_manifest(out)["summary"]["gave_up"].startswith("Trained 0.545 of 8 epochs to end by ")
+    assert "only a part of epoch 1 of 8 epochs fits" in caplog.text
+
+
+def test_progress_never_exceeds_its_total(
+    night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pipeline")
+    machine.step = EPOCH / STEPS_PER_EPOCH
+    for n_epochs in (0.01, 0.55, 1.55):
         caplog.clear()
+        machine.restart()
+        with case(n_epochs):
+            assert night.run(out, *machine.hours(n_epochs), "--restart") == 0
+            lines = [record.getMessage() for record in caplog.records if " rows" in record.getMessage()]
+            counts = [re.search(r"training: (\d+)/(\d+) rows,.* epoch (\d+)/(\d+)", line) for line in lines]
+            (found,) = filter(None, counts)
+            assert found[1] == found[2] != "0"
+            assert int(found[3]) <= int(found[4])
+
+
+def test_the_same_steps_give_the_same_features(night: Night, tmp_path: Path, machine: Machine) -> None:
+    machine.step = EPOCH / STEPS_PER_EPOCH
+    made = [tmp_path / str(number) for number in range(2)]
+    for out in made:
+        machine.restart()
+        assert night.run(out, *machine.hours(0.55)) == 0
+    shorter = tmp_path / "shorter"
+    machine.restart()
+    assert night.run(shorter, *machine.hours(0.35)) == 0
+    assert features_of(made[0]) == features_of(made[1]) != features_of(shorter)
+
+
+def test_a_resumed_run_knows_where_training_ended(night: Night, tmp_path: Path, machine: Machine) -> None:
+    machine.step = EPOCH / STEPS_PER_EPOCH
+    flags = machine.hours(0.55, *STEPS)
+    expected = tmp_path / "expected"
+    assert night.run(expected, *flags) == 0
+    for n_commits in range(1, 7):  # of each step; the last one is that of the end
+        out = tmp_path / str(n_commits)
+        machine.restart()
+        with case(n_commits):
+            assert night.run(out, *flags, disk=Stopping("commits/checkpoint", n_commits)) == 74
+            assert night.run(out, *flags) == 0
+            assert training_of(out)["history"][0]["cost"] == training_of(expected)["history"][0]["cost"]
+            assert training_of(out)["deadline"]["last_epoch_part"] == 6 / STEPS_PER_EPOCH
+            assert features_of(out) == features_of(expected)
+
+
+def test_a_deadline_within_an_epoch_ends_training_there(night: Night, out: Path, machine: Machine) -> None:
+    machine.step = 15.0  # so that 11 of them take longer than an epoch is said to take
+    assert night.run(out, *machine.hours(1.55)) == 0
+    facts = training_of(out)
+    assert facts["deadline"]["n_epochs"] == len(facts["history"]) == 1
+    assert machine.n_steps == 10
+    assert facts["deadline"]["last_epoch_part"] == 10 / STEPS_PER_EPOCH
+
+
+def test_one_disturbed_measurement_of_the_encoding_is_corrected(night: Night, out: Path, machine: Machine) -> None:
+    machine.step = EPOCH / STEPS_PER_EPOCH
+    machine.encodings = [20 * ENCODING, ENCODING]
+    assert night.run(out, *machine.hours(4.5)) == 0
+    assert training_of(out)["deadline"]["n_epochs"] >= 3
+    assert training_of(out)["deadline"]["reserved_seconds"] == deadline.reserved_seconds(ENCODING, Config())
+
+
+def test_a_training_that_ends_early_measures_the_encoding_again(night: Night, out: Path, machine: Machine) -> None:
+    machine.step = EPOCH / STEPS_PER_EPOCH
+    machine.encodings = [ENCODING + EPOCH / 2, ENCODING + EPOCH / 2, ENCODING]  # a cold start that lasts
+    assert night.run(out, *machine.hours(0.95)) == 0
+    assert machine.n_steps == 10
+
+
+def test_a_training_without_time_ends_after_one_step(night: Night, out: Path, machine: Machine) -> None:
+    for n_features in ("2", "3"):
+        machine.restart()
         assert night.run(out / n_features, *MANY, "--max-hours", "1e-7", "--n-features", n_features) == 0
-        assert "no epoch fits, so that the features are those of the start" in caplog.text
-        told = training_of(out / n_features)
-        assert (told["best_epoch"], told["deadline"]["n_epochs"]) == (-1, 0)
+        facts = training_of(out / n_features)
+        assert machine.n_steps == 1
+        assert (len(facts["history"]), facts["deadline"]["n_epochs"]) == (1, 1)
+        assert 0 < facts["deadline"]["last_epoch_part"] < 1
 
 
 def test_a_run_that_ends_too_late_says_so(

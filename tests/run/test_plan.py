@@ -55,6 +55,14 @@ def test_a_plan_changes_nothing(night: Night, tmp_path: Path) -> None:
                 assert out.exists() == (state != "nothing yet")
 
 
+def test_a_plan_names_files_with_equal_rows(night: Night, tmp_path: Path) -> None:
+    assert not any("the same" in words for words in planned(night, tmp_path / "out").warnings)
+    shutil.copy(night.shards / "0.h5", night.shards / "copy.h5")
+    (words,) = [words for words in planned(night, tmp_path / "out").warnings if "the same" in words]
+    assert "0.h5" in words
+    assert "copy.h5" in words
+
+
 def test_what_a_plan_says_is_used_is_used(night: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stops = [("commits/scan", 1), ("stages/checkpoint", 4), ("commits/model", 1), ("commits/part", 2), ("index.h5", 1)]
     for number, (kind, n_named) in enumerate(stops):

@@ -197,7 +197,10 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
         if not all(os.path.isdir(pattern) for pattern in patterns):
             return vet(patterns, *rest, **settings)
         found = [(entry.path, entry.stat()) for pattern in patterns for entry in os.scandir(pattern)]
-        files = ((path, status.st_ino, status.st_size, status.st_mtime_ns) for path, status in sorted(found))
+        files = (
+            (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            for path, status in sorted(found)
+        )
         key = (patterns, rest, *sorted(settings.items()), *files)
         if key not in known:
             known[key] = vet(patterns, *rest, **settings)

@@ -206,7 +206,9 @@ def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
         raise Refused(f"an empty dataset (shape {shape} has no columns), expected at least one column", name)
     if stored is None or not is_number(stored):  # those with bits that nobody uses, HDF5 reads
         raise Refused(
-            f"holds {_values(stored)}, expected integers, bool, or floating-point numbers of 16, 32 or 64 bits", name
+            f"holds {_values(rows, stored)}, expected integers, bool, or floating-point numbers that fit into 64 bits. "
+            "Write them as one of these.",
+            name,
         )
     if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
         raise Refused(
@@ -223,7 +225,11 @@ def _records(stored: np.dtype) -> str:
     return f"compound records of {len(fields)} fields ({some(fields)})"
 
 
-def _values(dtype: np.dtype | None) -> str:
+def _values(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
+    stored = rows.id.get_type()
+    if isinstance(stored, h5py.h5t.TypeFloatID):
+        _, _, n_exponent, _, _ = stored.get_fields()
+        return f"floating point of {stored.get_precision()} bits with {n_exponent} exponent bits"
     if dtype is None:
         return "a type that NumPy does not know"
     if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":

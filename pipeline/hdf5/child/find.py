@@ -114,7 +114,7 @@ def dtype_of(item: Any) -> np.dtype | None:
     """A dataset's or an attribute's dtype; None where NumPy has none like it."""
     try:
         return item.dtype
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: a floating-point type with more bits than NumPy's
         return None
 
 

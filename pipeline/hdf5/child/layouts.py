@@ -30,7 +30,9 @@ def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> 
     """
     properties = dataset.id.get_create_plist()
     filters, layout = filters_of(properties, name), properties.get_layout()
-    is_raw, n_bytes = is_plain(dataset, dataset.dtype), prod(dataset.shape) * dataset.dtype.itemsize
+    is_raw = is_plain(dataset, dataset.dtype)
+    # As stored: of bfloat16, which is read as float32, half of what NumPy's type takes.
+    n_bytes = prod(dataset.shape) * dataset.id.get_type().get_size()
     claim = {"name": name, "shape": dataset.shape, "dtype": _spelled(dataset.dtype), "kind": "asked"}
     if layout == h5py.h5d.CHUNKED:
         if is_raw and _tells_places(dataset) and not any(code in ASKED for code, _ in filters):

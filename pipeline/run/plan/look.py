@@ -15,6 +15,7 @@ from pipeline.errors import DataError, ShardpressError, TryAgain, shown
 from pipeline.hdf5.files import writers
 from pipeline.output.disk import free_inodes
 from pipeline.output.lock import LOCK, objection
+from pipeline.run.contents import compare_contents
 from pipeline.run.earlier import asked_for
 from pipeline.run.job import Prepared, prepare, refusal
 from pipeline.run.plan.kept import Kept, kept, looked_into
@@ -22,11 +23,15 @@ from pipeline.run.scan_stage import judge
 from pipeline.run.space import lacks_inodes, lacks_space
 from pipeline.scan.ranges import Scan, check_usable
 from pipeline.settings.config import Config
+from pipeline.shards.twins import find_twins
 
 __all__ = ["Findings", "free_bytes", "heard", "looked_at_inputs", "looked_at_output", "looked_at_rows", "nearest"]
 
 T = TypeVar("T")
 
+_TWINS_BYTES = 2**29  # of rows that are compared in full: a plan is to take seconds
+_TWINS_SHARDS = 1000  # of one shape, of which some rows are compared
+_TWINS_LISTED = 10
 _LEFT_OUT = " This shard is left out."  # how a warning of a refused one ends
 
 
@@ -92,8 +97,17 @@ def looked_at_inputs(config: Config, found: Findings) -> Prepared | None:
     n_shards = len(prepared.shards) + len(prepared.bad_shards)
     if config.on_bad_data != "raise" and (error := refusal(config, prepared.bad_shards, n_shards)):
         found.problems.append(error)
+    found.caught(lambda: _warn_of_twins(prepared, found))
     asked = replace(prepared.config, on_bad_data=config.on_bad_data, max_bad_shards=config.max_bad_shards)
     return replace(prepared, config=asked)
+
+
+def _warn_of_twins(prepared: Prepared, found: Findings) -> None:
+    """Warn of shards with equal rows, of some of them in a line each."""
+    twins = list(find_twins(prepared.shards, _TWINS_BYTES, _TWINS_SHARDS))
+    found.warnings += map(str, twins[:_TWINS_LISTED])
+    if len(twins) > _TWINS_LISTED:
+        found.warnings.append(f"{len(twins) - _TWINS_LISTED} more files hold the same rows as another one")
 
 
 def looked_at_output(prepared: Prepared, found: Findings) -> Kept:
@@ -107,6 +121,8 @@ def looked_at_output(prepared: Prepared, found: Findings) -> Kept:
         words = f"{where}: another run (process {pid}) is at work there. Wait until it has ended."
         found.problems.append(TryAgain(words))
     ledger = found.caught(lambda: looked_into(directory))
+    if ledger is not None:
+        prepared, _ = compare_contents(ledger, prepared, reads=False)
     left = Kept() if ledger is None else kept(ledger, prepared)
     if ledger is not None and not prepared.config.restart:
         found.caught(lambda: asked_for(ledger, prepared))

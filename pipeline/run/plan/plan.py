@@ -25,6 +25,7 @@ from pipeline.run.plan.memory import available_bytes, device_bytes, stage_bytes,
 from pipeline.run.plan.nameless import Nameless
 from pipeline.run.plan.sample import sampled_encoding, sampled_scan, sampled_training, stretches
 from pipeline.run.plan.times import Sampled, Stage, stages
+from pipeline.run.scan_stage import offset_of, with_offset_in
 from pipeline.run.space import bytes_needed
 from pipeline.settings.config import Config
 from pipeline.settings.resolve import network_of
@@ -185,6 +186,10 @@ def _sampled(
     """How fast each stage is; None where there are no rows to try it with."""
     tell("scanning some rows")
     pace, scan, some = sampled_scan(prepared, stretches(prepared))
+    offset = offset_of(prepared, scan) if prepared.given is None else prepared.given.offset
+    if offset is not None:
+        prepared = with_offset_in(prepared, offset)
+        _, scan, some = sampled_scan(prepared, stretches(prepared))
     if not looked_at_rows(prepared, scan, found):
         return None
     training = None

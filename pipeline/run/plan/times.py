@@ -82,7 +82,7 @@ def _rate(pace: Pace) -> str:
 
 
 def _training(prepared: Prepared, kept: Kept, sampled: Sampled, beside: float) -> Stage:
-    """The epochs that are made, as many as fit if it is to be over in time: `beside` seconds go to other stages."""
+    """Return the training of as many epochs as fit, if there is a deadline: `beside` seconds go to other stages."""
     config, pace, now = prepared.config, sampled.training, time.time()
     assert pace is not None
     once, epoch = _once(prepared, pace, sampled.resident), _epoch_seconds(pace, prepared.n_rows, sampled)

@@ -1,0 +1,160 @@
+"""Input files that were changed in place, under a modification time that was restored.
+
+The time of change (ctime) of such a file moves. It also moves by chmod, hard links and backups, so a digest of the file
+confirms the change. Times of change and digests are stored in ``run.json``, next to the request, and are part of no
+fingerprint. Only a file that was found to be changed has the digest of its new contents in the request: then the
+results depend on it, like on a new modification time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import threads
+from pipeline.errors import DataError, shown
+from pipeline.hdf5.files import FILES
+from pipeline.hdf5.values import file_digest
+from pipeline.output.ledger import Ledger
+from pipeline.run.fingerprints import CONTENTS
+from pipeline.run.job import Job, Prepared
+from pipeline.shards.shard import Shard
+
+__all__ = ["check_contents", "compare_contents", "record_contents"]
+
+log = logging.getLogger(__name__)
+
+Contents = list[dict[str, Any]]
+"""For each shard ``file``, ``n_bytes``, ``changed`` (mtime), ``ctime_ns``, ``blake3`` and ``is_changed``."""
+
+_SAME_FILE = ("file", "n_bytes", "changed")
+
+
+def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> tuple[Prepared, Contents]:
+    """Compare the input files with what an earlier run here has stored about their contents.
+
+    Parameters
+    ----------
+    reads : bool
+        Whether files whose time of change has moved are read. Without it they count as unchanged.
+
+    Returns
+    -------
+    Prepared
+        Files that were changed in place have a digest in its request.
+    list of dict
+        What is known of the contents now; empty if nothing was stored.
+    """
+    if prepared.config.restart:
+        return prepared, []
+    stored = ledger.contents()
+    shards = prepared.shards
+    if not _describes(stored, shards):
+        return prepared, []
+    moved = [i for i, shard in enumerate(shards) if shard.identity.ctime_ns != stored[i]["ctime_ns"]]
+    if not reads or prepared.config.verify != "digests":
+        moved = []
+    digests = _digests([shards[i] for i in moved], prepared.budget.n_threads)
+    contents = list(stored)
+    for i, found in zip(moved, digests, strict=True):
+        is_equal = found == stored[i]["blake3"]
+        words = "the contents are the same" if is_equal else "the contents changed"
+        log.debug("file=%s: its time of change (ctime) has moved, %s", shown(shards[i].path), words)
+        contents[i] = _line(shards[i], found, is_changed=stored[i]["is_changed"] or not is_equal)
+    return _marked(prepared, contents), contents
+
+
+def record_contents(job: Job) -> None:
+    """Store digests of the input files, unless they are stored, or are not compared (``--verify sizes``)."""
+    if job.config.verify != "digests" or _describes(job.ledger.contents(), job.shards):
+        return
+    digests = _digests(job.shards, job.budget.n_threads)
+    contents = [_line(shard, found) for shard, found in zip(job.shards, digests, strict=True)]
+    for shard, line in zip(job.shards, contents, strict=True):
+        ctime_ns = _ctime_of(shard)
+        if ctime_ns not in (None, shard.identity.ctime_ns):
+            line["ctime_ns"] = ctime_ns
+            log.warning(
+                "file=%s: its time of change (ctime) moved before its digest was computed: whether its contents "
+                "changed as well is not known",
+                shown(shard.path),
+            )
+    job.ledger.set_contents(contents)
+
+
+def check_contents(job: Job) -> None:
+    """Compare the input files with what they were when the run began.
+
+    Raises
+    ------
+    DataError
+        When the contents of one changed during the run.
+    """
+    contents = job.ledger.contents()
+    if job.config.verify != "digests" or not _describes(contents, job.shards):
+        return
+    for shard, line in zip(job.shards, contents, strict=True):
+        if _ctime_of(shard) in (None, line["ctime_ns"]):
+            continue
+        if file_digest(shard.path, shard.identity) != line["blake3"]:
+            raise DataError(
+                f"file={shown(shard.path)}: its contents changed during the run although its modification time did "
+                "not, expected input that stays as it is. Type the same command again once nothing writes to it."
+            )
+        log.debug("file=%s: its time of change (ctime) has moved, the contents are the same", shown(shard.path))
+
+
+def _digests(shards: Sequence[Shard], n_threads: int) -> list[str]:
+    """Return the digest of each shard's file; a file that holds several shards is read once."""
+    files = {shard.path: shard.identity for shard in shards}
+    with threads(n_threads) as pool:
+        found = compute([(_digest_of, each) for each in files.items()], pool, n_threads)
+    by_path = dict(zip(files, found, strict=True))
+    return [by_path[shard.path] for shard in shards]
+
+
+def _digest_of(file: Any) -> str:
+    path, identity = file
+    return file_digest(path, identity)
+
+
+def _line(shard: Shard, blake3: str, is_changed: bool = False) -> dict[str, Any]:
+    return {
+        "file": Path(shard.path).name,
+        "n_bytes": shard.identity.size,
+        "changed": shard.identity.mtime_ns,
+        "ctime_ns": shard.identity.ctime_ns,
+        "blake3": blake3,
+        "is_changed": is_changed,
+    }
+
+
+def _ctime_of(shard: Shard) -> int | None:
+    """Return the time of change of a shard's file now; None if it is gone."""
+    try:
+        return int(FILES.stat(shard.path).st_ctime_ns)
+    except OSError:
+        return None
+
+
+def _describes(contents: Contents, shards: Sequence[Shard]) -> bool:
+    """Return whether what was stored is about these files, in this order."""
+    return len(contents) == len(shards) and all(map(_is_same_file, contents, shards))
+
+
+def _is_same_file(line: Mapping[str, Any], shard: Shard) -> bool:
+    now = _line(shard, "")
+    return all(line[name] == now[name] for name in _SAME_FILE)
+
+
+def _marked(prepared: Prepared, contents: Contents) -> Prepared:
+    """Return what was prepared, with a digest in the request for each file that was changed in place."""
+    if not any(line["is_changed"] for line in contents):
+        return prepared
+    marks = [{CONTENTS: line["blake3"]} if line["is_changed"] else {} for line in contents]
+    shards = [{**shard, **mark} for shard, mark in zip(prepared.request.inputs["shards"], marks, strict=True)]
+    return replace(prepared, request=replace(prepared.request, inputs={"shards": shards}))

@@ -1,0 +1,113 @@
+"""Shards with equal rows under different names, such as a file that was copied into the input twice."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import DataError, shown
+from pipeline.formats import digest
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block, Shard
+
+__all__ = ["Twins", "find_twins"]
+
+_SAMPLED_ROWS = 16  # rows of a shard that are compared before all of them are
+_SAMPLED_BYTES = 2**16  # of these rows, though one row may be larger
+_BLOCK_BYTES = 2**23
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two shards with equal rows.
+
+    Attributes
+    ----------
+    first, second : Shard
+        In the order of the input.
+    n_compared : int
+        Rows of each that were compared.
+    """
+
+    first: Shard
+    second: Shard
+    n_compared: int
+
+    def __str__(self) -> str:
+        names = f"file={shown(self.first.path)} and file={shown(self.second.path)}"
+        if self.n_compared == self.first.n_rows:
+            return f"{names}: hold the same {self.n_compared} rows. Leave one of them out if it is a copy."
+        return (
+            f"{names}: may hold the same {self.first.n_rows} rows: {self.n_compared} of them were compared and are "
+            "equal. `shardpress inspect --all` compares all."
+        )
+
+
+def find_twins(
+    shards: Sequence[Shard], most_bytes: int | None = None, most_shards: int | None = None
+) -> Iterator[Twins]:
+    """Find shards with equal rows.
+
+    Only shards of the same shape, dtype and stored size are read: first a few rows of each, then all rows of those that
+    agree in these. A shard that cannot be read has no twin.
+
+    Parameters
+    ----------
+    most_bytes : int, optional
+        Rows of at most this size are compared completely, over all shards; of further ones only the sample is.
+    most_shards : int, optional
+        Shards of one shape of which rows are read.
+
+    Yields
+    ------
+    Twins
+        Each shard with the first one that is equal to it.
+    """
+    n_left = most_bytes
+    filled = [shard for shard in shards if shard.n_rows]
+    for alike in _grouped(filled, [_make(shard) for shard in filled]):
+        some = alike[:most_shards]
+        for sampled in _grouped(some, [_digest_of(shard, _sample(shard)) for shard in some]):
+            n_bytes = len(sampled) * sampled[0].n_rows * sampled[0].row_bytes
+            if n_left is not None and n_bytes > n_left:
+                n_compared = len(_sample(sampled[0]))
+                yield from (Twins(sampled[0], other, n_compared) for other in sampled[1:])
+                continue
+            if n_left is not None:
+                n_left -= n_bytes
+            all_rows = [_digest_of(shard, Block(shard, 0, shard.n_rows)) for shard in sampled]
+            for equal in _grouped(sampled, all_rows):
+                yield from (Twins(equal[0], other, other.n_rows) for other in equal[1:])
+
+
+def _grouped(shards: Sequence[Shard], keys: Sequence[Hashable]) -> list[list[Shard]]:
+    """Return groups of two or more shards with equal keys; those whose key is None are in no group."""
+    groups: dict[Hashable, list[Shard]] = {}
+    for shard, key in zip(shards, keys, strict=True):
+        if key is not None:
+            groups.setdefault(key, []).append(shard)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _make(shard: Shard) -> Hashable:
+    """Return what shards with equal rows have in common, as far as it is known without reading any."""
+    n_stored = 0
+    for layout in shard.layouts:
+        n_stored += layout.n_bytes if layout.index is None else int(layout.index[1].sum())
+    return shard.shape, shard.stored_dtype, shard.form, n_stored
+
+
+def _sample(shard: Shard) -> Block:
+    """Return a few rows from the middle of a shard: its first ones may be padding."""
+    n_rows = max(1, min(_SAMPLED_ROWS, _SAMPLED_BYTES // shard.row_bytes, shard.n_rows))
+    start = (shard.n_rows - n_rows) // 2
+    return Block(shard, start, start + n_rows)
+
+
+def _digest_of(shard: Shard, rows: Block) -> str | None:
+    """Return the digest of some rows of a shard; None if they cannot be read."""
+    n_rows = max(1, _BLOCK_BYTES // shard.row_bytes)
+    try:
+        return digest(read(block).tobytes() for block in rows.cut(n_rows))
+    except DataError:
+        return None

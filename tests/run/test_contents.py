@@ -1,0 +1,112 @@
+"""Input files that are changed in place under a restored modification time, and attributes that change alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+from pipeline.hdf5.files import opened
+from pipeline.hdf5.values import file_digest
+from pipeline.run import contents, stages
+from pipeline.run.encoding_stage import encode
+from tests.support.nights import STEPS, Stopping, fresh, results, stamps
+from tests.support.standin import Night, features_of
+
+
+def change_in_place(path: Path) -> None:
+    """Change one value of the rows; size and modification time stay."""
+    status = path.stat()
+    with h5py.File(path, "r+") as file:
+        file["X"][0, 0] += 1
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+def change_attributes(path: Path) -> None:
+    """Change the time of change (ctime) alone, as chmod, hard links and backups do."""
+    before = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == before:  # a clock may tick slowly
+        path.chmod(path.stat().st_mode ^ 0o020)
+
+
+@pytest.fixture
+def digested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files whose digests are computed."""
+    paths: list[str] = []
+
+    def counted(path: str, identity: Any) -> str:
+        paths.append(path)
+        return file_digest(path, identity)
+
+    monkeypatch.setattr(contents, "file_digest", counted)
+    return paths
+
+
+def test_a_finished_run_notices_contents_changed_in_place(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert night.run(out) == 0
+    before = features_of(out)
+    change_in_place(night.shards / "0.h5")
+    caplog.clear()
+    assert night.run(out) == 78
+    assert "0.h5 (its contents changed although its modification time did not)" in caplog.text
+    assert night.run(out, "--overwrite") == 0
+    assert features_of(out) == fresh(night) != before
+    kept = stamps(out)
+    assert night.run(out) == 0
+    assert stamps(out) == kept
+
+
+def test_an_unfinished_run_notices_contents_changed_in_place(night: Night, out: Path) -> None:
+    assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 2)) == 74
+    change_in_place(night.shards / "0.h5")
+    assert night.run(out, *STEPS) == 0
+    assert features_of(out) == fresh(night, *STEPS)
+
+
+def test_changed_attributes_are_confirmed_once(night: Night, out: Path, digested: list[str]) -> None:
+    assert night.run(out) == 0
+    before = results(stamps(out))
+    path = night.shards / "0.h5"
+    change_attributes(path)
+    os.link(path, night.folder / "backup.h5")
+    digested.clear()
+    for expected in ([str(path)], []):
+        assert night.run(out) == 0
+        assert digested == expected
+        digested.clear()
+    assert results(stamps(out)) == before
+
+
+def test_without_digests_contents_are_not_compared(night: Night, out: Path, digested: list[str]) -> None:
+    assert night.run(out, "--verify", "sizes") == 0
+    assert digested == []
+    change_in_place(night.shards / "0.h5")
+    assert night.run(out) == 0  # nothing is known of what it was
+
+
+def test_contents_that_change_during_a_run_end_it(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def encode_and_change(*arguments: Any) -> Any:
+        found = encode(*arguments)
+        change_in_place(night.shards / "0.h5")
+        return found
+
+    monkeypatch.setattr(stages, "encode", encode_and_change)
+    assert night.run(out) == 65
+    assert "its contents changed during the run" in caplog.text
+    monkeypatch.setattr(stages, "encode", encode)
+    assert night.run(out) == 0
+    assert features_of(out) == fresh(night)
+
+
+def test_attributes_that_change_during_a_read_cause_another_try(night: Night) -> None:
+    path = night.shards / "0.h5"
+    with pytest.raises(OSError, match="changed while it was read"), opened(str(path)):
+        change_attributes(path)

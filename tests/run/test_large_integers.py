@@ -1,0 +1,138 @@
+"""Columns of whole numbers above 2^53, whose differences float64 loses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.features import open_features
+from pipeline.interop.onnx import encoder_onnx
+from pipeline.model import load_model
+from pipeline.report.verify import verify
+from pipeline.run.plan.plan import make_plan
+from pipeline.scan import ranges
+from pipeline.settings.flags import parse
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block, array_shard, with_offset
+from tests.support.cases import case
+from tests.support.standin import Night, features_of
+
+LARGE = 2**60
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+    """A data set of int64 columns whose values differ by 3 at most."""
+    from tests.support.standin import install
+
+    install(monkeypatch)
+    folder = tmp_path / "large"
+    folder.mkdir()
+    night = Night(folder)
+    rng = np.random.default_rng(0)
+    for i, n_rows in enumerate((20, 35)):
+        night.add_shard(f"{i}.h5", LARGE + 1 + rng.integers(0, 4, (n_rows, 4)))
+    return night
+
+
+def small_copy(night: Night) -> Night:
+    """The same rows, less 2^60."""
+    folder = night.folder.with_name("small")
+    folder.mkdir()
+    copy = Night(folder)
+    for path in sorted(night.shards.iterdir()):
+        with h5py.File(path) as file:
+            copy.add_shard(path.name, file["X"][()] - LARGE)
+    return copy
+
+
+def features(output: Path) -> np.ndarray:
+    return np.asarray(open_features(output).features)
+
+
+def test_large_integers_give_the_features_of_their_differences(large: Night, tmp_path: Path) -> None:
+    small = small_copy(large)
+    for flags in ([], ["--threads", "2", "--block-rows", "5"]):
+        with case(flags):
+            out = tmp_path / f"large{len(flags)}"
+            other = tmp_path / f"small{len(flags)}"
+            assert large.run(out, *flags) == 0
+            assert small.run(other, *flags) == 0
+            np.testing.assert_array_equal(features(out), features(other))
+            assert np.ptp(features(out)[~np.isnan(features(out))]) > 0
+
+
+def test_a_model_of_large_integers_is_read_and_applied(large: Night, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    again = tmp_path / "again"
+    assert large.run(out) == 0
+    model = load_model(out)
+    assert model.offset is not None
+    assert model.offset.tolist() == [float(LARGE)] * 4
+    assert large.run(again, "--model", str(out)) == 0
+    np.testing.assert_array_equal(features(again), features(out))
+    assert not verify(str(out), 100).faults
+    with np.load(out / "encoder.npz") as arrays:
+        assert arrays["offset"].tolist() == model.offset.tolist()
+    with pytest.raises(DataError, match="above 2"):
+        encoder_onnx(model)
+
+
+def test_a_resumed_run_reads_the_same_differences(large: Night, tmp_path: Path) -> None:
+    from tests.support.nights import STEPS, Stopping
+
+    out = tmp_path / "out"
+    expected = tmp_path / "expected"
+    assert large.run(expected, *STEPS) == 0
+    for kind in ("commits/scan", "commits/checkpoint", "commits/part"):
+        output = out / kind.replace("/", "-")
+        with case(kind):
+            assert large.run(output, *STEPS, disk=Stopping(kind, 1)) == 74
+            assert large.run(output, *STEPS) == 0
+            assert features_of(output) == features_of(expected)
+
+
+def test_a_plan_accepts_large_integers(large: Night, tmp_path: Path) -> None:
+    plan = make_plan(parse(large.arguments(tmp_path / "out"), os.environ, ""), lambda words: None)
+    assert plan.problems == []
+
+
+def test_differences_are_exact_or_at_the_limit() -> None:
+    limits = np.iinfo(np.int64)
+    rows: Any
+    for dtype, offset in (("int64", LARGE), ("uint64", 2**63), ("int64", -LARGE), ("int32", LARGE), ("uint8", 2**55)):
+        info = np.iinfo(dtype)
+        values = [
+            info.min,
+            info.max,
+            *(offset + i for i in (-3, -1, 0, 1, 2**50) if info.min <= offset + i <= info.max),
+        ]
+        rows = np.array([[value] for value in values], dtype=dtype)
+        shard = with_offset(array_shard(rows), np.array([float(offset)]))
+        found = read(Block(shard, 0, len(rows)))
+        expected = [min(max(value - offset, limits.min), limits.max) for value in values]
+        with case(dtype):
+            assert found.dtype == np.int64
+            assert found[:, 0].tolist() == expected
+
+
+def test_only_large_integers_of_a_narrow_range_get_an_offset() -> None:
+    def offset_of(values: list[int], dtype: str) -> Any:
+        rows = np.array([[value, 7] for value in values], dtype=dtype)
+        ends = rows.astype(np.float64)
+        found = ranges.Scan(len(rows), ends.min(axis=0), ends.max(axis=0), np.empty(0, np.int64), ends[0], ends[:2])
+        offset = ranges.offset_for([array_shard(rows)], found)
+        return None if offset is None else offset.tolist()
+
+    assert offset_of([2**53, 1], "int64") is None
+    assert offset_of([2**53 + 2, 2**53 + 4], "int64") == [2.0**53 + 2, 0]
+    assert offset_of([-LARGE, -LARGE + 1], "int64") == [-float(LARGE), 0]
+    assert offset_of([2**64 - 1, 2**64 - 2], "uint64") == [np.nextafter(2.0**64, 0), 0]
+    assert offset_of([-(2**62), 2**62], "int64") is None
+    assert offset_of([LARGE, LARGE + 1], "float64") is None
