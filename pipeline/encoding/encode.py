@@ -7,6 +7,7 @@ encoded. The features of a row depend on nothing but the row: every part and blo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from pipeline.cluster.threads import check
 from pipeline.device import theanos_errors
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.parts import LISTED, Part, PartFacts
-from pipeline.encoding.worker import EncodeSettings, Worker, worker_of
+from pipeline.encoding.worker import EncodeSettings, Worker, check_place, worker_of
 from pipeline.errors import DataError
+from pipeline.output.disk import GuardedDisk
 from pipeline.output.records import write_result
 from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.drift import Outside, farthest
@@ -50,6 +52,8 @@ def encode_part(task: EncodeTask) -> PartFacts:
     TooCoarse
         When features cannot be stored as they shall be.
     WriteFailed, SystemLimit
+    TryAgain
+        When the output directory is no longer the one in which the run began.
     ReadFailed, DeviceError, ConfigError, NotPermitted
         As `pipeline.encoding.worker.worker_of`.
     """
@@ -78,7 +82,8 @@ def encode_part(task: EncodeTask) -> PartFacts:
         **({} if error is None else {"dtype": settings.storage.dtype, "max_error": error}),
     }
     data = memory.file(valid, riders, settings.attributes, facts)
-    entry = write_result(Path(settings.directory), worker.disk, f"parts/{part.key}", ".h5", data)
+    disk = GuardedDisk(worker.disk, partial(check_place, settings))
+    entry = write_result(Path(settings.directory), disk, f"parts/{part.key}", ".h5", data)
     # Only now, since what cannot be read of a rider is among them.
     listed = [*bad, *lost] if settings.bad_data.lists else []
     return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(outside))

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import DataError, NoInput, counted, shown
 from pipeline.model import load_model
-from pipeline.output.records import Entry, fault_of, read_manifest
+from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
 from pipeline.report.encoded import Encoded
 from pipeline.report.parts import Part
 from pipeline.report.rows import Fault, RowsChecked, check_rows
@@ -84,7 +84,7 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
     faults = _faults(directory, entries)
     wrong, n_bytes = {each.file for each in faults}, sum(entry.n_bytes for entry in entries)
     rows, unchecked = RowsChecked(), []
-    if "model.h5" in wrong:
+    if "model.h5" in map(plain_name, wrong):
         unchecked.append(Fault("features", "the model is damaged, so that no row can be encoded again"))
     else:
         parts = [part for part in manifest["parts"] if part["file"] not in wrong]
@@ -103,7 +103,7 @@ def _encoded(directory: Path, manifest: Mapping[str, Any]) -> Encoded:
     config = manifest["config"]
     drift = config.get("on_drift", config.get("out_of_range"))  # which it was called before
     clips = bool(config.get("model")) and drift == "clip"
-    return Encoded(load_model(directory), config.get("missing_value"), clips)
+    return Encoded(load_model(published_file(directory, "model.h5")), config.get("missing_value"), clips)
 
 
 class _Inputs:
