@@ -157,7 +157,7 @@ def _lock(directory: Path) -> int:
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             # It is emptied below.
             raise CannotCreate(f"its {LOCK} is a second name of another file, expected a file of its own")
         try:

@@ -22,15 +22,15 @@ from pipeline.output.disk import Disk
 
 __all__ = [
     *("Broken", "Failing", "Killing", "Left", "PowerLog", "Short", "Watched"),
-    *("forked", "materialize", "small_disk"),
+    *("bind", "forked", "materialize", "small_disk"),
 ]
 
 _CALLS = (
     *("create", "reserve", "bypass_cache", "write", "sync", "close", "replace", "remove", "link", "symlink"),
     *("make_directory", "remove_directory", "sync_directory", "free_bytes"),
 )
-# Of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT.
-_NEW_MOUNTS, _PRIVATE, _REMOUNT = 0x20000, 0x44000, 0x20
+# Of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT, MS_BIND.
+_NEW_MOUNTS, _PRIVATE, _REMOUNT, _BIND = 0x20000, 0x44000, 0x20, 0x1000
 
 
 class Watched(Disk):
@@ -173,6 +173,16 @@ def small_disk(folder: Path, n_bytes: int) -> bool:
         libc.unshare(_NEW_MOUNTS) == 0
         and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
         and libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=%d" % n_bytes) == 0
+    )
+
+
+def bind(source: Path, target: Path) -> bool:
+    """Mount a file or folder in another place, for this process only; False where the machine does not allow it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return (
+        libc.unshare(_NEW_MOUNTS) == 0
+        and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
+        and libc.mount(bytes(source), bytes(target), None, _BIND, None) == 0
     )
 
 
