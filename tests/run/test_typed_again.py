@@ -18,6 +18,8 @@ from tests.support.soak_protocol import (
     broken_promises,
     leftovers,
     named,
+    seen_by_all,
+    without_links,
 )
 from tests.support.standin import Night, features_of
 
@@ -150,6 +152,17 @@ def test_d11_a_part_that_hdf5_cannot_read_again_ends_the_run_with_its_name(
     assert night.run(out, "--verify", "sizes") == 79
     assert f"file={out / paths[0]}: cannot be read: " in caplog.text
     assert night.run(out, "--verify", "sizes") == 0  # all of them were made anew
+
+
+def test_links_that_a_copy_has_lost_are_made_again(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    before, expected = stamps(out), features_of(out)
+    without_links(out)
+    assert night.run(out) == 0
+    assert features_of(out) == expected
+    assert results(stamps(out)) == results(before)
+    assert seen_by_all(out) is not None
+    assert leftovers(out) == []
 
 
 # -- the single file ---------------------------------------------------------------------------------------------
