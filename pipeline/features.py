@@ -10,7 +10,10 @@
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input's rows: one file to open. It is a view,
    and says so: without the parts beside it there are no values in it, but what `missing_value` gives. Of more than
    1,000 parts it is a view of views of 1,000 each, ``index-<digest>.h5``.
-3. ``manifest.json`` names the parts in that order; it is written last.
+3. ``manifest.json`` names the parts in that order.
+
+``index.h5``, ``manifest.json`` and the other files beside ``parts/`` are links to those of the last finished run, and
+one rename replaces all of them (`pipeline.output.publication`).
 """
 
 from __future__ import annotations
@@ -26,12 +29,11 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.hdf5.riders import CATEGORIES
-from pipeline.output.records import MANIFEST, read_manifest
+from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, read_manifest
 
 __all__ = [
     "FAILURES",
     "FEATURES",
-    "INDEX",
     "VALID",
     "Features",
     "Shape",
@@ -41,8 +43,8 @@ __all__ = [
     "reading",
 ]
 
-FEATURES, VALID, INDEX = "features", "valid", "index.h5"
-_WHOLE = "Copy the whole directory, with manifest.json, index.h5 and parts/, or the file that --single-file writes."
+FEATURES, VALID = "features", "valid"
+_WHOLE = "Copy the whole directory, with published/ and parts/, or the file that --single-file writes."
 # HDF5's come as any of the first; the others where a group, or nothing, lies in a dataset's place.
 FAILURES = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
 
@@ -133,8 +135,13 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     if not found.is_file():
         return _open_directory(found, block_rows)
     if found.name == INDEX and (found.parent / MANIFEST).exists():
-        return _open_directory(found.parent, block_rows)
+        return _open_directory(_output_of(found.parent), block_rows)
     return _open_file(found, block_rows)
+
+
+def _output_of(directory: Path) -> Path:
+    """Return the output directory that an index belongs to, which may have been named by its place in a publication."""
+    return directory.parents[1] if directory.parent.name == PUBLISHED else directory
 
 
 def _open_directory(directory: Path, block_rows: int) -> Features:

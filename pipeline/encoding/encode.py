@@ -21,9 +21,9 @@ from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.parts import LISTED, Part, PartFacts
 from pipeline.encoding.template import Streamed
-from pipeline.encoding.worker import EncodeSettings, Worker, worker_of
+from pipeline.encoding.worker import EncodeSettings, Worker, check_place, worker_of
 from pipeline.errors import DataError
-from pipeline.output.disk import Pieces
+from pipeline.output.disk import GuardedDisk, Pieces
 from pipeline.output.records import Entry, write_result
 from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.drift import Outside, farthest
@@ -58,6 +58,8 @@ def encode_part(task: EncodeTask) -> PartFacts:
     TooCoarse
         When features cannot be stored as they shall be.
     WriteFailed, SystemLimit
+    TryAgain
+        When the output directory is no longer the one in which the run began.
     ReadFailed, DeviceError, ConfigError, NotPermitted
         As `pipeline.encoding.worker.worker_of`.
     """
@@ -126,8 +128,10 @@ def _written(
     wideness = [is_wide(rider, len(source)) for rider in shard.riders]
     narrow = tuple(rider for rider, wide in zip(shard.riders, wideness, strict=True) if not wide)
 
+    disk = GuardedDisk(worker.disk, partial(check_place, settings))
+
     def write(data: memoryview | Pieces) -> Entry:
-        return write_result(Path(settings.directory), worker.disk, f"parts/{task.part.key}", ".h5", data)
+        return write_result(Path(settings.directory), disk, f"parts/{task.part.key}", ".h5", data)
 
     if len(narrow) == len(shard.riders):
         riders, lost = _riders(source, settings.bad_data)

@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 
 from pipeline.encoding.template import describe, write_attributes
-from pipeline.features import INDEX, Shape, common
+from pipeline.features import Shape, common
 from pipeline.formats import digest, missing_value
+from pipeline.output.records import INDEX
 
 __all__ = ["index_files"]
 

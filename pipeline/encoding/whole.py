@@ -25,9 +25,8 @@ from pipeline.hdf5.files import read_into
 from pipeline.hdf5.riders import CATEGORIES
 from pipeline.output.disk import Pieces
 
-__all__ = ["SINGLE_FILE", "single_file"]
+__all__ = ["single_file"]
 
-SINGLE_FILE = "single.h5"
 _PIECE = 2**22  # bytes copied at once: a signal waits for no more than that
 _PIECE_TEXTS = 2**14  # texts, each an object of some 50 bytes beside its own
 

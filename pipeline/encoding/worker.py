@@ -6,6 +6,7 @@ model's file: a task names that, and does not carry the weights, which are large
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +21,13 @@ from pipeline.device import autoencoder_of, n_cores, start_device
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.storage import PLAIN, Storage
-from pipeline.errors import ReadFailed
+from pipeline.errors import ReadFailed, TryAgain, shown
 from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
 from pipeline.output.records import Entry, fault_of
 from pipeline.shards.shard import Block, Shard
 
-__all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "serving", "worker_of"]
+__all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "check_place", "serving", "worker_of"]
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Writes the features of rows (n, n_inputs) into an array (n, n_features), in any number of threads. It may return
@@ -160,6 +161,22 @@ def _loaded(settings: EncodeSettings) -> Model:
             "system than the driver: every worker must find the output directory under the same path."
         )
     return load_model(directory / settings.model.file)
+
+
+def check_place(settings: EncodeSettings) -> None:
+    """Raise `TryAgain` when the output directory is no longer the one in which the run began.
+
+    The model's file is looked for, since no other directory has a file of its name. Device and inode of the lock, by
+    which the driver knows the directory, differ between hosts that share a file system.
+    """
+    if settings.model == IN_MEMORY:
+        return
+    if not os.path.lexists(os.path.join(settings.directory, settings.model.file)):
+        raise TryAgain(
+            f"output={shown(settings.directory)}: {shown(settings.model.file)} is not there any more, expected the "
+            "directory in which the run began: it was moved away or replaced. Keep it in its place, and type the same "
+            "command again."
+        )
 
 
 @contextmanager

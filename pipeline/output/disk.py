@@ -14,24 +14,42 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, WriteFailed, shown
+from pipeline.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, shown
 
-__all__ = ["PAGE", "TEMPORARY", "Disk", "Pieces", "free_inodes", "publish", "remove", "sync_directory", "write_error"]
+__all__ = [
+    "PAGE",
+    "TEMPORARY",
+    "UNSUPPORTED",
+    "Disk",
+    "GuardedDisk",
+    "Pieces",
+    "free_inodes",
+    "publish",
+    "publish_copy",
+    "publish_link",
+    "remove",
+    "sync_directory",
+    "temporary_name",
+    "write_error",
+]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TEMPORARY = ".writing"
 PAGE = 4096  # bytes: what begins in memory at a multiple of it can be written past the page cache
 _WORTH_BYPASSING = 2**17  # bytes: of less, the copy costs little
-# What file systems answer that know no reservation, no syncing of directories, or no way past the cache.
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+# What file systems answer that know no reservation, no syncing of directories, no links, or no way past the cache.
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 
 class Disk:
@@ -70,9 +88,21 @@ class Disk:
         """Take a file's name away."""
         os.unlink(path)
 
+    def link(self, source: Path, path: Path) -> None:
+        """Give a regular file a second name; a symbolic link is not followed."""
+        os.link(source, path, follow_symlinks=False)
+
+    def symlink(self, target: str, path: Path) -> None:
+        """Make a symbolic link; nothing that has the name is replaced."""
+        os.symlink(target, path)
+
     def make_directory(self, path: Path) -> None:
         """Make one directory."""
         os.mkdir(path)
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove one empty directory."""
+        os.rmdir(path)
 
     def sync_directory(self, path: Path) -> None:
         """Bring a directory's names to the disk."""
@@ -89,6 +119,98 @@ class Disk:
     def free_inodes(self, path: Path) -> int | None:
         """Return how many files may still be created; None where the file system has no such limit."""
         return free_inodes(path)
+
+    def check(self) -> None:
+        """Raise `TryAgain` if nothing may be changed any more; a plain disk always allows changes."""
+
+
+class GuardedDisk(Disk):
+    """A disk that calls `check` before each change of a name.
+
+    Parameters
+    ----------
+    disk : Disk
+        The disk that makes the changes.
+    check : callable
+        Raises `TryAgain` when the path no longer leads to the directory in which the run began.
+    """
+
+    def __init__(self, disk: Disk, check: Callable[[], None]) -> None:
+        self._disk = disk
+        self._check = check
+
+    def check(self) -> None:
+        """Raise `TryAgain` if nothing may be changed any more."""
+        self._disk.check()
+        self._check()
+
+    def create(self, path: Path) -> int:
+        """Check, then open a new file."""
+        return self._guarded(self._disk.create, path)
+
+    def reserve(self, descriptor: int, n_bytes: int) -> None:
+        """Reserve space for an open file."""
+        self._disk.reserve(descriptor, n_bytes)
+
+    def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
+        """Write past the page cache, or through it again."""
+        self._disk.bypass_cache(descriptor, bypasses)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write to an open file."""
+        return self._disk.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Sync an open file."""
+        self._disk.sync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file."""
+        self._disk.close(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Check, then rename."""
+        self._guarded(self._disk.replace, source, target)
+
+    def remove(self, path: Path) -> None:
+        """Check, then remove a name."""
+        self._guarded(self._disk.remove, path)
+
+    def link(self, source: Path, path: Path) -> None:
+        """Check, then make a hard link."""
+        self._guarded(self._disk.link, source, path)
+
+    def symlink(self, target: str, path: Path) -> None:
+        """Check, then make a symbolic link."""
+        self._guarded(self._disk.symlink, target, path)
+
+    def make_directory(self, path: Path) -> None:
+        """Check, then make a directory."""
+        self._guarded(self._disk.make_directory, path)
+
+    def remove_directory(self, path: Path) -> None:
+        """Check, then remove a directory."""
+        self._guarded(self._disk.remove_directory, path)
+
+    def sync_directory(self, path: Path) -> None:
+        """Sync a directory."""
+        self._guarded(self._disk.sync_directory, path)
+
+    def free_bytes(self, path: Path) -> int:
+        """Return how many bytes can still be written."""
+        return self._disk.free_bytes(path)
+
+    def free_inodes(self, path: Path) -> int | None:
+        """Return how many files can still be created; None where the file system has no such limit."""
+        return self._disk.free_inodes(path)
+
+    def _guarded(self, call: Callable[..., T], *arguments: object) -> T:
+        self.check()
+        try:
+            return call(*arguments)
+        except FileNotFoundError:
+            self.check()  # the directory may have been moved since the first check
+            raise
 
 
 @dataclass(frozen=True)
@@ -117,19 +239,65 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_s
     WriteFailed, SystemLimit, NotPermitted
         When it cannot be written; nothing stands at `path` then that was not there before, or the whole new file.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    temporary = temporary_name(path)
     try:
         try:
             _fill(disk, temporary, data)
             disk.replace(temporary, path)
         except BaseException:  # of a signal, too: nobody else knows its name until the next run sweeps
-            with suppress(OSError):
+            with suppress(OSError, TryAgain):
                 disk.remove(temporary)
             raise
         if name_is_synced:
             sync_directory(disk, path.parent)
     except OSError as error:
         raise write_error(error, path, f"writing {len(data)} bytes") from error
+
+
+def publish_link(disk: Disk, target: str, path: Path) -> None:
+    """Make `path` a symbolic link to `target`, in place of whatever has that name; its name is not synced.
+
+    Raises
+    ------
+    OSError
+    """
+    temporary = temporary_name(path)
+    try:
+        disk.symlink(target, temporary)
+        disk.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError, TryAgain):
+            disk.remove(temporary)
+        raise
+
+
+def publish_copy(disk: Disk, source: Path, path: Path) -> None:
+    """Give a finished file a second name that is not taken yet; without hard links, copy it. The name is not synced.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted
+    """
+    try:
+        disk.link(source, path)
+    except OSError as error:
+        if error.errno not in (*UNSUPPORTED, errno.EMLINK, errno.EXDEV):
+            raise write_error(error, path, f"linking {source.name} to it") from error
+        publish(disk, path, _content(source), name_is_synced=False)
+
+
+def _content(path: Path) -> Pieces:
+    def pieces() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                yield piece
+
+    return Pieces(path.stat().st_size, pieces())
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a unique name beside `path`, for a file that will be renamed to it."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
 def remove(disk: Disk, path: Path) -> None:
@@ -163,7 +331,7 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
     try:
         call(*arguments)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in UNSUPPORTED:
             raise
         return False
     return True

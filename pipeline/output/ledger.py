@@ -1,16 +1,30 @@
-"""The output directory: what stands in it for good, and how an interrupted run goes on.
+"""The output directory: which files it holds, and how an interrupted run resumes.
+
+::
+
+    .shardpress  .lock       mark the directory as an output; the kernel's lock on .lock admits one run at a time
+    run.json                 what the last run was asked for
+    stages/                  results of the scan and the training, and checkpoints
+    parts/                   features
+    commits/                 commit records
+    published/<unique>/      manifest.json, model.h5 and the other files of a finished run
+    published/current        link to the publication that readers see
+    index-<digest>.h5        indexes, and views that they name
+    manifest.json, ...       links: index.h5 -> published/current/index.h5
 
 The commit protocol:
 
-1. The kernel's lock makes one run the driver. Nobody else writes.
-2. Results (parts, and what the scan and the training leave) are files with unique names, never overwritten. A task may
-   write one; until a commit record names it, it does not exist.
-3. A commit record gives the file's size and BLAKE3 and the fingerprint of everything it was made from. Records stand in
-   files ``commits/<kind>-<unique>.json``, alone or with those of results that were finished at about the same time.
-   Only the driver writes them, each once: that is the moment a result exists.
-4. ``manifest.json`` names every part and comes last. Readers follow it and never list a directory.
+1. The run that holds the lock is the driver, and only the driver commits. Before each change it compares ``.lock``
+   with the file that it has locked. If they differ, the directory was moved away or its lock was replaced; then the
+   run ends with `TryAgain` and changes nothing.
+2. Results (parts, and what the scan and the training leave) have unique names and are never overwritten. Tasks may
+   write them; a result exists from the moment at which a commit record names it.
+3. A commit record holds the size and the BLAKE3 of the file, and the fingerprint of everything that the result was
+   made from. Files ``commits/<kind>-<unique>.json`` hold one record or several, and are written once.
+4. A finished run is published in one step (`pipeline.output.publication`). Readers follow its manifest and never list
+   a directory.
 
-So results of other settings stand beside this run's until its manifest replaces theirs; only then are they swept away.
+Results of other settings therefore stay until the next publication replaces the run that uses them.
 """
 
 from __future__ import annotations
@@ -21,20 +35,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError, NoInput, shown
-from pipeline.formats import Digested, digest, seal
-from pipeline.output.disk import Disk, Pieces, publish, remove, sync_directory, write_error
+from pipeline.errors import DataError, NoInput, NotPermitted, WriteFailed, shown
+from pipeline.formats import digest, seal
+from pipeline.output.disk import Disk, publish, remove, sync_directory, write_error
+from pipeline.output.publication import (
+    Publication,
+    settle,
+    sweep_links,
+    sweep_publications,
+    withdraw,
+)
 from pipeline.output.records import (
     FOLDERS,
     LAST_GOOD,
-    MANIFEST,
+    NAMES,
     OUTPUT,
+    PUBLISHED,
     RECORDS,
     Entry,
     Record,
     check_limits,
     files_of,
     is_left,
+    plain_name,
     read_manifest,
     records_of,
     sealed,
@@ -65,11 +88,20 @@ class Ledger:
         """Put a result's file there, as `pipeline.output.records.write_result` does."""
         return write_result(self.directory, self.disk, stem, suffix, data)
 
-    def replace(self, name: str, data: bytes | Pieces) -> Entry:
-        """Put a file of a fixed name there, in place of an earlier one; like `pipeline.output.disk.publish`."""
-        passing = Digested(data.pieces if isinstance(data, Pieces) else [data])  # it need not fit in memory
-        publish(self.disk, self.directory / name, Pieces(len(data), passing))
-        return Entry(name, len(data), passing.blake3)
+    def check(self) -> None:
+        """Raise `TryAgain` unless the path still leads to the directory whose lock is held.
+
+        Changes check by themselves. What was only read is checked before it decides anything.
+        """
+        self.disk.check()
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file of a fixed name that is not published, in place of an earlier one."""
+        publish(self.disk, self.directory / name, data)
+
+    def publication(self) -> Publication:
+        """Begin the publication of a finished run: files that become visible with its manifest."""
+        return Publication(self.directory, self.disk)
 
     def commit(self, *records: Record) -> None:
         """Make results exist, all in one moment. Of one that exists already the first stays, and this one's file goes.
@@ -119,16 +151,27 @@ class Ledger:
             self._remove(record.entry.file)
 
     def forget(self) -> None:
-        """Begin again: every result goes, the manifest first, so that a reader never sees a mixture."""
-        self._remove(MANIFEST)
-        self._sync("")
+        """Discard every result. The finished run is taken back first, in one step, so that no reader sees a mixture."""
+        names = [name for name in NAMES if os.path.lexists(self.directory / name)]
+        if names:
+            try:
+                settle(self.directory, self.disk, names)
+            except (WriteFailed, NotPermitted) as error:
+                # Without links, or without space for them, files go one by one.
+                log.debug("%s", error)
+        withdraw(self.directory, self.disk)
         self._remove(_REQUEST)
         self.drop(*self._records.values())
         self.sweep()
+        for name in NAMES:
+            self._remove(name)
 
-    def finish(self, request: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-        """Write the manifest: from here on the run is complete."""
-        self.replace(MANIFEST, seal(OUTPUT, {**manifest, "request": request}))
+    def finish(
+        self, request: Mapping[str, Any], manifest: Mapping[str, Any], publication: Publication | None = None
+    ) -> None:
+        """Publish the manifest with the files of `publication`: from here on the run is complete."""
+        publication = publication or self.publication()
+        publication.finish({**manifest, "request": request})
 
     def sweep(self, *keep: str) -> None:
         """Remove files that half-written and uncommitted results left behind, and nothing of anybody else's.
@@ -141,12 +184,17 @@ class Ledger:
         if keep:
             self.drop(*(record for record in self.records() if record.fingerprint not in keep))
         # A manifest's parts stay without their records, too: its readers count on them.
-        named = {record.entry.file for record in self.records()} | set(files_of(self.manifest(warn=False) or {}))
-        for folder in ("", *FOLDERS):
+        published = files_of(self.manifest(warn=False) or {})
+        named = {record.entry.file for record in self.records()} | set(published) | set(map(plain_name, published))
+        folders = [*FOLDERS, PUBLISHED] if self._has_publications() else FOLDERS
+        for folder in ("", *folders):
             for name in sorted(os.listdir(self.directory / folder)):
                 path = os.path.join(folder, name)
                 if is_left(path, is_replaced=bool(keep)) and path not in named:
                     self._remove(path)
+        # Only after publications: without any link, the only one of them would be taken for a finished run.
+        sweep_publications(self.directory, self.disk, named)
+        sweep_links(self.directory, self.disk)
 
     def set_request(self, request: Mapping[str, Any], deadline: Mapping[str, Any] | None = None) -> None:
         """Leave word of what this run is asked for, and of when it is to be over."""
@@ -233,6 +281,10 @@ class Ledger:
             path = shown(self.directory / name)
             log.warning("file=%s: no valid commit record (%s); what it stood for is made anew", path, error)
             self._remove(name)
+
+    def _has_publications(self) -> bool:
+        path = self.directory / PUBLISHED
+        return path.is_dir() and not path.is_symlink()
 
     def _remove(self, name: str) -> None:
         path = self.directory / name

@@ -10,13 +10,14 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import CannotCreate, NewerFormat, NotPermitted, ShardpressError, TryAgain, WriteFailed, shown
 from pipeline.formats import seal
-from pipeline.output.disk import Disk, publish, sync_directory
+from pipeline.output.disk import Disk, GuardedDisk, publish, sync_directory
 from pipeline.output.ledger import Ledger
-from pipeline.output.records import FOLDERS, OUTPUT, check_limits, is_left, unsealed
+from pipeline.output.records import FOLDERS, OUTPUT, PUBLISHED, check_limits, is_left, unsealed
 
 __all__ = ["LOCK", "locked", "objection"]
 
@@ -45,7 +46,8 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     NewerFormat
         When a later version of shardpress has written there.
     TryAgain
-        When another run holds it, or its file system knows no locks.
+        When another run holds it, or its file system knows no locks. Also within the context, before anything is
+        changed, when the path no longer leads to the directory that was locked.
     SystemLimit
         When too many files are open.
     """
@@ -63,8 +65,14 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
             check_limits(error, directory)
         words = str(error).removesuffix(".")  # a sentence, or what the system calls it
         raise CannotCreate(f"{where}: {words}. Choose another --output.") from error
+    check = partial(_check_held, directory, descriptor)
     try:
-        yield Ledger(directory, disk)
+        yield Ledger(directory, GuardedDisk(disk, check))
+    except ShardpressError as error:
+        # What was read from another directory that lies there now looks like damage.
+        with _notes_of(error):
+            check()
+        raise
     finally:
         os.close(descriptor)
 
@@ -108,10 +116,11 @@ def _make(directory: Path, disk: Disk) -> None:
 
 
 def _make_folders(directory: Path, disk: Disk) -> None:
-    for name in FOLDERS:
+    for name in (*FOLDERS, PUBLISHED):
         # What a run removes lies inside: a link would lead it to files of others.
         if (directory / name).is_symlink():
             raise CannotCreate(f"its {name} is a link, expected a directory")
+    for name in FOLDERS:
         _make(directory / name, disk)
 
 
@@ -148,7 +157,7 @@ def _lock(directory: Path) -> int:
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             # It is emptied below.
             raise CannotCreate(f"its {LOCK} is a second name of another file, expected a file of its own")
         try:
@@ -164,6 +173,7 @@ def _lock(directory: Path) -> int:
                 f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
                 "that knows locks."
             ) from error
+        _check_held(directory, descriptor)  # another run may have replaced the file before it was locked
         who = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
         with suppress(OSError):  # a full disk is no reason not to look what is there
             os.ftruncate(descriptor, 0)
@@ -172,3 +182,30 @@ def _lock(directory: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _check_held(directory: Path, descriptor: int) -> None:
+    """Raise `TryAgain` unless the lock in `directory` is the file that this run has locked."""
+    held = os.fstat(descriptor)
+    try:
+        found = os.stat(directory / LOCK, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is None or (found.st_dev, found.st_ino) != (held.st_dev, held.st_ino):
+        what = "not there any more" if found is None else "another file"
+        raise TryAgain(
+            f"output={shown(directory)}: its {LOCK} is {what}, expected the file that this run has locked: the "
+            "directory was moved away or replaced, or the lock was removed, while the run was at work. Nothing more is "
+            "written. Keep the directory in its place, and type the same command again."
+        )
+
+
+@contextmanager
+def _notes_of(error: ShardpressError) -> Iterator[None]:
+    """Give the notes of `error` to the error that takes its place."""
+    try:
+        yield
+    except TryAgain as lost:
+        for note in getattr(error, "__notes__", ()):
+            lost.add_note(note)
+        raise lost from error

@@ -19,17 +19,27 @@ from pipeline.formats import Digested, digest, seal, unseal
 from pipeline.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
 
 __all__ = [
+    "CURRENT",
     "FOLDERS",
+    "INDEX",
     "LAST_GOOD",
     "MANIFEST",
+    "NAMES",
     "OUTPUT",
+    "PUBLISHED",
     "RECORDS",
+    "SINGLE_FILE",
     "Entry",
     "Record",
     "check_limits",
     "fault_of",
     "files_of",
+    "is_index",
     "is_left",
+    "manifest_path",
+    "plain_name",
+    "publications",
+    "published_file",
     "read_manifest",
     "records_of",
     "sealed",
@@ -39,6 +49,15 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 LAST_GOOD = "model-last-good.h5"  # of a training that diverged
+INDEX, SINGLE_FILE = "index.h5", "single.h5"
+NAMES = (
+    *(MANIFEST, "model.h5", "encoder.npz", INDEX, "report.json", "report.html"),
+    *("quarantine.jsonl", SINGLE_FILE),
+)
+"""Plain names, in the output directory itself, of the files that a finished run publishes together."""
+PUBLISHED = "published"
+CURRENT = f"{PUBLISHED}/current"
+"""The symbolic link whose target is the publication that readers see."""
 FOLDERS = ("parts", "stages", "commits")
 OUTPUT, _COMMITS, _ALONE = "shardpress-output/1", "shardpress-commits/1", "shardpress-commit/1"
 _PIECE = 2**20  # bytes read at once, so that verifying large parts takes no memory
@@ -52,7 +71,8 @@ _TOP = (
 _RESULT = re.compile(r"(parts/part|index|stages/(scan|checkpoint|model|probe))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt)")
 # Earlier runs may have left records of the form that one had which was written alone, named by key and fingerprint.
 RECORDS = re.compile(r"commits/[a-z]+-([0-9a-f]{32}|(?P<alone>([0-9]+-)*[0-9a-f]{16}))\.json")
-_HALF = re.compile(rf"({_TOP}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+_HALF = re.compile(rf"({_TOP}|{CURRENT}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+_PUBLICATION = re.compile(rf"{PUBLISHED}/[0-9a-f]{{32}}")
 _IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")  # key and fingerprint
 
 
@@ -177,13 +197,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     NotPermitted
         When it may not be read, or names files outside the directory.
     """
-    path = directory / MANIFEST
+    path = manifest_path(directory)
     where = f"file={shown(path)}"
     try:
         manifest = unsealed(path)
         names = files_of(manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
+        raise NoInput(
+            f"{where}: no finished run ({error.strerror}), expected the output directory of a finished run"
+        ) from error
     except PermissionError as error:
         raise NotPermitted(f"{where}: {error.strerror}, expected a file that you may read") from error
     except OSError as error:
@@ -195,15 +217,68 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     except (KeyError, TypeError) as error:
         raise DataError(f"{where}: names no proper parts: {error!r}") from error
     for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not _is_in_its_place(name):
             found = f"names the file {shown(name)}, expected names inside the directory only"
             raise NotPermitted(f"{where}: {found}. Do not use this output.")
     return manifest
 
 
+def _is_in_its_place(name: str) -> bool:
+    """Whether a file in `PUBLISHED` is one of a publication, and not one that a link there leads to."""
+    if Path(name).parts[:1] != (PUBLISHED,):
+        return True
+    folder, _, plain = name.rpartition("/")
+    return plain in NAMES and bool(_PUBLICATION.fullmatch(folder))
+
+
+def manifest_path(directory: Path) -> Path:
+    """Return the path of a run's manifest, which need not exist.
+
+    Some tools leave out symbolic links when they copy a directory. In such a copy there is neither ``manifest.json``
+    nor ``published/current``, and the only publication is the one that they led to.
+    """
+    path = directory / MANIFEST
+    if os.path.lexists(path) or os.path.lexists(directory / CURRENT):
+        return path
+    found = [folder / MANIFEST for folder in publications(directory) if (folder / MANIFEST).is_file()]
+    return found[0] if len(found) == 1 else path
+
+
+def publications(directory: Path) -> list[Path]:
+    """Return the directories of all publications, finished or not. No link is followed."""
+    folder = directory / PUBLISHED
+    if folder.is_symlink():
+        return []
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    paths = [folder / name for name in names if _PUBLICATION.fullmatch(f"{PUBLISHED}/{name}")]
+    return [path for path in paths if path.is_dir() and not path.is_symlink()]
+
+
+def published_file(directory: Path, name: str) -> Path:
+    """Return the path of a published file by its plain name, also where a copy has lost its links."""
+    path = directory / name
+    if os.path.lexists(path):
+        return path
+    return manifest_path(directory).resolve().with_name(name)
+
+
+def plain_name(file: str) -> str:
+    """Return the name by which users know a file that a manifest names."""
+    name = file.rpartition("/")[2]
+    return name if name in NAMES else file
+
+
 def files_of(manifest: Mapping[str, Any]) -> list[str]:
     """Every file that a manifest names."""
     return [str(line["file"]) for key in ("parts", "files") for line in manifest.get(key, [])]
+
+
+def is_index(path: str) -> bool:
+    """Whether it is the name under which an index, or a view that one names, is stored."""
+    return path.startswith("index-") and bool(_RESULT.fullmatch(path))
 
 
 def is_left(path: str, is_replaced: bool = False) -> bool:

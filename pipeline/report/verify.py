@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DataError, NoInput, counted, shown
 from pipeline.model import load_model
-from pipeline.output.records import Entry, fault_of, read_manifest
+from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
 from pipeline.report.encoded import Encoded
 from pipeline.report.parts import Part
 from pipeline.report.rows import Fault, RowsChecked, check_rows
@@ -89,7 +89,7 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
     faults = _faults(directory, entries)
     wrong, n_bytes = {each.file for each in faults}, sum(entry.n_bytes for entry in entries)
     rows, unchecked = RowsChecked(), []
-    if any(PurePath(name).name == _MODEL for name in wrong):
+    if any(plain_name(name) == _MODEL for name in wrong):
         unchecked.append(_NOT_ENCODED)
     else:
         try:
@@ -116,7 +116,7 @@ def _encoded(directory: Path, manifest: Mapping[str, Any]) -> Encoded:
     config = manifest["config"]
     drift = config.get("on_drift", config.get("out_of_range"))  # which it was called before
     clips = bool(config.get("model")) and drift == "clip"
-    return Encoded(load_model(directory), config.get("missing_value"), clips)
+    return Encoded(load_model(published_file(directory, "model.h5")), config.get("missing_value"), clips)
 
 
 class _Inputs:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
-from pipeline.encoding.whole import SINGLE_FILE
 from pipeline.errors import ConfigError, DataError, NoInput, shown
 from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
-from pipeline.output.records import Entry, Record, fault_of
+from pipeline.output.publication import misplaced_names
+from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, plain_name
 from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
 from pipeline.run.job import Clock, Job, Prepared, rows_in, trained
 from pipeline.settings.config import Config
@@ -150,8 +150,13 @@ def intact(job: Job, records: Iterable[Record]) -> list[Record]:
 def _is_intact(ledger: Ledger, manifest: Mapping[str, Any], prepared: Prepared, clock: Clock) -> bool:
     lines = [*manifest["parts"], *manifest["files"]]
     faults = _faults(ledger, [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines], prepared)
+    misplaced = misplaced_names(ledger.directory, manifest)
+    for name in misplaced:
+        log.warning(
+            "file=%s: does not lead to the file that was published; it is made anew", shown(ledger.directory / name)
+        )
     clock.lap("verification")
-    return not any(faults)
+    return not any(faults) and not misplaced
 
 
 def _faults(ledger: Ledger, entries: Iterable[Entry], prepared: Prepared) -> list[str | None]:
@@ -160,6 +165,7 @@ def _faults(ledger: Ledger, entries: Iterable[Entry], prepared: Prepared) -> lis
     n_threads = prepared.budget.n_threads
     with threads(n_threads) as pool:
         faults = compute([(check, entry) for entry in entries], pool, n_threads)
+    ledger.check()
     for fault in filter(None, faults):
         log.warning("%s; it is made anew", fault)
     return faults
@@ -211,7 +217,7 @@ def _kept(ledger: Ledger) -> str:
 def passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
     config = prepared.config
-    summary, written = manifest["summary"], {line["file"] for line in manifest["files"]}
+    summary, written = manifest["summary"], {plain_name(line["file"]) for line in manifest["files"]}
     refused = manifest["bad_shards"], prepared.bad_shards
     before, now = ([Path(bad["file"]).name for bad in each] for each in refused)  # a data set may have been moved
     # As many rows and shards as there were: all that decides the results is the same.

@@ -1,4 +1,4 @@
-"""What stands beside the parts, the manifest last."""
+"""The end of a run: its features are verified, and published with the files that accompany them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import numpy as np
 from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import LISTED, PartFacts
-from pipeline.encoding.whole import SINGLE_FILE, single_file
+from pipeline.encoding.whole import single_file
 from pipeline.errors import VerificationFailed, counted, shown
 from pipeline.features import Shape
 from pipeline.model import Model
-from pipeline.output.records import Entry, fault_of
+from pipeline.output.publication import Publication
+from pipeline.output.records import SINGLE_FILE, Entry, fault_of, plain_name
 from pipeline.report.encoded import Encoded
 from pipeline.report.facts import Drifted, bad_told, drift_told, inputs_told, last_told, looked_at
 from pipeline.report.page.made import page_bytes, report_bytes
@@ -110,7 +111,7 @@ class Summary:
 
 
 def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None) -> Summary:
-    """Write what stands beside the parts, the manifest last, and sweep away what is no longer needed."""
+    """Publish the parts with the files that accompany them, and remove what is no longer needed."""
     verified = _verified(job, model, parts)
     unreadable = scan.unreadable if scan else {}
     attributes = {**job.about(model), "storage": _stored(job, parts)}
@@ -118,8 +119,9 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
     told = {"summary": asdict(summary), "storage": attributes["storage"], "verification": verified}
     report = _report(job, model, parts, scan, told)
     job.clock.lap("report")
-    entries = [job.ledger.replace(name, data) for name, data in _files(job, model, parts, attributes, report)]
-    entries += _single_file(job, parts, {**attributes, "n_bad": summary.n_bad})
+    publication = job.ledger.publication()
+    entries = [publication.write(name, data) for name, data in _files(job, model, parts, attributes, report)]
+    entries += _single_file(job, publication, parts, {**attributes, "n_bad": summary.n_bad})
     kept = [job.request.of_scan(), job.of_model(unreadable), job.clock.features or ""]
     manifest = {
         **attributes,
@@ -135,7 +137,7 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
         "files": [asdict(entry) for entry in entries],
         "parts": [part.line() for part in parts],
     }
-    job.ledger.finish(asdict(job.request), manifest)
+    job.ledger.finish(asdict(job.request), manifest, publication)
     tell_if_late(job.clock.ends_by)
     if not job.config.single_file:
         _tell_if_many(len(parts))
@@ -155,6 +157,7 @@ def _verified(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, A
     how = _encoded(job, model)
     directory, lines = job.ledger.directory, [part.line() for part in parts]
     found = check_rows(directory, lines, lambda part: job.shards[part["shard"]], how)
+    job.ledger.check()
     if found.faults:
         wrong = {fault.file for fault in found.faults}
         fingerprint = job.clock.features or ""
@@ -324,19 +327,21 @@ def _quarantine(job: Job, parts: Sequence[PartFacts]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def _single_file(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> list[Entry]:
+def _single_file(
+    job: Job, publication: Publication, parts: Sequence[PartFacts], attributes: Mapping[str, Any]
+) -> list[Entry]:
     """All rows in one file, when it is asked for or was: it is large, so one that is as it was written stays."""
     ledger = job.ledger
     # The manifest is the last one's still, and tells what that file was made of.
     before = ledger.manifest() or {"parts": [], "files": []}
     is_same = [line["blake3"] for line in before["parts"]] == [part.entry.blake3 for part in parts]
-    earlier = [Entry(**line) for line in before["files"] if is_same and line["file"] == SINGLE_FILE]
+    earlier = [Entry(**line) for line in before["files"] if is_same and plain_name(line["file"]) == SINGLE_FILE]
     if earlier and not fault_of(ledger.directory, earlier[0]):
-        return earlier
+        return [publication.reuse(SINGLE_FILE, earlier[0])]
     if not earlier and not job.config.single_file:
         return []
     content = single_file(ledger.directory, [part.entry.file for part in parts], attributes)
-    entry = ledger.replace(SINGLE_FILE, content)
+    entry = publication.write(SINGLE_FILE, content)
     job.clock.lap("single file")
     log.info("single file: %s, %.1f MB", shown(ledger.directory / SINGLE_FILE), entry.n_bytes / 1e6)
     return [entry]

@@ -25,6 +25,7 @@ from pipeline.encoding.storage import Storage, storages
 from pipeline.errors import ConfigError, DataError, shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model, load_model
+from pipeline.output.inside import files_inside
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
 from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
@@ -209,7 +210,7 @@ def _refuse(complaints: Iterable[str]) -> None:
 
 def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None) -> Iterator[str]:
     """What does not fit together about the settings, the inputs and a given model."""
-    first, where, output = shards[0], f"output={shown(Path(settings.output))}", Path(settings.output).resolve()
+    first = shards[0]
     if given is None:
         yield from misfits(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
     else:
@@ -228,12 +229,22 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
     now = time.time()
     if (deadline_of(settings, now) or now) < now:
         yield f"finish_by: {settings.finish_by} has passed, expected a time to come"
-    # What an earlier run has left there is swept away when this one's results take its place: its features, if they
-    # are the inputs, and its model.
-    if inside := [shard.path for shard in shards if output in Path(shard.path).resolve().parents]:
-        yield f"{where}: holds the input file={shown(inside[0])}, expected another --output"
-    if settings.model and output in ((path := Path(settings.model).resolve()), path.parent):
-        yield f"{where}: holds the model itself and what it was trained on, expected another --output"
+    yield from _inside_output(settings, shards)
+
+
+def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
+    """Refuse inputs and models that the run would remove, since the results of an earlier run in its output go."""
+    output = Path(settings.output)
+    where = f"output={shown(output)}"
+    inputs = files_inside(output, [Path(shard.path) for shard in shards])
+    if inputs:
+        yield f"{where}: holds the input file={shown(inputs[0])}, expected another --output"
+    if settings.model:
+        model = Path(settings.model)
+        if model.is_dir():
+            model = model / "model.h5"
+        if files_inside(output, [model]):
+            yield f"{where}: holds the model itself and what it was trained on, expected another --output"
 
 
 # -- under way -------------------------------------------------------------------------------------------------------

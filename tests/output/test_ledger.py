@@ -238,8 +238,10 @@ def test_p8_a_manifest_is_gone_for_good_before_anything_that_it_names_goes(tmp_p
         ledger.finish({}, {"parts": []})
         watched.calls.clear()
         ledger.forget()
-    assert watched.calls[:2] == [("remove", tmp_path / MANIFEST), ("sync_directory", tmp_path)]
+    published = tmp_path / "published"
+    assert watched.calls[:2] == [("remove", published / "current"), ("sync_directory", published)]
     assert contents(tmp_path) == {}
+    assert os.listdir(published) == []
 
 
 def test_d13_neither_sweeping_nor_forgetting_touches_files_of_others(ledger: Ledger) -> None:
@@ -288,7 +290,8 @@ def test_what_the_manifest_names_stays_without_its_record_too(ledger: Ledger) ->
     (ledger.directory / file_of(ledger)).unlink()
     found = reopened(ledger)
     found.sweep(NOW)
-    assert set(contents(ledger.directory)) == {MANIFEST, record.entry.file, "quarantine.jsonl"}
+    there = {name for name in contents(ledger.directory) if not name.startswith("published/")}
+    assert there == {MANIFEST, record.entry.file, "quarantine.jsonl"}
 
 
 def test_what_only_some_runs_leave_goes_when_results_are_replaced(ledger: Ledger) -> None:

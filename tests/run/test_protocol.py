@@ -19,6 +19,7 @@ from tests.support.soak_protocol import (
     fail_every_call,
     fail_every_write,
     kill_at_every_call,
+    watch_readers,
 )
 from tests.support.standin import install
 
@@ -95,10 +96,34 @@ def test_p8_power_cut_after_every_call(trial: Callable[[str], Trial]) -> None:
 
 
 AFTERWARDS = "single file afterwards"
+# Kinds that differ in how their results are published, and in nothing before that.
+PUBLISHING = ("single file before", "version 0.1.0", "version 0.1.0, restart", "copy without links", "lost links")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_readers_see_one_run_after_every_change(trial: Callable[[str], Trial], kind: str) -> None:
+    seen = watch_readers(trial(kind))
+    if "restart" in kind:
+        assert len(seen) == 3
+        assert seen[1] is None
+    elif kind == AFTERWARDS:
+        assert len(seen) == 1
+    else:
+        assert len(seen) == 2
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS)])
+@pytest.mark.parametrize("kind", PUBLISHING)
+def test_p2_p8_some_disturbances_while_results_are_replaced(trial: Callable[[str], Trial], kind: str) -> None:
+    n_calls = len(trial(kind).calls)
+    while_publishing = slice(n_calls // 2, None, 14)
+    assert kill_at_every_call(trial(kind), after=True, of=while_publishing) > 5
+    assert fail_every_call(trial(kind), errno.EIO, False, of=while_publishing).total() > 5
+    assert cut_power(trial(kind), n_random=1, of=some(5, 25)).total() > 3
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS, *PUBLISHING)])
 def test_p2_p8_d10_runs_of_other_kinds(trial: Callable[[str], Trial], kind: str) -> None:
     n = len(trial(kind).calls) // 12  # with a given model there are fewer
     assert fail_every_call(trial(kind), errno.ENOSPC, True, of=some(0, 12)).total() >= n > 5

@@ -195,6 +195,25 @@ def test_a_model_is_not_replaced_by_what_it_makes_of_other_rows(
     assert stamps(out) == before
 
 
+@pytest.mark.parametrize("make", [os.link, os.symlink])
+def test_other_names_of_a_runs_own_features_are_no_input(
+    night: Night, out: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path, Path], None]
+) -> None:
+    """With --restart they would be deleted before they are read."""
+    assert night.run(out) == 0
+    before = stamps(out)
+    night.shards = night.shards.with_name("other names")
+    night.shards.mkdir()
+    make(out / parts(out)[0], night.shards / "x.h5")
+    if make is os.symlink:
+        night.shards /= "x.h5"  # links that lead out of a directory are refused in any case
+    for flags in ([], ["--restart"]):
+        caplog.clear()
+        assert night.run(out, "--dataset", "features", *flags) == 78
+        assert "holds the input file=" in caplog.text
+    assert stamps(out) == before
+
+
 def touch(night: Night) -> None:
     path = night.shards / "2.h5"
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))

@@ -18,6 +18,8 @@ from tests.support.soak_protocol import (
     broken_promises,
     leftovers,
     named,
+    seen_by_all,
+    without_links,
 )
 from tests.support.standin import Night, features_of
 
@@ -53,10 +55,12 @@ def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
         of_part = [
             str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
         ]
+        # A file that was deleted by its plain name is still there, under the name that the link had led to.
+        path = output / damaged if how == "deleted" else (output / damaged).resolve()
         DAMAGE[how](output / damaged)
         caplog.clear()
         assert night.run(output) == 0, how
-        assert f"file={output / damaged}: " in caplog.text, how
+        assert f"file={path}: " in caplog.text, how
         assert "; it is made anew" in caplog.text, how
         assert "scan: an earlier run has finished it" in caplog.text, how
         assert "training: an earlier run has finished it" in caplog.text, how
@@ -148,6 +152,17 @@ def test_d11_a_part_that_hdf5_cannot_read_again_ends_the_run_with_its_name(
     assert night.run(out, "--verify", "sizes") == 79
     assert f"file={out / paths[0]}: cannot be read: " in caplog.text
     assert night.run(out, "--verify", "sizes") == 0  # all of them were made anew
+
+
+def test_links_that_a_copy_has_lost_are_made_again(night: Night, out: Path) -> None:
+    assert night.run(out) == 0
+    before, expected = stamps(out), features_of(out)
+    without_links(out)
+    assert night.run(out) == 0
+    assert features_of(out) == expected
+    assert results(stamps(out)) == results(before)
+    assert seen_by_all(out) is not None
+    assert leftovers(out) == []
 
 
 # -- the single file ---------------------------------------------------------------------------------------------

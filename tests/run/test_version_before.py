@@ -18,7 +18,7 @@ import pytest
 from pipeline.features import open_features
 from pipeline.run import fingerprints
 from tests.support.faulty import Watched
-from tests.support.soak_protocol import broken_promises, leftovers, records
+from tests.support.soak_protocol import broken_promises, leftovers, records, seen_by_all
 from tests.support.standin import Night, features_of, install
 
 STEPS = ("--checkpoint-minutes", "0")
@@ -53,6 +53,14 @@ def test_a_finished_run_is_complete_and_stays_as_it_is(night: Night, caplog: pyt
     assert night.run(output, *STEPS, disk=watched) == 0
     assert watched.calls == []
     assert "Already complete: 55 rows x 4 columns -> 2 features" in (output / "run.log").read_text()
+
+
+def test_a_finished_run_is_replaced(night: Night) -> None:
+    output = night.folder / "finished"
+    assert night.run(output, *STEPS, "--seed", "1", "--overwrite") == 0
+    assert seen_by_all(output) is not None
+    assert broken_promises(output) == leftovers(output) == []
+    assert all((output / name).is_symlink() for name in ("manifest.json", "model.h5", "index.h5", "encoder.npz"))
 
 
 def test_an_unfinished_encoding_goes_on(night: Night, caplog: pytest.LogCaptureFixture) -> None:

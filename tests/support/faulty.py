@@ -20,14 +20,17 @@ from typing import Any
 
 from pipeline.output.disk import Disk
 
-__all__ = ["Broken", "Failing", "Killing", "PowerLog", "Short", "Watched", "forked", "materialize", "small_disk"]
+__all__ = [
+    *("Broken", "Failing", "Killing", "Left", "PowerLog", "Short", "Watched"),
+    *("bind", "forked", "materialize", "small_disk"),
+]
 
 _CALLS = (
-    *("create", "reserve", "bypass_cache", "write", "sync", "close", "replace", "remove", "make_directory"),
-    *("sync_directory", "free_bytes"),
+    *("create", "reserve", "bypass_cache", "write", "sync", "close", "replace", "remove", "link", "symlink"),
+    *("make_directory", "remove_directory", "sync_directory", "free_bytes"),
 )
-# Of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT.
-_NEW_MOUNTS, _PRIVATE, _REMOUNT = 0x20000, 0x44000, 0x20
+# Of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT, MS_BIND.
+_NEW_MOUNTS, _PRIVATE, _REMOUNT, _BIND = 0x20000, 0x44000, 0x20, 0x1000
 
 
 class Watched(Disk):
@@ -174,6 +177,16 @@ def small_disk(folder: Path, n_bytes: int, n_inodes: int = 0) -> bool:
     )
 
 
+def bind(source: Path, target: Path) -> bool:
+    """Mount a file or folder in another place, for this process only; False where the machine does not allow it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return (
+        libc.unshare(_NEW_MOUNTS) == 0
+        and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
+        and libc.mount(bytes(source), bytes(target), None, _BIND, None) == 0
+    )
+
+
 # -- power ---------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +197,12 @@ class _Content:
     written: bytes = b""
     place: int = 0  # where the next write goes: over the zeros that were reserved
     synced: bytes | None = None
+    target: str | None = None
+    """Of a symbolic link, which is on the disk with its name."""
 
+
+Left = dict[PurePath, bytes | str | None]
+"""What a power cut leaves: the bytes of a file, the target of a link, None for a directory."""
 
 Names = dict[PurePath, _Content | None]
 """What stands under each path; None is a directory."""
@@ -237,9 +255,7 @@ class PowerLog(Watched):
         self._one_at_a_time = threading.Lock()
         self._log: list[tuple[str, tuple[Any, ...]]] = []
         self._descriptors: dict[int, PurePath] = {}
-        self._before: dict[PurePath, bytes | None] = {
-            path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-        }
+        self._before = {path.relative_to(folder): _content_of(path) for path in folder.rglob("*")}
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         with self._one_at_a_time:  # so that they are remembered in the order in which they were done
@@ -251,12 +267,16 @@ class PowerLog(Watched):
             self._descriptors[result] = self._inside(arguments[0])
         if name == "free_bytes":
             return result
-        first = self._descriptors.get(arguments[0]) if isinstance(arguments[0], int) else self._inside(arguments[0])
+        first = self._descriptors.get(arguments[0]) if isinstance(arguments[0], int) else self._inside(arguments[-1])
+        if name in ("replace", "link"):
+            first = self._inside(arguments[0])
         rest: tuple[Any, ...] = ()
         if name == "write":
             rest = (bytes(arguments[1][:result]),)
-        elif name == "replace":
+        elif name in ("replace", "link"):
             rest = (self._inside(arguments[1]),)
+        elif name == "symlink":
+            rest = (arguments[0],)
         elif name == "reserve":
             rest = (arguments[1],)
         self._log.append((name, (first, *rest)))
@@ -266,7 +286,7 @@ class PowerLog(Watched):
         # Directories above the folder have been there for long.
         return path.relative_to(self.folder) if path.is_relative_to(self.folder) else PurePath("/", path)
 
-    def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, dict[PurePath, bytes | None]]]:
+    def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, Left]]:
         """Each state that a power cut may leave, once: after which call, of which kind, and what stands there.
 
         ``lost``: what was not synced is gone. ``empty`` and ``zeros``: names are there that were not synced, and the
@@ -276,8 +296,7 @@ class PowerLog(Watched):
         """
         rng = random.Random(seed)
         state = _State()
-        for path, data in self._before.items():
-            content = None if data is None else _Content(data, synced=data)
+        for path, content in self._before.items():
             state.now[path] = state.durable[path] = content
         promises, seen = _Promises(), set()
         for number, (name, arguments) in enumerate(self._log):
@@ -296,7 +315,7 @@ class PowerLog(Watched):
                 found.append(("mixed", _left(names, lambda content: bytes(len(content.written)))))
             for kind, left in found:
                 assert promises.kept - set(left) == set(), f"power cut after call {number}, {name}: {kind}"
-                key = tuple(sorted((str(path), data) for path, data in left.items()))
+                key = tuple(sorted((str(path), repr(data)) for path, data in left.items()))
                 if key not in seen:
                     seen.add(key)
                     yield number, kind, left
@@ -311,7 +330,8 @@ class _Promises:
 
     def hear(self, name: str, arguments: tuple[Any, ...]) -> None:
         path = arguments[-1] if name == "replace" else arguments[0]
-        if path.parent.name in ("parts", "stages"):
+        # The names in a publication are synced together, before it is switched to.
+        if path.parent.name in ("parts", "stages") or path.parent.parent.name == "published":
             return
         if name == "replace":
             self._given.add(path)
@@ -338,10 +358,25 @@ def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
         state.change(arguments[1], state.now[path], moved_from=path)
     elif name == "remove":
         state.change(path, _GONE)
+    elif name == "link":
+        state.change(arguments[1], state.now[path])
+    elif name == "symlink":
+        state.change(path, _Content(target=arguments[1]))
+    elif name == "remove_directory":
+        state.change(path, _GONE)
     elif name == "make_directory":
         state.change(path, None)
     elif name == "sync_directory":
         state.sync_directory(path)
+
+
+def _content_of(path: Path) -> _Content | None:
+    if path.is_symlink():
+        return _Content(target=os.readlink(path))
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    return _Content(data, synced=data)
 
 
 def _file(state: _State, path: PurePath) -> _Content:
@@ -350,20 +385,30 @@ def _file(state: _State, path: PurePath) -> _Content:
     return content
 
 
-def _left(names: Names, unsynced: Callable[[_Content], bytes]) -> dict[PurePath, bytes | None]:
+def _left(names: Names, unsynced: Callable[[_Content], bytes]) -> Left:
     """Files and directories with what is left of their content; what stands in a lost directory is lost."""
-    left: dict[PurePath, bytes | None] = {}
+    left: Left = {}
     for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
-        if path.parent == PurePath() or path.parent in left:
-            left[path] = None if content is None else unsynced(content) if content.synced is None else content.synced
+        if path.parent != PurePath() and path.parent not in left:
+            continue
+        if content is None:
+            left[path] = None
+        elif content.target is not None:
+            left[path] = content.target
+        elif content.synced is not None:
+            left[path] = content.synced
+        else:
+            left[path] = unsynced(content)
     return left
 
 
-def materialize(left: Mapping[PurePath, bytes | None], folder: Path) -> None:
+def materialize(left: Mapping[PurePath, bytes | str | None], folder: Path) -> None:
     """Put what a power cut has left into a folder that is not there yet."""
     folder.mkdir()
     for path, data in left.items():
         if data is None:
             (folder / path).mkdir()
+        elif isinstance(data, str):
+            (folder / path).symlink_to(data)
         else:
             (folder / path).write_bytes(data)

@@ -34,7 +34,7 @@ import numpy as np
 from pipeline.output.records import read_manifest
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.soak_protocol import broken_promises, leftovers, records
+from tests.support.soak_protocol import broken_promises, leftovers, records, seen_by_all
 
 __all__ = ["PHASES", "Broken", "Ended", "Kill", "Program", "Victim", "committed", "features_of", "rounds", "table"]
 
@@ -309,6 +309,8 @@ class Victim:
         if ended.code != -signal.SIGKILL:
             raise Broken(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
         _must_be_nothing("not as promised", _broken(output))
+        if output.exists():
+            seen_by_all(output)
         names = [path.name for path in output.rglob("*")]
         return Kill(
             phase=ended.phase,
@@ -316,7 +318,7 @@ class Victim:
             n_checkpoints=sum(key.startswith("checkpoint") for key in committed(output)),
             n_parts=sum(key.startswith("part") for key in committed(output)),
             n_half=sum(name.endswith(".writing") for name in names),
-            is_complete="manifest.json" in names,
+            is_complete=(output / "manifest.json").exists(),
         )
 
     def check(self, output: Path) -> None:

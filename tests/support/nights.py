@@ -53,7 +53,7 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
 
 def results(found: Mapping[str, Any]) -> dict[str, Any]:
     """Of these files the results, which are written once; all else is made anew when a run is finished again."""
-    return {name: each for name, each in found.items() if "/" in name}
+    return {name: each for name, each in found.items() if "/" in name and not name.startswith("published/")}
 
 
 def standing(output: Path) -> dict[str, tuple[int, int]]:

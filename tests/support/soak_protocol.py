@@ -8,17 +8,16 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import logging
 import math
+import os
 import random
 import re
 import shutil
 import signal
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +26,14 @@ from typing import Any
 import h5py
 import pytest
 
-from pipeline.formats import digest, unseal
+from pipeline.errors import NoInput
+from pipeline.features import open_features
+from pipeline.formats import digest, seal, unseal
+from pipeline.model import load_model
 from pipeline.output import groupcommit
+from pipeline.output.records import NAMES, manifest_path, plain_name, published_file, read_manifest
+from pipeline.report.page.made import report_in
+from pipeline.report.verify import verify
 from tests.support.faulty import Failing, Killing, PowerLog, Short, Watched, forked, materialize
 from tests.support.standin import Night, features_of, install
 
@@ -41,6 +46,10 @@ __all__ = [
     "fail_every_call",
     "fail_every_write",
     "kill_at_every_call",
+    "seen_by_all",
+    "watch_readers",
+    "with_plain_files",
+    "without_links",
 ]
 
 CLEAN = (0, 71, 73, 74)
@@ -56,6 +65,12 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "together": (None, STEPS),
     "single file": (None, (*STEPS, "--single-file")),
     "single file afterwards": (STEPS, (*STEPS, "--single-file")),
+    # What a finished run holds that the next one does not, and a single file that is published once more.
+    "single file before": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
+    "version 0.1.0": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
+    "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
+    "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
+    "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     # A copy of the model lies there for the workers, as long as the run lasts.
     "given model": (None, ("--quiet", "--model", GIVEN)),
 }
@@ -75,16 +90,24 @@ class Trial:
         # All but the first part in one group, or each by itself.
         self._pause = math.inf if kind == "together" else 0.0
         self.night, self._folder, self._n_outputs = Night(folder, 20, 0, 15), folder, 0
+        self._kind = kind
         before, flags = KINDS[kind]
         self.flags = [str(folder / "another") if flag == GIVEN else flag for flag in flags]
         if GIVEN in flags:
             assert self.night.run(folder / "another", *STEPS) == 0
         self._before = None if before is None else folder / "before"
+        self._runs_before: set[str | None] = set()
         if before is not None:
             assert self.night.run(folder / "before", *before) == 0
+            if kind.startswith("version 0.1.0"):
+                with_plain_files(folder / "before")
+            if kind == "lost links":
+                without_links(folder / "before")
+            self._runs_before = {seen_by_all(folder / "before")}
         disk, output = Watched(), self.fresh()
         assert self.run(output, disk) == 0
         self.calls, self._expected = disk.calls, features_of(output)
+        self._run_after = seen_by_all(output)
         self._n_records, self._names = len(records(output)), named(output)
 
     def fresh(self) -> Path:
@@ -93,7 +116,7 @@ class Trial:
         output = self._folder / f"{self._n_outputs}" / "out"
         output.parent.mkdir()
         if self._before is not None:
-            shutil.copytree(self._before, output)
+            shutil.copytree(self._before, output, symlinks=self._kind != "copy without links")
         return output
 
     def run(self, output: Path, disk: Watched | None = None) -> int:
@@ -104,7 +127,8 @@ class Trial:
 
     def check(self, output: Path, label: str) -> None:
         """Nothing is half, and the same command, typed again, makes what an undisturbed run makes; then clean up."""
-        assert broken_promises(output, self._before is None) == [], label
+        assert broken_promises(output) == [], label
+        self.check_readers(output, label)
         assert self.run(output) == 0, label
         assert features_of(output) == self._expected, label
         assert broken_promises(output) == [], label
@@ -113,27 +137,94 @@ class Trial:
         assert len(records(output)) == self._n_records, label
         shutil.rmtree(output.parent)
 
+    def check_readers(self, output: Path, label: str) -> None:
+        """All readers see one run: the one before, or the new one, or none."""
+        if not output.exists():
+            return
+        seen = seen_by_all(output)
+        assert seen in {None, self._run_after, *self._runs_before}, label
+        # Only a run that discards everything first may leave nothing to read.
+        assert seen is not None or self._before is None or "--restart" in self.flags, label
 
-def broken_promises(output: Path, strictly: bool = True) -> list[str]:
-    """What a commit record or the manifest names and is not as they say, found without the program's own ledger.
 
-    While a run replaces another one's results, files of fixed names may be the new run's already. Then it is enough
-    that they are whole.
-    """
+def broken_promises(output: Path) -> list[str]:
+    """What a commit record or the manifest names and is not as they say, found without the program's own ledger."""
     named = [record["entry"] for record in records(output)]
-    fixed = []
-    if (output / "manifest.json").exists():
-        manifest = unseal("shardpress-output/1", (output / "manifest.json").read_bytes())
-        named += manifest["parts"]
-        fixed = manifest["files"]
-    broken = [entry["file"] for entry in named if not _as_named(output, entry)]
-    return broken + [entry["file"] for entry in fixed if not (_as_named if strictly else _whole)(output, entry)]
+    manifest = _manifest(output)
+    return [entry["file"] for entry in [*named, *manifest["parts"], *manifest["files"]] if not _as_named(output, entry)]
+
+
+def _manifest(output: Path) -> dict[str, Any]:
+    path = manifest_path(output)
+    if not path.exists():
+        return {"parts": [], "files": []}
+    return unseal("shardpress-output/1", path.read_bytes())
 
 
 def named(output: Path) -> list[str]:
     """The files of fixed names that the manifest names, and how many views of parts."""
-    manifest = unseal("shardpress-output/1", (output / "manifest.json").read_bytes())
-    return [re.sub("-[0-9a-f]{32}", "", entry["file"]) for entry in manifest["files"]]
+    return [re.sub("-[0-9a-f]{32}", "", plain_name(entry["file"])) for entry in _manifest(output)["files"]]
+
+
+# -- readers -------------------------------------------------------------------------------------------------------
+
+
+def seen_by_all(output: Path) -> str | None:
+    """Return the run that every reader sees, by the digest of its features and its settings; None for no run.
+
+    Raises
+    ------
+    AssertionError
+        When two readers see different runs, or one of them a damaged one.
+    """
+    try:
+        manifest = read_manifest(output)
+    except NoInput:
+        present = [name for name in NAMES if (output / name).exists()]
+        assert present == [], f"no finished run, but {present}"
+        return None
+    opened = open_features(output)
+    features = opened.features.compute()
+    found = verify(str(output), 4)
+    assert not found.faults, str(found)
+    report = report_in(output)
+    assert report["fingerprints"] == {"request": manifest["fingerprint"], "model": manifest["model"]}
+    assert load_model(published_file(output, "model.h5")).fingerprint == manifest["model"]
+    # In a copy that has lost its links, the publication has lost the one to its index, too.
+    if os.path.lexists(manifest_path(output).resolve().with_name("index.h5")):
+        with h5py.File(output / "index.h5") as index:
+            assert index["features"][()].tobytes() == features.tobytes()
+            assert index.attrs["model"] == manifest["model"]
+        names = {plain_name(entry["file"]) for entry in manifest["files"]}
+        for name in ("single.h5", "quarantine.jsonl"):
+            assert name not in names or (output / name).exists(), name
+    if (output / "single.h5").exists():
+        with h5py.File(output / "single.h5") as single:
+            assert single["features"][()].tobytes() == features.tobytes()
+    return f"{digest([features.tobytes()])} {manifest['fingerprint']}"
+
+
+def with_plain_files(output: Path) -> None:
+    """Give a finished output the layout of version 0.1.0: regular files under plain names."""
+    manifest = read_manifest(output)
+    index = (output / "index.h5").resolve()
+    for line in manifest["files"]:
+        line["file"] = "index.h5" if line["file"] == index.name else plain_name(line["file"])
+    for name in NAMES:
+        path = output / name
+        if path.exists():
+            data = path.read_bytes()
+            path.unlink()
+            path.write_bytes(data)
+    (output / "manifest.json").write_bytes(seal("shardpress-output/1", manifest))
+    index.unlink()
+    shutil.rmtree(output / "published")
+
+
+def without_links(output: Path) -> None:
+    """Remove every symbolic link, as some tools do that copy directories."""
+    for path in [path for path in output.rglob("*") if path.is_symlink()]:
+        path.unlink()
 
 
 def records(output: Path) -> list[dict[str, Any]]:
@@ -154,29 +245,20 @@ def _as_named(output: Path, entry: dict[str, Any]) -> bool:
     return (len(data), digest([data])) == (entry["n_bytes"], entry["blake3"])
 
 
-def _whole(output: Path, entry: dict[str, Any]) -> bool:
-    path = output / entry["file"]
-    if path.suffix == ".h5":
-        with h5py.File(path) as file:
-            return len(file) > 0
-    if path.suffix == ".npz":
-        return zipfile.ZipFile(io.BytesIO(path.read_bytes())).testzip() is None
-    if path.suffix == ".html":
-        return path.read_text().rstrip().endswith("</html>")
-    return bool(json.loads(path.read_text()))
-
-
 def nobodys(output: Path) -> set[str]:
     """Half-written files, and results that no record names, nor the manifest."""
     named = {record["entry"]["file"] for record in records(output)}
-    if (output / "manifest.json").exists():
-        manifest = unseal("shardpress-output/1", (output / "manifest.json").read_bytes())
-        named |= {entry["file"] for entry in manifest["files"]}
-    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    named |= {entry["file"] for entry in _manifest(output)["files"]}
+    current = output / "published/current"
+    kept = f"published/{os.readlink(current)}/" if current.is_symlink() else "nothing"
+    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file() or path.is_symlink()}
     return {
         name
         for name in found
-        if name.endswith(".writing") or (name.startswith(("parts", "stages", "index-")) and name not in named)
+        if name.endswith(".writing")
+        or (name.startswith(("parts", "stages", "index-")) and name not in named)
+        or (name.startswith("published/") and name != "published/current" and not name.startswith(kept))
+        or not (output / name).exists()
     }
 
 
@@ -184,6 +266,40 @@ def leftovers(output: Path) -> list[str]:
     """What is nobody's, and records of a training that is over."""
     checkpoints = {str(path.relative_to(output)) for path in output.rglob("*checkpoint*")}
     return sorted(nobodys(output) | checkpoints)
+
+
+class Observed(Watched):
+    """Calls `look` after each call that changes a name: between two of them nothing changes that a reader sees."""
+
+    def __init__(self, look: Callable[[str], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        result = do(*arguments)
+        if name in ("replace", "remove", "link", "symlink", "remove_directory"):
+            self._look(f"after call {number}, {name} {Path(str(arguments[-1])).name}")
+        return result
+
+
+def watch_readers(trial: Trial) -> list[str | None]:
+    """Ask all readers after each change of a run; return the runs that they see, in the order of time."""
+    output = trial.fresh()
+    seen = [seen_by_all(output)] if output.exists() else [None]
+    faults: list[str] = []
+
+    def look(label: str) -> None:
+        try:
+            found = seen_by_all(output)
+        except Exception as error:
+            faults.append(f"{label}: {error!r}")
+            return
+        if found != seen[-1]:
+            seen.append(found)
+
+    assert trial.run(output, Observed(look)) == 0
+    assert faults == [], faults
+    return seen
 
 
 # -- the ordeals -----------------------------------------------------------------------------------------------------
@@ -261,7 +377,8 @@ def bad_nights(trial: Trial, n_weeks: int, seed: int = 0) -> Counter[str]:
                 failing = Failing(number, code, for_good=rng.random() < 0.5, done=rng.random() < 0.2)
                 short = Short(number // 8, rng.choice([0, code]))
                 assert trial.run(output, failing if kind == "fails" else short) in CLEAN, story
-            assert broken_promises(output, strictly=False) == [], story
+            assert broken_promises(output) == [], story
+            trial.check_readers(output, story)
         trial.check(output, story)
     return kinds
 
@@ -290,6 +407,7 @@ def _named(trial: Trial, number: int) -> str:
 
 
 def _all(trial: Trial) -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "readers asked after every change", lambda: len(watch_readers(trial))
     for code in (errno.ENOSPC, errno.EIO):
         for for_good in (False, True):
             words = f"every call fails with {errno.errorcode[code]} {'for good' if for_good else 'once'}"

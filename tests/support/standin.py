@@ -26,10 +26,9 @@ from kernels.backend import Device
 from kernels.network import Network
 from pipeline import cli
 from pipeline.encoding import index as index_of_parts
-from pipeline.features import INDEX
 from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
-from pipeline.output.records import read_manifest
+from pipeline.output.records import INDEX, read_manifest
 from pipeline.run import budget, fingerprints, job, stages
 from pipeline.run.plan import plan
 from pipeline.shards.open import open_shards

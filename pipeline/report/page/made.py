@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import DataError, NoInput, NotPermitted, shown
 from pipeline.formats import spelled
+from pipeline.output.records import published_file
 from pipeline.report.page.content import page_of
 from pipeline.report.page.document import Page
 from pipeline.report.page.html import html_of
@@ -51,7 +52,7 @@ def report_in(directory: str | Path) -> dict[str, Any]:
     DataError
         When it is not JSON of ours.
     """
-    path = Path(directory) / "report.json"
+    path = published_file(Path(directory), "report.json")
     where = f"file={shown(path)}"
     try:
         report = json.loads(path.read_bytes())

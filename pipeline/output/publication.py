@@ -1,0 +1,434 @@
+"""Publication: the files of a finished run become visible together, by the rename of one symbolic link.
+
+A run writes its manifest, model, index and reports into a directory of their own, ``published/<unique>/``. The link
+``published/current`` names the publication that readers see, and the plain names in the output directory are links
+through it::
+
+    index.h5           ->  published/current/index.h5
+    published/current  ->  0123456789abcdef0123456789abcdef
+
+Renaming a new link over ``published/current`` therefore switches all files at the same moment. The steps before it
+change nothing that a reader sees, and the step after it removes what is no longer named.
+
+``index.h5`` is a view of files in ``parts/``, which HDF5 looks for beside the name that was opened and beside the file
+itself. So the file lies in the output directory, as ``index-<digest>.h5``, and the publication holds a link to it. It
+works by any name, also by that which ``os.path.realpath`` returns.
+
+Version 0.1.0 wrote regular files under the plain names; so does a copy that follows links (``cp -rL``). Before such
+results are replaced, `settle` puts links in the place of the files, in an order in which every state is consistent.
+A file system without symbolic links is written to as in version 0.1.0: plain files, the manifest last.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CannotCreate, DataError, NoInput, shown
+from pipeline.formats import Digested, digest, seal
+from pipeline.output.disk import (
+    UNSUPPORTED,
+    Disk,
+    Pieces,
+    publish,
+    publish_copy,
+    publish_link,
+    remove,
+    sync_directory,
+    temporary_name,
+    write_error,
+)
+from pipeline.output.records import (
+    CURRENT,
+    INDEX,
+    MANIFEST,
+    NAMES,
+    OUTPUT,
+    PUBLISHED,
+    Entry,
+    fault_of,
+    files_of,
+    is_index,
+    is_left,
+    manifest_path,
+    plain_name,
+    publications,
+    read_manifest,
+)
+
+__all__ = ["Publication", "misplaced_names", "settle", "sweep_links", "sweep_publications", "withdraw"]
+
+log = logging.getLogger(__name__)
+
+_warned: set[int] = set()
+
+
+class Publication:
+    """The files of one run, which `finish` makes visible together.
+
+    Parameters
+    ----------
+    directory : Path
+        The output directory.
+    disk : Disk
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted
+        Also from all methods.
+    CannotCreate
+        When ``published`` is not a directory of its own.
+    """
+
+    def __init__(self, directory: Path, disk: Disk) -> None:
+        self._directory = directory
+        self._disk = disk
+        self._folder = f"{PUBLISHED}/{uuid.uuid4().hex}"
+        self._names: list[str] = []
+        self._has_links = _do(directory / PUBLISHED, "making it", self._begin)
+
+    def write(self, name: str, data: bytes | Pieces) -> Entry:
+        """Write a file that readers will find under its plain name, or a view that only the index names."""
+        if not self._has_links or name not in NAMES:
+            return self._write(name, data)
+        self._names.append(name)
+        if name != INDEX:
+            return self._write(f"{self._folder}/{name}", data, name_is_synced=False)
+        assert isinstance(data, bytes)
+        file = _index_name(digest([data]))
+        entry = self._write(file, data)
+        self._link_index(self._folder, file)
+        return entry
+
+    def reuse(self, name: str, entry: Entry) -> Entry:
+        """Publish a file of the publication before once more, without writing it again where hard links exist."""
+        if not self._has_links:
+            return entry
+        file = f"{self._folder}/{name}"
+        publish_copy(self._disk, self._directory / entry.file, self._directory / file)
+        self._names.append(name)
+        return Entry(file, entry.n_bytes, entry.blake3)
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest and make this publication the one that readers see."""
+        data = seal(OUTPUT, manifest)
+        if not self._has_links:
+            self._write(MANIFEST, data)
+            return
+        # All that the manifest names is on the disk before the manifest is.
+        self._sync(self._folder)
+        settle(self._directory, self._disk, self._names)
+        self._write(f"{self._folder}/{MANIFEST}", data)
+        _switch(self._directory, self._disk, self._folder)
+
+    def _begin(self) -> bool:
+        """Make the directory of this publication; return whether the file system has symbolic links."""
+        _make_published(self._directory, self._disk)
+        self._disk.make_directory(self._directory / self._folder)
+        sync_directory(self._disk, self._directory / PUBLISHED)
+        # Tried with a link that the next sweep would remove.
+        attempt = temporary_name(self._directory / CURRENT)
+        try:
+            self._disk.symlink(Path(self._folder).name, attempt)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            self._disk.remove_directory(self._directory / self._folder)
+            _warn_of_missing_links(self._directory)
+            return False
+        self._disk.remove(attempt)
+        return True
+
+    def _write(self, file: str, data: bytes | Pieces, name_is_synced: bool = True) -> Entry:
+        # The digest is computed while the data passes, since a single file need not fit in memory.
+        passing = Digested(data.pieces if isinstance(data, Pieces) else [data])
+        publish(self._disk, self._directory / file, Pieces(len(data), passing), name_is_synced)
+        return Entry(file, len(data), passing.blake3)
+
+    def _link_index(self, folder: str, file: str) -> None:
+        path = self._directory / folder / INDEX
+        _do(path, "linking it", partial(self._disk.symlink, f"../../{file}", path))
+
+    def _sync(self, folder: str) -> None:
+        path = self._directory / folder
+        _do(path, "syncing it", partial(sync_directory, self._disk, path))
+
+
+def settle(directory: Path, disk: Disk, names: Iterable[str] = ()) -> None:
+    """Make plain names links to the current publication, so that one switch replaces all of them.
+
+    Results that are regular files, of version 0.1.0 or of a copy, become a publication first. In every state on the
+    way each reader sees the same run as before.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Plain names that the next publication will hold, besides the manifest.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted, CannotCreate
+    """
+    _do(directory, "replacing files by links", partial(_settle, directory, disk, set(names)))
+
+
+def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
+    _make_published(directory, disk)
+    _move_copy_aside(directory, disk)
+    if not os.path.lexists(directory / MANIFEST):
+        _settle_without_manifest(directory, disk)
+    elif not (directory / MANIFEST).is_symlink():
+        names |= _adopt(directory, disk)
+    # The manifest first: from then on it is the rewritten one, which does not name files by their plain names.
+    for group in ([MANIFEST], sorted(names - {MANIFEST})):
+        changed = [name for name in group if not _is_our_link(directory / name)]
+        for name in changed:
+            publish_link(disk, f"{CURRENT}/{name}", directory / name)
+        if changed:
+            sync_directory(disk, directory)
+
+
+def _settle_without_manifest(directory: Path, disk: Disk) -> None:
+    """Keep a link that is about to be made from bringing back a run that has no manifest any more."""
+    found = manifest_path(directory)
+    if found.parent != directory:
+        # A copy that has lost its links: readers have found this publication without them, and find it meanwhile.
+        publish_link(disk, f"{PUBLISHED}/{found.parent.name}/{MANIFEST}", directory / MANIFEST)
+        sync_directory(disk, directory)
+        _switch(directory, disk, f"{PUBLISHED}/{found.parent.name}")
+    elif (directory / CURRENT).is_symlink():
+        # A user has removed the manifest, and some of what it named may be gone.
+        remove(disk, directory / CURRENT / MANIFEST)
+        sync_directory(disk, directory / CURRENT)
+
+
+def _move_copy_aside(directory: Path, disk: Disk) -> None:
+    """Rename ``current`` where a copy that followed links has made it a directory. The next sweep removes it."""
+    current = directory / CURRENT
+    if current.is_dir() and not current.is_symlink():
+        disk.replace(current, directory / PUBLISHED / uuid.uuid4().hex)
+        sync_directory(disk, directory / PUBLISHED)
+
+
+def _adopt(directory: Path, disk: Disk) -> set[str]:
+    """Make a publication of regular files under plain names, and switch to it; return the names that it holds."""
+    try:
+        manifest = read_manifest(directory)
+    except (NoInput, DataError):
+        _settle_without_manifest(directory, disk)
+        return set()
+    folder = f"{PUBLISHED}/{uuid.uuid4().hex}"
+    disk.make_directory(directory / folder)
+    sync_directory(disk, directory / PUBLISHED)
+    places: dict[str, str] = {}
+    for line in manifest.get("files", []):
+        name = str(line["file"])
+        if name in NAMES and _is_regular(directory / name):
+            places[name] = _adopt_file(directory, disk, folder, name, str(line["blake3"]))
+    # A copy that followed links has regular files under plain names that its manifest names elsewhere.
+    others = [name for name in NAMES if name != MANIFEST and name not in places and _is_regular(directory / name)]
+    for name in others:
+        _adopt_other(directory, disk, folder, name, manifest)
+    files = [{**line, "file": places.get(line["file"], line["file"])} for line in manifest.get("files", [])]
+    sync_directory(disk, directory / folder)
+    sync_directory(disk, directory)
+    publish(disk, directory / folder / MANIFEST, seal(OUTPUT, {**manifest, "files": files}))
+    _switch(directory, disk, folder)
+    return {*places, *others}
+
+
+def _adopt_file(directory: Path, disk: Disk, folder: str, name: str, blake3: str) -> str:
+    """Put a file into a publication; return its new place."""
+    if name != INDEX:
+        place = f"{folder}/{name}"
+        publish_copy(disk, directory / name, directory / place)
+        return place
+    place = _index_name(blake3)
+    if not os.path.lexists(directory / place):
+        publish_copy(disk, directory / name, directory / place)
+    disk.symlink(f"../../{place}", directory / folder / INDEX)
+    return place
+
+
+def _adopt_other(directory: Path, disk: Disk, folder: str, name: str, manifest: Mapping[str, Any]) -> None:
+    if name != INDEX:
+        publish_copy(disk, directory / name, directory / folder / name)
+        return
+    views = [file for file in files_of(manifest) if is_index(file)]
+    same = [file for file in views if _have_equal_content(directory / file, directory / INDEX)]
+    if same:
+        disk.symlink(f"../../{same[0]}", directory / folder / INDEX)
+
+
+def _have_equal_content(path: Path, other: Path) -> bool:
+    try:
+        return path.read_bytes() == other.read_bytes()
+    except OSError:
+        return False
+
+
+def withdraw(directory: Path, disk: Disk) -> None:
+    """Take back the finished run, in one step for all readers, and remove the plain names.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted, CannotCreate
+    """
+    _do(directory, "removing the published results", partial(_withdraw, directory, disk))
+
+
+def _withdraw(directory: Path, disk: Disk) -> None:
+    current = directory / CURRENT
+    if not os.path.lexists(directory / MANIFEST):
+        # Nothing is published under that name; and a copy that has lost its links is known by these manifests.
+        for folder in publications(directory):
+            remove(disk, folder / MANIFEST)
+            sync_directory(disk, folder)
+    elif _is_regular(directory / MANIFEST):
+        remove(disk, directory / MANIFEST)
+        sync_directory(disk, directory)
+    if current.is_symlink():
+        remove(disk, current)
+        sync_directory(disk, directory / PUBLISHED)
+
+
+def sweep_publications(directory: Path, disk: Disk, named: set[str]) -> None:
+    """Remove publications that neither ``published/current`` nor a file in `named` belongs to, and nothing else.
+
+    Parameters
+    ----------
+    named : set of str
+        Files that the manifest names.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted
+    """
+    kept = {file.rpartition("/")[0] for file in named}
+    current = directory / CURRENT
+    if current.is_symlink():
+        kept.add(f"{PUBLISHED}/{os.readlink(current)}")
+    folders = publications(directory)
+    if current.is_dir() and not current.is_symlink() and not (directory / PUBLISHED).is_symlink():
+        folders.append(current)  # of a copy that followed links
+    for folder in folders:
+        if f"{PUBLISHED}/{folder.name}" not in kept:
+            _do(folder, "removing it", partial(_remove_publication, disk, folder))
+
+
+def _remove_publication(disk: Disk, folder: Path) -> None:
+    # The manifest first, since a publication without one is never taken for a finished run.
+    remove(disk, folder / MANIFEST)
+    sync_directory(disk, folder)
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if (name in NAMES or is_left(name)) and (path.is_symlink() or not path.is_dir()):
+            remove(disk, path)
+    with suppress(FileNotFoundError):
+        try:
+            disk.remove_directory(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # it holds a file of somebody else
+                raise
+
+
+def sweep_links(directory: Path, disk: Disk) -> None:
+    """Remove plain names that are our links and lead to no file.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted
+    """
+    for name in NAMES:
+        path = directory / name
+        if _is_our_link(path) and not path.exists():
+            remove(disk, path)
+
+
+def misplaced_names(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the plain names that do not lead to the files that a manifest names."""
+    entries: dict[str, list[Entry]] = {}
+    for line in manifest["files"]:
+        file = str(line["file"])
+        name = INDEX if is_index(file) else plain_name(file)
+        if name != file and name in NAMES:
+            entries.setdefault(name, []).append(Entry(file, line["n_bytes"], line["blake3"]))
+    return [name for name, found in entries.items() if not any(_leads_to(directory, name, entry) for entry in found)]
+
+
+def _leads_to(directory: Path, name: str, entry: Entry) -> bool:
+    try:
+        if os.path.samefile(directory / name, directory / entry.file):
+            return True
+    except OSError:
+        return False
+    # A copy that followed links has a second file.
+    return fault_of(directory, Entry(name, entry.n_bytes, entry.blake3)) is None
+
+
+def _switch(directory: Path, disk: Disk, folder: str) -> None:
+    """Make a publication the one that readers see: one rename."""
+    path = directory / CURRENT
+
+    def switch() -> None:
+        publish_link(disk, Path(folder).name, path)
+        sync_directory(disk, path.parent)
+
+    _do(path, "publishing the results", switch)
+
+
+def _make_published(directory: Path, disk: Disk) -> None:
+    folder = directory / PUBLISHED
+    if folder.is_symlink():
+        # What a sweep removes lies inside: a link would lead it to the files of others.
+        raise CannotCreate(f"output={shown(directory)}: its {PUBLISHED} is a link, expected a directory")
+    if not folder.is_dir():
+        disk.make_directory(folder)
+        sync_directory(disk, directory)
+
+
+def _index_name(blake3: str) -> str:
+    """Return the name of an index: of what it holds, so that it never replaces another one."""
+    return f"index-{blake3[:32]}.h5"
+
+
+def _is_our_link(path: Path) -> bool:
+    try:
+        return os.readlink(path) == f"{CURRENT}/{path.name}"
+    except OSError:
+        return False
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _warn_of_missing_links(directory: Path) -> None:
+    file_system = os.stat(directory).st_dev
+    if file_system in _warned:
+        return
+    _warned.add(file_system)
+    log.warning(
+        "output=%s: this file system has no symbolic links, so files are replaced one by one: a reader may see files "
+        "of two runs while a finished run is replaced",
+        shown(directory),
+    )
+
+
+def _do(path: Path, doing: str, act: Callable[[], Any]) -> Any:
+    """Do something and turn what the system answers into an error of ours."""
+    try:
+        return act()
+    except OSError as error:
+        raise write_error(error, path, doing) from error

@@ -1,0 +1,80 @@
+"""Files that lie in an output directory are found whatever their paths say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.output.inside import files_inside
+from pipeline.output.ledger import Ledger
+from tests.support.faulty import bind, forked
+from tests.support.ledgers import commit
+
+
+def published(ledger: Ledger) -> Path:
+    """Finish a run; return its part."""
+    record = commit(ledger)
+    publication = ledger.publication()
+    publication.write("model.h5", b"model")
+    ledger.finish({}, {"parts": [], "files": []}, publication)
+    return ledger.directory / record.entry.file
+
+
+def hard_link(path: Path, other: Path) -> None:
+    os.link(path.resolve(), other)
+
+
+@pytest.mark.parametrize("name", ["part", "model.h5"])
+@pytest.mark.parametrize("make", [os.symlink, hard_link])
+def test_other_names_of_our_files_lie_inside(
+    ledger: Ledger, tmp_path: Path, make: Callable[[Path, Path], object], name: str
+) -> None:
+    part = published(ledger)
+    path = part if name == "part" else ledger.directory / name
+    other = tmp_path / "other.h5"
+    make(path, other)
+    foreign = tmp_path / "foreign.h5"
+    foreign.write_bytes(b"foreign")
+    assert files_inside(ledger.directory, [foreign, path, other]) == [path, other]
+
+
+def test_other_paths_of_our_directories_lead_inside(ledger: Ledger, tmp_path: Path) -> None:
+    part = published(ledger)
+    (tmp_path / "output").symlink_to(ledger.directory)
+    (tmp_path / "folder").symlink_to(part.parent)
+    paths = [
+        tmp_path / "output" / "parts" / part.name,
+        tmp_path / "folder" / part.name,
+        tmp_path / "folder" / "gone.h5",
+    ]
+    assert files_inside(ledger.directory, paths) == paths
+    assert files_inside(tmp_path / "output", paths) == paths
+    assert files_inside(tmp_path / "nowhere", paths) == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("what", ["directory", "parts", "file"])
+def test_a_bind_mount_of_the_output_lies_inside(ledger: Ledger, tmp_path: Path, what: str) -> None:
+    part = published(ledger)
+    source = {"directory": ledger.directory, "parts": part.parent, "file": part}[what]
+    target = tmp_path / "mount"
+    if what == "file":
+        target.touch()
+        path = target
+    else:
+        target.mkdir()
+        path = target / part.relative_to(source)
+
+    def look() -> list[str] | None:
+        if not bind(source, target):
+            return None
+        return [str(found) for found in files_inside(ledger.directory, [path])]
+
+    code, found = forked(look)
+    assert code == 0
+    if found is None:
+        pytest.skip("this machine does not allow mounts")
+    assert found == [str(path)]

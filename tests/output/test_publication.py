@@ -1,0 +1,263 @@
+"""A finished run is published by one rename; its files are found by every name, and in every kind of copy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.encoding import index as index_module
+from pipeline.features import open_features
+from pipeline.formats import seal
+from pipeline.output import publication as module
+from pipeline.output.ledger import Ledger
+from pipeline.output.lock import locked
+from pipeline.output.publication import misplaced_names
+from pipeline.output.records import Entry, fault_of, manifest_path, published_file, read_manifest
+from tests.support.faulty import Broken, Watched
+from tests.support.helpers import refused
+from tests.support.ledgers import HEX, NOW, commit, fill
+from tests.support.parts import feature_rows, part, shapes_in
+
+
+def publish(ledger: Ledger, *names: str) -> list[Entry]:
+    """Publish files of these names, which hold them."""
+    publication = ledger.publication()
+    entries = [publication.write(name, name.encode()) for name in names]
+    ledger.finish({}, {"parts": [], "files": [vars(entry) for entry in entries]}, publication)
+    return entries
+
+
+def folders(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "published").iterdir() if not path.is_symlink())
+
+
+def test_plain_names_lead_to_the_files_that_the_manifest_names(ledger: Ledger) -> None:
+    entries = publish(ledger, "model.h5", "index.h5", "report.json")
+    for name, entry in zip(("model.h5", "index.h5", "report.json"), entries, strict=True):
+        assert (ledger.directory / name).samefile(ledger.directory / entry.file)
+        assert (ledger.directory / name).read_bytes() == name.encode()
+        assert fault_of(ledger.directory, entry) is None
+    assert misplaced_names(ledger.directory, read_manifest(ledger.directory)) == []
+
+
+def test_nothing_is_seen_before_the_last_rename(ledger: Ledger) -> None:
+    publication = ledger.publication()
+    publication.write("model.h5", b"model")
+    assert not (ledger.directory / "model.h5").exists()
+    with refused(66, "no finished run"):
+        read_manifest(ledger.directory)
+
+
+def test_p8_all_files_are_on_the_disk_before_the_switch(tmp_path: Path) -> None:
+    watched = Watched()
+    with locked(tmp_path, watched) as ledger:
+        watched.calls.clear()
+        publish(ledger, "model.h5", "index.h5")
+    (folder,) = folders(tmp_path)
+    switch = watched.calls.index(("replace", tmp_path / "published/current"))
+    before = watched.calls[:switch]
+    assert watched.calls[switch + 1] == ("sync_directory", tmp_path / "published")
+    assert ("sync_directory", tmp_path / "published" / folder) in before
+    assert [name for name, _ in before].count("sync") == 3
+    last_link = max(i for i, call in enumerate(before) if call == ("replace", tmp_path / "model.h5"))
+    assert ("sync_directory", tmp_path) in before[last_link:]
+
+
+def test_what_the_next_publication_does_not_hold_is_gone(ledger: Ledger) -> None:
+    publish(ledger, "model.h5", "quarantine.jsonl")
+    first = folders(ledger.directory)
+    publish(ledger, "model.h5")
+    assert not (ledger.directory / "quarantine.jsonl").exists()
+    ledger.sweep(NOW)
+    assert not os.path.lexists(ledger.directory / "quarantine.jsonl")
+    assert len(folders(ledger.directory)) == 1
+    assert folders(ledger.directory) != first
+
+
+def test_publications_that_were_not_finished_are_swept(ledger: Ledger) -> None:
+    publish(ledger, "model.h5")
+    kept = folders(ledger.directory)
+    ledger.publication().write("model.h5", b"half")
+    fill(ledger.directory, f"published/current.{HEX}.writing")
+    assert len(folders(ledger.directory)) == 3
+    ledger.sweep()
+    assert folders(ledger.directory) == kept
+    assert (ledger.directory / "model.h5").read_bytes() == b"model.h5"
+
+
+def test_d13_files_of_others_stay_in_publications_too(ledger: Ledger) -> None:
+    foreign = ["published/notes.txt", f"published/{HEX}/thesis.tex", "published/mine/model.h5", f"published/{HEX}0"]
+    fill(ledger.directory, *foreign, f"published/{HEX}/model.h5", f"published/{HEX}/model.h5.{HEX}.writing")
+    ledger.sweep()
+    ledger.sweep(NOW)
+    ledger.forget()
+    found = {str(path.relative_to(ledger.directory)) for path in ledger.directory.rglob("*") if path.is_file()}
+    assert found - {".lock", ".shardpress"} == set(foreign)
+
+
+def test_s13_a_link_for_a_publication_leads_no_sweep_outside(ledger: Ledger, tmp_path: Path) -> None:
+    victim = fill(tmp_path / "victim", "model.h5", "manifest.json")
+    publish(ledger, "model.h5")
+    (ledger.directory / "published" / HEX).symlink_to(tmp_path / "victim")
+    ledger.sweep(NOW)
+    ledger.forget()
+    assert {path.name for path in (tmp_path / "victim").iterdir()} == set(victim)
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["elsewhere", "dangling"])
+def test_s13_a_link_for_the_folder_of_publications_is_refused(tmp_path: Path, is_there: bool) -> None:
+    with locked(tmp_path / "out"):
+        pass
+    if is_there:
+        fill(tmp_path / "victim", f"{HEX}/model.h5")
+    (tmp_path / "out" / "published").symlink_to(tmp_path / "victim")
+    with refused(73, "its published is a link"), locked(tmp_path / "out"):
+        pytest.fail("it was locked")
+    if is_there:
+        assert (tmp_path / "victim" / HEX / "model.h5").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["published/current/model.h5", f"published/{HEX}/passwd", "published/x/model.h5", f"./published/{HEX}/../model.h5"],
+)
+def test_s12_a_manifest_gains_nothing_by_publications(ledger: Ledger, name: str) -> None:
+    fill(ledger.directory, "manifest.json")
+    (ledger.directory / "manifest.json").write_bytes(seal("shardpress-output/1", {"files": [{"file": name}]}))
+    with refused(77, "names inside the directory only"):
+        read_manifest(ledger.directory)
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK], ids=errno.errorcode.get)
+def test_a_file_that_stays_is_linked_or_else_copied(tmp_path: Path, code: int) -> None:
+    for disk in (Watched(), Broken(code, "link")):
+        directory = tmp_path / type(disk).__name__
+        with locked(directory, disk) as ledger:
+            (entry,) = publish(ledger, "single.h5")
+            number = (directory / "single.h5").stat().st_ino
+            publication = ledger.publication()
+            again = publication.reuse("single.h5", entry)
+            ledger.finish({}, {"parts": [], "files": [vars(again)]}, publication)
+            ledger.sweep(NOW)
+        assert fault_of(directory, again) is None
+        assert (directory / "single.h5").read_bytes() == b"single.h5"
+        assert ((directory / "single.h5").stat().st_ino == number) == (type(disk) is Watched)
+        assert len(folders(directory)) == 1
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_without_symbolic_links_the_manifest_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    monkeypatch.setattr(module, "_warned", set())
+    broken = Broken(code, "symlink")
+    with locked(tmp_path, broken) as ledger:
+        for _ in range(2):
+            publish(ledger, "model.h5", "index.h5")
+            ledger.sweep(NOW)
+            assert [entry["file"] for entry in read_manifest(tmp_path)["files"]] == ["model.h5", "index.h5"]
+            assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+        assert folders(tmp_path) == []
+        renamed = [Path(str(path)).name for name, path in broken.calls if name == "replace"]
+        assert renamed[-1] == "manifest.json"
+        ledger.forget()
+        assert not (tmp_path / "model.h5").exists()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+# -- other names, and copies ---------------------------------------------------------------------------------------
+
+N_PARTS = 5
+
+
+def run(directory: Path) -> np.ndarray:
+    """A finished output of five parts, whose index is a view of views; return its features."""
+    with locked(directory) as ledger:
+        files = []
+        for i in range(N_PARTS):
+            data = part(3, 3 * i, {"y": np.arange(3 * i, 3 * i + 3)})
+            files.append(commit(ledger, f"part-{i:06d}-000000000000", data=data).entry.file)
+        publication = ledger.publication()
+
+        def viewed(file: str) -> tuple[str, dict[str, index_module.Shape]]:
+            return file, shapes_in(directory / file)
+
+        made = index_module.index_files(files, viewed, {}, {})
+        entries = [publication.write(name, data) for name, data in made]
+        parts = [{"file": file, "n_rows": 3, "n_bytes": 1, "blake3": ""} for file in files]
+        ledger.finish({}, {"parts": parts, "files": [vars(entry) for entry in entries]}, publication)
+    return np.asarray(feature_rows(3 * N_PARTS))
+
+
+def by_tar(source: Path, target: Path) -> None:
+    target.mkdir()
+    subprocess.run(f"tar -C {source} -c . | tar -C {target} -x", shell=True, check=True)
+
+
+COPIES: dict[str, Callable[[Path, Path], object]] = {
+    "cp -r": lambda source, target: subprocess.run(["cp", "-r", source, target], check=True),
+    "cp -rL": lambda source, target: subprocess.run(["cp", "-rL", source, target], check=True),
+    "mv": lambda source, target: source.rename(target),
+    "tar": by_tar,
+    "copytree": shutil.copytree,
+}
+
+
+def features_in(index: Path | str) -> np.ndarray:
+    with h5py.File(index) as file:
+        return np.asarray(file["features"][()])
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("is_nested", [False, True], ids=["view", "view of views"])
+@pytest.mark.parametrize("how", COPIES)
+def test_an_index_works_in_every_kind_of_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_nested: bool
+) -> None:
+    if is_nested:
+        monkeypatch.setattr(index_module, "_MOST", 2)
+    expected = run(tmp_path / "out")
+    copy = tmp_path / "elsewhere" / "copy"
+    copy.parent.mkdir()
+    COPIES[how](tmp_path / "out", copy)
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    (tmp_path / "link.h5").symlink_to(copy / "index.h5")
+    (tmp_path / "folder").symlink_to(copy)
+    monkeypatch.chdir(copy / "parts")
+    names = [copy / "index.h5", "../index.h5", (copy / "index.h5").resolve(), tmp_path / "folder" / "index.h5"]
+    for name in [*names, tmp_path / "link.h5"]:
+        np.testing.assert_array_equal(features_in(name), expected, str(name))
+    np.testing.assert_array_equal(open_features(copy).features, expected)
+    np.testing.assert_array_equal(open_features("../index.h5").features, expected)
+    manifest = read_manifest(copy)
+    assert misplaced_names(copy, manifest) == []
+    assert all(fault_of(copy, Entry(**line)) is None for line in manifest["files"])
+
+
+@pytest.mark.process
+def test_a_copy_that_has_lost_its_links_is_read(tmp_path: Path) -> None:
+    expected = run(tmp_path)
+    for path in [path for path in tmp_path.rglob("*") if path.is_symlink()]:
+        path.unlink()
+    np.testing.assert_array_equal(open_features(tmp_path).features, expected)
+    assert published_file(tmp_path, "model.h5").parent == manifest_path(tmp_path).parent
+    assert misplaced_names(tmp_path, read_manifest(tmp_path)) == ["index.h5"]
+
+
+def test_without_its_link_a_manifest_is_not_searched_for(ledger: Ledger) -> None:
+    """Who removes the manifest means the run to count as unfinished."""
+    publish(ledger, "model.h5")
+    (ledger.directory / "manifest.json").unlink()
+    with refused(66, "no finished run"):
+        read_manifest(ledger.directory)
+    ledger.forget()
+    assert folders(ledger.directory) == []
+    assert ledger.manifest() is None

@@ -1,0 +1,84 @@
+"""Two whole runs, one of which starts where the directory of the other has been moved away from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.faulty import Watched, forked
+from tests.support.nights import OTHER, STEPS
+from tests.support.soak_protocol import broken_promises, leftovers, seen_by_all
+from tests.support.standin import Night, features_of
+
+
+class Losing(Watched):
+    """Calls `lose` once, right before a file of this kind is named for the first time."""
+
+    def __init__(self, kind: str, lose: Callable[[], None]) -> None:
+        super().__init__()
+        self._kind = kind
+        self._lose: Callable[[], None] | None = lose
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        if self._lose and name == "replace" and self._kind in str(arguments[1]):
+            lose = self._lose
+            self._lose = None
+            lose()
+        return do(*arguments)
+
+
+KINDS = ["stages/scan", "commits/model", "parts/part", "commits/part", "report.json", "published/current"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_whose_directory_was_moved_ends_and_harms_nobody(night: Night, out: Path, kind: str) -> None:
+    old = out.with_name("old")
+
+    def move_and_run() -> None:
+        out.rename(old)
+        assert forked(lambda: night.run(out, *STEPS, *OTHER)) == (0, 0)
+
+    assert night.run(out, *STEPS, disk=Losing(kind, move_and_run)) == 75
+    assert seen_by_all(out) is not None
+    assert broken_promises(out) == leftovers(out) == []
+    assert night.run(out, *STEPS, *OTHER) == 0
+    assert night.run(old, *STEPS) == 0, "it can be resumed where it is now"
+    assert features_of(old) != features_of(out)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", KINDS[2:])
+def test_a_run_whose_lock_was_replaced_ends_and_harms_nobody(night: Night, out: Path, kind: str) -> None:
+    def replace_lock_and_run() -> None:
+        (out / ".lock").unlink()
+        assert forked(lambda: night.run(out, *STEPS, *OTHER, "--restart")) == (0, 0)
+
+    assert night.run(out, *STEPS, disk=Losing(kind, replace_lock_and_run)) == 75
+    assert seen_by_all(out) is not None
+    assert broken_promises(out) == []
+    assert night.run(out, *STEPS, *OTHER) == 0
+    assert leftovers(out) == []
+
+
+def test_a_finished_run_that_is_moved_while_it_is_verified(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.run import earlier
+
+    assert night.run(out) == 0
+    check = earlier.fault_of
+
+    def check_and_move(*arguments: Any, **more: Any) -> str | None:
+        found = check(*arguments, **more)
+        if out.exists():
+            shutil.move(out, out.with_name("old"))
+        return found
+
+    monkeypatch.setattr(earlier, "fault_of", check_and_move)
+    assert night.run(out) == 75
+    assert not out.exists()
