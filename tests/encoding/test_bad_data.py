@@ -109,7 +109,7 @@ def test_v6_rows_outside_are_counted_once_each_and_bad_rows_never(on_drift: str)
 
 
 @pytest.mark.parametrize("outside", [[-0.5, 0], [0.5, -2], [1.5, 0], [0.5, 3]])
-def test_v6_rows_outside_on_one_side_alone_are_counted(outside: list[float]) -> None:
+def test_rows_outside_on_one_side_alone_are_counted(outside: list[float]) -> None:
     assert judge(ranged("pass"), [[0.5, 0], outside]).n_outside == 1
 
 
