@@ -126,6 +126,7 @@ class Sandbox:
         self._root = folder / "checkout"
         self._python = self._root / ".venv" / "bin" / "python"
         self._copy_checkout()
+        self._copy_cache()
         self._make_environment()
         self._check_imports()
         self.sources = Sources(self._root)
@@ -134,13 +135,15 @@ class Sandbox:
         for name in ("home", "tmp"):
             (folder / name).mkdir()
 
-    def run(self, tests: Sequence[str]) -> tuple[list[str], float]:
+    def run(self, tests: Sequence[str], keeps_cache: bool = False) -> tuple[list[str], float]:
         """Run tests until the first one fails.
 
         Parameters
         ----------
         tests : sequence of str
             Files or node ids.
+        keeps_cache : bool
+            Let later runs use what this one compiles. Without it, compiled code is thrown away, as it may be mutated.
 
         Returns
         -------
@@ -155,7 +158,7 @@ class Sandbox:
         """
         options = ["-x", "-q", "-rfE", "--tb=no", "--no-header", "-p", "no:randomly", "-p", "no:cacheprovider"]
         start = time.monotonic()
-        with self._compile_cache() as cache:
+        with self._compile_cache(keeps_cache) as cache:
             code, output = self._done([str(self._python), "-m", "pytest", *options, *tests], cache)
         seconds = time.monotonic() - start
         failures = _FAILURE.findall(output)
@@ -197,17 +200,26 @@ class Sandbox:
         return process.returncode, output
 
     @contextmanager
-    def _compile_cache(self) -> Iterator[Path]:
-        """Make a copy of the user's compile cache for one test run, so that mutated code never gets into another."""
+    def _compile_cache(self, is_kept: bool) -> Iterator[Path]:
+        """Provide the compile cache of this copy, or a copy of it that ends with the context."""
         cache = self._folder / "cache"
-        users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
-        cache.mkdir()
-        if users.is_dir():
-            shutil.copytree(users, cache / "shardpress")
-        try:
+        if is_kept:
             yield cache
+            return
+        passing = self._folder / "passing-cache"
+        shutil.copytree(cache, passing)
+        try:
+            yield passing
         finally:
-            shutil.rmtree(cache, ignore_errors=True)
+            shutil.rmtree(passing, ignore_errors=True)
+
+    def _copy_cache(self) -> None:
+        """Begin with what the user's compile cache holds."""
+        users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
+        if users.is_dir():
+            shutil.copytree(users, self._folder / "cache" / "shardpress")
+        else:
+            (self._folder / "cache").mkdir()
 
     def _copy_checkout(self) -> None:
         self._root.mkdir()
@@ -290,7 +302,7 @@ def plant_all(mutations: Sequence[Mutation]) -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
         sandbox = Sandbox(Path(folder).resolve())
         tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
-        failures, _ = sandbox.run(tests)
+        failures, _ = sandbox.run(tests, keeps_cache=True)
         if failures:
             raise Failed(f"{' '.join(failures)} fails without any mutation")
         for mutation in mutations:

@@ -428,14 +428,28 @@ _KERNELS = (
         "kernels/updates.py",
         "return p + decay * velocity - rate * g, velocity",
         "return p + velocity, velocity",
-        ("tests/kernels/test_updates.py",),
+        ("tests/kernels/test_updates.py::test_rule_equals_a_numpy_loop_over_ten_steps",),
     ),
     Mutation(
         "adam-forgets-squares-too-soon",
         "kernels/updates.py",
         "_BETA2 = np.float32(0.999)",
         "_BETA2 = np.float32(0.99)",
-        ("tests/kernels/test_updates.py",),
+        ("tests/kernels/test_updates.py::test_rule_equals_a_numpy_loop_over_ten_steps",),
+    ),
+    Mutation(
+        "nesterov-in-c-is-plain-momentum",
+        "kernels/native/updates.h",
+        "p[i] += decay * velocity[i] - rate * g[i];",
+        "p[i] += velocity[i];",
+        ("tests/kernels/test_ops.py::test_every_rule_updates_as_its_numpy_reference[nesterov]",),
+    ),
+    Mutation(
+        "adam-in-c-forgets-squares-too-soon",
+        "kernels/native/updates.h",
+        "const float beta2 = 0.999f;",
+        "const float beta2 = 0.99f;",
+        ("tests/kernels/test_ops.py::test_every_rule_updates_as_its_numpy_reference[adam]",),
     ),
     Mutation(
         "last-tile-of-bytes-lacks-a-row",
@@ -463,7 +477,7 @@ _KERNELS = (
         "kernels/native/rows.h",
         "worst = worst > high ? worst : high;",
         "worst = worst > high ? worst : worst;",
-        ("tests/kernels/test_ops.py::test_rows_are_told_that_hold_what_is_not_in_the_range",),
+        ("tests/kernels/test_ops.py::test_rows_are_told_that_hold_what_is_not_in_the_range[]",),
     ),
     Mutation(
         "weight-decay-grows-weights",
@@ -477,7 +491,9 @@ _KERNELS = (
         "kernels/compilecache.py",
         "stat.S_IMODE(found.st_mode) & 0o077",
         "stat.S_IMODE(found.st_mode) & 0o007",
-        ("tests/kernels/test_compilecache.py",),
+        (
+            "tests/kernels/test_compilecache.py::test_s16_a_cache_that_others_may_write_is_refused_before_anything_in_it_runs",
+        ),
     ),
 )
 
