@@ -290,6 +290,12 @@ def chosen(arguments: Sequence[str]) -> list[Mutation]:
     return [known[name] for name in arguments]
 
 
+def _is_used_here(mutation: Mutation) -> bool:
+    """Return whether this machine's processor runs the mutated code."""
+    features = Path("/proc/cpuinfo").read_text().split()
+    return not mutation.needs or any(need in features for need in mutation.needs)
+
+
 def plant_all(mutations: Sequence[Mutation]) -> Iterator[Result]:
     """Plant mutations one after the other and run their tests.
 
@@ -321,7 +327,12 @@ def _planted(sandbox: Sandbox, mutation: Mutation) -> Result:
 
 def main(arguments: Sequence[str]) -> int:
     """Plant what the command line asks for and print a line for each mutation; return the exit code."""
-    mutations = chosen(arguments)
+    mutations = []
+    for mutation in chosen(arguments):
+        if _is_used_here(mutation):
+            mutations.append(mutation)
+        else:
+            print(f"{mutation.name}: not planted, this processor has none of {', '.join(mutation.needs)}")
     survivors = []
     try:
         for result in plant_all(mutations):

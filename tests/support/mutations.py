@@ -27,6 +27,8 @@ class Mutation:
         What stands in the file, and what stands there instead.
     tests : tuple of str
         Files or node ids of which at least one test must fail.
+    needs : tuple of str
+        Features of the processor, as the kernel names them. Without any of them the mutated code is not used.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Mutation:
     text: str
     replacement: str
     tests: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
     @property
     def package(self) -> str:
@@ -457,6 +460,7 @@ _KERNELS = (
         "for (long i = first; n_rows > 0 && i < n_rows; i++)",
         "for (long i = first; n_rows > 0 && i < n_rows - 1; i++)",
         ("tests/kernels/test_ops.py::test_features_of_bytes_are_numpys_at_every_edge_of_a_tile",),
+        needs=("avx_vnni", "avx512_vnni"),
     ),
     Mutation(
         "deep-layers-take-the-bias-of-the-first",
