@@ -12,6 +12,7 @@ it. The checkout itself is never written to, and neither is the compile cache of
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,10 +217,17 @@ class Sandbox:
     def _copy_cache(self) -> None:
         """Begin with what the user's compile cache holds."""
         users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
-        if users.is_dir():
-            shutil.copytree(users, self._folder / "cache" / "shardpress")
-        else:
+        if not users.is_dir():
             (self._folder / "cache").mkdir()
+            return
+        with ExitStack() as stack:
+            # Nothing is compiled while the lock of `kernels.compilelock` is held, so no half-written module is copied.
+            for path in users.glob("*/compiledir_*/.lock"):
+                file = stack.enter_context(path.open())
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Notes about modules are written without the lock, under temporary names like key.pkl.4711.
+            ignored = shutil.ignore_patterns("key.pkl.*")
+            shutil.copytree(users, self._folder / "cache" / "shardpress", ignore=ignored)
 
     def _copy_checkout(self) -> None:
         self._root.mkdir()
@@ -310,7 +318,9 @@ def plant_all(mutations: Sequence[Mutation]) -> Iterator[Result]:
         tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
         failures, _ = sandbox.run(tests, keeps_cache=True)
         if failures:
-            raise Failed(f"{' '.join(failures)} fails without any mutation")
+            raise Failed(
+                f"{' '.join(failures)}: fails in a copy of the checkout without any mutation, expected to pass"
+            )
         for mutation in mutations:
             yield _planted(sandbox, mutation)
 
