@@ -146,9 +146,10 @@ def test_features_open_while_the_same_process_holds_files_with_their_locks(outpu
 def test_a_part_with_other_rows_than_the_manifest_says_is_refused(output):
     directory = output(3, 4)
     path = directory / "parts/part-00001.h5"
-    path.write_bytes(part(3))
-    with refused(65, str(path), "3 rows, expected 4 as the manifest says"):
-        open_features(directory)
+    for n_rows in (3, 5):
+        path.write_bytes(part(n_rows))
+        with refused(65, str(path), f"{n_rows} rows, expected 4 as the manifest says"):
+            open_features(directory)
 
 
 @pytest.mark.parametrize("manifest", [{}, {"parts": []}, {"parts": [1]}, {"parts": [{"n_rows": 3}]}], ids=str)

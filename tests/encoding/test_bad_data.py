@@ -108,6 +108,11 @@ def test_v6_rows_outside_are_counted_once_each_and_bad_rows_never(on_drift: str)
     assert (judged.n_outside, judged.bad.tolist()) == (2, [2, 4])
 
 
+@pytest.mark.parametrize("outside", [[-0.5, 0], [0.5, -2], [1.5, 0], [0.5, 3]])
+def test_rows_outside_on_one_side_alone_are_counted(outside: list[float]) -> None:
+    assert judge(ranged("pass"), [[0.5, 0], outside]).n_outside == 1
+
+
 def test_v6_rows_outside_are_refused_with_their_place() -> None:
     words = ["rows=100:103", "2.5 in row 101, column 1, expected -1 to 2", "2 of these rows", "--on-drift clip"]
     with refused(65, *words):

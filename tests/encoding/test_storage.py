@@ -48,6 +48,15 @@ def test_no_feature_is_off_by_more_than_is_allowed_and_the_largest_error_is_told
             assert np.isnan(found[~valid]).all()
 
 
+def test_features_beyond_the_largest_error_are_refused() -> None:
+    """Between 4 and 8, float16 has multiples of 2**-8, so the first number below is off by 2**-9."""
+    features = np.array([[4 + 2**-9]], np.float32)
+    assert stored(Storage("float16", "none", 2**-9), features)[1] == 2**-9
+    for max_error in (0.9 * 2**-9, 0.6 * 2**-9):
+        with pytest.raises(TooCoarse):
+            stored(Storage("float16", "none", max_error), features)
+
+
 def test_what_may_be_off_is_rounded_so_that_it_is_made_of_few_bits() -> None:
     features = RNG.random((1000, 2), np.float32)
     found, error = stored(Storage("float16", "gzip", 1e-3), features)

@@ -191,6 +191,17 @@ def test_c2_a_killed_run_leaves_no_lock_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_a_child_that_outlives_a_run_does_not_keep_its_lock(tmp_path: Path) -> None:
+    """It inherits every descriptor that may be inherited."""
+    with locked(tmp_path):
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
+    try:
+        lock_and_let_go(tmp_path)
+    finally:
+        child.communicate()
+
+
+@pytest.mark.process
 def test_c1_of_many_runs_one_gets_the_directory(tmp_path: Path) -> None:
     lock_and_let_go(tmp_path)
     descriptor = os.open(tmp_path / ".lock", os.O_RDWR)

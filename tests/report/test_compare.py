@@ -112,6 +112,18 @@ def test_rows_that_are_bad_in_either_do_not_count(night: Night, out: Path, tmp_p
     assert compare(str(out), str(out)).likeness.n_rows == N_ROWS + 19
 
 
+def test_rows_that_are_bad_in_one_run_only_do_not_count(night: Night, out: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
+    rows[4, 1] = 0.5
+    night.add_shard("3.h5", rows)
+    leave = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
+    other = tmp_path / "other"
+    assert night.run(out, *leave) == 0
+    assert night.run(other, *leave, "--missing-value", "0.5") == 0
+    for a, b in ((out, other), (other, out)):
+        assert compare(str(a), str(b)).likeness.n_rows == N_ROWS + 19
+
+
 def test_other_numbers_of_features_are_compared(night: Night, out: Path, tmp_path: Path) -> None:
     assert night.run(out) == 0
     assert night.run(tmp_path / "wide", "--n-features", "3") == 0

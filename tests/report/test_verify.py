@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.commands.table import main
 from pipeline.formats import seal
+from pipeline.model import load_model
 from pipeline.output.records import OUTPUT, read_manifest
 from pipeline.report import rows as module
 from pipeline.report.verify import verify
@@ -161,6 +162,33 @@ def test_which_rows_count_is_verified_too(night: Night, out: Path) -> None:
         (fault,) = verify(str(out), 1000).faults
         assert fault.fault.startswith(f"row 1: {what}")
         path.write_bytes(whole)
+
+
+def test_good_rows_that_are_stored_as_bad_are_a_fault(night: Night, out: Path) -> None:
+    """`valid` is False and the features are NaN, as of a bad row: readers would leave the row out."""
+    assert night.run(out) == 0
+    manifest = read_manifest(out)
+    part = manifest["parts"][0]["file"]
+    with h5py.File(out / part, "a") as file:
+        file["valid"][1] = False
+        file["features"][1] = np.nan
+    rewritten(out, manifest)
+    (fault,) = verify(str(out), 1000).faults
+    assert fault.file == part
+    assert fault.fault.startswith("row 1: ")
+
+
+def test_what_rounding_costs_is_allowed_once(night: Night, out: Path) -> None:
+    assert night.run(out, "--max-feature-error", "0.01") == 0
+    manifest = read_manifest(out)
+    part = manifest["parts"][0]
+    with h5py.File(part["path"]) as file:
+        exact = load_model(out).encode(file["X"][:4])
+    for share, n_faults in ((0.9, 0), (1.5, 1)):
+        with h5py.File(out / part["file"], "a") as file:
+            file["features"][3, 0] = exact[3, 0] + share * part["max_error"]
+        rewritten(out, manifest)
+        assert len(verify(str(out), 1000).faults) == n_faults, share
 
 
 @pytest.mark.parametrize(

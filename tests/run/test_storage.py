@@ -56,6 +56,17 @@ def test_features_that_float16_is_too_coarse_for_are_float32(night: Night, out: 
     assert stamps(out) == before
 
 
+def test_parts_stored_before_float16_was_too_coarse_are_not_kept(night: Night, out: Path) -> None:
+    """The first part fits into float16, because all its features are NaN."""
+    night.add_shard("0-bad.h5", np.full((16, 4), np.nan, np.float32))
+    flags = ["--max-feature-error", "1e-6", "--on-bad-data", "skip", "--max-bad-rows", "50%"]
+    assert night.run(out, *flags) == 0
+    parts = read_manifest(out)["parts"]
+    assert parts[0]["n_bad"] == parts[0]["n_rows"] == 16
+    assert {part["dtype"] for part in parts} == {"float32"}
+    assert features(out).dtype == np.float32
+
+
 @pytest.mark.parametrize("flags", [["--storage-dtype", "float16"], ["--max-feature-error", "1e-6"]], ids=lambda f: f[0])
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
     night: Night, out: Path, tmp_path: Path, flags: list[str]

@@ -43,6 +43,16 @@ def test_seed_and_epoch_decide_the_order_and_nothing_else_does():
             assert len(orders) == 9
 
 
+def test_an_epoch_is_resumed_after_any_number_of_rows():
+    for window_rows, left_out in product([1, 5, 21], [[], [3, 4, 5, 11]]):
+        with case(window_rows, left_out):
+            order = Order(STARTS, np.array(left_out, dtype=np.int64), window_rows, seed=7)
+            whole = epoch_of(order, epoch=1)
+            for n_skipped in range(len(whole) + 1):
+                windows = [rows for _slabs, rows in order.windows(1, n_skipped)]
+                assert np.concatenate([NONE, *windows]).tolist() == whole[n_skipped:].tolist()
+
+
 def test_windows_hold_the_rows_of_their_slabs_and_no_more_than_asked_for():
     for window_rows in (1, 7, 21):
         with case(window_rows):

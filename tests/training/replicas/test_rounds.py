@@ -52,6 +52,15 @@ def test_one_replica_trains_the_first_epoch_and_all_of_them_the_others_from_any_
                     np.testing.assert_array_equal(trained_on(share), rows)
 
 
+def test_a_share_lists_its_rows_from_front_to_back():
+    """Files are read in their order, and the shuffled order of a share depends on this one."""
+    shared = rounds(200, 3, 4, left_out=np.arange(0, 200, 7))
+    for share in shared.shares(1):
+        assert len(share.pieces) > 1
+        assert list(share.pieces) == sorted(share.pieces)
+        assert share.left_out.tolist() == sorted(share.left_out)
+
+
 @pytest.mark.process
 def test_shares_are_alike_in_size_and_come_from_all_over_the_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(replicas, "_LEAST_STEPS", 20)

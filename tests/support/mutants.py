@@ -1,0 +1,362 @@
+"""Plant mutations in a private copy of the checkout, and see that a test catches each of them.
+
+    python -m tests.support.mutants all        every mutation of the table
+    python -m tests.support.mutants 3          a sample: the first mutation of each of the first 3 packages
+    python -m tests.support.mutants NAME...    the named mutations
+
+The table is `tests.support.mutations`. The exit code is 1 if a mutation survives, or if one of its tests fails without
+it. The checkout itself is never written to, and neither is the compile cache of the user.
+
+`tests/test_mutants.py` checks the table and plants a sample of three.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.interpreters import REPOSITORY, environment
+from tests.support.mutations import MUTATIONS, Mutation
+
+__all__ = ["Failed", "Result", "Sandbox", "Sources", "chosen", "main", "plant_all", "sample"]
+
+_COPIED = ("pipeline", "kernels", "scripts", "tests", "pyproject.toml", "setup.py", "constraints.txt", "README.md")
+_NOT_COPIED = ("__pycache__", ".*_cache")
+_SECONDS = 900.0  # after which a test run counts as stuck; the compiler may be at work for minutes
+_FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+_TESTS_FAILED = 1  # exit code of pytest
+
+# Child processes may ignore the environment, so this is asked in the strictest mode.
+_WHERE = "import kernels, pipeline, shardpress; print(kernels.__file__, pipeline.__file__, shardpress.__file__)"
+
+
+class Failed(Exception):
+    """Raised when tests cannot tell anything about a mutation."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of one mutation.
+
+    Attributes
+    ----------
+    caught_by : str
+        The first test that failed; empty if there was none.
+    seconds : float
+        Duration of the test run.
+    problem : str
+        Why the mutation could not be tested; empty if it was.
+    """
+
+    mutation: Mutation
+    caught_by: str = ""
+    seconds: float = 0.0
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"{self.mutation.name}: NOT TESTED: {self.problem}"
+        outcome = f"caught by {self.caught_by}" if self.caught_by else "SURVIVED"
+        return f"{self.mutation.name}: {outcome} ({self.seconds:.1f} s)"
+
+
+class Sources:
+    """The files of a copy, one of which can be mutated at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._last_time = int(time.time())
+
+    @contextmanager
+    def planted(self, mutation: Mutation) -> Iterator[None]:
+        """Have a mutation in its file for as long as the context lasts.
+
+        Raises
+        ------
+        Failed
+            If its text does not occur exactly once in the file.
+        """
+        path = self.root / mutation.file
+        original = path.read_text()
+        n_found = original.count(mutation.text)
+        if n_found != 1:
+            raise Failed(f"{mutation.name}: {mutation.text!r} occurs {n_found} times in {mutation.file}, expected once")
+        self._write(path, original.replace(mutation.text, mutation.replacement))
+        try:
+            yield
+        finally:
+            self._write(path, original)
+
+    def _write(self, path: Path, text: str) -> None:
+        path.write_text(text)
+        # Python recognizes stale byte code by size and time in whole seconds, so each version gets its own second.
+        self._last_time += 1
+        os.utime(path, (self._last_time, self._last_time))
+
+
+class Sandbox:
+    """A copy of the checkout in which tests run: with its own virtual environment, home and compile cache.
+
+    The virtual environment consists of links to the packages of the current one. Only our own packages are found in the
+    copy, also by child processes with a cleaned environment.
+
+    Parameters
+    ----------
+    folder : Path
+        An empty directory.
+
+    Raises
+    ------
+    Failed
+        If our packages would not be imported from the copy.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._root = folder / "checkout"
+        self._python = self._root / ".venv" / "bin" / "python"
+        self._copy_checkout()
+        self._copy_cache()
+        self._make_environment()
+        self._check_imports()
+        self.sources = Sources(self._root)
+        # Some tests become another user, who has to reach the temporary files.
+        folder.chmod(0o755)
+        for name in ("home", "tmp"):
+            (folder / name).mkdir()
+
+    def run(self, tests: Sequence[str], keeps_cache: bool = False) -> tuple[list[str], float]:
+        """Run tests until the first one fails.
+
+        Parameters
+        ----------
+        tests : sequence of str
+            Files or node ids.
+        keeps_cache : bool
+            Let later runs use what this one compiles. Without it, compiled code is thrown away, as it may be mutated.
+
+        Returns
+        -------
+        failures : list of str
+            Node ids of the tests that failed.
+        seconds : float
+
+        Raises
+        ------
+        Failed
+            If pytest ends in another way, for example because a test does not exist, or does not end in time.
+        """
+        options = ["-x", "-q", "-rfE", "--tb=no", "--no-header", "-p", "no:randomly", "-p", "no:cacheprovider"]
+        start = time.monotonic()
+        with self._compile_cache(keeps_cache) as cache:
+            code, output = self._done([str(self._python), "-m", "pytest", *options, *tests], cache)
+        seconds = time.monotonic() - start
+        failures = _FAILURE.findall(output)
+        if code not in (0, _TESTS_FAILED) or (code == _TESTS_FAILED) != bool(failures):
+            raise Failed(f"pytest {' '.join(tests)} ended with exit code {code}, expected 0 or 1:\n{output}")
+        return failures, seconds
+
+    def _done(self, command: Sequence[str], cache: Path) -> tuple[int, str]:
+        """Run a command in the copy; return its exit code and what it printed."""
+        variables = {
+            "HOME": self._folder / "home",
+            "TMPDIR": self._folder / "tmp",
+            "XDG_CACHE_HOME": cache,
+            "PYTHONPATH": self._root,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TEST_ISA": None,
+            "THEANORC": None,
+        }
+        env = {name: value for name, value in environment(**variables).items() if not name.startswith("PYTEST_")}
+        # In a session of its own, so that it can be ended with its child processes.
+        process = subprocess.Popen(
+            command,
+            cwd=self._root,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise Failed(f"{' '.join(command)}: not over after {_SECONDS:.0f} s") from error
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        return process.returncode, output
+
+    @contextmanager
+    def _compile_cache(self, is_kept: bool) -> Iterator[Path]:
+        """Provide the compile cache of this copy, or a copy of it that ends with the context."""
+        cache = self._folder / "cache"
+        if is_kept:
+            yield cache
+            return
+        passing = self._folder / "passing-cache"
+        shutil.copytree(cache, passing)
+        try:
+            yield passing
+        finally:
+            shutil.rmtree(passing, ignore_errors=True)
+
+    def _copy_cache(self) -> None:
+        """Begin with what the user's compile cache holds."""
+        users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
+        if not users.is_dir():
+            (self._folder / "cache").mkdir()
+            return
+        with ExitStack() as stack:
+            # Nothing is compiled while the lock of `kernels.compilelock` is held, so no half-written module is copied.
+            for path in users.glob("*/compiledir_*/.lock"):
+                file = stack.enter_context(path.open())
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Notes about modules are written without the lock, under temporary names like key.pkl.4711.
+            ignored = shutil.ignore_patterns("key.pkl.*")
+            shutil.copytree(users, self._folder / "cache" / "shardpress", ignore=ignored)
+
+    def _copy_checkout(self) -> None:
+        self._root.mkdir()
+        for name in _COPIED:
+            source = REPOSITORY / name
+            if source.is_dir():
+                shutil.copytree(source, self._root / name, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+            else:
+                shutil.copy2(source, self._root / name)
+
+    def _make_environment(self) -> None:
+        old = Path(sys.prefix)
+        new = self._root / ".venv"
+        packages = Path("lib", f"python{sys.version_info.major}.{sys.version_info.minor}", "site-packages")
+        (new / "bin").mkdir(parents=True)
+        (new / packages).mkdir(parents=True)
+        shutil.copy2(old / "pyvenv.cfg", new)
+        for name in ("python", "python3", packages.parts[1]):
+            (new / "bin" / name).symlink_to(os.path.realpath(sys.executable))
+        libraries = [path for path in (old / "lib").iterdir() if path.name != packages.parts[1]]
+        for path in libraries:
+            (new / "lib" / path.name).symlink_to(path)
+        for path in (old / packages).iterdir():
+            if path.name == "__pycache__":
+                continue
+            if path.name.startswith("__editable__") and path.is_file():
+                # These files of the editable installation say where our packages lie.
+                text = path.read_text().replace(str(REPOSITORY), str(self._root))
+                (new / packages / path.name).write_text(text)
+            else:
+                (new / packages / path.name).symlink_to(path)
+
+    def _check_imports(self) -> None:
+        # Without the copy as current directory, on the search path or in the environment.
+        command = [str(self._python), "-I", "-c", _WHERE]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        files = done.stdout.split()
+        if done.returncode or not all(Path(file).is_relative_to(self._root) for file in files):
+            found = f"{' '.join(files)}\n{done.stderr}"
+            raise Failed(f"our packages are not imported from the copy {self._root}, but from {found}")
+
+
+def sample(n: int) -> list[Mutation]:
+    """Return the first mutation of each of the first `n` packages of the table."""
+    first: dict[str, Mutation] = {}
+    for mutation in MUTATIONS:
+        first.setdefault(mutation.package, mutation)
+    return list(first.values())[:n]
+
+
+def chosen(arguments: Sequence[str]) -> list[Mutation]:
+    """Return the mutations that the command line asks for.
+
+    Raises
+    ------
+    SystemExit
+        For a name that is not in the table, and without any argument.
+    """
+    if list(arguments) == ["all"]:
+        return list(MUTATIONS)
+    if len(arguments) == 1 and arguments[0].isdigit():
+        return sample(int(arguments[0]))
+    known = {mutation.name: mutation for mutation in MUTATIONS}
+    unknown = [name for name in arguments if name not in known]
+    if unknown or not arguments:
+        names = "\n  ".join(known)
+        raise SystemExit(f"expected all, a number or names, found {unknown or 'nothing'}. The names are\n  {names}")
+    return [known[name] for name in arguments]
+
+
+def _is_used_here(mutation: Mutation) -> bool:
+    """Return whether this machine's processor runs the mutated code."""
+    features = Path("/proc/cpuinfo").read_text().split()
+    return not mutation.needs or any(need in features for need in mutation.needs)
+
+
+def plant_all(mutations: Sequence[Mutation]) -> Iterator[Result]:
+    """Plant mutations one after the other and run their tests.
+
+    Raises
+    ------
+    Failed
+        If a test fails without any mutation, or cannot be run.
+    """
+    # Some tests leave files behind that nobody may remove.
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
+        sandbox = Sandbox(Path(folder).resolve())
+        tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
+        failures, _ = sandbox.run(tests, keeps_cache=True)
+        if failures:
+            raise Failed(
+                f"{' '.join(failures)}: fails in a copy of the checkout without any mutation, expected to pass"
+            )
+        for mutation in mutations:
+            yield _planted(sandbox, mutation)
+
+
+def _planted(sandbox: Sandbox, mutation: Mutation) -> Result:
+    """Plant one mutation and run its tests."""
+    try:
+        with sandbox.sources.planted(mutation):
+            failures, seconds = sandbox.run(mutation.tests)
+    except Failed as error:
+        return Result(mutation, problem=str(error))
+    return Result(mutation, failures[0] if failures else "", seconds)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Plant what the command line asks for and print a line for each mutation; return the exit code."""
+    mutations = []
+    for mutation in chosen(arguments):
+        if _is_used_here(mutation):
+            mutations.append(mutation)
+        else:
+            print(f"{mutation.name}: not planted, this processor has none of {', '.join(mutation.needs)}")
+    survivors = []
+    try:
+        for result in plant_all(mutations):
+            print(result, flush=True)
+            if not result.caught_by:
+                survivors.append(result.mutation.name)
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{len(mutations) - len(survivors)} of {len(mutations)} mutations caught")
+    if survivors:
+        print(f"not caught: {' '.join(survivors)}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

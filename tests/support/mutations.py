@@ -1,0 +1,519 @@
+"""The mutations that tests must catch: faults that would hurt a user and that are easily made.
+
+`tests.support.mutants` plants them. Each is one replacement in one file; its text occurs exactly once there. When code
+changes, choose a new text with the same meaning. The mutations are grouped by package, and the groups begin with those
+whose tests are the fastest, because a sample takes the first mutation of each of the first groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+__all__ = ["MUTATIONS", "Mutation"]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One fault.
+
+    Attributes
+    ----------
+    name : str
+        Unique; what goes wrong.
+    file : str
+        Path from the root of the checkout.
+    text, replacement : str
+        What stands in the file, and what stands there instead.
+    tests : tuple of str
+        Files or node ids of which at least one test must fail.
+    needs : tuple of str
+        Features of the processor, as the kernel names them. Without any of them the mutated code is not used.
+    """
+
+    name: str
+    file: str
+    text: str
+    replacement: str
+    tests: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+    @property
+    def package(self) -> str:
+        """The package or module of the file: ``kernels``, ``pipeline/report`` or ``pipeline/model``."""
+        path = PurePosixPath(self.file)
+        return "kernels" if path.parts[0] == "kernels" else "/".join(path.with_suffix("").parts[:2])
+
+
+_REPORT = (
+    Mutation(
+        "verify-accepts-good-rows-as-bad",
+        "pipeline/report/rows.py",
+        "np.isnan(stored).all(axis=1) & (wanted.is_bad | wanted.may_be_bad)",
+        "np.isnan(stored).all(axis=1)",
+        ("tests/report/test_verify.py::test_good_rows_that_are_stored_as_bad_are_a_fault",),
+    ),
+    Mutation(
+        "verify-allows-rounding-twice",
+        "pipeline/report/rows.py",
+        'part.get("max_error", 0.0)',
+        '2 * part.get("max_error", 0.0)',
+        ("tests/report/test_verify.py::test_what_rounding_costs_is_allowed_once",),
+    ),
+    Mutation(
+        "verify-tolerance-times-ten",
+        "pipeline/report/rounding.py",
+        "_SAFETY = 4.0",
+        "_SAFETY = 40.0",
+        ("tests/report/test_rounding.py",),
+    ),
+    Mutation(
+        "compare-uses-rows-that-are-bad-in-one-run",
+        "pipeline/report/compare.py",
+        "count = found[0][1] & found[1][1]",
+        "count = found[0][1]",
+        ("tests/report/test_compare.py::test_rows_that_are_bad_in_one_run_only_do_not_count",),
+    ),
+)
+
+_TRAINING = (
+    Mutation(
+        "replica-shares-are-not-sorted",
+        "pipeline/training/replicas/rounds.py",
+        "for slab in np.sort(dealt)",
+        "for slab in dealt",
+        ("tests/training/replicas/test_rounds.py::test_a_share_lists_its_rows_from_front_to_back",),
+    ),
+    Mutation(
+        "replicas-count-the-fewest-steps",
+        "pipeline/training/replicas/averaging.py",
+        "np.maximum(sums.get(name, array), array)",
+        "np.minimum(sums.get(name, array), array)",
+        ("tests/training/replicas/test_averaging.py",),
+    ),
+    Mutation(
+        "validation-rows-are-trained-on",
+        "pipeline/training/order.py",
+        "rows[~np.isin(rows, self.left_out)]",
+        "rows",
+        ("tests/training/test_order.py",),
+    ),
+    Mutation(
+        "resumed-epoch-starts-its-window-again",
+        "pipeline/training/order.py",
+        "yield window, rows[n_skipped:]",
+        "yield window, rows",
+        ("tests/training/test_order.py::test_an_epoch_is_resumed_after_any_number_of_rows",),
+    ),
+    Mutation(
+        "every-step-has-the-same-noise",
+        "pipeline/training/order.py",
+        "(seed, _NOISE, step)",
+        "(seed, _NOISE)",
+        ("tests/training/test_order.py",),
+    ),
+    Mutation(
+        "checkpoints-may-hold-nan",
+        "pipeline/training/checkpoint.py",
+        "array.dtype == np.float32 and np.isfinite(array).all()",
+        "array.dtype == np.float32",
+        ("tests/training/test_checkpoint.py::test_s15_what_is_no_checkpoint_is_refused",),
+    ),
+    Mutation(
+        "last-epoch-counts-as-the-best",
+        "pipeline/training/epochs.py",
+        "(validation_cost or 0.0) < now.best_cost",
+        "(validation_cost or 0.0) < math.inf",
+        ("tests/training/test_epochs.py::test_early_stopping_restores_the_best_weights",),
+    ),
+)
+
+_OUTPUT = (
+    Mutation(
+        "commit-does-not-sync-its-record",
+        "pipeline/output/ledger.py",
+        'sealed(held))\n            self._sync("commits")',
+        "sealed(held))",
+        ("tests/output/test_ledger.py::test_p8_what_is_committed_is_on_the_disk_before_its_record_is_begun",),
+    ),
+    Mutation(
+        "child-processes-inherit-the-lock",
+        "pipeline/output/lock.py",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "os.set_inheritable(descriptor, True), fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        ("tests/output/test_lock.py::test_a_child_that_outlives_a_run_does_not_keep_its_lock",),
+    ),
+    Mutation(
+        "ledger-loads-damaged-results",
+        "pipeline/output/ledger.py",
+        "if digest([data]) != record.entry.blake3:",
+        "if len(data) != record.entry.n_bytes:",
+        ("tests/output/test_records.py::test_d11_what_is_not_what_was_committed_is_not_loaded",),
+    ),
+    Mutation(
+        "records-of-other-settings-are-reused",
+        "pipeline/output/ledger.py",
+        " and fingerprint in (None, record.fingerprint)",
+        "",
+        ("tests/output/test_ledger.py::test_results_come_by_kind_and_fingerprint_in_the_order_of_their_keys",),
+    ),
+    Mutation(
+        "record-may-name-any-file",
+        "pipeline/output/records.py",
+        " or not _RESULT.fullmatch(record.entry.file)",
+        "",
+        ("tests/output/test_records.py::test_d12_a_damaged_file_of_records_counts_as_none_and_is_named",),
+    ),
+    Mutation(
+        "manifest-may-name-files-elsewhere",
+        "pipeline/output/records.py",
+        ' or ".." in Path(name).parts',
+        "",
+        ("tests/output/test_records.py::test_s12_a_manifest_that_names_files_elsewhere_is_refused",),
+    ),
+)
+
+_SCAN = (
+    Mutation(
+        "tiny-ranges-are-divided-by",
+        "pipeline/scan/scaler.py",
+        "half >= np.finfo(np.float64).tiny",
+        "half > 0",
+        ("tests/scan/test_scaler.py",),
+    ),
+    Mutation(
+        "drift-below-the-minimum-is-not-counted",
+        "pipeline/scan/drift.py",
+        "np.count_nonzero(rows < low, axis=0)",
+        "np.count_nonzero(rows < 10 * low, axis=0)",
+        ("tests/scan/test_drift.py",),
+    ),
+    Mutation(
+        "missing-values-widen-the-range",
+        "pipeline/scan/blocks.py",
+        "if missing is not None or not (np.isfinite",
+        "if not (np.isfinite",
+        ("tests/scan/test_ranges.py::test_v8_a_missing_value_is_found_as_its_file_spells_it",),
+    ),
+    Mutation(
+        "bad-rows-keep-numbers-of-lost-shards",
+        "pipeline/scan/ranges.py",
+        "(found.bad_rows - shift)[kept]",
+        "found.bad_rows[kept]",
+        ("tests/scan/test_ranges.py::test_what_is_left_of_a_scan_without_unreadable_shards_is_a_scan_of_the_others",),
+    ),
+)
+
+_ENCODING = (
+    Mutation(
+        "overlapping-parts-are-both-used",
+        "pipeline/encoding/parts.py",
+        "if part.start < first or part.stop > shard.n_rows:",
+        "if part.stop > shard.n_rows:",
+        ("tests/encoding/test_parts.py",),
+    ),
+    Mutation(
+        "drift-below-the-minimum-passes-as-inside",
+        "pipeline/encoding/bad_data.py",
+        "(good.min(axis=0) >= low).all() and ",
+        "",
+        ("tests/encoding/test_bad_data.py::test_rows_outside_on_one_side_alone_are_counted",),
+    ),
+    Mutation(
+        "bad-rows-keep-their-features",
+        "pipeline/encoding/bad_data.py",
+        "features[bad] = np.nan",
+        "features[lost] = np.nan",
+        ("tests/encoding/test_bad_data.py",),
+    ),
+    Mutation(
+        "float16-features-overflow-to-inf",
+        "pipeline/encoding/storage.py",
+        "np.clip(features, -most, most)",
+        "np.clip(features, -most, None)",
+        ("tests/encoding/test_storage.py",),
+    ),
+    Mutation(
+        "rounding-beyond-the-limit-is-stored",
+        "pipeline/encoding/storage.py",
+        "error > self.max_error:",
+        "error > 2 * self.max_error:",
+        ("tests/encoding/test_storage.py::test_features_beyond_the_largest_error_are_refused",),
+    ),
+)
+
+_RUN = (
+    Mutation(
+        "features-of-another-model-are-reused",
+        "pipeline/run/fingerprints.py",
+        "self.encoding, model)",
+        "self.encoding)",
+        ("tests/run/test_fingerprints.py::test_another_model_makes_other_features",),
+    ),
+    Mutation(
+        "features-of-another-storage-are-reused",
+        "pipeline/run/job.py",
+        "if storage in (None, storages(self.config)[0]) else fingerprint(found, asdict(storage))",
+        "",
+        ("tests/run/test_storage.py::test_parts_stored_before_float16_was_too_coarse_are_not_kept",),
+    ),
+    Mutation(
+        "changed-inputs-are-not-noticed",
+        "pipeline/run/fingerprints.py",
+        '"changed": shard.identity.mtime_ns',
+        '"changed": 0',
+        ("tests/run/test_fingerprints.py::test_u3_a_changed_input_touches_everything_and_is_named",),
+    ),
+    Mutation(
+        "one-bad-row-more-than-allowed-passes",
+        "pipeline/run/scan_stage.py",
+        "if n_bad > limit:",
+        "if n_bad > limit + 1:",
+        ("tests/run/test_bad_rows.py::test_v9_as_many_bad_rows_as_allowed_pass_and_not_one_more",),
+    ),
+)
+
+_SETTINGS = (
+    Mutation(
+        "percentages-are-rounded-in-binary",
+        "pipeline/settings/kinds.py",
+        "Fraction(limit[:-1]) * total / 100",
+        "float(limit[:-1]) / 100 * total",
+        ("tests/settings/test_kinds.py",),
+    ),
+    Mutation(
+        "megabytes-are-mebibytes",
+        "pipeline/settings/kinds.py",
+        "base = 1024 if match[3] or not match[4] else 1000",
+        "base = 1024",
+        ("tests/settings/test_kinds.py",),
+    ),
+)
+
+_SHARDS = (
+    Mutation(
+        "sparse-rows-may-have-any-number-of-entries",
+        "pipeline/shards/rows.py",
+        " | (sizes > shard.n_inputs)",
+        "",
+        ("tests/shards/test_rows.py::test_sparse_rows_that_make_no_sense_are_told",),
+    ),
+    Mutation(
+        "tiny-missing-value-makes-zeros-missing",
+        "pipeline/shards/rows.py",
+        " and bool(held) == bool(missing)",
+        "",
+        ("tests/scan/test_ranges.py::test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it",),
+    ),
+)
+
+_HDF5 = (
+    Mutation(
+        "metadata-checksums-are-not-compared",
+        "pipeline/hdf5/plain/metadata.py",
+        "expect(block[-4:] == checksum(block[:-4]))",
+        "expect(len(block) > 4)",
+        ("tests/hdf5/plain/test_describe.py::test_no_damage_that_the_child_sees_escapes_the_reader",),
+    ),
+    Mutation(
+        "skipped-filters-are-undone",
+        "pipeline/hdf5/filters/undo.py",
+        "if mask >> i & 1:",
+        "if mask >> i & 2:",
+        ("tests/hdf5/test_values.py::test_a_filter_that_a_chunk_was_stored_without_is_not_undone_for_it",),
+    ),
+    Mutation(
+        "chunk-checksums-are-not-compared",
+        "pipeline/hdf5/filters/undo.py",
+        " or stored not in (summed, older)",
+        "",
+        ("tests/hdf5/test_values.py::test_i6_a_wrong_checksum_names_the_rows",),
+    ),
+    Mutation(
+        "values-may-overlap-in-a-file",
+        "pipeline/hdf5/layout.py",
+        "if (offsets[1:] < offsets[:-1] + sizes[:-1]).any():",
+        "if (offsets[1:] < offsets[:-1]).any():",
+        ("tests/hdf5/test_layout.py::test_s9_chunks_that_overlap_are_refused",),
+    ),
+)
+
+_CLUSTER = (
+    Mutation(
+        "another-machine-needs-no-tls",
+        "pipeline/cluster/security.py",
+        "not _is_loopback(host) and not is_insecure",
+        "host and _is_loopback(host) and is_insecure",
+        ("tests/cluster/test_security.py",),
+    ),
+    Mutation(
+        "merged-results-count-as-rows",
+        "pipeline/cluster/executor.py",
+        "if len(graph[key]) == 1:",
+        "if len(graph[key]) >= 1:",
+        ("tests/cluster/test_tally.py::test_each_result_counts_for_the_process_that_made_it_and_merging_for_none",),
+    ),
+)
+
+_REST = (
+    Mutation(
+        "too-new-packages-fit",
+        "pipeline/doctor/packages.py",
+        '"<": operator.lt',
+        '"<": operator.le',
+        ("tests/test_installed.py::test_versions_are_compared_by_their_numbers",),
+    ),
+    Mutation(
+        "small-classes-are-not-tested",
+        "pipeline/classify/labels.py",
+        "np.maximum(1, np.round(_HELD_OUT * sizes))",
+        "np.round(_HELD_OUT * sizes)",
+        ("tests/classify/test_compare.py::test_a_fifth_of_every_class_is_held_out",),
+    ),
+    Mutation(
+        "part-may-have-other-rows-than-the-manifest",
+        "pipeline/features.py",
+        "if n_found != n_rows:",
+        "if n_found < n_rows:",
+        ("tests/test_features.py::test_a_part_with_other_rows_than_the_manifest_says_is_refused",),
+    ),
+    Mutation(
+        "rate-counts-rows-of-earlier-runs",
+        "pipeline/progress.py",
+        "rate = (self._done - self._before) /",
+        "rate = self._done /",
+        ("tests/test_progress.py::test_what_an_earlier_run_has_done_counts_for_no_rate_and_no_time_left",),
+    ),
+    Mutation(
+        "signals-are-lost-during-deferred-work",
+        "pipeline/signals.py",
+        "_caught.append(number)",
+        "_caught.extend([number] if _n_deferred == 0 else [])",
+        ("tests/test_signals.py::test_a_deferred_signal_waits_for_the_next_check",),
+    ),
+    Mutation(
+        "exported-encoder-adds-the-minimum",
+        "pipeline/model.py",
+        "maps[0][1] - self.scaler.minimum @ W",
+        "maps[0][1] + self.scaler.minimum @ W",
+        ("tests/test_model.py::test_the_folded_encoder_needs_nothing_but_numpy_and_gives_the_same",),
+    ),
+    Mutation(
+        "sealed-files-may-have-a-key-twice",
+        "pipeline/formats.py",
+        "if seal(form, content) != data:",
+        "if len(seal(form, content)) > len(data):",
+        ("tests/test_formats.py::test_d12_a_key_that_stands_twice_is_refused",),
+    ),
+)
+
+
+_INTEROP = (
+    Mutation(
+        "score-has-the-wrong-sign",
+        "pipeline/interop/estimator.py",
+        "return -self._applied(errors, X)",
+        "return self._applied(errors, X)",
+        ("tests/interop/test_applying.py::test_scores_are_minus_the_mean_squared_errors",),
+    ),
+    Mutation(
+        "decoded-rows-lack-the-minimum",
+        "pipeline/interop/applying.py",
+        "model.decode(block) * width + low",
+        "model.decode(block) * width",
+        ("tests/interop/test_applying.py::test_decoded_features_are_rows_in_their_own_units",),
+    ),
+)
+
+_KERNELS = (
+    Mutation(
+        "nesterov-is-plain-momentum",
+        "kernels/updates.py",
+        "return p + decay * velocity - rate * g, velocity",
+        "return p + velocity, velocity",
+        ("tests/kernels/test_updates.py::test_rule_equals_a_numpy_loop_over_ten_steps",),
+    ),
+    Mutation(
+        "adam-forgets-squares-too-soon",
+        "kernels/updates.py",
+        "_BETA2 = np.float32(0.999)",
+        "_BETA2 = np.float32(0.99)",
+        ("tests/kernels/test_updates.py::test_rule_equals_a_numpy_loop_over_ten_steps",),
+    ),
+    Mutation(
+        "nesterov-in-c-is-plain-momentum",
+        "kernels/native/updates.h",
+        "p[i] += decay * velocity[i] - rate * g[i];",
+        "p[i] += velocity[i];",
+        ("tests/kernels/test_ops.py::test_every_rule_updates_as_its_numpy_reference[nesterov]",),
+    ),
+    Mutation(
+        "adam-in-c-forgets-squares-too-soon",
+        "kernels/native/updates.h",
+        "const float beta2 = 0.999f;",
+        "const float beta2 = 0.99f;",
+        ("tests/kernels/test_ops.py::test_every_rule_updates_as_its_numpy_reference[adam]",),
+    ),
+    Mutation(
+        "last-tile-of-bytes-lacks-a-row",
+        "kernels/native/encode.c",
+        "for (long i = first; n_rows > 0 && i < n_rows; i++)",
+        "for (long i = first; n_rows > 0 && i < n_rows - 1; i++)",
+        ("tests/kernels/test_ops.py::test_features_of_bytes_are_numpys_at_every_edge_of_a_tile",),
+        needs=("avx_vnni", "avx512_vnni"),
+    ),
+    Mutation(
+        "deep-layers-take-the-bias-of-the-first",
+        "kernels/native/forward.h",
+        "layers[level - 1].bias_hidden + column",
+        "layers[0].bias_hidden + column",
+        ("tests/kernels/test_ops_networks.py::test_features_and_errors_are_numpys_at_every_edge_of_a_tile",),
+    ),
+    Mutation(
+        "features-that-are-inf-count-as-finite",
+        "kernels/native/encode.c",
+        "all &= fabsf(values[i]) < INFINITY;",
+        "all &= fabsf(values[i]) <= INFINITY;",
+        ("tests/kernels/test_ops_networks.py::test_rows_whose_features_are_not_finite_are_told",),
+    ),
+    Mutation(
+        "values-above-the-range-are-not-reported",
+        "kernels/native/rows.h",
+        "worst = worst > high ? worst : high;",
+        "worst = worst > high ? worst : worst;",
+        ("tests/kernels/test_ops.py::test_rows_are_told_that_hold_what_is_not_in_the_range[]",),
+    ),
+    Mutation(
+        "weight-decay-grows-weights",
+        "kernels/native/step.c",
+        "values[i] *= 1 - s->shrinks;",
+        "values[i] *= 1 + s->shrinks;",
+        ("tests/kernels/test_ops_networks.py::test_every_rule_updates_each_parameter_as_its_numpy_reference",),
+    ),
+    Mutation(
+        "compile-cache-may-be-written-by-a-group",
+        "kernels/compilecache.py",
+        "stat.S_IMODE(found.st_mode) & 0o077",
+        "stat.S_IMODE(found.st_mode) & 0o007",
+        (
+            "tests/kernels/test_compilecache.py::test_s16_a_cache_that_others_may_write_is_refused_before_anything_in_it_runs",
+        ),
+    ),
+)
+
+MUTATIONS = (
+    *_REPORT,
+    *_TRAINING,
+    *_OUTPUT,
+    *_SCAN,
+    *_ENCODING,
+    *_RUN,
+    *_SETTINGS,
+    *_SHARDS,
+    *_HDF5,
+    *_CLUSTER,
+    *_REST,
+    *_INTEROP,
+    *_KERNELS,
+)
+"""All mutations."""

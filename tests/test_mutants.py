@@ -1,0 +1,114 @@
+"""The table of mutations fits the code, and a sample of them is planted and caught."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.support.cases import case
+from tests.support.interpreters import REPOSITORY
+from tests.support.mutants import Failed, Sources, chosen, main, plant_all, sample
+from tests.support.mutations import MUTATIONS, Mutation
+
+_HARMLESS = Mutation("harmless", "notes.txt", "one", "two", ("tests/test_cases.py",))
+
+
+def functions_of(file: Path) -> set[str]:
+    """Return the names of all functions of a file."""
+    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+def test_names_of_mutations_are_unique() -> None:
+    names = [mutation.name for mutation in MUTATIONS]
+    assert len(set(names)) == len(names)
+
+
+def test_each_mutated_text_occurs_once_in_its_file() -> None:
+    n_found = {each.name: (REPOSITORY / each.file).read_text().count(each.text) for each in MUTATIONS}
+    wrong = [
+        f"{each.name}: found {n_found[each.name]} times in {each.file}: {each.text!r}"
+        for each in MUTATIONS
+        if n_found[each.name] != 1
+    ]
+    assert wrong == [], "Choose a text in tests/support/mutations.py that occurs once and has the same meaning."
+
+
+def test_mutated_python_files_can_be_parsed() -> None:
+    for mutation in MUTATIONS:
+        if mutation.file.endswith(".py"):
+            source = (REPOSITORY / mutation.file).read_text().replace(mutation.text, mutation.replacement)
+            with case(mutation.name):
+                ast.parse(source)
+
+
+def test_tests_of_mutations_exist() -> None:
+    missing = []
+    for mutation in MUTATIONS:
+        assert mutation.tests, mutation.name
+        for test in mutation.tests:
+            file, _, name = test.partition("::")
+            path = REPOSITORY / file
+            if not path.is_file() or (name and name.partition("[")[0] not in functions_of(path)):
+                missing.append(f"{mutation.name}: {test}")
+    assert missing == []
+
+
+def test_a_sample_has_one_mutation_of_each_package() -> None:
+    packages = [mutation.package for mutation in MUTATIONS]
+    assert [mutation.package for mutation in sample(100)] == list(dict.fromkeys(packages))
+    assert chosen(["3"]) == sample(3)
+    assert chosen(["all"]) == list(MUTATIONS)
+    assert chosen([MUTATIONS[-1].name]) == [MUTATIONS[-1]]
+    for arguments in ([], ["no-such-mutation"]):
+        with pytest.raises(SystemExit, match=MUTATIONS[0].name):
+            chosen(arguments)
+
+
+def test_a_file_is_mutated_only_within_the_context(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("one three")
+    sources = Sources(tmp_path)
+    times = []
+    for _ in range(2):
+        with sources.planted(_HARMLESS):
+            assert path.read_text() == "two three"
+            times.append(int(path.stat().st_mtime))
+        assert path.read_text() == "one three"
+        times.append(int(path.stat().st_mtime))
+    assert len(set(times)) == len(times), "byte code of one version would be taken for that of another"
+    for text in ("three", "one one"):
+        path.write_text(text)
+        with pytest.raises(Failed, match=r"notes\.txt"), sources.planted(_HARMLESS):
+            pass
+        assert path.read_text() == text
+
+
+@pytest.mark.process
+def test_a_sample_of_mutations_is_caught() -> None:
+    """`make soak` plants all of them."""
+    mutations = sample(3)
+    found = list(plant_all(mutations))
+    assert [result.mutation for result in found] == mutations
+    survivors = [str(result) for result in found if not result.caught_by]
+    assert survivors == []
+
+
+@pytest.mark.process
+def test_a_mutation_that_no_test_sees_survives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Its line says so, and the exit code tells."""
+    unseen = Mutation(
+        "unseen", "pipeline/signals.py", '"""Being told to stop', '"""Told to stop', ("tests/test_cases.py",)
+    )
+    monkeypatch.setattr("tests.support.mutants.MUTATIONS", (unseen,))
+    assert main(["unseen"]) == 1
+    assert "unseen: SURVIVED" in capsys.readouterr().out
+
+
+@pytest.mark.process
+def test_a_test_that_cannot_run_catches_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    fault = Mutation("fault", "pipeline/signals.py", "_n_deferred -= 1", "_n_deferred -= 2", ("tests/test_gone.py",))
+    monkeypatch.setattr("tests.support.mutants.MUTATIONS", (fault,))
+    assert main(["fault"]) == 1
+    assert "test_gone.py" in capsys.readouterr().err
