@@ -22,6 +22,7 @@ import numpy as np
 
 from kernels import compilelock
 from kernels.compiler import check_compiler, hush_compiler, watch_compiler
+from kernels.trust import private_directory, untrusted_above
 
 __all__ = ["CompileCacheUnavailable", "SettledCache", "UnsafeCompileCache", "default_cache"]
 
@@ -55,11 +56,11 @@ class SettledCache(MetaPathFinder):
         if fullname == "theano.gof":
             config = sys.modules["theano.configdefaults"].config
             check_compiler(config)
-            watch_compiler(sys.modules["theano.misc.windows"])
+            watch_compiler(sys.modules["theano.misc.windows"], config)
             sys.modules["theano.gof.compilelock"] = compilelock
             _settle(config)
-            if _n_free_for_temporary_files() < _ROOM:
-                tempfile.tempdir = config.compiledir  # where there is room, for the compiler's temporary files
+            if not _can_hold_temporary_files():
+                tempfile.tempdir = config.compiledir  # for the compiler's temporary files
         elif fullname == "theano.gof.lazylinker_c":  # the first that compiles
             hush_compiler(sys.modules["theano.gof.cmodule"])
             _write_keys_whole(sys.modules["theano.gof.cmodule"])
@@ -112,7 +113,7 @@ def _cards() -> str:
 def _temporary(cache: str, why: str) -> str:
     """A private directory until the process ends."""
     try:
-        directory = tempfile.mkdtemp(prefix="shardpress-compiled-")
+        directory = str(private_directory("shardpress-compiled-"))
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
         _try_out(Path(directory))
     except OSError as error:
@@ -143,19 +144,18 @@ def _n_free(directory: str | Path) -> float:
     return found.f_bavail * found.f_frsize if found.f_blocks else math.inf
 
 
-def _n_free_for_temporary_files() -> float:
+def _can_hold_temporary_files() -> bool:
+    """Return whether the temporary directory has room for the compiler's files, which nobody else can replace."""
     try:
-        return _n_free(tempfile.gettempdir())
-    except FileNotFoundError:  # as Python says it where no file can be written in any of the usual places
-        return 0
+        folder = tempfile.gettempdir()
+        return _n_free(folder) >= _ROOM and untrusted_above(os.path.join(folder, "any")) is None
+    except FileNotFoundError:  # Python found no usual place where a file can be written
+        return False
 
 
 def _refuse_unsafe(directory: Path) -> None:
-    """Theano unpickles and loads what lies in its cache, so nobody else may be able to put anything there.
-
-    Nor to put another directory in its place: whoever can write to the folder around it can, unless that is sticky.
-    """
-    found, around = directory.stat(), directory.parent.stat()
+    """Refuse a cache that other users can write or replace: Theano unpickles and loads what lies in it."""
+    found = directory.stat()
     if found.st_uid != os.geteuid():
         raise UnsafeCompileCache(
             f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs what "
@@ -166,8 +166,10 @@ def _refuse_unsafe(directory: Path) -> None:
             f"the compile cache {directory} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0700: Theano runs "
             f"what it finds there. Run: chmod 700 {directory}"
         )
-    if around.st_mode & 0o022 and not around.st_mode & stat.S_ISVTX:
+    problem = untrusted_above(directory)
+    if problem is not None:
         raise UnsafeCompileCache(
-            f"the compile cache lies in {directory.parent} of mode {stat.S_IMODE(around.st_mode):04o}, so that others "
-            f"could put another in its place; expected no write permission for them. Run: chmod go-w {directory.parent}"
+            f"other users could put another directory in the place of the compile cache {directory}: {problem}. Theano "
+            "runs what it finds there. Run chmod go-w on that directory if it is yours; otherwise set base_compiledir "
+            "in THEANO_FLAGS to a directory below one of your own."
         )

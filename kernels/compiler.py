@@ -54,24 +54,33 @@ def check_compiler(config: Any) -> None:
         raise CompilerMissing(f"cxx={config.cxx}: no such program")
 
 
-def watch_compiler(windows: Any) -> None:
+def watch_compiler(windows: Any, config: Any) -> None:
     """Have Theano compile through us.
 
     Parameters
     ----------
     windows : module
         ``theano.misc.windows``, before ``theano.gof.cmodule`` takes its function to run programs from there.
+    config : object
+        Theano's, whose ``compiledir`` is private by the time of the first call.
     """
-    call = windows.output_subprocess_Popen
+    run = windows.output_subprocess_Popen
+
+    def call(command: Sequence[str], **how: Any) -> Any:
+        program, *arguments = command
+        if os.sep in program:
+            program = os.path.abspath(program)
+        # Not in the current directory: the linker takes libgcc_s.so.1 from there, if another user has put one.
+        return run([program, *arguments], env=_environment(), cwd=config.compiledir, **how)
 
     def compile_or_raise(command: Sequence[str], **how: Any) -> Any:
         if "-shared" not in command:  # a question, and a failure is an answer
-            return call(command, env=_environment(), **how)
+            return call(command, **how)
         if not _seconds:
             log.info("compiling for this machine, once: what is compiled is kept for later runs")
         _begun.append(time.monotonic())
         try:
-            out, err, status = call(command, env=_environment(), **how)
+            out, err, status = call(command, **how)
         finally:
             _seconds.append(time.monotonic() - _begun.pop())
         if status:

@@ -5,13 +5,17 @@ Python 3.6 has to be able to read and run it.
 
 import sys
 
-from pipeline.doctor.packages import complaint, too_little_memory
+from pipeline.doctor.packages import complaint, missing_proc, too_little_memory
 
 __all__ = []
 
 _UNAVAILABLE, _SYSTEM_LIMIT = 69, 71  # as of `DeviceError` and scripts/setup.sh, and of `SystemLimit`
 
-for _find, _exit_code in ((complaint, _UNAVAILABLE), (too_little_memory, _SYSTEM_LIMIT)):
+for _find, _exit_code in (
+    (complaint, _UNAVAILABLE),
+    (too_little_memory, _SYSTEM_LIMIT),
+    (missing_proc, _SYSTEM_LIMIT),
+):
     if _find():
         sys.stderr.write(_find() + "\n")
         sys.exit(_exit_code)

@@ -57,8 +57,9 @@ def by_hand(folder: Path, n_workers: int, n_threads: int = 1, **variables: str) 
         scheduler = stack.enter_context(_started(folder / "scheduler.log", "scheduler", "--port", "0", *at))
         _wait_for(file)
         how = ("--nthreads", str(n_threads), "--no-nanny", "--death-timeout", str(_SECONDS), "--memory-limit", "0")
+        scratch = ("--local-directory", str(folder))  # a run refuses workers in directories of other users
         workers = [
-            stack.enter_context(_started(folder / f"worker-{i}.log", "worker", *at, *how, **variables))
+            stack.enter_context(_started(folder / f"worker-{i}.log", "worker", *at, *how, *scratch, **variables))
             for i in range(n_workers)
         ]
         yield ByHand(file, scheduler, workers)

@@ -121,7 +121,7 @@ unpack_into_venv() {
     cp -a "$tmp"/root/usr/lib/libgpuarray.so* "$venv/lib/"
     cp -a "$tmp/root/usr/include/gpuarray" "$venv/include/"
     # Compiled here, since its old escape sequences warn when they are compiled.
-    "$python" -W ignore -m compileall -q -s "$debian" -p "$site_packages" "$debian/pygpu"
+    "$python" -I -W ignore -m compileall -q -s "$debian" -p "$site_packages" "$debian/pygpu"
 
     rm -rf "$site_packages"/pygpu "$site_packages"/pygpu[-.]*
     cp -a "$debian"/pygpu-*.egg-info "$site_packages/"

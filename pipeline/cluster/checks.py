@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +19,31 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from kernels.trust import untrusted_above
 from pipeline.errors import ConfigError, counted, shown, some
 
-__all__ = ["Answer", "Question", "answer", "differences", "refusal", "unlike", "versions"]
+__all__ = [
+    "Answer",
+    "Question",
+    "answer",
+    "differences",
+    "differences_of_scheduler",
+    "facts_of_scheduler",
+    "refusal",
+    "unlike",
+    "versions",
+]
 
 # Whose version decides what a task computes, or whether it can be sent at all.
 _PACKAGES = ("numpy", "Theano", "scipy-openblas32", "h5py", "dask", "distributed")
 _HOME = Path(__file__).parents[2]
 _SOURCES = ("pipeline/**/*.py", "kernels/**/*.py", "kernels/native/*")
+_CARRY = ("Python", "shardpress", "dask", "distributed")  # what takes a task from one process to another
 _APART = "pipeline/shardpress/"  # installed elsewhere, and computes nothing
 # Of what a processor can do that by which compilers, OpenBLAS and our kernels choose what they run.
 _COMPUTES = re.compile(r"(avx|fma|f16c|amx|sve|asimd)\w*")
+_SCRATCH = "dask-scratch-space"  # the name that Dask gives to directories which it puts into `sys.path`
+_PRIVATE = {"scratch directory": "one that only its user can write"}
 _NAMED = 3  # workers of which the same is wrong
 
 
@@ -84,7 +99,7 @@ def answer(question: Question) -> Answer:
     }
     places = {name: _tried(look) for name, look in looks.items()}
     machine = {} if question.mixed_processors else {**_processor(), **_system()}
-    return Answer({**versions(), **machine, **places}, wrote)
+    return Answer({**versions(), **_scratch_directories(), **machine, **places}, wrote)
 
 
 def differences(question: Question, here: Answer, there: Answer) -> list[str]:
@@ -95,7 +110,8 @@ def differences(question: Question, here: Answer, there: Answer) -> list[str]:
     here, there : Answer
         The driver's, who looks for the worker's file now, and the worker's.
     """
-    found = unlike(here.facts, there.facts)
+    # The driver's own scratch directory, if it has one, sets no example.
+    found = unlike({**here.facts, **_PRIVATE}, there.facts)
     path = Path(question.output, there.wrote)
     seen = _tried(path.read_text)
     if not found and seen != f"holds {there.wrote}":
@@ -126,7 +142,8 @@ def refusal(wrong: Mapping[str, Sequence[str]]) -> ConfigError | None:
     n = sum(map(len, alike.values()))
     return ConfigError(
         f"{n} of {counted(len(wrong), 'worker')} would not do what this process does. {lists}. Give all of them the "
-        "same packages and the same paths; processors may be of several kinds with --mixed-processors."
+        "same packages, the same paths and a private --local-directory; processors may be of several kinds with "
+        "--mixed-processors."
     )
 
 
@@ -135,6 +152,33 @@ def versions() -> dict[str, str]:
     """Of this Python, our own files and the packages that compute or carry tasks."""
     ours = f"{_version('shardpress')} of source {_digest()}"
     return {"Python": platform.python_version(), "shardpress": ours, **{name: _version(name) for name in _PACKAGES}}
+
+
+def facts_of_scheduler() -> dict[str, str]:
+    """Return what a scheduler is asked, which computes nothing."""
+    return {**versions(), **_scratch_directories()}
+
+
+def differences_of_scheduler(there: Mapping[str, str]) -> list[str]:
+    """Return why a scheduler with these facts could not handle, or must not be given, tasks of this process."""
+    mine = versions()
+    return unlike({**{name: mine[name] for name in _CARRY}, **_PRIVATE}, there)
+
+
+def _scratch_directories() -> dict[str, str]:
+    """Return whether other users can write to a directory of Dask's that this process imports from."""
+    entries = [entry for entry in sys.path if _SCRATCH in entry]
+    problems = [problem for entry in entries if (problem := _problem_of(entry)) is not None]
+    return {"scratch directory": problems[0]} if problems else _PRIVATE
+
+
+def _problem_of(entry: str) -> str | None:
+    """Return why other users could put a module into a directory; None if they cannot."""
+    try:
+        problem = untrusted_above(os.path.join(entry, "module"))
+    except OSError as error:
+        problem = str(error)
+    return None if problem is None else f"{shown(entry)}, but {shown(problem)}"
 
 
 def _version(package: str) -> str:

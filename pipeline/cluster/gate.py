@@ -6,7 +6,15 @@ import logging
 
 from distributed import Client, Future, Worker, WorkerPlugin
 
-from pipeline.cluster.checks import Answer, Question, answer, differences, refusal, unlike, versions
+from pipeline.cluster.checks import (
+    Answer,
+    Question,
+    answer,
+    differences,
+    differences_of_scheduler,
+    facts_of_scheduler,
+    refusal,
+)
 from pipeline.cluster.proof import wait_for_answers, workers_of
 from pipeline.errors import ConfigError, TryAgain, shown, some
 
@@ -16,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _SECONDS = 120.0  # for an answer, which takes a fraction of one, but others' tasks may come first
 _TURNED_AWAY = "shardpress-turned-away"
-_CARRY = ("Python", "shardpress", "dask", "distributed")  # a task from here to there
 _FIRST = 100  # in Dask's order of tasks
 
 
@@ -82,16 +89,18 @@ def check(client: Client, question: Question) -> None:
 
 
 def _check_scheduler(client: Client) -> None:
-    """It computes nothing, but takes every task apart, for which it needs our classes."""
-    mine = versions()
+    """Refuse a scheduler that does not know our classes, or that imports from where other users can write.
+
+    It computes nothing, but it takes every task apart.
+    """
     try:
-        words = unlike({name: mine[name] for name in _CARRY}, client.run_on_scheduler(versions))
+        words = differences_of_scheduler(client.run_on_scheduler(facts_of_scheduler))
     except Exception as error:  # whatever its own packages raise
         words = [_unasked(error)]
     if words:
         raise ConfigError(
-            f"scheduler: it would not understand this run's tasks: {'; '.join(words)}. Start it with the packages that "
-            "the workers have."
+            f"scheduler: it cannot take this run's tasks: {'; '.join(words)}. Start it with the packages that the "
+            "workers have, and with a private directory as DASK_TEMPORARY_DIRECTORY."
         )
 
 

@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
-from pipeline.errors import ShardpressError, UsageError, shown
+from pipeline.doctor.packages import missing_proc
+from pipeline.errors import ShardpressError, SystemLimit, UsageError, shown
 from pipeline.signals import leave
 
 __all__ = ["COMMANDS", "Command", "main", "module_of", "shardpress"]
@@ -67,7 +68,10 @@ def main(arguments: Sequence[str]) -> int:
         if name in ("--help", "-h"):
             print(_page())
             return 0
-        return int(import_module(module_of(_known(name))).main(arguments[1:]))
+        name = _known(name)
+        if COMMANDS[name].group != "set up" and (problem := missing_proc()):
+            raise SystemLimit(problem)
+        return int(import_module(module_of(name)).main(arguments[1:]))
     except ShardpressError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,50 +1,44 @@
-"""A child that is asked, with a time limit: a driver may hang or crash whoever calls it."""
+"""A child process that looks at something, with a time limit: a driver may hang or crash the process that calls it."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
+from subprocess import PIPE
 from typing import Any
+
+from pipeline.childprocess import ChildProcess
 
 __all__ = ["asked", "tell"]
 
-_ROOT = str(Path(__file__).resolve().parents[2])
-
 
 def tell(**found: Any) -> None:
-    """In the child: what it has found so far, which counts whatever becomes of it."""
+    """In the child: report what it has found so far, which is kept even if it crashes later."""
     print("\n" + json.dumps(found), flush=True)  # a library may have left its own line unfinished
 
 
 def asked(module: str, seconds: float, flags: str = "") -> dict[str, Any]:
-    """What the ``main`` of a module has told, and under ``failed`` what became of it, if it was not ``done``.
+    """Return what the ``main`` of a module reports; ``failed`` says what went wrong if it was not ``done``.
 
     Parameters
     ----------
     module : str
-        In this folder.
+        Its full name.
     seconds : float
-        That it may take.
+        Time limit.
     flags : str
-        For the end of THEANO_FLAGS, where they win.
+        Appended to THEANO_FLAGS, where later ones win.
     """
-    program = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipeline.doctor.{module} import main; main()"
     theanos = ",".join(filter(None, [os.environ.get("THEANO_FLAGS"), flags]))
     environment = {**os.environ, "THEANO_FLAGS": theanos} if theanos else {**os.environ}
-    command = [sys.executable, "-c", program]
-    try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
-        )
-    except subprocess.TimeoutExpired as late:
-        return {**_told(late.stdout or b""), "failed": f"no answer within {seconds:.0f} s"}
-    found = _told(done.stdout)
-    if not found.pop("done", False):  # one that crashes behind that has told all that was asked
-        last = (done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        found["failed"] = f"the process that tried it ended with {done.returncode}: {last}"
+    child = ChildProcess(module, environment=environment, stdout=PIPE, stderr=PIPE)
+    stdout, stderr, is_in_time = child.answer(seconds)
+    found = _told(stdout)
+    if not is_in_time:
+        return {**found, "failed": f"no answer within {seconds:.0f} s"}
+    if not found.pop("done", False):  # if it crashes after that, it has reported everything
+        last = (stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        found["failed"] = f"the process that tried it ended with {child.returncode}: {last}"
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.doctor.ask import asked
 from pipeline.doctor.check import Check, Status
 from pipeline.doctor.cuda import rungs
-from pipeline.doctor.packages import complaint
+from pipeline.doctor.packages import complaint, missing_proc
 from pipeline.errors import ConfigError
 
 __all__ = ["tried", "wished"]
@@ -29,10 +29,12 @@ Found = tuple[Check, dict[str, list[str]]]
 
 def tried(seconds: float) -> Iterator[Found]:
     """What became of each device within so many seconds, and what it stands on; and its libraries' files."""
+    if missing_proc():  # Theano would read no settings of ours; `the_machine` reports it
+        return
     chosen = wished()
     cpu = _asked("cpu", chosen, seconds)
     yield from _of(cpu, "cpu", chosen)
-    libraries = asked("libraries", min(seconds, _SECONDS))
+    libraries = asked("pipeline.doctor.libraries", min(seconds, _SECONDS))
     for check in rungs(libraries, chosen.startswith("cuda")):
         yield check, {}
     if cpu is None or cpu.get("code") == ConfigError.exit_code:  # which all others would say again
@@ -59,7 +61,7 @@ def _asked(device: str, chosen: str, seconds: float) -> dict[str, Any] | None:
     """What a child has found of a device; None without Theano."""
     if find_spec("theano") is None:
         return None
-    return asked("child", seconds, "" if device == chosen else f"device={device}")
+    return asked("pipeline.doctor.child", seconds, "" if device == chosen else f"device={device}")
 
 
 def _others(libraries: Mapping[str, Any], chosen: str, place: str | None) -> Iterator[str]:

@@ -6,6 +6,7 @@ The standard library alone, since whoever asks may have nothing else that works.
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import platform
 import re
@@ -22,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.doctor.check import Check
-from pipeline.doctor.packages import HOW_TO_GET_IT, installed, misfits, too_little_memory
+from pipeline.doctor.packages import HOW_TO_GET_IT, installed, misfits, missing_proc, too_little_memory
 
 __all__ = ["the_machine", "the_python"]
 
@@ -43,7 +44,7 @@ def the_python() -> Iterator[Check]:
 
 def the_machine(output: str) -> Iterator[Check]:
     """What a run takes of it, and where it writes."""
-    yield from map(_looked_at, (_memory, _open_files))
+    yield from map(_looked_at, (_proc, _semaphores, _memory, _open_files))
     for name, folder in (("output", output), ("temporary", tempfile.gettempdir())):
         yield _looked_at(partial(_place, name, folder), name)
 
@@ -105,12 +106,14 @@ def _compiler() -> Check:
     if path is None:
         where = f"not found in PATH={os.environ.get('PATH', '')}"
         return Check("compiler", "fail", f"{name}: {where}", "apt-get install g++, or THEANO_FLAGS=cxx=NAME")
+    path = os.path.abspath(path)
     headers = sysconfig.get_path("include")
     if not os.path.exists(os.path.join(headers, "Python.h")):
         return Check("compiler", "fail", f"{headers}/Python.h is not there", "apt-get install python3.11-dev")
     with tempfile.TemporaryDirectory(prefix="shardpress-doctor-") as folder:
         program = os.path.join(folder, "program")
-        made = _done([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM)
+        # The linker would take libgcc_s.so.1 from the current directory.
+        made = _done([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM, folder)
         if made.returncode:
             why = (made.stderr.strip().splitlines() or [f"it ended with {made.returncode}"])[0]
             fix = "apt-get install g++ binutils libc6-dev, or THEANO_FLAGS=cxx=NAME"
@@ -127,10 +130,34 @@ def _compiler() -> Check:
     return Check("compiler", "pass", f"{path}: {what}; compiles with this Python's headers, and what it makes runs")
 
 
-def _done(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
+def _done(command: list[str], given: str = "", folder: str | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, input=given, capture_output=True, text=True, errors="replace", check=False, timeout=_SECONDS
+        command,
+        input=given,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=_SECONDS,
+        cwd=folder,
     )
+
+
+def _proc() -> Check:
+    """Whether the kernel's own files are mounted."""
+    if complaint := missing_proc():
+        return Check("/proc", "fail", complaint, "mount -t proc proc /proc")
+    return Check("/proc", "pass", "is mounted")
+
+
+def _semaphores() -> Check:
+    """Whether semaphores can be made, which processes of a run with --workers share."""
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except OSError as error:
+        found = f"no semaphore can be made ({error.strerror}), so that --workers cannot be used"
+        return Check("semaphores", "warn", found, "make /dev/shm writable")
+    return Check("semaphores", "pass", "can be made")
 
 
 def _memory() -> Check:

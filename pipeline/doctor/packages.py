@@ -12,7 +12,7 @@ import resource
 import shlex
 import sys
 
-__all__ = ["HOW_TO_GET_IT", "complaint", "installed", "misfits", "too_little_memory"]
+__all__ = ["HOW_TO_GET_IT", "complaint", "installed", "misfits", "missing_proc", "too_little_memory"]
 
 # A run over a hundred rows takes 350 MiB, which its two threads and the libraries do. With less, HDF5 has crashed.
 _LEAST_ADDRESSES = 360 * 2**20
@@ -52,6 +52,16 @@ def too_little_memory() -> str:
     return (
         f"the process may have {limit >> 10} KiB of address space (ulimit -v), expected {_LEAST_ADDRESSES >> 10} at "
         "least: Python and its libraries alone need that. Raise the limit."
+    )
+
+
+def missing_proc() -> str:
+    """Return what to do about a machine without ``/proc``; empty when it is mounted."""
+    if os.path.isdir("/proc/self/fd"):
+        return ""
+    return (
+        "/proc is not mounted, and Dask, Theano and the processes that look at HDF5 files need it. Mount it (mount -t "
+        "proc proc /proc), or let the container have it."
     )
 
 

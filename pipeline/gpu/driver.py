@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import json
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
+
+from pipeline.childprocess import ChildProcess
 
 __all__ = ["Driver", "Version", "find_driver", "main"]
 
 Version = tuple[int, int]  # of CUDA, or a card's compute capability
 
-_ROOT = str(Path(__file__).resolve().parents[2])
-_PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipeline.gpu.driver import main; main()"
 _SECONDS = 60.0  # cuInit takes some on a machine with many cards
 _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 
@@ -42,14 +40,8 @@ class Driver:
 
 def find_driver(seconds: float = _SECONDS) -> Driver | None:
     """The driver of this machine, or None where there is none that answers."""
-    command = [sys.executable, "-c", _PROGRAM]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    with child:
-        try:
-            said, _ = child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            said, _ = child.communicate()  # its version it says before it opens the cards
+    # It reports its version before it opens the cards: what it has reported counts even if it is killed then.
+    said, _, _ = ChildProcess(__name__, stdout=PIPE, stderr=DEVNULL).answer(seconds)
     found: dict[str, Any] = {}
     for line in said.splitlines():
         found |= json.loads(line)

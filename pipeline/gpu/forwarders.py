@@ -40,17 +40,18 @@ def _build(folder: Path, real: str) -> None:
     with TemporaryDirectory(dir=folder) as scratch:
         # The linker writes down which library is needed: an empty one of its name will do.
         empty, new = Path(scratch, real), Path(scratch, target.name)
-        _compile("/dev/null", f"-Wl,-soname,{real}", "-o", str(empty))
+        _compile(scratch, "/dev/null", f"-Wl,-soname,{real}", "-o", str(empty))
         needs = ["-Wl,--no-as-needed", str(empty), "-Wl,--as-needed", "-ldl", "-Wl,--enable-new-dtags,-rpath,$ORIGIN"]
-        _compile(str(_SOURCES / f"{name}.c"), f'-DREAL="{real}"', "-x", "none", *needs, "-o", str(new))
+        _compile(scratch, str(_SOURCES / f"{name}.c"), f'-DREAL="{real}"', "-x", "none", *needs, "-o", str(new))
         os.replace(new, target)  # a link of that name, too
 
 
-def _compile(source: str, *options: str) -> None:
+def _compile(folder: str, source: str, *options: str) -> None:
     # Theano needs a C++ compiler, and every one takes C.
     command = [*shlex.split(os.environ.get("CXX") or "g++"), "-O2", "-fPIC", "-shared", "-x", "c", source, *options]
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        # The linker would take libgcc_s.so.1 from the current directory.
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     except OSError as error:
         raise DeviceError(
             f"{command[0]} cannot be started: {error.strerror}. Install a C++ compiler (Debian: g++)."

@@ -7,23 +7,26 @@ another one may want others of them.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import DEVNULL
 
+from pipeline.childprocess import ChildProcess
 from pipeline.errors import DeviceError
 from pipeline.gpu import forwarders
 
-__all__ = ["installed", "is_whole", "place", "unpack"]
+__all__ = ["installed", "is_whole", "main", "place", "unpack"]
 
 # In the child each is opened by itself, as libgpuarray does: what it needs in turn has to be found from where it lies.
 _OPENED = ("libnvrtc.so", "libcublas.so")
-_TRY = "import ctypes, sys; [ctypes.CDLL(path) for path in sys.argv[1:]]"
+_LOAD, _PIP = "load", "pip"  # what a child is to do
 _WANTED = "requirements.txt"  # which the wheels there meet; written last
 
 
@@ -49,8 +52,10 @@ def is_whole(folder: Path, requirements: Sequence[str]) -> bool:
     if not wanted.exists() or wanted.read_text().split() != list(requirements):
         return False
     _name(folder)
-    done = subprocess.run([sys.executable, "-c", _TRY, *(folder / name for name in _OPENED)], capture_output=True)
-    return done.returncode == 0
+    paths = [str(folder / name) for name in _OPENED]
+    child = ChildProcess(__name__, _LOAD, *paths, stdout=DEVNULL, stderr=DEVNULL)
+    child.answer()
+    return child.returncode == 0
 
 
 def unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> None:
@@ -73,13 +78,14 @@ def unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> No
     new, old = (folder.with_name(f"{folder.name}.{state}") for state in ("new", "old"))
     for path in (new, old):
         shutil.rmtree(path, ignore_errors=True)
-    command: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    command += ["install", "--no-deps", "--target", new]
+    command = ["--disable-pip-version-check", "install", "--no-deps", "--target", str(new)]
     if not sys.stderr.isatty():  # hundreds of megabytes: on a terminal one sees how far they are
         command.append("--quiet")
     if source is not None:
-        command += ["--no-index", "--find-links", source]
-    if subprocess.run([*command, *requirements], check=False).returncode:
+        command += ["--no-index", "--find-links", str(source)]
+    pip = ChildProcess(__name__, _PIP, *command, *requirements, stdin=None)  # it may ask for a password
+    pip.answer()
+    if pip.returncode:
         raise DeviceError(f"pip could not install {' and '.join(requirements)}: its words stand above.")
     (new / _WANTED).write_text("\n".join(requirements) + "\n")
     if not is_whole(new, requirements):
@@ -88,6 +94,17 @@ def unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> No
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def main() -> None:
+    """In a child: load libraries, or run pip with the arguments that follow."""
+    task, *arguments = sys.argv[1:]
+    if task == _LOAD:
+        for path in arguments:
+            ctypes.CDLL(path)
+    else:
+        sys.argv[1:] = arguments
+        runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def _name(folder: Path) -> None:

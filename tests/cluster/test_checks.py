@@ -12,7 +12,15 @@ import pytest
 from distributed import Client
 
 from pipeline.cluster import checks
-from pipeline.cluster.checks import Answer, Question, answer, differences, refusal
+from pipeline.cluster.checks import (
+    Answer,
+    Question,
+    answer,
+    differences,
+    differences_of_scheduler,
+    facts_of_scheduler,
+    refusal,
+)
 from pipeline.cluster.gate import check
 from pipeline.cluster.proof import workers_of
 from pipeline.errors import ConfigError
@@ -160,17 +168,22 @@ def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
         cluster.start_worker("good", directory=tmp_path / "here")
         cluster.start_worker("elsewhere", directory=tmp_path / "there")
         cluster.start_worker("older", directory=tmp_path / "here", **other)
-        client.wait_for_workers(3, timeout=240)
+        (tmp_path / "open").mkdir()
+        (tmp_path / "open").chmod(0o777)
+        cluster.start_worker("exposed", "--local-directory", str(tmp_path / "open"), directory=tmp_path / "here")
+        client.wait_for_workers(4, timeout=240)
         with pytest.raises(ConfigError) as caught:
             check(client, question)
         said = str(caught.value)
-        assert said.startswith("2 of 3 workers would not do what this process does. ")
+        assert said.startswith("3 of 4 workers would not do what this process does. ")
         assert "older at tcp://127.0.0.1:" in said
         assert ": h5py 0.1, expected " in said
         assert "elsewhere at tcp://127.0.0.1:" in said
         assert f"file={HERE}/stages/probe-0.txt holds 9e02, expected holds 4f1d" in said
         assert "good" not in said
-        for name in ("elsewhere", "older"):
+        assert "exposed at tcp://127.0.0.1:" in said
+        assert f"{tmp_path / 'open'} has mode 0777, so that other users can rename" in said
+        for name in ("elsewhere", "older", "exposed"):
             cluster.kill(name)
         until(lambda: len(workers_of(client)) == 1, "the dead to be missed")
         check(client, question)
@@ -195,3 +208,24 @@ def test_an_answer_that_lacks_something_differs(question: Question) -> None:
     here = answer(question)
     there = Answer({name: said for name, said in here.facts.items() if name != "dask"}, here.wrote)
     assert differences(question, here, there) == [f"dask None, expected {here.facts['dask']}"]
+
+
+@pytest.mark.process  # asks g++ for its version
+def test_a_worker_that_others_can_give_modules_differs(
+    question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = answer(question)
+    scratch = tmp_path / "dask-scratch-space/worker-1"
+    scratch.mkdir(parents=True)
+    monkeypatch.syspath_prepend(scratch)
+    assert differences(question, here, answer(question)) == []
+    assert differences_of_scheduler(facts_of_scheduler()) == []
+    scratch.chmod(0o777)
+    (words,) = differences(question, here, answer(question))
+    assert f"{scratch} has mode 0777" in words
+    (words,) = differences_of_scheduler(facts_of_scheduler())
+    assert str(scratch) in words
+    scratch.chmod(0o755)
+    scratch.parent.chmod(0o777)
+    (words,) = differences(question, here, answer(question))
+    assert f"{scratch.parent} has mode 0777" in words

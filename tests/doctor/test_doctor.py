@@ -152,14 +152,10 @@ def test_a_device_that_hangs_or_crashes_costs_nothing_but_an_answer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, found: dict[str, Any]
 ) -> None:
     """What it has told before counts."""
-    folder = tmp_path / "pipeline/doctor"
-    folder.mkdir(parents=True)
-    for package in (folder, folder.parent):
-        (package / "__init__.py").touch()
     source = "import json, os, sys, time\ndef tell(**found): print(json.dumps(found), flush=True)\ndef main():\n"
-    (folder / "odd.py").write_text(f"{source}    print('1', 'noise'); tell(name='Card'); {program}\n")
-    monkeypatch.setattr(ask, "_ROOT", str(tmp_path))
-    assert ask.asked("odd", 2 if "sleep" in program else 60) == {"name": "Card", **found}
+    (tmp_path / "odd_device.py").write_text(f"{source}    print('1', 'noise'); tell(name='Card'); {program}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert ask.asked("odd_device", 2 if "sleep" in program else 60) == {"name": "Card", **found}
 
 
 @pytest.mark.process

@@ -75,7 +75,7 @@ def folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def told(seconds: float = 60) -> dict[str, Any]:
-    return asked("libraries", seconds)
+    return asked("pipeline.doctor.libraries", seconds)
 
 
 def test_each_library_says_its_version_and_each_card_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

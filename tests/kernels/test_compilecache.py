@@ -2,19 +2,22 @@
 
 import errno
 import os
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kernels import compilecache
 from kernels.compilecache import CompileCacheUnavailable
+from kernels.compiler import watch_compiler
 from tests.support.interpreters import fresh
 
 pytestmark = pytest.mark.process
 
 
 def test_with_no_room_anywhere_both_places_and_their_reasons_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(prefix: str) -> str:
+    def full(prefix: str, **_: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"/tmp/{prefix}")
 
     monkeypatch.setattr(compilecache.tempfile, "mkdtemp", full)
@@ -158,17 +161,14 @@ def test_code_in_a_private_cache_runs_so_the_trap_works(trap):
     [
         ("cache", 0o770, "has mode 0770, expected 0700: Theano runs what it finds there. Run: chmod 700 {path}"),
         ("cache", 0o705, "has mode 0705, expected 0700"),
-        (
-            "base",
-            0o770,
-            "lies in {path} of mode 0770, so that others could put another in its place; expected no write",
-        ),
-        ("base", 0o702, "Run: chmod go-w {path}"),
+        ("base", 0o770, "{path} has mode 0770, so that other users can rename"),
+        ("base", 0o702, "chmod go-w"),
+        ("above", 0o777, "{path} has mode 0777, so that other users can rename"),
     ],
 )
 def test_s16_a_cache_that_others_may_write_is_refused_before_anything_in_it_runs(trap, which, mode, phrase):
     cache, told = trap
-    path = cache if which == "cache" else cache.parent
+    path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[which]
     path.chmod(mode)
     ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert phrase.format(path=path) in ended.facts["error"]
@@ -178,3 +178,32 @@ def test_s16_a_cache_that_others_may_write_is_refused_before_anything_in_it_runs
 def test_a_sticky_folder_like_tmp_may_hold_a_private_cache(tmp_path):
     tmp_path.chmod(0o1777)
     assert fresh(UNSAFE, THEANO_FLAGS=f"base_compiledir={tmp_path}").facts == {}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
+def test_s16_a_cache_below_another_users_directory_is_refused(trap):
+    cache, told = trap
+    os.chown(cache.parents[1], 12345, -1)
+    ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
+    assert f"{cache.parents[1]} belongs to user 12345" in ended.facts["error"]
+    assert not told.exists()
+
+
+def test_a_library_planted_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
+    """GNU ld reads libgcc_s.so.1 from there, which can name any object file."""
+    planted, cache = tmp_path / "planted", tmp_path / "cache"
+    planted.mkdir()
+    cache.mkdir()
+    (planted / "libgcc_s.so.1").write_text(f"INPUT({planted}/not-there.o)\n")
+    (cache / "module.cpp").write_text("int f() { return 1; }\n")
+    monkeypatch.chdir(planted)
+
+    def run(command, **how):
+        done = subprocess.run(command, capture_output=True, check=False, **how)
+        return done.stdout, done.stderr, done.returncode
+
+    windows = SimpleNamespace(output_subprocess_Popen=run)
+    watch_compiler(windows, SimpleNamespace(compiledir=str(cache)))
+    command = ["g++", "-shared", "-fPIC", "-o", str(cache / "module.so"), str(cache / "module.cpp")]
+    assert run(command)[2] != 0, "the linker reads what is planted, so the trap works"
+    assert windows.output_subprocess_Popen(command)[2] == 0

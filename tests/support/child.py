@@ -1,5 +1,6 @@
 """The child as tests have it: bent, found, and given something that only it understands."""
 
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ ROOT = Path(__file__).parents[2]
 # A child like the real one, in which the function that looks at a file is another one.
 EVIL = """
 import ctypes, os, socket, sys, time
-sys.path.insert(0, {root!r})
 import numpy as np
 from pipeline.hdf5.child import server
 from pipeline.hdf5.child.describe import describe as honest
@@ -23,8 +23,16 @@ def start():
     warm_up()
     server.describe = describe
 server._warm_up = start
-server.main()
+main = server.main
 """
+
+
+def plant(monkeypatch, folder, source):
+    """Make children run a module with this source instead of the real one."""
+    module = f"bent_{uuid.uuid4().hex}"
+    (folder / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(gatekeeper, "_MODULE", module)
 
 
 def unusual(path, n_rows=3):

@@ -87,7 +87,9 @@ class Cluster:
             self.kill("scheduler")
         self.file.unlink(missing_ok=True)
         where = ("--host", self._place.address, "--port", "0", "--scheduler-file", str(self.file))
-        self._run("scheduler", [*_DASK, "scheduler", *where, "--no-dashboard", "--no-show"], self._place)
+        command = [*_DASK, "scheduler", *where, "--no-dashboard", "--no-show"]
+        # A run refuses a scheduler that imports from a directory of another user.
+        self._run("scheduler", command, self._place, DASK_TEMPORARY_DIRECTORY=str(self.folder))
         until(self.file.exists, f"the scheduler: {self.said('scheduler')}")
 
     def start_worker(

@@ -1,7 +1,7 @@
-"""A local worker's own program: Dask's nanny, that starts it and starts it anew, for as long as the driver lives.
+"""The program of a local worker: Dask's nanny, which starts the worker and restarts it when it has died.
 
-What it has to know, a certificate's key among it, comes as one line of standard input, which nobody else can read; and
-its end says that the driver has gone, however that came about.
+Its settings, the key of a certificate among them, come as one line of standard input, which no other process can read.
+The end of standard input asks it to end. It also ends with the driver: see `pipeline.childprocess`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Deaf(Worker):
 
 
 def main() -> None:
-    """Serve until the driver has gone."""
+    """Serve until the end of standard input."""
     logging.getLogger("distributed").setLevel(_HUSHED)
     # Dask's own variables for workers, one of which has malloc give large arrays fresh pages each time.
     dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
@@ -48,11 +48,11 @@ def main() -> None:
 async def _serve(asked: dict[str, Any]) -> None:
     over, loop = asyncio.Event(), asyncio.get_running_loop()
 
-    def wait_for_driver() -> None:
-        os.read(sys.stdin.fileno(), 1)  # nothing more ever comes but the end
+    def wait_for_end() -> None:
+        os.read(sys.stdin.fileno(), 1)  # nothing follows the settings
         loop.call_soon_threadsafe(over.set)
 
-    threading.Thread(target=wait_for_driver, daemon=True).start()
+    threading.Thread(target=wait_for_end, daemon=True).start()
     nanny = Nanny(
         asked["scheduler"],
         security=Security(require_encryption=True, **asked["tls"]),
@@ -63,6 +63,7 @@ async def _serve(asked: dict[str, Any]) -> None:
         worker_class=Deaf,
         memory_limit=0,  # --memory-budget bounds it
         silence_logs=_HUSHED,
+        local_directory=asked["scratch"],
     )
     async with nanny:
         ends = [asyncio.create_task(each) for each in (over.wait(), nanny.finished())]

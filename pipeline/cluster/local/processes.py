@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
-import signal
+import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,22 +16,22 @@ from typing import Any
 
 from distributed import Client, Scheduler, Security, SpecCluster
 
+from kernels.trust import UntrustedDirectory, private_directory
 from pipeline import signals
+from pipeline.childprocess import ChildProcess
 from pipeline.cluster.checks import Question
 from pipeline.cluster.gate import check
 from pipeline.cluster.local.devices import environment_of, named
 from pipeline.cluster.proof import Proof, proofs
 from pipeline.cluster.waiting import waited
 from pipeline.cluster.workers import Workers, hear
-from pipeline.errors import DeviceError, SystemLimit, counted
+from pipeline.errors import CannotCreate, DeviceError, NotPermitted, SystemLimit, counted
 from pipeline.settings.config import Config
 
 __all__ = ["local"]
 
 log = logging.getLogger(__name__)
 
-_ROOT = str(Path(__file__).resolve().parents[3])
-_PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from pipeline.cluster.local.child import main; main()"
 _LOOPBACK = "127.0.0.1"
 _ALLOWED_FAILURES = 2  # of workers at one task; with the third it is given up
 _START = 300.0  # seconds for processes to start in
@@ -71,15 +71,19 @@ def local(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
         When no worker can use its device.
     SystemLimit
         When a process cannot be started.
+    NotPermitted
+        When no directory can be made that other users cannot replace.
     """
     environments = _environments(config)
+    _check_semaphores()
     security = Security.temporary()
-    with _client(security, config.dashboard) as client:
+    with _scratch_directory() as scratch, _client(security, config.dashboard, scratch) as client:
         address = client.scheduler_info(n_workers=0)["address"]
         asked = {
             "scheduler": address,
             "n_threads": -(-n_threads // len(environments)),
             "tls": {name: getattr(security, name) for name in ("tls_ca_file", "tls_worker_cert", "tls_worker_key")},
+            "scratch": str(scratch),
         }
         with _processes(asked, environments) as processes:
             _wait(client, processes)
@@ -101,9 +105,41 @@ def _environments(config: Config) -> list[dict[str, str]]:
     return found
 
 
+def _check_semaphores() -> None:
+    """Raise `SystemLimit` where Dask's nannies could not make the semaphores that they share with workers."""
+    try:
+        # The name of one of this kind is removed at once. Others have Python start a process that would remove it.
+        multiprocessing.get_context("fork").Lock()
+    except OSError as error:
+        raise SystemLimit(
+            f"workers need semaphores, and none can be made: {error.strerror}. Make /dev/shm writable, or run without "
+            "--workers and --devices."
+        ) from error
+
+
 @contextmanager
-def _client(security: Security, has_dashboard: bool) -> Iterator[Client]:
+def _scratch_directory() -> Iterator[Path]:
+    """Create a directory for the scheduler and the workers, which Dask has them import from.
+
+    Dask's own default is a name in the temporary directory that another user can create first.
+    """
+    try:
+        scratch = private_directory("shardpress-scratch-")
+    except UntrustedDirectory as error:
+        raise NotPermitted(f"workers import from their scratch directories, and {error}.") from error
+    except OSError as error:
+        raise CannotCreate(f"no temporary directory can be made for the workers: {error}. Set TMPDIR.") from error
+    try:
+        yield scratch
+    finally:
+        with signals.deferred():
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[Client]:
     options: dict[str, Any] = {"host": _LOOPBACK, "protocol": "tls", "security": security}
+    options["local_directory"] = str(scratch)
     options |= {"allowed_failures": _ALLOWED_FAILURES, "dashboard": has_dashboard}
     if has_dashboard:
         options["dashboard_address"] = f"{_LOOPBACK}:0"
@@ -121,9 +157,9 @@ def _client(security: Security, has_dashboard: bool) -> Iterator[Client]:
 
 
 @contextmanager
-def _processes(asked: Mapping[str, Any], environments: list[dict[str, str]]) -> Iterator[dict[str, subprocess.Popen]]:
+def _processes(asked: Mapping[str, Any], environments: list[dict[str, str]]) -> Iterator[dict[str, ChildProcess]]:
     """Processes by their names, until the context ends."""
-    started: dict[str, subprocess.Popen] = {}
+    started: dict[str, ChildProcess] = {}
     try:
         for i, environment in enumerate(environments):
             started[str(i)] = _started({**asked, "name": str(i)}, environment)
@@ -133,12 +169,13 @@ def _processes(asked: Mapping[str, Any], environments: list[dict[str, str]]) -> 
             _end(started)
 
 
-def _started(asked: Mapping[str, Any], environment: Mapping[str, str]) -> subprocess.Popen:
-    # In a session of its own: what is typed at the terminal is told to the driver, and the workers end after it.
-    how: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": 2, "start_new_session": True}
+def _started(asked: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
+    module = "pipeline.cluster.local.child"
     try:
         with signals.deferred():
-            process = subprocess.Popen([sys.executable, "-c", _PROGRAM], env=environment, **how)
+            process = ChildProcess(
+                module, environment=environment, scratch=Path(asked["scratch"]), stdin=subprocess.PIPE, stdout=2
+            )
     except OSError as error:
         raise SystemLimit(f"a worker's process cannot be started: {error}. Take fewer --workers.") from error
     assert process.stdin is not None
@@ -148,22 +185,19 @@ def _started(asked: Mapping[str, Any], environment: Mapping[str, str]) -> subpro
     return process
 
 
-def _end(processes: Mapping[str, subprocess.Popen]) -> None:
-    """Let processes end: with their standard input, or else by force."""
+def _end(processes: Mapping[str, ChildProcess]) -> None:
+    """Let processes end with their standard input, and kill those that do not."""
     for process in processes.values():
         with suppress(OSError):
             process.stdin.close()  # type: ignore[union-attr]
     deadline = time.monotonic() + _END
     for process in processes.values():
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with the worker that it has started
-            process.wait()
+        process.end()  # with the worker that it has started
 
 
-def _wait(client: Client, processes: Mapping[str, subprocess.Popen]) -> None:
+def _wait(client: Client, processes: Mapping[str, ChildProcess]) -> None:
     """Until all are there."""
     workers = counted(len(processes), "worker")
 
@@ -181,7 +215,7 @@ def _wait(client: Client, processes: Mapping[str, subprocess.Popen]) -> None:
 
 
 def _proven(
-    client: Client, processes: dict[str, subprocess.Popen], config: Config, start: Callable[[], Any]
+    client: Client, processes: dict[str, ChildProcess], config: Config, start: Callable[[], Any]
 ) -> list[dict[str, Any]]:
     """What is known of the workers that can be used; the others end."""
     found, failed = proofs(client, start, _PROOF)

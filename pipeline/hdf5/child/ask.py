@@ -12,18 +12,17 @@ import logging
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from math import prod
-from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
 
+from pipeline.childprocess import ChildProcess
 from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
@@ -32,9 +31,8 @@ __all__ = ["LIMITS", "ask", "believed", "retire"]
 
 log = logging.getLogger(__name__)
 
-_PROGRAM = "import sys; sys.path.insert(0, {!r}); from pipeline.hdf5.child.server import main; main()"
-_ROOT = str(Path(__file__).resolve().parents[3])
-_MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD", "PYTHON")
+_MODULE = "pipeline.hdf5.child.server"
+_MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")
 _STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
 _MOST_WORDS = 2000
 _SECONDS_AT_LEAST, _BYTES_PER_SECOND = 10.0, 2**20  # of processor time: a small file has little structure to read
@@ -66,10 +64,8 @@ class _Keeper:
     """One child."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-I", "-c", _PROGRAM.format(_ROOT)]
-        # Not a fork of this process, which has threads that may hold a lock; and a session of its own, so that Ctrl-C
-        # does not reach it while Python starts.
-        self._process = Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, env=_environment(), start_new_session=True)
+        # Not a fork of this process, which has threads that may hold a lock.
+        self._process = ChildProcess(_MODULE, environment=_environment(), bufsize=0, stdin=PIPE, stdout=PIPE)
         self._owner = os.getpid()
 
     @property
@@ -127,8 +123,7 @@ class _Keeper:
     def end(self) -> None:
         """Take it down. Its fork dies with it."""
         if self._owner == os.getpid():
-            self._process.kill()
-            self._process.wait()
+            self._process.end()
         else:
             self._process.returncode = 0  # it is not ours to wait for
         for pipe in (self._process.stdin, self._process.stdout):
@@ -262,7 +257,7 @@ def retire(n_kept: int = 0) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would make Python, HDF5 or the loader do something else."""
+    """Return our variables without those that make HDF5 or the loader do something else."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_MEDDLERS)}
     # No plugins; and no threads, since it forks.
     return {**kept, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

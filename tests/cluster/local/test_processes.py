@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +31,9 @@ class Process:
         self.is_over = True
 
     def wait(self, seconds: float) -> None:
+        assert self.is_over
+
+    def end(self) -> None:
         assert self.is_over
 
 
@@ -82,3 +90,26 @@ def test_a_process_that_ends_before_it_has_begun_is_not_waited_for() -> None:
     client: Any = SimpleNamespace(scheduler_info=lambda n_workers: {"n_workers": 0})
     with refused(71, "worker 0 of 1 ended with 3 before it had begun"):
         _wait(client, {"0": process})
+
+
+def test_workers_without_semaphores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(multiprocessing.get_context("fork").__class__, "Lock", refuse)
+    with refused(71, "semaphores", "Read-only file system", "/dev/shm"):
+        processes._check_semaphores()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_scratch_directory_where_others_may_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tmp_path.chmod(mode)
+    with refused(77, "TMPDIR", str(tmp_path)), processes._scratch_directory():
+        pytest.fail("it was made")
+    tmp_path.chmod(0o700)
+    with processes._scratch_directory() as scratch:
+        assert scratch.stat().st_mode & 0o777 == 0o700
+    assert list(tmp_path.iterdir()) == []

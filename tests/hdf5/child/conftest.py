@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.hdf5.child import ask as gatekeeper
-from tests.support.child import EVIL, ROOT, unusual
+from tests.support.child import EVIL, plant, unusual
 
 
 @pytest.fixture
@@ -15,13 +15,13 @@ def fresh():
 
 
 @pytest.fixture
-def evil(fresh, monkeypatch):
+def evil(fresh, monkeypatch, tmp_path_factory):
     """Let the child do something else when it is to describe a file."""
 
     def bend(*lines):
         gatekeeper.retire()
-        program = EVIL.format(root=str(ROOT), lines="\n    ".join(lines))
-        monkeypatch.setattr(gatekeeper, "_PROGRAM", program.replace("{", "{{").replace("}", "}}"))
+        source = EVIL.format(lines="\n    ".join(lines))
+        plant(monkeypatch, tmp_path_factory.mktemp("child"), source)
 
     return bend
 

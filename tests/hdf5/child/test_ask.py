@@ -18,7 +18,7 @@ from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import Wanted, vet
-from tests.support.child import DRIVER, ROOT, child_pid, unusual
+from tests.support.child import DRIVER, ROOT, child_pid, plant, unusual
 from tests.support.helpers import numbered, refused, write_shard
 
 pytestmark = pytest.mark.process
@@ -136,8 +136,8 @@ def test_p9_a_fork_that_was_killed_from_outside_is_asked_again_and_not_held_agai
         "import os; os.kill(os.getpid(), 9)",
     ],
 )
-def test_p9_a_child_that_dies_again_and_again_is_a_fault_of_the_system(path, fresh, monkeypatch, program):
-    monkeypatch.setattr(gatekeeper, "_PROGRAM", program)
+def test_p9_a_child_that_dies_again_and_again_is_a_fault_of_the_system(path, fresh, monkeypatch, tmp_path, program):
+    plant(monkeypatch, tmp_path, program)
     with refused(71, f"file={path}", "killed or got stuck twice", "dmesg"):
         vet(Path(path))
 
@@ -149,15 +149,15 @@ def test_a_child_that_cannot_be_started_comes_with_the_limits_to_raise(path, fre
 
 
 @pytest.mark.parametrize("n", [4, 5, 6])
-def test_d14_a_child_without_descriptors_is_a_fault_of_the_system(path, fresh, monkeypatch, n):
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({n}, {n})); main()"
-    monkeypatch.setattr(gatekeeper, "_PROGRAM", gatekeeper._PROGRAM.replace("main()", limited))
+def test_d14_a_child_without_descriptors_is_a_fault_of_the_system(path, fresh, monkeypatch, tmp_path, n):
+    limited = f"def main():\n    resource.setrlimit(resource.RLIMIT_NOFILE, ({n}, {n}))\n    server.main()\n"
+    plant(monkeypatch, tmp_path, f"import resource\nfrom pipeline.hdf5.child import server\n{limited}")
     with refused(71, f"file={path}"):
         vet(Path(path))
 
 
-def test_a_child_that_is_stuck_is_taken_down(path, fresh, monkeypatch):
-    monkeypatch.setattr(gatekeeper, "_PROGRAM", "import time; time.sleep(1000)")
+def test_a_child_that_is_stuck_is_taken_down(path, fresh, monkeypatch, tmp_path):
+    plant(monkeypatch, tmp_path, "import time; time.sleep(1000)")
     monkeypatch.setattr(gatekeeper, "_GRACE", 0.1)
     monkeypatch.setattr(LIMITS, "patience", 0.1)
     with refused(71, f"file={path}", "killed or got stuck twice"):

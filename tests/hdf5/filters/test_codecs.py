@@ -17,6 +17,7 @@ from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block
 from pipeline.shards.vet import vet
 from tests.support.cases import case
+from tests.support.child import plant
 from tests.support.helpers import refused
 
 FILES = Path(__file__).parents[2] / "files"
@@ -89,9 +90,9 @@ def test_text_through_a_registered_filter_does_not_cost_the_file(caplog):
         ("blosc-lz4", "pip install blosc"),
     ],
 )
-def test_a_package_that_is_missing_is_named(fresh, monkeypatch, name, advice):
-    hidden = "import sys; sys.modules.update(blosc=None, lz4=None, zstandard=None); "
-    monkeypatch.setattr(ask, "_PROGRAM", hidden + ask._PROGRAM)
+def test_a_package_that_is_missing_is_named(fresh, monkeypatch, tmp_path, name, advice):
+    hidden = "import sys\nsys.modules.update(blosc=None, lz4=None, zstandard=None)\n"
+    plant(monkeypatch, tmp_path, f"{hidden}from pipeline.hdf5.child.server import main\n")
     monkeypatch.setattr(codecs, "_MISSING", codecs._PACKAGES)
     with refused(65, str(path_of(name)), "dataset=X", "needs a package that is not installed", advice):
         open_shards([str(path_of(name))])

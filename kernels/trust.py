@@ -1,0 +1,89 @@
+"""Which other users could replace a directory: whoever can rename a directory above it can put another in its place.
+
+Theano runs what it finds in its compile cache, and Dask imports from its scratch directories.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["UntrustedDirectory", "private_directory", "untrusted_above"]
+
+_ALL_USERS = 2**32 - 1  # number of user ids that the first user namespace maps
+
+
+class UntrustedDirectory(PermissionError):
+    """A private directory would lie in one where other users can replace it."""
+
+
+def private_directory(prefix: str) -> Path:
+    """Create a temporary directory that no other user can read, write or replace.
+
+    Raises
+    ------
+    UntrustedDirectory
+        If other users can rename what lies in the temporary directory.
+    OSError
+    """
+    folder = Path(tempfile.gettempdir())
+    problem = untrusted_above(folder / prefix)
+    if problem is not None:
+        raise UntrustedDirectory(
+            f"other users could replace what lies in the temporary directory {folder}: {problem}. Set TMPDIR to a "
+            "directory that only you can write"
+        )
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
+
+
+def untrusted_above(path: str | Path) -> str | None:
+    """Return why other users could put another file in the place of `path`; None if they cannot.
+
+    Every directory above it has to belong to this user or to root. If its group or all users may write to it, it has to
+    be sticky: then they cannot rename what others own.
+    """
+    trusted = _trusted_users()
+    for directory in _directories_above(path):
+        link = os.lstat(directory)
+        found = os.stat(directory)
+        mode = stat.S_IMODE(found.st_mode)
+        for owner in (link.st_uid, found.st_uid):
+            if owner not in trusted:
+                return f"{directory} belongs to user {owner}, expected {os.geteuid()} or root"
+        if mode & 0o022 and not mode & stat.S_ISVTX:
+            return f"{directory} has mode {mode:04o}, so that other users can rename what lies in it"
+    return None
+
+
+def _directories_above(path: str | Path) -> Iterator[str]:
+    """Yield every directory on the way to a path, the nearest first, and those on the way to the targets of links."""
+    seen = set[str]()
+    pending = [Path(os.path.abspath(path)).parent]
+    while pending:
+        start = pending.pop()
+        for directory in map(str, (start, *start.parents)):
+            if directory in seen:
+                continue
+            seen.add(directory)
+            yield directory
+            if os.path.islink(directory):
+                around = os.path.realpath(os.path.dirname(directory))
+                pending.append(Path(os.path.normpath(os.path.join(around, os.readlink(directory)))))
+
+
+def _trusted_users() -> set[int]:
+    """Return the ids of the users that can replace anything of this process anyway: itself and root."""
+    trusted = {0, os.geteuid()}
+    try:
+        lines = Path("/proc/self/uid_map").read_text().splitlines()
+        n_mapped = sum(int(line.split()[2]) for line in lines)
+        if n_mapped < _ALL_USERS:
+            # In a user namespace, as of Apptainer, the machine's own root appears as this user, like all that are not
+            # mapped.
+            trusted.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass  # without /proc these two are all that is known
+    return trusted

@@ -1,0 +1,192 @@
+"""Start Python child processes: where they import from, what they inherit, and when they end.
+
+A child imports from the same places as this process, except from the current directory, from the folder of the script
+that was started and from scratch directories of Dask: files that another user has put there must not run. It ends when
+this process does, however that comes about, in every phase of its life.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["ChildProcess", "environment_of_child", "import_path", "main"]
+
+_ROOT = str(Path(__file__).resolve().parents[1])
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from pipeline.childprocess import main; main()"
+_SCRATCH = "dask-scratch-space"  # the name that Dask gives to directories which it puts into `sys.path`
+
+
+def _current_directory() -> str | None:
+    try:
+        return os.path.realpath(os.getcwd())
+    except OSError:  # it has been removed
+        return None
+
+
+_STARTED_IN = _current_directory()  # a worker of Dask goes to the driver's directory later
+
+
+class ChildProcess(subprocess.Popen[bytes]):
+    """A Python process that runs ``main()`` of one module, and that the kernel ends when this process ends.
+
+    Both ends of a pipe, the lifeline, are held by this process and by the child. Nothing is ever written to it. When
+    this process ends, the kernel closes its end and kills the child with its whole process group. This needs no thread
+    in the child and does not depend on the thread here that started it.
+
+    Parameters
+    ----------
+    module : str
+        Full name of the module.
+    arguments : str
+        Its ``sys.argv[1:]``.
+    environment : mapping of str to str, optional
+        Variables of the child, instead of those of this process. Those of Python are left out in any case.
+    scratch : Path, optional
+        A directory that the child removes when this process has ended.
+    bufsize, stdin, stdout, stderr : int
+        As for ``Popen``.
+
+    Raises
+    ------
+    OSError
+        If the process cannot be started.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        scratch: Path | None = None,
+        bufsize: int = -1,
+        stdin: int | None = subprocess.DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        reader, writer = os.pipe()  # neither of which is inherited by a program that another thread starts meanwhile
+        self._lifeline = weakref.finalize(self, os.close, writer)
+        program = _PROGRAM.format(path=import_path())
+        options = [str(reader), str(scratch or ""), module]
+        try:
+            super().__init__(
+                [sys.executable, "-I", "-c", program, *options, *arguments],
+                bufsize=bufsize,
+                env=environment_of_child(os.environ if environment is None else environment),
+                pass_fds=(reader,),
+                start_new_session=True,  # Ctrl-C is for this process, which then ends its children
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+            )
+        except BaseException:
+            self._lifeline()
+            raise
+        finally:
+            os.close(reader)
+
+    def end(self) -> None:
+        """Kill the process, and the processes that it has started, and wait until it has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+        self._lifeline()
+
+    def answer(self, seconds: float | None = None) -> tuple[bytes, bytes, bool]:
+        """Wait for the end of the process, and kill it when it takes too long.
+
+        Returns
+        -------
+        stdout, stderr : bytes
+            What it wrote, as far as these are pipes.
+        is_in_time : bool
+            Whether it ended by itself.
+        """
+        is_in_time = True
+        try:
+            try:
+                stdout, stderr = self.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                is_in_time = False
+                os.killpg(self.pid, signal.SIGKILL)
+                stdout, stderr = self.communicate()
+        finally:
+            self.end()
+        return stdout or b"", stderr or b"", is_in_time
+
+
+def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return variables without those that make Python import or run something else."""
+    return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
+
+
+def import_path() -> list[str]:
+    """Return the directories that a child imports from.
+
+    They are those of this process, so that both import the same packages, wherever these are installed. The packages of
+    shardpress come directly after the standard library.
+    """
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    left_out = {_STARTED_IN, _current_directory()}
+    if script is not None:
+        left_out.add(os.path.realpath(os.path.dirname(os.path.abspath(script))))
+    standard = os.path.dirname(os.__file__)
+    found = []
+    for entry in sys.path:
+        is_safe = os.path.isabs(entry) and os.path.realpath(entry) not in left_out and _SCRATCH not in entry
+        if entry == standard or (is_safe and entry != _ROOT):
+            found.append(entry)
+    position = found.index(standard) + 1 if standard in found else 0
+    found.insert(position, _ROOT)
+    return found
+
+
+# -- in the child ------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run the module that the command line names, and end when the parent does."""
+    descriptor, scratch, module, *arguments = sys.argv[1:]
+    lifeline = int(descriptor)
+    os.set_inheritable(lifeline, False)
+    if scratch:
+        cleaner = threading.Thread(target=_clean_up_after_parent, args=(lifeline, scratch), daemon=True)
+        cleaner.start()
+    else:
+        _end_with_parent(lifeline)
+    sys.argv[:] = [module, *arguments]
+    importlib.import_module(module).main()
+
+
+def _end_with_parent(lifeline: int) -> None:
+    """Have the kernel kill the process group of this process when the other end of the lifeline is closed."""
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)
+    if _has_hung_up(lifeline, 0.0):  # before the kernel was asked to watch it
+        os.killpg(0, signal.SIGKILL)
+
+
+def _clean_up_after_parent(lifeline: int, scratch: str) -> None:
+    """Wait for the end of the parent, remove a directory, and kill the process group of this process."""
+    _has_hung_up(lifeline, None)
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _has_hung_up(lifeline: int, seconds: float | None) -> bool:
+    watch = select.poll()
+    watch.register(lifeline, 0)  # the kernel reports a closed pipe in any case
+    return bool(watch.poll(None if seconds is None else 1000 * seconds))

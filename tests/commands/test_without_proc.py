@@ -1,0 +1,37 @@
+"""Without /proc no command is able to work, and each of them says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.doctor import packages
+from pipeline.doctor.devices import tried
+from tests.support.helpers import numbered, write_shard
+from tests.support.interpreters import REPOSITORY, environment
+
+WITHOUT_PROC = 'mount -t tmpfs none /proc && mount -t tmpfs -o ro none /dev/shm && exec "$@"'
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["run", "plan", "inspect"])
+def test_without_proc_a_command_ends_with_a_sentence(tmp_path: Path, command: str) -> None:
+    isolated = ["unshare", "--mount", "sh", "-c", WITHOUT_PROC, "sh"]
+    if subprocess.run([*isolated, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("missing on this machine: the right to make a mount namespace")
+    write_shard(tmp_path / "a.h5", numbered(4))
+    arguments = [command, *([] if command == "inspect" else ["--input"]), str(tmp_path / "a.h5")]
+    program = [*isolated, sys.executable, "-m", "shardpress", *arguments]
+    done = subprocess.run(program, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 71
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("SystemLimit: /proc is not mounted")
+
+
+def test_without_proc_the_doctor_tries_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages.os.path, "isdir", lambda path: False)
+    assert packages.missing_proc()
+    assert list(tried(1.0)) == []

@@ -1,0 +1,69 @@
+"""Directories that other users could replace are known, wherever on the way to them the permission lies."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kernels.trust import UntrustedDirectory, private_directory, untrusted_above
+
+STRANGER = 12345
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[Path]:
+    """Three nested directories."""
+    tmp_path.chmod(0o700)
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    yield tmp_path
+    tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize(("mode", "is_safe"), [(0o755, True), (0o775, False), (0o757, False), (0o1777, True)])
+@pytest.mark.parametrize("name", ["a", "a/b"])
+def test_others_may_write_only_to_sticky_directories_above(folders: Path, name: str, mode: int, is_safe: bool) -> None:
+    (folders / name).chmod(mode)
+    problem = untrusted_above(folders / "a/b/c")
+    assert (problem is None) is is_safe
+    assert is_safe or str(folders / name) in str(problem)
+
+
+def test_the_directory_itself_is_for_the_caller_to_check(folders: Path) -> None:
+    (folders / "a/b/c").chmod(0o777)
+    assert untrusted_above(folders / "a/b/c") is None
+
+
+def test_the_targets_of_links_are_followed(folders: Path) -> None:
+    (folders / "link").symlink_to("a/b")
+    (folders / "a").chmod(0o777)
+    assert str(folders / "a") in str(untrusted_above(folders / "link" / "c"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_a_directory_of_another_user_is_not_trusted(folders: Path, mode: int) -> None:
+    """Even a sticky one: its owner can rename everything in it."""
+    os.chown(folders / "a", STRANGER, -1)
+    (folders / "a").chmod(mode)
+    assert f"{folders / 'a'} belongs to user {STRANGER}" in str(untrusted_above(folders / "a/b/c"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make links for other users")
+def test_a_link_of_another_user_is_not_trusted(folders: Path) -> None:
+    (folders / "link").symlink_to("a/b")
+    os.chown(folders / "link", STRANGER, -1, follow_symlinks=False)
+    assert f"belongs to user {STRANGER}" in str(untrusted_above(folders / "link" / "c"))
+
+
+def test_a_private_directory_is_made_in_safe_places_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folders / "a"))
+    made = private_directory("test-")
+    assert made.parent == folders / "a"
+    assert made.stat().st_mode & 0o777 == 0o700
+    (folders / "a").chmod(0o777)
+    with pytest.raises(UntrustedDirectory, match="TMPDIR"):
+        private_directory("test-")

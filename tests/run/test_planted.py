@@ -1,0 +1,122 @@
+"""Nothing runs that another user has put into the current directory, or into the temporary directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.childprocess import ChildProcess
+from tests.support.helpers import write_shard
+from tests.support.interpreters import environment
+
+pytestmark = pytest.mark.process
+
+COMMAND = Path(sys.executable).parent / "shardpress"
+STRANGER = 12345
+# What can be imported in the tests' environment, ours included, and what Python imports by itself.
+NAMES = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
+# In the order in which they can be run; a run makes what later ones read.
+COMMANDS = {
+    "run": ["--input", ".", "--output", "out", "--epochs", "1", "--n-features", "2", "--workers", "2"],
+    "plan": ["--input", ".", "--output", "planned"],
+    "inspect": ["."],
+    "doctor": [],
+    "verify": ["out"],
+    "report": ["out"],
+    "compare": ["out", "out"],
+    "classify": ["--features", "out", "--labels", "y"],
+    "export": ["out", "--onnx", "encoder.onnx"],
+    "completion": ["bash"],
+    "setup-gpu": ["--help"],
+    "version": [],
+}
+
+
+@dataclass
+class Trap:
+    """A folder of data with planted modules, and what has become of it.
+
+    Attributes
+    ----------
+    folder : Path
+    canaries : Path
+        Where each planted module that is executed leaves a file.
+    scratch : Path
+        The directory that Dask would use in the temporary directory, made by another user first.
+    """
+
+    folder: Path
+    canaries: Path
+    scratch: Path
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        env = environment(PYTHONPATH=None, TMPDIR=self.scratch.parent)
+        return subprocess.run(
+            command, cwd=self.folder, env=env, capture_output=True, text=True, check=False, timeout=900
+        )
+
+    def executed(self) -> list[str]:
+        return sorted(path.name for path in self.canaries.iterdir())
+
+
+@pytest.fixture(scope="module")
+def trap(tmp_path_factory: pytest.TempPathFactory) -> Trap:
+    base = tmp_path_factory.mktemp("planted")
+    made = Trap(base / "data", base / "canaries", base / "tmp" / "dask-scratch-space")
+    for folder in (made.folder, made.canaries, made.scratch.parent, made.scratch):
+        folder.mkdir()
+    plant(made.folder, made.canaries)
+    made.scratch.parent.chmod(0o1777)
+    made.scratch.chmod(0o777)
+    if os.getuid() == 0:
+        os.chown(made.scratch, STRANGER, STRANGER)
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6))).astype(np.float32)
+    write_shard(made.folder / "a.h5", rows, riders={"y": (rows[:, 0] > 0).astype(np.int8)})
+    return made
+
+
+def plant(folder: Path, canaries: Path) -> None:
+    """Write modules of every name that tell when they are executed, and a library that the linker looks for."""
+    for name in filter(str.isidentifier, NAMES):
+        source = f"open({str(canaries / name)!r}, 'w').close()\nraise ImportError('planted: {name}')\n"
+        (folder / f"{name}.py").write_text(source)
+    (folder / "libgcc_s.so.1").write_text("INPUT(/planted/not-there.o)\n")
+
+
+def test_the_trap_works(tmp_path: Path) -> None:
+    plant(tmp_path, tmp_path)
+    subprocess.run([sys.executable, "-c", "import json"], cwd=tmp_path, capture_output=True, check=False)
+    assert (tmp_path / "json").exists()
+
+
+def test_no_command_runs_modules_of_the_current_directory(trap: Trap) -> None:
+    found = {}
+    for name, arguments in COMMANDS.items():
+        done = trap.run(COMMAND, name, *arguments)
+        found[name] = (done.returncode, trap.executed())
+        assert found[name] == (0, []), done.stderr
+    assert list(trap.scratch.iterdir()) == [], "a run of this user has used the directory of another user"
+
+
+def test_pip_is_not_taken_from_the_current_directory(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trap.folder)
+    child = ChildProcess("pipeline.gpu.libraries", "pip", "--version", stdout=subprocess.PIPE)
+    stdout, _, _ = child.answer()
+    assert (child.returncode, stdout[:4], trap.executed()) == (0, b"pip ", [])
+
+
+def test_no_directory_that_another_user_made_is_used_for_workers(trap: Trap) -> None:
+    """Its owner could put modules into the directories of workers, which they import from."""
+    before = trap.scratch.stat().st_mtime_ns
+    done = trap.run(COMMAND, "run", *COMMANDS["run"], "--restart")
+    assert done.returncode == 0, done.stderr
+    assert trap.scratch.stat().st_mtime_ns == before
+    assert [path for path in trap.scratch.parent.iterdir() if "scratch" in path.name] == [trap.scratch]

@@ -1,0 +1,115 @@
+"""Child processes import nothing from where others may write, and end with their parent."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.childprocess import ChildProcess, environment_of_child, import_path
+from tests.support.interpreters import REPOSITORY
+
+
+@pytest.mark.parametrize("entry", ["", ".", "relative", "{here}", "{link}", "{here}/dask-scratch-space/worker-1"])
+def test_children_do_not_import_from_unsafe_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    monkeypatch.chdir(tmp_path / "here")
+    before = import_path()
+    monkeypatch.syspath_prepend(entry.format(here=tmp_path / "here", link=tmp_path / "link"))
+    assert import_path() == before
+
+
+def test_children_import_from_where_this_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    path = import_path()
+    assert path.index(str(tmp_path)) < path.index(str(REPOSITORY))
+    assert path.index(os.path.dirname(os.__file__)) < path.index(str(REPOSITORY))
+    assert set(sys.path) - set(path) <= {"", os.getcwd(), str(Path(sys.argv[0]).parent)}
+
+
+def test_a_removed_current_directory_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert str(REPOSITORY) in import_path()
+
+
+def test_variables_of_python_are_not_inherited() -> None:
+    given = {"PYTHONPATH": "/tmp", "PYTHONSTARTUP": "/tmp/x.py", "PYTHONHOME": "/tmp", "HOME": "/h", "MYPYTHON": "1"}
+    assert environment_of_child(given) == {"HOME": "/h", "MYPYTHON": "1"}
+
+
+# Starts a child and reports both process ids, of the child and of a process that the child has started.
+PARENT = """
+import subprocess, sys
+from pathlib import Path
+from pipeline.childprocess import ChildProcess
+scratch = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+child = ChildProcess(sys.argv[1], stdout=subprocess.PIPE, scratch=scratch)
+print(child.pid, child.stdout.readline().decode(), flush=True)
+sys.stdin.read()
+"""
+GRANDCHILD = """
+import ctypes, os, subprocess, sys, time
+other = subprocess.Popen(["sleep", "1000"])
+print(other.pid, flush=True)
+"""
+STUCK = {
+    "asleep while it is imported": "time.sleep(1000)",
+    "in a library that holds the interpreter's lock": "ctypes.PyDLL(None).pause()",
+    "stopped": "os.kill(os.getpid(), 19)",
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("how", STUCK)
+def test_p11_a_stuck_child_ends_with_its_parent(tmp_path: Path, how: str) -> None:
+    (tmp_path / "stuck_child.py").write_text(GRANDCHILD + STUCK[how])
+    assert _is_ended_with_parent(tmp_path)
+
+
+@pytest.mark.process
+def test_a_scratch_directory_is_removed_after_the_parent(tmp_path: Path) -> None:
+    (tmp_path / "stuck_child.py").write_text(GRANDCHILD + "time.sleep(1000)")
+    scratch = tmp_path / "scratch"
+    (scratch / "worker").mkdir(parents=True)
+    assert _is_ended_with_parent(tmp_path, str(scratch))
+    assert not scratch.exists()
+
+
+def _is_ended_with_parent(folder: Path, *arguments: str) -> bool:
+    """Kill the parent, and return whether its child and what that has started end."""
+    variables = {**os.environ, "PYTHONPATH": f"{folder}:{REPOSITORY}"}
+    command = [sys.executable, "-c", PARENT, "stuck_child", *arguments]
+    parent = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        descriptors = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(descriptors) == 2
+        parent.kill()
+        return all(select.select([descriptor], [], [], 60)[0] for descriptor in descriptors)
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+@pytest.mark.process
+def test_a_child_that_takes_too_long_is_killed_with_all_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_child.py").write_text(GRANDCHILD + "time.sleep(1000)")
+    monkeypatch.syspath_prepend(tmp_path)
+    child = ChildProcess("slow_child", stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    other = os.pidfd_open(int(child.stdout.readline()))
+    _, _, is_in_time = child.answer(0.1)
+    assert not is_in_time
+    assert child.returncode == -signal.SIGKILL
+    assert select.select([other], [], [], 60)[0]
+    os.close(other)
