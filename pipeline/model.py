@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from kernels.network import ACTIVATIONS, CODES, SLOPES, Network
+from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NoInput, shown
 from pipeline.scan.scaler import Scaler
 
@@ -27,6 +28,8 @@ __all__ = ["FORMAT", "Model", "load_model"]
 
 FORMAT = "shardpress-model/2"
 _FIRST = "shardpress-model/1"  # knew one layer of sigmoids alone, and did not describe it
+_COLUMNS = "columns"  # the dataset with their description, as JSON
+_MOST_COLUMN_BYTES = 2**13  # of JSON for one column: its name has 1,024 bytes at most, each escaped at worst
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,16 @@ class Model:
         The network's, by the names and of the shapes that it gives them, all float32.
     about : mapping
         How it came to be: plain values that JSON can hold.
+    columns : Columns
+        Names or numbers of the columns that it takes, in their order, if they are known. They are no part of the
+        fingerprint: equal weights make equal features whatever the columns are called.
     """
 
     scaler: Scaler
     network: Network
     parameters: Mapping[str, np.ndarray]
     about: Mapping[str, Any] = field(default_factory=dict)
+    columns: Columns = NO_COLUMNS
 
     @property
     def n_inputs(self) -> int:
@@ -104,6 +111,8 @@ class Model:
             file.attrs["about"] = json.dumps(self.about)
             for name, array in self._arrays().items():
                 file[name] = array
+            if self.columns.is_known:
+                file[_COLUMNS] = np.frombuffer(self.columns.to_json(), dtype=np.uint8)
             file.flush()
             return bytes(file.id.get_file_image())
 
@@ -186,13 +195,14 @@ def load_model(path: str | Path) -> Model:
             names += [name for name in ("fill", "clips") if name in file]
             arrays = {name: np.asarray(file[name][()]) for name in names}
             about = json.loads(file.attrs["about"])
+            columns = _columns(file, network.n_inputs)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(
             f"model={shown(path)}: cannot be read, in its network, its arrays or in `about`: {shown(error)}"
         ) from error
     _check_arrays(path, network, arrays)
     edges, fill, clips = (arrays.pop("minimum"), arrays.pop("maximum")), arrays.pop("fill", None), "clips" in arrays
-    return Model(Scaler(*edges, fill, clips and bool(arrays.pop("clips"))), network, arrays, about)
+    return Model(Scaler(*edges, fill, clips and bool(arrays.pop("clips"))), network, arrays, about, columns)
 
 
 def _network(path: Path, file: h5py.File) -> Network:
@@ -211,6 +221,24 @@ def _network(path: Path, file: h5py.File) -> Network:
             f"of {CODES}"
         )
     return network
+
+
+def _columns(file: h5py.File, n_inputs: int) -> Columns:
+    """Return the description of the columns; earlier versions stored none.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or larger than one of so many columns can be.
+    """
+    dataset = file.get(_COLUMNS)
+    if dataset is None:
+        return NO_COLUMNS
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype != np.uint8 or dataset.ndim != 1:
+        raise ValueError("columns: expected bytes")
+    if dataset.size > _MOST_COLUMN_BYTES * (n_inputs + 1):
+        raise ValueError(f"columns: {dataset.size} bytes for {n_inputs} columns")
+    return Columns.from_json(dataset[()].tobytes(), n_inputs)
 
 
 def _first_network(path: Path, file: h5py.File) -> Network:

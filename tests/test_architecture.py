@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # A wing, which is a folder or a file, may import itself, what lies on the ground, and what stands here.
-GROUND = ["errors", "formats", "runlog", "settings", "signals"]
+GROUND = ["columns", "errors", "formats", "runlog", "settings", "signals"]
 PLAIN = ["kernels.network"]  # a description that needs no Theano: all of the pipeline may read it
 MAY_IMPORT = {
     **{each: [] for each in ("progress", "watch", *GROUND, "gpu", "hdf5", "output")},

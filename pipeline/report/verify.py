@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.columns import Columns
 from pipeline.errors import DataError, NoInput, counted, shown
 from pipeline.model import load_model
 from pipeline.output.records import Entry, fault_of, read_manifest
 from pipeline.report.encoded import Encoded
 from pipeline.report.parts import Part
 from pipeline.report.rows import Fault, RowsChecked, check_rows
+from pipeline.shards.columns import reordered
 from pipeline.shards.shard import Shard
 from pipeline.shards.vet import Wanted, vet
 
@@ -88,7 +90,9 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
         unchecked.append(Fault("features", "the model is damaged, so that no row can be encoded again"))
     else:
         parts = [part for part in manifest["parts"] if part["file"] not in wrong]
-        rows = check_rows(directory, parts, _Inputs(manifest).shard, _encoded(directory, manifest), n_rows)
+        encoded = _encoded(directory, manifest)
+        inputs = _Inputs(manifest, encoded.model.columns)
+        rows = check_rows(directory, parts, inputs.shard, encoded, n_rows)
     return Verified(output, len(entries), n_bytes, rows, (*faults, *rows.faults), (*unchecked, *rows.unchecked))
 
 
@@ -109,7 +113,8 @@ def _encoded(directory: Path, manifest: Mapping[str, Any]) -> Encoded:
 class _Inputs:
     """The shards of a run, as its manifest tells where they lay and what they were."""
 
-    def __init__(self, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, manifest: Mapping[str, Any], columns: Columns) -> None:
+        self._columns = columns
         request = manifest["request"]
         self._shards, self._folders = request["inputs"]["shards"], request.get("folders", [])
         self._orientation = manifest["config"].get("orientation")
@@ -132,4 +137,4 @@ class _Inputs:
         shard = vet(found, Wanted(part["dataset"], self._orientation))
         if (shard.identity.size, shard.identity.mtime_ns) != (was["n_bytes"], was["changed"]):
             raise DataError("has changed since the run")
-        return shard
+        return reordered(shard, self._columns) if "column_order" in was else shard

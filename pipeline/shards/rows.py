@@ -54,7 +54,17 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
     if len(block):  # for none, no file need be opened
         _READERS[shard.form](block, out)
+        if shard.order is not None:
+            _reorder(out, shard.order)
     return out
+
+
+def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
+    """Put the columns of rows (n_rows, n_inputs) into another order, a few rows at a time to save memory."""
+    n_rows = max(1, _PIECE // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), n_rows):
+        piece = rows[start : start + n_rows]
+        piece[...] = np.take(piece, order, axis=1)
 
 
 def _stored(block: Block, out: np.ndarray, axis: int) -> None:
