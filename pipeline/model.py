@@ -20,8 +20,9 @@ import h5py
 import numpy as np
 
 from kernels.network import SLOPES, Network
+from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NoInput, shown
-from pipeline.modelfile import FORMAT, listed_model, read_model_file
+from pipeline.modelfile import COLUMNS, FORMAT, listed_model, read_model_file
 from pipeline.output.records import Entry
 from pipeline.scan.scaler import Scaler
 
@@ -41,6 +42,9 @@ class Model:
     offset : ndarray of shape (n_inputs,), float64, or None
         Whole numbers to subtract from rows of integers, in their own type, before `encode`: see
         `pipeline.shards.shard.with_offset`. None where float64 holds all values of the columns.
+    columns : Columns
+        Names or numbers of the columns that it takes, in their order, if they are known. They are no part of the
+        fingerprint: equal weights make equal features whatever the columns are called.
     """
 
     scaler: Scaler
@@ -48,6 +52,7 @@ class Model:
     parameters: Mapping[str, np.ndarray]
     about: Mapping[str, Any] = field(default_factory=dict)
     offset: np.ndarray | None = None
+    columns: Columns = NO_COLUMNS
 
     @property
     def n_inputs(self) -> int:
@@ -110,6 +115,8 @@ class Model:
             file.attrs["about"] = json.dumps(self.about)
             for name, array in self._arrays().items():
                 file[name] = array
+            if self.columns.is_known:
+                file[COLUMNS] = np.frombuffer(self.columns.to_json(), dtype=np.uint8)
             file.flush()
             return bytes(file.id.get_file_image())
 
@@ -207,7 +214,7 @@ def _model(path: Path, entry: Entry | None) -> Model:
     arrays = stored.arrays
     scaler = Scaler(arrays["minimum"], arrays["maximum"], arrays.get("fill"), bool(arrays.get("clips", False)))
     parameters = {name: arrays[name] for name in stored.network.shapes}
-    model = Model(scaler, stored.network, parameters, stored.about, arrays.get("offset"))
+    model = Model(scaler, stored.network, parameters, stored.about, arrays.get("offset"), stored.columns)
     if model.fingerprint != stored.fingerprint:
         raise DataError(
             f"model={shown(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kernels.network import ACTIVATIONS, CODES, Network
+from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, shown, some
 from pipeline.formats import MOST_JSON_BYTES, digest, parse_bounded
 from pipeline.hdf5.files import opened, persistently, read_at, stand_in
@@ -25,15 +26,18 @@ from pipeline.hdf5.plain.datasets import Dataset
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.output.records import MANIFEST, Entry, read_manifest
 
-__all__ = ["FORMAT", "StoredModel", "listed_model", "read_model_file"]
+__all__ = ["COLUMNS", "FORMAT", "StoredModel", "listed_model", "read_model_file"]
 
 FORMAT = "shardpress-model/2"
 _FIRST = "shardpress-model/1"  # knew one layer of sigmoids alone, and did not describe it
+COLUMNS = "columns"
+"""Name of the dataset with the description of the columns, as JSON."""
 _NAME = "model.h5"
 _WANTED = "expected a model.h5 or an output directory that holds one"
 _ATTRIBUTES = ("format", "fingerprint", "widths", "activation", "code", "gain", "about")
 _MOST_METADATA = MOST_JSON_BYTES + 2**22  # bytes that are read beside the arrays
 _MOST_WIDTHS = 300
+_MOST_COLUMN_BYTES = 2**13  # of JSON for one column: its name has 1,024 bytes at most, each escaped at worst
 _PIECE = 2**20  # bytes read at once for a digest
 _NAMES, _LONGEST = 10, 500  # arrays that a message names; characters that it quotes
 
@@ -51,12 +55,15 @@ class StoredModel:
         How the model was made: plain values.
     fingerprint : str
         That it says it has.
+    columns : Columns
+        Names or numbers of the columns, if the file has them.
     """
 
     network: Network
     arrays: Mapping[str, np.ndarray]
     about: Mapping[str, Any]
     fingerprint: str
+    columns: Columns
 
 
 def listed_model(path: Path) -> Entry | None:
@@ -155,6 +162,10 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
         network = _network(contents, where)
         datasets = _datasets(contents, network, where)
         arrays = read_arrays(descriptor, size, base, datasets, where)
+        description = arrays.pop(COLUMNS, None)
+        columns = NO_COLUMNS
+        if description is not None:
+            columns = Columns.from_json(description.tobytes(), network.n_inputs)
         fingerprint = _text(contents, "fingerprint", where)
         about = parse_bounded(_text(contents, "about", where))
     except (OSError, MemoryError, ShardpressError):
@@ -166,7 +177,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
         ) from error
     _check_finite(arrays, where)
     _check_about(about, where)
-    return StoredModel(network, arrays, about, fingerprint)
+    return StoredModel(network, arrays, about, fingerprint, columns)
 
 
 def _check_about(about: Any, where: str) -> None:
@@ -277,7 +288,22 @@ def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dat
         found = np.dtype(dataset.dtype[0])
         if dataset.shape != shape or found != dtype:
             raise _misfit(name, found, dataset.shape, shape, dtype, where)
+    if COLUMNS in contents.addresses:
+        datasets[COLUMNS] = _description_of_columns(contents, network.n_inputs, where)
     return datasets
+
+
+def _description_of_columns(contents: Contents, n_inputs: int, where: str) -> Dataset:
+    """Return the header of the description of the columns, which is text of any length up to a limit."""
+    dataset = _dataset(contents, COLUMNS, where)
+    found = np.dtype(dataset.dtype[0])
+    most_bytes = _MOST_COLUMN_BYTES * (n_inputs + 1)
+    if found != np.uint8 or len(dataset.shape) != 1 or dataset.n_bytes > most_bytes:
+        raise DataError(
+            f"{where} dataset={COLUMNS}: {found} of shape {dataset.shape}, expected at most {most_bytes} bytes of "
+            "JSON. The file is damaged or forged: do not use it."
+        )
+    return dataset
 
 
 def _dataset(contents: Contents, name: str, where: str) -> Dataset:

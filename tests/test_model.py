@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kernels.network import SLOPES, Network
+from pipeline.columns import Columns
 from pipeline.model import Model, load_model
 from pipeline.modelfile import FORMAT
 from pipeline.scan.scaler import Scaler
@@ -313,3 +314,29 @@ def test_a_model_that_is_cut_short_is_refused(tmp_path, model):
 def test_a_model_that_is_not_there_is_refused_with_what_was_expected(tmp_path, name):
     with refused(66, str(tmp_path / name), "not there", "model.h5 or an output directory"):
         load_model(tmp_path / name)
+
+
+# -- columns -----------------------------------------------------------------------------------------------------
+
+
+def test_names_of_columns_are_stored_and_change_no_fingerprint(tmp_path):
+    model = Model(SCALER, FIRST, {name: np.ones(shape, np.float32) for name, shape in FIRST.shapes.items()})
+    names = tuple(f"gene {i}" for i in range(model.n_inputs))
+    named = replace(model, columns=Columns(names, "var/_index", np.arange(model.n_inputs) / 3, "mz"))
+    assert named.fingerprint == model.fingerprint
+    (tmp_path / "model.h5").write_bytes(named.to_hdf5())
+    found = load_model(tmp_path)
+    assert (found.columns.names, found.columns.names_from) == (names, "var/_index")
+    np.testing.assert_array_equal(found.columns.values, named.columns.values)
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())  # as earlier versions did
+    assert not load_model(tmp_path).columns.is_known
+
+
+def test_damaged_names_of_columns_are_refused(tmp_path):
+    model = Model(SCALER, FIRST, {name: np.ones(shape, np.float32) for name, shape in FIRST.shapes.items()})
+    for damaged in (b"{", Columns(("a",) * (model.n_inputs + 1)).to_json(), b"x" * 10**6):
+        (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+        with h5py.File(tmp_path / "model.h5", "a") as file:
+            file["columns"] = np.frombuffer(damaged, np.uint8)
+        with refused(65, str(tmp_path)):
+            load_model(tmp_path)

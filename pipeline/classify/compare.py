@@ -106,7 +106,7 @@ def compared(asked: Asked) -> Comparison:
     codes[~valid] = LEFT_OUT
     is_test = np.arange(len(codes)) >= n_first if asked.test else held_out(codes, asked.seed)
     n_classes = _check_classes(asked, codes, is_test)
-    rows = Rows(_cut(asked, runs, n_first), model, codes, is_test)
+    rows = Rows(_cut(asked, runs, model, n_first), model, codes, is_test)
     outcomes = compare(rows, int(codes.max()) + 1, asked.memory_budget, asked.passes, asked.seed)
     where = f"the {len(rows.test)} rows of {asked.test}" if asked.test else f"{len(rows.test)} held-out rows"
     return Comparison(outcomes, where, n_classes, len(rows.train), n_bad, n_unlabelled)
@@ -121,11 +121,11 @@ def _codes(asked: Asked, runs: Sequence[Features]) -> tuple[np.ndarray, int]:
     return codes, len(labels[0])
 
 
-def _cut(asked: Asked, runs: Sequence[Features], n_first: int) -> tuple[Piece, ...]:
+def _cut(asked: Asked, runs: Sequence[Features], model: Model, n_first: int) -> tuple[Piece, ...]:
     most_bytes = asked.memory_budget // _PIECES_A_BUDGET
-    cut = pieces(runs[0], asked.features, most_bytes)
+    cut = pieces(runs[0], asked.features, model.columns, most_bytes)
     for directory, run in zip(asked.directories[1:], runs[1:], strict=True):
-        cut += pieces(run, directory, most_bytes, n_first)
+        cut += pieces(run, directory, model.columns, most_bytes, n_first)
     return cut
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.columns import Columns
 from pipeline.errors import DataError, shown
 from pipeline.features import Features
 from pipeline.model import Model
 from pipeline.scan.cleaning import Cleaning
+from pipeline.shards.columns import reordered
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, with_offset
 from pipeline.shards.vet import Wanted, vet
@@ -93,12 +95,17 @@ class Rows:
             advance(len(here))
 
 
-def pieces(found: Features, directory: str, most_bytes: int, first: int = 0) -> tuple[Piece, ...]:
-    """A run's rows in pieces of at most so many bytes of scaled raw rows, the first one numbered `first`."""
+def pieces(found: Features, directory: str, columns: Columns, most_bytes: int, first: int = 0) -> tuple[Piece, ...]:
+    """A run's rows in pieces of at most so many bytes of scaled raw rows, the first one numbered `first`.
+
+    The columns are read in the order of the model's `columns` if the run has matched them by name.
+    """
     cut: list[Piece] = []
-    missing = found.manifest["config"].get("missing_value")
+    config = found.manifest["config"]
+    missing = config.get("missing_value")
+    expected = columns if config.get("match_columns") == "name" else None
     for part in found.manifest["parts"]:
-        raw = _shard(part["path"], part["dataset"], found.manifest["config"].get("orientation"))
+        raw = _shard(part["path"], part["dataset"], config.get("orientation"), expected)
         encoded = _shard(str(Path(directory) / part["file"]), "features", None)
         size = max(1, min(_MOST_ROWS, most_bytes // (4 * raw.n_inputs)))
         for start in range(0, part["n_rows"], size):
@@ -110,8 +117,9 @@ def pieces(found: Features, directory: str, most_bytes: int, first: int = 0) -> 
 
 
 @cache
-def _shard(path: str, dataset: str, orientation: str | None) -> Shard:
-    return vet(Path(path), Wanted(dataset, orientation))
+def _shard(path: str, dataset: str, orientation: str | None, columns: Columns | None = None) -> Shard:
+    shard = vet(Path(path), Wanted(dataset, orientation))
+    return shard if columns is None else reordered(shard, columns)
 
 
 def _check(model: Model, piece: Piece, raw: np.ndarray, encoded: np.ndarray) -> None:

@@ -41,12 +41,14 @@ def main(arguments: Sequence[str]) -> int:
     """Print what is there; 65 when a file is refused."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what is amiss stands in the answer
+    from pipeline.shards.columns import ColumnRule
     from pipeline.shards.inspect import inspected
     from pipeline.shards.twins import find_twins
     from pipeline.shards.vet import Wanted
 
     wanted = Wanted(options.dataset, options.orientation, tuple(options.carry))
-    found = inspected(options.shards or ["data/*.h5"], wanted, options.follow)
+    rule = ColumnRule(options.match_columns)
+    found = inspected(options.shards or ["data/*.h5"], wanted, options.follow, rule)
     with progress_told():
         look = _looked(found, options) if found.shards else None
     twins = list(find_twins(found.shards)) if options.all else []
@@ -63,6 +65,13 @@ def _parser() -> Parser:
     add("shards", nargs="*", metavar="SHARDS", help="files, directories or globs (default: data/*.h5)")
     add("--dataset", metavar="NAME", help="dataset with the rows (default: X, else the only candidate)")
     add("--orientation", choices=("rows", "columns"), help="along which axis of it they lie")
+    rules = ("order", "name", "ignore")
+    add(
+        "--match-columns",
+        choices=rules,
+        default="order",
+        help="how names of columns are compared",
+    )
     add("--carry", nargs="+", default=[], type=DATASET.read, metavar="NAME", help="datasets elsewhere that ride along")
     add("--follow", nargs="+", default=[], metavar="DIR", help="folders with the files that a master file stacks")
     add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="a value that stands for a missing one")
@@ -145,6 +154,7 @@ def _of_files(files: Files) -> Iterator[str]:
     flat = f", rows of shape {tuple(files.shape)} flattened" if len(files.shape) > 1 else ""
     form = "" if files.form == "dense" else f" ({files.form})"
     yield f"  taken: {shown(files.taken)}{form}, since {files.why}{flat}"
+    yield f"  columns: {files.columns}"
     yield f"  riding along: {some(map(shown, files.riding), _LISTED)}"
     if files.left_out:
         words = [f"{name} ({why})" for name, why in files.left_out.items()]
@@ -188,16 +198,16 @@ def _of_rows(found: Inspected, look: Look) -> Iterator[str]:
 
 
 def _of_columns(found: Inspected, look: Look) -> Iterator[str]:
-    scan, names = look.scan, found.shards[0].columns
-    constant = [str(column) for column in scan.constant.nonzero()[0]]
+    scan = look.scan
+    columns = found.shards[0].columns
+    constant = columns.listed(scan.constant.nonzero()[0])
     yield f"  constant columns: {some(constant, _LISTED) if constant else 'none'}"
     if len(scan.narrow):
-        columns = some(map(str, scan.narrow), _LISTED)
-        yield f"  columns that a few outliers leave no room: {columns} (--clip-quantile 0.001)"
+        narrow = some(columns.listed(scan.narrow), _LISTED)
+        yield f"  columns that a few outliers leave no room: {narrow} (--clip-quantile 0.001)"
     if len(scan.minimum) <= _FEW:
         for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
-            name = f" {shown(names[i])}" if names else ""
-            yield f"    column {i}{name}: {low:g} to {high:g}"
+            yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
 
 
 def _of_dtypes(found: Inspected, look: Look) -> Iterator[str]:

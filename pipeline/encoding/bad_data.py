@@ -129,8 +129,8 @@ class BadData:
             row, column = np.argwhere(entries)[0]
             held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
             raise DataError(
-                f"{block}: {rows[row, column]} in row {numbers[row]}, column {column}; {len(bad)} of these "
-                f"rows hold {held}, expected finite numbers. Mend the file, or leave such rows out, however many "
+                f"{block}: {rows[row, column]} in row {numbers[row]}, column {_named(block, column)}; {len(bad)} of "
+                f"these rows hold {held}, expected finite numbers. Mend the file, or leave such rows out, however many "
                 "there are, with --on-bad-data skip --max-bad-rows 100%."
             )
         listed = ((row, np.flatnonzero(entries[row])) for row in (bad if self.lists else _NONE))
@@ -160,11 +160,16 @@ class BadData:
         if self.on_drift == "raise":
             row, column = np.argwhere(entries)[0]
             raise DataError(
-                f"{block}: {rows[row, column]} in row {numbers[row]}, column {column}, expected "
+                f"{block}: {rows[row, column]} in row {numbers[row]}, column {_named(block, column)}, expected "
                 f"{low[column]:g} to {high[column]:g}, the range of the model's training rows; {len(outside)} of these "
                 "rows lie outside. Train a model on them, or use --on-drift clip."
             )
         return outside
+
+
+def _named(block: Block, column: np.integer[Any]) -> str:
+    # In a worker process a shard has no names, so that tasks stay small.
+    return block.shard.columns.numbered(int(column))
 
 
 def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ __all__ = [
     "ANSWER_BYTES",
     "ASKED",
     "FILTERS",
+    "LONGEST_COLUMN_NAME",
     "MOST_ANSWER_BYTES",
     "MOST_CATEGORIES",
     "MOST_CHUNKS",
@@ -39,7 +40,7 @@ MOST_PIECES = MOST_OBJECTS  # that one file may stack
 MOST_CHUNK_BYTES = 2**26
 MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
 MOST_COLUMNS = 2**24  # of sparse rows, which take no place in a file but do in memory
-MOST_COLUMN_NAMES = 2**16  # in the attribute `columns`
+MOST_COLUMN_NAMES, LONGEST_COLUMN_NAME = 2**20, 2**10  # bytes of each; of all of them `ANSWER_BYTES`
 MOST_ITEM = 2**20  # bytes of one value
 
 MOST_RIDERS = 1000

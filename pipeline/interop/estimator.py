@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.columns import Columns
 from pipeline.doctor.packages import HOW_TO_GET_IT
 from pipeline.errors import ConfigError, DataError, DeviceError, shown
 from pipeline.interop.applying import decoded, encoded, errors, has_theano
@@ -218,6 +219,8 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
         }
         estimator = cls(**{**known, **of_network, "random_state": asked.get("seed", 0)})
         estimator._set(**estimator._learned(model), n_features_in_=model.n_inputs)
+        if model.columns.names:  # which scikit-learn compares with those of a data frame
+            estimator._set(feature_names_in_=np.array(model.columns.names, dtype=object))
         return estimator
 
     # -- what was learnt --
@@ -299,6 +302,9 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
         return {"model_": model, "n_iter_": len(history)}
 
     def _take(self, fit: Any, model: Model) -> Self:
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None:
+            model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
         if hasattr(self, "_checkpoint"):  # which is of another training
             del self._checkpoint
         return self._set(**self._learned(model), complaints_=fit.complaints(model))

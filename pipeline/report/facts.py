@@ -39,6 +39,7 @@ def inputs_told(shards: Sequence[Shard]) -> dict[str, Any]:
         "dataset": first.dataset,
         "dtype": first.stored_dtype,
         "shape": list(first.shape),
+        "columns": str(first.columns),
         "riders": [rider.name for rider in first.riders][:_FIRST],
         "files": [shard.path for shard in shards[:_FIRST]],
     }
@@ -76,11 +77,14 @@ def _bad_row(shards: Sequence[Shard], number: int, scan: Scan | None, missing: f
     try:
         row = read(block)
     except ShardpressError as error:  # it was read a while ago
-        return {**told, "column": None, "value": str(error)}
+        return {**told, "column": None, "name": None, "value": str(error)}
     fills = scan is not None and scan.fill is not None
     columns = np.flatnonzero(bad_entries(row, missing, block.shard.stored_dtype, fills)[0])
     column = int(columns[0]) if len(columns) else None
-    return {**told, "column": column, "value": None if column is None else str(row[0, column])}
+    if column is None:
+        return {**told, "column": None, "name": None, "value": None}
+    name = block.shard.columns.name_of(column)
+    return {**told, "column": column, "name": name, "value": str(row[0, column])}
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,7 @@ def drift_told(shards: Sequence[Shard], parts: Sequence[Drifted], on_drift: str)
 
 
 def _column_told(shard: Shard, one: Outside) -> dict[str, Any]:
-    name = shard.columns[one.column] if one.column < len(shard.columns) else None
-    return {**one._asdict(), "name": name, "excess": one.distance}
+    return {**one._asdict(), "name": shard.columns.name_of(one.column), "excess": one.distance}
 
 
 def last_told(directory: Path, fingerprint: str) -> dict[str, Any]:

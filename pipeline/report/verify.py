@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.columns import Columns
 from pipeline.errors import DataError, NoInput, counted, shown
 from pipeline.model import load_model
 from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
 from pipeline.report.encoded import Encoded
 from pipeline.report.parts import Part
 from pipeline.report.rows import Fault, RowsChecked, check_rows
+from pipeline.shards.columns import reordered
 from pipeline.shards.shard import Shard, with_offset
 from pipeline.shards.vet import Wanted, vet
 
@@ -100,7 +102,7 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
             unchecked.append(_NOT_ENCODED)
         else:
             parts = [part for part in manifest["parts"] if part["file"] not in wrong]
-            inputs = _Inputs(manifest, encoded.model.offset)
+            inputs = _Inputs(manifest, encoded.model.offset, encoded.model.columns)
             rows = check_rows(directory, parts, inputs.shard, encoded, n_rows)
     return Verified(output, len(entries), n_bytes, rows, (*faults, *rows.faults), (*unchecked, *rows.unchecked))
 
@@ -122,8 +124,9 @@ def _encoded(directory: Path, manifest: Mapping[str, Any]) -> Encoded:
 class _Inputs:
     """The shards of a run, as its manifest tells where they lay and what they were."""
 
-    def __init__(self, manifest: Mapping[str, Any], offset: np.ndarray | None) -> None:
+    def __init__(self, manifest: Mapping[str, Any], offset: np.ndarray | None, columns: Columns) -> None:
         self._offset = offset
+        self._columns = columns
         request = manifest["request"]
         self._shards, self._folders = request["inputs"]["shards"], request.get("folders", [])
         self._orientation = manifest["config"].get("orientation")
@@ -146,4 +149,6 @@ class _Inputs:
         shard = vet(found, Wanted(part["dataset"], self._orientation))
         if (shard.identity.size, shard.identity.mtime_ns) != (was["n_bytes"], was["changed"]):
             raise DataError("has changed since the run")
+        if "column_order" in was:
+            shard = reordered(shard, self._columns)
         return with_offset(shard, self._offset)

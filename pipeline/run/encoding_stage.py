@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cluster.executor import compute
+from pipeline.columns import Columns
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.encode import EncodeTask, encode_part
 from pipeline.encoding.parts import PartFacts, plan_parts
@@ -85,7 +86,7 @@ def _encode_as(
         with serving(settings, model, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)
     parts = [PartFacts.of(record) for record in job.ledger.records("part", fingerprint)]
-    _tell_outside(parts)
+    _tell_outside(parts, job.columns)
     job.clock.lap("encoding")
     return parts
 
@@ -148,7 +149,7 @@ class _Limit:
             )
 
 
-def _tell_outside(parts: Sequence[PartFacts]) -> None:
+def _tell_outside(parts: Sequence[PartFacts], columns: Columns) -> None:
     """Warn when many rows are not like those that a given model has learnt from."""
     n_rows, n_outside = sum(part.n_rows for part in parts), sum(part.n_outside for part in parts)
     if n_outside > _MANY_OUTSIDE * n_rows:
@@ -156,5 +157,5 @@ def _tell_outside(parts: Sequence[PartFacts]) -> None:
         log.warning(
             "%d of %d rows lie outside the range of the rows that the model was trained on, farthest in %s. Their "
             "features may mean little: train a model on such rows, or choose with --on-drift.",
-            *(n_outside, n_rows, "; ".join(map(str, worst))),
+            *(n_outside, n_rows, "; ".join(one.described(columns) for one in worst)),
         )

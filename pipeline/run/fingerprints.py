@@ -11,9 +11,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.errors import shown
 from pipeline.formats import fingerprint
@@ -126,7 +129,13 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "riders": [rider.name for rider in shard.riders if not rider.is_carried],
         # Where it is what it always was, runs of earlier versions can go on.
         **({} if shard.form == "dense" else {"form": shard.form}),
+        **({} if shard.order is None else {"column_order": order_digest(shard.order)}),
     }
+
+
+def order_digest(order: np.ndarray) -> str:
+    """Return the SHA-256 of the order (n_inputs,) in which a shard's columns are read."""
+    return sha256(order.astype("<i4").tobytes()).hexdigest()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str] = _STAGES) -> str:

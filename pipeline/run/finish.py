@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.columns import Columns
 from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import LISTED, PartFacts
@@ -323,8 +324,15 @@ def _quarantine(job: Job, parts: Sequence[PartFacts]) -> bytes:
     """One line of JSON for each bad shard and each bad row."""
     lines: list[dict[str, Any]] = [{**bad, "dataset": None, "row": None, "columns": []} for bad in job.bad_shards]
     for part in parts:
-        lines += [{"file": part.path, "dataset": part.dataset, **bad} for bad in part.bad]
+        lines += [{"file": part.path, "dataset": part.dataset, **_with_names(bad, job.columns)} for bad in part.bad]
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def _with_names(bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Return what is known of a bad row, with the names of its columns if they have any."""
+    if not columns.is_known:
+        return dict(bad)
+    return {**bad, "names": [columns.name_of(column) for column in bad["columns"]]}
 
 
 def _single_file(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 
 from pipeline.cluster.crew import Crew, check_settings
+from pipeline.columns import Columns
 from pipeline.device import TILE_ROWS, seconds_compiling
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.storage import Storage, storages
@@ -35,6 +36,7 @@ from pipeline.settings.config import Config, problems
 from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import allowed, plain
 from pipeline.settings.resolve import Settings, misfits, resolve
+from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard, without
 from pipeline.watch import Watch
@@ -87,6 +89,11 @@ class Prepared:
         return sum(shard.n_rows for shard in self.shards)
 
     @property
+    def columns(self) -> Columns:
+        """Names or numbers of the columns, in the order in which they are read."""
+        return self.shards[0].columns
+
+    @property
     def tolerates_bad_data(self) -> bool:
         """Whether bad rows and shards are left out instead of ending the run."""
         return self.config.on_bad_data != "raise"
@@ -137,8 +144,8 @@ def prepare(config: Config) -> Prepared:
     """
     _refuse(problems(config))  # before the inputs, which may take minutes to look at
     check_settings(config)
-    shards, bad_shards = _open(config)
     given = load_model(config.model) if config.model else None
+    shards, bad_shards = _open(config, given)
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
     settings = resolve(config, n_rows, n_inputs, given.network if given else None)
     if given is None and settings.replicas < (config.replicas or 1):
@@ -171,7 +178,7 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
     return tuple(without(shard, reasons) for shard in shards) if reasons else shards
 
 
-def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
+def _open(config: Config, given: Model | None) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
     """The shards, and those that were refused and may be left out."""
     refused: list[dict[str, str]] = []
 
@@ -180,7 +187,10 @@ def _open(config: Config) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
         refused.append({"file": str(path), "reason": str(error)})
 
     leave = None if config.on_bad_data == "raise" else refuse
-    shards = open_shards(config.input, config.dataset, leave, config.follow, config.orientation, config.carry)
+    rule = ColumnRule(config.match_columns)
+    if given is not None:
+        rule = ColumnRule(config.match_columns, given.columns, f"model={shown(config.model)}")
+    shards = open_shards(config.input, config.dataset, leave, config.follow, config.orientation, config.carry, rule)
     if error := refusal(config, refused, len(shards) + len(refused)):
         raise error
     first = shards[0]

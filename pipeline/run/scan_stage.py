@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from pipeline.columns import Columns
 from pipeline.errors import DataError, counted, some
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
@@ -56,7 +57,7 @@ def scanned(job: Job) -> Scan:
     if job.given is None:
         ranges.check_usable(job.shards, scan, job.config.missing_value)
         _doubt(job, scan)
-        _tell_narrow(scan)
+        _tell_narrow(scan, job.columns)
     _tell_filled(job, scan)
     job.clock.lap("scan")
     return scan
@@ -165,16 +166,16 @@ def _doubt(job: Job, scan: Scan) -> None:
         )
 
 
-def _tell_narrow(scan: Scan) -> None:
+def _tell_narrow(scan: Scan, names: Columns) -> None:
     """Warn of columns that count for next to nothing, since outliers widen their range."""
     if len(columns := scan.narrow):
         worst = columns[0]
         log.warning(
             "%s with a range of over a hundred standard deviations, but for outliers, so that a model sees these only: "
-            "%s; column %d ranges from %g to %g, but 80 %% of its values lie between %g and %g. Clip the outermost "
+            "%s; column %s ranges from %g to %g, but 80 %% of its values lie between %g and %g. Clip the outermost "
             "values with --clip-quantile %g.",
-            *(counted(len(columns), "column"), some(map(str, columns), _COLUMNS)),
-            *(worst, scan.minimum[worst], scan.maximum[worst], *scan.inner[:, worst]),
+            *(counted(len(columns), "column"), some(names.listed(columns), _COLUMNS)),
+            *(names.numbered(int(worst)), scan.minimum[worst], scan.maximum[worst], *scan.inner[:, worst]),
             0.01 if scan.clips else 0.001,
         )
 

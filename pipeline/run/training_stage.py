@@ -63,6 +63,8 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
         log.info("training: an earlier run has finished it")
         job.clock.taken_over["training"] = "the trained model"
         autoencoder.set_parameters(model.parameters)
+    # Versions that did not know the names of columns stored none.
+    model = replace(model, columns=job.columns)
     # Only now: until the model is committed, they are what a run goes on from.
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint))
     for complaint in complaints(model.about["training"], job.config):
@@ -101,7 +103,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
 
             done = train(training, partial(_save, job, fingerprint), advance, run)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset)
+        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset, job.columns)
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
         path = job.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
@@ -112,7 +114,7 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
-    return Model(scaler, autoencoder.network, training.best, about, scan.offset)
+    return Model(scaler, autoencoder.network, training.best, about, scan.offset, job.columns)
 
 
 def _rows_to_train(training: Training) -> int:

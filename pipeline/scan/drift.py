@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.columns import Columns
 from pipeline.scan.scaler import Scaler
 
 __all__ = ["Outside", "farthest", "outside_of"]
@@ -31,11 +32,13 @@ class Outside(NamedTuple):
         beyond = max(self.low - self.value, self.value - self.high)
         return beyond / (self.high - self.low) if self.high > self.low else 0.0
 
-    def __str__(self) -> str:
+    def described(self, columns: Columns) -> str:
+        """Return the column with its name, its farthest value and the model's range."""
+        where = f"column {columns.numbered(self.column)}"
         if self.high <= self.low:
-            return f"column {self.column} ({self.value:g}, trained on {self.low:g} alone)"
+            return f"{where} ({self.value:g}, trained on {self.low:g} alone)"
         far = f"{self.distance:.3g} times that range away"
-        return f"column {self.column} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
+        return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {far})"
 
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:

@@ -300,16 +300,16 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
     if len(endless):
         raise DataError(
             f"file={shown(first.path)} and what follows it: the range of columns "
-            f"{some(map(str, endless), _COLUMNS)} is beyond float64, expected numbers that can be scaled. Scale them "
-            "down."
+            f"{some(first.columns.listed(endless), _COLUMNS)} is beyond float64, expected numbers that can be scaled. "
+            "Scale them down."
         )
     if found.constant.any():
         columns = np.flatnonzero(found.constant)
-        log.info("scan: %s set to 0: %s", counted(len(columns), "constant column"), some(map(str, columns), _COLUMNS))
+        listed = some(first.columns.listed(columns), _COLUMNS)
+        log.info("scan: %s set to 0: %s", counted(len(columns), "constant column"), listed)
     if found.n_missing is not None and len(columns := np.flatnonzero(found.n_missing == found.n_good)):
-        log.warning(
-            "%s without any value, set to 0: %s", counted(len(columns), "column"), some(map(str, columns), _COLUMNS)
-        )
+        listed = some(first.columns.listed(columns), _COLUMNS)
+        log.warning("%s without any value, set to 0: %s", counted(len(columns), "column"), listed)
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
@@ -334,7 +334,8 @@ def describe_bad_rows(shards: Sequence[Shard], found: Scan, missing: float | Non
     block, row = _first_bad_row(shards, found)
     entries = bad_entries(row, missing, block.shard.stored_dtype, found.fill is not None)
     column = int(np.flatnonzero(entries[0])[0])
-    return f"{block.shard}: {row[0, column]} in row {block.start}, column {column}; {counts}"
+    where = f"row {block.start}, column {block.shard.columns.numbered(column)}"
+    return f"{block.shard}: {row[0, column]} in {where}; {counts}"
 
 
 def misses_values(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> bool:

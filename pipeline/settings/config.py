@@ -87,6 +87,13 @@ class Config:
         "along which axis of the dataset its rows lie: rows, the first one, or columns, the last one, as of files that "
         "MATLAB, Fortran, Julia or R have written (default: rows; MATLAB's files must be told)",
     )
+    match_columns: str = _setting(
+        "order",
+        one_of("order", "name", "ignore"),
+        "inputs",
+        "how the columns of all files, and of --model, are compared where files name them: refuse names in another "
+        "order (order), reorder the columns by their names (name), or do not compare them (ignore)",
+    )
     carry: tuple[str, ...] = _setting(  # what rides along is not looked at by scan or training
         (),
         DATASET,

@@ -25,7 +25,7 @@ _COMPLAINTS_LISTED = 50  # of a file that is no configuration every line may be 
 
 # The settings under --help, by what they are about.
 _STAGES = {
-    "input": ("input", "follow", "dataset", "orientation", "carry"),
+    "input": ("input", "follow", "dataset", "orientation", "match_columns", "carry"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute"),
     "model": (
         *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain"),

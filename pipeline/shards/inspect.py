@@ -18,6 +18,7 @@ from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.limits import FILTERS
+from pipeline.shards.columns import IN_ORDER, ColumnRule
 from pipeline.shards.inputlog import cut
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
@@ -50,6 +51,8 @@ class Files:
         As stored.
     form : str
         As in `pipeline.hdf5.forms`.
+    columns : str
+        Where their names or numbers are stored, which are compared over all files.
     riding : list of str
         What rides along.
     left_out : dict of str to str
@@ -67,6 +70,7 @@ class Files:
     shape: list[int]
     dtype: str
     form: str
+    columns: str
     riding: list[str]
     left_out: dict[str, str]
     datasets: list[dict[str, Any]]
@@ -91,7 +95,9 @@ class Inspected:
     refused: list[dict[str, Any]] = field(default_factory=list)
 
 
-def inspected(patterns: Sequence[str], wanted: Wanted, followed: Sequence[str] = ()) -> Inspected:
+def inspected(
+    patterns: Sequence[str], wanted: Wanted, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
+) -> Inspected:
     """Look at every file that patterns name; arguments and errors as of `pipeline.shards.open.open_shards`.
 
     That a file is refused, or that none is left, is no error here.
@@ -103,7 +109,7 @@ def inspected(patterns: Sequence[str], wanted: Wanted, followed: Sequence[str] =
         refused.append({"file": str(path), "reason": str(error), "datasets": there})
 
     try:
-        shards = open_shards(patterns, wanted.dataset, refuse, followed, wanted.orientation, wanted.carry)
+        shards = open_shards(patterns, wanted.dataset, refuse, followed, wanted.orientation, wanted.carry, columns)
     except DataError:
         if not refused:
             raise
@@ -132,6 +138,7 @@ def _told(shards: Sequence[Shard], wanted: Wanted) -> Files:
         shape=list(first.shape[1:]),
         dtype=str(np.dtype(first.stored_dtype)),
         form=first.form,
+        columns=str(first.columns),
         riding=[rider.name for rider in first.riders],
         left_out={cut(each.name): cut(each.reason) for each in first.left_out},
         datasets=_datasets(Path(first.path)),

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 from pipeline import signals
@@ -16,6 +15,7 @@ from pipeline.errors import DataError, ShardpressError, shown
 from pipeline.hdf5.child.ask import retire
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.values import file_digest
+from pipeline.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
 from pipeline.shards.inputlog import log_shards
 from pipeline.shards.master import follow, pointer
 from pipeline.shards.riding import alike
@@ -38,6 +38,7 @@ def open_shards(
     followed: Sequence[str] = (),
     orientation: str | None = None,
     carry: Sequence[str] = (),
+    columns: ColumnRule = IN_ORDER,
 ) -> tuple[Shard, ...]:
     """Vet every file that `patterns` names, without reading rows.
 
@@ -52,6 +53,8 @@ def open_shards(
         out.
     followed : sequence of str
         Folders in which the files lie that masters among them stack; with none, a master is refused.
+    columns : ColumnRule
+        How names of columns are compared, and with which ones.
 
     Returns
     -------
@@ -76,13 +79,15 @@ def open_shards(
         sources = follow(sources, dataset, followed, refuse)
     wanted = Wanted(dataset, orientation, tuple(dict.fromkeys(carry)))
     with closing(_opened(sources, wanted)) as opened:  # closed early by an error, it looks at no more files
-        shards = _fitting(sources, opened, refuse)
+        check = ColumnCheck(columns)
+        shards = _fitting(sources, opened, refuse, check)
     if not shards:
         raise DataError(f"input={shown(patterns[0])}: none of {len(sources)} files is a shard that can be used")
     if not any(shard.n_rows for shard in shards):
         raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
     every = alike(shards, wanted.carry)
     log_shards(every)
+    check.log()
     return every
 
 
@@ -150,25 +155,26 @@ def _check_as_listed(shard: Shard, source: Source) -> None:
 
 
 def _fitting(
-    sources: Sequence[Source], opened: Iterator[Shard | DataError], refuse: Callable[[Path, DataError], object]
+    sources: Sequence[Source],
+    opened: Iterator[Shard | DataError],
+    refuse: Callable[[Path, DataError], object],
+    check: ColumnCheck,
 ) -> list[Shard]:
     """The shards that fit those before them; the others are refused, in the order of the files."""
     shards: list[Shard] = []
-    named: Shard | None = None  # the first one whose columns have names
     for source, shard in zip(sources, opened, strict=True):
         signals.check()  # there may be many
         try:
             if isinstance(shard, DataError):
                 raise shard
+            order = check.order(shard)  # before the width: of other names it can tell which ones
             _check_width(shard, shards[0] if shards else shard)
-            _check_columns(shard, named or shard)
         except DataError as error:
             refuse(source.path, error)
             continue
-        if named and shard.columns:
-            shard = replace(shard, columns=named.columns)  # the same object: there may be many shards
-        shards.append(shard)
-        named = named or (shard if shard.columns else None)
+        shards.append(check.accepted(shard, order))
+    if check.columns.is_known:  # also for shards before the first one that names them
+        shards = [replace(shard, columns=check.columns) for shard in shards]
     return shards
 
 
@@ -178,16 +184,3 @@ def _check_width(shard: Shard, first: Shard) -> None:
             f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in {first} of "
             f"shape {first.shape}. Give shards of one width."
         )
-
-
-def _check_columns(shard: Shard, named: Shard) -> None:
-    """Whether the columns have the names of those that were named first, or none."""
-    if not shard.columns or not named.columns or shard.columns == named.columns:
-        return
-    pairs = enumerate(zip_longest(shard.columns, named.columns))
-    i, names = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-    name, expected = (shown(repr(name)) for name in names)
-    raise DataError(
-        f"{shard}: names column {i} {name}, expected {expected} as in {named}. Give shards of the same columns in one "
-        "order."
-    )

@@ -70,10 +70,25 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
     if len(block):  # for none, no file need be opened
         if shard.offset is None:
-            _READERS[shard.form](block, out)
+            _read_ordered(block, out)
         else:
             _read_with_offset(block, shard.offset, out)
     return out
+
+
+def _read_ordered(block: Block, out: np.ndarray) -> None:
+    """Read rows as they are stored, with their columns in the order that is wanted."""
+    _READERS[block.shard.form](block, out)
+    if block.shard.order is not None:
+        _reorder(out, block.shard.order)
+
+
+def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
+    """Put the columns of rows (n_rows, n_inputs) into another order, a few rows at a time to save memory."""
+    n_rows = max(1, _PIECE // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), n_rows):
+        piece = rows[start : start + n_rows]
+        piece[...] = np.take(piece, order, axis=1)
 
 
 def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None:
@@ -81,7 +96,7 @@ def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     # Rows of 64 bits need no memory of their own.
     raw = out.view(raw_dtype) if raw_dtype.itemsize == out.itemsize else np.empty(out.shape, raw_dtype)
-    _READERS[block.shard.form](block, raw)
+    _read_ordered(block, raw)
     if out.dtype.kind == "f":
         np.subtract(raw, offset, out=out)
         return

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import shown
 from pipeline.formats import missing_value
 from pipeline.hdf5.chunkcache import band_bytes
@@ -132,8 +133,11 @@ class Shard:
         How many rows are cheapest to read together: those of one HDF5 chunk, 1 where storage is contiguous.
     identity : Identity
         What the file must still be when it is read.
-    columns : tuple of str
-        The columns' names, where the file gives them.
+    columns : Columns
+        Names or numbers of the columns as they are read. A pickled shard has none: they may take megabytes, and a
+        shard is part of every task.
+    order : ndarray of shape (n_inputs,), int32, or None
+        For each column as it is read its place in the file; None where that is the same.
     fill_value : float, optional
         What stands for no value, as the file says.
     form : str
@@ -154,7 +158,8 @@ class Shard:
     chunk_rows: int = 1
     riders: tuple[Rider, ...] = ()
     identity: Identity = _NO_FILE
-    columns: tuple[str, ...] = field(default=(), repr=False)
+    columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)
+    order: np.ndarray | None = field(default=None, compare=False, repr=False)
     fill_value: float | None = None
     form: str = "dense"
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
@@ -164,6 +169,10 @@ class Shard:
 
     def __str__(self) -> str:
         return f"file={shown(self.path)} dataset={shown(self.dataset)}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: all but the description of the columns."""
+        return {**self.__dict__, "columns": NO_COLUMNS}
 
     @property
     def n_rows(self) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pipeline.columns import Columns
 from pipeline.errors import DataError, NoInput, ReadFailed, shown
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import Identity, opened, persistently, stand_in
 from pipeline.hdf5.forms import numbers_of, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
-from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS, MOST_TEXT_BYTES, MOST_WORDS
+from pipeline.hdf5.limits import MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_RIDERS, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
@@ -205,6 +206,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) 
     shape, stored = rows_of(form, [layout.shape for layout in layouts], dtypes, facts["shape"])
     if not isinstance(facts["dataset"], str):
         raise ValueError("names")
+    columns = _columns(facts["columns"], dtypes[0], prod(shape[1:]), left)
     return Shard(
         path=path,
         dataset=facts["dataset"],
@@ -215,7 +217,7 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) 
         chunk_rows=_chunk_rows(form, layouts[0], shape),
         riders=tuple(riders),
         identity=identity,
-        columns=_columns(facts["columns"], dtypes[0]),
+        columns=columns,
         fill_value=_finite(facts["fill_value"]),
         layouts=tuple(layouts),
         left_out=_left_out(facts["left_out"]),
@@ -233,13 +235,28 @@ def _check_riders(shard: Shard, wanted: Wanted) -> None:
         raise ValueError("carried")
 
 
-def _columns(names: Any, dtype: np.dtype) -> tuple[str, ...]:
-    """The columns' names; those of a table's fields where the file gives no others."""
-    numbers = numbers_of(dtype)
-    columns = tuple(names or (numbers.names if numbers else ()))
-    if not all(isinstance(name, str) for name in columns):
+def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarray]) -> Columns:
+    """Return the description of the columns; their names are those of a table's fields if the file gives no others."""
+    names = claim["names"]
+    names_from = claim["names_from"]
+    if names is None:
+        numbers = numbers_of(dtype)
+        names = list(numbers.names) if numbers else []
+        names_from = "the fields of the table" if names else ""
+    texts = [names_from, claim["note"], *names]
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in texts):
         raise ValueError("columns")
-    return columns
+    if len(names) not in (0, n_inputs) or len(names) > MOST_COLUMN_NAMES:
+        raise ValueError("columns")
+    note = claim["note"][:_LONGEST]
+    values_from = claim["values_from"]
+    if values_from is None:
+        return Columns(tuple(names), names_from[:_LONGEST], note=note)
+    data = next(left)
+    if not isinstance(values_from, str) or data.dtype != np.uint8 or data.shape != (8 * n_inputs,):
+        raise ValueError("columns")
+    values = np.frombuffer(data.tobytes(), np.float64)
+    return Columns(tuple(names), names_from[:_LONGEST], values, values_from[:_LONGEST], note)
 
 
 def _rider(claim: Any, layout: Layout) -> Rider:

@@ -65,7 +65,7 @@ def test_what_is_no_rows_as_it_stands_is_told(name, asked, phrases):
 
 
 def test_columns_have_the_names_of_a_tables_fields():
-    assert open_shards([str(FILES / "records.h5")])[0].columns == ("a", "b", "c", "d")
+    assert open_shards([str(FILES / "records.h5")])[0].columns.names == ("a", "b", "c", "d")
 
 
 def test_labels_in_a_column_of_matlabs_ride_along():

@@ -278,6 +278,18 @@ def test_frames_give_their_names_and_any_order_in_memory_the_same_bits() -> None
         assert fitted.transform(x[-n:]).tobytes() == fitted.transform(x)[-n:].tobytes()
 
 
+def test_a_model_with_names_refuses_frames_of_other_columns(tmp_path: Path) -> None:
+    frame = pd.DataFrame(rows(), columns=[*"abcdefghi"])
+    fitted = TiedAutoencoder(**QUICK).fit(frame)
+    path = tmp_path / "model.h5"
+    path.write_bytes(fitted.model_.to_hdf5())
+    loaded = TiedAutoencoder.from_run(path)
+    assert [*loaded.feature_names_in_] == [*"abcdefghi"]
+    assert loaded.transform(frame).tobytes() == fitted.transform(frame).tobytes()
+    with pytest.raises(ValueError, match="feature names"):
+        loaded.transform(frame[[*"bacdefghi"]])
+
+
 # -- without Theano ----------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kernels.network import Network
+from pipeline.columns import Columns
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 from pipeline.model import Model
@@ -240,6 +241,18 @@ def test_u3_a_data_set_may_be_moved() -> None:
     moved = tuple(replace(shard, path=shard.path.replace("/data", "/elsewhere"), identity=there) for shard in SHARDS)
     assert touched(request(shards=moved)) == set()
     assert differences(plain(request()), plain(request(shards=moved))) == ""
+
+
+def test_names_of_columns_touch_nothing_and_their_order_everything() -> None:
+    """Results of versions that did not know the names are reused."""
+    named = tuple(replace(shard, columns=Columns(tuple("abcd"), "var")) for shard in SHARDS)
+    assert touched(request(shards=named)) == set()
+    order = np.array([1, 0, 2, 3], np.int32)
+    reordered = (*named[:2], replace(named[2], order=order))
+    assert touched(request(shards=reordered)) == set(STAGES)
+    assert "column_order" in differences(plain(request()), plain(request(shards=reordered)))
+    for match in ("name", "ignore"):
+        assert touched(request(replace(CONFIG, match_columns=match), named)) == set()
 
 
 def test_u3_the_place_of_a_shard_among_others_counts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.columns import Columns
 from pipeline.scan.drift import Outside, farthest, outside_of
 from pipeline.scan.scaler import Scaler
 
@@ -33,5 +34,7 @@ def test_what_is_found_does_not_depend_on_how_it_is_gathered() -> None:
 
 
 def test_it_is_said_in_words_and_in_ranges() -> None:
-    assert str(Outside(1, 8, -1, 2)) == "column 1 (8, trained on -1 to 2, 2 times that range away)"
-    assert str(Outside(2, 5, 0, 0)) == "column 2 (5, trained on 0 alone)"
+    nameless, named = Columns(), Columns(("a", "b", "c"))
+    assert Outside(1, 8, -1, 2).described(nameless) == "column 1 (8, trained on -1 to 2, 2 times that range away)"
+    assert Outside(2, 5, 0, 0).described(nameless) == "column 2 (5, trained on 0 alone)"
+    assert Outside(2, 5, 0, 0).described(named) == "column 2 (c) (5, trained on 0 alone)"

@@ -18,6 +18,7 @@ SAMPLES = {
     "follow": (("a",), ("b", "c"), ("d", "e")),
     "dataset": ("a", "b", "c"),
     "orientation": ("rows", "columns", "rows"),
+    "match_columns": ("name", "ignore", "order"),
     "carry": (("a",), ("b/c", "d"), ("e", "f")),
     "output": ("a", "b", "c"),
     "model": ("a", "b", "c"),

@@ -104,11 +104,9 @@ def test_i17_columns_of_the_same_names_or_none_fit(tmp_path):
 @pytest.mark.process
 def test_i17_columns_of_other_names_are_refused(tmp_path):
     for other, phrase in [
-        (["b", "a"], "column 0 'b', expected 'a'"),
-        (["a", "ü"], "column 1 'ü', expected 'b'"),
-        (["a"], "column 1 None, expected 'b'"),
-        (["a", "b", "c"], "column 2 'c', expected None"),
-        (["a", "b\n"], "column 1 'b\\n', expected 'b'"),
+        (["b", "a"], "column 0 is 'b', expected 'a'"),
+        (["a", "ü"], "column 1 is 'ü', expected 'b'"),
+        (["a", "b\n"], "column 1 is 'b\\x0a', expected 'b'"),
     ]:
         with case(other, phrase):
             first, second = with_columns(tmp_path / "a.h5", ["a", "b"]), with_columns(tmp_path / "b.h5", other)
@@ -119,7 +117,7 @@ def test_i17_columns_of_other_names_are_refused(tmp_path):
 @pytest.mark.process
 def test_i17_columns_are_those_of_the_first_shard_that_names_them(tmp_path):
     names = [with_columns(tmp_path / f"{i}.h5", columns) for i, columns in enumerate([None, ["a", "b"], ["b", "a"]])]
-    with refused(65, f"file={names[2]} dataset=X", "column 0 'b', expected 'a'", f"as in file={names[1]}"):
+    with refused(65, f"file={names[2]} dataset=X", "column 0 is 'b', expected 'a'", f"as in file={names[1]}"):
         open_shards(names)
 
 

@@ -12,12 +12,13 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.candidates import choose, find
+from pipeline.hdf5.child.columns import find_columns
 from pipeline.hdf5.child.find import Refused, attribute, elsewhere, locate
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.riders import find_carried, find_riders
 from pipeline.hdf5.layout import bytes_of
-from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_COLUMN_NAMES, MOST_LEFT_OUT
-from pipeline.hdf5.paths import beside, normal, text
+from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
+from pipeline.hdf5.paths import beside, normal
 
 __all__ = ["describe", "values"]
 
@@ -48,12 +49,12 @@ def describe(
     Returns
     -------
     dict
-        ``dataset``, ``columns`` and ``fill_value``; ``form``, ``shape`` and ``rows``, how the rows lie and where: the
-        layouts of what makes them up, as in `pipeline.hdf5.forms`; ``riders``, each with ``name``, ``layout``,
-        ``categories`` and ``is_carried``; ``left_out``, as of `riders.leave_out`.
+        ``dataset``, ``columns`` (as of `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows``, how the
+        rows lie and where: the layouts of what makes them up, as in `pipeline.hdf5.forms`; ``riders``, each with
+        ``name``, ``layout``, ``categories`` and ``is_carried``; ``left_out``, as of `riders.leave_out`.
     list of ndarray
         Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
-        (3, n_chunks), int64; of each one inside the metadata: its bytes.
+        (3, n_chunks), int64; of each one inside the metadata: its bytes. At the end the bytes of the columns' numbers.
     """
     rows = find(file, dataset if dataset is not None else choose(file, orientation), orientation)
     arrays: list[np.ndarray] = []
@@ -67,7 +68,7 @@ def describe(
     carried, missing = find_carried(file, [path for path in carry if path not in there], rows.shape, arrays)
     answer = {
         "dataset": rows.name,
-        "columns": _columns(rows.parts[0][1], rows.name),
+        "columns": find_columns(file, rows, arrays),
         "fill_value": _fill_value(rows.parts[0][1]),
         "form": rows.form,
         "shape": rows.shape,
@@ -76,24 +77,6 @@ def describe(
         "left_out": [*missing, *left_out][:MOST_LEFT_OUT],
     }
     return answer, arrays
-
-
-def _columns(rows: h5py.Dataset, name: str) -> list[str] | None:
-    """The names in the attribute `columns`. Other attributes are not looked at: there may be any number of them."""
-
-    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-        if len(shape) != 1 or h5py.check_string_dtype(dtype) is None:
-            return False
-        if shape[0] > MOST_COLUMN_NAMES or shape[0] * dtype.itemsize > ANSWER_BYTES:
-            raise Refused(f"attribute columns: {shape[0]} names, expected {MOST_COLUMN_NAMES} at most", name)
-        return True
-
-    names = attribute(rows.id, b"columns", fits)
-    if names is None:
-        return None
-    if sum(map(len, names)) > ANSWER_BYTES:  # of texts of any length, which are known once they are read
-        raise Refused(f"attribute columns: names of more than {ANSWER_BYTES} bytes", name)
-    return [text(each) if isinstance(each, bytes) else str(each) for each in names.tolist()]
 
 
 def _fill_value(rows: h5py.Dataset) -> float | None:

@@ -26,7 +26,7 @@ from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_R
 from pipeline.hdf5.paths import beside, parts_of, text
 from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, are_few, is_utf8, leave_out, misfit, rides
 
-__all__ = ["find_carried", "find_riders"]
+__all__ = ["find_carried", "find_riders", "is_bare", "n_set"]
 
 _MOST_NUMBER = 2**63  # which no category that is a number reaches, since signed ones stand beside it
 _AT_ONCE = 2**22  # values of a mask
@@ -97,7 +97,7 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
         raise Refused(reason)
     if not dataset.shape:
         raise _Unmissed("")
-    if _is_bare(dataset):
+    if is_bare(dataset):
         raise _Unmissed("a dimension of netCDF without values")
     if not rides(dataset.shape, shape[0]):
         reason, is_missed = misfit(dataset.shape, shape)
@@ -111,7 +111,7 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
         raise Refused(f"values of {stored.itemsize} bytes, expected {MOST_ITEM} at most")
 
 
-def _is_bare(dataset: h5py.Dataset) -> bool:
+def is_bare(dataset: h5py.Dataset) -> bool:
     """Whether it only says how long an axis is: netCDF makes such a dataset, and never writes it."""
 
     def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
@@ -164,7 +164,7 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     values, mask = held(item, b"values"), held(item, b"mask")
     if values is None or mask is None:
         raise Refused("a group, expected a dataset with one value for each row, or codes and categories", path)
-    n_missing = _n_set(mask, f"{path}/mask", n_rows)
+    n_missing = n_set(mask, f"{path}/mask", n_rows)
     if n_missing:
         raise Refused(
             f"{n_missing} of its values are missing, expected all of them. Write it as a categorical, or as numbers "
@@ -174,7 +174,7 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     return values, f"{path}/values", None
 
 
-def _n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
+def n_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
     """How many entries of a mask of `n_rows` values are set."""
     if elsewhere(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
         raise Refused("no mask, expected one bool for each row", path)

@@ -61,6 +61,7 @@ def _warm_up() -> None:
     with h5py.File.in_memory() as file:
         file.create_dataset("X", data=np.zeros((4, 2)), chunks=(2, 2), compression="gzip")
         file["X"].attrs["columns"] = ["a", "b"]
+        _warm_up_columns(file)
         beside = np.array([(1, b"a", [1, 2])] * 4, [("a", "i4"), ("b", "S3"), ("c", "f8", 2)])
         for values_beside in (beside, ["a", "b", "c", "ü"], [b"a"] * 4, np.zeros(4, h5py.enum_dtype({"a": 0}))):
             file[f"beside{len(file)}"] = values_beside
@@ -68,11 +69,28 @@ def _warm_up() -> None:
         file["sparse/data"], file["sparse/indices"], file["sparse/indptr"] = np.ones(2), np.arange(2), np.arange(3)
         file["sparse"].attrs.update({"encoding-type": "csr_matrix", "shape": (2, 2)})
         file["soft"], file["external"] = h5py.SoftLink("nowhere"), h5py.ExternalLink("nowhere", "nowhere")
-        names = (None, "X", "table", "sparse", "soft", "external", "nowhere", "\udcff\n")
+        names = [None, "X", "table", "sparse", "soft", "external", "nowhere", "\udcff\n", "numbers/X"]
+        names += ["texts/X", "groups/X", "tables/X", "masked/X", "linked/X", "frame"]
         asked = [(describe, (name, orientation)) for name in names for orientation in (None, "columns")]
         read = [(values, ("X", 0, 2, -1)), *((values, (name, 0, 4)) for name in file)]
         for ask, arguments in [*asked, *read, (listed, ())]:
             _answered(ask, file, arguments)
+
+
+def _warm_up_columns(file: h5py.File) -> None:
+    """Write columns' names and numbers in every form in which `find_columns` reads them."""
+    for name, scale in (("numbers", [1.0, 2.0]), ("texts", ["a", "b"])):
+        file[f"{name}/X"], file[f"{name}/wavelength"] = np.zeros((4, 2)), scale
+        file[f"{name}/wavelength"].make_scale("wavelength")
+        file[f"{name}/X"].dims[1].attach_scale(file[f"{name}/wavelength"])
+    for name in ("groups", "tables", "masked", "linked"):
+        file[f"{name}/X"] = np.zeros((4, 2))
+    file["groups/var/_index"] = ["a", "b"]
+    file["groups/var"].attrs["_index"] = "_index"
+    file["tables/var"] = np.array([(b"a", 1), (b"b", 2)], [("index", "S3"), ("n", "i4")])
+    file["masked/var/_index/values"], file["masked/var/_index/mask"] = ["a", "b"], np.zeros(2, bool)
+    file["linked/var"] = h5py.ExternalLink("nowhere", "nowhere")
+    file["frame/block0_values"], file["frame/block0_items"] = np.zeros((4, 2)), [1, 2]
 
 
 def _attend(request: dict[str, Any]) -> tuple[str, object]:

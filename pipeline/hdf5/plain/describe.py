@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.hdf5.columns import has_one_for_each_column, is_coordinate, items_beside, variables_beside
 from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.paths import beside, parts_of, text
 from pipeline.hdf5.plain.datasets import Dataset, dataset_of, layout_claim, name_of
@@ -48,7 +49,9 @@ def describe_plain(
 def _described(file: Metadata, dataset: str | None, orientation: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
     way = [] if dataset is None else parts_of(dataset)
     there = links(file, root(file))
+    above = there
     for part in way[:-1]:
+        above = there
         there = links(file, messages(file, there[part]))
     objects = {address: _object(file, address) for address in there.values()}
     name = _chosen(there, objects) if dataset is None else way[-1]
@@ -61,10 +64,11 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
     # Attributes by which the child would answer otherwise, or refuse.
     notable = {b"columns", b"_FillValue"} | (set() if orientation else {b"MATLAB_class"})
     expect(rows.is_candidate, prod(shape[1:]), notable.isdisjoint(map(name_of, rows.header.get(Kind.ATTRIBUTE, []))))
+    expect(not _names_columns(dataset, shape, above, there, objects))
     arrays: list[np.ndarray] = []
     answer = {
         "dataset": dataset,
-        "columns": None,
+        "columns": {"names": None, "names_from": "", "values_from": None, "note": ""},
         "fill_value": None,
         "form": "columns" if across else "dense",
         "shape": list(shape),
@@ -73,6 +77,27 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
     others = {other: objects[address] for other, address in there.items() if other != name}
     riders, left_out = _riders(file, others, dataset, shape, arrays)
     return {**answer, "riders": riders, "left_out": left_out}, arrays
+
+
+def _names_columns(
+    dataset: str,
+    shape: tuple[int, ...],
+    above: Mapping[bytes, int],
+    there: Mapping[bytes, int],
+    objects: Mapping[int, Dataset | None],
+) -> bool:
+    """Whether names or numbers of the columns may lie where `child.columns` looks for them.
+
+    `there` are the links in the rows' group, `above` those in the group that holds it.
+    """
+    variables = parts_of(variables_beside(dataset))
+    group = there if len(variables) == len(parts_of(dataset)) else above
+    items = items_beside(dataset)
+    if variables[-1] in group or (items is not None and parts_of(items)[-1] in there):
+        return True
+    coordinates = [objects[address] for name, address in there.items() if is_coordinate(text(name))]
+    n_inputs = prod(shape[1:])
+    return any(each and has_one_for_each_column(each.shape, shape[0], n_inputs) for each in coordinates)
 
 
 def _riders(

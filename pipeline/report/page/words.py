@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pipeline.errors import shown
 
-__all__ = ["count", "cut", "duration", "number", "path", "percent", "size"]
+__all__ = ["column", "count", "cut", "duration", "number", "path", "percent", "size"]
 
 
 def count(n: int | float) -> str:
@@ -43,6 +46,14 @@ def cut(text: object, most: int = 300) -> str:
     """A text that may come from a file's name or content: without what cannot be printed, and not too long."""
     printable = shown(text)
     return printable if len(printable) <= most else f"{printable[: most - 1]}…"
+
+
+def column(told: Mapping[str, Any]) -> str:
+    """Return the number of a column with its name, if that is known."""
+    if told["column"] is None:
+        return "-"
+    name = told.get("name")  # reports of earlier versions have none
+    return f"{told['column']} {cut(name, 24)}" if name else str(told["column"])
 
 
 def path(text: object, most: int = 80) -> str:

@@ -51,7 +51,7 @@ def measured(
         "of_mean": float(np.square(sample.scaled - sample.scaled.mean(axis=0, dtype=np.float64)).mean()),
         "errors": _distribution(errors),
         "worst": [
-            {**where.of(i), "error": float(errors[i]), "column": int(squares[i].argmax())}
+            {**where.of(i), "error": float(errors[i]), **where.column(int(squares[i].argmax()))}
             for i in np.argsort(-errors, kind="stable")[:_WORST].tolist()
         ],
         "units": asdict(count_units(sample.features, model.network.code)),
@@ -73,6 +73,10 @@ class _Where:
         code = NONE if self.labels is None else int(self.labels.codes[i])
         label = self.labels.names[code] if self.labels and code != NONE else None
         return {"file": shard.path, "dataset": shard.dataset, "row": int(self._sample.rows[i]), "label": label}
+
+    def column(self, column: int) -> dict[str, Any]:
+        """Return a column's number and its name, which is None if it is not known."""
+        return {"column": column, "name": self._made[0].source.shard.columns.name_of(column)}
 
 
 def _kept_apart(sample: Sample) -> np.ndarray:
@@ -171,7 +175,8 @@ def _image_shape(shard: Shard) -> tuple[int, ...] | None:
     if len(axes) == 2 and min(axes) > 4:
         return axes
     side = isqrt(prod(axes))
-    return (side, side) if len(axes) == 1 and side * side == axes[0] >= _LEAST_PIXELS and not shard.columns else None
+    is_square = len(axes) == 1 and side * side == axes[0] >= _LEAST_PIXELS
+    return (side, side) if is_square and not shard.columns.is_known else None  # pixels have no names
 
 
 def _shrunk(pixels: np.ndarray) -> np.ndarray:

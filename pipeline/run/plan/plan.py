@@ -46,7 +46,8 @@ class Plan:
     Attributes
     ----------
     input : dict
-        ``n_shards``, ``n_rows``, ``n_inputs``, ``dtype``, ``n_bytes``; empty where the inputs cannot be used.
+        ``n_shards``, ``n_rows``, ``n_inputs``, ``dtype``, ``n_bytes``, ``columns`` (what names them); empty where the
+        inputs cannot be used.
     model : dict
         ``widths`` of the network, ``epochs``, ``steps_per_epoch``, ``batch_size``.
     device : str
@@ -132,6 +133,7 @@ def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
             "n_inputs": shards[0].n_inputs,
             "dtype": str(row_dtype(shards)),
             "n_bytes": n_bytes,
+            "columns": str(prepared.columns),
         },
         "model": {
             "widths": list(network.widths),

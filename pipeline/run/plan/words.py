@@ -42,6 +42,7 @@ def _what(plan: Plan, output: str) -> Iterator[str]:
         epochs = f", {plan.model['epochs']} epochs of {counted(plan.model['steps_per_epoch'], 'step')}"
         by = f" by {plan.model['replicas']} replicas" if plan.model["replicas"] > 1 else ""
         yield f"network {network}{epochs + by if plan.model['epochs'] else ', trained before'}"
+        yield f"columns: {its['columns']}"
     if plan.device:
         yield f"device {plan.device}"
 

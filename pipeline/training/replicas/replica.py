@@ -177,7 +177,7 @@ class Replicas:
     @classmethod
     def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, here: Replica) -> Replicas:
         """Keep of shards and settings what tasks need, each of which carries it."""
-        bare = tuple(replace(shard, riders=(), columns=(), left_out=()) for shard in shards)
+        bare = tuple(replace(shard, riders=(), left_out=()) for shard in shards)
         settings = replace(settings, config=replace(settings.config, input=(), follow=(), carry=()))
         return cls(rounds, settings, bare, first_rows(bare), here)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.page.document import Item, Table
-from pipeline.report.page.words import count, cut, number, path, percent
+from pipeline.report.page.words import column, count, number, path, percent
 
 __all__ = ["drift"]
 
@@ -38,18 +38,13 @@ def _line(each: Mapping[str, Any]) -> tuple[str, ...]:
     # Of a column that was one value, there is no telling how far.
     away = number(each["excess"]) if each["high"] > each["low"] else "-"
     trained_on = f"{number(each['low'])} to {number(each['high'])}"
-    return _name(each), count(each["n_values"]), count(each["n_shards"]), trained_on, number(each["value"]), away
+    return column(each), count(each["n_values"]), count(each["n_shards"]), trained_on, number(each["value"]), away
 
 
 def _first(rows: Sequence[object], n: int) -> str:
     return count(n) if n <= len(rows) else f"the first {len(rows)} of {count(n)}"
 
 
-def _name(column: Mapping[str, Any]) -> str:
-    name = f" {cut(column['name'], 24)}" if column["name"] else ""
-    return f"{column['column']}{name}"
-
-
 def _worst(columns: Sequence[Mapping[str, Any]]) -> str:
-    values = [f"{_name(each)} ({count(each['n_values'])}, up to {number(each['value'])})" for each in columns]
+    values = [f"{column(each)} ({count(each['n_values'])}, up to {number(each['value'])})" for each in columns]
     return ", ".join(values)

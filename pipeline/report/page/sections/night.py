@@ -173,6 +173,7 @@ def _inputs(report: Mapping[str, Any]) -> Iterator[Item]:
         ("rows", count(inputs["n_rows"])),
         ("bytes of rows", size(inputs["n_bytes"])),
         ("dataset", cut(inputs["dataset"], 80)),
+        ("columns", cut(inputs.get("columns", "-"), 120)),
         ("stored as", cut(inputs["dtype"], 40)),
         ("riding along", cut(", ".join(inputs["riders"]) or "nothing", 200)),
         ("files", cut(", ".join(path(file) for file in inputs["files"]), 300)),

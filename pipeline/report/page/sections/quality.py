@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.pictures import bars, curves, histogram, images, profiles, scatter
-from pipeline.report.page.words import count, cut, number, path, percent
+from pipeline.report.page.words import column, count, cut, number, path, percent
 
 __all__ = ["quality"]
 
@@ -107,7 +107,7 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
     title, x_name = "Errors of single rows", "mean squared error of a row"
     yield histogram(title, errors["edges"], errors["counts"], x_name, table)
     worst = [
-        (path(row["file"]), count(row["row"]), cut(row["label"] or "-", 24), number(row["error"]), row["column"])
+        (path(row["file"]), count(row["row"]), cut(row["label"] or "-", 24), number(row["error"]), column(row))
         for row in sample["worst"]
     ]
     title = f"The worst of {count(sample['n_rows'])} rows from all over the data"

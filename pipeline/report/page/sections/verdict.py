@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import counted
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.sections.drifted import drift
-from pipeline.report.page.words import count, cut, duration, number, path, percent
+from pipeline.report.page.words import column, count, cut, duration, number, path, percent
 
 __all__ = ["needs", "notices", "verdict"]
 
@@ -87,7 +87,7 @@ def needs(report: Mapping[str, Any]) -> Section:
 
 def _tables(bad: Mapping[str, Any]) -> Iterator[Table]:
     if rows := bad.get("rows", {}).get("first"):
-        cells = [(path(each["file"]), count(each["row"]), each["column"], cut(each["value"], 24)) for each in rows]
+        cells = [(path(each["file"]), count(each["row"]), column(each), cut(each["value"], 24)) for each in rows]
         yield Table.of(_title("Bad rows", rows, bad["rows"]["n"]), "file, row, column, value", cells)
     if shards := bad.get("shards", {}).get("first"):
         reasons = [(path(each["file"]), cut(each["reason"], 200)) for each in shards]

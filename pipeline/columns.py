@@ -1,0 +1,169 @@
+"""What is known about the columns of the rows: names, or one number for each column such as its wavelength."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.errors import counted, shown
+
+__all__ = ["NO_COLUMNS", "Columns", "Difference"]
+
+_LONGEST = 40  # characters of a name in a message
+_ROUNDING = 2.0**-22
+"""Relative difference of two numbers that are equal in float32, in which one of two files may store them."""
+
+
+class Difference(NamedTuple):
+    """The first column in which two descriptions differ."""
+
+    column: int
+    found: str
+    expected: str
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A description of all columns.
+
+    Attributes
+    ----------
+    names : tuple of str
+        One name for each column; empty if they are unknown.
+    names_from : str
+        Where the names are stored in the file.
+    values : ndarray of shape (n_inputs,), float64, or None
+        One number for each column, for example its wavelength.
+    values_from : str
+        Name of the dataset with these numbers.
+    note : str
+        Why the names or numbers in a file are not used; empty if they are, or if it has none.
+    """
+
+    names: tuple[str, ...] = field(default=(), repr=False)
+    names_from: str = ""
+    values: np.ndarray | None = field(default=None, repr=False)
+    values_from: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        found = []
+        if self.names:
+            found.append(f"{counted(len(self.names), 'name')} from {_cut(self.names_from)}")
+        if self.values is not None:
+            found.append(f"{counted(len(self.values), 'number')} from {_cut(self.values_from)}")
+        return ", ".join(found) or "no names"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the columns have names or numbers."""
+        return bool(self.names) or self.values is not None
+
+    def name_of(self, column: int) -> str | None:
+        """Return the printable name of a column, cut to a length that fits into a message, or None."""
+        if column < len(self.names):
+            return _cut(self.names[column])
+        if self.values is not None and column < len(self.values):
+            return f"{_cut(self.values_from)} {self.values[column]:g}"
+        return None
+
+    def numbered(self, column: int) -> str:
+        """Return a column's number with its name, for example ``17 (GAPDH)``."""
+        name = self.name_of(column)
+        # Files that number their columns as names add nothing.
+        return str(column) if name in (None, str(column)) else f"{column} ({name})"
+
+    def listed(self, columns: Iterable[int]) -> list[str]:
+        """Return the numbers of several columns with their names."""
+        return [self.numbered(int(column)) for column in columns]
+
+    def reordered(self, order: np.ndarray) -> Columns:
+        """Return the description of the same columns in another order; `order` (n_inputs,) holds their places."""
+        names = tuple(self.names[place] for place in order.tolist()) if self.names else ()
+        values = None if self.values is None else self.values[order]
+        return Columns(names, self.names_from, values, self.values_from, self.note)
+
+    def first_difference(self, expected: Columns) -> Difference | None:
+        """Return the first column whose name or number is another one; None if all agree or cannot be compared.
+
+        Numbers are compared if both datasets have the same name. They are equal if they agree in float32.
+        """
+        if self.names and expected.names and self.names != expected.names:
+            return _first_name(self.names, expected.names)
+        if self.values is None or expected.values is None or self.values_from != expected.values_from:
+            return None
+        if len(self.values) != len(expected.values):
+            return None  # the number of columns differs, which has an error of its own
+        is_same = np.isclose(self.values, expected.values, rtol=_ROUNDING, atol=0, equal_nan=True)
+        if is_same.all():
+            return None
+        column = int(np.argmin(is_same))
+        where = _cut(self.values_from)
+        return Difference(column, f"{where} {self.values[column]}", f"{where} {expected.values[column]}")
+
+    def to_json(self) -> bytes:
+        """Return the description as JSON, without its note."""
+        values = None if self.values is None else self.values.tolist()
+        content = {
+            "names": list(self.names),
+            "names_from": self.names_from,
+            "values": values,
+            "values_from": self.values_from,
+        }
+        return json.dumps(content).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, n_inputs: int) -> Columns:
+        """Return the description that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If it is anything else, or describes another number of columns than `n_inputs`.
+        """
+        content = json.loads(data)
+        if not isinstance(content, dict):
+            raise ValueError("columns: expected an object")
+        names = _texts(content.get("names"))
+        numbers = content.get("values")
+        values = None if numbers is None else _numbers(numbers)
+        if len(names) not in (0, n_inputs) or (values is not None and len(values) != n_inputs):
+            raise ValueError(f"columns: expected {n_inputs} names or numbers")
+        sources = _texts([content.get("names_from"), content.get("values_from")])
+        return cls(tuple(names), sources[0], values, sources[1])
+
+
+NO_COLUMNS = Columns()
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("columns: expected texts")
+    return values
+
+
+def _numbers(values: Any) -> np.ndarray:
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        raise ValueError("columns: expected numbers")
+    return np.array(values, dtype=np.float64)
+
+
+def _first_name(found: tuple[str, ...], expected: tuple[str, ...]) -> Difference:
+    for column, (name, other) in enumerate(zip(found, expected, strict=False)):
+        if name != other:
+            return Difference(column, _quoted(name), _quoted(other))
+    column = min(len(found), len(expected))
+    names = [_quoted(each[column]) if column < len(each) else "no column" for each in (found, expected)]
+    return Difference(column, names[0], names[1])
+
+
+def _quoted(name: str) -> str:
+    return f"'{_cut(name)}'"
+
+
+def _cut(name: str) -> str:
+    return shown(name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "...")

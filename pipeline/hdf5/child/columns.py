@@ -1,0 +1,311 @@
+"""How the child finds names, or one number each, of the columns.
+
+Nothing here costs the file: what cannot be used is noted, and the rows are read without it. Links are never followed.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.hdf5.child.candidates import Rows
+from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, held, names_in, reached
+from pipeline.hdf5.child.layouts import layout_claim
+from pipeline.hdf5.child.riders import is_bare, n_set
+from pipeline.hdf5.columns import has_one_for_each_column, is_coordinate, items_beside, variables_beside
+from pipeline.hdf5.layout import bytes_of
+from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
+from pipeline.hdf5.paths import beside, parts_of, split, text, under
+
+__all__ = ["find_columns"]
+
+_AT_ONCE = 1024  # names read together: their lengths are known afterwards only
+_SHORT = 1024  # bytes of an attribute that names a dataset
+_STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # HDF5's words if the storage fails
+
+_Found = tuple[str, list[str]]  # where the names are stored, and the names
+_Values = tuple[str, np.ndarray]
+
+
+def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Find the names and the coordinate of the columns.
+
+    Parameters
+    ----------
+    file : h5py.File
+    rows : Rows
+    arrays : list of ndarray
+        The bytes of the coordinate's values, float64, are appended.
+
+    Returns
+    -------
+    dict
+        ``names`` (list of str or None), ``names_from``, ``values_from`` (str or None, then nothing is appended), and
+        ``note``, the reason why names or values are not used.
+    """
+    n_inputs = int(np.prod(rows.shape[1:]))
+    notes: list[str] = []
+    names = _first([_attribute_names, _variable_names, _block_names, _scale_names], file, rows, n_inputs, notes)
+    values = _first([_scale_values, _coordinate_values], file, rows, n_inputs, notes)
+    if values is not None:
+        arrays.append(bytes_of(values[1]))
+    return {
+        "names": names[1] if names else None,
+        "names_from": names[0] if names else "",
+        "values_from": values[0] if values else None,
+        "note": notes[0] if notes else "",
+    }
+
+
+def _first(
+    sources: Sequence[Callable[[h5py.File, Rows, int], Any]],
+    file: h5py.File,
+    rows: Rows,
+    n_inputs: int,
+    notes: list[str],
+) -> Any:
+    """Return what the first of some sources has; take a note of each that cannot be used."""
+    for source in sources:
+        try:
+            found = source(file, rows, n_inputs)
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+            if _STORAGE.search(str(error)):
+                raise  # a failing disk says nothing about the file
+            notes.append(f"cannot be read: {error}")
+            continue
+        except Refused as reason:
+            notes.append(f"{reason.dataset}: {reason}" if reason.dataset else str(reason))
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+# -- names -------------------------------------------------------------------------------------------------------
+
+
+def _attribute_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
+    """Names in the attribute `columns`. Other attributes are not looked at: a file may have any number of them."""
+
+    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        if len(shape) != 1 or h5py.check_string_dtype(dtype) is None:
+            return False
+        _check_sizes(shape[0], shape[0] * dtype.itemsize, n_inputs, "attribute columns")
+        return True
+
+    for item in _with_attributes(file, rows):
+        names = attribute(item, b"columns", fits)
+        if names is not None:
+            return "attribute columns", _checked(names.tolist(), "attribute columns")
+    return None
+
+
+def _with_attributes(file: h5py.File, rows: Rows) -> list[Any]:
+    """The dataset with the rows; of a sparse matrix its group, then its values."""
+    values = rows.parts[0][1].id
+    if rows.form != "sparse":
+        return [values]
+    return [h5py.h5o.open(rows.parent, parts_of(rows.name)[-1]), values]
+
+
+def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
+    """Names in AnnData's `var`: a group whose attribute `_index` names the dataset, or an early version's table."""
+    path = variables_beside(rows.name)
+    there = reached(file, path, if_link="{link}")
+    if there is None:
+        return None
+    _, item = there
+    if isinstance(item, h5py.h5d.DatasetID):
+        return _table_names(h5py.Dataset(item), path, n_inputs)
+    if not isinstance(item, h5py.h5g.GroupID):
+        return None
+    index = _index_of(item)
+    if index is None:
+        return None
+    place = under(path, index)
+    found = reached(file, place, if_link="{link}")
+    if found is None:
+        return None
+    _, item = found
+    if isinstance(item, h5py.h5g.GroupID):  # an array of texts with a mask, as pandas 3 has them
+        values = held(item, b"values")
+        mask = held(item, b"mask")
+        if values is None or mask is None or n_set(mask, f"{place}/mask", n_inputs):
+            return None
+        return place, _texts(values, f"{place}/values", n_inputs)
+    return place, _texts(h5py.Dataset(item), place, n_inputs)
+
+
+def _index_of(group: Any) -> str | None:
+    """Return the name of the dataset with the names of a group's entries."""
+
+    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
+
+    name = attribute(group, b"_index", fits)
+    if name is not None:
+        value = name.item()
+        return text(value) if isinstance(value, bytes) else str(value)
+    return next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
+
+
+def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Found | None:
+    """Names in the field `index` of a table."""
+    if elsewhere(table):
+        raise Refused(f"{elsewhere(table)}", path)
+    stored = dtype_of(table)
+    if stored is None or stored.fields is None or "index" not in stored.fields or table.ndim != 1:
+        return None
+    if h5py.check_string_dtype(stored.fields["index"][0]) is None:
+        return None
+    _check_sizes(len(table), len(table) * stored.itemsize, n_inputs, path)
+    layout_claim(table, path, [])  # whether it may be read at all
+    return path, _read_texts(table.fields("index"), n_inputs, path)
+
+
+def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
+    """Names beside a block of a pandas frame of the fixed format; whole numbers are names, too."""
+    path = items_beside(rows.name)
+    there = reached(file, path, if_link="{link}") if path else None
+    if path is None or there is None or not isinstance(there[1], h5py.h5d.DatasetID):
+        return None
+    items = h5py.Dataset(there[1])
+    stored = dtype_of(items)
+    if stored is not None and stored.kind in "iu" and not elsewhere(items):
+        return path, [str(number) for number in _numbers(items, path, n_inputs).tolist()]
+    return (path, _texts(items, path, n_inputs)) if _is_text(items) else None
+
+
+def _scale_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
+    """Names in a dimension scale of texts along the columns."""
+    scale = _scale(rows)
+    if scale is None or not _is_text(scale):
+        return None
+    name = _scale_name(scale)
+    return f"dimension scale {name}", _texts(scale, name, n_inputs)
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------
+
+
+def _scale_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
+    """Numbers in a dimension scale along the columns, as netCDF stores coordinate variables."""
+    scale = _scale(rows)
+    if scale is None or not _is_number(scale):
+        return None
+    name = _scale_name(scale)
+    return name, _numbers(scale, name, n_inputs).astype(np.float64)
+
+
+def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
+    """Numbers in a dataset beside the rows that is called like a physical coordinate."""
+    for name in names_in(rows.parent):
+        if not is_coordinate(text(name)):
+            continue
+        dataset = held(rows.parent, name)
+        if dataset is None or elsewhere(dataset) or not _is_number(dataset):
+            continue
+        if has_one_for_each_column(dataset.shape, rows.shape[0], n_inputs):
+            path = beside(rows.name, text(name))
+            return text(name), _numbers(dataset, path, n_inputs).astype(np.float64).reshape(-1)
+    return None
+
+
+# -- dimension scales --------------------------------------------------------------------------------------------
+
+
+def _scale(rows: Rows) -> h5py.Dataset | None:
+    """Return the dimension scale of the axis with the columns, if the rows have two axes."""
+    dataset = rows.parts[0][1]
+    if rows.form not in ("dense", "columns") or dataset.ndim != 2:
+        return None
+    if not h5py.h5a.exists(dataset.id, b"DIMENSION_LIST"):
+        return None
+    axis = 0 if rows.form == "columns" else 1
+    if h5py.h5ds.get_num_scales(dataset.id, axis) < 1:
+        return None
+    found: list[Any] = []
+
+    def take(scale: Any) -> bool:
+        found.append(scale)
+        return True  # ends the iteration: a forged file may list any number of them
+
+    h5py.h5ds.iterate(dataset.id, axis, take, 0)
+    scale = h5py.Dataset(found[0])
+    if elsewhere(scale):
+        raise Refused(f"{elsewhere(scale)}", "dimension scale")
+    return None if is_bare(scale) else scale
+
+
+def _scale_name(scale: h5py.Dataset) -> str:
+    def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        return shape == () and dtype.kind == "S" and dtype.itemsize <= _SHORT
+
+    name = attribute(scale.id, b"NAME", fits)
+    # netCDF writes the variable's name, h5py what it is given, which may be nothing.
+    written = text(bytes(name.item())) if name is not None else ""
+    return split(written)[1] or split(scale.name or "")[1] or "dimension scale"
+
+
+# -- reading -----------------------------------------------------------------------------------------------------
+
+
+def _is_text(dataset: h5py.Dataset) -> bool:
+    stored = None if elsewhere(dataset) else dtype_of(dataset)
+    return stored is not None and h5py.check_string_dtype(stored) is not None
+
+
+def _is_number(dataset: h5py.Dataset) -> bool:
+    stored = dtype_of(dataset)
+    return stored is not None and bool(dataset.shape) and stored.kind in "iuf" and stored.itemsize <= 8
+
+
+def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
+    if elsewhere(dataset):
+        raise Refused(f"{elsewhere(dataset)}", path)
+    stored = dtype_of(dataset)
+    if stored is None or dataset.ndim != 1 or h5py.check_string_dtype(stored) is None:
+        raise Refused("expected texts in one dimension", path)
+    _check_sizes(len(dataset), len(dataset) * stored.itemsize, n_inputs, path)
+    layout_claim(dataset, path, [])  # whether it may be read at all: written, by known filters, in small chunks
+    return _read_texts(dataset, n_inputs, path)
+
+
+def _read_texts(source: Any, n: int, path: str) -> list[str]:
+    """Read texts a few at a time, so that many that share one long text do not take memory without end."""
+    names: list[Any] = []
+    n_bytes = 0
+    for start in range(0, n, _AT_ONCE):
+        some = source[start : min(start + _AT_ONCE, n)].tolist()
+        n_bytes += sum(map(len, some))
+        if n_bytes > ANSWER_BYTES:
+            raise Refused(f"names of more than {ANSWER_BYTES} bytes", path)
+        names += some
+    return _checked(names, path)
+
+
+def _numbers(dataset: h5py.Dataset, path: str, n_inputs: int) -> np.ndarray:
+    _check_sizes(dataset.size, dataset.nbytes, n_inputs, path)
+    layout_claim(dataset, path, [])
+    values: np.ndarray = dataset[...]
+    return values.reshape(-1)
+
+
+def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:
+    if n != n_inputs:
+        raise Refused(f"{n} values for {n_inputs} columns", path)
+    if n > MOST_COLUMN_NAMES or n_bytes > ANSWER_BYTES:
+        raise Refused(
+            f"{n} values of {n_bytes} bytes, expected {MOST_COLUMN_NAMES} and {ANSWER_BYTES} bytes at most", path
+        )
+
+
+def _checked(names: Sequence[Any], path: str) -> list[str]:
+    found = [text(name) if isinstance(name, bytes) else str(name) for name in names]
+    sizes = [len(name.encode("utf-8", "surrogateescape")) for name in found]
+    longest = max(sizes, default=0)
+    if longest > LONGEST_COLUMN_NAME or sum(sizes) > ANSWER_BYTES:
+        raise Refused(f"a name of {longest} bytes, expected {LONGEST_COLUMN_NAME} at most", path)
+    return found

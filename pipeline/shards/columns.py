@@ -1,0 +1,208 @@
+"""Whether the columns of all shards, and of a model, are the same, and how they are brought into one order."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.columns import NO_COLUMNS, Columns
+from pipeline.errors import DataError, counted, shown, some
+from pipeline.shards.shard import Shard
+
+__all__ = ["IN_ORDER", "ColumnCheck", "ColumnRule", "reordered"]
+
+log = logging.getLogger(__name__)
+
+_LISTED, _LONGEST = 3, 40  # names that a message lists, and characters of each
+
+
+@dataclass(frozen=True)
+class ColumnRule:
+    """How columns are compared.
+
+    Attributes
+    ----------
+    match : str
+        ``order``: names and numbers of all columns must agree in their order. ``name``: columns with the same names
+        in another order are reordered. ``ignore``: nothing is compared.
+    expected : Columns
+        Those of a fitted model, in whose order the columns are read.
+    where : str
+        How messages call that model.
+    """
+
+    match: str = "order"
+    expected: Columns = NO_COLUMNS
+    where: str = ""
+
+
+IN_ORDER = ColumnRule()
+"""The default: no model, and names that agree in their order."""
+
+
+class ColumnCheck:
+    """Compares shards, one after the other, with the columns that were described first.
+
+    Attributes
+    ----------
+    columns : Columns
+        Names, and numbers, of the columns as all accepted shards are read.
+    """
+
+    def __init__(self, rule: ColumnRule) -> None:
+        if rule.match == "name" and rule.where and not rule.expected.names:
+            raise DataError(
+                f"{rule.where}: holds no names of its columns, expected some for --match-columns name. Train a model "
+                "on input with names, or leave the option out if the columns are in the model's order."
+            )
+        self.columns = rule.expected
+        self._expected = rule.expected
+        self._match = rule.match
+        self._model = rule.where
+        self._names_of = rule.where
+        self._values_of = rule.where
+        self._n_named = 0
+        self._n_valued = 0
+        self._n_reordered = 0
+        self._n_shards = 0
+        self._notes: Counter[str] = Counter()
+        self._first_note: dict[str, Shard] = {}
+        self._orders: dict[bytes, np.ndarray] = {}
+
+    def order(self, shard: Shard) -> np.ndarray | None:
+        """Return the order in which a shard's columns are to be read; None for that of the file.
+
+        Raises
+        ------
+        DataError
+            If the columns are others than those of the model or of the shards before.
+        """
+        if self._match == "ignore":
+            return None
+        order = None
+        if self._match == "name":
+            order = self._order_by_name(shard)
+        found = shard.columns if order is None else shard.columns.reordered(order)
+        difference = found.first_difference(self.columns)
+        if difference is None:
+            return order
+        is_name = bool(found.names) and found.names != self.columns.names and bool(self.columns.names)
+        where = self._names_of if is_name else self._values_of
+        advice = "Give shards of the same columns in one order."
+        if is_name and sorted(found.names) == sorted(self.columns.names):
+            advice = f"Only the order of the names differs. {advice[:-1]}, or reorder them with --match-columns name."
+        elif not is_name:
+            advice = f"{advice[:-1]}, or leave the comparison out with --match-columns ignore."
+        raise DataError(
+            f"{shard}: column {difference.column} is {difference.found}, expected {difference.expected} as in {where}. "
+            f"{advice}"
+        )
+
+    def _order_by_name(self, shard: Shard) -> np.ndarray | None:
+        names = shard.columns.names
+        expected = self.columns.names
+        if not names:
+            raise DataError(
+                f"{shard}: holds no names of its columns, expected some for --match-columns name. Leave it out, or "
+                "write the names into the file (docs/inputs.md)."
+            )
+        if not expected or names == expected:
+            return None
+        _check_same_names(shard, expected, self._names_of)
+        order = _order_of(names, expected)
+        return self._orders.setdefault(order.tobytes(), order)  # one array for all shards of one order
+
+    def accepted(self, shard: Shard, order: np.ndarray | None) -> Shard:
+        """Return an accepted shard as it is to be read, and compare later ones with its columns as well."""
+        found = shard.columns
+        self._n_shards += 1
+        self._n_named += bool(found.names)
+        self._n_valued += found.values is not None
+        self._n_reordered += order is not None
+        if found.note:
+            self._notes[found.note] += 1
+            self._first_note.setdefault(found.note, shard)
+        common = self.columns
+        found = found if order is None else found.reordered(order)
+        if found.names and not common.names:
+            common = replace(common, names=found.names, names_from=found.names_from)
+            self._names_of = str(shard)
+        if found.values is not None and common.values is None:
+            common = replace(common, values=found.values, values_from=found.values_from)
+            self._values_of = str(shard)
+        self.columns = common
+        # The same object for all: there may be many shards, and many names.
+        return replace(shard, columns=common, order=order)
+
+    def log(self) -> None:
+        """Log what was compared, and why names that a file has are not used."""
+        for note, n in self._notes.most_common(_LISTED):
+            more = f", in {counted(n, 'shard')}" if n > 1 else ""
+            log.warning(
+                "%s: names or numbers of its columns are not used%s: %s", self._first_note[note], more, shown(note)
+            )
+        has_any = self._n_named > 0 or self._n_valued > 0
+        if self._model and has_any != self._expected.is_known:
+            lacking = "the input holds" if self._expected.is_known else "the model holds"
+            log.info("input: columns are not compared with those of %s: %s no names", self._model, lacking)
+        if not has_any:
+            return
+        if self._match == "ignore":
+            log.info("input: columns: %s, not compared (--match-columns ignore)", self.columns)
+            return
+        of_model = f" and with {self._model}" if self._expected.is_known else ""
+        log.info("input: columns: %s, compared over %s%s", self.columns, counted(self._n_shards, "shard"), of_model)
+        if self._n_named and self._n_named < self._n_shards:
+            n_nameless = self._n_shards - self._n_named
+            log.info("input: columns: %s without names, taken in the order of the others", counted(n_nameless, "shard"))
+        if self._n_reordered:
+            log.info("input: columns of %s are reordered by name", counted(self._n_reordered, "shard"))
+
+
+def reordered(shard: Shard, expected: Columns) -> Shard:
+    """Return a shard whose columns are read in the order of a model's.
+
+    Raises
+    ------
+    DataError
+        If it does not hold columns of the same names.
+    """
+    names = shard.columns.names
+    if names == expected.names:
+        return shard
+    _check_same_names(shard, expected.names, "the model")
+    return replace(shard, columns=expected, order=_order_of(names, expected.names))
+
+
+def _order_of(names: Sequence[str], expected: Sequence[str]) -> np.ndarray:
+    """Return for each expected name its place among `names`: shape (n_inputs,), int32."""
+    places = {name: place for place, name in enumerate(names)}
+    return np.array([places[name] for name in expected], dtype=np.int32)
+
+
+def _check_same_names(shard: Shard, expected: Sequence[str], where: str) -> None:
+    """Refuse names that cannot be brought into the order of the expected ones."""
+    names = shard.columns.names
+    for each, its in ((names, str(shard)), (expected, where)):
+        twice = [name for name, n in Counter(each).items() if n > 1]
+        if twice:
+            raise DataError(
+                f"{its}: several columns are named {_listed(twice)}, expected different names for --match-columns "
+                "name. Rename them (AnnData: adata.var_names_make_unique())."
+            )
+    found = set(names)
+    missing = [name for name in expected if name not in found]
+    surplus = sorted(found.difference(expected))
+    if missing or surplus:
+        raise DataError(
+            f"{shard}: {len(missing)} columns of {where} are missing ({_listed(missing)}), and {len(surplus)} are not "
+            f"among them ({_listed(surplus)}), expected the same names. Give shards of the same columns."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return some((shown(name[:_LONGEST]) for name in names), _LISTED)

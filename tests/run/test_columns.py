@@ -1,0 +1,124 @@
+"""Columns of another order: refused or reordered, in a run and with a model, and named in messages and reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.cli import main
+from pipeline.columns import NO_COLUMNS
+from pipeline.model import load_model
+from pipeline.report.verify import verify
+from tests.support import named
+from tests.support.standin import install
+
+pytestmark = pytest.mark.process
+
+NAMES = ("ACTB", "GAPDH", "größer", "MT-CO1", "TP53", "XIST")
+ORDER = (3, 0, 5, 1, 4, 2)
+FLAGS = ("--epochs", "1", "--n-features", "2", "--hidden", "none")
+
+
+class Cells:
+    """Files of cells, the second of which has its genes in the order of the first, or in another one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = np.random.default_rng(0).uniform(0, 9, (80, 6)).astype(np.float32)
+        shuffled = [NAMES[place] for place in ORDER]
+        for name in ("same", "other"):
+            (folder / name).mkdir()
+            named.anndata(folder / name / "0.h5ad", self.rows[:50], NAMES)
+        named.anndata(folder / "same" / "1.h5ad", self.rows[50:], NAMES)
+        named.anndata(folder / "other" / "1.h5ad", self.rows[50:, ORDER], shuffled)
+
+    def run(self, shards: str, output: str, *flags: str) -> int:
+        where = ["--input", str(self.folder / shards), "--output", str(self.folder / output)]
+        return main("", [*where, *flags])
+
+    def features(self, output: str) -> bytes:
+        with h5py.File(self.folder / output / "index.h5") as file:
+            found: np.ndarray = file["features"][...]
+        return found.tobytes()
+
+    def report(self, output: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads((self.folder / output / "report.json").read_bytes())
+        return found
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cells:
+    install(monkeypatch)
+    return Cells(tmp_path)
+
+
+def test_another_order_ends_a_run_and_matching_gives_equal_bits(cells: Cells, caplog: pytest.LogCaptureFixture) -> None:
+    assert cells.run("other", "out", *FLAGS) == 65
+    assert "column 0 is 'MT-CO1', expected 'ACTB'" in caplog.text
+    assert not (cells.folder / "out" / "manifest.json").exists()
+    assert cells.run("same", "expected", *FLAGS) == 0
+    assert cells.run("other", "out", *FLAGS, "--match-columns", "name") == 0
+    assert cells.features("out") == cells.features("expected")
+    assert verify(str(cells.folder / "out")).faults == ()
+    assert verify(str(cells.folder / "out")).rows.n_rows == 80
+
+
+def test_a_model_is_applied_to_its_own_columns(cells: Cells, caplog: pytest.LogCaptureFixture) -> None:
+    assert cells.run("same", "trained", *FLAGS) == 0
+    assert load_model(cells.folder / "trained").columns.names == NAMES
+    model = ("--model", str(cells.folder / "trained"))
+    assert cells.run("other/1.h5ad", "out", *model) == 65
+    assert f"as in model={cells.folder / 'trained'}" in caplog.text
+    assert cells.run("other/1.h5ad", "out", *model, "--match-columns", "name") == 0
+    assert cells.run("same/1.h5ad", "expected", *model) == 0
+    assert cells.features("out") == cells.features("expected")
+    assert verify(str(cells.folder / "out")).rows.n_rows == 30
+
+
+def test_a_model_without_names_is_applied_with_a_line(cells: Cells, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pipeline")
+    assert cells.run("same", "trained", *FLAGS) == 0
+    model = replace(load_model(cells.folder / "trained"), columns=NO_COLUMNS)
+    path = cells.folder / "old.h5"
+    path.write_bytes(model.to_hdf5())
+    caplog.clear()
+    assert cells.run("other/1.h5ad", "out", "--model", str(path)) == 0
+    assert "not compared" in caplog.text
+    assert cells.run("other/1.h5ad", "out", "--model", str(path), "--match-columns", "name", "--overwrite") == 65
+
+
+def test_names_alone_do_not_invalidate_results(cells: Cells, caplog: pytest.LogCaptureFixture) -> None:
+    assert cells.run("same", "out", *FLAGS) == 0
+    caplog.set_level("INFO", "pipeline")
+    caplog.clear()
+    assert cells.run("same", "out", *FLAGS, "--match-columns", "name") == 0
+    assert "training:" not in caplog.text
+
+
+def test_bad_and_drifting_columns_are_named(cells: Cells, caplog: pytest.LogCaptureFixture) -> None:
+    assert cells.run("same", "trained", *FLAGS) == 0
+    rows = cells.rows.copy()
+    rows[3, 1] = np.nan
+    rows[5:, 4] = 1000
+    named.anndata(cells.folder / "bad.h5ad", rows, NAMES)
+    model = ("--model", str(cells.folder / "trained"))
+    assert cells.run("bad.h5ad", "out", *model) == 65
+    assert "column 1 (GAPDH)" in caplog.text
+    assert cells.run("bad.h5ad", "out", *model, "--on-bad-data", "quarantine", "--max-bad-rows", "1") == 0
+    assert "column 4 (TP53)" in caplog.text
+    report = cells.report("out")
+    assert report["bad"]["rows"]["first"][0]["name"] == "GAPDH"  # type: ignore[index]
+    assert report["drift"]["columns"][0]["name"] == "TP53"  # type: ignore[index]
+    (line,) = (cells.folder / "out" / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["names"] == ["GAPDH"]
+    assert "1 GAPDH" in (cells.folder / "out" / "report.html").read_text()
+
+
+def test_a_shard_of_other_columns_may_be_left_out(cells: Cells) -> None:
+    assert cells.run("other", "out", *FLAGS, "--on-bad-data", "skip", "--max-bad-shards", "1") == 0
+    assert cells.report("out")["inputs"]["n_shards"] == 1  # type: ignore[index]

@@ -1,0 +1,365 @@
+"""Columns mean the same in all shards: their names, or one number each, are found and compared."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.columns import Columns
+from pipeline.errors import DataError
+from pipeline.hdf5 import limits
+from pipeline.hdf5.child import columns as child
+from pipeline.hdf5.child.describe import describe
+from pipeline.shards.columns import ColumnRule
+from pipeline.shards.open import open_shards
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block, Shard
+from tests.support import named
+from tests.support.cases import case
+from tests.support.helpers import refused, some_rows, whole
+
+NAMES = ("ACTB", "GAPDH", "größer", "MT-CO1", "TP53", "XIST")
+ORDER = (3, 0, 5, 1, 4, 2)
+BY_NAME = ColumnRule("name")
+ROWS = some_rows(n_rows=9)
+SHUFFLED = [NAMES[place] for place in ORDER]
+
+
+def opened(paths: list[Path], dataset: str | None = None, rule: ColumnRule | None = None) -> tuple[Shard, ...]:
+    return open_shards([str(path) for path in paths], dataset, columns=rule or ColumnRule())
+
+
+def two(folder: Path, kind: str) -> tuple[list[Path], str | None]:
+    """Two files of one kind: the second one has the same columns in another order."""
+    write, dataset = named.SOURCES[kind]
+    paths = [folder / "0.h5", folder / "1.h5"]
+    write(paths[0], ROWS, NAMES)
+    write(paths[1], ROWS[:, ORDER], SHUFFLED)
+    return paths, dataset
+
+
+# -- names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_names_are_found_in_files_of_every_kind(tmp_path: Path) -> None:
+    for kind in named.SOURCES:
+        with case(kind):
+            paths, dataset = two(tmp_path, kind)
+            (shard,) = opened(paths[:1], dataset)
+            assert shard.columns.names == NAMES
+            assert (shard.columns.note, shard.order) == ("", None)
+
+
+@pytest.mark.process
+def test_another_order_is_refused_with_the_first_column(tmp_path: Path) -> None:
+    for kind in named.SOURCES:
+        with case(kind):
+            paths, dataset = two(tmp_path, kind)
+            with refused(65, f"file={paths[1]}", "column 0 ", "'MT-CO1'", "'ACTB'", f"file={paths[0]}", "name"):
+                opened(paths, dataset)
+
+
+@pytest.mark.process
+def test_columns_matched_by_name_are_read_as_in_the_first_file(tmp_path: Path) -> None:
+    for kind in named.SOURCES:
+        with case(kind):
+            paths, dataset = two(tmp_path, kind)
+            first, second = opened(paths, dataset, BY_NAME)
+            assert first.order is None
+            assert whole(second).tobytes() == whole(first).tobytes() == ROWS.tobytes()
+            assert read(Block(second, 2, 5)).tobytes() == ROWS[2:5].tobytes()
+            assert second.columns.names == NAMES
+
+
+def test_pieces_of_a_block_are_all_reordered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.shards.rows._PIECE", 2 * ROWS[:1].nbytes)
+    paths, _ = two(tmp_path, "anndata")
+    assert whole(opened(paths, rule=BY_NAME)[1]).tobytes() == ROWS.tobytes()
+
+
+def test_columns_are_matched_with_a_models(tmp_path: Path) -> None:
+    paths, _ = two(tmp_path, "anndata")
+    of_model = Columns(NAMES, "somewhere")
+    with refused(65, f"file={paths[1]}", "column 0 ", "as in model=m"):
+        opened(paths[1:], rule=ColumnRule("order", of_model, "model=m"))
+    (shard,) = opened(paths[1:], rule=ColumnRule("name", of_model, "model=m"))
+    assert whole(shard).tobytes() == ROWS.tobytes()
+
+
+def test_missing_and_surplus_columns_are_named(tmp_path: Path) -> None:
+    for names, width in ((["ACTB", "GAPDH", "NEW", "MT-CO1", "TP53", "XIST"], 6), ([*NAMES[:2], "NEW"], 3)):
+        with case(names):
+            named.attribute(tmp_path / "0.h5", ROWS, NAMES)
+            named.attribute(tmp_path / "1.h5", ROWS[:, :width], names)
+            with refused(65, f"file={tmp_path / '1.h5'}", "größer", "NEW"):
+                opened([tmp_path / "0.h5", tmp_path / "1.h5"], rule=BY_NAME)
+
+
+def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
+    names = ["a", "b", "a", "c", "d", "e"]
+    named.attribute(tmp_path / "0.h5", ROWS, names)
+    named.attribute(tmp_path / "1.h5", ROWS, names)
+    named.attribute(tmp_path / "2.h5", ROWS, names[::-1])
+    paths = [tmp_path / f"{i}.h5" for i in range(3)]
+    assert opened(paths[:2], rule=BY_NAME)[1].order is None
+    with refused(65, str(tmp_path), "several columns", "a"):
+        opened(paths, rule=BY_NAME)
+
+
+def test_files_without_names_cannot_be_matched_by_name(tmp_path: Path) -> None:
+    named.attribute(tmp_path / "0.h5", ROWS, NAMES)
+    named.with_coordinate(tmp_path / "1.h5", ROWS, np.arange(6.0))
+    paths = [tmp_path / "0.h5", tmp_path / "1.h5"]
+    assert [shard.columns.names for shard in opened(paths)] == [NAMES, NAMES]
+    with refused(65, f"file={paths[1]}", "--match-columns name"):
+        opened(paths, rule=BY_NAME)
+    with refused(65, "model=m", "--match-columns name"):
+        opened(paths[:1], rule=ColumnRule("name", where="model=m"))
+
+
+def test_nothing_is_compared_if_that_is_configured(tmp_path: Path) -> None:
+    paths, _ = two(tmp_path, "anndata")
+    first, second = opened(paths, rule=ColumnRule("ignore"))
+    assert (first.order, second.order) == (None, None)
+    assert whole(second).tobytes() == ROWS[:, ORDER].tobytes()
+
+
+def test_a_bad_file_does_not_decide_the_order_of_others(tmp_path: Path) -> None:
+    named.with_coordinate(tmp_path / "0.h5", ROWS, np.arange(5.0), "y")
+    named.attribute(tmp_path / "1.h5", ROWS[:, :2], ["x", "y"])
+    named.attribute(tmp_path / "2.h5", ROWS, NAMES)
+    bad: list[str] = []
+    paths = [str(tmp_path / f"{i}.h5") for i in range(3)]
+    shards = open_shards(paths, "X", lambda path, error: bad.append(path.name))
+    assert bad == ["1.h5"]
+    assert [shard.columns.names for shard in shards] == [NAMES, NAMES]
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------
+
+WAVES = np.array([4000.0, 4100, 4200, 4300, 4400, 5007.25])
+
+
+@pytest.mark.process
+def test_other_coordinates_are_refused(tmp_path: Path) -> None:
+    other = WAVES.copy()
+    other[2] += 1
+    for write in (named.with_coordinate, named.with_scale):
+        with case(write):
+            write(tmp_path / "0.h5", ROWS, WAVES)
+            write(tmp_path / "1.h5", ROWS, WAVES.astype("f4"))
+            write(tmp_path / "2.h5", ROWS, other)
+            paths = [tmp_path / f"{i}.h5" for i in range(3)]
+            np.testing.assert_array_equal(opened(paths[:2])[0].columns.values, WAVES)
+            with refused(65, f"file={paths[2]}", "column 2 ", "4201.0", "4200.0", f"as in file={paths[0]}"):
+                opened(paths)
+            assert len(opened(paths, rule=ColumnRule("ignore"))) == 3
+
+
+@pytest.mark.process
+def test_coordinates_in_either_axis_of_length_one_are_found(tmp_path: Path) -> None:
+    for name, values in (
+        ("Wavelength", WAVES),
+        ("energy", WAVES[:, None]),
+        ("MZ", WAVES[None, :]),
+        ("freq", np.arange(6)),
+    ):
+        with case(name):
+            named.with_coordinate(tmp_path / "x.h5", ROWS, values, name)
+            (shard,) = opened([tmp_path / "x.h5"])
+            assert shard.columns.values_from == name
+            np.testing.assert_array_equal(shard.columns.values, np.ravel(values))
+
+
+@pytest.mark.process
+def test_statistics_and_values_of_rows_are_no_coordinates(tmp_path: Path) -> None:
+    square = some_rows(n_rows=6)
+    for name, rows, values in (("mean", ROWS, WAVES), ("energy", square, WAVES), ("energy", ROWS, np.arange(9.0))):
+        with case(name, len(rows)):
+            named.with_coordinate(tmp_path / "x.h5", rows, values, name)
+            (shard,) = opened([tmp_path / "x.h5"])
+            assert not shard.columns.is_known
+
+
+@pytest.mark.process
+def test_a_scale_tells_the_axis_where_the_shape_does_not(tmp_path: Path) -> None:
+    named.with_scale(tmp_path / "x.h5", some_rows(n_rows=6), WAVES)
+    np.testing.assert_array_equal(opened([tmp_path / "x.h5"])[0].columns.values, WAVES)
+
+
+@pytest.mark.process
+def test_numbers_of_reordered_columns_are_compared(tmp_path: Path) -> None:
+    for i, (order, waves) in enumerate(((range(6), WAVES), (ORDER, WAVES[[*ORDER]]), (ORDER, WAVES))):
+        path = tmp_path / f"{i}.h5"
+        named.with_coordinate(path, ROWS[:, order], waves)
+        with h5py.File(path, "a") as file:
+            file["X"].attrs["columns"] = [NAMES[place] for place in order]
+    paths = [tmp_path / f"{i}.h5" for i in range(3)]
+    assert whole(opened(paths[:2], rule=BY_NAME)[1]).tobytes() == ROWS.tobytes()
+    with refused(65, f"file={paths[2]}", "wavelength"):
+        opened(paths, rule=BY_NAME)
+
+
+# -- files that nobody trusts --------------------------------------------------------------------------------------
+
+
+def forged(path: Path, change: object) -> Path:
+    named.anndata(path, ROWS, NAMES)
+    with h5py.File(path, "a") as file:
+        change(file)  # type: ignore[operator]
+    return path
+
+
+def too_large(file: h5py.File) -> None:
+    del file["var/genes"]
+    file["var"].create_dataset("genes", (6,), f"S{2**31 - 1}", chunks=(1,))
+
+
+def never_written(file: h5py.File) -> None:
+    del file["var/genes"]
+    file["var"].create_dataset("genes", (6,), "S20")
+
+
+def of_another_length(file: h5py.File) -> None:
+    del file["var/genes"]
+    file["var/genes"] = ["a"] * 7
+
+
+def far_away(file: h5py.File) -> None:
+    del file["var"]
+    file["var"] = h5py.ExternalLink("elsewhere.h5", "var")
+
+
+def linked(file: h5py.File) -> None:
+    del file["var/genes"]
+    file["var/genes"] = h5py.SoftLink("/obs/names")
+
+
+def external(file: h5py.File) -> None:
+    del file["var/genes"]
+    file["var"].create_dataset("genes", (6,), "S4", external=[("/etc/passwd", 0, 24)])
+
+
+def too_long(file: h5py.File) -> None:
+    del file["var/genes"]
+    file["var/genes"] = ["a" * (limits.LONGEST_COLUMN_NAME + 1)] * 6
+
+
+FORGED = [too_large, never_written, of_another_length, far_away, linked, external, too_long]
+
+
+@pytest.mark.process
+def test_names_that_cannot_be_trusted_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing outside the file is opened, and the rows are read nevertheless."""
+    named.anndata(tmp_path / "elsewhere.h5", ROWS, NAMES)
+    for change in FORGED:
+        with case(change.__name__):
+            caplog.clear()
+            (shard,) = opened([forged(tmp_path / "x.h5", change)])
+            assert shard.columns.names == ()
+            assert any(record.levelno == logging.WARNING and "x.h5" in record.message for record in caplog.records)
+            assert whole(shard).tobytes() == ROWS.tobytes()
+
+
+def test_names_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many names may refer to one long text in a heap."""
+    named.anndata(tmp_path / "x.h5", ROWS, NAMES)
+    monkeypatch.setattr(child, "ANSWER_BYTES", 100)
+    monkeypatch.setattr(child, "_AT_ONCE", 2)
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert describe(file, None)[0]["columns"]["names"] == list(NAMES)
+        monkeypatch.setattr(child, "ANSWER_BYTES", 20)
+        found = describe(file, None)[0]["columns"]
+    assert (found["names"], bool(found["note"])) == (None, True)
+
+
+@pytest.mark.process
+def test_a_damaged_heap_of_names_costs_no_more_than_the_names(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    named.anndata(path, ROWS, NAMES)
+    data = path.read_bytes()
+    assert data.count(b"GCOL") >= 1
+    path.write_bytes(data.replace(b"GCOL", b"XXXX"))
+    try:
+        (shard,) = opened([path])
+    except DataError:
+        return  # the attribute that names them lies in the same heap
+    assert shard.columns.names == ()
+
+
+@pytest.mark.process
+def test_names_in_a_terminal_are_harmless(tmp_path: Path) -> None:
+    named.attribute(tmp_path / "0.h5", ROWS, ["\x1b[2J" + "a" * 500, *NAMES[1:]])
+    named.attribute(tmp_path / "1.h5", ROWS, NAMES)
+    (shard,) = opened([tmp_path / "0.h5"])
+    shown = shard.columns.numbered(0)
+    assert shown.isprintable()
+    assert len(shown) < 60
+    with refused(65, "column 0 ", "\\x1b"):
+        opened([tmp_path / "0.h5", tmp_path / "1.h5"])
+
+
+def test_what_a_forged_answer_says_of_columns_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = {"names": None, "names_from": "", "values_from": None, "note": ""}
+    for change in (
+        {"names": ["a"]},
+        {"names": [1] * 6},
+        {"names": "abcdef"},
+        {"names_from": 3},
+        {"note": None},
+        {"values_from": "x"},
+        {"values_from": 3},
+    ):
+        with case(change):
+            with h5py.File(_plain(tmp_path)) as file:
+                answer, arrays = describe(file, None)
+            answer["columns"] = {**good, **change}
+            monkeypatch.setattr("pipeline.shards.vet.describe_plain", lambda *_, a=answer, b=arrays: (a, b))
+            with refused(65, "makes no sense"):
+                opened([tmp_path / "plain.h5"])
+
+
+def _plain(folder: Path) -> Path:
+    path = folder / "plain.h5"
+    with h5py.File(path, "w") as file:
+        file["X"] = ROWS
+    return path
+
+
+# -- plain values --------------------------------------------------------------------------------------------------
+
+
+def test_columns_survive_being_written_as_json() -> None:
+    for columns in (
+        Columns(),
+        Columns(NAMES, "var"),
+        Columns(("a\udcff", "b"), "x"),
+        Columns((), "", np.array([np.nan, 0.1]), "mz"),
+    ):
+        with case(columns):
+            n_inputs = max(len(columns.names), 0 if columns.values is None else len(columns.values))
+            found = Columns.from_json(columns.to_json(), n_inputs)
+            assert (found.names, found.names_from, found.values_from) == (
+                columns.names,
+                columns.names_from,
+                columns.values_from,
+            )
+            np.testing.assert_array_equal(found.values, columns.values)
+
+
+def test_damaged_json_of_columns_is_refused() -> None:
+    for data in (b"", b"[]", b"{}", b'{"names": [1], "names_from": "", "values_from": ""}', Columns(NAMES).to_json()):
+        with case(data), pytest.raises(ValueError, match=r"columns|JSON|Expecting"):
+            Columns.from_json(data, 2)
+
+
+def test_labels_name_columns_where_that_helps() -> None:
+    assert Columns(NAMES).numbered(1) == "1 (GAPDH)"
+    assert Columns(("0", "1")).numbered(1) == "1"
+    assert Columns().numbered(1) == "1"
+    assert Columns((), "", WAVES, "wavelength").numbered(5) == "5 (wavelength 5007.25)"
