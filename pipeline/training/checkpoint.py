@@ -148,6 +148,7 @@ def _possible(now: Standing) -> dict[str, bool]:
         "best_epoch": is_begun and type(now.best_epoch) is int and -1 <= now.best_epoch <= now.epoch,
         "watch": watch_is_possible and all(cost is None or _is_finite(cost) for cost in now.watch),
         "n_epochs": now.n_epochs is None or _is_count(now.n_epochs),
+        "ended_at": now.ended_at is None or _is_count(now.ended_at),
     }
 
 

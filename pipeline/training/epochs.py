@@ -191,11 +191,11 @@ class Training:
 
     def _check_progress(self, now: Standing) -> None:
         """Refuse a place that this training cannot have reached; before anything of it is changed."""
-        n_pieces = self.replicas.rounds.n_shares if self.replicas else self.steps_per_epoch
         n_epochs = self.config.epochs if now.n_epochs is None else now.n_epochs
         if not now.epoch <= n_epochs <= self.config.epochs:
             raise ValueError(f"is in epoch {now.epoch} of {n_epochs}, expected {self.config.epochs} at most")
-        if now.n_done > n_pieces:
+        n_pieces = self._n_pieces
+        if max(now.n_done, now.ended_at or 0) > n_pieces:
             raise ValueError(f"has done {now.n_done} steps of its epoch, expected {n_pieces} at most")
         if now.n_done and not now.costs and self.replicas is None:
             raise ValueError(f"has done {now.n_done} steps of its epoch, but kept no cost")
