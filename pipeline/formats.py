@@ -177,6 +177,8 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
         if list(arrays) != names:
             raise ValueError(f"holds arrays {_few(list(arrays))}, expected {_few(names)}")
         return arrays, about
+    except MemoryError:  # which is no fault of the file, since what it takes is bounded
+        raise
     except Exception as error:  # NumPy and zipfile answer damage with errors of many kinds
         raise ValueError(f"no arrays of shardpress: {error}") from error
 

@@ -63,7 +63,8 @@ class Model:
         if self.network != Network((self.n_inputs, self.n_features)):  # that of the first format has its fingerprint
             digest.update(json.dumps(_described(self.network)).encode())
         for name, array in self._arrays().items():
-            digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
@@ -96,7 +97,9 @@ class Model:
 
     def to_hdf5(self) -> bytes:
         """The bytes of ``model.h5``."""
-        with h5py.File.in_memory() as file:  # what goes to the disk goes there by `Disk` alone
+        # In memory, since what goes to the disk goes there by `Disk` alone; and in the oldest format, in which a group
+        # of any size is plain: `pipeline.modelfile` reads nothing else.
+        with h5py.File.in_memory(libver="earliest") as file:
             file.attrs["format"] = FORMAT
             file.attrs["fingerprint"] = self.fingerprint
             file.attrs.update(_described(self.network))

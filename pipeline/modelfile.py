@@ -81,8 +81,11 @@ def listed_model(path: Path) -> Entry | None:
 
 def _is_ours(manifest: Path) -> bool:
     """Return whether a damaged manifest is one of an output directory, not some other program's."""
-    with open(manifest, "rb") as file:
-        return b"shardpress" in file.read(2**10)
+    try:
+        with open(manifest, "rb") as file:
+            return b"shardpress" in file.read(2**10)
+    except OSError:
+        return True
 
 
 def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
@@ -154,7 +157,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
         arrays = read_arrays(descriptor, size, base, datasets, where)
         fingerprint = _text(contents, "fingerprint", where)
         about = parse_bounded(_text(contents, "about", where))
-    except (OSError, ShardpressError):
+    except (OSError, MemoryError, ShardpressError):
         raise
     except Exception as error:  # a damaged or forged file may lead to an error of any kind
         raise DataError(
@@ -191,7 +194,7 @@ def _attribute(contents: Contents, name: str, where: str) -> Any:
         raise DataError(f"{where}: cannot be read: attribute {name} is missing, expected a model that shardpress wrote")
     try:
         return value_of(contents.file, contents.attributes[name])
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:
         raise DataError(
@@ -279,7 +282,7 @@ def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dat
 def _dataset(contents: Contents, name: str, where: str) -> Dataset:
     try:
         return contents.dataset(name)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:
         raise DataError(
