@@ -29,6 +29,7 @@ __all__ = ["single_file"]
 
 _PIECE = 2**22  # bytes copied at once: a signal waits for no more than that
 _PIECE_TEXTS = 2**14  # texts, each an object of some 50 bytes beside its own
+_FIRST_TEXTS = 16  # that are read before anything is known of their lengths
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,7 @@ def _shape(name: str, column: Sequence[_Values]) -> Shape:
     if not column[0].dtype.hasobject:
         return shape, column[0].dtype
     # Every text is read twice, now and when it is copied: the length decides where all that follows lies.
-    longest = max(
-        (len(text) for values in column for texts in _read(name, values, _PIECE_TEXTS) for text in texts), default=1
-    )
+    longest = max((len(text) for values in column for texts in _read_texts(name, values) for text in texts), default=1)
     return shape, h5py.string_dtype("utf-8", max(1, longest))
 
 
@@ -111,7 +110,9 @@ def _pieces(
 def _bytes_of(name: str, values: _Values, dtype: np.dtype) -> Iterator[bytes | memoryview]:
     """A part's values as they stand in the single file."""
     if values.dtype.hasobject:
-        return (np.array(texts, dtype=f"S{dtype.itemsize}").tobytes() for texts in _read(name, values, _PIECE_TEXTS))
+        return (
+            np.array(texts, dtype=f"S{dtype.itemsize}").tobytes() for texts in _read_texts(name, values, dtype.itemsize)
+        )
     if values.place is None:
         row_bytes = prod(values.shape[1:]) * dtype.itemsize
         return (rows.tobytes() for rows in _read(name, values, max(1, _PIECE // max(1, row_bytes))))
@@ -134,13 +135,31 @@ def _copied(values: _Values) -> Iterator[memoryview]:
 
 
 def _read(name: str, values: _Values, n_rows: int) -> Iterator[np.ndarray]:
-    """What only HDF5 can read of a part, so many rows at a time: texts of any length, and what is compressed."""
+    """Read what only HDF5 can read of a part, `n_rows` rows at a time."""
     for start in range(0, values.shape[0], n_rows):
-        try:
-            with reading(values.path) as part:
-                yield part[name][start : start + n_rows]
-        except FAILURES as error:
-            raise _unreadable(values.path, error) from error
+        yield _rows(name, values, start, n_rows)
+
+
+def _read_texts(name: str, values: _Values, longest: int = 0) -> Iterator[np.ndarray]:
+    """Read texts of any length of a part, some megabytes at a time, also if each takes `longest` bytes."""
+    most = max(1, min(_PIECE_TEXTS, _PIECE // max(1, longest)))
+    n_texts = min(_FIRST_TEXTS, most)
+    start = 0
+    while start < values.shape[0]:
+        texts = _rows(name, values, start, n_texts)
+        yield texts
+        start += len(texts)
+        mean_bytes = max(1, sum(map(len, texts)) // len(texts))
+        n_texts = max(1, min(most, 4 * n_texts, _PIECE // mean_bytes))
+
+
+def _rows(name: str, values: _Values, start: int, n_rows: int) -> np.ndarray:
+    try:
+        with reading(values.path) as part:
+            found: np.ndarray = part[name][start : start + n_rows]
+            return found
+    except FAILURES as error:
+        raise _unreadable(values.path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> ReadFailed:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -143,3 +144,22 @@ def test_without_valid_it_is_no_feature_shard(tmp_path):
         file["features"] = np.zeros((3, 2))
     with refused(65, f"file={tmp_path / 'x.h5'}: no dataset 'valid' beside its features"):
         open_features(tmp_path / "x.h5")
+
+
+def test_long_texts_are_copied_a_few_at_a_time(tmp_path):
+    n, text = 1000, b"x" * 40_000  # 40 MB
+    texts = np.array([b"%d" % i + text for i in range(n)], object)
+    (tmp_path / "part.h5").write_bytes(part_bytes(numbered(n, 2, 0, np.float32), np.ones(n, bool), {"text": texts}, {}))
+    del texts
+    tracemalloc.start()
+    try:
+        pieces = single_file(tmp_path, ["part.h5"], {})
+        with open(tmp_path / "single.h5", "wb") as out:
+            for piece in pieces.pieces:
+                out.write(piece)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * 2**20
+    with h5py.File(tmp_path / "single.h5") as file:
+        assert all(found == b"%d" % i + text for i, found in enumerate(file["text"][:]))

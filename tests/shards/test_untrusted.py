@@ -280,7 +280,7 @@ def test_an_index_of_more_chunks_than_bytes_is_refused(tmp_path):
 
 
 @pytest.mark.process
-def test_an_index_without_chunks_costs_a_time_limit(tmp_path, monkeypatch):
+def test_s11_an_index_without_chunks_costs_a_time_limit(tmp_path, monkeypatch):
     """HDF5 goes through all of its nodes, and says nothing."""
     monkeypatch.setattr(LIMITS, "seconds", 1)
     path = hostile.shared_chunk_nodes(tmp_path, 6, n_in_leaf=0)
