@@ -16,8 +16,8 @@ from typing import Any
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
-from pipeline.errors import DataError, shown
-from pipeline.hdf5.files import FILES
+from pipeline.errors import DataError, NoInput, shown
+from pipeline.hdf5.files import FILES, Identity
 from pipeline.hdf5.values import file_digest
 from pipeline.output.ledger import Ledger
 from pipeline.run.fingerprints import CONTENTS
@@ -61,7 +61,7 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     digests = _digests([shards[i] for i in moved], prepared.budget.n_threads)
     contents = list(stored)
     for i, found in zip(moved, digests, strict=True):
-        is_equal = found == stored[i]["blake3"]
+        is_equal = stored[i]["blake3"] in (None, found)
         words = "the contents are the same" if is_equal else "the contents changed"
         log.debug("file=%s: its time of change (ctime) has moved, %s", shown(shards[i].path), words)
         contents[i] = _line(shards[i], found, is_changed=stored[i]["is_changed"] or not is_equal)
@@ -98,9 +98,9 @@ def check_contents(job: Job) -> None:
     if job.config.verify != "digests" or not _describes(contents, job.shards):
         return
     for shard, line in zip(job.shards, contents, strict=True):
-        if _ctime_of(shard) in (None, line["ctime_ns"]):
+        if line["blake3"] is None or _ctime_of(shard) in (None, line["ctime_ns"]):
             continue
-        if file_digest(shard.path, shard.identity) != line["blake3"]:
+        if _digest_of((shard.path, shard.identity)) != line["blake3"]:
             raise DataError(
                 f"file={shown(shard.path)}: its contents changed during the run although its modification time did "
                 "not, expected input that stays as it is. Type the same command again once nothing writes to it."
@@ -108,8 +108,8 @@ def check_contents(job: Job) -> None:
         log.debug("file=%s: its time of change (ctime) has moved, the contents are the same", shown(shard.path))
 
 
-def _digests(shards: Sequence[Shard], n_threads: int) -> list[str]:
-    """Return the digest of each shard's file; a file that holds several shards is read once."""
+def _digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
+    """Return the digest of each shard's file, None if it is unknown; a file that holds several shards is read once."""
     files = {shard.path: shard.identity for shard in shards}
     with threads(n_threads) as pool:
         found = compute([(_digest_of, each) for each in files.items()], pool, n_threads)
@@ -117,12 +117,16 @@ def _digests(shards: Sequence[Shard], n_threads: int) -> list[str]:
     return [by_path[shard.path] for shard in shards]
 
 
-def _digest_of(file: Any) -> str:
+def _digest_of(file: tuple[str, Identity]) -> str | None:
+    """Return the digest of a file; None if it is no longer the one that was vetted: then its shard is a bad one."""
     path, identity = file
-    return file_digest(path, identity)
+    try:
+        return file_digest(path, identity)
+    except (DataError, NoInput):
+        return None
 
 
-def _line(shard: Shard, blake3: str, is_changed: bool = False) -> dict[str, Any]:
+def _line(shard: Shard, blake3: str | None, is_changed: bool = False) -> dict[str, Any]:
     return {
         "file": Path(shard.path).name,
         "n_bytes": shard.identity.size,
@@ -147,7 +151,7 @@ def _describes(contents: Contents, shards: Sequence[Shard]) -> bool:
 
 
 def _is_same_file(line: Mapping[str, Any], shard: Shard) -> bool:
-    now = _line(shard, "")
+    now = _line(shard, None)
     return all(line[name] == now[name] for name in _SAME_FILE)
 
 

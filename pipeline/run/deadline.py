@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from pipeline.device import seconds_compiling
 from pipeline.errors import counted
 from pipeline.model import Model
 from pipeline.progress import duration
@@ -44,8 +45,9 @@ _PLANNED_SHARE = 0.9
 _FIRST_DECISION = 0.05
 _FIRST_DECISION_OF_REPLICAS = 0.5
 
-# Another measurement of the encoding may take this share of the time left.
+# Another measurement of the encoding may take this share of the time left, once an epoch and before an early end.
 _MEASURING_SHARE = 0.02
+_CONFIRMING_SHARE = 0.1
 
 
 def reserved_seconds(encoding: float, config: Config) -> float:
@@ -69,7 +71,7 @@ class EncodingTime:
     Attributes
     ----------
     cost : float
-        Seconds that the last measurement itself took.
+        Seconds that the last measurement itself took, without those of the compiler.
     """
 
     def __init__(self, job: Job, scan: Scan) -> None:
@@ -91,8 +93,9 @@ class EncodingTime:
     def measure(self, autoencoder: Autoencoder) -> None:
         """Measure once more."""
         start = time.monotonic()
+        compiled_before = seconds_compiling()
         self._measured.append(_encoding_seconds(self._job, self._scan, autoencoder))
-        self.cost = time.monotonic() - start
+        self.cost = time.monotonic() - start - (seconds_compiling() - compiled_before)
 
 
 class InTime:
@@ -171,8 +174,8 @@ class InTime:
         self._epoch_seconds = _epoch_seconds(training)
         self._validation_seconds = _validation_seconds(training)
         fitting = self._fitting(training, share)
-        if fitting < 1 and self._can_measure():  # such a consequence should not follow from one bad measurement
-            self._measure(training)
+        if fitting < 1:  # such a consequence should not follow from one bad measurement
+            self._measure(training, _CONFIRMING_SHARE)
             fitting = self._fitting(training, share)
         n_epochs = min(training.config.epochs, now.epoch + max(1, int(fitting)))
         if n_epochs != now.n_epochs:
@@ -183,14 +186,12 @@ class InTime:
         left = self._ends_by - time.time() - self._reserve
         return epochs_that_fit(share * left + training.standing.seconds, self._epoch_seconds)
 
-    def _measure(self, training: Training) -> None:
-        """Measure the encoding if there is no measurement yet, or if another one is cheap."""
-        if not self._encoding.is_measured or self._can_measure():
+    def _measure(self, training: Training, share: float = _MEASURING_SHARE) -> None:
+        """Measure the encoding if there is no measurement yet, or if another one takes this share of the time left."""
+        is_cheap = self._encoding.cost <= share * (self._ends_by - time.time())
+        if not self._encoding.is_measured or is_cheap:
             self._encoding.measure(training.autoencoder)
             self._reserve = reserved_seconds(self._encoding.seconds, self._job.config)
-
-    def _can_measure(self) -> bool:
-        return self._encoding.cost <= _MEASURING_SHARE * (self._ends_by - time.time())
 
     def _is_time_over(self, step_seconds: float) -> bool:
         """Return whether another step, as long as the last one, would leave too little time."""
@@ -200,7 +201,7 @@ class InTime:
         """End the training at this step, unless a new measurement of the encoding shows that there is time left."""
         if not self._is_end_confirmed:
             self._is_end_confirmed = True
-            self._measure(training)
+            self._measure(training, _CONFIRMING_SHARE)
             if not self._is_time_over(step_seconds):
                 return
         training.end_here()

@@ -308,7 +308,9 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run
             now.costs.append(_checked(now, cost, f"epoch {now.epoch}, {what} {number}"))
         limits = (now.n_epochs, now.ended_at)
         if n_rows:  # of a round there may be none left
+            before = time.monotonic()
             advance(n_rows, training)
+            start += time.monotonic() - before  # an epoch's seconds are those of its steps
         if (now.n_epochs, now.ended_at) != limits:
             keeper.save()
         if now.ended_at is not None:

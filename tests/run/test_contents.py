@@ -13,6 +13,7 @@ from pipeline.hdf5.files import opened
 from pipeline.hdf5.values import file_digest
 from pipeline.run import contents, stages
 from pipeline.run.encoding_stage import encode
+from pipeline.run.scan_stage import scanned
 from tests.support.nights import STEPS, Stopping, fresh, results, stamps
 from tests.support.standin import Night, features_of
 
@@ -104,6 +105,19 @@ def test_contents_that_change_during_a_run_end_it(
     monkeypatch.setattr(stages, "encode", encode)
     assert night.run(out) == 0
     assert features_of(out) == fresh(night)
+
+
+def test_a_file_that_was_truncated_meanwhile_is_a_bad_shard(
+    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scan_after_truncation(*arguments: Any) -> Any:
+        path = night.shards / "2.h5"
+        os.truncate(path, path.stat().st_size - 1)
+        return scanned(*arguments)
+
+    monkeypatch.setattr(stages, "scanned", scan_after_truncation)
+    flags = ["--on-bad-data", "skip", "--max-bad-shards", "1", "--max-bad-rows", "90%"]
+    assert night.run(out, *flags) == 0
 
 
 def test_attributes_that_change_during_a_read_cause_another_try(night: Night) -> None:

@@ -64,18 +64,27 @@ class Machine:
         self.step = 0.0
         self.encodings = [ENCODING]  # as measured, one after the other; the last one from then on
         self.restart()
+        self._monkeypatch = monkeypatch
         real_time, call = time.time, deadline.InTime.__call__
+        self._now = lambda: real_time() + self._passed
 
         def after_step(in_time: deadline.InTime, training: Any) -> None:
             self.n_steps += 1
             self._passed += self.step
             call(in_time, training)
 
-        clock = SimpleNamespace(time=lambda: real_time() + self._passed, monotonic=lambda: self._passed)
+        clock = SimpleNamespace(time=lambda: self._now(), monotonic=lambda: self._passed)
         monkeypatch.setattr(deadline, "time", clock)
         monkeypatch.setattr(deadline.InTime, "__call__", after_step)
         monkeypatch.setattr(deadline, "_epoch_seconds", lambda training: self.epoch)
         monkeypatch.setattr(deadline, "_encoding_seconds", self._encoding)
+
+    def steps_take(self, seconds: float) -> None:
+        """Let each step take so long, and nothing else any time."""
+        start = time.time()
+        self.step = seconds
+        self._now = lambda: start + self._passed
+        self._monkeypatch.setattr(time, "time", self._now)
 
     def restart(self) -> None:
         """Begin to count and to measure time again, before another run."""
@@ -222,7 +231,7 @@ def test_epochs_that_take_longer_than_thought_become_fewer(
 def test_a_part_of_the_first_epoch_is_trained(
     night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine.step = EPOCH / STEPS_PER_EPOCH
+    machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     assert night.run(out, *machine.hours(0.55)) == 0
     facts = training_of(out)
     assert machine.n_steps == 6
@@ -237,7 +246,7 @@ def test_progress_never_exceeds_its_total(
     night: Night, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pipeline")
-    machine.step = EPOCH / STEPS_PER_EPOCH
+    machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     for n_epochs in (0.01, 0.55, 1.55):
         caplog.clear()
         machine.restart()
@@ -251,7 +260,7 @@ def test_progress_never_exceeds_its_total(
 
 
 def test_the_same_steps_give_the_same_features(night: Night, tmp_path: Path, machine: Machine) -> None:
-    machine.step = EPOCH / STEPS_PER_EPOCH
+    machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     made = [tmp_path / str(number) for number in range(2)]
     for out in made:
         machine.restart()
@@ -263,7 +272,7 @@ def test_the_same_steps_give_the_same_features(night: Night, tmp_path: Path, mac
 
 
 def test_a_resumed_run_knows_where_training_ended(night: Night, tmp_path: Path, machine: Machine) -> None:
-    machine.step = EPOCH / STEPS_PER_EPOCH
+    machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     flags = machine.hours(0.55, *STEPS)
     expected = tmp_path / "expected"
     assert night.run(expected, *flags) == 0
@@ -279,7 +288,7 @@ def test_a_resumed_run_knows_where_training_ended(night: Night, tmp_path: Path, 
 
 
 def test_a_deadline_within_an_epoch_ends_training_there(night: Night, out: Path, machine: Machine) -> None:
-    machine.step = 15.0  # so that 11 of them take longer than an epoch is said to take
+    machine.steps_take(15.0)  # so that 11 of them take longer than an epoch is said to take
     assert night.run(out, *machine.hours(1.55)) == 0
     facts = training_of(out)
     assert facts["deadline"]["n_epochs"] == len(facts["history"]) == 1
@@ -288,7 +297,7 @@ def test_a_deadline_within_an_epoch_ends_training_there(night: Night, out: Path,
 
 
 def test_one_disturbed_measurement_of_the_encoding_is_corrected(night: Night, out: Path, machine: Machine) -> None:
-    machine.step = EPOCH / STEPS_PER_EPOCH
+    machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     machine.encodings = [20 * ENCODING, ENCODING]
     assert night.run(out, *machine.hours(4.5)) == 0
     assert training_of(out)["deadline"]["n_epochs"] >= 3
@@ -296,7 +305,7 @@ def test_one_disturbed_measurement_of_the_encoding_is_corrected(night: Night, ou
 
 
 def test_a_training_that_ends_early_measures_the_encoding_again(night: Night, out: Path, machine: Machine) -> None:
-    machine.step = EPOCH / STEPS_PER_EPOCH
+    machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     machine.encodings = [ENCODING + EPOCH / 2, ENCODING + EPOCH / 2, ENCODING]  # a cold start that lasts
     assert night.run(out, *machine.hours(0.95)) == 0
     assert machine.n_steps == 10

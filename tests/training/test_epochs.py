@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -293,3 +294,27 @@ def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyP
 
     train(training(Slow(), replace(CONFIG, epochs=1000, checkpoint_minutes=1e6)), save)
     assert 3 <= n_saved <= 5, "2000 seconds of steps, and a save for every 500"
+
+
+class Slow(Counting):
+    """Takes a second for each call."""
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
+        self._clock[0] += 1.0
+        return super().take(learning_rates, with_cost)
+
+
+def test_an_epochs_seconds_are_those_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise what a deadline measures after a step would count as training, and leave time for fewer epochs."""
+    clock = [0.0]
+    monkeypatch.setattr("pipeline.training.epochs.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def advance(n_rows: int, training: object) -> None:
+        clock[0] += 1000.0
+
+    done = train(training(Slow(clock), CONFIG), advance=advance)
+    assert [epoch.seconds for epoch in done.history] == [2.0] * CONFIG.epochs
