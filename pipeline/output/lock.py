@@ -66,7 +66,9 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     try:
         yield Ledger(directory, disk)
     finally:
-        os.close(descriptor)
+        # The lock goes with the descriptor, even when a failing disk says that closing it failed.
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def objection(directory: Path) -> ShardpressError | None:

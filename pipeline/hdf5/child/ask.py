@@ -5,7 +5,6 @@ have one each, and keep them for the next question.
 """
 
 import atexit
-import errno
 import fcntl
 import json
 import os
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
+from pipeline.errors import STORAGE, DataError, ReadFailed, SystemLimit, shown
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 
@@ -32,7 +31,6 @@ __all__ = ["LIMITS", "ask", "believed", "retire"]
 _PROGRAM = "import sys; sys.path.insert(0, {!r}); from pipeline.hdf5.child.server import main; main()"
 _ROOT = str(Path(__file__).resolve().parents[3])
 _MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD", "PYTHON")
-_STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
 _MOST_WORDS = 2000
 _GRACE = 10.0  # seconds beyond its own patience, after which the child itself counts as stuck
 
@@ -279,7 +277,7 @@ def _refusal(said: dict[str, Any], where: str) -> Exception:
     if "system" in said:
         return SystemLimit(f"{where}: the process that looks at it cannot open it: {_words(said['system'])}.")
     words = _words(said.get("failed"))
-    if said.get("errno") in _STORAGE:
+    if said.get("errno") in STORAGE:
         return ReadFailed(f"{where}: {words}. Check the storage, then type the same command again.")
     return DataError(f"{where}: its structure cannot be read: {words}. The file is damaged: copy it again.")
 
