@@ -11,7 +11,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ShardpressError, VerificationFailed, system_limits
+from pipeline.errors import ShardpressError, VerificationFailed, system_failures
 from pipeline.runlog import RunLog, Terminal
 from pipeline.settings.config import Config
 from pipeline.settings.flags import parse
@@ -80,7 +80,7 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
         level = logging.WARNING if config.quiet else logging.DEBUG if config.verbose else logging.INFO
         for name in ("pipeline", "kernels"):  # not of Theano and Dask, whose details say nothing to a user
             logging.getLogger(name).setLevel(level)
-        with system_limits():
+        with system_failures():
             summary = _run(config, command, disk, run_log)
     except ShardpressError as error:
         log.error("%s: %s", type(error).__name__, error)

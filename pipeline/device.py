@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from kernels import compiler
 from kernels.calls import on_device
 from kernels.network import Network
 from pipeline.errors import (
+    STORAGE,
     ConfigError,
     DeviceError,
     DeviceLost,
     NotPermitted,
+    ReadFailed,
     ShardpressError,
     SystemLimit,
     WriteFailed,
@@ -158,6 +161,17 @@ def theanos_errors() -> Iterator[None]:
         raise found from error
 
 
+def _if_storage_failed(error: BaseException) -> ShardpressError | None:
+    """Return an error of ours for a failure of the storage, in whose place Theano may have raised another error."""
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, OSError) and each.errno in STORAGE:
+            where = f" file={shown(each.filename)}:" if each.filename else ""
+            return ReadFailed(f"{_COMPILE_CACHE}:{where} {each.strerror}. Check the storage, or choose another place.")
+        each = each.__cause__ or each.__context__
+    return None
+
+
 def _in_our_words(error: Exception) -> ShardpressError | None:
     """Ours for one of the kernels' errors, or for one that Theano has no class for; None for a fault of the program."""
     from kernels import backend, compilecache, compilelock, faults
@@ -183,8 +197,8 @@ def _in_our_words(error: Exception) -> ShardpressError | None:
             return WriteFailed(f"{error}. Free some space, or choose another place.")
     words = " ".join(str(error).split())
     # The disk first: Theano repeats what the compiler said, and there a full disk can read like a full memory.
-    if full := _if_full(words):
-        return full
+    if failure := _if_full(words) or _if_storage_failed(error):
+        return failure
     if faults.is_lost(error) or not backend.answers():
         why = f"the device is lost: {words}"
         lost = DeviceLost(
@@ -262,6 +276,12 @@ def _check_for_compiler(settings: Any) -> None:
     if settings.cxx:
         return
     if type(settings).cxx.is_default:  # else the user has chosen to go without
+        if shutil.which("g++") is not None:
+            raise SystemLimit(
+                "g++ was found, but could not be run while Theano was loaded: too few files or processes are allowed, "
+                "as a rule. Raise the limits (ulimit -n 4096, ulimit -u), then type the same command again; if it is "
+                "the same then, run g++ -v to see what is wrong with it."
+            )
         raise DeviceError(
             f"no C++ compiler: g++ was not found, and without one a run takes {_WITHOUT}. {_advice()}; with "
             "THEANO_FLAGS=cxx= it goes without."

@@ -5,10 +5,12 @@ An error's sentence says where (file, dataset, rows), what was found, what was e
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "STORAGE",
     "CannotCreate",
     "ConfigError",
     "DataError",
@@ -28,11 +30,17 @@ __all__ = [
     "counted",
     "shown",
     "some",
-    "system_limits",
+    "system_failures",
 ]
 
 # By which libraries that have no class for it say that the system has no more memory or threads.
 _OF_THE_SYSTEM = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
+# Errors of the operating system that no program can cause by itself, wherever they are raised.
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
+"""Error numbers by which storage says that it failed, and nothing about the file that was to be read."""
 
 
 class ShardpressError(Exception):
@@ -143,21 +151,44 @@ def some(words: Iterable[str], n: int) -> str:
 
 
 @contextmanager
-def system_limits() -> Iterator[None]:
-    """Turn what Python and its libraries raise where memory or threads run out into `SystemLimit`."""
+def system_failures() -> Iterator[None]:
+    """Turn what Python and its libraries raise when the system or the storage fails into an error of ours.
+
+    Raises
+    ------
+    SystemLimit
+        When memory, threads, processes or open files run out.
+    ReadFailed, WriteFailed
+        When the storage fails in a place that has no error of its own for it.
+    """
     try:
         yield
     except ShardpressError:
         raise
     except Exception as error:
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OF_THE_SYSTEM):
+        failure = _system_failure(error)
+        if failure is None:
             raise
-        why = f"{type(error).__name__}: {error}" if str(error) else "the memory has run out"
-        advice = "Raise its limits (ulimit -v, -u), or use fewer --threads."
-        limit = SystemLimit(f"the system gives no more: {shown(why)}. {advice}")
         for note in getattr(error, "__notes__", ()):
-            limit.add_note(note)
-        raise limit from error
+            failure.add_note(note)
+        raise failure from error
+
+
+def _system_failure(error: Exception) -> ShardpressError | None:
+    """Return the error of ours for a failure of the system or the storage; None for anything else."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in STORAGE or number in _DISK:
+        kind = ReadFailed if number in STORAGE else WriteFailed
+        name = getattr(error, "filename", None)
+        where = f"file={shown(name)}: " if name else ""
+        words = getattr(error, "strerror", None) or str(error)
+        return kind(f"{where}the storage failed: {shown(words)}. Check the disk, then type the same command again.")
+    is_limit = isinstance(error, MemoryError) or number in _LIMITS
+    if not is_limit and not any(sign in str(error) for sign in _OF_THE_SYSTEM):
+        return None
+    why = f"{type(error).__name__}: {error}" if str(error) else "the memory has run out"
+    advice = "Raise its limits (ulimit -v, -u, -n), or use fewer --threads."
+    return SystemLimit(f"the system gives no more: {shown(why)}. {advice}")
 
 
 def shown(name: object) -> str:

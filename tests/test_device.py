@@ -15,7 +15,16 @@ from kernels.compiler import CompilerFailed, CompilerMissing
 from kernels.faults import OutOfDeviceMemory
 from kernels.network import Network
 from pipeline.device import autoencoder_of, theanos_errors, training_step_of
-from pipeline.errors import DataError, DeviceError, DeviceLost, NotPermitted, ShardpressError, SystemLimit, WriteFailed
+from pipeline.errors import (
+    DataError,
+    DeviceError,
+    DeviceLost,
+    NotPermitted,
+    ReadFailed,
+    ShardpressError,
+    SystemLimit,
+    WriteFailed,
+)
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.resolve import Settings
 from pipeline.training.start import start_of
@@ -64,6 +73,16 @@ def test_what_has_run_out_or_failed_is_said_with_what_to_do(
         raise error
     assert str(caught.value).startswith(says)
     assert caught.value.__cause__ is error
+
+
+def test_a_failing_disk_is_found_behind_what_theano_makes_of_it() -> None:
+    """Theano raises an assertion while it handles the error of the system."""
+    words = "the compile cache .*: file=/cache/x: Input/output error"
+    failed = AssertionError("Input/output error")
+    failed.__context__ = OSError(errno.EIO, os.strerror(errno.EIO), "/cache/x")
+    with pytest.raises(ReadFailed, match=words) as caught, theanos_errors():
+        raise failed
+    assert caught.value.exit_code == 74
 
 
 @pytest.mark.parametrize("error", [DataError("ours: out of memory"), TypeError("a fault"), KeyboardInterrupt()])

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from pipeline import errors
-from pipeline.errors import DataError, ShardpressError, SystemLimit, counted, shown, system_limits
+from pipeline.errors import DataError, ShardpressError, SystemLimit, counted, shown, system_failures
 
 SYSEXITS = {
     "ShardpressError": 70,
@@ -70,7 +70,7 @@ def test_what_the_system_has_no_more_of_is_a_system_limit_with_all_that_was_note
     error.add_note("Not finished.")
     with (
         pytest.raises(SystemLimit, match=r"^the system gives no more: .*\. Raise") as caught,
-        system_limits(),
+        system_failures(),
     ):
         raise error
     assert caught.value.__notes__ == ["Not finished."]
@@ -78,6 +78,6 @@ def test_what_the_system_has_no_more_of_is_a_system_limit_with_all_that_was_note
 
 @pytest.mark.parametrize("error", [ValueError("x"), DataError("failed to map segment")])
 def test_other_errors_are_left_as_they_are(error):
-    with pytest.raises(type(error)) as caught, system_limits():
+    with pytest.raises(type(error)) as caught, system_failures():
         raise error
     assert caught.value is error

@@ -16,6 +16,7 @@ from pipeline.cluster.checks import (
     refusal,
 )
 from pipeline.cluster.proof import wait_for_answers, workers_of
+from pipeline.cluster.waiting import ask_all
 from pipeline.errors import ConfigError, TryAgain, shown, some
 
 __all__ = ["check"]
@@ -85,7 +86,8 @@ def check(client: Client, question: Question) -> None:
     if error := refusal(wrong):
         raise error
     client.subscribe_topic(_TURNED_AWAY, _tell)
-    client.register_plugin(Gate(question, here, client.id))
+    gate = Gate(question, here, client.id)
+    ask_all(lambda: client.register_plugin(gate), lambda: client.status == "running")
 
 
 def _check_scheduler(client: Client) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from distributed.versions import VersionMismatchWarning
 from pipeline.cluster.checks import Question
 from pipeline.cluster.gate import check
 from pipeline.cluster.proof import proofs
+from pipeline.cluster.pulse import watched
 from pipeline.cluster.security import address_in, checked, configured, is_written
 from pipeline.cluster.waiting import waited
 from pipeline.cluster.workers import Workers, hear
@@ -27,6 +29,7 @@ __all__ = ["given"]
 log = logging.getLogger(__name__)
 
 _CONNECT = 30.0  # seconds
+_CLOSE = 10.0  # seconds
 _PATIENCE = 1800.0  # seconds without any worker: a batch system may take its time
 _PROOF = 600.0  # seconds
 
@@ -59,14 +62,32 @@ def given(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
         _must_come(lambda: is_written(path), f"scheduler_file={shown(path)}")
         address = address_in(path)
     address = checked(address, config.insecure_cluster)
-    with _connected(address) as client:
-        _must_come(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
-        check(client, ask())
-        known = _known(client, config, start)
-        if config.dashboard:
-            log.info("cluster: Dask's own page is at %s", client.dashboard_link)
-        hear(client)
+    with _closing(_connected(address)) as client, watched(client):
+        try:
+            _must_come(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
+            check(client, ask())
+            known = _known(client, config, start)
+            if config.dashboard:
+                log.info("cluster: Dask's own page is at %s", client.dashboard_link)
+            hear(client)
+        except (OSError, CancelledError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "closed" not in str(error):
+                raise  # Dask has no class of its own for a question over connections that were given up
+            raise TryAgain(
+                f"scheduler: {shown(address)} does not answer any more: {error}. See whether it is running, then type "
+                "the same command again."
+            ) from error
         yield Workers(client, "scheduler", address, known, _PATIENCE)
+
+
+@contextmanager
+def _closing(client: Client) -> Iterator[Client]:
+    """Close a client at the end, but do not wait long for a scheduler that does not answer."""
+    try:
+        yield client
+    finally:
+        with suppress(OSError, TimeoutError):
+            client.close(timeout=_CLOSE)
 
 
 def _connected(address: str) -> Client:

@@ -9,13 +9,14 @@ from typing import TypeVar
 
 from pipeline import signals
 
-__all__ = ["waited"]
+__all__ = ["ask_all", "waited"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _LOOK = 0.1  # seconds
+_TRIES = 5
 _FIRST_TOLD, _TOLD_EVERY = 3.0, 30.0  # seconds
 
 
@@ -46,3 +47,23 @@ def waited(found: Callable[[], T], what: str, seconds: float) -> T:
             next_told = now + _TOLD_EVERY
         time.sleep(_LOOK)
     return it
+
+
+def ask_all(question: Callable[[], T], is_connected: Callable[[], bool]) -> T:
+    """Ask all workers something, and again when one of them is lost meanwhile: that ends the question for all of them.
+
+    Parameters
+    ----------
+    question : callable
+        May be asked twice of the same worker. It raises `OSError` when a worker is lost.
+    is_connected : callable
+        Whether the scheduler is still there: without it, the error is final.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return question()
+        except OSError as error:
+            if not is_connected():
+                raise
+            log.debug("cluster: a worker was lost meanwhile: %s", error)
+    return question()

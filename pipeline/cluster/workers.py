@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from typing import Any
 from uuid import uuid4
@@ -19,7 +20,9 @@ from distributed import Future as DaskFuture
 
 from pipeline import signals
 from pipeline.cluster.proof import at_work
+from pipeline.cluster.pulse import Pulse
 from pipeline.cluster.tally import Tally
+from pipeline.cluster.waiting import ask_all
 from pipeline.errors import ShardpressError, SystemLimit, TryAgain, counted
 from pipeline.signals import Stopped
 
@@ -157,7 +160,7 @@ class Workers:
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
         """What hands tasks to whichever workers are there."""
-        n_far = self._there("total_threads", 0)  # others may come, and have a share in what is left
+        n_far = self._n_threads()  # others may come, and have a share in what is left
         executor, over = ClusterExecutor(self._client, self.tally, n_far), threading.Event()
         watch = threading.Thread(target=self._watch, args=(executor, over), daemon=True)
         watch.start()
@@ -177,6 +180,7 @@ class Workers:
     def _watch(self, executor: ClusterExecutor, over: threading.Event) -> None:
         """End what waits for results that cannot come: whoever waits for them looks at nothing else."""
         last = told = time.monotonic()
+        pulse = Pulse(self._client)  # which never waits: a scheduler that says nothing must not keep a signal waiting
         while not over.wait(_LOOK):
             try:
                 signals.check()
@@ -185,7 +189,8 @@ class Workers:
             if self._client.status != "running":
                 return executor.fail(_lost())
             now = time.monotonic()
-            if self._there("n_workers", 1):
+            pulse.beat()
+            if pulse.n_workers != 0:
                 last = told = now
             elif now - last > self._patience:
                 return executor.fail(
@@ -195,11 +200,11 @@ class Workers:
                 told = now
                 log.warning("cluster: no worker is there; waiting for one, %.0f s so far", now - last)
 
-    def _there(self, what: str, if_lost: int) -> int:
-        """A number that the scheduler knows."""
+    def _n_threads(self) -> int:
+        """Return the number of the workers' threads; 0 where the connection is lost."""
         with suppress(OSError, RuntimeError):  # the connection has just gone: what the client says of it comes next
-            return int(self._client.scheduler_info(n_workers=0)[what])
-        return if_lost
+            return int(self._client.scheduler_info(n_workers=0)["total_threads"])
+        return 0
 
 
 @contextmanager
@@ -222,4 +227,4 @@ def hear(client: Client) -> None:
     nobody is told any more.
     """
     for name in OURS:
-        client.forward_logging(name, logging.WARNING)
+        ask_all(partial(client.forward_logging, name, logging.WARNING), lambda: client.status == "running")

@@ -54,7 +54,7 @@ from pipeline.output.records import (
     RECORDS,
     Entry,
     Record,
-    check_limits,
+    check_storage,
     files_of,
     is_left,
     plain_name,
@@ -225,7 +225,7 @@ class Ledger:
         try:
             data = path.read_bytes()
         except OSError as error:
-            check_limits(error, path)
+            check_storage(error, path)
             raise ValueError(f"file={shown(record.entry.file)}: {error.strerror}") from error
         if digest([data]) != record.entry.blake3:
             raise ValueError(f"file={shown(record.entry.file)}: not what was committed")
@@ -288,7 +288,11 @@ class Ledger:
 
     def _remove(self, name: str) -> None:
         path = self.directory / name
-        if path.is_symlink() or not path.is_dir():  # whatever its name, a directory is somebody else's
+        try:
+            is_file = path.is_symlink() or not path.is_dir()
+        except OSError as error:
+            raise write_error(error, path, "removing it") from error
+        if is_file:  # whatever its name, a directory is somebody else's
             remove(self.disk, path)
 
     def _sync(self, folder: str) -> None:

@@ -74,7 +74,9 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
             check()
         raise
     finally:
-        os.close(descriptor)
+        # The lock goes with the descriptor, even when a failing disk says that closing it failed.
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def objection(directory: Path) -> ShardpressError | None:

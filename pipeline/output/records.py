@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, shown
+from pipeline.errors import STORAGE, DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, shown
 from pipeline.formats import Digested, digest, seal, unseal
 from pipeline.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
 
@@ -32,6 +32,7 @@ __all__ = [
     "Entry",
     "Record",
     "check_limits",
+    "check_storage",
     "fault_of",
     "files_of",
     "is_index",
@@ -148,15 +149,15 @@ def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
     ------
     OSError, ValueError
         When it cannot be read, or is not as it was written.
-    NewerFormat, SystemLimit
-        Which say nothing against it: it is of a later version, or too many others are open.
+    NewerFormat, ReadFailed, SystemLimit
+        Which say nothing against it: it is of a later version, the storage failed, or too many others are open.
     """
     try:
         return unseal(form, path.read_bytes())
     except NewerFormat as error:
         raise NewerFormat(f"file={shown(path)}: {error}") from error
     except OSError as error:
-        check_limits(error, path)
+        check_storage(error, path)
         raise
 
 
@@ -164,6 +165,19 @@ def check_limits(error: OSError, path: Path) -> None:
     """Raise what says nothing about a file: that this process, or the system, has too many open."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise write_error(error, path, "reading it") from error
+
+
+def check_storage(error: OSError, path: Path) -> None:
+    """Raise what says nothing about a file of ours: that the storage failed, or what `check_limits` raises.
+
+    A result that cannot be read for now is not damaged, and is neither removed nor recomputed.
+    """
+    check_limits(error, path)
+    if error.errno in STORAGE:
+        raise ReadFailed(
+            f"file={shown(path)}: {error.strerror} while reading it. Check the storage, then type the same command "
+            "again. If this file alone stays unreadable, delete it: it is then recomputed."
+        ) from error
 
 
 def records_of(directory: Path, name: str) -> list[Record]:
@@ -296,6 +310,8 @@ def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
 
     Raises
     ------
+    ReadFailed
+        When the storage fails.
     SystemLimit
         When too many files are open.
     """
@@ -313,6 +329,6 @@ def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
             if digests and digest(iter(partial(file.read, _PIECE), b"")) != entry.blake3:
                 return f"{where}: its BLAKE3 is not the one committed: the content has changed"
     except OSError as error:
-        check_limits(error, path)
+        check_storage(error, path)
         return f"{where}: committed, but cannot be read: {error.strerror}"
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 
 from pipeline.errors import DataError, shown
 from pipeline.features import FAILURES, FEATURES, VALID, reading
+from pipeline.output.records import check_storage
 
 __all__ = ["Part", "drawn", "features_at"]
 
@@ -38,20 +41,59 @@ def features_at(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ------
     DataError
         When the part cannot be read.
+    ReadFailed, SystemLimit
+        When the storage or the system fails: that says nothing about the part.
     """
     try:
         with reading(path) as file:
             return _values(path, file[FEATURES], rows), file[VALID][()][rows]
     except FAILURES as error:
+        number = _error_number(error)
+        if number:
+            check_storage(OSError(number, os.strerror(number)), path)
         raise DataError(f"file={shown(path)}: cannot be read: {error}") from error
+
+
+def _error_number(error: BaseException) -> int | None:
+    """Return the system's error number of a failed read; HDF5 gives it in its text alone."""
+    found = re.search(r"errno = (\d+), error message", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
 
 
 def _values(path: Path, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     """Past HDF5 where values lie in one piece: of single rows it takes longer to be told which than to read them."""
     place = features.id.get_offset()
     if place is not None:
-        return np.asarray(np.memmap(path, features.dtype, "r", place, features.shape)[rows])
+        return _read_rows(path, place, features, rows)
     chunk = features.chunks[0] if features.chunks else 1
     starts = np.unique(rows // chunk) * chunk  # each chunk is undone once
     found = [features[start : start + chunk][rows[rows // chunk == start // chunk] - start] for start in starts]
     return np.concatenate([np.empty((0, *features.shape[1:]), features.dtype), *found])
+
+
+def _read_rows(path: Path, place: int, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Return rows of values that lie in one piece from `place` on.
+
+    By reads, not by a map of the file: where the disk fails or the file is cut short, a map ends the process (SIGBUS).
+    """
+    found = np.empty((len(rows), *features.shape[1:]), features.dtype)
+    row_bytes = found[:1].nbytes
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for i, row in enumerate(rows.tolist()):
+            data = _read_whole(descriptor, place + row * row_bytes, row_bytes)
+            found[i] = np.frombuffer(data, features.dtype).reshape(features.shape[1:])
+    finally:
+        os.close(descriptor)
+    return found
+
+
+def _read_whole(descriptor: int, offset: int, n_bytes: int) -> bytes:
+    """Return `n_bytes` of a file, however many reads that takes."""
+    data = b""
+    while len(data) < n_bytes:
+        piece = os.pread(descriptor, n_bytes - len(data), offset + len(data))
+        if not piece:
+            raise ValueError(f"the file ends at byte {offset + len(data)}")
+        data += piece
+    return data

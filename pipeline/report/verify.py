@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.columns import Columns
-from pipeline.errors import DataError, NoInput, counted, shown
+from pipeline.errors import DataError, NoInput, ReadFailed, counted, shown
 from pipeline.model import load_model
 from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
 from pipeline.report.encoded import Encoded
@@ -109,9 +109,17 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
 
 def _faults(directory: Path, entries: list[Entry]) -> list[Fault]:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "verify") as pool:
-        faults = pool.map(partial(fault_of, directory), entries)
+        faults = pool.map(partial(_fault_of, directory), entries)
         found = [(entry.file, fault) for entry, fault in zip(entries, faults, strict=True) if fault]
     return [Fault(name, fault.removeprefix(f"file={shown(directory / name)}: ")) for name, fault in found]
+
+
+def _fault_of(directory: Path, entry: Entry) -> str | None:
+    """Return what is wrong with a file; one that the storage cannot read is reported like a damaged one."""
+    try:
+        return fault_of(directory, entry)
+    except ReadFailed as error:
+        return str(error)
 
 
 def _encoded(directory: Path, manifest: Mapping[str, Any]) -> Encoded:

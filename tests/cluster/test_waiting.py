@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.cluster import waiting
-from pipeline.cluster.waiting import waited
+from pipeline.cluster.waiting import ask_all, waited
 from pipeline.signals import Stopped, stoppable
 
 
@@ -51,3 +51,32 @@ def test_a_wait_has_an_end_and_says_now_and_then_what_for(caplog: pytest.LogCapt
 def test_a_signal_ends_a_wait() -> None:
     with stoppable(), pytest.raises(Stopped):
         waited(lambda: os.kill(os.getpid(), signal.SIGTERM), "nothing", 60)
+
+
+class Question:
+    """Fails a number of times, as one to all workers does when one of them is lost."""
+
+    def __init__(self, n_failures: int) -> None:
+        self.n_left = n_failures
+
+    def __call__(self) -> str:
+        if self.n_left == 0:
+            return "answer"
+        self.n_left -= 1
+        raise OSError("Stream is closed")
+
+
+def test_a_lost_worker_does_not_end_a_question_to_all() -> None:
+    assert ask_all(Question(0), lambda: True) == "answer"
+    assert ask_all(Question(4), lambda: True) == "answer"
+
+
+def test_a_question_is_not_asked_for_ever() -> None:
+    with pytest.raises(OSError, match="closed"):
+        ask_all(Question(99), lambda: True)
+
+
+def test_a_lost_scheduler_ends_a_question() -> None:
+    question = Question(1)
+    with pytest.raises(OSError, match="closed"):
+        ask_all(question, lambda: False)

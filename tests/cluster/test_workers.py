@@ -17,7 +17,7 @@ from distributed import Future as DaskFuture
 from distributed import KilledWorker, LocalCluster
 from distributed.comm import CommClosedError
 
-from pipeline.cluster import workers
+from pipeline.cluster import pulse, workers
 from pipeline.cluster.executor import compute
 from pipeline.cluster.proof import at_work
 from pipeline.cluster.workers import Workers
@@ -49,6 +49,7 @@ class Client:
     def __init__(self, n_workers: int = 1) -> None:
         self.status, self.n_workers, self.taken_back = "running", n_workers, False
         self.loop = self  # in which what is called has a thread of its own
+        self.scheduler = self
 
     def add_callback(self, function: Any, *arguments: Any) -> None:
         threading.Thread(target=lambda: asyncio.run(function(*arguments)), daemon=True).start()
@@ -69,6 +70,9 @@ class Client:
 
     def scheduler_info(self, n_workers: int) -> dict[str, int]:
         return {"n_workers": self.n_workers, "total_threads": self.n_workers}
+
+    async def identity(self, n_workers: int) -> dict[str, int]:
+        return self.scheduler_info(n_workers)
 
 
 def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
@@ -180,3 +184,45 @@ def test_a_result_counts_though_its_worker_dies_as_it_comes(monkeypatch: pytest.
         DaskClient(cluster) as client,
     ):
         assert run(client) == [0, 1, 2]
+
+
+class Silent(Client):
+    """Of a scheduler that takes questions and answers none of them, as one does that was stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_given_up = threading.Event()
+        self.scheduler_comm = self.rpc = self
+
+    async def identity(self, n_workers: int) -> dict[str, int]:
+        self.is_given_up.wait(60)
+        raise CommClosedError("given up")
+
+    def abort(self) -> None:
+        self.status = "connecting"
+        self.is_given_up.set()
+
+    async def close(self) -> None:
+        pass
+
+
+def test_a_scheduler_that_does_not_answer_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pulse, "_LOOK", 0.01)
+    monkeypatch.setattr(pulse, "_SILENT", 0.05)
+    client: Any = Silent()
+    with pulse.watched(client), refused(75, "the connection to the scheduler is lost"):
+        run(client)
+    assert client.is_given_up.is_set()
+    assert "has not answered for" in caplog.text
+
+
+def test_a_signal_ends_a_run_whose_scheduler_does_not_answer() -> None:
+    class Tells(Silent):
+        def work(self, future: Future[Any], function: Any) -> None:
+            if str(function) == "0":  # a second one would end the process
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with stoppable(), pytest.raises(Stopped):
+        run(Tells())

@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.support.fuzzing import fuzz
+from tests.support import hostile
+from tests.support.checksummed import repair, structures_of
+from tests.support.fuzzing import checksummed, fuzz, make_corpus
 
 pytestmark = pytest.mark.process
 
@@ -19,3 +21,29 @@ def test_damaged_files_are_read_or_refused_and_reach_nothing_else():
     assert outcome.n_bytes < 2**27
     most = outcome.most
     assert (most.n_calls < 2**16, most.n_reads < 2**10, most.n_bytes < 2**22) == (True, True, True), most
+
+
+def test_damage_with_repaired_checksums_is_read_or_refused():
+    """Each change reaches the parser behind a checksum."""
+    outcome = fuzz(120, seed=2, in_structures=True)
+    assert outcome.faults == []
+    assert sum(outcome.counts.values()) == 120
+    assert outcome.counts["accepted"] > 15
+    assert sum(count for kind, count in outcome.counts.items() if kind != "accepted") > 50
+    assert outcome.n_opens == 0
+    assert outcome.n_bytes < 2**27
+
+
+def test_structures_are_found_with_their_checksums(tmp_path):
+    """All kinds that h5py writes, and those alone that are whole."""
+    corpus = make_corpus(tmp_path, hostile.secret(tmp_path))
+    found = {each.name for content, structures in checksummed(corpus) for each in structures}
+    trees_and_heaps = {"BTHD", "BTLF", "BTIN", "FRHP", "FHDB", "FHIB"}
+    assert found >= {"HDF", "OHDR", "OCHK", "EAHD", "EADB", "FAHD", "FADB"} | trees_and_heaps
+    content, structures = checksummed(corpus)[-1]
+    changed = bytearray(content)
+    for each in structures:
+        changed[each.stop - 1] ^= 1
+    repair(changed, structures)
+    still_right = {each.place for each in structures_of(bytes(changed))}
+    assert {each.place for each in structures} <= still_right

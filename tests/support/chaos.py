@@ -1,11 +1,13 @@
-"""Kill workers of a run every moment, then its scheduler: typed again, it ends with the same bits all the same.
+"""Kill and stop workers of a run every moment, then its scheduler: typed again, it ends with the same bits.
 
-    python -m tests.support.chaos 5         so many rounds; a second number is the seed
+    python -m tests.support.chaos 5             this many rounds; a second number is the seed
     python -m tests.support.chaos 5 0 hosts     each worker on a host of its own, which is cut off now and then (root)
 
-A round starts the program on a scheduler with four workers, kills one of them after the other and starts new ones in
-their places, kills the scheduler, starts that anew with four workers, and types the same command again, with more
-deaths. The first thing that is not as promised ends it all with exit code 1, and its directory is kept.
+A round starts the program on a scheduler with four workers and harms one of them after the other: it is killed, or
+stopped (SIGSTOP) for good or for some seconds, and a new one starts in the place of one that has gone. The scheduler
+itself is stopped for some seconds now and then. In one of the stages it is killed, started anew with four workers, and
+the same command is typed again, with more harm. The first thing that is not as promised ends it all with exit code 1,
+and its directory is kept.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +41,12 @@ _WORKERS = 4
 _REPLICAS = ("--replicas", "2", "--batch-size", "4", "--epochs", "3", "--memory-budget", "64MiB")
 _PAUSES = (0.5, 2.0)  # seconds between two deaths
 _CUT_OFF = (1.0, 9.0)  # seconds: Dask takes a worker for dead after 5
+# Lines of the log after which the scheduler dies, and parts that must have been written by then.
+STAGES = {
+    "scan": r" INFO cluster: \d+ workers?: ",
+    "training": r" INFO training: \d+ rows",
+    "encoding": r" INFO training: ((\d+)/\2 rows|an earlier run has finished it)",
+}
 _SLOW = ("--preload", "tests.support.slow")
 _LOST, _GIVEN_UP = 75, 71  # by which a run may end; the second when one task has met with every death
 _MOST = 8  # times that a command is typed
@@ -49,8 +58,10 @@ class Round:
 
     Attributes
     ----------
-    n_killed, n_cut_off : int
-        Workers.
+    n_killed, n_cut_off, n_stopped : int
+        Workers; and of those that were stopped, also the scheduler.
+    stage : str
+        In which the scheduler was killed.
     n_parts : int
         Committed when the scheduler was killed.
     codes : list of int
@@ -59,13 +70,15 @@ class Round:
 
     n_killed: int
     n_cut_off: int
+    n_stopped: int
+    stage: str
     n_parts: int
     codes: list[int]
 
     def __str__(self) -> str:
         return (
-            f"{self.n_killed} workers killed, {self.n_cut_off} cut off; {self.n_parts} parts committed when the "
-            f"scheduler was killed; exit codes {self.codes}"
+            f"{self.n_killed} workers killed, {self.n_cut_off} cut off, {self.n_stopped} processes stopped; "
+            f"{self.n_parts} parts committed when the scheduler was killed ({self.stage}); exit codes {self.codes}"
         )
 
 
@@ -78,7 +91,7 @@ class _Night:
         self._program = copy(victim.program)
         self._program.command = [*self._places[0].command, *self._program.command]
         self._there: dict[int, str] = {}  # workers, by the host that they are on
-        self.n_killed = self.n_cut_off = self._n_started = self._n_typed = 0
+        self.n_killed = self.n_cut_off = self.n_stopped = self._n_started = self._n_typed = 0
 
     def start(self, output: Path) -> subprocess.Popen[bytes]:
         """The program, and four workers for it."""
@@ -110,7 +123,12 @@ class _Night:
 
     def has_harmed(self, n: int) -> bool:
         """Whether so many workers have died or were cut off."""
-        return self.n_killed + self.n_cut_off >= n
+        return self.n_killed + self.n_cut_off + self.n_stopped >= n
+
+    def has_begun(self, stage: str) -> bool:
+        """Return whether the last run has come to a stage."""
+        last = re.split(STAGES["scan"], self._cluster.said("driver"))[self._n_typed :]
+        return bool(last) and (stage == "scan" or re.search(STAGES[stage], "".join(last)) is not None)
 
     def _harm(self, i: int) -> None:
         if self._hosts and self._rng.random() < 0.5:
@@ -118,9 +136,20 @@ class _Night:
             time.sleep(self._rng.uniform(*_CUT_OFF))
             self._hosts.plug(i)
             self.n_cut_off += 1
-        else:
+            return
+        what = self._rng.choice(["kill", "kill", "stop", "stop for good", "stop scheduler"])
+        if what == "kill":
             self._kill(i)
             self.n_killed += 1
+            return
+        name = "scheduler" if what == "stop scheduler" else self._there[i]
+        self._cluster.kill(name, signal.SIGSTOP)
+        self.n_stopped += 1
+        if what == "stop for good":
+            del self._there[i]  # another one takes its place; the scheduler gives up this one
+            return
+        time.sleep(self._rng.uniform(*_CUT_OFF))
+        self._cluster.kill(name, signal.SIGCONT)
 
     def _kill(self, i: int) -> None:
         self._cluster.kill(self._there.pop(i))
@@ -147,13 +176,14 @@ class _Night:
 
 def _round(victim: Victim, folder: Path, hosts: Hosts | None, rng: random.Random) -> Round:
     output, codes = folder / "out", list[int]()
-    settings = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s"} if hosts else {}
+    settings = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "1s"}
     with Cluster(folder / "cluster", hosts.places[0] if hosts else HERE, **settings) as cluster:
         night = _Night(victim, cluster, hosts, rng)
         process = night.start(output)
         try:
-            n_parts = rng.randint(1, 30)
-            night.disturb(process, lambda: len(list(output.glob("parts/*.h5"))) >= n_parts)
+            stage = rng.choice(list(STAGES))
+            n_parts = rng.randint(1, 30) if stage == "encoding" else 0
+            night.disturb(process, lambda: night.has_begun(stage) and len(list(output.glob("parts/*.h5"))) >= n_parts)
             cluster.kill("scheduler")
             codes.append(process.wait(DEADLINE))
             n_parts = sum(key.startswith("part") for key in committed(output))
@@ -171,7 +201,7 @@ def _round(victim: Victim, folder: Path, hosts: Hosts | None, rng: random.Random
     victim.check(output)
     if twice := [key for key, n in Counter(record["key"] for record in records(output)).items() if n > 1]:
         raise Broken(f"committed twice: {twice}")
-    return Round(night.n_killed, night.n_cut_off, n_parts, codes)
+    return Round(night.n_killed, night.n_cut_off, night.n_stopped, stage, n_parts, codes)
 
 
 def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None) -> Iterator[Round]:

@@ -1,11 +1,13 @@
 """Damage small HDF5 files at random, and see that each is read or refused, in bounds, and reaches nothing else.
 
-python -m tests.support.fuzzing 10000 [seed]
+python -m tests.support.fuzzing 10000                 this many files; a second number is the seed
+python -m tests.support.fuzzing 10000 0 structures    damage inside structures, whose checksums are repaired
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -21,10 +23,13 @@ import numpy as np
 
 from pipeline.errors import ShardpressError
 from pipeline.hdf5.child.ask import LIMITS, ask
+from pipeline.hdf5.plain.describe import describe_plain
+from pipeline.hdf5.superblock import signature_at
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block, blocks
 from tests.support import hostile
+from tests.support.checksummed import Structure, repair, structures_of
 from tests.support.work import Work, counted
 
 FILES = Path(__file__).parents[1] / "files"  # as other software writes them
@@ -62,8 +67,14 @@ class Outcome:
     n_bytes: int = 0
 
 
-def fuzz(n: int, seed: int = 0) -> Outcome:
-    """Vet `n` damaged files, and read all rows and riders of those that pass."""
+def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
+    """Vet `n` damaged files, and read all rows and riders of those that pass.
+
+    Parameters
+    ----------
+    in_structures : bool
+        Damage structures that have a checksum, and repair it, so that every change reaches the parser.
+    """
     outcome = Outcome()
     before, LIMITS.seconds = LIMITS.seconds, SECONDS
     try:
@@ -72,10 +83,12 @@ def fuzz(n: int, seed: int = 0) -> Outcome:
             corpus = make_corpus(Path(folder), secret)
             followed = [str(stacked_files(Path(folder)))]
             open_all(corpus, Path(folder), followed)
+            sound = checksummed(corpus) if in_structures else []
             at_start = _reset_peak()
             with hostile.opens(secret) as opens:
                 for i in range(n):
-                    content = mutant(corpus, np.random.default_rng((seed, i)))
+                    rng = np.random.default_rng((seed, i))
+                    content = structure_mutant(sound, rng) if in_structures else mutant(corpus, rng)
                     _try(Path(folder) / "x.h5", content, i, outcome, followed[: i % 2])
             outcome.n_opens = opens[0]
             outcome.n_bytes = _peak() - at_start
@@ -95,6 +108,8 @@ def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[st
 
 def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> str:
     """What became of a file: ``accepted``, or a kind of error."""
+    if _readers_differ(path):
+        outcome.faults.append(f"{i}: the reader in Python and HDF5 describe it differently")
     try:
         shards = open_shards([str(path)], None, None, followed, _orientation(content, i), _carry(content))
         for block in blocks(shards, max(1, -(-shards[0].n_rows // 3))):
@@ -120,6 +135,20 @@ def _orientation(content: bytes, i: int) -> str | None:
 def _carry(content: bytes) -> list[str]:
     """What is named of a file in which something lies elsewhere than beside the rows."""
     return ["obs/kind", "obs/whole"] if b"T cell" in content else []
+
+
+def _readers_differ(path: Path) -> bool:
+    """Return whether the reader in Python and the child both describe a file, and not in the same way."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        ours = describe_plain(file.fileno(), size, None, base=signature_at(file.fileno(), size) or 0)
+        if ours is None:
+            return False
+        try:
+            facts, arrays = ask("describe", file.fileno(), [None], "")
+        except ShardpressError:
+            return False
+    return ours[0] != facts or [each.tolist() for each in ours[1]] != [each.tolist() for each in arrays]
 
 
 def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
@@ -249,6 +278,12 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file.create_dataset("df/table", data=records, **how)
         file["df/_i_table/index/bounds"] = ROWS
 
+    def crowded(file: h5py.File) -> None:
+        """More names and chunks than one node of an index holds."""
+        file.create_dataset("X", data=np.tile(ROWS, (4, 1)), chunks=(1, 1), maxshape=(None, None))
+        for i in range(80):
+            file[f"a dataset of number {i}"] = np.arange(120, dtype="u1")
+
     writers: list[Callable[[h5py.File], object]] = [
         everything,
         lambda file: everything(file, chunks=(7, 1), compression="gzip", shuffle=True),
@@ -272,6 +307,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         lambda file: sparse(file, chunks=(7,), compression="gzip"),
         table,
         lambda file: table(file, chunks=(7,), maxshape=(None,), compression="lzf", shuffle=True),
+        crowded,
     ]
     corpus = [path.read_bytes() for path in sorted(FILES.iterdir()) if path.stem not in REFUSED + NO_HDF5]
     for i, write in enumerate(writers):
@@ -306,6 +342,40 @@ def mutant(corpus: list[bytes], rng: np.random.Generator) -> bytes:
     if rng.random() < 0.8:
         mend(content)
     return bytes(content)
+
+
+def checksummed(corpus: list[bytes]) -> list[tuple[bytes, list[Structure]]]:
+    """Return the files that have structures with a checksum, each with these."""
+    found = [(content, structures_of(content)) for content in corpus]
+    return [(content, structures) for content, structures in found if structures]
+
+
+def structure_mutant(sound: list[tuple[bytes, list[Structure]]], rng: np.random.Generator) -> bytes:
+    """One of the files, with one to three structures changed and all checksums right."""
+    original, structures = sound[rng.integers(len(sound))]
+    content = bytearray(original)
+    # A kind first, so that headers of objects, of which there are many, do not hide the rest.
+    kinds = sorted({each.name for each in structures})
+    for _ in range(rng.integers(1, 4)):
+        kind = kinds[rng.integers(len(kinds))]
+        alike = [each for each in structures if each.name == kind]
+        _change(content, alike[rng.integers(len(alike))], rng)
+    repair(content, structures)
+    if rng.random() < 0.5:
+        mend(content)  # where a length was changed, too, as the header now says
+    return bytes(content)
+
+
+def _change(content: bytearray, structure: Structure, rng: np.random.Generator) -> None:
+    """Change a field, or a bit, after the signature of a structure."""
+    width = int(rng.choice([1, 1, 1, 2, 4, 8]))
+    place = int(rng.integers(structure.start + 4, structure.stop))
+    width = min(width, structure.stop - place)
+    old = int.from_bytes(content[place : place + width], "little")
+    near = [old + 1, old - 1, 2 * old, old // 2, old ^ 1 << int(rng.integers(8 * width))]
+    choices = [*near, *_WORDS, int(rng.integers(0, len(content)))]
+    new = choices[rng.integers(len(choices))] % 256**width
+    content[place : place + width] = new.to_bytes(width, "little")
 
 
 def _place(content: bytearray, rng: np.random.Generator) -> int:
@@ -425,9 +495,10 @@ def _peak() -> int:
 def main() -> int:
     """Print what came of as many files as the command line asks for."""
     n, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    in_structures = "structures" in sys.argv
     logging.disable(logging.WARNING)
     start = time.monotonic()
-    outcome = fuzz(n, seed)
+    outcome = fuzz(n, seed, in_structures)
     for kind, count in outcome.counts.most_common():
         print(f"{count:7d}  {kind}")
     for fault in outcome.faults:

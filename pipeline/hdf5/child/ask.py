@@ -5,7 +5,6 @@ have one each, and keep them for the next question.
 """
 
 import atexit
-import errno
 import fcntl
 import json
 import logging
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.childprocess import ChildProcess
-from pipeline.errors import DataError, ReadFailed, SystemLimit, shown
+from pipeline.errors import STORAGE, DataError, ReadFailed, SystemLimit, shown
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.limits import MOST_ANSWER_BYTES
 
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 
 _MODULE = "pipeline.hdf5.child.server"
 _MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")
-_STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
 _MOST_WORDS = 2000
 _SECONDS_AT_LEAST, _BYTES_PER_SECOND = 10.0, 2**20  # of processor time: a small file has little structure to read
 _CLOCK_PER_PROCESSOR = 10  # seconds by the clock for one of the processor, on a busy machine
@@ -306,7 +304,7 @@ def _refusal(said: dict[str, Any], where: str) -> Exception:
     if "system" in said:
         return SystemLimit(f"{where}: the process that looks at it cannot open it: {_words(said['system'])}.")
     words = _words(said.get("failed"))
-    if said.get("errno") in _STORAGE:
+    if said.get("errno") in STORAGE:
         return ReadFailed(f"{where}: {words}. Check the storage, then type the same command again.")
     return DataError(f"{where}: its structure cannot be read: {words}. The file is damaged: copy it again.")
 

@@ -1,0 +1,147 @@
+"""Processes of a cluster that are stopped (SIGSTOP): they keep their connections open and say nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.clusters import Cluster, until
+from tests.support.interpreters import REPOSITORY, environment
+from tests.support.killing import features_of
+from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patched
+from tests.support.soak_protocol import broken_promises, leftovers
+from tests.support.standin import Night, install
+from tests.support.standin import features_of as features_of_standin
+
+pytestmark = pytest.mark.process
+
+SIZES = [16] * 6  # rows of a part each
+BY_PATIENCE = "from pipeline.cluster import pulse; pulse._SILENT = 3.0"
+# A driver in a process of its own, with the stand-in for its device.
+DRIVER = """
+import sys
+import pytest
+from pipeline import cli
+from tests.support.standin import install
+{line}
+install(pytest.MonkeyPatch())
+sys.exit(cli.main("", sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Night]:
+    """Provide six shards of one part each."""
+    install(monkeypatch)
+    before = os.getcwd()
+    yield Night(tmp_path, *SIZES)
+    os.chdir(before)
+
+
+@contextmanager
+def driver(night: Night, output: Path, cluster: Cluster, line: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """Provide a run on the cluster, which has ended when the context has; its log is ``driver.log``."""
+    arguments = night.arguments(output, "--scheduler-file", str(cluster.file))
+    command = [sys.executable, "-c", DRIVER.format(line=line), *arguments]
+    with open(cluster.folder / "driver.log", "wb") as log:
+        process = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def start_worker(cluster: Cluster, name: str) -> None:
+    """Start one that takes its time for each block, so that it is met at work."""
+    cluster.start_worker(name, "--preload", "tests.support.befallen", "--preload", "tests.support.slow")
+    cluster.wait_for(name)
+
+
+def has_parts(output: Path) -> Callable[[], bool]:
+    return lambda: len(list(output.glob("parts/*.h5"))) >= 2
+
+
+def test_a_stopped_scheduler_is_given_up(wide: Night, tmp_path: Path) -> None:
+    assert wide.run(tmp_path / "expected") == 0
+    output = tmp_path / "out"
+    with Cluster(tmp_path / "cluster") as cluster:
+        start_worker(cluster, "w0")
+        with driver(wide, output, cluster, BY_PATIENCE) as process:
+            until(has_parts(output), "parts", DEADLINE)
+            cluster.kill("scheduler", signal.SIGSTOP)
+            assert process.wait(DEADLINE) == 75, cluster.said("driver")
+        assert "has not answered for" in cluster.said("driver")
+        assert "Traceback" not in cluster.said("driver")
+        assert broken_promises(output) == []
+        # Without a cluster the same command goes on.
+        assert wide.run(output) == 0
+    assert features_of_standin(output) == features_of_standin(tmp_path / "expected")
+    assert leftovers(output) == []
+
+
+def test_a_scheduler_that_stops_at_the_start_is_given_up(wide: Night, tmp_path: Path) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        # Without any worker, so that the run waits for one.
+        with driver(wide, tmp_path / "out", cluster, BY_PATIENCE) as process:
+            until(lambda: "waiting for a worker" in cluster.said("driver"), "the run to wait", DEADLINE)
+            cluster.kill("scheduler", signal.SIGSTOP)
+            assert process.wait(DEADLINE) == 75, cluster.said("driver")
+        assert "does not answer any more" in cluster.said("driver")
+        assert "Traceback" not in cluster.said("driver")
+
+
+def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Night, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with Cluster(tmp_path / "cluster") as cluster:
+        start_worker(cluster, "w0")
+        with driver(wide, output, cluster) as process:
+            until(has_parts(output), "parts", DEADLINE)
+            cluster.kill("scheduler", signal.SIGSTOP)
+            process.terminate()
+            assert process.wait(DEADLINE) == 128 + signal.SIGTERM, cluster.said("driver")
+        assert "stopped by SIGTERM" in cluster.said("driver")
+        assert "Traceback" not in cluster.said("driver")
+
+
+# Of its own workers, which the scheduler in the driver gives up sooner than by default.
+SOON = """
+import sys
+sys.path.insert(0, "scripts")
+import dask
+refresh = dask.config.refresh
+def refresh_and_set(*arguments, **named):
+    refresh(*arguments, **named)
+    dask.config.set({"distributed.scheduler.worker-ttl": "1s"})
+dask.config.refresh = refresh_and_set
+import extract
+sys.exit(extract.main())
+"""
+
+
+def test_a_stopped_worker_of_the_run_itself_is_replaced(small: Small, tmp_path: Path) -> None:
+    """It is never continued."""
+    process = patched(small, SOON).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if b" INFO cluster: 2 workers: " in line:
+                below = list(descendants(process.pid))
+                nannies = {pid for pid, parent in below if parent == process.pid}
+                children = [pid for pid, parent in below if parent in nannies]
+                worker = next(pid for pid in children if "spawn_main" in " ".join(arguments_of(pid)))
+                os.kill(worker, signal.SIGSTOP)
+                break
+        ends_well(process)
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert features_of(tmp_path / "out") == small.features
+    assert leftovers(tmp_path / "out") == []

@@ -1,0 +1,129 @@
+"""Whole runs whose system calls fail below Python, and runs under limits of the system: a sample of ``make soak``."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.aborted import abort_at_calls, objection
+from tests.support.failing_calls import Ended, Fault, Runs, Scene, started, sweep, trouble
+from tests.support.faulty import forked
+
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is needed to compile the library of failing calls"),
+]
+
+EVERY_CHANGE = "write,fsync,close,rename,reserve,unlink,open,mkdir"
+ANYTHING = f"{EVERY_CHANGE},read,stat,list"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    with started(tmp_path_factory.mktemp("runs")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def scene(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scene]:
+    """Provide a kind of run, made once."""
+    known: dict[str, Scene] = {}
+
+    def of_kind(kind: str) -> Scene:
+        if kind not in known:
+            known[kind] = Scene(runs, tmp_path_factory.mktemp("scene") / kind.replace(" ", "-"), kind)
+        return known[kind]
+
+    return of_kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "calls", "code", "always", "every"),
+    [
+        ("new", "output", EVERY_CHANGE, errno.EIO, False, 43),
+        ("new", "output", EVERY_CHANGE, errno.EROFS, True, 71),
+        ("new", "output", ANYTHING, errno.EIO, True, 97),
+        ("new", "output", "read", errno.EIO, False, 17),
+        ("new", "shards", "read", errno.EIO, True, 17),
+        ("new", "shards", "list", errno.EIO, True, 1),
+        ("resumed", "output", "read", errno.EIO, False, 9),
+        ("resumed", "output", "stat", errno.EIO, True, 11),
+        ("finished", "output", "read", errno.EIO, True, 9),
+    ],
+)
+def test_calls_that_fail_lose_nothing(
+    scene: Callable[[str], Scene], kind: str, where: str, calls: str, code: int, always: bool, every: int
+) -> None:
+    codes, wrong = sweep(scene(kind), where, calls, code, always, every)
+    assert wrong == []
+    assert codes.total() > 0
+
+
+def test_reads_and_writes_may_be_short(scene: Callable[[str], Scene]) -> None:
+    """All of them at once: each transfers half of what it could."""
+    for folder in (scene("new").output, scene("new").shards):
+        code, wrong = scene("new").meets(Fault(folder, "read,write", 0, code=0, always=True))
+        assert (code, wrong) == (0, "")
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(scene: Callable[[str], Scene], code: int) -> None:
+    its_code, wrong = scene("new").meets(Fault(scene("new").output, "flock", 0, code, always=True))
+    assert (its_code, wrong) == (75, "")
+
+
+def test_inputs_need_no_locks(scene: Callable[[str], Scene]) -> None:
+    fault = Fault(scene("new").shards, "flock", 0, errno.ENOLCK, always=True)
+    assert scene("new").meets(fault) == (0, "")
+    assert scene("new").run(fault).n_calls == 0
+
+
+@pytest.mark.parametrize("limit", [12, 14, 17, 20, 24, 32])
+def test_few_open_files_end_a_run_with_a_sentence(scene: Callable[[str], Scene], limit: int) -> None:
+    code, wrong = scene("new").meets(RLIMIT_NOFILE=limit)
+    assert wrong == ""
+    assert code in (0, 71)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 100, 3000, 10_000, 40_000])
+def test_a_limit_of_file_sizes_ends_a_run_with_a_sentence(scene: Callable[[str], Scene], limit: int) -> None:
+    code, wrong = scene("new").meets(RLIMIT_FSIZE=limit)
+    assert wrong == ""
+    assert code in (0, 73, 74)
+
+
+def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
+    """A real one, at a sample of moments."""
+    if why := objection():
+        pytest.skip(why)
+    code, codes = forked(lambda: abort_at_calls(tmp_path, every=40))
+    assert code == 0
+    assert sum(codes.values()) >= 4
+    assert set(codes) <= {"73", "74"}
+
+
+def test_checks_of_failing_runs_see_what_is_wrong() -> None:
+    """An exit code or a text that no run may end with."""
+    last_line = "12:00:00 ERROR Nothing was started. Type the same command again."
+    assert trouble(Ended(0, 0, "Done")) == ""
+    assert trouble(Ended(74, 0, last_line)) == ""
+    assert "without a last line" in trouble(Ended(74, 0, "12:00:00 ERROR ReadFailed: x"))
+    assert "exit code 70" in trouble(Ended(70, 0, last_line))
+    assert "exit code -9" in trouble(Ended(-9, 0, last_line))
+    assert "traceback" in trouble(Ended(74, 0, f"Traceback (most recent call last):\nOSError: x\n{last_line}"))
+
+
+def test_results_that_vanish_are_seen(scene: Callable[[str], Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    resumed = scene("resumed")
+
+    def run_that_loses(fault: Fault | None = None, **limits: int) -> Ended:
+        shutil.rmtree(resumed.output)
+        return Ended(74, 0, "12:00:00 ERROR Nothing was started.")
+
+    monkeypatch.setattr(resumed, "run", run_that_loses)
+    _, wrong = resumed.meets()
+    assert wrong.startswith("lost: ")

@@ -1,0 +1,156 @@
+"""A disk that turns read-only in the middle of a run, as ext4 does after an error. For root, with a loop device.
+
+    python -m tests.support.aborted         before every call that a run makes of its disk; prints how many there were
+    python -m tests.support.aborted 20      before every twentieth call
+
+The file system is real: ext4 in a file, in a mount namespace of its own, whose journal is aborted by
+``mount -o remount,abort``. Afterwards it is checked (e2fsck), mounted again, and the same command is typed again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.output.disk import Disk
+from tests.support.failing_calls import kept
+from tests.support.faulty import Watched, forked
+from tests.support.soak_protocol import broken_promises, leftovers
+from tests.support.standin import Night, features_of, install
+
+__all__ = ["abort_at_calls", "objection"]
+
+_MIB = 64  # size of the file system
+_STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
+_NEW_MOUNTS, _PRIVATE = 0x20000, 0x44000  # of Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE
+
+
+def objection() -> str:
+    """Say why this machine cannot do it; empty if it can."""
+    if os.getuid() != 0:
+        return "only root can mount a file system"
+    lacking = [name for name in ("mkfs.ext4", "e2fsck", "mount", "umount") if shutil.which(name) is None]
+    if lacking:
+        return f"{', '.join(lacking)}: no such program"
+    if not Path("/dev/loop-control").exists():
+        return "no loop devices"
+    with tempfile.TemporaryDirectory(prefix="shardpress-abort-") as folder:
+        code, _ = forked(lambda: bool(_FileSystem(Path(folder))))
+    return "" if code == 0 else "a loop device cannot be mounted here"
+
+
+class _FileSystem:
+    """Ext4 in a file, mounted for this process alone."""
+
+    def __init__(self, folder: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _PRIVATE, None):
+            raise OSError(ctypes.get_errno(), "no mount namespace")
+        self._image = folder / "disk.ext4"
+        self.path = folder / "disk"
+        self.path.mkdir()
+        with open(self._image, "wb") as file:
+            file.truncate(_MIB * 2**20)
+        _run("mkfs.ext4", "-q", "-F", str(self._image))
+        self.mount()
+
+    def mount(self) -> None:
+        _run("mount", "-o", "loop", str(self._image), str(self.path))
+
+    def abort(self) -> None:
+        """Turn it read-only, as after an error of the disk."""
+        _run("mount", "-o", "remount,abort", str(self.path))
+
+    def repair(self) -> None:
+        """Check it and mount it again, as after a restart."""
+        _run("umount", str(self.path))
+        checked = subprocess.run(["e2fsck", "-p", str(self._image)], capture_output=True, check=False)
+        assert checked.returncode in (0, 1), checked.stdout.decode()  # 1: repaired
+        self.mount()
+
+
+class _Aborting(Watched):
+    """The file system turns read-only right before call number `number`."""
+
+    def __init__(self, abort: Callable[[], object], number: int) -> None:
+        super().__init__()
+        self._abort, self._number = abort, number
+
+    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        if number == self._number:
+            self._abort()
+        if name in ("sync", "sync_directory"):  # for once with the real disk
+            return getattr(Disk, name)(self, *arguments)
+        return do(*arguments)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def abort_at_calls(folder: Path, every: int) -> dict[str, int]:
+    """Abort the file system of one run after the other; return how often which exit code came.
+
+    The file system is mounted in this process: call it in a fork.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install(monkeypatch)
+        return _aborted(folder, every)
+
+
+def _aborted(folder: Path, every: int) -> dict[str, int]:
+    night = Night(folder, 20, 0, 15)
+    disk = _FileSystem(folder)
+    output = disk.path / "out"
+    watched = Watched()
+    assert night.run(output, *_STEPS, disk=watched) == 0
+    expected = features_of(output)
+    codes = Counter[str]()
+    for number in range(1, len(watched.calls), every):
+        shutil.rmtree(output)
+        before: dict[str, str] = {}
+
+        def abort(before: dict[str, str] = before) -> None:
+            before |= kept(output)
+            disk.abort()
+
+        label = f"before call {number}, {watched.calls[number]}"
+        code = night.run(output, *_STEPS, disk=_Aborting(abort, number))
+        assert code in (73, 74), f"{label}: exit code {code}"
+        disk.repair()
+        assert before.items() <= kept(output).items(), f"{label}: lost"
+        assert (broken_promises(output) if output.exists() else []) == [], label
+        assert night.run(output, *_STEPS) == 0, label
+        assert before.items() <= kept(output).items(), f"{label}: made anew"
+        assert features_of(output) == expected, label
+        assert leftovers(output) == [], label
+        codes[str(code)] += 1
+    return dict(codes)
+
+
+def main() -> int:
+    """Print what came of it."""
+    every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    if why := objection():
+        print(f"skipped: {why}")
+        return 0
+    logging.getLogger().addHandler(logging.NullHandler())
+    with tempfile.TemporaryDirectory(prefix="shardpress-aborted-") as folder:
+        code, codes = forked(lambda: abort_at_calls(Path(folder), every))
+    print(f"the disk turned read-only before {sum((codes or {}).values())} calls; exit codes {codes}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,433 @@
+"""File system calls that fail below Python, one after the other, in whole runs of the stand-in.
+
+    python -m tests.support.failing_calls           every call of each kind; prints how many there were
+    python -m tests.support.failing_calls 7         every seventh one
+
+`tests.support.faulty` makes methods of `Disk` fail. This goes below it: a library that is loaded before libc makes any
+call on files of a folder fail, whoever makes it. `tests/run/test_system_faults.py` runs a sample.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.interpreters import REPOSITORY, environment
+
+__all__ = ["SCENES", "SWEEPS", "Ended", "Fault", "Runs", "Scene", "build", "kept", "trouble"]
+
+_SOURCE = Path(__file__).with_suffix(".c")
+_SECONDS = 120.0  # after which a run counts as stuck
+_TRACES = re.compile(r"^Traceback|^Exception ignored|a fault of shardpress itself|Fatal Python error", re.MULTILINE)
+_LAST_LINE = re.compile(r" ERROR (Nothing was started|Not finished after) ?.*$")
+ALLOWED = (0, 65, 66, 71, 73, 74, 75, 77)
+"""Exit codes of runs whose storage fails. 65: rows of an input that end too early; 66: an input that is gone."""
+
+
+def build(folder: Path) -> Path:
+    """Compile the library that makes calls fail."""
+    library = folder / "failing_calls.so"
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *flags, "-o", str(library), str(_SOURCE), "-ldl"], check=True, capture_output=True)
+    return library
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The calls that fail.
+
+    Attributes
+    ----------
+    prefix : str
+        Path prefix of their files.
+    kinds : str
+        Kinds of calls, separated by commas: see ``failing_calls.c``.
+    number : int
+        Which call fails, counted from 0 over the calls of these kinds; -1 for none.
+    code : int
+        Error number; 0 for a transfer of half the bytes.
+    always : bool
+        Whether all later calls fail, too.
+    """
+
+    prefix: str = ""
+    kinds: str = ""
+    number: int = -1
+    code: int = errno.EIO
+    always: bool = False
+
+    def variables(self, library: Path) -> dict[str, str]:
+        """The environment of a program of its own that meets with it."""
+        return {
+            "LD_PRELOAD": str(library),
+            "FAULT_PREFIX": self.prefix,
+            "FAULT_CALLS": self.kinds,
+            "FAULT_NUMBER": str(self.number),
+            "FAULT_ERRNO": str(self.code),
+            "FAULT_ALWAYS": str(int(self.always)),
+        }
+
+    def __str__(self) -> str:
+        name = errno.errorcode[self.code] if self.code else "half the bytes"
+        return f"{self.kinds} {self.number}: {name} {'always' if self.always else 'once'} under {self.prefix}"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that is over.
+
+    Attributes
+    ----------
+    code : int
+        Exit code; negative for a signal.
+    n_calls : int
+        Calls of the fault's kinds on the fault's files.
+    text : str
+        Everything that the run wrote to standard output and standard error.
+    """
+
+    code: int
+    n_calls: int
+    text: str
+
+
+def trouble(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
+    """Say how a run ended otherwise than by a sentence and an exit code; empty when it did not."""
+    if _TRACES.search(ended.text):
+        return f"a traceback: {_point_of(ended.text)}"
+    if ended.code not in allowed:
+        return f"exit code {ended.code}: {ended.text[-2000:]}"
+    if ended.code not in (0, 64, 78) and not any(_LAST_LINE.search(line) for line in ended.text.splitlines()):
+        return f"exit code {ended.code} without a last line: {ended.text[-2000:]}"
+    return ""
+
+
+def _point_of(text: str) -> str:
+    """Return the places in the package that a traceback names, and its errors."""
+    lines = text.splitlines()
+    errors = [line for line in lines if re.match(r"\w+(\.\w+)*(Error|Limit|Failed|Exception)\b", line)]
+    places = re.findall(r'File ".*/((?:pipeline|kernels)/.*)", line (\d+), in (\w+)', text)
+    return "; ".join([" ".join(place) for place in places[-3:]] + errors[-2:]) or text[-1000:]
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+class Runs:
+    """Runs of the stand-in, each a fork of one process that has loaded everything and the library.
+
+    Parameters
+    ----------
+    folder : Path
+        For the library.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-W", "error", "-m", "tests.support.failing_calls", "serve"]
+        variables = {"LD_PRELOAD": str(build(folder))}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(**variables), text=True, **pipes)
+
+    def run(self, arguments: list[str], fault: Fault | None = None, limits: Mapping[str, int] | None = None) -> Ended:
+        """Run the program once.
+
+        Parameters
+        ----------
+        arguments : list of str
+            Of the command line.
+        fault : Fault, optional
+        limits : mapping of str to int, optional
+            Limits of the process by their names in `resource`, such as ``RLIMIT_NOFILE``.
+        """
+        request = {
+            "arguments": arguments,
+            "fault": asdict(fault or Fault()),
+            "limits": dict(limits or {}),
+        }
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return Ended(answer["code"], answer["n_calls"], answer["text"])
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Runs]:
+    """Provide `Runs` for as long as the context lasts."""
+    runs = Runs(folder)
+    try:
+        yield runs
+    finally:
+        runs.close()
+
+
+def _serve() -> None:
+    """Run what standard input asks for, line by line, each in a fork: a run leaves nothing behind in this process."""
+    import pytest
+
+    from pipeline import cli  # noqa: F401  # with all that a run loads, once for all forks
+    from pipeline.hdf5.files import FILES
+    from pipeline.run import job  # noqa: F401
+    from tests.support.standin import install
+
+    install(pytest.MonkeyPatch())
+    FILES.sleep = lambda seconds: None
+    for line in sys.stdin:
+        request = json.loads(line)
+        reader, writer = os.pipe()
+        said, told = os.pipe()  # not a file: the run may be limited to files of no size
+        child = os.fork()
+        if not child:
+            _run(request, writer, told)
+        os.close(writer)
+        os.close(told)
+        text = _heard(said, child)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with os.fdopen(reader) as pipe:
+            n_calls = int(pipe.read() or -1)
+        print(json.dumps({"code": code, "n_calls": n_calls, "text": text}), flush=True)
+
+
+def _run(request: Mapping[str, Any], writer: int, said: int) -> None:
+    """Run the program in this process, which then ends."""
+    import resource
+
+    from pipeline import cli
+
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.close(said)
+    os.close(nothing)
+    library = ctypes.CDLL(None)
+    fault = Fault(**request["fault"])
+    for name, value in request["limits"].items():
+        number = getattr(resource, name)
+        resource.setrlimit(number, (value, value))
+    library.fault_arm(os.fsencode(fault.prefix), fault.kinds.encode(), fault.number, fault.code, int(fault.always))
+    code = 99
+    try:
+        code = cli.main("", request["arguments"])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        n_calls = library.fault_count()
+        library.fault_arm(b"", b"", -1, 0, 0)
+        with suppress(OSError):
+            os.write(writer, str(n_calls).encode())
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def _heard(descriptor: int, child: int) -> str:
+    """Return everything that a child and its own children say; the child is killed when it takes too long."""
+    deadline = time.monotonic() + _SECONDS
+    data = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as pipe:
+        while True:
+            ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                os.kill(child, signal.SIGKILL)
+                return data.decode(errors="replace") + f"\nstuck for {_SECONDS:.0f} s"
+            piece = pipe.read(2**16)
+            if not piece:
+                return data.decode(errors="replace")
+            data += piece
+
+
+# -- scenes ----------------------------------------------------------------------------------------------------------
+
+
+STEPS = ("--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
+SCENES = ("new", "resumed", "finished", "given model", "threads")
+
+
+class Scene:
+    """A kind of run that meets with faults, and a check of what one has left.
+
+    Parameters
+    ----------
+    runs : Runs
+    folder : Path
+    kind : str
+        ``new``: nothing in the output directory. ``resumed``: an interrupted run's scan, checkpoint and some parts.
+        ``finished``: a finished run's results. ``given model``: ``--model`` of another run. ``threads``: three threads.
+
+    Attributes
+    ----------
+    shards, output : str
+        Where the input and the output of each run are.
+    """
+
+    def __init__(self, runs: Runs, folder: Path, kind: str) -> None:
+        from tests.support.standin import Night, features_of
+
+        folder.mkdir()
+        self._runs, self.kind, self._folder = runs, kind, folder
+        self._night = Night(folder, 20, 0, 15, 9)
+        self.shards = str(self._night.shards)
+        self._path = folder / "out"
+        self.output = str(self._path)
+        self._flags: list[str] = list(STEPS)
+        if kind == "given model":
+            self._must(self._runs.run(self._night.arguments(folder / "model", *STEPS)))
+            self._flags = ["--model", str(folder / "model")]
+        if kind == "threads":
+            self._flags += ["--threads", "3"]
+        self._before: Path | None = None
+        self._must(self.run())
+        self.expected = features_of(self._path)
+        if kind in ("resumed", "finished"):
+            self._before = folder / "before"
+            if kind == "resumed":
+                self._interrupt()
+            self._path.rename(self._before)
+        self.fresh()
+
+    def _interrupt(self) -> None:
+        """Leave what a run has left whose fourth part could not be given its name."""
+        shutil.rmtree(self._path)
+        n_renames = self.run(Fault(self.output, "rename")).n_calls
+        shutil.rmtree(self._path)
+        ended = self.run(Fault(self.output, "rename", n_renames - 12, errno.ENOSPC, always=True))
+        assert ended.code == 74, ended
+
+    @staticmethod
+    def _must(ended: Ended) -> None:
+        assert ended.code == 0, ended.text
+
+    def fresh(self) -> None:
+        """Put the output directory back as a run finds it."""
+        shutil.rmtree(self._path, ignore_errors=True)
+        if self._before is not None:
+            shutil.copytree(self._before, self._path)
+
+    def run(self, fault: Fault | None = None, **limits: int) -> Ended:
+        """Run the program once."""
+        return self._runs.run(self._night.arguments(self._path, *self._flags), fault, limits)
+
+    def meets(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
+        """Run with a fault and then without; return the first exit code, and what is wrong."""
+        from tests.support.soak_protocol import broken_promises, leftovers
+        from tests.support.standin import features_of
+
+        self.fresh()
+        before = kept(self._path)
+        ended = self.run(fault, **limits)
+        wrong = trouble(ended)
+        if not wrong and (broken := broken_promises(self._path) if self._path.exists() else []):
+            wrong = f"not as recorded: {broken}"
+        after = kept(self._path)
+        if not wrong and ended.code and before.keys() - after.keys():
+            lost = sorted(before.keys() - after.keys())
+            wrong = f"lost: {lost}: {ended.text[-2000:]}"
+        again = self.run()
+        if not wrong and again.code:
+            wrong = f"typed again: exit code {again.code}: {again.text[-2000:]}"
+        if not wrong and features_of(self._path) != self.expected:
+            wrong = "typed again: other features"
+        if not wrong and (left := leftovers(self._path)):
+            wrong = f"typed again: left over: {left}"
+        if not wrong and (lost := after.items() - kept(self._path).items()):
+            wrong = f"typed again: parts made anew: {sorted(lost)}"
+        return ended.code, wrong
+
+
+def kept(output: Path) -> dict[str, str]:
+    """Return the file of each committed scan, model and part."""
+    from tests.support.soak_protocol import records
+
+    found = {record["key"]: record["entry"]["file"] for record in records(output)} if output.exists() else {}
+    return {key: file for key, file in found.items() if key.startswith(("part", "scan", "model"))}
+
+
+# Kinds of calls under the output or the input, error numbers, and whether each fails once or for good.
+_EVERY_WRITE = ("write", "fsync", "close", "rename", "reserve", "unlink", "open", "mkdir")
+_EVERY_READ = ("read", "open", "stat", "list")
+SWEEPS: list[tuple[str, str, int, bool]] = [
+    *(("output", kind, errno.EIO, always) for kind in _EVERY_WRITE for always in (False, True)),
+    *(("output", kind, errno.EIO, always) for kind in ("read", "stat", "list") for always in (False, True)),
+    *(("output", kind, errno.ENOSPC, True) for kind in ("write", "fsync", "reserve", "open", "rename")),
+    *(("output", ",".join(_EVERY_WRITE), errno.EROFS, True) for _ in range(1)),
+    *(("output", ",".join({*_EVERY_WRITE, *_EVERY_READ}), errno.EIO, True) for _ in range(1)),
+    ("output", "write", 0, True),
+    ("output", "read", 0, True),
+    *(("shards", kind, errno.EIO, always) for kind in _EVERY_READ for always in (False, True)),
+    *(("shards", kind, errno.ESTALE, False) for kind in _EVERY_READ),
+    ("shards", "read", 0, True),
+]
+
+
+def sweep(
+    scene: Scene, where: str, kinds: str, code: int, always: bool, every: int = 1
+) -> tuple[Counter[int], list[str]]:
+    """Let one call after the other fail; return how often which exit code came, and everything that is wrong."""
+    folder = scene.output if where == "output" else scene.shards
+    scene.fresh()
+    n_calls = scene.run(Fault(folder, kinds)).n_calls
+    codes = Counter[int]()
+    wrong = []
+    for number in range(0, n_calls, every):
+        fault = Fault(folder, kinds, number, code, always)
+        its_code, words = scene.meets(fault)
+        codes[its_code] += 1
+        if words:
+            wrong.append(f"{scene.kind}: {fault}: {words}")
+    return codes, wrong
+
+
+def main() -> int:
+    """Print what each sweep found."""
+    if sys.argv[1:] == ["serve"]:
+        _serve()
+        return 0
+    every = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    start = time.monotonic()
+    n_cases = 0
+    n_wrong = 0
+    with tempfile.TemporaryDirectory(prefix="shardpress-calls-") as name, started(Path(name)) as runs:
+        for kind in SCENES:
+            scene = Scene(runs, Path(name) / kind, kind)
+            for where, kinds, code, always in SWEEPS:
+                codes, wrong = sweep(scene, where, kinds, code, always, every)
+                n_cases += codes.total()
+                n_wrong += len(wrong)
+                label = f"{kind}: {where}: {Fault('', kinds, every, code, always)}"
+                print(f"{label.removesuffix(' under ')}: {dict(codes)}", flush=True)
+                for words in wrong:
+                    print(f"  WRONG {words}", flush=True)
+    print(f"{n_cases} runs in {time.monotonic() - start:.0f} s, {n_wrong} of them not as promised")
+    return int(n_wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Real runs under limits of the system: each succeeds, or ends with a sentence and an exit code that says which limit.
+
+    python -m tests.support.ulimits
+
+Open files (``ulimit -n``), sizes of files (``-f``), processes and threads (``-u``: root becomes another user for it),
+and address space (``-v``). `tests/run/test_system_faults.py` has a sample with the stand-in.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from tests.support.failing_calls import Ended, trouble
+from tests.support.helpers import write_shard
+from tests.support.interpreters import REPOSITORY, environment
+from tests.support.killing import features_of
+
+__all__ = ["LIMITS", "Limited"]
+
+_SECONDS = 300.0  # after which a run counts as stuck
+_FREE_USER = 42_424  # an id that nobody has: limits of processes count all that a user has
+_MIB = 2**20
+LIMITS: dict[str, Sequence[int]] = {
+    "RLIMIT_NOFILE": (7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 24, 32, 48, 64, 96, 128),
+    "RLIMIT_FSIZE": (0, 1, 100, 2**10, 2**12, 2**14, 2**16, 2**18, _MIB, 8 * _MIB, 64 * _MIB),
+    "RLIMIT_NPROC": (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32),
+    "RLIMIT_AS": tuple(n * _MIB for n in (200, 300, 400, 500, 600, 800, 1200, 2000, 4000)),
+}
+# 69: a compiler that cannot be started. 78: settings that ask for more than there is.
+_ALLOWED = (0, 69, 71, 73, 74, 78)
+
+
+class Limited:
+    """A small data set, and runs over it under limits.
+
+    Parameters
+    ----------
+    folder : Path
+        For the shards and all outputs.
+    flags : str
+        More arguments of the runs.
+    """
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self._folder = folder
+        shards = folder / "shards"
+        shards.mkdir()
+        rows = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
+        for i in range(2):
+            beside = {"nothing": h5py.Empty("f4")} if i else None  # by which this one needs the child
+            write_shard(shards / f"{i}.h5", rows[150 * i : 150 * (i + 1)], riders=beside)
+        usual = ["--input", str(shards), "--epochs", "1", "--n-features", "4", *flags]
+        self._command = [sys.executable, "-W", "error", "scripts/extract.py", *usual]
+        ended = self._run(folder / "undisturbed")
+        assert ended.code == 0, ended.text
+        self._features = features_of(folder / "undisturbed")
+
+    def meets(self, name: str, value: int) -> tuple[int, str]:
+        """Run under a limit, and then without; return the first exit code, and what is wrong."""
+        output = self._folder / "out"
+        shutil.rmtree(output, ignore_errors=True)
+        ended = self._run(output, name, value)
+        wrong = trouble(ended, _ALLOWED)
+        again = self._run(output)
+        if not wrong and again.code:
+            wrong = f"typed again: exit code {again.code}: {again.text[-2000:]}"
+        if not wrong and features_of(output) != self._features:
+            wrong = "typed again: other features"
+        return ended.code, wrong
+
+    def _run(self, output: Path, name: str = "", value: int = 0) -> Ended:
+        command = [*self._command, "--output", str(output)]
+        if name == "RLIMIT_NPROC":
+            command = [*_as_another_user(), *command]
+
+        def limit() -> None:
+            if name:
+                resource.setrlimit(getattr(resource, name), (value, value))
+
+        # A pipe takes what is said, since files may be limited to no size.
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, cwd=REPOSITORY, env=environment(), preexec_fn=limit, **pipes) as process:
+            try:
+                said, _ = process.communicate(timeout=_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+                said += b"\nstuck"
+        return Ended(process.returncode, -1, said.decode(errors="replace"))
+
+
+def _as_another_user() -> list[str]:
+    """Return the command that runs another one as a user without processes, whom permissions of files do not keep out.
+
+    Limits of processes do not bind root.
+    """
+    capabilities = "+dac_override,+fowner,+chown"
+    user = [f"--reuid={_FREE_USER}", f"--regid={_FREE_USER}", "--clear-groups"]
+    return ["setpriv", *user, f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
+
+
+def _skipped(name: str) -> str:
+    """Say why a limit cannot be tried here; empty if it can."""
+    if name != "RLIMIT_NPROC":
+        return ""
+    if os.getuid() != 0:
+        return "only root can become another user"
+    return "" if shutil.which("setpriv") else "setpriv: no such program"
+
+
+def cases(names: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield each limit and each of its values."""
+    for name in names:
+        if why := _skipped(name):
+            print(f"{name}: skipped: {why}", flush=True)
+            continue
+        for value in LIMITS[name]:
+            yield name, value
+
+
+def main() -> int:
+    """Print what each limit led to."""
+    names = sys.argv[1:] or list(LIMITS)
+    start = time.monotonic()
+    n_cases = 0
+    n_wrong = 0
+    with tempfile.TemporaryDirectory(prefix="shardpress-limits-") as folder:
+        limited = Limited(Path(folder))
+        for name, value in cases(names):
+            code, wrong = limited.meets(name, value)
+            n_cases += 1
+            n_wrong += bool(wrong)
+            print(f"{name}={value}: exit code {code}", flush=True)
+            if wrong:
+                print(f"  WRONG {wrong}", flush=True)
+    print(f"{n_cases} runs in {time.monotonic() - start:.0f} s, {n_wrong} of them not as promised")
+    return int(n_wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
