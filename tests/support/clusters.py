@@ -90,7 +90,7 @@ class Cluster:
         command = [*_DASK, "scheduler", *where, "--no-dashboard", "--no-show"]
         # A run refuses a scheduler that imports from a directory of another user.
         self._run("scheduler", command, self._place, DASK_TEMPORARY_DIRECTORY=str(self.folder))
-        until(self.file.exists, f"the scheduler: {self.said('scheduler')}")
+        until(lambda: self.file.exists() and self.file.stat().st_size, f"the scheduler: {self.said('scheduler')}")
 
     def start_worker(
         self, name: str, *flags: str, place: Place = HERE, directory: Path | None = None, **variables: str
