@@ -53,9 +53,12 @@ def _other_names(folders: Iterable[Path], suspects: Iterable[_Identity | None]) 
     inodes = {identity[1] for identity in suspects if identity is not None}
     found = set()
     for folder in folders:
-        with os.scandir(folder) as entries:
-            # There may be a hundred thousand parts, and the inode alone needs no further system call.
-            names = [entry.path for entry in entries if entry.inode() in inodes]
+        try:
+            with os.scandir(folder) as entries:
+                # There may be a hundred thousand parts, and the inode alone needs no further system call.
+                names = [entry.path for entry in entries if entry.inode() in inodes]
+        except OSError:  # what is no directory, or may not be read, is refused when the run locks it
+            continue
         found |= {identity for name in names if (identity := _identity(Path(name))) is not None}
     return found
 

@@ -53,6 +53,8 @@ def test_other_paths_of_our_directories_lead_inside(ledger: Ledger, tmp_path: Pa
     assert files_inside(ledger.directory, paths) == paths
     assert files_inside(tmp_path / "output", paths) == paths
     assert files_inside(tmp_path / "nowhere", paths) == []
+    (tmp_path / "file").touch()
+    assert files_inside(tmp_path / "file", paths) == []
 
 
 @pytest.mark.process

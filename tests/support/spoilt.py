@@ -14,7 +14,7 @@ from pipeline import cli
 from pipeline.features import open_features
 from pipeline.model import Model, load_model
 from pipeline.output.disk import Disk
-from pipeline.output.records import read_manifest
+from pipeline.output.records import plain_name, read_manifest
 from tests.support import standin
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
@@ -110,7 +110,7 @@ def check(output: Path, arrays: Sequence[np.ndarray], bad: Sequence[int], model:
 
 def quarantined(output: Path) -> list[dict[str, Any]]:
     """The lines of the list of bad data, which the manifest knows."""
-    assert "quarantine.jsonl" in [line["file"] for line in read_manifest(output)["files"]]
+    assert "quarantine.jsonl" in [plain_name(line["file"]) for line in read_manifest(output)["files"]]
     return [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
 
 
