@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from pipeline.errors import DataError, counted, some
 from pipeline.output.records import Record
@@ -60,6 +61,7 @@ def _earlier(job: Job) -> Scan | None:
 
 def _scan(job: Job) -> Scan:
     shards, budget, settings = job.shards, job.budget, scan_settings(job)
+    settings = replace(settings, chunk_bytes=settings.chunk_bytes // max(1, job.crew.n_sharing))  # of each process
     with (
         Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress,
         job.crew.executor(budget.n_threads) as where,
