@@ -81,7 +81,16 @@ def _encode_as(
         made = encode_settings(job, model, n_rows, job.ledger.directory)
         file = _model_file(job, model, unreadable)
         n_readers = -(-made.n_readers // job.crew.n_sharing) if job.crew.n_sharing else 0
-        settings = replace(made, model=file, n_readers=n_readers, attributes=job.about(model), storage=storage)
+        n_processes = max(1, job.crew.n_sharing)  # that share the memory budget
+        settings = replace(
+            made,
+            model=file,
+            n_readers=n_readers,
+            attributes=job.about(model),
+            storage=storage,
+            n_wide=max(1, made.n_wide // n_processes),
+            chunk_bytes=made.chunk_bytes // n_processes,
+        )
         tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
         with serving(settings, model, autoencoder.encode_checked, job.ledger.disk):
             _encode(job, tasks, fingerprint, limit)

@@ -100,6 +100,7 @@ def load_scan(ledger: Ledger, record: Record, shards: Sequence[Shard]) -> Scan:
 
 def _scan(job: Job) -> Scan:
     shards, budget, settings = job.shards, job.budget, scan_settings(job)
+    settings = replace(settings, chunk_bytes=settings.chunk_bytes // max(1, job.crew.n_sharing))  # of each process
     with (
         Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress,
         job.crew.executor(budget.n_threads) as where,

@@ -95,7 +95,8 @@ def test_a_file_that_has_changed_is_not_read_from_the_cache(tmp_path, decompress
 
 def test_a_failure_reaches_all_who_wait_and_is_not_kept():
     cache = ChunkCache(100)
-    waiting, go = threading.Event(), threading.Event()
+    waiting = threading.Event()
+    go = threading.Event()
 
     def fail():
         waiting.set()

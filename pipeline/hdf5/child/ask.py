@@ -101,11 +101,10 @@ class _Keeper:
         while not line.endswith(b"\n") and len(body) <= MOST_ANSWER_BYTES:
             until = min(deadline, start + _SILENT) if is_silent else deadline
             events = dict(waiting.poll(max(0.0, 1000 * (until - time.monotonic()))))
-            if is_silent and time.monotonic() >= start + _SILENT:
+            if is_silent and not events:
                 is_silent = False
                 _log_wait(request, where)
-                if not events:
-                    continue
+                continue
             if reader in events:
                 _drain(reader, body)
             said = os.read(keeper, 2**10) if keeper in events else b""
