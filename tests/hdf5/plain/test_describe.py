@@ -227,6 +227,9 @@ def with_hidden_candidate(file):
     "change",
     [
         with_columns,
+        lambda file: file.create_dataset("var/_index", data=["a", "b"]),
+        lambda file: file.create_dataset("var", data=[1, 2]),
+        lambda file: file.create_dataset("Wavelength", data=[1.0, 2.0]),
         with_committed_type,
         with_hidden_candidate,
         lambda file: file.create_dataset("text", data=["a"] * 30),
