@@ -127,9 +127,7 @@ def test_the_watch_sees_a_socket_that_listens() -> None:
 @pytest.mark.process
 def test_c7_the_only_child_is_the_gatekeeper_and_no_child_is_a_fork_of_the_run(watch: Watch) -> None:
     assert all(n_looks < 300 for n_looks in watch.copies.values()), watch.copies
-    gatekeepers = [
-        pid for pid, words in watch.commands.items() if "from pipeline.hdf5.child.server import main" in words[-1]
-    ]
+    gatekeepers = [pid for pid, words in watch.commands.items() if words[-1] == "pipeline.hdf5.child.server"]
     # What forks is a gatekeeper, which has neither threads nor the run's memory.
     assert {watch.parents[pid] for pid in gatekeepers} - set(gatekeepers) == {watch.pid}
     # Theano asks compilers and the system who they are: programs, and none of them Python.
