@@ -139,6 +139,7 @@ def test_k2_k3_without_workers_or_a_scheduler_a_run_ends_and_goes_on_with_others
         second = committed(output)
         cluster.start_scheduler()
         cluster.start_worker("w3", *PRELOAD)
+        cluster.wait_for("w3")
         assert wide.run(output, *typed) == 0
         check(output, tmp_path / "expected")
         assert len(first) > 0, "what was finished stays"

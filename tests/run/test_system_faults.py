@@ -111,7 +111,7 @@ def test_checks_of_failing_runs_see_what_is_wrong() -> None:
     last_line = "12:00:00 ERROR Nothing was started. Type the same command again."
     assert trouble(Ended(0, 0, "Done")) == ""
     assert trouble(Ended(74, 0, last_line)) == ""
-    assert "without a last line" in trouble(Ended(74, 0, "12:00:00 ERROR ReadFailed: x"))
+    assert "without a last line" in trouble(Ended(74, 0, "12:00:00 INFO device\n12:00:00 ERROR ReadFailed: x"))
     assert "exit code 70" in trouble(Ended(70, 0, last_line))
     assert "exit code -9" in trouble(Ended(-9, 0, last_line))
     assert "traceback" in trouble(Ended(74, 0, f"Traceback (most recent call last):\nOSError: x\n{last_line}"))
@@ -121,7 +121,7 @@ def test_results_that_vanish_are_seen(scene: Callable[[str], Scene], monkeypatch
     resumed = scene("resumed")
 
     def run_that_loses(fault: Fault | None = None, **limits: int) -> Ended:
-        shutil.rmtree(resumed.output)
+        shutil.rmtree(resumed.output, ignore_errors=True)
         return Ended(74, 0, "12:00:00 ERROR Nothing was started.")
 
     monkeypatch.setattr(resumed, "run", run_that_loses)

@@ -113,7 +113,9 @@ def trouble(ended: Ended, allowed: Sequence[int] = ALLOWED) -> str:
         return f"a traceback: {_point_of(ended.text)}"
     if ended.code not in allowed:
         return f"exit code {ended.code}: {ended.text[-2000:]}"
-    if ended.code not in (0, 64, 78) and not any(_LAST_LINE.search(line) for line in ended.text.splitlines()):
+    lines = ended.text.splitlines()
+    # One line alone comes from before the log: settings, or limits that Python itself does not survive.
+    if ended.code and len(lines) != 1 and not any(_LAST_LINE.search(line) for line in lines):
         return f"exit code {ended.code} without a last line: {ended.text[-2000:]}"
     return ""
 

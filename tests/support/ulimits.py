@@ -82,8 +82,10 @@ class Limited:
 
     def _run(self, output: Path, name: str = "", value: int = 0) -> Ended:
         command = [*self._command, "--output", str(output)]
+        variables: dict[str, Path] = {}
         if name == "RLIMIT_NPROC":
             command = [*_as_another_user(), *command]
+            variables["XDG_CACHE_HOME"] = self._their_cache()
 
         def limit() -> None:
             if name:
@@ -91,7 +93,9 @@ class Limited:
 
         # A pipe takes what is said, since files may be limited to no size.
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        with subprocess.Popen(command, cwd=REPOSITORY, env=environment(), preexec_fn=limit, **pipes) as process:
+        with subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment(**variables), preexec_fn=limit, **pipes
+        ) as process:
             try:
                 said, _ = process.communicate(timeout=_SECONDS)
             except subprocess.TimeoutExpired:
@@ -99,6 +103,16 @@ class Limited:
                 said, _ = process.communicate()
                 said += b"\nstuck"
         return Ended(process.returncode, -1, said.decode(errors="replace"))
+
+    def _their_cache(self) -> Path:
+        """Return a copy of the compile cache that belongs to the other user: one of root's would be refused."""
+        cache = self._folder / "cache"
+        if not cache.exists():
+            own = Path(environment()["XDG_CACHE_HOME"]) / "shardpress"
+            shutil.copytree(own, cache / "shardpress")
+            for path in (cache, *cache.rglob("*")):
+                os.chown(path, _FREE_USER, _FREE_USER)
+        return cache
 
 
 def _is_ended_by_openblas(ended: Ended) -> bool:
