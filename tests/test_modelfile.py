@@ -168,7 +168,7 @@ def change_about(path: Path) -> None:
     flip(path, path.read_bytes().index(b"training"))
 
 
-@pytest.fixture(params=["model.h5", "published/0123/model.h5"], ids=["in place", "linked"])
+@pytest.fixture(params=["model.h5", f"published/{0x123:032x}/model.h5"], ids=["in place", "linked"])
 def output(request: Any, tmp_path: Path) -> Path:
     """Return an output directory, in which ``model.h5`` is a file or a link."""
     directory = tmp_path / "features"
@@ -195,7 +195,7 @@ def test_a_model_elsewhere_needs_no_manifest(output: Path, tmp_path: Path) -> No
 
 
 def test_the_model_of_a_directory_is_the_listed_one(tmp_path: Path) -> None:
-    write_output(tmp_path, "published/0/model.h5")
+    write_output(tmp_path, f"published/{0:032x}/model.h5")
     write_model(tmp_path, seed=1)
     assert load_model(tmp_path).fingerprint == model_of().fingerprint
     with refused(65, "manifest.json"):
@@ -215,7 +215,9 @@ def test_another_programs_manifest_is_ignored(tmp_path: Path) -> None:
     assert load_model(path).fingerprint == model_of().fingerprint
 
 
-@pytest.mark.parametrize(("old", "new"), [("model.h5", "model.h5"), ("published/0/model.h5", "published/1/model.h5")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("model.h5", "model.h5"), (f"published/{0:032x}/model.h5", f"published/{1:032x}/model.h5")]
+)
 def test_a_run_that_finishes_meanwhile_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.columns import NO_COLUMNS
 from pipeline.encoding.bad_data import BadData
 from pipeline.scan.drift import Outside
 from pipeline.scan.scaler import Scaler
@@ -93,7 +94,7 @@ def test_the_columns_that_lie_farthest_outside_are_told() -> None:
     judged = judge(ranged("pass"), [[2, 8], [0, 0], [np.nan, 99], [-3, 0]])
     assert judged.outside == [Outside(0, -3, 0, 1, 2), Outside(1, 8, -1, 2, 1)]
     assert [one.distance for one in judged.outside] == [3, 2]
-    assert str(judged.outside[1]) == "column 1 (8, trained on -1 to 2, 2 times that range away)"
+    assert judged.outside[1].described(NO_COLUMNS) == "column 1 (8, trained on -1 to 2, 2 times that range away)"
     assert judge(ranged("pass"), [[1, 2]]).outside == []
 
 

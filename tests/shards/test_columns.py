@@ -76,12 +76,14 @@ def test_columns_matched_by_name_are_read_as_in_the_first_file(tmp_path: Path) -
             assert second.columns.names == NAMES
 
 
+@pytest.mark.process
 def test_pieces_of_a_block_are_all_reordered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.shards.rows._PIECE", 2 * ROWS[:1].nbytes)
     paths, _ = two(tmp_path, "anndata")
     assert whole(opened(paths, rule=BY_NAME)[1]).tobytes() == ROWS.tobytes()
 
 
+@pytest.mark.process
 def test_columns_are_matched_with_a_models(tmp_path: Path) -> None:
     paths, _ = two(tmp_path, "anndata")
     of_model = Columns(NAMES, "somewhere")
@@ -91,6 +93,7 @@ def test_columns_are_matched_with_a_models(tmp_path: Path) -> None:
     assert whole(shard).tobytes() == ROWS.tobytes()
 
 
+@pytest.mark.process
 def test_missing_and_surplus_columns_are_named(tmp_path: Path) -> None:
     for names, width in ((["ACTB", "GAPDH", "NEW", "MT-CO1", "TP53", "XIST"], 6), ([*NAMES[:2], "NEW"], 3)):
         with case(names):
@@ -100,6 +103,7 @@ def test_missing_and_surplus_columns_are_named(tmp_path: Path) -> None:
                 opened([tmp_path / "0.h5", tmp_path / "1.h5"], rule=BY_NAME)
 
 
+@pytest.mark.process
 def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
     names = ["a", "b", "a", "c", "d", "e"]
     named.attribute(tmp_path / "0.h5", ROWS, names)
@@ -111,6 +115,7 @@ def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
         opened(paths, rule=BY_NAME)
 
 
+@pytest.mark.process
 def test_files_without_names_cannot_be_matched_by_name(tmp_path: Path) -> None:
     named.attribute(tmp_path / "0.h5", ROWS, NAMES)
     named.with_coordinate(tmp_path / "1.h5", ROWS, np.arange(6.0))
@@ -122,6 +127,7 @@ def test_files_without_names_cannot_be_matched_by_name(tmp_path: Path) -> None:
         opened(paths[:1], rule=ColumnRule("name", where="model=m"))
 
 
+@pytest.mark.process
 def test_nothing_is_compared_if_that_is_configured(tmp_path: Path) -> None:
     paths, _ = two(tmp_path, "anndata")
     first, second = opened(paths, rule=ColumnRule("ignore"))
@@ -129,6 +135,7 @@ def test_nothing_is_compared_if_that_is_configured(tmp_path: Path) -> None:
     assert whole(second).tobytes() == ROWS[:, ORDER].tobytes()
 
 
+@pytest.mark.process
 def test_a_bad_file_does_not_decide_the_order_of_others(tmp_path: Path) -> None:
     named.with_coordinate(tmp_path / "0.h5", ROWS, np.arange(5.0), "y")
     named.attribute(tmp_path / "1.h5", ROWS[:, :2], ["x", "y"])
