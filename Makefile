@@ -35,11 +35,17 @@ check: lint ## linters, types, and the quick tests that need no compiler and no 
 test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-soak: setup .nvrtc/.complete ## kill 200 runs, fail every write, kill workers, feed 10,000 mutated files, compile for and watch every card
+soak: setup .nvrtc/.complete ## hours: kills, failing calls, limits, mutated files and code, kernels of every card
 	$(PYTHON_OF_VENV) -m tests.support.killing 200
+	$(PYTHON_OF_VENV) -m tests.support.orphans 40
 	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
+	$(PYTHON_OF_VENV) -m tests.support.failing_calls 7
+	$(PYTHON_OF_VENV) -m tests.support.ulimits
+	$(PYTHON_OF_VENV) -m tests.support.aborted
 	$(PYTHON_OF_VENV) -m tests.support.chaos 10
 	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000
+	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000 0 structures
+	$(PYTHON_OF_VENV) -m tests.support.mutants all
 	$(PYTHON_OF_VENV) -m tests.support.architectures .nvrtc/*
 	$(PYTHON_OF_VENV) -m tests.support.watched
 
