@@ -28,6 +28,7 @@ import numpy as np
 
 from kernels.calls import on_device
 from kernels.compilecache import SettledCache
+from kernels.compiler import check_processor_flags
 from kernels.faults import explain, is_out_of_memory
 from kernels.flags import NoScipy, below_the_users, check_flags, requested_device
 from kernels.repairs import repair_generated_code
@@ -111,7 +112,7 @@ def load() -> ModuleType:
     kernels.compilecache.CompileCacheUnavailable
         When there is no room for one, nor for a temporary one.
     kernels.compiler.CompilerMissing, kernels.compiler.CompilerFailed
-        When the compiler that is set cannot be started, or fails.
+        When the compiler that is set cannot be started, or fails, also at reporting the flags of this processor.
     ValueError
         When the user's flags are refused by Theano, or `UnknownFlag` when Theano does not know them.
     """
@@ -123,6 +124,7 @@ def load() -> ModuleType:
         warnings.simplefilter("ignore")  # Theano 1.0.5 is older than the things it is warned about
         import theano
     check_flags()
+    check_processor_flags(theano.gof.cmodule, theano.config)
     return theano
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ __all__ = [
     "CompilerFailed",
     "CompilerMissing",
     "check_compiler",
+    "check_processor_flags",
     "hush_compiler",
     "is_at_work",
     "seconds_spent",
@@ -88,6 +90,39 @@ def watch_compiler(windows: Any, config: Any) -> None:
         return out, err, status
 
     windows.output_subprocess_Popen = compile_or_raise
+
+
+def check_processor_flags(cmodule: Any, config: Any) -> None:
+    """Check that the compiler has reported the flags of this machine's processor.
+
+    Theano asks it once in a process. If that fails, for example under a limit of processes, Theano compiles for any
+    processor of the architecture without a word, and the features have other last bits.
+
+    Parameters
+    ----------
+    cmodule : module
+        ``theano.gof.cmodule``.
+    config : object
+        Theano's.
+
+    Raises
+    ------
+    CompilerFailed
+        When it has not, and the user's flags name no processor.
+    """
+    is_gcc = "g++" in config.cxx and "clang" not in config.cxx
+    if not is_gcc or platform.machine() != "x86_64":
+        return
+    is_chosen = any(flag.lstrip("-").startswith("march=") for flag in config.gcc.cxxflags.split())
+    cmodule.GCC_compiler.compile_args()
+    if is_chosen or cmodule.GCC_compiler.march_flags:
+        return
+    command = [config.cxx, "-march=native", "-E", "-v", "-"]
+    raise CompilerFailed(
+        command,
+        f"error: '{' '.join(command)}' has not reported the flags of this processor. Check the limit of processes "
+        "(ulimit -u), or name them with gcc.cxxflags=-march=... in THEANO_FLAGS",
+    )
 
 
 def is_at_work() -> bool:

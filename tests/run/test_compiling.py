@@ -106,6 +106,18 @@ def test_g5_a_compiler_that_fails_is_quoted(small: Small, tmp_path: Path) -> Non
     assert LAST_LINE.search(ended.lines[-1])
 
 
+def test_g5_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_path: Path) -> None:
+    """Theano would compile for any processor without a word, which gives features other last bits."""
+    broken = tmp_path / "bin" / "g++"
+    broken.parent.mkdir()
+    broken.write_text('#!/bin/sh\ncase "$*" in *-march=native*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
+    broken.chmod(0o755)
+    program = small.program(THEANO_FLAGS=f"cxx={broken}", XDG_CACHE_HOME=tmp_path / "cache")
+    ended = program.run(tmp_path / "out")
+    assert ended.code == 69, ended.lines
+    assert ended.says("march=native.*ulimit -u")
+
+
 def test_g6_killed_while_it_compiles_the_next_run_ends_well(small: Small, tmp_path: Path) -> None:
     program = small.program(XDG_CACHE_HOME=tmp_path / "cache")
     process = program.start(tmp_path / "out")
