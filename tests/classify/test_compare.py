@@ -21,6 +21,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from pipeline.classify import classifiers
 from pipeline.classify.labels import classes_of, held_out, present
 from pipeline.classify.representations import LEFT_OUT, Rows, pieces
+from pipeline.columns import NO_COLUMNS
 from pipeline.features import Features, open_features
 from pipeline.model import load_model
 from pipeline.scan.scaler import Scaler
@@ -326,7 +327,7 @@ def test_a_row_is_read_once_whatever_the_pieces(folder: Path, monkeypatch: pytes
     as_scaled = replace(model, scaler=Scaler(np.zeros(model.n_inputs), np.ones(model.n_inputs)))
     seen: list[Any] = []
     for most_bytes in (1, 1000, 10**6):
-        cut = pieces(found, str(folder / "a"), most_bytes)
+        cut = pieces(found, str(folder / "a"), NO_COLUMNS, most_bytes)
         rows = Rows(cut, model, np.zeros(500, dtype=int), np.zeros(500, dtype=bool))
         blocks = [*rows.read(np.arange(500) % 3 == 0)]
         seen.append([np.concatenate(arrays) for arrays in zip(*blocks, strict=True)])

@@ -331,7 +331,7 @@ class Scene:
         """Put the output directory back as a run finds it."""
         shutil.rmtree(self._path, ignore_errors=True)
         if self._before is not None:
-            shutil.copytree(self._before, self._path)
+            shutil.copytree(self._before, self._path, symlinks=True)
 
     def run(self, fault: Fault | None = None, **limits: int) -> Ended:
         """Run the program once."""

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -137,7 +138,8 @@ class Killing(Watched):
         if number != self._number:
             return do(*arguments)
         if self._after:
-            do(*arguments)
+            with suppress(OSError):  # a call may fail as it should, like the removal of a file that does not exist
+                do(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("not reached")
 
@@ -219,6 +221,9 @@ class _State:
     def change(self, path: PurePath, content: _Content | None, moved_from: PurePath | None = None) -> None:
         """Give a name. A rename is one change of two names."""
         _apply(self.now, path, moved_from, content)
+        if moved_from is not None and content is None:
+            # Names in a directory move with it, also those that are not synced yet.
+            self.pending = [(_moved(each, moved_from, path), *rest) for each, *rest in self.pending]
         self.pending.append((path, moved_from, content))
 
     def sync_directory(self, folder: PurePath) -> None:
@@ -234,10 +239,17 @@ _GONE = _Content()
 def _apply(names: Names, path: PurePath, moved_from: PurePath | None, content: _Content | None) -> None:
     if moved_from is not None:
         names.pop(moved_from, None)
+        for name in [name for name in names if moved_from in name.parents]:
+            names[_moved(name, moved_from, path)] = names.pop(name)
     if content is _GONE:
         names.pop(path, None)
     else:
         names[path] = content
+
+
+def _moved(name: PurePath, moved_from: PurePath, path: PurePath) -> PurePath:
+    """Return a name after the directory `moved_from` was renamed to `path`."""
+    return path / name.relative_to(moved_from) if moved_from in name.parents else name
 
 
 class PowerLog(Watched):
