@@ -401,7 +401,8 @@ def _left(names: Names, unsynced: Callable[[_Content], bytes]) -> Left:
     """Files and directories with what is left of their content; what stands in a lost directory is lost."""
     left: Left = {}
     for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
-        if path.parent != PurePath() and path.parent not in left:
+        is_in_directory = path.parent == PurePath() or (path.parent in left and left[path.parent] is None)
+        if not is_in_directory:  # it was lost, or is a link today
             continue
         if content is None:
             left[path] = None
