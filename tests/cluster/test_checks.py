@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,9 +45,10 @@ def _make(folder: Path, probe: str = "4f1d") -> None:
 
 
 @pytest.fixture(autouse=True)
-def at_home() -> Iterator[None]:
-    """Whoever is asked goes to the driver's directory; the tests come back."""
+def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Return to this directory, and leave out scratch directories of schedulers in other tests of this process."""
     before = os.getcwd()
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "dask-scratch-space" not in entry])
     yield
     os.chdir(before)
 
