@@ -75,7 +75,7 @@ class ChildProcess(subprocess.Popen[bytes]):
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> None:
-        reader, writer = os.pipe()  # neither of which is inherited by a program that another thread starts meanwhile
+        reader, writer = os.pipe()  # programs that other threads start inherit neither end
         self._lifeline = weakref.finalize(self, os.close, writer)
         program = _PROGRAM.format(path=import_path())
         options = [str(reader), str(scratch or ""), module]

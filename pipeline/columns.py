@@ -1,4 +1,4 @@
-"""What is known about the columns of the rows: names, or one number for each column such as its wavelength."""
+"""Descriptions of the columns of the rows: names, or one number for each column such as its wavelength."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Columns:
 
     @property
     def is_known(self) -> bool:
-        """Whether the columns have names or numbers."""
+        """True if the columns have names or numbers."""
         return bool(self.names) or self.values is not None
 
     def name_of(self, column: int) -> str | None:

@@ -34,9 +34,9 @@ __all__ = [
 ]
 
 MOST_JSON_BYTES = 2**24
-"""Length of a description beside arrays, such as a model's history of 100,000 epochs."""
+"""Largest length of a description stored with arrays, such as the history of 100,000 epochs."""
 MOST_JSON_VALUES = 2**20
-"""Number of its values; one takes up to some 100 bytes of memory."""
+"""Largest number of values in it; each takes up to about 100 bytes of memory."""
 
 _SEAL = "seal"
 _ABOUT = "about"
@@ -184,7 +184,7 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
 
 
 def parse_bounded(text: bytes | str) -> Any:
-    """Return what JSON says, if it is neither so long nor of so many values that it takes much memory.
+    """Parse JSON, and refuse texts that would take much memory.
 
     Raises
     ------

@@ -52,7 +52,7 @@ class Pulse:
             answer = await scheduler.identity(n_workers=0)
             self.n_workers = int(answer["n_workers"])
             self._last = time.monotonic()
-        except Exception as error:  # the connection has just gone, of which the client's status tells
+        except Exception as error:  # the connection was lost; the client's status reports it
             log.debug("cluster: the scheduler gives no answer: %r", error)
         finally:
             self._is_asking = False

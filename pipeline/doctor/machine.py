@@ -144,14 +144,14 @@ def _done(command: list[str], given: str = "", folder: str | None = None) -> sub
 
 
 def _proc() -> Check:
-    """Whether the kernel's own files are mounted."""
+    """Check that the kernel's own files are mounted."""
     if complaint := missing_proc():
         return Check("/proc", "fail", complaint, "mount -t proc proc /proc")
     return Check("/proc", "pass", "is mounted")
 
 
 def _semaphores() -> Check:
-    """Whether semaphores can be made, which processes of a run with --workers share."""
+    """Check that semaphores can be made; processes of a run with --workers share them."""
     try:
         multiprocessing.get_context("fork").Lock()
     except OSError as error:

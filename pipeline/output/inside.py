@@ -1,4 +1,4 @@
-"""Whether files lie in an output directory, whatever their paths say: bind mounts, links of both kinds."""
+"""Find files that lie in an output directory under another path: bind mounts, symbolic and hard links."""
 
 from __future__ import annotations
 
