@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError
 from pipeline.scan.drift import Outside, outside_of
 from pipeline.scan.scaler import Scaler
@@ -60,6 +61,8 @@ class BadData:
         The range of the model's training rows, when rows may lie outside. No task carries it: it is as large as a row.
     fills : bool
         Whether the model fills in what is missing, so that only Inf, and rows without any value, are bad.
+    columns : Columns
+        Names of the model's columns, for messages about a shard that carries none. Tasks do not carry them either.
     """
 
     on_bad_data: str = "raise"
@@ -67,6 +70,7 @@ class BadData:
     on_drift: str = "pass"
     trained_on: Scaler | None = None
     fills: bool = False
+    columns: Columns = NO_COLUMNS
 
     @property
     def lists(self) -> bool:
@@ -129,7 +133,7 @@ class BadData:
             row, column = np.argwhere(entries)[0]
             held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
             raise DataError(
-                f"{block}: {rows[row, column]} in row {numbers[row]}, column {_named(block, column)}; {len(bad)} of "
+                f"{block}: {rows[row, column]} in row {numbers[row]}, column {self._named(block, column)}; {len(bad)} of "
                 f"these rows hold {held}, expected finite numbers. Mend the file, or leave such rows out, however many "
                 "there are, with --on-bad-data skip --max-bad-rows 100%."
             )
@@ -160,16 +164,17 @@ class BadData:
         if self.on_drift == "raise":
             row, column = np.argwhere(entries)[0]
             raise DataError(
-                f"{block}: {rows[row, column]} in row {numbers[row]}, column {_named(block, column)}, expected "
+                f"{block}: {rows[row, column]} in row {numbers[row]}, column {self._named(block, column)}, expected "
                 f"{low[column]:g} to {high[column]:g}, the range of the model's training rows; {len(outside)} of these "
                 "rows lie outside. Train a model on them, or use --on-drift clip."
             )
         return outside
 
-
-def _named(block: Block, column: np.integer[Any]) -> str:
-    # In a worker process a shard has no names, so that tasks stay small.
-    return block.shard.columns.numbered(int(column))
+    def _named(self, block: Block, column: np.integer[Any]) -> str:
+        """Return the number and the name of a column."""
+        # In a worker process a shard has no names, so that tasks stay small; but the model has the same ones.
+        columns = block.shard.columns if block.shard.columns.is_known else self.columns
+        return columns.numbered(int(column))
 
 
 def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:

@@ -97,7 +97,9 @@ def _encode_rows(
     worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray
 ) -> tuple[int, list[dict[str, Any]], list[Outside]]:
     """Features of a part's rows, and which of them count; how many lie outside the model's range, and what is said."""
-    source, bad_data, n_outside = task.part.source, task.settings.bad_data, 0
+    source = task.part.source
+    n_outside = 0
+    bad_data = replace(task.settings.bad_data, columns=worker.model.columns)
     if task.settings.has_range:
         bad_data = replace(bad_data, trained_on=worker.model.scaler)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing)

@@ -109,6 +109,9 @@ def test_bad_and_drifting_columns_are_named(cells: Cells, caplog: pytest.LogCapt
     model = ("--model", str(cells.folder / "trained"))
     assert cells.run("bad.h5ad", "out", *model) == 65
     assert "column 1 (GAPDH)" in caplog.text
+    caplog.clear()
+    assert cells.run("bad.h5ad", "out", *model, "--workers", "1") == 65
+    assert "column 1 (GAPDH)" in caplog.text
     assert cells.run("bad.h5ad", "out", *model, "--on-bad-data", "quarantine", "--max-bad-rows", "1") == 0
     assert "column 4 (TP53)" in caplog.text
     report = cells.report("out")
