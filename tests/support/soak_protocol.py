@@ -1,6 +1,11 @@
 """Every call to the disk failing in turn, every call the last one before a kill, every power cut.
 
-    python -m tests.support.soak_protocol       all of them, on every kind of run; prints how many there were
+    python -m tests.support.soak_protocol                every kill of every kind of run; of the other faults all of a
+                                                         new run, and every seventh of the other kinds
+    python -m tests.support.soak_protocol 1              everything, which takes many hours
+    python -m tests.support.soak_protocol 7 overwrite    one kind of run alone
+
+It prints how many there were. Kinds of runs are tried at the same time, one on each processor.
 
 `tests/run/test_protocol.py` runs a part of them.
 """
@@ -16,10 +21,13 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -320,10 +328,10 @@ def fail_every_call(
     return codes
 
 
-def fail_every_write(trial: Trial, code: int = 0) -> Counter[int]:
+def fail_every_write(trial: Trial, code: int = 0, of: slice = slice(None)) -> Counter[int]:
     """Let each write in turn be a short one; with a code, all later ones fail."""
     codes = Counter[int]()
-    for number in range([name for name, _ in trial.calls].count("write")):
+    for number in range([name for name, _ in trial.calls].count("write"))[of]:
         output = trial.fresh()
         found = trial.run(output, Short(number, code))
         assert found in (CLEAN[1:] if code else (0,)), f"write {number} is short: exit code {found}"
@@ -406,34 +414,57 @@ def _named(trial: Trial, number: int) -> str:
 # -- all of it -------------------------------------------------------------------------------------------------------
 
 
-def _all(trial: Trial) -> Iterator[tuple[str, Callable[[], object]]]:
+def _all(trial: Trial, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield all ordeals: each kill, and of the other faults every one of `step`."""
+    of = slice(None, None, step)
     yield "readers asked after every change", lambda: len(watch_readers(trial))
     for code in (errno.ENOSPC, errno.EIO):
         for for_good in (False, True):
-            words = f"every call fails with {errno.errorcode[code]} {'for good' if for_good else 'once'}"
-            yield words, lambda code=code, for_good=for_good: fail_every_call(trial, code, for_good)
-    yield "every call is done and reports EIO", lambda: fail_every_call(trial, errno.EIO, False, done=True)
-    yield "every write is short", lambda: fail_every_write(trial)
-    yield "every write is short, then ENOSPC", lambda: fail_every_write(trial, errno.ENOSPC)
+            words = f"calls fail with {errno.errorcode[code]} {'for good' if for_good else 'once'}"
+            yield words, lambda code=code, for_good=for_good: fail_every_call(trial, code, for_good, of=of)
+    yield "calls are done and report EIO", lambda: fail_every_call(trial, errno.EIO, False, done=True, of=of)
+    yield "writes are short", lambda: fail_every_write(trial, of=of)
+    yield "writes are short, then ENOSPC", lambda: fail_every_write(trial, errno.ENOSPC, of=of)
     yield "killed before every call", lambda: kill_at_every_call(trial, after=False)
     yield "killed after every call", lambda: kill_at_every_call(trial, after=True)
-    yield "power cut after every call", lambda: cut_power(trial, n_random=5)
-    yield "bad nights, one after the other", lambda: bad_nights(trial, 200)
+    yield "power cuts", lambda: cut_power(trial, n_random=5, of=of)
+    yield "bad nights, one after the other", lambda: bad_nights(trial, 200 // step)
 
 
-def main(kinds: Iterable[str] = KINDS) -> None:
-    """Print how many of each there were. An assertion stops it at the first that is not survived."""
+def try_kind(kind: str, step: int) -> None:
+    """Print how many ordeals of each sort a kind of run survives; raise `AssertionError` at the first other one."""
     logging.getLogger().addHandler(logging.NullHandler())
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         install(monkeypatch)
-        for kind in kinds:
-            trial = Trial(Path(folder) / kind, kind)
-            print(f"{kind}: {len(trial.calls)} calls: {dict(Counter(name for name, _ in trial.calls))}", flush=True)
-            for words, ordeal in _all(trial):
-                start = time.monotonic()
-                found = ordeal()
-                print(f"  {words}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
+        trial = Trial(Path(folder) / kind, kind)
+        which = "all" if step == 1 else f"one in {step}"
+        names = dict(Counter(name for name, _ in trial.calls))
+        print(f"{kind}: {len(trial.calls)} calls: {names}; {which} of the faults other than kills", flush=True)
+        for words, ordeal in _all(trial, step):
+            start = time.monotonic()
+            found = ordeal()
+            print(f"  {words}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
+
+
+def _try_in_a_process(kind: str, step: int) -> int:
+    """Return the exit code of a process that tries a kind of run, once its output is printed."""
+    command = [sys.executable, "-m", "tests.support.soak_protocol", str(step), kind]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    print(done.stdout, end="", flush=True)
+    return done.returncode
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Try all kinds of runs, or one; return 1 if one of them does not survive."""
+    step = int(arguments[0]) if arguments else 7
+    if len(arguments) > 1:
+        try_kind(arguments[1], step)
+        return 0
+    steps = [1 if kind == "new" else step for kind in KINDS]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        codes = list(pool.map(_try_in_a_process, KINDS, steps))
+    return int(any(codes))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
