@@ -131,11 +131,12 @@ class BadData:
         bad = np.flatnonzero(entries.any(axis=1))
         if len(bad) and self.on_bad_data == "raise":
             row, column = np.argwhere(entries)[0]
+            where = f"row {numbers[row]}, column {self._named(block, column)}"
             held = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
             raise DataError(
-                f"{block}: {rows[row, column]} in row {numbers[row]}, column {self._named(block, column)}; {len(bad)} of "
-                f"these rows hold {held}, expected finite numbers. Mend the file, or leave such rows out, however many "
-                "there are, with --on-bad-data skip --max-bad-rows 100%."
+                f"{block}: {rows[row, column]} in {where}; {len(bad)} of these rows hold {held}, expected finite "
+                "numbers. Mend the file, or leave such rows out, however many there are, with --on-bad-data skip "
+                "--max-bad-rows 100%."
             )
         listed = ((row, np.flatnonzero(entries[row])) for row in (bad if self.lists else _NONE))
         return bad, [_reason(numbers[row], columns, str(rows[row, columns[0]])) for row, columns in listed]
