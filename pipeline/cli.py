@@ -77,7 +77,7 @@ def main(
 def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> int:
     try:
         config = parse(command[1:], os.environ, description)
-        level = logging.WARNING if config.quiet else logging.DEBUG if config.verbose else logging.INFO
+        level = logging.WARNING if config.results.quiet else logging.DEBUG if config.results.verbose else logging.INFO
         for name in ("pipeline", "kernels"):  # not of Theano and Dask, whose details say nothing to a user
             logging.getLogger(name).setLevel(level)
         with system_failures():

@@ -33,7 +33,7 @@ from pipeline.errors import (
     shown,
 )
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.resolve import Settings
+from pipeline.settings.resolve import ResolvedTraining
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -79,7 +79,7 @@ def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoenc
 
 
 def training_step_of(
-    autoencoder: Autoencoder, config: Settings, dtype: np.dtype, resident: np.ndarray | Pieces | None
+    autoencoder: Autoencoder, settings: ResolvedTraining, dtype: np.dtype, resident: np.ndarray | Pieces | None
 ) -> TrainingStep:
     """A compiled step of its training, by the rule that the settings name.
 
@@ -89,8 +89,8 @@ def training_step_of(
     from kernels.step import TrainingStep
     from kernels.updates import Rule
 
-    rule = Rule(config.optimizer, config.momentum, config.weight_decay)
-    step = TrainingStep(autoencoder, rule, dtype, resident, config.corruption)
+    rule = Rule(settings.optimizer, settings.momentum, settings.weight_decay)
+    step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption)
     step.compile()  # now, so that a training's time and rate are its own
     return step
 

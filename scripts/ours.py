@@ -73,7 +73,7 @@ class Ours:
         def run(n: int) -> None:
             for _ in range(n):
                 shutil.rmtree(output, ignore_errors=True)
-                extract(Config(input=(shards,), model=model, output=str(output)), ["bench.py"])
+                extract(Config.of(input=(shards,), model=model, output=str(output)), ["bench.py"])
 
         run(1)
         return run, lambda: {"features": np.asarray(open_features(output).features.compute())}
@@ -132,7 +132,7 @@ class Ours:
         from pipeline.settings.config import Config
 
         output = folder / "ours"
-        config = Config(
+        config = Config.of(
             input=(shards,), output=str(output), epochs=epochs, batch_size=batch_size, optimizer="momentum",
             hidden=(), code_activation="sigmoid", decoder_gain=False, start="random", biases="zero",
             schedule="constant", learning_rate=RATE, validation_fraction=0.0, memory_budget=memory,

@@ -46,11 +46,11 @@ from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.records import Entry, Record
-from pipeline.run.budget import make_budget
+from pipeline.run.budget import Budget, make_budget
 from pipeline.settings.config import Config
-from pipeline.settings.resolve import resolve
+from pipeline.settings.resolve import Settings, network_of, resolve
 from pipeline.shards.open import open_shards
-from pipeline.shards.shard import row_dtype
+from pipeline.shards.shard import Shard, row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order, slab_starts
@@ -106,6 +106,12 @@ def take_turns(contestants: dict[str, Callable[[], float]], n_rounds: int) -> di
     return seconds
 
 
+def budget_of(settings: Settings, shards: Sequence[Shard], n_replicas: int) -> Budget:
+    """Return the budget of a run with these settings."""
+    network = network_of(settings.network, shards[0].n_inputs)
+    return make_budget(settings.machine, settings.storage, network, n_replicas, shards, TILE_ROWS)
+
+
 # -- encoding ----------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +120,7 @@ def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     shards = open_shards([str(folder)])
     model = load_model(work / "features")
     settings = resolve(Config(), sum(shard.n_rows for shard in shards), model.n_inputs, model.network)
-    budget = make_budget(settings, shards, TILE_ROWS)
+    budget = budget_of(settings, shards, n_replicas=0)
     dtype = row_dtype(shards)
     autoencoder = autoencoder_of(model.scaler, model.network, dtype)
     autoencoder.set_parameters(model.parameters)
@@ -164,23 +170,24 @@ def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
     shards = open_shards([str(folder)])
     n_rows = sum(shard.n_rows for shard in shards)
     config = resolve(
-        Config(epochs=2, validation_fraction=0, hidden=(), code_activation="sigmoid", decoder_gain=False),
+        Config.of(epochs=2, validation_fraction=0, hidden=(), code_activation="sigmoid", decoder_gain=False),
         n_rows,
         N_COLUMNS,
     )
-    budget = make_budget(config, shards, TILE_ROWS)
+    budget = budget_of(config, shards, n_replicas=1)
+    settings = config.training
     none = np.empty(0, dtype=np.int64)
-    order = Order(slab_starts(shards, budget.window_rows // 4), none, budget.window_rows, config.seed)
+    order = Order(slab_starts(shards, budget.window_rows // 4), none, budget.window_rows, settings.seed)
     model = load_model(work / "features")
-    autoencoder = Autoencoder(Network((N_COLUMNS, config.n_features)), *model.scaler.arrays(row_dtype(shards)))
-    step = TrainingStep(autoencoder, Rule(config.optimizer, config.momentum), row_dtype(shards))
+    autoencoder = Autoencoder(Network((N_COLUMNS, config.network.n_features)), *model.scaler.arrays(row_dtype(shards)))
+    step = TrainingStep(autoencoder, Rule(settings.optimizer, settings.momentum), row_dtype(shards))
     step.compile()
 
     def fit(save: Callable[[Checkpoint], object]) -> float:
-        autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(config.seed), None))
+        autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(settings.seed), None))
         step.set_state({name: np.zeros_like(array) for name, array in step.state().items()})
         rows = StreamedRows(shards, budget.n_threads)
-        training = Training(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), config)
+        training = Training(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), settings)
         start = time.perf_counter()
         train(training, save)
         return time.perf_counter() - start

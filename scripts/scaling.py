@@ -128,11 +128,11 @@ def tasks_of(
 ) -> list[Any]:
     """Encoding tasks as a run makes them; of one shard that is thought to be so long, if `n_parts` is given."""
     path, output = model_of(folder, shards), fresh(folder / "parts-of-tasks")
-    prepared = prepare(Config(input=(str(shards),), output=str(output), model=str(path)))
+    prepared = prepare(Config.of(input=(str(shards),), output=str(output), model=str(path)))
     model, part_rows = load_model(path), prepared.budget.part_rows
     with locked(output) as ledger:
         entry = ledger.write("stages/model", ".h5", model.to_hdf5())
-    attributes = {"command": "x" * 60, "config": vars(prepared.config), "versions": versions(), "device": "cpu"}
+    attributes = {"command": "x" * 60, "config": prepared.config.flat(), "versions": versions(), "device": "cpu"}
     settings = encode_settings(prepared, model, part_rows, output)
     settings = replace(settings, model=entry, attributes=attributes)
     inputs = prepared.shards

@@ -26,8 +26,8 @@ from pipeline.errors import (
     WriteFailed,
 )
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.resolve import Settings
 from pipeline.training.start import start_of
+from tests.support.settings import settings_of
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -117,10 +117,8 @@ def test_an_autoencoder_and_its_step_come_ready_for_rows_of_their_dtype() -> Non
     rows = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.int16)
     autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(0), None))
     before = autoencoder.cost(rows)
-    config = Settings(
-        n_features=2, hidden=(), corruption=0.0, optimizer="momentum", momentum=0.9, learning_rate=0.1, batch_size=2
-    )
-    step = training_step_of(autoencoder, config, rows.dtype, None)
+    settings = settings_of(corruption=0.0, optimizer="momentum", momentum=0.9, learning_rate=0.1, batch_size=2)
+    step = training_step_of(autoencoder, settings.training, rows.dtype, None)
     step.set_learning_rate(0.1)
     assert step(rows, with_cost=True) == pytest.approx(before, rel=1e-5)
     assert autoencoder.cost(rows) < before

@@ -16,7 +16,7 @@ from pipeline.cluster.security import address_in, checked, is_written
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
 from pipeline.errors import ConfigError
-from pipeline.settings.config import Config
+from pipeline.settings.config import ClusterSettings
 
 __all__ = ["Crew", "Threads", "check_settings", "crew_of"]
 
@@ -72,24 +72,30 @@ class Threads:
         return {"kind": "threads", "workers": []}
 
 
-def check_settings(config: Config) -> None:
+def check_settings(settings: ClusterSettings) -> None:
     """Refuse a crew that cannot be, as far as that can be known before anything is looked at.
 
     Raises
     ------
     ConfigError
     """
-    path = Path(config.scheduler_file or "")
-    if address := config.scheduler or (address_in(path) if is_written(path) else ""):  # which may yet be written
-        checked(address, config.insecure_cluster)
-    for device in named(config.devices, os.environ):
+    path = Path(settings.scheduler_file or "")
+    if address := settings.scheduler or (address_in(path) if is_written(path) else ""):  # which may yet be written
+        checked(address, settings.insecure_cluster)
+    for device in named(settings.devices, os.environ):
         environment_of(device, 1, os.environ)
-    if config.dashboard and (config.workers or config.devices) and find_spec("bokeh") is None:
+    if settings.dashboard and (settings.workers or settings.devices) and find_spec("bokeh") is None:
         raise ConfigError("dashboard: Dask's page is made by bokeh, which is not installed: pip install bokeh")
 
 
 @contextmanager
-def crew_of(config: Config, n_threads: int, start: Callable[[], Any], ask: Callable[[], Question]) -> Iterator[Crew]:
+def crew_of(
+    settings: ClusterSettings,
+    n_threads: int,
+    start: Callable[[], Any],
+    ask: Callable[[], Question],
+    requires_device: bool = False,
+) -> Iterator[Crew]:
     """The crew that the settings ask for, for as long as the context lasts.
 
     Parameters
@@ -100,6 +106,8 @@ def crew_of(config: Config, n_threads: int, start: Callable[[], Any], ask: Calla
         Takes the device that a worker's process is set to: `pipeline.device.start_device`.
     ask : callable
         What workers are asked before they do anything.
+    requires_device : bool
+        Whether each worker must use the device that it is set to.
 
     Raises
     ------
@@ -109,12 +117,17 @@ def crew_of(config: Config, n_threads: int, start: Callable[[], Any], ask: Calla
         When no worker has its device.
     SystemLimit, TryAgain
     """
-    if not (config.workers or config.devices or config.scheduler or config.scheduler_file):
+    if not (settings.workers or settings.devices or settings.scheduler or settings.scheduler_file):
         yield Threads()
         return
     from pipeline.cluster.given import given  # and distributed with it, which is not needed else
     from pipeline.cluster.local.processes import local
     from pipeline.cluster.workers import hushed
 
-    with hushed(), (local if config.workers or config.devices else given)(config, n_threads, start, ask) as workers:
-        yield workers
+    with hushed():
+        if settings.workers or settings.devices:
+            workers = local(settings, n_threads, start, ask, requires_device)
+        else:
+            workers = given(settings, start, ask, requires_device)
+        with workers as crew:
+            yield crew

@@ -22,7 +22,7 @@ from pipeline.cluster.security import address_in, checked, configured, is_writte
 from pipeline.cluster.waiting import waited
 from pipeline.cluster.workers import Workers, hear
 from pipeline.errors import ConfigError, DeviceError, TryAgain, counted, shown, some
-from pipeline.settings.config import Config
+from pipeline.settings.config import ClusterSettings
 
 __all__ = ["given"]
 
@@ -35,13 +35,13 @@ _PROOF = 600.0  # seconds
 
 
 @contextmanager
-def given(config: Config, n_threads: int, start: Callable[[], Any], ask: Callable[[], Question]) -> Iterator[Workers]:
+def given(
+    settings: ClusterSettings, start: Callable[[], Any], ask: Callable[[], Question], requires_device: bool = False
+) -> Iterator[Workers]:
     """The workers of the scheduler that the settings name, as they come and go.
 
     Parameters
     ----------
-    n_threads : int
-        Counts for nothing: they have their own.
     start : callable
         Takes the device that a process is set to: `pipeline.device.start_device`.
     ask : callable
@@ -56,18 +56,18 @@ def given(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
     DeviceError
         When no worker has a device that can be used, or one of them has not and it is required.
     """
-    address = config.scheduler
+    address = settings.scheduler
     if not address:
-        path = Path(config.scheduler_file or "")
+        path = Path(settings.scheduler_file or "")
         _must_come(lambda: is_written(path), f"scheduler_file={shown(path)}")
         address = address_in(path)
-    address = checked(address, config.insecure_cluster)
+    address = checked(address, settings.insecure_cluster)
     with _closing(_connected(address)) as client, watched(client):
         try:
             _must_come(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {shown(address)}")
             check(client, ask())
-            known = _known(client, config, start)
-            if config.dashboard:
+            known = _known(client, start, requires_device)
+            if settings.dashboard:
                 log.info("cluster: Dask's own page is at %s", client.dashboard_link)
             hear(client)
         except (OSError, CancelledError, RuntimeError) as error:
@@ -114,13 +114,13 @@ def _must_come(found: Callable[[], object], what: str) -> None:
         raise TryAgain(f"waited {_PATIENCE:.0f} s for {what}, which has not come. Type the same command again.")
 
 
-def _known(client: Client, config: Config, start: Callable[[], Any]) -> list[dict[str, Any]]:
+def _known(client: Client, start: Callable[[], Any], requires_device: bool) -> list[dict[str, Any]]:
     """What is known of the workers that are there."""
     found, failed = proofs(client, start, _PROOF)
     failed |= {proof.name: proof.reason for proof in found if proof.reason}
     for name, why in failed.items():
         log.warning("cluster: worker %s does not compute where it was to: %s", shown(name), why)
-    if failed and (config.require_device or not found):
+    if failed and (requires_device or not found):
         n, why = len(failed.keys() | {proof.name for proof in found}), next(iter(failed.values()))
         raise DeviceError(f"{counted(len(failed), 'worker')} of {n} cannot be used, the first: {why}")
     workers = some((f"{shown(proof.name)} {proof.device}" for proof in found), 8)

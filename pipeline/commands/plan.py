@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     if as_json:
         printed_json(plan.summary())
     else:
-        print(in_words(plan, config.output))
+        print(in_words(plan, config.results.output))
     return plan.problems[0]["exit_code"] if plan.problems else 0
 
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ShardpressError
-from pipeline.settings.resolve import Settings
+from pipeline.settings.resolve import ResolvedStorage
 
 __all__ = ["PLAIN", "Chunked", "Storage", "TooCoarse", "storages", "write_chunked"]
 
@@ -106,7 +106,7 @@ class Storage:
 PLAIN = Storage()
 
 
-def storages(settings: Settings) -> list[Storage]:
+def storages(settings: ResolvedStorage) -> list[Storage]:
     """How features are to be stored, as far as their error allows it: the smallest one first."""
     compression = settings.compression
     if settings.max_feature_error is None:

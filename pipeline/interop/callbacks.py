@@ -33,7 +33,7 @@ class Epochs:
 
     def __init__(self, estimator: Any, fit: Fit, data: dict[str, Any]) -> None:
         self._estimator, self._fit, self._data = estimator, fit, data
-        n_epochs = fit.training.config.epochs - fit.training.standing.epoch
+        n_epochs = fit.training.settings.epochs - fit.training.standing.epoch
         self._context = estimator._init_callback_context(max_subtasks=n_epochs)
         self._epoch: Any = None  # the context of the one under way
 

@@ -159,7 +159,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
 
         with _as_scikit_learns():
             config = self._config()
-            rows = self._rows(computed(X, config.memory_budget // 2), reset=True, least=2)
+            rows = self._rows(computed(X, config.machine.memory_budget // 2), reset=True, least=2)
             fit = begin(rows, config)
             return self._take(fit, Epochs(self, fit, {"X": X, "y": y}).run())
 
@@ -276,7 +276,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-        return Config(**converted({**plain, "seed": seed}, "", ConfigError))
+        return Config.of(**converted({**plain, "seed": seed}, "", ConfigError))
 
     def _rows(self, X: Any, reset: bool, least: int = 1) -> Any:
         if is_lazy(X):  # whose values are looked at with each block

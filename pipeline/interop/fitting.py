@@ -7,7 +7,7 @@ shuffled together (``shuffle_window``), where that is stored contiguously.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Fit:
     """A training on an array, and what becomes of it."""
 
     training: Training
+    config: Settings
     scaler: Scaler
     dtype: np.dtype
     device: str
@@ -57,12 +58,12 @@ class Fit:
         """The best one so far."""
         training = self.training
         told = {"training": {**training.standing.summary(), **(about or {})}}
-        settings = {"config": asdict(training.config), "device": self.device}
+        settings = {"config": self.config.flat(), "device": self.device}
         return Model(self.scaler, training.autoencoder.network, training.best, {**told, **settings})
 
     def complaints(self, model: Model) -> list[str]:
         """What a run would warn of."""
-        return list(complaints(model.about["training"], self.training.config))
+        return list(complaints(model.about["training"], self.config.training, model.network))
 
 
 def begin(rows: np.ndarray, config: Config) -> Fit:
@@ -84,7 +85,7 @@ def begin(rows: np.ndarray, config: Config) -> Fit:
     _refuse(problems(config))
     settings = resolve(config, n_rows, n_inputs)
     _refuse([*misfits(settings, n_rows, n_inputs)])
-    budget = make_budget(settings, shards, TILE_ROWS)
+    budget = _budget(settings, shards)
     found = _scanned(shards, settings, budget)
     check_usable(shards, found)
     return _fit(shards, found, settings, budget)
@@ -101,8 +102,14 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
         Where it stands; a given model without one has been trained otherwise, and its states begin anew.
     """
     n_epochs = checkpoint.standing.epoch if checkpoint else 0
-    config = replace(config, epochs=n_epochs + 1, schedule="constant", validation_fraction=0.0, patience=0, replicas=1)
-    config = replace(config, baseline=False)
+    config = config.changed(
+        epochs=n_epochs + 1,
+        schedule="constant",
+        validation_fraction=0.0,
+        patience=0,
+        replicas=1,
+        baseline=False,
+    )
     if given is None:
         return begin(rows, config)
     _refuse(problems(config))
@@ -115,10 +122,11 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
 def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
     """A training that begins with a model's parameters, and scales as it does."""
     shards, network, scaler = (array_shard(rows),), given.network, given.scaler
-    batch_size = min(config.batch_size, len(rows)) if config.batch_size else None
+    batch_size = config.training.batch_size
+    if batch_size is not None:
+        batch_size = min(batch_size, len(rows))
     # What the parameters would otherwise start with is not looked for.
-    config = replace(
-        config,
+    config = config.changed(
         n_features=network.n_features,
         hidden=network.widths[1:-1],
         batch_size=batch_size,
@@ -126,7 +134,7 @@ def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
         biases="zero",
     )
     settings = resolve(config, len(rows), network.n_inputs, network)
-    budget = make_budget(settings, shards, TILE_ROWS)
+    budget = _budget(settings, shards)
     found = _scanned(shards, settings, budget, scaler)
     fit = _fit(shards, found, settings, budget)
     fit.training.autoencoder.set_parameters(given.parameters)
@@ -137,16 +145,24 @@ def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
 def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Budget) -> Fit:
     device, dtype = start_device(), row_dtype(shards)
     with theanos_errors():
-        autoencoder = autoencoder_of(found.scaler, network_of(settings, len(found.minimum)), dtype)
-        training = prepared(autoencoder, shards, found, settings, budget.sizes(device))
-    return Fit(training, found.scaler, dtype, str(device))
+        autoencoder = autoencoder_of(found.scaler, network_of(settings.network, len(found.minimum)), dtype)
+        training = prepared(
+            autoencoder,
+            shards,
+            found,
+            settings.training,
+            settings.validation,
+            settings.bad_data.missing_value,
+            budget.sizes(device),
+        )
+    return Fit(training, settings, found.scaler, dtype, str(device))
 
 
 def _scanned(shards: tuple[Shard, ...], settings: Settings, budget: Budget, given: Scaler | None = None) -> Scan:
     """What one pass over the rows tells, all of which have to be good ones; the ranges are those of a given scaler."""
-    impute = settings.impute if given is None else None if given.fill is None else "median"
+    impute = settings.bad_data.impute if given is None else None if given.fill is None else "median"
     how = ScanSettings(
-        budget.block_rows, clip_quantile=settings.clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes
+        budget.block_rows, clip_quantile=settings.bad_data.clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes
     )
     with threads(budget.n_threads) as pool:
         found = scan(shards, how, pool, budget.n_threads)
@@ -155,6 +171,11 @@ def _scanned(shards: tuple[Shard, ...], settings: Settings, budget: Budget, give
     if given is None:
         return found
     return replace(found, minimum=given.minimum, maximum=given.maximum, fill=given.fill, clips=given.clips)
+
+
+def _budget(settings: Settings, shards: tuple[Shard, ...]) -> Budget:
+    network = network_of(settings.network, shards[0].n_inputs)
+    return make_budget(settings.machine, settings.storage, network, settings.training.replicas, shards, TILE_ROWS)
 
 
 def _refuse(complaints: list[str]) -> None:

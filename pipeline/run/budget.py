@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kernels.network import Network
 from pipeline.device import MOST_RESIDENT
 from pipeline.encoding.storage import storages
 from pipeline.errors import ConfigError
+from pipeline.settings.config import MachineSettings
 from pipeline.settings.defaults import COPIES_IN_TRAINING
-from pipeline.settings.resolve import Settings, network_of
+from pipeline.settings.resolve import ResolvedStorage
 from pipeline.shards.shard import WIDE_BYTES, Shard, row_dtype, without
 from pipeline.training.fit import Sizes
 from pipeline.training.order import MAX_CHUNK_BYTES
@@ -101,7 +103,14 @@ class Budget:
         )
 
 
-def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> Budget:
+def make_budget(
+    machine: MachineSettings,
+    storage: ResolvedStorage,
+    network: Network,
+    n_replicas: int,
+    shards: Sequence[Shard],
+    tile_rows: int,
+) -> Budget:
     """Share the memory out.
 
     A half goes to the rows of the training when all of them fit it, else a quarter to two windows of them; a sixteenth
@@ -110,6 +119,10 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
 
     Parameters
     ----------
+    network : Network
+        The network that is trained or given.
+    n_replicas : int
+        Replicas that train it; 0 with a given model.
     tile_rows : int
         Rows of one product of the encoder, which blocks are rounded up to.
 
@@ -122,14 +135,14 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
     itemsize = max(row_dtype(shards).itemsize, *(np.dtype(shard.stored_dtype).itemsize for shard in shards))
     row_bytes = shards[0].n_inputs * itemsize
     n_bytes = sum(shard.n_rows for shard in shards) * row_bytes
-    n_threads = settings.threads or len(os.sched_getaffinity(0))  # not all cores: a batch system may give a few
+    n_threads = machine.threads or len(os.sched_getaffinity(0))  # not all cores: a batch system may give a few
     # Two more, so that the processor has work while parts are brought to the disk; but who asks for one gets one.
     n_writers = n_threads + 2 * (n_threads > 1)
-    beyond = max(0, _network_bytes(settings, shards[0].n_inputs) - settings.memory_budget // 8)
-    memory = settings.memory_budget - beyond
+    beyond = max(0, _network_bytes(network, n_replicas, machine.memory_budget) - machine.memory_budget // 8)
+    memory = machine.memory_budget - beyond
     share = memory // 8 // n_writers  # of each thread for its block, and as much for its part
 
-    n_tiles = -(-(settings.block_rows or min(_BLOCK_BYTES, share) // row_bytes) // tile_rows)
+    n_tiles = -(-(machine.block_rows or min(_BLOCK_BYTES, share) // row_bytes) // tile_rows)
     block_rows = max(1, n_tiles) * tile_rows  # whole ones, so that no product is padded but a shard's last
     # Only rows that exist take memory: a file may have fewer than a tile, and fewer blocks than there are threads.
     held_rows = min(block_rows, max(shard.n_rows for shard in shards))
@@ -137,15 +150,15 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
     least = 4 * n_held * held_rows * row_bytes
     if least > memory:
         raise ConfigError(
-            f"memory_budget: {settings.memory_budget} bytes, expected at least {least + beyond} for {n_held} "
+            f"memory_budget: {machine.memory_budget} bytes, expected at least {least + beyond} for {n_held} "
             f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
             f"--threads or --block-rows (the least is {tile_rows})."
         )
     # A part is one piece of memory; the rest is for what rides along, and for a copy when that is longer than thought.
     # Features that are stored otherwise are there twice, and compressed ones as long as HDF5 lays the file out.
-    usual_bytes = max(_PART_BYTES, sum(shard.n_rows for shard in shards) * 4 * settings.n_features // _MANY_PARTS)
-    part_bytes = min(usual_bytes, share // (3 if storages(settings)[0].is_plain else 6))
-    part_rows = max(block_rows, part_bytes // (4 * settings.n_features) // block_rows * block_rows)
+    usual_bytes = max(_PART_BYTES, sum(shard.n_rows for shard in shards) * 4 * network.n_features // _MANY_PARTS)
+    part_bytes = min(usual_bytes, share // (3 if storages(storage)[0].is_plain else 6))
+    part_rows = max(block_rows, part_bytes // (4 * network.n_features) // block_rows * block_rows)
     part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4, tile_rows)
     return Budget(
         n_threads=n_threads,
@@ -154,8 +167,8 @@ def make_budget(settings: Settings, shards: Sequence[Shard], tile_rows: int) -> 
         part_rows=part_rows,
         resident=n_bytes <= memory // 2,
         rows_bytes=n_bytes,
-        device_bytes=settings.device_memory_budget,
-        window_rows=max(1, min(settings.shuffle_window, memory // 8) // row_bytes),
+        device_bytes=machine.device_memory_budget,
+        window_rows=max(1, min(machine.shuffle_window, memory // 8) // row_bytes),
         max_validation_rows=memory // 16 // row_bytes,
         max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * shards[0].n_inputs)),  # scaled, in float32
         n_wide=n_wide,
@@ -236,14 +249,16 @@ def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
     return None
 
 
-def _network_bytes(settings: Settings, n_inputs: int) -> int:
+def _network_bytes(network: Network, n_replicas: int, memory_budget: int) -> int:
     """What a run needs for its network, if a half of the memory holds that."""
-    network, is_given = network_of(settings, n_inputs), settings.model is not None
-    needed = 4 * network.n_weights * (_COPIES_IN_ENCODING if is_given else COPIES_IN_TRAINING)
-    if needed > settings.memory_budget // 2:
+    n_copies = COPIES_IN_TRAINING if n_replicas else _COPIES_IN_ENCODING
+    needed = 4 * network.n_weights * n_copies
+    if needed > memory_budget // 2:
         raise ConfigError(
-            f"memory_budget: {settings.memory_budget} bytes, expected at least {2 * needed} for a network of "
+            f"memory_budget: {memory_budget} bytes, expected at least {2 * needed} for a network of "
             f"{' x '.join(map(str, network.widths))} units: its {network.n_weights} weights, what training keeps "
             "beside them, and copies for checkpoints. Raise --memory-budget, or lower --hidden or --n-features."
         )
-    return needed + 4 * network.n_weights * (_COPIES_OF_REPLICAS if settings.replicas > 1 and not is_given else 0)
+    if n_replicas > 1:
+        needed += 4 * network.n_weights * _COPIES_OF_REPLICAS
+    return needed

@@ -49,14 +49,14 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     list of dict
         What is known of the contents now; empty if nothing was stored.
     """
-    if prepared.config.restart:
+    if prepared.config.results.restart:
         return prepared, []
     stored = ledger.contents()
     shards = prepared.shards
     if not _describes(stored, shards):
         return prepared, []
     moved = [i for i, shard in enumerate(shards) if shard.identity.ctime_ns != stored[i]["ctime_ns"]]
-    if not reads or prepared.config.verify != "digests":
+    if not reads or prepared.config.results.verify != "digests":
         moved = []
     digests = _digests([shards[i] for i in moved], prepared.budget.n_threads)
     contents = list(stored)
@@ -70,7 +70,7 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
 
 def record_contents(job: Job) -> None:
     """Store digests of the input files, unless they are stored, or are not compared (``--verify sizes``)."""
-    if job.config.verify != "digests" or _describes(job.ledger.contents(), job.shards):
+    if job.config.results.verify != "digests" or _describes(job.ledger.contents(), job.shards):
         return
     digests = _digests(job.shards, job.budget.n_threads)
     contents = [_line(shard, found) for shard, found in zip(job.shards, digests, strict=True)]
@@ -95,7 +95,7 @@ def check_contents(job: Job) -> None:
         When the contents of one changed during the run.
     """
     contents = job.ledger.contents()
-    if job.config.verify != "digests" or not _describes(contents, job.shards):
+    if job.config.results.verify != "digests" or not _describes(contents, job.shards):
         return
     for shard, line in zip(job.shards, contents, strict=True):
         if line["blake3"] is None or _ctime_of(shard) in (None, line["ctime_ns"]):

@@ -22,7 +22,6 @@ from pipeline.run.job import Job
 from pipeline.run.plan.nameless import Nameless
 from pipeline.run.plan.sample import Stretch, sampled_encoding, stretches
 from pipeline.scan.ranges import Scan
-from pipeline.settings.config import Config
 from pipeline.settings.deadline import in_words
 from pipeline.training.epochs import Training
 
@@ -50,9 +49,9 @@ _MEASURING_SHARE = 0.02
 _CONFIRMING_SHARE = 0.1
 
 
-def reserved_seconds(encoding: float, config: Config) -> float:
+def reserved_seconds(encoding: float, single_file: bool) -> float:
     """Return the seconds to keep for the time after training if encoding takes `encoding` seconds."""
-    n_passes = 2 if config.single_file else 1
+    n_passes = 2 if single_file else 1
     return _ENCODING_MARGIN * encoding * n_passes + _SECONDS_AFTER_ENCODING
 
 
@@ -134,8 +133,8 @@ class InTime:
         elif now.epoch != self._checked_epoch:
             limit = now.n_epochs
             self._decide(training, 1.0)
-            if training.config.epochs < limit:
-                log.warning("deadline: epochs take longer than before, so that %d fit", training.config.epochs)
+            if training.settings.epochs < limit:
+                log.warning("deadline: epochs take longer than before, so that %d fit", training.settings.epochs)
             self._checked_epoch = now.epoch
         if now.n_epochs is not None and self._is_time_over(step_seconds):
             self._end(training, step_seconds)
@@ -147,7 +146,7 @@ class InTime:
             "ends_by": datetime.fromtimestamp(self._ends_by).astimezone().isoformat(timespec="seconds"),
             "n_epochs": training.standing.n_epochs,
             "last_epoch_part": training.last_epoch_part,
-            "of": self._job.config.epochs,
+            "of": self._job.config.training.epochs,
             "epoch_seconds": self._epoch_seconds,
             "reserved_seconds": self._reserve,
             "note": "how many epochs fit depends on the machine's speed: the same command may make another model",
@@ -177,7 +176,7 @@ class InTime:
         if fitting < 1:  # such a consequence should not follow from one bad measurement
             self._measure(training, _CONFIRMING_SHARE)
             fitting = self._fitting(training, share)
-        n_epochs = min(training.config.epochs, now.epoch + max(1, int(fitting)))
+        n_epochs = min(training.settings.epochs, now.epoch + max(1, int(fitting)))
         if n_epochs != now.n_epochs:
             training.limit(n_epochs)
 
@@ -191,7 +190,7 @@ class InTime:
         is_cheap = self._encoding.cost <= share * (self._ends_by - time.time())
         if not self._encoding.is_measured or is_cheap:
             self._encoding.measure(training.autoencoder)
-            self._reserve = reserved_seconds(self._encoding.seconds, self._job.config)
+            self._reserve = reserved_seconds(self._encoding.seconds, self._job.config.results.single_file)
 
     def _is_time_over(self, step_seconds: float) -> bool:
         """Return whether another step, as long as the last one, would leave too little time."""
@@ -214,8 +213,8 @@ class InTime:
             )
 
     def _log_decision(self, training: Training) -> None:
-        n_epochs = training.config.epochs
-        wanted = counted(self._job.config.epochs, "epoch")
+        n_epochs = training.settings.epochs
+        wanted = counted(self._job.config.training.epochs, "epoch")
         until = in_words(self._ends_by)
         epoch = duration(self._epoch_seconds)
         reserve = duration(self._reserve)

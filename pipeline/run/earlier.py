@@ -52,7 +52,7 @@ def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] 
         When there are results of other settings or inputs, or an unfinished run of them, and no leave to replace them.
     """
     config, request = prepared.config, prepared.request
-    if config.restart:
+    if config.results.restart:
         log.info("output=%s: beginning again", shown(ledger.directory))
         ledger.forget()
     ledger.sweep()  # what a killed run left half-written, before anything needs the room
@@ -75,10 +75,10 @@ def kept_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], start:
 
     None where it may take its time; else ``ends_by``, in seconds since 1970, beside the settings that say so.
     """
-    typed = deadline_of(config, start)
+    typed = deadline_of(config.timing, start)
     if typed is None:
         return None
-    asked = {"finish_by": config.finish_by, "max_hours": config.max_hours}
+    asked = {"finish_by": config.timing.finish_by, "max_hours": config.timing.max_hours}
     before = ledger.deadline() if ledger.request() == now else None
     if before is not None and asked == {name: before[name] for name in asked}:
         if before["ends_by"] > start:
@@ -161,7 +161,7 @@ def _is_intact(ledger: Ledger, manifest: Mapping[str, Any], prepared: Prepared, 
 
 def _faults(ledger: Ledger, entries: Iterable[Entry], prepared: Prepared) -> list[str | None]:
     """What is wrong with each of these files, and said so; None where nothing is."""
-    check = partial(fault_of, ledger.directory, digests=prepared.config.verify == "digests")
+    check = partial(fault_of, ledger.directory, digests=prepared.config.results.verify == "digests")
     n_threads = prepared.budget.n_threads
     with threads(n_threads) as pool:
         faults = compute([(check, entry) for entry in entries], pool, n_threads)
@@ -179,7 +179,7 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
             f"{where}: holds the results of other input files: {changed}. Choose another --output, or throw them away "
             "with --restart; --overwrite replaces results of the same files only."
         )
-    if not config.overwrite:
+    if not config.results.overwrite:
         raise ConfigError(
             f"{where}: holds the results of another run, and this one differs: {changed}. Choose another --output, or "
             "replace them with --overwrite (what still fits is kept) or --restart."
@@ -196,7 +196,7 @@ def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) ->
             f"{where}: holds an unfinished run of other input files ({kept}): {changed}. Choose another --output, or "
             "throw it away with --restart."
         )
-    if kept and other_settings(before, now) and not config.overwrite:
+    if kept and other_settings(before, now) and not config.results.overwrite:
         raise ConfigError(
             f"{where}: holds an unfinished run ({kept}), and this one differs: {changed}. Set that back to go on with "
             "it, choose another --output, or go on as set now with --overwrite (what still fits is kept)."
@@ -223,8 +223,8 @@ def passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     # As many rows and shards as there were: all that decides the results is the same.
     return (
         before == now
-        and (QUARANTINE in written or config.on_bad_data != "quarantine")
-        and (SINGLE_FILE in written or not config.single_file)
+        and (QUARANTINE in written or config.bad_data.on_bad_data != "quarantine")
+        and (SINGLE_FILE in written or not config.results.single_file)
         and summary["n_bad"] <= prepared.max_bad_rows
         and summary["n_bad_shards"] <= prepared.max_bad_shards
     )

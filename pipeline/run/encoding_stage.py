@@ -48,7 +48,7 @@ def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping
     unreadable : mapping of int to str
         Why, for each shard that cannot be read, by its place in the input.
     """
-    *smaller, last = storages(job.config)
+    *smaller, last = storages(job.config.storage)
     for storage in smaller:
         try:
             return _encode_as(job, model, autoencoder, unreadable, storage)
@@ -108,7 +108,8 @@ def _model_file(job: Job, model: Model, unreadable: Mapping[int, str]) -> Entry:
 
 def encode_settings(job: Prepared, model: Model, part_rows: int, directory: Path) -> EncodeSettings:
     """What the parts of a run have in common, the largest of which has `part_rows` rows, but for the model's file."""
-    config, scaler = job.config, model.scaler
+    settings = job.config.bad_data
+    scaler = model.scaler
     return EncodeSettings(
         directory=str(directory),
         model=IN_MEMORY,
@@ -116,9 +117,14 @@ def encode_settings(job: Prepared, model: Model, part_rows: int, directory: Path
         block_rows=min(part_rows, job.budget.block_rows),
         part_rows=part_rows,  # of what there is: a run on few rows takes little memory
         n_readers=job.budget.n_threads,
-        bad_data=BadData(config.on_bad_data, config.missing_value, config.on_drift, fills=scaler.fill is not None),
+        bad_data=BadData(
+            on_bad_data=settings.on_bad_data,
+            missing=settings.missing_value,
+            on_drift=settings.on_drift,
+            fills=scaler.fill is not None,
+        ),
         has_range=job.given is not None and not scaler.clips,  # of clipped rows none lies outside
-        storage=storages(config)[0],
+        storage=storages(job.config.storage)[0],
         n_wide=job.budget.n_wide,
         chunk_bytes=job.budget.chunk_bytes,
     )
@@ -146,7 +152,9 @@ class _Limit:
     """Counts bad rows, and says when they are too many."""
 
     def __init__(self, job: Job) -> None:
-        self._config, self._limit, self._n_bad = job.config, job.max_bad_rows, 0
+        self._settings = job.config.bad_data
+        self._limit = job.max_bad_rows
+        self._n_bad = 0
 
     def count(self, part: PartFacts) -> None:
         self._n_bad += part.n_bad
@@ -154,7 +162,8 @@ class _Limit:
             raise DataError(
                 f"file={shown(part.path)} dataset={shown(part.dataset)} rows={part.start}:{part.stop}: "
                 f"{counted(self._n_bad, 'bad row')} so far, expected {self._limit} at most (--max-bad-rows "
-                f"{self._config.max_bad_rows}, --on-bad-data {self._config.on_bad_data}). Mend the files, or raise it."
+                f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Mend the files, or raise "
+                "it."
             )
 
 

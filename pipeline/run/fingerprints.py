@@ -22,7 +22,7 @@ from pipeline.errors import shown
 from pipeline.formats import fingerprint
 from pipeline.model import Model
 from pipeline.run.budget import Budget
-from pipeline.settings.config import FORMERLY, deciding
+from pipeline.settings.config import deciding, named_today
 from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard
 
@@ -84,7 +84,7 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         A fitted one, that takes the training's place.
     """
     n_rows = sum(shard.n_rows for shard in shards)
-    n_validated = round(settings.validation_fraction * n_rows)
+    n_validated = round(settings.validation.validation_fraction * n_rows)
     training = {
         **deciding(settings, "model"),
         # A budget that holds all of them may change.
@@ -93,11 +93,11 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         **({"sample_rows": budget.max_sample_rows} if _samples(settings, budget, n_rows) else {}),
         # How many epochs fit, only the run finds out: so it is no other's, whatever those had; of two by a deadline the
         # second goes on with what the first has decided.
-        **({"by_deadline": True} if settings.finish_by or settings.max_hours else {}),
+        **({"by_deadline": True} if settings.timing.finish_by or settings.timing.max_hours else {}),
         "versions": {name: version(name) for name in ("numpy", "Theano")},
         "format": _TRAINING,
     }
-    if settings.start == "components":  # of so many rows; another start looks at none
+    if settings.training.start == "components":  # of so many rows; another start looks at none
         training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
     return Request(
         inputs={"shards": [_identity(shard) for shard in shards]},
@@ -115,7 +115,7 @@ def _filled(model: Model | None) -> dict[str, Any]:
 
 def _samples(settings: Settings, budget: Budget, n_rows: int) -> bool:
     """Whether the start depends on how many rows a sample may have."""
-    return settings.start == "components" and budget.max_sample_rows < n_rows
+    return settings.training.start == "components" and budget.max_sample_rows < n_rows
 
 
 def _identity(shard: Shard) -> dict[str, Any]:
@@ -202,18 +202,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         if was != is_now and name == CONTENTS:
             yield "its contents changed although its modification time did not"
         elif was != is_now:
-            was, is_now = (_time(value) if name == "changed" else shown(value) for value in (was, is_now))
-            yield _today(f"{name} {was} -> {is_now}")
-
-
-def _today(change: str) -> str:
-    """A change of a setting that was renamed, in the words of today."""
-    for name, (was, spelled) in FORMERLY.items():
-        if change.startswith(f"{was} "):
-            change = name + change.removeprefix(was)
-            for value, before in spelled.items():
-                change = change.replace(f" {before}", f" {value}")
-    return change
+            today, was = named_today(name, was)
+            _, is_now = named_today(name, is_now)
+            words = _time if name == "changed" else shown
+            yield f"{today} {words(was)} -> {words(is_now)}"
 
 
 def _time(nanoseconds: object) -> str:

@@ -140,7 +140,7 @@ def finish(job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None
     }
     job.ledger.finish(asdict(job.request), manifest, publication)
     tell_if_late(job.clock.ends_by)
-    if not job.config.single_file:
+    if not job.config.results.single_file:
         _tell_if_many(len(parts))
     # Only now: until the manifest named others, readers followed it to an earlier run's results.
     job.ledger.sweep(*kept)
@@ -185,7 +185,7 @@ def _summary(job: Job, model: Model, parts: Sequence[PartFacts], n_unreadable: i
     training = {} if job.given is not None else model.about["training"]
     baseline = training.get("baseline") or {}  # not known to an earlier version, or not asked for
     return Summary(
-        output=job.config.output,
+        output=job.config.results.output,
         n_rows=sum(part.n_rows for part in parts),
         n_inputs=model.n_inputs,
         n_features=model.n_features,
@@ -219,12 +219,12 @@ def _files(
     yield from _index(job, parts, attributes)
     yield "report.json", report_bytes(report)
     yield "report.html", page_bytes(report)
-    if job.config.on_bad_data == "quarantine":
+    if job.config.bad_data.on_bad_data == "quarantine":
         yield QUARANTINE, _quarantine(job, parts)
 
 
 def _index(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    n_features, dtype = job.config.n_features, np.dtype(attributes["storage"]["dtype"])
+    n_features, dtype = job.config.network.n_features, np.dtype(attributes["storage"]["dtype"])
 
     def viewed(part: PartFacts) -> tuple[str, dict[str, Shape]]:
         return part.entry.file, part_shapes(part.n_rows, n_features, job.shards[part.shard].riders, dtype)
@@ -248,7 +248,7 @@ def _stored(job: Job, parts: Sequence[PartFacts]) -> dict[str, Any]:
     """How features are stored, how far that moves them at most, and the bytes of their files."""
     return {
         "dtype": parts[0].dtype or "float32",
-        "compression": job.config.compression,
+        "compression": job.config.storage.compression,
         "max_error": max(part.max_error or 0.0 for part in parts),
         "n_bytes": sum(part.entry.n_bytes for part in parts),
     }
@@ -263,7 +263,7 @@ def _report(
     report = {
         "made": datetime.now().astimezone().isoformat(" ", "seconds"),
         "command": " ".join(job.command),
-        "config": asdict(config),
+        "config": config.flat(),
         "device": asdict(job.device),
         "versions": versions(),
         "fingerprints": {"request": request, "model": model.fingerprint},
@@ -274,14 +274,14 @@ def _report(
         "memory": {"peak_bytes": peak_bytes()},
         "taken_over": list(clock.taken_over.values()),
         "warnings": {"n": clock.warnings.n, "first": clock.warnings.first},
-        "bad": bad_told(job.shards, job.bad_shards, scan, config.missing_value),
+        "bad": bad_told(job.shards, job.bad_shards, scan, config.bad_data.missing_value),
         **last_told(job.ledger.directory, request),
         "sample": sample,
     }
     if job.given is None:
         report["training"] = model.about["training"]
     else:
-        report["drift"] = drift_told(job.shards, [_drifted(part) for part in parts], config.on_drift)
+        report["drift"] = drift_told(job.shards, [_drifted(part) for part in parts], config.bad_data.on_drift)
     if scan is not None:
         report["scan"] = scan.summary()
     return report
@@ -296,11 +296,13 @@ def _sample(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, Any
     config, folder = job.config, job.ledger.directory
     made = [Made(Block(job.shards[part.shard], part.start, part.stop), folder / part.entry.file) for part in parts]
     how = _encoded(job, model)
-    return looked_at(made, Looking(model, how.missing, how.clips, config.memory_budget, config.seed))
+    return looked_at(made, Looking(model, how.missing, how.clips, config.machine.memory_budget, config.training.seed))
 
 
 def _encoded(job: Job, model: Model) -> Encoded:
-    return Encoded(model, job.config.missing_value, job.given is not None and job.config.on_drift == "clip")
+    settings = job.config.bad_data
+    clips = job.given is not None and settings.on_drift == "clip"
+    return Encoded(model, settings.missing_value, clips)
 
 
 def _stages(job: Job) -> dict[str, dict[str, Any]]:
@@ -346,7 +348,7 @@ def _single_file(
     earlier = [Entry(**line) for line in before["files"] if is_same and plain_name(line["file"]) == SINGLE_FILE]
     if earlier and not fault_of(ledger.directory, earlier[0]):
         return [publication.reuse(SINGLE_FILE, earlier[0])]
-    if not earlier and not job.config.single_file:
+    if not earlier and not job.config.results.single_file:
         return []
     content = single_file(ledger.directory, [part.entry.file for part in parts], attributes)
     entry = publication.write(SINGLE_FILE, content)

@@ -35,7 +35,7 @@ from pipeline.runlog import Warnings
 from pipeline.settings.config import Config, problems
 from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import allowed, plain
-from pipeline.settings.resolve import Settings, misfits, resolve
+from pipeline.settings.resolve import Settings, misfits, network_of, resolve
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard, without
@@ -96,25 +96,25 @@ class Prepared:
     @property
     def tolerates_bad_data(self) -> bool:
         """Whether bad rows and shards are left out instead of ending the run."""
-        return self.config.on_bad_data != "raise"
+        return self.config.bad_data.on_bad_data != "raise"
 
     @property
     def impute(self) -> str | None:
         """How what is missing is filled in; a given model has values for it, or has not."""
         if self.given is None:
-            return self.config.impute
+            return self.config.bad_data.impute
         return None if self.given.scaler.fill is None else "median"
 
     @property
     def max_bad_rows(self) -> int:
         """How many bad rows pass."""
-        return allowed(self.config.max_bad_rows, self.n_rows) if self.tolerates_bad_data else 0
+        return allowed(self.config.bad_data.max_bad_rows, self.n_rows) if self.tolerates_bad_data else 0
 
     @property
     def max_bad_shards(self) -> int:
         """How many bad shards pass, those that were left out already among them."""
         n_shards = len(self.shards) + len(self.bad_shards)
-        return allowed(self.config.max_bad_shards, n_shards) if self.tolerates_bad_data else 0
+        return allowed(self.config.bad_data.max_bad_shards, n_shards) if self.tolerates_bad_data else 0
 
     def of_model(self, unreadable: Iterable[int]) -> str:
         """Fingerprint of the training's result: also of the shards that it had to do without."""
@@ -126,10 +126,14 @@ class Prepared:
 
         Stored as they are first tried, unless said otherwise.
         """
-        asked, without = self.request.of_features(model.fingerprint), sorted(unreadable)
-        is_listed = self.config.on_bad_data == "quarantine"  # then the parts' records list them, and else they do not
-        found = fingerprint(asked, without, is_listed) if without or is_listed else asked
-        return found if storage in (None, storages(self.config)[0]) else fingerprint(found, asdict(storage))
+        found = self.request.of_features(model.fingerprint)
+        without = sorted(unreadable)
+        is_listed = self.config.bad_data.on_bad_data == "quarantine"  # only then the parts' records list bad rows
+        if without or is_listed:
+            found = fingerprint(found, without, is_listed)
+        if storage is None or storage == storages(self.config.storage)[0]:
+            return found
+        return fingerprint(found, asdict(storage))
 
 
 def prepare(config: Config) -> Prepared:
@@ -143,22 +147,25 @@ def prepare(config: Config) -> Prepared:
         For inputs or a model that cannot be used.
     """
     _refuse(problems(config))  # before the inputs, which may take minutes to look at
-    check_settings(config)
-    given = load_model(config.model) if config.model else None
+    check_settings(config.cluster)
+    given = load_model(config.inputs.model) if config.inputs.model else None
     shards, bad_shards = _open(config, given)
     n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
     settings = resolve(config, n_rows, n_inputs, given.network if given else None)
-    if given is None and settings.replicas < (config.replicas or 1):
+    if given is None and settings.training.replicas < (config.training.replicas or 1):
         log.info(
             "replicas: %d, as each of %d would take too few steps, or hold too many rows at a time",
-            settings.replicas,
-            config.replicas,
+            settings.training.replicas,
+            config.training.replicas,
         )
-    for name, value in asdict(settings).items():
+    for name, value in settings.flat().items():
         log.debug("  %-22s %s", name, plain(value))
     _refuse(_complaints(settings, shards, given))
     shards = _without_wide_extras(settings, shards)
-    budget = make_budget(settings, shards, TILE_ROWS)  # or refuse, before there is a directory to clean up
+    network = network_of(settings.network, n_inputs)
+    n_replicas = 0 if given else settings.training.replicas
+    # This may refuse the settings: before there is a directory to clean up.
+    budget = make_budget(settings.machine, settings.storage, network, n_replicas, shards, TILE_ROWS)
     log.debug("budget: %s", budget)
     if words := repeated_chunks(shards, budget):
         log.warning("%s", words)
@@ -167,13 +174,17 @@ def prepare(config: Config) -> Prepared:
 
 def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
     """Return the shards without extras that the memory budget does not hold; warn of each."""
+    memory_budget = settings.machine.memory_budget
     reasons: dict[str, str] = {}
-    for name, needed in too_wide(settings.memory_budget, shards, TILE_ROWS).items():
+    for name, needed in too_wide(memory_budget, shards, TILE_ROWS).items():
         reasons[name] = f"needs a memory budget of {needed} bytes"
         log.warning(
             "dataset=%s: left out, since the extras of %d rows take more than half of the memory budget (%d bytes), "
             "expected a budget of at least %d bytes. Raise --memory-budget to keep it.",
-            *(shown(name), min(TILE_ROWS, max(shard.n_rows for shard in shards)), settings.memory_budget, needed),
+            shown(name),
+            min(TILE_ROWS, max(shard.n_rows for shard in shards)),
+            memory_budget,
+            needed,
         )
     return tuple(without(shard, reasons) for shard in shards) if reasons else shards
 
@@ -186,11 +197,12 @@ def _open(config: Config, given: Model | None) -> tuple[tuple[Shard, ...], list[
         log.warning("%s This shard is left out.", error)
         refused.append({"file": str(path), "reason": str(error)})
 
-    leave = None if config.on_bad_data == "raise" else refuse
-    rule = ColumnRule(config.match_columns)
+    leave = None if config.bad_data.on_bad_data == "raise" else refuse
+    rule = ColumnRule(config.inputs.match_columns)
     if given is not None:
-        rule = ColumnRule(config.match_columns, given.columns, f"model={shown(config.model)}")
-    shards = open_shards(config.input, config.dataset, leave, config.follow, config.orientation, config.carry, rule)
+        rule = ColumnRule(config.inputs.match_columns, given.columns, f"model={shown(config.inputs.model)}")
+    inputs = config.inputs
+    shards = open_shards(inputs.input, inputs.dataset, leave, inputs.follow, inputs.orientation, inputs.carry, rule)
     if error := refusal(config, refused, len(shards) + len(refused)):
         raise error
     first = shards[0]
@@ -204,12 +216,12 @@ def _open(config: Config, given: Model | None) -> tuple[tuple[Shard, ...], list[
 
 def refusal(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
     """What is to be said when too many of so many shards were refused."""
-    limit = allowed(config.max_bad_shards, n_shards)
+    limit = allowed(config.bad_data.max_bad_shards, n_shards)
     if len(refused) <= limit:
         return None
     return DataError(
         f"{len(refused)} of {n_shards} shards are bad, expected {limit} at most (--max-bad-shards "
-        f"{config.max_bad_shards}). The first: {refused[0]['reason']}"
+        f"{config.bad_data.max_bad_shards}). The first: {refused[0]['reason']}"
     )
 
 
@@ -224,33 +236,48 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None
     if given is None:
         yield from misfits(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
     else:
-        model = f"model={shown(settings.model)}"
+        model = f"model={shown(settings.inputs.model)}"
         if given.n_inputs != first.n_inputs:
             yield f"{model}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
-        if given.n_features != settings.n_features:
-            yield f"{model}: gives {given.n_features} features, found n_features {settings.n_features}: leave it out"
-        of = given.network
-        for name, has in (("hidden", of.widths[1:-1]), ("code_activation", of.code), ("decoder_gain", of.gain)):
-            if (found := getattr(settings, name)) != has:
-                yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}: leave it out"
-        for name, has in (("impute", given.scaler.fill is not None), ("clip_quantile", given.scaler.clips)):
-            if getattr(settings, name) and not has:
-                yield f"{model}: trained without {name}, found {name} {getattr(settings, name)}: leave it out"
+        n_features = settings.network.n_features
+        if given.n_features != n_features:
+            yield f"{model}: gives {given.n_features} features, found n_features {n_features}: leave it out"
+        yield from _contradictions(settings, given, model)
     now = time.time()
-    if (deadline_of(settings, now) or now) < now:
-        yield f"finish_by: {settings.finish_by} has passed, expected a time to come"
+    if (deadline_of(settings.timing, now) or now) < now:
+        yield f"finish_by: {settings.timing.finish_by} has passed, expected a time to come"
     yield from _inside_output(settings, shards)
+
+
+def _contradictions(settings: Settings, given: Model, model: str) -> Iterator[str]:
+    """Yield a sentence for each setting that a given model contradicts."""
+    network = given.network
+    layers = [
+        ("hidden", network.widths[1:-1], settings.network.hidden),
+        ("code_activation", network.code, settings.network.code_activation),
+        ("decoder_gain", network.gain, settings.network.decoder_gain),
+    ]
+    for name, has, found in layers:
+        if found != has:
+            yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}: leave it out"
+    scaling = [
+        ("impute", given.scaler.fill is not None, settings.bad_data.impute),
+        ("clip_quantile", given.scaler.clips, settings.bad_data.clip_quantile),
+    ]
+    for name, is_trained_with, value in scaling:
+        if value and not is_trained_with:
+            yield f"{model}: trained without {name}, found {name} {value}: leave it out"
 
 
 def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
     """Refuse inputs and models that the run would remove, since the results of an earlier run in its output go."""
-    output = Path(settings.output)
+    output = Path(settings.results.output)
     where = f"output={shown(output)}"
     inputs = files_inside(output, [Path(shard.path) for shard in shards])
     if inputs:
         yield f"{where}: holds the input file={shown(inputs[0])}, expected another --output"
-    if settings.model:
-        model = Path(settings.model)
+    if settings.inputs.model:
+        model = Path(settings.inputs.model)
         if model.is_dir():
             model = model / "model.h5"
         if files_inside(output, [model]):
@@ -335,7 +362,7 @@ class Job(Prepared):
         """Attributes of every output that `model` makes."""
         return {
             "command": " ".join(self.command),
-            "config": asdict(self.config),
+            "config": self.config.flat(),
             "device": self.devices,
             "versions": versions(),
             "model": model.fingerprint,

@@ -19,8 +19,8 @@ from pipeline.run.job import Job, Prepared
 from pipeline.scan import ranges
 from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import Scan, scan_bytes
+from pipeline.settings.config import BadDataSettings
 from pipeline.settings.kinds import allowed
-from pipeline.settings.resolve import Settings
 from pipeline.shards.shard import Shard, with_offset
 
 __all__ = ["judge", "load_scan", "offset_of", "scan_settings", "scanned", "with_offset_in"]
@@ -55,7 +55,7 @@ def scanned(job: Job) -> Scan:
         job.ledger.commit(Record("scan", job.request.of_scan(), entry))
     judge(job, scan)  # behind the commit: with more leave the next run need not scan again
     if job.given is None:
-        ranges.check_usable(job.shards, scan, job.config.missing_value)
+        ranges.check_usable(job.shards, scan, job.config.bad_data.missing_value)
         _doubt(job, scan)
         _tell_narrow(scan, job.columns)
     _tell_filled(job, scan)
@@ -75,7 +75,7 @@ def offset_of(prepared: Prepared, scan: Scan) -> np.ndarray | None:
 
     A given model has its own offset. A missing value is compared with the rows as they are, so they stay so.
     """
-    if prepared.given is not None or prepared.config.missing_value is not None:
+    if prepared.given is not None or prepared.config.bad_data.missing_value is not None:
         return None
     return ranges.offset_for(prepared.shards, scan)
 
@@ -114,12 +114,12 @@ def scan_settings(job: Prepared) -> ScanSettings:
     """How the rows are looked at."""
     # Those that were refused count as bad ones already; without leave the first one is an error.
     max_unreadable = job.max_bad_shards - len(job.bad_shards) if job.tolerates_bad_data else None
-    config = job.config
+    settings = job.config.bad_data
     return ScanSettings(
         job.budget.block_rows,
-        config.missing_value,
+        settings.missing_value,
         max_unreadable,
-        config.clip_quantile,
+        settings.clip_quantile,
         job.impute,
         job.budget.chunk_bytes,
     )
@@ -132,38 +132,41 @@ def judge(job: Prepared, scan: Scan) -> None:
     ------
     DataError
     """
-    n_bad, limit, config = len(scan.bad_rows), job.max_bad_rows, job.config
+    n_bad = len(scan.bad_rows)
+    limit = job.max_bad_rows
+    settings = job.config.bad_data
     if not n_bad:
         return
-    words = ranges.describe_bad_rows(job.shards, scan, config.missing_value)
+    words = ranges.describe_bad_rows(job.shards, scan, settings.missing_value)
     if n_bad > limit:
-        most = f"{limit} at most (--max-bad-rows {config.max_bad_rows})"
+        most = f"{limit} at most (--max-bad-rows {settings.max_bad_rows})"
         expected = most if job.tolerates_bad_data else "finite numbers"
         # A given model fills nothing in, or has done so.
-        can_fill = job.given is None and ranges.misses_values(job.shards, scan, config.missing_value)
-        raise DataError(f"{words}, expected {expected}. {_leave_out(config, scan, can_fill)}")
+        can_fill = job.given is None and ranges.misses_values(job.shards, scan, settings.missing_value)
+        raise DataError(f"{words}, expected {expected}. {_leave_out(settings, scan, can_fill)}")
     log.warning("%s; they are left out and get NaN features", words)
 
 
-def _leave_out(config: Settings, scan: Scan, can_fill: bool) -> str:
+def _leave_out(settings: BadDataSettings, scan: Scan, can_fill: bool) -> str:
     """What to do about bad rows: all flags that it takes, so that the next run goes through."""
     fill = "fill in what is missing with --impute median" if can_fill else ""
     if not scan.n_good:
         return f"Mend the files{fill and ', or '}{fill}: no row would be left."
-    n_bad, how = len(scan.bad_rows), config.on_bad_data if config.on_bad_data != "raise" else "skip"
-    limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(config.max_bad_rows, scan.n_rows) else ""
+    n_bad = len(scan.bad_rows)
+    how = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
+    limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(settings.max_bad_rows, scan.n_rows) else ""
     return f"Mend the files, {fill}{fill and ', '}or leave these rows out with --on-bad-data {how}{limit}."
 
 
 def _doubt(job: Job, scan: Scan) -> None:
     """Warn of data from which little can be learnt."""
-    if scan.n_good < job.config.n_features:
+    if scan.n_good < job.config.network.n_features:
         n_inputs = job.shards[0].n_inputs
         advice = " If rows stand as columns there: --orientation columns." if n_inputs > scan.n_rows else ""
         log.warning(
             "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
             "heart and tell little about others. Give more rows, or lower --n-features.%s",
-            *(counted(scan.n_good, "usable row"), n_inputs, job.config.n_features, advice),
+            *(counted(scan.n_good, "usable row"), n_inputs, job.config.network.n_features, advice),
         )
 
 
@@ -183,7 +186,7 @@ def _tell_narrow(scan: Scan, names: Columns) -> None:
 
 def _tell_filled(job: Job, scan: Scan) -> None:
     if scan.n_missing is not None and scan.n_missing.any():
-        by = "what the model has for it" if job.given else f"its {job.config.impute}"
+        by = "what the model has for it" if job.given else f"its {job.config.bad_data.impute}"
         n_columns = int((scan.n_missing > 0).sum())
         log.info(
             "scan: %s in %s, each filled with %s",

@@ -46,8 +46,9 @@ def lacks_space(prepared: Prepared, there: int, free: int) -> WriteFailed | None
     needed = bytes_needed(prepared) - there
     if needed <= free:
         return None
+    output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={shown(Path(prepared.config.output))}: {free} bytes are free there, expected {needed} at least for "
+        f"output={shown(output)}: {free} bytes are free there, expected {needed} at least for "
         "the features. Free some space, or choose another --output."
     )
 
@@ -70,16 +71,18 @@ def lacks_inodes(prepared: Prepared, n_encoded: int, n_free: int | None) -> Writ
     n_needed = -(-n_parts * n_missing // prepared.n_rows) + _OTHER_FILES
     if n_needed <= n_free:
         return None
+    output = Path(prepared.config.results.output)
     return WriteFailed(
-        f"output={shown(Path(prepared.config.output))}: {n_free} free inodes there, expected at least {n_needed} for "
+        f"output={shown(output)}: {n_free} free inodes there, expected at least {n_needed} for "
         f"the files of this run. Remove files that are not needed, or choose another --output."
     )
 
 
 def bytes_needed(prepared: Prepared) -> int:
     """What the features of all rows and what rides along take: at least, since models and digests are small."""
-    config, storage = prepared.config, storages(prepared.config)[0]
+    config = prepared.config
+    storage = storages(config.storage)[0]
     beside = 1 + sum(rider.dtype.itemsize for rider in prepared.shards[0].riders)  # 1 for whether it is valid
-    row_bytes = storage.itemsize * config.n_features
+    row_bytes = storage.itemsize * config.network.n_features
     in_parts = row_bytes // _LEAST_COMPRESSED if storage.compression != "none" else row_bytes
-    return prepared.n_rows * (in_parts + beside + (row_bytes + beside if config.single_file else 0))
+    return prepared.n_rows * (in_parts + beside + (row_bytes + beside if config.results.single_file else 0))

@@ -62,20 +62,35 @@ def _run(
     clock: Clock, config: Config, command: Sequence[str], disk: Disk | None, on_locked: Callable[[Path], object]
 ) -> Summary:
     prepared = prepare(config)
-    with locked(Path(config.output), disk) as ledger:
+    with locked(Path(config.results.output), disk) as ledger:
         on_locked(ledger.directory)
         prepared, contents = compare_contents(ledger, prepared)
         finished = take_up(ledger, prepared, clock)
         if contents:
             ledger.set_contents(contents)
         if finished is not None:
-            return again(finished, config.output, clock.seconds)
+            return again(finished, config.results.output, clock.seconds)
         check_space(ledger, prepared)
-        device = start_device(config.require_device)  # only now: Theano takes seconds, which a finished run is spared
+        # Only now: Theano takes seconds, which a finished run is spared.
+        device = start_device(config.machine.require_device)
         ask = partial(_asked, prepared, ledger)
-        with crew_of(prepared.config, prepared.budget.n_writers, start_device, ask) as crew:
+        cluster = prepared.config.cluster
+        requires_device = config.machine.require_device
+        with crew_of(cluster, prepared.budget.n_writers, start_device, ask, requires_device) as crew:
             clock.lap("start")
-            job = Job(**vars(prepared), command=command, ledger=ledger, device=device, clock=clock, crew=crew)
+            job = Job(
+                config=prepared.config,
+                shards=prepared.shards,
+                bad_shards=prepared.bad_shards,
+                given=prepared.given,
+                budget=prepared.budget,
+                request=prepared.request,
+                command=command,
+                ledger=ledger,
+                device=device,
+                clock=clock,
+                crew=crew,
+            )
             return _noting(job)
 
 
@@ -84,7 +99,7 @@ def _asked(prepared: Prepared, ledger: Ledger) -> Question:
     probe = ledger.write("stages/probe", ".txt", token_hex(8).encode())
     inputs = tuple(prepared.shards[i].path for i in (0, -1))
     output = str(ledger.directory.absolute())
-    return Question(os.getcwd(), output, probe.file, inputs, prepared.config.mixed_processors)
+    return Question(os.getcwd(), output, probe.file, inputs, prepared.config.cluster.mixed_processors)
 
 
 def _noting(job: Job) -> Summary:

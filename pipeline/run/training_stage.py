@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     TrainingDiverged
     """
     fingerprint = job.of_model(scan.unreadable)
-    network = network_of(job.config, len(scan.minimum))
+    network = network_of(job.config.network, len(scan.minimum))
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(job.shards))
     directory = job.ledger.directory
     model = latest(
@@ -67,7 +67,7 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
     model = replace(model, columns=job.columns)
     # Only now: until the model is committed, they are what a run goes on from.
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint))
-    for complaint in complaints(model.about["training"], job.config):
+    for complaint in complaints(model.about["training"], job.config.training, model.network):
         log.warning("%s", complaint)
     gc.collect()  # what is compiled for it holds itself, and with it all rows: encoding needs the memory
     job.clock.lap("training")
@@ -76,10 +76,19 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
     job.clock.model, scaler = fingerprint, scan.scaler
-    sizes, by_crew = job.budget.sizes(job.device), job.config.replicas > 1 and not isinstance(job.crew, Threads)
-    # Workers read their rows themselves.
-    sizes = replace(sizes, resident=False, on_device=False) if by_crew else sizes
-    training = prepared(autoencoder, job.shards, scan, job.config, sizes)
+    sizes = job.budget.sizes(job.device)
+    by_crew = job.config.training.replicas > 1 and not isinstance(job.crew, Threads)
+    if by_crew:  # workers read their rows themselves
+        sizes = replace(sizes, resident=False, on_device=False)
+    training = prepared(
+        autoencoder,
+        job.shards,
+        scan,
+        job.config.training,
+        job.config.validation,
+        job.config.bad_data.missing_value,
+        sizes,
+    )
     checkpoint = latest(
         *(job, "checkpoint", fingerprint),
         partial(_resume, job, training),
@@ -101,7 +110,8 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
                     progress.expect(_rows_to_train(training))
                 progress.advance(n_rows, place if run is None else _Place(place, job.crew.tally))
 
-            done = train(training, partial(_save, job, fingerprint), advance, run)
+            save = partial(_save, job, fingerprint)
+            done = train(training, save, advance, run, job.config.timing.checkpoint_minutes)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
         stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset, job.columns)
         job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
@@ -109,9 +119,9 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
     if done.best_epoch < 0:
         log.info("training: no epoch was better than the start, whose parameters are taken")
-    elif len(done.history) < training.config.epochs:
+    elif len(done.history) < training.settings.epochs:
         log.info("training: stopped early, epoch %d was the best", done.best_epoch)
-    settings = {"config": asdict(job.config), "versions": versions(), "device": str(job.device)}
+    settings = {"config": job.config.flat(), "versions": versions(), "device": str(job.device)}
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
     return Model(scaler, autoencoder.network, training.best, about, scan.offset, job.columns)
@@ -121,7 +131,7 @@ def _rows_to_train(training: Training) -> int:
     """Return the rows of all steps that the training takes, each epoch counted."""
     if training.standing.ended_at is not None:
         return training.n_rows_done
-    return training.config.epochs * training.order.n_rows
+    return training.settings.epochs * training.order.n_rows
 
 
 def _resume(job: Job, training: Training, record: Record) -> Checkpoint:
@@ -142,8 +152,8 @@ def _resume(job: Job, training: Training, record: Record) -> Checkpoint:
 
 def _tell_idle(job: Job) -> None:
     """Warn of devices that wait while the processor trains."""
-    is_alone = job.config.replicas == 1 and job.device.used == "cpu"
-    if is_alone and set(job.config.devices or ()) - {"cpu"}:
+    is_alone = job.config.training.replicas == 1 and job.device.used == "cpu"
+    if is_alone and set(job.config.cluster.devices or ()) - {"cpu"}:
         log.warning(
             "training: one replica is trained by this process, on the processor, while --devices wait. "
             "THEANO_FLAGS=device=cuda (or what they are) has it train on one of them, --replicas 8 on all."
@@ -173,7 +183,7 @@ def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint, and let go of all but the last ones."""
     entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
     now = checkpoint.standing
-    facts = {"n_epochs": now.epoch, "of": job.config.epochs if now.n_epochs is None else now.n_epochs}
+    facts = {"n_epochs": now.epoch, "of": job.config.training.epochs if now.n_epochs is None else now.n_epochs}
     # So many digits that the order of the keys is that of the steps.
     job.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])

@@ -1,15 +1,16 @@
-"""Settings: one frozen dataclass, filled from defaults, a configuration file, the environment and flags.
+"""Settings in slices, filled from defaults, a configuration file, the environment and flags.
 
-Later ones of these win. Every setting is a flag ``--like-this``, a key ``like_this`` of the YAML file that ``--config``
-names, and an environment variable ``SHARDPRESS_LIKE_THIS``. The device is Theano's business: ``THEANO_FLAGS`` and
-``.theanorc`` choose it.
+Later sources override earlier ones. A setting is a flag ``--like-this``, a key ``like_this`` of the YAML file that
+``--config`` names, and an environment variable ``SHARDPRESS_LIKE_THIS``; none of them names its slice. Theano chooses
+the device, by ``THEANO_FLAGS`` and ``.theanorc``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
 
 from kernels.network import ACTIVATIONS, CODES
 from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
@@ -33,7 +34,25 @@ from pipeline.settings.kinds import (
     whole,
 )
 
-__all__ = ["FORMERLY", "Affected", "Config", "deciding", "problems"]
+__all__ = [
+    "SETTINGS",
+    "Affected",
+    "BadDataSettings",
+    "ClusterSettings",
+    "Config",
+    "InputSettings",
+    "MachineSettings",
+    "NetworkSettings",
+    "ResultSettings",
+    "Setting",
+    "StorageSettings",
+    "TimingSettings",
+    "TrainingSettings",
+    "ValidationSettings",
+    "deciding",
+    "named_today",
+    "problems",
+]
 
 Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 """What a setting changes first; what is made from that follows.
@@ -50,28 +69,67 @@ _ONE_OF_TWO = (
     *(("devices", "scheduler"), ("devices", "scheduler_file")),  # whose workers have theirs
 )
 
-FORMERLY = {"on_drift": ("out_of_range", {"pass": "allow"})}
-"""Settings that were renamed: by what name, and values, they count where results are told apart."""
 
+@dataclass(frozen=True)
+class Setting:
+    """Facts about one setting.
 
-def _setting(default: Any, kind: Kind, affects: Affected, help: str, before: Any = ()) -> Any:
-    """A setting. What it affects must be said: results are taken over when all that affects them is as it was.
-
-    One whose default is a tuple takes several values, each read by itself; one whose default is None can be none.
-    Versions that did not know it worked as with the value `before`.
+    Attributes
+    ----------
+    name : str
+        Name of the setting: of its flag, its key and its field.
+    slice : str
+        Field of `Config` that holds it.
+    type : str
+        Annotation of its field.
+    default : object
+        None for a setting that may stay open; a tuple for one that takes several values, each read by itself.
+    kind : Kind
+        How its values are read, and which are possible.
+    affects : str
+        What a change recomputes first, see `Affected`.
+    help : str
+        Description of its flag.
+    before : object
+        The value with which a version that did not have this setting works the same way. With this value the setting is
+        left out of the fingerprint, so that results of that version are reused. An empty tuple if there is none.
+    formerly : tuple of (str, dict), optional
+        The key, and the values by today's values, that stand for a renamed setting in fingerprints.
     """
+
+    name: str
+    slice: str
+    type: str
+    default: object
+    kind: Kind
+    affects: Affected
+    help: str
+    before: object
+    formerly: tuple[str, Mapping[str, str]] | None
+
+
+def _setting(
+    default: Any,
+    kind: Kind,
+    affects: Affected,
+    help: str,
+    before: object = (),
+    formerly: tuple[str, Mapping[str, str]] | None = None,
+) -> Any:
+    """Return a field with the facts of its setting, see `Setting`."""
     kind = kind.or_none() if default is None else kind
-    return field(default=default, metadata={"kind": kind, "affects": affects, "help": help, "before": before})
+    facts = {"kind": kind, "affects": affects, "help": help, "before": before, "formerly": formerly}
+    return field(default=default, metadata=facts)
 
 
 def _switch(help: str) -> Any:
-    """A setting that is off by default, and changes no result."""
+    """Return a field that is off by default, and changes no result."""
     return _setting(False, SWITCH, "nothing", help)
 
 
 @dataclass(frozen=True)
-class Config:
-    """All settings of a run; the help texts of the fields describe them."""
+class InputSettings:
+    """Which files are read, and how their rows and columns are found in them."""
 
     input: tuple[str, ...] = _setting(
         ("data/*.h5",), FILES, "inputs", "HDF5 shards: files, directories or globs, one or more"
@@ -100,8 +158,13 @@ class Config:
         "features",
         "datasets elsewhere in the files that ride along too, as labels do: paths from the root, like obs/cell_type",
     )
-    output: str = _setting("features", FOLDER, "nothing", "directory for the features")
     model: str | None = _setting(None, FILES, "inputs", "encode with this model.h5 or output directory, no training")
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The layers of the autoencoder."""
+
     n_features: int | None = _setting(  # open until the inputs are known: see `resolve`
         None, whole(1), "model", "columns out (default: 64, or half the columns where there are fewer than 128)"
     )
@@ -128,6 +191,12 @@ class Config:
         "sigmoid code)",
         before=False,
     )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How the weights start, and how they are updated."""
+
     start: str = _setting(
         "components",
         one_of("components", "random"),
@@ -191,6 +260,12 @@ class Config:
         before=1,
     )
     seed: int = _setting(0, whole(0), "model", "where all randomness starts")
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """How the progress of the training is measured."""
+
     validation_fraction: float = _setting(
         0.05,
         number(lambda share: 0 <= share < 1, "from 0 to below 1"),
@@ -207,6 +282,12 @@ class Config:
     baseline: bool = _setting(  # what is told of a model, not what is in it
         True, YES_OR_NO, "nothing", "compare the features with as many principal components, and with the columns' mean"
     )
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """How memory and processors of this machine are used."""
+
     # The encoder works in tiles of one height, so neither blocks nor threads change a bit.
     block_rows: int | None = _setting(None, whole(1), "nothing", "rows read at once (default: about 8 MiB of them)")
     threads: int | None = _setting(None, whole(1), "nothing", "Dask threads (default: one for each processor core)")
@@ -221,6 +302,13 @@ class Config:
         "device memory for rows, like 4GiB (default: half of what is free, or is set aside by gpuarray.preallocate)",
     )
     shuffle_window: int = _setting(256 * 2**20, size(1), "budget", "bytes of rows that are shuffled together")
+    require_device: bool = _switch("stop when Theano's device cannot be used, do not take the CPU")
+
+
+@dataclass(frozen=True)
+class BadDataSettings:
+    """Which rows and files are bad, and what is done with them, missing values and outliers."""
+
     on_bad_data: str = _setting(
         "raise",
         one_of("raise", "skip", "quarantine"),
@@ -257,7 +345,14 @@ class Config:
         "features",
         "with --model, rows outside the range that it was trained on: pass counts them, clip moves them to its edge, "
         "raise stops",
+        formerly=("out_of_range", {"pass": "allow"}),
     )
+
+
+@dataclass(frozen=True)
+class StorageSettings:
+    """How features are stored."""
+
     storage_dtype: str | None = _setting(
         None,
         one_of("float32", "float16"),
@@ -279,6 +374,12 @@ class Config:
         "how far stored features may be off, like 1e-3: they are rounded as much, and take what room is left then",
         before=None,
     )
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Which processes do the work."""
+
     workers: int = _setting(0, whole(0), "nothing", "processes of this machine that do the work (0: threads of one do)")
     devices: tuple[str, ...] | None = _setting(
         None, DEVICES, "nothing", "one for each of these workers, like cuda0,cuda1, or all (default: by THEANO_FLAGS)"
@@ -290,6 +391,12 @@ class Config:
     insecure_cluster: bool = _switch("talk to a scheduler on another machine without TLS")
     mixed_processors: bool = _switch("take workers on other kinds of processors: bits then depend on who does what")
     dashboard: bool = _switch("say where Dask's own page about the workers is; of --workers open it, on 127.0.0.1")
+
+
+@dataclass(frozen=True)
+class TimingSettings:
+    """When checkpoints are written, and when the run ends."""
+
     checkpoint_minutes: float = _setting(
         5.0,
         number(lambda minutes: 0 <= minutes < math.inf, "0 or more, and finite"),
@@ -309,45 +416,119 @@ class Config:
         "budget",
         "the same, counted from the start",
     )
+
+
+@dataclass(frozen=True)
+class ResultSettings:
+    """The output directory, and the messages."""
+
+    output: str = _setting("features", FOLDER, "nothing", "directory for the features")
     verify: str = _setting(
         "digests", one_of("digests", "sizes"), "nothing", "what is compared of files that an earlier run has finished"
     )
     restart: bool = _switch("forget what an earlier run left in the output directory; begin again")
-    require_device: bool = _switch("stop when Theano's device cannot be used, do not take the CPU")
     overwrite: bool = _switch("replace results of the same input files made with other settings")
     single_file: bool = _switch("also write single.h5: all rows in one file that needs no other")
     quiet: bool = _switch("print warnings, errors and the summary only")
     verbose: bool = _switch("print details")
 
 
-def deciding(config: Config, result: Affected) -> dict[str, Any]:
-    """The settings that decide a result by their own values.
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run, in slices. Each module receives the slice that it uses."""
 
-    One by which nothing is other than in versions that did not know it counts for nothing, so that their results are
-    taken over.
-    """
-    known = [each for each in fields(Config) if each.metadata["affects"] == result]
-    values = [(each.name, getattr(config, each.name), each.metadata["before"]) for each in known]
-    found = {name: value for name, value, before in values if value != before}
-    for name, (was, spelled) in FORMERLY.items():  # so that results from before it was renamed are taken over
-        if name in found:
-            found[was] = spelled.get(value := found.pop(name), value)
+    inputs: InputSettings = field(default_factory=InputSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    machine: MachineSettings = field(default_factory=MachineSettings)
+    bad_data: BadDataSettings = field(default_factory=BadDataSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    timing: TimingSettings = field(default_factory=TimingSettings)
+    results: ResultSettings = field(default_factory=ResultSettings)
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Return the defaults with some settings changed."""
+        return cls().changed(**values)
+
+    def changed(self, **values: Any) -> Self:
+        """Return a copy with other values of some settings, given by their names."""
+        parts: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            parts.setdefault(SETTINGS[name].slice, {})[name] = value
+        return replace(self, **{name: replace(getattr(self, name), **part) for name, part in parts.items()})
+
+    def flat(self) -> dict[str, Any]:
+        """Return all values by the names of the settings."""
+        return {name: getattr(getattr(self, setting.slice), name) for name, setting in SETTINGS.items()}
+
+
+def _known_settings() -> dict[str, Setting]:
+    """Return all settings by their names, slice by slice."""
+    found = {}
+    defaults = Config()
+    for part in fields(Config):
+        for each in fields(getattr(defaults, part.name)):
+            found[each.name] = Setting(each.name, part.name, str(each.type), each.default, **each.metadata)
     return found
 
 
+SETTINGS: Mapping[str, Setting] = _known_settings()
+"""All settings by their names."""
+
+
+def deciding(config: Config, result: Affected) -> dict[str, Any]:
+    """Return the settings that decide a result by their own values, as fingerprints name them."""
+    values = config.flat()
+    found = {}
+    for name, setting in SETTINGS.items():
+        value = values[name]
+        if setting.affects != result or value == setting.before:
+            continue
+        if setting.formerly is not None:
+            name, spelled = setting.formerly
+            value = spelled.get(value, value)
+        found[name] = value
+    return found
+
+
+def named_today(key: str, value: object) -> tuple[str, object]:
+    """Return the name and the value of a setting that a fingerprint may call by its former name."""
+    for setting in SETTINGS.values():
+        if setting.formerly is None or setting.formerly[0] != key:
+            continue
+        for today, spelled in setting.formerly[1].items():
+            if value == spelled:
+                return setting.name, today
+        return setting.name, value
+    return key, value
+
+
 def problems(config: Config) -> list[str]:
-    """Everything that is wrong with the settings in themselves, one sentence each."""
-    values = [(each.name, getattr(config, each.name), each.metadata["kind"]) for each in fields(Config)]
-    wrong = [f"{name}: {value}, expected {kind.expected}" for name, value, kind in values if not kind.holds(value)]
+    """Return everything that is wrong with the settings in themselves, one sentence each."""
+    values = config.flat()
+    wrong = []
+    for name, value in values.items():
+        kind = SETTINGS[name].kind
+        if not kind.holds(value):
+            wrong.append(f"{name}: {value}, expected {kind.expected}")
     for pair in _ONE_OF_TWO:
-        if all(getattr(config, name) for name in pair):
+        if all(values[name] for name in pair):
             wrong.append(f"{' and '.join(pair)}: both, expected at most one of them")
-    return wrong + _without_cluster(config)
+    return wrong + _without_cluster(config.cluster)
 
 
-def _without_cluster(config: Config) -> list[str]:
-    """What is asked of a cluster that nobody asks for."""
-    has_scheduler = bool(config.scheduler or config.scheduler_file)
-    has = {"scheduler": has_scheduler, "workers or scheduler": has_scheduler or config.workers or config.devices}
-    needs = {"insecure_cluster": "scheduler", "mixed_processors": "scheduler", "dashboard": "workers or scheduler"}
-    return [f"{name}: set, expected with {of}" for name, of in needs.items() if getattr(config, name) and not has[of]]
+def _without_cluster(cluster: ClusterSettings) -> list[str]:
+    """Return a sentence for each cluster option that was given without a cluster."""
+    has_scheduler = bool(cluster.scheduler or cluster.scheduler_file)
+    has_workers = bool(has_scheduler or cluster.workers or cluster.devices)
+    found = []
+    if cluster.insecure_cluster and not has_scheduler:
+        found.append("insecure_cluster: set, expected with scheduler")
+    if cluster.mixed_processors and not has_scheduler:
+        found.append("mixed_processors: set, expected with scheduler")
+    if cluster.dashboard and not has_workers:
+        found.append("dashboard: set, expected with workers or scheduler")
+    return found

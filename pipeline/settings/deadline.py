@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from pipeline.settings.config import Config
+from pipeline.settings.config import TimingSettings
 
 __all__ = ["deadline_of", "in_words"]
 
 
-def deadline_of(config: Config, start: float) -> float | None:
+def deadline_of(timing: TimingSettings, start: float) -> float | None:
     """When a run that has started then is to be over, in seconds since 1970; None where it may take its time."""
-    ends = [] if config.max_hours is None else [start + 3600 * config.max_hours]
-    if config.finish_by is not None:
-        ends.append(_next(config.finish_by, datetime.fromtimestamp(start)))
+    ends = [] if timing.max_hours is None else [start + 3600 * timing.max_hours]
+    if timing.finish_by is not None:
+        ends.append(_next(timing.finish_by, datetime.fromtimestamp(start)))
     return min(ends, default=None)
 
 

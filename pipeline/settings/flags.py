@@ -6,13 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, fields
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from pipeline.errors import ConfigError, UsageError, shown
-from pipeline.settings.config import Config, problems
+from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.configfile import read_configuration
 from pipeline.settings.kinds import SWITCH, Kind, plain
 from pipeline.settings.printed import as_yaml
@@ -47,7 +46,6 @@ _STAGES = {
     ),
     "messages": ("quiet", "verbose"),
 }
-_KNOWN = {setting.name: setting for setting in fields(Config)}
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
@@ -79,13 +77,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
         if name.startswith(ENVIRONMENT_PREFIX)
     }
     path = os.path.expanduser(flags.pop("config", None) or variables.pop("config", None) or "")
-    config = Config(
-        **{
-            **(converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError) if path else {}),
-            **converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper()),
-            **converted(flags, "", UsageError, _flag),
-        }
-    )
+    values: dict[str, Any] = {}
+    if path:
+        values |= converted(read_configuration(path), f"config={shown(path)}: key ", ConfigError)
+    values |= converted(variables, "environment: ", ConfigError, lambda name: ENVIRONMENT_PREFIX + name.upper())
+    values |= converted(flags, "", UsageError, _flag)
+    config = Config.of(**values)
     wrong = problems(config)
     # So that --epochs 0 ends as --epochs ten does.
     if any(name in flags for line in wrong for name in line.split(":")[0].split(" and ")):
@@ -121,7 +118,7 @@ def parser_of_settings(description: str) -> argparse.ArgumentParser:
     )
     titled = {title: parser.add_argument_group(title) for title in _STAGES}
     group_of = {name: titled[title] for title, names in _STAGES.items() for name in names}
-    for name, setting in _KNOWN.items():
+    for name, setting in SETTINGS.items():
         group_of[name].add_argument(_flag(name), **_described(setting))
     return parser
 
@@ -141,16 +138,16 @@ def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
     return vars(known)
 
 
-def _described(setting: Field[Any]) -> dict[str, Any]:
+def _described(setting: Setting) -> dict[str, Any]:
     """What argparse is told of a setting."""
-    text = setting.metadata["help"].replace("%", "%%")
+    text = setting.help.replace("%", "%%")
     if setting.default not in (None, ()) and setting.default is not False:
         text += f" (default: {plain(setting.default)})".replace("%", "%%")
-    kind: Kind = setting.metadata["kind"]
+    kind = setting.kind
     if kind is SWITCH:
         return {"action": argparse.BooleanOptionalAction, "help": text}
     how: dict[str, Any] = {"nargs": "+", "action": "extend"} if isinstance(setting.default, tuple) else {}
-    if str(setting.type).startswith("bool"):  # by itself the flag is a yes
+    if setting.type.startswith("bool"):  # by itself the flag is a yes
         how = {"nargs": "?", "const": "yes"}
     return {"metavar": kind.metavar, "help": text, **how}
 
@@ -178,11 +175,11 @@ def converted(
         if len(complaints) == _COMPLAINTS_LISTED:
             complaints.append("and more")
             break
-        if name not in _KNOWN:
+        if name not in SETTINGS:
             complaints.append(f"{where}{shown(spelled(name))} is unknown.{_nearest(name, spelled)}")
             continue
         try:
-            found[name] = _convert(_KNOWN[name], value)
+            found[name] = _convert(SETTINGS[name], value)
         except ValueError as complaint:
             complaints.append(f"{where}{spelled(name)}: {complaint}")
     if complaints:
@@ -190,8 +187,8 @@ def converted(
     return found
 
 
-def _convert(setting: Field[Any], value: Any) -> Any:
-    kind: Kind = setting.metadata["kind"]
+def _convert(setting: Setting, value: Any) -> Any:
+    kind = setting.kind
     if not isinstance(setting.default, tuple):
         return kind.read(_typed(kind, value))
     values = value.split(os.pathsep) if isinstance(value, str) else value
@@ -218,7 +215,7 @@ def _typed(kind: Kind, value: Any) -> str:
 def _nearest(name: str, spelled: Callable[[str], str], *more: str) -> str:
     """A question after the setting that looks like `name` or begins with it, if there is one."""
     name = name.strip("-").replace("-", "_")
-    known = [*more, *_KNOWN]
+    known = [*more, *SETTINGS]
     known += ["config"] if name != "config" else []  # which is unknown in the file that it names
     near = get_close_matches(name, known, n=1, cutoff=0.7) or [other for other in known if other.startswith(name)]
     return f" Did you mean {spelled(near[0])}?" if near and name else ""

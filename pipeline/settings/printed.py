@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, fields
 from typing import Any
 
 import yaml
 
 from pipeline.errors import shown, some
-from pipeline.settings.config import Config
+from pipeline.settings.config import SETTINGS, Config, Setting
 from pipeline.settings.kinds import Kind, plain
 
 __all__ = ["as_yaml", "given"]
@@ -28,10 +27,11 @@ _OF_THE_LINE_ITSELF = ("quiet", "verbose")
 
 
 def given(config: Config) -> str:
-    """Which inputs, which output, and all else that is not as by default, in a line."""
-    told = [each for each in fields(Config) if each.name not in _OF_THE_LINE_ITSELF]
-    values = [(each, getattr(config, each.name)) for each in told]
-    return ", ".join(f"{e.name} {_brief(e, value)}" for e, value in values if e.name in _ALWAYS or value != e.default)
+    """Return the inputs, the output, and all other settings that differ from their defaults, in a line."""
+    values = config.flat()
+    hidden = {*_ALWAYS, *_OF_THE_LINE_ITSELF}
+    changed = [name for name, value in values.items() if value != SETTINGS[name].default and name not in hidden]
+    return ", ".join(f"{name} {_brief(SETTINGS[name], values[name])}" for name in [*_ALWAYS, *changed])
 
 
 def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
@@ -42,26 +42,26 @@ def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
     stages : mapping
         Names of settings, by the headings under which they stand.
     """
-    known = {each.name: each for each in fields(Config)}
+    values = config.flat()
     lines = [_HEAD]
     for title, names in stages.items():
         lines.append(f"\n# {f' {title} ':-^{_WIDTH - 2}}\n")
         for name in names:
-            lines += _explained(known[name], getattr(config, name))
+            lines += _explained(SETTINGS[name], values[name])
     return "".join(lines)
 
 
-def _brief(setting: Field[Any], value: Any) -> str:
+def _brief(setting: Setting, value: Any) -> str:
     if isinstance(value, tuple):
         return some(map(shown, value), _VALUES_SHOWN) if value else "none"
-    return shown(_spelled(setting.metadata["kind"], value))
+    return shown(_spelled(setting.kind, value))
 
 
-def _explained(setting: Field[Any], value: Any) -> Iterator[str]:
-    kind: Kind = setting.metadata["kind"]
+def _explained(setting: Setting, value: Any) -> Iterator[str]:
+    kind = setting.kind
     choices = f" {kind.metavar}" if kind.metavar.startswith("{") else ""
     yield "\n"
-    yield from (f"## {line}\n" for line in textwrap.wrap(setting.metadata["help"] + choices, _WIDTH - 3))
+    yield from (f"## {line}\n" for line in textwrap.wrap(setting.help + choices, _WIDTH - 3))
     lines = _dumped(setting.name, _spelled(kind, value))
     yield from (line if value != setting.default else f"# {line}" for line in lines)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from kernels.network import ACTIVATIONS, Network
-from pipeline.settings.config import Config
+from pipeline.settings.config import Config, NetworkSettings, StorageSettings, TrainingSettings
 from pipeline.settings.defaults import (
     COPIES_IN_TRAINING,
     EPOCHS,
@@ -22,85 +22,185 @@ from pipeline.settings.defaults import (
 )
 from pipeline.settings.replicas import TrainingSizes, fitting_replicas, usual_replicas
 
-__all__ = ["Settings", "misfits", "network_of", "resolve"]
+__all__ = [
+    "ResolvedNetwork",
+    "ResolvedStorage",
+    "ResolvedTraining",
+    "Settings",
+    "misfits",
+    "network_of",
+    "resolve",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Config):
-    """All settings of a run that has looked at its inputs: nothing is left open of what follows from them."""
+class ResolvedNetwork(NetworkSettings):
+    """The layers of the autoencoder, of which none is left open."""
 
     n_features: int
     hidden: tuple[int, ...]
     code_activation: str
     decoder_gain: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTraining(TrainingSettings):
+    """The settings of the training, none of which is left open."""
+
     epochs: int
     batch_size: int
     learning_rate: float
     corruption: float
-    compression: str
     replicas: int
 
     @property
     def hides_much(self) -> bool:
-        """Whether training hides so much that its features are to be other ones than those of the least error."""
+        """True if training hides so much that its features are not meant to be those of the least error."""
         return self.corruption > MASKED
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedStorage(StorageSettings):
+    """How features are stored; `storage_dtype` is None if the features decide it."""
+
+    compression: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Config):
+    """All settings of a run that has opened its inputs, on which some defaults depend."""
+
+    network: ResolvedNetwork
+    training: ResolvedTraining
+    storage: ResolvedStorage
+
+
 def resolve(config: Config, n_rows: int, n_inputs: int, given: Network | None = None) -> Settings:
-    """Fill in what follows from the shards' rows and columns, a given model's network and other settings."""
+    """Return the settings with all defaults that depend on the inputs and on other settings.
+
+    Parameters
+    ----------
+    n_rows, n_inputs : int
+        Rows and columns of all shards.
+    given : Network, optional
+        The network of a given model.
+    """
+    network = _resolved_network(config, n_rows, n_inputs, given)
+    training = _resolved_training(config, network, n_rows, n_inputs)
+    storage = _resolved_storage(config.storage)
+    return Settings(
+        inputs=config.inputs,
+        network=network,
+        training=training,
+        validation=config.validation,
+        machine=config.machine,
+        bad_data=config.bad_data,
+        storage=storage,
+        cluster=config.cluster,
+        timing=config.timing,
+        results=config.results,
+    )
+
+
+def _resolved_network(config: Config, n_rows: int, n_inputs: int, given: Network | None) -> ResolvedNetwork:
+    asked = config.network
+    code = asked.code_activation or ("sigmoid" if n_inputs >= MANY_INPUTS else "linear")
+    if given is not None:
+        # Settings that contradict the given model are reported when both are known.
+        return ResolvedNetwork(
+            n_features=asked.n_features or given.n_features,
+            hidden=given.widths[1:-1] if asked.hidden is None else asked.hidden,
+            activation=given.activation,
+            code_activation=asked.code_activation or given.code,
+            decoder_gain=given.gain if asked.decoder_gain is None else asked.decoder_gain,
+        )
+    n_features = asked.n_features or min(64, max(1, n_inputs // 2))
+    hidden = asked.hidden
+    if hidden is None:
+        hidden = _hidden_of(config.machine.memory_budget, n_rows, n_inputs, n_features)
+    return ResolvedNetwork(
+        n_features=n_features,
+        hidden=hidden,
+        activation=asked.activation,
+        code_activation=code,
+        decoder_gain=code == "sigmoid" if asked.decoder_gain is None else asked.decoder_gain,
+    )
+
+
+def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_inputs: int) -> ResolvedTraining:
+    asked = config.training
+    n_trained = n_rows - round(config.validation.validation_fraction * n_rows)
     # A fiftieth, so that few rows still make some fifty steps an epoch; never more rows than there are.
-    batch_size = min(128, max(16, n_rows // 50), n_rows)
-    # Of such minibatches, whichever are asked for: larger ones must not make a training longer.
-    n_steps = -(-(n_rows - round(config.validation_fraction * n_rows)) // batch_size)
-    n_features = config.n_features or (given.n_features if given else min(64, max(1, n_inputs // 2)))
-    hidden = given.widths[1:-1] if given else _hidden_of(config, n_rows, n_inputs, n_features)
-    hidden = hidden if config.hidden is None else config.hidden
-    code = config.code_activation or ("sigmoid" if n_inputs >= MANY_INPUTS else "linear")
-    follows: dict[str, Any] = {
-        "n_features": n_features,
-        "hidden": hidden,
-        "code_activation": code,
-        "decoder_gain": code == "sigmoid",
-        "epochs": max(EPOCHS, -(-LEAST_STEPS // max(1, n_steps))),
-        "batch_size": batch_size,
-        "learning_rate": LEARNING_RATES[config.optimizer] * min(1.0, RATED_INPUTS / n_inputs),
-        "storage_dtype": "float32" if config.max_feature_error is None else None,  # the features themselves tell
-        "compression": "none" if config.max_feature_error is None else "gzip",
-        "corruption": MASKED if hidden and n_inputs >= MANY_INPUTS else 0.0,
-    }
-    if given:  # what contradicts it is told where both are at hand
-        follows |= {"code_activation": given.code, "decoder_gain": given.gain}
-    found = {name: value for name, value in follows.items() if getattr(config, name) is None}
-    if given:
-        found["activation"] = given.activation  # which is never left open
-    n_weights = Network((n_inputs, *hidden, n_features)).n_weights
-    # Of the widest numbers that rows can have, since their dtype is not known here.
-    window_rows = min(config.shuffle_window, config.memory_budget // 8) // (8 * n_inputs)
-    n_trained = n_rows - round(config.validation_fraction * n_rows)
-    sizes = TrainingSizes(n_trained, config.epochs or follows["epochs"], window_rows)
-    asked = config.replicas or usual_replicas(n_weights, sizes)
-    found["replicas"] = fitting_replicas(asked, config.batch_size or batch_size, sizes)
-    return Settings(**{**vars(config), **found})
+    usual_batch = min(128, max(16, n_rows // 50), n_rows)
+    batch_size = usual_batch if asked.batch_size is None else asked.batch_size
+    # Steps of the usual minibatches, whichever are requested: larger ones must not make a training longer.
+    n_steps = math.ceil(n_trained / usual_batch)
+    epochs = asked.epochs
+    if epochs is None:
+        epochs = max(EPOCHS, math.ceil(LEAST_STEPS / max(1, n_steps)))
+    learning_rate = asked.learning_rate
+    if learning_rate is None:
+        learning_rate = LEARNING_RATES[asked.optimizer] * min(1.0, RATED_INPUTS / n_inputs)
+    corruption = asked.corruption
+    if corruption is None:
+        corruption = MASKED if network.hidden and n_inputs >= MANY_INPUTS else 0.0
+    # For the widest numbers that rows can have, since their dtype is not known here.
+    window_bytes = min(config.machine.shuffle_window, config.machine.memory_budget // 8)
+    sizes = TrainingSizes(n_trained, epochs, window_bytes // (8 * n_inputs))
+    n_weights = Network((n_inputs, *network.hidden, network.n_features)).n_weights
+    replicas = fitting_replicas(asked.replicas or usual_replicas(n_weights, sizes), batch_size, sizes)
+    return ResolvedTraining(
+        start=asked.start,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=asked.optimizer,
+        learning_rate=learning_rate,
+        schedule=asked.schedule,
+        biases=asked.biases,
+        momentum=asked.momentum,
+        corruption=corruption,
+        weight_decay=asked.weight_decay,
+        replicas=replicas,
+        seed=asked.seed,
+    )
 
 
-def _hidden_of(config: Config, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:
-    """One hidden layer, or none where rows or memory are too few for one that can start as the principal components."""
-    held = config.memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
-    room, least = min(UNITS_PER_INPUT * n_inputs, n_rows // ROWS_PER_UNIT, held), 2 * n_features
-    return (min(room, max(MOST_UNITS, least)),) if room >= least else ()
+def _resolved_storage(asked: StorageSettings) -> ResolvedStorage:
+    dtype = asked.storage_dtype
+    compression = asked.compression
+    if asked.max_feature_error is None:
+        dtype = dtype or "float32"
+        compression = compression or "none"
+    return ResolvedStorage(
+        storage_dtype=dtype,
+        compression=compression or "gzip",
+        max_feature_error=asked.max_feature_error,
+    )
+
+
+def _hidden_of(memory_budget: int, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:
+    """Return one hidden layer, or none if rows or memory are too few for one that can start as principal components."""
+    held = memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
+    most = min(UNITS_PER_INPUT * n_inputs, n_rows // ROWS_PER_UNIT, held)
+    least = 2 * n_features
+    if most < least:
+        return ()
+    return (min(most, max(MOST_UNITS, least)),)
 
 
 def misfits(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
-    """What of the settings cannot be of a training on so many rows and columns, one sentence each."""
-    if settings.n_features >= n_inputs:
-        yield f"n_features: {settings.n_features}, expected 1 to {n_inputs - 1} for these rows"
-    if settings.batch_size > n_rows:
-        yield f"batch_size: {settings.batch_size}, expected 1 to {n_rows} for these rows"
+    """Yield a sentence for each setting that does not suit a training on this number of rows and columns."""
+    n_features = settings.network.n_features
+    batch_size = settings.training.batch_size
+    if n_features >= n_inputs:
+        yield f"n_features: {n_features}, expected 1 to {n_inputs - 1} for these rows"
+    if batch_size > n_rows:
+        yield f"batch_size: {batch_size}, expected 1 to {n_rows} for these rows"
 
 
-def network_of(settings: Settings, n_inputs: int) -> Network:
-    """The network that is trained on rows of so many columns."""
+def network_of(settings: ResolvedNetwork, n_inputs: int) -> Network:
+    """Return the network that is trained on rows of `n_inputs` columns."""
     widths = (n_inputs, *settings.hidden, settings.n_features)
-    # Without hidden layers theirs is no difference.
+    # Without hidden layers their activation makes no difference.
     activation = settings.activation if settings.hidden else ACTIVATIONS[0]
     return Network(widths, activation, settings.code_activation, settings.decoder_gain)

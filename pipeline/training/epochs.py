@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
-from pipeline.settings.resolve import Settings
+from pipeline.settings.resolve import ResolvedTraining
 from pipeline.training.baseline import Baseline
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
 from pipeline.training.order import Order
@@ -62,6 +62,9 @@ class Training:
         Which rows they hold.
     validation : ndarray of shape (n_validation, n_inputs)
         Unscaled; may be empty.
+    patience : int
+        Stop after this number of epochs, or hundreds of steps where these are longer, without a better validation cost;
+        0 never stops.
     baseline : Baseline or None
         What its result is held against.
     replicas : Replicas or None
@@ -79,19 +82,20 @@ class Training:
     rows: Rows
     order: Order
     validation: np.ndarray
-    config: Settings
+    settings: ResolvedTraining
+    patience: int = 0
     baseline: Baseline | None = None
     replicas: Replicas | None = None
 
     def __post_init__(self) -> None:
         cost = self.autoencoder.cost(self.validation) if self.is_watched else math.inf
         self.start_cost = cost if math.isfinite(cost) else None
-        self.standing = Standing(self.config.optimizer, best_cost=self.start_cost)
+        self.standing = Standing(self.settings.optimizer, best_cost=self.start_cost)
         self.best = self.autoencoder.parameters()
         self.outer = {name: np.zeros_like(array) for name, array in self.best.items()} if self.replicas else {}
 
     def __str__(self) -> str:
-        now, n_epochs = self.standing, self.config.epochs
+        now, n_epochs = self.standing, self.settings.epochs
         costs = f", {now.history[-1]}" if now.history else ""
         step = f"step {self.n_steps_done}/{n_epochs * self.steps_per_epoch}"
         return f"epoch {min(now.epoch + 1, n_epochs)}/{n_epochs}, {step}{costs}"
@@ -99,7 +103,7 @@ class Training:
     @property
     def steps_per_epoch(self) -> int:
         """Minibatches, of which the last one may be smaller."""
-        return -(-self.order.n_rows // self.config.batch_size)
+        return -(-self.order.n_rows // self.settings.batch_size)
 
     @property
     def n_steps_done(self) -> int:
@@ -126,7 +130,7 @@ class Training:
     def n_rows_done(self) -> int:
         """Rows of all steps so far."""
         epoch, n_done = self._position
-        in_epoch = min(n_done * self.config.batch_size, self.order.n_rows)
+        in_epoch = min(n_done * self.settings.batch_size, self.order.n_rows)
         if self.replicas:
             in_epoch = self.replicas.rounds.n_rows_of(epoch, n_done)
         return epoch * self.order.n_rows + in_epoch
@@ -146,21 +150,21 @@ class Training:
 
         It does not of a few rows, nor of rows that are whole where training learns to fill in what is missing.
         """
-        return len(self.validation) >= _ENOUGH_ROWS and not self.config.hides_much
+        return len(self.validation) >= _ENOUGH_ROWS and not self.settings.hides_much
 
     @property
     def is_over(self) -> bool:
         """All epochs are done, or validation has not got better for too long."""
-        now, config = self.standing, self.config
-        if now.epoch >= config.epochs:
+        now, settings = self.standing, self.settings
+        if now.epoch >= settings.epochs:
             return True
         # Where the rate is going to fall, that gains most: what first epochs lose, from a good start, comes back.
-        first = config.epochs // 2 if config.schedule == "linear" else 0
+        first = settings.epochs // 2 if settings.schedule == "linear" else 0
         costs = [epoch.validation_cost or 0.0 for epoch in now.history[first:]]
-        if not (self.is_watched and config.patience and costs):
+        if not (self.is_watched and self.patience and costs):
             return False
         n_steps = (len(costs) - 1 - int(np.argmin(costs))) * self.steps_per_epoch
-        return n_steps >= config.patience * long_epoch(config, self.steps_per_epoch)
+        return n_steps >= self.patience * long_epoch(settings, self.steps_per_epoch)
 
     def checkpoint(self) -> Checkpoint:
         """Copies of all that decides how it goes on."""
@@ -174,8 +178,8 @@ class Training:
 
         On the CPU the result is the same, bit for bit, as without the interruption.
         """
-        if checkpoint.standing.optimizer != self.config.optimizer:
-            raise ValueError(f"is one of {checkpoint.standing.optimizer}, expected {self.config.optimizer}")
+        if checkpoint.standing.optimizer != self.settings.optimizer:
+            raise ValueError(f"is one of {checkpoint.standing.optimizer}, expected {self.settings.optimizer}")
         arrays = (checkpoint.arrays, self.checkpoint().arrays)
         found, expected = ({name: array.shape for name, array in each.items()} for each in arrays)
         if found != expected:
@@ -191,9 +195,9 @@ class Training:
 
     def _check_progress(self, now: Standing) -> None:
         """Refuse a place that this training cannot have reached; before anything of it is changed."""
-        n_epochs = self.config.epochs if now.n_epochs is None else now.n_epochs
-        if not now.epoch <= n_epochs <= self.config.epochs:
-            raise ValueError(f"is in epoch {now.epoch} of {n_epochs}, expected {self.config.epochs} at most")
+        n_epochs = self.settings.epochs if now.n_epochs is None else now.n_epochs
+        if not now.epoch <= n_epochs <= self.settings.epochs:
+            raise ValueError(f"is in epoch {now.epoch} of {n_epochs}, expected {self.settings.epochs} at most")
         n_pieces = self._n_pieces
         if max(now.n_done, now.ended_at or 0) > n_pieces:
             raise ValueError(f"has done {now.n_done} steps of its epoch, expected {n_pieces} at most")
@@ -212,7 +216,7 @@ class Training:
     def limit(self, n_epochs: int) -> None:
         """Make so many epochs in all, over which the learning rate falls to its end. Checkpoints keep it."""
         self.standing.n_epochs = n_epochs
-        self.config = replace(self.config, epochs=n_epochs)
+        self.settings = replace(self.settings, epochs=n_epochs)
 
     def end_here(self) -> None:
         """End the training with the step that was taken last. Checkpoints keep it."""
@@ -227,6 +231,7 @@ def train(
     save: Callable[[Checkpoint], object] = lambda checkpoint: None,
     advance: Advance = lambda n_rows, standing: None,
     run: Run | None = None,
+    checkpoint_minutes: float = math.inf,
 ) -> Standing:
     """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
 
@@ -235,7 +240,7 @@ def train(
     Parameters
     ----------
     save : callable
-        Given a checkpoint every ``checkpoint_minutes``, at the end of epochs, and when a signal comes.
+        Given a checkpoint every `checkpoint_minutes`, at the end of epochs, and when a signal comes.
     advance : callable
         Called with the number of rows trained on since the last call, and with the training, whose `str` says how far
         it is. After a step it may call the training's `limit` or `end_here`; a checkpoint, written at once, keeps that.
@@ -247,7 +252,7 @@ def train(
     TrainingDiverged
         When a cost is not finite or has grown without bound; the autoencoder is left with the last good parameters.
     """
-    keeper = _Keeper(training, save)
+    keeper = _Keeper(training, save, 60 * checkpoint_minutes)
     # A step that a signal cuts short would leave weights that belong to no place in the order.
     with signals.deferred():
         try:
@@ -270,10 +275,12 @@ def train(
 class _Keeper:
     """Saves checkpoints: often enough to lose little, seldom enough to cost little."""
 
-    def __init__(self, training: Training, save: Callable[[Checkpoint], object]) -> None:
-        self._training, self._save = training, save
-        self._seconds_between = 60 * training.config.checkpoint_minutes
-        self._cost, self._last = 0.0, time.monotonic()
+    def __init__(self, training: Training, save: Callable[[Checkpoint], object], seconds_between: float) -> None:
+        self._training = training
+        self._save = save
+        self._seconds_between = seconds_between
+        self._cost = 0.0
+        self._last = time.monotonic()
 
     def keep(self, end_of_epoch: bool = False) -> None:
         """Save one when it is time."""
@@ -326,19 +333,21 @@ def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Itera
     tuple of (int, int, float or None)
         Steps that have just been taken, their rows, and the cost.
     """
-    rows, config, n_steps = training.rows, training.config, training.steps_per_epoch
+    rows = training.rows
+    settings = training.settings
+    n_steps = training.steps_per_epoch
     stride = max(1, n_steps // _COSTS_PER_EPOCH)
 
     def pieces(n_each: int) -> Iterator[np.ndarray]:
-        return rows.minibatches(order, epoch, config.batch_size, n_done, n_each)
+        return rows.minibatches(order, epoch, settings.batch_size, n_done, n_each)
 
     number = n_done
-    for lengths in begun(training.step, pieces, config, training.validation.shape[1], epoch * n_steps + n_done):
+    for lengths in begun(training.step, pieces, settings, training.validation.shape[1], epoch * n_steps + n_done):
         while lengths:
             asked = number % stride == 0
             n = 1 if asked else min(len(lengths), stride - number % stride)
             first = epoch * n_steps + number
-            rates = [learning_rate(training.config, first + i, n_steps) for i in range(n)]
+            rates = [learning_rate(training.settings, first + i, n_steps) for i in range(n)]
             signals.check()  # now, since what has been taken is counted at once
             yield n, sum(lengths[:n]), training.step.take(rates, asked)
             number, lengths = number + n, lengths[n:]

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.scan.cleaning import Cleaning
-from pipeline.settings.resolve import Settings
+from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 from pipeline.training.order import Order, noise_of, slab_starts
@@ -140,7 +140,11 @@ def _numbers(order: Order, epoch: int, batch_size: int, first: int, n_each: int)
 
 
 def begun(
-    step: TrainingStep, pieces: Callable[[int], Iterable[np.ndarray]], config: Settings, n_inputs: int, first: int
+    step: TrainingStep,
+    pieces: Callable[[int], Iterable[np.ndarray]],
+    settings: ResolvedTraining,
+    n_inputs: int,
+    first: int,
 ) -> Iterator[list[int]]:
     """Have a step begin with some minibatches after the other, each with its noise.
 
@@ -157,12 +161,12 @@ def begun(
     list of int
         How many rows each minibatch has that the step has begun with: steps on all of them are taken before the next.
     """
-    size = config.batch_size
+    size = settings.batch_size
     for piece in pieces(step.n_at_once(size)):
         lengths = [min(size, len(piece) - start) for start in range(0, len(piece), size)]
         noise = None
-        if config.corruption:
-            each = [noise_of(config.seed, first + i, (n, n_inputs)) for i, n in enumerate(lengths)]
+        if settings.corruption:
+            each = [noise_of(settings.seed, first + i, (n, n_inputs)) for i, n in enumerate(lengths)]
             noise = each[0] if len(each) == 1 else np.concatenate(each)
         step.begin(piece, noise, size)
         yield lengths

@@ -12,33 +12,33 @@ import pytest
 from pipeline.cluster import crew
 from pipeline.cluster.crew import Threads, check_settings, crew_of
 from pipeline.cluster.executor import compute
-from pipeline.settings.config import Config
+from pipeline.settings.config import ClusterSettings
 from tests.support.helpers import refused
 
 
 def test_what_cannot_be_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    check_settings(Config(workers=2, devices=("cpu", "opencl0:0")))
+    check_settings(ClusterSettings(workers=2, devices=("cpu", "opencl0:0")))
     with refused(78, "tcp://10.0.0.7:8786 is another machine"):
-        check_settings(Config(scheduler="tcp://10.0.0.7:8786"))
+        check_settings(ClusterSettings(scheduler="tcp://10.0.0.7:8786"))
     file = tmp_path / "scheduler.json"
-    check_settings(Config(scheduler_file=str(file)))  # which may come
+    check_settings(ClusterSettings(scheduler_file=str(file)))  # which may come
     for text, words in (
         ("{", "expected what `dask scheduler"),
         ('{"address": "tcp://10.0.0.7:8786"}', "another machine"),
     ):
         file.write_text(text)
         with refused(78, words):
-            check_settings(Config(scheduler_file=str(file)))
+            check_settings(ClusterSettings(scheduler_file=str(file)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with refused(78, "devices: cuda1, but CUDA_VISIBLE_DEVICES=3 lets 1 be seen"):
-        check_settings(Config(devices=("cuda0", "cuda1")))
+        check_settings(ClusterSettings(devices=("cuda0", "cuda1")))
     monkeypatch.setattr(crew, "find_spec", lambda name: None)
     with refused(78, "dashboard", "pip install bokeh"):
-        check_settings(Config(workers=2, dashboard=True))
+        check_settings(ClusterSettings(workers=2, dashboard=True))
 
 
 def test_threads_are_who_works_unless_told_otherwise() -> None:
-    with crew_of(Config(), 2, lambda: None, lambda: None) as found:  # type: ignore[arg-type, return-value]
+    with crew_of(ClusterSettings(), 2, lambda: None, lambda: None) as found:  # type: ignore[arg-type, return-value]
         assert isinstance(found, Threads)
 
 

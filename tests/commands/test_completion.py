@@ -56,5 +56,5 @@ def test_every_setting_is_in_each_shells_script(capsys: pytest.CaptureFixture[st
         said = capsys.readouterr().out
         assert sign in said
         dashes = "--" if shell == "zsh" else "-l "
-        flags = [dashes + name.replace("_", "-") for name in vars(Config())]
+        flags = [dashes + name.replace("_", "-") for name in Config().flat()]
         assert [flag for flag in flags if not re.search(rf"{flag}\b", said)] == []

@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pipeline import TiedAutoencoder, load_model, open_features
 from pipeline.interop import applying
 from pipeline.interop.lazy import computed
 from pipeline.run.stages import run
-from pipeline.settings.config import Config
+from pipeline.settings.config import SETTINGS, Config
 from tests.support.cases import case, each
 from tests.support.helpers import refused, write_shard
 from tests.support.interpreters import REPOSITORY, fresh
@@ -68,10 +67,9 @@ def test_all_of_scikit_learns_checks_pass() -> None:
 
 
 def test_parameters_are_a_runs_settings_under_their_names_and_with_their_defaults() -> None:
-    known = {setting.name: setting for setting in fields(Config)}
     for name, value in TiedAutoencoder().get_params().items():
-        assert value == known[{"random_state": "seed"}.get(name, name)].default, name
-    deciding = {name for name, setting in known.items() if setting.metadata["affects"] in ("scan", "model")}
+        assert value == SETTINGS[{"random_state": "seed"}.get(name, name)].default, name
+    deciding = {name for name, setting in SETTINGS.items() if setting.affects in ("scan", "model")}
     # A shard's values may stand for missing ones; an array has NaN for that.
     assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value"}
 
@@ -172,7 +170,7 @@ def test_a_run_and_a_fit_on_the_same_rows_give_the_same_bits(tmp_path: Path, dty
     folder.mkdir(exist_ok=True)
     x = (rows() > 70 if dtype == "?" else rows()).astype(dtype)
     settings = {"epochs": 2, "n_features": 3, "clip_quantile": 0.01}
-    run(Config(input=(write_shard(folder / "x.h5", x),), output=str(folder / "out"), seed=3, **settings), ["run"])
+    run(Config.of(input=(write_shard(folder / "x.h5", x),), output=str(folder / "out"), seed=3, **settings), ["run"])
     fitted = TiedAutoencoder(**settings, random_state=3).fit(x)
     assert same_models(fitted, load_model(folder / "out"))
     features = open_features(folder / "out").features.compute()
@@ -186,7 +184,7 @@ def test_a_model_that_was_fitted_encodes_shards_in_a_run(tmp_path: Path) -> None
     fitted = TiedAutoencoder(**QUICK).fit(x)
     (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
     shard, model = write_shard(tmp_path / "x.h5", x), str(tmp_path / "model.h5")
-    run(Config(input=(shard,), output=str(tmp_path / "out"), model=model), ["run"])
+    run(Config.of(input=(shard,), output=str(tmp_path / "out"), model=model), ["run"])
     assert open_features(tmp_path / "out").features.compute().tobytes() == fitted.transform(x).tobytes()
     assert same_models(TiedAutoencoder.from_run(tmp_path / "out").partial_fit(x), fitted.partial_fit(x))
 

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.hdf5.layout import Layout
 from pipeline.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
 from pipeline.settings.config import Config
-from pipeline.settings.resolve import resolve
+from pipeline.settings.resolve import network_of, resolve
 from pipeline.shards.shard import Rider, Shard
 from tests.support.helpers import refused
 
@@ -27,8 +27,12 @@ def shard(n_rows=10**6, n_inputs=100, dtype="float32"):
 
 def budget_of(shards=None, n_features=16, tile_rows=TILE, **settings):
     shards = shards or [shard()]
-    config = Config(**{"threads": 4, "n_features": n_features, "hidden": (), **settings})
-    return make_budget(resolve(config, sum(each.n_rows for each in shards), shards[0].n_inputs), shards, tile_rows)
+    config = Config.of(**{"threads": 4, "n_features": n_features, "hidden": (), **settings})
+    n_inputs = shards[0].n_inputs
+    settings = resolve(config, sum(each.n_rows for each in shards), n_inputs)
+    network = network_of(settings.network, n_inputs)
+    n_replicas = 0 if config.inputs.model else settings.training.replicas
+    return make_budget(settings.machine, settings.storage, network, n_replicas, shards, tile_rows)
 
 
 def test_blocks_parts_windows_and_validation_fit_the_memory():

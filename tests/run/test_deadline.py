@@ -44,11 +44,11 @@ STEPS_PER_EPOCH = 11
     ],
 )
 def test_when_a_run_is_to_be_over(settings: dict[str, Any], after: timedelta) -> None:
-    assert deadline_of(Config(**settings), NOON.timestamp()) == (NOON + after).timestamp()
+    assert deadline_of(Config.of(**settings).timing, NOON.timestamp()) == (NOON + after).timestamp()
 
 
 def test_without_a_deadline_a_run_takes_its_time() -> None:
-    assert deadline_of(Config(), NOON.timestamp()) is None
+    assert deadline_of(Config().timing, NOON.timestamp()) is None
 
 
 @each("time", ["25:00", "six", "2026-13-01 06:00"])
@@ -98,13 +98,13 @@ class Machine:
 
     def flags(self, n_epochs: float, *more: str) -> list[str]:
         """By which about so many epochs fit; the first of them really takes no time."""
-        reserve = deadline.reserved_seconds(ENCODING, Config())
+        reserve = deadline.reserved_seconds(ENCODING, single_file=False)
         seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
         return [*MANY, "--max-hours", repr(seconds / 3600), *more]
 
     def hours(self, n_epochs: float, *more: str) -> list[str]:
         """Flags that leave the time for so many epochs before the encoding, as it really is."""
-        seconds = deadline.reserved_seconds(ENCODING, Config()) + n_epochs * self.epoch
+        seconds = deadline.reserved_seconds(ENCODING, single_file=False) + n_epochs * self.epoch
         return [*MANY, *SHORT, "--max-hours", repr(seconds / 3600), *more]
 
 
@@ -301,7 +301,7 @@ def test_one_disturbed_measurement_of_the_encoding_is_corrected(night: Night, ou
     machine.encodings = [20 * ENCODING, ENCODING]
     assert night.run(out, *machine.hours(4.5)) == 0
     assert training_of(out)["deadline"]["n_epochs"] >= 3
-    assert training_of(out)["deadline"]["reserved_seconds"] == deadline.reserved_seconds(ENCODING, Config())
+    assert training_of(out)["deadline"]["reserved_seconds"] == deadline.reserved_seconds(ENCODING, single_file=False)
 
 
 def test_a_training_that_ends_early_measures_the_encoding_again(night: Night, out: Path, machine: Machine) -> None:

@@ -23,9 +23,7 @@ def job(tmp_path: Path) -> Iterator[Any]:
         for step in (1, 2, 3):
             entry = ledger.write("stages/checkpoint", ".npz", b"step %d" % step)
             ledger.commit(Record(f"checkpoint-{step:012d}", 64 * "a", entry))
-        yield SimpleNamespace(
-            ledger=ledger, config=SimpleNamespace(verify="digests"), budget=SimpleNamespace(n_threads=2)
-        )
+        yield SimpleNamespace(ledger=ledger, config=Config.of(verify="digests"), budget=SimpleNamespace(n_threads=2))
 
 
 def checkpoints(job: Any) -> list[Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import Field, asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,13 +21,13 @@ from pipeline.run.budget import make_budget
 from pipeline.run.fingerprints import Request, differences, request_of
 from pipeline.scan.scaler import Scaler
 from pipeline.settings import replicas
-from pipeline.settings.config import Affected, Config
-from pipeline.settings.resolve import resolve
+from pipeline.settings.config import SETTINGS, Affected, Config, Setting
+from pipeline.settings.resolve import network_of, resolve
 from pipeline.shards.shard import Rider, Shard
 from tests.support.networks import ONE_LAYER
 
 # The network of earlier versions.
-CONFIG = Config(
+CONFIG = Config.of(
     n_features=2,
     **ONE_LAYER,
     **{"epochs": 20, "batch_size": 16, "learning_rate": 0.1, "threads": 2},
@@ -48,7 +48,9 @@ STAGES = ("scan", "model", "features", "all")
 
 def request(config: Config = CONFIG, shards: tuple[Shard, ...] = SHARDS, model: Model | None = None) -> Request:
     settings = resolve(config, 3000, 4)
-    return request_of(settings, shards, model, make_budget(settings, shards, 8))
+    network = network_of(settings.network, 4)
+    budget = make_budget(settings.machine, settings.storage, network, settings.training.replicas, shards, 8)
+    return request_of(settings, shards, model, budget)
 
 
 def fingerprints(found: Request) -> dict[str, str]:
@@ -120,15 +122,15 @@ TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
 def test_u3_a_setting_touches_what_depends_on_it() -> None:
     """The features depend on the training by the model itself, whose fingerprint is held here."""
     for change, expected in TOUCHED:
-        assert touched(request(replace(CONFIG, **change))) == expected, change
+        assert touched(request(CONFIG.changed(**change))) == expected, change
 
 
 AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"features", "all"}}
 
 
-def other_value(setting: Field[Any]) -> Any:
+def other_value(setting: Setting) -> Any:
     """A value that a setting does not have in CONFIG."""
-    now, kind = getattr(CONFIG, setting.name), setting.metadata["kind"]
+    now, kind = CONFIG.flat()[setting.name], setting.kind
     if kind.metavar.startswith("{") and not isinstance(now, bool):
         return next(each for each in kind.metavar.strip("{}").split(",") if each != now)
     if isinstance(now, (bool, int, float)):
@@ -141,13 +143,13 @@ def other_value(setting: Field[Any]) -> Any:
 def test_u3_every_setting_says_what_it_affects_and_touches_that(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is forgotten in a fingerprint would take over a result that it changes."""
     monkeypatch.setattr(replicas, "_LEAST_STEPS", 100)  # or these few rows would have one replica in any case
-    for setting in fields(Config):
-        affects = setting.metadata["affects"]
+    for setting in SETTINGS.values():
+        affects = setting.affects
         assert affects in get_args(Affected), setting.name
         if affects in ("inputs", "budget"):  # which count by what comes of them, and have tests of their own
             continue
         change = {setting.name: other_value(setting)}
-        assert touched(request(replace(CONFIG, **change))) == AFFECTED.get(affects, set()), change
+        assert touched(request(CONFIG.changed(**change))) == AFFECTED.get(affects, set()), change
 
 
 BEFORE = {  # fingerprints by the version that kept lists of settings, the first sixteen digits
@@ -168,12 +170,12 @@ def test_u3_what_earlier_versions_have_done_is_known_again(monkeypatch: pytest.M
         **{"validation_fraction": 0.1, "patience": 2},
     }
     wide = tuple(replace(shard, shape=(10**6, 4)) for shard in SHARDS)
-    budget = replace(CONFIG, memory_budget=2**25, shuffle_window=2**20)
+    budget = CONFIG.changed(memory_budget=2**25, shuffle_window=2**20)
     found = {
         "defaults": request(),
-        "training": request(replace(CONFIG, **training)),
-        "missing value": request(replace(CONFIG, missing_value=-9999)),
-        "features": request(replace(CONFIG, on_drift="clip", carry=("obs/a", "b"))),
+        "training": request(CONFIG.changed(**training)),
+        "missing value": request(CONFIG.changed(missing_value=-9999)),
+        "features": request(CONFIG.changed(on_drift="clip", carry=("obs/a", "b"))),
         "budget": request(budget, wide),
         "model": request(model=MODEL),
     }
@@ -200,8 +202,8 @@ def test_u3_other_libraries_make_another_model(monkeypatch: pytest.MonkeyPatch, 
 def test_u3_a_budget_counts_as_far_as_it_binds() -> None:
     wide = tuple(replace(shard, shape=(10**6, 4), identity=replace(FILE, size=16 * 10**6)) for shard in SHARDS)
     before = request(shards=wide)
-    assert touched(request(replace(CONFIG, memory_budget=2**35), wide), before) == set()
-    assert touched(request(replace(CONFIG, memory_budget=2**25), wide), before) == {"model", "all"}
+    assert touched(request(CONFIG.changed(memory_budget=2**35), wide), before) == set()
+    assert touched(request(CONFIG.changed(memory_budget=2**25), wide), before) == {"model", "all"}
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ def test_names_of_columns_touch_nothing_and_their_order_everything() -> None:
     assert touched(request(shards=reordered)) == set(STAGES)
     assert "column_order" in differences(plain(request()), plain(request(shards=reordered)))
     for match in ("name", "ignore"):
-        assert touched(request(replace(CONFIG, match_columns=match), named)) == set()
+        assert touched(request(CONFIG.changed(match_columns=match), named)) == set()
 
 
 def test_u3_the_place_of_a_shard_among_others_counts() -> None:
@@ -266,7 +268,7 @@ def test_u3_the_place_of_a_shard_among_others_counts() -> None:
 def test_with_a_model_no_setting_of_the_training_counts() -> None:
     before = request(model=MODEL)
     for change in ({"epochs": 3}, {"seed": 1}, {"learning_rate": 0.5}, {"memory_budget": 2**24}):
-        assert touched(request(replace(CONFIG, **change), model=MODEL), before) == set(), change
+        assert touched(request(CONFIG.changed(**change), model=MODEL), before) == set(), change
     assert touched(before) == {"model", "all"}
 
 
@@ -293,7 +295,7 @@ def test_no_difference_has_no_words() -> None:
 
 
 def test_every_changed_setting_is_named_with_both_values() -> None:
-    now = request(replace(CONFIG, epochs=3, seed=7, missing_value=-1.0, on_drift="clip"))
+    now = request(CONFIG.changed(epochs=3, seed=7, missing_value=-1.0, on_drift="clip"))
     words = differences(plain(request()), plain(now))
     assert words == "missing_value None -> -1.0; epochs 20 -> 3; seed 0 -> 7; on_drift pass -> clip"
 

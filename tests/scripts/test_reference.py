@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from kernels.network import Network
 from pipeline.features import open_features
-from pipeline.settings.config import Config, deciding
+from pipeline.settings.config import SETTINGS, deciding
 from pipeline.settings.flags import parse
 from pipeline.settings.resolve import network_of, resolve
 from scripts import make_data, reference
@@ -70,12 +69,12 @@ def test_opencl_falls_the_same_way(tmp_path: Path, opencl: None) -> None:
 
 def test_the_flags_leave_nothing_of_the_model_to_a_default() -> None:
     """Defaults change, the reference does not."""
-    model = {each.name for each in fields(Config) if each.metadata["affects"] == "model"}
+    model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
     assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation nobody waits"
     settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
-    assert network_of(settings, 4) == Network((4, 2))
-    since = {each.name for each in fields(Config) if each.metadata["before"] != ()} | {"hidden"}
+    assert network_of(settings.network, 4) == Network((4, 2))
+    since = {each.name for each in SETTINGS.values() if each.before != ()} | {"hidden"}
     assert since & set(deciding(settings, "model")) == set(), "and runs of the first version are taken over"
 
 

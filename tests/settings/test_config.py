@@ -1,7 +1,5 @@
 """Settings that cannot work are named, all of them at once, with what was expected; what is left open is filled in."""
 
-from dataclasses import asdict, replace
-
 import pytest
 
 from kernels.network import Network
@@ -43,60 +41,68 @@ RANGES = {
 def test_each_setting_has_its_range():
     for name, (good, bad) in RANGES.items():
         for value in good:
-            assert problems(replace(Config(), **{name: value})) == [], (name, value)
+            assert problems(Config().changed(**{name: value})) == [], (name, value)
         for value in bad:
             with case(name, value):
-                (complaint,) = problems(replace(Config(), **{name: value}))
+                (complaint,) = problems(Config().changed(**{name: value}))
                 assert complaint.startswith(f"{name}: {value}, expected ")
 
 
 def test_all_problems_are_told_at_once():
-    found = problems(replace(Config(), n_features=-1, batch_size=0, quiet=True, verbose=True))
+    found = problems(Config().changed(n_features=-1, batch_size=0, quiet=True, verbose=True))
     assert found == [
         "n_features: -1, expected 1 or more",
         "batch_size: 0, expected 1 or more",
         "quiet and verbose: both, expected at most one of them",
     ]
     wrong = {"epochs": 0, "batch_size": -1, "learning_rate": float("nan"), "momentum": 1.0, "seed": -1, "patience": -1}
-    assert [words.split(":")[0] for words in problems(replace(Config(), **wrong))] == list(wrong)
+    assert [words.split(":")[0] for words in problems(Config().changed(**wrong))] == list(wrong)
 
 
 def test_what_contradicts_itself_is_refused():
     for pair in (("overwrite", "restart"), ("quiet", "verbose")):
-        (complaint,) = problems(replace(Config(), **dict.fromkeys(pair, True)))
+        (complaint,) = problems(Config().changed(**dict.fromkeys(pair, True)))
         assert complaint == f"{' and '.join(pair)}: both, expected at most one of them"
 
 
 def test_without_the_data_only_what_can_be_known_is_refused():
-    assert problems(replace(Config(), n_features=10**6, batch_size=10**9)) == []
-    assert problems(replace(Config(), n_features=0)) == ["n_features: 0, expected 1 or more"]
+    assert problems(Config().changed(n_features=10**6, batch_size=10**9)) == []
+    assert problems(Config().changed(n_features=0)) == ["n_features: 0, expected 1 or more"]
 
 
 def test_a_tilde_that_nobody_has_expanded_is_no_place_for_results():
-    assert problems(Config(output="~/x")) == ["output: ~/x, expected a path whose ~ is expanded"]
+    assert problems(Config.of(output="~/x")) == ["output: ~/x, expected a path whose ~ is expanded"]
 
 
 def test_what_is_left_open_follows_the_data_the_model_and_other_settings():
-    assert [resolve(Config(), n_rows, 4).batch_size for n_rows in (1, 15, 16, 1000, 6350, 10**6)] == [
+    assert [resolve(Config(), n_rows, 4).training.batch_size for n_rows in (1, 15, 16, 1000, 6350, 10**6)] == [
         *(1, 15, 16, 20, 127, 128)
     ]
-    assert [resolve(Config(), 100, n_inputs).n_features for n_inputs in (2, 3, 127, 128, 784)] == [1, 1, 63, 64, 64]
+    assert [resolve(Config(), 100, n_inputs).network.n_features for n_inputs in (2, 3, 127, 128, 784)] == [
+        1,
+        1,
+        63,
+        64,
+        64,
+    ]
     # Rows, and those of them that are trained on, make this many steps: 11 of 16 rows, 24, 48 of 30 rows, 446.
     for n_rows, epochs in ((178, 182), (400, 84), (1500, 42), (60_000, 20)):
-        assert resolve(Config(), n_rows, 4).epochs == epochs
-        assert resolve(Config(batch_size=10_000), n_rows, 4).epochs == epochs, "larger ones make no training longer"
+        assert resolve(Config(), n_rows, 4).training.epochs == epochs
+        assert resolve(Config.of(batch_size=10_000), n_rows, 4).training.epochs == epochs, (
+            "larger ones make no training longer"
+        )
     for rule, rate in LEARNING_RATES.items():
-        assert resolve(Config(optimizer=rule), 100, 4).learning_rate == rate
+        assert resolve(Config.of(optimizer=rule), 100, 4).training.learning_rate == rate
 
 
 def test_the_rate_falls_with_the_columns_of_wide_rows():
-    rates = [resolve(Config(), 100, n_inputs).learning_rate for n_inputs in (8, 784, 7840)]
+    rates = [resolve(Config(), 100, n_inputs).training.learning_rate for n_inputs in (8, 784, 7840)]
     assert rates == [LEARNING_RATES["adam"], LEARNING_RATES["adam"], pytest.approx(LEARNING_RATES["adam"] / 10)]
 
 
 def test_a_hidden_layer_is_as_wide_as_rows_and_columns_allow_or_not_there():
     def hidden(n_rows, n_inputs, **settings):
-        return resolve(Config(**settings), n_rows, n_inputs).hidden
+        return resolve(Config.of(**settings), n_rows, n_inputs).network.hidden
 
     assert hidden(60_000, 784) == (512,)
     assert hidden(60_000, 784, n_features=300) == (600,), "a unit for each component, and one for its negative"
@@ -109,35 +115,39 @@ def test_a_hidden_layer_is_as_wide_as_rows_and_columns_allow_or_not_there():
 
 def test_a_few_columns_are_hidden_where_there_are_many():
     for n_rows, n_inputs, share in ((60_000, 784, 0.0625), (60_000, 255, 0), (200, 784, 0)):
-        assert resolve(Config(), n_rows, n_inputs).corruption == share
-    assert resolve(Config(corruption=0.0), 60_000, 784).corruption == 0
+        assert resolve(Config(), n_rows, n_inputs).training.corruption == share
+    assert resolve(Config.of(corruption=0.0), 60_000, 784).training.corruption == 0
 
 
 def test_sigmoids_have_a_gain_unless_told_otherwise():
     for code, gain in (("sigmoid", True), ("linear", False)):
-        assert resolve(Config(code_activation=code), 100, 8).decoder_gain is gain
-    assert resolve(Config(code_activation="sigmoid", decoder_gain=False), 100, 8).decoder_gain is False
-    codes = [resolve(Config(), 100, n_inputs).code_activation for n_inputs in (255, 256)]
+        assert resolve(Config.of(code_activation=code), 100, 8).network.decoder_gain is gain
+    assert resolve(Config.of(code_activation="sigmoid", decoder_gain=False), 100, 8).network.decoder_gain is False
+    codes = [resolve(Config(), 100, n_inputs).network.code_activation for n_inputs in (255, 256)]
     assert codes == ["linear", "sigmoid"], "an outlier of few columns is a large part of a row"
 
 
 def test_a_given_model_tells_its_own_network():
     given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
-    assert network_of(resolve(Config(activation="relu"), 100, 784, given), 784) == given
-    typed = resolve(Config(decoder_gain=False), 100, 784, given)
-    assert typed.decoder_gain is False, "which the run refuses"
+    assert network_of(resolve(Config.of(activation="relu"), 100, 784, given).network, 784) == given
+    typed = resolve(Config.of(decoder_gain=False), 100, 784, given)
+    assert typed.network.decoder_gain is False, "which the run refuses"
 
 
 def test_the_settings_describe_a_network():
     asked = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
-    config = Config(n_features=7, **asked)
-    assert network_of(resolve(config, 100, 784), 784) == Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
-    alone = replace(config, hidden=(), code_activation="sigmoid", decoder_gain=False)
-    assert network_of(resolve(alone, 100, 784), 784) == Network((784, 7)), "without hidden layers theirs is none"
+    config = Config.of(n_features=7, **asked)
+    assert network_of(resolve(config, 100, 784).network, 784) == Network(
+        (784, 30, 20, 7), "leaky-relu", "linear", gain=True
+    )
+    alone = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False)
+    assert network_of(resolve(alone, 100, 784).network, 784) == Network((784, 7)), (
+        "without hidden layers theirs is none"
+    )
 
 
 def test_what_is_set_stays_as_it_is():
-    config = Config(
+    config = Config.of(
         n_features=3,
         hidden=(9,),
         code_activation="linear",
@@ -151,5 +161,4 @@ def test_what_is_set_stays_as_it_is():
         carry=("a/b",),
         replicas=1,
     )
-    assert asdict(resolve(config, 100, 4)) == asdict(config)
-    assert list(asdict(resolve(config, 100, 4))) == list(asdict(config)), "in the order of --help"
+    assert resolve(config, 100, 4).flat() == config.flat()

@@ -143,7 +143,7 @@ def test_a_bomb_is_refused_in_little_work_and_memory(file, name):
 
 def test_a_list_of_inputs_may_be_as_long_as_the_file(file):
     paths = [f"shards/{i:05d}.h5" for i in range(13_000)]
-    assert settings(*file("input: " + "".join(f"\n- {path}" for path in paths))).input == tuple(paths)
+    assert settings(*file("input: " + "".join(f"\n- {path}" for path in paths))).inputs.input == tuple(paths)
 
 
 def test_numbers_that_are_none_are_refused(file):

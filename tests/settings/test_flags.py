@@ -1,13 +1,12 @@
 """Settings: four sources, one order, and every mistake named with what was expected."""
 
 import json
-from dataclasses import fields, replace
 
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.settings import flags as module
-from pipeline.settings.config import Config, problems
+from pipeline.settings.config import SETTINGS, Config, problems
 from pipeline.settings.flags import parse
 from tests.support.cases import case
 from tests.support.helpers import refused
@@ -112,27 +111,27 @@ def settings(*arguments, **environment):
 
 def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(file):
     assert settings() == Config()
-    assert list(SAMPLES) == [setting.name for setting in fields(Config)]
+    assert sorted(SAMPLES) == sorted(SETTINGS)
     for name, (in_file, in_environment, in_flag) in SAMPLES.items():
         with case(name):
             needed = NEEDED.get(name, {})
-            default = replace(Config(), **needed)
+            default = Config().changed(**needed)
             lines = [f"{other}: {value}" for other, value in needed.items()]
             lines.append(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")
             given = file("\n".join(lines))
             variables = variable(name, in_environment)
-            assert settings(*given) == replace(default, **{name: in_file})
-            assert settings(*given, **variables) == replace(default, **{name: in_environment})
-            assert settings(*given, *flags(name, in_flag), **variables) == replace(default, **{name: in_flag})
+            assert settings(*given) == default.changed(**{name: in_file})
+            assert settings(*given, **variables) == default.changed(**{name: in_environment})
+            assert settings(*given, *flags(name, in_flag), **variables) == default.changed(**{name: in_flag})
 
 
 def test_sources_add_up(file):
     found = settings(*file("epochs: 3\nseed: 4"), "--n-features", "5", SHARDPRESS_SEED="6", OTHER_SEED="7")
-    assert (found.epochs, found.n_features, found.seed) == (3, 5, 6)
+    assert (found.training.epochs, found.network.n_features, found.training.seed) == (3, 5, 6)
 
 
 def test_a_flag_of_several_values_may_stand_several_times():
-    assert settings("--input", "a", "b", "--input", "c").input == ("a", "b", "c")
+    assert settings("--input", "a", "b", "--input", "c").inputs.input == ("a", "b", "c")
 
 
 def test_none_of_several_values_may_be_asked_for_where_that_is_the_default(file):
@@ -141,29 +140,30 @@ def test_none_of_several_values_may_be_asked_for_where_that_is_the_default(file)
 
 
 def test_the_file_may_be_named_in_the_environment(file):
-    assert settings(SHARDPRESS_CONFIG=file("epochs: 3")[1]).epochs == 3
+    assert settings(SHARDPRESS_CONFIG=file("epochs: 3")[1]).training.epochs == 3
 
 
 def test_what_is_found_out_by_itself_can_be_asked_for_by_name(file):
     for name in ("dataset", "model", "n_features", "epochs", "learning_rate", "block_rows", "threads"):
         for word in ("none", "auto"):
-            assert getattr(settings(*flags(name, word), **variable(name, 1)), name) is None, (name, word)
-        assert getattr(settings(*file(f"{name}: null")), name) is None, name
+            assert settings(*flags(name, word), **variable(name, 1)).flat()[name] is None, (name, word)
+        assert settings(*file(f"{name}: null")).flat()[name] is None, name
 
 
 def test_hidden_layers_are_left_open_by_other_words_than_none(file):
     for given in (["--hidden", "auto"], file("hidden:"), file("hidden: ''")):
-        assert settings(*given).hidden is None, given
+        assert settings(*given).network.hidden is None, given
     for given in (["--hidden", "none"], file("hidden: none"), file("hidden: []")):
-        assert settings(*given).hidden == (), given
-    assert settings(*file("hidden: 512")).hidden == (512,)
-    assert settings(*file("hidden: 512, 256")).hidden == settings("--hidden", "512,256").hidden == (512, 256)
+        assert settings(*given).network.hidden == (), given
+    assert settings(*file("hidden: 512")).network.hidden == (512,)
+    assert settings(*file("hidden: 512, 256")).network.hidden == (512, 256)
+    assert settings("--hidden", "512,256").network.hidden == (512, 256)
 
 
 def test_a_gain_is_asked_for_by_its_name_or_by_an_answer():
     answers = {"yes": True, "no": False, "true": True}
-    assert {word: settings("--decoder-gain", word).decoder_gain for word in answers} == answers
-    assert settings("--decoder-gain", "--seed", "3").decoder_gain
+    assert {word: settings("--decoder-gain", word).network.decoder_gain for word in answers} == answers
+    assert settings("--decoder-gain", "--seed", "3").network.decoder_gain
 
 
 # -- values ------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_a_gain_is_asked_for_by_its_name_or_by_an_answer():
 def test_limits_are_numbers_or_percentages():
     limits = {"0": "0", "25": "25", " 5 ": "5", "1%": "1%", "0.5 %": "0.5%", ".5%": ".5%", "100.0%": "100.0%"}
     for name in ("max_bad_rows", "max_bad_shards"):
-        assert {text: getattr(settings(*flags(name, text)), name) for text in limits} == limits
+        assert {text: settings(*flags(name, text)).flat()[name] for text in limits} == limits
 
 
 def test_what_is_no_limit_is_refused_with_an_example():
@@ -190,7 +190,7 @@ def test_a_missing_value_is_kept_to_the_last_digit(file):
     }
     for text, value in values.items():
         for found in (settings("--missing-value", text), settings(*file(f"missing_value: '{text}'"))):
-            assert found.missing_value == value, text
+            assert found.bad_data.missing_value == value, text
 
 
 BAD_VALUES = [
@@ -324,7 +324,7 @@ def test_help_says_what_each_setting_takes_and_to_what_stage_it_belongs(capsys):
 
 def test_every_setting_belongs_to_one_stage():
     listed = [name for names in module._STAGES.values() for name in names]
-    assert sorted(listed) == sorted(setting.name for setting in fields(Config))
+    assert sorted(listed) == sorted(SETTINGS)
 
 
 def test_a_tilde_is_the_home_directory_wherever_a_path_is_set(file, tmp_path, monkeypatch):
@@ -336,14 +336,15 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_is_set(file, tmp_path, mo
             given = ("~/x", "a~b/~") if several else "~/x"
             line = f"{name}: {json.dumps(given)}"
             for found in (settings(*flags(name, given)), settings(**variable(name, given)), settings(*file(line))):
-                assert getattr(found, name) == expected
+                assert found.flat()[name] == expected
 
 
 def test_a_tilde_is_the_home_directory_of_the_configuration_file_too(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "settings.yaml").write_text("seed: 7")
-    assert settings("--config=~/settings.yaml", "--output=~/x").output == f"{tmp_path}/x"
-    assert settings("--config=~/settings.yaml").seed == settings(SHARDPRESS_CONFIG="~/settings.yaml").seed == 7
+    assert settings("--config=~/settings.yaml", "--output=~/x").results.output == f"{tmp_path}/x"
+    assert settings("--config=~/settings.yaml").training.seed == 7
+    assert settings(SHARDPRESS_CONFIG="~/settings.yaml").training.seed == 7
 
 
 def test_a_directory_called_tilde_is_never_made():
@@ -351,4 +352,4 @@ def test_a_directory_called_tilde_is_never_made():
         with case(name):
             with refused(64, f"--{name}: '~nobody-of-this-name/x', expected a user whose home is known"):
                 settings(f"--{name}", "~nobody-of-this-name/x")
-            assert getattr(settings(f"--{name}", "./~x"), name) in ("./~x", ("./~x",))
+            assert settings(f"--{name}", "./~x").flat()[name] in ("./~x", ("./~x",))

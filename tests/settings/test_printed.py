@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.settings.config import Config, problems
+from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.flags import _STAGES, parse
 from pipeline.settings.kinds import DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
 from pipeline.settings.printed import as_yaml, given
@@ -58,9 +57,9 @@ TEXTS += ["x" * 300, "a b " * 100, "\x07", "\ufeff", "a,b", "\\", "2026-11-26", 
 NUMBERS = [0, 1, 16, 2**20, 2**31, 10**9, 0.0, 0.001, 1e-5, 1e-300, 0.1 + 0.2, 0.5, 0.25, 1.0, 5.0, 1e22]
 
 
-def some_value(setting: Field[Any], draw: random.Random) -> Any:
+def some_value(setting: Setting, draw: random.Random) -> Any:
     """A value that can be given for a setting."""
-    kind = setting.metadata["kind"]
+    kind = setting.kind
     if isinstance(setting.default, tuple):
         return tuple(draw.choice(TEXTS) for _ in range(draw.randint(1, 3)))
     if kind.metavar.startswith("{") and kind.metavar != YES_OR_NO.metavar:
@@ -82,10 +81,10 @@ def some_value(setting: Field[Any], draw: random.Random) -> Any:
 def test_what_is_printed_is_taken_back(seed: int, file: Callable[[str], list[str]]) -> None:
     draw = random.Random(seed)
     for _ in range(30):
-        chosen = {each.name: some_value(each, draw) for each in fields(Config) if draw.random() < 0.5}
-        while wrong := problems(Config(**chosen)):  # two that exclude each other, or one that needs another
+        chosen = {each.name: some_value(each, draw) for each in SETTINGS.values() if draw.random() < 0.5}
+        while wrong := problems(Config.of(**chosen)):  # two that exclude each other, or one that needs another
             chosen.pop(wrong[0].split(":")[0].split(" and ")[0])
-        config = Config(**chosen)
+        config = Config.of(**chosen)
         assert parse(file(as_yaml(config, _STAGES)), {}, "") == config
 
 
@@ -95,14 +94,14 @@ def test_only_what_is_not_as_by_default_is_no_comment(capsys: pytest.CaptureFixt
     page = capsys.readouterr().out
     assert [line for line in page.splitlines() if line and not line.startswith("#")] == ["epochs: 5", "seed: 3"]
     assert max(map(len, page.splitlines())) <= 120
-    for each in fields(Config):
+    for each in SETTINGS.values():
         assert f"\n# {each.name}:" in page or each.name in ("epochs", "seed")
-        assert each.metadata["help"][:30] in page
+        assert each.help[:30] in page
 
 
 def test_a_line_tells_what_is_not_as_by_default() -> None:
     assert given(Config()) == "input data/*.h5, output features"
-    config = Config(("a", "b", "c", "d"), hidden=(), seed=2**20, memory_budget=2**32, quiet=True)
+    config = Config.of(input=("a", "b", "c", "d"), hidden=(), seed=2**20, memory_budget=2**32, quiet=True)
     assert (
         given(config) == "input a, b, c and 1 more, output features, hidden none, seed 1048576, memory_budget 4096MiB"
     )

@@ -30,7 +30,7 @@ TABLE = [
 
 @each("n_rows, asked, expected", TABLE)
 def test_what_is_asked_for_and_the_sizes_decide(n_rows, asked, expected) -> None:
-    assert resolve(Config(**asked), n_rows, 784).replicas == expected
+    assert resolve(Config.of(**asked), n_rows, 784).training.replicas == expected
 
 
 def test_each_replica_takes_2000_steps_and_meets_the_others_70_times_but_not_after_few_of_them() -> None:

@@ -287,7 +287,7 @@ def test_a_run_over_any_form_makes_the_same_features(tmp_path, form):
     rows[7, 2] = np.nan
     found = []
     for shard, block_rows in zip(write_both(tmp_path, form, rows, **CHUNKED), (None, 64), strict=True):
-        config = Config(
+        config = Config.of(
             input=(shard.path,),
             orientation="columns" if shard.form == "columns" else None,
             output=f"{shard.path} features",
@@ -297,7 +297,7 @@ def test_a_run_over_any_form_makes_the_same_features(tmp_path, form):
             on_bad_data="skip",
         )
         run(config, [])
-        found.append(open_features(config.output))
+        found.append(open_features(config.results.output))
     dense, other = found
     assert np.asarray(dense.features).tobytes() == np.asarray(other.features).tobytes()
     assert np.asarray(dense.riders["y"]).tolist() == np.asarray(other.riders["y"]).tolist()

@@ -253,8 +253,8 @@ _RUN = (
     Mutation(
         "features-of-another-storage-are-reused",
         "pipeline/run/job.py",
-        "if storage in (None, storages(self.config)[0]) else fingerprint(found, asdict(storage))",
-        "",
+        "        return fingerprint(found, asdict(storage))",
+        "        return found",
         ("tests/run/test_storage.py::test_parts_stored_before_float16_was_too_coarse_are_not_kept",),
     ),
     Mutation(

@@ -69,7 +69,7 @@ def largest(folder: Path) -> dict[str, Any]:
     summary |= {"device": "x" * 999, "seconds": {"scan": 1e5, "training": 1e6, "encoding": 1e5, "report": 2.0}}
     shards = {"n": 10**6, "first": [{"file": "f<b>" * 999, "reason": "r" * 9999}] * 10}
     rows = {"n": 10**9, "first": [{"file": "f" * 999, "row": 10**12, "column": 9, "value": "<nan>" * 99}] * 10}
-    config = {**vars(Config()), "input": ["/a/long/path" * 20] * 10_000}
+    config = {**Config().flat(), "input": ["/a/long/path" * 20] * 10_000}
     stage = {"seconds": 1e5, "processor_seconds": 1e5, "n_cores": 2, "n_rows": 10**12, "n_bytes": 10**15}
     stage |= {"bound_by": {"device": 0.25, "processor": 0.25, "disk": 0.25, "other": 0.25}}
     history = [{"epoch": i, "cost": 0.1 / (i + 1), "validation_cost": 0.2, "seconds": 1.0} for i in range(10_000)]

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.device import training_step_of
 from pipeline.formats import pack
-from pipeline.settings.resolve import Settings, network_of
+from pipeline.settings.resolve import network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable
@@ -28,6 +28,7 @@ from pipeline.training.rows import ResidentRows, StreamedRows
 from pipeline.training.start import start_of
 from tests.support.helpers import write_shard
 from tests.support.networks import ONE_LAYER
+from tests.support.settings import settings_of
 
 pytestmark = pytest.mark.process
 
@@ -103,19 +104,19 @@ class Rig:
         from kernels.autoencoder import Autoencoder
 
         more = DEEP if name == "deep" else {"optimizer": name}
-        config = Settings(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
-        self.config = replace(config, checkpoint_minutes=1e6)
+        config = settings_of(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
+        self.config = config.changed(checkpoint_minutes=1e6)
         rows = ResidentRows.of(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows, self.order = rows, Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
         self.validation = np.repeat(rows.take(np.array([3, 17])), 50, axis=0)  # so many that they count
-        self.autoencoder = Autoencoder(network_of(self.config, 6))
-        self.step = training_step_of(self.autoencoder, self.config, np.dtype(np.float32), rows.resident)
+        self.autoencoder = Autoencoder(network_of(self.config.network, 6))
+        self.step = training_step_of(self.autoencoder, self.config.training, np.dtype(np.float32), rows.resident)
         self._zeros = {name: np.zeros_like(array) for name, array in self.step.state().items()}
 
     @property
     def n_steps(self) -> int:
         """Of one epoch."""
-        return -(-self.order.n_rows // self.config.batch_size)
+        return -(-self.order.n_rows // self.config.training.batch_size)
 
     def train(
         self,
@@ -135,12 +136,20 @@ class Rig:
             self.autoencoder.set_parameters(self._start(seed=1))
             self.step.set_state({name: array + 7 for name, array in self._zeros.items()})
         step: Any = Interrupted(self.step, stop) if stop else self.step
-        config = replace(self.config, **settings)
+        config = self.config.changed(**settings)
         with stoppable():
-            training = Training(self.autoencoder, step, self.rows, self.order, self.validation, config)
+            training = Training(
+                self.autoencoder,
+                step,
+                self.rows,
+                self.order,
+                self.validation,
+                config.training,
+                config.validation.patience,
+            )
             if checkpoint is not None:
                 training.go_on_from(checkpoint)
-            standing = train(training, save)
+            standing = train(training, save, checkpoint_minutes=config.timing.checkpoint_minutes)
         assert {name: array.tobytes() for name, array in self.autoencoder.parameters().items()} == {
             name: array.tobytes() for name, array in training.best.items()
         }
@@ -207,7 +216,7 @@ def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(rig: Any
     """In the first, a middle and the last epoch, at random steps and at an epoch's end and beginning."""
     training = rig(name, resident)
     expected = training.train()
-    assert len(expected.standing.history) == training.config.epochs
+    assert len(expected.standing.history) == training.config.training.epochs
     n = training.n_steps
     random = np.random.default_rng(3).integers(1, 6 * n, 4).tolist()
     for stop in {1, n - 1, n, n + 1, 3 * n + 2, 6 * n - 1, *random}:
@@ -232,7 +241,12 @@ def test_p5_a_training_that_is_stopped_again_and_again_ends_alike(rig: Any, name
 def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, name: str) -> None:
     """Validation may have been waiting for something better when the training was stopped."""
     training = rig(name, True)
-    settings = {"learning_rate": 2 * training.config.learning_rate, "epochs": 40, "patience": 3, "schedule": "constant"}
+    settings = {
+        "learning_rate": 2 * training.config.training.learning_rate,
+        "epochs": 40,
+        "patience": 3,
+        "schedule": "constant",
+    }
     expected = training.train(**settings)
     n_epochs = len(expected.standing.history)
     assert expected.standing.best_epoch + 4 <= n_epochs < 40, "it stops early"

@@ -20,8 +20,9 @@ from pipeline.training.order import Order
 from pipeline.training.schedule import learning_rate
 from tests.support import standin
 from tests.support.networks import ONE_LAYER
+from tests.support.settings import settings_of
 
-CONFIG = Settings(
+CONFIG = settings_of(
     **ONE_LAYER,
     n_features=1,
     learning_rate=0.5,
@@ -83,11 +84,12 @@ class Counting:
 
 def training(device: Any, config: Settings, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Training:
     order = Order(np.array([0, n_rows]), np.empty(0, dtype=np.int64), n_rows, seed=0)
-    return Training(device, device, Numbered(), order, validation, config)
+    return Training(device, device, Numbered(), order, validation, config.training, config.validation.patience)
 
 
 def run(device: Any, config: Settings = CONFIG, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Standing:
-    return train(training(device, config, validation, n_rows))
+    minutes = config.timing.checkpoint_minutes
+    return train(training(device, config, validation, n_rows), checkpoint_minutes=minutes)
 
 
 def test_without_validation_every_epoch_runs_and_the_last_one_stays() -> None:
@@ -108,7 +110,7 @@ def test_early_stopping_restores_the_best_weights() -> None:
 
 def test_patience_zero_never_stops_early_but_still_restores() -> None:
     device = Counting(validation_costs=[0.9, 0.3, 0.5, 0.5, 0.5, 0.5, 0.5])
-    trained = run(device, replace(CONFIG, patience=0), ENOUGH_ROWS)
+    trained = run(device, CONFIG.changed(patience=0), ENOUGH_ROWS)
     assert len(trained.history) == 6
     assert trained.best_epoch == 0
     assert device.n_steps == 2
@@ -129,7 +131,7 @@ def test_a_training_ends_no_worse_than_its_start() -> None:
 
 
 def test_a_start_that_is_not_finite_is_no_best_one() -> None:
-    trained = run(Counting(validation_costs=[math.nan, *[0.5] * 6]), replace(CONFIG, patience=0), ENOUGH_ROWS)
+    trained = run(Counting(validation_costs=[math.nan, *[0.5] * 6]), CONFIG.changed(patience=0), ENOUGH_ROWS)
     assert trained.best_epoch == 0
 
 
@@ -137,7 +139,7 @@ def test_few_validation_rows_and_corrupted_training_are_told_of_and_decide_nothi
     costs = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     for n, corruption in [(FEW_ROWS, 0.0), (ENOUGH_ROWS, 0.25)]:
         device = Counting(validation_costs=costs)
-        trained = run(device, replace(CONFIG, corruption=corruption), n)
+        trained = run(device, CONFIG.changed(corruption=corruption), n)
         assert [epoch.validation_cost for epoch in trained.history] == costs
         assert trained.best_epoch == 5
         assert device.n_steps == 12
@@ -145,19 +147,19 @@ def test_few_validation_rows_and_corrupted_training_are_told_of_and_decide_nothi
 
 def test_while_the_rate_is_going_to_fall_patience_begins_with_the_second_half() -> None:
     costs = [0.9, *[0.1] + [0.5] * 9, *[0.6] * 10]
-    trained = run(Counting(validation_costs=costs), replace(CONFIG, schedule="linear", epochs=20), ENOUGH_ROWS)
+    trained = run(Counting(validation_costs=costs), CONFIG.changed(schedule="linear", epochs=20), ENOUGH_ROWS)
     assert trained.best_epoch == 0
     assert len(trained.history) == 13, "ten epochs, another one, and two that are no better"
 
 
 def test_patience_is_longer_where_epochs_are_short() -> None:
     """Of 200 epochs of 2 steps, a twentieth are 20 steps, and two of them 20 epochs."""
-    trained = run(Counting(validation_costs=[0.9, 0.5, *[0.6] * 200]), replace(CONFIG, epochs=200), ENOUGH_ROWS)
+    trained = run(Counting(validation_costs=[0.9, 0.5, *[0.6] * 200]), CONFIG.changed(epochs=200), ENOUGH_ROWS)
     assert len(trained.history) == 21
 
 
 def test_the_cost_of_an_epoch_is_the_mean_of_those_asked_for_before_each_step() -> None:
-    trained = run(Counting(costs=[4.0, 2.0]), replace(CONFIG, epochs=1))
+    trained = run(Counting(costs=[4.0, 2.0]), CONFIG.changed(epochs=1))
     assert trained.history[0].cost == 3.0
 
 
@@ -171,7 +173,7 @@ def test_costs_are_asked_for_on_few_of_many_steps() -> None:
             asked.append(with_cost)
             return super().__call__(minibatch, with_cost, noise)
 
-    run(Watching(), replace(CONFIG, epochs=1, batch_size=1), n_rows=320)
+    run(Watching(), CONFIG.changed(epochs=1, batch_size=1), n_rows=320)
     assert asked[0], "the first cost is the one everything is compared with"
     assert sum(asked) == 16
 
@@ -202,31 +204,31 @@ def test_a_validation_cost_that_explodes_is_divergence() -> None:
 
 
 def test_the_linear_schedule_rises_over_one_epoch_and_ends_at_almost_nothing() -> None:
-    config = replace(CONFIG, schedule="linear", epochs=3)
-    rates = [learning_rate(config, step, 4) for step in range(12)]
+    config = CONFIG.changed(schedule="linear", epochs=3)
+    rates = [learning_rate(config.training, step, 4) for step in range(12)]
     assert np.allclose(rates, 0.5 * np.array([1, 2, 3, 4, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]) / 4)
 
 
 def test_the_linear_schedule_rises_over_a_twentieth_of_many_short_epochs_but_never_over_hundreds_of_steps() -> None:
     for epochs, n, n_rising in [(20, 12, 12), (60, 12, 36), (200, 12, 100), (999, 12, 100), (60, 500, 500)]:
-        config = replace(CONFIG, schedule="linear", epochs=epochs)
-        rates = [learning_rate(config, step, n) for step in range(n_rising + 2)]
+        config = CONFIG.changed(schedule="linear", epochs=epochs)
+        rates = [learning_rate(config.training, step, n) for step in range(n_rising + 2)]
         assert np.argmax(rates) in (n_rising - 1, n_rising), (epochs, n)
-        assert np.allclose(np.diff(rates[:n_rising]), config.learning_rate / n_rising)
+        assert np.allclose(np.diff(rates[:n_rising]), config.training.learning_rate / n_rising)
 
 
 def test_the_linear_schedule_works_for_a_single_epoch_and_a_single_step() -> None:
     for epochs, steps in [(1, 1), (1, 4), (2, 1)]:
-        config = replace(CONFIG, schedule="linear", epochs=epochs)
-        rates = [learning_rate(config, step, steps) for step in range(epochs * steps)]
+        config = CONFIG.changed(schedule="linear", epochs=epochs)
+        rates = [learning_rate(config.training, step, steps) for step in range(epochs * steps)]
         assert all(0 < rate <= 0.5 for rate in rates), (epochs, steps)
 
 
 def test_every_step_gets_the_rate_of_the_schedule() -> None:
     device = Counting()
-    config = replace(CONFIG, schedule="linear", epochs=3)
+    config = CONFIG.changed(schedule="linear", epochs=3)
     run(device, config)
-    assert device.rates == [learning_rate(config, step, 2) for step in range(6)]
+    assert device.rates == [learning_rate(config.training, step, 2) for step in range(6)]
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -235,14 +237,15 @@ def test_every_step_gets_the_rate_of_the_schedule() -> None:
 def saved(config: Settings, **device: Any) -> list[Checkpoint]:
     """Every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
-    train(training(Counting(**device), config, ENOUGH_ROWS), found.append)
+    minutes = config.timing.checkpoint_minutes
+    train(training(Counting(**device), config, ENOUGH_ROWS), found.append, checkpoint_minutes=minutes)
     return found
 
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(patience: int) -> None:
     costs, validation = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [0.9, 0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
-    config, undisturbed = replace(CONFIG, patience=patience, checkpoint_minutes=0.0), Counting(costs, validation)
+    config, undisturbed = CONFIG.changed(patience=patience, checkpoint_minutes=0.0), Counting(costs, validation)
     expected = run(undisturbed, config, ENOUGH_ROWS)
     checkpoints = saved(config, costs=costs, validation_costs=validation)
     assert len(checkpoints) >= 2 * len(expected.history)
@@ -263,7 +266,7 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
 
 def test_it_says_which_step_it_has_taken_and_what_epochs_have_come_to() -> None:
     told: list[str] = []
-    config = replace(CONFIG, epochs=2, patience=0)
+    config = CONFIG.changed(epochs=2, patience=0)
     train(
         training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS), advance=lambda n, now: told.append(str(now))
     )
@@ -292,7 +295,7 @@ def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyP
         nonlocal n_saved
         n_saved, now[0] = n_saved + 1, now[0] + 10
 
-    train(training(Slow(), replace(CONFIG, epochs=1000, checkpoint_minutes=1e6)), save)
+    train(training(Slow(), CONFIG.changed(epochs=1000)), save, checkpoint_minutes=1e6)
     assert 3 <= n_saved <= 5, "2000 seconds of steps, and a save for every 500"
 
 
@@ -317,4 +320,4 @@ def test_an_epochs_seconds_are_those_of_its_steps(monkeypatch: pytest.MonkeyPatc
         clock[0] += 1000.0
 
     done = train(training(Slow(clock), CONFIG), advance=advance)
-    assert [epoch.seconds for epoch in done.history] == [2.0] * CONFIG.epochs
+    assert [epoch.seconds for epoch in done.history] == [2.0] * CONFIG.training.epochs

@@ -21,10 +21,11 @@ from pipeline.training.epochs import Training, train
 from pipeline.training.fit import Sizes, prepared
 from tests.support.helpers import write_shard
 from tests.support.networks import ONE_LAYER
+from tests.support.settings import settings_of
 
 pytestmark = pytest.mark.compiler
 
-CONFIG = Settings(
+CONFIG = settings_of(
     **ONE_LAYER,
     n_features=2,
     batch_size=8,
@@ -32,7 +33,7 @@ CONFIG = Settings(
     validation_fraction=0.2,
     epochs=2,
 )
-DEEP = replace(CONFIG, hidden=(7, 6), code_activation="linear", decoder_gain=True, corruption=0.25, start="components")
+DEEP = CONFIG.changed(hidden=(7, 6), code_activation="linear", decoder_gain=True, corruption=0.25, start="components")
 SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, max_sample_rows=1000, n_threads=1)
 
 
@@ -51,9 +52,10 @@ def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
 
 
 def ready(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
-    network = network_of(config, len(scan.minimum))
+    network = network_of(config.network, len(scan.minimum))
     autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, np.dtype(np.float32))
-    return prepared(autoencoder, shards, scan, config, sizes)
+    missing_value = config.bad_data.missing_value
+    return prepared(autoencoder, shards, scan, config.training, config.validation, missing_value, sizes)
 
 
 @pytest.mark.process
@@ -76,7 +78,7 @@ def test_rows_that_a_device_keeps_go_there_in_pieces_and_train_like_those_in_mem
     data, monkeypatch: pytest.MonkeyPatch, window_rows: int
 ) -> None:
     shards, rows = data
-    scan, config = scan_of(rows, [4, 40]), replace(DEEP, corruption=0.0)
+    scan, config = scan_of(rows, [4, 40]), DEEP.changed(corruption=0.0)
     pieces = []
 
     def uploaded(given: upload.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
@@ -108,7 +110,7 @@ def test_validation_stays_within_its_size_and_is_never_trained_on(data) -> None:
 def test_shards_that_cannot_be_read_are_done_without(data) -> None:
     shards, rows = data
     scan = replace(scan_of(rows, list(range(30))), unreadable={0: "damaged"})
-    training = ready(shards, scan, replace(CONFIG, validation_fraction=0.0))
+    training = ready(shards, scan, CONFIG.changed(validation_fraction=0.0))
     assert training.order.n_rows == 20
     np.testing.assert_array_equal(training.rows.take(np.arange(20)), rows[30:])
 
@@ -120,7 +122,7 @@ def test_biases_start_at_the_scaled_mean_or_at_zero(data) -> None:
     parameters = ready(shards, scan).autoencoder.parameters()
     expected = scaled.mean(axis=0) - parameters["W"].sum(axis=1) / 2  # half of every feature is what a mean row gives
     np.testing.assert_allclose(parameters["b_output"], expected, rtol=1e-4, atol=1e-5)
-    zero = ready(shards, scan, replace(CONFIG, biases="zero")).autoencoder.parameters()
+    zero = ready(shards, scan, CONFIG.changed(biases="zero")).autoencoder.parameters()
     assert not zero["b_output"].any()
     assert not zero["b_hidden"].any()
 
@@ -129,7 +131,7 @@ def test_principal_components_are_where_a_training_starts_if_there_is_room_for_t
     shards, rows = data
     scan = scan_of(rows, [])
     scaled = Scaler(scan.minimum, scan.maximum).transform(rows)
-    for config in (DEEP, replace(DEEP, hidden=())):
+    for config in (DEEP, DEEP.changed(hidden=())):
         training = ready(shards, scan, config)
         x = np.delete(scaled, training.order.left_out, axis=0)  # what is kept to watch the training is not looked at
         left = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)[2:]
@@ -138,7 +140,7 @@ def test_principal_components_are_where_a_training_starts_if_there_is_room_for_t
     assert "no room" not in caplog.text
     caplog.set_level("INFO", logger="pipeline")
     found, expected = (
-        ready(shards, scan, replace(DEEP, hidden=(3,), start=start)) for start in ("components", "random")
+        ready(shards, scan, DEEP.changed(hidden=(3,), start=start)) for start in ("components", "random")
     )
     assert "hidden layers of fewer than 4 units have no room for components" in caplog.text
     np.testing.assert_array_equal(found.best["W_1"], expected.best["W_1"])
@@ -146,6 +148,6 @@ def test_principal_components_are_where_a_training_starts_if_there_is_room_for_t
 
 def test_no_row_to_train_on_is_said_with_what_has_become_of_them(data) -> None:
     shards, rows = data
-    config = replace(CONFIG, validation_fraction=0.999)
+    config = CONFIG.changed(validation_fraction=0.999)
     with pytest.raises(DataError, match=r"50 rows, 48 bad, 2 for validation\. Lower --validation-fraction"):
         ready(shards, scan_of(rows, list(range(2, 50))), config)

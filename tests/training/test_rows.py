@@ -12,7 +12,6 @@ import pytest
 from pipeline.hdf5.files import FILES
 from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.scaler import Scaler
-from pipeline.settings.resolve import Settings
 from pipeline.shards.open import open_shards
 from pipeline.training import order as order_module
 from pipeline.training import rows as module
@@ -21,6 +20,7 @@ from pipeline.training.rows import DeviceRows, ResidentRows, StreamedRows, begun
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 from tests.support.networks import ONE_LAYER
+from tests.support.settings import settings_of
 
 NONE = np.empty(0, dtype=np.int64)
 
@@ -96,7 +96,7 @@ def joined(batches: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
 def test_several_minibatches_begin_at_a_time_and_a_step_sees_none_of_it(corruption: float, n_rows: int) -> None:
     """Nor of the noise, each step's own: the same rows and bytes, whatever a device wants at a time."""
-    config, rows = Settings(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3), numbered(n_rows)
+    config, rows = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3), numbered(n_rows)
 
     class Step:
         def __init__(self, n_each: int) -> None:
@@ -113,7 +113,7 @@ def test_several_minibatches_begin_at_a_time_and_a_step_sees_none_of_it(corrupti
 
     def begun_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
         step: Any = Step(n_each)
-        lengths = begun(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config, 2, 7)
+        lengths = begun(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config.training, 2, 7)
         assert list(chain.from_iterable(lengths)) == [len(batch) for batch, _ in step.begun]
         return step.begun
 

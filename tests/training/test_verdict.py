@@ -11,7 +11,7 @@ import pytest
 
 from kernels.network import Network
 from pipeline.settings.config import Config
-from pipeline.settings.resolve import Settings, resolve
+from pipeline.settings.resolve import Settings, network_of, resolve
 from pipeline.training.baseline import Baseline
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order
@@ -19,7 +19,7 @@ from pipeline.training.units import Units
 from pipeline.training.verdict import complaints, measured
 from tests.support.helpers import numbered
 
-CONFIG = resolve(Config(n_features=2), 1000, 4)
+CONFIG = resolve(Config.of(n_features=2), 1000, 4)
 UNITS = Units(100, 20, 0, 0, 0, 0.0)
 BESIDE = {"n_components": 20, "components": 0.01, "mean": 0.1, "is_worse": False}
 WORSE = {"baseline": {**BESIDE, "is_worse": True}, "units": asdict(UNITS)}
@@ -57,12 +57,19 @@ class Passing:
 def training(n_validation: int, baseline: Baseline | None = None, config: Settings = CONFIG) -> Training:
     left_out, device = np.arange(n_validation), Passing()
     order = Order(np.array([0, 1000]), left_out, 1000, seed=0)
-    device_and_step: Any = device, device
-    return Training(*device_and_step, Rows(), order, Rows().take(left_out), config, baseline)
+    fakes: dict[str, Any] = {"autoencoder": device, "step": device, "rows": Rows()}
+    return Training(
+        **fakes,
+        order=order,
+        validation=Rows().take(left_out),
+        settings=config.training,
+        baseline=baseline,
+    )
 
 
 def said(about: Mapping[str, Any], **settings: Any) -> list[str]:
-    return list(complaints(about, replace(CONFIG, **settings)))
+    config = CONFIG.changed(**settings)
+    return list(complaints(about, config.training, network_of(config.network, 4)))
 
 
 def test_units_are_looked_at_in_the_validations_rows_or_else_in_some_of_the_others() -> None:

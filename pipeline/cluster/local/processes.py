@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from pipeline.cluster.proof import Proof, proofs
 from pipeline.cluster.waiting import waited
 from pipeline.cluster.workers import Workers, hear
 from pipeline.errors import CannotCreate, DeviceError, NotPermitted, SystemLimit, counted
-from pipeline.settings.config import Config
+from pipeline.settings.config import ClusterSettings
 
 __all__ = ["local"]
 
@@ -48,7 +48,13 @@ class _Unheard(Scheduler):
 
 
 @contextmanager
-def local(config: Config, n_threads: int, start: Callable[[], Any], ask: Callable[[], Question]) -> Iterator[Workers]:
+def local(
+    settings: ClusterSettings,
+    n_threads: int,
+    start: Callable[[], Any],
+    ask: Callable[[], Question],
+    requires_device: bool = False,
+) -> Iterator[Workers]:
     """As many workers as the settings ask for, each on its device.
 
     They and the scheduler, which is in this process, listen on the loopback alone, and talk to nobody who has not the
@@ -74,10 +80,10 @@ def local(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
     NotPermitted
         When no directory can be made that other users cannot replace.
     """
-    environments = _environments(config)
+    environments = _environments(settings, requires_device)
     _check_semaphores()
     security = Security.temporary()
-    with _scratch_directory() as scratch, _client(security, config.dashboard, scratch) as client:
+    with _scratch_directory() as scratch, _client(security, settings.dashboard, scratch) as client:
         address = client.scheduler_info(n_workers=0)["address"]
         asked = {
             "scheduler": address,
@@ -88,18 +94,18 @@ def local(config: Config, n_threads: int, start: Callable[[], Any], ask: Callabl
         with _processes(asked, environments) as processes:
             _wait(client, processes)
             check(client, ask())
-            known = _proven(client, processes, config, start)
+            known = _proven(client, processes, named(settings.devices, os.environ), start, requires_device)
             hear(client)
             yield Workers(client, "workers", address, known, _PATIENCE, len(environments))
 
 
-def _environments(config: Config) -> list[dict[str, str]]:
+def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict[str, str]]:
     """Of each worker."""
-    devices = named(config.devices, os.environ)
-    n = config.workers or len(devices)
+    devices = named(settings.devices, os.environ)
+    n = settings.workers or len(devices)
     n_each = max(1, len(os.sched_getaffinity(0)) // n)
     found = [environment_of(devices[i % len(devices)] if devices else None, n_each, os.environ) for i in range(n)]
-    if config.require_device:  # also of one that is started anew
+    if requires_device:  # also of one that is started anew
         for each in found:
             each["THEANO_FLAGS"] = ",".join(filter(None, [each.get("THEANO_FLAGS"), "force_device=True"]))
     return found
@@ -215,15 +221,19 @@ def _wait(client: Client, processes: Mapping[str, ChildProcess]) -> None:
 
 
 def _proven(
-    client: Client, processes: dict[str, ChildProcess], config: Config, start: Callable[[], Any]
+    client: Client,
+    processes: dict[str, ChildProcess],
+    devices: Sequence[str],
+    start: Callable[[], Any],
+    requires_device: bool,
 ) -> list[dict[str, Any]]:
     """What is known of the workers that can be used; the others end."""
     found, failed = proofs(client, start, _PROOF)
-    failed |= {proof.name: proof.reason for proof in found if proof.reason} | _misplaced(found, config)
+    failed |= {proof.name: proof.reason for proof in found if proof.reason} | _misplaced(found, devices)
     for name, why in failed.items():
         log.warning("worker %s of %d cannot be used: %s. Its work goes to the others.", name, len(processes), why)
     usable = [proof for proof in found if proof.name not in failed]
-    if not usable or (failed and config.require_device):
+    if not usable or (failed and requires_device):
         _, why = next(iter(failed.items()))
         raise DeviceError(f"{counted(len(failed), 'worker')} of {len(processes)} cannot be used, the first: {why}")
     _end({name: processes.pop(name) for name in failed})
@@ -233,9 +243,10 @@ def _proven(
     return [proof.known for proof in usable]
 
 
-def _misplaced(found: list[Proof], config: Config) -> dict[str, str]:
+def _misplaced(found: list[Proof], devices: Sequence[str]) -> dict[str, str]:
     """Workers that compute on a card which another one has, though each was given its own."""
-    devices, places, wrong = named(config.devices, os.environ), dict[str, tuple[str, str]](), dict[str, str]()
+    places: dict[str, tuple[str, str]] = {}
+    wrong: dict[str, str] = {}
     for proof in found:
         if not devices or not proof.place:
             continue

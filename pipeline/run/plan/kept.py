@@ -83,7 +83,7 @@ def kept(ledger: Ledger, prepared: Prepared) -> Kept:
     Files are compared by their sizes; a run compares their digests, if `verify` asks for it. Whether there is leave to
     replace the others is another question (`pipeline.run.earlier.asked_for`).
     """
-    if prepared.config.restart:
+    if prepared.config.results.restart:
         return Kept(why=dict.fromkeys(_DECIDES, "--restart throws away what is there"))
     manifest = ledger.manifest(warn=False) or {}
     if manifest.get("fingerprint") == prepared.request.of_all() and passes(manifest, prepared):
@@ -119,8 +119,12 @@ def _of_records(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | 
 
 def _parts(ledger: Ledger, prepared: Prepared, model: Model, unreadable: Iterable[int]) -> list[Record]:
     """Of features as they are stored: those of the form that was tried last, where one was too coarse."""
-    tried = (prepared.of_features(model, unreadable, storage) for storage in reversed(storages(prepared.config)))
-    return next((there for each in tried if (there := _there(ledger, ledger.records("part", each)))), [])
+    for storage in reversed(storages(prepared.config.storage)):
+        fingerprint = prepared.of_features(model, unreadable, storage)
+        there = _there(ledger, ledger.records("part", fingerprint))
+        if there:
+            return there
+    return []
 
 
 def _trained(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:

@@ -86,20 +86,19 @@ def heard() -> Iterator[Findings]:
 
 def looked_at_inputs(config: Config, found: Findings) -> Prepared | None:
     """What a run with these settings would know at its start; None where they or the inputs do not allow it."""
-    lenient = replace(config, on_bad_data="skip", max_bad_shards="100%")  # so that every bad shard is met
+    lenient = config.changed(on_bad_data="skip", max_bad_shards="100%")  # so that every bad shard is met
     prepared = found.caught(lambda: prepare(lenient))
-    if config.on_bad_data == "raise":
+    if config.bad_data.on_bad_data == "raise":
         left_out = [words for words in found.warnings if words.endswith(_LEFT_OUT)]
         found.problems += [DataError(words.removesuffix(_LEFT_OUT)) for words in left_out]
         found.warnings[:] = [words for words in found.warnings if words not in left_out]
     if prepared is None:
         return None
     n_shards = len(prepared.shards) + len(prepared.bad_shards)
-    if config.on_bad_data != "raise" and (error := refusal(config, prepared.bad_shards, n_shards)):
+    if config.bad_data.on_bad_data != "raise" and (error := refusal(config, prepared.bad_shards, n_shards)):
         found.problems.append(error)
     found.caught(lambda: _warn_of_twins(prepared, found))
-    asked = replace(prepared.config, on_bad_data=config.on_bad_data, max_bad_shards=config.max_bad_shards)
-    return replace(prepared, config=asked)
+    return replace(prepared, config=replace(prepared.config, bad_data=config.bad_data))
 
 
 def _warn_of_twins(prepared: Prepared, found: Findings) -> None:
@@ -112,7 +111,7 @@ def _warn_of_twins(prepared: Prepared, found: Findings) -> None:
 
 def looked_at_output(prepared: Prepared, found: Findings) -> Kept:
     """What an earlier run has left that would be used; and whether there is leave and room to write."""
-    directory = Path(prepared.config.output)
+    directory = Path(prepared.config.results.output)
     if error := objection(directory):
         found.problems.append(error)
         return Kept()
@@ -124,7 +123,7 @@ def looked_at_output(prepared: Prepared, found: Findings) -> Kept:
     if ledger is not None:
         prepared, _ = compare_contents(ledger, prepared, reads=False)
     left = Kept() if ledger is None else kept(ledger, prepared)
-    if ledger is not None and not prepared.config.restart:
+    if ledger is not None and not prepared.config.results.restart:
         found.caught(lambda: asked_for(ledger, prepared))
     free = free_bytes(directory)
     if free is not None and (lack := lacks_space(prepared, left.n_bytes, free)):
@@ -173,6 +172,6 @@ def looked_at_rows(prepared: Prepared, scan: Scan, found: Findings) -> bool:
         found.warnings.append(f"about {n} rows are bad, expected {prepared.max_bad_rows} at most (--max-bad-rows)")
     found.caught(lambda: judge(prepared, scan))
     if prepared.given is None:
-        found.caught(lambda: check_usable(prepared.shards, scan, prepared.config.missing_value))
+        found.caught(lambda: check_usable(prepared.shards, scan, prepared.config.bad_data.missing_value))
     found.problems[n_before:] = [type(error)(f"{where}{error}") for error in found.problems[n_before:]]
     return scan.n_good > 1 and not scan.constant.all()

@@ -55,31 +55,31 @@ def stage_bytes(prepared: Prepared, resident: bool) -> dict[str, int]:
     n_inputs, n_rows = shards[0].n_inputs, prepared.n_rows
     row_bytes = n_inputs * row_dtype(shards).itemsize
     block = min(budget.block_rows, max(shard.n_rows for shard in shards)) * row_bytes
-    part = min(budget.part_rows, max(shard.n_rows for shard in shards)) * (4 * config.n_features + 1)
-    network = network_of(config, n_inputs)
+    part = min(budget.part_rows, max(shard.n_rows for shard in shards)) * (4 * config.network.n_features + 1)
+    network = network_of(config.network, n_inputs)
     parameters = 4 * network.n_weights
     # Chunks that are kept for several blocks.
     chunks = budget.chunk_bytes if large_chunks(shards, budget) else 0
     found = {"scan": budget.n_threads * block + chunks}
     if prepared.given is None:
-        watched = min(round(config.validation_fraction * n_rows), budget.max_validation_rows) * row_bytes
+        watched = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows) * row_bytes
         kept = n_rows * row_bytes if resident else 0
         windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + _LEFT
-        looks = config.start == "components" or config.baseline
+        looks = config.training.start == "components" or config.validation.baseline
         sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + _SCALING if looks else 0
         found["training"] = chunks + kept + watched + max(sample, windows) + _COPIES * parameters
     left = parameters if prepared.given is not None else _COPIES * parameters + _LEFT
     extras = min(budget.n_wide, budget.n_writers) * extras_bytes(shards, budget.part_rows)
     found["encoding"] = left + budget.n_writers * (block + part) + extras + chunks
     # Of blocks the allocator keeps the memory, parts are too large for that.
-    found["report"] = left + budget.n_writers * block + most_rows(network, config.memory_budget)[1]
+    found["report"] = left + budget.n_writers * block + most_rows(network, config.machine.memory_budget)[1]
     return {stage: _LIBRARIES + n_bytes for stage, n_bytes in found.items()}
 
 
 def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
     """Bytes that rows, network and activations take on a device of its own, beside what its driver takes."""
     config, shards = prepared.config, prepared.shards
-    row_bytes, network = shards[0].n_inputs * row_dtype(shards).itemsize, network_of(config, shards[0].n_inputs)
+    row_bytes, network = shards[0].n_inputs * row_dtype(shards).itemsize, network_of(config.network, shards[0].n_inputs)
     rows = prepared.n_rows * row_bytes if resident and prepared.given is None else 0
-    at_once = max(config.batch_size, tile_rows)  # each layer's way there and back, and the gradients by it
+    at_once = max(config.training.batch_size, tile_rows)  # each layer's way there and back, and the gradients by it
     return rows + 4 * (_COPIES_ON_DEVICE * network.n_weights + 4 * at_once * sum(network.widths))

@@ -105,7 +105,7 @@ def make_plan(config: Config, tell: Callable[[str], object]) -> Plan:
             if not kept.is_complete:
                 found.warnings += _busy()
                 tell("starting Theano and its device")
-                device = found.caught(lambda: start_device(config.require_device))
+                device = found.caught(lambda: start_device(config.machine.require_device))
                 seconds = time.monotonic() - start - seconds_compiling()
                 told |= {} if device is None else _of_what_is_tried(prepared, kept, device, found, tell)
                 if told.get("stages"):
@@ -123,9 +123,9 @@ def _busy() -> Iterator[str]:
 
 def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
     shards, config = prepared.shards, prepared.config
-    n_train = prepared.n_rows - round(config.validation_fraction * prepared.n_rows)
+    n_train = prepared.n_rows - round(config.validation.validation_fraction * prepared.n_rows)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
-    network = network_of(config, shards[0].n_inputs)
+    network = network_of(config.network, shards[0].n_inputs)
     return {
         "input": {
             "n_shards": len(shards),
@@ -137,10 +137,10 @@ def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
         },
         "model": {
             "widths": list(network.widths),
-            "epochs": 0 if prepared.given else config.epochs,
-            "steps_per_epoch": -(-n_train // config.batch_size),
-            "batch_size": config.batch_size,
-            "replicas": config.replicas,
+            "epochs": 0 if prepared.given else config.training.epochs,
+            "steps_per_epoch": -(-n_train // config.training.batch_size),
+            "batch_size": config.training.batch_size,
+            "replicas": config.training.replicas,
         },
         "disk": _disk(prepared, kept, max(0, bytes_needed(prepared) - kept.n_bytes)),
         "earlier": kept.why,
@@ -150,9 +150,9 @@ def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
 def _disk(prepared: Prepared, kept: Kept, n_bytes: int) -> dict[str, int | None]:
     """What is going to be written, so many bytes of it features, and what that leaves."""
     # encoder.npz, in float64, and model.h5, which stands there twice where it is trained.
-    n_weights = network_of(prepared.config, prepared.shards[0].n_inputs).n_weights
+    n_weights = network_of(prepared.config.network, prepared.shards[0].n_inputs).n_weights
     n_bytes = 0 if kept.is_complete else n_bytes + n_weights * (8 + 4 * (2 if prepared.given is None else 1))
-    free = free_bytes(Path(prepared.config.output))
+    free = free_bytes(Path(prepared.config.results.output))
     return {"n_bytes": n_bytes, "free": free, "left": None if free is None else free - n_bytes}
 
 
@@ -165,7 +165,7 @@ def _of_what_is_tried(
     memory = {
         "host_bytes": needed,
         "device_bytes": None if on_host else device_bytes(prepared, resident, TILE_ROWS),
-        "budget": prepared.config.memory_budget,
+        "budget": prepared.config.machine.memory_budget,
         "available": (available := available_bytes()),
     }
     if 0 < available < needed:
@@ -176,7 +176,7 @@ def _of_what_is_tried(
     found_out = {"device": str(device), "memory": memory}
     if sampled is None:
         return found_out
-    if prepared.config.compression != "none":  # how far features can be compressed, some of them tell
+    if prepared.config.storage.compression != "none":  # how far features can be compressed, some of them tell
         n_bytes = sampled.encoding.n_bytes * (prepared.n_rows - kept.n_encoded) // max(1, sampled.encoding.n_rows)
         found_out["disk"] = _disk(prepared, kept, n_bytes)
     return {**found_out, "stages": stages(prepared, kept, sampled)}
@@ -204,5 +204,5 @@ def _sampled(
         autoencoder.set_parameters(model.parameters)
     tell("encoding some rows")
     # On a disk that is nearly full, not even for a moment.
-    disk = Nameless(None if found.problems else nearest(Path(prepared.config.output)))
+    disk = Nameless(None if found.problems else nearest(Path(prepared.config.results.output)))
     return Sampled(pace, training, sampled_encoding(prepared, model, autoencoder, some, disk), *where)

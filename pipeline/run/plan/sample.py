@@ -104,7 +104,7 @@ def stretches(prepared: Prepared) -> list[Stretch]:
         for number, (shard, first) in enumerate(zip(shards, first_rows(shards)[:-1], strict=True))
         for block in Block(shard, 0, shard.n_rows).cut(n_rows)
     ]
-    order = np.random.default_rng(prepared.config.seed).permutation(len(found))[:_MOST_STRETCHES]
+    order = np.random.default_rng(prepared.config.training.seed).permutation(len(found))[:_MOST_STRETCHES]
     return [found[i] for i in order]
 
 
@@ -178,25 +178,26 @@ def sampled_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tr
         Whether training keeps all rows in memory.
     """
     config, budget, dtype = prepared.config, prepared.budget, row_dtype(prepared.shards)
-    network = network_of(config, prepared.shards[0].n_inputs)
+    network = network_of(config.network, prepared.shards[0].n_inputs)
     reading, sample = _read(prepared, scan)
     held = ResidentRows(sample)
     rows: Any = held if resident else _Streamed(held)
-    n_validated = min(round(config.validation_fraction * prepared.n_rows), budget.max_validation_rows)
+    n_validated = min(round(config.validation.validation_fraction * prepared.n_rows), budget.max_validation_rows)
     autoencoder = autoencoder_of(scan.scaler, network, dtype)
     beginning, found = _clocked(lambda: _begin(prepared, scan, sample, autoencoder))
     compiling, step = _compiled(autoencoder, prepared, rows)
     watched = sample[: max(1, min(len(sample) // 2, n_validated))]
     starts = slab_starts(prepared.shards, budget.window_rows // 4)
-    order = Order(starts, np.arange(n_validated), budget.window_rows, config.seed)  # which rows matters to nobody
-    training = Training(autoencoder, step, rows, order, watched if n_validated else watched[:0], config)
+    # Any rows will do for the validation.
+    order = Order(starts, np.arange(n_validated), budget.window_rows, config.training.seed)
+    training = Training(autoencoder, step, rows, order, watched if n_validated else watched[:0], config.training)
     pace = TrainingPace(
         n_rows=order.n_rows,
         n_validated=n_validated,
         compiling=compiling,
         beginning=beginning,
         reading=reading,
-        baseline=_baseline(found, watched, scan) if config.baseline and n_validated else None,
+        baseline=_baseline(found, watched, scan) if config.validation.baseline and n_validated else None,
         steps=_steps(training, len(sample)),
         validation=Pace(len(watched), _clocked(lambda: autoencoder.cost(watched))[0]),
     )
@@ -221,11 +222,11 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     config, budget = prepared.config, prepared.budget
     shards, _ = readable(prepared.shards, scan)
     starts = slab_starts(shards, budget.window_rows // 4)
-    slabs = np.random.default_rng(config.seed).permutation(len(starts) - 1)
+    slabs = np.random.default_rng(config.training.seed).permutation(len(starts) - 1)
     n_before = np.cumsum(np.diff(starts)[slabs]) - np.diff(starts)[slabs]
-    slabs = np.sort(slabs[n_before < max(budget.max_sample_rows, config.batch_size)])
+    slabs = np.sort(slabs[n_before < max(budget.max_sample_rows, config.training.batch_size)])
     numbers = np.concatenate([np.arange(starts[slab], starts[slab + 1]) for slab in slabs])
-    streamed = StreamedRows(shards, budget.n_threads, Cleaning(scan.scaler, config.missing_value))
+    streamed = StreamedRows(shards, budget.n_threads, Cleaning(scan.scaler, config.bad_data.missing_value))
     streamed.take(numbers)  # from the disk: a training that reads them again and again finds most of them in memory
     seconds, rows = _clocked(lambda: streamed.take(numbers))
     is_good = np.isfinite(rows).all(axis=1)
@@ -238,11 +239,15 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
 
 def _begin(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder: Autoencoder) -> Any:
     """Set the parameters that training starts with, and tell the components that it is held against."""
-    config, network = prepared.config, autoencoder.network
-    scaled, rng = scan.scaler.transform(sample[: prepared.budget.max_sample_rows]), np.random.default_rng(config.seed)
-    starts = config.start == "components" and has_room(network)
-    found = principal_components(scaled, config.n_features, rng) if starts or config.baseline else None
-    autoencoder.set_parameters(start_of(network, rng, scaled.mean(axis=0), found if starts else None))
+    settings = prepared.config.training
+    network = autoencoder.network
+    scaled = scan.scaler.transform(sample[: prepared.budget.max_sample_rows])
+    rng = np.random.default_rng(settings.seed)
+    is_start = settings.start == "components" and has_room(network)
+    found = None
+    if is_start or prepared.config.validation.baseline:
+        found = principal_components(scaled, network.n_features, rng)
+    autoencoder.set_parameters(start_of(network, rng, scaled.mean(axis=0), found if is_start else None))
     return found
 
 
@@ -252,7 +257,7 @@ def _compiled(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> tuple
     nothing = np.empty((0, autoencoder.network.n_inputs), dtype)
 
     def compile() -> Any:
-        step = training_step_of(autoencoder, config, dtype, rows.resident)
+        step = training_step_of(autoencoder, config.training, dtype, rows.resident)
         autoencoder.errors(nothing)
         _compile_encoder(autoencoder, dtype)
         return step
@@ -262,7 +267,7 @@ def _compiled(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> tuple
 
 def _steps(training: Training, n_rows: int) -> Pace:
     """What steps take, in a few passes over the sample at most."""
-    sample = Order(np.array([0, n_rows]), np.empty(0, np.int64), n_rows, training.config.seed)
+    sample = Order(np.array([0, n_rows]), np.empty(0, np.int64), n_rows, training.settings.seed)
     passes = (steps_of(training, sample, epoch, 0) for epoch in range(_UNTIMED + 1))
     taken = chain.from_iterable(passes)
     for _ in islice(taken, _UNTIMED):
@@ -294,7 +299,7 @@ def sampled_encoding(
     disk : Disk
         That takes the files and keeps none.
     """
-    *smaller, last = storages(prepared.config)
+    *smaller, last = storages(prepared.config.storage)
     for storage in smaller:
         with suppress(TooCoarse):
             return _encoded(prepared, model, autoencoder, some, disk, storage)
@@ -310,8 +315,8 @@ def _encoded(
     storage: Storage,
 ) -> Pace:
     n_rows = min(prepared.budget.part_rows, max(len(each.block) for each in some))
-    lenient = "skip" if prepared.config.on_bad_data == "raise" else prepared.config.on_bad_data
-    prepared = replace(prepared, config=replace(prepared.config, on_bad_data=lenient))  # of bad rows the scan tells
+    lenient = "skip" if prepared.config.bad_data.on_bad_data == "raise" else prepared.config.bad_data.on_bad_data
+    prepared = replace(prepared, config=prepared.config.changed(on_bad_data=lenient))  # of bad rows the scan tells
     settings = replace(encode_settings(prepared, model, n_rows, Path()), storage=storage)
     parts = [Part(each.number, block) for each in some for block in each.block.cut(n_rows)]
     for dtype in sorted({part.source.shard.dtype for part in parts}):

@@ -64,7 +64,8 @@ def stages(prepared: Prepared, kept: Kept, sampled: Sampled) -> list[Stage]:
     if sampled.training and kept.model is not None:
         found.append(Stage("training", 0.0, kept.why["training"]))
     elif sampled.training:
-        beside = sum(stage.seconds for stage in found) + reserved_seconds(encoding.seconds, prepared.config)
+        reserved = reserved_seconds(encoding.seconds, prepared.config.results.single_file)
+        beside = sum(stage.seconds for stage in found) + reserved
         found.append(_training(prepared, kept, sampled, beside))
     return [
         *found,
@@ -86,14 +87,15 @@ def _training(prepared: Prepared, kept: Kept, sampled: Sampled, beside: float) -
     config, pace, now = prepared.config, sampled.training, time.time()
     assert pace is not None
     once, epoch = _once(prepared, pace, sampled.resident), _epoch_seconds(pace, prepared.n_rows, sampled)
-    n_epochs = max(0.0, (kept.n_epochs or config.epochs) - kept.n_steps * config.batch_size / pace.n_rows)
-    ends_by = kept.ends_by or deadline_of(config, now)
+    n_done = kept.n_steps * config.training.batch_size / pace.n_rows
+    n_epochs = max(0.0, (kept.n_epochs or config.training.epochs) - n_done)
+    ends_by = kept.ends_by or deadline_of(config.timing, now)
     if ends_by is not None:
         n_epochs = min(n_epochs, epochs_that_fit(ends_by - now - once - beside, epoch))
-    what = f"{n_epochs:.3g} of {config.epochs} epochs, {epoch:.3g} s each at {_rate(pace.steps)}"
+    what = f"{n_epochs:.3g} of {config.training.epochs} epochs, {epoch:.3g} s each at {_rate(pace.steps)}"
     what += "" if sampled.resident else ", streamed"
     what += "" if ends_by is None else f", to end by {in_words(ends_by)}"
-    what += "; may stop early" if config.patience and pace.n_validated else ""
+    what += "; may stop early" if config.validation.patience and pace.n_validated else ""
     return Stage("training", once + n_epochs * epoch, what)
 
 

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kernels.network import Network
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check
 from pipeline.device import autoencoder_of, start_device, theanos_errors, training_step_of
 from pipeline.formats import digest
 from pipeline.scan.cleaning import Cleaning
-from pipeline.settings.resolve import Settings, network_of
+from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Block, Shard, block_of, first_rows
 from pipeline.training.replicas.averaging import State
 from pipeline.training.replicas.rounds import Rounds, Share
@@ -47,7 +48,8 @@ class ReplicaSettings:
         That read a share.
     """
 
-    config: Settings
+    training: ResolvedTraining
+    network: Network
     cleaning: Cleaning
     dtype: str
     n_threads: int
@@ -62,7 +64,8 @@ class ReplicaSettings:
         """Equal for settings, wherever they come from, that one compiled step can serve."""
         scaler = self.cleaning.scaler
         arrays = [scaler.minimum, scaler.maximum, *([] if scaler.fill is None else [scaler.fill])]
-        return self.config, self.dtype, self.cleaning.missing, scaler.clips, digest(each.tobytes() for each in arrays)
+        content = digest(each.tobytes() for each in arrays)
+        return self.training, self.network, self.dtype, self.cleaning.missing, scaler.clips, content
 
 
 @dataclass(frozen=True)
@@ -133,16 +136,17 @@ class Replica:
 
     def train(self, task: ReplicaTask, values: np.ndarray) -> Done:
         """Take a share's steps, on what `read` has given."""
-        config, n_inputs = task.settings.config, task.settings.n_inputs
+        training = task.settings.training
+        n_inputs = task.settings.n_inputs
 
         def pieces(n_each: int) -> Iterator[np.ndarray]:
-            return cut([(values, task.share.places())], n_each * config.batch_size)
+            return cut([(values, task.share.places())], n_each * training.batch_size)
 
         costs, n_done = list[float](), 0
         with self._turn:
             self._autoencoder.set_parameters(task.state.parameters)
             self._step.set_state(task.state.rule)
-            for lengths in begun(self._step, pieces, config, n_inputs, task.first_noise):
+            for lengths in begun(self._step, pieces, training, n_inputs, task.first_noise):
                 check()
                 rates = task.rates[n_done : n_done + len(lengths)]
                 if n_done == 0 and (cost := self._step.take(rates[:1], with_cost=True)) is not None:
@@ -176,17 +180,16 @@ class Replicas:
 
     @classmethod
     def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, here: Replica) -> Replicas:
-        """Keep of shards and settings what tasks need, each of which carries it."""
+        """Keep of the shards what tasks need, each of which carries it."""
         bare = tuple(replace(shard, riders=(), left_out=()) for shard in shards)
-        settings = replace(settings, config=replace(settings.config, input=(), follow=(), carry=()))
         return cls(rounds, settings, bare, first_rows(bare), here)
 
-    def task(self, share: Share, state: State, config: Settings, steps_per_epoch: int) -> ReplicaTask:
+    def task(self, share: Share, state: State, training: ResolvedTraining, steps_per_epoch: int) -> ReplicaTask:
         """To train on a share, from a state on.
 
         Parameters
         ----------
-        config : Settings
+        training : ResolvedTraining
             Whose epochs the learning rate falls over.
         steps_per_epoch : int
             If one replica took them.
@@ -196,7 +199,7 @@ class Replicas:
             state=state,
             share=share,
             blocks=self._blocks(share),
-            rates=self._rates(share, config, steps_per_epoch),
+            rates=self._rates(share, training, steps_per_epoch),
             # Behind those of other shares, each of which has as many steps at most as an epoch of one replica.
             first_noise=(share.epoch * self.rounds.n_shares + share.number) * steps_per_epoch,
         )
@@ -204,12 +207,13 @@ class Replicas:
     def _blocks(self, share: Share) -> tuple[Block, ...]:
         return tuple(block_of(self.shards, self.firsts, *piece) for piece in share.pieces)
 
-    def _rates(self, share: Share, config: Settings, steps_per_epoch: int) -> tuple[float, ...]:
+    def _rates(self, share: Share, training: ResolvedTraining, steps_per_epoch: int) -> tuple[float, ...]:
         """As far on in the epoch as each step is, one replica would have these."""
-        n, at_once = -(-share.n_rows // config.batch_size), self.rounds.at_once(share.epoch)
+        n = -(-share.n_rows // training.batch_size)
+        at_once = self.rounds.at_once(share.epoch)
         n_rounds, n_before = self.rounds.n_shares // at_once, share.number // at_once
         steps = ((n_before * n + i) * steps_per_epoch // (n_rounds * n) for i in range(n))
-        return tuple(learning_rate(config, share.epoch * steps_per_epoch + step, steps_per_epoch) for step in steps)
+        return tuple(learning_rate(training, share.epoch * steps_per_epoch + step, steps_per_epoch) for step in steps)
 
     @contextmanager
     def run_here(self, epoch: int, n_done: int) -> Iterator[Run]:
@@ -260,9 +264,7 @@ def _replica_of(settings: ReplicaSettings) -> Replica:
         if (key := settings.key) not in _replicas:
             start_device()
             dtype = np.dtype(settings.dtype)
-            autoencoder = autoencoder_of(
-                settings.cleaning.scaler, network_of(settings.config, settings.n_inputs), dtype
-            )
+            autoencoder = autoencoder_of(settings.cleaning.scaler, settings.network, dtype)
             _replicas.clear()  # another run's, in a process that serves several
-            _replicas[key] = Replica(autoencoder, training_step_of(autoencoder, settings.config, dtype, None))
+            _replicas[key] = Replica(autoencoder, training_step_of(autoencoder, settings.training, dtype, None))
         return _replicas[key]

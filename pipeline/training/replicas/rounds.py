@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 
 from pipeline.settings.replicas import TrainingSizes, rounds_in_epoch
-from pipeline.settings.resolve import Settings
+from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Shard
 from pipeline.training.order import Order, slab_starts
 
@@ -113,9 +113,9 @@ class Rounds:
             yield together
 
 
-def rounds_of(order: Order, shards: Sequence[Shard], config: Settings) -> Rounds:
+def rounds_of(order: Order, shards: Sequence[Shard], settings: ResolvedTraining) -> Rounds:
     """How such an order of rows is shared out."""
-    sizes = TrainingSizes(order.n_rows, config.epochs, order.window_rows)
-    n_rounds = rounds_in_epoch(config.replicas, config.batch_size, sizes)
-    max_rows = min(order.window_rows // 4, order.n_rows // (config.replicas * n_rounds * _SLABS))
-    return Rounds(replace(order, starts=slab_starts(shards, max(1, max_rows))), config.replicas, n_rounds)
+    sizes = TrainingSizes(order.n_rows, settings.epochs, order.window_rows)
+    n_rounds = rounds_in_epoch(settings.replicas, settings.batch_size, sizes)
+    max_rows = min(order.window_rows // 4, order.n_rows // (settings.replicas * n_rounds * _SLABS))
+    return Rounds(replace(order, starts=slab_starts(shards, max(1, max_rows))), settings.replicas, n_rounds)

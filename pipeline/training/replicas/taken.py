@@ -35,7 +35,7 @@ def _round(training: Training, replicas: Replicas, run: Run, shares: Sequence[Sh
     start, average, costs = training.state(), Average(), list[float]()
     last = start
     try:
-        for done in run([replicas.task(each, start, training.config, training.steps_per_epoch) for each in shares]):
+        for done in run([replicas.task(each, start, training.settings, training.steps_per_epoch) for each in shares]):
             average.add(done.state, done.n_rows)
             last, costs = done.state, [*costs, *done.costs]
     except BaseException:  # in the middle of a round, which is taken anew

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from pipeline.cluster.local import processes
+from pipeline.cluster.local.devices import named
 from pipeline.cluster.local.processes import _environments, _proven, _wait
 from pipeline.cluster.proof import Proof
-from pipeline.settings.config import Config
+from pipeline.settings.config import ClusterSettings
 from tests.support.helpers import refused
 
 
@@ -41,46 +42,54 @@ def proof(i: int, reason: str = "", place: str = "") -> Proof:
     return Proof(f"{i}", f"host:{i}", "a device", reason, place)
 
 
-def proven(monkeypatch: pytest.MonkeyPatch, found: Any, config: Config, failed: Any = ()) -> tuple[list[Any], set[str]]:
+def proven(
+    monkeypatch: pytest.MonkeyPatch,
+    found: Any,
+    settings: ClusterSettings,
+    failed: Any = (),
+    requires_device: bool = False,
+) -> tuple[list[Any], set[str]]:
     """What is known of the workers that are left, and which processes are."""
     monkeypatch.setattr(processes, "proofs", lambda *_: (list(found), dict(failed)))
     there: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
     everyone = dict(there)
-    known = _proven(None, there, config, lambda: None)  # type: ignore[arg-type]
+    known = _proven(None, there, named(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
     assert {name for name, each in everyone.items() if each.is_over} == everyone.keys() - there.keys()
     return [each["name"] for each in known], set(there)
 
 
 def test_workers_that_have_their_devices_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [proof(0, place="0000:3b:00.0"), proof(1, place="0000:5e:00.0"), proof(2, place="0000:3b:00.0")]
-    config = Config(workers=3, devices=("cuda0", "cuda1"))
-    assert proven(monkeypatch, found, config) == (["0", "1", "2"], {"0", "1", "2"}), "two of them share the first card"
+    settings = ClusterSettings(workers=3, devices=("cuda0", "cuda1"))
+    assert proven(monkeypatch, found, settings) == (["0", "1", "2"], {"0", "1", "2"}), (
+        "two of them share the first card"
+    )
 
 
 def test_a_worker_on_anothers_card_leaves(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     found = [proof(0, place="0000:3b:00.0"), proof(1, place="0000:3b:00.0")]
-    assert proven(monkeypatch, found, Config(devices=("cuda0", "cuda1"))) == (["0"], {"0"})
+    assert proven(monkeypatch, found, ClusterSettings(devices=("cuda0", "cuda1"))) == (["0"], {"0"})
     assert "worker 1 of 2 cannot be used: it was given cuda1, and computes where worker 0 does, on cuda0" in caplog.text
 
 
 def test_a_worker_that_falls_back_or_says_nothing_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, config = [proof(0), proof(1, reason="no driver")], Config(workers=3)
-    assert proven(monkeypatch, found, config, {"2": "its process gave no answer"}) == (["0"], {"0"})
+    found, settings = [proof(0), proof(1, reason="no driver")], ClusterSettings(workers=3)
+    assert proven(monkeypatch, found, settings, {"2": "its process gave no answer"}) == (["0"], {"0"})
 
 
 def test_without_a_worker_or_with_one_less_than_required_the_run_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     with refused(69, "1 worker of 1 cannot be used, the first: no driver"):
-        proven(monkeypatch, [proof(0, reason="no driver")], Config(workers=1))
+        proven(monkeypatch, [proof(0, reason="no driver")], ClusterSettings(workers=1))
     with refused(69, "1 worker of 2 cannot be used, the first: no driver"):
-        proven(monkeypatch, [proof(0), proof(1, reason="no driver")], Config(workers=2, require_device=True))
+        proven(monkeypatch, [proof(0), proof(1, reason="no driver")], ClusterSettings(workers=2), requires_device=True)
 
 
 def test_a_device_that_is_required_is_required_of_a_worker_that_is_started_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("THEANO_FLAGS", "floatX=float32")
-    config = Config(workers=3, devices=("cuda0", "opencl0:0"), require_device=True)
-    flags = [each["THEANO_FLAGS"] for each in _environments(config)]
+    settings = ClusterSettings(workers=3, devices=("cuda0", "opencl0:0"))
+    flags = [each["THEANO_FLAGS"] for each in _environments(settings, requires_device=True)]
     assert flags == [f"floatX=float32,device={device},force_device=True" for device in ("cuda0", "opencl0:0", "cuda0")]
 
 

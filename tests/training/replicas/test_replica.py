@@ -39,13 +39,13 @@ from tests.support import standin
 from tests.support.clusters import Cluster
 from tests.support.helpers import write_shard
 from tests.support.networks import ONE_LAYER
+from tests.support.settings import settings_of
 
-CONFIG = Settings(
+CONFIG = settings_of(
     **{**ONE_LAYER, "replicas": 3},
     **{"n_features": 2, "batch_size": 8, "learning_rate": 0.01, "epochs": 5, "validation_fraction": 0.2},
-    checkpoint_minutes=0.0,
 )
-DEEP = replace(CONFIG, hidden=(7,), activation="leaky-relu", decoder_gain=True, corruption=0.25, weight_decay=0.1)
+DEEP = CONFIG.changed(hidden=(7,), activation="leaky-relu", decoder_gain=True, corruption=0.25, weight_decay=0.1)
 SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, max_sample_rows=1000, n_threads=2)
 BAD = [4, 190]
 
@@ -64,13 +64,18 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shard, ...]
 def ready(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) -> Training:
     inner = np.full((2, 5), np.nan)
     scan = Scan(200, np.zeros(5), np.ones(5), np.array(BAD), inner[0], inner)
-    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network_of(config, 5), np.dtype(np.float32))
-    return prepared(autoencoder, shards, scan, config, replace(SIZES, **sizes))
+    autoencoder = autoencoder_of(
+        Scaler(scan.minimum, scan.maximum), network_of(config.network, 5), np.dtype(np.float32)
+    )
+    missing_value = config.bad_data.missing_value
+    return prepared(
+        autoencoder, shards, scan, config.training, config.validation, missing_value, replace(SIZES, **sizes)
+    )
 
 
 def bits(training: Training, run: Run | None = None, save: Callable[[Checkpoint], object] = lambda _: None) -> Any:
     """What a training comes to."""
-    done = train(training, save, run=run)
+    done = train(training, save, run=run, checkpoint_minutes=0.0)
     parameters = {name: array.tobytes() for name, array in training.best.items()}
     return parameters, [replace(epoch, seconds=0) for epoch in done.history], training.n_rows_done
 
@@ -125,7 +130,7 @@ def test_p5_a_signal_in_the_middle_of_a_round_loses_that_round_and_no_more(
 
 
 def test_one_replica_leaves_nothing_of_others_in_a_training(quick: None, shards: Any) -> None:
-    training = ready(shards, replace(CONFIG, replicas=1))
+    training = ready(shards, CONFIG.changed(replicas=1))
     assert training.replicas is None
     assert {name.split("/")[0] for name in training.checkpoint().arrays} == {"parameters", "state", "best"}
     with pytest.raises(ValueError, match="outer/W"):
@@ -145,7 +150,7 @@ def test_a_task_carries_what_its_share_needs_and_no_rows(quick: None, shards: An
     assert training.replicas is not None
     shares = next(training.replicas.rounds.rounds(1))
     tasks = [
-        training.replicas.task(share, training.state(), training.config, training.steps_per_epoch) for share in shares
+        training.replicas.task(share, training.state(), training.settings, training.steps_per_epoch) for share in shares
     ]
     assert len(tasks) == 3
     for task, share in zip(tasks, shares, strict=True):
@@ -159,20 +164,20 @@ def test_a_task_carries_what_its_share_needs_and_no_rows(quick: None, shards: An
 
 
 def test_the_rate_falls_over_the_rounds_as_over_the_steps_of_one_replica(quick: None, shards: Any) -> None:
-    training = ready(shards, replace(CONFIG, schedule="linear"))
+    training = ready(shards, CONFIG.changed(schedule="linear"))
     replicas, n_steps, found = training.replicas, training.steps_per_epoch, []
     assert replicas is not None
     for epoch in range(5):
         for shares in replicas.rounds.rounds(epoch):
-            tasks = [replicas.task(share, training.state(), training.config, n_steps) for share in shares]
+            tasks = [replicas.task(share, training.state(), training.settings, n_steps) for share in shares]
             found.append(tasks[0].rates)
             assert len({task.rates[0] for task in tasks}) == 1, "all at once"
     rates = np.concatenate(found)
     rising = sum(map(len, found[: replicas.rounds.n_shares]))
     assert (np.diff(rates[:rising]) >= 0).all()
     assert (np.diff(rates[rising:]) <= 0).all()
-    assert rates.max() <= training.config.learning_rate
-    assert rates[-1] < 0.1 * training.config.learning_rate
+    assert rates.max() <= training.settings.learning_rate
+    assert rates[-1] < 0.1 * training.settings.learning_rate
 
 
 def test_rows_of_a_device_and_of_the_disk_and_threads_train_alike(quick: None, shards: Any) -> None:
@@ -180,7 +185,7 @@ def test_rows_of_a_device_and_of_the_disk_and_threads_train_alike(quick: None, s
     assert bits(ready(shards, resident=False)) == expected
     with threads(3) as pool:
         assert bits(ready(shards, resident=False), run_by(pool, 3)) == expected
-    assert bits(ready(shards, replace(CONFIG, seed=1))) != expected
+    assert bits(ready(shards, CONFIG.changed(seed=1))) != expected
 
 
 @pytest.mark.process

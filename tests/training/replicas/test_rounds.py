@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from pipeline.settings import replicas
-from pipeline.settings.resolve import Settings
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.replicas.rounds import Rounds, rounds_of
 from tests.support.cases import case
 from tests.support.helpers import numbered_shards
 from tests.support.networks import ONE_LAYER
+from tests.support.settings import settings_of
 
 
 def trained_on(share):
@@ -67,8 +67,8 @@ def test_shares_are_alike_in_size_and_come_from_all_over_the_data_set(tmp_path, 
     monkeypatch.setattr(replicas, "_FEWEST_STEPS", 1)
     shards = numbered_shards(tmp_path, 1000, 0, 500, 2500)
     order = Order(slab_starts(shards), np.arange(0, 4000, 40), 10**6, seed=0)
-    config = Settings(**{**ONE_LAYER, "replicas": 4}, n_features=1, batch_size=8, epochs=9)
-    shared = rounds_of(order, shards, config)
+    config = settings_of(**{**ONE_LAYER, "replicas": 4}, n_features=1, batch_size=8, epochs=9)
+    shared = rounds_of(order, shards, config.training)
     assert shared.n_rounds * 8 >= 70
     for epoch in range(2):
         sizes = [share.n_rows for share in shared.shares(epoch)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from pipeline.report.page.document import Command, Item, Section, Table
@@ -182,7 +181,7 @@ def _inputs(report: Mapping[str, Any]) -> Iterator[Item]:
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[Item]:
-    usual = {each.name: each.default for each in fields(Config)}
+    usual = Config().flat()
     other = [(name, _value(value)) for name, value in config.items() if _value(value) != _value(usual.get(name))]
     as_usual = [(name, _value(value)) for name, value in config.items() if _value(value) == _value(usual.get(name))]
     yield Table.of(

@@ -1,0 +1,91 @@
+"""Output directories that version 0.1.0 left: a finished one is complete, an unfinished one is resumed in any stage.
+
+`version_0.1.0.tar.xz` holds shards of `tests.support.standin` and output directories of runs over them, without locks
+and logs: one that finished, and one each that was killed after the scan, in training, in encoding, and while it
+published.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from pipeline.run import fingerprints
+from tests.support.faulty import Watched
+from tests.support.soak_protocol import broken_promises, leftovers, records, seen_by_all
+from tests.support.standin import Night, features_of, install
+
+STEPS = ("--checkpoint-minutes", "0")
+
+# What the log says about the results that are reused, by the directory.
+REUSED = {
+    "scanned": ["scan: an earlier run has finished it"],
+    "training": ["scan: an earlier run has finished it", "training: going on behind step"],
+    "encoding": ["training: an earlier run has finished it", "encoding: going on, an earlier run has committed"],
+    "finishing": ["training: an earlier run has finished it"],
+}
+
+
+@pytest.fixture
+def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+    """Shards, and next to them what runs of version 0.1.0 left."""
+    install(monkeypatch)
+    runs = Night(tmp_path)
+    with tarfile.open(Path(__file__).with_name("version_0.1.0.tar.xz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    for path in runs.shards.iterdir():
+        os.utime(path, ns=(0, 10**18))
+    request = json.loads((tmp_path / "finished" / "run.json").read_text())
+    versions = request["training"]["versions"]
+    monkeypatch.setattr(fingerprints, "version", versions.get)  # other libraries would train another model
+    return runs
+
+
+@pytest.mark.process
+def test_a_finished_run_is_complete_and_stays_as_it_is(earlier: Night) -> None:
+    output = earlier.folder / "finished"
+    features = open_features(output).features.compute()
+    assert features.shape == (55, 2)
+    assert np.isfinite(features).all()
+    bits = features_of(output)
+    assert earlier.run(output, *STEPS) == 0  # notes that the shards were copied, which changes their ctime
+    watched = Watched()
+    assert earlier.run(output, *STEPS, disk=watched) == 0
+    assert watched.calls == []
+    assert features_of(output) == bits
+    assert "Already complete: 55 rows x 4 columns -> 2 features" in (output / "run.log").read_text()
+
+
+def test_a_finished_run_is_replaced(earlier: Night) -> None:
+    output = earlier.folder / "finished"
+    assert earlier.run(output, *STEPS, "--seed", "1", "--overwrite") == 0
+    assert seen_by_all(output) is not None
+    assert broken_promises(output) == leftovers(output) == []
+
+
+@pytest.mark.parametrize("stage", REUSED)
+def test_an_unfinished_run_is_resumed(earlier: Night, stage: str, caplog: pytest.LogCaptureFixture) -> None:
+    output = earlier.folder / stage
+    before = {record["entry"]["file"] for record in records(output)}
+    assert earlier.run(output, *STEPS) == 0
+    for words in REUSED[stage]:
+        assert words in caplog.text
+    if stage in ("encoding", "finishing"):
+        assert before <= {record["entry"]["file"] for record in records(output)}
+
+    assert broken_promises(output) == leftovers(output) == []
+    found = open_features(output).features.compute()
+    expected = open_features(earlier.folder / "finished").features.compute()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # another processor may round otherwise
+
+    bits = features_of(output)
+    watched = Watched()
+    assert earlier.run(output, *STEPS, disk=watched) == 0
+    assert watched.calls == []
+    assert features_of(output) == bits
