@@ -12,6 +12,7 @@ import pytest
 from pipeline.output.lock import locked
 from pipeline.output.records import Record
 from pipeline.run.earlier import intact, latest
+from pipeline.settings.config import Config
 
 COMPLAINT = "checkpoint %s; the one before it is taken"
 
