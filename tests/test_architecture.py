@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-# A wing, which is a folder or a file, may import itself, what lies on the ground, and what stands here.
-GROUND = ["childprocess", "columns", "errors", "formats", "runlog", "settings", "signals"]
+# Each package or module of `pipeline` may import itself, the modules that all may import, and what is listed here.
+COMMON = ["childprocess", "columns", "errors", "formats", "runlog", "settings", "signals"]
 PLAIN = ["kernels.network", "kernels.trust"]  # these need no Theano: all of the pipeline may import them
 MAY_IMPORT = {
-    **{each: [] for each in ("progress", "watch", *GROUND, "gpu", "hdf5", "output")},
+    **{each: [] for each in ("progress", "watch", *COMMON, "gpu", "hdf5", "output")},
     "cluster": ["gpu.driver"],
     "shards": ["hdf5", "output.records"],
     "scan": ["shards", "cluster"],
@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "report": [
         *("features", "model", "output.records", "scan", "shards", "training.components", "training.units"),
     ],
-    # It alone commits, and shows how far a pass has come: what stands above counts for whoever calls.
+    # It alone commits results and shows progress; the packages above count rows for their caller.
     "run": [
         *("progress", "output", "shards", "scan", "cluster", "model", "device", "features", "training", "encoding"),
         *("hdf5.files", "hdf5.values", "report", "watch"),
@@ -95,11 +95,11 @@ def our_imports(source: str) -> list[str]:
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
-    """What a module imports that its wing may not."""
-    wing = module.removeprefix("pipeline.").split(".")[0]
-    if wing == "kernels":
+    """Return what a module imports that its package must not import."""
+    package = module.removeprefix("pipeline.").split(".")[0]
+    if package == "kernels":
         return [each for each in our_imports(source) if not each.startswith("kernels")]
-    allowed = [wing, *GROUND, *PLAIN, *MAY_IMPORT.get(wing, [])]
+    allowed = [package, *COMMON, *PLAIN, *MAY_IMPORT.get(package, [])]
     ours = [each.removeprefix("pipeline.") for each in our_imports(source)]
     of_kernels = [each for each, _ in imports(source) if each.split(".")[0] in ("theano", "pygpu") or each[0] == "."]
     return of_kernels + [each for each in ours if not any(f"{each}.".startswith(f"{name}.") for name in allowed)]
@@ -113,14 +113,14 @@ def exported(path: Path) -> list[str] | None:
     return None
 
 
-def test_the_table_names_every_wing() -> None:
-    wings = {
+def test_the_table_names_every_package() -> None:
+    packages = {
         module_of(path).split(".")[1] for path in PIPELINE if path.parent != ROOT / "pipeline" or path.stem[0] != "_"
     }
-    assert set(MAY_IMPORT) == wings
+    assert set(MAY_IMPORT) == packages
 
 
-def test_a_wing_imports_what_the_table_allows() -> None:
+def test_a_package_imports_what_the_table_allows() -> None:
     wrong = {path: wrong_imports(module_of(path), path.read_text()) for path in PIPELINE + KERNELS}
     assert {module_of(path): modules for path, modules in wrong.items() if modules} == {}
 
@@ -158,6 +158,15 @@ def test_a_wrong_import_is_found(module: str, source: str) -> None:
 def test_imports_go_one_way() -> None:
     graph = {module_of(path): set(our_imports(path.read_text())) for path in PIPELINE + KERNELS}
     TopologicalSorter(graph).prepare()
+
+
+def test_a_run_does_not_import_its_dry_run() -> None:
+    users = {
+        module_of(path)
+        for path in (ROOT / "pipeline" / "run").glob("*.py")
+        if any(module.startswith("pipeline.run.plan") for module in our_imports(path.read_text()))
+    }
+    assert users == set()
 
 
 def test_scripts_leave_theano_to_the_kernels() -> None:

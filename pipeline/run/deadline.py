@@ -19,8 +19,7 @@ from pipeline.errors import counted
 from pipeline.model import Model
 from pipeline.progress import duration
 from pipeline.run.job import Job
-from pipeline.run.plan.nameless import Nameless
-from pipeline.run.plan.sample import Stretch, sampled_encoding, stretches
+from pipeline.run.sample import AnonymousDisk, Stretch, sampled_encoding, stretches
 from pipeline.scan.ranges import Scan
 from pipeline.settings.deadline import in_words
 from pipeline.training.epochs import Training
@@ -288,7 +287,7 @@ def _encoding_seconds(job: Job, scan: Scan, autoencoder: Autoencoder) -> float:
     """
     model = Model(scan.scaler, autoencoder.network, autoencoder.parameters(), {})
     readable = [each for each in stretches(job) if each.number not in scan.unreadable]
-    disk = Nameless(job.ledger.directory)
+    disk = AnonymousDisk(job.ledger.directory)
 
     def seconds(rows: Sequence[Stretch]) -> float:
         return sampled_encoding(job, model, autoencoder, rows, disk).seconds_for(job.n_rows)

@@ -31,7 +31,7 @@ from pipeline.report.sampled.sample import Looking, Made
 from pipeline.run.deadline import gave_up, tell_if_late
 from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job, versions
-from pipeline.run.plan.memory import peak_bytes
+from pipeline.run.memory import peak_bytes
 from pipeline.scan.ranges import Scan
 from pipeline.shards.inputlog import why_left_out
 from pipeline.shards.shard import Block

@@ -18,9 +18,9 @@ from pipeline.output.disk import publish
 from pipeline.output.lock import locked
 from pipeline.output.records import read_manifest
 from pipeline.run.plan import look, plan
-from pipeline.run.plan.nameless import Nameless
 from pipeline.run.plan.plan import Plan, make_plan
 from pipeline.run.plan.words import in_words
+from pipeline.run.sample import AnonymousDisk
 from pipeline.settings.flags import parse
 from tests.support.cases import case, each
 from tests.support.nights import OTHER, STEPS, Stopping
@@ -210,6 +210,6 @@ def test_the_command_answers_in_words_or_as_json_alone(
 
 @each("named", [True, False])
 def test_a_nameless_file_takes_what_is_written_and_is_gone(tmp_path: Path, named: bool) -> None:
-    disk = Nameless(tmp_path if named else None)
+    disk = AnonymousDisk(tmp_path if named else None)
     publish(disk, tmp_path / "parts" / "there.h5", bytes(300_000), name_is_synced=False)
     assert list(tmp_path.iterdir()) == []

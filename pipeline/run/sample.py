@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -40,7 +41,16 @@ from pipeline.training.start import has_room, start_of
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["Pace", "Stretch", "TrainingPace", "sampled_encoding", "sampled_scan", "sampled_training", "stretches"]
+__all__ = [
+    "AnonymousDisk",
+    "Pace",
+    "Stretch",
+    "TrainingPace",
+    "sampled_encoding",
+    "sampled_scan",
+    "sampled_training",
+    "stretches",
+]
 
 _SECONDS = 1.5  # of each kind of work, after which no more of it is begun
 _BLOCKS = 8  # in a stretch
@@ -91,6 +101,41 @@ class TrainingPace:
     baseline: Pace | None
     steps: Pace
     validation: Pace
+
+
+class AnonymousDisk(Disk):
+    """Write and sync files that have no names, so that writing can be measured and leaves nothing.
+
+    Parameters
+    ----------
+    folder : Path or None
+        An existing directory, on whose disk the files are written. Without one, or where the file system does not
+        support such files, they are written to memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def create(self, path: Path) -> int:
+        """Open a file that never has a name."""
+        if self._folder is not None:
+            try:
+                return os.open(self._folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            except OSError:  # not every file system supports it
+                pass
+        return os.memfd_create("shardpress", os.MFD_CLOEXEC)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Do nothing, since neither file has a name."""
+
+    def remove(self, path: Path) -> None:
+        """Do nothing: an existing file of this name is not one of these."""
+
+    def make_directory(self, path: Path) -> None:
+        """Do nothing, since no file is in a directory."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Do nothing, since no name was added to it."""
 
 
 # -- the rows ----------------------------------------------------------------------------------------------------
