@@ -53,7 +53,7 @@ from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import scan
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards
-from pipeline.training.replicas.averaging import Average, State, outer_step
+from pipeline.training.averaging import Average, State, outer_step
 from scripts.byhand import ROOT, ByHand, by_hand, processor_seconds
 from scripts.measured import empty, timed_part
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
     "report": [
-        *("features", "model", "output.records", "scan", "shards", "training.components", "training.units"),
+        *("features", "model", "output.records", "scan", "shards", "training.components", "training.verdict"),
     ],
     # It alone commits results and shows progress; the packages above count rows for their caller.
     "run": [

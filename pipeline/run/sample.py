@@ -31,8 +31,7 @@ from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.ranges import Scan, looking, readable, scan_of
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import Block, first_rows, row_dtype
-from pipeline.training.baseline import baseline_of
-from pipeline.training.components import principal_components
+from pipeline.training.components import baseline_of, principal_components
 from pipeline.training.epochs import Training, steps_of
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows

@@ -26,7 +26,7 @@ from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training, train
 from pipeline.training.fit import prepared
-from pipeline.training.replicas.replica import Run, run_by
+from pipeline.training.replica import Run, run_by
 from pipeline.training.verdict import complaints, measured
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Principal components of a bounded sample of the training rows, in plain NumPy: a start, and what to compare with.
+"""Principal components of a bounded sample of the training rows, in plain NumPy, as start of the weights and baseline.
 
 Halko, Martinsson and Tropp, "Finding structure with randomness: probabilistic algorithms for constructing approximate
 matrix decompositions", SIAM Review 53 (2011), algorithms 4.4 and 5.3: where neither side of the sample is small, a few
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,13 @@ from pipeline.scan.scaler import Scaler
 from pipeline.training.order import Order
 from pipeline.training.rows import Rows
 
-__all__ = ["Components", "blocks", "principal_components", "sampled"]
+__all__ = ["NOTHING", "Baseline", "Components", "baseline_of", "blocks", "principal_components", "sampled"]
 
+NOTHING = 1e-3
+"""Share of the mean's error below which an error is treated as none: rows of low rank leave about as much."""
+
+_MARGIN = 0.02  # of the components' error: trainings that differ in nothing but their seed differ by as much
+_STANDARD_ERRORS = 2  # the mean error of a few rows is not exact
 _SMALL = 1024  # a side of which the whole Gram matrix is made: its eigenvectors take a fifth of a second
 _BLOCK_BYTES = 2**23  # of rows in float64, while they are scaled or multiplied
 
@@ -136,3 +142,58 @@ def blocks(n: int, width: int) -> Iterator[slice]:
     """Slices of `n` rows, each of so many float64 numbers that not too many are in memory at once."""
     size = max(1, _BLOCK_BYTES // (8 * width))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Mean squared errors of the validation rows by components and by the mean, in scaled units.
+
+    Attributes
+    ----------
+    n_components : int
+        Number of components: that of the features.
+    components : ndarray of shape (n_rows,), float64
+        Error of each row's reconstruction from its principal components.
+    mean : ndarray of shape (n_rows,), float64
+        Error of each row if it is predicted by the mean row.
+    """
+
+    n_components: int
+    components: np.ndarray
+    mean: np.ndarray
+
+    def beside(self, errors: np.ndarray) -> dict[str, Any]:
+        """Return plain values for reports, and whether features with these errors are worse than components.
+
+        The rows are the same, so it is the differences of the errors that are tested.
+
+        Parameters
+        ----------
+        errors : ndarray of shape (n_rows,)
+            Mean squared error of each row's reconstruction from its features.
+        """
+        more = errors.astype(np.float64) - self.components
+        by_chance = _STANDARD_ERRORS * more.std() / np.sqrt(len(more))
+        components = float(self.components.mean())
+        mean = float(self.mean.mean())
+        is_worse = bool(more.mean() > max(_MARGIN * components, NOTHING * mean, by_chance))
+        return {"n_components": self.n_components, "components": components, "mean": mean, "is_worse": is_worse}
+
+
+def baseline_of(found: Components, rows: np.ndarray, scaler: Scaler) -> Baseline:
+    """Return the errors of components that were found in other rows.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n_inputs)
+        Unscaled rows, one at least.
+    """
+    mean = np.empty(len(rows))
+    left = np.empty(len(rows))
+    for block in blocks(*rows.shape):
+        centred = scaler.transform(rows[block]) - found.mean
+        mean[block] = np.square(centred).mean(axis=1)
+        # By Pythagoras, since components are orthonormal. Rounding may leave less than 0 of rows that they explain.
+        explained = np.square(centred @ found.components).sum(axis=1) / rows.shape[1]
+        left[block] = np.maximum(mean[block] - explained, 0)
+    return Baseline(found.components.shape[1], left, mean)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,14 +16,13 @@ import numpy as np
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.resolve import ResolvedTraining
-from pipeline.training.baseline import Baseline
+from pipeline.training.averaging import Average, State, outer_step
 from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
-from pipeline.training.order import Order
-from pipeline.training.replicas.averaging import State
-from pipeline.training.replicas.replica import Replicas, Run
-from pipeline.training.replicas.taken import Taken, rounds_taken
+from pipeline.training.components import Baseline
+from pipeline.training.order import Order, learning_rate, long_epoch
+from pipeline.training.replica import Replicas, Run
+from pipeline.training.rounds import Share
 from pipeline.training.rows import Rows, begun
-from pipeline.training.schedule import learning_rate, long_epoch
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -33,6 +33,8 @@ __all__ = ["Training", "steps_of", "train"]
 log = logging.getLogger(__name__)
 
 Advance = Callable[[int, object], object]
+Taken = tuple[int, int, float | None]
+"""Numbers of steps (or shares of replicas) and of their rows that were taken, and the cost where it was computed."""
 
 # The cost is asked for on so many steps of an epoch, evenly spread: asking makes a step a quarter slower.
 _COSTS_PER_EPOCH = 16
@@ -351,6 +353,38 @@ def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Itera
             signals.check()  # now, since what has been taken is counted at once
             yield n, sum(lengths[:n]), training.step.take(rates, asked)
             number, lengths = number + n, lengths[n:]
+
+
+def rounds_taken(training: Training, replicas: Replicas, run: Run | None) -> Iterator[Taken]:
+    """Train the replicas on their shares of the epoch under way, round by round."""
+    now = training.standing
+    runner: AbstractContextManager[Run] = replicas.run_here(now.epoch, now.n_done) if run is None else nullcontext(run)
+    with runner as run_tasks:
+        for shares in replicas.rounds.rounds(now.epoch, now.n_done):
+            signals.check()
+            yield _round(training, replicas, run_tasks, shares)
+
+
+def _round(training: Training, replicas: Replicas, run: Run, shares: Sequence[Share]) -> Taken:
+    """Train on these shares at the same time, and continue from the mean of what the replicas arrive at."""
+    start = training.state()
+    last = start
+    average = Average()
+    costs: list[float] = []
+    tasks = [replicas.task(share, start, training.settings, training.steps_per_epoch) for share in shares]
+    try:
+        for done in run(tasks):
+            average.add(done.state, done.n_rows)
+            last = done.state
+            costs += done.costs
+    except BaseException:  # in the middle of a round, which is then trained again
+        training.set_state(start)
+        raise
+    if len(shares) > 1 and average.n_rows:  # a single replica is not averaged
+        last, training.outer = outer_step(start, average.mean(), training.outer, len(shares))
+    training.set_state(last)
+    cost = float(np.mean(costs)) if costs else None
+    return len(shares), average.n_rows, cost
 
 
 def _end_epoch(training: Training) -> Epoch:

@@ -18,12 +18,11 @@ from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import ValidationSettings
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Shard, row_dtype
-from pipeline.training.baseline import baseline_of
-from pipeline.training.components import Components, principal_components, sampled
+from pipeline.training.components import Components, baseline_of, principal_components, sampled
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows
-from pipeline.training.replicas.replica import Replica, Replicas, ReplicaSettings
-from pipeline.training.replicas.rounds import rounds_of
+from pipeline.training.replica import Replica, Replicas, ReplicaSettings
+from pipeline.training.rounds import rounds_of
 from pipeline.training.rows import DeviceRows, ResidentRows, Rows, StreamedRows
 from pipeline.training.start import has_room, start_of
 

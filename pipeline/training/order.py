@@ -1,4 +1,4 @@
-"""Which rows make up each minibatch: pure arithmetic.
+"""The rows of each minibatch, and the learning rate of each step: pure arithmetic.
 
 Rows are numbered over all shards. An epoch visits every training row once, in an order that only the seed and the
 epoch decide:
@@ -19,9 +19,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.settings.defaults import LEAST_STEPS
+from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Shard
 
-__all__ = ["MAX_CHUNK_BYTES", "Order", "noise_of", "slab_starts", "spread_rows"]
+__all__ = [
+    "MAX_CHUNK_BYTES",
+    "Order",
+    "learning_rate",
+    "long_epoch",
+    "noise_of",
+    "slab_starts",
+    "spread_rows",
+]
 
 _SLAB_BYTES = 2**20  # so long that seeking costs little, so short that a window holds many
 MAX_CHUNK_BYTES = 2**24  # slabs of larger ones are parts of a chunk, which is decompressed once for each window
@@ -144,3 +154,23 @@ def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
     # As they come from the generator: drawing numbers below 256 takes twice as long, and a step little more.
     drawn = np.random.SFC64((seed, _NOISE, step)).random_raw(-(-n_bytes // 8))
     return drawn.view(np.uint8)[:n_bytes].reshape(shape)
+
+
+def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step, counted from 0 over all epochs.
+
+    The linear schedule rises over the first epoch, while the weights are far from any order and a whole step would
+    saturate the units, and falls to 0 over the others. Many short epochs count as twenty.
+    """
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    n_steps = settings.epochs * steps_per_epoch
+    n_rising = long_epoch(settings, steps_per_epoch)
+    rise = (step + 1) / n_rising
+    fall = (n_steps - step) / max(1, n_steps - n_rising)
+    return settings.learning_rate * min(rise, fall, 1.0)
+
+
+def long_epoch(settings: ResolvedTraining, steps_per_epoch: int) -> int:
+    """Return the steps of an epoch, or of many short ones a twentieth of all steps (of `LEAST_STEPS` at most)."""
+    return max(steps_per_epoch, min(LEAST_STEPS, settings.epochs * steps_per_epoch) // 20)

@@ -1,20 +1,21 @@
-"""Whether a training was worth it: what its features are held against, and what is said of them."""
+"""Quality of a trained model: comparison with components, units that carry nothing, and warnings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kernels.network import Network
 from pipeline.settings.resolve import ResolvedTraining
-from pipeline.training.baseline import NOTHING
-from pipeline.training.epochs import Training
-from pipeline.training.units import Units, count_units
+from pipeline.training.components import NOTHING
 
-__all__ = ["complaints", "measured"]
+if TYPE_CHECKING:
+    from pipeline.training.epochs import Training
+
+__all__ = ["Units", "complaints", "count_units", "measured"]
 
 _MOST_ROWS, _BYTES = 4096, 2**25  # whose features are looked at, and of these rows and features each
 _MANY = 0.1  # of the features
@@ -22,6 +23,40 @@ _MANY = 0.1  # of the features
 # As many epochs again make about as much better as the second half of them did: so the histories of wine, digits and
 # breast cancer have it (40 to 240 epochs, with and without hidden layers). Below ten, the rate's fall is all there is.
 _STILL_IMPROVING, _LEAST_EPOCHS = 0.1, 10
+
+
+# A feature is dead when it varies less than this share of what the liveliest one does, or than by rounding alone.
+_DEAD = 1e-3
+_ROUNDING = 1e-6
+# A sigmoid outside these values is saturated: its slope is below a twenty-fifth of the steepest.
+_LOW = 0.01
+_HIGH = 0.99
+_SAME = 0.999  # correlation
+_COLUMNS = 256  # features that are compared with all before them at once
+
+
+@dataclass(frozen=True)
+class Units:
+    """Counts of features that carry little information, by their values for some rows.
+
+    Attributes
+    ----------
+    dead : int
+        Features that hardly vary.
+    saturated : int
+        Features of which more than half of the activations are saturated; only sigmoids can be.
+    duplicate : int
+        Features that repeat an earlier one up to sign, scale and offset.
+    saturated_share : float
+        Share of all activations.
+    """
+
+    n_rows: int
+    n_features: int
+    dead: int
+    saturated: int
+    duplicate: int
+    saturated_share: float
 
 
 def measured(training: Training) -> dict[str, Any]:
@@ -106,3 +141,35 @@ def _units(training: Training) -> Units:
     # As the rows of the shards are going to be encoded: nothing more has to be compiled.
     training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
     return count_units(features, network.code)
+
+
+def count_units(features: np.ndarray, code: str) -> Units:
+    """Count the units of features (n_rows, n_features), float32, of two rows or more, by the code's activation."""
+    n_rows, n_features = features.shape
+    ends = np.zeros(n_features)
+    if code == "sigmoid":
+        ends = ((features < _LOW) | (features > _HIGH)).mean(axis=0)
+    deviations = features.std(axis=0, dtype=np.float64)
+    is_dead = deviations <= max(_DEAD * deviations.max(), _ROUNDING)
+    return Units(
+        n_rows=n_rows,
+        n_features=n_features,
+        dead=int(is_dead.sum()),
+        saturated=int((ends > 0.5).sum()),
+        duplicate=_n_duplicates(features[:, ~is_dead]),
+        saturated_share=float(ends.mean()),
+    )
+
+
+def _n_duplicates(features: np.ndarray) -> int:
+    """Return how many features correlate with an earlier one; not all correlations are in memory at once."""
+    centred = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred /= np.linalg.norm(centred, axis=0)
+    n_found = 0
+    for start in range(0, centred.shape[1], _COLUMNS):
+        these = centred[:, start : start + _COLUMNS]
+        among = np.triu(these.T @ these, 1)  # each pair once
+        before = centred[:, :start].T @ these
+        is_repeated = (np.abs(before) > _SAME).any(axis=0) | (np.abs(among) > _SAME).any(axis=0)
+        n_found += int(is_repeated.sum())
+    return n_found

@@ -15,7 +15,7 @@ from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
 from pipeline.run import deadline, stages
 from pipeline.settings import replicas
-from pipeline.training.replicas import replica
+from pipeline.training import replica
 from tests.support.nights import STEPS, Stopping
 from tests.support.standin import Night, features_of
 

@@ -79,17 +79,17 @@ _REPORT = (
 _TRAINING = (
     Mutation(
         "replica-shares-are-not-sorted",
-        "pipeline/training/replicas/rounds.py",
+        "pipeline/training/rounds.py",
         "for slab in np.sort(dealt)",
         "for slab in dealt",
-        ("tests/training/replicas/test_rounds.py::test_a_share_lists_its_rows_from_front_to_back",),
+        ("tests/training/test_rounds.py::test_a_share_lists_its_rows_from_front_to_back",),
     ),
     Mutation(
         "replicas-count-the-fewest-steps",
-        "pipeline/training/replicas/averaging.py",
+        "pipeline/training/averaging.py",
         "np.maximum(sums.get(name, array), array)",
         "np.minimum(sums.get(name, array), array)",
-        ("tests/training/replicas/test_averaging.py",),
+        ("tests/training/test_averaging.py",),
     ),
     Mutation(
         "validation-rows-are-trained-on",

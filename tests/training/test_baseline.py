@@ -7,8 +7,7 @@ import pytest
 
 from pipeline.scan.scaler import Scaler
 from pipeline.training import components
-from pipeline.training.baseline import Baseline, baseline_of
-from pipeline.training.components import principal_components
+from pipeline.training.components import Baseline, baseline_of, principal_components
 
 
 def test_the_errors_are_those_of_the_reconstructions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,7 @@ from pipeline.errors import TrainingDiverged
 from pipeline.settings.resolve import Settings
 from pipeline.training.checkpoint import Checkpoint, Standing
 from pipeline.training.epochs import Training, train
-from pipeline.training.order import Order
-from pipeline.training.schedule import learning_rate
+from pipeline.training.order import Order, learning_rate
 from tests.support import standin
 from tests.support.networks import ONE_LAYER
 from tests.support.settings import settings_of

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.training import units as module
-from pipeline.training.units import Units, count_units
+from pipeline.training.verdict import Units, count_units
 
 
 def lively(n_rows: int, n_features: int) -> np.ndarray:

@@ -12,11 +12,10 @@ import pytest
 from kernels.network import Network
 from pipeline.settings.config import Config
 from pipeline.settings.resolve import Settings, network_of, resolve
-from pipeline.training.baseline import Baseline
+from pipeline.training.components import Baseline
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order
-from pipeline.training.units import Units
-from pipeline.training.verdict import complaints, measured
+from pipeline.training.verdict import Units, complaints, measured
 from tests.support.helpers import numbered
 
 CONFIG = resolve(Config.of(n_features=2), 1000, 4)

@@ -16,7 +16,7 @@ from pipeline.report.sampled.probe import accuracy
 from pipeline.report.sampled.sample import Made, Sample
 from pipeline.shards.shard import Shard
 from pipeline.training.components import Components, principal_components
-from pipeline.training.units import count_units
+from pipeline.training.verdict import count_units
 
 __all__ = ["measured"]
 

@@ -14,7 +14,7 @@ __all__ = ["needs", "notices", "verdict"]
 
 _FIRST = 10  # of many
 _SAME = 0.02  # of an error: trainings that differ in nothing but their seed differ by as much
-_NOTHING = 1e-3  # of the mean's error, as `pipeline.training.baseline` has it, too
+_NOTHING = 1e-3  # of the mean's error, as `pipeline.training.components` has it, too
 
 
 def verdict(report: Mapping[str, Any]) -> str:

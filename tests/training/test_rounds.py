@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.settings import replicas
 from pipeline.training.order import Order, slab_starts
-from pipeline.training.replicas.rounds import Rounds, rounds_of
+from pipeline.training.rounds import Rounds, rounds_of
 from tests.support.cases import case
 from tests.support.helpers import numbered_shards
 from tests.support.networks import ONE_LAYER

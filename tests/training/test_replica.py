@@ -30,11 +30,11 @@ from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable
+from pipeline.training import replica as module
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training, train
 from pipeline.training.fit import Sizes, prepared
-from pipeline.training.replicas import replica as module
-from pipeline.training.replicas.replica import Run, run_by
+from pipeline.training.replica import Run, run_by
 from tests.support import standin
 from tests.support.clusters import Cluster
 from tests.support.helpers import write_shard

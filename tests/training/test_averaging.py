@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pipeline.training.replicas.averaging import Average, State, outer_step
+from pipeline.training.averaging import Average, State, outer_step
 
 SHAPES = {"W": (3, 2), "b": (2,)}
 

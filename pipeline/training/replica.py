@@ -24,10 +24,10 @@ from pipeline.formats import digest
 from pipeline.scan.cleaning import Cleaning
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Block, Shard, block_of, first_rows
-from pipeline.training.replicas.averaging import State
-from pipeline.training.replicas.rounds import Rounds, Share
+from pipeline.training.averaging import State
+from pipeline.training.order import learning_rate
+from pipeline.training.rounds import Rounds, Share
 from pipeline.training.rows import begun, cut, rows_of
-from pipeline.training.schedule import learning_rate
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
