@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # A wing, which is a folder or a file, may import itself, what lies on the ground, and what stands here.
-GROUND = ["childprocess", "columns", "commandline", "errors", "formats", "runlog", "settings", "signals"]
+GROUND = ["childprocess", "columns", "commandline", "errors", "formats", "runlog", "settings", "signals", "text"]
 PLAIN = ["kernels.network", "kernels.trust"]  # these need no Theano: all of the pipeline may import them
 MAY_IMPORT = {
     **{each: [] for each in ("progress", "watch", *GROUND, "gpu", "hdf5", "output")},

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.device import seconds_compiling
 from pipeline.errors import counted
 from pipeline.model import Model
-from pipeline.progress import duration
 from pipeline.run.job import Job
 from pipeline.run.plan.nameless import Nameless
 from pipeline.run.plan.sample import Stretch, sampled_encoding, stretches
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import in_words
+from pipeline.text import duration
 from pipeline.training.epochs import Training
 
 if TYPE_CHECKING:
