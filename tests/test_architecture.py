@@ -35,7 +35,7 @@ MAY_IMPORT = {
     ],
     "cli": ["run", "output.disk"],
     "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget", "doctor.packages"],
-    "doctor": ["scan.scaler", "model", "device"],
+    "doctor": ["scan.scaler", "model", "device", "gpu.driver"],
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
     "commands": [
