@@ -49,7 +49,7 @@ MAY_IMPORT = {
 ROOT = Path(__file__).parents[1]
 PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline").rglob(f"*.{ending}"))  # C has a .pyi
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 # Largest number of AST nodes in one function. Lower it as the code gets simpler. Ruff limits parameters and branches.
 MOST_NODES = 680
 # Too large to load for a command line that has a typing error in it.

@@ -1,4 +1,4 @@
-"""Two contestants of scripts/bench.py: this project, and the products of the same work through BLAS alone."""
+"""Two contestants of the races: this project, and the products of the same work through BLAS alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.given import BLOCK_ROWS, MOMENTUM, PART_ROWS, RATE, Prepared, arrays, cost_of, network_of
+from scripts.benchmarks.given import BLOCK_ROWS, MOMENTUM, PART_ROWS, RATE, Prepared, arrays, cost_of, network_of
 
 
 class Ours:

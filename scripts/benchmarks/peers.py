@@ -1,4 +1,4 @@
-"""The peers of scripts/bench.py: what a user would write with JAX, with PyTorch, with scikit-learn."""
+"""The peers of the races: what a user would write with JAX, with PyTorch, with scikit-learn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernels.network import Network
-from scripts.given import BLOCK_ROWS, MOMENTUM, RATE, Prepared, arrays, cost_of, h5_files, network_of
+from scripts.benchmarks.given import BLOCK_ROWS, MOMENTUM, RATE, Prepared, arrays, cost_of, h5_files, network_of
 
 
 class Peer:

@@ -1,28 +1,24 @@
 """Measure how good features are beside principal components and raw columns, on twelve kinds of data.
 
-    python scripts/quality.py                                       every data set, default settings, three seeds
-    python scripts/quality.py wine wide --seeds 1                   some of them
-    python scripts/quality.py fashion-64 -- --hidden none           with settings of scripts/extract.py
-    python scripts/quality.py --markdown                            what was measured so far, as a table
+    run.py quality                                       every data set, default settings, three seeds
+    run.py quality wine wide --seeds 1                   some of them
+    run.py quality fashion-64 -- --hidden none           with settings of scripts/extract.py
+    run.py quality --markdown                            what was measured so far, as a table
 
 A data set is split once: no test row is seen by a training, nor by the choice of its best epoch. The error is the mean
 squared one of the test rows' reconstruction, in scaled columns; the probe is the accuracy of a logistic regression on
 standardized columns, trained on 20,000 training rows at most. Every run is a line in quality/results.jsonl.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
-
-# isort: split
+from __future__ import annotations
 
 import argparse
 import json
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -41,8 +37,9 @@ from pipeline.scan.scaler import Scaler
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import blocks
+from scripts.benchmarks.common import one_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("quality")
 TEST_SHARE = 0.2
 MOST_PROBED = 20_000  # training rows of the probe
@@ -51,24 +48,23 @@ MOST_BYTES = 2**28  # of training rows that the components are fitted to
 Rows = tuple[np.ndarray, np.ndarray]  # and their classes
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print each run as it ends, and return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)} (default: all)")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "sets", nargs="*", type=one_of(SETS), metavar="SET", help=f"of {', '.join(SETS)} (default: all)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each (default: %(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print what was measured so far, and measure nothing")
-    options = parser.parse_args(arguments[:at])
-    unknown = set(options.sets) - set(SETS)
-    if unknown:
-        parser.error(f"unknown data set {', '.join(sorted(unknown))}, expected {', '.join(SETS)}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print each run as it ends, and return the exit code."""
     if options.markdown:
         print(markdown())
         return 0
     for name in options.sets or SETS:
         for seed in range(options.seeds):
-            measure(name, seed, arguments[at + 1 :])
+            measure(name, seed, options.settings)
     return 0
 
 
@@ -274,7 +270,3 @@ def _line(name: str, settings: str, lines: Sequence[dict[str, Any]]) -> str:
     probes = " | ".join(f"{means[key]:.3f}" for key in ("probe", "pca_probe", "raw_probe"))
     speed = f"{means['seconds']:.1f} s | {means['rows_per_second']:,.0f}"
     return f"| {name} | {settings or 'default'} ({len(lines)}) | {errors} | {probes} | {speed} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

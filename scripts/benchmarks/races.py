@@ -1,26 +1,20 @@
 """Race shardpress against what a user would pick instead, on the same work, in the same run, on this machine.
 
     make bench                                       sets up the peers' environment and runs every case
-    .venv/bin/python scripts/bench.py step encode    some of the cases
-    .venv/bin/python scripts/bench.py --quick        smaller data, fewer rounds
-    .venv/bin/python scripts/bench.py shapes --seed 1    on shapes drawn from another seed
-    .venv/bin/python scripts/bench.py --isa avx2     as on a processor that has no more than that, for all contestants
-    .venv/bin/python scripts/bench.py --one-core     one core, and the time that it works: where others use it too
-    .venv/bin/python scripts/bench.py device         on a CUDA card (--device cuda1: another one)
+    run.py races step encode    some of the cases
+    run.py races --quick        smaller data, fewer rounds
+    run.py races shapes --seed 1    on shapes drawn from another seed
+    run.py races --isa avx2     as on a processor without more than that, for all contestants
+    run.py races --one-core     one core, and the time that it works: where others use it too
+    run.py races device         on a CUDA card (--device cuda1: another one)
 
-Each contestant is a process of its own (scripts/contestants.py), the peers (scripts/peers.py) in their own virtual
+Each contestant is a process of its own (contestants.py), the peers (peers.py) in their own virtual
 environment. Before a case is timed, their results are compared. Then they take turns, round after round; a ratio is the
 median over the rounds of the peer's seconds over ours, so above 1 means that we are faster. What is asked for stands
 beside what was measured in a table at the end. Everything goes into bench.json.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
-
-# isort: split
+from __future__ import annotations
 
 import argparse
 import json
@@ -28,12 +22,14 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -41,8 +37,9 @@ import h5py
 import numpy as np
 
 from kernels.network import Network
-from scripts.instruction_sets import INSTRUCTION_SETS, missing
-from scripts.race import OURS, PEERS, ROOT, Bench, contestants, environment, nothing
+from scripts.benchmarks.common import one_of
+from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, missing
+from scripts.benchmarks.race import OURS, PEERS, ROOT, Bench, contestants, environment, nothing
 
 SHAPES = [(784, 64, 512), (784, 256, 512), (4096, 256, 256)]
 # What `--hidden 512` makes of pictures.
@@ -72,33 +69,35 @@ sys.exit(code)
 """
 
 
-def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for, if it can be done here."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: all)")
-    parser.add_argument("--output", type=Path, default=Path("bench"), help="working folder (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant (default: %(default)s)")
-    parser.add_argument("--size", type=float, default=1.0, help="of the data sets in files (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="as --rounds 3 --size 0.1")
-    parser.add_argument("--device", default="cuda", help="for the case of that name (default: %(default)s)")
-    parser.add_argument("--isa", choices=INSTRUCTION_SETS, help="instruction set that all contestants keep to")
-    parser.add_argument("--seed", type=int, default=0, help="of the case shapes (default: %(default)s)")
-    parser.add_argument("--one-core", action="store_true", help="one core for all, and its time instead of the clock's")
-    parser.add_argument("--without-peers", action="store_true", help="time only ourselves and BLAS")
-    options = parser.parse_args(argv)
-    unknown = set(options.cases) - set(CASES)
-    if unknown:
-        parser.error(f"unknown case {', '.join(sorted(unknown))}, expected {', '.join(CASES)}")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add = parser.add_argument
+    add("cases", nargs="*", type=one_of(CASES), metavar="CASE", help=f"of {', '.join(CASES)} (default: all)")
+    add("--output", type=Path, default=Path("bench"), help="working folder (default: %(default)s)")
+    add("--rounds", type=int, default=9, help="turns of each contestant (default: %(default)s)")
+    add("--size", type=float, default=1.0, help="of the data sets in files (default: %(default)s)")
+    add("--quick", action="store_true", help="as --rounds 3 --size 0.1")
+    add("--device", default="cuda", help="for the case of that name (default: %(default)s)")
+    add("--isa", choices=INSTRUCTION_SETS, help="instruction set that all contestants keep to")
+    add("--seed", type=int, default=0, help="of the case shapes (default: %(default)s)")
+    add("--one-core", action="store_true", help="one core for all, and its time instead of the clock's")
+    add("--without-peers", action="store_true", help="time only ourselves and BLAS")
+
+
+def refusal(options: argparse.Namespace) -> str:
+    """Return why these races cannot be run here; empty if they can."""
     if options.isa and missing(options.isa):
-        parser.error(f"--isa {options.isa}: this machine's processor lacks {', '.join(missing(options.isa))}")
+        return f"--isa {options.isa}: this machine's processor lacks {', '.join(missing(options.isa))}"
     if not PEERS.exists() and not options.without_peers:
-        parser.error("the peers' environment is missing. Run: make bench")
-    return options
+        return "the peers' environment is missing. Run: make bench"
+    return ""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the cases, print tables, write bench.json, and return the exit code."""
-    options = options_of(argv)
+    if why := refusal(options):
+        print(why, file=sys.stderr)
+        return 2
     if options.one_core:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # of all that is started from here, too
         os.environ["BENCH_CLOCK"] = "process"
@@ -508,7 +507,3 @@ CASES = {
     "growth": growth,
     "device": device,
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Tasks for scripts/scaling.py: empty ones, and ones that say where their time went. Workers import them from here."""
+"""Tasks for `scaling`: empty ones, and ones that say where their time went. Workers import them from here."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Predict what a run takes on a cluster that is not there, by a discrete-event model fed with measured costs.
 
-    python scripts/simulate.py                              10^9 and 10^12 rows on 1 to 1,000 workers, as a table
-    python scripts/simulate.py --plot docs/scaling.png      the same as a picture, too
-    python scripts/simulate.py --costs scaling/scaling.json --check scaling/scaling.json
+    run.py simulate                              10^9 and 10^12 rows on 1 to 1,000 workers, as a table
+    run.py simulate --plot docs/scaling.png      the same as a picture, too
+    run.py simulate --costs scaling/scaling.json --check scaling/scaling.json
                                                             what was measured with 1 to 4 workers beside the model
 
 A task waits for the driver, the scheduler, a thread of a worker, a core and the storage in turn, as in a run; each of
@@ -10,26 +10,21 @@ them serves one at a time, and the storage as many as its bandwidth has streams.
 are simulated, and the rest goes on at their steady pace. The costs are those of docs/scaling.json, or of `--costs`.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
-
-# isort: split
+from __future__ import annotations
 
 import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import simpy
 
 from pipeline.cluster.executor import n_together
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 MOST_TASKS = 4000  # that are simulated of a pass, and as many more as fill all threads so many times:
 TURNS = 12
@@ -335,9 +330,8 @@ SCENARIOS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, print, draw, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument(
         "--costs",
         type=Path,
@@ -349,8 +343,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--memory", type=float, default=2.0, help="GiB of each process (default: %(default)s)")
     parser.add_argument("--trained", type=float, default=TRAINED, help="rows that the model is trained on (1e8)")
     parser.add_argument("--plot", type=Path, help="a PNG to draw")
-    parser.add_argument("--check", type=Path, help="what scripts/scaling.py has measured with 1 to 4 workers")
-    options = parser.parse_args(argv)
+    parser.add_argument("--check", type=Path, help="what scaling.py has measured with 1 to 4 workers")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predict, print, draw, and return the exit code."""
     told = json.loads(options.costs.read_text())["costs"]
     costs = Costs(**told.get("found", told))
     if options.check:
@@ -450,7 +447,3 @@ def draw(found: dict[Scenario, list[dict[str, Any]]], path: Path) -> None:
     right.set(xscale="log", ylim=(0, 1.05), xlabel="workers of two cores", ylabel="share of that time at work")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,27 +1,23 @@
 """Measure what safety costs: the durable protocol, the checkpoints, and running a finished run again.
 
-    python scripts/overheads.py                      2 GB of synthetic rows in overheads/
-    python scripts/overheads.py --gigabytes 0.2 --rounds 3
+    run.py overheads                      2 GB of synthetic rows in overheads/
+    run.py overheads --gigabytes 0.2 --rounds 3
 
 The contestants take turns in one process, so that a noisy machine is noisy for both; what counts are the ratios. The
 cheap contestant writes the same files without a digest, a sync or a record, and trains without a checkpoint.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
-
-# isort: split
+from __future__ import annotations
 
 import argparse
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -60,19 +56,21 @@ from pipeline.training.start import start_of
 N_COLUMNS = 784
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a table, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of rows (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("overheads"), help="working folder (default: %(default)s)")
-    options = parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print a table, and return the exit code."""
     folder = options.output
     shards = folder / "shards"
     n_rows = int(options.gigabytes * 1e9 / (4 * N_COLUMNS))
-    run("make_data.py", "synthetic", "--rows", n_rows, "--columns", N_COLUMNS, "--shards", 8, "--output", shards)
+    script("make_data.py", "synthetic", "--rows", n_rows, "--columns", N_COLUMNS, "--shards", 8, "--output", shards)
     once = ("extract.py", "--quiet", "--input", shards, "--output", folder / "features", "--epochs", 1, "--overwrite")
-    run(*once)
+    script(*once)
     print(f"{n_rows} rows x {N_COLUMNS} columns of float32, {backend.start()}, {options.rounds} rounds", flush=True)
 
     found = {
@@ -90,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(*command: Any) -> None:
+def script(*command: Any) -> None:
     """A script of ours, to its end."""
     subprocess.run([sys.executable, f"scripts/{command[0]}", *map(str, command[1:])], check=True)
 
@@ -214,11 +212,7 @@ def again(command: Sequence[Any], features: Path) -> dict[str, Callable[[], floa
 
     def rerun() -> float:
         start = time.perf_counter()
-        run(*command)
+        script(*command)
         return time.perf_counter() - start
 
     return {"one pass of reading": read, "the run again": rerun}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

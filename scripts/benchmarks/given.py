@@ -1,4 +1,4 @@
-"""What all contestants of scripts/bench.py are given, and what each case gives back."""
+"""What all contestants of the races are given, and what each case gives back."""
 
 from __future__ import annotations
 

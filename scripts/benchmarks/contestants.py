@@ -1,8 +1,8 @@
-"""The contestants of scripts/bench.py: the same work as a user would write it with each library.
+"""The contestants of the races: the same work as a user would write it with each library.
 
-    python scripts/contestants.py ours|blas|jax|torch|torch-compile|torch-graphs|sklearn
+    python scripts/benchmarks/contestants.py ours|blas|jax|torch|torch-compile|torch-graphs|sklearn
 
-Started by scripts/bench.py in the virtual environment that has the library, it takes one JSON request a line on
+Started by `race` in the virtual environment that has the library, it takes one JSON request a line on
 standard input and answers each with one line. `prepare` names a case, the method of a contestant, and where its input
 lies, and leaves the result beside it, so that all contestants can be held against each other; `time` does the work
 again so many times and answers the seconds. PEER_DEVICE=cuda in the environment has PyTorch work there, and
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts.ours import Blas, Ours
-from scripts.peers import Jax, Sklearn, Torch, TorchCompile, TorchGraphs
+from scripts.benchmarks.ours import Blas, Ours
+from scripts.benchmarks.peers import Jax, Sklearn, Torch, TorchCompile, TorchGraphs
 
 
 def main() -> int:

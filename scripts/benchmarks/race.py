@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from scripts.instruction_sets import hide, limits
+from scripts.benchmarks.instruction_sets import hide, limits
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OURS, PEERS = Path(sys.executable), ROOT / ".venv-peers/bin/python"
 # Threads of BLAS and OpenMP spin for a while before they sleep: so long, that the one before does not disturb the next.
 _PAUSE = 0.2
@@ -37,7 +37,7 @@ class Contestant:
     Parameters
     ----------
     name : str
-        A key of ``CONTESTANTS`` in scripts/contestants.py.
+        A key of ``CONTESTANTS`` in scripts/benchmarks/contestants.py.
     said : file
         Takes what it says, warnings as a rule; ours speaks to the user.
     variables : str
@@ -51,7 +51,7 @@ class Contestant:
         if hidden and name == "jax":
             variables["LD_PRELOAD"] = hidden
         self._process = subprocess.Popen(
-            [str(python), str(ROOT / "scripts/contestants.py"), name],
+            [str(python), str(ROOT / "scripts/benchmarks/contestants.py"), name],
             cwd=ROOT,
             env=environment(**variables),
             stdin=subprocess.PIPE,

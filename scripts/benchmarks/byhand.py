@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # A second port serves HTTP, with a dashboard or without, and listens on every interface unless it is told where.
 _QUIETLY = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--no-dashboard")
 _SECONDS = 60.0  # that a process may take to come and to go

@@ -1,20 +1,14 @@
-"""Measure what more than one process costs and brings, and what scripts/simulate.py reckons with.
+"""Measure what more than one process costs and brings, and what `simulate` reckons with.
 
-    python scripts/scaling.py                             all of it, with 1.25 GB of synthetic rows in scaling/
-    python scripts/scaling.py overhead driver             some of it: overhead, driver, workers, shards
-    python scripts/scaling.py workers --gigabytes 0.2 --rounds 1
+    run.py scaling                             all of it, with 1.25 GB of synthetic rows in scaling/
+    run.py scaling overhead driver             some of it: overhead, driver, workers, shards
+    run.py scaling workers --gigabytes 0.2 --rounds 1
 
 What is measured goes to scaling/scaling.json, each part in the place of an earlier one. Everything listens on the
 loopback alone, and is gone at the end.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
-
-# isort: split
+from __future__ import annotations
 
 import argparse
 import json
@@ -22,11 +16,13 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -54,8 +50,8 @@ from pipeline.scan.ranges import scan
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards
 from pipeline.training.replicas.averaging import Average, State, outer_step
-from scripts.byhand import ROOT, ByHand, by_hand, processor_seconds
-from scripts.measured import empty, timed_part
+from scripts.benchmarks.byhand import ROOT, ByHand, by_hand, processor_seconds
+from scripts.benchmarks.measured import empty, timed_part
 
 N_COLUMNS = 784
 FINGERPRINT = "0" * 64
@@ -65,11 +61,14 @@ N_AT_ONCE = 16  # tasks under way at a cluster of two workers
 N_FAR = 2  # threads that they have
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print what comes of it, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument(
-        "what", nargs="*", metavar="WHAT", help=f"of {', '.join(MEASURED)} (default: all, in this order)"
+        "what",
+        nargs="*",
+        choices=MEASURED,
+        metavar="WHAT",
+        help=f"of {', '.join(MEASURED)} (default: all)",
     )
     parser.add_argument("--gigabytes", type=float, default=1.25, help="of rows (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant (default: %(default)s)")
@@ -78,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--parts", type=int, default=100_000, help="empty ones of the driver's largest run (%(default)s)"
     )
     parser.add_argument("--output", type=Path, default=Path("scaling"), help="working folder (default: %(default)s)")
-    options = parser.parse_args(argv)
-    unknown = set(options.what) - set(MEASURED)
-    if unknown:
-        parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(MEASURED)}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print what comes of it, and return the exit code."""
     options.output.mkdir(parents=True, exist_ok=True)
     print(f"{start()}, load {os.getloadavg()[0]:.1f}", flush=True)
     for name in options.what or MEASURED:
@@ -379,7 +378,7 @@ def shares(folder: Path, shards: Path, executor: Executor, n_at_once: int) -> di
 
 
 def costs(options: argparse.Namespace) -> dict[str, Any]:
-    """What `Costs` in scripts/simulate.py says, out of what was measured before."""
+    """What `Costs` in simulate.py says, out of what was measured before."""
     measured = {name: each["found"] for name, each in json.loads((options.output / "scaling.json").read_text()).items()}
     empty_task, largest, alone = (
         measured["overhead"]["scheduler"],
@@ -461,6 +460,3 @@ MEASURED: dict[str, Callable[[argparse.Namespace], Any]] = {
     "crowds": crowds,
     "costs": costs,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())
