@@ -154,19 +154,24 @@ def _of_files(files: Files) -> Iterator[str]:
         names = f"{names} ... {last}"
     yield f"{counted(len(files.names), 'file')} ({names}), {counted(files.n_rows, 'row')}"
     yield from _table(files.datasets, files.taken)
-    taken = shown(files.taken)
-    if files.form != "dense":
-        taken += f" ({files.form})"
-    taken += f", since {files.why}"
-    if len(files.shape) > 1:
-        taken += f", rows of shape {tuple(files.shape)} flattened"
-    yield f"  taken: {taken}"
+    yield f"  taken: {_taken(files)}"
     yield f"  columns: {files.columns}"
     yield f"  riding along: {some(map(shown, files.riding), _LISTED)}"
     if files.left_out:
         words = [f"{name} ({why})" for name, why in files.left_out.items()]
         yield f"  left out: {some(words, _LISTED)}"
     yield from (f"  would read faster: {words}" for words in files.faster)
+
+
+def _taken(files: Files) -> str:
+    """Return the dataset with the rows, and why it was chosen."""
+    words = shown(files.taken)
+    if files.form != "dense":
+        words += f" ({files.form})"
+    words += f", since {files.why}"
+    if len(files.shape) > 1:
+        words += f", rows of shape {tuple(files.shape)} flattened"
+    return words
 
 
 def _table(datasets: Sequence[dict[str, Any]], taken: str) -> Iterator[str]:

@@ -72,15 +72,7 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
     libraries : mapping
         Files of loaded libraries by name; those that no check names are listed.
     """
-    lines = [verdict(checks), ""]
-    # Failures first, since doubts may disappear with them; of each kind the first check, on which others depend.
-    steps = [each for each in checks if each.status == "fail" and each.fix]
-    steps += [each for each in checks if each.status == "warn" and each.fix]
-    if steps:
-        lines.append("What to do, in this order:")
-        for number, each in enumerate(steps, 1):
-            lines += _wrapped(f"{number:4}. ", f"{each.name}: {each.fix}")
-        lines.append("")
+    lines = [verdict(checks), "", *_steps(checks)]
     for each in checks:
         lines += _wrapped(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
         if each.fix and each.status == "absent":
@@ -91,6 +83,19 @@ def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str
         lines += ["", "Other libraries that were loaded:"]
         lines += [f"     {shown(path)}" for path in others]
     return "\n".join(lines)
+
+
+def _steps(checks: Sequence[Check]) -> list[str]:
+    """Return what to do, in order."""
+    # Failures first, since doubts may disappear with them; of each kind the first check, on which others depend.
+    steps = [each for each in checks if each.status == "fail" and each.fix]
+    steps += [each for each in checks if each.status == "warn" and each.fix]
+    if not steps:
+        return []
+    lines = ["What to do, in this order:"]
+    for number, each in enumerate(steps, 1):
+        lines += _wrapped(f"{number:4}. ", f"{each.name}: {each.fix}")
+    return [*lines, ""]
 
 
 def _wrapped(head: str, text: str) -> Iterator[str]:

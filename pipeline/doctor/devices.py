@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.childprocess import collect_reports, report
 from pipeline.doctor.check import Check, Status
@@ -23,6 +23,11 @@ from pipeline.doctor.cuda import rungs
 from pipeline.doctor.packages import complaint, missing_proc
 from pipeline.errors import ConfigError
 from pipeline.gpu.driver import files_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipeline.model import Model
 
 __all__ = ["main", "tried", "wished"]
 
@@ -184,24 +189,32 @@ def main() -> None:
 def _probe() -> Iterator[dict[str, Any]]:
     import numpy as np
 
-    from kernels.network import Network
     from pipeline.device import autoencoder_of, compile_anew, device_speeds, start_device
-    from pipeline.model import Model
-    from pipeline.scan.scaler import Scaler
 
     device = start_device(is_required=True)
     yield {"device": device.used, "name": device.name, "place": device.place}
     seconds, cache = compile_anew()
     yield {"seconds": seconds, "cache": cache}
-    network = Network(_WIDTHS)
-    rng = np.random.default_rng(0)
-    rows = rng.integers(0, 256, (300, _WIDTHS[0])).astype(np.uint8)
-    parameters = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in network.shapes.items()}
-    model = Model(Scaler(rows.min(axis=0), rows.max(axis=0)), network, parameters)
-    autoencoder = autoencoder_of(model.scaler, network, rows.dtype)
-    autoencoder.set_parameters(parameters)
+    model, rows = _model_and_rows()
+    autoencoder = autoencoder_of(model.scaler, model.network, rows.dtype)
+    autoencoder.set_parameters(model.parameters)
     difference = float(np.abs(autoencoder.encode(rows) - model.encode(rows)).max())
     yield {"difference": difference}
     if not difference <= _TOLERANCE:
         yield {"failed": f"its features differ from NumPy's by {difference:.1g}, expected {_TOLERANCE} at most"}
     yield device_speeds(device)
+
+
+def _model_and_rows() -> tuple[Model, np.ndarray]:
+    """Return a small model, and rows of bytes (300, 96)."""
+    import numpy as np
+
+    from kernels.network import Network
+    from pipeline.model import Model
+    from pipeline.scan.scaler import Scaler
+
+    network = Network(_WIDTHS)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (300, _WIDTHS[0])).astype(np.uint8)
+    parameters = {name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in network.shapes.items()}
+    return Model(Scaler(rows.min(axis=0), rows.max(axis=0)), network, parameters), rows
