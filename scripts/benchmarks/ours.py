@@ -6,14 +6,16 @@ import ctypes
 import os
 import shutil
 import threading
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.benchmarks.given import BLOCK_ROWS, MOMENTUM, PART_ROWS, RATE, Prepared, arrays, cost_of, network_of
+from scripts.benchmarks.contestants import BLOCK_ROWS, MOMENTUM, RATE, Prepared, arrays, cost_of, network_of, repeated
+
+PART_ROWS = 65536
 
 
 class Ours:
@@ -33,7 +35,8 @@ class Ours:
         autoencoder = Autoencoder(network_of(network))
         autoencoder.set_parameters({name: given[name] for name in autoencoder.shared})
         step = TrainingStep(autoencoder, Rule("momentum", MOMENTUM), np.dtype(np.float32))
-        n_rows, bias = len(given["x"]), list(autoencoder.shared.values())[1]
+        n_rows = len(given["x"])
+        bias = list(autoencoder.shared.values())[1]
         n_at_once = step.n_at_once(n_rows)
         several = np.concatenate([given["x"]] * n_at_once)
 
@@ -56,10 +59,7 @@ class Ours:
         rows = given["rows"]
         out = np.empty((len(rows), autoencoder.network.n_features), dtype=np.float32)
 
-        def run(n: int) -> None:
-            for _ in range(n):
-                autoencoder.encode(rows, out)
-
+        run = repeated(lambda: autoencoder.encode(rows, out))
         run(1)
         return run, lambda: {"features": out}
 
@@ -70,61 +70,20 @@ class Ours:
 
         output = folder / "ours"
 
-        def run(n: int) -> None:
-            for _ in range(n):
-                shutil.rmtree(output, ignore_errors=True)
-                extract(Config(input=(shards,), model=model, output=str(output)), ["bench.py"])
+        def work() -> None:
+            shutil.rmtree(output, ignore_errors=True)
+            extract(Config(input=(shards,), model=model, output=str(output)), ["bench.py"])
 
+        run = repeated(work)
         run(1)
         return run, lambda: {"features": np.asarray(open_features(output).features.compute())}
 
     def encode_files_barely(self, folder: Path, shards: str, model: str) -> Prepared:
         """Read, encode, hash, write, sync, and nothing else of a run: what no pipeline around this encoder can beat."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        from kernels.autoencoder import Autoencoder
-        from pipeline.encoding.partfile import PartMemory
-        from pipeline.formats import digest
-        from pipeline.model import load_model
-        from pipeline.output.disk import Disk, publish
-        from pipeline.shards.open import open_shards
-        from pipeline.shards.rows import read
-        from pipeline.shards.shard import Block, blocks
-
-        fitted, found = load_model(Path(model)), open_shards([shards])
-        minimum, scale = fitted.scaler.arrays(np.dtype(found[0].dtype))
-        autoencoder = Autoencoder(fitted.network, minimum, scale)
-        autoencoder.set_parameters(fitted.parameters)
-        output, n_cores, kept = folder / "bare", len(os.sched_getaffinity(0)), threading.local()
-        parts, turns = list(blocks(found, PART_ROWS)), threading.Semaphore(n_cores)
-
-        def encode(i: int) -> None:
-            if not hasattr(kept, "rows"):
-                kept.rows = np.empty((BLOCK_ROWS, fitted.n_inputs), dtype=found[0].dtype)
-                kept.memory = PartMemory(PART_ROWS, fitted.n_features)
-            part = parts[i]
-            features = kept.memory.features(len(part))
-            with turns:
-                for first in range(part.start, part.stop, BLOCK_ROWS):
-                    block = Block(part.shard, first, min(first + BLOCK_ROWS, part.stop))
-                    rows = read(block, kept.rows[: len(block)])
-                    autoencoder.encode(rows, features[first - part.start :][: len(block)])
-            data = features.reshape(-1).view(np.uint8).data
-            digest([data])
-            publish(Disk(), output / str(i), data)
-
-        def run(n: int) -> None:
-            for _ in range(n):
-                shutil.rmtree(output, ignore_errors=True)
-                output.mkdir()
-                with ThreadPoolExecutor(n_cores + 2) as pool:
-                    list(pool.map(encode, range(len(parts))))
-
-        def result() -> dict[str, np.ndarray]:
-            return {"features": np.concatenate([np.fromfile(output / str(i), np.float32) for i in range(len(parts))])}
-
+        bare = BareEncoding(folder / "bare", shards, model)
+        run = repeated(bare.encode)
         run(1)
-        return run, result
+        return run, bare.result
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
         from pipeline.model import load_model
@@ -155,6 +114,68 @@ class Ours:
         return run, result
 
 
+class BareEncoding:
+    """Encoding of shards by a pool of threads, without records, checks or a report."""
+
+    def __init__(self, output: Path, shards: str, model: str) -> None:
+        from kernels.autoencoder import Autoencoder
+        from pipeline.model import load_model
+        from pipeline.shards.open import open_shards
+        from pipeline.shards.shard import blocks
+
+        fitted = load_model(Path(model))
+        found = open_shards([shards])
+        self.output = output
+        self.dtype = np.dtype(found[0].dtype)
+        self.parts = list(blocks(found, PART_ROWS))
+        self.autoencoder = Autoencoder(fitted.network, *fitted.scaler.arrays(self.dtype))
+        self.autoencoder.set_parameters(fitted.parameters)
+        self.n_cores = len(os.sched_getaffinity(0))
+        self.turns = threading.Semaphore(self.n_cores)
+        self.memory = threading.local()
+
+    def encode(self) -> None:
+        shutil.rmtree(self.output, ignore_errors=True)
+        self.output.mkdir()
+        with ThreadPoolExecutor(self.n_cores + 2) as pool:
+            list(pool.map(self._encode_part, range(len(self.parts))))
+
+    def result(self) -> dict[str, np.ndarray]:
+        parts = [np.fromfile(self.output / str(i), np.float32) for i in range(len(self.parts))]
+        return {"features": np.concatenate(parts)}
+
+    def _encode_part(self, i: int) -> None:
+        from pipeline.formats import digest
+        from pipeline.output.disk import Disk, publish
+
+        part = self.parts[i]
+        rows, memory = self._memory_of_thread()
+        features = memory.features(len(part))
+        with self.turns:
+            self._encode_rows(part, rows, features)
+        data = features.reshape(-1).view(np.uint8).data
+        digest([data])
+        publish(Disk(), self.output / str(i), data)
+
+    def _encode_rows(self, part: Any, memory: np.ndarray, features: np.ndarray) -> None:
+        from pipeline.shards.rows import read
+        from pipeline.shards.shard import Block
+
+        for first in range(part.start, part.stop, BLOCK_ROWS):
+            block = Block(part.shard, first, min(first + BLOCK_ROWS, part.stop))
+            rows = read(block, memory[: len(block)])
+            self.autoencoder.encode(rows, features[first - part.start :][: len(block)])
+
+    def _memory_of_thread(self) -> tuple[np.ndarray, Any]:
+        from pipeline.encoding.partfile import PartMemory
+
+        if not hasattr(self.memory, "rows"):
+            network = self.autoencoder.network
+            self.memory.rows = np.empty((BLOCK_ROWS, network.n_inputs), dtype=self.dtype)
+            self.memory.part = PartMemory(PART_ROWS, network.n_features)
+        return self.memory.rows, self.memory.part
+
+
 class Blas:
     """The products of the same work through BLAS alone."""
 
@@ -165,23 +186,14 @@ class Blas:
         library.scipy_openblas_get_corename.restype = ctypes.c_char_p
         self.about = f"OpenBLAS, kernels for {library.scipy_openblas_get_corename().decode()}"
         self._sgemm = library.scipy_cblas_sgemm
-        pointer = ctypes.POINTER(ctypes.c_float)
-        size = ctypes.c_int
-        self._sgemm.argtypes = [size] * 6 + [
-            ctypes.c_float,
-            pointer,
-            size,
-            pointer,
-            size,
-            ctypes.c_float,
-            pointer,
-            size,
-        ]
+        factor = ctypes.c_float
+        matrix = [ctypes.POINTER(ctypes.c_float), ctypes.c_int]
+        self._sgemm.argtypes = [ctypes.c_int] * 6 + [factor, *matrix, *matrix, factor, *matrix]
 
     def product(
         self, a: np.ndarray, b: np.ndarray, out: np.ndarray, turned_a: bool = False, turned_b: bool = False
     ) -> None:
-        """``out = a . b``, with either of them transposed."""
+        """Compute ``out = a . b``, with either of them transposed."""
         pointers = [m.ctypes.data_as(ctypes.POINTER(ctypes.c_float)) for m in (a, b, out)]
         inner = a.shape[0] if turned_a else a.shape[1]
         self._sgemm(
@@ -190,50 +202,50 @@ class Blas:
         )  # fmt: skip
 
     def step(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
-        given, layers = arrays(folder), network_of(network).layers
-        W = [given[name] for name, _, _ in layers]
+        given = arrays(folder)
+        W, a = self._layers(given, network, given["x"])
         dW = [np.empty_like(each) for each in W]
-        a = [given["x"], *(np.empty((len(given["x"]), each.shape[1]), dtype=np.float32) for each in W)]
         y = [np.empty_like(each) for each in a]
 
-        def run(n: int) -> None:
-            for _ in range(n):
-                for i in range(len(W)):
-                    self.product(a[i], W[i], a[i + 1])
-                for i in reversed(range(len(W))):
+        def work() -> None:
+            for i in range(len(W)):
+                self.product(a[i], W[i], a[i + 1])
+            for i in reversed(range(len(W))):
+                self.product(a[i + 1], W[i], y[i], turned_b=True)
+            for i in range(len(W)):
+                self.product(y[i], W[i], a[i + 1])
+                self.product(y[i], a[i + 1], dW[i], turned_a=True)
+            for i in reversed(range(len(W))):
+                self.product(a[i], a[i + 1], dW[i], turned_a=True)
+                if i > 0:
                     self.product(a[i + 1], W[i], y[i], turned_b=True)
-                for i in range(len(W)):
-                    self.product(y[i], W[i], a[i + 1])
-                    self.product(y[i], a[i + 1], dW[i], turned_a=True)
-                for i in reversed(range(len(W))):
-                    self.product(a[i], a[i + 1], dW[i], turned_a=True)
-                    if i > 0:
-                        self.product(a[i + 1], W[i], y[i], turned_b=True)
 
-        run(1)
-        return run, dict
+        return self._prepared(work)
 
     def encode(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
-        given, layers = arrays(folder), network_of(network).layers
-        W = [given[name] for name, _, _ in layers]
-        a = [given["rows"].astype(np.float32)]
-        a += [np.empty((len(a[0]), each.shape[1]), dtype=np.float32) for each in W]
+        given = arrays(folder)
+        W, a = self._layers(given, network, given["rows"].astype(np.float32))
 
-        def run(n: int) -> None:
-            for _ in range(n):
-                for (left, out), each in zip(pairwise(a), W, strict=True):
-                    self.product(left, each, out)
+        def work() -> None:
+            for i, each in enumerate(W):
+                self.product(a[i], each, a[i + 1])
 
-        run(1)
-        return run, dict
+        return self._prepared(work)
 
     def square(self, folder: Path, n: int) -> Prepared:
-        a, b = (np.random.default_rng(i).random((n, n), dtype=np.float32) for i in range(2))
+        a = np.random.default_rng(0).random((n, n), dtype=np.float32)
+        b = np.random.default_rng(1).random((n, n), dtype=np.float32)
         out = np.empty_like(a)
+        return self._prepared(lambda: self.product(a, b, out))
 
-        def run(times: int) -> None:
-            for _ in range(times):
-                self.product(a, b, out)
+    def _layers(
+        self, given: Mapping[str, np.ndarray], network: Mapping[str, Any], rows: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the weights of each layer, and memory for the activations, of which the first are the rows."""
+        W = [given[name] for name, _, _ in network_of(network).layers]
+        return W, [rows, *(np.empty((len(rows), each.shape[1]), dtype=np.float32) for each in W)]
 
+    def _prepared(self, work: Callable[[], object]) -> Prepared:
+        run = repeated(work)
         run(1)
         return run, dict

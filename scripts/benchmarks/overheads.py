@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -52,49 +48,59 @@ from pipeline.training.epochs import Training, train
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import StreamedRows
 from pipeline.training.start import start_of
+from scripts.benchmarks.common import fresh, script
 
 N_COLUMNS = 784
+NO_FINGERPRINT = "0" * 64
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="of rows (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("overheads"), help="working folder (default: %(default)s)")
+    add = parser.add_argument
+    add("--gigabytes", type=float, default=2.0, help="of rows (default: %(default)s)")
+    add("--rounds", type=int, default=5, help="turns of each contestant (default: %(default)s)")
+    add("--output", type=Path, default=Path("overheads"), help="working folder (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print a table, and return the exit code."""
-    folder = options.output
+    folder = options.output.resolve()
     shards = folder / "shards"
     n_rows = int(options.gigabytes * 1e9 / (4 * N_COLUMNS))
-    script("make_data.py", "synthetic", "--rows", n_rows, "--columns", N_COLUMNS, "--shards", 8, "--output", shards)
+    size = ("--rows", n_rows, "--columns", N_COLUMNS, "--shards", 8)
+    script("make_data.py", "synthetic", *size, "--output", shards)
     once = ("extract.py", "--quiet", "--input", shards, "--output", folder / "features", "--epochs", 1, "--overwrite")
     script(*once)
     print(f"{n_rows} rows x {N_COLUMNS} columns of float32, {backend.start()}, {options.rounds} rounds", flush=True)
 
+    encoding = Encoding(shards, folder)
+    training = TwoEpochs(shards, folder)
     found = {
-        # Which takes a fraction of a second: a disk that is slow for a moment must not decide.
-        "encoding": take_turns(encodings(shards, folder), 5 * options.rounds),
-        "training": take_turns(trainings(shards, folder), options.rounds),
-        "finished run": take_turns(again(once, folder / "features"), options.rounds),
+        # Encoding takes a fraction of a second: a disk that is slow for a moment must not decide.
+        "encoding": take_turns({"simply": encoding.simply, "durably": encoding.durably}, 5 * options.rounds),
+        "training": take_turns(
+            {"without checkpoints": training.without_checkpoints, "with checkpoints": training.with_checkpoints},
+            options.rounds,
+        ),
+        "finished run": take_turns(
+            {
+                "one pass of reading": partial(seconds_of, partial(read, folder / "features")),
+                "the run again": partial(seconds_of, partial(script, *once)),
+            },
+            options.rounds,
+        ),
     }
     for name, seconds in found.items():
         spread = "; ".join(f"{who} {median(s):.3f} s ({min(s):.3f} to {max(s):.3f})" for who, s in seconds.items())
-        cheap, safe = (median(s) for s in seconds.values())
-        paired = median(b / a for a, b in zip(*seconds.values(), strict=True))
-        print(f"{name}: {spread}; ratio {paired:.3f}, difference {safe - cheap:+.3f} s")
+        cheap, safe = seconds.values()
+        ratio = median(b / a for a, b in zip(cheap, safe, strict=True))
+        print(f"{name}: {spread}; ratio {ratio:.3f}, difference {median(safe) - median(cheap):+.3f} s")
     (folder / "overheads.json").write_text(json.dumps(found, indent=1))
     return 0
 
 
-def script(*command: Any) -> None:
-    """A script of ours, to its end."""
-    subprocess.run([sys.executable, f"scripts/{command[0]}", *map(str, command[1:])], check=True)
-
-
 def take_turns(contestants: dict[str, Callable[[], float]], n_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, after one round that does not count."""
+    """Return the seconds of each contestant in each round, after one round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for i in range(n_rounds + 1):
         for name, contestant in contestants.items():
@@ -104,115 +110,103 @@ def take_turns(contestants: dict[str, Callable[[], float]], n_rounds: int) -> di
     return seconds
 
 
-# -- encoding ----------------------------------------------------------------------------------------------------
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return the seconds that some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
-def encodings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
+def read(features: Path) -> None:
+    """Read the files of a run with their digests."""
+    for path in sorted(features.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest(iter(partial(file.read, 2**20), b""))
+
+
+class Encoding:
     """Encoding with files simply written, and with the durable protocol."""
-    shards = open_shards([str(folder)])
-    model = load_model(work / "features")
-    settings = resolve(Config(), sum(shard.n_rows for shard in shards), model.n_inputs, model.network)
-    budget = make_budget(settings, shards, TILE_ROWS)
-    dtype = row_dtype(shards)
-    autoencoder = autoencoder_of(model.scaler, model.network, dtype)
-    autoencoder.set_parameters(model.parameters)
-    parts, _ = plan_parts(shards, budget.part_rows, [])
-    sizes = (budget.block_rows, budget.part_rows, budget.n_threads)
 
-    def encode(directory: Path, commit: Callable[[PartFacts], object]) -> float:
-        start, n_at_once = time.perf_counter(), budget.n_writers
-        settings = EncodeSettings(str(directory), IN_MEMORY, dtype.name, *sizes)
-        tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
-        with serving(settings, model, autoencoder.encode_checked, Disk()), threads(n_at_once) as pool:
-            compute(tasks, pool, n_at_once, commit)
-        return time.perf_counter() - start
+    def __init__(self, folder: Path, work: Path) -> None:
+        shards = open_shards([str(folder)])
+        self.work = work
+        self.model = load_model(work / "features")
+        n_rows = sum(shard.n_rows for shard in shards)
+        settings = resolve(Config(), n_rows, self.model.n_inputs, self.model.network)
+        self.budget = make_budget(settings, shards, TILE_ROWS)
+        self.dtype = row_dtype(shards)
+        self.autoencoder = autoencoder_of(self.model.scaler, self.model.network, self.dtype)
+        self.autoencoder.set_parameters(self.model.parameters)
+        self.parts, _ = plan_parts(shards, self.budget.part_rows, [])
 
-    def simply() -> float:
-        target = fresh(work / "simple")
+    def encode(self, directory: Path, commit: Callable[[PartFacts], object]) -> None:
+        budget = self.budget
+        sizes = (budget.block_rows, budget.part_rows, budget.n_threads)
+        settings = EncodeSettings(str(directory), IN_MEMORY, self.dtype.name, *sizes)
+        tasks = [(encode_part, EncodeTask(part, settings)) for part in self.parts]
+        encode = self.autoencoder.encode_checked
+        with serving(settings, self.model, encode, Disk()), threads(budget.n_writers) as pool:
+            compute(tasks, pool, budget.n_writers, commit)
+
+    def simply(self) -> float:
+        target = fresh(self.work / "simple")
         (target / "parts").mkdir(parents=True)
+        with patch("pipeline.encoding.encode.write_result", write_simply):
+            return seconds_of(lambda: self.encode(target, lambda done: None))
 
-        def write(directory: Path, disk: Disk, stem: str, suffix: str, data: memoryview) -> Entry:
-            (directory / f"{stem}{suffix}").write_bytes(data)
-            return Entry(stem, len(data), "")
+    def durably(self) -> float:
+        with locked(fresh(self.work / "durable")) as ledger:
+            return seconds_of(lambda: self._encode_durably(ledger))
 
-        with patch("pipeline.encoding.encode.write_result", write):
-            return encode(target, lambda done: None)
-
-    def durably() -> float:
-        with locked(fresh(work / "durable")) as ledger:
-            start = time.perf_counter()
-            with GroupCommit(ledger) as group:
-                encode(ledger.directory, lambda done: group.add(done.record("0" * 64)))
-            return time.perf_counter() - start
-
-    return {"simply": simply, "durably": durably}
+    def _encode_durably(self, ledger: Ledger) -> None:
+        with GroupCommit(ledger) as group:
+            self.encode(ledger.directory, lambda done: group.add(done.record(NO_FINGERPRINT)))
 
 
-def fresh(folder: Path) -> Path:
-    """A folder that is not there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
+def write_simply(directory: Path, disk: Disk, stem: str, suffix: str, data: memoryview) -> Entry:
+    """Write a file without a digest or a sync."""
+    (directory / f"{stem}{suffix}").write_bytes(data)
+    return Entry(stem, len(data), "")
 
 
-# -- training ----------------------------------------------------------------------------------------------------
-
-
-def trainings(folder: Path, work: Path) -> dict[str, Callable[[], float]]:
+class TwoEpochs:
     """Two streamed epochs without checkpoints, and with them."""
-    shards = open_shards([str(folder)])
-    n_rows = sum(shard.n_rows for shard in shards)
-    config = resolve(
-        Config(epochs=2, validation_fraction=0, hidden=(), code_activation="sigmoid", decoder_gain=False),
-        n_rows,
-        N_COLUMNS,
-    )
-    budget = make_budget(config, shards, TILE_ROWS)
-    none = np.empty(0, dtype=np.int64)
-    order = Order(slab_starts(shards, budget.window_rows // 4), none, budget.window_rows, config.seed)
-    model = load_model(work / "features")
-    autoencoder = Autoencoder(Network((N_COLUMNS, config.n_features)), *model.scaler.arrays(row_dtype(shards)))
-    step = TrainingStep(autoencoder, Rule(config.optimizer, config.momentum), row_dtype(shards))
-    step.compile()
 
-    def fit(save: Callable[[Checkpoint], object]) -> float:
-        autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(config.seed), None))
-        step.set_state({name: np.zeros_like(array) for name, array in step.state().items()})
-        rows = StreamedRows(shards, budget.n_threads)
-        training = Training(autoencoder, step, rows, order, np.empty((0, N_COLUMNS), np.float32), config)
-        start = time.perf_counter()
-        train(training, save)
-        return time.perf_counter() - start
+    def __init__(self, folder: Path, work: Path) -> None:
+        shards = open_shards([str(folder)])
+        self.work = work
+        self.shards = shards
+        config = Config(epochs=2, validation_fraction=0, hidden=(), code_activation="sigmoid", decoder_gain=False)
+        self.config = resolve(config, sum(shard.n_rows for shard in shards), N_COLUMNS)
+        self.budget = make_budget(self.config, shards, TILE_ROWS)
+        window_rows = self.budget.window_rows
+        starts = slab_starts(shards, window_rows // 4)
+        self.order = Order(starts, np.empty(0, dtype=np.int64), window_rows, self.config.seed)
+        scaling = load_model(work / "features").scaler.arrays(row_dtype(shards))
+        self.autoencoder = Autoencoder(Network((N_COLUMNS, self.config.n_features)), *scaling)
+        rule = Rule(self.config.optimizer, self.config.momentum)
+        self.step = TrainingStep(self.autoencoder, rule, row_dtype(shards))
+        self.step.compile()
 
-    def with_checkpoints() -> float:
-        with locked(fresh(work / "durable")) as ledger:
-            return fit(partial(keep, ledger))
+    def fit(self, save: Callable[[Checkpoint], object]) -> float:
+        rng = np.random.default_rng(self.config.seed)
+        self.autoencoder.set_parameters(start_of(self.autoencoder.network, rng, None))
+        self.step.set_state({name: np.zeros_like(array) for name, array in self.step.state().items()})
+        rows = StreamedRows(self.shards, self.budget.n_threads)
+        watched = np.empty((0, N_COLUMNS), np.float32)
+        training = Training(self.autoencoder, self.step, rows, self.order, watched, self.config)
+        return seconds_of(lambda: train(training, save))
 
-    return {"without checkpoints": lambda: fit(lambda checkpoint: None), "with checkpoints": with_checkpoints}
+    def without_checkpoints(self) -> float:
+        return self.fit(lambda checkpoint: None)
+
+    def with_checkpoints(self) -> float:
+        with locked(fresh(self.work / "durable")) as ledger:
+            return self.fit(partial(keep, ledger))
 
 
 def keep(ledger: Ledger, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint."""
     entry = ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
-    ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", "0" * 64, entry))
-
-
-# -- a finished run ----------------------------------------------------------------------------------------------
-
-
-def again(command: Sequence[Any], features: Path) -> dict[str, Callable[[], float]]:
-    """One pass of reading the features with their digests, and the finished run typed again."""
-
-    def read() -> float:
-        start = time.perf_counter()
-        for path in sorted(features.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as file:
-                    digest(iter(partial(file.read, 2**20), b""))
-        return time.perf_counter() - start
-
-    def rerun() -> float:
-        start = time.perf_counter()
-        script(*command)
-        return time.perf_counter() - start
-
-    return {"one pass of reading": read, "the run again": rerun}
+    ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", NO_FINGERPRINT, entry))

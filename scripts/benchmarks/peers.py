@@ -12,45 +12,80 @@ from typing import Any
 import numpy as np
 
 from kernels.network import Network
-from scripts.benchmarks.given import BLOCK_ROWS, MOMENTUM, RATE, Prepared, arrays, cost_of, h5_files, network_of
+from scripts.benchmarks.contestants import (
+    BLOCK_ROWS,
+    MOMENTUM,
+    RATE,
+    Prepared,
+    arrays,
+    cost_of,
+    h5_files,
+    network_of,
+    repeated,
+)
+
+Arrays = Mapping[str, np.ndarray]
+Scale = Callable[[Any], Any]
+Stepper = tuple[Callable[[Any], Any], Callable[[], dict[str, np.ndarray]]]
 
 
 class Peer:
-    """What is the same whatever the library: subclasses say how a block is encoded and a step is taken."""
+    """The code that all libraries share.
+
+    A library has ``array``, ``scale``, ``stepper`` and ``encoding``, and ``wait`` if it computes in the background.
+    """
 
     about = ""
     activate: Mapping[str, Callable[[Any], Any]]
 
+    def array(self, values: np.ndarray) -> Any:
+        """Return an array of the library on its device."""
+        raise NotImplementedError
+
+    def on_host(self, values: np.ndarray) -> Any:
+        """Return an array of the library in host memory."""
+        return self.array(values)
+
+    def minibatch(self, rows: np.ndarray) -> Any:
+        """Return rows from a file as a step takes them."""
+        return rows
+
+    def scale(self, minimum: np.ndarray, scale: np.ndarray) -> Scale:
+        """Return a function that scales raw rows."""
+        raise NotImplementedError
+
+    def stepper(self, network: Network, scale: Scale, start: Arrays) -> Stepper:
+        """Return a function that takes a step on raw rows, and one that returns the parameters."""
+        raise NotImplementedError
+
+    def encoding(self, network: Network, scale: Scale, parameters: Arrays) -> Callable[[Any], Any]:
+        """Return a function that encodes raw rows."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Wait until all steps have been taken."""
+
     def affine(self, x: Any, W: Any, b: Any) -> Any:
-        """``x . W + b``, as the library has it."""
+        """Return ``x . W + b``."""
         return x @ W + b
 
     def features(self, network: Network, p: Mapping[str, Any], x: Any) -> Any:
-        """Of scaled rows."""
+        """Return the features of scaled rows."""
         for (W, b, _), activation in zip(network.layers, network.activations, strict=True):
             x = self.activate[activation](self.affine(x, p[W], p[b]))
         return x
 
     def cost(self, network: Network, p: Mapping[str, Any], x: Any) -> Any:
-        """Mean squared error of the reconstruction of scaled rows."""
+        """Return the mean squared error of the reconstruction of scaled rows."""
         y = self.features(network, p, x)
         for i, (W, _, b) in reversed(list(enumerate(network.layers))):
             y = self.affine(y, p[W].T, p[b])
-            y = self.activate[network.activation](y) if i > 0 else y
+            if i > 0:
+                y = self.activate[network.activation](y)
         return ((x - y) ** 2).mean()
 
-    def encoder(self, model: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        """A function of a block of raw rows to their features."""
-        raise NotImplementedError
-
-    def trainer(
-        self, model: dict[str, np.ndarray]
-    ) -> tuple[Callable[[np.ndarray], object], Callable[[], dict[str, np.ndarray]]]:
-        """A function that takes a step on a minibatch of raw rows, and one that returns the parameters."""
-        raise NotImplementedError
-
     def blocks(self, paths: list[Path]) -> Iterator[np.ndarray]:
-        """Blocks of rows, read one ahead by a thread."""
+        """Yield blocks of rows, read one ahead by a thread."""
         import h5py
 
         queue: Queue[np.ndarray | None] = Queue(maxsize=1)
@@ -68,6 +103,34 @@ class Peer:
             yield block
         thread.join()
 
+    # -- the cases ---------------------------------------------------------------------------------------------------
+
+    def step(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
+        given = arrays(folder)
+        step, parameters = self.stepper(network_of(network), lambda rows: rows, given)
+        x = self.array(given["x"])
+        run = repeated(lambda: step(x), self.wait)
+        run(3)
+        found = {name: np.array(array) for name, array in parameters().items()}
+        return run, lambda: found
+
+    def encode(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
+        given = arrays(folder)
+        encode = self.encoding(network_of(network), self.scale(given["minimum"], given["scale"]), given)
+        rows = self.on_host(given["rows"])
+        found: list[Any] = [None]
+
+        def work() -> None:
+            found[0] = encode(rows)
+
+        run = repeated(work)
+        run(1)
+        return run, lambda: {"features": np.asarray(found[0])}
+
+    def encoder(self, model: dict[str, np.ndarray]) -> Callable[[np.ndarray], Any]:
+        """Return a function that encodes blocks of raw rows with a fitted model."""
+        return self.encoding(Network(model["W"].shape), self.scale(*scaling(model)), model)
+
     def encode_files(self, folder: Path, shards: str, model: str) -> Prepared:
         import h5py
 
@@ -77,76 +140,81 @@ class Peer:
         output = folder / f"{type(self).__name__}.h5"
         paths = h5_files(Path(shards))
 
-        def run(n: int) -> None:
-            for _ in range(n):
-                with h5py.File(output, "w") as file:
-                    n_rows = sum(h5py.File(path)["X"].shape[0] for path in paths)
-                    features = file.create_dataset("features", (n_rows, fitted["W"].shape[1]), np.float32)
-                    start = 0
-                    for block in self.blocks(paths):
-                        features[start : start + len(block)] = encode(block)
-                        start += len(block)
+        def work() -> None:
+            with h5py.File(output, "w") as file:
+                n_rows = sum(h5py.File(path)["X"].shape[0] for path in paths)
+                features = file.create_dataset("features", (n_rows, fitted["W"].shape[1]), np.float32)
+                start = 0
+                for block in self.blocks(paths):
+                    features[start : start + len(block)] = encode(block)
+                    start += len(block)
 
         def result() -> dict[str, np.ndarray]:
             with h5py.File(output) as file:
                 return {"features": file["features"][()]}
 
+        run = repeated(work)
         run(1)
         return run, result
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
         paths = h5_files(Path(shards))
-        last: list[np.ndarray] = []
+        costs: list[np.ndarray] = [np.array(np.nan)]
 
-        def run(n: int) -> None:
-            for _ in range(n):
-                last[:] = self._fit(paths, epochs, batch_size, memory)
+        def work() -> None:
+            minimum, scale, parameters = self._fit(paths, epochs, batch_size, memory)
+            costs[0] = cost_of(Path(shards), minimum, scale, parameters)
 
+        run = repeated(work)
         run(1)
-        return run, lambda: {"cost": cost_of(Path(shards), *last)}
+        return run, lambda: {"cost": costs[0]}
 
     def _fit(
         self, paths: list[Path], epochs: int, batch_size: int, memory: int
     ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Train, and return minimum, scale and parameters."""
+        model = self._untrained(paths)
+        low, factor = scaling(model)
+        step, parameters = self.stepper(Network(model["W"].shape), self.scale(low, factor), model)
+        rng = np.random.default_rng(1)
+        resident: list[np.ndarray] = []
+        if total_bytes(paths) < memory // 2:
+            resident.append(np.concatenate(list(self.blocks(paths))))
+        for _ in range(epochs):
+            for block in resident or self.blocks(paths):
+                order = rng.permutation(len(block))
+                for start in range(0, len(block), batch_size):
+                    step(self.minibatch(block[order[start : start + batch_size]]))
+        return low, factor, parameters()
+
+    def _untrained(self, paths: list[Path]) -> dict[str, np.ndarray]:
+        """Return the ranges of the columns, and random parameters."""
         ranges = [(block.min(axis=0), block.max(axis=0)) for block in self.blocks(paths)]
-        minimum, maximum = np.min([low for low, _ in ranges], axis=0), np.max([high for _, high in ranges], axis=0)
-        n_inputs, rng = len(minimum), np.random.default_rng(0)
-        model = {
-            "minimum": minimum.astype(np.float64),
-            "maximum": maximum.astype(np.float64),
-            "W": (rng.normal(size=(n_inputs, 64)) / np.sqrt(n_inputs + 64)).astype(np.float32),
+        minimum = np.min([low for low, _ in ranges], axis=0).astype(np.float64)
+        maximum = np.max([high for _, high in ranges], axis=0).astype(np.float64)
+        n_inputs = len(minimum)
+        weights = np.random.default_rng(0).normal(size=(n_inputs, 64)) / np.sqrt(n_inputs + 64)
+        return {
+            "minimum": minimum,
+            "maximum": maximum,
+            "W": weights.astype(np.float32),
             "b_hidden": np.zeros(64, np.float32),
             "b_output": np.zeros(n_inputs, np.float32),
         }
-        step, weights = self.trainer(model)
-        blocks = list(self.blocks(paths)) if total_bytes(paths) < memory // 2 else None
-        if blocks is not None:
-            rows = np.concatenate(blocks)
-            for _ in range(epochs):
-                order = rng.permutation(len(rows))
-                for start in range(0, len(rows), batch_size):
-                    step(rows[order[start : start + batch_size]])
-            return (*scaling(model), weights())
-        for _ in range(epochs):
-            for block in self.blocks(paths):
-                order = rng.permutation(len(block))
-                for start in range(0, len(block), batch_size):
-                    step(block[order[start : start + batch_size]])
-        return (*scaling(model), weights())
 
 
 def total_bytes(paths: list[Path]) -> int:
     import h5py
 
-    sizes = []
+    n_bytes = 0
     for path in paths:
         with h5py.File(path) as file:
-            sizes.append(file["X"].size * file["X"].dtype.itemsize)
-    return sum(sizes)
+            n_bytes += file["X"].size * file["X"].dtype.itemsize
+    return n_bytes
 
 
 def scaling(model: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Minimum and scale, float32."""
+    """Return minimum and scale, float32."""
     span = model["maximum"] - model["minimum"]
     scale = np.divide(1, span, out=np.zeros_like(span), where=span > 0)
     return model["minimum"].astype(np.float32), scale.astype(np.float32)
@@ -158,190 +226,109 @@ class Jax(Peer):
     def __init__(self) -> None:
         import jax
 
+        self.jax = jax
         self.about = f"JAX {jax.__version__}"
         self.activate = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid, "linear": lambda z: z}
+        self._state: list[Any] = []  # parameters and velocities of the last stepper
 
-    def _step(self, network: Network, prepare: Callable[[Any], Any], start: Mapping[str, np.ndarray]) -> Any:
-        """A function that takes a step on rows, and what it changes: parameters and velocities."""
-        import jax
-        import jax.numpy as jnp
+    def array(self, values: np.ndarray) -> Any:
+        return self.jax.numpy.array(values)
 
+    def stepper(self, network: Network, scale: Scale, start: Arrays) -> Stepper:
         def step(p: dict[str, Any], v: dict[str, Any], rows: Any) -> Any:
-            gradient = jax.grad(lambda p: self.cost(network, p, prepare(rows)))(p)
+            gradient = self.jax.grad(lambda p: self.cost(network, p, scale(rows)))(p)
             v = {name: MOMENTUM * v[name] - RATE * gradient[name] for name in p}
             return {name: p[name] + v[name] for name in p}, v
 
-        jitted = jax.jit(step, donate_argnums=(0, 1))
-        state = [{name: jnp.array(start[name]) for name in network.shapes}]
-        state.append({name: jnp.zeros_like(array) for name, array in state[0].items()})
+        jitted = self.jax.jit(step, donate_argnums=(0, 1))
+        parameters = {name: self.jax.numpy.array(start[name]) for name in network.shapes}
+        state = [parameters, {name: self.jax.numpy.zeros_like(array) for name, array in parameters.items()}]
+        self._state = state
 
         def run(rows: Any) -> None:
-            state[:] = jitted(*state, rows)
+            state[:] = jitted(state[0], state[1], rows)
 
-        return run, state
+        return run, lambda: {name: np.array(array) for name, array in state[0].items()}
 
-    def step(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
-        import jax
-        import jax.numpy as jnp
+    def wait(self) -> None:
+        self.jax.block_until_ready(self._state)
 
-        given = arrays(folder)
-        step, state = self._step(network_of(network), lambda x: x, given)
-        x = jnp.array(given["x"])
+    def scale(self, minimum: np.ndarray, scale: np.ndarray) -> Scale:
+        low = self.jax.numpy.array(minimum)
+        factor = self.jax.numpy.array(scale)
+        return lambda rows: (rows.astype(self.jax.numpy.float32) - low) * factor
 
-        def run(n: int) -> None:
-            for _ in range(n):
-                step(x)
-            jax.block_until_ready(state)
-
-        run(3)
-        found = {name: np.array(array) for name, array in state[0].items()}
-        return run, lambda: found
-
-    def trainer(
-        self, model: dict[str, np.ndarray]
-    ) -> tuple[Callable[[np.ndarray], object], Callable[[], dict[str, np.ndarray]]]:
-        import jax.numpy as jnp
-
-        minimum, scale = map(jnp.array, scaling(model))
-        step, state = self._step(
-            Network(model["W"].shape), lambda rows: (rows.astype(jnp.float32) - minimum) * scale, model
-        )
-        return step, lambda: {name: np.array(array) for name, array in state[0].items()}
-
-    def _encoder(self, network: Network, given: Mapping[str, np.ndarray], minimum: Any, scale: Any) -> Any:
-        import jax
-        import jax.numpy as jnp
-
-        p = {name: jnp.array(given[name]) for name in network.shapes}
-        low, s = jnp.array(minimum), jnp.array(scale)
-        return jax.jit(lambda rows: self.features(network, p, (rows.astype(jnp.float32) - low) * s))
-
-    def encode(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
-        import jax.numpy as jnp
-
-        given = arrays(folder)
-        encode = self._encoder(network_of(network), given, given["minimum"], given["scale"])
-        rows = jnp.array(given["rows"])
-        found: list[Any] = []
-
-        def run(n: int) -> None:
-            for _ in range(n):
-                found[:] = [encode(rows)]
-                found[0].block_until_ready()
-
-        run(1)
-        return run, lambda: {"features": np.asarray(found[0])}
-
-    def encoder(self, model: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        encode = self._encoder(Network(model["W"].shape), model, *scaling(model))
-        return lambda rows: np.asarray(encode(rows))
+    def encoding(self, network: Network, scale: Scale, parameters: Arrays) -> Callable[[Any], Any]:
+        p = {name: self.array(parameters[name]) for name in network.shapes}
+        encode = self.jax.jit(lambda rows: self.features(network, p, scale(rows)))
+        return lambda rows: encode(rows).block_until_ready()
 
 
 class Torch(Peer):
     """PyTorch, eager."""
 
-    compiled, mode, how = False, "default", "eager"
+    is_compiled = False
+    mode = "default"
+    how = "eager"
 
     def __init__(self) -> None:
         import torch
 
+        self.torch = torch
         self._device = os.environ.get("PEER_DEVICE", "cpu")
         where = torch.cuda.get_device_name() if self._device == "cuda" else "CPU"
         self.about = f"PyTorch {torch.__version__} on {where}, {self.how}"
         self.activate = {"relu": torch.relu, "sigmoid": torch.sigmoid, "linear": lambda z: z}
 
-    def affine(self, x: Any, W: Any, b: Any) -> Any:
-        import torch
+    def array(self, values: np.ndarray) -> Any:
+        return self.torch.from_numpy(values).to(self._device)
 
+    def on_host(self, values: np.ndarray) -> Any:
+        return self.torch.from_numpy(values)
+
+    def minibatch(self, rows: np.ndarray) -> Any:
+        return self.array(rows)
+
+    def affine(self, x: Any, W: Any, b: Any) -> Any:
         # The compiler fuses what it can by itself; PyTorch 2.13 kept to AVX2 gave wrong numbers for addmm.
-        return super().affine(x, W, b) if self.compiled else torch.addmm(b, x, W)
+        return super().affine(x, W, b) if self.is_compiled else self.torch.addmm(b, x, W)
 
     def _maybe_compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        import torch
+        return self.torch.compile(function, mode=self.mode) if self.is_compiled else function
 
-        return torch.compile(function, mode=self.mode) if self.compiled else function
-
-    def _step(self, network: Network, prepare: Callable[[Any], Any], start: Mapping[str, np.ndarray]) -> Any:
-        """A function that takes a step on rows, and the parameters that it changes."""
-        import torch
-
-        p = {name: torch.tensor(start[name], device=self._device, requires_grad=True) for name in network.shapes}
-        optimizer = torch.optim.SGD(p.values(), lr=RATE, momentum=MOMENTUM, fused=True)
-        cost = self._maybe_compiled(lambda rows: self.cost(network, p, prepare(rows)))
+    def stepper(self, network: Network, scale: Scale, start: Arrays) -> Stepper:
+        p = {name: self.torch.tensor(start[name], device=self._device, requires_grad=True) for name in network.shapes}
+        optimizer = self.torch.optim.SGD(p.values(), lr=RATE, momentum=MOMENTUM, fused=True)
+        cost = self._maybe_compiled(lambda rows: self.cost(network, p, scale(rows)))
 
         def step(rows: Any) -> None:
             optimizer.zero_grad()
             cost(rows).backward()
             optimizer.step()
 
-        return step, p
+        return step, lambda: {name: array.detach().cpu().numpy() for name, array in p.items()}
 
-    def step(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
-        import torch
+    def wait(self) -> None:
+        if self._device == "cuda":
+            self.torch.cuda.synchronize()
 
-        given = arrays(folder)
-        step, p = self._step(network_of(network), lambda x: x, given)
-        x = torch.tensor(given["x"], device=self._device)
+    def scale(self, minimum: np.ndarray, scale: np.ndarray) -> Scale:
+        low = self.array(minimum)
+        factor = self.array(scale)
+        return lambda rows: (rows.float() - low) * factor
 
-        def run(n: int) -> None:
-            for _ in range(n):
-                step(x)
-            if self._device == "cuda":
-                torch.cuda.synchronize()
-
-        run(3)
-        found = {name: array.detach().cpu().numpy().copy() for name, array in p.items()}
-        return run, lambda: found
-
-    def trainer(
-        self, model: dict[str, np.ndarray]
-    ) -> tuple[Callable[[np.ndarray], object], Callable[[], dict[str, np.ndarray]]]:
-        import torch
-
-        minimum, scale = (torch.tensor(array, device=self._device) for array in scaling(model))
-        step, p = self._step(Network(model["W"].shape), lambda rows: (rows.float() - minimum) * scale, model)
-
-        def weights() -> dict[str, np.ndarray]:
-            return {name: array.detach().cpu().numpy() for name, array in p.items()}
-
-        return lambda rows: step(torch.from_numpy(rows).to(self._device)), weights
-
-    def _encoder(self, network: Network, given: Mapping[str, np.ndarray], minimum: Any, scale: Any) -> Any:
-        import torch
-
-        p = {name: torch.tensor(given[name], device=self._device) for name in network.shapes}
-        low, s = (torch.tensor(array, device=self._device) for array in (minimum, scale))
-        encode = self._maybe_compiled(lambda rows: self.features(network, p, (rows.float() - low) * s))
+    def encoding(self, network: Network, scale: Scale, parameters: Arrays) -> Callable[[Any], Any]:
+        p = {name: self.array(parameters[name]) for name in network.shapes}
+        encode = self._maybe_compiled(lambda rows: self.features(network, p, scale(rows)))
 
         def run(rows: Any) -> Any:
-            with torch.inference_mode():
-                return encode(rows.to(self._device)).cpu()
+            with self.torch.inference_mode():
+                return encode(self.torch.as_tensor(rows).to(self._device)).cpu()
 
         return run
 
-    def encode(self, folder: Path, network: Mapping[str, Any]) -> Prepared:
-        import torch
-
-        given = arrays(folder)
-        encode = self._encoder(network_of(network), given, given["minimum"], given["scale"])
-        rows = torch.tensor(given["rows"])
-        found: list[Any] = []
-
-        def run(n: int) -> None:
-            for _ in range(n):
-                found[:] = [encode(rows)]
-
-        run(1)
-        return run, lambda: {"features": found[0].numpy()}
-
-    def encoder(self, model: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        import torch
-
-        encode = self._encoder(Network(model["W"].shape), model, *scaling(model))
-        return lambda rows: encode(torch.from_numpy(rows)).numpy()
-
     def blocks(self, paths: list[Path]) -> Iterator[np.ndarray]:
-        """Blocks of rows from a DataLoader's worker processes."""
+        """Yield blocks of rows from a DataLoader's worker processes."""
         import h5py
         from torch.utils.data import DataLoader, Dataset
 
@@ -365,16 +352,9 @@ class Torch(Peer):
 
     def square(self, folder: Path, n: int) -> Prepared:
         """The device's own SGEMM."""
-        import torch
-
-        a, b = (torch.rand((n, n), device=self._device) for _ in range(2))
-
-        def run(times: int) -> None:
-            for _ in range(times):
-                torch.mm(a, b)
-            if self._device == "cuda":
-                torch.cuda.synchronize()
-
+        a = self.torch.rand((n, n), device=self._device)
+        b = self.torch.rand((n, n), device=self._device)
+        run = repeated(lambda: self.torch.mm(a, b), self.wait)
         run(1)
         return run, dict
 
@@ -382,24 +362,26 @@ class Torch(Peer):
 class TorchCompile(Torch):
     """PyTorch, compiled."""
 
-    compiled, how = True, "torch.compile"
+    is_compiled = True
+    how = "torch.compile"
 
 
 class TorchGraphs(TorchCompile):
     """PyTorch, compiled, and on a card recorded as CUDA graphs, which it launches as a whole."""
 
-    mode, how = "reduce-overhead", "torch.compile, CUDA graphs"
+    mode = "reduce-overhead"
+    how = "torch.compile, CUDA graphs"
 
 
 class Sklearn(Peer):
-    """What many would take instead: MinMaxScaler and PCA of the same width. Other numbers, the same amount of work."""
+    """What many would use instead: MinMaxScaler and PCA of the same width. Other numbers, the same amount of work."""
 
     def __init__(self) -> None:
         import sklearn
 
         self.about = f"scikit-learn {sklearn.__version__}"
 
-    def encoder(self, model: dict[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    def encoder(self, model: dict[str, np.ndarray]) -> Callable[[np.ndarray], Any]:
         from sklearn.decomposition import PCA
         from sklearn.preprocessing import MinMaxScaler
 

@@ -37,9 +37,8 @@ from pipeline.scan.scaler import Scaler
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import blocks
-from scripts.benchmarks.common import one_of
+from scripts.benchmarks.common import ROOT, one_of
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("quality")
 TEST_SHARE = 0.2
 MOST_PROBED = 20_000  # training rows of the probe
@@ -92,7 +91,8 @@ def of_sklearn(load: Callable[..., Rows]) -> Callable[[], tuple[Rows, Rows]]:
 def manifold() -> tuple[Rows, Rows]:
     """A curved surface of 8 latent variables in 784 columns, with a little noise: 20,000 rows."""
     rng = np.random.default_rng(1)
-    latent, inner = rng.uniform(-1, 1, (20_000, 8)), 1.2 * rng.standard_normal((8, 64))
+    latent = rng.uniform(-1, 1, (20_000, 8))
+    inner = 1.2 * rng.standard_normal((8, 64))
     rows = np.tanh(np.tanh(latent @ inner + rng.standard_normal(64) / 2) @ rng.standard_normal((64, 784)) / 8)
     centers = rng.uniform(-1, 1, (10, 8))
     classes = ((latent[:, None] - centers) ** 2).sum(axis=2).argmin(axis=1)
@@ -162,7 +162,8 @@ def stored(name: str) -> tuple[Path, Path]:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         for path, (rows, classes) in zip(paths, SETS[name][0](), strict=True):
             with h5py.File(path, "w") as file:
-                file["X"], file["y"] = rows, classes
+                file["X"] = rows
+                file["y"] = classes
     return paths
 
 
@@ -172,12 +173,10 @@ def stored(name: str) -> tuple[Path, Path]:
 def measure(name: str, seed: int, settings: Sequence[str]) -> None:
     """Train on a data set, encode its test rows, and keep and print what came of it."""
     train, test = stored(name)
-    outputs = FOLDER / name / "features", FOLDER / name / "features-test"
-    common = [sys.executable, ROOT / "scripts/extract.py", "--quiet", "--restart"]
+    outputs = (FOLDER / name / "features", FOLDER / name / "features-test")
     sizes = ["--n-features", str(SETS[name][1]), "--seed", str(seed), "--memory-budget", "8GiB", *settings]
-    subprocess.run([*common, "--input", train, "--output", outputs[0], *sizes], check=True, stdout=subprocess.DEVNULL)
-    given = ["--input", test, "--output", outputs[1], "--model", outputs[0]]
-    subprocess.run([*common, *given], check=True, stdout=subprocess.DEVNULL)
+    extract("--input", train, "--output", outputs[0], *sizes)
+    extract("--input", test, "--output", outputs[1], "--model", outputs[0])
     report = json.loads((outputs[0] / "report.json").read_text())
     found = {
         "set": name,
@@ -199,9 +198,16 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> None:
     )
 
 
+def extract(*flags: object) -> None:
+    """Run scripts/extract.py without its output."""
+    command = [sys.executable, ROOT / "scripts/extract.py", "--quiet", "--restart", *map(str, flags)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 def judged(train: Path, test: Path, *outputs: Path) -> dict[str, float]:
     """Error and probe of a run's features."""
-    model, features = load_model(outputs[0]), [open_features(output).features.compute() for output in outputs]
+    model = load_model(outputs[0])
+    features = [open_features(output).features.compute() for output in outputs]
     rows = scaled(test, model.scaler)
     return {"error": error_of(rows, model.decode(features[1])), "probe": probe(*features, train, test)}
 
@@ -212,8 +218,10 @@ def beside(name: str) -> dict[str, float]:
     if not path.exists():
         train, test = stored(name)
         with h5py.File(train) as file:
-            scaler = Scaler(*(edge(file["X"][:], axis=0).astype(np.float64) for edge in (np.min, np.max)))
-        seen, rows = scaled(train, scaler), scaled(test, scaler)
+            stored_rows = file["X"][:]
+        scaler = Scaler(stored_rows.min(axis=0).astype(np.float64), stored_rows.max(axis=0).astype(np.float64))
+        seen = scaled(train, scaler)
+        rows = scaled(test, scaler)
         few = seen[: MOST_BYTES // (4 * seen.shape[1])]
         pca = PCA(min(SETS[name][1], len(few)), svd_solver="randomized", iterated_power=7, random_state=0).fit(few)
         found = {

@@ -20,8 +20,7 @@ from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from pipeline.model import Model
 from pipeline.output.disk import Disk
 from pipeline.scan.scaler import Scaler
-from scripts.benchmarks.byhand import by_hand
-from scripts.benchmarks.measured import empty, timed_part
+from scripts.benchmarks.cluster import by_hand, empty, timed_part
 from scripts.benchmarks.scaling import met
 from tests.support.helpers import numbered_shards
 
