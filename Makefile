@@ -51,16 +51,16 @@ soak: setup .nvrtc/.complete ## hours: kills, failing calls, limits, mutated fil
 
 bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py
-	$(PYTHON_OF_VENV) scripts/bench.py
+	$(PYTHON_OF_VENV) scripts/benchmarks/run.py races
 
 overheads: setup ## what safety costs
-	$(PYTHON_OF_VENV) scripts/overheads.py
+	$(PYTHON_OF_VENV) scripts/benchmarks/run.py overheads
 
 scaling: setup ## what more than one process costs and brings: a quarter of an hour with nothing else at work
-	$(PYTHON_OF_VENV) scripts/scaling.py
+	$(PYTHON_OF_VENV) scripts/benchmarks/run.py scaling
 
 simulate: setup ## what a run would take on 1 to 1,000 workers, out of measured costs
-	$(PYTHON_OF_VENV) scripts/simulate.py --plot docs/scaling.png
+	$(PYTHON_OF_VENV) scripts/benchmarks/run.py simulate --plot docs/scaling.png
 
 card: setup ## on a machine with a CUDA card, in nine minutes: doctor, tests, a run and races on it, into card/
 	$(PYTHON_OF_VENV) scripts/make_data.py

@@ -10,7 +10,7 @@ FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16"]
 # What features and models are handed on to. pyarrow 26 needs NumPy 2.
 DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow<26"]
-SIMULATE = ["simpy>=4"]  # for scripts/simulate.py, of a checkout
+SIMULATE = ["simpy>=4"]  # for scripts/benchmarks/run.py simulate, of a checkout
 NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # of the tests' stub of CUDA; a card's comes with shardpress setup-gpu
 TEST = [
     *("mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff"),

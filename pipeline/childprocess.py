@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import json
 import os
 import select
 import shutil
@@ -20,8 +21,9 @@ import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["ChildProcess", "environment_of_child", "import_path", "main"]
+__all__ = ["ChildProcess", "collect_reports", "environment_of_child", "import_path", "main", "report"]
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from pipeline.childprocess import main; main()"
@@ -127,6 +129,50 @@ class ChildProcess(subprocess.Popen[bytes]):
         return stdout or b"", stderr or b"", is_in_time
 
 
+def collect_reports(module: str, seconds: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run the ``main`` of a module in a child process, and return everything that it reports.
+
+    The child may hang or crash: what it has reported before is returned nevertheless. The last thing that it reports
+    should be ``done=True``.
+
+    Parameters
+    ----------
+    module : str
+        Full name of the module, whose ``main`` calls `report`.
+    seconds : float
+        Time limit.
+    environment : mapping of str to str, optional
+        As for `ChildProcess`.
+
+    Returns
+    -------
+    dict
+        The reports; ``failed`` says what went wrong if the child was not done.
+    """
+    child = ChildProcess(module, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    stdout, stderr, is_in_time = child.answer(seconds)
+    found = _reports_in(stdout)
+    if not is_in_time:
+        return {**found, "failed": f"no answer within {seconds:.0f} s"}
+    if not found.pop("done", False):  # a crash after that loses nothing
+        lines = stderr.decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else "it said nothing"
+        found["failed"] = f"the process that tried it ended with {child.returncode}: {last}"
+    return found
+
+
+def _reports_in(output: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for line in output.decode(errors="replace").splitlines():
+        try:
+            told = json.loads(line)
+        except ValueError:  # a line of a library
+            continue
+        if isinstance(told, dict):
+            found |= told
+    return found
+
+
 def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
     """Return variables without those that make Python import or run something else."""
     return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
@@ -154,6 +200,11 @@ def import_path() -> list[str]:
 
 
 # -- in the child ------------------------------------------------------------------------------------------------------
+
+
+def report(**found: Any) -> None:
+    """Report to `collect_reports` what was found so far."""
+    print("\n" + json.dumps(found), flush=True)  # a library may have left its own line unfinished
 
 
 def main() -> None:

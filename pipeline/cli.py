@@ -1,4 +1,4 @@
-"""Arguments in, exit code out."""
+"""The command line of a run: its log, its exit code, and its last line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _AGAIN = "Type the same command again to go on; what was finished stays."
 _MEND = "Mend what the line above says, then type the same command again: what was finished stays."
-# By exit code: a failure of the system or of the storage has nothing to do with what was asked for.
+# By exit code: after a failure of the system or the storage, the same command may succeed.
 _ADVICE = {
     os.EX_OSERR: _AGAIN,
     os.EX_IOERR: _AGAIN,
@@ -40,33 +40,32 @@ _ADVICE = {
 def main(
     description: str, argv: Sequence[str] | None = None, disk: Disk | None = None, program: str = "extract.py"
 ) -> int:
-    """Run the pipeline as the command line asks.
+    """Run the pipeline with the settings of a command line.
 
     Parameters
     ----------
     description : str
-        The head of the ``--help`` page.
+        First part of the ``--help`` page.
     argv : sequence of str, optional
-        Flags; those of the process when left out.
+        Flags; by default those of the process.
     disk : Disk, optional
-        What makes every change to the file system.
+        Makes every change to the file system.
     program : str
-        What was typed before the flags, for the outputs' attributes.
+        Words of the command before the flags, for attributes of the outputs.
 
     Returns
     -------
     int
-        0, or the exit code of what went wrong, after a line that says it and one that says how far the run came; 128
-        and its number for a signal.
+        0, or the exit code of an error, which is logged with the progress of the run; for a signal, 128 and its number.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()  # before anything is logged, or opened
     logging.basicConfig(handlers=[Terminal()])
-    logging.raiseExceptions = False  # a log that nobody reads any more is no reason to stop
+    logging.raiseExceptions = False  # a log that is no longer read does not stop a run
     run_log = RunLog()
     logging.getLogger().addHandler(run_log)
     try:
-        with stoppable():  # to the last line: a second signal is to end the process at once, not with a traceback
+        with stoppable():  # until the last line: a second signal ends the process at once, without a traceback
             return _main(description, [program, *arguments], disk, run_log)
     finally:
         logging.getLogger().removeHandler(run_log)
@@ -77,20 +76,13 @@ def main(
 def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> int:
     try:
         config = parse(command[1:], os.environ, description)
-        level = logging.WARNING if config.results.quiet else logging.DEBUG if config.results.verbose else logging.INFO
-        for name in ("pipeline", "kernels"):  # not of Theano and Dask, whose details say nothing to a user
-            logging.getLogger(name).setLevel(level)
+        _set_level(config)
         with system_failures():
             summary = _run(config, command, disk, run_log)
     except ShardpressError as error:
-        log.error("%s: %s", type(error).__name__, error)
-        if error.details:
-            run_log.say(error.details)
-        if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # nothing has begun then, and one line says it all
-            _last_line(error, _ADVICE.get(error.exit_code, _MEND))
-        return error.exit_code
+        return _failed(error, run_log)
     except KeyboardInterrupt as stopped:
-        log.error("%s: no half-written file is left behind", stopped or "stopped")  # Python's own has no words
+        log.error("%s: no half-written file is left behind", stopped or "stopped")  # Python's own has no text
         _last_line(stopped, _AGAIN)
         return 128 + (stopped.number if isinstance(stopped, Stopped) else signal.SIGINT)
     except Exception as error:
@@ -98,13 +90,33 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
         _last_line(error, _AGAIN)
         return ShardpressError.exit_code
     run_log.say(str(summary))
-    with suppress(OSError):  # whoever would read it has gone
+    with suppress(OSError):  # the reader has closed standard output
         print(summary, flush=True)
     return 0
 
 
+def _set_level(config: Config) -> None:
+    level = logging.INFO
+    if config.results.quiet:
+        level = logging.WARNING
+    elif config.results.verbose:
+        level = logging.DEBUG
+    for name in ("pipeline", "kernels"):  # details of Theano and Dask are of no use to users
+        logging.getLogger(name).setLevel(level)
+
+
+def _failed(error: ShardpressError, run_log: RunLog) -> int:
+    """Log an error, and return its exit code."""
+    log.error("%s: %s", type(error).__name__, error)
+    if error.details:
+        run_log.say(error.details)
+    if error.exit_code not in (os.EX_USAGE, os.EX_CONFIG):  # then nothing has begun, and one line is enough
+        _last_line(error, _ADVICE.get(error.exit_code, _MEND))
+    return error.exit_code
+
+
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
-    # Before what takes its time to load: whoever has typed the command sees that it has begun, and with what.
+    # Before slow imports, so that the user soon sees that the run has begun, and with which settings.
     log.info("shardpress %s: %s; the rest by default (--verbose lists it)", version("shardpress"), given(config))
     import dask
 
@@ -116,7 +128,7 @@ def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: Run
 
 
 def _open_streams() -> None:
-    """Open what the process was started without: the next files would take these numbers and get what is said there."""
+    """Open missing standard streams: otherwise the next files would get their numbers, and their output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -128,15 +140,15 @@ def _open_streams() -> None:
 
 
 def _last_line(error: BaseException, advice: str) -> None:
-    """How far the run came, and what to do."""
+    """Log how far the run came, and what to do."""
     with suppress(OSError):
-        sys.stdout.flush()  # what libraries said comes before the last line
+        sys.stdout.flush()  # output of libraries comes before the last line
     for note in getattr(error, "__notes__", ["Nothing was started."]):
         log.error("%s %s", note, advice)
 
 
 def _empty_streams() -> None:
-    """Let go of what nobody takes: Python would try once more when it ends, and turn a good exit code into 120."""
+    """Discard output that cannot be written: Python would try again at its end, and exit with 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Lines with their time, on the terminal and in ``run.log``, for the morning after the terminal was closed."""
+"""Logging with times: on the terminal, in ``run.log``, and the warnings of a run for its report."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from pathlib import Path
 
 __all__ = ["BEHIND_A_BAR", "Dated", "RunLog", "Terminal", "Warnings", "warnings_kept"]
 
-# A record that has this attribute says what a bar shows already: it is for the file.
+# A record with this attribute says what a progress bar shows already: it is for the file only.
 BEHIND_A_BAR = "is_behind_a_bar"
 
 _NAME = "run.log"
-_MOST_WARNINGS = 50  # that are kept in their words; a file of thousands of faults says thousands
-_MAX_WAITING = 1000  # lines, of a run that is refused thousands of files before its directory is known
+_MAX_WARNINGS = 50  # that are kept; a file with thousands of faults causes thousands
+_MAX_WAITING = 1000  # lines that are kept until the directory is known
 
 
 class Dated(logging.Formatter):
-    """For the terminal: the time of day, with the date in the first line of each day."""
+    """A format with the time of day, and the date in the first line of each day."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
         self._day = ""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """When a record was made."""
-        day, clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created)).split()
-        is_new, self._day = day != self._day, day
-        return f"{day} {clock}" if is_new else clock
+        """Return the time of a record."""
+        created = time.localtime(record.created)
+        day = time.strftime("%Y-%m-%d", created)
+        clock = time.strftime("%H:%M:%S", created)
+        if day == self._day:
+            return clock
+        self._day = day
+        return f"{day} {clock}"
 
 
 class Terminal(logging.StreamHandler):
-    """Lines on standard error, above a bar that may be there."""
+    """Lines on standard error, above a progress bar if there is one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,9 +60,9 @@ class Terminal(logging.StreamHandler):
 
 
 class RunLog(logging.Handler):
-    """Keeps lines until it is told the directory, and writes them there from then on.
+    """Lines in ``run.log``, which are kept until the directory is known.
 
-    A log that cannot be written is no reason to stop: it then keeps silent.
+    A log that cannot be written does not stop a run.
     """
 
     def __init__(self) -> None:
@@ -68,22 +72,22 @@ class RunLog(logging.Handler):
         self._descriptor: int | None = None
 
     def start(self, directory: Path) -> None:
-        """Write to a directory, which is ours by now."""
-        # What lies there in its place may be a link to somebody's file, or a pipe that nobody reads.
+        """Write to a directory, which belongs to this run."""
+        # An existing run.log may be a link to another file, or a pipe that no process reads.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with suppress(OSError):
             descriptor = os.open(directory / _NAME, flags, 0o666)
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                os.close(descriptor)  # a second name of somebody's file
+                os.close(descriptor)  # another name of a file elsewhere
                 return
             self._descriptor = descriptor
-            waiting, self._waiting = self._waiting, []
-            for line in waiting:
+            for line in self._waiting:
                 _write(descriptor, line)
+            self._waiting.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one line."""
+        """Write or keep one line."""
         line = self.format(record)
         if self._descriptor is not None:
             _write(self._descriptor, line)
@@ -91,11 +95,11 @@ class RunLog(logging.Handler):
             self._waiting.append(line)
 
     def say(self, text: str) -> None:
-        """Take a line that no logger brings."""
+        """Write or keep a line that comes from no logger."""
         self.emit(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.close(self._descriptor)
@@ -104,14 +108,14 @@ class RunLog(logging.Handler):
 
 
 class Warnings(logging.Handler):
-    """Keeps the first warnings of a run for its report, and counts all of them.
+    """The first warnings of a run, for its report.
 
     Attributes
     ----------
     first : list of str
-        In their words, each once.
+        Their messages, each once.
     n : int
-        How many there were; of those that are kept each counts once.
+        Number of warnings, in which repetitions of a kept one are not counted.
     """
 
     def __init__(self) -> None:
@@ -120,21 +124,23 @@ class Warnings(logging.Handler):
         self.n = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take one line."""
+        """Keep or count one warning."""
         line = record.getMessage()
         if line in self.first:
             return
         self.n += 1
-        if len(self.first) < _MOST_WARNINGS:
+        if len(self.first) < _MAX_WARNINGS:
             self.first.append(line)
 
 
 @contextmanager
 def warnings_kept() -> Iterator[Warnings]:
-    """Within the context, keep what is warned of by the pipeline and the kernels."""
-    kept, last = Warnings(), logging.lastResort
-    # Where nobody has set up logging, Python prints warnings as long as nothing takes them.
-    handlers = [kept, last] if last and not logging.getLogger().handlers else [kept]
+    """Keep the warnings of the pipeline and the kernels within the context."""
+    kept = Warnings()
+    handlers: list[logging.Handler] = [kept]
+    # Where logging has not been set up, Python prints warnings only as long as no handler takes them.
+    if logging.lastResort is not None and not logging.getLogger().handlers:
+        handlers.append(logging.lastResort)
     places = [(logging.getLogger(name), handler) for name in ("pipeline", "kernels") for handler in handlers]
     for logger, handler in places:
         logger.addHandler(handler)

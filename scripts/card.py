@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from scripts.race import PEERS
+from scripts.benchmarks.race import PEERS
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/kernels/test_card.py", "tests/kernels/test_devices.py")
@@ -86,6 +86,7 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
         train, test = (f"data/digits/{each}" for each in ("digits-train-*.h5", "digits-test"))
     run = ("scripts/extract.py", "--overwrite", "--input")
     less = ("--epochs", 1) if quick else ()
+    races = ("scripts/benchmarks/run.py", "races", "device")
     peers = () if PEERS.exists() else ("--without-peers",)
     small = ("--quick",) if quick else ()
     return {
@@ -97,7 +98,7 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
         "classify": (("scripts/classify.py", "--features", features, "--test", encoded), on_cpu),
         "cpu": ((*run, train, "--output", same, "--model", features), on_cpu),
         "agree": (("-m", "tests.support.agree", features, same, device), {}),
-        "races": (("scripts/bench.py", "device", "--device", device, *peers, *small, "--output", folder / "bench"), {}),
+        "races": ((*races, "--device", device, *peers, *small, "--output", folder / "bench"), {}),
     }
 
 

@@ -18,13 +18,14 @@ import pipeline.installed  # noqa: F401  which ends with a sentence what cannot 
 
 from collections.abc import Sequence
 
-from pipeline.commands.classify import main as compare
+from pipeline.commands.table import run_script
 from pipeline.signals import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the accuracies and return the exit code."""
-    return compare(sys.argv[1:] if argv is None else argv, "classify.py", __doc__ or "")
+    arguments = sys.argv[1:] if argv is None else argv
+    return run_script("classify", arguments, "classify.py", __doc__ or "")
 
 
 if __name__ == "__main__":

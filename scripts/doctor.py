@@ -21,18 +21,13 @@ if sys.version_info < (3, 11):  # noqa: UP036 - it cannot read what follows
 
 from collections.abc import Sequence
 
-from pipeline.commands.set_up.doctor import main as look
-from pipeline.errors import ShardpressError
+from pipeline.commands.table import run_script
 from pipeline.signals import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was found, and return the exit code."""
-    try:
-        return look(sys.argv[1:] if argv is None else argv)
-    except ShardpressError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_script("doctor", sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy.testing  # noqa: F401  which starts a process when it is loaded: before tests are watched
 import pytest
 
-from scripts.instruction_sets import INSTRUCTION_SETS, missing, settings
+from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, missing, settings
 from tests.support.interpreters import fresh
 
 # A shell that starts the tests in the background has them ignore these, and so would every run that they start.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 # Each package or module of `pipeline` may import itself, the modules that all may import, and what is listed here.
-COMMON = ["childprocess", "columns", "errors", "formats", "runlog", "settings", "signals"]
+COMMON = ["childprocess", "columns", "commandline", "errors", "formats", "runlog", "settings", "signals", "text"]
 PLAIN = ["kernels.network", "kernels.trust"]  # these need no Theano: all of the pipeline may import them
 MAY_IMPORT = {
     **{each: [] for each in ("progress", "watch", *COMMON, "gpu", "hdf5", "output")},
@@ -35,7 +35,7 @@ MAY_IMPORT = {
     ],
     "cli": ["run", "output.disk"],
     "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget", "doctor.packages"],
-    "doctor": ["scan.scaler", "model", "device"],
+    "doctor": ["scan.scaler", "model", "device", "gpu.driver"],
     "installed": ["doctor.packages"],
     "classify": ["progress", "shards", "scan", "model", "features"],
     "commands": [
@@ -49,7 +49,7 @@ MAY_IMPORT = {
 ROOT = Path(__file__).parents[1]
 PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline").rglob(f"*.{ending}"))  # C has a .pyi
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
-SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 # Largest number of AST nodes in one function. Lower it as the code gets simpler. Ruff limits parameters and branches.
 MOST_NODES = 680
 # Too large to load for a command line that has a typing error in it.

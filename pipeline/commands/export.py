@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
-from pipeline.commands.parsing import Parser
 from pipeline.errors import shown
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """Write a model's encoder for other runtimes: rows as they lie in the shards in, features out.
+DESCRIPTION = """Write a model's encoder for other runtimes: rows as they lie in the shards in, features out.
 
     shardpress export --onnx encoder.onnx                     of the run in features/
     shardpress export model.h5 --onnx encoder.onnx            of a model alone
@@ -19,19 +18,22 @@ For NumPy alone a run writes encoder.npz beside the features; the README has the
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Write the file and say what takes it."""
-    parser = Parser("export", _EXAMPLES)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument(
         "output", nargs="?", default="features", help="directory of a finished run, or a model.h5 (default: features)"
     )
     parser.add_argument("--onnx", metavar="FILE", required=True, help="for ONNX runtimes (extra onnx)")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the file and print how to use it."""
     from pipeline.interop.onnx import encoder_onnx, input_dtype
     from pipeline.model import load_model
     from pipeline.output.disk import Disk, publish
 
-    path, model = Path(options.onnx), load_model(options.output)
+    path = Path(options.onnx)
+    model = load_model(options.output)
     data = encoder_onnx(model)
     publish(Disk(), path, data)
     print(

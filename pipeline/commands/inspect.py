@@ -1,4 +1,4 @@
-"""`shardpress inspect`: what is in input files, and what would be made of it."""
+"""`shardpress inspect`: describe input files, and what a run would read from them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.parsing import Parser, printed_json, progress_told
+from pipeline.commands.parsing import add_json_flag, byte_count, print_json, progress_shown
 from pipeline.errors import DataError, counted, shown, some
-from pipeline.settings.kinds import DATASET, EXACT_NUMBER, parse_bytes
+from pipeline.settings.kinds import DATASET, EXACT_NUMBER
 
 if TYPE_CHECKING:
     from pipeline.scan.some import Look
     from pipeline.shards.inspect import Files, Inspected
     from pipeline.shards.twins import Twins
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """What is in HDF5 files: datasets, which of them a run would take and why, what rides along, ranges,
+DESCRIPTION = """What is in HDF5 files: datasets, which of them a run would take and why, what rides along, ranges,
 constant columns, bad rows, and what would be read faster stored otherwise. Nothing is written.
 
     shardpress inspect shards/
@@ -32,15 +32,34 @@ is 65.
 """
 _BLOCK_BYTES = 2**23
 _MOST_NUMBERS = 2**16  # columns whose ranges stand in the JSON
-_FEW = 20  # columns whose ranges are told each by itself
+_FEW = 20  # columns whose ranges are listed one by one
 _LISTED = 10
 _FLOAT32_DOES = 1e-5  # of a column's range, by which float32 may be coarser: as fine as sensors are
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print what is there; 65 when a file is refused."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # what is amiss stands in the answer
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add = parser.add_argument
+    add("shards", nargs="*", metavar="SHARDS", help="files, directories or globs (default: data/*.h5)")
+    add("--dataset", metavar="NAME", help="dataset with the rows (default: X, else the only candidate)")
+    add("--orientation", choices=("rows", "columns"), help="along which axis of it they lie")
+    add(
+        "--match-columns",
+        choices=("order", "name", "ignore"),
+        default="order",
+        help="how names of columns are compared",
+    )
+    add("--carry", nargs="+", default=[], type=DATASET.read, metavar="NAME", help="datasets elsewhere that ride along")
+    add("--follow", nargs="+", default=[], metavar="DIR", help="folders with the files that a master file stacks")
+    add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="a value that stands for a missing one")
+    add("--most", type=byte_count, default=256 * 10**6, metavar="BYTES", help="of rows to look at (default: 256MB)")
+    add("--all", action="store_true", help="look at all rows")
+    add_json_flag(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what is in the files; the exit code is 65 if a file is refused."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # warnings are part of the answer
     from pipeline.shards.columns import ColumnRule
     from pipeline.shards.inspect import inspected
     from pipeline.shards.twins import find_twins
@@ -49,43 +68,16 @@ def main(arguments: Sequence[str]) -> int:
     wanted = Wanted(options.dataset, options.orientation, tuple(options.carry))
     rule = ColumnRule(options.match_columns)
     found = inspected(options.shards or ["data/*.h5"], wanted, options.follow, rule)
-    with progress_told():
-        look = _looked(found, options) if found.shards else None
+    look = None
+    if found.shards:
+        with progress_shown():
+            look = _looked(found, options)
     twins = list(find_twins(found.shards)) if options.all else []
     if options.json:
-        printed_json(_plain(found, look, twins))
+        print_json(_plain(found, look, twins))
     else:
         print("\n".join(_lines(found, look, twins)))
     return DataError.exit_code if found.refused else 0
-
-
-def _parser() -> Parser:
-    parser = Parser("inspect", _EXAMPLES)
-    add = parser.add_argument
-    add("shards", nargs="*", metavar="SHARDS", help="files, directories or globs (default: data/*.h5)")
-    add("--dataset", metavar="NAME", help="dataset with the rows (default: X, else the only candidate)")
-    add("--orientation", choices=("rows", "columns"), help="along which axis of it they lie")
-    rules = ("order", "name", "ignore")
-    add(
-        "--match-columns",
-        choices=rules,
-        default="order",
-        help="how names of columns are compared",
-    )
-    add("--carry", nargs="+", default=[], type=DATASET.read, metavar="NAME", help="datasets elsewhere that ride along")
-    add("--follow", nargs="+", default=[], metavar="DIR", help="folders with the files that a master file stacks")
-    add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="a value that stands for a missing one")
-    add("--most", type=_bytes, default=256 * 10**6, metavar="BYTES", help="of rows to look at (default: 256MB)")
-    add("--all", action="store_true", help="look at all rows")
-    add("--json", action="store_true", help="as JSON")
-    return parser
-
-
-def _bytes(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _looked(found: Inspected, options: argparse.Namespace) -> Look:
@@ -107,24 +99,33 @@ def _looked(found: Inspected, options: argparse.Namespace) -> Look:
 
 
 def _plain(found: Inspected, look: Look | None, twins: Sequence[Twins]) -> dict[str, Any]:
-    rows: dict[str, Any] | None = None
-    if look is not None:
-        scan = look.scan
-        rows = {
-            "n_rows": look.n_rows,
-            "n_looked_at": scan.n_rows,
-            "n_inputs": len(scan.minimum),
-            "n_bad": len(scan.bad_rows),
-            "bad_rows": scan.bad_rows[:_LISTED].tolist(),
-            "unreadable": {found.shards[i].path: why for i, why in scan.unreadable.items()},
-            "constant_columns": scan.constant.nonzero()[0].tolist() if scan.n_good else [],
-            "narrow_columns": scan.narrow.tolist(),
-            "minimum": scan.minimum[:_MOST_NUMBERS].tolist() if scan.n_good else [],
-            "maximum": scan.maximum[:_MOST_NUMBERS].tolist() if scan.n_good else [],
-            "smaller_dtype": look.smaller,
-        }
+    rows = None if look is None else _plain_rows(found, look)
     equal = [[each.first.path, each.second.path] for each in twins]
     return {"files": [vars(each) for each in found.files], "refused": found.refused, "rows": rows, "equal": equal}
+
+
+def _plain_rows(found: Inspected, look: Look) -> dict[str, Any]:
+    scan = look.scan
+    constant: list[int] = []
+    minimum: list[float] = []
+    maximum: list[float] = []
+    if scan.n_good:
+        constant = scan.constant.nonzero()[0].tolist()
+        minimum = scan.minimum[:_MOST_NUMBERS].tolist()
+        maximum = scan.maximum[:_MOST_NUMBERS].tolist()
+    return {
+        "n_rows": look.n_rows,
+        "n_looked_at": scan.n_rows,
+        "n_inputs": len(scan.minimum),
+        "n_bad": len(scan.bad_rows),
+        "bad_rows": scan.bad_rows[:_LISTED].tolist(),
+        "unreadable": {found.shards[i].path: why for i, why in scan.unreadable.items()},
+        "constant_columns": constant,
+        "narrow_columns": scan.narrow.tolist(),
+        "minimum": minimum,
+        "maximum": maximum,
+        "smaller_dtype": look.smaller,
+    }
 
 
 # -- for people ----------------------------------------------------------------------------------------------------
@@ -147,19 +148,30 @@ def _lines(found: Inspected, look: Look | None, twins: Sequence[Twins]) -> Itera
 
 
 def _of_files(files: Files) -> Iterator[str]:
-    first, last = (shown(os.path.basename(files.names[i])) for i in (0, -1))
-    names = first if len(files.names) == 1 else f"{first} ... {last}"
+    names = shown(os.path.basename(files.names[0]))
+    if len(files.names) > 1:
+        last = shown(os.path.basename(files.names[-1]))
+        names = f"{names} ... {last}"
     yield f"{counted(len(files.names), 'file')} ({names}), {counted(files.n_rows, 'row')}"
     yield from _table(files.datasets, files.taken)
-    flat = f", rows of shape {tuple(files.shape)} flattened" if len(files.shape) > 1 else ""
-    form = "" if files.form == "dense" else f" ({files.form})"
-    yield f"  taken: {shown(files.taken)}{form}, since {files.why}{flat}"
+    yield f"  taken: {_taken(files)}"
     yield f"  columns: {files.columns}"
     yield f"  riding along: {some(map(shown, files.riding), _LISTED)}"
     if files.left_out:
         words = [f"{name} ({why})" for name, why in files.left_out.items()]
         yield f"  left out: {some(words, _LISTED)}"
     yield from (f"  would read faster: {words}" for words in files.faster)
+
+
+def _taken(files: Files) -> str:
+    """Return the dataset with the rows, and why it was chosen."""
+    words = shown(files.taken)
+    if files.form != "dense":
+        words += f" ({files.form})"
+    words += f", since {files.why}"
+    if len(files.shape) > 1:
+        words += f", rows of shape {tuple(files.shape)} flattened"
+    return words
 
 
 def _table(datasets: Sequence[dict[str, Any]], taken: str) -> Iterator[str]:
@@ -174,18 +186,32 @@ def _table(datasets: Sequence[dict[str, Any]], taken: str) -> Iterator[str]:
 
 
 def _row(its: dict[str, Any]) -> list[str]:
-    shape = " x ".join(map(str, its["shape"])) if its["shape"] else "none" if its["shape"] is None else "one value"
-    if its["what"]:
-        return [its["name"], shape if its["shape"] else "", "", its["what"], "", ""]
-    stored = its["layout"] if its["chunks"] is None else f"chunks {' x '.join(map(str, its['chunks']))}"
-    return [its["name"], shape, its["dtype"], stored, ", ".join(its["filters"]) or "-", f"{its['n_bytes']:,}"]
+    if its["what"]:  # not a dataset of numbers
+        shape = _shape_in_words(its["shape"]) if its["shape"] else ""
+        return [its["name"], shape, "", its["what"], "", ""]
+    stored = its["layout"]
+    if its["chunks"] is not None:
+        stored = f"chunks {_times(its['chunks'])}"
+    filters = ", ".join(its["filters"]) or "-"
+    return [its["name"], _shape_in_words(its["shape"]), its["dtype"], stored, filters, f"{its['n_bytes']:,}"]
+
+
+def _shape_in_words(shape: Sequence[int] | None) -> str:
+    if shape is None:
+        return "none"
+    return _times(shape) or "one value"
+
+
+def _times(lengths: Sequence[int]) -> str:
+    return " x ".join(map(str, lengths))
 
 
 def _of_rows(found: Inspected, look: Look) -> Iterator[str]:
     from pipeline.scan.ranges import describe_bad_rows
 
     scan = look.scan
-    yield f"{look.n_rows} rows, {'all' if look.is_all else scan.n_rows} of them looked at"
+    looked_at = "all" if look.is_all else scan.n_rows
+    yield f"{look.n_rows} rows, {looked_at} of them looked at"
     for i, why in list(scan.unreadable.items())[:_LISTED]:
         yield f"  CANNOT BE READ: {shown(found.shards[i].path)}: {why}"
     if len(scan.bad_rows):
@@ -214,10 +240,11 @@ def _of_dtypes(found: Inspected, look: Look) -> Iterator[str]:
     import numpy as np
 
     stored = np.dtype(found.shards[0].stored_dtype)
-    if look.smaller and np.dtype(look.smaller).itemsize < stored.itemsize:
+    smaller = np.dtype(look.smaller) if look.smaller else stored
+    if smaller.itemsize < stored.itemsize:
         yield (
             f"  would read faster: {look.smaller} holds every value that was looked at, in "
-            f"{np.dtype(look.smaller).itemsize} of {stored.itemsize} bytes"
+            f"{smaller.itemsize} of {stored.itemsize} bytes"
         )
     elif stored == np.float64 and look.in_float32 < _FLOAT32_DOES:
         yield (

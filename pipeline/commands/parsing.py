@@ -1,4 +1,4 @@
-"""How commands read their flags, and write an answer that a program may want."""
+"""Values of arguments, answers as JSON, and progress lines, which several commands share."""
 
 from __future__ import annotations
 
@@ -7,49 +7,45 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
-from pipeline.errors import UsageError
+from pipeline.settings.kinds import parse_bytes
 
-__all__ = ["Parser", "printed_json", "progress_told", "whole_number"]
-
-
-class Parser(argparse.ArgumentParser):
-    """Flags of a command, whose ``--help`` shows examples first; what it cannot read is a `UsageError`."""
-
-    def __init__(self, name: str, examples: str) -> None:
-        super().__init__(
-            prog=f"shardpress {name}",
-            description=examples,
-            usage=argparse.SUPPRESS,  # examples come first, and every flag is listed below
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,  # which a later version could make ambiguous
-        )
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse."""
-        raise UsageError(f"{message}. See {self.prog} --help.")
+__all__ = ["add_json_flag", "byte_count", "print_json", "progress_shown", "whole_number"]
 
 
 def whole_number(text: str) -> int:
-    """A number of things, 1 at least: a `type` of an argument."""
+    """Return a number of at least 1, as the `type` of an argument."""
     if not text.isascii() or not text.isdigit() or not 0 < len(text) < 19 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of 1 or more")
     return int(text)
 
 
-def printed_json(answer: Any) -> None:
+def byte_count(text: str) -> int:
+    """Return the bytes of a text such as ``4GiB``, as the `type` of an argument."""
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``, which prints the answer for programs."""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def print_json(answer: Any) -> None:
     """Write an answer as JSON, alone on standard output."""
     print(json.dumps(answer, indent=1, ensure_ascii=False))
 
 
 @contextmanager
-def progress_told() -> Iterator[None]:
-    """Within the context, passes tell how far they have come."""
-    of_progress = logging.getLogger("pipeline.progress")
-    level = of_progress.level
-    of_progress.setLevel(logging.INFO)
+def progress_shown() -> Iterator[None]:
+    """Log the progress of passes within the context."""
+    logger = logging.getLogger("pipeline.progress")
+    level = logger.level
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        of_progress.setLevel(level)
+        logger.setLevel(level)

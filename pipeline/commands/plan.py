@@ -1,16 +1,17 @@
-"""`shardpress plan`: what a run would do, take and stumble over."""
+"""`shardpress plan`: time, memory, disk space and problems of a run, without a run."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Sequence
 
-from pipeline.commands.parsing import printed_json
+from pipeline.commands.parsing import add_json_flag, print_json
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """What a run with these settings would do: the time of each stage, memory, disk, what of an earlier run is
+DESCRIPTION = """\
+What a run with these settings would do: the time of each stage, memory, disk, what of an earlier run is
 taken over, and everything that would stop it. Some rows are read, trained on and encoded for that; nothing is written.
 
     shardpress plan --input shards/ --output features
@@ -20,11 +21,20 @@ taken over, and everything that would stop it. Some rows are read, trained on an
 The exit code is 0, or that of the first problem. All settings of `shardpress run` may stand here, and --json: the
 answer as JSON, alone on standard output.
 """
+_OWN_FLAGS = ("--json", "--dry-run")  # `run --dry-run` arrives here, too
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Print the plan; 0, or the exit code of the first problem."""
-    _tell("loading")  # at once, which what follows is not
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the settings and ``--json``."""
+    from pipeline.settings.flags import add_settings
+
+    add_settings(parser)
+    add_json_flag(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan; return 0, or the exit code of the first problem."""
+    _report_step("loading")  # before the imports, which take their time
     import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
 
     # isort: split
@@ -32,15 +42,15 @@ def main(arguments: Sequence[str]) -> int:
     from pipeline.run.plan.words import in_words
     from pipeline.settings.flags import parse
 
-    as_json = "--json" in arguments
-    config = parse([each for each in arguments if each not in ("--json", "--dry-run")], os.environ, _EXAMPLES)
-    plan = make_plan(config, _tell)
-    if as_json:
-        printed_json(plan.summary())
+    settings = [argument for argument in options.arguments if argument not in _OWN_FLAGS]
+    config = parse(settings, os.environ, DESCRIPTION)
+    plan = make_plan(config, _report_step)
+    if "--json" in options.arguments:
+        print_json(plan.summary())
     else:
         print(in_words(plan, config.results.output))
     return plan.problems[0]["exit_code"] if plan.problems else 0
 
 
-def _tell(words: str) -> None:
+def _report_step(words: str) -> None:
     print(f"plan: {words} ...", file=sys.stderr, flush=True)

@@ -1,17 +1,17 @@
-"""`shardpress report`: the morning's page, again, from an output directory."""
+"""`shardpress report`: the report of a finished run, from its output directory."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.commands.parsing import Parser, printed_json
+from pipeline.commands.parsing import print_json
 from pipeline.errors import CannotCreate, UsageError, shown
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """The report of a finished run, made again from what lies in its output directory. No input is read.
+DESCRIPTION = """The report of a finished run, made again from what lies in its output directory. No input is read.
 
     shardpress report features                          features-report.html, here
     shardpress report features --output night.html      the page, elsewhere; - for standard output
@@ -22,19 +22,21 @@ The run itself has left the same page as report.html beside its features.
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Write the page, or print its text or its numbers."""
-    parser = Parser("report", _EXAMPLES)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("directory", nargs="?", default="features", help="a run's output (default: %(default)s)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--output", metavar="FILE", help="where the page goes (default: OUTPUT-report.html, here)")
     how.add_argument("--text", action="store_true", help="print it as plain text")
     how.add_argument("--json", action="store_true", help="print its numbers")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page, or print its text or its numbers."""
     from pipeline.report.page.made import page_in, report_in
 
     if options.json:
-        printed_json(report_in(options.directory))
+        print_json(report_in(options.directory))
         return 0
     page = page_in(options.directory)
     if options.text:

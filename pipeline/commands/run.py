@@ -1,12 +1,12 @@
-"""`shardpress run`: the whole night."""
+"""`shardpress run`: scan, train and encode."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """Extract features from HDF5 shards: scan them, train an autoencoder, encode every row.
+DESCRIPTION = """Extract features from HDF5 shards: scan them, train an autoencoder, encode every row.
 
     shardpress run                                         reads data/*.h5, writes features/
     THEANO_FLAGS=device=cuda shardpress run                the same on a GPU
@@ -19,15 +19,23 @@ environment, and the environment over the file. What the run did stands in repor
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the pipeline and return the exit code."""
-    if "--dry-run" in arguments:
-        from pipeline.commands.plan import main as plan
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the settings and ``--dry-run``."""
+    from pipeline.settings.flags import add_settings
 
-        return plan(arguments)
+    add_settings(parser)
+    parser.add_argument("--dry-run", action="store_true", help="what it would take, without a run")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the pipeline."""
+    if "--dry-run" in options.arguments:
+        from pipeline.commands.plan import run as plan
+
+        return plan(options)
     import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
 
     # isort: split
-    from pipeline.cli import main as run_cli
+    from pipeline.cli import main
 
-    return run_cli(_EXAMPLES, arguments, program="shardpress run")
+    return main(DESCRIPTION, options.arguments, program="shardpress run")

@@ -1,25 +1,33 @@
-"""The commands of `shardpress` and how one begins: a command loads what it needs, and the table nothing at all."""
+"""The table of commands, and how a command starts.
+
+Each command is a module of this package with three names: ``DESCRIPTION``, the first part of its ``--help`` page;
+``configure(parser)``, which adds its arguments to a parser; and ``run(options)``, which returns the exit code. A module
+is imported when its command runs, and imports what it needs when it runs, so that every command starts quickly.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from types import ModuleType
 from typing import NoReturn
 
+from pipeline.commandline import Parser
 from pipeline.doctor.packages import missing_proc
 from pipeline.errors import ShardpressError, SystemLimit, UsageError, shown
 from pipeline.signals import leave
 
-__all__ = ["COMMANDS", "Command", "main", "module_of", "shardpress"]
+__all__ = ["COMMANDS", "Command", "load_command", "main", "run_script", "shardpress"]
 
 
 @dataclass(frozen=True)
 class Command:
-    """One line of the table.
+    """One command.
 
     Attributes
     ----------
@@ -27,17 +35,20 @@ class Command:
         When it is used; the page of all commands is ordered by it.
     summary : str
         What it does, in half a line.
+    takes_settings : bool
+        True if `pipeline.settings.flags` parses its arguments, together with the environment and a file. Its options
+        are then the unparsed ``arguments``.
     """
 
     group: str
     summary: str
+    takes_settings: bool = False
 
 
-# `main(arguments)` of the file of that name in this folder, or in that of its group, returns the exit code.
 COMMANDS = {
-    "run": Command("each night", "scan shards, train, and encode every row"),
+    "run": Command("each night", "scan shards, train, and encode every row", takes_settings=True),
     "inspect": Command("before", "what is in HDF5 files, and what would be made of it"),
-    "plan": Command("before", "what a run would take and stumble over, without one"),
+    "plan": Command("before", "what a run would take and stumble over, without one", takes_settings=True),
     "report": Command("after", "the morning's page, as a file, a text or numbers"),
     "classify": Command("after", "a classifier on the features, beside raw columns and principal components"),
     "compare": Command("after", "whether two runs' features mean the same"),
@@ -48,52 +59,87 @@ COMMANDS = {
     "completion": Command("set up", "a script that completes commands and flags in bash, zsh or fish"),
     "version": Command("set up", "versions of shardpress and of what its results depend on"),
 }
-_FOLDERS = {"set up": "set_up."}
 _EXAMPLES = (
     "  shardpress doctor                                   will a run do on this machine?",
     "  shardpress run --input shards/ --output features    the whole night; typed again, it goes on where it was",
 )
+_INTERRUPTED = 130
+
+
+def shardpress() -> NoReturn:
+    """Run the command of this process's arguments, and exit."""
+    leave(main(sys.argv[1:]))
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command that the first argument names, with the others.
+    """Run the command that the first argument names, with the other arguments.
 
     Returns
     -------
     int
-        Its exit code; that of an error after a line that says it.
+        The exit code of the command, or of its error, which is printed on standard error.
     """
-    name = arguments[0] if arguments else "--help"
+    return _exit_code(lambda: _main(arguments))
+
+
+def run_script(name: str, arguments: Sequence[str], prog: str = "", description: str = "") -> int:
+    """Run a command as a program, and return its exit code.
+
+    Parameters
+    ----------
+    name : str
+        Name of the command.
+    arguments : sequence of str
+        Its arguments.
+    prog, description : str
+        Name of the program, and first part of its ``--help`` page, if these are not the command's.
+    """
+    return _exit_code(lambda: _run(name, arguments, prog, description))
+
+
+def load_command(name: str) -> ModuleType:
+    """Return the module of a command."""
+    return import_module(f"pipeline.commands.{name.replace('-', '_')}")
+
+
+def _exit_code(action: Callable[[], int]) -> int:
+    """Return what an action returns, or the exit code of its error, which is printed."""
     try:
-        if name in ("--help", "-h"):
-            print(_page())
-            return 0
-        name = _known(name)
-        if COMMANDS[name].group != "set up" and (problem := missing_proc()):
-            raise SystemLimit(problem)
-        return int(import_module(module_of(name)).main(arguments[1:]))
+        return action()
     except ShardpressError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader of standard output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return 130
+        return _INTERRUPTED
 
 
-def module_of(name: str) -> str:
-    """Where a command lies."""
-    return f"pipeline.commands.{_FOLDERS.get(COMMANDS[name].group, '')}{name.replace('-', '_')}"
+def _main(arguments: Sequence[str]) -> int:
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h"):
+        print(_page())
+        return 0
+    name = _known(name)
+    problem = missing_proc()
+    if problem and COMMANDS[name].group != "set up":
+        raise SystemLimit(problem)
+    return _run(name, arguments[1:])
 
 
-def shardpress() -> NoReturn:
-    """Begin where the shell does."""
-    leave(main(sys.argv[1:]))
+def _run(name: str, arguments: Sequence[str], prog: str = "", description: str = "") -> int:
+    command = load_command(name)
+    if COMMANDS[name].takes_settings:
+        return int(command.run(Namespace(arguments=arguments)))
+    parser = Parser(prog or f"shardpress {name}", description or command.DESCRIPTION)
+    command.configure(parser)
+    return int(command.run(parser.parse_args(arguments)))
 
 
 def _known(name: str) -> str:
-    name = "version" if name == "--version" else name
+    if name == "--version":
+        return "version"
     if name in COMMANDS:
         return name
     near = get_close_matches(name, COMMANDS, 1)
@@ -103,7 +149,9 @@ def _known(name: str) -> str:
 
 def _page() -> str:
     lines = ["HDF5 shards in, compact autoencoder features out.", "", *_EXAMPLES]
-    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+    groups = dict.fromkeys(command.group for command in COMMANDS.values())
+    for group in groups:
         lines += ["", f"{group}:"]
         lines += [f"  {name:11} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
-    return "\n".join([*lines, "", "shardpress COMMAND --help says more of each."])
+    lines += ["", "shardpress COMMAND --help says more of each."]
+    return "\n".join(lines)

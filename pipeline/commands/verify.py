@@ -1,14 +1,16 @@
-"""`shardpress verify`: whether an output is still what the run has written, and what its rows encode to."""
+"""`shardpress verify`: check the files of an output against their digests, and features against rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from dataclasses import asdict
 
-from pipeline.commands.parsing import Parser, printed_json, whole_number
+from pipeline.commands.parsing import add_json_flag, print_json, whole_number
+from pipeline.errors import VerificationFailed
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """Check an output directory: size and BLAKE3 of every file, and some rows, encoded again in float64.
+DESCRIPTION = """Check an output directory: size and BLAKE3 of every file, and some rows, encoded again in float64.
 
     shardpress verify                     of features/
     shardpress verify /backup/features    a copy: the rows are read from where the run has read them
@@ -19,21 +21,22 @@ ends with 0, or with 79 when anything is wrong.
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Check an output and return the exit code."""
-    parser = Parser("verify", _EXAMPLES)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("output", nargs="?", default="features", help="directory of a finished run (default: features)")
     parser.add_argument(
         "--rows", type=whole_number, metavar="N", help="rows to encode again, all over the data (default: 256)"
     )
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(arguments)
+    add_json_flag(parser)
 
-    from dataclasses import asdict
 
-    from pipeline.errors import VerificationFailed
+def run(options: argparse.Namespace) -> int:
+    """Check an output."""
     from pipeline.report.verify import verify
 
     found = verify(options.output, options.rows)
-    printed_json(asdict(found)) if options.json else print(found)
+    if options.json:
+        print_json(asdict(found))
+    else:
+        print(found)
     return VerificationFailed.exit_code if found.faults else 0

@@ -1,4 +1,4 @@
-"""What was looked at, and the page that says so: what to do comes first, then every rung of the ladder."""
+"""The checks of the doctor, and its page: what to do comes first, then every check."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _WIDTH = 120
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes
     ----------
     name : str
-        What.
+        Name of the thing that was checked.
     status : str
-        ``fail`` stops a run, ``warn`` may, ``absent`` is missed by nobody.
+        ``fail`` stops a run, ``warn`` may stop one, ``absent`` is optional.
     found : str
-        What there is.
+        What was found.
     fix : str
-        What to do; empty where there is nothing to do.
+        What to do; empty if there is nothing to do.
     is_setting : bool
-        Whether it is of the settings or of what is installed, and not of the machine.
+        True if it is about settings or packages, and not about the machine.
     """
 
     name: str
@@ -43,48 +43,63 @@ class Check:
 
 
 def exit_code(checks: Sequence[Check]) -> int:
-    """0 where a run will do, 78 where settings or packages have to be mended, 1 where something else has to be."""
+    """Return 0 if a run will work, 78 if settings or packages must be fixed, and 1 if something else must be."""
     failed = [each for each in checks if each.status == "fail"]
-    return ConfigError.exit_code if any(each.is_setting for each in failed) else int(bool(failed))
+    if any(each.is_setting for each in failed):
+        return ConfigError.exit_code
+    return 1 if failed else 0
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """All of it in one sentence."""
-    n_failed, n_doubtful = (len([each for each in checks if each.status == status]) for status in ("fail", "warn"))
+    """Return the result of all checks in one sentence."""
+    statuses = [each.status for each in checks]
+    n_failed = statuses.count("fail")
+    n_doubtful = statuses.count("warn")
     if n_failed:
         return f"{counted(n_failed, 'thing')} to mend before a run."
-    return f"Nothing has to be mended; {counted(n_doubtful, 'doubt')}." if n_doubtful else "All is well."
+    if n_doubtful:
+        return f"Nothing has to be mended; {counted(n_doubtful, 'doubt')}."
+    return "All is well."
 
 
 def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str:
-    """A screen for people.
+    """Return a page for people.
 
     Parameters
     ----------
     checks : sequence of Check
-        In the order of the ladder: what stands on another comes after it.
+        In an order in which each check comes after those that it depends on.
     libraries : mapping
-        Files that were loaded, by the libraries' names; those that no check names are listed.
+        Files of loaded libraries by name; those that no check names are listed.
     """
-    lines = [verdict(checks), ""]
-    # What fails first: doubts may go with it. Of each kind the lowest rung, on which the others stand.
-    steps = [each for status in ("fail", "warn") for each in checks if each.status == status and each.fix]
-    if steps:
-        lines.append("What to do, in this order:")
-        for number, each in enumerate(steps, 1):
-            lines += _wrapped(f"{number:4}. ", f"{each.name}: {each.fix}")
-        lines.append("")
+    lines = [verdict(checks), "", *_steps(checks)]
     for each in checks:
         lines += _wrapped(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
         if each.fix and each.status == "absent":
             lines += _wrapped("     -> ", each.fix)
-    told = " ".join(each.found for each in checks)
-    if others := [path for paths in libraries.values() for path in paths if path not in told]:
-        lines += ["", "Other libraries that were loaded:", *(f"     {shown(path)}" for path in others)]
+    words = " ".join(each.found for each in checks)
+    others = [path for paths in libraries.values() for path in paths if path not in words]
+    if others:
+        lines += ["", "Other libraries that were loaded:"]
+        lines += [f"     {shown(path)}" for path in others]
     return "\n".join(lines)
+
+
+def _steps(checks: Sequence[Check]) -> list[str]:
+    """Return what to do, in order."""
+    # Failures first, since doubts may disappear with them; of each kind the first check, on which others depend.
+    steps = [each for each in checks if each.status == "fail" and each.fix]
+    steps += [each for each in checks if each.status == "warn" and each.fix]
+    if not steps:
+        return []
+    lines = ["What to do, in this order:"]
+    for number, each in enumerate(steps, 1):
+        lines += _wrapped(f"{number:4}. ", f"{each.name}: {each.fix}")
+    return [*lines, ""]
 
 
 def _wrapped(head: str, text: str) -> Iterator[str]:
     wrapper = textwrap.TextWrapper(_WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
-    wrapper.break_on_hyphens = wrapper.break_long_words = False  # a path is one word, that it can be copied
+    wrapper.break_on_hyphens = False  # a path stays one word, so that it can be copied
+    wrapper.break_long_words = False
     yield from wrapper.wrap(shown(text))

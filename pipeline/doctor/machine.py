@@ -1,6 +1,6 @@
-"""What can be looked at without loading anything: Python, packages, compiler; memory, limits, places to write to.
+"""Checks of Python, packages and compiler, and of memory, limits and places to write to.
 
-The standard library alone, since whoever asks may have nothing else that works.
+They use the standard library alone, since other packages may be broken.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _FEW_FILES = 256
 
 
 def the_python() -> Iterator[Check]:
-    """What everything stands on."""
+    """Yield the checks of Python, packages and compiler."""
     yield from map(_looked_at, (_python, _packages, _filters, _compiler))
 
 
 def the_machine(output: str) -> Iterator[Check]:
-    """What a run takes of it, and where it writes."""
+    """Yield the checks of the machine, and of the places where a run writes."""
     yield from map(_looked_at, (_proc, _semaphores, _memory, _open_files))
     for name, folder in (("output", output), ("temporary", tempfile.gettempdir())):
         yield _looked_at(partial(_place, name, folder), name)
 
 
 def _looked_at(look: Callable[[], Check], name: str = "") -> Check:
-    """A check; one that fails in an unforeseen way says so, and the others are made."""
+    """Return a check; one that raises an error is a failed check, and the others are made."""
     try:
         return look()
     except Exception as error:
@@ -69,16 +69,16 @@ def _packages() -> Check:
     there = installed()
     if "shardpress" not in there:
         return Check("packages", "warn", "shardpress is not installed, so nobody knows what it needs", "pip install .")
-    if wrong := misfits(there):
-        what, _, fix = wrong[0].partition(": ")
-        others = f"; {'; '.join(each.partition(': ')[0] for each in wrong[1:])}" if wrong[1:] else ""
-        fixes = [fix, *(each.partition(": ")[2] for each in wrong[1:])]
-        return Check("packages", "fail", what + others, "; ".join(fixes), is_setting=True)
+    wrong = misfits(there)
+    if wrong:
+        found = [each.partition(": ")[0] for each in wrong]
+        fixes = [each.partition(": ")[2] for each in wrong]
+        return Check("packages", "fail", "; ".join(found), "; ".join(fixes), is_setting=True)
     return Check("packages", "pass", ", ".join(_described(name, module) for name, module in _IMPORTED.items()))
 
 
 def _described(name: str, module: str) -> str:
-    """A package's version, and its place where that is not this Python's own."""
+    """Return a package's version, with its directory if that is not this Python's own."""
     spec = find_spec(module)
     if spec is None:
         return f"no {name}"
@@ -87,7 +87,9 @@ def _described(name: str, module: str) -> str:
     except PackageNotFoundError:
         number = "of unknown version"
     folder = os.path.dirname(os.path.dirname(spec.origin or ""))
-    return f"{name} {number}" + ("" if folder == sysconfig.get_path("platlib") else f" ({folder})")
+    if folder == sysconfig.get_path("platlib"):
+        return f"{name} {number}"
+    return f"{name} {number} ({folder})"
 
 
 def _filters() -> Check:
@@ -99,7 +101,7 @@ def _filters() -> Check:
 
 
 def _compiler() -> Check:
-    """Whether it is there, with this Python's headers, and what it makes runs."""
+    """Check that there is a compiler with this Python's headers, and that its programs run."""
     flags = dict(re.findall(r"(?:^|,)\s*(cxx)\s*=\s*([^,]*)", os.environ.get("THEANO_FLAGS", "")))
     name = flags.get("cxx", "g++")
     path = shutil.which(name)
@@ -110,24 +112,31 @@ def _compiler() -> Check:
     headers = sysconfig.get_path("include")
     if not os.path.exists(os.path.join(headers, "Python.h")):
         return Check("compiler", "fail", f"{headers}/Python.h is not there", "apt-get install python3.11-dev")
-    with tempfile.TemporaryDirectory(prefix="shardpress-doctor-") as folder:
-        program = os.path.join(folder, "program")
-        # The linker would take libgcc_s.so.1 from the current directory.
-        made = _done([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM, folder)
-        if made.returncode:
-            why = (made.stderr.strip().splitlines() or [f"it ended with {made.returncode}"])[0]
-            fix = "apt-get install g++ binutils libc6-dev, or THEANO_FLAGS=cxx=NAME"
-            return Check("compiler", "fail", f"{path} cannot compile: {why}", fix)
-        try:
-            said = _done([program]).stdout.strip()
-        except OSError as error:
-            found = f"{path} compiles, but what it has made cannot be started in {folder}: {error.strerror}"
-            return Check("compiler", "fail", found, "TMPDIR=elsewhere, where programs may run (no noexec)")
+    said = _compiled_and_run(path, headers)
+    if isinstance(said, Check):
+        return said
     if said != platform.python_version():
         found = f"{path}: {headers} has headers of Python {said or '(nothing was said)'}"
         return Check("compiler", "fail", found, f"headers of {platform.python_version()}: python3.11-dev")
     what = _done([path, "--version"]).stdout.partition("\n")[0]
     return Check("compiler", "pass", f"{path}: {what}; compiles with this Python's headers, and what it makes runs")
+
+
+def _compiled_and_run(path: str, headers: str) -> str | Check:
+    """Compile a program and return its output, or the check that failed."""
+    with tempfile.TemporaryDirectory(prefix="shardpress-doctor-") as folder:
+        program = os.path.join(folder, "program")
+        # The linker would take libgcc_s.so.1 from the current directory.
+        made = _done([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM, folder)
+        if made.returncode:
+            lines = made.stderr.strip().splitlines() or [f"it ended with {made.returncode}"]
+            fix = "apt-get install g++ binutils libc6-dev, or THEANO_FLAGS=cxx=NAME"
+            return Check("compiler", "fail", f"{path} cannot compile: {lines[0]}", fix)
+        try:
+            return _done([program]).stdout.strip()
+        except OSError as error:
+            found = f"{path} compiles, but what it has made cannot be started in {folder}: {error.strerror}"
+            return Check("compiler", "fail", found, "TMPDIR=elsewhere, where programs may run (no noexec)")
 
 
 def _done(command: list[str], given: str = "", folder: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -170,14 +179,14 @@ def _memory() -> Check:
 
 def _open_files() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    few = soft < _FEW_FILES
-    return Check(
-        "open files", "warn" if few else "pass", f"{soft} at most", f"ulimit -n {min(hard, 4096)}" if few else ""
-    )
+    found = f"{soft} at most"
+    if soft < _FEW_FILES:
+        return Check("open files", "warn", found, f"ulimit -n {min(hard, 4096)}")
+    return Check("open files", "pass", found)
 
 
 def _place(name: str, folder: str) -> Check:
-    """Whether a folder can be written, synced and locked, and how much room is there."""
+    """Check that a directory can be written, synced and locked, and has free space."""
     path = Path(folder).absolute()
     there = next(each for each in (path, *path.parents) if each.exists())
     try:
@@ -191,5 +200,6 @@ def _place(name: str, folder: str) -> Check:
         return Check(name, "fail", f"{there}: cannot be written, synced or locked: {error.strerror}", advice)
     n_free = shutil.disk_usage(there).free
     found = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB are free there"
-    little = n_free < _LITTLE_ROOM
-    return Check(name, "warn" if little else "pass", found, "free some space" if little else "")
+    if n_free < _LITTLE_ROOM:
+        return Check(name, "warn", found, "free some space")
+    return Check(name, "pass", found)

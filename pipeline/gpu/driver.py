@@ -1,36 +1,47 @@
-"""NVIDIA's driver on this machine, asked in a process of its own: a driver may hang or crash whoever asks it."""
+"""NVIDIA's driver, called by ctypes in a child process: a driver may hang or crash the process that calls it."""
 
 from __future__ import annotations
 
 import ctypes
-import json
+import os
+from collections.abc import Sequence
 from contextlib import suppress
+from ctypes import byref, c_int
 from dataclasses import dataclass
-from subprocess import DEVNULL, PIPE
-from typing import Any
 
-from pipeline.childprocess import ChildProcess
+from pipeline.childprocess import collect_reports, report
 
-__all__ = ["Driver", "Version", "find_driver", "main"]
+__all__ = [
+    "Driver",
+    "Version",
+    "capability_of",
+    "count_cards",
+    "cuda_version",
+    "dotted",
+    "files_of",
+    "find_driver",
+    "main",
+]
 
 Version = tuple[int, int]  # of CUDA, or a card's compute capability
 
+_NAME = "libcuda.so.1"
 _SECONDS = 60.0  # cuInit takes some on a machine with many cards
 _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 
 
 @dataclass(frozen=True)
 class Driver:
-    """What the driver says of itself.
+    """A driver of NVIDIA.
 
     Attributes
     ----------
     file : str
-        The libcuda.so.1 that was asked.
+        The file of libcuda.so.1.
     cuda : tuple of int
         The latest version of CUDA whose code it takes.
     capabilities : tuple of tuple of int
-        Of each card that it opens; none where it opens none.
+        Compute capability of each card; empty if it opens none.
     """
 
     file: str
@@ -39,46 +50,72 @@ class Driver:
 
 
 def find_driver(seconds: float = _SECONDS) -> Driver | None:
-    """The driver of this machine, or None where there is none that answers."""
-    # It reports its version before it opens the cards: what it has reported counts even if it is killed then.
-    said, _, _ = ChildProcess(__name__, stdout=PIPE, stderr=DEVNULL).answer(seconds)
-    found: dict[str, Any] = {}
-    for line in said.splitlines():
-        found |= json.loads(line)
+    """Return the driver of this machine, or None if there is none that answers within some seconds."""
+    # It reports its version before it opens the cards: the version counts even if it hangs or crashes then.
+    found = collect_reports(__name__, seconds)
     if "cuda" not in found:
         return None
-    return Driver(found["file"], tuple(found["cuda"]), tuple(map(tuple, found.get("capabilities", ()))))
+    capabilities = tuple(tuple(each) for each in found.get("capabilities", ()))
+    return Driver(found["file"], tuple(found["cuda"]), capabilities)
+
+
+def dotted(version: Sequence[int]) -> str:
+    """Return a version in words, such as ``12.4``."""
+    return ".".join(map(str, version))
+
+
+# -- in the child ------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """In the child: say what there is, as far as it comes, a line of JSON after the other."""
+    """Report what the driver says, as far as it comes."""
     try:
-        library = ctypes.CDLL("libcuda.so.1")
+        library = ctypes.CDLL(_NAME)
     except OSError:
         return
-    number = ctypes.c_int()
-    if library.cuDriverGetVersion(ctypes.byref(number)):  # a toolkit's stub for linking answers, but with an error
+    cuda = cuda_version(library)
+    if cuda is None:  # a toolkit's stub for linking answers with an error
         return
-    cuda = (number.value // 1000, number.value % 1000 // 10)
-    print(json.dumps({"file": _loaded_from(), "cuda": cuda}), flush=True)
+    files = files_of("libcuda.")
+    report(file=files[0] if files else _NAME, cuda=cuda)
     with suppress(AttributeError):
-        print(json.dumps({"capabilities": _capabilities(library)}), flush=True)
+        code, n_cards = count_cards(library)
+        cards = range(n_cards) if code == 0 else ()
+        report(capabilities=[capability_of(library, card) for card in cards])
+    report(done=True)
 
 
-def _capabilities(library: Any) -> list[list[int]]:
-    n_cards, number = ctypes.c_int(), ctypes.c_int()
-    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(n_cards)):
-        return []
-    found: list[list[int]] = []
-    for card in range(n_cards.value):  # cuDeviceGet gives the card's own number
-        found.append([])
-        for attribute in _CAPABILITY:
-            library.cuDeviceGetAttribute(ctypes.byref(number), attribute, card)
-            found[-1].append(number.value)
+def cuda_version(library: ctypes.CDLL) -> Version | None:
+    """Return the latest version of CUDA whose code a driver takes, or None if it does not answer."""
+    number = c_int()
+    if library.cuDriverGetVersion(byref(number)):
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def count_cards(library: ctypes.CDLL) -> tuple[int, int]:
+    """Start a driver; return its error code, which is 0 if all is well, and its number of cards."""
+    n_cards = c_int()
+    code = library.cuInit(0) or library.cuDeviceGetCount(byref(n_cards))
+    return int(code), n_cards.value
+
+
+def capability_of(library: ctypes.CDLL, card: int) -> list[int]:
+    """Return the compute capability of a card, whose number is also its handle."""
+    found = []
+    for attribute in _CAPABILITY:
+        number = c_int()
+        library.cuDeviceGetAttribute(byref(number), attribute, card)
+        found.append(number.value)
     return found
 
 
-def _loaded_from() -> str:
+def files_of(*names: str) -> list[str]:
+    """Return the files of this process whose names begin like that.
+
+    A library that passes calls on to another one comes before it.
+    """
     with open("/proc/self/maps") as maps:
-        paths = [line.split(maxsplit=5)[5].strip() for line in maps if "libcuda." in line.rpartition("/")[2]]
-    return paths[0] if paths else "libcuda.so.1"
+        paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}
+    found = [path for path in paths if os.path.basename(path).startswith(names)]
+    return sorted(found, key=lambda path: (not path.endswith(".so"), path))  # NVIDIA's own names end with a version

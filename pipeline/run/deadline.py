@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.device import seconds_compiling
 from pipeline.errors import counted
 from pipeline.model import Model
-from pipeline.progress import duration
 from pipeline.run.job import Job
 from pipeline.run.sample import AnonymousDisk, Stretch, sampled_encoding, stretches
 from pipeline.scan.ranges import Scan
 from pipeline.settings.deadline import in_words
+from pipeline.text import duration
 from pipeline.training.epochs import Training
 
 if TYPE_CHECKING:

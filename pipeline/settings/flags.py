@@ -8,15 +8,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any
 
+from pipeline.commandline import Parser
 from pipeline.errors import ConfigError, UsageError, shown
 from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.configfile import read_configuration
 from pipeline.settings.kinds import SWITCH, Kind, plain
 from pipeline.settings.printed import as_yaml
 
-__all__ = ["converted", "parse", "parser_of_settings"]
+__all__ = ["add_settings", "converted", "parse", "parser_of_settings"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
@@ -93,24 +94,19 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     return config
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See --help.")
-
-
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
 def parser_of_settings(description: str) -> argparse.ArgumentParser:
     """What reads the flags, each setting under its stage."""
-    parser = _Parser(
-        description=description,
-        usage=argparse.SUPPRESS,  # a screen of flags before the examples
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # what was not typed is left to the other sources
-        allow_abbrev=False,  # which a later version could make ambiguous
-    )
+    parser = Parser(description=description, argument_default=argparse.SUPPRESS)  # other sources give the rest
+    add_settings(parser)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each setting to a parser, in groups by stage."""
     parser.add_argument("--version", action="version", version=f"shardpress {version('shardpress')}")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the settings below, spelled with _")
     parser.add_argument(
@@ -120,7 +116,6 @@ def parser_of_settings(description: str) -> argparse.ArgumentParser:
     group_of = {name: titled[title] for title, names in _STAGES.items() for name in names}
     for name, setting in SETTINGS.items():
         group_of[name].add_argument(_flag(name), **_described(setting))
-    return parser
 
 
 def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:

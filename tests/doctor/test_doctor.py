@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.doctor import ask, child, devices, machine
+from pipeline.childprocess import collect_reports
+from pipeline.doctor import devices, machine
 from pipeline.doctor.check import Check, exit_code, page
 from pipeline.model import Model
 from tests.support.interpreters import REPOSITORY, environment
@@ -155,7 +156,7 @@ def test_a_device_that_hangs_or_crashes_costs_nothing_but_an_answer(
     source = "import json, os, sys, time\ndef tell(**found): print(json.dumps(found), flush=True)\ndef main():\n"
     (tmp_path / "odd_device.py").write_text(f"{source}    print('1', 'noise'); tell(name='Card'); {program}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert ask.asked("odd_device", 2 if "sleep" in program else 60) == {"name": "Card", **found}
+    assert collect_reports("odd_device", 2 if "sleep" in program else 60) == {"name": "Card", **found}
 
 
 @pytest.mark.process
@@ -163,7 +164,7 @@ def test_a_device_that_hangs_or_crashes_costs_nothing_but_an_answer(
 def test_features_that_are_not_numpys_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Model.encode
     monkeypatch.setattr(Model, "encode", lambda model, rows: encode(model, rows) + 1e-3 * np.eye(len(rows), 8))
-    failed = [found["failed"] for found in child._tried() if "failed" in found]
+    failed = [found["failed"] for found in devices._probe() if "failed" in found]
     assert failed == ["its features differ from NumPy's by 0.001, expected 0.0001 at most"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.doctor.ask import asked
+from pipeline.childprocess import collect_reports
 from pipeline.doctor.cuda import rungs
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
@@ -75,7 +75,7 @@ def folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def told(seconds: float = 60) -> dict[str, Any]:
-    return asked("pipeline.doctor.libraries", seconds)
+    return collect_reports("pipeline.doctor.cuda", seconds)
 
 
 def test_each_library_says_its_version_and_each_card_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DeviceError
-from pipeline.gpu import forwarders
+from pipeline.gpu.install import build_forwarders
 from tests.support.cards import driver
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import fresh
@@ -154,7 +154,7 @@ def test_a_name_that_was_cut_becomes_hoppers_and_a_whole_one_stays(tmp_path: Pat
     for path in Path(sysconfig.get_path("purelib"), "nvidia/cuda_nvrtc/lib").iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # as earlier set-ups have left it
-    forwarders.build(tmp_path)
+    build_forwarders(tmp_path)
     found = fresh(NVRTC.replace("FOLDER", str(tmp_path))).facts
     whole = {"75": [0, "sm_75"], "90": [0, "sm_90"], "100": [0, "sm_100"]}
     assert found["libnvrtc.so"] == {**whole, "10": [0, "sm_90"], "12": [0, "sm_90"]}
@@ -165,7 +165,7 @@ def test_a_name_that_was_cut_becomes_hoppers_and_a_whole_one_stays(tmp_path: Pat
 
 
 def test_a_driver_that_is_not_there_yet_is_named_and_one_that_comes_later_is_found(tmp_path: Path) -> None:
-    forwarders.build(tmp_path)
+    build_forwarders(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["libcuda.so"]
     code = f"import ctypes\nours = ctypes.CDLL('{tmp_path}/libcuda.so')\n"
     ended = fresh(code, LD_LIBRARY_PATH=None)
@@ -184,5 +184,5 @@ def test_without_a_compiler_that_works_nothing_is_replaced(
     (tmp_path / "libcuda.so").write_text("an earlier one")
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(DeviceError, match=says):
-        forwarders.build(tmp_path)
+        build_forwarders(tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scripts.instruction_sets import INSTRUCTION_SETS, limits, missing
+from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, limits, missing
 from tests.support.interpreters import REPOSITORY, environment, fresh
 
 pytestmark = pytest.mark.process

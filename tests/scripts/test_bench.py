@@ -15,9 +15,10 @@ import h5py
 import numpy as np
 import pytest
 
-from scripts import bench
-from scripts import race as racing
-from scripts.instruction_sets import hide, limits
+from scripts.benchmarks import race as racing
+from scripts.benchmarks import races as bench
+from scripts.benchmarks import run
+from scripts.benchmarks.instruction_sets import hide, limits
 
 
 class Fake:
@@ -94,7 +95,7 @@ def test_ours_and_blas_race_for_real_and_a_card_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["step", "device", "--device", "cuda7", "--without-peers", "--rounds", "1", "--output", str(tmp_path)]
-    assert bench.main(flags) == 0
+    assert run.main(["races", *flags]) == 0
     assert "device: skipped, since cuda7 cannot be used: " in capsys.readouterr().out
     found = json.loads((tmp_path / "bench.json").read_text())
     *steps, device = found["results"]
@@ -204,8 +205,7 @@ def test_an_instruction_set_that_is_not_there_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "missing", lambda name: ["avx512f"])
-    with pytest.raises(SystemExit):
-        bench.main(["--isa", "avx512", "--without-peers"])
+    assert run.main(["races", "--isa", "avx512", "--without-peers"]) == 2
     assert "--isa avx512: this machine's processor lacks avx512f" in capsys.readouterr().err
 
 

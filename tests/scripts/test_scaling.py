@@ -1,4 +1,4 @@
-"""What scripts/scaling.py measures with: tasks like a run's, and a cluster of which nothing is left or seen."""
+"""What the benchmark of scaling measures with: tasks like a run's, and a cluster of which nothing is left or seen."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from pipeline.model import Model
 from pipeline.output.disk import Disk
 from pipeline.scan.scaler import Scaler
-from scripts.byhand import by_hand
-from scripts.measured import empty, timed_part
-from scripts.scaling import met
+from scripts.benchmarks.cluster import by_hand, empty, timed_part
+from scripts.benchmarks.scaling import met
 from tests.support.helpers import numbered_shards
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from scripts import simulate
-from scripts.simulate import Cluster, Costs, Job, Task, passed, predicted
+from scripts.benchmarks import run, simulate
+from scripts.benchmarks.simulate import Cluster, Costs, Job, Task, passed, predicted
 
 NOTHING = Costs(
     **dict.fromkeys(("driver_task", "driver_part", "scheduler_task", "scan_row", "encode_row", "train_row"), 0.0),
@@ -84,11 +84,11 @@ def test_it_says_where_it_is_off_by_more_than_it_may(tmp_path: Path, capsys: Any
         "encoding": {**told, "seconds": 5.1, "processor_seconds": 5.1},
     }
     costs, measured = tmp_path / "costs.json", tmp_path / "measured.json"
-    costs.write_text(json.dumps({"costs": {"load": 0.1, "found": asdict(COSTS)}}))  # as scripts/scaling.py leaves them
+    costs.write_text(json.dumps({"costs": {"load": 0.1, "found": asdict(COSTS)}}))  # as `scaling` leaves them
     for off, code in ((1.0, 0), (1.3, 1)):
         stages["encoding"]["seconds"] = 5.1 * off
         measured.write_text(json.dumps({"crowds": {"found": {"cores": 2, "by workers": {"1": stages}}}}))
-        assert simulate.main(["--costs", str(costs), "--check", str(measured)]) == code
+        assert run.main(["simulate", "--costs", str(costs), "--check", str(measured)]) == code
         assert "| 1 | encoding |" in capsys.readouterr().out
 
 
@@ -98,6 +98,6 @@ def test_it_prints_a_table_and_draws(tmp_path: Path, capsys: Any, monkeypatch: p
     costs = tmp_path / "costs.json"
     costs.write_text(json.dumps({"costs": asdict(COSTS)}))
     command = ["--costs", str(costs), "--rows", "1e6", "--plot", str(tmp_path / "plot.png")]
-    assert simulate.main(command) == 0
+    assert run.main(["simulate", *command]) == 0
     assert "| 2 |" in capsys.readouterr().out
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"

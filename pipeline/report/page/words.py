@@ -1,4 +1,4 @@
-"""Numbers, durations, sizes and names as people read them, each bounded in length."""
+"""Numbers and names as people read them, each bounded in length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.errors import shown
 
-__all__ = ["column", "count", "cut", "duration", "number", "path", "percent", "size"]
+__all__ = ["column", "count", "cut", "number", "path", "percent"]
 
 
 def count(n: int | float) -> str:
@@ -23,23 +23,6 @@ def number(value: float | None) -> str:
 def percent(share: float) -> str:
     """A share of 1 in percent, with a digit behind the point where it is small."""
     return f"{100 * share:.0f} %" if abs(share) >= 0.1 else f"{100 * share:.2g} %"
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as far as they count."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in a unit that leaves few digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" or n_bytes >= 100 else f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
 
 
 def cut(text: object, most: int = 300) -> str:

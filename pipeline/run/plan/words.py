@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 
 from pipeline.errors import counted, shown
-from pipeline.progress import duration
 from pipeline.run.plan.plan import Plan
+from pipeline.text import duration, size
 
 __all__ = ["in_words"]
 
 _WIDTH = 100
+_DECIMALS_BELOW = 10.0  # seconds
 
 
 def in_words(plan: Plan, output: str) -> str:
@@ -21,22 +22,10 @@ def in_words(plan: Plan, output: str) -> str:
     return "\n\n".join("\n".join(lines) for block in blocks if (lines := list(block)))
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"
-
-
 def _what(plan: Plan, output: str) -> Iterator[str]:
     its = plan.input
     if its:
-        rows = f"{counted(its['n_rows'], 'row')} x {its['n_inputs']} columns {its['dtype']} ({_size(its['n_bytes'])})"
+        rows = f"{counted(its['n_rows'], 'row')} x {its['n_inputs']} columns {its['dtype']} ({size(its['n_bytes'])})"
         yield f"{counted(its['n_shards'], 'shard')}, {rows} -> {plan.model['widths'][-1]} features in {shown(output)}"
         network = " x ".join(map(str, plan.model["widths"]))
         epochs = f", {plan.model['epochs']} epochs of {counted(plan.model['steps_per_epoch'], 'step')}"
@@ -49,22 +38,22 @@ def _what(plan: Plan, output: str) -> Iterator[str]:
 
 def _stages(plan: Plan) -> Iterator[str]:
     for stage in plan.stages:
-        yield f"{stage.name:12} {_duration(stage.seconds):>12}   {stage.what}"
+        yield f"{stage.name:12} {duration(stage.seconds, _DECIMALS_BELOW):>12}   {stage.what}"
     if plan.stages:
         ends = time.strftime("%a %H:%M", time.localtime(time.time() + plan.seconds))
-        yield f"{'in all':12} {_duration(plan.seconds):>12}   begun now it would end on {ends}"
+        yield f"{'in all':12} {duration(plan.seconds, _DECIMALS_BELOW):>12}   begun now it would end on {ends}"
 
 
 def _means(plan: Plan) -> Iterator[str]:
     if plan.memory:
         on_device, host = plan.memory["device_bytes"], plan.memory["host_bytes"] or 0
-        device = f", {_size(on_device)} on the device" if on_device is not None else ""
-        available = f"; {_size(plan.memory['available'])} are available" if plan.memory["available"] else ""
-        yield f"memory       {_size(host)} at its peak{device}{available}"
+        device = f", {size(on_device)} on the device" if on_device is not None else ""
+        available = f"; {size(plan.memory['available'])} are available" if plan.memory["available"] else ""
+        yield f"memory       {size(host)} at its peak{device}{available}"
     if plan.disk:
         free, left = plan.disk["free"], plan.disk["left"]
-        room = "" if free is None or left is None else f"; {_size(free)} are free, {_size(left)} left then"
-        yield f"disk         {_size(plan.disk['n_bytes'] or 0)} to be written{room}"
+        room = "" if free is None or left is None else f"; {size(free)} are free, {size(left)} left then"
+        yield f"disk         {size(plan.disk['n_bytes'] or 0)} to be written{room}"
 
 
 def _earlier(plan: Plan) -> Iterator[str]:

@@ -14,7 +14,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-from pipeline.gpu import forwarders
+from pipeline.gpu.install import build_forwarders
 from tests.support.interpreters import REPOSITORY
 
 __all__ = ["NoNvrtc", "built", "card", "nvrtc", "variables"]
@@ -54,7 +54,7 @@ def built(folder: Path | None = None) -> Path:
         A folder with two in it: ``direct`` has the names that libgpuarray opens, ``behind`` those that NVIDIA's driver
         and libraries have, with our own in front of them.
     """
-    ours = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/forwarders.py"]
+    ours = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
     paths = [path for path in sorted([*SOURCES.iterdir(), *ours]) if path.suffix in (".cpp", ".h", ".c", ".py")]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in paths) + str(nvrtc()).encode()).hexdigest()[:16]
     place = (folder or CACHE / "shardpress-stub") / key
@@ -142,4 +142,4 @@ def _build(place: Path) -> None:
     link = behind / "libcublas.so"  # nothing of ours stands before this one
     link.unlink(missing_ok=True)
     link.symlink_to(behind / "libcublas.so.12")
-    forwarders.build(behind)
+    build_forwarders(behind)

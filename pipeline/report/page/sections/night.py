@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.report.page.document import Command, Item, Section, Table
 from pipeline.report.page.pictures import bars
-from pipeline.report.page.words import count, cut, duration, number, path, percent, size
+from pipeline.report.page.words import count, cut, number, path, percent
 from pipeline.settings.config import Config
+from pipeline.text import exact_duration, size
 
 __all__ = ["change", "settings", "steps", "time_spent"]
 
@@ -41,7 +42,7 @@ def change(report: Mapping[str, Any]) -> Section | None:
         (name, *(spelled(side[key]) if side.get(key) is not None else "-" for side in (before, now)))
         for name, (key, spelled) in numbers.items()
     ]
-    rows.append(("time", *(duration(sum(side["seconds"].values())) for side in (before, now))))
+    rows.append(("time", *(exact_duration(sum(side["seconds"].values())) for side in (before, now))))
     items: list[Item] = [
         Table.of(f"The run of {cut(last.get('made', 'before'), 30)}, and this one", ", then, now", rows)
     ]
@@ -58,7 +59,7 @@ def time_spent(report: Mapping[str, Any]) -> Section:
     seconds, stages = report["summary"]["seconds"], report.get("stages", {})
     items: list[Item] = []
     if seconds:
-        items.append(bars("Time by stage", seconds, duration))
+        items.append(bars("Time by stage", seconds, exact_duration))
     cluster = report.get("cluster") or {}
     if rows := [*_stages(stages), *_epochs(report)]:
         alone = "; what cores did and waited for is the driver's share" if cluster.get("workers") else ""
@@ -74,7 +75,7 @@ def time_spent(report: Mapping[str, Any]) -> Section:
 def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for name, stage in stages.items():
         rates = _rates(stage["n_rows"], stage["n_bytes"], stage["seconds"])
-        yield (name, duration(stage["seconds"]), *rates, _busy(stage), _bound(stage))
+        yield (name, exact_duration(stage["seconds"]), *rates, _busy(stage), _bound(stage))
 
 
 def _peak(report: Mapping[str, Any]) -> Iterator[str]:
@@ -120,7 +121,7 @@ def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     seconds = sum(epoch["seconds"] for epoch in history)
     rates = _rates(share * inputs["n_rows"], share * inputs["n_bytes"], seconds)
     words = "1 epoch" if len(history) == 1 else f"{count(len(history))} epochs"
-    yield (words, duration(seconds), *rates, "-", "-")
+    yield (words, exact_duration(seconds), *rates, "-", "-")
 
 
 def _rates(n_rows: float, n_bytes: float, seconds: float) -> tuple[str, str]:

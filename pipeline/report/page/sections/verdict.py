@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.errors import counted
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.sections.drifted import drift
-from pipeline.report.page.words import column, count, cut, duration, number, path, percent
+from pipeline.report.page.words import column, count, cut, number, path, percent
+from pipeline.text import exact_duration
 
 __all__ = ["needs", "notices", "verdict"]
 
@@ -21,7 +22,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     """All of it in one sentence."""
     summary = report["summary"]
     rows, features = count(summary["n_rows"]), counted(summary["n_features"], "feature")
-    night = duration(sum(summary["seconds"].values()))
+    night = exact_duration(sum(summary["seconds"].values()))
     n = notices(report)[0]
     end = f"{counted(n, 'thing')} should be looked at" if n else "nothing needs you"
     return (

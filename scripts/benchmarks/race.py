@@ -19,10 +19,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from scripts.instruction_sets import hide, limits
+from scripts.benchmarks.common import ROOT
+from scripts.benchmarks.instruction_sets import hide, limits
 
-ROOT = Path(__file__).resolve().parents[1]
-OURS, PEERS = Path(sys.executable), ROOT / ".venv-peers/bin/python"
+OURS = Path(sys.executable)
+PEERS = ROOT / ".venv-peers/bin/python"
 # Threads of BLAS and OpenMP spin for a while before they sleep: so long, that the one before does not disturb the next.
 _PAUSE = 0.2
 # Threads and kernels of BLAS as a user finds them.
@@ -37,7 +38,7 @@ class Contestant:
     Parameters
     ----------
     name : str
-        A key of ``CONTESTANTS`` in scripts/contestants.py.
+        A key of ``CONTESTANTS`` in scripts/benchmarks/contestants.py.
     said : file
         Takes what it says, warnings as a rule; ours speaks to the user.
     variables : str
@@ -45,13 +46,15 @@ class Contestant:
     """
 
     def __init__(self, name: str, said: IO[str], **variables: str) -> None:
-        self.name, self.about, self._said = name, "", said
+        self.name = name
+        self.about = ""
+        self._said = said
         python = OURS if name in ("ours", "blas") else PEERS
         hidden = variables.pop(_HIDDEN, None)
         if hidden and name == "jax":
             variables["LD_PRELOAD"] = hidden
         self._process = subprocess.Popen(
-            [str(python), str(ROOT / "scripts/contestants.py"), name],
+            [str(python), str(ROOT / "scripts/benchmarks/contestants.py"), name],
             cwd=ROOT,
             env=environment(**variables),
             stdin=subprocess.PIPE,
@@ -133,7 +136,10 @@ class Bench:
         isa: str | None = None,
         seed: int = 0,
     ) -> None:
-        self.folder, self.rounds, self.size, self.device = folder.resolve(), rounds, size, device
+        self.folder = folder.resolve()
+        self.rounds = rounds
+        self.size = size
+        self.device = device
         self.seed = seed  # of the shapes that are drawn
         self.limits = limits(isa) if isa else {}  # of every contestant's environment
         # What PyTorch has compiled for one instruction set it takes for another, and crashes or computes nonsense.
@@ -240,7 +246,7 @@ class Bench:
 
     def demand(self, what: str, found: float, least: float | None = None, most: float | None = None) -> None:
         """Set what was measured beside what is asked for."""
-        good = found >= least if least is not None else most is not None and found <= most
+        good = (least is None or found >= least) and (most is None or found <= most)
         self.demands.append({"what": what, "found": found, "least": least, "most": most, "reached": good})
 
     def demand_of_peers(self, what: str, ratios: dict[str, float], least: float) -> None:

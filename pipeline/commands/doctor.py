@@ -1,16 +1,16 @@
-"""`shardpress doctor`: whether a run will do here, and what to mend if not."""
+"""`shardpress doctor`: check everything that a run needs on this machine."""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 
-from pipeline.commands.parsing import Parser, printed_json
+from pipeline.commands.parsing import add_json_flag, print_json
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """Look at everything that a run needs, and say what to mend: that comes first.
+DESCRIPTION = """Look at everything that a run needs, and say what to mend: that comes first.
 
     shardpress doctor
     THEANO_FLAGS=device=cuda shardpress doctor       for a run that asks for this device
@@ -23,27 +23,30 @@ something else has to be.
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Look, print, and return whether something has to be mended: see `pipeline.doctor.check.exit_code`."""
-    parser = Parser("doctor", _EXAMPLES)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument(
         "--output", metavar="DIR", default="features", help="where features shall go (default: features)"
     )
     parser.add_argument("--seconds", metavar="N", type=float, default=300.0, help="for each device (default: 300)")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(arguments)
+    add_json_flag(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what was found; the exit code is that of `pipeline.doctor.check.exit_code`."""
     from pipeline.doctor.check import exit_code, page, verdict
     from pipeline.doctor.devices import tried
     from pipeline.doctor.machine import the_machine, the_python
 
     print("shardpress doctor: looking; each device takes some seconds, the first time half a minute.", file=sys.stderr)
-    checks, libraries = list(the_python()), dict[str, list[str]]()
+    checks = list(the_python())
+    libraries: dict[str, list[str]] = {}
     for check, loaded in tried(options.seconds):
         checks.append(check)
         libraries |= loaded
     checks += the_machine(options.output)
     if options.json:
-        printed_json({"verdict": verdict(checks), "checks": [asdict(each) for each in checks], "libraries": libraries})
+        print_json({"verdict": verdict(checks), "checks": [asdict(each) for each in checks], "libraries": libraries})
     else:
         print(page(checks, libraries))
     return exit_code(checks)

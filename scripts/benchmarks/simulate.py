@@ -1,8 +1,8 @@
 """Predict what a run takes on a cluster that is not there, by a discrete-event model fed with measured costs.
 
-    python scripts/simulate.py                              10^9 and 10^12 rows on 1 to 1,000 workers, as a table
-    python scripts/simulate.py --plot docs/scaling.png      the same as a picture, too
-    python scripts/simulate.py --costs scaling/scaling.json --check scaling/scaling.json
+    run.py simulate                              10^9 and 10^12 rows on 1 to 1,000 workers, as a table
+    run.py simulate --plot docs/scaling.png      the same as a picture, too
+    run.py simulate --costs scaling/scaling.json --check scaling/scaling.json
                                                             what was measured with 1 to 4 workers beside the model
 
 A task waits for the driver, the scheduler, a thread of a worker, a core and the storage in turn, as in a run; each of
@@ -10,31 +10,27 @@ them serves one at a time, and the storage as many as its bandwidth has streams.
 are simulated, and the rest goes on at their steady pace. The costs are those of docs/scaling.json, or of `--costs`.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
-
-# isort: split
+from __future__ import annotations
 
 import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import simpy
 
 from pipeline.cluster.executor import n_together
+from scripts.benchmarks.common import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 MOST_TASKS = 4000  # that are simulated of a pass, and as many more as fill all threads so many times:
 TURNS = 12
 REPLICAS = 8
-SHARE_STEPS, BATCH = 512, 128  # of a replica in a round, as pipeline/settings/replicas.py has it for large data
+BATCH = 128
+SHARE_STEPS = 512  # of a replica in a round, as pipeline/settings/replicas.py has it for large data
 TRAINED = 10**8  # rows that the model of larger data is trained on: docs/scaling.md says why, and how
 EPOCHS = 20
 SCANNED = 128 * 2688  # rows of a usual task, as pipeline/scan/ranges.py has it
@@ -163,9 +159,12 @@ class World:
 
     def __init__(self, cluster: Cluster, costs: Costs) -> None:
         self.env = simpy.Environment()
-        self.costs, self.cluster = costs, cluster
+        self.costs = costs
+        self.cluster = cluster
         n_threads = cluster.n_workers * cluster.threads
-        n_streams = n_threads if math.isinf(cluster.storage) else max(1, round(cluster.storage / cluster.stream))
+        n_streams = n_threads
+        if math.isfinite(cluster.storage):
+            n_streams = max(1, round(cluster.storage / cluster.stream))
         n_cores = cluster.shared_cores or cluster.n_workers * cluster.cores
         capacities = {"driver": 1, "scheduler": 1, "storage": n_streams, "cores": n_cores}
         self.resources = {name: simpy.PriorityResource(self.env, n) for name, n in capacities.items()}
@@ -190,7 +189,8 @@ class World:
 
     def go(self, task: Task, window: simpy.Resource) -> Iterator[Any]:
         """A task's way: half of the driver's and the scheduler's work is before it, half behind."""
-        costs, message = self.costs, task.message_bytes / self.cluster.stream
+        costs = self.costs
+        message = task.message_bytes / self.cluster.stream
         with window.request() as place:
             yield place
             yield from self.use("driver", costs.driver_task / 2 + message)
@@ -219,7 +219,8 @@ def passed(tasks: Task, n_tasks: int, cluster: Cluster, costs: Costs) -> Pass:
     capacities = {name: resource.capacity for name, resource in world.resources.items()}
     busy = {name: served / seconds / capacities[name] for name, served in world.served.items()}
     if n < n_tasks:
-        first, last = n // 4, 3 * n // 4  # neither the filling nor the emptying
+        first = n // 4  # neither the filling nor the emptying
+        last = 3 * n // 4
         seconds += (n_tasks - n) * (world.ended[last] - world.ended[first]) / (last - first)
     return Pass(seconds, busy)
 
@@ -235,9 +236,13 @@ def scanning(job: Job, cluster: Cluster, costs: Costs) -> tuple[Task, int]:
 def encoding(job: Job, cluster: Cluster, costs: Costs) -> tuple[Task, int]:
     """The parts."""
     rows = min(job.part_rows, job.shard_rows)
-    beside = {"driver_seconds": costs.driver_part, "wait": costs.encode_wait}
-    seconds = rows * costs.encode_row + costs.encode_part
-    one = Task(seconds, rows * costs.row_bytes, rows * costs.feature_bytes, **beside)
+    one = Task(
+        core_seconds=rows * costs.encode_row + costs.encode_part,
+        read_bytes=rows * costs.row_bytes,
+        write_bytes=rows * costs.feature_bytes,
+        driver_seconds=costs.driver_part,
+        wait=costs.encode_wait,
+    )
     return grouped(one, math.ceil(job.n_rows / rows), job, cluster, job.part_rows // rows)
 
 
@@ -252,7 +257,8 @@ def training(job: Job, cluster: Cluster, costs: Costs) -> tuple[float, Pass]:
 
     A replica has all cores of its worker.
     """
-    n_rows, device = min(job.n_rows, job.trained), replace(cluster, cores=1, threads=1)
+    n_rows = min(job.n_rows, job.trained)
+    device = replace(cluster, cores=1, threads=1)
     first = n_rows * max(costs.train_row / cluster.cores, costs.row_bytes / min(cluster.stream, cluster.storage))
     rows = min(SHARE_STEPS * BATCH, max(1, n_rows // REPLICAS))
     share = Task(rows * costs.train_row / cluster.cores, rows * costs.row_bytes, 0.0, costs.state_bytes)
@@ -263,7 +269,10 @@ def training(job: Job, cluster: Cluster, costs: Costs) -> tuple[float, Pass]:
 
 def predicted(job: Job, cluster: Cluster, costs: Costs) -> dict[str, Any]:
     """Seconds of each stage, worker-hours, what is busiest in each pass, and what most of the time goes to."""
-    scan, encode = (passed(*stage(job, cluster, costs), cluster, costs) for stage in (scanning, encoding))
+    scan_task, n_scan_tasks = scanning(job, cluster, costs)
+    scan = passed(scan_task, n_scan_tasks, cluster, costs)
+    encode_task, n_encode_tasks = encoding(job, cluster, costs)
+    encode = passed(encode_task, n_encode_tasks, cluster, costs)
     first, rounds = training(job, cluster, costs)
     seconds = {
         "start": costs.start + costs.shard * math.ceil(job.n_rows / job.shard_rows),
@@ -335,29 +344,30 @@ SCENARIOS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add = parser.add_argument
+    costs = ROOT / "docs/scaling.json"
+    add("--costs", type=Path, default=costs, help="measured ones, or scaling.py's file (%(default)s)")
+    add("--rows", type=float, help="other ones than the usual scenarios have")
+    add("--storage", type=float, default=math.inf, help="of these, GB/s of all together (%(default)s)")
+    add("--memory", type=float, default=2.0, help="GiB of each process (default: %(default)s)")
+    add("--trained", type=float, default=TRAINED, help="rows that the model is trained on (1e8)")
+    add("--plot", type=Path, help="a PNG to draw")
+    add("--check", type=Path, help="what scaling.py has measured with 1 to 4 workers")
+
+
+def run(options: argparse.Namespace) -> int:
     """Predict, print, draw, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--costs",
-        type=Path,
-        default=ROOT / "docs/scaling.json",
-        help="measured ones, or scaling.py's file (%(default)s)",
-    )
-    parser.add_argument("--rows", type=float, help="other ones than the usual scenarios have")
-    parser.add_argument("--storage", type=float, default=math.inf, help="of these, GB/s of all together (%(default)s)")
-    parser.add_argument("--memory", type=float, default=2.0, help="GiB of each process (default: %(default)s)")
-    parser.add_argument("--trained", type=float, default=TRAINED, help="rows that the model is trained on (1e8)")
-    parser.add_argument("--plot", type=Path, help="a PNG to draw")
-    parser.add_argument("--check", type=Path, help="what scripts/scaling.py has measured with 1 to 4 workers")
-    options = parser.parse_args(argv)
     told = json.loads(options.costs.read_text())["costs"]
     costs = Costs(**told.get("found", told))
     if options.check:
         return check(json.loads(options.check.read_text())["crowds"]["found"], costs)
-    mine = Scenario(int(options.rows or 0), options.storage, options.memory, trained=int(options.trained))
+    scenarios = SCENARIOS
+    if options.rows:
+        scenarios = (Scenario(int(options.rows), options.storage, options.memory, trained=int(options.trained)),)
     found = {}
-    for scenario in (mine,) if options.rows else SCENARIOS:
+    for scenario in scenarios:
         found[scenario] = scenario.lines(costs)
         tell(scenario, scenario.job(costs), found[scenario])
     if options.plot:
@@ -382,8 +392,10 @@ def tell(scenario: Scenario, job: Job, lines: Sequence[dict[str, Any]]) -> None:
 
 def duration(seconds: float) -> str:
     """So much time in a glance."""
-    units: list[tuple[float, str]] = [(86400, "d"), (3600, "h"), (60, "min")]
-    return next((f"{seconds / n:.3g} {unit}" for n, unit in units if seconds >= 2 * n), f"{seconds:.3g} s")
+    for n, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * n:
+            return f"{seconds / n:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 # -- beside what was measured --------------------------------------------------------------------------------------
@@ -413,8 +425,9 @@ def again(stage: str, told: dict[str, Any], cluster: Cluster, costs: Costs) -> f
     What workers, driver and scheduler took of a processor is what they took in that pass: who shares cores and memory
     with others is slowed down by them, and messages that come one by one cost more than a hundred of them at a time.
     """
-    is_scan, n = stage == "scan", told["n_tasks"]
-    wait, end = (costs.scan_wait, costs.scan_end) if is_scan else (costs.encode_wait, costs.encode_end)
+    n = told["n_tasks"]
+    wait = costs.scan_wait if stage == "scan" else costs.encode_wait
+    end = costs.scan_end if stage == "scan" else costs.encode_end
     task = Task(told["processor_seconds"] / n, wait=wait)
     taken = replace(costs, driver_task=told["driver_seconds"] / n, scheduler_task=told["scheduler_seconds"] / n)
     return passed(task, n, cluster, taken).seconds + end
@@ -435,7 +448,8 @@ def draw(found: dict[Scenario, list[dict[str, Any]]], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 6), layout="constrained")
     for (scenario, lines), style in zip(found.items(), STYLES, strict=False):
-        workers, busy = [line["n_workers"] for line in lines], [line["busy"]["encoding"] for line in lines]
+        workers = [line["n_workers"] for line in lines]
+        busy = [line["busy"]["encoding"] for line in lines]
         hours = [line["seconds"]["encoding"] / 3600 for line in lines]
         left.plot(workers, hours, linestyle=style, color="0.55", zorder=1, label=str(scenario))
         left.scatter(workers, hours, c=[COLOURS[max(each, key=each.get)] for each in busy], s=26, zorder=2)
@@ -450,7 +464,3 @@ def draw(found: dict[Scenario, list[dict[str, Any]]], path: Path) -> None:
     right.set(xscale="log", ylim=(0, 1.05), xlabel="workers of two cores", ylabel="share of that time at work")
     figure.savefig(path, dpi=90)
     pyplot.close(figure)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

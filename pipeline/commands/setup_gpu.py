@@ -1,17 +1,15 @@
-"""`shardpress setup-gpu`: what a CUDA card needs beside its driver."""
+"""`shardpress setup-gpu`: install what a CUDA card needs in addition to its driver."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.commands.parsing import Parser
 from pipeline.errors import UsageError
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """Install what a CUDA card needs beside NVIDIA's driver: pygpu, and NVRTC and cuBLAS as new as it takes.
+DESCRIPTION = """Install what a CUDA card needs beside NVIDIA's driver: pygpu, and NVRTC and cuBLAS as new as it takes.
 
     shardpress setup-gpu
     shardpress setup-gpu --for 12.4        on a machine without the driver: an image, a login node
@@ -22,15 +20,17 @@ has been updated, or this was interrupted. docs/gpu.md: on Debian, on Ubuntu, wi
 """
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Install, saying what."""
-    parser = Parser("setup-gpu", _EXAMPLES)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument(
         "--for", dest="cuda", metavar="CUDA", type=_version, help="a version of CUDA, like 12.4 (default: the driver's)"
     )
     parser.add_argument("--from", dest="source", metavar="DIR", type=_folder, help="where all wheels and packages lie")
     parser.add_argument("--mirror", metavar="ADDRESS", help="of Debian, for pygpu, where apt's own source has none")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Install, and print each step."""
     import pipeline.installed  # noqa: F401  a Python that cannot run Theano needs no card
     from pipeline.gpu.install import Wanted, set_up
 

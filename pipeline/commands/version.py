@@ -1,16 +1,16 @@
-"""`shardpress version`: what results depend on, for people and for reports of faults."""
+"""`shardpress version`: versions of shardpress and of the packages that its results depend on."""
 
 from __future__ import annotations
 
+import argparse
 import platform
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from pipeline.commands.parsing import Parser, printed_json
+from pipeline.commands.parsing import add_json_flag, print_json
 
-__all__ = ["main"]
+__all__ = ["DESCRIPTION", "configure", "run"]
 
-_EXAMPLES = """Versions of shardpress and of what its results depend on.
+DESCRIPTION = """Versions of shardpress and of what its results depend on.
 
     shardpress version
     shardpress version --json
@@ -18,14 +18,16 @@ _EXAMPLES = """Versions of shardpress and of what its results depend on.
 _PACKAGES = ("shardpress", "numpy", "Theano", "pygpu", "dask", "h5py", "scikit-learn")
 
 
-def main(arguments: Sequence[str]) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_json_flag(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Print versions."""
-    parser = Parser("version", _EXAMPLES)
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(arguments)
     found = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
     if options.json:
-        printed_json(found)
+        print_json(found)
     else:
         for name, number in found.items():
             print(f"{name:14} {number or 'not installed'}")

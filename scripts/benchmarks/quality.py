@@ -1,28 +1,24 @@
 """Measure how good features are beside principal components and raw columns, on twelve kinds of data.
 
-    python scripts/quality.py                                       every data set, default settings, three seeds
-    python scripts/quality.py wine wide --seeds 1                   some of them
-    python scripts/quality.py fashion-64 -- --hidden none           with settings of scripts/extract.py
-    python scripts/quality.py --markdown                            what was measured so far, as a table
+    run.py quality                                       every data set, default settings, three seeds
+    run.py quality wine wide --seeds 1                   some of them
+    run.py quality fashion-64 -- --hidden none           with settings of scripts/extract.py
+    run.py quality --markdown                            what was measured so far, as a table
 
 A data set is split once: no test row is seen by a training, nor by the choice of its best epoch. The error is the mean
 squared one of the test rows' reconstruction, in scaled columns; the probe is the accuracy of a logistic regression on
 standardized columns, trained on 20,000 training rows at most. Every run is a line in quality/results.jsonl.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
-
-# isort: split
+from __future__ import annotations
 
 import argparse
 import json
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -41,8 +37,8 @@ from pipeline.scan.scaler import Scaler
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import blocks
+from scripts.benchmarks.common import ROOT, one_of
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("quality")
 TEST_SHARE = 0.2
 MOST_PROBED = 20_000  # training rows of the probe
@@ -51,24 +47,23 @@ MOST_BYTES = 2**28  # of training rows that the components are fitted to
 Rows = tuple[np.ndarray, np.ndarray]  # and their classes
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print each run as it ends, and return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)} (default: all)")
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "sets", nargs="*", type=one_of(SETS), metavar="SET", help=f"of {', '.join(SETS)} (default: all)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each (default: %(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print what was measured so far, and measure nothing")
-    options = parser.parse_args(arguments[:at])
-    unknown = set(options.sets) - set(SETS)
-    if unknown:
-        parser.error(f"unknown data set {', '.join(sorted(unknown))}, expected {', '.join(SETS)}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print each run as it ends, and return the exit code."""
     if options.markdown:
         print(markdown())
         return 0
     for name in options.sets or SETS:
         for seed in range(options.seeds):
-            measure(name, seed, arguments[at + 1 :])
+            measure(name, seed, options.settings)
     return 0
 
 
@@ -96,7 +91,8 @@ def of_sklearn(load: Callable[..., Rows]) -> Callable[[], tuple[Rows, Rows]]:
 def manifold() -> tuple[Rows, Rows]:
     """A curved surface of 8 latent variables in 784 columns, with a little noise: 20,000 rows."""
     rng = np.random.default_rng(1)
-    latent, inner = rng.uniform(-1, 1, (20_000, 8)), 1.2 * rng.standard_normal((8, 64))
+    latent = rng.uniform(-1, 1, (20_000, 8))
+    inner = 1.2 * rng.standard_normal((8, 64))
     rows = np.tanh(np.tanh(latent @ inner + rng.standard_normal(64) / 2) @ rng.standard_normal((64, 784)) / 8)
     centers = rng.uniform(-1, 1, (10, 8))
     classes = ((latent[:, None] - centers) ** 2).sum(axis=2).argmin(axis=1)
@@ -166,7 +162,8 @@ def stored(name: str) -> tuple[Path, Path]:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         for path, (rows, classes) in zip(paths, SETS[name][0](), strict=True):
             with h5py.File(path, "w") as file:
-                file["X"], file["y"] = rows, classes
+                file["X"] = rows
+                file["y"] = classes
     return paths
 
 
@@ -176,12 +173,10 @@ def stored(name: str) -> tuple[Path, Path]:
 def measure(name: str, seed: int, settings: Sequence[str]) -> None:
     """Train on a data set, encode its test rows, and keep and print what came of it."""
     train, test = stored(name)
-    outputs = FOLDER / name / "features", FOLDER / name / "features-test"
-    common = [sys.executable, ROOT / "scripts/extract.py", "--quiet", "--restart"]
+    outputs = (FOLDER / name / "features", FOLDER / name / "features-test")
     sizes = ["--n-features", str(SETS[name][1]), "--seed", str(seed), "--memory-budget", "8GiB", *settings]
-    subprocess.run([*common, "--input", train, "--output", outputs[0], *sizes], check=True, stdout=subprocess.DEVNULL)
-    given = ["--input", test, "--output", outputs[1], "--model", outputs[0]]
-    subprocess.run([*common, *given], check=True, stdout=subprocess.DEVNULL)
+    extract("--input", train, "--output", outputs[0], *sizes)
+    extract("--input", test, "--output", outputs[1], "--model", outputs[0])
     report = json.loads((outputs[0] / "report.json").read_text())
     found = {
         "set": name,
@@ -203,9 +198,16 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> None:
     )
 
 
+def extract(*flags: object) -> None:
+    """Run scripts/extract.py without its output."""
+    command = [sys.executable, ROOT / "scripts/extract.py", "--quiet", "--restart", *map(str, flags)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
 def judged(train: Path, test: Path, *outputs: Path) -> dict[str, float]:
     """Error and probe of a run's features."""
-    model, features = load_model(outputs[0]), [open_features(output).features.compute() for output in outputs]
+    model = load_model(outputs[0])
+    features = [open_features(output).features.compute() for output in outputs]
     rows = scaled(test, model.scaler)
     return {"error": error_of(rows, model.decode(features[1])), "probe": probe(*features, train, test)}
 
@@ -216,8 +218,10 @@ def beside(name: str) -> dict[str, float]:
     if not path.exists():
         train, test = stored(name)
         with h5py.File(train) as file:
-            scaler = Scaler(*(edge(file["X"][:], axis=0).astype(np.float64) for edge in (np.min, np.max)))
-        seen, rows = scaled(train, scaler), scaled(test, scaler)
+            stored_rows = file["X"][:]
+        scaler = Scaler(stored_rows.min(axis=0).astype(np.float64), stored_rows.max(axis=0).astype(np.float64))
+        seen = scaled(train, scaler)
+        rows = scaled(test, scaler)
         few = seen[: MOST_BYTES // (4 * seen.shape[1])]
         pca = PCA(min(SETS[name][1], len(few)), svd_solver="randomized", iterated_power=7, random_state=0).fit(few)
         found = {
@@ -274,7 +278,3 @@ def _line(name: str, settings: str, lines: Sequence[dict[str, Any]]) -> str:
     probes = " | ".join(f"{means[key]:.3f}" for key in ("probe", "pca_probe", "raw_probe"))
     speed = f"{means['seconds']:.1f} s | {means['rows_per_second']:,.0f}"
     return f"| {name} | {settings or 'default'} ({len(lines)}) | {errors} | {probes} | {speed} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,32 +1,26 @@
-"""Measure what more than one process costs and brings, and what scripts/simulate.py reckons with.
+"""Measure what more than one process costs and brings, and what `simulate` reckons with.
 
-    python scripts/scaling.py                             all of it, with 1.25 GB of synthetic rows in scaling/
-    python scripts/scaling.py overhead driver             some of it: overhead, driver, workers, shards
-    python scripts/scaling.py workers --gigabytes 0.2 --rounds 1
+    run.py scaling                             all of it, with 1.25 GB of synthetic rows in scaling/
+    run.py scaling overhead driver             some of it: overhead, driver, workers, shards
+    run.py scaling workers --gigabytes 0.2 --rounds 1
 
 What is measured goes to scaling/scaling.json, each part in the place of an earlier one. Everything listens on the
 loopback alone, and is gone at the end.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where any Python finds what the next line names
-import pipeline.installed  # noqa: F401  which ends with a sentence what cannot go on
-
-# isort: split
+from __future__ import annotations
 
 import argparse
 import json
 import multiprocessing
 import os
-import shutil
-import subprocess
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -45,7 +39,6 @@ from pipeline.encoding.partfile import part_shapes
 from pipeline.encoding.parts import PartFacts, plan_parts
 from pipeline.model import Model, load_model
 from pipeline.output.groupcommit import GroupCommit
-from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.run.encoding_stage import encode_settings
 from pipeline.run.job import prepare, versions
@@ -54,8 +47,8 @@ from pipeline.scan.ranges import scan
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards
 from pipeline.training.averaging import Average, State, outer_step
-from scripts.byhand import ROOT, ByHand, by_hand, processor_seconds
-from scripts.measured import empty, timed_part
+from scripts.benchmarks.cluster import ByHand, by_hand, empty, processor_seconds, timed_part
+from scripts.benchmarks.common import fresh, one_of, script
 
 N_COLUMNS = 784
 FINGERPRINT = "0" * 64
@@ -65,23 +58,20 @@ N_AT_ONCE = 16  # tasks under way at a cluster of two workers
 N_FAR = 2  # threads that they have
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add = parser.add_argument
+    names = ", ".join(MEASURED)
+    add("what", nargs="*", type=one_of(MEASURED), metavar="WHAT", help=f"of {names} (default: all, in this order)")
+    add("--gigabytes", type=float, default=1.25, help="of rows (default: %(default)s)")
+    add("--rounds", type=int, default=3, help="turns of each contestant (default: %(default)s)")
+    add("--tasks", type=int, default=3000, help="empty ones, whose overhead is measured (%(default)s)")
+    add("--parts", type=int, default=100_000, help="empty ones of the driver's largest run (%(default)s)")
+    add("--output", type=Path, default=Path("scaling"), help="working folder (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
     """Measure, print what comes of it, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "what", nargs="*", metavar="WHAT", help=f"of {', '.join(MEASURED)} (default: all, in this order)"
-    )
-    parser.add_argument("--gigabytes", type=float, default=1.25, help="of rows (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contestant (default: %(default)s)")
-    parser.add_argument("--tasks", type=int, default=3000, help="empty ones, whose overhead is measured (%(default)s)")
-    parser.add_argument(
-        "--parts", type=int, default=100_000, help="empty ones of the driver's largest run (%(default)s)"
-    )
-    parser.add_argument("--output", type=Path, default=Path("scaling"), help="working folder (default: %(default)s)")
-    options = parser.parse_args(argv)
-    unknown = set(options.what) - set(MEASURED)
-    if unknown:
-        parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(MEASURED)}")
     options.output.mkdir(parents=True, exist_ok=True)
     print(f"{start()}, load {os.getloadavg()[0]:.1f}", flush=True)
     for name in options.what or MEASURED:
@@ -118,18 +108,15 @@ def model_of(folder: Path, shards: Path) -> Path:
     return target
 
 
-def script(*command: Any) -> None:
-    """One of ours, to its end."""
-    subprocess.run([sys.executable, f"scripts/{command[0]}", *map(str, command[1:])], check=True, cwd=ROOT)
-
-
 def tasks_of(
     folder: Path, shards: Path, function: Callable[[EncodeTask], Any], n_parts: int | None = None
 ) -> list[Any]:
     """Encoding tasks as a run makes them; of one shard that is thought to be so long, if `n_parts` is given."""
-    path, output = model_of(folder, shards), fresh(folder / "parts-of-tasks")
+    path = model_of(folder, shards)
+    output = fresh(folder / "parts-of-tasks")
     prepared = prepare(Config.of(input=(str(shards),), output=str(output), model=str(path)))
-    model, part_rows = load_model(path), prepared.budget.part_rows
+    model = load_model(path)
+    part_rows = prepared.budget.part_rows
     with locked(output) as ledger:
         entry = ledger.write("stages/model", ".h5", model.to_hdf5())
     attributes = {"command": "x" * 60, "config": prepared.config.flat(), "versions": versions(), "device": "cpu"}
@@ -140,12 +127,6 @@ def tasks_of(
         inputs = (replace(inputs[0], shape=(n_parts * part_rows, *inputs[0].shape[1:])),)
     parts, _ = plan_parts(inputs, part_rows, [])
     return [(function, EncodeTask(part, settings)) for part in parts]
-
-
-def fresh(folder: Path) -> Path:
-    """A folder that is not there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
 
 
 @contextmanager
@@ -175,15 +156,21 @@ def task_milliseconds(
     tasks: list[Any], executor: Executor, n_at_once: int, cluster: ByHand | None = None
 ) -> dict[str, float]:
     """Of each of these tasks."""
-    begun, own = time.perf_counter(), time.process_time()
-    of_scheduler = cluster.scheduler_seconds if cluster else 0.0
-    of_workers = sum(map(processor_seconds, cluster.workers)) if cluster else 0.0
+    before = used_by(cluster)
+    begun = time.perf_counter()
     compute(tasks, executor, n_at_once)
-    seconds = {"wall": time.perf_counter() - begun, "driver": time.process_time() - own}
-    if cluster:
-        seconds["scheduler"] = cluster.scheduler_seconds - of_scheduler
-        seconds["workers"] = sum(map(processor_seconds, cluster.workers)) - of_workers
+    seconds = {"wall": time.perf_counter() - begun}
+    seconds |= {name: used - before[name] for name, used in used_by(cluster).items()}
     return {name: round(1e3 * each / len(tasks), 4) for name, each in seconds.items()}
+
+
+def used_by(cluster: ByHand | None) -> dict[str, float]:
+    """Return the processor seconds of this process, and of a cluster's processes, so far."""
+    used = {"driver": time.process_time()}
+    if cluster is not None:
+        used["scheduler"] = cluster.scheduler_seconds
+        used["workers"] = sum(map(processor_seconds, cluster.workers))
+    return used
 
 
 # -- the driver of many parts ---------------------------------------------------------------------------------------
@@ -191,7 +178,8 @@ def task_milliseconds(
 
 def driver(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds and peak memory of a driver of ever more empty parts: planned, handed out, committed, listed, indexed."""
-    shards, found = shards_of(options.output, 0.03, 1), []
+    shards = shards_of(options.output, 0.03, 1)
+    found = []
     model_of(options.output, shards)
     with by_hand(options.output, 2) as cluster:
         for n_parts in sorted({options.parts // 100, options.parts // 10, options.parts}):
@@ -203,7 +191,8 @@ def driver(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def drive(folder: Path, shards: Path, n_parts: int, file: Path) -> dict[str, Any]:
     """One such run: for each of its steps the seconds, and the peak memory in MB by then."""
-    tasks, told = tasks_of(folder, shards, empty, n_parts), dict[str, Any]()
+    tasks = tasks_of(folder, shards, empty, n_parts)
+    told: dict[str, Any] = {}
     output = fresh(folder / "driven")
     with locked(output) as ledger, Client(scheduler_file=str(file)) as client, GroupCommit(ledger) as group:
         client.wait_for_workers(N_FAR, timeout=60)
@@ -216,7 +205,7 @@ def drive(folder: Path, shards: Path, n_parts: int, file: Path) -> dict[str, Any
     with step(told, "index"):
         n_bytes = sum(len(data) for _, data in index_files(parts, viewed, {}, {}))
     with step(told, "manifest"), locked(output) as ledger:
-        finish(ledger, parts)
+        ledger.finish({}, {"parts": [part.line() for part in parts]})
     sizes = {"index_bytes": n_bytes, "manifest_bytes": (output / "manifest.json").stat().st_size}
     return {"n_parts": len(parts), **told, **sizes, "records_bytes": size_of(output / "commits")}
 
@@ -226,19 +215,15 @@ def viewed(part: PartFacts) -> tuple[str, dict[str, Any]]:
     return part.entry.file, part_shapes(part.n_rows, 64, (), np.dtype(np.float32))
 
 
-def finish(ledger: Ledger, parts: Sequence[PartFacts]) -> None:
-    """A manifest of nothing but parts."""
-    ledger.finish({}, {"parts": [part.line() for part in parts]})
-
-
 @contextmanager
 def step(told: dict[str, Any], name: str) -> Iterator[None]:
     """Note what it takes."""
-    begun, own = time.perf_counter(), time.process_time()
+    begun = time.perf_counter()
+    own = time.process_time()
     Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is this step's
     before = psutil.Process().memory_info().rss
     yield
-    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line)
+    peak = int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0])
     told[name] = {
         "seconds": round(time.perf_counter() - begun, 2),
         "processor_seconds": round(time.process_time() - own, 2),
@@ -289,18 +274,20 @@ def crowds(options: argparse.Namespace) -> dict[str, Any]:
     folder = shards_of(options.output, options.gigabytes, 64)
     turns: dict[int, list[dict[str, dict[str, float]]]] = {n_workers: [] for n_workers in (1, 2, 3, 4)}
     for _ in range(options.rounds):
-        for n_workers, each in turns.items():
+        for n_workers, found in turns.items():
             with by_hand(options.output, n_workers, **ONE_CORE) as cluster, executor_of(cluster) as executor:
-                # The first turn of a cluster warms it.
-                each.append([crowd(options.output, folder, executor, cluster) for _ in range(2)][-1])
-    found = {
-        str(n_workers): {
-            stage: {name: round(median(turn[stage][name] for turn in each), 3) for name in told}
-            for stage, told in each[0].items()
-        }
-        for n_workers, each in turns.items()
-    }
-    return {"cores": len(os.sched_getaffinity(0)), "by workers": found}
+                crowd(options.output, folder, executor, cluster)  # the first turn of a cluster warms it
+                found.append(crowd(options.output, folder, executor, cluster))
+    medians = {str(n_workers): median_of(found) for n_workers, found in turns.items()}
+    return {"cores": len(os.sched_getaffinity(0)), "by workers": medians}
+
+
+def median_of(turns: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return the median over some turns of each number of each stage."""
+    found = {}
+    for stage, numbers in turns[0].items():
+        found[stage] = {name: round(median(turn[stage][name] for turn in turns), 3) for name in numbers}
+    return found
 
 
 def crowd(folder: Path, shards: Path, executor: Executor, cluster: ByHand) -> dict[str, dict[str, float]]:
@@ -325,18 +312,21 @@ def crowd(folder: Path, shards: Path, executor: Executor, cluster: ByHand) -> di
 
 
 def taken(work: Callable[[Callable[[object], None]], None], cluster: ByHand) -> dict[str, float]:
-    """Seconds of some work, which is given what to call when a task is done; and of these the ones behind the last."""
-    ends, begun, used = list[float](), time.perf_counter(), used_by(cluster)
+    """Return the seconds of some work, and those after its last task; `work` gets a function to call for each task."""
+    ends: list[float] = []
+    before = used_by(cluster)
+    begun = time.perf_counter()
     work(lambda _: ends.append(time.perf_counter()))
     stop = time.perf_counter()
-    processor = {f"{name}_seconds": seconds - used[name] for name, seconds in used_by(cluster).items()}
-    return {"seconds": stop - begun, "end": stop - ends[-1], "n_tasks": len(ends), **processor}
-
-
-def used_by(cluster: ByHand) -> dict[str, float]:
-    """Processor seconds so far."""
-    workers = sum(map(processor_seconds, cluster.workers))
-    return {"processor": workers, "driver": time.process_time(), "scheduler": cluster.scheduler_seconds}
+    used = {name: seconds - before[name] for name, seconds in used_by(cluster).items()}
+    return {
+        "seconds": stop - begun,
+        "end": stop - ends[-1],
+        "n_tasks": len(ends),
+        "processor_seconds": used["workers"],
+        "driver_seconds": used["driver"],
+        "scheduler_seconds": used["scheduler"],
+    }
 
 
 # -- many shards ----------------------------------------------------------------------------------------------
@@ -379,31 +369,29 @@ def shares(folder: Path, shards: Path, executor: Executor, n_at_once: int) -> di
 
 
 def costs(options: argparse.Namespace) -> dict[str, Any]:
-    """What `Costs` in scripts/simulate.py says, out of what was measured before."""
+    """Return the `Costs` of simulate.py, from what was measured before."""
     measured = {name: each["found"] for name, each in json.loads((options.output / "scaling.json").read_text()).items()}
-    empty_task, largest, alone = (
-        measured["overhead"]["scheduler"],
-        measured["driver"][-1],
-        measured["crowds"]["by workers"]["1"],
-    )
+    empty_task = {name: milliseconds / 1e3 for name, milliseconds in measured["overhead"]["scheduler"].items()}
+    largest = measured["driver"][-1]
+    alone = measured["crowds"]["by workers"]["1"]
     parts_seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "manifest"))
-    sent = empty_task["driver"] / 1e3 / n_together(largest["n_parts"], N_FAR)
-    driver_part = max(0.0, parts_seconds / largest["n_parts"] - sent)
-    beside = empty_task["workers"] / 1e3
+    sent = empty_task["driver"] / n_together(largest["n_parts"], N_FAR)
+    beside = empty_task["workers"]
     turns = measured["workers"]["workers"]
     model = load_model(model_of(options.output, shards_of(options.output, options.gigabytes, 8)))
     return {
-        "driver_task": empty_task["driver"] / 1e3,
-        "driver_part": driver_part,
-        "scheduler_task": empty_task["scheduler"] / 1e3,
-        **{
-            f"{row}_row": row_seconds(alone[stage], beside) for row, stage in (("scan", "scan"), ("encode", "encoding"))
-        },
+        "driver_task": empty_task["driver"],
+        "driver_part": max(0.0, parts_seconds / largest["n_parts"] - sent),
+        "scheduler_task": empty_task["scheduler"],
+        "scan_row": row_seconds(alone["scan"], beside),
+        "encode_row": row_seconds(alone["encoding"], beside),
         "train_row": trained(options),
         "scan_task": beside,
         "encode_part": beside,
-        **{f"{name}_wait": waited(alone[stage]) for name, stage in (("encode", "encoding"), ("scan", "scan"))},
-        **{f"{name}_end": alone[stage]["end"] for name, stage in (("encode", "encoding"), ("scan", "scan"))},
+        "encode_wait": waited(alone["encoding"]),
+        "scan_wait": waited(alone["scan"]),
+        "encode_end": alone["encoding"]["end"],
+        "scan_end": alone["scan"]["end"],
         "start": median(turn["total"] - turn["scan"] - turn["encoding"] for turn in turns),
         "shard": looked_at(options),
         "row_bytes": 4 * model.n_inputs,
@@ -425,10 +413,11 @@ def waited(told: dict[str, float]) -> float:
 
 def trained(options: argparse.Namespace) -> float:
     """Seconds of one core for a row of an epoch."""
-    shards, output = shards_of(options.output, options.gigabytes, 8), options.output / "trained"
+    shards = shards_of(options.output, options.gigabytes, 8)
+    output = fresh(options.output / "trained")
     flags = ("--epochs", 2, "--baseline", "no", "--start", "random", "--threads", 1, "--quiet")
-    command = [sys.executable, "scripts/extract.py", *map(str, ("--input", shards, "--output", fresh(output), *flags))]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **ONE_CORE})
+    environment = {**os.environ, **ONE_CORE}
+    script("extract.py", "--input", shards, "--output", output, *flags, environment=environment)
     report = json.loads((output / "report.json").read_text())
     n_rows = 2 * (1 - report["config"]["validation_fraction"]) * report["inputs"]["n_rows"]
     return float(report["stages"]["training"]["processor_seconds"] / n_rows)
@@ -446,7 +435,8 @@ def met(model: Model) -> float:
     """Seconds that a replica adds to the driver's work when all meet."""
     state = State(model.parameters, {f"{name}_{i}": each for i in (1, 2) for name, each in model.parameters.items()})
     velocity = {name: np.zeros_like(array) for name, array in model.parameters.items()}
-    begun, average = time.perf_counter(), Average()
+    begun = time.perf_counter()
+    average = Average()
     for _ in range(8):
         average.add(state, 1)
     outer_step(state, average.mean(), velocity, 8)
@@ -461,6 +451,3 @@ MEASURED: dict[str, Callable[[argparse.Namespace], Any]] = {
     "crowds": crowds,
     "costs": costs,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

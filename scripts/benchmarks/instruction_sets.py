@@ -32,7 +32,8 @@ class InstructionSet:
     xla: str
 
 
-_V3, _V4 = ("avx2", "fma", "bmi2"), ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_V3 = ("avx2", "fma", "bmi2")
+_V4 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 INSTRUCTION_SETS = {
     "sse2": InstructionSet(("sse2",), "-march=x86-64", "Prescott", "default", "SSE41", "SSE4_2", "SSE4_2"),

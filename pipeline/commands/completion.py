@@ -1,0 +1,66 @@
+"""`shardpress completion`: a script that completes commands, flags and values in a shell without starting Python."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from pipeline.commandline import Parser
+from pipeline.commands.table import COMMANDS, load_command
+
+__all__ = ["DESCRIPTION", "configure", "run"]
+
+DESCRIPTION = """Write a script for a shell, which completes commands, flags and their values.
+
+    shardpress completion bash > ~/.local/share/bash-completion/completions/shardpress
+    shardpress completion zsh > "${fpath[1]}/_shardpress"
+    shardpress completion fish > ~/.config/fish/completions/shardpress.fish
+
+The script starts no Python at a TAB. Write it again after an update.
+"""
+_SHELLS = ("bash", "zsh", "fish")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("shell", choices=_SHELLS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the script on standard output."""
+    import shtab
+
+    parser = _parser_of_all(shtab.FILE, shtab.DIRECTORY)
+    sys.stdout.write(shtab.complete(parser, options.shell))
+    return 0
+
+
+def _parser_of_all(file: Any, folder: Any) -> argparse.ArgumentParser:
+    """Return one parser with the arguments of all commands.
+
+    Parameters
+    ----------
+    file, folder : dict
+        How each shell completes a file and a directory.
+    """
+    parser = argparse.ArgumentParser("shardpress")
+    commands = parser.add_subparsers(parser_class=Parser)
+    for name, command in COMMANDS.items():
+        arguments = commands.add_parser(name, help=command.summary)
+        load_command(name).configure(arguments)
+        for action in arguments._actions:
+            _complete_values(action, file, folder)
+    return parser
+
+
+def _complete_values(action: Any, file: Any, folder: Any) -> None:
+    """Set what completes the value of one argument."""
+    metavar = str(action.metavar or "")
+    is_positional = not action.option_strings
+    if metavar.startswith("{"):
+        action.choices = metavar.strip("{}").split(",")
+    elif metavar in ("DIR", "DIRECTORY"):
+        action.complete = folder
+    elif metavar in ("FILE", "PATH") or (is_positional and not action.choices):
+        action.complete = file

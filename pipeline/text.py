@@ -1,0 +1,51 @@
+"""Durations and sizes in words."""
+
+from __future__ import annotations
+
+__all__ = ["duration", "exact_duration", "size"]
+
+_LONGEST_IN_SECONDS = 119.5
+
+
+def duration(seconds: float, decimals_below: float = 0.0) -> str:
+    """Return a duration at a glance: ``40 s``, ``12 min`` or ``3 h 05 min``.
+
+    Parameters
+    ----------
+    seconds : float
+        The duration.
+    decimals_below : float
+        Durations shorter than this number of seconds get one decimal, such as ``4.2 s``.
+    """
+    if seconds < min(decimals_below, _LONGEST_IN_SECONDS):
+        return f"{seconds:.1f} s"
+    if seconds < _LONGEST_IN_SECONDS:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest:02} min"
+
+
+def exact_duration(seconds: float) -> str:
+    """Return a duration with the seconds of its minutes: ``4.2 s``, ``40 s``, ``12 min 5 s`` or ``3 h 5 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes with three digits and a decimal unit: ``512 B``, ``1.21 MB`` or ``120 GB``."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while n_bytes >= 1000 and len(units) > 1:
+        n_bytes /= 1000
+        units.pop(0)
+    is_whole = units[0] == "B" or 100 <= n_bytes < 1000
+    return f"{n_bytes:.0f} {units[0]}" if is_whole else f"{n_bytes:.3g} {units[0]}"
