@@ -20,7 +20,7 @@ from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.classify.representations import Rows
+from pipeline.classify.rows import Rows
 from pipeline.errors import DataError
 from pipeline.progress import Progress
 

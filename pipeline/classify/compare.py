@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.classify.classifiers import Outcome, compare
-from pipeline.classify.labels import classes_of, held_out, labels_of, present
-from pipeline.classify.representations import LEFT_OUT, Piece, Rows, pieces
+from pipeline.classify.rows import LEFT_OUT, Piece, Rows, classes_of, held_out, labels_of, pieces, present
 from pipeline.errors import DataError, counted, shown
 from pipeline.features import Features, open_features
 from pipeline.model import Model, load_model

@@ -17,14 +17,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.columns import Columns
 from pipeline.doctor.packages import HOW_TO_GET_IT
 from pipeline.errors import ConfigError, DataError, DeviceError, shown
-from pipeline.interop.applying import decoded, encoded, errors, has_theano
-from pipeline.interop.callbacks import CallbackSupportMixin, Epochs, with_callbacks
-from pipeline.interop.lazy import computed, is_lazy
+from pipeline.interop.applying import computed, decoded, encoded, errors, has_theano, is_lazy
 from pipeline.model import Model, load_model
 from pipeline.settings.config import Config
 from pipeline.settings.flags import converted
 
+try:
+    import sklearn.callback as _callback
+except ImportError:  # scikit-learn before 1.9; training needs 1.9, applying a model does not
+    _callback = None
+
 __all__ = ["TiedAutoencoder"]
+
+_CallbackSupportMixin: Any = _callback.CallbackSupportMixin if _callback else object
+_with_callbacks: Any = _callback.with_callbacks if _callback else lambda method: method
 
 # What rows may be, as in files; of any other the first is made.
 _CODES = ("f8", "f4", "f2", "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
@@ -32,7 +38,7 @@ _DTYPES = [np.dtype(order + code) for order in "=<>" for code in _CODES]
 
 
 @dataclass(eq=False, repr=False)
-class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """An autoencoder with tied weights, which makes compact features of rows: the very model of ``shardpress run``.
 
     Rows that are fitted with it give, for the same settings and seed, the bits that a run on a shard of them has.
@@ -135,7 +141,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
 
     # -- learning --
 
-    @with_callbacks
+    @_with_callbacks
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn from rows, and forget what was learnt before.
 
@@ -155,7 +161,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
             Where there is no Theano, or the device or a compiler cannot be used.
         """
         _check_for_theano()
-        from pipeline.interop.fitting import begin
+        from pipeline.interop.fitting import Epochs, begin
 
         with _as_scikit_learns():
             config = self._config()
@@ -163,7 +169,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
             fit = begin(rows, config)
             return self._take(fit, Epochs(self, fit, {"X": X, "y": y}).run())
 
-    @with_callbacks
+    @_with_callbacks
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Learn from one more pass over some rows, at a constant rate.
 
@@ -179,7 +185,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
             Not looked at.
         """
         _check_for_theano()
-        from pipeline.interop.fitting import go_on
+        from pipeline.interop.fitting import Epochs, go_on
         from pipeline.training.checkpoint import Checkpoint
 
         given: Model | None = getattr(self, "model_", None)

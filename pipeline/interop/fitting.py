@@ -16,7 +16,6 @@ from pipeline.cluster.threads import threads
 from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from pipeline.errors import ConfigError, DataError
 from pipeline.interop.applying import keep
-from pipeline.interop.callbacks import Stop
 from pipeline.model import Model
 from pipeline.run.budget import Budget, make_budget
 from pipeline.scan.blocks import ScanSettings
@@ -30,7 +29,11 @@ from pipeline.training.epochs import Training, train
 from pipeline.training.fit import prepared
 from pipeline.training.verdict import complaints, measured
 
-__all__ = ["Fit", "begin", "go_on"]
+__all__ = ["Epochs", "Fit", "begin", "go_on"]
+
+
+class Stop(Exception):
+    """Somebody who was told of an epoch wants no more of them."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,51 @@ class Fit:
     def complaints(self, model: Model) -> list[str]:
         """What a run would warn of."""
         return list(complaints(model.about["training"], self.training.config))
+
+
+class Epochs:
+    """Tells an estimator's callbacks of the training that its `fit` does.
+
+    Parameters
+    ----------
+    data : dict
+        ``X`` and ``y`` as the user gave them.
+    """
+
+    def __init__(self, estimator: Any, fit: Fit, data: dict[str, Any]) -> None:
+        self._estimator, self._fit, self._data = estimator, fit, data
+        n_epochs = fit.training.config.epochs - fit.training.standing.epoch
+        self._context = estimator._init_callback_context(max_subtasks=n_epochs)
+        self._epoch: Any = None  # the context of the one under way
+
+    def run(self) -> Any:
+        """Train, and return the model."""
+        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+        self._begin_epoch()
+        model = self._fit.run(self._advance)
+        self._end(self._context)
+        return model
+
+    def _advance(self, n_rows: int, standing: object) -> None:
+        if n_rows:  # else no step, but an epoch has ended
+            return
+        if self._end(self._epoch):
+            raise Stop
+        if not self._fit.training.is_over:
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._epoch = self._context.subcontext(task_name="epoch")
+        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+
+    def _end(self, context: Any) -> bool:
+        """Whether a callback wants to stop."""
+
+        def fitted() -> Any:  # made only for a callback that looks at it
+            return self._estimator._learned(self._fit.model())
+
+        ended = context.call_on_fit_task_end(estimator=self._estimator, **self._data, reconstruction_attributes=fitted)
+        return bool(ended)
 
 
 def begin(rows: np.ndarray, config: Config) -> Fit:

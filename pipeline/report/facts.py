@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeline.errors import ShardpressError, shown
 from pipeline.features import categories_of
-from pipeline.report.sampled.measures import measured
-from pipeline.report.sampled.sample import Looking, Made, drawn
+from pipeline.report.measures import measured
+from pipeline.report.sample import Looking, Made, drawn
 from pipeline.scan.drift import Outside, farthest
 from pipeline.scan.ranges import Scan
 from pipeline.shards.rows import bad_entries, read

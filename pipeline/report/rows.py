@@ -6,20 +6,171 @@ with what has made the features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 
-from pipeline.errors import DataError, NoInput, NotPermitted
-from pipeline.report.encoded import Encoded
-from pipeline.report.parts import Part, drawn, features_at
-from pipeline.report.rounding import rounding
+from kernels.network import SLOPES
+from pipeline.errors import DataError, NoInput, NotPermitted, shown
+from pipeline.features import FAILURES, FEATURES, VALID, reading
+from pipeline.model import Model
+from pipeline.output.records import check_storage
+from pipeline.scan.cleaning import Cleaning
 from pipeline.shards.rows import bad_entries, read
 from pipeline.shards.shard import Block, Shard
 
-__all__ = ["Fault", "RowsChecked", "check_rows"]
+__all__ = ["Encoded", "Fault", "Part", "RowsChecked", "check_rows", "drawn", "features_at", "rounding"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """How rows were encoded.
+
+    Attributes
+    ----------
+    missing : float or None
+        What stands for a missing value, beside NaN.
+    clips : bool
+        Whether rows outside the model's range were moved to its edge, though the model itself does not ask for it.
+    """
+
+    model: Model
+    missing: float | None = None
+    clips: bool = False
+
+    def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
+        """Rows (n_rows, n_inputs) of a block as the encoder got them, in their own dtype."""
+        scaler = self.model.scaler
+        cleaned = Cleaning(scaler, self.missing).cleaned(block, rows)
+        return np.clip(cleaned, *scaler.edges(cleaned.dtype)) if self.clips else cleaned
+
+
+Part = Mapping[str, Any]
+"""A part's line in the manifest."""
+
+
+def drawn(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
+    """Up to `n` rows of pieces of these sizes, one from each of as many stretches of all rows: for each piece, sorted.
+
+    The rows and the seed alone decide which.
+    """
+    firsts = np.cumsum([0, *sizes])
+    n = min(n, int(firsts[-1]))
+    edges = np.arange(n + 1) * int(firsts[-1]) // max(1, n)
+    rows = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+    ends = np.searchsorted(rows, firsts)
+    return [rows[ends[i] : ends[i + 1]] - firsts[i] for i in range(len(sizes))]
+
+
+def features_at(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, n_features) of a part's rows (n,), sorted, as they are stored, and which of them count: bool, (n,).
+
+    Raises
+    ------
+    DataError
+        When the part cannot be read.
+    ReadFailed, SystemLimit
+        When the storage or the system fails: that says nothing about the part.
+    """
+    try:
+        with reading(path) as file:
+            return _values(path, file[FEATURES], rows), file[VALID][()][rows]
+    except FAILURES as error:
+        number = _error_number(error)
+        if number:
+            check_storage(OSError(number, os.strerror(number)), path)
+        raise DataError(f"file={shown(path)}: cannot be read: {error}") from error
+
+
+def _error_number(error: BaseException) -> int | None:
+    """Return the system's error number of a failed read; HDF5 gives it in its text alone."""
+    found = re.search(r"errno = (\d+), error message", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
+
+
+def _values(path: Path, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Past HDF5 where values lie in one piece: of single rows it takes longer to be told which than to read them."""
+    place = features.id.get_offset()
+    if place is not None:
+        return _read_rows(path, place, features, rows)
+    chunk = features.chunks[0] if features.chunks else 1
+    starts = np.unique(rows // chunk) * chunk  # each chunk is undone once
+    found = [features[start : start + chunk][rows[rows // chunk == start // chunk] - start] for start in starts]
+    return np.concatenate([np.empty((0, *features.shape[1:]), features.dtype), *found])
+
+
+def _read_rows(path: Path, place: int, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Return rows of values that lie in one piece from `place` on.
+
+    By reads, not by a map of the file: where the disk fails or the file is cut short, a map ends the process (SIGBUS).
+    """
+    found = np.empty((len(rows), *features.shape[1:]), features.dtype)
+    row_bytes = found[:1].nbytes
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for i, row in enumerate(rows.tolist()):
+            data = _read_whole(descriptor, place + row * row_bytes, row_bytes)
+            found[i] = np.frombuffer(data, features.dtype).reshape(features.shape[1:])
+    finally:
+        os.close(descriptor)
+    return found
+
+
+def _read_whole(descriptor: int, offset: int, n_bytes: int) -> bytes:
+    """Return `n_bytes` of a file, however many reads that takes."""
+    data = b""
+    while len(data) < n_bytes:
+        piece = os.pread(descriptor, n_bytes - len(data), offset + len(data))
+        if not piece:
+            raise ValueError(f"the file ends at byte {offset + len(data)}")
+        data += piece
+    return data
+
+
+_EPS = 2.0**-24  # of float32: how far a number may be rounded, as a share of it
+_SAFETY = 4.0  # see `rounding`
+_LEAST = 1e-30  # of units whose weights are all 0
+_SIGMOID = 16 * _EPS  # of its own: polynomials and the libraries' exponentials are off by less
+
+
+def rounding(model: Model, rows: np.ndarray) -> np.ndarray:
+    """How far features (n_rows, n_features) of unscaled rows (n_rows, n_inputs) may lie from those of `Model.encode`.
+
+    A sum of n products is off by about ``sqrt(n)`` roundings of the sum of their sizes, in whatever order they are
+    added (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019, section 3, with lambda 4),
+    and independent errors of one layer reach the next by their root mean square. Integer products round each weight by
+    the size of all that its unit has, so the mean of these counts for each. Devices that sum in another order, or have
+    the scaling folded into the weights, stay far within: docs/reliability.md has measurements.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_features), float64
+        Inf, or NaN, where float32 overflows.
+    """
+    network = model.network
+    # In float32, so that large weights are copied once at a time: of a bound, a few digits will do.
+    with np.errstate(over="ignore", invalid="ignore"):
+        a = model.scaler.transform(rows)
+        error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
+        for (weights, bias, _), kind in zip(network.layers, network.activations, strict=True):
+            W, b = model.parameters[weights], model.parameters[bias]
+            sizes = np.abs(W)
+            sizes += sizes.mean(axis=0)
+            own = np.float32(_SAFETY * _EPS * np.sqrt(len(W))) * (np.abs(a) @ sizes + np.abs(b))
+            error = np.hypot(np.sqrt(error**2 @ W**2), own)
+            if kind == "sigmoid":
+                error = error / 4 + np.float32(_SIGMOID)  # a quarter is the steepest that it gets
+            a = a @ W + b
+            if kind in SLOPES:  # behind sigmoids nothing follows
+                a = np.where(a > 0, a, np.float32(SLOPES[kind]) * a)
+    return np.maximum(error, _LEAST).astype(np.float64)
+
 
 _ROWS = 256  # that are looked at, unless somebody asks for more; and at once, if so
 _BYTES = 2**27  # of input that is read for them, since whole chunks are: so that it takes a fraction of a second

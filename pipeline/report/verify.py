@@ -16,9 +16,7 @@ from pipeline.columns import Columns
 from pipeline.errors import DataError, NoInput, ReadFailed, counted, shown
 from pipeline.model import load_model
 from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
-from pipeline.report.encoded import Encoded
-from pipeline.report.parts import Part
-from pipeline.report.rows import Fault, RowsChecked, check_rows
+from pipeline.report.rows import Encoded, Fault, Part, RowsChecked, check_rows
 from pipeline.shards.columns import reordered
 from pipeline.shards.shard import Shard, with_offset
 from pipeline.shards.vet import Wanted, vet

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.report.sampled import probe
-from pipeline.report.sampled.labels import NONE, labels_of
-from pipeline.report.sampled.measures import measured
-from pipeline.report.sampled.probe import accuracy
-from pipeline.report.sampled.sample import Looking, Sample, drawn
+from pipeline.report import probe
+from pipeline.report.measures import measured
+from pipeline.report.probe import NONE, accuracy, labels_of
+from pipeline.report.sample import Looking, Sample, drawn
 from tests.support.cases import each
 from tests.support.pages import made_of, model_of
 

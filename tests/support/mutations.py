@@ -62,7 +62,7 @@ _REPORT = (
     ),
     Mutation(
         "verify-tolerance-times-ten",
-        "pipeline/report/rounding.py",
+        "pipeline/report/rows.py",
         "_SAFETY = 4.0",
         "_SAFETY = 40.0",
         ("tests/report/test_rounding.py",),
@@ -365,7 +365,7 @@ _REST = (
     ),
     Mutation(
         "small-classes-are-not-tested",
-        "pipeline/classify/labels.py",
+        "pipeline/classify/rows.py",
         "np.maximum(1, np.round(_HELD_OUT * sizes))",
         "np.round(_HELD_OUT * sizes)",
         ("tests/classify/test_compare.py::test_a_fifth_of_every_class_is_held_out",),

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.model import Model
-from pipeline.report.sampled.labels import NONE, Labels, labels_of
-from pipeline.report.sampled.probe import accuracy
-from pipeline.report.sampled.sample import Made, Sample
+from pipeline.report.probe import NONE, Labels, accuracy, labels_of
+from pipeline.report.sample import Made, Sample
 from pipeline.shards.shard import Shard
 from pipeline.training.components import Components, principal_components
 from pipeline.training.units import count_units

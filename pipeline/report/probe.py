@@ -1,4 +1,8 @@
-"""Which of the riding datasets are labels, so that rows have colours and a classifier something to tell."""
+"""A linear probe: how many rows a ridge classifier tells right, without a step that has to converge.
+
+Rifkin and Lippert, "Notes on regularized least squares", MIT CSAIL TR-2007-025: from one decomposition follow the
+solutions for every penalty, and their errors on each row when they have learnt from all others.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 
 from pipeline.formats import missing_value
 
-__all__ = ["NONE", "Labels", "labels_of"]
+__all__ = ["NONE", "Labels", "accuracy", "labels_of"]
 
 NONE = -1  # of a row without a label
 _USUAL = ("y", "label", "labels", "target", "targets", "class", "classes")
@@ -78,3 +82,52 @@ def _spelled(value: object, categories: np.ndarray | None) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(int(value)) if isinstance(value, float) else str(value)
+
+
+_PENALTIES = 10.0 ** np.arange(-3, 5)  # in units of the mean variance times the rows
+
+
+def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
+    """The share of test rows whose class is the highest of a ridge regression onto the classes.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n_columns)
+        Standardized here by the training rows.
+    codes : ndarray of shape (n_rows,), int64
+        The class of each row, from 0.
+    is_test : ndarray of shape (n_rows,), bool
+        Which rows are not learnt from.
+    """
+    x = rows.astype(np.float64)
+    mean, deviation = x[~is_test].mean(axis=0), x[~is_test].std(axis=0)
+    x = (x - mean) / np.where(deviation > 1e-9 * max(deviation.max(), 1e-300), deviation, np.inf)
+    targets = np.eye(codes.max() + 1)[codes[~is_test]]
+    base = targets.mean(axis=0)
+    left, sizes, right = _decomposed(x[~is_test])
+    projected = left.T @ (targets - base)
+    errors, weights = zip(*(_ridge(left, sizes, projected, targets - base, p) for p in _PENALTIES), strict=True)
+    scores = x[is_test] @ (right.T @ weights[int(np.argmin(errors))]) + base
+    return float((scores.argmax(axis=1) == codes[is_test]).mean())
+
+
+def _decomposed(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `numpy.linalg.svd` gives it, from the smaller Gram matrix: in a fifth of the time, to half of the digits."""
+    if len(x) < x.shape[1]:
+        right, sizes, left = _decomposed(x.T)
+        return left.T, sizes, right.T
+    squares, right = np.linalg.eigh(x.T @ x)
+    sizes = np.sqrt(np.where(squares > 1e-12 * squares[-1], squares, 0))
+    return x @ right / np.where(sizes > 0, sizes, np.inf), sizes, right.T
+
+
+def _ridge(
+    left: np.ndarray, sizes: np.ndarray, projected: np.ndarray, targets: np.ndarray, penalty: float
+) -> tuple[float, np.ndarray]:
+    """The mean squared error of each row left out in turn, and the weights in the basis on the right."""
+    squares = sizes**2
+    shrunk = squares / (squares + penalty * len(left))
+    residuals = targets - left @ (shrunk[:, None] * projected)
+    leverage = np.square(left) @ shrunk + 1 / len(left)  # the mean is learnt, too
+    inverse = np.divide(shrunk, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+    return float(np.square(residuals / np.maximum(1 - leverage, 1e-9)[:, None]).mean()), inverse[:, None] * projected

@@ -13,7 +13,7 @@ import numpy as np
 
 from kernels.network import Network
 from pipeline.features import FEATURES, VALID, reading
-from pipeline.report.encoded import Encoded
+from pipeline.report.rows import Encoded
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block
 
