@@ -1,12 +1,13 @@
-"""A bounded sample of a run's rows as they were and as they came out: what a report shows of rows is made from it."""
+"""A bounded sample of a run's rows and their features, from which the report is drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -19,14 +20,17 @@ from pipeline.shards.shard import Block
 
 __all__ = ["Looking", "Made", "Sample", "drawn", "most_rows"]
 
-_MOST_ROWS, _MOST_READS, _LEAST_READ = 2000, 128, 8
-_MOST_BYTES = 2**28  # that are decompressed for it: about a second
-_MOST_OPERATIONS = 2e10  # of a decoder in float64: about a second
+_MAX_ROWS = 2000
+_MAX_READS = 128
+_MIN_ROWS_PER_READ = 8
+_MAX_DECOMPRESSED_BYTES = 2**28  # about one second
+_MAX_OPERATIONS = 2e10  # of a decoder in float64: about one second
+_MAX_SPAN_BYTES = 2**22  # of a dataset: up to this, one large read takes less time than many small ones
 
 
 @dataclass(frozen=True)
 class Made:
-    """Rows of a shard, and the file that holds their features, in their order."""
+    """Rows of a shard, and the file that holds their features in the same order."""
 
     source: Block
     file: Path
@@ -34,7 +38,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Looking(Encoded):
-    """How rows are looked at, beside how they were encoded.
+    """How rows are sampled, in addition to how they were encoded.
 
     Attributes
     ----------
@@ -47,35 +51,45 @@ class Looking(Encoded):
 
     @property
     def n_rows(self) -> int:
-        """Rows that are looked at, at most; 0 where the model alone takes too much memory."""
+        """Largest number of rows in the sample; 0 if the model alone takes too much memory."""
         return most_rows(self.model.network, self.memory_bytes)[0]
 
 
 def most_rows(network: Network, memory_bytes: int) -> tuple[int, int]:
-    """How many rows are looked at, at most, of a run with so much memory; and bytes that they take."""
-    widest = max(n * m for n, m in pairwise(network.widths))
-    if 8 * widest > memory_bytes // 4:  # a layer in float64
+    """Return the largest number of rows in a sample, and the bytes that they take.
+
+    Parameters
+    ----------
+    memory_bytes : int
+        Host memory of the whole run.
+    """
+    largest_layer = max(n * m for n, m in pairwise(network.widths))
+    if 8 * largest_layer > memory_bytes // 4:  # in float64
         return 0, 0
     row_bytes = 8 * (4 * network.n_inputs + 3 * max(network.widths))
-    n_rows = int(min(_MOST_ROWS, memory_bytes // 16 // row_bytes, _MOST_OPERATIONS // (4 * network.n_weights)))
+    fits_in_memory = memory_bytes // 16 // row_bytes
+    fits_in_time = _MAX_OPERATIONS // (4 * network.n_weights)
+    n_rows = int(min(_MAX_ROWS, fits_in_memory, fits_in_time))
     return n_rows, n_rows * row_bytes
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Good rows, and what became of them.
+    """Good rows and their features.
 
     Attributes
     ----------
     scaled : ndarray of shape (n_rows, n_inputs), float32
     features : ndarray of shape (n_rows, n_features), float32
-        As they stand in the files.
+        As they are stored in the files.
     riders : dict of str to ndarray of shape (n_rows,)
-        Texts as objects of type str.
-    sources, rows : ndarray of shape (n_rows,), int64
-        Which of the `Made` each row is of; its number in the dataset.
+        Datasets that were copied along, such as labels; texts are objects of type str.
+    sources : ndarray of shape (n_rows,), int64
+        Index of the `Made` that each row belongs to.
+    rows : ndarray of shape (n_rows,), int64
+        Number of each row in its dataset.
     stretches : ndarray of shape (n_rows,), int64
-        Rows of one number were neighbours.
+        Rows with the same number were neighbours.
     """
 
     scaled: np.ndarray
@@ -87,90 +101,134 @@ class Sample:
 
 
 def drawn(made: Sequence[Made], looking: Looking) -> Sample | None:
-    """Short stretches of rows from all over the data; None without two good ones among them.
+    """Return short stretches of rows from all over the data; None if fewer than two of them are good.
 
-    The same for the same seed, rows and memory, however they are cut into parts.
+    The sample is the same for the same seed, rows and memory, no matter how the rows are cut into parts.
 
     Raises
     ------
     DataError, ReadFailed, NotPermitted, SystemLimit
         When rows cannot be read.
     OSError
-        When features cannot.
+        When features cannot be read.
     """
-    places = list(_places(made, looking)) if made and looking.n_rows > 1 else []
-    pieces = [
-        piece
-        for i, here in groupby(places, key=lambda place: place.source)
-        for piece in _looked_at(made[i], list(here), looking)
-    ]
-    if sum(len(piece["rows"]) for piece in pieces) < 2:
+    if not made or looking.n_rows < 2:
         return None
-    names = set.intersection(*(set(piece["riders"]) for piece in pieces))
-    arrays = ("scaled", "features", "sources", "rows", "stretches")
-    riders = {name: np.concatenate([piece["riders"][name] for piece in pieces]) for name in sorted(names)}
-    return Sample(riders=riders, **{name: np.concatenate([piece[name] for piece in pieces]) for name in arrays})
+    pieces = []
+    for source, places in groupby(_places(made, looking), key=lambda place: place.source):
+        piece = _sample_of_source(made[source], list(places), looking)
+        if piece is not None:
+            pieces.append(piece)
+    if sum(len(piece.rows) for piece in pieces) < 2:
+        return None
+    return _joined(pieces)
+
+
+def _joined(pieces: Sequence[Sample]) -> Sample:
+    """Return one sample of several, with the riders that all of them have."""
+    names = set.intersection(*(set(piece.riders) for piece in pieces))
+    return Sample(
+        scaled=np.concatenate([piece.scaled for piece in pieces]),
+        features=np.concatenate([piece.features for piece in pieces]),
+        riders={name: np.concatenate([piece.riders[name] for piece in pieces]) for name in sorted(names)},
+        sources=np.concatenate([piece.sources for piece in pieces]),
+        rows=np.concatenate([piece.rows for piece in pieces]),
+        stretches=np.concatenate([piece.stretches for piece in pieces]),
+    )
+
+
+# -- which rows ----------------------------------------------------------------------------------------------------
 
 
 class _Place(NamedTuple):
-    """Rows to be read together: of which of the `Made`, from which of its rows to which, and of which stretch."""
+    """Rows `start` to `stop` of one `Made`, which are read together, and the number of their stretch."""
 
     source: int
     start: int
     stop: int
     stretch: int
 
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
+
 
 def _places(made: Sequence[Made], looking: Looking) -> Iterator[_Place]:
-    firsts = np.cumsum([0, *(len(each.source) for each in made)])
-    for number, (start, stop) in enumerate(_stretches(int(firsts[-1]), made, looking)):
-        i = int(np.searchsorted(firsts, start, side="right")) - 1
-        while start < stop:
-            end = min(stop, int(firsts[i + 1]))
-            if start < end:
-                yield _Place(i, start - int(firsts[i]), end - int(firsts[i]), number)
-            start, i = end, i + 1
+    """Cut stretches of all rows where one `Made` ends and the next one begins."""
+    firsts = np.cumsum([0, *(len(each.source) for each in made)]).tolist()
+    for number, (start, stop) in enumerate(_stretches(firsts[-1], made, looking)):
+        first = int(np.searchsorted(firsts, start, side="right")) - 1
+        for source in range(first, len(made)):
+            if firsts[source] >= stop:
+                break
+            begin = max(start, firsts[source])
+            end = min(stop, firsts[source + 1])
+            if begin < end:
+                yield _Place(source, begin - firsts[source], end - firsts[source], number)
 
 
 def _stretches(n_rows: int, made: Sequence[Made], looking: Looking) -> Iterator[tuple[int, int]]:
-    """Each lies somewhere in a share of its own of all rows."""
-    wanted = min(looking.n_rows, n_rows)
+    """Cut all rows into equal ranges, and yield the first and last row of a stretch at a random place in each."""
+    n_wanted = min(looking.n_rows, n_rows)
     chunk_bytes = max(each.source.shard.chunk_rows * each.source.shard.row_bytes for each in made)
-    n_reads = max(1, min(wanted // _LEAST_READ, _MOST_READS, _MOST_BYTES // chunk_bytes))
+    n_reads = min(n_wanted // _MIN_ROWS_PER_READ, _MAX_READS, _MAX_DECOMPRESSED_BYTES // chunk_bytes)
+    n_reads = max(1, n_reads)
     rng = np.random.default_rng((looking.seed, 7))
-    edges, ends = (np.linspace(0, n, n_reads + 1).astype(int).tolist() for n in (n_rows, wanted))
-    for (low, high), length in zip(pairwise(edges), np.diff(ends).tolist(), strict=True):
+    edges = np.linspace(0, n_rows, n_reads + 1).astype(int).tolist()
+    lengths = np.diff(np.linspace(0, n_wanted, n_reads + 1).astype(int)).tolist()
+    for (low, high), length in zip(pairwise(edges), lengths, strict=True):
         n = min(high - low, length)
         first = low + int(rng.integers(0, high - low - n + 1))
         yield first, first + n
 
 
-def _looked_at(made: Made, places: Sequence[_Place], looking: Looking) -> Iterator[dict[str, Any]]:
-    """The good ones of each place's rows, by what `Sample` calls it; of a shard that cannot be read there are none."""
-    with reading(made.file) as file:  # once: opening takes longer than reading
-        beside = [name for name in file if name not in (FEATURES, VALID) and isinstance(file[name], h5py.Dataset)]
-        for place in places:
-            here = slice(place.start, place.stop)
-            valid = file[VALID][here]
-            if valid.any():
-                riders = {name: _values(file[name], here)[valid] for name in beside if file[name].ndim == 1}
-                yield {
-                    **_as_they_were(made.source, place, valid, looking),
-                    "features": file[FEATURES][here][valid].astype(np.float32, copy=False),
-                    "riders": riders,
-                }
+# -- reading them --------------------------------------------------------------------------------------------------
 
 
-def _as_they_were(source: Block, place: _Place, valid: np.ndarray, looking: Looking) -> dict[str, np.ndarray]:
-    """A place's good rows, scaled as they were encoded, and where they stand."""
-    block = Block(source.shard, source.start + place.start, source.start + place.stop)
-    rows = looking.cleaned(block, read(block))
-    numbers = np.arange(block.start, block.stop)[valid]
-    alike = {"sources": place.source, "stretches": place.stretch}
-    scaled = looking.model.scaler.transform(rows[valid])
-    return {"scaled": scaled, "rows": numbers, **{name: np.full(len(numbers), n) for name, n in alike.items()}}
+def _sample_of_source(made: Made, places: Sequence[_Place], looking: Looking) -> Sample | None:
+    """Return the good rows of some places of one source; None if there are none, as in a shard that is unreadable."""
+    with reading(made.file) as file:
+        flags = _values(file[VALID], places)
+        good_places = [place for place, valid in zip(places, flags, strict=True) if valid.any()]
+        if not good_places:
+            return None
+        is_good = np.concatenate([valid for valid in flags if valid.any()])
+        features = np.concatenate(_values(file[FEATURES], good_places))[is_good]
+        riders = {}
+        for name in file:
+            item = file[name]
+            if name not in (FEATURES, VALID) and isinstance(item, h5py.Dataset) and item.ndim == 1:
+                riders[name] = np.concatenate(_values(item, good_places))[is_good]
+
+    block = made.source
+    rows = np.concatenate([_read_rows(block, place) for place in good_places])
+    numbers = np.concatenate([np.arange(place.start, place.stop) for place in good_places])
+    stretches = np.concatenate([np.full(place.stop - place.start, place.stretch) for place in good_places])
+    cleaned = looking.cleaned(block, rows)[is_good]
+    return Sample(
+        scaled=looking.model.scaler.transform(cleaned),
+        features=features.astype(np.float32, copy=False),
+        riders=riders,
+        sources=np.full(len(features), places[0].source),
+        rows=block.start + numbers[is_good],
+        stretches=stretches[is_good],
+    )
 
 
-def _values(item: h5py.Dataset, here: slice) -> np.ndarray:
-    is_text = h5py.check_string_dtype(item.dtype)
-    return np.asarray((item.asstr("utf-8", "replace") if is_text else item)[here])
+def _read_rows(block: Block, place: _Place) -> np.ndarray:
+    """Return the input rows of a place."""
+    return read(Block(block.shard, block.start + place.start, block.start + place.stop))
+
+
+def _values(item: h5py.Dataset, places: Sequence[_Place]) -> list[np.ndarray]:
+    """Return a dataset's values at each place: texts as objects of type str."""
+    if h5py.check_string_dtype(item.dtype):
+        texts = item.asstr("utf-8", "replace")
+        return [np.asarray(texts[place.rows]) for place in places]
+    first = places[0].start
+    last = places[-1].stop
+    row_bytes = item.dtype.itemsize * prod(item.shape[1:])
+    if (last - first) * row_bytes > _MAX_SPAN_BYTES:
+        return [np.asarray(item[place.rows]) for place in places]
+    span = np.asarray(item[first:last])
+    return [span[place.start - first : place.stop - first] for place in places]
