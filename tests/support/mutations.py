@@ -70,8 +70,8 @@ _REPORT = (
     Mutation(
         "compare-uses-rows-that-are-bad-in-one-run",
         "pipeline/report/compare.py",
-        "count = found[0][1] & found[1][1]",
-        "count = found[0][1]",
+        "is_valid = valid_a & valid_b",
+        "is_valid = valid_a",
         ("tests/report/test_compare.py::test_rows_that_are_bad_in_one_run_only_do_not_count",),
     ),
 )
