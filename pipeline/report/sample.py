@@ -189,35 +189,36 @@ def _sample_of_source(made: Made, places: Sequence[_Place], looking: Looking) ->
     """Return the good rows of some places of one source; None if there are none, as in a shard that is unreadable."""
     with reading(made.file) as file:
         flags = _values(file[VALID], places)
-        good_places = [place for place, valid in zip(places, flags, strict=True) if valid.any()]
-        if not good_places:
+        places = [place for place, valid in zip(places, flags, strict=True) if valid.any()]
+        if not places:
             return None
         is_good = np.concatenate([valid for valid in flags if valid.any()])
-        features = np.concatenate(_values(file[FEATURES], good_places))[is_good]
-        riders = {}
-        for name in file:
-            item = file[name]
-            if name not in (FEATURES, VALID) and isinstance(item, h5py.Dataset) and item.ndim == 1:
-                riders[name] = np.concatenate(_values(item, good_places))[is_good]
-
-    block = made.source
-    rows = np.concatenate([_read_rows(block, place) for place in good_places])
-    numbers = np.concatenate([np.arange(place.start, place.stop) for place in good_places])
-    stretches = np.concatenate([np.full(place.stop - place.start, place.stretch) for place in good_places])
-    cleaned = looking.cleaned(block, rows)[is_good]
+        features = np.concatenate(_values(file[FEATURES], places))[is_good]
+        riders = {name: np.concatenate(_values(item, places))[is_good] for name, item in _riders(file).items()}
+    numbers = np.concatenate([np.arange(place.start, place.stop) for place in places])
+    stretches = np.concatenate([np.full(place.stop - place.start, place.stretch) for place in places])
     return Sample(
-        scaled=looking.model.scaler.transform(cleaned),
+        scaled=_scaled_rows(made.source, places, is_good, looking),
         features=features.astype(np.float32, copy=False),
         riders=riders,
         sources=np.full(len(features), places[0].source),
-        rows=block.start + numbers[is_good],
+        rows=made.source.start + numbers[is_good],
         stretches=stretches[is_good],
     )
 
 
-def _read_rows(block: Block, place: _Place) -> np.ndarray:
-    """Return the input rows of a place."""
-    return read(Block(block.shard, block.start + place.start, block.start + place.stop))
+def _riders(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Return the datasets of a part that have one value per row, in addition to its features."""
+    others = {name: file[name] for name in file if name not in (FEATURES, VALID)}
+    return {name: item for name, item in others.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}
+
+
+def _scaled_rows(block: Block, places: Sequence[_Place], is_good: np.ndarray, looking: Looking) -> np.ndarray:
+    """Return the good input rows of some places of a block, scaled as they were encoded."""
+    blocks = [Block(block.shard, block.start + place.start, block.start + place.stop) for place in places]
+    rows = np.concatenate([read(each) for each in blocks])
+    cleaned = looking.cleaned(block, rows)
+    return looking.model.scaler.transform(cleaned[is_good])
 
 
 def _values(item: h5py.Dataset, places: Sequence[_Place]) -> list[np.ndarray]:
