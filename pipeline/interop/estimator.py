@@ -190,9 +190,11 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
         given: Model | None = getattr(self, "model_", None)
         with _as_scikit_learns():
-            rows = self._rows(computed(X), reset=given is None, least=2 if given is None else 1)
-            kept = getattr(self, "_checkpoint", None)
-            fit = go_on(rows, self._config(), given, kept and Checkpoint.from_npz(kept))
+            is_first = given is None
+            rows = self._rows(computed(X), reset=is_first, least=2 if is_first else 1)
+            state = getattr(self, "_checkpoint", None)
+            checkpoint = None if state is None else Checkpoint.from_npz(state)
+            fit = go_on(rows, self._config(), given, checkpoint)
             self._take(fit, Epochs(self, fit, {"X": X, "y": y}).run())
             self._checkpoint = fit.training.checkpoint().to_npz()
         return self
@@ -214,8 +216,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
                 f"model={shown(path)}: trained on whole numbers above 2^53, which an estimator would round. Encode "
                 "such rows with `shardpress run --model`."
             )
-        network, asked = model.network, model.about.get("config", {})
-        known = {name: asked[name] for name in cls().get_params() if name in asked}
+        network = model.network
+        config = model.about.get("config", {})
+        known = {name: config[name] for name in cls().get_params() if name in config}
         of_network = {
             "n_features": network.n_features,
             "hidden": network.widths[1:-1],
@@ -223,9 +226,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             "code_activation": network.code,
             "decoder_gain": network.gain,
         }
-        estimator = cls(**{**known, **of_network, "random_state": asked.get("seed", 0)})
+        estimator = cls(**{**known, **of_network, "random_state": config.get("seed", 0)})
         estimator._set(**estimator._learned(model), n_features_in_=model.n_inputs)
-        if model.columns.names:  # which scikit-learn compares with those of a data frame
+        if model.columns.names:  # scikit-learn compares them with those of a data frame
             estimator._set(feature_names_in_=np.array(model.columns.names, dtype=object))
         return estimator
 
@@ -277,26 +280,30 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
     def _config(self) -> Config:
         """The parameters as the settings of a run, read as a configuration file's are."""
-        seed, given = self.random_state, self.get_params(deep=False)
-        del given["random_state"]
+        given = self.get_params(deep=False)
+        seed = given.pop("random_state")
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
         return Config(**converted({**plain, "seed": seed}, "", ConfigError))
 
     def _rows(self, X: Any, reset: bool, least: int = 1) -> Any:
-        if is_lazy(X):  # whose values are looked at with each block
+        if is_lazy(X):  # its values are checked block by block
             return validate_data(self, X, reset=reset, skip_check_array=True)
-        finite: bool | str = "allow-nan" if self._fills(reset) else True
-        columns = 2 if reset else 1  # nothing to press together
         return validate_data(
-            *(self, X),
-            **{"reset": reset, "dtype": _DTYPES, "ensure_all_finite": finite},
-            **{"ensure_min_samples": least, "ensure_min_features": columns},
+            self,
+            X,
+            reset=reset,
+            dtype=_DTYPES,
+            ensure_all_finite="allow-nan" if self._fills(reset) else True,
+            ensure_min_samples=least,
+            ensure_min_features=2 if reset else 1,  # a single column cannot be compressed
         )
 
     def _fills(self, reset: bool) -> bool:
-        return self.impute is not None if reset else self.model_.scaler.fill is not None
+        if reset:
+            return self.impute is not None
+        return self.model_.scaler.fill is not None
 
     def _applied(self, apply: Any, X: Any) -> Any:
         check_is_fitted(self)
@@ -311,7 +318,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         names = getattr(self, "feature_names_in_", None)
         if names is not None:
             model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
-        if hasattr(self, "_checkpoint"):  # which is of another training
+        if hasattr(self, "_checkpoint"):  # of another training
             del self._checkpoint
         return self._set(**self._learned(model), complaints_=fit.complaints(model))
 

@@ -1,7 +1,7 @@
-"""Rows that are an array, to a fitted model: by the very functions that a run has for its shards, so to the same bits.
+"""Training on rows that are an array, by the functions that a run uses for its shards.
 
-They are the same bits for the same rows, settings and processor as of a run on one shard; of more rows than are
-shuffled together (``shuffle_window``), where that is stored contiguously.
+The result has the same bits as that of a run on one shard, for the same rows, settings and processor. If there are more
+rows than are shuffled together (``shuffle_window``), this is so if the shard is stored contiguously.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = ["Epochs", "Fit", "begin", "go_on"]
 
 
 class Stop(Exception):
-    """Somebody who was told of an epoch wants no more of them."""
+    """A callback has asked to stop the training."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A training on an array, and what becomes of it."""
+    """A training on an array."""
 
     training: Training
     scaler: Scaler
@@ -46,7 +46,7 @@ class Fit:
     device: str
 
     def run(self, advance: Callable[[int, object], object]) -> Model:
-        """Train, telling `advance` as `train` does, which may raise `Stop`, and return the model."""
+        """Train and return the model; `advance` is called as by `train`, and may raise `Stop`."""
         with theanos_errors():
             try:
                 train(self.training, advance=advance)
@@ -57,19 +57,28 @@ class Fit:
         return model
 
     def model(self, about: dict[str, Any] | None = None) -> Model:
-        """The best one so far."""
+        """Return the best model so far.
+
+        Parameters
+        ----------
+        about : dict, optional
+            Facts about the training, in addition to its summary.
+        """
         training = self.training
-        told = {"training": {**training.standing.summary(), **(about or {})}}
-        settings = {"config": asdict(training.config), "device": self.device}
-        return Model(self.scaler, training.autoencoder.network, training.best, {**told, **settings})
+        facts = {
+            "training": {**training.standing.summary(), **(about or {})},
+            "config": asdict(training.config),
+            "device": self.device,
+        }
+        return Model(self.scaler, training.autoencoder.network, training.best, facts)
 
     def complaints(self, model: Model) -> list[str]:
-        """What a run would warn of."""
+        """Return what a run would warn about."""
         return list(complaints(model.about["training"], self.training.config))
 
 
 class Epochs:
-    """Tells an estimator's callbacks of the training that its `fit` does.
+    """Calls an estimator's callbacks for its training and for each epoch.
 
     Parameters
     ----------
@@ -78,13 +87,15 @@ class Epochs:
     """
 
     def __init__(self, estimator: Any, fit: Fit, data: dict[str, Any]) -> None:
-        self._estimator, self._fit, self._data = estimator, fit, data
+        self._estimator = estimator
+        self._fit = fit
+        self._data = data
         n_epochs = fit.training.config.epochs - fit.training.standing.epoch
         self._context = estimator._init_callback_context(max_subtasks=n_epochs)
-        self._epoch: Any = None  # the context of the one under way
+        self._epoch: Any = None  # context of the current epoch
 
     def run(self) -> Any:
-        """Train, and return the model."""
+        """Train and return the model."""
         self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
         self._begin_epoch()
         model = self._fit.run(self._advance)
@@ -92,7 +103,8 @@ class Epochs:
         return model
 
     def _advance(self, n_rows: int, standing: object) -> None:
-        if n_rows:  # else no step, but an epoch has ended
+        is_end_of_epoch = n_rows == 0
+        if not is_end_of_epoch:
             return
         if self._end(self._epoch):
             raise Stop
@@ -104,17 +116,17 @@ class Epochs:
         self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
 
     def _end(self, context: Any) -> bool:
-        """Whether a callback wants to stop."""
+        """End a task; return whether a callback asks to stop."""
 
-        def fitted() -> Any:  # made only for a callback that looks at it
+        def fitted() -> Any:  # called only if a callback needs it
             return self._estimator._learned(self._fit.model())
 
-        ended = context.call_on_fit_task_end(estimator=self._estimator, **self._data, reconstruction_attributes=fitted)
-        return bool(ended)
+        stops = context.call_on_fit_task_end(estimator=self._estimator, **self._data, reconstruction_attributes=fitted)
+        return bool(stops)
 
 
 def begin(rows: np.ndarray, config: Config) -> Fit:
-    """All of a training but its steps.
+    """Prepare a training.
 
     Parameters
     ----------
@@ -123,9 +135,9 @@ def begin(rows: np.ndarray, config: Config) -> Fit:
     Raises
     ------
     ConfigError
-        For settings that cannot work, in themselves or with these rows.
+        For settings that cannot work, on their own or with these rows.
     DataError
-        For rows that are not finite, or of which nothing can be learnt.
+        For rows that are not finite, or from which nothing can be learnt.
     """
     shards = (array_shard(rows),)
     n_rows, n_inputs = shards[0].shape
@@ -139,18 +151,25 @@ def begin(rows: np.ndarray, config: Config) -> Fit:
 
 
 def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Checkpoint | None) -> Fit:
-    """One more pass, over these rows, of a training at a constant rate.
+    """Prepare one more pass over these rows, at a constant learning rate.
 
     Parameters
     ----------
     given : Model or None
-        What it has come to; with None it begins.
+        The model so far; with None the training begins.
     checkpoint : Checkpoint or None
-        Where it stands; a given model without one has been trained otherwise, and its states begin anew.
+        State of the training. Without it a given model was trained in another way, and the states begin at zero.
     """
     n_epochs = checkpoint.standing.epoch if checkpoint else 0
-    config = replace(config, epochs=n_epochs + 1, schedule="constant", validation_fraction=0.0, patience=0, replicas=1)
-    config = replace(config, baseline=False)
+    config = replace(
+        config,
+        epochs=n_epochs + 1,
+        schedule="constant",
+        validation_fraction=0.0,
+        patience=0,
+        replicas=1,
+        baseline=False,
+    )
     if given is None:
         return begin(rows, config)
     _refuse(problems(config))
@@ -161,10 +180,11 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
 
 
 def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
-    """A training that begins with a model's parameters, and scales as it does."""
-    shards, network, scaler = (array_shard(rows),), given.network, given.scaler
+    """Prepare a training that begins with a model's parameters, and scales as it does."""
+    shards = (array_shard(rows),)
+    network = given.network
     batch_size = min(config.batch_size, len(rows)) if config.batch_size else None
-    # What the parameters would otherwise start with is not looked for.
+    # The start is the cheapest one, since its parameters are replaced.
     config = replace(
         config,
         n_features=network.n_features,
@@ -175,7 +195,7 @@ def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
     )
     settings = resolve(config, len(rows), network.n_inputs, network)
     budget = make_budget(settings, shards, TILE_ROWS)
-    found = _scanned(shards, settings, budget, scaler)
+    found = _scanned(shards, settings, budget, given.scaler)
     fit = _fit(shards, found, settings, budget)
     fit.training.autoencoder.set_parameters(given.parameters)
     fit.training.best = fit.training.autoencoder.parameters()
@@ -183,7 +203,8 @@ def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
 
 
 def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Budget) -> Fit:
-    device, dtype = start_device(), row_dtype(shards)
+    device = start_device()
+    dtype = row_dtype(shards)
     with theanos_errors():
         autoencoder = autoencoder_of(found.scaler, network_of(settings, len(found.minimum)), dtype)
         training = prepared(autoencoder, shards, found, settings, budget.sizes(device))
@@ -191,8 +212,10 @@ def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Bud
 
 
 def _scanned(shards: tuple[Shard, ...], settings: Settings, budget: Budget, given: Scaler | None = None) -> Scan:
-    """What one pass over the rows tells, all of which have to be good ones; the ranges are those of a given scaler."""
-    impute = settings.impute if given is None else None if given.fill is None else "median"
+    """Scan the rows, all of which must be good; ranges and fills are those of a given scaler."""
+    impute = settings.impute
+    if given is not None:
+        impute = None if given.fill is None else "median"
     how = ScanSettings(
         budget.block_rows, clip_quantile=settings.clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes
     )
