@@ -124,10 +124,7 @@ def drift_told(shards: Sequence[Shard], parts: Sequence[Drifted], on_drift: str)
 
     The columns with most values come first, and the shards with most rows.
     """
-    by_shard: dict[int, list[Drifted]] = {}
-    for part in parts:
-        by_shard.setdefault(part.shard, []).append(part)
-    drifted = [_shard_drift(shards[i], i, parts_of_shard) for i, parts_of_shard in by_shard.items()]
+    drifted = _drift_by_shard(shards, parts)
     touched = [shard for shard in drifted if shard.n_outside]
     touched.sort(key=lambda shard: (-shard.n_outside, shard.number))
     columns = farthest(column for shard in drifted for column in shard.columns)
@@ -168,15 +165,21 @@ class _ShardDrift:
         }
 
 
-def _shard_drift(shard: Shard, number: int, parts: Sequence[Drifted]) -> _ShardDrift:
-    """Add up the parts of a shard."""
-    return _ShardDrift(
-        shard=shard,
-        number=number,
-        n_rows=sum(part.n_rows for part in parts),
-        n_outside=sum(part.n_outside for part in parts),
-        columns=farthest(column for part in parts for column in part.outside),
-    )
+def _drift_by_shard(shards: Sequence[Shard], parts: Sequence[Drifted]) -> list[_ShardDrift]:
+    """Add up the parts of each shard."""
+    by_shard: dict[int, list[Drifted]] = {}
+    for part in parts:
+        by_shard.setdefault(part.shard, []).append(part)
+    return [
+        _ShardDrift(
+            shard=shards[number],
+            number=number,
+            n_rows=sum(part.n_rows for part in parts_of_shard),
+            n_outside=sum(part.n_outside for part in parts_of_shard),
+            columns=farthest(column for part in parts_of_shard for column in part.outside),
+        )
+        for number, parts_of_shard in by_shard.items()
+    ]
 
 
 def _column_facts(shard: Shard, column: Outside) -> dict[str, Any]:

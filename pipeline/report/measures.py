@@ -190,6 +190,9 @@ def _pairs(
 ) -> dict[str, Any]:
     """Return a few rows, their features and their reconstructions: as images, if the rows are images."""
     shape = _image_shape(shard)
+    low = sample.features.min(axis=0)
+    width = sample.features.max(axis=0) - low
+    scaled_features = (sample.features - low) / np.where(width > 0, width, 1)
     pairs = []
     for i in _typical_rows(errors, index.labels):
         pair = {**index.row(i), "error": float(errors[i])}
@@ -199,7 +202,7 @@ def _pairs(
         else:
             pair["input"] = _image(sample.scaled[i], shape)
             pair["again"] = _image(reconstructions[i], shape)
-            pair["code"] = _feature_image(sample.features, i)
+            pair["code"] = _square_image(scaled_features[i])
         pairs.append(pair)
     return {"shape": None if shape is None else list(_shrunk(np.zeros(shape)).shape), "rows": pairs}
 
@@ -242,13 +245,9 @@ def _image(values: np.ndarray, shape: tuple[int, ...]) -> str:
     return _encoded_bytes(_shrunk(values.reshape(shape)))
 
 
-def _feature_image(features: np.ndarray, i: int) -> str:
-    """Return the features of row `i`, each scaled by its range in the sample, as a square image."""
-    low = features.min(axis=0)
-    high = features.max(axis=0)
-    scaled = (features[i] - low) / np.where(high > low, high - low, 1)
-    side = isqrt(len(scaled) - 1) + 1
-    return _encoded_bytes(np.pad(scaled, (0, side * side - len(scaled))))
+def _square_image(values: np.ndarray) -> str:
+    side = isqrt(len(values) - 1) + 1
+    return _encoded_bytes(np.pad(values, (0, side * side - len(values))))
 
 
 def _shrunk(pixels: np.ndarray) -> np.ndarray:
@@ -293,13 +292,12 @@ def _probe(sample: Sample, components: Components, labels: Labels, is_test: np.n
     features = sample.features[has_label]
     n = min(features.shape[1], components.components.shape[1], len(train_codes))
     projected = (rows - components.mean) @ components.components[:, :n]
-    commonest = np.bincount(train_codes).argmax()
     return {
         "labels": labels.name,
         "n_train": len(train_codes),
         "n_test": len(test_codes),
         "n_components": n,
-        "commonest": float((test_codes == commonest).mean()),
+        "commonest": float((test_codes == np.bincount(train_codes).argmax()).mean()),
         "features": accuracy(features, codes, is_test),
         "components": accuracy(projected, codes, is_test),
         "columns": accuracy(rows, codes, is_test),

@@ -86,29 +86,19 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
     faults = _file_faults(directory, entries)
     wrong_files = {each.file for each in faults}
     encoded = None
-    unchecked: tuple[Fault, ...]
     if not any(plain_name(name) == _MODEL for name in wrong_files):
         try:
             encoded = _encoded(directory, manifest)
         except (DataError, NoInput) as error:
             # The file has the digest in the manifest, but its content does not fit the fingerprint in it.
             faults.append(Fault(_MODEL, str(error)))
+    n_bytes = sum(entry.n_bytes for entry in entries)
     if encoded is None:
-        rows = RowsChecked()
-        unchecked = (_NOT_ENCODED,)
-    else:
-        parts = [part for part in manifest["parts"] if part["file"] not in wrong_files]
-        inputs = _Inputs(manifest, encoded.model)
-        rows = check_rows(directory, parts, inputs.shard, encoded, n_rows)
-        unchecked = rows.unchecked
-    return Verified(
-        output=output,
-        n_files=len(entries),
-        n_bytes=sum(entry.n_bytes for entry in entries),
-        rows=rows,
-        faults=(*faults, *rows.faults),
-        unchecked=unchecked,
-    )
+        return Verified(output, len(entries), n_bytes, faults=tuple(faults), unchecked=(_NOT_ENCODED,))
+    parts = [part for part in manifest["parts"] if part["file"] not in wrong_files]
+    inputs = _Inputs(manifest, encoded.model)
+    rows = check_rows(directory, parts, inputs.shard, encoded, n_rows)
+    return Verified(output, len(entries), n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
 
 
 def _entry(line: Mapping[str, Any]) -> Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -99,20 +100,27 @@ def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]]) -> Table:
 
 def bars(title: str, values: Mapping[str, float], spelled: Callable[[float], str] = number, note: str = "") -> Figure:
     """Draw a bar for each value, from 0."""
-    height = 16 + 30.0 * len(values)
     left = 10 + 7.2 * max(len(name) for name in values)
     x = Scale(0, max(values.values()) or 1, left, _WIDTH - 66)
     drawn: list[Element] = []
     for i, (name, value) in enumerate(values.items()):
-        top = 8 + 30 * i
-        width = max(x(value) - left, 1)
-        drawn.append(text(left - 8, top + 16, name, "end"))
-        drawn.append(element("rect", x=left, y=top, width=width, height=22, fill=colour(i), rx=2))
-        drawn.append(text(left + width + 6, top + 16, spelled(value)))
+        drawn += _bar(name, spelled(value), (x.start, x(value)), i)
     description = "; ".join(f"{name}: {spelled(value)}" for name, value in values.items()) + "."
-    svg = picture((_WIDTH, height), title, description, *drawn)
+    svg = picture((_WIDTH, 16 + 30.0 * len(values)), title, description, *drawn)
     table = Table.of(title, "what, value", [(name, spelled(value)) for name, value in values.items()])
     return Figure(title, description, svg, table, note)
+
+
+def _bar(name: str, value: str, ends: tuple[float, float], i: int) -> list[Element]:
+    """Draw bar `i`, its name before it and its value after it."""
+    left, right = ends
+    top = 8 + 30 * i
+    width = max(right - left, 1)
+    return [
+        text(left - 8, top + 16, name, "end"),
+        element("rect", x=left, y=top, width=width, height=22, fill=colour(i), rx=2),
+        text(left + width + 6, top + 16, value),
+    ]
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str, table: Table) -> Figure:
@@ -143,29 +151,43 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
     """Draw points (n, 2) in the colours of their labels, and the name of each label at the median of its points."""
     x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
     y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
-    found = sorted(set(codes.tolist()))
+    groups = [_Group(code, _label(code, names), points[codes == code]) for code in sorted(set(codes.tolist()))]
     drawn = [element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none")]
-    drawn += [_dots(points[codes == code], x, y, colour(code)) for code in found]
-    medians = [np.median(points[codes == code], axis=0).tolist() for code in found]
-    labels = [_label(code, names) for code in found]
-    if names and len(found) <= _MAX_LABELS:
-        for (a, b), label in zip(medians, labels, strict=True):
-            drawn.append(text(x(a), y(b), cut(label, 16), "middle", class_="halo", font_weight="bold"))
+    drawn += [group.dots(x, y) for group in groups]
+    if names and len(groups) <= _MAX_LABELS:
+        drawn += [group.name_at_median(x, y) for group in groups]
     description = f"{count(len(points))} rows."
     if names:
-        description = f"{count(len(points))} rows in the colours of {len(found)} labels."
-    rows = [
-        (cut(label, 24), count((codes == code).sum()), number(a), number(b))
-        for code, label, (a, b) in zip(found, labels, medians, strict=True)
-    ]
-    table = Table.of(_title_of_medians(title, names, len(found)), "label, rows, across, up", rows[:_MAX_LABELS])
+        description = f"{count(len(points))} rows in the colours of {len(groups)} labels."
+    rows = [group.table_row() for group in groups[:_MAX_LABELS]]
+    table = Table.of(_title_of_medians(title, names, len(groups)), "label, rows, across, up", rows)
     return Figure(title, description, picture((_WIDTH, _HEIGHT), title, description, *drawn), table)
 
 
-def _dots(points: np.ndarray, x: Scale, y: Scale, stroke: str) -> Element:
-    """Draw points as one path: a line without length that has round ends is a dot."""
-    line = "".join(f"M{x(a):.0f} {y(b):.0f}h0" for a, b in points)
-    return element("path", d=line, stroke=stroke, class_="dots", fill="none", stroke_width=4.5)
+@dataclass(frozen=True)
+class _Group:
+    """Points (n, 2) with the same label."""
+
+    code: int
+    label: str
+    points: np.ndarray
+
+    def median(self) -> tuple[float, float]:
+        a, b = np.median(self.points, axis=0).tolist()
+        return a, b
+
+    def dots(self, x: Scale, y: Scale) -> Element:
+        """Draw the points as one path: a line without length that has round ends is a dot."""
+        line = "".join(f"M{x(a):.0f} {y(b):.0f}h0" for a, b in self.points)
+        return element("path", d=line, stroke=colour(self.code), class_="dots", fill="none", stroke_width=4.5)
+
+    def name_at_median(self, x: Scale, y: Scale) -> Element:
+        a, b = self.median()
+        return text(x(a), y(b), cut(self.label, 16), "middle", class_="halo", font_weight="bold")
+
+    def table_row(self) -> tuple[str, str, str, str]:
+        a, b = self.median()
+        return cut(self.label, 24), count(len(self.points)), number(a), number(b)
 
 
 def _label(code: int, names: Sequence[str]) -> str:
@@ -201,18 +223,19 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
     top = 16.0
     for key, name in lines.items():
         drawn.append(text(0, top - 4, name))
-        for i, pair in enumerate(pairs):
-            pixels = _pixels(pair[key], None if key == "code" else shape)
-            drawn.append(image(pixels, (i * _TILE_STEP, top, _TILE, _TILE)))
+        drawn += _tiles([pair[key] for pair in pairs], None if key == "code" else shape, top)
         top += _TILE_STEP + 16
     for i, pair in enumerate(pairs):
-        words = number(pair["error"])
-        if pair.get("label") is not None:
-            words = cut(pair["label"], 9)
-        drawn.append(text(i * _TILE_STEP + _TILE / 2, top - 8, words, "middle"))
+        label = number(pair["error"]) if pair.get("label") is None else cut(pair["label"], 9)
+        drawn.append(text(i * _TILE_STEP + _TILE / 2, top - 8, label, "middle"))
     description = f"{len(pairs)} rows as images, above what their features give back; errors in the table."
     svg = picture((len(pairs) * _TILE_STEP, top), title, description, *drawn)
     return Figure(title, description, svg, _table_of_pairs(title, pairs))
+
+
+def _tiles(data: Sequence[str], shape: Sequence[int] | None, top: float) -> list[Element]:
+    """Draw images side by side."""
+    return [image(_pixels(each, shape), (i * _TILE_STEP, top, _TILE, _TILE)) for i, each in enumerate(data)]
 
 
 def _pixels(data: str, shape: Sequence[int] | None) -> np.ndarray:
