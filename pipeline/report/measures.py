@@ -190,9 +190,7 @@ def _pairs(
 ) -> dict[str, Any]:
     """Return a few rows, their features and their reconstructions: as images, if the rows are images."""
     shape = _image_shape(shard)
-    low = sample.features.min(axis=0)
-    width = sample.features.max(axis=0) - low
-    scaled_features = (sample.features - low) / np.where(width > 0, width, 1)
+    scaled_features = _scaled_to_range(sample.features)
     pairs = []
     for i in _typical_rows(errors, index.labels):
         pair = {**index.row(i), "error": float(errors[i])}
@@ -205,6 +203,13 @@ def _pairs(
             pair["code"] = _square_image(scaled_features[i])
         pairs.append(pair)
     return {"shape": None if shape is None else list(_shrunk(np.zeros(shape)).shape), "rows": pairs}
+
+
+def _scaled_to_range(features: np.ndarray) -> np.ndarray:
+    """Return features from 0 to 1, their extremes in the sample."""
+    low = features.min(axis=0)
+    width = features.max(axis=0) - low
+    return np.asarray((features - low) / np.where(width > 0, width, 1))
 
 
 def _typical_rows(errors: np.ndarray, labels: Labels | None) -> list[int]:

@@ -152,6 +152,10 @@ class _Place(NamedTuple):
     def rows(self) -> slice:
         return slice(self.start, self.stop)
 
+    @property
+    def n_rows(self) -> int:
+        return self.stop - self.start
+
 
 def _places(made: Sequence[Made], looking: Looking) -> Iterator[_Place]:
     """Cut stretches of all rows where one `Made` ends and the next one begins."""
@@ -196,7 +200,7 @@ def _sample_of_source(made: Made, places: Sequence[_Place], looking: Looking) ->
         features = np.concatenate(_values(file[FEATURES], places))[is_good]
         riders = {name: np.concatenate(_values(item, places))[is_good] for name, item in _riders(file).items()}
     numbers = np.concatenate([np.arange(place.start, place.stop) for place in places])
-    stretches = np.concatenate([np.full(place.stop - place.start, place.stretch) for place in places])
+    stretches = np.repeat([place.stretch for place in places], [place.n_rows for place in places])
     return Sample(
         scaled=_scaled_rows(made.source, places, is_good, looking),
         features=features.astype(np.float32, copy=False),

@@ -39,6 +39,17 @@ def thinned(n: int, most: int) -> list[int]:
     return sorted(set(positions.tolist()))
 
 
+def _figure(
+    title: str,
+    description: str,
+    drawn: Sequence[Element],
+    table: Table,
+    note: str = "",
+    size: tuple[float, float] = (_WIDTH, _HEIGHT),
+) -> Figure:
+    return Figure(title, description, picture(size, title, description, *drawn), table, note)
+
+
 # -- curves --------------------------------------------------------------------------------------------------------
 
 
@@ -55,8 +66,7 @@ def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str
     for i, (name, level) in enumerate(levels.items()):
         drawn += _level(name, level, x, y, colour(9 - i))
     description = _describe_curves(lines, levels)
-    svg = picture((_WIDTH, _HEIGHT), title, description, *drawn)
-    return Figure(title, description, svg, _table_of_curves(title, lines))
+    return _figure(title, description, drawn, _table_of_curves(title, lines))
 
 
 def _curve(line: Sequence[float], x: Scale, y: Scale, stroke: str) -> list[Element]:
@@ -106,9 +116,8 @@ def bars(title: str, values: Mapping[str, float], spelled: Callable[[float], str
     for i, (name, value) in enumerate(values.items()):
         drawn += _bar(name, spelled(value), (x.start, x(value)), i)
     description = "; ".join(f"{name}: {spelled(value)}" for name, value in values.items()) + "."
-    svg = picture((_WIDTH, 16 + 30.0 * len(values)), title, description, *drawn)
     table = Table.of(title, "what, value", [(name, spelled(value)) for name, value in values.items()])
-    return Figure(title, description, svg, table, note)
+    return _figure(title, description, drawn, table, note, (_WIDTH, 16 + 30.0 * len(values)))
 
 
 def _bar(name: str, value: str, ends: tuple[float, float], i: int) -> list[Element]:
@@ -134,14 +143,16 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name:
     x = Scale(edges[0], edges[-1], _LEFT, _RIGHT)
     y = Scale(0, max(counts) * 1.05 or 1, _BOTTOM, _TOP)
     drawn = axes(x, y, x_name, number)
-    for low, high, n in zip(edges, edges[1:], counts, strict=False):
-        left = x(low) + 0.5
-        width = max(x(high) - x(low) - 1, 0.5)
-        drawn.append(element("rect", x=left, y=y(n), width=width, height=y.start - y(n), fill=colour(0)))
+    drawn += [_bin(x(low), x(high), y(n), y.start) for low, high, n in zip(edges, edges[1:], counts, strict=False)]
     fullest = int(np.argmax(counts))
     between = f"between {number(edges[fullest])} and {number(edges[fullest + 1])}"
     description = f"{count(sum(counts))} rows, most often {between}."
-    return Figure(title, description, picture((_WIDTH, _HEIGHT), title, description, *drawn), table)
+    return _figure(title, description, drawn, table)
+
+
+def _bin(left: float, right: float, top: float, bottom: float) -> Element:
+    width = max(right - left - 1, 0.5)
+    return element("rect", x=left + 0.5, y=top, width=width, height=bottom - top, fill=colour(0))
 
 
 # -- points --------------------------------------------------------------------------------------------------------
@@ -156,12 +167,11 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
     drawn += [group.dots(x, y) for group in groups]
     if names and len(groups) <= _MAX_LABELS:
         drawn += [group.name_at_median(x, y) for group in groups]
-    description = f"{count(len(points))} rows."
-    if names:
-        description = f"{count(len(points))} rows in the colours of {len(groups)} labels."
+    colours = f" in the colours of {len(groups)} labels" if names else ""
+    description = f"{count(len(points))} rows{colours}."
     rows = [group.table_row() for group in groups[:_MAX_LABELS]]
     table = Table.of(_title_of_medians(title, names, len(groups)), "label, rows, across, up", rows)
-    return Figure(title, description, picture((_WIDTH, _HEIGHT), title, description, *drawn), table)
+    return _figure(title, description, drawn, table)
 
 
 @dataclass(frozen=True)
@@ -229,8 +239,7 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
         label = number(pair["error"]) if pair.get("label") is None else cut(pair["label"], 9)
         drawn.append(text(i * _TILE_STEP + _TILE / 2, top - 8, label, "middle"))
     description = f"{len(pairs)} rows as images, above what their features give back; errors in the table."
-    svg = picture((len(pairs) * _TILE_STEP, top), title, description, *drawn)
-    return Figure(title, description, svg, _table_of_pairs(title, pairs))
+    return _figure(title, description, drawn, _table_of_pairs(title, pairs), size=(len(pairs) * _TILE_STEP, top))
 
 
 def _tiles(data: Sequence[str], shape: Sequence[int] | None, top: float) -> list[Element]:
@@ -259,8 +268,8 @@ def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
     drawn += _legend(0, bottom - 4, "the row, scaled", colour(_PROFILE_COLOURS["input"]))
     drawn += _legend(140, bottom - 4, "and again, from its features", colour(_PROFILE_COLOURS["again"]))
     description = f"{len(pairs)} rows over their columns, and what their features give back; errors in the table."
-    svg = picture((2 * _PROFILE_WIDTH + 20, bottom), title, description, *drawn)
-    return Figure(title, description, svg, _table_of_pairs(title, pairs))
+    size = (2 * _PROFILE_WIDTH + 20, bottom)
+    return _figure(title, description, drawn, _table_of_pairs(title, pairs), size=size)
 
 
 def _profile(pair: Mapping[str, Any], left: float, top: float) -> list[Element]:
