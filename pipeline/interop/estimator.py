@@ -251,7 +251,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     def inverse_transform(self, X: Any) -> Any:
         """Rows (n_rows, n_inputs), float64, that features (n_rows, n_features) stand for; of Dask, lazily."""
         check_is_fitted(self)
-        features = X if is_lazy(X) else check_array(X, dtype=[np.float32, np.float64], input_name="X")
+        features = X
+        if not is_lazy(X):
+            features = check_array(X, dtype=[np.float32, np.float64], input_name="X")
         expected = self.model_.n_features
         if features.shape[1] != expected:
             raise ValueError(f"X has {features.shape[1]} columns, expected the {expected} features of transform")

@@ -180,6 +180,13 @@ def test_ridge_weights_of_constant_columns_are_zero() -> None:
         assert not probe._ridge_weights(np.zeros(shape), targets).any()
 
 
+def test_a_probe_of_constant_columns_tells_the_commonest_class() -> None:
+    codes = np.arange(90) % 5 // 2  # two of class 0, two of class 1, one of class 2
+    is_test = np.arange(90) >= 60
+    codes[:7] = 1
+    assert accuracy(np.ones((90, 4)), codes, is_test) == np.mean(codes[is_test] == 1)
+
+
 def test_a_probe_of_more_columns_than_rows_does_not_learn_by_heart() -> None:
     rng = np.random.default_rng(0)
     codes, is_test = np.arange(200) % 2, np.arange(200) >= 100
