@@ -1,1 +1,1 @@
-"""How good features are for a classifier, beside the raw columns and as many principal components."""
+"""Comparison of features, raw columns and principal components by a classifier."""

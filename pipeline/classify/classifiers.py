@@ -1,8 +1,8 @@
 """Logistic regressions on three representations of the same rows: in memory, or out of core.
 
 All are multinomial, on standardized columns, with scikit-learn's default penalty. In memory scikit-learn's
-`LogisticRegression` is fitted until it has converged. Out of core one pass over the files serves all three, and each
-learns until its loss on rows that are held out of its training stops falling.
+`LogisticRegression` is fitted until it converges. Out of core one pass over the files serves all three classifiers, and
+each is trained until its loss on held-out rows stops falling.
 """
 
 from __future__ import annotations
@@ -20,30 +20,34 @@ from sklearn.metrics import log_loss
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.classify.representations import Rows
+from pipeline.classify.rows import Rows
 from pipeline.errors import DataError
 from pipeline.progress import Progress
 
 __all__ = ["Outcome", "compare", "fits_in_memory"]
 
-# Up to so many raw values all is done as scikit-learn does by itself: in float64, to a slope of 1e-4. More of them
-# converge to 1e-3 in float32: on Fashion-MNIST in a tenth of the time, with accuracies that differ by 0.005 at most.
-_FEW_VALUES = 10**7
+# Up to this number of raw values everything is done as scikit-learn does by default: in float64, to a gradient of 1e-4.
+# More of them converge to 1e-3 in float32: on Fashion-MNIST in a tenth of the time, with accuracies within 0.005.
+_MAX_VALUES_IN_FLOAT64 = 10**7
 
-_HELD_OUT, _MOST_HELD_OUT = 0.1, 50_000
-_PIECES_A_WINDOW = 16
-# Passes without a fall, and the share of the loss that counts as one; classes that can be told apart wholly have a loss
-# that falls for ever towards 0.
-_PATIENCE, _FALL = 3, 1e-3
-_STEPS_A_PASS, _MOST_BATCH_ROWS = 50, 200
+# Out of core: rows that decide when to stop.
+_VALIDATION_SHARE = 0.1
+_MAX_VALIDATION_ROWS = 50_000
+_PIECES_PER_WINDOW = 16
+# Passes without improvement before training stops, and the relative fall of the loss that is an improvement. If classes
+# are separable, the loss falls towards 0 for ever.
+_PATIENCE = 3
+_MIN_FALL = 1e-3
+_STEPS_PER_PASS = 50
+_MAX_BATCH_ROWS = 200
 
 Maps = Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]
-"""For each representation, what makes standardized columns of features and scaled raw rows."""
+"""For each representation, a function from features and scaled raw rows to standardized columns."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The share of test rows that are told right, and after how many passes of learning."""
+    """Accuracy on the test rows, and the number of passes until the classifier has converged or stopped."""
 
     accuracy: float
     n_passes: int
@@ -51,12 +55,12 @@ class Outcome:
 
 
 def compare(rows: Rows, n_classes: int, memory_budget: int, most_passes: int, seed: int) -> dict[str, Outcome]:
-    """Learn from the training rows of all three, and try on the test rows.
+    """Train on the training rows of all three representations, and test on the test rows.
 
     Raises
     ------
     DataError
-        When not even what is needed out of core fits in the budget.
+        When the budget is too small even out of core.
     """
     if fits_in_memory(rows, n_classes, memory_budget):
         return _in_memory(rows, most_passes, seed)
@@ -64,14 +68,15 @@ def compare(rows: Rows, n_classes: int, memory_budget: int, most_passes: int, se
 
 
 def fits_in_memory(rows: Rows, n_classes: int, memory_budget: int) -> bool:
-    """Whether the rows do, with scikit-learn's scores and what it copies, in float64, to standardize."""
-    n_rows, n_inputs = len(rows.train) + len(rows.test), rows.model.n_inputs
+    """Return whether the rows fit in memory, with scikit-learn's scores and its copies for standardizing."""
+    n_rows = len(rows.train) + len(rows.test)
+    n_inputs = rows.model.n_inputs
     width = 4 * n_inputs + 2 * rows.model.n_features + 2 * n_classes
     return n_rows * width * _dtype(n_rows * n_inputs).itemsize <= memory_budget
 
 
 def _dtype(n_values: int) -> np.dtype:
-    return np.dtype(np.float64 if n_values <= _FEW_VALUES else np.float32)
+    return np.dtype(np.float64 if n_values <= _MAX_VALUES_IN_FLOAT64 else np.float32)
 
 
 def _names(rows: Rows, n_components: int) -> tuple[str, str, str]:
@@ -84,59 +89,65 @@ def _names(rows: Rows, n_components: int) -> tuple[str, str, str]:
 
 def _in_memory(rows: Rows, most_passes: int, seed: int) -> dict[str, Outcome]:
     n_train = len(rows.train)
-    encoded, raw, codes = _loaded(rows)
-    # The training rows' rank bounds how many there are.
-    pca = PCA(min(rows.model.n_features, n_train), random_state=seed).fit(raw[:n_train])
-    names = _names(rows, pca.n_components_)
-    tables = dict(zip(names, (encoded, pca.transform(raw), raw), strict=True))
+    encoded, raw, codes = _load(rows)
+    n_components = min(rows.model.n_features, n_train)  # no more than there are training rows
+    pca = PCA(n_components, random_state=seed).fit(raw[:n_train])
+    tables = (encoded, pca.transform(raw), raw)
     tolerance = 1e-4 if raw.dtype == np.float64 else 1e-3
-    return {name: _outcome(name, table, codes, n_train, tolerance, most_passes) for name, table in tables.items()}
+    return {
+        name: _fit_and_test(name, table, codes, n_train, tolerance, most_passes)
+        for name, table in zip(_names(rows, pca.n_components_), tables, strict=True)
+    }
 
 
-def _loaded(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, raw rows and classes, the training rows first."""
+def _load(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features, raw rows and classes, the training rows first."""
     numbers = np.concatenate([rows.train, rows.test])
     place = np.full(len(rows.codes), -1)
     place[numbers] = np.arange(len(numbers))
-    dtype = _dtype(len(numbers) * rows.model.n_inputs)
-    encoded, raw = (np.empty((len(numbers), width), dtype) for width in (rows.model.n_features, rows.model.n_inputs))
-    with Progress("reading", len(numbers), "rows", 4 * rows.model.n_inputs) as progress:
+    n_inputs = rows.model.n_inputs
+    dtype = _dtype(len(numbers) * n_inputs)
+    encoded = np.empty((len(numbers), rows.model.n_features), dtype)
+    raw = np.empty((len(numbers), n_inputs), dtype)
+    with Progress("reading", len(numbers), "rows", 4 * n_inputs) as progress:
         for here, features, values in rows.read(place >= 0, advance=progress.advance):
-            encoded[place[here]], raw[place[here]] = features, values
+            encoded[place[here]] = features
+            raw[place[here]] = values
     return encoded, raw, rows.codes[numbers]
 
 
-def _outcome(
+def _fit_and_test(
     name: str, table: np.ndarray, codes: np.ndarray, n_train: int, tolerance: float, most_passes: int
 ) -> Outcome:
-    """Fit to the first rows and try on the others; standardizes the table where it is."""
+    """Fit a classifier to the first rows and test it on the others; the table is standardized in place."""
     scaler = StandardScaler(copy=False).fit(table[:n_train])
     table = scaler.transform(table)
-    with Progress(name, None, "steps") as progress, warnings.catch_warnings(record=True) as said:
+    with Progress(name, None, "steps") as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         classifier = LogisticRegression(tol=tolerance, max_iter=most_passes).set_callbacks(_Steps(progress))
         classifier.fit(table[:n_train], codes[:n_train])
-    converged = not any(issubclass(line.category, ConvergenceWarning) for line in said)
-    return Outcome(classifier.score(table[n_train:], codes[n_train:]), int(classifier.n_iter_.max()), converged)
+    accuracy = classifier.score(table[n_train:], codes[n_train:])
+    has_warning = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+    return Outcome(accuracy, int(classifier.n_iter_.max()), converged=not has_warning)
 
 
 class _Steps:
-    """Tells a bar of scikit-learn's steps."""
+    """A callback of scikit-learn that shows its steps in a progress bar."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
     def setup(self, estimator: object, context: object) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def teardown(self, estimator: object, context: object) -> None:
-        """Nothing to put away."""
+        """Do nothing."""
 
     def on_fit_task_begin(self, estimator: object, context: object) -> None:
-        """Only ends count."""
+        """Do nothing."""
 
     def on_fit_task_end(self, estimator: object, context: object) -> None:
-        """A step has been done."""
+        """Count a step."""
         self._progress.advance()
 
 
@@ -144,90 +155,136 @@ class _Steps:
 
 
 def _out_of_core(rows: Rows, n_classes: int, memory_budget: int, most_passes: int, seed: int) -> dict[str, Outcome]:
-    watched = _watched(rows, memory_budget, seed)
-    wanted = np.zeros(len(rows.codes), dtype=bool)
-    wanted[rows.train] = True
-    maps, held_out = _standardizing(rows, wanted, watched, memory_budget)
-    wanted[watched] = False
-    learners = {name: _Learner(n_classes, int(wanted.sum()), seed) for name in maps}
+    is_train = _mask(rows, rows.train)
+    validation = _validation_rows(rows, memory_budget, seed)
+    maps, held_out = _standardizing(rows, is_train, validation, memory_budget)
+    is_train[validation] = False
+    n_train = int(is_train.sum())
+    learners = {name: _Learner(n_classes, n_train, seed) for name in maps}
     rng = np.random.default_rng(seed)
     for n_passes in range(1, most_passes + 1):
         learning = {name: learner for name, learner in learners.items() if not learner.has_converged}
         if not learning:
             break
-        with Progress(f"pass {n_passes}", int(wanted.sum()), "rows", 4 * rows.model.n_inputs) as progress:
-            for numbers, features, raw in _windows(rows, wanted, rng, progress.advance):
-                for name, learner in learning.items():
-                    learner.learn(maps[name](features, raw), rows.codes[numbers])
+        with Progress(f"pass {n_passes}", n_train, "rows", 4 * rows.model.n_inputs) as progress:
+            _learn(_windows(rows, is_train, rng, progress.advance), rows.codes, maps, learning)
             for name, learner in learning.items():
-                learner.judge(maps[name](*held_out), rows.codes[watched])
+                learner.end_pass(maps[name](*held_out), rows.codes[validation])
             progress.advance(0, "loss " + ", ".join(f"{learner.loss:.4f}" for learner in learners.values()))
-    return _tried(rows, maps, learners)
+    return _test(rows, maps, learners)
 
 
-def _watched(rows: Rows, memory_budget: int, seed: int) -> np.ndarray:
-    """Sorted numbers of the training rows that tell when to stop: a tenth of them, and no more than a good many."""
-    room = memory_budget // 8 // (4 * (rows.model.n_inputs + rows.model.n_features))
-    n_watched = max(1, min(int(_HELD_OUT * len(rows.train)), _MOST_HELD_OUT, room))
-    return np.sort(np.random.default_rng(seed).choice(rows.train, n_watched, replace=False))
+def _learn(
+    windows: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    codes: np.ndarray,
+    maps: Maps,
+    learners: Mapping[str, _Learner],
+) -> None:
+    """Train on all windows of a pass."""
+    for numbers, features, raw in windows:
+        for name, learner in learners.items():
+            learner.learn(maps[name](features, raw), codes[numbers])
+
+
+def _mask(rows: Rows, numbers: np.ndarray) -> np.ndarray:
+    """Return which rows have one of some numbers, bool (n_rows,)."""
+    mask = np.zeros(len(rows.codes), dtype=bool)
+    mask[numbers] = True
+    return mask
+
+
+def _validation_rows(rows: Rows, memory_budget: int, seed: int) -> np.ndarray:
+    """Return sorted numbers of training rows that decide when to stop: a tenth of them, up to a limit."""
+    row_bytes = 4 * (rows.model.n_inputs + rows.model.n_features)
+    fits_in_memory = memory_budget // 8 // row_bytes
+    n_rows = max(1, min(int(_VALIDATION_SHARE * len(rows.train)), _MAX_VALIDATION_ROWS, fits_in_memory))
+    return np.sort(np.random.default_rng(seed).choice(rows.train, n_rows, replace=False))
 
 
 def _standardizing(
-    rows: Rows, wanted: np.ndarray, watched: np.ndarray, memory_budget: int
+    rows: Rows, is_train: np.ndarray, validation: np.ndarray, memory_budget: int
 ) -> tuple[Maps, tuple[np.ndarray, np.ndarray]]:
-    """What standardizes each representation, from one pass, and the features and raw rows of those that are watched."""
-    n_inputs, kept = rows.model.n_inputs, []
-    if 24 * n_inputs**2 > memory_budget:
-        raise DataError(
-            f"memory_budget: {memory_budget} bytes, expected {24 * n_inputs**2} at least for the principal components "
-            f"of {n_inputs} columns. Raise --memory-budget."
-        )
-    scaler, moments = StandardScaler(), _Moments(n_inputs)
-    is_watched = np.zeros(len(wanted), dtype=bool)
-    is_watched[watched] = True
-    with Progress("means", int(wanted.sum()), "rows", 4 * n_inputs) as progress:
-        for numbers, features, raw in rows.read(wanted, advance=progress.advance):
+    """Make one pass over the training rows.
+
+    Returns
+    -------
+    maps : mapping
+        Functions that standardize each representation.
+    held_out : tuple of ndarray
+        Features and raw rows of the validation rows.
+    """
+    n_inputs = rows.model.n_inputs
+    _check_budget(n_inputs, memory_budget)
+    scaler = StandardScaler()
+    moments = _Moments(n_inputs)
+    is_validation = _mask(rows, validation)
+    held_out_features = []
+    held_out_raw = []
+    with Progress("means", int(is_train.sum()), "rows", 4 * n_inputs) as progress:
+        for numbers, features, raw in rows.read(is_train, advance=progress.advance):
             scaler.partial_fit(features)
             moments.add(raw)
-            kept.append((features[is_watched[numbers]], raw[is_watched[numbers]]))
+            held_out_features.append(features[is_validation[numbers]])
+            held_out_raw.append(raw[is_validation[numbers]])
+    maps = _maps(rows, scaler, moments)
+    return maps, (np.concatenate(held_out_features), np.concatenate(held_out_raw))
+
+
+def _check_budget(n_inputs: int, memory_budget: int) -> None:
+    needed = 24 * n_inputs**2
+    if needed > memory_budget:
+        raise DataError(
+            f"memory_budget: {memory_budget} bytes, expected {needed} at least for the principal components "
+            f"of {n_inputs} columns. Raise --memory-budget."
+        )
+
+
+def _maps(rows: Rows, scaler: StandardScaler, moments: _Moments) -> Maps:
+    """Return functions that standardize features, principal components and raw columns."""
     mean, covariance = moments.result()
     n_components = min(rows.model.n_features, moments.n_rows)
-    variances, axes = (found[..., ::-1][..., :n_components] for found in np.linalg.eigh(covariance))
+    variances, axes = np.linalg.eigh(covariance)
+    variances = variances[::-1][:n_components]
+    axes = axes[:, ::-1][:, :n_components]
     to_components = (axes * _inverse_root(variances)).astype(np.float32)
     to_columns = _inverse_root(np.diagonal(covariance)).astype(np.float32)
     mean = mean.astype(np.float32)
-    functions = (
-        lambda features, raw: scaler.transform(features),
-        lambda features, raw: (raw - mean) @ to_components,
-        lambda features, raw: (raw - mean) * to_columns,
-    )
-    held_out = tuple(np.concatenate(arrays) for arrays in zip(*kept, strict=True))
-    return dict(zip(_names(rows, n_components), functions, strict=True)), held_out
+    of_features, of_components, of_columns = _names(rows, n_components)
+    return {
+        of_features: lambda features, raw: scaler.transform(features),
+        of_components: lambda features, raw: (raw - mean) @ to_components,
+        of_columns: lambda features, raw: (raw - mean) * to_columns,
+    }
 
 
 def _inverse_root(variances: np.ndarray) -> np.ndarray:
-    """One over the standard deviations; 1 where there is none, as `StandardScaler` has it."""
+    """Return inverse standard deviations; 1 for those that are 0, like `StandardScaler`."""
     return 1 / np.sqrt(np.where(variances > 1e-12 * variances.max(), variances, 1))
 
 
 class _Moments:
-    """Mean and covariance, block by block: products in float32 around a first guess of the mean, sums in float64."""
+    """Mean and covariance of blocks of rows.
+
+    Products are in float32, of rows minus a first guess of their mean; sums are in float64.
+    """
 
     def __init__(self, n_inputs: int) -> None:
-        self.n_rows, self._guess = 0, np.zeros(n_inputs, dtype=np.float32)
-        self._sum, self._products = np.zeros(n_inputs), np.zeros((n_inputs, n_inputs))
+        self.n_rows = 0
+        self._guess = np.zeros(n_inputs, dtype=np.float32)
+        self._sum = np.zeros(n_inputs)
+        self._products = np.zeros((n_inputs, n_inputs))
 
     def add(self, rows: np.ndarray) -> None:
-        """Count rows of shape (n, n_inputs), float32."""
+        """Add rows of shape (n, n_inputs), float32."""
         if not self.n_rows:
             self._guess = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-        around = rows - self._guess
+        differences = rows - self._guess
         self.n_rows += len(rows)
-        self._sum += around.sum(axis=0, dtype=np.float64)
-        self._products += around.T @ around
+        self._sum += differences.sum(axis=0, dtype=np.float64)
+        self._products += differences.T @ differences
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (n_inputs,) and covariance (n_inputs, n_inputs), float64."""
+        """Return mean (n_inputs,) and covariance (n_inputs, n_inputs), float64."""
         shift = self._sum / self.n_rows
         return self._guess + shift, self._products / self.n_rows - np.outer(shift, shift)
 
@@ -235,11 +292,11 @@ class _Moments:
 def _windows(
     rows: Rows, wanted: np.ndarray, rng: np.random.Generator, advance: Callable[[int], object]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pieces from all over the files, several together, so that files sorted by class are learnt from as well."""
+    """Yield several pieces from all over the files together, in case the files are sorted by class."""
     window = []
     for piece in rows.read(wanted, rng.permutation(len(rows.pieces)).tolist(), advance):
         window.append(piece)
-        if len(window) == _PIECES_A_WINDOW:
+        if len(window) == _PIECES_PER_WINDOW:
             yield _joined(window)
             window = []
     if window:
@@ -252,47 +309,74 @@ def _joined(window: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.nd
 
 
 class _Learner:
-    """A logistic regression that learns window by window until its held-out loss stops falling."""
+    """A logistic regression that is trained window by window until its loss on held-out rows stops falling.
+
+    Attributes
+    ----------
+    best : MLPClassifier
+        The classifier with the lowest loss so far.
+    loss : float
+        That loss.
+    n_passes : int
+    """
 
     def __init__(self, n_classes: int, n_rows: int, seed: int) -> None:
-        # Without a hidden layer this is multinomial logistic regression; `SGDClassifier` sets one class against the
-        # rest, which costs a hundredth of the accuracy. The penalty is that of `LogisticRegression`.
-        self._batch_rows = max(1, min(n_rows // _STEPS_A_PASS, _MOST_BATCH_ROWS))
-        self._now = MLPClassifier((), alpha=self._batch_rows / n_rows, learning_rate_init=0.003, random_state=seed)
+        # Without a hidden layer this is multinomial logistic regression; `SGDClassifier` compares one class with all
+        # others, which costs a hundredth of the accuracy. The penalty is that of `LogisticRegression`.
+        self._batch_rows = max(1, min(n_rows // _STEPS_PER_PASS, _MAX_BATCH_ROWS))
+        penalty = self._batch_rows / n_rows
+        self._classifier = MLPClassifier((), alpha=penalty, learning_rate_init=0.003, random_state=seed)
         self._classes = np.arange(n_classes)
-        self._sums: list[np.ndarray] = []
-        self._n_seen = self._n_stale = self.n_passes = 0
-        self.best, self.loss = self._now, np.inf
+        self._sums: list[np.ndarray] = []  # of the weights after each window of the pass
+        self._n_windows = 0
+        self._n_stale_passes = 0
+        self.n_passes = 0
+        self.best = self._classifier
+        self.loss = np.inf
 
     @property
     def has_converged(self) -> bool:
-        return self._n_stale >= _PATIENCE
+        return self._n_stale_passes >= _PATIENCE
 
     def learn(self, table: np.ndarray, codes: np.ndarray) -> None:
-        self._now.set_params(batch_size=min(self._batch_rows, len(table)))
-        self._now.partial_fit(table, codes, classes=self._classes)
-        weights = [self._now.coefs_[0].copy(), self._now.intercepts_[0].copy()]
-        self._sums = [one + other for one, other in zip(self._sums, weights, strict=True)] if self._n_seen else weights
-        self._n_seen += 1
+        """Train on a window."""
+        self._classifier.set_params(batch_size=min(self._batch_rows, len(table)))
+        self._classifier.partial_fit(table, codes, classes=self._classes)
+        weights = [self._classifier.coefs_[0].copy(), self._classifier.intercepts_[0].copy()]
+        if self._n_windows:
+            weights = [total + one for total, one in zip(self._sums, weights, strict=True)]
+        self._sums = weights
+        self._n_windows += 1
 
-    def judge(self, table: np.ndarray, codes: np.ndarray) -> None:
+    def end_pass(self, table: np.ndarray, codes: np.ndarray) -> None:
         """End a pass: its mean weights, which are better than its last ones, are kept if they are the best so far."""
-        mean = deepcopy(self._now)
-        mean.coefs_, mean.intercepts_ = ([total / self._n_seen] for total in self._sums)
+        mean = deepcopy(self._classifier)
+        coefficients, intercepts = self._sums
+        mean.coefs_ = [coefficients / self._n_windows]
+        mean.intercepts_ = [intercepts / self._n_windows]
         loss = log_loss(codes, mean.predict_proba(table), labels=self._classes)
-        self._n_stale = 0 if loss < self.loss - _FALL * max(self.loss, 0.1) else self._n_stale + 1
+        if loss < self.loss - _MIN_FALL * max(self.loss, 0.1):
+            self._n_stale_passes = 0
+        else:
+            self._n_stale_passes += 1
         if loss < self.loss:
-            self.best, self.loss = mean, loss
-        self._n_seen, self.n_passes = 0, self.n_passes + 1
+            self.best = mean
+            self.loss = loss
+        self._n_windows = 0
+        self.n_passes += 1
 
 
-def _tried(rows: Rows, maps: Maps, learners: Mapping[str, _Learner]) -> dict[str, Outcome]:
-    hits, wanted = dict.fromkeys(learners, 0), np.zeros(len(rows.codes), dtype=bool)
-    wanted[rows.test] = True
-    with Progress("test", int(wanted.sum()), "rows", 4 * rows.model.n_inputs) as progress:
-        for numbers, features, raw in rows.read(wanted, advance=progress.advance):
+def _test(rows: Rows, maps: Maps, learners: Mapping[str, _Learner]) -> dict[str, Outcome]:
+    """Return the accuracies on the test rows."""
+    is_test = _mask(rows, rows.test)
+    n_test = int(is_test.sum())
+    n_right = dict.fromkeys(learners, 0)
+    with Progress("test", n_test, "rows", 4 * rows.model.n_inputs) as progress:
+        for numbers, features, raw in rows.read(is_test, advance=progress.advance):
             for name, learner in learners.items():
-                found = learner.best.predict(maps[name](features, raw))
-                hits[name] += int((found == rows.codes[numbers]).sum())
-    n_test = max(1, int(wanted.sum()))
-    return {name: Outcome(hits[name] / n_test, one.n_passes, one.has_converged) for name, one in learners.items()}
+                predicted = learner.best.predict(maps[name](features, raw))
+                n_right[name] += int((predicted == rows.codes[numbers]).sum())
+    return {
+        name: Outcome(n_right[name] / max(1, n_test), learner.n_passes, learner.has_converged)
+        for name, learner in learners.items()
+    }

@@ -1,4 +1,4 @@
-"""A classifier on three representations of the rows of finished runs, and how they compare."""
+"""Comparison of a classifier's accuracy on three representations of the rows of finished runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.classify.classifiers import Outcome, compare
-from pipeline.classify.labels import classes_of, held_out, labels_of, present
-from pipeline.classify.representations import LEFT_OUT, Piece, Rows, pieces
+from pipeline.classify.rows import LEFT_OUT, Piece, Rows, classes_of, held_out, labels_of, pieces, present
 from pipeline.errors import DataError, counted, shown
 from pipeline.features import Features, open_features
 from pipeline.model import Model, load_model
@@ -20,23 +19,23 @@ __all__ = ["Asked", "Comparison", "compared"]
 
 log = logging.getLogger(__name__)
 
-_PIECES_A_BUDGET = 128
+_PIECES_PER_BUDGET = 128
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be compared.
+    """Options of a comparison.
 
     Attributes
     ----------
     features : str
         Output directory of a run.
     test : str or None
-        The same of rows that test; with none, a fifth of the rows of every class is held out.
+        Output directory with the test rows. By default a fifth of the rows of each class is held out.
     labels : str
-        Name of the riding dataset with the labels.
+        Name of the rider with the labels.
     passes : int
-        Over the training rows, at most.
+        Largest number of passes over the training rows.
     memory_budget : int
         Bytes of host memory for rows.
     """
@@ -50,22 +49,22 @@ class Asked:
 
     @property
     def directories(self) -> list[str]:
-        """Of one or two runs."""
-        return [self.features, *filter(None, [self.test])]
+        """Output directories of one or two runs."""
+        return [self.features, self.test] if self.test else [self.features]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a classifier fares on each representation.
+    """Result of a comparison.
 
     Attributes
     ----------
     outcomes : dict of str to Outcome
-        By what each representation is called.
+        By the name of each representation.
     tested_on : str
-        Which rows.
+        Description of the test rows.
     n_bad, n_unlabelled : int
-        Rows that took no part.
+        Rows that were not used.
     """
 
     outcomes: dict[str, Outcome]
@@ -88,45 +87,65 @@ class Comparison:
 
 
 def compared(asked: Asked) -> Comparison:
-    """Train on three representations of the same rows.
+    """Train a classifier on three representations of the same rows.
 
     Raises
     ------
     NoInput
         When a directory holds no finished run.
     DataError
-        For labels that are none, features of another model, or rows that have changed.
+        For labels that cannot be used, features of another model, or rows that have changed.
     """
-    runs, model = [_open(directory) for directory in asked.directories], load_model(asked.features)
+    runs = [_open(directory) for directory in asked.directories]
+    model = load_model(asked.features)
     for directory, run in zip(asked.directories, runs, strict=True):
         _check_model(directory, run, model, asked.features)
-    codes, n_first = _codes(asked, runs)
-    valid = np.concatenate([run.valid.compute() for run in runs])
-    n_bad, n_unlabelled = int((~valid).sum()), int((codes[valid] == LEFT_OUT).sum())
-    codes[~valid] = LEFT_OUT
-    is_test = np.arange(len(codes)) >= n_first if asked.test else held_out(codes, asked.seed)
+    codes = _codes(asked, runs)
+    is_valid = np.concatenate([run.valid.compute() for run in runs])
+    n_unlabelled = int((codes[is_valid] == LEFT_OUT).sum())
+    codes[~is_valid] = LEFT_OUT
+    is_test = _test_rows(asked, runs, codes)
     n_classes = _check_classes(asked, codes, is_test)
-    rows = Rows(_cut(asked, runs, model, n_first), model, codes, is_test)
+    rows = Rows(_pieces(asked, runs, model), model, codes, is_test)
     outcomes = compare(rows, int(codes.max()) + 1, asked.memory_budget, asked.passes, asked.seed)
-    where = f"the {len(rows.test)} rows of {asked.test}" if asked.test else f"{len(rows.test)} held-out rows"
-    return Comparison(outcomes, where, n_classes, len(rows.train), n_bad, n_unlabelled)
+    n_test = len(rows.test)
+    return Comparison(
+        outcomes=outcomes,
+        tested_on=f"the {n_test} rows of {asked.test}" if asked.test else f"{n_test} held-out rows",
+        n_classes=n_classes,
+        n_train=len(rows.train),
+        n_bad=int((~is_valid).sum()),
+        n_unlabelled=n_unlabelled,
+    )
 
 
-def _codes(asked: Asked, runs: Sequence[Features]) -> tuple[np.ndarray, int]:
-    """Each row's class, LEFT_OUT without a label; and how many rows the first run has."""
+def _test_rows(asked: Asked, runs: Sequence[Features], codes: np.ndarray) -> np.ndarray:
+    """Return which rows test, bool (n_rows,)."""
+    if not asked.test:
+        return held_out(codes, asked.seed)
+    n_train = len(runs[0].valid)
+    return np.arange(len(codes)) >= n_train
+
+
+def _codes(asked: Asked, runs: Sequence[Features]) -> np.ndarray:
+    """Return each row's class, LEFT_OUT for a row without a label."""
     labels = [labels_of(directory, run, asked.labels) for directory, run in zip(asked.directories, runs, strict=True)]
     masks = [present(run, asked.labels) for run in runs]
     codes = np.full(sum(map(len, labels)), LEFT_OUT, dtype=np.int64)
-    _, codes[np.concatenate(masks)] = classes_of([y[mask] for y, mask in zip(labels, masks, strict=True)])
-    return codes, len(labels[0])
+    _, found = classes_of([values[mask] for values, mask in zip(labels, masks, strict=True)])
+    codes[np.concatenate(masks)] = found
+    return codes
 
 
-def _cut(asked: Asked, runs: Sequence[Features], model: Model, n_first: int) -> tuple[Piece, ...]:
-    most_bytes = asked.memory_budget // _PIECES_A_BUDGET
-    cut = pieces(runs[0], asked.features, model.columns, most_bytes)
-    for directory, run in zip(asked.directories[1:], runs[1:], strict=True):
-        cut += pieces(run, directory, model.columns, most_bytes, n_first)
-    return cut
+def _pieces(asked: Asked, runs: Sequence[Features], model: Model) -> tuple[Piece, ...]:
+    """Cut the rows of all runs into pieces, numbered through."""
+    most_bytes = asked.memory_budget // _PIECES_PER_BUDGET
+    found: tuple[Piece, ...] = ()
+    first = 0
+    for directory, run in zip(asked.directories, runs, strict=True):
+        found += pieces(run, directory, model.columns, most_bytes, first)
+        first += len(run.valid)
+    return found
 
 
 def _open(directory: str) -> Features:
@@ -148,19 +167,20 @@ def _check_model(directory: str, run: Features, model: Model, features: str) -> 
 
 
 def _check_classes(asked: Asked, codes: np.ndarray, is_test: np.ndarray) -> int:
-    """How many classes there are to learn."""
+    """Return the number of classes in the training rows, and check that there are enough rows of them."""
     where = f"features={shown(asked.features)} dataset={asked.labels}"
-    train = codes[(codes != LEFT_OUT) & ~is_test]
-    n_classes, n_test = len(np.unique(train)), int(((codes != LEFT_OUT) & is_test).sum())
+    has_label = codes != LEFT_OUT
+    n_train = int((has_label & ~is_test).sum())
+    n_classes = len(np.unique(codes[has_label & ~is_test]))
     if n_classes < 2:
         raise DataError(f"{where}: {('no', 'one')[n_classes]} class only among the training rows, expected two or more")
-    if 2 * n_classes > len(train):
+    if 2 * n_classes > n_train:
         raise DataError(
-            f"{where}: {n_classes} different values in {len(train)} training rows, expected a class to have a few "
+            f"{where}: {n_classes} different values in {n_train} training rows, expected a class to have a few "
             "rows. Name the labels with --labels."
         )
-    if not n_test:
+    if not (has_label & is_test).any():
         raise DataError(f"features={shown(asked.test)} dataset={asked.labels}: no row with a label, expected some")
-    if len(np.unique(codes[codes != LEFT_OUT])) > n_classes:
+    if len(np.unique(codes[has_label])) > n_classes:
         log.warning("some test rows have labels that no training row has; they count as mistakes")
     return n_classes

@@ -33,18 +33,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page, or print its text or its numbers."""
-    from pipeline.report.page.made import page_in, report_in
+    from pipeline.report.page.build import page_in, report_in
 
     if options.json:
         print_json(report_in(options.directory))
         return 0
     page = page_in(options.directory)
     if options.text:
-        from pipeline.report.page.text import text_of
+        from pipeline.report.page.build import text_of
 
         print(text_of(page), end="")
         return 0
-    from pipeline.report.page.html import html_of
+    from pipeline.report.page.build import html_of
 
     _write(options.output or f"{Path(options.directory).resolve().name}-report.html", html_of(page))
     return 0

@@ -1,1 +1,1 @@
-"""What other libraries see of a model: scikit-learn's face, and files for other runtimes."""
+"""The autoencoder for other libraries: an estimator of scikit-learn, and an encoder for ONNX runtimes."""

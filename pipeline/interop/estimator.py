@@ -17,14 +17,20 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.columns import Columns
 from pipeline.doctor.packages import HOW_TO_GET_IT
 from pipeline.errors import ConfigError, DataError, DeviceError, shown
-from pipeline.interop.applying import decoded, encoded, errors, has_theano
-from pipeline.interop.callbacks import CallbackSupportMixin, Epochs, with_callbacks
-from pipeline.interop.lazy import computed, is_lazy
+from pipeline.interop.applying import computed, decoded, encoded, errors, has_theano, is_lazy
 from pipeline.model import Model, load_model
 from pipeline.settings.config import Config
 from pipeline.settings.flags import converted
 
+try:
+    import sklearn.callback as _callback
+except ImportError:  # scikit-learn before 1.9; training needs 1.9, applying a model does not
+    _callback = None
+
 __all__ = ["TiedAutoencoder"]
+
+_CallbackSupportMixin: Any = _callback.CallbackSupportMixin if _callback else object
+_with_callbacks: Any = _callback.with_callbacks if _callback else lambda method: method
 
 # What rows may be, as in files; of any other the first is made.
 _CODES = ("f8", "f4", "f2", "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
@@ -32,7 +38,7 @@ _DTYPES = [np.dtype(order + code) for order in "=<>" for code in _CODES]
 
 
 @dataclass(eq=False, repr=False)
-class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """An autoencoder with tied weights, which makes compact features of rows: the very model of ``shardpress run``.
 
     Rows that are fitted with it give, for the same settings and seed, the bits that a run on a shard of them has.
@@ -135,7 +141,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
 
     # -- learning --
 
-    @with_callbacks
+    @_with_callbacks
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn from rows, and forget what was learnt before.
 
@@ -155,7 +161,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
             Where there is no Theano, or the device or a compiler cannot be used.
         """
         _check_for_theano()
-        from pipeline.interop.fitting import begin
+        from pipeline.interop.fitting import Epochs, begin
 
         with _as_scikit_learns():
             config = self._config()
@@ -163,7 +169,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
             fit = begin(rows, config)
             return self._take(fit, Epochs(self, fit, {"X": X, "y": y}).run())
 
-    @with_callbacks
+    @_with_callbacks
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Learn from one more pass over some rows, at a constant rate.
 
@@ -179,14 +185,16 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
             Not looked at.
         """
         _check_for_theano()
-        from pipeline.interop.fitting import go_on
+        from pipeline.interop.fitting import Epochs, go_on
         from pipeline.training.checkpoint import Checkpoint
 
         given: Model | None = getattr(self, "model_", None)
         with _as_scikit_learns():
-            rows = self._rows(computed(X), reset=given is None, least=2 if given is None else 1)
-            kept = getattr(self, "_checkpoint", None)
-            fit = go_on(rows, self._config(), given, kept and Checkpoint.from_npz(kept))
+            is_first = given is None
+            rows = self._rows(computed(X), reset=is_first, least=2 if is_first else 1)
+            state = getattr(self, "_checkpoint", None)
+            checkpoint = None if state is None else Checkpoint.from_npz(state)
+            fit = go_on(rows, self._config(), given, checkpoint)
             self._take(fit, Epochs(self, fit, {"X": X, "y": y}).run())
             self._checkpoint = fit.training.checkpoint().to_npz()
         return self
@@ -208,8 +216,9 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
                 f"model={shown(path)}: trained on whole numbers above 2^53, which an estimator would round. Encode "
                 "such rows with `shardpress run --model`."
             )
-        network, asked = model.network, model.about.get("config", {})
-        known = {name: asked[name] for name in cls().get_params() if name in asked}
+        network = model.network
+        config = model.about.get("config", {})
+        known = {name: config[name] for name in cls().get_params() if name in config}
         of_network = {
             "n_features": network.n_features,
             "hidden": network.widths[1:-1],
@@ -217,9 +226,9 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
             "code_activation": network.code,
             "decoder_gain": network.gain,
         }
-        estimator = cls(**{**known, **of_network, "random_state": asked.get("seed", 0)})
+        estimator = cls(**{**known, **of_network, "random_state": config.get("seed", 0)})
         estimator._set(**estimator._learned(model), n_features_in_=model.n_inputs)
-        if model.columns.names:  # which scikit-learn compares with those of a data frame
+        if model.columns.names:  # scikit-learn compares them with those of a data frame
             estimator._set(feature_names_in_=np.array(model.columns.names, dtype=object))
         return estimator
 
@@ -242,7 +251,9 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
     def inverse_transform(self, X: Any) -> Any:
         """Rows (n_rows, n_inputs), float64, that features (n_rows, n_features) stand for; of Dask, lazily."""
         check_is_fitted(self)
-        features = X if is_lazy(X) else check_array(X, dtype=[np.float32, np.float64], input_name="X")
+        features = X
+        if not is_lazy(X):
+            features = check_array(X, dtype=[np.float32, np.float64], input_name="X")
         expected = self.model_.n_features
         if features.shape[1] != expected:
             raise ValueError(f"X has {features.shape[1]} columns, expected the {expected} features of transform")
@@ -271,26 +282,30 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
 
     def _config(self) -> Config:
         """The parameters as the settings of a run, read as a configuration file's are."""
-        seed, given = self.random_state, self.get_params(deep=False)
-        del given["random_state"]
+        given = self.get_params(deep=False)
+        seed = given.pop("random_state")
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
         return Config.of(**converted({**plain, "seed": seed}, "", ConfigError))
 
     def _rows(self, X: Any, reset: bool, least: int = 1) -> Any:
-        if is_lazy(X):  # whose values are looked at with each block
+        if is_lazy(X):  # its values are checked block by block
             return validate_data(self, X, reset=reset, skip_check_array=True)
-        finite: bool | str = "allow-nan" if self._fills(reset) else True
-        columns = 2 if reset else 1  # nothing to press together
         return validate_data(
-            *(self, X),
-            **{"reset": reset, "dtype": _DTYPES, "ensure_all_finite": finite},
-            **{"ensure_min_samples": least, "ensure_min_features": columns},
+            self,
+            X,
+            reset=reset,
+            dtype=_DTYPES,
+            ensure_all_finite="allow-nan" if self._fills(reset) else True,
+            ensure_min_samples=least,
+            ensure_min_features=2 if reset else 1,  # a single column cannot be compressed
         )
 
     def _fills(self, reset: bool) -> bool:
-        return self.impute is not None if reset else self.model_.scaler.fill is not None
+        if reset:
+            return self.impute is not None
+        return self.model_.scaler.fill is not None
 
     def _applied(self, apply: Any, X: Any) -> Any:
         check_is_fitted(self)
@@ -305,7 +320,7 @@ class TiedAutoencoder(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tra
         names = getattr(self, "feature_names_in_", None)
         if names is not None:
             model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
-        if hasattr(self, "_checkpoint"):  # which is of another training
+        if hasattr(self, "_checkpoint"):  # of another training
             del self._checkpoint
         return self._set(**self._learned(model), complaints_=fit.complaints(model))
 

@@ -1,7 +1,7 @@
-"""Rows that are an array, to a fitted model: by the very functions that a run has for its shards, so to the same bits.
+"""Training on rows that are an array, by the functions that a run uses for its shards.
 
-They are the same bits for the same rows, settings and processor as of a run on one shard; of more rows than are
-shuffled together (``shuffle_window``), where that is stored contiguously.
+The result has the same bits as that of a run on one shard, for the same rows, settings and processor. If there are more
+rows than are shuffled together (``shuffle_window``), this is so if the shard is stored contiguously.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pipeline.cluster.threads import threads
 from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from pipeline.errors import ConfigError, DataError
 from pipeline.interop.applying import keep
-from pipeline.interop.callbacks import Stop
 from pipeline.model import Model
 from pipeline.run.budget import Budget, make_budget
 from pipeline.scan.blocks import ScanSettings
@@ -30,12 +29,16 @@ from pipeline.training.epochs import Training, train
 from pipeline.training.fit import prepared
 from pipeline.training.verdict import complaints, measured
 
-__all__ = ["Fit", "begin", "go_on"]
+__all__ = ["Epochs", "Fit", "begin", "go_on"]
+
+
+class Stop(Exception):
+    """A callback has asked to stop the training."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A training on an array, and what becomes of it."""
+    """A training on an array."""
 
     training: Training
     config: Settings
@@ -44,7 +47,7 @@ class Fit:
     device: str
 
     def run(self, advance: Callable[[int, object], object]) -> Model:
-        """Train, telling `advance` as `train` does, which may raise `Stop`, and return the model."""
+        """Train and return the model; `advance` is called as by `train`, and may raise `Stop`."""
         with theanos_errors():
             try:
                 train(self.training, advance=advance)
@@ -55,19 +58,76 @@ class Fit:
         return model
 
     def model(self, about: dict[str, Any] | None = None) -> Model:
-        """The best one so far."""
+        """Return the best model so far.
+
+        Parameters
+        ----------
+        about : dict, optional
+            Facts about the training, in addition to its summary.
+        """
         training = self.training
-        told = {"training": {**training.standing.summary(), **(about or {})}}
-        settings = {"config": self.config.flat(), "device": self.device}
-        return Model(self.scaler, training.autoencoder.network, training.best, {**told, **settings})
+        facts = {
+            "training": {**training.standing.summary(), **(about or {})},
+            "config": self.config.flat(),
+            "device": self.device,
+        }
+        return Model(self.scaler, training.autoencoder.network, training.best, facts)
 
     def complaints(self, model: Model) -> list[str]:
-        """What a run would warn of."""
+        """Return what a run would warn about."""
         return list(complaints(model.about["training"], self.config.training, model.network))
 
 
+class Epochs:
+    """Calls an estimator's callbacks for its training and for each epoch.
+
+    Parameters
+    ----------
+    data : dict
+        ``X`` and ``y`` as the user gave them.
+    """
+
+    def __init__(self, estimator: Any, fit: Fit, data: dict[str, Any]) -> None:
+        self._estimator = estimator
+        self._fit = fit
+        self._data = data
+        n_epochs = fit.training.settings.epochs - fit.training.standing.epoch
+        self._context = estimator._init_callback_context(max_subtasks=n_epochs)
+        self._epoch: Any = None  # context of the current epoch
+
+    def run(self) -> Any:
+        """Train and return the model."""
+        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+        self._begin_epoch()
+        model = self._fit.run(self._advance)
+        self._end(self._context)
+        return model
+
+    def _advance(self, n_rows: int, standing: object) -> None:
+        is_end_of_epoch = n_rows == 0
+        if not is_end_of_epoch:
+            return
+        if self._end(self._epoch):
+            raise Stop
+        if not self._fit.training.is_over:
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._epoch = self._context.subcontext(task_name="epoch")
+        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+
+    def _end(self, context: Any) -> bool:
+        """End a task; return whether a callback asks to stop."""
+
+        def fitted() -> Any:  # called only if a callback needs it
+            return self._estimator._learned(self._fit.model())
+
+        stops = context.call_on_fit_task_end(estimator=self._estimator, **self._data, reconstruction_attributes=fitted)
+        return bool(stops)
+
+
 def begin(rows: np.ndarray, config: Config) -> Fit:
-    """All of a training but its steps.
+    """Prepare a training.
 
     Parameters
     ----------
@@ -76,9 +136,9 @@ def begin(rows: np.ndarray, config: Config) -> Fit:
     Raises
     ------
     ConfigError
-        For settings that cannot work, in themselves or with these rows.
+        For settings that cannot work, on their own or with these rows.
     DataError
-        For rows that are not finite, or of which nothing can be learnt.
+        For rows that are not finite, or from which nothing can be learnt.
     """
     shards = (array_shard(rows),)
     n_rows, n_inputs = shards[0].shape
@@ -92,14 +152,14 @@ def begin(rows: np.ndarray, config: Config) -> Fit:
 
 
 def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Checkpoint | None) -> Fit:
-    """One more pass, over these rows, of a training at a constant rate.
+    """Prepare one more pass over these rows, at a constant learning rate.
 
     Parameters
     ----------
     given : Model or None
-        What it has come to; with None it begins.
+        The model so far; with None the training begins.
     checkpoint : Checkpoint or None
-        Where it stands; a given model without one has been trained otherwise, and its states begin anew.
+        State of the training. Without it a given model was trained in another way, and the states begin at zero.
     """
     n_epochs = checkpoint.standing.epoch if checkpoint else 0
     config = config.changed(
@@ -120,12 +180,13 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
 
 
 def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
-    """A training that begins with a model's parameters, and scales as it does."""
-    shards, network, scaler = (array_shard(rows),), given.network, given.scaler
+    """Prepare a training that begins with a model's parameters, and scales as it does."""
+    shards = (array_shard(rows),)
+    network = given.network
     batch_size = config.training.batch_size
     if batch_size is not None:
         batch_size = min(batch_size, len(rows))
-    # What the parameters would otherwise start with is not looked for.
+    # The start is the cheapest one, since its parameters are replaced.
     config = config.changed(
         n_features=network.n_features,
         hidden=network.widths[1:-1],
@@ -135,7 +196,7 @@ def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
     )
     settings = resolve(config, len(rows), network.n_inputs, network)
     budget = _budget(settings, shards)
-    found = _scanned(shards, settings, budget, scaler)
+    found = _scanned(shards, settings, budget, given.scaler)
     fit = _fit(shards, found, settings, budget)
     fit.training.autoencoder.set_parameters(given.parameters)
     fit.training.best = fit.training.autoencoder.parameters()
@@ -143,7 +204,8 @@ def _again(rows: np.ndarray, config: Config, given: Model) -> Fit:
 
 
 def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Budget) -> Fit:
-    device, dtype = start_device(), row_dtype(shards)
+    device = start_device()
+    dtype = row_dtype(shards)
     with theanos_errors():
         autoencoder = autoencoder_of(found.scaler, network_of(settings.network, len(found.minimum)), dtype)
         training = prepared(
@@ -159,8 +221,10 @@ def _fit(shards: tuple[Shard, ...], found: Scan, settings: Settings, budget: Bud
 
 
 def _scanned(shards: tuple[Shard, ...], settings: Settings, budget: Budget, given: Scaler | None = None) -> Scan:
-    """What one pass over the rows tells, all of which have to be good ones; the ranges are those of a given scaler."""
-    impute = settings.bad_data.impute if given is None else None if given.fill is None else "median"
+    """Scan the rows, all of which must be good; ranges and fills are those of a given scaler."""
+    impute = settings.bad_data.impute
+    if given is not None:
+        impute = None if given.fill is None else "median"
     how = ScanSettings(
         budget.block_rows, clip_quantile=settings.bad_data.clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes
     )

@@ -1,7 +1,7 @@
-"""The encoder for ONNX runtimes: rows as they lie in the shards in, features out.
+"""Export of an encoder to ONNX: rows as they are in the shards are its input, features its output.
 
-The graph does what a device does: rows are cleaned and scaled in the dtype that holds the columns' ranges, and the
-layers are computed in float32.
+The graph computes what a device computes: rows are cleaned and scaled in the dtype that holds the columns' ranges, and
+the layers are computed in float32.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from pipeline.model import Model
 
 __all__ = ["encoder_onnx", "input_dtype"]
 
-_OPSET, _IR = 17, 8  # of 2022, which every runtime since then knows
+# Versions of 2022, which every runtime since then supports.
+_OPSET = 17
+_IR_VERSION = 8
 
 
 def input_dtype(model: Model) -> np.dtype:
-    """What rows have to be for `encoder_onnx`: float32 where that holds the columns' ranges exactly, else float64."""
-    return model.scaler.arrays(np.dtype(np.float32))[0].dtype
+    """Return the dtype of rows for `encoder_onnx`: float32 if it holds the columns' ranges exactly, else float64."""
+    minimum, _ = model.scaler.arrays(np.dtype(np.float32))
+    return minimum.dtype
 
 
 def encoder_onnx(model: Model) -> bytes:
-    """The bytes of ``encoder.onnx``.
+    """Return the content of ``encoder.onnx``.
 
-    Its input is ``rows`` (n_rows, n_inputs) of `input_dtype`, as the file says, its output ``features`` (n_rows,
-    n_features), float32. The model's fingerprint is among its metadata.
+    Its input is ``rows`` (n_rows, n_inputs) of `input_dtype`, as the file says. Its output is ``features`` (n_rows,
+    n_features), float32. The model's fingerprint is in its metadata.
 
     Raises
     ------
@@ -46,67 +49,89 @@ def encoder_onnx(model: Model) -> bytes:
         from onnx import checker, helper
     except ImportError as error:
         raise DeviceError(f"{error}, expected the package onnx. Install it: pip install 'shardpress[onnx]'.") from error
+    found = helper.make_model(
+        _encoder_graph(model),
+        producer_name="shardpress",
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+    )
+    helper.set_model_props(found, {"fingerprint": model.fingerprint})
+    checker.check_model(found, full_check=True)
+    return bytes(found.SerializeToString())
+
+
+def _encoder_graph(model: Model) -> Any:
+    from onnx import helper
+
     graph = _Graph()
     dtype = input_dtype(model)
-    last = _layers(graph, model, _scaled(graph, model, dtype))
-    ends = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(kind)), ["n_rows", width])
-        for name, kind, width in (("rows", dtype, model.n_inputs), (last, np.float32, model.n_features))
-    ]
-    whole = helper.make_graph(graph.nodes, "encoder", ends[:1], ends[1:], graph.constants)
-    opsets = [helper.make_opsetid("", _OPSET)]
-    made = helper.make_model(whole, producer_name="shardpress", opset_imports=opsets, ir_version=_IR)
-    helper.set_model_props(made, {"fingerprint": model.fingerprint})
-    checker.check_model(made, full_check=True)
-    return bytes(made.SerializeToString())
+    scaled = _add_scaling(graph, model, dtype)
+    features = _add_layers(graph, model, scaled)
+    rows_info = _tensor_info("rows", dtype, model.n_inputs)
+    features_info = _tensor_info(features, np.dtype(np.float32), model.n_features)
+    return helper.make_graph(graph.nodes, "encoder", [rows_info], [features_info], graph.constants)
+
+
+def _tensor_info(name: str, dtype: np.dtype, width: int) -> Any:
+    from onnx import helper
+
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), ["n_rows", width])
 
 
 class _Graph:
-    """Nodes in the order of the computation, and the constants that they take."""
+    """Nodes in the order of the computation, and their constants."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def add(self, op: str, *inputs: str | np.ndarray, named: str | None = None, **attributes: Any) -> str:
-        """Apply an operator to results, by name, and to constants; the name of what comes out."""
+        """Apply an operator to constants and to results, which are given by name; return the name of the result."""
         from onnx import helper
 
         name = named or f"{op}_{len(self.nodes)}"
-        names = [each if isinstance(each, str) else self._constant(each) for each in inputs]
+        names = [each if isinstance(each, str) else self._add_constant(each) for each in inputs]
         self.nodes.append(helper.make_node(op, names, [name], **attributes))
         return name
 
-    def _constant(self, array: np.ndarray) -> str:
+    def _add_constant(self, array: np.ndarray) -> str:
         from onnx import numpy_helper
 
-        self.constants.append(numpy_helper.from_array(array, f"constant_{len(self.constants)}"))
-        return str(self.constants[-1].name)
+        constant = numpy_helper.from_array(array, f"constant_{len(self.constants)}")
+        self.constants.append(constant)
+        return str(constant.name)
 
 
-def _scaled(graph: _Graph, model: Model, dtype: np.dtype) -> str:
-    """Rows, cleaned and scaled: float32."""
+def _add_scaling(graph: _Graph, model: Model, dtype: np.dtype) -> str:
+    """Add cleaning and scaling of the rows; return the name of the result, float32."""
     from onnx import TensorProto
 
-    scaler, x = model.scaler, "rows"
-    minimum, scale = (array.astype(dtype) for array in (scaler.minimum, scaler.scale))
+    scaler = model.scaler
+    minimum = scaler.minimum.astype(dtype)
+    x = "rows"
     if scaler.fill is not None:
-        x = graph.add("Where", graph.add("IsNaN", x), scaler.fill.astype(dtype), x)
+        is_missing = graph.add("IsNaN", x)
+        x = graph.add("Where", is_missing, scaler.fill.astype(dtype), x)
     if scaler.clips:
-        x = graph.add("Min", graph.add("Max", x, minimum), scaler.maximum.astype(dtype))
-    x = graph.add("Mul", graph.add("Sub", x, minimum), scale)
-    return x if dtype == np.float32 else graph.add("Cast", x, to=TensorProto.FLOAT)
+        x = graph.add("Max", x, minimum)
+        x = graph.add("Min", x, scaler.maximum.astype(dtype))
+    x = graph.add("Sub", x, minimum)
+    x = graph.add("Mul", x, scaler.scale.astype(dtype))
+    if dtype == np.float32:
+        return x
+    return graph.add("Cast", x, to=TensorProto.FLOAT)
 
 
-def _layers(graph: _Graph, model: Model, x: str) -> str:
-    """The code of scaled rows."""
+def _add_layers(graph: _Graph, model: Model, x: str) -> str:
+    """Add the layers of the encoder; return the name of the result, which is ``features``."""
     network = model.network
-    for i, ((W, b_hidden, _), kind) in enumerate(zip(network.layers, network.activations, strict=True), 1):
-        named = "features" if i == network.n_layers else None
-        weights, bias = (np.asarray(model.parameters[name], np.float32) for name in (W, b_hidden))
-        x = graph.add("Gemm", x, weights, bias, named=named if kind == "linear" else None)
+    for i, ((weights, bias, _), kind) in enumerate(zip(network.layers, network.activations, strict=True), 1):
+        name = "features" if i == network.n_layers else None
+        W = np.asarray(model.parameters[weights], np.float32)
+        b = np.asarray(model.parameters[bias], np.float32)
+        x = graph.add("Gemm", x, W, b, named=name if kind == "linear" else None)
         if kind == "sigmoid":
-            x = graph.add("Sigmoid", x, named=named)
+            x = graph.add("Sigmoid", x, named=name)
         elif kind in SLOPES:
-            x = graph.add("LeakyRelu", x, named=named, alpha=SLOPES[kind])
+            x = graph.add("LeakyRelu", x, named=name, alpha=SLOPES[kind])
     return x

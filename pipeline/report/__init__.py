@@ -1,1 +1,1 @@
-"""What is known of a run once its features are written, and the morning's page: no result itself."""
+"""The report of a finished run: measurements of some rows, verification, comparison, and the page."""

@@ -1,4 +1,4 @@
-"""Whether the features of two runs mean the same, and whether what was trained on one can go on with the other."""
+"""Comparison of the features of two runs: how similar they are, and whether a model trained on one fits the other."""
 
 from __future__ import annotations
 
@@ -12,36 +12,72 @@ import numpy as np
 
 from pipeline.errors import DataError, counted, shown
 from pipeline.output.records import read_manifest
-from pipeline.report.likeness import Likeness, likeness
-from pipeline.report.parts import Part, drawn, features_at
+from pipeline.report.rows import Part, drawn, features_at
 
-__all__ = ["Compared", "compare", "verdict"]
+__all__ = ["Compared", "Likeness", "compare", "likeness", "linear_cka", "matched", "neighbour_overlap", "verdict"]
 
 _ROWS = 4096
 _BYTES = 2**26  # of features in float64, of either run
-# Measured: docs/using.md has the table.
-_SAME, _NEARLY = 0.01, 0.03  # of `Likeness.change`
-_ALIKE, _NEIGHBOURS = 0.9, 0.6  # of `Likeness.cka` and `Likeness.neighbours`
+_NEIGHBOURS = 10
+_NEIGHBOUR_ROWS = 2048  # among which neighbours are searched: the distances take the square of this
+_MIN_SPREAD = 0.01  # of a column, relative to the other columns
+
+# Limits of the verdict. They were measured: docs/using.md has the table.
+_SAME_CHANGE = 0.01
+_NEARLY_SAME_CHANGE = 0.03
+_SIMILAR_CKA = 0.9
+_SIMILAR_NEIGHBOURS = 0.6
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Similarity of features A and B of the same rows.
+
+    Attributes
+    ----------
+    n_rows : int
+    change : float or None
+        Root mean square of B - A over all columns, in standard deviations of A's columns: 0 if B is A. None if A and B
+        have different numbers of columns.
+    correlation, least_correlation : float
+        Mean and minimum of the absolute correlations of units that are matched one to one with the largest mean.
+    n_units, n_in_place : int
+        Number of matched units, and how many of them have the same number in both.
+    cka : float
+        Linear centered kernel alignment, from 0 to 1: whether rows differ from each other in the same ways, whatever
+        the units.
+    neighbours : float
+        Share of the ten nearest rows of a row in A that are among the ten nearest in B.
+    """
+
+    n_rows: int
+    change: float | None
+    correlation: float
+    least_correlation: float
+    n_units: int
+    n_in_place: int
+    cka: float
+    neighbours: float
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What came of it.
+    """Result of comparing two runs.
 
     Attributes
     ----------
     a, b : str
-        The directories.
+        The output directories.
     n_features : tuple of int
         Of A and of B.
     n_common : int
-        Rows that both have features of.
+        Rows that have features in both.
     n_changed : int
-        Input files with such rows that are not as they were when A was made: other bytes, or another time.
+        Input files with such rows whose bytes or time of change differ between the runs.
     retrain : bool
-        Whether what was trained on A's features must be trained again for B's.
+        Whether a model trained on A's features must be trained again for B's.
     verdict : str
-        In a sentence.
+        The result in one sentence.
     """
 
     a: str
@@ -54,9 +90,14 @@ class Compared:
     verdict: str
 
     def __str__(self) -> str:
-        found, (n, m) = self.likeness, self.n_features
-        change = "no number, since the columns are not as many" if found.change is None else f"{found.change:.2g}"
-        changed = f"; {counted(self.n_changed, 'file')} of these changed between the runs" if self.n_changed else ""
+        found = self.likeness
+        change = "no number, since the columns are not as many"
+        if found.change is not None:
+            change = f"{found.change:.2g}"
+        changed = ""
+        if self.n_changed:
+            changed = f"; {counted(self.n_changed, 'file')} of these changed between the runs"
+        n, m = self.n_features
         return "\n".join(
             [
                 self.verdict,
@@ -72,29 +113,32 @@ class Compared:
 
 
 def verdict(found: Likeness) -> tuple[bool, str]:
-    """Whether a downstream model has to be trained again, and in a sentence what the numbers say."""
+    """Return whether a downstream model must be trained again, and a sentence that says what the numbers mean."""
     keeps = "what was trained on A can take B as it is."
     if found.change == 0:
         return False, f"The features are the same: {keeps}"
-    if found.change is not None and found.change < _SAME:
+    if found.change is not None and found.change < _SAME_CHANGE:
         return False, f"The features mean the same, but for roundings: {keeps}"
-    if found.change is not None and found.change < _NEARLY:
+    if found.change is not None and found.change < _NEARLY_SAME_CHANGE:
         return False, f"The features mean nearly the same, and one prediction in a hundred may change: {keeps}"
     again = "train again what was trained on A"
-    if found.cka >= _ALIKE and found.neighbours >= _NEIGHBOURS:
+    if found.cka >= _SIMILAR_CKA and found.neighbours >= _SIMILAR_NEIGHBOURS:
         return True, f"The features say about the same in other numbers: {again}, and expect about the same of it."
     return True, f"The features say other things: {again}, and measure what it is worth then."
 
 
+# -- rows that both runs have --------------------------------------------------------------------------------------
+
+
 def compare(a: str, b: str, n_rows: int | None = None) -> Compared:
-    """Hold the features of two runs against each other, on rows that both have: of the same files, by their numbers.
+    """Compare the features of two runs on rows of both: rows with the same number in the same file.
 
     Parameters
     ----------
     a, b : str
         Directories of finished runs, or the same one twice.
     n_rows : int, optional
-        How many rows at most, drawn by a fixed seed; 4096 without it, or fewer where there are thousands of features.
+        Largest number of rows, selected as by `drawn`. By default 4096, or fewer if there are thousands of features.
 
     Raises
     ------
@@ -103,25 +147,35 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Compared:
     DataError
         When they have no row in common, or a part cannot be read.
     """
-    first, second = (read_manifest(Path(each)) for each in (a, b))
+    first = read_manifest(Path(a))
+    second = read_manifest(Path(b))
     pieces = list(_common(first["parts"], second["parts"]))
     n_features = (first["n_features"], second["n_features"])
-    rows = drawn([piece.n_rows for piece in pieces], n_rows or min(_ROWS, _BYTES // (8 * max(n_features))))
-    read = [_read((a, b), piece, few) for piece, few in zip(pieces, rows, strict=True) if len(few)]
-    features = [np.concatenate([each[i] for each in read]) for i in (0, 1)] if read else [np.empty((0, 0))] * 2
-    if len(features[0]) < 2:
+    if not n_rows:
+        n_rows = min(_ROWS, _BYTES // (8 * max(n_features)))
+    features_a, features_b = _features(a, b, pieces, n_rows)
+    if len(features_a) < 2:
         raise DataError(
-            f"output={shown(a)} and output={shown(b)}: found {counted(len(features[0]), 'row')} with features in both, "
+            f"output={shown(a)} and output={shown(b)}: found {counted(len(features_a), 'row')} with features in both, "
             "expected two at least, of input files of the same names and datasets. Compare runs over the same files."
         )
-    found = likeness(*features)
-    n_changed = len(_changed(first, second) & {piece.name for piece in pieces})
-    return Compared(a, b, n_features, sum(piece.n_rows for piece in pieces), n_changed, found, *verdict(found))
+    found = likeness(features_a, features_b)
+    retrain, sentence = verdict(found)
+    return Compared(
+        a=a,
+        b=b,
+        n_features=n_features,
+        n_common=sum(piece.n_rows for piece in pieces),
+        n_changed=len(_changed_files(first, second) & {piece.name for piece in pieces}),
+        likeness=found,
+        retrain=retrain,
+        verdict=sentence,
+    )
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows that stand in one part of A and in one of B: from which row of each part on, and how many."""
+    """Rows of one input file that are in one part of A and in one of B, and their first row in each of these parts."""
 
     name: str
     parts: tuple[str, str]
@@ -130,43 +184,162 @@ class _Piece:
 
 
 def _common(a: Sequence[Part], b: Sequence[Part]) -> Iterator[_Piece]:
-    """Pieces of all rows that both have, in the order of A."""
-    has_names = all(_tells_apart(parts) for parts in (a, b))
-    of_file: dict[tuple[str, str], list[Part]] = {}
+    """Yield pieces of all rows that both have, in the order of A."""
+    by_name = _has_unique_names(a) and _has_unique_names(b)
+    parts_of_file: dict[tuple[str, str], list[Part]] = {}
     for part in sorted(b, key=lambda part: part["start"]):
-        of_file.setdefault(_source(part, has_names), []).append(part)
+        parts_of_file.setdefault(_source(part, by_name), []).append(part)
     for part in a:
-        others = of_file.get(_source(part, has_names), [])
-        first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # there may be thousands
-        for other in others[first : bisect_left(others, part["stop"], key=lambda other: other["start"])]:
-            start, stop = max(part["start"], other["start"]), min(part["stop"], other["stop"])
-            starts = (start - part["start"], start - other["start"])
-            yield _Piece(Path(part["path"]).name, (part["file"], other["file"]), starts, stop - start)
+        for other in _overlapping(part, parts_of_file.get(_source(part, by_name), [])):
+            start = max(part["start"], other["start"])
+            stop = min(part["stop"], other["stop"])
+            yield _Piece(
+                name=Path(part["path"]).name,
+                parts=(part["file"], other["file"]),
+                starts=(start - part["start"], start - other["start"]),
+                n_rows=stop - start,
+            )
 
 
-def _source(part: Part, has_name: bool) -> tuple[str, str]:
-    """By which its rows are known in another run: wherever the file lay then, if its name tells it from the others."""
-    return Path(part["path"]).name if has_name else part["path"], part["dataset"]
+def _overlapping(part: Part, others: Sequence[Part]) -> Sequence[Part]:
+    """Return those of the other parts of a file, sorted by their starts, that have rows of this one."""
+    first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # there may be thousands of parts
+    last = bisect_left(others, part["stop"], key=lambda other: other["start"])
+    return others[first:last]
 
 
-def _tells_apart(parts: Sequence[Part]) -> bool:
-    return len({_source(part, True) for part in parts}) == len({_source(part, False) for part in parts})
+def _source(part: Part, by_name: bool) -> tuple[str, str]:
+    """Return the key that identifies a source across runs: by its name, if names are unique, wherever its file is."""
+    path = part["path"]
+    return Path(path).name if by_name else path, part["dataset"]
 
 
-def _read(outputs: tuple[str, str], piece: _Piece, rows: np.ndarray) -> list[np.ndarray]:
-    """Features of some of its rows in A and in B, of those that count in both."""
-    found = [
-        features_at(Path(output) / part, rows + start)
-        for output, part, start in zip(outputs, piece.parts, piece.starts, strict=True)
-    ]
-    count = found[0][1] & found[1][1]
-    return [features[count] for features, _ in found]
+def _has_unique_names(parts: Sequence[Part]) -> bool:
+    names = {_source(part, by_name=True) for part in parts}
+    paths = {_source(part, by_name=False) for part in parts}
+    return len(names) == len(paths)
 
 
-def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
-    """Names of files that were not the same bytes at the same time."""
-    before, now = (
-        {shard["file"]: (shard["n_bytes"], shard["changed"]) for shard in each["request"]["inputs"]["shards"]}
-        for each in (a, b)
-    )
+def _changed_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
+    """Return names of input files whose sizes or times of change differ between two manifests."""
+    before = _file_states(a)
+    now = _file_states(b)
     return {name for name in before.keys() & now.keys() if before[name] != now[name]}
+
+
+def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    shards = manifest["request"]["inputs"]["shards"]
+    return {shard["file"]: (shard["n_bytes"], shard["changed"]) for shard in shards}
+
+
+def _features(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read up to `n_rows` rows of the features of A and of B: those that are valid in both."""
+    of_a = []
+    of_b = []
+    for piece, rows in zip(pieces, drawn([piece.n_rows for piece in pieces], n_rows), strict=True):
+        if not len(rows):
+            continue
+        features_a, valid_a = features_at(Path(a) / piece.parts[0], rows + piece.starts[0])
+        features_b, valid_b = features_at(Path(b) / piece.parts[1], rows + piece.starts[1])
+        is_valid = valid_a & valid_b
+        of_a.append(features_a[is_valid])
+        of_b.append(features_b[is_valid])
+    if not of_a:
+        return np.empty((0, 0)), np.empty((0, 0))
+    return np.concatenate(of_a), np.concatenate(of_b)
+
+
+# -- similarity ----------------------------------------------------------------------------------------------------
+
+
+def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
+    """Compare features (n_rows, n_features) and (n_rows, m_features) of the same rows."""
+    a = a.astype(np.float64)
+    b = b.astype(np.float64)
+    units_a, units_b, correlations = matched(a, b)
+    return Likeness(
+        n_rows=len(a),
+        change=_change(a, b) if a.shape == b.shape else None,
+        correlation=float(correlations.mean()),
+        least_correlation=float(correlations.min()),
+        n_units=len(correlations),
+        n_in_place=int((units_a == units_b).sum()),
+        cka=linear_cka(a, b),
+        neighbours=neighbour_overlap(a, b),
+    )
+
+
+def _change(a: np.ndarray, b: np.ndarray) -> float:
+    """Return `Likeness.change`: columns that hardly vary count by a hundredth of the others' spread.
+
+    Otherwise rounding errors would be large changes of these columns.
+    """
+    spread = a.std(axis=0)
+    root_mean_square = float(np.sqrt(np.mean(spread**2)))
+    min_spread = max(_MIN_SPREAD * root_mean_square, float(np.finfo(float).tiny))
+    changes = (b - a) / np.maximum(spread, min_spread)
+    return float(np.sqrt(np.mean(changes**2)))
+
+
+def matched(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match units of A and of B one to one by the Hungarian method.
+
+    Source: Li, Yosinski, Clune, Lipson and Hopcroft, "Convergent learning", 2015, section 3. Constant units correlate
+    with none.
+
+    Returns
+    -------
+    units_a, units_b : ndarray of shape (n_units,), int64
+    correlations : ndarray of shape (n_units,), float64
+        Absolute values.
+    """
+    from scipy.optimize import linear_sum_assignment  # its import takes as long as everything else
+
+    a = _centered(a)
+    b = _centered(b)
+    lengths = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)
+    correlations = np.divide(np.abs(a.T @ b), lengths, out=np.zeros(lengths.shape), where=lengths > 0)
+    units_a, units_b = linear_sum_assignment(correlations, maximize=True)
+    return units_a, units_b, np.minimum(correlations[units_a, units_b], 1)
+
+
+def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
+    """Return ``|B' A|^2 / (|A' A| |B' B|)`` in Frobenius norms, of centered features.
+
+    Source: Kornblith, Norouzi, Lee and Hinton, "Similarity of neural network representations revisited", 2019,
+    equation 5 with section 3. It is too large if there are fewer rows than features.
+    """
+    a = _centered(a)
+    b = _centered(b)
+    common = float(np.linalg.norm(b.T @ a) ** 2)
+    whole = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
+    if whole > 0:
+        return common / whole
+    return float(common > 0)  # constant features have nothing in common; tiny ones may underflow
+
+
+def neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the mean share of a row's nearest rows in A that are among its nearest in B, of at most 2,048 rows."""
+    n = min(len(a), _NEIGHBOUR_ROWS)
+    k = min(_NEIGHBOURS, n - 1)
+    if k < 1:
+        return 1.0
+    rows = np.arange(n) * len(a) // n
+    n_shared = (_nearest(a[rows], k) & _nearest(b[rows], k)).sum()
+    return float(n_shared / (n * k))
+
+
+def _nearest(features: np.ndarray, k: int) -> np.ndarray:
+    """Return which rows are the `k` nearest of each one, bool (n, n); of equally near rows, the first ones."""
+    features = _centered(features)
+    squares = (features**2).sum(axis=1)
+    distances = squares[:, None] + squares - 2 * features @ features.T
+    np.fill_diagonal(distances, np.inf)
+    order = np.argsort(distances, axis=1, kind="stable")
+    nearest = np.zeros(distances.shape, dtype=bool)
+    np.put_along_axis(nearest, order[:, :k], True, axis=1)
+    return nearest
+
+
+def _centered(features: np.ndarray) -> np.ndarray:
+    return np.asarray(features - features.mean(axis=0))

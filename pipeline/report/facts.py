@@ -1,4 +1,4 @@
-"""What a run has come to, as plain values of bounded size, for report.json."""
+"""Facts about a run as plain values of bounded size, for report.json."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from pipeline.errors import ShardpressError, shown
 from pipeline.features import categories_of
-from pipeline.report.sampled.measures import measured
-from pipeline.report.sampled.sample import Looking, Made, drawn
+from pipeline.report.measures import measured
+from pipeline.report.sample import Looking, Made, drawn
 from pipeline.scan.drift import Outside, farthest
 from pipeline.scan.ranges import Scan
 from pipeline.shards.rows import bad_entries, read
@@ -25,12 +25,13 @@ __all__ = ["Drifted", "bad_told", "drift_told", "inputs_told", "last_told", "loo
 
 log = logging.getLogger(__name__)
 
-_SITTINGS = 3  # that are told of, beside this one
-_FIRST, _WORST = 10, 3  # of many shards, rows and columns; of the columns of one shard
+_MAX_SITTINGS = 3  # earlier ones that are listed
+_MAX_LISTED = 10  # of many shards, rows and columns
+_MAX_COLUMNS_OF_SHARD = 3
 
 
 def inputs_told(shards: Sequence[Shard]) -> dict[str, Any]:
-    """What was read."""
+    """Return facts about the input."""
     first = shards[0]
     return {
         "n_shards": len(shards),
@@ -40,65 +41,75 @@ def inputs_told(shards: Sequence[Shard]) -> dict[str, Any]:
         "dtype": first.stored_dtype,
         "shape": list(first.shape),
         "columns": str(first.columns),
-        "riders": [rider.name for rider in first.riders][:_FIRST],
-        "files": [shard.path for shard in shards[:_FIRST]],
+        "riders": [rider.name for rider in first.riders][:_MAX_LISTED],
+        "files": [shard.path for shard in shards[:_MAX_LISTED]],
     }
+
+
+# -- bad data ------------------------------------------------------------------------------------------------------
 
 
 def bad_told(
     shards: Sequence[Shard], refused: Sequence[Mapping[str, str]], scan: Scan | None, missing: float | None
 ) -> dict[str, Any]:
-    """The first bad shards and rows, and how many there are.
+    """Return the first bad shards and rows, and their numbers.
 
     Parameters
     ----------
     refused : sequence of mapping
         Files that were left out: ``file`` and ``reason``.
     """
-    unreadable = {} if scan is None else scan.unreadable
-    listed = [*refused, *({"file": shards[i].path, "reason": why} for i, why in sorted(unreadable.items()))]
-    bad_rows = np.empty(0, np.int64) if scan is None else _beside(shards, scan)
-    rows = [_bad_row(shards, int(number), scan, missing) for number in bad_rows[:_FIRST]]
+    bad_shards = list(refused)
+    bad_rows = np.empty(0, np.int64)
+    if scan is not None:
+        bad_shards += [{"file": shards[i].path, "reason": reason} for i, reason in sorted(scan.unreadable.items())]
+        bad_rows = _bad_rows_of_good_shards(shards, scan)
+    rows = [_bad_row(shards, int(number), scan, missing) for number in bad_rows[:_MAX_LISTED]]
     return {
-        "shards": {"n": len(listed), "first": listed[:_FIRST]},
+        "shards": {"n": len(bad_shards), "first": bad_shards[:_MAX_LISTED]},
         "rows": {"n": len(bad_rows), "first": rows},
     }
 
 
-def _beside(shards: Sequence[Shard], scan: Scan) -> np.ndarray:
-    """Numbers of the bad rows that do not lie in a shard which is bad as a whole."""
-    shard_of = np.searchsorted(first_rows(shards), scan.bad_rows, side="right") - 1
-    return scan.bad_rows[~np.isin(shard_of, list(scan.unreadable))]
+def _bad_rows_of_good_shards(shards: Sequence[Shard], scan: Scan) -> np.ndarray:
+    """Return the numbers of bad rows in shards that are not bad as a whole."""
+    shard_of_row = np.searchsorted(first_rows(shards), scan.bad_rows, side="right") - 1
+    return scan.bad_rows[~np.isin(shard_of_row, list(scan.unreadable))]
 
 
 def _bad_row(shards: Sequence[Shard], number: int, scan: Scan | None, missing: float | None) -> dict[str, Any]:
+    """Return where a bad row is, and its first bad entry."""
     block = block_of(shards, first_rows(shards), number, number + 1)
-    told = {"file": block.shard.path, "dataset": block.shard.dataset, "row": block.start}
+    shard = block.shard
+    facts = {"file": shard.path, "dataset": shard.dataset, "row": block.start}
+    no_entry = {"column": None, "name": None, "value": None}
     try:
         row = read(block)
-    except ShardpressError as error:  # it was read a while ago
-        return {**told, "column": None, "name": None, "value": str(error)}
-    fills = scan is not None and scan.fill is not None
-    columns = np.flatnonzero(bad_entries(row, missing, block.shard.stored_dtype, fills)[0])
-    column = int(columns[0]) if len(columns) else None
-    if column is None:
-        return {**told, "column": None, "name": None, "value": None}
-    name = block.shard.columns.name_of(column)
-    return {**told, "column": column, "name": name, "value": str(row[0, column])}
+    except ShardpressError as error:  # it could be read by the scan
+        return {**facts, **no_entry, "value": str(error)}
+    is_filled = scan is not None and scan.fill is not None
+    columns = np.flatnonzero(bad_entries(row, missing, shard.stored_dtype, is_filled)[0]).tolist()
+    if not columns:
+        return {**facts, **no_entry}
+    column = columns[0]
+    return {**facts, "column": column, "name": shard.columns.name_of(column), "value": str(row[0, column])}
+
+
+# -- drift ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Drifted:
-    """What is known of a part whose rows were held against a model's range.
+    """Values of a part that are outside a model's range.
 
     Attributes
     ----------
     shard : int
-        Its source's place in the input.
+        Index of the part's shard in the input.
     outside : tuple of Outside
-        Of some columns, the farthest ones.
+        The columns with the farthest values.
     is_whole : bool
-        Whether these are all.
+        Whether these are all columns with such values.
     """
 
     shard: int
@@ -109,76 +120,112 @@ class Drifted:
 
 
 def drift_told(shards: Sequence[Shard], parts: Sequence[Drifted], on_drift: str) -> dict[str, Any]:
-    """By column and by shard, how many values lie outside a model's range and how far; the first of many.
+    """Return how many values are outside a model's range and how far, by column and by shard; the first of many.
 
-    Of columns those with the most values come first, of shards those with the most rows.
+    The columns with most values come first, and the shards with most rows.
     """
-    by_shard: dict[int, list[Drifted]] = {}
-    for part in parts:
-        by_shard.setdefault(part.shard, []).append(part)
-    found = {i: farthest(one for part in mine for one in part.outside) for i, mine in by_shard.items()}
-    columns = sorted(farthest(one for listed in found.values() for one in listed), key=lambda one: -one.n_values)
-    n_outside = {i: sum(part.n_outside for part in mine) for i, mine in by_shard.items()}
-    touched = sorted((i for i, n in n_outside.items() if n), key=lambda i: (-n_outside[i], i))
-    n_shards = Counter(one.column for listed in found.values() for one in listed)
+    drifted = _drift_by_shard(shards, parts)
+    touched = [shard for shard in drifted if shard.n_outside]
+    touched.sort(key=lambda shard: (-shard.n_outside, shard.number))
+    columns = farthest(column for shard in drifted for column in shard.columns)
+    columns.sort(key=lambda column: -column.n_values)
+    n_shards = Counter(column.column for shard in drifted for column in shard.columns)
     return {
         "on_drift": on_drift,
         "n_rows": sum(part.n_rows for part in parts),
-        "n_outside": sum(n_outside.values()),
+        "n_outside": sum(shard.n_outside for shard in drifted),
         "n_columns": len(columns),
         "n_shards": len(touched),
         "is_whole": all(part.is_whole for part in parts),
-        "columns": [{**_column_told(shards[0], one), "n_shards": n_shards[one.column]} for one in columns[:_FIRST]],
-        "shards": [
-            {
-                "file": shards[i].path,
-                "n_rows": sum(part.n_rows for part in by_shard[i]),
-                "n_outside": n_outside[i],
-                "farthest": [_column_told(shards[i], one) for one in found[i][:_WORST]],
-            }
-            for i in touched[:_FIRST]
+        "columns": [
+            {**_column_facts(shards[0], column), "n_shards": n_shards[column.column]}
+            for column in columns[:_MAX_LISTED]
         ],
+        "shards": [shard.facts() for shard in touched[:_MAX_LISTED]],
     }
 
 
-def _column_told(shard: Shard, one: Outside) -> dict[str, Any]:
-    return {**one._asdict(), "name": shard.columns.name_of(one.column), "excess": one.distance}
+@dataclass(frozen=True)
+class _ShardDrift:
+    """Values of one shard that are outside a model's range, in all of its columns."""
+
+    shard: Shard
+    number: int
+    n_rows: int
+    n_outside: int
+    columns: Sequence[Outside]
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values, with the farthest columns only."""
+        return {
+            "file": self.shard.path,
+            "n_rows": self.n_rows,
+            "n_outside": self.n_outside,
+            "farthest": [_column_facts(self.shard, column) for column in self.columns[:_MAX_COLUMNS_OF_SHARD]],
+        }
+
+
+def _drift_by_shard(shards: Sequence[Shard], parts: Sequence[Drifted]) -> list[_ShardDrift]:
+    """Add up the parts of each shard."""
+    by_shard: dict[int, list[Drifted]] = {}
+    for part in parts:
+        by_shard.setdefault(part.shard, []).append(part)
+    return [
+        _ShardDrift(
+            shard=shards[number],
+            number=number,
+            n_rows=sum(part.n_rows for part in parts_of_shard),
+            n_outside=sum(part.n_outside for part in parts_of_shard),
+            columns=farthest(column for part in parts_of_shard for column in part.outside),
+        )
+        for number, parts_of_shard in by_shard.items()
+    ]
+
+
+def _column_facts(shard: Shard, column: Outside) -> dict[str, Any]:
+    return {**column._asdict(), "name": shard.columns.name_of(column.column), "excess": column.distance}
+
+
+# -- earlier runs, and a sample of rows ----------------------------------------------------------------------------
 
 
 def last_told(directory: Path, fingerprint: str) -> dict[str, Any]:
-    """What earlier runs in an output directory have left in its report, shortly.
+    """Return what the report in an output directory says about earlier runs.
 
     Parameters
     ----------
     fingerprint : str
-        Of this run's request: a report of the very same request is its own, from a sitting before.
+        Of this run's request: a report of the same request belongs to this run, from an earlier sitting.
 
     Returns
     -------
     dict
-        ``last``, the run that made other results there, or None; and ``sittings``, what this run's own ones before have
-        taken, a few at most.
+        ``last``, the run that made other results there, or None; and ``sittings``, the stages of a few earlier sittings
+        of this run.
     """
     try:
         report = json.loads((directory / "report.json").read_bytes())
         made = report.get("made", "before")
-        if report.get("fingerprints", {}).get("request") == fingerprint:
-            sittings = [*report.get("sittings", []), {"made": made, "stages": report["stages"]}]
-            return {"last": report.get("last"), "sittings": sittings[-_SITTINGS:]}
-        return {"last": {"made": made, "summary": report["summary"], "config": report["config"]}, "sittings": []}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # there is none, or it is somebody else's
+        if report.get("fingerprints", {}).get("request") != fingerprint:
+            last = {"made": made, "summary": report["summary"], "config": report["config"]}
+            return {"last": last, "sittings": []}
+        sittings = [*report.get("sittings", []), {"made": made, "stages": report["stages"]}]
+        return {"last": report.get("last"), "sittings": sittings[-_MAX_SITTINGS:]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no report, or another program's
         return {"last": None, "sittings": []}
 
 
 def looked_at(made: Sequence[Made], looking: Looking) -> dict[str, Any] | None:
-    """What a sample of the rows tells; None where there are too few, or a reason why it could not be taken.
+    """Return what a sample of the rows shows; None if there are too few rows or if the sample fails.
 
-    Whatever fails here is said and costs nothing else: the features are there.
+    A failure is a warning and has no other consequences, since the features are finished.
     """
     try:
         sample = drawn(made, looking)
-        return None if sample is None else measured(sample, made, looking.model, categories_of(made[0].file))
+        if sample is None:
+            return None
+        return measured(sample, made, looking.model, categories_of(made[0].file))
     except Exception as error:
-        why = shown(f"{type(error).__name__}: {error}")
-        log.warning("report: rows could not be looked at once more, so there are no pictures of them: %s", why)
+        reason = shown(f"{type(error).__name__}: {error}")
+        log.warning("report: rows could not be looked at once more, so there are no pictures of them: %s", reason)
         return None

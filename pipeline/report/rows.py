@@ -1,35 +1,75 @@
-"""Whether features that stand in files are those of their rows: some are read back, and their rows encoded again.
+"""Verification of stored features: some rows are read back, and their inputs are encoded again.
 
-Features are looked up by HDF5, as downstream does; rows are encoded by NumPy in float64, which shares no code
-with what has made the features.
+Features are read by HDF5, as other programs read them. Their rows are encoded by NumPy in float64, which shares no code
+with what computed the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 
-from pipeline.errors import DataError, NoInput, NotPermitted
-from pipeline.report.encoded import Encoded
-from pipeline.report.parts import Part, drawn, features_at
-from pipeline.report.rounding import rounding
+from kernels.network import SLOPES
+from pipeline.errors import DataError, NoInput, NotPermitted, shown
+from pipeline.features import FAILURES, FEATURES, VALID, reading
+from pipeline.model import Model
+from pipeline.output.records import check_storage
+from pipeline.scan.cleaning import Cleaning
 from pipeline.shards.rows import bad_entries, read
 from pipeline.shards.shard import Block, Shard
 
-__all__ = ["Fault", "RowsChecked", "check_rows"]
+__all__ = ["Encoded", "Fault", "Part", "RowsChecked", "check_rows", "drawn", "features_at", "rounding"]
 
-_ROWS = 256  # that are looked at, unless somebody asks for more; and at once, if so
-_BYTES = 2**27  # of input that is read for them, since whole chunks are: so that it takes a fraction of a second
-_LEAST_ROWS = 8  # however large the chunks are
-_HUGE = 1e15  # of a scaled value: sums of such may overflow float32, and such rows count as bad ones
+_DEFAULT_ROWS = 256  # rows to check if no number is given; also the most that are checked at once
+_BYTES = 2**27  # of input to read by default; whole chunks are read, so this takes a fraction of a second
+_MIN_ROWS = 8  # rows to check even if their chunks are large
+_HUGE = 1e15  # scaled values whose sums may overflow float32; rows with larger ones count as bad
+
+_EPS = 2.0**-24  # largest relative rounding error of float32
+_SAFETY = 4.0  # see `rounding`
+_MIN_ERROR = 1e-30  # for units whose weights are all 0
+_SIGMOID_ERROR = 16 * _EPS  # polynomials and the exponentials of libraries have smaller errors
+
+Part = Mapping[str, Any]
+"""A part's line in the manifest."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """How rows were encoded.
+
+    Attributes
+    ----------
+    missing : float or None
+        A value that stands for a missing one, like NaN.
+    clips : bool
+        Whether rows outside the model's range were clipped, although the model itself does not ask for it.
+    """
+
+    model: Model
+    missing: float | None = None
+    clips: bool = False
+
+    def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
+        """Return rows (n_rows, n_inputs) of a block as the encoder received them, in their own dtype."""
+        scaler = self.model.scaler
+        rows = Cleaning(scaler, self.missing).cleaned(block, rows)
+        if not self.clips:
+            return rows
+        low, high = scaler.edges(rows.dtype)
+        return np.clip(rows, low, high)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a file of the output; or why an input cannot be looked at."""
+    """What is wrong with an output file, or why an input file cannot be checked."""
 
     file: str
     fault: str
@@ -37,18 +77,20 @@ class Fault:
 
 @dataclass(frozen=True)
 class RowsChecked:
-    """What came of it.
+    """Result of encoding some rows again.
 
     Attributes
     ----------
-    n_rows, n_bad : int
-        Rows that were encoded again; bad ones beside them, whose features are NaN as they should.
+    n_rows : int
+        Rows that were encoded again.
+    n_bad : int
+        Bad rows among the selected ones, whose features are NaN as they should be.
     largest_difference : float
-        Of a feature in a file from the one in float64.
+        Largest difference of a stored feature from the one in float64.
     of_tolerance : float
-        The largest difference as a share of what is allowed at its place: above 1 where there are faults.
+        Largest difference as a share of what is allowed at its place: above 1 if there are faults.
     faults : tuple of Fault
-        Parts that hold something else than the features of their rows.
+        Parts that do not hold the features of their rows.
     unchecked : tuple of Fault
         Inputs that could not be read again.
     """
@@ -76,87 +118,221 @@ def check_rows(
     how: Encoded,
     n_rows: int | None = None,
 ) -> RowsChecked:
-    """Encode some rows of all parts again.
+    """Encode some rows of all parts again and compare them with the stored features.
 
     Parameters
     ----------
     directory : Path
         The output directory.
     shard_of : callable
-        What a part was made from; it raises `DataError`, `NoInput` or `NotPermitted` where that cannot be looked at.
+        Returns the shard of a part; it raises `DataError`, `NoInput` or `NotPermitted` if that cannot be read.
     n_rows : int, optional
-        How many, drawn by a fixed seed, one from each of as many stretches of all rows; 256 without it, or fewer where
-        they lie in large chunks.
+        Number of rows, selected as by `drawn`. By default 256, or fewer if they lie in large chunks.
 
     Raises
     ------
     ReadFailed, SystemLimit
         When the storage or the system fails.
     """
-    sources, found = _Sources(shard_of), list[RowsChecked]()
-    rows = drawn([part["n_rows"] for part in parts], n_rows or _affordable(parts, sources))
-    for part, every in zip(parts, rows, strict=True):
-        found += [_checked(directory, part, few, sources, how) for few in _in_pieces(every)]
+    sources = _Sources(shard_of)
+    if not n_rows:
+        n_rows = _affordable_rows(parts, sources)
+    results = []
+    for part, rows in zip(parts, drawn([part["n_rows"] for part in parts], n_rows), strict=True):
+        for start in range(0, len(rows), _DEFAULT_ROWS):
+            results.append(_check_part(directory, part, rows[start : start + _DEFAULT_ROWS], sources, how))
     return RowsChecked(
-        n_rows=sum(each.n_rows for each in found),
-        n_bad=sum(each.n_bad for each in found),
-        largest_difference=max((each.largest_difference for each in found), default=0.0),
-        of_tolerance=max((each.of_tolerance for each in found), default=0.0),
-        faults=tuple(fault for each in found for fault in each.faults),
-        unchecked=tuple(Fault(*each) for each in sources.unread.items()),
+        n_rows=sum(each.n_rows for each in results),
+        n_bad=sum(each.n_bad for each in results),
+        largest_difference=max((each.largest_difference for each in results), default=0.0),
+        of_tolerance=max((each.of_tolerance for each in results), default=0.0),
+        faults=tuple(fault for each in results for fault in each.faults),
+        unchecked=tuple(Fault(path, reason) for path, reason in sources.unread.items()),
     )
 
 
-# -- the rows of a part --------------------------------------------------------------------------------------------
+# -- which rows ----------------------------------------------------------------------------------------------------
 
 
-def _affordable(parts: Sequence[Part], sources: _Sources) -> int:
-    """Rows that can be read soon, if all shards are like the first one, and each row lies in a chunk of its own."""
-    shard = next((shard for part in parts if (shard := sources.shard(part))), None)
-    if shard is None or sum(part["n_rows"] for part in parts) * shard.row_bytes <= _BYTES:
-        return _ROWS
-    return min(_ROWS, max(_LEAST_ROWS, _BYTES // (shard.chunk_rows * shard.row_bytes)))
+def drawn(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
+    """Select up to `n` rows of pieces of these sizes, one from each of `n` equal ranges of all rows.
+
+    The selection depends on the rows and the seed alone.
+
+    Returns
+    -------
+    list of ndarray
+        For each piece, the sorted numbers of its rows.
+    """
+    firsts = np.cumsum([0, *sizes])
+    n_total = int(firsts[-1])
+    n = min(n, n_total)
+    edges = np.arange(n + 1) * n_total // max(1, n)
+    rows = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+    ends = np.searchsorted(rows, firsts)
+    return [rows[ends[i] : ends[i + 1]] - firsts[i] for i in range(len(sizes))]
 
 
-def _in_pieces(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+def _affordable_rows(parts: Sequence[Part], sources: _Sources) -> int:
+    """Return how many rows can be read soon, if all shards are like the first one and each row needs its own chunk."""
+    shard = sources.first_shard(parts)
+    if shard is None:
+        return _DEFAULT_ROWS
+    n_bytes = sum(part["n_rows"] for part in parts) * shard.row_bytes
+    if n_bytes <= _BYTES:
+        return _DEFAULT_ROWS
+    n_chunks = _BYTES // (shard.chunk_rows * shard.row_bytes)
+    return min(_DEFAULT_ROWS, max(_MIN_ROWS, n_chunks))
+
+
+# -- stored features -----------------------------------------------------------------------------------------------
+
+
+def features_at(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read rows of a part.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n,)
+        Sorted numbers of rows.
+
+    Returns
+    -------
+    features : ndarray of shape (n, n_features)
+        As they are stored.
+    valid : ndarray of shape (n,), bool
+
+    Raises
+    ------
+    DataError
+        When the part cannot be read.
+    ReadFailed, SystemLimit
+        When the storage or the system fails, which says nothing about the part.
+    """
+    try:
+        with reading(path) as file:
+            features = _features(path, file[FEATURES], rows)
+            valid = file[VALID][()]
+            return features, valid[rows]
+    except FAILURES as error:
+        number = _error_number(error)
+        if number:
+            check_storage(OSError(number, os.strerror(number)), path)
+        raise DataError(f"file={shown(path)}: cannot be read: {error}") from error
+
+
+def _error_number(error: BaseException) -> int | None:
+    """Return the system's error number of a failed read; HDF5 gives it in its text alone."""
+    match = re.search(r"errno = (\d+), error message", str(error))
+    if match:
+        return int(match[1])
+    return getattr(error, "errno", None)
+
+
+def _features(path: Path, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Read rows of a dataset: by HDF5 if it is chunked, each chunk once."""
+    offset = features.id.get_offset()
+    if offset is not None:
+        # HDF5 needs more time to select single rows than the system needs to read them.
+        return _read_contiguous(path, offset, features, rows)
+    chunk_rows = features.chunks[0] if features.chunks else 1
+    numbers = rows // chunk_rows
+    pieces = [np.empty((0, *features.shape[1:]), features.dtype)]
+    for number in np.unique(numbers):
+        start = number * chunk_rows
+        chunk = features[start : start + chunk_rows]
+        pieces.append(chunk[rows[numbers == number] - start])
+    return np.concatenate(pieces)
+
+
+def _read_contiguous(path: Path, offset: int, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Read rows of values that are stored in one piece from a byte offset on.
+
+    By reads, not by a map of the file: if the disk fails or the file is cut short, a map ends the process (SIGBUS).
+    """
+    found = np.empty((len(rows), *features.shape[1:]), features.dtype)
+    row_bytes = found[:1].nbytes
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for i, row in enumerate(rows.tolist()):
+            data = _read_bytes(descriptor, offset + row * row_bytes, row_bytes)
+            found[i] = np.frombuffer(data, features.dtype).reshape(features.shape[1:])
+    finally:
+        os.close(descriptor)
+    return found
+
+
+def _read_bytes(descriptor: int, offset: int, n_bytes: int) -> bytes:
+    """Read `n_bytes` of a file, in several reads if necessary."""
+    data = b""
+    while len(data) < n_bytes:
+        piece = os.pread(descriptor, n_bytes - len(data), offset + len(data))
+        if not piece:
+            raise ValueError(f"the file ends at byte {offset + len(data)}")
+        data += piece
+    return data
+
+
+# -- input rows ----------------------------------------------------------------------------------------------------
 
 
 class _Sources:
-    """The shards that parts were made from, each looked for once; ``unread``: why files cannot be read, by path."""
+    """The shards that parts were made from; each is opened once.
+
+    Attributes
+    ----------
+    unread : dict of str to str
+        Files that cannot be read, and why.
+    """
 
     def __init__(self, shard_of: Callable[[Part], Shard]) -> None:
-        self._shard_of, self._shards, self.unread = shard_of, dict[int, Shard | None](), dict[str, str]()
+        self._shard_of = shard_of
+        self._shards: dict[int, Shard | None] = {}
+        self.unread: dict[str, str] = {}
 
     def shard(self, part: Part) -> Shard | None:
-        """None where it cannot be looked at any more."""
-        if part["shard"] not in self._shards:
-            self._shards[part["shard"]] = None
+        """Return the shard of a part; None if it cannot be read any more."""
+        number = part["shard"]
+        if number not in self._shards:
+            self._shards[number] = None
             try:
-                self._shards[part["shard"]] = self._shard_of(part)
+                self._shards[number] = self._shard_of(part)
             except (DataError, NoInput, NotPermitted) as error:
                 self.unread[part["path"]] = str(error)
-        return self._shards[part["shard"]]
+        return self._shards[number]
+
+    def first_shard(self, parts: Sequence[Part]) -> Shard | None:
+        """Return the first shard of some parts that can be read."""
+        for part in parts:
+            shard = self.shard(part)
+            if shard is not None:
+                return shard
+        return None
 
 
-def _read(part: Part, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """Rows of a part (n, n_inputs), and of those that cannot be read, by their positions, why."""
-    rows, failed = np.zeros((len(numbers), shard.n_inputs), shard.dtype), dict[int, str]()
+def _read_rows(part: Part, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Return rows of a part (n, n_inputs); and for those that cannot be read, by position, the reason."""
+    rows = np.zeros((len(numbers), shard.n_inputs), shard.dtype)
+    failures: dict[int, str] = {}
     places = numbers + part["start"]
-    for chunk in np.unique(places // shard.chunk_rows):  # each is undone once
-        few = np.flatnonzero(places // shard.chunk_rows == chunk)
-        first, last = int(places[few[0]]), int(places[few[-1]])
+    chunks = places // shard.chunk_rows
+    for chunk in np.unique(chunks):  # each is decompressed once
+        positions = np.flatnonzero(chunks == chunk)
+        first = int(places[positions[0]])
+        last = int(places[positions[-1]])
         try:
-            rows[few] = read(Block(shard, first, last + 1))[places[few] - first]
+            values = read(Block(shard, first, last + 1))
+            rows[positions] = values[places[positions] - first]
         except DataError as error:
-            failed |= dict.fromkeys(few.tolist(), str(error))
-    return rows, failed
+            failures |= dict.fromkeys(positions.tolist(), str(error))
+    return rows, failures
 
 
-# -- what they should be -------------------------------------------------------------------------------------------
+# -- comparing them ------------------------------------------------------------------------------------------------
 
 
-def _checked(directory: Path, part: Part, numbers: np.ndarray, sources: _Sources, how: Encoded) -> RowsChecked:
+def _check_part(directory: Path, part: Part, numbers: np.ndarray, sources: _Sources, how: Encoded) -> RowsChecked:
+    """Compare some rows of a part with what their inputs encode to."""
     try:
         stored, valid = features_at(directory / part["file"], numbers)
     except DataError as error:
@@ -164,24 +340,30 @@ def _checked(directory: Path, part: Part, numbers: np.ndarray, sources: _Sources
     shard = sources.shard(part)
     if shard is None:
         return RowsChecked()
-    rows, failed = _read(part, shard, numbers)
-    # A row that could not be read when it was encoded either counts as a bad one.
-    if lost := [why for i, why in failed.items() if valid[i]]:
-        sources.unread[part["path"]] = lost[0]
-    is_read = np.delete(np.arange(len(rows)), list(failed))
-    wanted = _wanted(shard, rows[is_read], how)
-    # Of a shard that cannot be read to its end no row counts, though some of them, and these, can be read.
-    wanted.may_be_bad[...] |= part["n_bad"] == part["n_rows"]
-    wanted.allowed[...] += part.get("max_error", 0.0)  # what storing them has cost, as the run has measured it
-    found = stored[is_read].astype(np.float64), valid[is_read]
-    return _compared(part["file"], numbers[is_read], found, wanted)
+    rows, failures = _read_rows(part, shard, numbers)
+    # A row that could not be read when it was encoded, either, is stored as a bad one.
+    reasons = [reason for i, reason in failures.items() if valid[i]]
+    if reasons:
+        sources.unread[part["path"]] = reasons[0]
+    is_read = np.delete(np.arange(len(rows)), list(failures))
+    found = _Stored(numbers[is_read], stored[is_read].astype(np.float64), valid[is_read])
+    return _compare(part["file"], found, _expected(part, shard, rows[is_read], how))
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """Features (n_rows, n_features) in float64, by how much others may differ, and which rows (n_rows,) have none.
+class _Stored:
+    """Numbers (n_rows,) of rows, their features (n_rows, n_features) in float64, and which of them are valid."""
 
-    A row that is so far outside that it may overflow float32 may be a bad one or not.
+    numbers: np.ndarray
+    features: np.ndarray
+    valid: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """Features (n_rows, n_features) in float64, allowed differences, and which rows (n_rows,) are bad.
+
+    Rows so far outside the range that they may overflow float32 may be bad or not.
     """
 
     features: np.ndarray
@@ -190,42 +372,97 @@ class _Wanted:
     may_be_bad: np.ndarray
 
 
-def _wanted(shard: Shard, rows: np.ndarray, how: Encoded) -> _Wanted:
+def _expected(part: Part, shard: Shard, rows: np.ndarray, how: Encoded) -> _Expected:
+    """Encode rows of a part in float64."""
     scaler = how.model.scaler
     is_bad = bad_entries(rows, how.missing, shard.stored_dtype, scaler.fill is not None).any(axis=1)
     cleaned = how.cleaned(Block(shard, 0, 0), rows)
-    with np.errstate(over="ignore", invalid="ignore"):  # of bad rows, and of those that are far outside
-        allowed, is_near = rounding(how.model, cleaned), np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE
-        may_be_bad = ~(is_near & np.isfinite(allowed).all(axis=1))
-        return _Wanted(how.model.encode(cleaned), allowed, is_bad, may_be_bad)
+    with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
+        allowed = rounding(how.model, cleaned)
+        is_far = ~(np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE)
+        may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
+        features = how.model.encode(cleaned)
+    # If a shard cannot be read to its end, all of its rows are bad, although some of them, and these, can be read.
+    may_be_bad |= part["n_bad"] == part["n_rows"]
+    storage_error = part.get("max_error", 0.0)  # as the run has measured it
+    return _Expected(features, allowed + storage_error, is_bad, may_be_bad)
 
 
-def _compared(file: str, numbers: np.ndarray, found: tuple[np.ndarray, np.ndarray], wanted: _Wanted) -> RowsChecked:
-    """Some rows of a part, their features and which of them count, held against what they should be."""
-    stored, valid = found
-    counts = valid & ~wanted.is_bad & ~wanted.may_be_bad
-    differences = np.where(counts[:, None], np.abs(stored - wanted.features), 0)
-    shares = np.where(counts[:, None], differences / wanted.allowed, 0)
-    is_left_out = ~valid & np.isnan(stored).all(axis=1) & (wanted.is_bad | wanted.may_be_bad)
-    is_right = is_left_out | (counts & (shares <= 1).all(axis=1)) | (valid & wanted.may_be_bad & ~wanted.is_bad)
-    faults = [
-        Fault(file, f"row {numbers[i]}: {_fault(i, stored, valid, wanted, shares)}")
-        for i in np.flatnonzero(~is_right)[:1].tolist()
-    ]
+def _compare(file: str, stored: _Stored, expected: _Expected) -> RowsChecked:
+    """Compare stored features with the expected ones, and report the first row that is wrong."""
+    counts = stored.valid & ~expected.is_bad & ~expected.may_be_bad
+    differences = np.where(counts[:, None], np.abs(stored.features - expected.features), 0)
+    shares = np.where(counts[:, None], differences / expected.allowed, 0)
+    is_within = counts & (shares <= 1).all(axis=1)
+    is_left_out = _is_left_out(stored, expected)
+    is_far_outside = stored.valid & expected.may_be_bad & ~expected.is_bad
+    wrong = np.flatnonzero(~(is_within | is_left_out | is_far_outside)).tolist()
     return RowsChecked(
-        int(counts.sum()),
-        int(is_left_out.sum()),
-        float(differences.max(initial=0)),
-        float(shares.max(initial=0)),
-        tuple(faults),
+        n_rows=int(counts.sum()),
+        n_bad=int(is_left_out.sum()),
+        largest_difference=float(differences.max(initial=0)),
+        of_tolerance=float(shares.max(initial=0)),
+        faults=tuple(Fault(file, _fault(i, stored, expected, shares)) for i in wrong[:1]),
     )
 
 
-def _fault(i: int, stored: np.ndarray, valid: np.ndarray, wanted: _Wanted, shares: np.ndarray) -> str:
-    if wanted.is_bad[i]:
-        return "has features, though its input row is a bad one, expected NaN and valid False"
-    if not valid[i]:
-        return "counts as a bad row, though its input row is a good one"
+def _is_left_out(stored: _Stored, expected: _Expected) -> np.ndarray:
+    """Return which rows are stored as bad ones and may be bad, bool (n_rows,)."""
+    is_nan = np.isnan(stored.features).all(axis=1)
+    return ~stored.valid & is_nan & (expected.is_bad | expected.may_be_bad)
+
+
+def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> str:
+    """Return what is wrong with a row."""
+    where = f"row {stored.numbers[i]}"
+    if expected.is_bad[i]:
+        return f"{where}: has features, though its input row is a bad one, expected NaN and valid False"
+    if not stored.valid[i]:
+        return f"{where}: counts as a bad row, though its input row is a good one"
     j = int(np.argmax(np.where(np.isnan(shares[i]), np.inf, shares[i])))
-    expected = f"{wanted.features[i, j]:.7g} within {wanted.allowed[i, j]:.2g}"
-    return f"feature {j} is {stored[i, j]:.7g}, expected {expected}, as its input row encodes in float64"
+    allowed = f"{expected.features[i, j]:.7g} within {expected.allowed[i, j]:.2g}"
+    found = f"{stored.features[i, j]:.7g}"
+    return f"{where}: feature {j} is {found}, expected {allowed}, as its input row encodes in float64"
+
+
+def rounding(model: Model, rows: np.ndarray) -> np.ndarray:
+    """Return how far float32 features may be from those that `Model.encode` computes in float64.
+
+    A sum of n products has an error of about ``sqrt(n)`` roundings of the sum of their sizes, in any order of additions
+    (Higham and Mary, "A new approach to probabilistic rounding error analysis", 2019, section 3, with lambda 4).
+    Independent errors of one layer reach the next one by their root mean square. Integer products round each weight
+    relative to the size of all weights of its unit, so their mean is added to each. Devices that sum in another order,
+    or that fold the scaling into the weights, have much smaller errors: docs/reliability.md has measurements.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n_inputs)
+        Unscaled.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_features), float64
+        Inf or NaN where float32 overflows.
+    """
+    network = model.network
+    # In float32, so that only one large matrix is copied at a time: a bound needs few digits.
+    with np.errstate(over="ignore", invalid="ignore"):
+        a = model.scaler.transform(rows)
+        error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
+        for (weights, bias, _), kind in zip(network.layers, network.activations, strict=True):
+            W = model.parameters[weights]
+            b = model.parameters[bias]
+            error = np.hypot(np.sqrt(error**2 @ W**2), _error_of_layer(a, W, b))
+            if kind == "sigmoid":
+                error = error / 4 + np.float32(_SIGMOID_ERROR)  # its slope is at most a quarter
+            a = a @ W + b
+            if kind in SLOPES:  # sigmoids are in the last layer only
+                a = np.where(a > 0, a, np.float32(SLOPES[kind]) * a)
+    return np.maximum(error, _MIN_ERROR).astype(np.float64)
+
+
+def _error_of_layer(a: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the rounding error of ``a @ W + b`` in float32."""
+    sizes = np.abs(W)
+    sizes += sizes.mean(axis=0)
+    return np.float32(_SAFETY * _EPS * np.sqrt(len(W))) * (np.abs(a) @ sizes + np.abs(b))

@@ -23,11 +23,10 @@ from pipeline.features import Shape
 from pipeline.model import Model
 from pipeline.output.publication import Publication
 from pipeline.output.records import SINGLE_FILE, Entry, fault_of, plain_name
-from pipeline.report.encoded import Encoded
 from pipeline.report.facts import Drifted, bad_told, drift_told, inputs_told, last_told, looked_at
-from pipeline.report.page.made import page_bytes, report_bytes
-from pipeline.report.rows import check_rows
-from pipeline.report.sampled.sample import Looking, Made
+from pipeline.report.page.build import page_bytes, report_bytes
+from pipeline.report.rows import Encoded, check_rows
+from pipeline.report.sample import Looking, Made
 from pipeline.run.deadline import gave_up, tell_if_late
 from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job, versions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.report.sampled.sample import most_rows
+from pipeline.report.sample import most_rows
 from pipeline.run.budget import extras_bytes, large_chunks
 from pipeline.run.job import Prepared
 from pipeline.settings.resolve import network_of

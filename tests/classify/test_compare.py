@@ -19,8 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from pipeline.classify import classifiers
-from pipeline.classify.labels import classes_of, held_out, present
-from pipeline.classify.representations import LEFT_OUT, Rows, pieces
+from pipeline.classify.rows import LEFT_OUT, Rows, classes_of, held_out, pieces, present
 from pipeline.columns import NO_COLUMNS
 from pipeline.features import Features, open_features
 from pipeline.model import load_model

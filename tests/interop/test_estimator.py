@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 
 from pipeline import TiedAutoencoder, load_model, open_features
 from pipeline.interop import applying
-from pipeline.interop.lazy import computed
+from pipeline.interop.applying import computed
 from pipeline.run.stages import run
 from pipeline.settings.config import SETTINGS, Config
 from tests.support.cases import case, each

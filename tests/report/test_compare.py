@@ -14,8 +14,7 @@ import pytest
 
 from pipeline.commands.table import main
 from pipeline.features import open_features
-from pipeline.report.compare import _common, compare, verdict
-from pipeline.report.likeness import Likeness
+from pipeline.report.compare import Likeness, _common, compare, verdict
 from tests.support.helpers import refused
 from tests.support.nights import SIZES
 from tests.support.standin import Night

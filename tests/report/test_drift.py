@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.report.facts import Drifted, drift_told
 from pipeline.report.page.document import Table
-from pipeline.report.page.sections.drifted import drift
+from pipeline.report.page.verdict import drift
 from pipeline.scan.drift import outside_of
 from pipeline.scan.scaler import Scaler
 from tests.support.helpers import numbered_shards

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from pipeline.report.likeness import likeness, linear_cka, matched, neighbour_overlap
+from pipeline.report.compare import likeness, linear_cka, matched, neighbour_overlap
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(300, 6)) * [3, 2, 2, 1, 1, 0.5] + RNG.normal(size=6)

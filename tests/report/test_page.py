@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.page.content import page_of
+from pipeline.report.page.build import html_of, page_bytes, page_of, report_bytes, text_of
 from pipeline.report.page.document import Figure, Table
-from pipeline.report.page.html import html_of
-from pipeline.report.page.made import page_bytes, report_bytes
-from pipeline.report.page.sections.verdict import verdict
 from pipeline.report.page.svg import COLOURS
-from pipeline.report.page.text import text_of
+from pipeline.report.page.verdict import verdict
 from pipeline.report.page.words import cut, path
 from tests.support.cases import each
 from tests.support.pages import Parsed, largest

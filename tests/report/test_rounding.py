@@ -7,7 +7,7 @@ import pytest
 
 from kernels.network import SLOPES, Network
 from pipeline.model import Model
-from pipeline.report.rounding import rounding
+from pipeline.report.rows import rounding
 from pipeline.scan.scaler import Scaler
 
 NETWORKS = [

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.report.sampled import probe
-from pipeline.report.sampled.labels import NONE, labels_of
-from pipeline.report.sampled.measures import measured
-from pipeline.report.sampled.probe import accuracy
-from pipeline.report.sampled.sample import Looking, Sample, drawn
+from pipeline.report import probe
+from pipeline.report.measures import measured
+from pipeline.report.probe import NONE, accuracy, labels_of
+from pipeline.report.sample import Looking, Sample, drawn
 from tests.support.cases import each
 from tests.support.pages import made_of, model_of
 
@@ -145,13 +144,47 @@ def test_a_probe_tells_what_can_be_told_and_nothing_else() -> None:
     assert 0.2 < accuracy(noise, codes, is_test) < 0.47  # three standard errors around a third
 
 
-def test_what_a_probe_is_made_of_is_the_singular_value_decomposition() -> None:
+def random_rows(n_rows: int, n_columns: int, rank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return centred rows, of a lower rank if that is given, and targets."""
     rng = np.random.default_rng(0)
-    low = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 9))
-    for x in (rng.normal(size=(30, 7)), rng.normal(size=(7, 30)), low, np.zeros((5, 3))):
-        left, sizes, right = probe._decomposed(x)
-        np.testing.assert_allclose(left * sizes @ right, x, atol=1e-7)
-        np.testing.assert_allclose(np.sort(sizes)[::-1], np.linalg.svd(x)[1], atol=1e-6)
+    x = rng.normal(size=(n_rows, n_columns))
+    if rank is not None:
+        x = rng.normal(size=(n_rows, rank)) @ rng.normal(size=(rank, n_columns))
+    targets = rng.normal(size=(n_rows, 2)) + 2 * x[:, :2]
+    return x - x.mean(axis=0), targets - targets.mean(axis=0)
+
+
+RIDGE_SHAPES = {
+    "tall": (30, 7, None),
+    "square": (9, 9, None),
+    "wide": (7, 30, None),
+    "low rank": (40, 9, 3),
+    "wide and low rank": (9, 40, 3),
+}
+
+
+@each("n_rows, n_columns, rank", RIDGE_SHAPES.values())
+def test_ridge_weights_are_those_of_the_normal_equations(
+    n_rows: int, n_columns: int, rank: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, targets = random_rows(n_rows, n_columns, rank)
+    for penalty in (1e-3, 0.1, 10.0):
+        monkeypatch.setattr(probe, "_PENALTIES", np.array([penalty]))
+        weights = np.linalg.solve(x.T @ x + penalty * n_rows * np.eye(n_columns), x.T @ targets)
+        np.testing.assert_allclose(probe._ridge_weights(x, targets), weights, rtol=1e-6, atol=1e-8)
+
+
+def test_ridge_weights_of_constant_columns_are_zero() -> None:
+    for shape in ((5, 3), (3, 5)):
+        _, targets = random_rows(*shape)
+        assert not probe._ridge_weights(np.zeros(shape), targets).any()
+
+
+def test_a_probe_of_constant_columns_tells_the_commonest_class() -> None:
+    codes = np.arange(90) % 5 // 2  # two of class 0, two of class 1, one of class 2
+    is_test = np.arange(90) >= 60
+    codes[:7] = 1
+    assert accuracy(np.ones((90, 4)), codes, is_test) == np.mean(codes[is_test] == 1)
 
 
 def test_a_probe_of_more_columns_than_rows_does_not_learn_by_heart() -> None:
@@ -162,17 +195,24 @@ def test_a_probe_of_more_columns_than_rows_does_not_learn_by_heart() -> None:
     assert accuracy(wide, codes, is_test) > 0.95
 
 
-def test_the_penalty_is_chosen_by_errors_of_rows_that_are_left_out_in_turn() -> None:
-    rng = np.random.default_rng(2)
-    x, targets, penalty = rng.normal(size=(30, 4)), rng.normal(size=(30, 2)), 0.1
-    x, base = x - x.mean(axis=0), targets.mean(axis=0)
-    left, sizes, _ = np.linalg.svd(x, full_matrices=False)
-    found, _ = probe._ridge(left, sizes, left.T @ (targets - base), targets - base, penalty)
-    squares = []
-    for i in range(30):  # the slow way: with a column of ones for the mean, which is not shrunk
-        rest = np.arange(30) != i
-        ones = np.column_stack([x, np.ones(30)])
-        shrink = penalty * 30 * np.diag([1.0] * 4 + [0.0])
-        weights = np.linalg.solve(ones[rest].T @ ones[rest] + shrink, ones[rest].T @ targets[rest])
-        squares.append(np.square(targets[i] - ones[i] @ weights))
-    assert found == pytest.approx(np.mean(squares), rel=1e-6)
+@each("n_rows, n_columns, rank", RIDGE_SHAPES.values())
+def test_the_penalty_has_the_least_error_of_generalized_cross_validation(
+    n_rows: int, n_columns: int, rank: int | None
+) -> None:
+    x, targets = random_rows(n_rows, n_columns, rank)
+    errors = []
+    for penalty in probe._PENALTIES:  # the slow way: with the matrix that makes predictions of targets
+        inverse = np.linalg.inv(x.T @ x + penalty * n_rows * np.eye(n_columns))
+        predict = x @ inverse @ x.T + 1 / n_rows
+        residuals = targets - predict @ targets
+        errors.append(n_rows * np.square(residuals).sum() / (n_rows - np.trace(predict)) ** 2)
+    squares, left = np.linalg.eigh(x @ x.T)
+    squares = np.maximum(squares, 0)
+    found = []
+    for penalty in probe._PENALTIES:
+        shrinkage = squares / (squares + penalty * n_rows)
+        found.append(probe._validation_error(shrinkage, left.T @ targets, targets))
+    np.testing.assert_allclose(found, errors, rtol=1e-5)
+    best = probe._PENALTIES[np.argmin(errors)]
+    weights = np.linalg.solve(x.T @ x + best * n_rows * np.eye(n_columns), x.T @ targets)
+    np.testing.assert_allclose(probe._ridge_weights(x, targets), weights, rtol=1e-6, atol=1e-8)

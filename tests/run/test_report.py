@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.commands.table import main
 from pipeline.report import facts
-from pipeline.report.page import made
+from pipeline.report.page import build
 from tests.support.pages import Parsed
 from tests.support.spoilt import Shards
 from tests.support.standin import Night, features_of
@@ -60,7 +60,7 @@ def test_a_failure_of_the_report_costs_nothing_else(
     def broken(*_arguments: object) -> None:
         raise ValueError("broken")
 
-    for module, name in ((facts, "drawn"), (facts, "measured"), (made, "page_of")):
+    for module, name in ((facts, "drawn"), (facts, "measured"), (build, "page_of")):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, broken)
             assert night.run(out, "--restart") == 0, name

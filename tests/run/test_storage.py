@@ -11,8 +11,7 @@ import pytest
 
 from pipeline.features import open_features
 from pipeline.output.records import read_manifest
-from pipeline.report.page.made import page_in
-from pipeline.report.page.text import text_of
+from pipeline.report.page.build import page_in, text_of
 from pipeline.report.verify import verify
 from tests.support.nights import Stopping, stamps
 from tests.support.soak_protocol import leftovers

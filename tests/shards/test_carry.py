@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.classify.labels import present
+from pipeline.classify.rows import present
 from pipeline.cli import main
 from pipeline.features import Features, open_features
 from pipeline.hdf5 import limits

@@ -49,8 +49,8 @@ _REPORT = (
     Mutation(
         "verify-accepts-good-rows-as-bad",
         "pipeline/report/rows.py",
-        "np.isnan(stored).all(axis=1) & (wanted.is_bad | wanted.may_be_bad)",
-        "np.isnan(stored).all(axis=1)",
+        "is_nan & (expected.is_bad | expected.may_be_bad)",
+        "is_nan",
         ("tests/report/test_verify.py::test_good_rows_that_are_stored_as_bad_are_a_fault",),
     ),
     Mutation(
@@ -62,7 +62,7 @@ _REPORT = (
     ),
     Mutation(
         "verify-tolerance-times-ten",
-        "pipeline/report/rounding.py",
+        "pipeline/report/rows.py",
         "_SAFETY = 4.0",
         "_SAFETY = 40.0",
         ("tests/report/test_rounding.py",),
@@ -70,8 +70,8 @@ _REPORT = (
     Mutation(
         "compare-uses-rows-that-are-bad-in-one-run",
         "pipeline/report/compare.py",
-        "count = found[0][1] & found[1][1]",
-        "count = found[0][1]",
+        "is_valid = valid_a & valid_b",
+        "is_valid = valid_a",
         ("tests/report/test_compare.py::test_rows_that_are_bad_in_one_run_only_do_not_count",),
     ),
 )
@@ -365,7 +365,7 @@ _REST = (
     ),
     Mutation(
         "small-classes-are-not-tested",
-        "pipeline/classify/labels.py",
+        "pipeline/classify/rows.py",
         "np.maximum(1, np.round(_HELD_OUT * sizes))",
         "np.round(_HELD_OUT * sizes)",
         ("tests/classify/test_compare.py::test_a_fifth_of_every_class_is_held_out",),

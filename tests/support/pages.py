@@ -14,9 +14,9 @@ import numpy as np
 from kernels.network import Network
 from pipeline.model import Model
 from pipeline.report.facts import inputs_told
-from pipeline.report.page.made import page_bytes
-from pipeline.report.sampled.measures import measured
-from pipeline.report.sampled.sample import Looking, Made, drawn
+from pipeline.report.measures import measured
+from pipeline.report.page.build import page_bytes
+from pipeline.report.sample import Looking, Made, drawn
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards

@@ -39,7 +39,7 @@ from pipeline.formats import digest, seal, unseal
 from pipeline.model import load_model
 from pipeline.output import groupcommit
 from pipeline.output.records import NAMES, manifest_path, plain_name, published_file, read_manifest
-from pipeline.report.page.made import report_in
+from pipeline.report.page.build import report_in
 from pipeline.report.verify import verify
 from tests.support.faulty import Failing, Killing, PowerLog, Short, Watched, forked, materialize
 from tests.support.standin import Night, features_of, install

@@ -1,1 +1,1 @@
-"""From the plain values of report.json to a page, or to a text."""
+"""The page: from the plain values of report.json to HTML or text."""

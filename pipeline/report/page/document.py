@@ -1,4 +1,4 @@
-"""What a report consists of, before it becomes HTML or text: sections of sentences, tables, pictures and commands."""
+"""The document that becomes HTML or text: sections of paragraphs, tables, figures and commands."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 __all__ = ["Command", "Figure", "Item", "Page", "Section", "Table"]
 
-_LONGEST_NUMBER = 24  # characters, with its unit: what is longer are words that begin with one
+_LONGEST_NUMBER = 24  # characters, with its unit: longer texts are words that begin with a number
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text.
+    """A table of texts.
 
     Attributes
     ----------
     columns : tuple of str
-        Their heads.
+        Heads of the columns.
     """
 
     caption: str
@@ -25,13 +25,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers, which stand flush right and on one line."""
+        """Return whether a column holds numbers, which are aligned right and on one line."""
         cells = [row[column] for row in self.rows]
         return bool(cells) and all(cell[:1] in "0123456789-+." and len(cell) <= _LONGEST_NUMBER for cell in cells)
 
     @classmethod
     def of(cls, caption: str, columns: str, rows: Sequence[Sequence[object]]) -> Table:
-        """A table whose heads are the words of one text, parted by commas."""
+        """Return a table whose heads are given as one text, separated by commas."""
         heads = tuple(head.strip() for head in columns.split(","))
         return cls(caption, heads, tuple(tuple(map(str, row)) for row in rows))
 
@@ -43,13 +43,13 @@ class Figure:
     Attributes
     ----------
     description : str
-        What it shows, for those who cannot see it.
+        What it shows, for users who cannot see it.
     svg : str
-        Markup, all text in it escaped.
+        Markup; all text in it is escaped.
     table : Table
-        Its numbers.
+        The numbers in the picture.
     note : str
-        What is to be known beside the picture.
+        A remark.
     """
 
     title: str
@@ -61,7 +61,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Command:
-    """What to type, and what for."""
+    """A command line and its purpose."""
 
     purpose: str
     line: str
@@ -73,7 +73,7 @@ Item = str | Table | Figure | Command
 
 @dataclass(frozen=True)
 class Section:
-    """Items under a head; figures side by side where there is room."""
+    """Items under a head; figures are side by side if there is space."""
 
     title: str
     items: tuple[Item, ...]
@@ -81,14 +81,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A report.
+    """A page.
 
     Attributes
     ----------
     verdict : str
-        All of it in one sentence.
+        The run in one sentence.
     needs : bool
-        Whether a person should look at something.
+        Whether something needs attention.
     """
 
     title: str

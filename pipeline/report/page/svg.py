@@ -1,4 +1,4 @@
-"""Pictures as inline SVG, written small: elements, scales and axes. Colours that tell on white and on black alike."""
+"""Inline SVG: elements, scales and axes, in colours that are visible on white and on black."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Element = ElementTree.Element
 
 
 def colour(i: int) -> str:
-    """Of the i-th of several things."""
+    """Return the colour of series `i`."""
     return COLOURS[i % len(COLOURS)]
 
 
 def element(name: str, *children: Element, content: str = "", **attributes: Any) -> Element:
-    """An SVG element; underscores in attributes' names stand for hyphens."""
+    """Return an SVG element; underscores in the names of attributes become hyphens."""
     plain = {key.rstrip("_").replace("_", "-"): _spelled(value) for key, value in attributes.items()}
-    made = ElementTree.Element(name, plain)
-    made.text = content or None
-    made.extend(children)
-    return made
+    found = ElementTree.Element(name, plain)
+    found.text = content or None
+    found.extend(children)
+    return found
 
 
 def picture(size: tuple[float, float], title: str, description: str, *children: Element) -> str:
-    """The whole of one: markup that names and describes itself, and grows and shrinks with the page."""
+    """Return the markup of a picture that has a name and a description, and that scales with the page."""
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     named: dict[str, Any] = {"role": "img", "aria_labelledby": f"{name}-title {name}-desc"}
     width, height = size
@@ -57,68 +57,91 @@ def picture(size: tuple[float, float], title: str, description: str, *children: 
 
 
 def text(x: float, y: float, content: str, anchor: str = "start", **attributes: Any) -> Element:
-    """A line of text."""
+    """Return a line of text."""
     return element("text", content=content, x=x, y=y, text_anchor=anchor, **attributes)
 
 
 def polyline(xs: Sequence[float], ys: Sequence[float], stroke: str, **attributes: Any) -> Element:
-    """Points joined by lines."""
+    """Return points joined by lines."""
     points = " ".join(f"{_spelled(x)},{_spelled(y)}" for x, y in zip(xs, ys, strict=True))
     return element("polyline", points=points, fill="none", stroke=stroke, **attributes)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places on the picture, by their logarithms or as they are."""
+    """Map from values to positions, linear or logarithmic.
+
+    Attributes
+    ----------
+    low, high : float
+        Values at the ends.
+    start, end : float
+        Positions of the ends.
+    is_whole : bool
+        Whether all values are whole numbers.
+    """
 
     low: float
     high: float
     start: float
     end: float
     is_log: bool = False
-    is_whole: bool = False  # whether nothing lies between whole numbers
+    is_whole: bool = False
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, may_log: bool = False) -> Scale:
-        """One that holds all values with a margin; logarithmic where these span more than a decade and may be."""
-        low, high = min(values), max(values)
+        """Return a scale for all values with a margin; logarithmic if it may be and if they span more than a decade."""
+        low = min(values)
+        high = max(values)
         if may_log and low > 0 and high / low > 10:
-            return cls(low / 1.1, high * 1.1, start, end, True)
+            return cls(low / 1.1, high * 1.1, start, end, is_log=True)
         margin = 0.04 * (high - low) or abs(high) or 1.0
         return cls(low - margin, high + margin, start, end)
 
     def __call__(self, value: float) -> float:
-        """Where a value lies."""
-        low, high, at = map(math.log, (self.low, self.high, value)) if self.is_log else (self.low, self.high, value)
-        return self.start + (at - low) / (high - low) * (self.end - self.start)
+        """Return the position of a value."""
+        if self.is_log:
+            share = _share(math.log(value), math.log(self.low), math.log(self.high))
+        else:
+            share = _share(value, self.low, self.high)
+        return self.start + share * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Two to six round values."""
+        """Return two to six round values."""
         if self.is_log:
-            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            tens = [f * 10.0**e for e in range(first, last + 1) for f in ((1, 2, 5) if last - first < 3 else (1,))]
-            return [tick for tick in tens if self.low <= tick <= self.high][:: max(1, (last - first) // 5)]
-        rough = (self.high - self.low) / 4
-        unit = 10.0 ** math.floor(math.log10(rough))
-        step = unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough))
+            return self._log_ticks()
+        rough_step = (self.high - self.low) / 4
+        unit = 10.0 ** math.floor(math.log10(rough_step))
+        step = unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough_step))
         first = math.ceil(self.low / step)
-        ticks = [i * step for i in range(first, math.floor(self.high / step) + 1)]
+        last = math.floor(self.high / step)
+        ticks = [i * step for i in range(first, last + 1)]
         return [tick for tick in ticks if not self.is_whole or tick == round(tick)]
+
+    def _log_ticks(self) -> list[float]:
+        first = math.floor(math.log10(self.low))
+        last = math.ceil(math.log10(self.high))
+        factors = (1, 2, 5) if last - first < 3 else (1,)
+        ticks = [factor * 10.0**exponent for exponent in range(first, last + 1) for factor in factors]
+        inside = [tick for tick in ticks if self.low <= tick <= self.high]
+        return inside[:: max(1, (last - first) // 5)]
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low)
 
 
 def axes(x: Scale, y: Scale, x_name: str, spelled: Callable[[float], str] = "{:.3g}".format) -> list[Element]:
-    """Lines of both axes with their ticks' values, and what lies along the horizontal one."""
-    made = [
-        element("path", d=_path((x.start, y.end), (x.start, y.start), (x.end, y.start)), class_="axis", fill="none")
-    ]
+    """Return the lines of both axes, their ticks, and the name of the horizontal one."""
+    corner = _path((x.start, y.end), (x.start, y.start), (x.end, y.start))
+    drawn = [element("path", d=corner, class_="axis", fill="none")]
     for tick in y.ticks():
-        at = y(tick)
-        made += [
-            element("path", d=_path((x.start, at), (x.end, at)), class_="grid"),
-            text(x.start - 5, at + 4, spelled(tick), "end"),
-        ]
-    made += [text(x(tick), y.start + 15, spelled(tick), "middle") for tick in x.ticks()]
-    return [*made, text(x.end, y.start + 29, x_name, "end")]
+        height = y(tick)
+        drawn.append(element("path", d=_path((x.start, height), (x.end, height)), class_="grid"))
+        drawn.append(text(x.start - 5, height + 4, spelled(tick), "end"))
+    drawn += [text(x(tick), y.start + 15, spelled(tick), "middle") for tick in x.ticks()]
+    drawn.append(text(x.end, y.start + 29, x_name, "end"))
+    return drawn
 
 
 def _path(*points: tuple[float, float]) -> str:
@@ -132,22 +155,29 @@ def _spelled(value: object) -> str:
 
 
 def image(pixels: np.ndarray, place: tuple[float, float, float, float]) -> Element:
-    """Pixels (height, width), or (height, width, 3) in colour, uint8, at x, y, width and height, as data."""
+    """Return an image with its data.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (height, width) or (height, width, 3), uint8
+    place : tuple of float
+        x, y, width and height.
+    """
     x, y, width, height = place
     data = "data:image/png;base64," + b64encode(_png(pixels)).decode()
     return element("image", href=data, x=x, y=y, width=width, height=height, style="image-rendering:pixelated")
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """Portable Network Graphics (ISO/IEC 15948), 8 bits a channel, no filter."""
+    """Return Portable Network Graphics (ISO/IEC 15948) with 8 bits per channel and no filter."""
     height, width = pixels.shape[:2]
-    kind = 2 if pixels.ndim == 3 else 0  # colour, or shades of grey
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
-        (b"IDAT", zlib.compress(lines.tobytes(), 9)),
-        (b"IEND", b""),
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    colour_type = 2 if pixels.ndim == 3 else 0  # RGB or grey
+    no_filter = np.zeros((height, 1), np.uint8)
+    lines = np.concatenate([no_filter, pixels.reshape(height, -1)], axis=1)
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    data = zlib.compress(lines.tobytes(), 9)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them, each bounded in length."""
+"""Numbers and names as text of bounded length."""
 
 from __future__ import annotations
 
@@ -11,35 +11,47 @@ __all__ = ["column", "count", "cut", "number", "path", "percent"]
 
 
 def count(n: int | float) -> str:
-    """A whole number, its thousands apart."""
+    """Return a whole number with separated thousands."""
     return f"{round(n):,}"
 
 
 def number(value: float | None) -> str:
-    """Three digits; a dash where there is none."""
-    return "-" if value is None else f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    """Return a number with three digits; a dash if it is None."""
+    if value is None:
+        return "-"
+    if 1000 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
 
 
 def percent(share: float) -> str:
-    """A share of 1 in percent, with a digit behind the point where it is small."""
-    return f"{100 * share:.0f} %" if abs(share) >= 0.1 else f"{100 * share:.2g} %"
+    """Return a share of 1 in percent: without decimals, or with two digits if it is small."""
+    if abs(share) >= 0.1:
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:.2g} %"
 
 
 def cut(text: object, most: int = 300) -> str:
-    """A text that may come from a file's name or content: without what cannot be printed, and not too long."""
+    """Return a text, which may come from a file, with at most `most` characters, all of them printable."""
     printable = shown(text)
-    return printable if len(printable) <= most else f"{printable[: most - 1]}…"
+    if len(printable) > most:
+        return f"{printable[: most - 1]}…"
+    return printable
 
 
-def column(told: Mapping[str, Any]) -> str:
+def column(facts: Mapping[str, Any]) -> str:
     """Return the number of a column with its name, if that is known."""
-    if told["column"] is None:
+    if facts["column"] is None:
         return "-"
-    name = told.get("name")  # reports of earlier versions have none
-    return f"{told['column']} {cut(name, 24)}" if name else str(told["column"])
+    name = facts.get("name")  # reports of earlier versions have none
+    if not name:
+        return str(facts["column"])
+    return f"{facts['column']} {cut(name, 24)}"
 
 
 def path(text: object, most: int = 80) -> str:
-    """A file's path, as `cut` does it, but of a long one the end stays, which tells files apart."""
+    """Return a file's path like `cut`, but keep the end of a long one, which distinguishes files."""
     printable = shown(text)
-    return printable if len(printable) <= most else f"…{printable[1 - most :]}"
+    if len(printable) > most:
+        return f"…{printable[1 - most :]}"
+    return printable

@@ -1,9 +1,8 @@
-"""Whether the features are good: errors and what they are held against, pictures of rows, units, a probe."""
+"""The section about the quality of the features: errors and a baseline, pictures of rows, units, and a probe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,22 @@ __all__ = ["quality"]
 
 
 def quality(report: Mapping[str, Any]) -> Section:
-    """All that tells it."""
+    """Return the section."""
     sample = report.get("sample") or {}
-    items = [*_errors(report), *_probe(sample), *_points(sample), *_costs(report), *_pairs(sample), *_rows(sample)]
-    return Section("Is it good?", (*items, *_units(report), *_without_rows(report)))
+    items = [
+        *_errors(report, sample),
+        *_probe(sample),
+        *_points(sample),
+        *_costs(report),
+        *_pairs(sample),
+        *_rows(sample),
+        *_units(report, sample),
+        *_missing_sample(report),
+    ]
+    return Section("Is it good?", tuple(items))
 
 
-def _without_rows(report: Mapping[str, Any]) -> Iterator[str]:
+def _missing_sample(report: Mapping[str, Any]) -> Iterator[str]:
     if "sample" in report and not report["sample"]:
         yield (
             "No rows are shown here: there were too few good ones, the model takes too much of the memory budget, or "
@@ -37,65 +45,73 @@ def _costs(report: Mapping[str, Any]) -> Iterator[Item]:
     lines = {"training": [epoch["cost"] for epoch in history]}
     if history[-1]["validation_cost"] is not None:
         lines["validation"] = [epoch["validation_cost"] for epoch in history]
-    baseline = report["training"].get("baseline") or {}
-    levels = {"principal components": baseline["components"]} if baseline else {}
+    levels = {}
+    baseline = report["training"].get("baseline")
+    if baseline:
+        levels["principal components"] = baseline["components"]
     yield curves("Cost over the epochs", lines, levels)
 
 
-def _errors(report: Mapping[str, Any]) -> Iterator[Item]:
-    summary, sample = report["summary"], report.get("sample") or {}
+def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
+    summary = report["summary"]
+    title = "Mean squared error in scaled units"
+    features = f"{summary['n_features']} features"
     if None not in (summary.get("cost"), summary.get("components"), summary.get("mean")):
         errors = {
-            f"{summary['n_features']} features": summary["cost"],
+            features: summary["cost"],
             f"{summary['n_features']} components": summary["components"],
             "the mean": summary["mean"],
         }
         note = "On rows that were kept out of the training: the lower, the more of a row its features still know."
-        yield bars("Mean squared error in scaled units", errors, note=note)
+        yield bars(title, errors, note=note)
     elif sample:
-        errors = {f"{summary['n_features']} features": sample["mean_error"], "the mean": sample["of_mean"]}
-        yield bars("Mean squared error in scaled units", errors, note=f"On {count(sample['n_rows'])} of the rows.")
+        errors = {features: sample["mean_error"], "the mean": sample["of_mean"]}
+        yield bars(title, errors, note=f"On {count(sample['n_rows'])} of the rows.")
 
 
 def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
     probe = sample.get("probe")
     if not probe:
         return
-    values = {
+    accuracies = {
         "features": probe["features"],
         f"{probe['n_components']} components": probe["components"],
         "raw columns": probe["columns"],
         "always the commonest": probe["commonest"],
     }
-    chance = 2 * max((p * (1 - p) / probe["n_test"]) ** 0.5 for p in values.values())
+    deviations = [(share * (1 - share) / probe["n_test"]) ** 0.5 for share in accuracies.values()]
     note = (
         f"A ridge classifier that has learnt the labels {cut(probe['labels'], 40)} from {count(probe['n_train'])} "
-        f"rows, tried on {count(probe['n_test'])} others; give or take {percent(chance)}."
+        f"rows, tried on {count(probe['n_test'])} others; give or take {percent(2 * max(deviations))}."
     )
-    yield bars("Rows that a linear probe tells right", values, percent, note)
+    yield bars("Rows that a linear probe tells right", accuracies, percent, note)
 
 
 def _points(sample: Mapping[str, Any]) -> Iterator[Item]:
     points = sample.get("points")
     if not points:
         return
-    names = points["names"]
-    draw = partial(scatter, codes=np.array(points["labels"] or [0] * len(points["inputs"])), names=names)
-    titles = {"inputs": "Rows", "codes": "Their features", "reconstructions": "Rows again, from the features alone"}
-    axes = {**points["axes"], "reconstructions": points["axes"]["inputs"]}
+    codes = np.array(points["labels"] or [0] * len(points["inputs"]))
+    axes = points["axes"]
+    titles = {
+        "inputs": f"Rows ({axes['inputs']})",
+        "codes": f"Their features ({axes['codes']})",
+        "reconstructions": f"Rows again, from the features alone ({axes['inputs']})",
+    }
     for key, title in titles.items():
-        yield draw(f"{title} ({axes[key]})", np.array(points[key]))
+        yield scatter(title, np.array(points[key]), codes, points["names"])
 
 
 def _pairs(sample: Mapping[str, Any]) -> Iterator[Item]:
     pairs = sample.get("pairs")
     if not pairs or not pairs["rows"]:
         return
+    title = "Rows and what their features give back"
     if pairs["shape"] is None:
-        yield profiles("Rows and what their features give back", pairs["rows"])
+        yield profiles(title, pairs["rows"])
         return
     lines = {"input": "rows", "code": "their features", "again": "rows again, from the features alone"}
-    yield images("Rows and what their features give back", pairs["rows"], pairs["shape"], lines)
+    yield images(title, pairs["rows"], pairs["shape"], lines)
 
 
 def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
@@ -104,8 +120,7 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
     errors = sample["errors"]
     quantiles = [(percent(float(share)), number(value)) for share, value in errors["quantiles"].items()]
     table = Table.of("Errors of single rows: so many have less", "share of the rows, less than", quantiles)
-    title, x_name = "Errors of single rows", "mean squared error of a row"
-    yield histogram(title, errors["edges"], errors["counts"], x_name, table)
+    yield histogram("Errors of single rows", errors["edges"], errors["counts"], "mean squared error of a row", table)
     worst = [
         (path(row["file"]), count(row["row"]), cut(row["label"] or "-", 24), number(row["error"]), column(row))
         for row in sample["worst"]
@@ -114,15 +129,15 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
     yield Table.of(title, "file, row, label, error, most of it in column", worst)
 
 
-def _units(report: Mapping[str, Any]) -> Iterator[Item]:
-    units = report.get("training", {}).get("units") or (report.get("sample") or {}).get("units")
+def _units(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
+    units = report.get("training", {}).get("units") or sample.get("units")
     if not units:
         return
-    of = units["n_features"]
+    n_features = units["n_features"]
     rows = [
-        ("hardly vary", f"{units['dead']} of {of}"),
-        ("are saturated for most rows", f"{units['saturated']} of {of}"),
-        ("repeat another one", f"{units['duplicate']} of {of}"),
+        ("hardly vary", f"{units['dead']} of {n_features}"),
+        ("are saturated for most rows", f"{units['saturated']} of {n_features}"),
+        ("repeat another one", f"{units['duplicate']} of {n_features}"),
         ("activations that are saturated", percent(units["saturated_share"])),
     ]
     yield Table.of(f"Features that say little, in {count(units['n_rows'])} rows", "features that, how many", rows)

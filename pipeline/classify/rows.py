@@ -1,0 +1,290 @@
+"""The rows of finished runs: their labels as numbers of classes, their features, and their scaled raw columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.columns import Columns
+from pipeline.errors import DataError, counted, shown
+from pipeline.features import Features
+from pipeline.formats import missing_value
+from pipeline.model import Model
+from pipeline.scan.cleaning import Cleaning
+from pipeline.shards.columns import reordered
+from pipeline.shards.rows import read
+from pipeline.shards.shard import Block, Shard, with_offset
+from pipeline.shards.vet import Wanted, vet
+
+__all__ = ["LEFT_OUT", "Piece", "Rows", "classes_of", "held_out", "labels_of", "pieces", "present"]
+
+LEFT_OUT = -1
+"""Class of a row that is not used."""
+_HELD_OUT = 0.2
+_MAX_ROWS = 65536  # of a piece
+_TOLERANCE = 0.01  # processors and devices round features differently, but their differences are smaller
+
+
+# -- labels --------------------------------------------------------------------------------------------------------
+
+
+def labels_of(directory: str, run: Features, name: str) -> np.ndarray:
+    """Return the labels in a rider, one for each row: numbers or texts.
+
+    Raises
+    ------
+    DataError
+        When there is no such rider, or when it holds something else.
+    """
+    if name not in run.riders:
+        raise _no_such_rider(directory, run, name)
+    labels = run.riders[name].compute()
+    if name in run.categories:
+        labels = _decoded(labels, run.categories[name])
+    where = f"features={shown(directory)} dataset={name}"
+    if labels.dtype.kind not in "biufOSU":
+        raise DataError(f"{where}: {labels.dtype}, expected numbers or text")
+    if labels.dtype.kind == "f":
+        _check_whole_numbers(where, labels)
+    return labels
+
+
+def _no_such_rider(directory: str, run: Features, name: str) -> DataError:
+    left_out = run.manifest.get("left_out", {})
+    reason = f"left out: {sorted(left_out)}"
+    if name in left_out:
+        reason = f"{name} was left out ({shown(left_out[name])})"
+    return DataError(
+        f"features={shown(directory)}: no dataset {name!r} rides along, found {sorted(run.riders)}; {shown(reason)}. "
+        "Name the labels with --labels; shardpress run --carry GROUP/NAME has others ride along."
+    )
+
+
+def _check_whole_numbers(where: str, labels: np.ndarray) -> None:
+    """Check that numbers are whole or NaN."""
+    has_fraction = np.isfinite(labels) & (labels != np.floor(labels))
+    wrong = np.flatnonzero(has_fraction | np.isinf(labels))
+    if len(wrong):
+        raise DataError(
+            f"{where}: {labels[wrong[0]]} in row {wrong[0]}; "
+            f"{counted(len(wrong), 'row')} without a whole number, expected a number "
+            "or text for each class. Name others with --labels."
+        )
+
+
+def _decoded(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
+    """Return the meaning of codes, since each run has its own codes; anything for -1, which `present` leaves out."""
+    if not len(categories):
+        return codes
+    if categories.dtype.kind not in "biu":
+        categories = categories.astype(object)  # each text is in memory only once
+    return categories[codes]
+
+
+def present(run: Features, name: str) -> np.ndarray:
+    """Return which rows have a label, bool (n_rows,).
+
+    If some shards have no such dataset, a mask accompanies it. Codes of -1 mean no label.
+    """
+    if name in run.categories:
+        return np.asarray(run.riders[name].compute()) >= 0
+    # If the input had a dataset with the name of the mask, the mask has one more underscore.
+    masks = []
+    for other, values in run.riders.items():
+        if other.rstrip("_") == f"{name}_present" and values.dtype == bool:
+            masks.append(values.compute())
+    if masks:
+        return np.asarray(np.logical_and.reduce(masks))
+    labels = run.riders[name]
+    if labels.dtype.kind != "i":
+        return np.ones(len(labels), dtype=bool)
+    return np.asarray(labels.compute() != missing_value(labels.dtype))  # stored for labels that could not be read
+
+
+def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:
+    """Return the classes in order, and each row's class: LEFT_OUT if its label is NaN or an empty text.
+
+    Texts are equal in any storage, and numbers in any dtype.
+    """
+    numbers: dict[object, int] = {}  # of the distinct labels, in the order in which they are found
+    places = []
+    for values in labels:
+        distinct, inverse = _distinct(values)
+        found = [numbers.setdefault(value, len(numbers)) for value in distinct]
+        places.append(np.array(found, dtype=np.int64)[inverse])
+    classes = [value for value in numbers if value is not None]
+    classes.sort(key=lambda value: (str(type(value)), value))
+    ranks = {value: rank for rank, value in enumerate(classes)}
+    rank_of_number = np.array([ranks.get(value, LEFT_OUT) for value in numbers], dtype=np.int64)
+    return classes, rank_of_number[np.concatenate(places)]
+
+
+def _distinct(values: np.ndarray) -> tuple[list[object], np.ndarray]:
+    """Return the distinct values as plain ones, None for a missing one, and the index of each row's value."""
+    if values.dtype.kind in "biuf":
+        found, inverse = np.unique(values, return_inverse=True)
+        return [None if math.isnan(value) else int(value) for value in found.tolist()], inverse
+    # A dictionary, since an array of text would be as wide as the longest one.
+    numbers: dict[object, int] = {}
+    indices = (numbers.setdefault(value, len(numbers)) for value in values.tolist())
+    inverse = np.fromiter(indices, np.int64, len(values))
+    return [_text(value).strip() or None for value in numbers], inverse
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value)
+
+
+def held_out(codes: np.ndarray, seed: int) -> np.ndarray:
+    """Return which rows test, bool (n_rows,): a fifth of each class, at least one of a class of two, never all."""
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(codes != LEFT_OUT))
+    order = order[np.argsort(codes[order], kind="stable")]
+    sizes = np.bincount(codes[order])
+    n_wanted = np.where(sizes > 1, np.maximum(1, np.round(_HELD_OUT * sizes)), 0)
+    first_of_class = np.cumsum(sizes) - sizes
+    place_in_class = np.arange(len(order)) - np.repeat(first_of_class, sizes)
+    is_test = np.zeros(len(codes), dtype=bool)
+    is_test[order[place_in_class < n_wanted[codes[order]]]] = True
+    return is_test
+
+
+# -- features and raw columns --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The same rows before and after encoding.
+
+    Attributes
+    ----------
+    raw : Block
+    encoded : Block
+    first : int
+        Number of the first row.
+    missing : float or None
+        A value that stands for a missing one.
+    """
+
+    raw: Block
+    encoded: Block
+    first: int
+    missing: float | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one or two runs, numbered through.
+
+    Attributes
+    ----------
+    pieces : tuple of Piece
+    model : Model
+    codes : ndarray of shape (n_rows,), int64
+        The class of each row, LEFT_OUT for one that is not used.
+    is_test : ndarray of shape (n_rows,), bool
+    """
+
+    pieces: tuple[Piece, ...]
+    model: Model
+    codes: np.ndarray
+    is_test: np.ndarray
+
+    @property
+    def train(self) -> np.ndarray:
+        """Numbers of the training rows."""
+        return np.flatnonzero((self.codes != LEFT_OUT) & ~self.is_test)
+
+    @property
+    def test(self) -> np.ndarray:
+        """Numbers of the test rows."""
+        return np.flatnonzero((self.codes != LEFT_OUT) & self.is_test)
+
+    def read(
+        self, wanted: np.ndarray, order: Sequence[int] | None = None, advance: Callable[[int], object] = lambda n: None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield row numbers, features and scaled raw rows (both float32), piece by piece.
+
+        Parameters
+        ----------
+        wanted : ndarray of shape (n_rows,), bool
+            Which rows; a piece without any of them is not read.
+        order : sequence of int, optional
+            Order of the pieces.
+        advance : callable
+            Called with the number of rows that the caller has finished.
+
+        Raises
+        ------
+        DataError
+            When the raw rows are not those that the features were made from.
+        """
+        if order is None:
+            order = range(len(self.pieces))
+        for i in order:
+            piece = self.pieces[i]
+            chosen = np.flatnonzero(wanted[piece.first : piece.first + len(piece.raw)])
+            if len(chosen):
+                yield self._read_piece(piece, chosen)
+            advance(len(chosen))
+
+    def _read_piece(self, piece: Piece, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        block = replace(piece.raw, shard=with_offset(piece.raw.shard, self.model.offset))
+        raw = Cleaning(self.model.scaler, piece.missing).cleaned(block, read(block))[chosen]
+        encoded = read(piece.encoded)[chosen]
+        _check(self.model, piece, raw[:1], encoded[:1])
+        return piece.first + chosen, encoded, self.model.scaler.transform(raw)
+
+
+def pieces(found: Features, directory: str, columns: Columns, most_bytes: int, first: int = 0) -> tuple[Piece, ...]:
+    """Cut a run's rows into pieces.
+
+    Parameters
+    ----------
+    columns : Columns
+        Columns of the model. They are read in this order if the run has matched them by name.
+    most_bytes : int
+        Of scaled raw rows in a piece.
+    first : int
+        Number of the first row.
+    """
+    config = found.manifest["config"]
+    expected = columns if config.get("match_columns") == "name" else None
+    found_pieces: list[Piece] = []
+    for part in found.manifest["parts"]:
+        raw = _shard(part["path"], part["dataset"], config.get("orientation"), expected)
+        encoded = _shard(str(Path(directory) / part["file"]), "features", None)
+        n_rows = max(1, min(_MAX_ROWS, most_bytes // (4 * raw.n_inputs)))
+        for start in range(0, part["n_rows"], n_rows):
+            stop = min(start + n_rows, part["n_rows"])
+            raw_block = Block(raw, part["start"] + start, part["start"] + stop)
+            encoded_block = Block(encoded, start, stop)
+            found_pieces.append(Piece(raw_block, encoded_block, first + start, config.get("missing_value")))
+        first += part["n_rows"]
+    return tuple(found_pieces)
+
+
+@cache
+def _shard(path: str, dataset: str, orientation: str | None, columns: Columns | None = None) -> Shard:
+    shard = vet(Path(path), Wanted(dataset, orientation))
+    if columns is None:
+        return shard
+    return reordered(shard, columns)
+
+
+def _check(model: Model, piece: Piece, raw: np.ndarray, encoded: np.ndarray) -> None:
+    """Check that features were made from a raw row, as it is or clipped to the model's range."""
+    low = model.scaler.minimum.astype(np.float64)
+    high = model.scaler.maximum.astype(np.float64)
+    clipped = np.clip(raw.astype(np.float64), low, high)
+    if not any(np.allclose(model.encode(rows), encoded, atol=_TOLERANCE) for rows in (raw, clipped)):
+        raise DataError(
+            f"{piece.raw}: not the rows that file={shown(piece.encoded.shard.path)} was made from, expected them "
+            "unchanged. Type shardpress run again."
+        )

@@ -1,0 +1,309 @@
+"""Measurements of a sample of rows and their features, as plain values of bounded size, for report.json."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from math import isqrt
+from typing import Any
+
+import numpy as np
+
+from pipeline.model import Model
+from pipeline.report.probe import NONE, Labels, accuracy, labels_of
+from pipeline.report.sample import Made, Sample
+from pipeline.shards.shard import Shard
+from pipeline.training.components import Components, principal_components
+from pipeline.training.verdict import count_units
+
+__all__ = ["measured"]
+
+_N_BINS = 24
+_N_WORST = 10  # rows that are listed
+_N_POINTS = 500
+_N_PAIRS = 8
+_MAX_SIDE = 32  # pixels along an image's side
+_MAX_VALUES = 96  # of a row that is drawn as a line
+_MIN_PIXELS = 49  # of flat rows that are taken for square images; fewer columns are more likely measurements
+_MIN_TEST_ROWS = 30  # of the probe: with fewer its accuracy means nothing
+
+
+def measured(
+    sample: Sample, made: Sequence[Made], model: Model, categories: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return all measurements.
+
+    Parameters
+    ----------
+    made : sequence of Made
+        What the sample was drawn from.
+    categories : mapping of str to ndarray
+        Meaning of the codes in some riders.
+    """
+    reconstructions = model.decode(sample.features)
+    squares = np.square(sample.scaled - reconstructions)
+    errors = squares.mean(axis=1)
+    labels = labels_of(sample.riders, categories)
+    is_test = _test_rows(sample)
+    n_components = min(max(2, model.n_features), model.n_inputs)
+    components = principal_components(sample.scaled[~is_test], n_components, np.random.default_rng(0))
+    index = _Index(sample, made, labels)
+    facts = {
+        "n_rows": len(errors),
+        "mean_error": float(errors.mean()),
+        "of_mean": _error_of_mean(sample.scaled),
+        "errors": _distribution(errors),
+        "worst": _worst_rows(errors, squares, index),
+        "units": asdict(count_units(sample.features, model.network.code)),
+        "points": _points(sample, reconstructions, components, labels),
+        "pairs": _pairs(sample, reconstructions, errors, index, made[0].source.shard),
+    }
+    if labels is not None:
+        facts["probe"] = _probe(sample, components, labels, is_test)
+    return facts
+
+
+class _Index:
+    """Finds the rows of a sample in their files."""
+
+    def __init__(self, sample: Sample, made: Sequence[Made], labels: Labels | None) -> None:
+        self.labels = labels
+        self._sample = sample
+        self._made = made
+
+    def row(self, i: int) -> dict[str, Any]:
+        """Return file, dataset, row and label of row `i`."""
+        shard = self._made[int(self._sample.sources[i])].source.shard
+        return {
+            "file": shard.path,
+            "dataset": shard.dataset,
+            "row": int(self._sample.rows[i]),
+            "label": self._label(i),
+        }
+
+    def _label(self, i: int) -> str | None:
+        if self.labels is None or self.labels.codes[i] == NONE:
+            return None
+        return self.labels.names[int(self.labels.codes[i])]
+
+    def column(self, column: int) -> dict[str, Any]:
+        """Return a column's number and its name, which is None if it is not known."""
+        return {"column": column, "name": self._made[0].source.shard.columns.name_of(column)}
+
+
+def _test_rows(sample: Sample) -> np.ndarray:
+    """Return a third of the rows, bool (n_rows,): whole stretches, since neighbours are similar."""
+    stretches = np.unique(sample.stretches)
+    if len(stretches) < 3:
+        return np.arange(len(sample.rows)) % 3 == 2
+    return np.isin(sample.stretches, stretches[2::3])
+
+
+# -- errors --------------------------------------------------------------------------------------------------------
+
+
+def _error_of_mean(rows: np.ndarray) -> float:
+    """Return the mean squared error if each row were reconstructed as the mean of all rows."""
+    return float(np.square(rows - rows.mean(axis=0, dtype=np.float64)).mean())
+
+
+def _distribution(errors: np.ndarray) -> dict[str, Any]:
+    """Return quantiles and a histogram, of which the last bin has all errors above the 99th percentile."""
+    shares = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+    low = errors.min()
+    high = max(np.quantile(errors, 0.99), low + 1e-12)
+    edges = np.linspace(low, high, _N_BINS + 1)
+    counts, _ = np.histogram(np.minimum(errors, edges[-1]), edges)
+    return {
+        "quantiles": {str(share): float(np.quantile(errors, share)) for share in shares},
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+    }
+
+
+def _worst_rows(errors: np.ndarray, squares: np.ndarray, index: _Index) -> list[dict[str, Any]]:
+    """Return the rows with the largest errors, and the column in which each error is largest."""
+    worst = np.argsort(-errors, kind="stable")[:_N_WORST].tolist()
+    return [{**index.row(i), "error": float(errors[i]), **index.column(int(squares[i].argmax()))} for i in worst]
+
+
+# -- points --------------------------------------------------------------------------------------------------------
+
+
+def _points(
+    sample: Sample, reconstructions: np.ndarray, components: Components, labels: Labels | None
+) -> dict[str, Any]:
+    """Return two coordinates of rows, features and reconstructions: two columns, or else principal components."""
+    n_rows = len(reconstructions)
+    chosen = np.linspace(0, n_rows - 1, min(n_rows, _N_POINTS)).astype(int)
+    plane_of_rows = _Plane.of(sample.scaled, components)
+    plane_of_features = _Plane.of(sample.features)
+    facts: dict[str, Any] = {
+        "axes": {"inputs": plane_of_rows.describe("column"), "codes": plane_of_features.describe("feature")},
+        "inputs": plane_of_rows.project(sample.scaled[chosen]),
+        "codes": plane_of_features.project(sample.features[chosen]),
+        "reconstructions": plane_of_rows.project(reconstructions[chosen]),
+        "labels": None,
+        "names": [],
+        "dataset": None,
+    }
+    if labels is not None:
+        facts |= {"labels": labels.codes[chosen].tolist(), "names": list(labels.names), "dataset": labels.name}
+    return facts
+
+
+class _Plane:
+    """A plane onto which rows are projected."""
+
+    def __init__(self, mean: np.ndarray, axes: np.ndarray, is_turned: bool) -> None:
+        self._mean = mean
+        self._axes = axes
+        self._is_turned = is_turned
+
+    @classmethod
+    def of(cls, rows: np.ndarray, components: Components | None = None) -> _Plane:
+        """Return the plane of two columns, or the one in which rows vary most."""
+        width = rows.shape[1]
+        if width <= 2:
+            return cls(np.zeros(width), np.eye(width, 2), False)
+        if components is None:
+            components = principal_components(rows.astype(np.float32), 2, np.random.default_rng(0))
+        return cls(components.mean, components.components[:, :2], True)
+
+    def project(self, rows: np.ndarray) -> list[Any]:
+        """Return coordinates (n_rows, 2)."""
+        return _rounded((rows - self._mean) @ self._axes)
+
+    def describe(self, what: str) -> str:
+        """Return what the axes are."""
+        if self._is_turned:
+            return "their first two principal components"
+        return f"{what}s 0 and 1"
+
+
+# -- rows and their reconstructions --------------------------------------------------------------------------------
+
+
+def _pairs(
+    sample: Sample, reconstructions: np.ndarray, errors: np.ndarray, index: _Index, shard: Shard
+) -> dict[str, Any]:
+    """Return a few rows, their features and their reconstructions: as images, if the rows are images."""
+    shape = _image_shape(shard)
+    scaled_features = _scaled_to_range(sample.features)
+    pairs = []
+    for i in _typical_rows(errors, index.labels):
+        pair = {**index.row(i), "error": float(errors[i])}
+        if shape is None:
+            pair["input"] = _line(sample.scaled[i])
+            pair["again"] = _line(reconstructions[i])
+        else:
+            pair["input"] = _image(sample.scaled[i], shape)
+            pair["again"] = _image(reconstructions[i], shape)
+            pair["code"] = _square_image(scaled_features[i])
+        pairs.append(pair)
+    return {"shape": None if shape is None else list(_shrunk(np.zeros(shape)).shape), "rows": pairs}
+
+
+def _scaled_to_range(features: np.ndarray) -> np.ndarray:
+    """Return features from 0 to 1, their extremes in the sample."""
+    low = features.min(axis=0)
+    width = features.max(axis=0) - low
+    return np.asarray((features - low) / np.where(width > 0, width, 1))
+
+
+def _typical_rows(errors: np.ndarray, labels: Labels | None) -> list[int]:
+    """Return the row of median error of each label; without labels, rows from the best to the worst."""
+    if labels is None:
+        order = np.argsort(errors, kind="stable")
+        chosen = np.linspace(0, len(order) - 1, min(_N_PAIRS, len(order))).astype(int)
+        return order[chosen].tolist()
+    typical = []
+    for code in range(min(len(labels.names), _N_PAIRS + 2)):
+        rows = np.flatnonzero(labels.codes == code)
+        order = np.argsort(errors[rows], kind="stable")
+        typical.append(int(rows[order[len(rows) // 2]]))
+    return typical
+
+
+def _image_shape(shard: Shard) -> tuple[int, ...] | None:
+    """Return height and width, and 3 for colours, of rows that are images; None of other rows."""
+    shape = shard.shape[1:]
+    if len(shape) == 3 and shape[-1] in (1, 3):
+        return shape[:2] if shape[-1] == 1 else shape
+    if len(shape) == 2 and min(shape) > 4:
+        return shape
+    if len(shape) != 1 or shard.columns.is_known:  # pixels have no names
+        return None
+    return _square(shape[0])
+
+
+def _square(n: int) -> tuple[int, int] | None:
+    """Return the shape of a square image of `n` pixels; None if there is none, or if it is too small."""
+    side = isqrt(n)
+    if n < _MIN_PIXELS or side * side != n:
+        return None
+    return side, side
+
+
+def _image(values: np.ndarray, shape: tuple[int, ...]) -> str:
+    return _encoded_bytes(_shrunk(values.reshape(shape)))
+
+
+def _square_image(values: np.ndarray) -> str:
+    side = isqrt(len(values) - 1) + 1
+    return _encoded_bytes(np.pad(values, (0, side * side - len(values))))
+
+
+def _shrunk(pixels: np.ndarray) -> np.ndarray:
+    """Return an image of at most `_MAX_SIDE` pixels along a side: means of squares, without incomplete ones."""
+    factor = -(-max(pixels.shape[:2]) // _MAX_SIDE)
+    height = pixels.shape[0] // factor or 1
+    width = pixels.shape[1] // factor or 1
+    cut = pixels[: height * factor, : width * factor]
+    squares = cut.reshape(height, cut.shape[0] // height, width, cut.shape[1] // width, *cut.shape[2:])
+    return squares.mean(axis=(1, 3))
+
+
+def _line(values: np.ndarray) -> list[float]:
+    """Return a value for each column, or the means of `_MAX_VALUES` ranges of columns."""
+    ranges = np.array_split(values, min(len(values), _MAX_VALUES))
+    return _rounded(np.array([each.mean() for each in ranges]))
+
+
+def _encoded_bytes(values: np.ndarray) -> str:
+    """Return values from 0 to 1 as bytes in Base64."""
+    data = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8).tobytes()
+    return b64encode(data).decode()
+
+
+def _rounded(values: np.ndarray) -> list[Any]:
+    return list(np.round(values.astype(np.float64), 4).tolist())
+
+
+# -- the probe -----------------------------------------------------------------------------------------------------
+
+
+def _probe(sample: Sample, components: Components, labels: Labels, is_test: np.ndarray) -> dict[str, Any] | None:
+    """Return the accuracies of a linear classifier on features, components and raw columns."""
+    has_label = labels.codes != NONE
+    codes = labels.codes[has_label]
+    is_test = is_test[has_label]
+    train_codes = codes[~is_test]
+    test_codes = codes[is_test]
+    if len(test_codes) < _MIN_TEST_ROWS or len(np.unique(train_codes)) < 2:
+        return None
+    rows = sample.scaled[has_label]
+    features = sample.features[has_label]
+    n = min(features.shape[1], components.components.shape[1], len(train_codes))
+    projected = (rows - components.mean) @ components.components[:, :n]
+    return {
+        "labels": labels.name,
+        "n_train": len(train_codes),
+        "n_test": len(test_codes),
+        "n_components": n,
+        "commonest": float((test_codes == np.bincount(train_codes).argmax()).mean()),
+        "features": accuracy(features, codes, is_test),
+        "components": accuracy(projected, codes, is_test),
+        "columns": accuracy(rows, codes, is_test),
+    }

@@ -1,0 +1,171 @@
+"""From the plain values of a report to report.json, report.html and plain text, and report.json read again."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import DataError, NoInput, NotPermitted, shown
+from pipeline.formats import spelled
+from pipeline.output.records import published_file
+from pipeline.report.page.document import Command, Figure, Item, Page, Table
+from pipeline.report.page.quality import quality
+from pipeline.report.page.run import change, settings, steps, time_spent
+from pipeline.report.page.verdict import needs, notices, verdict
+from pipeline.report.page.words import cut
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+__all__ = ["html_of", "page_bytes", "page_in", "page_of", "report_bytes", "report_in", "text_of"]
+
+log = logging.getLogger(__name__)
+
+_TEXT_WIDTH = 100
+_KINDS = {Table: "table", Figure: "figure", Command: "command"}
+"""Names of the kinds of items in page.html; all others are words."""
+
+
+def page_of(report: Mapping[str, Any]) -> Page:
+    """Return the page of a report; facts that an earlier version did not write are left out.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        When it is not a report.
+    """
+    sections = (needs(report), quality(report), change(report), time_spent(report), steps(report), settings(report))
+    n_notices, _ = notices(report)
+    return Page(
+        title=f"shardpress: {cut(Path(report['config']['output']).name, 60)}",
+        verdict=verdict(report),
+        needs=n_notices > 0,
+        sections=tuple(section for section in sections if section is not None and section.items),
+    )
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def report_bytes(report: Mapping[str, Any]) -> bytes:
+    """Return the content of report.json."""
+    return (spelled(report) + "\n").encode()
+
+
+def page_bytes(report: Mapping[str, Any]) -> bytes:
+    """Return the content of report.html; if the page cannot be made, it says so, and the run goes on."""
+    try:
+        # As read from report.json, so that the page is the same whenever it is made.
+        plain = json.loads(report_bytes(report))
+        return html_of(page_of(plain)).encode()
+    except Exception as error:
+        log.warning("report: report.html could not be made, report.json has its numbers: %r", error)
+        reason = html.escape(shown(repr(error))[:300])
+        return (
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>shardpress</title></head><body><main>'
+            f"<h1>shardpress</h1><p>The features are there, but this page could not be made: {reason}. The numbers "
+            "stand in report.json.</p></main></body></html>\n"
+        ).encode()
+
+
+def report_in(directory: str | Path) -> dict[str, Any]:
+    """Read report.json in an output directory.
+
+    Raises
+    ------
+    NoInput
+        When it does not exist.
+    NotPermitted
+        When it cannot be read.
+    DataError
+        When it is not JSON, or not a report.
+    """
+    path = published_file(Path(directory), "report.json")
+    where = f"file={shown(path)}"
+    try:
+        report = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
+    except OSError as error:
+        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you may read") from error
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {shown(error)}. Type the run's command again to make it anew.") from error
+    if not isinstance(report, dict):
+        raise DataError(f"{where}: a {type(report).__name__}, expected a report")
+    return report
+
+
+def page_in(directory: str | Path) -> Page:
+    """Return the page of an output directory; raises like `report_in`, and `DataError` if it is not a report."""
+    report = report_in(directory)
+    try:
+        return page_of(report)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        path = shown(Path(directory) / "report.json")
+        raise DataError(f"file={path}: no report of ours: {error!r}. Type the run's command again.") from error
+
+
+# -- HTML ----------------------------------------------------------------------------------------------------------
+
+
+def html_of(page: Page) -> str:
+    """Return a page as one HTML file: no script, no request, for screens of any size, for print and for dark mode."""
+    return _template().render(page=page, kind=_kind)
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined  # not needed for text
+
+    folder = files("pipeline.report.page")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals["style"] = (folder / "page.css").read_text()
+    return environment.from_string((folder / "page.html").read_text())
+
+
+def _kind(item: Item) -> str:
+    return _KINDS.get(type(item), "words")
+
+
+# -- text ----------------------------------------------------------------------------------------------------------
+
+
+def text_of(page: Page) -> str:
+    """Return a page as plain text, for mail and terminals: figures become the tables with their numbers."""
+    lines = [page.title, "", *wrap(page.verdict, _TEXT_WIDTH)]
+    for section in page.sections:
+        lines += ["", "", section.title, "=" * len(section.title)]
+        for item in section.items:
+            lines += ["", *_lines_of_item(item)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _lines_of_item(item: Item) -> Iterator[str]:
+    if isinstance(item, Table):
+        yield from _lines_of_table(item)
+    elif isinstance(item, Figure):
+        yield from _lines_of_table(item.table)
+        yield from wrap(item.note, _TEXT_WIDTH)
+    elif isinstance(item, Command):
+        yield f"{item.purpose}:"
+        yield f"    {item.line}"
+    else:
+        yield from wrap(item, _TEXT_WIDTH)
+
+
+def _lines_of_table(table: Table) -> Iterator[str]:
+    yield from wrap(table.caption, _TEXT_WIDTH)
+    columns = []
+    for i, cells in enumerate(zip(table.columns, *table.rows, strict=True)):
+        width = max(map(len, cells))
+        is_number = table.is_number(i)
+        columns.append([cell.rjust(width) if is_number else cell.ljust(width) for cell in cells])
+    for cells in zip(*columns, strict=True):
+        yield "  " + "  ".join(cells)

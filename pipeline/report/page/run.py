@@ -1,0 +1,260 @@
+"""The sections about the run: changes since the last one, times, next steps, settings and digests."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.report.page.document import Command, Item, Section, Table
+from pipeline.report.page.pictures import bars
+from pipeline.report.page.words import count, cut, number, path, percent
+from pipeline.settings.config import Config
+from pipeline.text import exact_duration, size
+
+__all__ = ["change", "settings", "steps", "time_spent"]
+
+_NOT_OF_RESULTS = ("overwrite", "restart", "quiet", "verbose")  # settings that do not affect results
+_HEADS = "stage, time, rows, bytes, cores busy, waited for"
+_MIN_SHARE = 0.01  # of a stage's time, to be listed
+_MAX_WORKERS = 10  # report.json has all
+_STAGES = ["scan", "training", "encoding"]  # that workers take part in
+_MAX_ROWS = 40  # of a table whose length depends on the run
+_MAX_VALUES = 5  # of a setting that is a list
+
+_SUMMARY = {
+    "rows": ("n_rows", count),
+    "columns": ("n_inputs", count),
+    "features": ("n_features", count),
+    "bad rows": ("n_bad", count),
+    "rows outside the model's range": ("n_outside", count),
+    "mean squared error": ("cost", number),
+    "that of principal components": ("components", number),
+}
+"""Names of the lines that compare two runs, with the key in the summary and the function that formats the value."""
+
+
+# -- the last run --------------------------------------------------------------------------------------------------
+
+
+def change(report: Mapping[str, Any]) -> Section | None:
+    """Return what changed since the last run with this output directory; None if there was none."""
+    last = report.get("last")
+    if not last:
+        return None
+    title = f"The run of {cut(last.get('made', 'before'), 30)}, and this one"
+    items = [Table.of(title, ", then, now", _changed_numbers(last["summary"], report["summary"]))]
+    settings = _changed_settings(last.get("config", {}), report["config"])
+    if settings:
+        items.append(Table.of("Settings that differ", "setting, then, now", settings[:_MAX_ROWS]))
+    return Section("What changed since the last run here", tuple(items))
+
+
+def _changed_numbers(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, (key, spelled) in _SUMMARY.items():
+        values = [spelled(summary[key]) if summary.get(key) is not None else "-" for summary in (before, now)]
+        rows.append((name, *values))
+    times = [exact_duration(sum(summary["seconds"].values())) for summary in (before, now)]
+    return [*rows, ("time", *times)]
+
+
+def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    changed = [name for name in now if before.get(name) != now[name] and name not in _NOT_OF_RESULTS]
+    return [(name, _value(before.get(name)), _value(now[name])) for name in changed]
+
+
+# -- times ---------------------------------------------------------------------------------------------------------
+
+
+def time_spent(report: Mapping[str, Any]) -> Section:
+    """Return the section about times: of stages, workers and earlier sittings."""
+    items: list[Item] = []
+    seconds = report["summary"]["seconds"]
+    if seconds:
+        items.append(bars("Time by stage", seconds, exact_duration))
+    cluster = report.get("cluster") or {}
+    items += _rates_of_stages(report, has_workers=bool(cluster.get("workers")))
+    items += _workers(cluster)
+    for sitting in report.get("sittings", []):
+        title = f"The sitting before, that ended {cut(sitting['made'], 30)}"
+        items.append(Table.of(title, _HEADS, [*_stages(sitting["stages"])]))
+    return Section("Where the night went", tuple(items))
+
+
+def _rates_of_stages(report: Mapping[str, Any], has_workers: bool) -> Iterator[Item]:
+    rows = [*_stages(report.get("stages", {})), *_epochs(report)]
+    if not rows:
+        return
+    note = "; what cores did and waited for is the driver's share" if has_workers else ""
+    yield Table.of(f"Rates{note}", _HEADS, rows)
+    peak = report.get("memory", {}).get("peak_bytes")
+    if peak:
+        yield f"The process took {size(peak)} of memory at most."
+
+
+def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for name, stage in stages.items():
+        rates = _rates(stage["n_rows"], stage["n_bytes"], stage["seconds"])
+        yield name, exact_duration(stage["seconds"]), *rates, _busy(stage), _waited_for(stage)
+
+
+def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the epochs alone, of all sittings: without compiling, and without the evaluation of the result."""
+    history = report.get("training", {}).get("history")
+    inputs = report.get("inputs")
+    if not history or not inputs:
+        return
+    n_passes = len(history) * (1 - report["config"]["validation_fraction"])
+    seconds = sum(epoch["seconds"] for epoch in history)
+    rates = _rates(n_passes * inputs["n_rows"], n_passes * inputs["n_bytes"], seconds)
+    name = "1 epoch" if len(history) == 1 else f"{count(len(history))} epochs"
+    yield name, exact_duration(seconds), *rates, "-", "-"
+
+
+def _rates(n_rows: float, n_bytes: float, seconds: float) -> tuple[str, str]:
+    if not n_rows or seconds <= 0:
+        return "-", "-"
+    return f"{count(n_rows / seconds)} rows/s", f"{size(n_bytes / seconds)}/s"
+
+
+def _busy(stage: Mapping[str, Any]) -> str:
+    """Return the share of the processor's cores that a stage has used."""
+    available = max(stage["seconds"] * stage["n_cores"], 1e-9)
+    return percent(min(1.0, stage["processor_seconds"] / available))
+
+
+def _waited_for(stage: Mapping[str, Any]) -> str:
+    """Return what a stage has waited for, and in which share of its time: the device, the processor or the disk."""
+    shares = stage.get("bound_by") or {}  # not known for a stage of a second
+    most_first = sorted(shares.items(), key=lambda each: -each[1])
+    return ", ".join(f"{name} {percent(share)}" for name, share in most_first if share >= _MIN_SHARE) or "-"
+
+
+def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield what each worker has done; the slowest ones first, since the run waits for them."""
+    workers = cluster.get("workers")
+    if not workers:
+        return
+    stages = sorted({name for worker in workers for name in worker["stages"]}, key=_STAGES.index)
+    last_stage = stages[-1] if stages else ""
+    slowest_first = sorted(workers, key=lambda worker: _pace(worker["stages"].get(last_stage)))
+    rows = [_worker(worker, stages) for worker in slowest_first[:_MAX_WORKERS]]
+    title = "Workers, and their rows a second"
+    if len(workers) > _MAX_WORKERS:
+        title = f"{title}: the {_MAX_WORKERS} slowest of {count(len(workers))}"
+    yield Table.of(title, ", ".join(["worker, device, tasks", *stages]), rows)
+
+
+def _worker(worker: Mapping[str, Any], stages: Sequence[str]) -> tuple[str, ...]:
+    done = worker["stages"]
+    n_tasks = sum(stage["n_tasks"] for stage in done.values())
+    paces = [count(_pace(done[name])) if name in done else "-" for name in stages]
+    name = cut(f"{worker['name']} on {worker['host']}", 40)
+    return name, cut(worker["device"] or "-", 40), count(n_tasks), *paces
+
+
+def _pace(stage: Mapping[str, Any] | None) -> float:
+    """Return rows per second of a worker."""
+    if not stage:
+        return 0.0
+    return stage["n_rows"] / max(stage["seconds"], 1e-9)
+
+
+# -- next steps ----------------------------------------------------------------------------------------------------
+
+
+def steps(report: Mapping[str, Any]) -> Section:
+    """Return the commands that a user may want to type next."""
+    output = report["config"]["output"]
+    quoted = shlex.quote(cut(output, 120))
+    commands: list[Item] = []
+    if (report.get("sample") or {}).get("probe"):
+        commands.append(Command("Train a classifier on the features", f"shardpress classify --features {quoted}"))
+    if report["config"].get("model") is None:
+        line = f"shardpress run --model {quoted} --input NEW --output {quoted}-new"
+        commands.append(Command("Encode other shards with this model", line))
+    program = f"from shardpress import open_features; print(open_features({json.dumps(cut(output))}))"
+    commands.append(Command("Open the features", f"python -c {shlex.quote(program)}"))
+    return Section("The next step", tuple(commands))
+
+
+# -- settings and digests ------------------------------------------------------------------------------------------
+
+
+def settings(report: Mapping[str, Any]) -> Section:
+    """Return the section about inputs, settings, versions and digests."""
+    items = [*_inputs(report.get("inputs")), *_settings(report["config"]), *_provenance(report)]
+    return Section("Settings, versions, digests", tuple(items))
+
+
+def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
+    if not inputs:
+        return
+    rows = [
+        ("shards", count(inputs["n_shards"])),
+        ("rows", count(inputs["n_rows"])),
+        ("bytes of rows", size(inputs["n_bytes"])),
+        ("dataset", cut(inputs["dataset"], 80)),
+        ("columns", cut(inputs.get("columns", "-"), 120)),
+        ("stored as", cut(inputs["dtype"], 40)),
+        ("riding along", cut(", ".join(inputs["riders"]) or "nothing", 200)),
+        ("files", cut(", ".join(path(file) for file in inputs["files"]), 300)),
+    ]
+    yield Table.of("Input", "what, value", rows)
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[Item]:
+    defaults = {name: _value(value) for name, value in Config().flat().items()}
+    changed = []
+    unchanged = []
+    for name, value in config.items():
+        row = (name, _value(value))
+        if row[1] == defaults.get(name, _value(None)):
+            unchanged.append(row)
+        else:
+            changed.append(row)
+    title = "Settings that differ from their defaults, or follow from the inputs"
+    yield Table.of(title, "setting, value", changed[:_MAX_ROWS])
+    yield Table.of("Settings at their defaults", "setting, value", unchanged[: 2 * _MAX_ROWS])
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "none"
+    if not isinstance(value, (list, tuple)):
+        return cut(value, 200)
+    values = ", ".join(map(str, value[:_MAX_VALUES])) or "none"
+    if len(value) > _MAX_VALUES:
+        values = f"{values} and {len(value) - _MAX_VALUES} more"
+    return cut(values, 200)
+
+
+def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
+    versions = list(report.get("versions", {}).items())
+    fingerprints = list(report.get("fingerprints", {}).items())
+    rows = [("device", cut(report["summary"]["device"], 200))]
+    rows += [(name, cut(version, 40)) for name, version in versions[:_MAX_ROWS]]
+    rows += [(name, cut(digest, 80)) for name, digest in fingerprints[:_MAX_ROWS]]
+    rows += [(key, cut(report[key], 300)) for key in ("command", "made") if key in report]
+    yield Table.of("Versions and digests", "what, value", rows)
+    if report.get("storage"):
+        yield _storage(report["storage"])
+    verification = report.get("verification")
+    if verification:
+        yield (
+            f"Verified: the features of {count(verification['n_rows'])} rows, read back from their files, differ from "
+            f"those that float64 gives by {number(verification['largest_difference'])} at most."
+        )
+    yield "The BLAKE3 digest of every file stands in manifest.json."
+
+
+def _storage(stored: Mapping[str, Any]) -> str:
+    form = stored["dtype"]
+    if stored["compression"] != "none":
+        form = f"{form}, {stored['compression']}"
+    rounding = ""
+    if stored["max_error"]:
+        rounding = f"; rounding moves them by {number(stored['max_error'])} at most"
+    return f"Stored: the features take {size(stored['n_bytes'])} as {cut(form, 40)}{rounding}."

@@ -1,1 +1,0 @@
-"""The sections of a page, each from the plain values of a report."""

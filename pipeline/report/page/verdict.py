@@ -1,0 +1,170 @@
+"""A run in one sentence, and the section about what needs attention: warnings, bad data and drift."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.errors import counted
+from pipeline.report.page.document import Item, Section, Table
+from pipeline.report.page.words import column, count, cut, number, path, percent
+from pipeline.text import exact_duration
+
+__all__ = ["drift", "needs", "notices", "verdict"]
+
+_MAX_LISTED = 10
+_SAME = 0.02  # relative difference of errors: trainings with other seeds differ by as much
+_NEGLIGIBLE = 1e-3  # share of the mean's error; the same as in `pipeline.training.baseline`
+_DONE = {"pass": "are encoded as they are", "clip": "were moved to its edge", "raise": "would have ended the run"}
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Return one sentence about the run."""
+    summary = report["summary"]
+    n_notices, _ = notices(report)
+    end = "nothing needs you"
+    if n_notices:
+        end = f"{counted(n_notices, 'thing')} should be looked at"
+    columns = f"{count(summary['n_rows'])} rows of {count(summary['n_inputs'])} columns"
+    features = counted(summary["n_features"], "feature")
+    seconds = sum(summary["seconds"].values())
+    return f"{columns} became {features} each in {exact_duration(seconds)}{_error(report)}; {end}."
+
+
+def _error(report: Mapping[str, Any]) -> str:
+    """Return the reconstruction error compared with that of principal components."""
+    summary = report["summary"]
+    error = summary.get("cost")
+    components = summary.get("components")
+    if error is None or components is None:
+        error = (report.get("sample") or {}).get("mean_error", error)
+        return "" if error is None else f", which give the rows back with a mean squared error of {number(error)}"
+    baseline = f"{summary['n_features']} principal components"
+    negligible = _NEGLIGIBLE * (summary.get("mean") or 0.0)
+    if abs(error - components) < max(_SAME * components, negligible):
+        return f", which give the rows back as well as {baseline} do"
+    gain = 1 - error / components if components else 0.0
+    side = "below" if gain > 0 else "above"
+    return f", whose error is {percent(abs(gain))} {side} that of {baseline}"
+
+
+# -- what needs attention ------------------------------------------------------------------------------------------
+
+
+def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """Return the number of warnings, and the first ones as a sentence or two each, which say what to do."""
+    warnings = report.get("warnings")
+    if warnings:
+        n = warnings["n"]
+        lines = [str(line) for line in warnings["first"]]
+    else:
+        lines = list(_warnings_of_summary(report))
+        n = len(lines)
+    return n, [_sentence(line) for line in lines[:_MAX_LISTED]]
+
+
+def _sentence(line: str) -> str:
+    """Return a line of the log with a capital letter, unless it begins with a place, like ``file=``."""
+    is_place = "=" in line.split(" ")[0]
+    if not is_place:
+        line = line[:1].upper() + line[1:]
+    return cut(line, 600)
+
+
+def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the warnings of a report that an earlier version has written without them."""
+    summary = report["summary"]
+    if summary.get("n_bad"):
+        yield f"{counted(summary['n_bad'], 'bad row')} with NaN features."
+    if summary.get("n_bad_shards"):
+        yield f"{counted(summary['n_bad_shards'], 'bad shard')}."
+    if summary.get("n_outside"):
+        yield f"{counted(summary['n_outside'], 'row')} outside the range of the rows that the model was trained on."
+    if report.get("device", {}).get("reason"):
+        yield f"Not the device that was asked for: {report['device']['reason']}"
+
+
+def needs(report: Mapping[str, Any]) -> Section:
+    """Return the section about what needs attention: the first ten of each kind, and their numbers."""
+    n, lines = notices(report)
+    items: list[Item] = [*lines]
+    if n > len(lines):
+        items.append(f"And {count(n - len(lines))} more: run.log has all of them.")
+    items += _bad_data(report.get("bad", {}))
+    items += drift(report.get("drift"))
+    gave_up = report["summary"].get("gave_up")
+    if gave_up:
+        items.append(cut(gave_up))
+    if not items:
+        items.append("Nothing.")
+    reused = report.get("taken_over")
+    if reused:
+        names = "; ".join(cut(each) for each in reused[:_MAX_LISTED])
+        items.append(f"Taken over from an earlier sitting: {names}.")
+    return Section("What needs a person", tuple(items))
+
+
+def _bad_data(bad: Mapping[str, Any]) -> Iterator[Table]:
+    rows = bad.get("rows", {}).get("first")
+    if rows:
+        cells = [(path(each["file"]), count(each["row"]), column(each), cut(each["value"], 24)) for each in rows]
+        yield Table.of(f"Bad rows: {_first(rows, bad['rows']['n'])}", "file, row, column, value", cells)
+    shards = bad.get("shards", {}).get("first")
+    if shards:
+        reasons = [(path(each["file"]), cut(each["reason"], 200)) for each in shards]
+        yield Table.of(f"Bad shards: {_first(shards, bad['shards']['n'])}", "file, why", reasons)
+
+
+def _first(listed: Sequence[object], n: int) -> str:
+    """Return how many there are, and how many of them are listed if these are not all."""
+    if n <= len(listed):
+        return count(n)
+    return f"the first {len(listed)} of {count(n)}"
+
+
+# -- drift ---------------------------------------------------------------------------------------------------------
+
+
+def drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
+    """Yield rows outside the range of a given model, by column and by shard; nothing if there are none."""
+    if not facts or not facts["n_outside"]:
+        return
+    yield _drift_sentence(facts)
+    columns = [_drift_of_column(each) for each in facts["columns"]]
+    title = f"Drift by column: {_first(columns, facts['n_columns'])}"
+    yield Table.of(title, "column, values outside, shards, trained on, farthest value, ranges away", columns)
+    shards = [_drift_of_shard(each) for each in facts["shards"]]
+    title = f"Drift by shard: {_first(shards, facts['n_shards'])}"
+    yield Table.of(title, "file, rows outside, of rows, farthest columns (values outside)", shards)
+
+
+def _drift_sentence(facts: Mapping[str, Any]) -> str:
+    n_outside = facts["n_outside"]
+    n_rows = facts["n_rows"]
+    share = percent(n_outside / max(1, n_rows))
+    note = ""
+    if not facts["is_whole"]:
+        note = " Of each part the farthest 20 columns are counted, so there are more values."
+    return (
+        f"Drift: {count(n_outside)} of {count(n_rows)} rows ({share}) lie outside the range of the "
+        f"rows that the model was trained on, and {_DONE[facts['on_drift']]}.{note}"
+    )
+
+
+def _drift_of_column(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    is_constant = facts["high"] <= facts["low"]  # distances in units of its range mean nothing
+    return (
+        column(facts),
+        count(facts["n_values"]),
+        count(facts["n_shards"]),
+        f"{number(facts['low'])} to {number(facts['high'])}",
+        number(facts["value"]),
+        "-" if is_constant else number(facts["excess"]),
+    )
+
+
+def _drift_of_shard(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    columns = [
+        f"{column(each)} ({count(each['n_values'])}, up to {number(each['value'])})" for each in facts["farthest"]
+    ]
+    return path(facts["file"]), count(facts["n_outside"]), count(facts["n_rows"]), ", ".join(columns)

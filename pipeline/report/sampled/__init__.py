@@ -1,1 +1,0 @@
-"""What a few of the rows tell: drawn from all over the data, and measured."""
