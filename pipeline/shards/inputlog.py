@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from pipeline.errors import counted, shown, some
 from pipeline.hdf5.files import writers
+from pipeline.hdf5.forms import A_GROUP
 from pipeline.hdf5.limits import MOST_LEFT_OUT
-from pipeline.hdf5.riders import A_GROUP
 from pipeline.shards.shard import LeftOut, Shard, row_dtype
 
 __all__ = ["APART", "cut", "log_shards", "warn", "why_left_out"]

@@ -16,8 +16,8 @@ from pipeline import signals
 from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, counted, shown
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity
+from pipeline.hdf5.forms import normal
 from pipeline.hdf5.limits import MOST_PIECES
-from pipeline.hdf5.paths import normal
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.shards.sources import Source, distinct, lies_in, natural_key
 from pipeline.shards.vet import look_at

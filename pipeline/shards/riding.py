@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, shown, some
+from pipeline.hdf5.forms import are_few, normal
 from pipeline.hdf5.limits import MOST_RIDERS
-from pipeline.hdf5.paths import normal
-from pipeline.hdf5.riders import are_few
 from pipeline.shards.inputlog import APART, cut, warn
 from pipeline.shards.shard import LeftOut, Rider, Shard
 from pipeline.shards.vet import code_dtype

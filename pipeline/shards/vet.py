@@ -25,11 +25,10 @@ from pipeline.errors import DataError, NoInput, ReadFailed, shown
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import Identity, opened, persistently, stand_in
-from pipeline.hdf5.forms import numbers_of, rows_of
+from pipeline.hdf5.forms import are_few, numbers_of, rides, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
 from pipeline.hdf5.limits import MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_RIDERS, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
-from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.hdf5.values import text_lengths
 from pipeline.shards.shard import LeftOut, Rider, Shard, read_dtype, without

@@ -24,9 +24,8 @@ from pipeline.hdf5.child.find import (
 )
 from pipeline.hdf5.child.sparse import is_sparse, n_firsts, parts_and_shape
 from pipeline.hdf5.child.stacked import is_stack
-from pipeline.hdf5.forms import PREFERRED, is_number, numbers_of
+from pipeline.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, split, text, under
 from pipeline.hdf5.limits import MOST_COLUMNS
-from pipeline.hdf5.paths import parts_of, split, text, under
 
 __all__ = ["Rows", "choose", "find"]
 

@@ -14,10 +14,19 @@ from pipeline.hdf5.child.candidates import Rows
 from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, held, names_in, reached
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.child.riders import is_bare, n_set
-from pipeline.hdf5.columns import has_one_for_each_column, is_coordinate, items_beside, variables_beside
+from pipeline.hdf5.forms import (
+    beside,
+    has_one_for_each_column,
+    is_coordinate,
+    items_beside,
+    parts_of,
+    split,
+    text,
+    under,
+    variables_beside,
+)
 from pipeline.hdf5.layout import bytes_of
 from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
-from pipeline.hdf5.paths import beside, parts_of, split, text, under
 
 __all__ = ["find_columns"]
 

@@ -16,9 +16,9 @@ from pipeline.hdf5.child.columns import find_columns
 from pipeline.hdf5.child.find import Refused, attribute, elsewhere, locate
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.riders import find_carried, find_riders
+from pipeline.hdf5.forms import beside, normal
 from pipeline.hdf5.layout import bytes_of
 from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
-from pipeline.hdf5.paths import beside, normal
 
 __all__ = ["describe", "values"]
 

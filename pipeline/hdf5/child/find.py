@@ -9,8 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.hdf5.forms import parts_of, text
 from pipeline.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
-from pipeline.hdf5.paths import parts_of, text
 
 __all__ = [
     "Refused",

@@ -9,9 +9,9 @@ import numpy as np
 
 from pipeline.hdf5.child.find import Refused, is_plain, most_entries
 from pipeline.hdf5.filters.codecs import REGISTERED, objection, written_anew
+from pipeline.hdf5.forms import text
 from pipeline.hdf5.layout import bytes_of, grid_of
 from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS
-from pipeline.hdf5.paths import text
 
 __all__ = ["filters_of", "layout_claim"]
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from pipeline.hdf5.child.find import dtype_of, elsewhere, link_of, names_in, objects
 from pipeline.hdf5.child.stacked import virtual_shape
+from pipeline.hdf5.forms import text
 from pipeline.hdf5.limits import FILTERS, MOST_LEFT_OUT
-from pipeline.hdf5.paths import text
 
 __all__ = ["listed"]
 

@@ -21,10 +21,21 @@ from pipeline.hdf5.child.find import (
     some,
 )
 from pipeline.hdf5.child.layouts import layout_claim
+from pipeline.hdf5.forms import (
+    A_GROUP,
+    CATEGORIES,
+    NOT_UTF8,
+    are_few,
+    beside,
+    is_utf8,
+    leave_out,
+    misfit,
+    parts_of,
+    rides,
+    text,
+)
 from pipeline.hdf5.layout import most_unfolded
 from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_RIDERS, MOST_WORDS
-from pipeline.hdf5.paths import beside, parts_of, text
-from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, are_few, is_utf8, leave_out, misfit, rides
 
 __all__ = ["find_carried", "find_riders", "is_bare", "n_set"]
 

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, held, is_plain, link_of
+from pipeline.hdf5.forms import text, under
 from pipeline.hdf5.limits import MOST_COLUMNS
-from pipeline.hdf5.paths import text, under
 
 __all__ = ["is_sparse", "n_firsts", "parts_and_shape"]
 

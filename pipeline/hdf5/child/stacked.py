@@ -9,9 +9,8 @@ from typing import Any
 import h5py
 
 from pipeline.hdf5.child.find import Refused, first_names, locate, objects, some
-from pipeline.hdf5.forms import PREFERRED
+from pipeline.hdf5.forms import PREFERRED, split, text
 from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
-from pipeline.hdf5.paths import split, text
 
 __all__ = ["is_stack", "stacked", "virtual_shape"]
 

@@ -11,14 +11,27 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.hdf5.columns import has_one_for_each_column, is_coordinate, items_beside, variables_beside
-from pipeline.hdf5.forms import PREFERRED
-from pipeline.hdf5.paths import beside, parts_of, text
+from pipeline.hdf5.forms import (
+    A_GROUP,
+    CATEGORIES,
+    NOT_UTF8,
+    PREFERRED,
+    beside,
+    has_one_for_each_column,
+    is_coordinate,
+    is_utf8,
+    items_beside,
+    leave_out,
+    misfit,
+    parts_of,
+    rides,
+    text,
+    variables_beside,
+)
 from pipeline.hdf5.plain.datasets import Dataset, dataset_of, layout_claim, name_of
 from pipeline.hdf5.plain.groups import links, root
 from pipeline.hdf5.plain.headers import Kind, is_group, messages
 from pipeline.hdf5.plain.metadata import Metadata, Odd, expect
-from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, is_utf8, leave_out, misfit, rides
 
 __all__ = ["describe_plain"]
 
