@@ -19,7 +19,7 @@ from pipeline.formats import digest
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.chunkcache import CHUNKS
 from pipeline.hdf5.files import Identity, opened, persistently, read_into
-from pipeline.hdf5.filters.undo import undone
+from pipeline.hdf5.filters.codecs import undone
 from pipeline.hdf5.layout import Layout, bytes_of, grid_of
 from pipeline.hdf5.limits import SMALLEST
 

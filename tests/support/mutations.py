@@ -317,14 +317,14 @@ _HDF5 = (
     ),
     Mutation(
         "skipped-filters-are-undone",
-        "pipeline/hdf5/filters/undo.py",
+        "pipeline/hdf5/filters/codecs.py",
         "if mask >> i & 1:",
         "if mask >> i & 2:",
         ("tests/hdf5/test_values.py::test_a_filter_that_a_chunk_was_stored_without_is_not_undone_for_it",),
     ),
     Mutation(
         "chunk-checksums-are-not-compared",
-        "pipeline/hdf5/filters/undo.py",
+        "pipeline/hdf5/filters/codecs.py",
         " or stored not in (summed, older)",
         "",
         ("tests/hdf5/test_values.py::test_i6_a_wrong_checksum_names_the_rows",),

@@ -3,16 +3,18 @@
 External links, soft links, virtual datasets and external storage are told, never followed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
 import numpy as np
 
+from pipeline.errors import some
 from pipeline.hdf5.forms import parts_of, text
 from pipeline.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
 
 __all__ = [
+    "LISTED",
     "Refused",
     "attribute",
     "dtype_of",
@@ -28,11 +30,11 @@ __all__ = [
     "names_in",
     "objects",
     "reached",
-    "some",
 ]
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # how groups are called that hold PyTables' indexes, and MATLAB's cells
-_LISTED = 20  # how many names a refusal lists
+LISTED = 20
+"""Number of names that a refusal lists."""
 _LEAST_ENTRY_BYTES = 4  # of an index: an address takes 2 at least, a name 1, and something says where each ends
 _TOO_MANY_NAMES = "a group lists more names than the file has room for. The file is damaged or forged: do not use it."
 
@@ -210,17 +212,11 @@ def identity(item: Any) -> tuple[Any, Any]:
 
 
 def listing(file: h5py.File) -> str:
-    """What is in the file, by name."""
+    """Return the names of the objects in a file, the first of many."""
     names = []
     try:
         for name, _ in objects(file.id):
             names.append(name)
     except Refused:
-        return some(names[:_LISTED]) + " and many more"
-    return some(names)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of many names."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(names[:_LISTED]) or "nothing") + more
+        return some(names[:LISTED], LISTED) + " and many more"
+    return some(names, LISTED)

@@ -8,7 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.errors import some
 from pipeline.hdf5.child.find import (
+    LISTED,
     Refused,
     attribute,
     dtype_of,
@@ -18,7 +20,6 @@ from pipeline.hdf5.child.find import (
     names_in,
     objects,
     reached,
-    some,
 )
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.forms import (
@@ -236,4 +237,4 @@ def _carriable(file: h5py.File, n_rows: int) -> str:
                 continue
             if not name.endswith("/mask"):
                 names[name.removesuffix("/codes").removesuffix("/values")] = None
-    return some(list(names))
+    return some(names, LISTED)

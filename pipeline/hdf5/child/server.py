@@ -20,9 +20,8 @@ from typing import Any, NoReturn
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.describe import describe, values
+from pipeline.hdf5.child.describe import describe, listed, values
 from pipeline.hdf5.child.find import Refused
-from pipeline.hdf5.child.listed import listed
 from pipeline.hdf5.child.stacked import stacked
 
 __all__ = ["main"]

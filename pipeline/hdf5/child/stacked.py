@@ -8,13 +8,13 @@ from typing import Any
 
 import h5py
 
-from pipeline.hdf5.child.find import Refused, first_names, locate, objects, some
+from pipeline.errors import some
+from pipeline.hdf5.child.find import LISTED, Refused, first_names, locate, objects
 from pipeline.hdf5.forms import PREFERRED, split, text
 from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
 
 __all__ = ["is_stack", "stacked", "virtual_shape"]
 
-_LISTED = 20
 _ENDLESS = 2**63  # what is selected without end, as a dataset grows, has 2**64 - 1
 
 
@@ -46,7 +46,9 @@ def _only(file: h5py.File) -> str | None:
     """The only virtual dataset of rank 2 or more, or group of external links."""
     names = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
     if len(names) > 1:
-        raise Refused(f"candidates {some(names)} stack rows of other files, expected one. Name it with --dataset.")
+        raise Refused(
+            f"candidates {some(names, LISTED)} stack rows of other files, expected one. Name it with --dataset."
+        )
     return names[0] if names else None
 
 
@@ -125,7 +127,7 @@ def _beside(group: Any, shape: tuple[int, ...] | None) -> list[str]:
     """Some names of one-dimensional datasets in a group: of this shape, where there is one."""
     names = first_names(group, MOST_OBJECTS, h5py.h5l.TYPE_HARD)
     those = (text(each) for each in names if _is_beside(h5py.h5o.open(group, each), shape))
-    return [*islice(those, _LISTED + 1)]  # from which it can be told that there are more
+    return [*islice(those, LISTED + 1)]  # from which it can be told that there are more
 
 
 def _is_beside(item: Any, shape: tuple[int, ...] | None) -> bool:
