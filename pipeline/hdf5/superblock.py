@@ -11,8 +11,7 @@ from typing import NamedTuple, Self
 
 from pipeline.errors import DataError
 from pipeline.hdf5.files import read_at
-from pipeline.hdf5.plain.headers import Kind, bodies_of
-from pipeline.hdf5.plain.metadata import Metadata
+from pipeline.hdf5.plain.metadata import Kind, Metadata, bodies_of
 
 __all__ = ["SIGNATURE", "Superblock", "check_superblock", "signature_at"]
 
