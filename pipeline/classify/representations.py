@@ -13,7 +13,7 @@ from pipeline.columns import Columns
 from pipeline.errors import DataError, shown
 from pipeline.features import Features
 from pipeline.model import Model
-from pipeline.scan.cleaning import Cleaning
+from pipeline.scan.scaler import Cleaning
 from pipeline.shards.columns import reordered
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, with_offset

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.model import Model
-from pipeline.scan.cleaning import Cleaning
+from pipeline.scan.scaler import Cleaning
 from pipeline.shards.shard import Block
 
 __all__ = ["Encoded"]

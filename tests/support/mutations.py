@@ -191,7 +191,7 @@ _SCAN = (
     Mutation(
         "missing-values-widen-the-range",
         "pipeline/scan/blocks.py",
-        "if missing is not None or not (np.isfinite",
+        "if settings.missing is not None or not (np.isfinite",
         "if not (np.isfinite",
         ("tests/scan/test_ranges.py::test_v8_a_missing_value_is_found_as_its_file_spells_it",),
     ),
@@ -301,7 +301,7 @@ _SHARDS = (
     Mutation(
         "tiny-missing-value-makes-zeros-missing",
         "pipeline/shards/rows.py",
-        " and bool(held) == bool(missing)",
+        " and bool(rounded) == bool(missing)",
         "",
         ("tests/scan/test_ranges.py::test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it",),
     ),

@@ -25,8 +25,8 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Return where the bytes of a dataset lie, as `layout.layout_of` takes it, and append arrays to `arrays`.
 
-    For a chunked one these are offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64; for one inside
-    the metadata its bytes.
+    For a chunked one these are offsets, sizes and filter masks of its chunks: shape (3, n_chunks), int64; for one
+    inside the metadata its bytes.
     """
     properties = dataset.id.get_create_plist()
     filters = filters_of(properties, name)
@@ -48,7 +48,7 @@ def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> 
 
 
 def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, list[int]]]) -> str:
-    """Return ``chunked`` if chunks can be read without HDF5, else ``asked``; refuse what HDF5 would need plugins for."""
+    """Return ``chunked`` if chunks can be read without HDF5, else ``asked``; refuse what needs plugins of HDF5."""
     has_places = is_plain(dataset, dataset.dtype) and _has_right_places(dataset)
     if has_places and not any(code in ASKED for code, _ in filters):
         return "chunked"
