@@ -76,10 +76,7 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
     kind = claim["kind"]
     dtype = _dtype(claim["dtype"])
     layout = Layout(name, _whole(claim["shape"], 0, 2**63), dtype, kind)
-    if not isinstance(name, str) or kind not in _KINDS or len(layout.shape) > 32:
-        raise ValueError("name, kind or rank")
-    if dtype.hasobject and (dtype != np.dtype("O") or kind != "asked"):
-        raise ValueError("objects")  # addresses in memory, if they were read from a file
+    _check_form(layout)
     if kind == "contiguous":
         return replace(layout, offset=_offset(claim["offset"]))
     if kind == "inline":
@@ -88,6 +85,13 @@ def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
         return replace(layout, offset=_offset(claim.get("offset", 0)))
     layout = replace(layout, chunks=_whole(claim["chunks"], 1, 2**32), filters=_filters(claim["filters"], name, kind))
     return replace(layout, index=_index(layout, next(arrays)))
+
+
+def _check_form(layout: Layout) -> None:
+    if not isinstance(layout.name, str) or layout.kind not in _KINDS or len(layout.shape) > 32:
+        raise ValueError("name, kind or rank")
+    if layout.dtype.hasobject and (layout.dtype != np.dtype("O") or layout.kind != "asked"):
+        raise ValueError("objects")  # addresses in memory, if they were read from a file
 
 
 def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, ...]], ...]:

@@ -152,13 +152,10 @@ def _look(settings: ScanSettings, stride: int, first_row: int, block: Block, row
         if len(bad) == len(rows):  # NumPy has no minimum of nothing
             return _nothing(len(rows), rows.shape[1], first_row + bad)
         good = np.delete(rows, bad, axis=0) if len(bad) else rows
-        if settings.fills:
-            missed = missing_entries(good, settings.missing, stored)
+        missed = missing_entries(good, settings.missing, stored) if settings.fills else None
+        minimum, maximum = _range(good, missed)
+        if missed is not None:
             n_missing = missed.sum(axis=0, dtype=np.int64)
-            minimum, maximum = _range_of_present(good, missed)
-        else:
-            minimum = good.min(axis=0)
-            maximum = good.max(axis=0)
     return Found(
         n_rows=len(rows),
         minimum=minimum.astype(np.float64),
@@ -180,8 +177,10 @@ def _sample(
     return sample
 
 
-def _range_of_present(rows: np.ndarray, missed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _range(rows: np.ndarray, missed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return minimum and maximum of the values that are not missed; Inf and -Inf if all are."""
+    if missed is None:
+        return rows.min(axis=0), rows.max(axis=0)
     least: float = -np.inf
     most: float = np.inf
     if rows.dtype.kind != "f":

@@ -90,17 +90,21 @@ def open_shards(
     if followed:
         sources = follow(sources, dataset, followed, refuse)
     wanted = Wanted(dataset, orientation, tuple(dict.fromkeys(carry)))
+    check = ColumnCheck(columns)
     with closing(_opened(sources, wanted)) as opened:  # closed early by an error, it looks at no more files
-        check = ColumnCheck(columns)
         shards = _fitting(sources, opened, refuse, check)
-    if not shards:
-        raise DataError(f"input={shown(patterns[0])}: none of {len(sources)} files is a shard that can be used")
-    if not any(shard.n_rows for shard in shards):
-        raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
+    _check_any(shards, patterns[0], len(sources))
     every = alike(shards, wanted.carry)
     _log_shards(every)
     check.log()
     return every
+
+
+def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
+    if not shards:
+        raise DataError(f"input={shown(pattern)}: none of {n_files} files is a shard that can be used")
+    if not any(shard.n_rows for shard in shards):
+        raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
 
 
 # -- each file ---------------------------------------------------------------------------------------------------
@@ -223,6 +227,17 @@ def _log_shards(shards: Sequence[Shard]) -> None:
         row_dtype(shards),
         n_bytes / 1e6,
     )
+    _log_rows(shards)
+    log_riders(shards)
+    for shard in shards:
+        if not shard.n_rows:
+            log.warning("%s: no rows", shard)
+    _warn_of_writers(shards)
+
+
+def _log_rows(shards: Sequence[Shard]) -> None:
+    """Log everything about the rows that is not usual."""
+    first = shards[0]
     names = dict.fromkeys(shard.dataset for shard in shards)
     if list(names) != [PREFERRED]:
         log.info("input: rows are those of dataset %s", some(map(cut, names), _DATASETS))
@@ -236,11 +251,6 @@ def _log_shards(shards: Sequence[Shard]) -> None:
         log.info("input: rows %sare %s", which, _FORMS[form])
     for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
         log.info("input: attribute _FillValue: %s stands for no value. If it occurs: --missing-value %s", value, value)
-    log_riders(shards)
-    for shard in shards:
-        if not shard.n_rows:
-            log.warning("%s: no rows", shard)
-    _warn_of_writers(shards)
 
 
 def _warn_of_writers(shards: Sequence[Shard]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -59,35 +59,42 @@ def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ..
         shards = _renamed(shards, carry)
     if len({tuple((rider.name, _kind(rider)) for rider in shard.riders) for shard in shards}) == 1:
         return tuple(shards)  # the usual case
+    plans, apart = _plans(shards)
+    # Listed for one shard only, since it is the same for all.
+    left_out = [LeftOut(name, _APART, False) for name in apart]
+    first = replace(shards[0], left_out=(*left_out, *shards[0].left_out))
+    return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in (first, *shards[1:]))
+
+
+def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
+    """Return a plan for each extra, and the names of those without a common dtype; log warnings."""
     having: dict[str, list[tuple[Shard, Rider]]] = {}
     for shard in shards:
         for rider in shard.riders:
             having.setdefault(rider.name, []).append((shard, rider))
     taken = set(having)  # also by extras that are left out, so that no mask gets the name of a dataset
+    surplus = _surplus(having)
     warnings: list[str] = []
-    n_surplus = _drop_surplus(having)
     plans: list[_Plan] = []
-    apart: list[LeftOut] = []
+    apart: list[str] = []
     for name, own in having.items():
+        if name in surplus:
+            continue
         plan = _plan(name, own, warnings)
         if plan is None or not plan.is_common:
-            apart.append(LeftOut(name, _APART, False))
+            apart.append(name)
         if plan is not None:
             plans.append(_with_mask(plan, own, shards, taken, warnings))
-    if n_surplus:
-        warnings.append(f"{n_surplus} more datasets do not ride along, expected {MOST_RIDERS} at most")
+    if surplus:
+        warnings.append(f"{len(surplus)} more datasets do not ride along, expected {MOST_RIDERS} at most")
     _warn(warnings)
-    # Listed for one shard only, since it is the same for all.
-    first = replace(shards[0], left_out=(*apart, *shards[0].left_out))
-    return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in (first, *shards[1:]))
+    return plans, apart
 
 
-def _drop_surplus(having: dict[str, list[tuple[Shard, Rider]]]) -> int:
-    """Drop extras that are too many over all files, but none that a user has named, and return their number."""
-    surplus = [name for name, own in having.items() if not own[0][1].is_carried][MOST_RIDERS:]
-    for name in surplus:
-        del having[name]
-    return len(surplus)
+def _surplus(having: Mapping[str, Having]) -> set[str]:
+    """Return the names of extras that are too many over all files, without those that a user has named."""
+    unnamed = [name for name, own in having.items() if not own[0][1].is_carried]
+    return set(unnamed[MOST_RIDERS:])
 
 
 def _kind(rider: Rider) -> object:
@@ -108,10 +115,16 @@ def _plan(name: str, having: Having, warnings: list[str]) -> _Plan | None:
     dtype = common_dtype([rider.dtype for _, rider in kinds])
     if dtype is not None and not coded:
         return _Plan(Rider(name, dtype, is_carried=first.is_carried), is_common=True)
+    return _plan_apart(name, kinds, warnings)
+
+
+def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
+    """Return the plan of an extra without a common dtype; None if its values mean nothing without categories."""
+    first = kinds[0][1]
     both = _both(name, kinds)
     if first.is_carried:
         raise DataError(f"{both}. Write it alike in all, or leave out --carry {shown(name)}.")
-    if coded:  # without their categories, codes could be taken for labels
+    if any(rider.categories is not None for _, rider in kinds):  # without these, codes could be taken for labels
         warnings.append(f"{both}: it does not ride along")
         return None
     warnings.append(f"{both}: no dtype holds both, so that it stands in parts/ and not in index.h5")

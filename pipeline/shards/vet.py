@@ -246,7 +246,19 @@ def _check_riders(shard: Shard, wanted: Wanted) -> None:
 
 
 def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarray]) -> Columns:
-    """Return the description of the columns; their names are those of a table's fields if the file gives no others."""
+    """Return the description of the columns."""
+    columns = _column_names(claim, dtype, n_inputs)
+    values_from = claim["values_from"]
+    if values_from is None:
+        return columns
+    data = next(left)
+    if not isinstance(values_from, str) or data.dtype != np.uint8 or data.shape != (8 * n_inputs,):
+        raise ValueError("columns")
+    return replace(columns, values=np.frombuffer(data.tobytes(), np.float64), values_from=values_from[:_LONGEST])
+
+
+def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
+    """Return the names of the columns; those of a table's fields if the file gives no others."""
     names = claim["names"]
     names_from = claim["names_from"]
     if names is None:
@@ -258,14 +270,7 @@ def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarr
         raise ValueError("columns")
     if len(names) not in (0, n_inputs) or len(names) > MOST_COLUMN_NAMES:
         raise ValueError("columns")
-    columns = Columns(tuple(names), names_from[:_LONGEST], note=claim["note"][:_LONGEST])
-    values_from = claim["values_from"]
-    if values_from is None:
-        return columns
-    data = next(left)
-    if not isinstance(values_from, str) or data.dtype != np.uint8 or data.shape != (8 * n_inputs,):
-        raise ValueError("columns")
-    return replace(columns, values=np.frombuffer(data.tobytes(), np.float64), values_from=values_from[:_LONGEST])
+    return Columns(tuple(names), names_from[:_LONGEST], note=claim["note"][:_LONGEST])
 
 
 def _rider(claim: Any, layout: Layout) -> Rider:

@@ -90,6 +90,11 @@ class _Candidate(NamedTuple):
     def __str__(self) -> str:
         return f"{self.shape} {self.dtype}" if self.shape else self.form
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it is a single number or record."""
+        return self.n_rows == 1 and (self.n_inputs == 1 or self.form == "table")
+
     def turned(self, orientation: str | None) -> Self:
         """Return the candidate with the numbers of rows and columns for an orientation."""
         if self.form != "dense":
@@ -191,11 +196,9 @@ def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list
     obvious = []
     for name, its in sizes.items():
         group, last = split(name)
-        is_single = its.n_rows == 1 and (its.n_inputs == 1 or its.form == "table")
         is_extra = its.n_inputs == 1 and (group, its.n_rows) in wider
-        # All blocks of a pandas frame are equally good.
-        is_block = _BLOCK.fullmatch(last) is not None
-        if its.form != "none" and (is_block or not (is_single or is_extra)):
+        is_block = _BLOCK.fullmatch(last) is not None  # all blocks of a pandas frame are equally good
+        if its.form != "none" and (is_block or not (its.is_single or is_extra)):
             obvious.append(name)
     dense = [name for name in obvious if sizes[name].form in ("dense", _OTHERS)]
     if any(sizes[name].n_inputs != 1 for name in dense):
@@ -218,12 +221,13 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
         raise Refused("a named type, expected a dataset", name)
     rows = h5py.Dataset(item)
     _check_place(file, rows, name)
-    numbers = numbers_of(dtype_of(rows) or np.dtype("V1")) if rows.ndim == 1 else None
-    if numbers is not None:
-        _check_table(rows, name, orientation)
-        return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
-    if rows.ndim == 1 and is_sparse(parent):
-        raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}: name that one", name)
+    if rows.ndim == 1:
+        numbers = numbers_of(dtype_of(rows) or np.dtype("V1"))
+        if numbers is not None:
+            _check_table(rows, name, orientation)
+            return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
+        if is_sparse(parent):
+            raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}: name that one", name)
     _check_rows(rows, name, orientation)
     if orientation == "columns":
         return Rows(name, parent, "columns", [(name, rows)], (rows.shape[-1], *rows.shape[:-1]))
@@ -368,13 +372,10 @@ def _sparse_parts_and_shape(
     parts = [(under(name, text(part)), _sparse_part(group, part, name)) for part in _SPARSE_PARTS]
     n_values, n_columns, n_firsts = (dataset.shape[0] for _, dataset in parts)
     shape = _sparse_shape(group, name)
-    has_column_rows = orientation == "columns"
     by_columns = _is_by_columns(group, shape, n_firsts)
-    if by_columns not in (None, has_column_rows):
-        raise Refused(_OTHER_WAY[has_column_rows], name)
-    n_rows, n_inputs = shape
-    if has_column_rows:
-        n_inputs, n_rows = shape
+    if by_columns not in (None, orientation == "columns"):
+        raise Refused(_OTHER_WAY[orientation == "columns"], name)
+    n_rows, n_inputs = shape[::-1] if orientation == "columns" else shape
     if n_firsts != n_rows + 1 or n_values != n_columns:
         raise Refused(
             f"a sparse matrix of shape {shape} with {n_values} values, {n_columns} indices and {n_firsts} places where "

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.candidates import choose, find
+from pipeline.hdf5.child.candidates import Rows, choose, find
 from pipeline.hdf5.child.columns import find_columns
 from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, link_of, locate, names_in, objects
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
@@ -67,14 +67,7 @@ def describe(
     rows = find(file, dataset, orientation)
     arrays: list[np.ndarray] = []
     layouts = [layout_claim(part, path, arrays) for path, part in rows.parts]
-    riders: list[dict[str, Any]] = []
-    left_out: list[list[Any]] = []
-    if has_extras:
-        riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
-    # An extra that is named and lies next to the rows is included once, under its own name.
-    there = {beside(normal(rows.name), rider["name"]) for rider in riders}
-    others = [path for path in carry if path not in there]
-    carried, missing = find_carried(file, others, rows.shape, arrays)
+    riders, left_out = _extras(file, rows, carry, has_extras, arrays)
     answer = {
         "dataset": rows.name,
         "columns": find_columns(file, rows, arrays),
@@ -82,10 +75,24 @@ def describe(
         "form": rows.form,
         "shape": rows.shape,
         "rows": layouts,
-        "riders": riders + carried,
-        "left_out": [*missing, *left_out][:MOST_LEFT_OUT],
+        "riders": riders,
+        "left_out": left_out,
     }
     return answer, arrays
+
+
+def _extras(
+    file: h5py.File, rows: Rows, carry: Sequence[str], has_extras: bool, arrays: list[np.ndarray]
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    riders: list[dict[str, Any]] = []
+    left_out: list[list[Any]] = []
+    if has_extras:
+        riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
+    # An extra that is named and lies next to the rows is included once, under its own name.
+    included = {beside(normal(rows.name), rider["name"]) for rider in riders}
+    others = [path for path in carry if path not in included]
+    carried, missing = find_carried(file, others, rows.shape, arrays)
+    return riders + carried, [*missing, *left_out][:MOST_LEFT_OUT]
 
 
 def _fill_value(rows: h5py.Dataset) -> float | None:

@@ -287,26 +287,28 @@ def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memo
         n_block = block_bytes // itemsize
     if n_block == 0:
         n_block = max(_LEAST_ELEMENTS, _BLOCK_BYTES // itemsize // 8 * 8)
-    block_bytes = n_block * itemsize
-    if n_bytes > min(most, block_bytes * _MOST_BLOCKS) or n_bytes % itemsize or n_block % 8:
+    if n_bytes > min(most, n_block * itemsize * _MOST_BLOCKS) or n_bytes % itemsize or n_block % 8:
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected {most} at most")
-
     n_full, n_left = divmod(n_bytes // itemsize, n_block)
-    n_last = n_left // 8 * 8
+    sizes = [n_block * itemsize] * n_full
+    if n_left >= 8:
+        sizes.append(n_left // 8 * 8 * itemsize)
     if kind == _UNCOMPRESSED:
         done = memoryview(bytearray(data))
     else:
-        sizes = [block_bytes] * n_full
-        if n_last:
-            sizes.append(n_last * itemsize)
         done = _joined(data[12:], sizes, n_bytes, _BLOCK_DECODERS[kind])
-    elements = np.frombuffer(done, dtype=np.uint8)
+    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_left // 8 * 8, n_block, itemsize)
+    return done
+
+
+def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int) -> None:
+    """Sort the bits of `n_full` blocks, about a megabyte at a time, and of a last one of `n_last` elements."""
+    block_bytes = n_block * itemsize
     end = n_full * block_bytes
     at_once = max(1, _PIECE // block_bytes) * block_bytes
     for start in range(0, end, at_once):
-        _sort_bits(elements[start : min(start + at_once, end)], n_block, itemsize)
-    _sort_bits(elements[end : end + n_last * itemsize], n_last, itemsize)
-    return done
+        _sort_bits(data[start : min(start + at_once, end)], n_block, itemsize)
+    _sort_bits(data[end : end + n_last * itemsize], n_last, itemsize)
 
 
 def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:

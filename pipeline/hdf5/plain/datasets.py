@@ -103,18 +103,16 @@ def _filters(body: bytes) -> Iterator[list[Any]]:
         n_name = 0
         if version == 1 or code >= 256:
             n_name, flags, n_values = struct.unpack_from("<HHH", body, place + 2)
-            place += 8
+            start = place + 8 + n_name
         else:
             flags, n_values = struct.unpack_from("<HH", body, place + 2)
-            place += 6
-        place += n_name
-        values = list(struct.unpack_from(f"<{n_values}I", body, place))
+            start = place + 6
+        values = list(struct.unpack_from(f"<{n_values}I", body, start))
         expect(code not in ASKED, flags in (0, 1), version == 2 or n_name % 8 == 0)
         expect(objection(code, values, "") is None)
         yield [code, values]
-        place += 4 * n_values
-        if version == 1 and n_values % 2:
-            place += 4
+        n_padded = n_values + n_values % 2 if version == 1 else n_values
+        place = start + 4 * n_padded
 
 
 def _check_fill(body: bytes, itemsize: int) -> None:
@@ -146,8 +144,13 @@ def _stored(body: bytes, dataset: Dataset, end: int) -> Dataset:
         place, n_bytes = struct.unpack_from("<QQ", body, 2)
         expect(n_bytes == dataset.n_bytes, place == NOWHERE or place <= end - n_bytes)
         return dataset._replace(kind="contiguous", place=place)
+    expect(kind == 2)
+    return _chunked(body, dataset)
+
+
+def _chunked(body: bytes, dataset: Dataset) -> Dataset:
     rank = body[2] - 1  # the chunks' lengths are followed by the size of an element
-    expect(kind == 2, rank == len(dataset.shape))
+    expect(rank == len(dataset.shape))
     place, *chunks, itemsize = struct.unpack_from(f"<Q{rank + 1}I", body, 3)
     expect(itemsize == dataset.dtype.itemsize, chunks, 0 not in chunks, prod(chunks) * itemsize <= MOST_CHUNK_BYTES)
     return dataset._replace(kind="chunked", place=place, chunks=tuple(chunks))
@@ -173,9 +176,7 @@ def _index(file: Metadata, dataset: Dataset) -> np.ndarray:
     rank = len(dataset.shape)
     grid = grid_of(dataset.shape, dataset.chunks)
     n_chunks = prod(grid)
-    unlimited = [axis for axis, most in enumerate(dataset.most) if most == _UNLIMITED]
-    expect(len(unlimited) != 1 or unlimited == [0])  # the child answers differently then
-    expect(n_chunks * 8 * (rank + 3) <= MOST_BYTES)
+    expect(_has_usual_order(dataset), n_chunks * 8 * (rank + 3) <= MOST_BYTES)
     index = np.empty((3, n_chunks), dtype=np.int64)
     if not n_chunks:
         return index
@@ -186,6 +187,12 @@ def _index(file: Metadata, dataset: Dataset) -> np.ndarray:
     index[1] = keys[:-1, 0] & 0xFFFFFFFF
     index[2] = keys[:-1, 0] >> 32
     return index
+
+
+def _has_usual_order(dataset: Dataset) -> bool:
+    """Return whether HDF5 lists the right places of chunks, as `child.layouts` checks it."""
+    unlimited = [axis for axis, most in enumerate(dataset.most) if most == _UNLIMITED]
+    return len(unlimited) != 1 or unlimited == [0]
 
 
 def _check_keys(keys: np.ndarray, grid: tuple[int, ...], dataset: Dataset) -> None:
@@ -211,7 +218,11 @@ _BOOL = {
     3: b"\x08\2\0\0\1\0\0\0" + _INT8 + b"FALSE\0TRUE\0\0\1",
 }
 _ENCODINGS = {0: "ascii", 1: "utf-8"}
-_FIXED_POINT, _FLOATING_POINT, _STRING, _ENUMERATION, _VARIABLE_LENGTH = 0, 1, 3, 8, 9
+_FIXED_POINT = 0  # classes of types
+_FLOATING_POINT = 1
+_STRING = 3
+_ENUMERATION = 8
+_VARIABLE_LENGTH = 9
 _INTEGERS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")
 _FLOATS = ((2, 5, 10), (4, 8, 23), (8, 11, 52))  # bytes, bits of the exponent and of the mantissa
 

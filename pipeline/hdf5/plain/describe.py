@@ -30,7 +30,7 @@ from pipeline.hdf5.forms import (
 )
 from pipeline.hdf5.plain.contents import links, root
 from pipeline.hdf5.plain.datasets import Dataset, attribute_of, dataset_of, layout_claim
-from pipeline.hdf5.plain.metadata import Kind, Metadata, expect, is_group, messages
+from pipeline.hdf5.plain.metadata import Kind, Metadata, Odd, expect, is_group, messages
 
 __all__ = ["describe_plain"]
 
@@ -67,27 +67,22 @@ def describe_plain(
 
 
 def _described(file: Metadata, dataset: str | None, orientation: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
-    path = [] if dataset is None else parts_of(dataset)
-    place = _place(file, path[:-1])
+    place, name = _located(file, dataset)
     if dataset is None:
-        name = _chosen(place)
         dataset = text(name)
-    else:
-        name = path[-1]
     rows = place.objects[place.links[name]]
-    expect(rows is not None, CATEGORIES.encode() not in place.links)
-    assert rows is not None
-    form = "columns" if orientation == "columns" else "dense"
+    if rows is None:
+        raise Odd
+    expect(rows.is_candidate, not _has_notable_attributes(rows, orientation))
+    form = "dense"
     shape = rows.shape
-    if form == "columns":
+    if orientation == "columns":
+        form = "columns"
         shape = (rows.shape[-1], *rows.shape[:-1])
-    expect(rows.is_candidate, prod(shape[1:]), not _has_notable_attributes(rows, orientation))
-    expect(not _names_columns(place, dataset, shape))
-
+    expect(prod(shape[1:]), CATEGORIES.encode() not in place.links, not _names_columns(place, dataset, shape))
     arrays: list[np.ndarray] = []
     layout = layout_claim(file, rows, dataset, arrays)
-    others = {other: place.objects[address] for other, address in place.links.items() if other != name}
-    riders, left_out = _riders(file, others, dataset, shape, arrays)
+    riders, left_out = _riders(file, place, name, dataset, shape, arrays)
     answer = {
         "dataset": dataset,
         "columns": {"names": None, "names_from": "", "values_from": None, "note": ""},
@@ -101,14 +96,18 @@ def _described(file: Metadata, dataset: str | None, orientation: str | None) -> 
     return answer, arrays
 
 
-def _place(file: Metadata, groups: list[bytes]) -> _Place:
-    """Return the group at the end of a path."""
+def _located(file: Metadata, dataset: str | None) -> tuple[_Place, bytes]:
+    """Return the group with the rows, and their name in it."""
+    path = [] if dataset is None else parts_of(dataset)
     found = links(file, root(file))
     above = found
-    for name in groups:
+    for name in path[:-1]:
         above = found
         found = links(file, messages(file, found[name]))
-    return _Place(found, above, {address: _object(file, address) for address in found.values()})
+    place = _Place(found, above, {address: _object(file, address) for address in found.values()})
+    if dataset is None:
+        return place, _chosen(place)
+    return place, path[-1]
 
 
 def _object(file: Metadata, address: int) -> Dataset | None:
@@ -155,16 +154,15 @@ def _names_columns(place: _Place, dataset: str, shape: tuple[int, ...]) -> bool:
 
 
 def _riders(
-    file: Metadata,
-    others: Mapping[bytes, Dataset | None],
-    rows: str,
-    shape: tuple[int, ...],
-    arrays: list[np.ndarray],
+    file: Metadata, place: _Place, rows_name: bytes, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return extras and what is left out of the other objects in the group, as `child.riders.find_riders` does."""
     riders: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
-    for name, other in others.items():
+    for name, address in place.links.items():
+        if name == rows_name:
+            continue
+        other = place.objects[address]
         if other is None:
             leave_out(left_out, name, A_GROUP, is_missed=False)
         elif not rides(other.shape, shape[0]):

@@ -171,7 +171,9 @@ class _Node(NamedTuple):
     level: int
     left: int
     right: int
-    words: np.ndarray  # keys and children in turn, and a last key
+    first_key: np.ndarray
+    last_key: np.ndarray
+    entries: np.ndarray  # keys and children: shape (n_children, n_key + 1)
 
 
 def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray, np.ndarray]:
@@ -199,10 +201,9 @@ def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray,
         addresses = children.tolist()
         nodes = [_node(file, address, kind, n_key) for address in addresses]
         _check_level(nodes, addresses, kind, level)
-        entries = np.concatenate([node.words[:-n_key].reshape(-1, n_key + 1) for node in nodes])
-        last_key = nodes[-1].words[-n_key:]
-        bounds = np.stack([node.words[:n_key] for node in nodes] + [last_key])
+        bounds = np.stack([node.first_key for node in nodes] + [nodes[-1].last_key])
         expect(level < 0 or (keys[:, kind:] == bounds[:, kind:]).all())  # a chunk's size may differ
+        entries = np.concatenate([node.entries for node in nodes])
         keys = np.concatenate([entries[:, :n_key], bounds[-1:]])
         children = entries[:, n_key]
         level = nodes[0].level
@@ -223,8 +224,9 @@ def _node(file: Metadata, address: int, kind: int, n_key: int) -> _Node:
     block = file.at(address, _NODE.size + 8 * (most * (n_key + 1) + n_key))
     signature, node_kind, level, n_children, left, right = _NODE.unpack_from(block)
     expect(0 < n_children <= most)
-    words = np.frombuffer(block, "<u8", n_children * (n_key + 1) + n_key, _NODE.size)
-    return _Node(signature, node_kind, level, left, right, words)
+    words = np.frombuffer(block, "<u8", n_children * (n_key + 1) + n_key, _NODE.size)  # the last key has no child
+    entries = words[:-n_key].reshape(n_children, n_key + 1)
+    return _Node(signature, node_kind, level, left, right, words[:n_key], words[-n_key:], entries)
 
 
 # -- object headers ----------------------------------------------------------------------------------------------
@@ -348,14 +350,18 @@ def _first_block(file: Metadata, address: int) -> tuple[_Block, struct.Struct, i
         return _next_block(file, True, address + _OLD_HEADER.size, n_bytes), _OLD_MESSAGE, n_messages
     version, flags = prefix[4:6]
     expect(version == 2, flags < 64)
+    head = _NEW_MESSAGE_IN_ORDER if flags & 4 else _NEW_MESSAGE
+    return _first_new_block(file, address, flags), head, 0
+
+
+def _first_new_block(file: Metadata, address: int, flags: int) -> _Block:
     has_times = bool(flags & 32)
     has_limits = bool(flags & 16)
     start = 6 + 16 * has_times + 4 * has_limits
     first = start + (1 << (flags & 3))
     n_bytes = int.from_bytes(file.at(address + start, first - start), "little")
     block = _checked(file.at(address, first + n_bytes + 4))
-    head = _NEW_MESSAGE_IN_ORDER if flags & 4 else _NEW_MESSAGE
-    return _Block(block, first, first + n_bytes), head, 0
+    return _Block(block, first, first + n_bytes)
 
 
 def _next_block(file: Metadata, is_old: bool, address: int, n_bytes: int) -> _Block:
