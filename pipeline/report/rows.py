@@ -16,7 +16,8 @@ from pipeline.errors import DataError, NoInput, NotPermitted
 from pipeline.report.encoded import Encoded
 from pipeline.report.parts import Part, drawn, features_at
 from pipeline.report.rounding import rounding
-from pipeline.shards.rows import bad_entries, read
+from pipeline.scan.scaler import bad_entries
+from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard
 
 __all__ = ["Fault", "RowsChecked", "check_rows"]

@@ -10,7 +10,8 @@ import numpy as np
 from pipeline.cluster.threads import check
 from pipeline.errors import DataError
 from pipeline.scan.sample import sampled
-from pipeline.shards.rows import bad_rows, keep_chunks, missing_entries, read
+from pipeline.scan.scaler import bad_rows, missing_entries
+from pipeline.shards.rows import keep_chunks, read
 from pipeline.shards.shard import Block, Shard, first_rows
 
 __all__ = ["Found", "Piece", "Pieces", "ScanSettings", "look_at", "merged", "unread"]

@@ -17,8 +17,8 @@ from pipeline.errors import DataError, counted, shown, some
 from pipeline.formats import pack, unpack
 from pipeline.scan.blocks import Found, Piece, Pieces, ScanSettings, look_at, merged, unread
 from pipeline.scan.sample import FEW, INNER, MANY, between, means, spread, stride_of
-from pipeline.scan.scaler import Scaler
-from pipeline.shards.rows import bad_entries, read
+from pipeline.scan.scaler import Scaler, bad_entries
+from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
 
 __all__ = [

@@ -1,17 +1,18 @@
-"""Min-max scaling, in the same way on the device and in NumPy, and the cleaning of rows before it."""
+"""Min-max scaling, in the same way on the device and in NumPy; bad entries of rows, and their cleaning."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.shards.rows import missing_entries
-from pipeline.shards.shard import Block
+if TYPE_CHECKING:
+    from pipeline.shards.shard import Block
 
-__all__ = ["Cleaning", "Scaler"]
+__all__ = ["Cleaning", "Scaler", "bad_entries", "bad_rows", "missing_entries"]
 
 
 @dataclass(frozen=True)
@@ -136,3 +137,63 @@ def _held(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], int])
     limits = np.iinfo(dtype)
     whole = [min(max(to_whole(value), limits.min), limits.max) for value in values.tolist()]
     return np.array(whole, dtype=dtype)
+
+
+# -- bad entries -----------------------------------------------------------------------------------------------
+
+
+def bad_rows(
+    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
+) -> np.ndarray:
+    """Return the positions, int64, of the rows that hold bad entries."""
+    return np.flatnonzero(bad_entries(rows, missing, stored, fills).any(axis=1))
+
+
+def bad_entries(
+    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
+) -> np.ndarray:
+    """Return which entries make a row bad: NaN, Inf, or the missing value as the dtype `stored` has it; bool.
+
+    If missing values are filled in (`fills`): Inf, and all entries of a row without any value.
+    """
+    is_float = rows.dtype.kind == "f"
+    if fills:
+        has_none = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
+        if is_float:
+            return np.isinf(rows) | has_none
+        return np.broadcast_to(has_none, rows.shape)
+    if missing is None:
+        return ~np.isfinite(rows) if is_float else np.zeros(rows.shape, dtype=bool)
+    is_missing = missing_entries(rows, missing, stored)
+    return ~np.isfinite(rows) | is_missing if is_float else is_missing
+
+
+def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
+    """Return which entries are NaN, or the missing value as the dtype `stored` has it: bool, of the rows' shape."""
+    value = None
+    if missing is not None:
+        value = _value_in(np.dtype(stored or rows.dtype), missing)
+    if value is None:
+        return np.isnan(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
+    is_value = rows == rows.dtype.type(value)
+    return np.isnan(rows) | is_value if rows.dtype.kind == "f" else is_value
+
+
+def _value_in(dtype: np.dtype, missing: float) -> Any:
+    """Return the missing value as a dtype holds it; None if it cannot hold it."""
+    if dtype.kind == "f":
+        # Rounded: -999.9 in a file of float32 is not the number that a user types. But 1e-99 there is not 0.
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = np.float64(missing).astype(dtype)
+        if np.isfinite(rounded) and bool(rounded) == bool(missing):
+            return rounded
+        return None
+    low = 0
+    high = 1
+    if dtype.kind != "b":
+        low = np.iinfo(dtype).min
+        high = np.iinfo(dtype).max
+    # Integers hold neither fractions nor values outside their range: 255.5 is in no file of uint8.
+    if low <= missing <= high and missing == int(missing):
+        return int(missing)
+    return None

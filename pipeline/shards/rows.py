@@ -1,4 +1,4 @@
-"""Read rows of any form as a dense array, read extras, and find bad entries.
+"""Read rows of any form as a dense array, and read extras.
 
 Each read opens the file and closes it. Rows that are not dense are read in pieces of a few megabytes, so that a block
 takes little more memory than its rows. The places and columns of sparse rows are checked when they are read.
@@ -22,10 +22,7 @@ from pipeline.hdf5.values import read_values
 from pipeline.shards.shard import Block, Rider, Shard, aligned, read_dtype
 
 __all__ = [
-    "bad_entries",
-    "bad_rows",
     "keep_chunks",
-    "missing_entries",
     "read",
     "read_riders",
     "salvage_riders",
@@ -393,63 +390,3 @@ def _stored_rider(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
 def _axis(shard: Shard, layout: Layout) -> int:
     """Return the axis of the rows of an extra: its axes of length 1 come after it, or before it, as in MATLAB."""
     return 0 if layout.shape[0] == shard.n_rows else -1
-
-
-# -- bad entries -----------------------------------------------------------------------------------------------
-
-
-def bad_rows(
-    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
-) -> np.ndarray:
-    """Return the positions, int64, of the rows that hold bad entries."""
-    return np.flatnonzero(bad_entries(rows, missing, stored, fills).any(axis=1))
-
-
-def bad_entries(
-    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
-) -> np.ndarray:
-    """Return which entries make a row bad: NaN, Inf, or the missing value as the dtype `stored` has it; bool.
-
-    If missing values are filled in (`fills`): Inf, and all entries of a row without any value.
-    """
-    is_float = rows.dtype.kind == "f"
-    if fills:
-        has_none = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
-        if is_float:
-            return np.isinf(rows) | has_none
-        return np.broadcast_to(has_none, rows.shape)
-    if missing is None:
-        return ~np.isfinite(rows) if is_float else np.zeros(rows.shape, dtype=bool)
-    is_missing = missing_entries(rows, missing, stored)
-    return ~np.isfinite(rows) | is_missing if is_float else is_missing
-
-
-def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
-    """Return which entries are NaN, or the missing value as the dtype `stored` has it: bool, of the rows' shape."""
-    value = None
-    if missing is not None:
-        value = _value_in(np.dtype(stored or rows.dtype), missing)
-    if value is None:
-        return np.isnan(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
-    is_value = rows == rows.dtype.type(value)
-    return np.isnan(rows) | is_value if rows.dtype.kind == "f" else is_value
-
-
-def _value_in(dtype: np.dtype, missing: float) -> Any:
-    """Return the missing value as a dtype holds it; None if it cannot hold it."""
-    if dtype.kind == "f":
-        # Rounded: -999.9 in a file of float32 is not the number that a user types. But 1e-99 there is not 0.
-        with np.errstate(over="ignore", under="ignore"):
-            rounded = np.float64(missing).astype(dtype)
-        if np.isfinite(rounded) and bool(rounded) == bool(missing):
-            return rounded
-        return None
-    low = 0
-    high = 1
-    if dtype.kind != "b":
-        low = np.iinfo(dtype).min
-        high = np.iinfo(dtype).max
-    # Integers hold neither fractions nor values outside their range: 255.5 is in no file of uint8.
-    if low <= missing <= high and missing == int(missing):
-        return int(missing)
-    return None

@@ -202,6 +202,13 @@ _SCAN = (
         "found.bad_rows[kept]",
         ("tests/scan/test_ranges.py::test_what_is_left_of_a_scan_without_unreadable_shards_is_a_scan_of_the_others",),
     ),
+    Mutation(
+        "tiny-missing-value-makes-zeros-missing",
+        "pipeline/scan/scaler.py",
+        " and bool(rounded) == bool(missing)",
+        "",
+        ("tests/scan/test_ranges.py::test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it",),
+    ),
 )
 
 _ENCODING = (
@@ -297,13 +304,6 @@ _SHARDS = (
         " | (sizes > shard.n_inputs)",
         "",
         ("tests/shards/test_rows.py::test_sparse_rows_that_make_no_sense_are_told",),
-    ),
-    Mutation(
-        "tiny-missing-value-makes-zeros-missing",
-        "pipeline/shards/rows.py",
-        " and bool(rounded) == bool(missing)",
-        "",
-        ("tests/scan/test_ranges.py::test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it",),
     ),
 )
 
