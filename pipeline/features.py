@@ -28,7 +28,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import DataError, shown
-from pipeline.hdf5.riders import CATEGORIES
+from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, read_manifest
 
 __all__ = [

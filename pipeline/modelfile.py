@@ -20,9 +20,8 @@ from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, shown, some
 from pipeline.formats import MOST_JSON_BYTES, digest, parse_bounded
 from pipeline.hdf5.files import opened, persistently, read_at, stand_in
-from pipeline.hdf5.plain.attributes import value_of
 from pipeline.hdf5.plain.contents import Contents, read_arrays, read_contents
-from pipeline.hdf5.plain.datasets import Dataset
+from pipeline.hdf5.plain.datasets import Dataset, value_of
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.output.records import MANIFEST, Entry, read_manifest
 

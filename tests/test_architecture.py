@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "modelfile": ["hdf5", "output.records"],
     "model": ["modelfile", "output.records", "scan.scaler"],
     "device": ["scan.scaler", "kernels"],
-    "features": ["hdf5.riders", "output.records"],
+    "features": ["hdf5.forms", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
     "report": [

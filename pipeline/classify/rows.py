@@ -15,7 +15,7 @@ from pipeline.errors import DataError, counted, shown
 from pipeline.features import Features
 from pipeline.formats import missing_value
 from pipeline.model import Model
-from pipeline.scan.cleaning import Cleaning
+from pipeline.scan.scaler import Cleaning
 from pipeline.shards.columns import reordered
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, with_offset

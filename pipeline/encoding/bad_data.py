@@ -11,8 +11,7 @@ import numpy as np
 from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError
 from pipeline.scan.drift import Outside, outside_of
-from pipeline.scan.scaler import Scaler
-from pipeline.shards.rows import bad_entries, bad_rows
+from pipeline.scan.scaler import Scaler, bad_entries, bad_rows
 from pipeline.shards.shard import Block
 
 __all__ = ["BadData"]

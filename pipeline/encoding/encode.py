@@ -25,8 +25,8 @@ from pipeline.encoding.worker import EncodeSettings, Worker, check_place, worker
 from pipeline.errors import DataError
 from pipeline.output.disk import GuardedDisk, Pieces
 from pipeline.output.records import Entry, write_result
-from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.drift import Outside, farthest
+from pipeline.scan.scaler import Cleaning
 from pipeline.shards.rows import keep_chunks, read, read_riders, salvage_riders, stream_rider
 from pipeline.shards.shard import Block, Rider, is_wide
 

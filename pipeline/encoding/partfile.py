@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.encoding.storage import PLAIN, Chunked, Storage
 from pipeline.encoding.template import SOURCE, Streamed, Template, lay_out
 from pipeline.features import FEATURES, VALID, Shape
-from pipeline.hdf5.riders import CATEGORIES
+from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.disk import PAGE, Pieces
 from pipeline.shards.shard import Rider, is_wide
 

@@ -22,7 +22,7 @@ from pipeline.encoding.template import Template, lay_out
 from pipeline.errors import ReadFailed, shown
 from pipeline.features import FAILURES, Shape, categories_of, common, reading
 from pipeline.hdf5.files import read_into
-from pipeline.hdf5.riders import CATEGORIES
+from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.disk import Pieces
 
 __all__ = ["single_file"]

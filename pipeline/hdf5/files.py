@@ -125,7 +125,8 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
             continue
         if not n_read:
             raise OSError(errno.EIO, f"the file ends at byte {offset}")
-        buffer, offset = buffer[n_read:], offset + n_read
+        buffer = buffer[n_read:]
+        offset += n_read
 
 
 def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
@@ -149,7 +150,8 @@ def persistently(read: Callable[[], T], where: str) -> T:
         try:
             return read()
         except OSError as error:
-            failure, meaning = error, stand_in(error, where)
+            failure = error
+            meaning = stand_in(error, where)
             if isinstance(meaning, (SystemLimit, NotPermitted)):
                 raise meaning from error
         if i + 1 < _TRIES:
@@ -180,7 +182,9 @@ def _check_regular(path: str, status: os.stat_result) -> None:
 
 def _check_same(path: str, found: Identity, expected: Identity) -> None:
     if found != expected:
-        what = "another file lies there" if found.inode != expected.inode else f"{found.size} bytes now"
+        what = f"{found.size} bytes now"
+        if found.inode != expected.inode:
+            what = "another file lies there"
         raise DataError(
             f"file={shown(path)}: changed during the run ({what}, {expected.size} bytes before), expected input that "
             "stays as it is. Type the same command again once nothing writes to it."

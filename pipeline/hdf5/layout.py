@@ -1,4 +1,4 @@
-"""Where a dataset's bytes lie, as the child or `plain.describe` says; each number is checked before it counts."""
+"""Where the bytes of a dataset lie, as the child or `plain.describe` claims; each number is checked before its use."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where a dataset's bytes lie: plain values and arrays."""
+    """Where the bytes of a dataset lie: plain values and arrays."""
 
     name: str  # its path in the file
     shape: tuple[int, ...]
@@ -50,51 +50,73 @@ class Layout:
 
 
 def bytes_of(array: np.ndarray) -> np.ndarray:
-    """An array's bytes, uint8."""
+    """Return the bytes of an array, uint8."""
     return array.reshape(-1).view(np.uint8)
 
 
 def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
-    """How many chunks lie along each axis; the last ones may stick out. `ValueError` when they are of another rank."""
+    """Return the number of chunks along each axis, the last one included; `ValueError` if the ranks differ."""
     return tuple(-(-n // size) for n, size in zip(shape, chunks, strict=True))
 
 
 def most_unfolded(n_stored: int) -> int:
-    """Return how many bytes so many stored ones may unfold to."""
+    """Return how many bytes `n_stored` bytes may unfold to."""
     return max(_EXPANSION_FLOOR, _MOST_EXPANSION * n_stored)
 
 
 def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
-    """A dataset's layout from what `child.layouts.layout_claim` says of it, and the next of its arrays if it has one.
+    """Return the layout that a claim of `child.layouts.layout_claim` describes, with the next array if it has one.
 
     Raises
     ------
     ValueError, TypeError, KeyError, StopIteration
-        When it is not of that form.
+        If the claim is of another form.
     """
-    name, kind, dtype = claim["name"], claim["kind"], _dtype(claim["dtype"])
+    name = claim["name"]
+    kind = claim["kind"]
+    dtype = _dtype(claim["dtype"])
     layout = Layout(name, _whole(claim["shape"], 0, 2**63), dtype, kind)
-    if not isinstance(name, str) or kind not in _KINDS or len(layout.shape) > 32:
-        raise ValueError("name, kind or rank")
-    if dtype.hasobject and (dtype != np.dtype("O") or kind != "asked"):
-        raise ValueError("objects")  # places in memory, if they were taken from a file
+    _check_form(layout)
     if kind == "contiguous":
-        return replace(layout, offset=_whole([claim["offset"]], 0, 2**63)[0])
+        return replace(layout, offset=_offset(claim["offset"]))
     if kind == "inline":
         return replace(layout, data=_data(layout, next(arrays)))
     if kind == "asked" and "chunks" not in claim:
-        return replace(layout, offset=_whole([claim.get("offset", 0)], 0, 2**63)[0])
-    filters = tuple((_whole([code], 0, 2**16)[0], _whole(values, 0, 2**32)) for code, values in claim["filters"])
-    if any(objection(*each, name) for each in filters) or len(dict(filters)) < len(filters):
-        raise ValueError("filters")
-    if kind == "chunked" and not ASKED.isdisjoint(dict(filters)):
-        raise ValueError("filters that only HDF5 undoes")
-    layout = replace(layout, chunks=_whole(claim["chunks"], 1, 2**32), filters=filters)
+        return replace(layout, offset=_offset(claim.get("offset", 0)))
+    layout = replace(layout, chunks=_whole(claim["chunks"], 1, 2**32), filters=_filters(claim["filters"], name, kind))
     return replace(layout, index=_index(layout, next(arrays)))
 
 
+def _check_form(layout: Layout) -> None:
+    if not isinstance(layout.name, str) or layout.kind not in _KINDS or len(layout.shape) > 32:
+        raise ValueError("name, kind or rank")
+    if layout.dtype.hasobject and (layout.dtype != np.dtype("O") or layout.kind != "asked"):
+        raise ValueError("objects")  # addresses in memory, if they were read from a file
+
+
+def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    filters = []
+    for claimed_code, claimed_values in claims:
+        (code,) = _whole([claimed_code], 0, 2**16)
+        values = _whole(claimed_values, 0, 2**32)
+        if objection(code, values, name):
+            raise ValueError("filters")
+        filters.append((code, values))
+    codes = {code for code, _ in filters}
+    if len(codes) < len(filters):
+        raise ValueError("filters")
+    if kind == "chunked" and not ASKED.isdisjoint(codes):
+        raise ValueError("filters that only HDF5 undoes")
+    return tuple(filters)
+
+
+def _offset(claim: Any) -> int:
+    (offset,) = _whole([claim], 0, 2**63)
+    return offset
+
+
 def _whole(values: Any, low: int, high: int) -> tuple[int, ...]:
-    """Python's integers, in a range; JSON's true is none of them."""
+    """Return a list of integers in a range as a tuple; JSON's true is no integer."""
     if not isinstance(values, list) or not all(type(value) is int and low <= value < high for value in values):
         raise ValueError("numbers")
     return tuple(values)
@@ -139,7 +161,7 @@ def _dtype(claim: Any) -> np.dtype:
 
 
 def _annotated(dtype: np.dtype, notes: Any) -> np.dtype:
-    """With what h5py notes on a dtype, so that a copy is written as the original was."""
+    """Return a dtype with h5py's metadata, so that a copy is written as the original was."""
     known: dict[str, Any] = {}
     if "enum" in notes:
         if not all(isinstance(name, str) for name in notes["enum"]):
@@ -149,50 +171,67 @@ def _annotated(dtype: np.dtype, notes: Any) -> np.dtype:
         known["h5py_encoding"] = notes["h5py_encoding"]
     if notes.get("h5py_opaque") is True:
         known["h5py_opaque"] = True
-    return np.dtype(dtype, metadata=known) if known else dtype
+    if not known:
+        return dtype
+    return np.dtype(dtype, metadata=known)
 
 
 # -- places ------------------------------------------------------------------------------------------------------
 
 
 def check_places(layouts: Sequence[Layout], size: int, where: str, base: int = 0) -> None:
-    """Refuse (`DataError`) values that lie outside the file, one on top of the other, or unfold to too much.
+    """Refuse (`DataError`) values that lie outside the file, overlap, or unfold to too much.
 
-    The file has `size` bytes, and its superblock lies at `base`; an error's sentence begins with `where`.
+    The file has `size` bytes, and its superblock lies at `base`. Messages begin with `where`.
     """
-    low = base + SMALLEST
-    taken: dict[object, np.ndarray] = {}
+    by_dataset: dict[object, np.ndarray] = {}
     for layout in layouts:
-        place = f"{where} dataset={shown(layout.name)}"
+        dataset = f"{where} dataset={shown(layout.name)}"
         if layout.n_bytes > _MOST_BYTES:
             raise DataError(
-                f"{place}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most"
+                f"{dataset}: shape {layout.shape} takes {layout.n_bytes} bytes, expected {_MOST_BYTES} at most"
             )
-        offsets, sizes = places = _places(layout)
-        outside = np.flatnonzero((offsets < low) | (offsets > size - sizes))
-        if len(outside):
-            first, n = int(offsets[outside[0]]), int(sizes[outside[0]])
-            raise DataError(
-                f"{place}: values lie at bytes {first}:{first + n}, expected {low}:{size} at most. The file "
-                "is damaged or forged: do not use it."
-            )
+        places = _places(layout)
+        _check_inside(places, base + SMALLEST, size, dataset)
         if layout.index is not None:
-            _check_sizes(layout, place)
-        # Two names of one dataset have all places in common; otherwise not even one may be.
-        taken[layout.shape, str(layout.dtype), offsets.tobytes()] = places
-    every = np.concatenate([np.empty((2, 0), dtype=np.int64), *taken.values()], axis=1)
-    offsets, sizes = every[:, np.argsort(every[0], kind="stable")]
-    if (offsets[1:] < offsets[:-1] + sizes[:-1]).any():
-        at = int(offsets[1:][offsets[1:] < offsets[:-1] + sizes[:-1]][0])
-        raise DataError(f"{where}: values overlap at byte {at}. The file is damaged or forged: do not use it.")
+            _check_sizes(layout, dataset)
+        # Two names of one dataset share all places. Different datasets share none.
+        by_dataset[layout.shape, str(layout.dtype), places[0].tobytes()] = places
+    _check_apart(np.concatenate([_NO_PLACES, *by_dataset.values()], axis=1), where)
+
+
+_NO_PLACES = np.empty((2, 0), dtype=np.int64)
 
 
 def _places(layout: Layout) -> np.ndarray:
-    """Offsets and sizes of what a layout has in the file, outside its metadata."""
+    """Return offsets and sizes of what a layout has in the file, outside its metadata."""
     if layout.index is not None:
         return layout.index[:2]
-    is_there = layout.kind == "contiguous" and layout.n_bytes
-    return np.array([[layout.offset], [layout.n_bytes]] if is_there else [[], []], dtype=np.int64)
+    if layout.kind == "contiguous" and layout.n_bytes:
+        return np.array([[layout.offset], [layout.n_bytes]], dtype=np.int64)
+    return _NO_PLACES
+
+
+def _check_inside(places: np.ndarray, low: int, high: int, where: str) -> None:
+    """Refuse places that are not between two offsets."""
+    offsets, sizes = places
+    outside = np.flatnonzero((offsets < low) | (offsets > high - sizes))
+    if len(outside):
+        first = int(offsets[outside[0]])
+        stop = first + int(sizes[outside[0]])
+        raise DataError(
+            f"{where}: values lie at bytes {first}:{stop}, expected {low}:{high} at most. The file is damaged or "
+            "forged: do not use it."
+        )
+
+
+def _check_apart(places: np.ndarray, where: str) -> None:
+    """Refuse places that overlap."""
+    offsets, sizes = places[:, np.argsort(places[0], kind="stable")]
+    overlaps = offsets[1:] < offsets[:-1] + sizes[:-1]
+    if overlaps.any():
+        at = int(offsets[1:][overlaps][0])
+        raise DataError(f"{where}: values overlap at byte {at}. The file is damaged or forged: do not use it.")
 
 
 def _check_sizes(layout: Layout, place: str) -> None:
@@ -205,7 +244,8 @@ def _check_sizes(layout: Layout, place: str) -> None:
             f"{place}: a chunk of {int(sizes[wrong][0])} bytes in the file, expected about {layout.chunk_bytes}. The "
             "file is damaged or forged: do not use it."
         )
-    declared, stored = len(sizes) * layout.chunk_bytes, int(sizes.sum())
+    declared = len(sizes) * layout.chunk_bytes
+    stored = int(sizes.sum())
     if declared > most_unfolded(stored):
         raise DataError(
             f"{place}: {stored} bytes unfold to {declared}, expected {_MOST_EXPANSION} times as many at most. Is it "

@@ -1,6 +1,6 @@
-"""What a file may ask for: everything that it could ask for without end has its bound here.
+"""Limits on what a file may contain or make the program do.
 
-Both ways to one answer keep to the same ones, and so does what checks that answer: one of them alone would do no good.
+The child and the plain reader keep to these limits, and the checks of their answers use the same ones.
 """
 
 __all__ = [
@@ -40,12 +40,14 @@ MOST_PIECES = MOST_OBJECTS  # that one file may stack
 MOST_CHUNK_BYTES = 2**26
 MOST_CHUNKS = 2**22  # of the rows and all riders: their places take 24 bytes each
 MOST_COLUMNS = 2**24  # of sparse rows, which take no place in a file but do in memory
-MOST_COLUMN_NAMES, LONGEST_COLUMN_NAME = 2**20, 2**10  # bytes of each; of all of them `ANSWER_BYTES`
+MOST_COLUMN_NAMES = 2**20
+LONGEST_COLUMN_NAME = 2**10  # bytes; of all names `ANSWER_BYTES`
 MOST_ITEM = 2**20  # bytes of one value
 
 MOST_RIDERS = 1000
 MOST_LEFT_OUT = 50  # that are told of one file
-MOST_CATEGORIES, MOST_WORDS = 2**16, 2**20  # of one dataset; bytes of all their names
+MOST_CATEGORIES = 2**16  # of one dataset
+MOST_WORDS = 2**20  # bytes of the names of all categories of one dataset
 MOST_TEXT_BYTES = 2**26  # of one text of any length, which the child holds several times while it reads it
 MOST_PADDED = 2**24  # bytes of all their names, each made as long as the longest
 

@@ -11,8 +11,7 @@ from typing import NamedTuple, Self
 
 from pipeline.errors import DataError
 from pipeline.hdf5.files import read_at
-from pipeline.hdf5.plain.headers import Kind, bodies_of
-from pipeline.hdf5.plain.metadata import Metadata
+from pipeline.hdf5.plain.metadata import Kind, Metadata, bodies_of
 
 __all__ = ["SIGNATURE", "Superblock", "check_superblock", "signature_at"]
 
@@ -47,7 +46,12 @@ class Superblock(NamedTuple):
     def of(cls, head: bytes) -> Self:
         """That of a file from its first bytes; an error where these are too few."""
         version = head[8]
-        width, first = (head[13], 24 + 4 * version) if version < 2 else (head[9], 12)
+        if version < 2:
+            width = head[13]
+            first = 24 + 4 * version
+        else:
+            width = head[9]
+            first = 12
         return cls(version, width, *_ADDRESSES[width].unpack_from(head, first))
 
     @property
@@ -75,12 +79,14 @@ def check_superblock(descriptor: int, size: int, where: str) -> int:
         When it is no HDF5 file that stands by itself; its sentence begins with `where`.
     OSError
     """
-    place, head = 0, read_at(descriptor, 0, min(size, _LONGEST))
+    place = 0
+    head = read_at(descriptor, 0, min(size, _LONGEST))
     if not head.startswith(SIGNATURE):
-        at = signature_at(descriptor, size)
-        if at is None:
+        found = signature_at(descriptor, size)
+        if found is None:
             raise DataError(f"{where}: not an HDF5 file (first bytes {head[:16]!r}){_other(head)}")
-        place, head = at, read_at(descriptor, at, min(size - at, _LONGEST))
+        place = found
+        head = read_at(descriptor, place, min(size - place, _LONGEST))
     _check(descriptor, size, place, head, where)
     return place
 

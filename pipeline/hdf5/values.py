@@ -1,8 +1,8 @@
-"""Rows straight from the file, without HDF5 and its global lock: bytes from where they were found to lie, decoded here.
+"""Read values straight from the file, without HDF5 and its global lock.
 
-Each read opens the file anew, and makes sure that it is the vetted one before and after. Of a chunked dataset, one
-chunk at a time is in memory, and large ones stay in a cache; what must be converted is so a piece at a time.
-What is no plain value, such as text of any length, is left to HDF5 in the child.
+Each read opens the file, and checks before and after that it is the vetted one. Of a chunked dataset, one chunk at a
+time is in memory, and large ones stay in a cache. Values are converted a piece at a time. Values that are not plain,
+such as texts of any length, are read by HDF5 in the child.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from pipeline.formats import digest
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.chunkcache import CHUNKS
 from pipeline.hdf5.files import Identity, opened, persistently, read_into
-from pipeline.hdf5.filters.undo import undone
+from pipeline.hdf5.filters.codecs import undone
 from pipeline.hdf5.layout import Layout, bytes_of, grid_of
 from pipeline.hdf5.limits import SMALLEST
 
@@ -28,37 +28,43 @@ __all__ = ["file_digest", "read_values", "text_lengths"]
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes that are read of a line at once
 _TILE = 64  # rows
-_MOST_TEXTS, _TEXT_BYTES = 1024, 2**25  # that the child reads at once: no more of them, and no more bytes
-# How HDF5 stores a text of any length in a dataset: its length, and where it lies (format specification, IV.B).
+_MOST_TEXTS = 1024  # that the child reads at once
+_TEXT_BYTES = 2**25  # of these texts
+# HDF5's reference to a text of any length: its length, and its place (format specification, IV.B).
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 
 
 class _Wanted(NamedTuple):
-    """Values from `start` on along one axis of a dataset, the first or the last one."""
+    """Values from `start` along one axis of a dataset, the first or the last one."""
 
     layout: Layout
     start: int
     axis: int
     where: str
-    file: tuple[str, Identity] | None = None  # by which its chunks are known in the cache; None to keep none
+    file: tuple[str, Identity] | None = None  # key of its chunks in the cache; None to keep none
+
+    def in_values_shape(self, out: np.ndarray) -> np.ndarray:
+        """Return a view of an array in C order with the axes of the dataset, the one that is read along first."""
+        others = self.layout.shape[1:] if self.axis == 0 else self.layout.shape[:-1]
+        return out.reshape(len(out), *others, *self.layout.dtype.shape)
 
 
 def read_values(
     path: str, identity: Identity, layout: Layout, start: int, out: np.ndarray, axis: int = 0
 ) -> np.ndarray:
-    """A dataset's values along its first or last axis, from `start` on.
+    """Read values of a dataset along its first or last axis, from `start`.
 
     Parameters
     ----------
     path : str
     identity : Identity
-        What the file was when it was vetted.
+        Identity of the file when it was vetted.
     layout : Layout
-        Of one of its datasets.
+        Of the dataset.
     start : int
     out : ndarray of shape (n, ...), C order
-        Where as many go as there is room for, converted to its dtype; the shape of each is that of the other axes, or
-        any of the same size. Memory that is used again takes less time than fresh.
+        Takes n values, converted to its dtype. The further axes are the dataset's others, or have the same size. Memory
+        that is used again takes less time than fresh memory.
     axis : int
         0 for the first axis, -1 for the last one.
 
@@ -70,14 +76,13 @@ def read_values(
     Raises
     ------
     DataError
-        When they are damaged, or the file is not the one that was vetted.
+        If they are damaged, or the file is not the one that was vetted.
     ReadFailed, NotPermitted, SystemLimit
-        When the system fails.
+        If the system fails.
     """
     where = f"file={shown(path)} dataset={shown(layout.name)} rows={start}:{start + len(out)}"
     wanted = _Wanted(layout, start, axis, where, (path, identity))
-    others = layout.shape[:-1] if axis else layout.shape[1:]
-    values = out.reshape(len(out), *others, *layout.dtype.shape)  # a view, since it is in C order
+    values = wanted.in_values_shape(out)
 
     def read() -> np.ndarray:
         with opened(path, identity) as (descriptor, _):
@@ -88,7 +93,7 @@ def read_values(
 
 
 def file_digest(path: str, identity: Identity) -> str:
-    """BLAKE3 of a file, in hexadecimal digits; raises like `read_values`."""
+    """Return the BLAKE3 digest of a file in hexadecimal digits; raises like `read_values`."""
 
     def pieces() -> Iterator[memoryview]:
         buffer = memoryview(bytearray(_PIECE))
@@ -128,20 +133,21 @@ def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Ite
         kind = "contiguous"
     else:
         return None
-    references = replace(layout, kind=kind, dtype=_REFERENCE)
-    axis = 0 if layout.shape[0] == n_rows else -1
-    chunk_rows = layout.chunks[axis] if layout.chunks else 1
-    at_once = -(-_PIECE // (_REFERENCE.itemsize * chunk_rows)) * chunk_rows  # whole chunks
+    return _lengths(descriptor, replace(layout, kind=kind, dtype=_REFERENCE), n_rows)
 
-    def pieces() -> Iterator[np.ndarray]:
-        for start in range(0, n_rows, at_once):
-            values = np.empty(min(at_once, n_rows - start), dtype=_REFERENCE)
-            others = layout.shape[:-1] if axis else layout.shape[1:]
-            wanted = _Wanted(references, start, axis, "")
-            _READERS[kind](descriptor, wanted, values.reshape(len(values), *others))
-            yield values["length"].astype(np.int64)
 
-    return pieces()
+def _lengths(descriptor: int, references: Layout, n_rows: int) -> Iterator[np.ndarray]:
+    """Yield the lengths of texts, given the layout of their references, about a megabyte of these at a time."""
+    axis = 0 if references.shape[0] == n_rows else -1
+    at_once = _PIECE // _REFERENCE.itemsize
+    if references.chunks:
+        chunk_rows = references.chunks[axis]
+        at_once = -(-at_once // chunk_rows) * chunk_rows  # whole chunks
+    for start in range(0, n_rows, at_once):
+        values = np.empty(min(at_once, n_rows - start), dtype=_REFERENCE)
+        wanted = _Wanted(references, start, axis, "")
+        _READERS[references.kind](descriptor, wanted, wanted.in_values_shape(values))
+        yield values["length"].astype(np.int64)
 
 
 # -- contiguous --------------------------------------------------------------------------------------------------
@@ -167,21 +173,24 @@ def _read_contiguous(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
 
 
 def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) -> None:
-    """Rows that lie across the file's lines: a piece of each line is read, some lines at a time."""
-    n, itemsize = layout.shape[-1], layout.dtype.itemsize
-    n_rows, n_lines = min(len(out), max(1, _LINE // itemsize)), out.shape[1]
+    """Read rows that lie across the lines of the file: a piece of each line, some lines at a time."""
+    line_length = layout.shape[-1]
+    itemsize = layout.dtype.itemsize
+    n_lines = out.shape[1]
+    n_rows = min(len(out), max(1, _LINE // itemsize))
     at_once = min(n_lines, max(1, _PIECE // (n_rows * itemsize)))
     piece = np.empty((at_once, n_rows), dtype=layout.dtype)
     for row in range(0, len(out), n_rows):
         for line in range(0, n_lines, at_once):
             part = piece[: n_lines - line, : len(out) - row]
             for i, into in enumerate(part, line):
-                read_into(descriptor, bytes_of(into).data, layout.offset + (i * n + start + row) * itemsize)
+                place = i * line_length + start + row
+                read_into(descriptor, bytes_of(into).data, layout.offset + place * itemsize)
             _transpose(part, out[row : row + n_rows, line : line + at_once])
 
 
 def _transpose(lines: np.ndarray, out: np.ndarray) -> None:
-    """In tiles that stay in the processor's cache, which takes a fraction of the time."""
+    """Transpose in tiles that stay in the processor's cache, which takes a fraction of the time."""
     for row in range(0, len(out), _TILE):
         out[row : row + _TILE] = lines[:, row : row + _TILE].T
 
@@ -197,28 +206,43 @@ def _read_inline(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
 # -- chunked -----------------------------------------------------------------------------------------------------
 
 
+class _Part(NamedTuple):
+    """A part of one chunk."""
+
+    cell: tuple[int, ...]  # of the grid of chunks
+    source: tuple[slice, ...]  # in the chunk
+    target: tuple[slice, ...]  # in the values that are read
+
+
 def _read_chunked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
-    layout, axis = wanted.layout, wanted.axis
-    assert layout.index is not None
+    layout = wanted.layout
     grid = grid_of(layout.shape, layout.chunks)
-    values = np.moveaxis(out, 0, axis)  # a view whose axes are the dataset's
-    is_kept = wanted.file is not None and bool(layout.filters) and CHUNKS.holds(layout, axis)
-    for cell, source, target in _cells(layout, wanted.start, wanted.start + len(out), axis):
-        place = layout.index[:, np.ravel_multi_index(cell, grid)].tolist()
-        decompress = partial(_decompressed, descriptor, layout, *place)
-        n_rows = source[axis].stop - source[axis].start
-        n_in_chunk = min(layout.chunks[axis], layout.shape[axis] - cell[axis] * layout.chunks[axis])
+    values = np.moveaxis(out, 0, wanted.axis)  # a view whose axes are the dataset's
+    is_kept = wanted.file is not None and bool(layout.filters) and CHUNKS.holds(layout, wanted.axis)
+    for part in _parts(layout, wanted.start, wanted.start + len(out), wanted.axis):
         try:
-            if is_kept and n_rows < n_in_chunk:  # other reads need the rest
-                decoded = CHUNKS.get((wanted.file, place[0]), layout.chunk_bytes, decompress)
-            else:
-                decoded = decompress()
+            chunk = _chunk(descriptor, wanted, grid, part, is_kept)
         except ValueError as error:
-            at = [i * n for i, n in zip(cell, layout.chunks, strict=True)]
+            at = [i * n for i, n in zip(part.cell, layout.chunks, strict=True)]
             raise DataError(
                 f"{wanted.where}: the chunk at {at} cannot be read: {error}. The file is damaged: copy it again."
             ) from error
-        values[target] = np.frombuffer(decoded, dtype=layout.dtype).reshape(layout.chunks)[source]
+        values[part.target] = np.frombuffer(chunk, dtype=layout.dtype).reshape(layout.chunks)[part.source]
+
+
+def _chunk(descriptor: int, wanted: _Wanted, grid: tuple[int, ...], part: _Part, is_kept: bool) -> memoryview:
+    """Return one chunk's decompressed bytes, from the cache if chunks are kept and other reads need its rest."""
+    layout = wanted.layout
+    assert layout.index is not None
+    place = layout.index[:, np.ravel_multi_index(part.cell, grid)]
+    offset, size, mask = place.tolist()
+    decompress = partial(_decompressed, descriptor, layout, offset, size, mask)
+    axis = wanted.axis
+    n_in_chunk = min(layout.chunks[axis], layout.shape[axis] - part.cell[axis] * layout.chunks[axis])
+    n_rows = part.source[axis].stop - part.source[axis].start
+    if is_kept and n_rows < n_in_chunk:
+        return CHUNKS.get((wanted.file, offset), layout.chunk_bytes, decompress)
+    return decompress()
 
 
 def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask: int) -> memoryview:
@@ -228,28 +252,34 @@ def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask:
     return undone(data, layout.filters, mask, layout.chunk_bytes)
 
 
-def _cells(
-    layout: Layout, start: int, stop: int, along: int = 0
-) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
-    """The chunks that `start` to `stop` along an axis lie in: cell of the grid, what of the chunk goes where."""
-    axes: list[list[tuple[int, slice, slice]]] = []
-    for axis, (n, size) in enumerate(zip(layout.shape, layout.chunks, strict=True)):
-        low, high = (start, stop) if axis == along % len(layout.shape) else (0, n)
-        steps = []
-        for i in range(low // size, -(-high // size) if high > low else 0):
-            first, last = max(low, i * size), min(high, (i + 1) * size)
-            steps.append((i, slice(first - i * size, last - i * size), slice(first - low, last - low)))
-        axes.append(steps)
+def _parts(layout: Layout, start: int, stop: int, along: int = 0) -> Iterator[_Part]:
+    """Yield the parts of chunks that `start` to `stop` along an axis consist of."""
+    ranges = [(0, n) for n in layout.shape]
+    ranges[along] = (start, stop)
+    axes = [_steps(low, high, size) for (low, high), size in zip(ranges, layout.chunks, strict=True)]
     for chosen in product(*axes):
         cell, source, target = zip(*chosen, strict=True)
-        yield cell, source, target
+        yield _Part(cell, source, target)
+
+
+def _steps(low: int, high: int, size: int) -> list[tuple[int, slice, slice]]:
+    """Return the chunks of one axis that a range lies in: number, part of the chunk, part of the range."""
+    steps: list[tuple[int, slice, slice]] = []
+    if low >= high:
+        return steps
+    for i in range(low // size, -(-high // size)):
+        start = i * size
+        first = max(low, start)
+        last = min(high, start + size)
+        steps.append((i, slice(first - start, last - start), slice(first - low, last - low)))
+    return steps
 
 
 # -- asked -------------------------------------------------------------------------------------------------------
 
 
 def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
-    """Values that only HDF5 can read, an answer of the child at a time."""
+    """Read values that only HDF5 can read, an answer of the child at a time."""
     first = 0
     n_texts = max(1, min(_MOST_TEXTS, _TEXT_BYTES // max(1, wanted.layout.longest)))
     while first < len(out):
@@ -262,7 +292,7 @@ def _read_asked(descriptor: int, wanted: _Wanted, out: np.ndarray) -> None:
 
 
 def _answered(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Values of a shape each."""
+    """Return the values of an answer, of a shape each, after checks."""
     *lengths, data = arrays
     n = answer["n"]
     if type(n) is not int or n < 1 or data.dtype != np.uint8:
@@ -273,7 +303,8 @@ def _answered(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tup
     if len(ends) != n or (lengths[0] < 0).any() or ends[-1] != len(data):
         raise ValueError("texts")
     values = np.empty(n, dtype=object)
-    values[:] = [data[end - size : end].tobytes() for end, size in zip(ends.tolist(), lengths[0].tolist(), strict=True)]
+    starts = ends - lengths[0]
+    values[:] = [data[start:end].tobytes() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
     return values.reshape(n, *shape)
 
 

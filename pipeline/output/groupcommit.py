@@ -57,7 +57,8 @@ class GroupCommit:
             self._commit()
 
     def _commit(self) -> None:
-        waiting, self._waiting = self._waiting, []  # none a second time: what failed to sync once is not on the disk
+        waiting = self._waiting
+        self._waiting = []  # none is tried twice: a record that failed to sync once is not on the disk
         if waiting:
             start = time.monotonic()
             self._ledger.commit(*waiting)

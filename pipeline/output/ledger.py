@@ -76,7 +76,8 @@ class Ledger:
     """The output directory that is ours, for as long as its lock is held."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
-        self.directory, self.disk = directory, disk
+        self.directory = directory
+        self.disk = disk
         self._files: dict[str, list[Record]] = {}  # each file of records, and what it holds
         for name in sorted(os.listdir(directory / "commits")):
             self._look_into(f"commits/{name}")

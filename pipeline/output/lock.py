@@ -23,7 +23,8 @@ __all__ = ["LOCK", "locked", "objection"]
 
 log = logging.getLogger(__name__)
 
-_MARKER, LOCK = ".shardpress", ".lock"
+LOCK = ".lock"
+_MARKER = ".shardpress"
 
 
 @contextmanager
@@ -155,26 +156,14 @@ def _check_ours(directory: Path) -> bool:
 
 def _lock(directory: Path) -> int:
     """Hold the run's lock. What the file says is for people; only the kernel's lock decides."""
-    # No child inherits it: one that outlives the run would hold the lock on.
+    # No child inherits it: a child that outlives the run would keep the lock.
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             # It is emptied below.
             raise CannotCreate(f"its {LOCK} is a second name of another file, expected a file of its own")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = shown(os.read(descriptor, 1000).decode(errors="replace").strip())
-            raise TryAgain(
-                f"output={shown(directory)}: another run is at work there ({holder}). Type the same command again "
-                "when it has ended, or choose another --output."
-            ) from error
-        except OSError as error:
-            raise TryAgain(
-                f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
-                "that knows locks."
-            ) from error
+        _take(directory, descriptor)
         _check_held(directory, descriptor)  # another run may have replaced the file before it was locked
         who = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
         with suppress(OSError):  # a full disk is no reason not to look what is there
@@ -184,6 +173,23 @@ def _lock(directory: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _take(directory: Path, descriptor: int) -> None:
+    """Lock an open file, or raise `TryAgain`."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = shown(os.read(descriptor, 1000).decode(errors="replace").strip())
+        raise TryAgain(
+            f"output={shown(directory)}: another run is at work there ({holder}). Type the same command again when it "
+            "has ended, or choose another --output."
+        ) from error
+    except OSError as error:
+        raise TryAgain(
+            f"output={shown(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system that "
+            "knows locks."
+        ) from error
 
 
 def _check_held(directory: Path, descriptor: int) -> None:

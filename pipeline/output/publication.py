@@ -228,11 +228,7 @@ def _adopt(directory: Path, disk: Disk) -> set[str]:
     folder = f"{PUBLISHED}/{uuid.uuid4().hex}"
     disk.make_directory(directory / folder)
     sync_directory(disk, directory / PUBLISHED)
-    places: dict[str, str] = {}
-    for line in manifest.get("files", []):
-        name = str(line["file"])
-        if name in NAMES and _is_regular(directory / name):
-            places[name] = _adopt_file(directory, disk, folder, name, str(line["blake3"]))
+    places = _adopt_files(directory, disk, folder, manifest)
     # A copy that followed links has regular files under plain names that its manifest names elsewhere.
     others = [name for name in NAMES if name != MANIFEST and name not in places and _is_regular(directory / name)]
     for name in others:
@@ -243,6 +239,16 @@ def _adopt(directory: Path, disk: Disk) -> set[str]:
     publish(disk, directory / folder / MANIFEST, seal(OUTPUT, {**manifest, "files": files}))
     _switch(directory, disk, folder)
     return {*places, *others}
+
+
+def _adopt_files(directory: Path, disk: Disk, folder: str, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Put the files that a manifest lists under plain names into a publication; return their new places by name."""
+    places = {}
+    for line in manifest.get("files", []):
+        name = str(line["file"])
+        if name in NAMES and _is_regular(directory / name):
+            places[name] = _adopt_file(directory, disk, folder, name, str(line["blake3"]))
+    return places
 
 
 def _adopt_file(directory: Path, disk: Disk, folder: str, name: str, blake3: str) -> str:

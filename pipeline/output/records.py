@@ -50,7 +50,8 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 LAST_GOOD = "model-last-good.h5"  # of a training that diverged
-INDEX, SINGLE_FILE = "index.h5", "single.h5"
+INDEX = "index.h5"
+SINGLE_FILE = "single.h5"
 NAMES = (
     *(MANIFEST, "model.h5", "encoder.npz", INDEX, "report.json", "report.html"),
     *("quarantine.jsonl", SINGLE_FILE),
@@ -60,7 +61,9 @@ PUBLISHED = "published"
 CURRENT = f"{PUBLISHED}/current"
 """The symbolic link whose target is the publication that readers see."""
 FOLDERS = ("parts", "stages", "commits")
-OUTPUT, _COMMITS, _ALONE = "shardpress-output/1", "shardpress-commits/1", "shardpress-commit/1"
+OUTPUT = "shardpress-output/1"
+_COMMITS = "shardpress-commits/1"
+_ALONE = "shardpress-commit/1"
 _PIECE = 2**20  # bytes read at once, so that verifying large parts takes no memory
 
 # Only files of these names are ever removed: whatever else lies in the directory is somebody else's.
@@ -181,8 +184,9 @@ def check_storage(error: OSError, path: Path) -> None:
 
 
 def records_of(directory: Path, name: str) -> list[Record]:
-    """What a file of records holds, all of it or nothing; raises like `unsealed`, and `KeyError` or `TypeError`."""
-    path, found = directory / name, RECORDS.fullmatch(name)
+    """Return the records of a file, all or none; raises like `unsealed`, and `KeyError` or `TypeError`."""
+    path = directory / name
+    found = RECORDS.fullmatch(name)
     if found and found["alone"]:
         return [_record(unsealed(path, _ALONE))]
     return [_record(content) for content in unsealed(path, _COMMITS)["records"]]

@@ -18,7 +18,8 @@ from pipeline.report.measures import measured
 from pipeline.report.sample import Looking, Made, drawn
 from pipeline.scan.drift import Outside, farthest
 from pipeline.scan.ranges import Scan
-from pipeline.shards.rows import bad_entries, read
+from pipeline.scan.scaler import bad_entries
+from pipeline.shards.rows import read
 from pipeline.shards.shard import Shard, block_of, first_rows
 
 __all__ = ["Drifted", "bad_told", "drift_told", "inputs_told", "last_told", "looked_at"]

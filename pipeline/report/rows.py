@@ -21,8 +21,8 @@ from pipeline.errors import DataError, NoInput, NotPermitted, shown
 from pipeline.features import FAILURES, FEATURES, VALID, reading
 from pipeline.model import Model
 from pipeline.output.records import check_storage
-from pipeline.scan.cleaning import Cleaning
-from pipeline.shards.rows import bad_entries, read
+from pipeline.scan.scaler import Cleaning, bad_entries
+from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard
 
 __all__ = ["Encoded", "Fault", "Part", "RowsChecked", "check_rows", "drawn", "features_at", "rounding"]

@@ -32,7 +32,7 @@ from pipeline.run.earlier import QUARANTINE
 from pipeline.run.job import Job, versions
 from pipeline.run.memory import peak_bytes
 from pipeline.scan.ranges import Scan
-from pipeline.shards.inputlog import why_left_out
+from pipeline.shards.riding import why_left_out
 from pipeline.shards.shard import Block
 
 __all__ = ["Summary", "again", "finish"]

@@ -27,8 +27,8 @@ from pipeline.run.encoding_stage import encode_settings
 from pipeline.run.job import Prepared
 from pipeline.run.scan_stage import scan_settings
 from pipeline.scan.blocks import Piece, merged, unread
-from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.ranges import Scan, looking, readable, scan_of
+from pipeline.scan.scaler import Cleaning
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import Block, first_rows, row_dtype
 from pipeline.training.components import baseline_of, principal_components

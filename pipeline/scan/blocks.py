@@ -10,7 +10,8 @@ import numpy as np
 from pipeline.cluster.threads import check
 from pipeline.errors import DataError
 from pipeline.scan.sample import sampled
-from pipeline.shards.rows import bad_rows, keep_chunks, missing_entries, read
+from pipeline.scan.scaler import bad_rows, missing_entries
+from pipeline.shards.rows import keep_chunks, read
 from pipeline.shards.shard import Block, Shard, first_rows
 
 __all__ = ["Found", "Piece", "Pieces", "ScanSettings", "look_at", "merged", "unread"]
@@ -25,8 +26,11 @@ class Pieces(tuple[Piece, ...]):
     """Those of one task, which stand in a row."""
 
     def __str__(self) -> str:
-        first, last = self[0][2], self[-1][2]
-        return str(first) if first == last else f"{first} to {last}"
+        first = self[0][2]
+        last = self[-1][2]
+        if first == last:
+            return str(first)
+        return f"{first} to {last}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ def look_at(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> Fou
     stride : int
         Of how many rows one is taken for the sample.
     """
-    found, memory = [], np.empty(0)
+    found = []
+    memory = np.empty(0)
     keep_chunks(settings.chunk_bytes)
     for number, first_row, block in pieces:
         check()
@@ -137,39 +142,65 @@ def merged(found: Sequence[Found]) -> Found:
 
 
 def _look(settings: ScanSettings, stride: int, first_row: int, block: Block, rows: np.ndarray) -> Found:
-    stored, missing = block.shard.stored_dtype, settings.missing
-    minimum, maximum = rows.min(axis=0), rows.max(axis=0)  # in the rows' own dtype: no copy of a block
-    bad, n_missing = _NONE, np.zeros(rows.shape[1], dtype=np.int64)
-    # NaN and Inf come through as a minimum or maximum, so good blocks need no second look.
-    if missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
-        bad = bad_rows(rows, missing, stored, settings.fills)
-        if len(bad) == len(rows):  # NumPy knows no minimum of nothing
+    stored = block.shard.stored_dtype
+    bad = _NONE
+    n_missing = np.zeros(rows.shape[1], dtype=np.int64)
+    minimum = rows.min(axis=0)  # in the rows' own dtype, which needs no copy of a block
+    maximum = rows.max(axis=0)
+    # A minimum or maximum is NaN or Inf if any value is, so good blocks need no second look.
+    if settings.missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
+        bad = bad_rows(rows, settings.missing, stored, settings.fills)
+        if len(bad) == len(rows):  # NumPy has no minimum of nothing
             return _nothing(len(rows), rows.shape[1], first_row + bad)
         good = np.delete(rows, bad, axis=0) if len(bad) else rows
-        missed = missing_entries(good, missing, stored) if settings.fills else None
+        missed = missing_entries(good, settings.missing, stored) if settings.fills else None
         minimum, maximum = _range(good, missed)
-        n_missing += 0 if missed is None else missed.sum(axis=0)
+        if missed is not None:
+            n_missing = missed.sum(axis=0, dtype=np.int64)
+    return Found(
+        n_rows=len(rows),
+        minimum=minimum.astype(np.float64),
+        maximum=maximum.astype(np.float64),
+        bad_rows=first_row + bad,
+        n_missing=n_missing,
+        sample=_sample(settings, stride, first_row, rows, bad, stored),
+    )
+
+
+def _sample(
+    settings: ScanSettings, stride: int, first_row: int, rows: np.ndarray, bad: np.ndarray, stored: str
+) -> np.ndarray:
+    """Return the good rows of the sample, float64, with NaN for missing values."""
     some = rows[np.setdiff1d(sampled(first_row, len(rows), stride), bad)]
     sample = some.astype(np.float64)
     if settings.fills:
-        sample[missing_entries(some, missing, stored)] = np.nan
-    edges = minimum.astype(np.float64), maximum.astype(np.float64)
-    return Found(len(rows), *edges, first_row + bad, n_missing, sample)
+        sample[missing_entries(some, settings.missing, stored)] = np.nan
+    return sample
 
 
 def _range(rows: np.ndarray, missed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Minimum and maximum of the values that are not missed; Inf and -Inf where all are."""
+    """Return minimum and maximum of the values that are not missed; Inf and -Inf if all are."""
     if missed is None:
         return rows.min(axis=0), rows.max(axis=0)
-    least, most = (-np.inf, np.inf) if rows.dtype.kind == "f" else (np.iinfo(rows.dtype).min, np.iinfo(rows.dtype).max)
+    least: float = -np.inf
+    most: float = np.inf
+    if rows.dtype.kind != "f":
+        least = np.iinfo(rows.dtype).min
+        most = np.iinfo(rows.dtype).max
     minimum = rows.min(axis=0, where=~missed, initial=most).astype(np.float64)
     maximum = rows.max(axis=0, where=~missed, initial=least).astype(np.float64)
-    nothing = missed.all(axis=0)
-    return np.where(nothing, np.inf, minimum), np.where(nothing, -np.inf, maximum)
+    has_none = missed.all(axis=0)
+    return np.where(has_none, np.inf, minimum), np.where(has_none, -np.inf, maximum)
 
 
 def _nothing(n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None) -> Found:
-    """Of rows none of which is good: what changes nothing when it is merged."""
-    none = np.full(n_inputs, np.inf)
-    n_missing, sample = np.zeros(n_inputs, dtype=np.int64), np.empty((0, n_inputs))
-    return Found(n_rows, none, -none, bad_rows, n_missing, sample, dict(unreadable or {}))
+    """Return the result of rows of which none is good: it changes nothing when it is merged."""
+    return Found(
+        n_rows=n_rows,
+        minimum=np.full(n_inputs, np.inf),
+        maximum=np.full(n_inputs, -np.inf),
+        bad_rows=bad_rows,
+        n_missing=np.zeros(n_inputs, dtype=np.int64),
+        sample=np.empty((0, n_inputs)),
+        unreadable=dict(unreadable or {}),
+    )

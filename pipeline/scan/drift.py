@@ -29,8 +29,9 @@ class Outside(NamedTuple):
     @property
     def distance(self) -> float:
         """From the range, in ranges; 0 where the range is one value, since such a column becomes 0 whatever it is."""
-        beyond = max(self.low - self.value, self.value - self.high)
-        return beyond / (self.high - self.low) if self.high > self.low else 0.0
+        if self.high <= self.low:
+            return 0.0
+        return max(self.low - self.value, self.value - self.high) / (self.high - self.low)
 
     def described(self, columns: Columns) -> str:
         """Return the column with its name, its farthest value and the model's range."""
@@ -53,13 +54,20 @@ def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]
 
 def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
     """Every column in which rows (n_rows, n_inputs), one at least, lie outside a range, the farthest first."""
-    low, high = trained_on.minimum, trained_on.maximum
-    found = [
-        Outside(int(column), float(value[column]), float(low[column]), float(high[column]), int(n[column]))
-        for value, n in (
-            (rows.min(axis=0), np.count_nonzero(rows < low, axis=0)),
-            (rows.max(axis=0), np.count_nonzero(rows > high, axis=0)),
-        )
-        for column in np.flatnonzero(n)
-    ]
+    low = trained_on.minimum
+    high = trained_on.maximum
+    below = np.count_nonzero(rows < low, axis=0)
+    above = np.count_nonzero(rows > high, axis=0)
+    found = []
+    for extreme, n_values in ((rows.min(axis=0), below), (rows.max(axis=0), above)):
+        for column in np.flatnonzero(n_values).tolist():
+            found.append(
+                Outside(
+                    column=column,
+                    value=float(extreme[column]),
+                    low=float(low[column]),
+                    high=float(high[column]),
+                    n_values=int(n_values[column]),
+                )
+            )
     return farthest(found)

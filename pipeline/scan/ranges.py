@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster.executor import reduce
+from pipeline.columns import Columns
 from pipeline.errors import DataError, counted, shown, some
 from pipeline.formats import pack, unpack
 from pipeline.scan.blocks import Found, Piece, Pieces, ScanSettings, look_at, merged, unread
 from pipeline.scan.sample import FEW, INNER, MANY, between, means, spread, stride_of
-from pipeline.scan.scaler import Scaler
-from pipeline.shards.rows import bad_entries, read
+from pipeline.scan.scaler import Scaler, bad_entries
+from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, blocks, first_rows, row_dtype
 
 __all__ = [
@@ -162,30 +163,38 @@ def scan_bytes(shards: Sequence[Shard]) -> int:
 
 def _possible(found: Scan) -> dict[str, bool]:
     """Return for each field whether its value is possible, whatever the rows are."""
-    minimum = found.minimum
-    maximum = found.maximum
-    bad_rows = found.bad_rows
-    shape = minimum.shape
-    have_one_shape = len(shape) == 1 and all(
-        _is_array(array, np.float64, shape) for array in (minimum, maximum, found.spread)
-    )
-    is_list = bad_rows.dtype == np.int64 and bad_rows.ndim == 1
+    shape = found.minimum.shape
     has_rows = type(found.n_rows) is int and found.n_rows >= 0
-    is_sorted = is_list and has_rows and bool((np.diff(bad_rows, prepend=-1, append=found.n_rows) > 0).all())
-    # Where no row is a good one there is no range.
-    no_range = is_sorted and found.n_good == 0
-    fill = found.fill
-    n_missing = found.n_missing
+    has_bad_rows = has_rows and _are_numbers(found.bad_rows, found.n_rows)
+    arrays = (found.minimum, found.maximum, found.spread)
+    have_one_shape = len(shape) == 1 and all(_is_array(array, np.float64, shape) for array in arrays)
+    # Without good rows there is no range.
+    has_no_range = has_bad_rows and found.n_good == 0
     return {
         "n_rows": has_rows,
         "minimum, maximum or spread": have_one_shape,
-        "range": no_range or (have_one_shape and _is_range(minimum, maximum)),
-        "bad_rows": is_sorted,
+        "range": has_no_range or (have_one_shape and _is_range(found.minimum, found.maximum)),
+        "bad_rows": has_bad_rows,
         "inner": _is_array(found.inner, np.float64, (2, *shape)),
-        "fill": fill is None or (_is_array(fill, np.float64, shape) and bool(np.isfinite(fill).all())),
-        "n_missing": n_missing is None or (_is_array(n_missing, np.int64, shape) and bool((n_missing >= 0).all())),
+        "fill": found.fill is None or _is_fill(found.fill, shape),
+        "n_missing": found.n_missing is None or _are_counts(found.n_missing, shape),
         "unreadable": all(type(i) is int and i >= 0 and isinstance(why, str) for i, why in found.unreadable.items()),
     }
+
+
+def _are_numbers(rows: np.ndarray, n_rows: int) -> bool:
+    """Return whether these are sorted numbers of some of `n_rows` rows."""
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        return False
+    return bool((np.diff(rows, prepend=-1, append=n_rows) > 0).all())
+
+
+def _is_fill(fill: np.ndarray, shape: tuple[int, ...]) -> bool:
+    return _is_array(fill, np.float64, shape) and bool(np.isfinite(fill).all())
+
+
+def _are_counts(counts: np.ndarray, shape: tuple[int, ...]) -> bool:
+    return _is_array(counts, np.int64, shape) and bool((counts >= 0).all())
 
 
 def _is_range(minimum: np.ndarray, maximum: np.ndarray) -> bool:
@@ -230,15 +239,19 @@ def scan(
             found = merged([known, found])
         if len(found.unreadable) == len(known.unreadable):
             return scan_of(found, settings, row_dtype(shards))
-        limit = settings.max_unreadable or 0
-        if len(found.unreadable) > limit:  # now: a night of reading is not spent on what is refused at its end
-            first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
-            raise DataError(
-                f"{len(found.unreadable)} of {len(shards)} shards cannot be read, expected {limit} at most: {first} "
-                "Mend the files, or raise --max-bad-shards."
-            )
+        # Checked before rows are read again, which may take hours.
+        _check_unreadable(found, known, len(shards), settings.max_unreadable or 0)
         known = unread(shards, found.unreadable)
-        advance(known.n_rows - found.n_rows)  # what is read again counts once
+        advance(known.n_rows - found.n_rows)  # rows that are read again count once
+
+
+def _check_unreadable(found: Found, known: Found, n_shards: int, limit: int) -> None:
+    if len(found.unreadable) > limit:
+        first = next(why for i, why in found.unreadable.items() if i not in known.unreadable)
+        raise DataError(
+            f"{len(found.unreadable)} of {n_shards} shards cannot be read, expected {limit} at most: {first} Mend the "
+            "files, or raise --max-bad-shards."
+        )
 
 
 def offset_for(shards: Sequence[Shard], found: Scan) -> np.ndarray | None:
@@ -271,16 +284,18 @@ def looking(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequen
 
 
 def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = None) -> None:
-    """Whether rows can be scaled by what a scan has found.
+    """Check that rows can be scaled by the result of a scan, and log columns without values or with one value.
 
     Raises
     ------
     DataError
-        When there are no two good rows that differ, or a column's range is no float64.
+        If no two good rows differ, or the range of a column overflows.
     """
     first = shards[0]
     if not found.n_good:
-        how = " Fill in what is missing with --impute median." if misses_values(shards, found, missing) else ""
+        how = ""
+        if misses_values(shards, found, missing):
+            how = " Fill in what is missing with --impute median."
         raise DataError(
             f"no usable rows: all {found.n_rows} rows hold {_words(found, missing)}, or cannot be read, from "
             f"file={shown(first.path)} on.{how}"
@@ -295,7 +310,7 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
             f"{first}: all {found.n_good} usable rows are the same, expected columns that vary: there is nothing to "
             "learn. Name another dataset with --dataset, or give other rows."
         )
-    with np.errstate(over="ignore"):  # Inf is the answer
+    with np.errstate(over="ignore"):  # the result is Inf
         endless = np.flatnonzero(np.isinf(found.maximum - found.minimum))
     if len(endless):
         raise DataError(
@@ -303,13 +318,20 @@ def check_usable(shards: Sequence[Shard], found: Scan, missing: float | None = N
             f"{some(first.columns.listed(endless), _COLUMNS)} is beyond float64, expected numbers that can be scaled. "
             "Scale them down."
         )
-    if found.constant.any():
-        columns = np.flatnonzero(found.constant)
-        listed = some(first.columns.listed(columns), _COLUMNS)
-        log.info("scan: %s set to 0: %s", counted(len(columns), "constant column"), listed)
-    if found.n_missing is not None and len(columns := np.flatnonzero(found.n_missing == found.n_good)):
-        listed = some(first.columns.listed(columns), _COLUMNS)
-        log.warning("%s without any value, set to 0: %s", counted(len(columns), "column"), listed)
+    _log_useless_columns(first.columns, found)
+
+
+def _log_useless_columns(columns: Columns, found: Scan) -> None:
+    constant = np.flatnonzero(found.constant)
+    if len(constant):
+        listed = some(columns.listed(constant), _COLUMNS)
+        log.info("scan: %s set to 0: %s", counted(len(constant), "constant column"), listed)
+    if found.n_missing is None:
+        return
+    empty = np.flatnonzero(found.n_missing == found.n_good)
+    if len(empty):
+        listed = some(columns.listed(empty), _COLUMNS)
+        log.warning("%s without any value, set to 0: %s", counted(len(empty), "column"), listed)
 
 
 def readable(shards: Sequence[Shard], found: Scan) -> tuple[tuple[Shard, ...], Scan]:
@@ -367,31 +389,48 @@ def _shared_out(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[in
 
 def scan_of(found: Found, settings: ScanSettings, dtype: np.dtype) -> Scan:
     """What blocks tell, once the sample is summed up."""
-    minimum, maximum = found.minimum, found.maximum
-    if settings.fills:  # without any value, a column is filled with zeros
+    minimum = found.minimum
+    maximum = found.maximum
+    if settings.fills:  # a column without any value is filled with zeros
         is_empty = minimum > maximum
-        minimum, maximum = np.where(is_empty, 0, minimum), np.where(is_empty, 0, maximum)
+        minimum = np.where(is_empty, 0, minimum)
+        maximum = np.where(is_empty, 0, maximum)
     if settings.clip_quantile:
         low, high = between(found.sample, settings.clip_quantile)
-        is_range = low < high  # else nearly all values are the same, and only the rare ones tell anything
-        minimum, maximum = np.where(is_range, low, minimum), np.where(is_range, high, maximum)
-    sample, scaler = found.sample, Scaler(minimum, maximum)
-    return Scan(
-        *(found.n_rows, minimum, maximum, found.bad_rows, spread(sample, scaler), between(sample, INNER)),
+        is_range = low < high  # otherwise nearly all values are equal, and only the rare ones differ
+        minimum = np.where(is_range, low, minimum)
+        maximum = np.where(is_range, high, maximum)
+    scaler = Scaler(minimum, maximum)
+    scan = Scan(
+        n_rows=found.n_rows,
+        minimum=minimum,
+        maximum=maximum,
+        bad_rows=found.bad_rows,
+        spread=spread(found.sample, scaler),
+        inner=between(found.sample, INNER),
         unreadable=found.unreadable,
-        fill=_fill(sample, settings.impute, scaler, dtype) if settings.impute else None,
-        n_missing=found.n_missing if settings.fills else None,
         clips=settings.clip_quantile > 0,
     )
+    if settings.impute is None:
+        return scan
+    return replace(scan, fill=_fill(found.sample, settings.impute, scaler, dtype), n_missing=found.n_missing)
 
 
 def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> np.ndarray:
     """What stands for the missing values of each column, as rows of `dtype` hold it."""
-    low, high = scaler.minimum, scaler.maximum
-    found = means(sample, scaler) if impute == "mean" else (between(sample, 0.5) / 2).sum(axis=0)
-    # The middle for a column so rarely there that the sample misses it.
+    low = scaler.minimum
+    high = scaler.maximum
+    found = means(sample, scaler) if impute == "mean" else _medians(sample)
+    # The middle for a column with so few values that the sample has none.
     values = np.clip(np.where(np.isnan(found), low / 2 + high / 2, found), low, high)
-    return values.astype(dtype).astype(np.float64) if dtype.kind == "f" else np.rint(values)
+    if dtype.kind != "f":
+        return np.rint(values)
+    return values.astype(dtype).astype(np.float64)
+
+
+def _medians(sample: np.ndarray) -> np.ndarray:
+    # Halved before the sum, which could overflow.
+    return (between(sample, 0.5) / 2).sum(axis=0)
 
 
 def _words(found: Scan, missing: float | None) -> str:

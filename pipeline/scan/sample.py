@@ -62,7 +62,8 @@ def between(sample: np.ndarray, q: float) -> np.ndarray:
         return np.full((2, sample.shape[1]), np.nan)
     last = np.maximum(0, (~np.isnan(sample)).sum(axis=0) - 1)
     low = np.floor(q * last).astype(np.int64)
-    places, size = np.stack([low, last - low]), max(1, _AT_ONCE // len(sample))
+    places = np.stack([low, last - low])
+    size = max(1, _AT_ONCE // len(sample))
     slabs = (slice(i, i + size) for i in range(0, sample.shape[1], size))
     # NaN is sorted behind all numbers.
     found = [np.take_along_axis(np.sort(sample[:, slab], axis=0), places[:, slab], axis=0) for slab in slabs]
@@ -71,7 +72,8 @@ def between(sample: np.ndarray, q: float) -> np.ndarray:
 
 def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
     """The mean of each column (n_inputs,), clipped to the range that it is scaled by; NaN for those without a value."""
-    total, n = np.zeros(sample.shape[1]), np.zeros(sample.shape[1], dtype=np.int64)
+    total = np.zeros(sample.shape[1])
+    n = np.zeros(sample.shape[1], dtype=np.int64)
     size = max(1, _AT_ONCE // sample.shape[1])
     with np.errstate(over="ignore", invalid="ignore"):  # of a range beyond float64, which is refused later
         for start in range(0, len(sample), size):

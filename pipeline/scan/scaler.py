@@ -1,14 +1,18 @@
-"""Min-max scaling: rows in the unit interval, as the device and NumPy compute it alike."""
+"""Min-max scaling, in the same way on the device and in NumPy; bad entries of rows, and their cleaning."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-__all__ = ["Scaler"]
+if TYPE_CHECKING:
+    from pipeline.shards.shard import Block
+
+__all__ = ["Cleaning", "Scaler", "bad_entries", "bad_rows", "missing_entries"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Scaler:
     minimum, maximum : ndarray of shape (n_inputs,), float64
         Each column's range in the training rows.
     fill : ndarray of shape (n_inputs,), float64, or None
-        What stands for a missing value of each column, within its range; None where rows that miss one are bad.
+        Replaces missing values of each column, within its range. None if rows that miss a value are bad.
     clips : bool
         Whether values outside the range are moved to its edge.
     """
@@ -39,66 +43,157 @@ class Scaler:
 
     @property
     def scale(self) -> np.ndarray:
-        """One over each column's range, 0 where that is 0: shape (n_inputs,), float64."""
-        # Halved, since the range of a column from -1.7e308 to 1.7e308 is no float64, nor is one over a subnormal.
+        """One over each column's range, 0 for a range of 0: shape (n_inputs,), float64."""
+        # Halved, since the range of a column from -1.7e308 to 1.7e308 overflows, as does one over a subnormal.
         half = self.maximum / 2 - self.minimum / 2
         return np.divide(0.5, half, out=np.zeros_like(half), where=half >= np.finfo(np.float64).tiny)
 
     def arrays(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Minimum and scale in the dtype that rows of `dtype` are scaled in.
+        """Return minimum and scale in the dtype in which rows of `dtype` are scaled.
 
-        float32 where it holds the rows, the range and the scale exactly enough; float64 otherwise.
+        That is float32 if it holds the rows, the range and the scale exactly enough; otherwise float64.
         """
         scale = self.scale
-        with np.errstate(over="ignore", under="ignore"):
-            narrow_scale, narrow_range = scale.astype(np.float32), (self.maximum - self.minimum).astype(np.float32)
-            exact = all(np.array_equal(a, a.astype(np.float32)) for a in (self.minimum, self.maximum))
-        # Subnormal numbers have lost digits already, and processors are slow with them.
-        sizes = np.concatenate([narrow_scale[scale > 0], narrow_range[scale > 0]])
-        normal = np.isfinite(sizes).all() and (sizes >= np.finfo(np.float32).tiny).all()
-        working = np.float32 if np.can_cast(dtype, np.float32) and exact and normal else np.float64
+        is_narrow = np.can_cast(dtype, np.float32) and self._fits_float32(scale)
+        working = np.float32 if is_narrow else np.float64
         return self.minimum.astype(working), scale.astype(working)
 
+    def _fits_float32(self, scale: np.ndarray) -> bool:
+        """Return whether float32 holds minimum and maximum exactly, and ranges and scales as normal numbers."""
+        varies = scale > 0
+        with np.errstate(over="ignore", under="ignore"):
+            is_exact = all(np.array_equal(edge, edge.astype(np.float32)) for edge in (self.minimum, self.maximum))
+            scales = scale.astype(np.float32)[varies]
+            ranges = (self.maximum - self.minimum).astype(np.float32)[varies]
+        # Subnormal numbers have lost digits, and processors are slow with them.
+        sizes = np.concatenate([scales, ranges])
+        is_normal = np.isfinite(sizes).all() and (sizes >= np.finfo(np.float32).tiny).all()
+        return bool(is_exact and is_normal)
+
     def edges(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """The range in the rows' own dtype, so that what lies inside it keeps every bit; of whole numbers, inwards."""
+        """Return the range in the rows' own dtype, so that values inside it keep every bit; integers round inwards."""
         return _held(self.minimum, dtype, math.ceil), _held(self.maximum, dtype, math.floor)
 
     def cleaned(self, rows: np.ndarray, missed: np.ndarray | None = None) -> np.ndarray:
-        """Rows (n_rows, n_inputs), filled and clipped in their own dtype: the same array where there is nothing to do.
+        """Return rows (n_rows, n_inputs), filled and clipped in their own dtype; the same array if nothing changes.
 
-        Inf is clipped as well: which rows are bad, whoever has read them knows.
+        Inf is clipped as well: bad rows are found when rows are read.
 
         Parameters
         ----------
         missed : ndarray of shape (n_rows, n_inputs), bool, optional
-            What is to be filled in; NaN without it.
+            The values to fill in; NaN without it.
         """
         if self.fill is not None:
-            missed = np.isnan(rows) if missed is None else missed
+            if missed is None:
+                missed = np.isnan(rows)
             if missed.any():
                 rows = np.where(missed, _held(self.fill, rows.dtype, round), rows)
         if self.clips:
             low, high = self.edges(rows.dtype)
             if (rows < low).any() or (rows > high).any():
-                rows = np.maximum(rows, low)  # in half the time of np.clip, which no compiler makes into vectors
+                rows = np.maximum(rows, low)  # in half the time of np.clip, which compilers do not vectorize
                 np.minimum(rows, high, out=rows)
         return rows
 
     def transform(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (n_rows, n_inputs) of any real dtype, cleaned and scaled: float32.
+        """Return rows (n_rows, n_inputs) of any real dtype, cleaned and scaled: float32.
 
-        Bit for bit as the device scales them, where it does not fold the scaling into ``W``.
+        The bits are those of the device, if it does not fold the scaling into ``W``.
         """
         rows = self.cleaned(rows)
         minimum, scale = self.arrays(rows.dtype)
         return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Cleaning:
+    """Fills in missing values and clips rows once they are read.
+
+    Attributes
+    ----------
+    scaler : Scaler
+    missing : float or None
+        A value that means a missing one, like NaN.
+    """
+
+    scaler: Scaler
+    missing: float | None = None
+
+    def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
+        """Return a block's rows (len(block), n_inputs), in their own dtype; the same array if nothing changes."""
+        missed = None
+        if self.scaler.fill is not None and self.missing is not None:
+            missed = missing_entries(rows, self.missing, block.shard.stored_dtype)
+        return self.scaler.cleaned(rows, missed)
+
+
 def _held(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], int]) -> np.ndarray:
-    """What a dtype holds in place of float64 values."""
+    """Return float64 values as a dtype holds them."""
     if dtype.kind == "f":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(dtype)
     # In Python's integers, since no float64 is the largest one of 64 bits.
-    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
-    return np.array([min(max(to_whole(value), least), most) for value in values.tolist()], dtype=dtype)
+    limits = np.iinfo(dtype)
+    whole = [min(max(to_whole(value), limits.min), limits.max) for value in values.tolist()]
+    return np.array(whole, dtype=dtype)
+
+
+# -- bad entries -----------------------------------------------------------------------------------------------
+
+
+def bad_rows(
+    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
+) -> np.ndarray:
+    """Return the positions, int64, of the rows that hold bad entries."""
+    return np.flatnonzero(bad_entries(rows, missing, stored, fills).any(axis=1))
+
+
+def bad_entries(
+    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
+) -> np.ndarray:
+    """Return which entries make a row bad: NaN, Inf, or the missing value as the dtype `stored` has it; bool.
+
+    If missing values are filled in (`fills`): Inf, and all entries of a row without any value.
+    """
+    is_float = rows.dtype.kind == "f"
+    if fills:
+        has_none = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
+        if is_float:
+            return np.isinf(rows) | has_none
+        return np.broadcast_to(has_none, rows.shape)
+    if missing is None:
+        return ~np.isfinite(rows) if is_float else np.zeros(rows.shape, dtype=bool)
+    is_missing = missing_entries(rows, missing, stored)
+    return ~np.isfinite(rows) | is_missing if is_float else is_missing
+
+
+def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
+    """Return which entries are NaN, or the missing value as the dtype `stored` has it: bool, of the rows' shape."""
+    value = None
+    if missing is not None:
+        value = _value_in(np.dtype(stored or rows.dtype), missing)
+    if value is None:
+        return np.isnan(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
+    is_value = rows == rows.dtype.type(value)
+    return np.isnan(rows) | is_value if rows.dtype.kind == "f" else is_value
+
+
+def _value_in(dtype: np.dtype, missing: float) -> Any:
+    """Return the missing value as a dtype holds it; None if it cannot hold it."""
+    if dtype.kind == "f":
+        # Rounded: -999.9 in a file of float32 is not the number that a user types. But 1e-99 there is not 0.
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = np.float64(missing).astype(dtype)
+        if np.isfinite(rounded) and bool(rounded) == bool(missing):
+            return rounded
+        return None
+    low = 0
+    high = 1
+    if dtype.kind != "b":
+        low = np.iinfo(dtype).min
+        high = np.iinfo(dtype).max
+    # Integers hold neither fractions nor values outside their range: 255.5 is in no file of uint8.
+    if low <= missing <= high and missing == int(missing):
+        return int(missing)
+    return None

@@ -17,7 +17,8 @@ from pipeline.shards.shard import Block, Shard, first_rows, row_dtype
 
 __all__ = ["Look", "look_at_rows", "smaller_dtype"]
 
-_FLOATS, _INTEGERS = ("float32",), ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+_FLOATS = ("float32",)
+_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 _TRIED = 4096  # rows of a block, of which it is told whether they fit into a smaller dtype
 
 
@@ -43,7 +44,8 @@ class Look:
     def in_float32(self) -> float:
         """The coarsest step of float32 within a column, as a share of the column's range; 0 without any range."""
         scan = self.scan
-        largest, width = np.maximum(abs(scan.minimum), abs(scan.maximum)), scan.maximum - scan.minimum
+        largest = np.maximum(abs(scan.minimum), abs(scan.maximum))
+        width = scan.maximum - scan.minimum
         varies = np.isfinite(width) & (width > 0)
         return float((largest[varies] * 2.0**-23 / width[varies]).max(initial=0.0))
 
@@ -73,19 +75,25 @@ def look_at_rows(
     ReadFailed, NotPermitted, SystemLimit
         When the system fails. That a shard cannot be read stands in the scan.
     """
-    pieces = _pieces(shards, settings.block_rows)
-    n_pieces = len(pieces) if n_bytes is None else max(1, n_bytes // (settings.block_rows * shards[0].row_bytes))
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(pieces))[:n_pieces])
     settings = replace(settings, max_unreadable=len(shards))
     look = looking(shards, settings)
-    tasks = [(_looked, (look, pieces[i])) for i in chosen]
+    tasks = [(_looked, (look, piece)) for piece in _chosen(shards, settings.block_rows, n_bytes, seed)]
     with threads(n_threads) as pool:
-        found = compute(tasks, pool, n_threads, lambda each: advance(each[0].n_rows))
-    fits = set.intersection(*(smaller for _, smaller in found))
-    dtype = row_dtype(shards)
+        results = compute(tasks, pool, n_threads, lambda each: advance(each[0].n_rows))
+    scan = scan_of(merged([found for found, _ in results]), settings, row_dtype(shards))
+    fits = set.intersection(*(smaller for _, smaller in results))
     smaller = next((each for each in (*_INTEGERS, *_FLOATS) if each in fits), None)
-    scan = scan_of(merged([told for told, _ in found]), settings, dtype)
     return Look(scan, sum(shard.n_rows for shard in shards), smaller)
+
+
+def _chosen(shards: Sequence[Shard], block_rows: int, n_bytes: int | None, seed: int) -> list[Piece]:
+    """Return random pieces with about `n_bytes` bytes of rows, in their order; all pieces with None."""
+    pieces = _pieces(shards, block_rows)
+    if n_bytes is None:
+        return pieces
+    n_pieces = max(1, n_bytes // (block_rows * shards[0].row_bytes))
+    chosen = np.random.default_rng(seed).permutation(len(pieces))[:n_pieces]
+    return [pieces[i] for i in np.sort(chosen)]
 
 
 def _pieces(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
@@ -110,10 +118,14 @@ def _looked(task: tuple[Callable[[Sequence[Piece]], Found], Piece]) -> tuple[Fou
 
 def smaller_dtype(rows: np.ndarray) -> set[str]:
     """The dtypes of fewer bytes that hold all values of rows as they are; NaN and Inf only floats do."""
-    is_float, finite = rows.dtype.kind == "f", np.isfinite(rows)
-    values = rows[finite]
-    is_whole = not is_float or (bool(finite.all()) and bool((values == np.rint(values)).all()))
-    names = [*(_INTEGERS if is_whole else ()), *(_FLOATS if is_float else ())]
+    is_float = rows.dtype.kind == "f"
+    is_finite = np.isfinite(rows)
+    values = rows[is_finite]
+    names: list[str] = []
+    if not is_float or (is_finite.all() and (values == np.rint(values)).all()):
+        names += _INTEGERS
+    if is_float:
+        names += _FLOATS
     fewer = (name for name in names if np.dtype(name).itemsize < rows.dtype.itemsize)
     return {name for name in fewer if _holds(np.dtype(name), values)}
 

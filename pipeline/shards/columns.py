@@ -17,7 +17,8 @@ __all__ = ["IN_ORDER", "ColumnCheck", "ColumnRule", "reordered"]
 
 log = logging.getLogger(__name__)
 
-_LISTED, _LONGEST = 3, 40  # names that a message lists, and characters of each
+_LISTED = 3  # names that a message lists
+_LONGEST = 40  # characters of each
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,25 @@ class ColumnCheck:
         order = None
         if self._match == "name":
             order = self._order_by_name(shard)
-        found = shard.columns if order is None else shard.columns.reordered(order)
+        found = _in_order(shard.columns, order)
         difference = found.first_difference(self.columns)
         if difference is None:
             return order
         is_name = bool(found.names) and found.names != self.columns.names and bool(self.columns.names)
         where = self._names_of if is_name else self._values_of
-        advice = "Give shards of the same columns in one order."
-        if is_name and sorted(found.names) == sorted(self.columns.names):
-            advice = f"Only the order of the names differs. {advice[:-1]}, or reorder them with --match-columns name."
-        elif not is_name:
-            advice = f"{advice[:-1]}, or leave the comparison out with --match-columns ignore."
         raise DataError(
             f"{shard}: column {difference.column} is {difference.found}, expected {difference.expected} as in {where}. "
-            f"{advice}"
+            f"{self._advice(found, is_name)}"
         )
+
+    def _advice(self, found: Columns, is_name: bool) -> str:
+        """Return what to do about columns that differ in their names, or in their numbers."""
+        advice = "Give shards of the same columns in one order"
+        if not is_name:
+            return f"{advice}, or leave the comparison out with --match-columns ignore."
+        if sorted(found.names) == sorted(self.columns.names):
+            return f"Only the order of the names differs. {advice}, or reorder them with --match-columns name."
+        return f"{advice}."
 
     def _order_by_name(self, shard: Shard) -> np.ndarray | None:
         names = shard.columns.names
@@ -127,7 +132,7 @@ class ColumnCheck:
             self._notes[found.note] += 1
             self._first_note.setdefault(found.note, shard)
         common = self.columns
-        found = found if order is None else found.reordered(order)
+        found = _in_order(found, order)
         if found.names and not common.names:
             common = replace(common, names=found.names, names_from=found.names_from)
             self._names_of = str(shard)
@@ -140,11 +145,7 @@ class ColumnCheck:
 
     def log(self) -> None:
         """Log what was compared, and why names that a file has are not used."""
-        for note, n in self._notes.most_common(_LISTED):
-            more = f", in {counted(n, 'shard')}" if n > 1 else ""
-            log.warning(
-                "%s: names or numbers of its columns are not used%s: %s", self._first_note[note], more, shown(note)
-            )
+        self._log_notes()
         has_any = self._n_named > 0 or self._n_valued > 0
         if self._model and has_any != self._expected.is_known:
             lacking = "the input holds" if self._expected.is_known else "the model holds"
@@ -161,6 +162,19 @@ class ColumnCheck:
             log.info("input: columns: %s without names, taken in the order of the others", counted(n_nameless, "shard"))
         if self._n_reordered:
             log.info("input: columns of %s are reordered by name", counted(self._n_reordered, "shard"))
+
+    def _log_notes(self) -> None:
+        for note, n in self._notes.most_common(_LISTED):
+            more = f", in {counted(n, 'shard')}" if n > 1 else ""
+            log.warning(
+                "%s: names or numbers of its columns are not used%s: %s", self._first_note[note], more, shown(note)
+            )
+
+
+def _in_order(columns: Columns, order: np.ndarray | None) -> Columns:
+    if order is None:
+        return columns
+    return columns.reordered(order)
 
 
 def reordered(shard: Shard, expected: Columns) -> Shard:

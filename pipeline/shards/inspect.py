@@ -19,8 +19,8 @@ from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.limits import FILTERS
 from pipeline.shards.columns import IN_ORDER, ColumnRule
-from pipeline.shards.inputlog import cut
 from pipeline.shards.open import open_shards
+from pipeline.shards.riding import cut
 from pipeline.shards.shard import Shard
 from pipeline.shards.vet import Wanted, look_at
 
@@ -58,7 +58,7 @@ class Files:
     left_out : dict of str to str
         Why others do not.
     datasets : list of dict
-        What is in the first of them, as of `pipeline.hdf5.child.listed`.
+        What is in the first of them, as of `pipeline.hdf5.child.describe.listed`.
     faster : list of str
         What would be read faster if it were stored otherwise.
     """
@@ -105,8 +105,8 @@ def inspected(
     refused: list[dict[str, Any]] = []
 
     def refuse(path: Path, error: DataError) -> None:
-        there = _datasets(path) if len(refused) < _LISTED else []
-        refused.append({"file": str(path), "reason": str(error), "datasets": there})
+        datasets = _datasets(path) if len(refused) < _LISTED else []
+        refused.append({"file": str(path), "reason": str(error), "datasets": datasets})
 
     try:
         shards = open_shards(patterns, wanted.dataset, refuse, followed, wanted.orientation, wanted.carry, columns)
@@ -174,9 +174,16 @@ def _checked(claim: dict[str, Any]) -> dict[str, Any]:
     found = {"name": _text(claim["name"]), "what": _text(claim["what"]), "shape": _whole(claim.get("shape"))}
     if found["what"]:
         return found
-    filters = [_text(each) for each in claim["filters"]]
-    more = {"dtype": _text(claim["dtype"]), "layout": _text(claim["layout"]), "chunks": _whole(claim["chunks"])}
-    return {**found, **more, "filters": filters, "n_bytes": (_whole([claim["n_bytes"]]) or [0])[0]}
+    n_bytes = claim["n_bytes"]
+    _whole([n_bytes])
+    return {
+        **found,
+        "dtype": _text(claim["dtype"]),
+        "layout": _text(claim["layout"]),
+        "chunks": _whole(claim["chunks"]),
+        "filters": [_text(each) for each in claim["filters"]],
+        "n_bytes": n_bytes,
+    }
 
 
 def _text(claim: Any) -> str:
@@ -196,26 +203,29 @@ def _whole(claim: Any) -> list[int] | None:
 
 def faster(shards: Sequence[Shard]) -> Iterator[str]:
     """What would be read faster if files of one make were stored otherwise, one sentence each."""
-    first, filters = shards[0], [code for code, _ in shards[0].layouts[0].filters]
+    first = shards[0]
+    layout = first.layouts[0]
     if first.form == "columns":
         yield f"rows are stored by columns: each is gathered from {first.n_inputs} places. Write rows first."
     if first.stored_dtype.startswith(">"):
         yield "the bytes come in the other order, and every value is turned. Write them in this machine's order."
-    if first.layouts[0].kind == "asked":
+    if layout.kind == "asked":
         yield "only the HDF5 library can read it, in a process of its own. Write plain numbers."
-    if slow := [FILTERS[code] for code in filters if code in _SLOW]:
+    slow = [FILTERS[code] for code, _ in layout.filters if code in _SLOW]
+    if slow:
         yield (
             f"{slow[0]} takes the processor longer to undo than all else that is done to rows before they are trained "
             "on, in every epoch where they are streamed. Write them uncompressed, or with lz4 or lzf."
         )
-    if first.form == "dense" and first.layouts[0].chunks:
-        yield from _of_chunks(first, first.layouts[0])
+    if first.form == "dense" and layout.chunks:
+        yield from _of_chunks(first, layout)
     if len(shards) > _MANY_FILES and sum(shard.identity.size for shard in shards) < len(shards) * _SMALL_FILE:
         yield f"{len(shards)} files of less than a megabyte: each is opened by itself. Write fewer, larger ones."
 
 
 def _of_chunks(shard: Shard, layout: Layout) -> Iterator[str]:
-    good = f"chunks of about a megabyte, like {(max(1, 2**20 // shard.row_bytes), *shard.shape[1:])}"
+    n_rows = max(1, 2**20 // shard.row_bytes)
+    good = f"chunks of about a megabyte, like {(n_rows, *shard.shape[1:])}"
     n_across = prod(-(-n // size) for n, size in zip(shard.shape[1:], layout.chunks[1:], strict=True))
     if n_across > 1:
         yield f"a row lies in {n_across} chunks of shape {layout.chunks}, all of which are read for it. Write {good}."

@@ -16,8 +16,8 @@ from pipeline import signals
 from pipeline.errors import DataError, NoInput, NotPermitted, ShardpressError, counted, shown
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity
+from pipeline.hdf5.forms import normal
 from pipeline.hdf5.limits import MOST_PIECES
-from pipeline.hdf5.paths import normal
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.shards.sources import Source, distinct, lies_in, natural_key
 from pipeline.shards.vet import look_at
@@ -30,6 +30,7 @@ _LONGEST_NAME = 4096  # characters: Linux has no longer paths
 _LONGEST_HINT = 200  # characters of a folder that is to be typed
 _LISTED = 20
 _MOST_ROWS = 2**63
+_IN_TURN = "expected the rows of one file behind those of the other"
 
 Box = tuple[tuple[int, int], ...]  # first and last but one along each axis
 
@@ -85,26 +86,36 @@ def follow(
     for source in sources:
         signals.check()
         try:
-            stack = None if source.blake3 else _stack(source.path, dataset)  # parts of ours are no masters
-            stacked = [source] if stack is None else _followed(source.path, stack, inside)
-            named += [(each, str(source.path)) for each in stacked]
+            named += [(each, str(source.path)) for each in _stacked_by(source, dataset, inside)]
         except DataError as error:
             refuse(source.path, error)
     return distinct(named)  # the files may have been given beside their master, too
 
 
+def _stacked_by(source: Source, dataset: str | None, inside: Sequence[str]) -> list[Source]:
+    """Return the files that a file stacks; itself if it is no master."""
+    if source.blake3:  # a part of an output directory
+        return [source]
+    stack = _stack(source.path, dataset)
+    if stack is None:
+        return [source]
+    return _followed(source.path, stack, inside)
+
+
 def pointer(path: Path, dataset: str | None) -> str:
-    """A sentence on a file that was refused: that its rows lie in others, and how to have those read; or nothing."""
+    """Return a sentence on a refused file that stacks the rows of others, and how to read those; otherwise nothing."""
     try:
         stack = _stack(path, dataset)
-        places = [_place(path, piece) for piece in stack.pieces] if stack else []
+        if stack is None:
+            return ""
+        places = [_place(path, piece) for piece in stack.pieces]
         folder = os.path.commonpath([os.path.normpath(os.path.dirname(place)) for place in places])
-    except (ShardpressError, ValueError):  # there is none, they lie all over the place, or it is no stack of whole rows
+    except (ShardpressError, ValueError):  # it is no stack of whole rows, or the files have no directory in common
         return ""
     if len(folder) > _LONGEST_HINT:
         return ""
-    folder, files = shown(folder), counted(len(places), "file")
-    return f" It stacks the rows of {files} in {folder}: --follow {folder} has them read as shards."
+    files = counted(len(places), "file")
+    return f" It stacks the rows of {files} in {shown(folder)}: --follow {shown(folder)} has them read as shards."
 
 
 # -- from a stack to sources -------------------------------------------------------------------------------------
@@ -124,17 +135,21 @@ def _followed(master: Path, stack: Stack, inside: Sequence[str]) -> list[Source]
         sources.append(Source(Path(path), master=master, dataset=piece.dataset, shape=piece.shape))
     log.info("%s: stacks %s, read in its place", where, counted(len(sources), "file"))
     if stack.beside:
-        names = ", ".join(map(shown, stack.beside[:_LISTED])) + (", ..." if len(stack.beside) > _LISTED else "")
+        names = ", ".join(map(shown, stack.beside[:_LISTED]))
+        if len(stack.beside) > _LISTED:
+            names += ", ..."
         log.warning("%s: does not ride along from the master: %s. What lies in the files it stacks does.", where, names)
     return sources
 
 
 def _place(master: Path, piece: Piece) -> str:
-    """Where a file lies that a master names: beside it, and never, as for HDF5, where the environment says."""
+    """Return the path of a file that a master names: next to it, never from the environment as in HDF5."""
     if piece.file == ".":
         return str(master)
-    # Where the file itself lies, if a link led to it: its names were written there.
-    home = (master.resolve() if master.is_symlink() else master).parent
+    # Next to the file itself if the path is a link: its names were written there.
+    home = master.parent
+    if master.is_symlink():
+        home = master.resolve().parent
     if os.path.isabs(piece.file) and not os.path.lexists(piece.file):
         return os.path.join(home, os.path.basename(piece.file))  # written on another machine
     return os.path.join(home, piece.file)
@@ -148,37 +163,48 @@ def _stack(path: Path, dataset: str | None) -> Stack | None:
     where = f"file={shown(path)}"
 
     def look(descriptor: int, identity: Identity, base: int) -> Any:
-        # Of what is understood without a child, nothing lies elsewhere.
-        plain = describe_plain(descriptor, identity.size, dataset, base=base)
-        return None if plain else ask("stacked", descriptor, [dataset], where)[0]
+        # Plain files stack nothing.
+        if describe_plain(descriptor, identity.size, dataset, base=base):
+            return None
+        return ask("stacked", descriptor, [dataset], where)[0]
 
     facts = look_at(path, look)
+    if facts is None:
+        return None
     with believed(where, " about what it stacks"):
-        return None if facts is None else _checked(facts, where)
+        return _checked(facts, where)
 
 
 def _checked(facts: Any, where: str) -> Stack:
-    dataset, beside = _name(facts["dataset"]), [_name(name) for name in facts["beside"][: _LISTED + 1]]
+    dataset = _name(facts["dataset"])
+    beside = [_name(name) for name in facts["beside"][: _LISTED + 1]]
     where = f"{where} dataset={shown(dataset)}"
-    n_pieces = len(facts["links"] if "links" in facts else facts["blocks"])
-    if not 0 < n_pieces <= MOST_PIECES:
-        raise DataError(f"{where}: stacks {counted(n_pieces, 'file')}, expected 1 to {MOST_PIECES}")
-    if "links" in facts:  # which HDF5 has in the order of their spelling, 10 before 9
-        links = sorted((tuple(map(_name, link)) for link in facts["links"]), key=lambda link: natural_key(link[0]))
-        pieces = [Piece(file, normal(path) or "/", None) for _, file, path in links]
-    else:
-        pieces = _rows_in_order(facts["blocks"], _numbers(facts["shape"]), where)
-    return Stack(dataset, pieces, beside)
+    claims = facts["links"] if "links" in facts else facts["blocks"]
+    if not 0 < len(claims) <= MOST_PIECES:
+        raise DataError(f"{where}: stacks {counted(len(claims), 'file')}, expected 1 to {MOST_PIECES}")
+    if "links" in facts:
+        return Stack(dataset, _linked(claims), beside)
+    return Stack(dataset, _rows_in_order(claims, _numbers(facts["shape"]), where), beside)
+
+
+def _linked(claims: Any) -> list[Piece]:
+    """Return the pieces of a group of external links in natural order; HDF5 sorts 10 before 9."""
+    links = [tuple(map(_name, link)) for link in claims]
+    links.sort(key=lambda link: natural_key(link[0]))
+    return [Piece(file, normal(path) or "/", None) for _, file, path in links]
 
 
 def _rows_in_order(blocks: Any, shape: tuple[int, ...], where: str) -> list[Piece]:
     """The pieces of a virtual dataset, which fill it with whole rows of whole files from the first row to the last."""
-    end, pieces = 0, []
-    # Sorted by where they go: HDF5 keeps the blocks in the order in which they were written.
-    for (start, stop), piece in sorted((_placed(block, shape, where) for block in blocks), key=lambda each: each[0]):
-        if start != end:
-            what = f"rows {end}:{start} come from no file" if start > end else f"rows {start}:{end} come from two files"
-            raise DataError(f"{where}: {what}, expected the rows of one file behind those of the other")
+    end = 0
+    pieces = []
+    # Sorted by their rows: HDF5 keeps the blocks in the order in which they were written.
+    placed = sorted((_placed(block, shape, where) for block in blocks), key=lambda each: each[0])
+    for (start, stop), piece in placed:
+        if start > end:
+            raise DataError(f"{where}: rows {end}:{start} come from no file, {_IN_TURN}")
+        if start < end:
+            raise DataError(f"{where}: rows {start}:{end} come from two files, {_IN_TURN}")
         end = stop
         pieces.append(piece)
     if end != shape[0]:
@@ -188,8 +214,9 @@ def _rows_in_order(blocks: Any, shape: tuple[int, ...], where: str) -> list[Piec
 
 def _placed(block: Any, shape: tuple[int, ...], where: str) -> tuple[tuple[int, int], Piece]:
     """Which rows of a virtual dataset of that shape a block of it fills, and with what."""
-    file, path, to, of = block
-    file, path = _literal(_name(file), where), normal(_name(path)) or "/"
+    file_claim, path_claim, to, of = block
+    file = _literal(_name(file_claim), where)
+    path = normal(_name(path_claim)) or "/"
     where = f"{where}: of file={shown(file)} dataset={shown(path)}"
     filled = _box(to, shape)
     if filled is None or filled[1:] != _all_of(shape[1:]):

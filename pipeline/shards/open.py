@@ -1,8 +1,10 @@
-"""From patterns to shards: find the files, vet each, and see that they fit together."""
+"""Open shards: find the files that patterns name, vet each, check that they fit together, and log what they are."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,24 +13,34 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import signals
-from pipeline.errors import DataError, ShardpressError, shown
+from pipeline.errors import DataError, ShardpressError, counted, shown, some
 from pipeline.hdf5.child.ask import retire
 from pipeline.hdf5.child.find import Refused
+from pipeline.hdf5.files import writers
+from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.values import file_digest
 from pipeline.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
-from pipeline.shards.inputlog import log_shards
 from pipeline.shards.master import follow, pointer
-from pipeline.shards.riding import alike
-from pipeline.shards.shard import Shard
+from pipeline.shards.riding import alike, cut, log_riders
+from pipeline.shards.shard import Shard, row_dtype
 from pipeline.shards.sources import Source, find
 from pipeline.shards.vet import Wanted, vet
 
 __all__ = ["open_shards"]
 
-_MOST_THREADS, _FILES_A_THREAD = 8, 100  # a thread takes as long to begin as some files to be vetted
-_AT_ONCE = 1000  # files under way, so that after the first bad one of many not all are looked at
-_A_TASK = 8  # files together, since to hand one over takes half as long as to vet it
+log = logging.getLogger(__name__)
+
+_MOST_THREADS = 8
+_FILES_A_THREAD = 100  # starting a thread takes as long as vetting some files
+_AT_ONCE = 1000  # files under way, so that not all of many are looked at after the first bad one
+_A_TASK = 8  # files together, since handing over one takes half as long as vetting it
 _ANEW = "Take another copy of the directory, or run again what made it."
+_DATASETS = 3  # in a line of the log
+_FORMS = {
+    "columns": "stored by columns: the last axis counts them",
+    "sparse": "sparse: what is not there is 0",
+    "table": "records of a table, of which a first field `index` is none of the columns",
+}
 
 
 def open_shards(
@@ -40,7 +52,7 @@ def open_shards(
     carry: Sequence[str] = (),
     columns: ColumnRule = IN_ORDER,
 ) -> tuple[Shard, ...]:
-    """Vet every file that `patterns` names, without reading rows.
+    """Vet every file that `patterns` names, without reading rows, and log what they are.
 
     Parameters
     ----------
@@ -49,10 +61,10 @@ def open_shards(
     dataset, orientation, carry
         As for `pipeline.shards.vet.Wanted`.
     on_bad_shard : callable, optional
-        Called with a file that is refused for what it holds, and the error, which is raised otherwise. The file is left
-        out.
+        Called with a file that is refused because of its content, and the error. The file is left out. Without it, the
+        error is raised.
     followed : sequence of str
-        Folders in which the files lie that masters among them stack; with none, a master is refused.
+        Directories of the files that master files stack. Without any, master files are refused.
     columns : ColumnRule
         How names of columns are compared, and with which ones.
 
@@ -78,29 +90,33 @@ def open_shards(
     if followed:
         sources = follow(sources, dataset, followed, refuse)
     wanted = Wanted(dataset, orientation, tuple(dict.fromkeys(carry)))
+    check = ColumnCheck(columns)
     with closing(_opened(sources, wanted)) as opened:  # closed early by an error, it looks at no more files
-        check = ColumnCheck(columns)
         shards = _fitting(sources, opened, refuse, check)
-    if not shards:
-        raise DataError(f"input={shown(patterns[0])}: none of {len(sources)} files is a shard that can be used")
-    if not any(shard.n_rows for shard in shards):
-        raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
+    _check_any(shards, patterns[0], len(sources))
     every = alike(shards, wanted.carry)
-    log_shards(every)
+    _log_shards(every)
     check.log()
     return every
+
+
+def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
+    if not shards:
+        raise DataError(f"input={shown(pattern)}: none of {n_files} files is a shard that can be used")
+    if not any(shard.n_rows for shard in shards):
+        raise DataError(f"{shards[0]}: found no rows in any of {len(shards)} shards")
 
 
 # -- each file ---------------------------------------------------------------------------------------------------
 
 
 def _opened(sources: Sequence[Source], wanted: Wanted) -> Generator[Shard | DataError, None, None]:
-    """The shards in order, or what is wrong with each: in several threads once there are enough to be worth one."""
+    """Yield each shard, or the error of its file, in order; in several threads if there are many files."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_A_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
         for start in range(0, len(sources), _AT_ONCE):
-            some = sources[start : start + _AT_ONCE]
-            tasks = (some[i : i + _A_TASK] for i in range(0, len(some), _A_TASK))
+            batch = sources[start : start + _AT_ONCE]
+            tasks = (batch[i : i + _A_TASK] for i in range(0, len(batch), _A_TASK))
             for shards in pool.map(partial(_open_few, wanted=wanted), tasks):
                 yield from shards
     retire(n_kept=1)  # children, of which each thread may have had one
@@ -120,20 +136,28 @@ def _open_few(sources: Sequence[Source], wanted: Wanted) -> list[Shard | DataErr
 
 
 def _vetted(source: Source, wanted: Wanted) -> Shard:
+    if source.master is not None:
+        return _vetted_of_master(source, wanted)
     try:
-        return vet(source.path, wanted if source.master is None else replace(wanted, dataset=source.dataset))
+        return vet(source.path, wanted)
     except ShardpressError as error:
-        if source.master is not None:
-            raise type(error)(f"{error} (It is one of those that file={shown(source.master)} stacks.)") from error
-        # The child is asked again only where it has survived the first question.
-        told = pointer(source.path, wanted.dataset) if isinstance(error.__cause__, Refused) else ""
-        if not told:
+        if not isinstance(error.__cause__, Refused):
+            raise  # the child may not survive a second question
+        advice = pointer(source.path, wanted.dataset)
+        if not advice:
             raise
-        raise type(error)(f"{str(error).rstrip('.')}.{told}") from error
+        raise type(error)(f"{str(error).rstrip('.')}.{advice}") from error
+
+
+def _vetted_of_master(source: Source, wanted: Wanted) -> Shard:
+    try:
+        return vet(source.path, replace(wanted, dataset=source.dataset))
+    except ShardpressError as error:
+        raise type(error)(f"{error} (It is one of those that file={shown(source.master)} stacks.)") from error
 
 
 def _check_as_stacked(shard: Shard, source: Source) -> None:
-    """Whether a master stacks all of it: what it says was taken for the shape of its own rows, unseen."""
+    """Check that the master file stacks all rows: its shape of the rows was accepted without a look at this file."""
     if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
         raise DataError(
             f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense) as "
@@ -142,8 +166,9 @@ def _check_as_stacked(shard: Shard, source: Source) -> None:
 
 
 def _check_as_listed(shard: Shard, source: Source) -> None:
-    """Whether it is the file that its manifest lists: what is quick to see comes first."""
-    where, n_bytes = f"file={shown(source.path)}", shard.identity.size
+    """Check that it is the file that its manifest lists: quick comparisons first."""
+    where = f"file={shown(source.path)}"
+    n_bytes = shard.identity.size
     for n, expected, what in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
             raise DataError(f"{where}: {n} {what}, expected {expected} as the manifest says. {_ANEW}")
@@ -160,7 +185,7 @@ def _fitting(
     refuse: Callable[[Path, DataError], object],
     check: ColumnCheck,
 ) -> list[Shard]:
-    """The shards that fit those before them; the others are refused, in the order of the files."""
+    """Return the shards that fit those before them, and refuse the others, in the order of the files."""
     shards: list[Shard] = []
     for source, shard in zip(sources, opened, strict=True):
         signals.check()  # there may be many
@@ -183,4 +208,66 @@ def _check_width(shard: Shard, first: Shard) -> None:
         raise DataError(
             f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in {first} of "
             f"shape {first.shape}. Give shards of one width."
+        )
+
+
+# -- the log -----------------------------------------------------------------------------------------------------
+
+
+def _log_shards(shards: Sequence[Shard]) -> None:
+    """Log what the rows and extras are, and what may be wrong: each thing once, whatever the number of shards."""
+    first = shards[0]
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
+    log.info(
+        "input: %s, %s x %d columns %s, %.1f MB",
+        counted(len(shards), "shard"),
+        counted(n_rows, "row"),
+        first.n_inputs,
+        row_dtype(shards),
+        n_bytes / 1e6,
+    )
+    _log_rows(shards)
+    log_riders(shards)
+    for shard in shards:
+        if not shard.n_rows:
+            log.warning("%s: no rows", shard)
+    _warn_of_writers(shards)
+
+
+def _log_rows(shards: Sequence[Shard]) -> None:
+    """Log everything about the rows that is not usual."""
+    first = shards[0]
+    names = dict.fromkeys(shard.dataset for shard in shards)
+    if list(names) != [PREFERRED]:
+        log.info("input: rows are those of dataset %s", some(map(cut, names), _DATASETS))
+    if len(first.shape) > 2:
+        log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
+    if len({shard.dtype for shard in shards}) > 1:
+        dtypes = sorted({shard.stored_dtype for shard in shards})
+        log.info("input: dtypes %s are read as %s", dtypes, row_dtype(shards))
+    for form, n in Counter(shard.form for shard in shards if shard.form in _FORMS).items():
+        which = "" if n == len(shards) else f"of {counted(n, 'shard')} "
+        log.info("input: rows %sare %s", which, _FORMS[form])
+    for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
+        log.info("input: attribute _FillValue: %s stands for no value. If it occurs: --missing-value %s", value, value)
+
+
+def _warn_of_writers(shards: Sequence[Shard]) -> None:
+    """Warn of a process that holds a file open for writing."""
+    pids = writers()  # called once, since the kernel lists those of all files
+    held = []
+    for shard in shards:
+        pid = pids.get((shard.identity.device, shard.identity.inode))
+        if pid is not None:
+            held.append((shard, pid))
+    if held:
+        shard, pid = held[0]
+        more = f" (and {len(held) - 1} more files are held so)" if len(held) > 1 else ""
+        log.warning(
+            "file=%s: process %d holds it open for writing%s: what is written from now on is not read, or ends the "
+            "run. Close it there first.",
+            shown(shard.path),
+            pid,
+            more,
         )

@@ -1,124 +1,173 @@
-"""What rides along with the rows of all shards: labels, ids; the same from each of them.
+"""Extras, such as labels and ids: the same ones for all shards, and what the log says about them.
 
-What some shards lack rides along from the others. Where it is not, a value stands that can hardly be taken for one, and
-beside it rides which rows have it: ``y_present`` for ``y``.
+An extra that some shards lack gets a fill value there that can hardly be taken for a real one, and a mask tells which
+rows have a value: ``y_present`` for ``y``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DataError, shown, some
-from pipeline.hdf5.limits import MOST_RIDERS
-from pipeline.hdf5.paths import normal
-from pipeline.hdf5.riders import are_few
-from pipeline.shards.inputlog import APART, cut, warn
+from pipeline.hdf5.forms import A_GROUP, are_few, normal
+from pipeline.hdf5.limits import MOST_LEFT_OUT, MOST_RIDERS
 from pipeline.shards.shard import LeftOut, Rider, Shard
 from pipeline.shards.vet import code_dtype
 
-__all__ = ["alike", "common_dtype"]
+__all__ = ["alike", "common_dtype", "cut", "log_riders", "why_left_out"]
 
+log = logging.getLogger(__name__)
+
+MOST_WARNED = 10
+"""Number of warnings about extras."""
+
+_APART = "the shards do not have it alike"  # no dtype, or no list of categories, holds the values of all
 _FILES = 3  # that a warning names
+_NAMED = 20  # extras in a line of the log
+_LEFT_OUT = 10  # in a line of the log
+_LONGEST = 80  # characters of a name or reason
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a riding dataset rides along from every shard."""
+    """How an extra is read from every shard."""
 
-    absent: Rider  # what does from a shard that has none
-    is_common: bool  # whether its dtype holds the values of all shards; else each keeps its own
+    absent: Rider  # for a shard that has none
+    is_common: bool  # whether its dtype holds the values of all shards; otherwise each shard keeps its own
 
 
-Having = Sequence[tuple[Shard, Rider]]  # the shards that have something of one name, and what
+Having = Sequence[tuple[Shard, Rider]]
+"""The shards that have an extra of one name, each with that extra."""
 
 
 def alike(shards: Sequence[Shard], carry: Sequence[str] = ()) -> tuple[Shard, ...]:
-    """The shards, from each of which the same rides along: what any of them has, in a dtype that holds them all.
+    """Return shards with the same extras: those that any of them has, in a dtype that holds the values of all.
 
     Raises
     ------
     DataError
-        When nothing lies at one of the paths `carry` in any shard, or what does cannot go together.
+        If no shard has an extra at one of the paths `carry`, or if those of several shards do not fit together.
     """
-    shards = _renamed(shards, carry) if carry else shards
+    if carry:
+        shards = _renamed(shards, carry)
     if len({tuple((rider.name, _kind(rider)) for rider in shard.riders) for shard in shards}) == 1:
-        return tuple(shards)  # as nearly always
+        return tuple(shards)  # the usual case
+    plans, apart = _plans(shards)
+    # Listed for one shard only, since it is the same for all.
+    left_out = [LeftOut(name, _APART, False) for name in apart]
+    first = replace(shards[0], left_out=(*left_out, *shards[0].left_out))
+    return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in (first, *shards[1:]))
+
+
+def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
+    """Return a plan for each extra, and the names of those without a common dtype; log warnings."""
     having: dict[str, list[tuple[Shard, Rider]]] = {}
     for shard in shards:
         for rider in shard.riders:
             having.setdefault(rider.name, []).append((shard, rider))
-    taken = set(having)  # also by what does not ride along: no mask takes a name that stands in a file
+    taken = set(having)  # also by extras that are left out, so that no mask gets the name of a dataset
+    surplus = _surplus(having)
     warnings: list[str] = []
-    # Each file has few enough, all together may not; what is named is meant, however many there are.
-    too_many = [name for name, own in having.items() if not own[0][1].is_carried][MOST_RIDERS:]
-    for name in too_many:
-        del having[name]
-    plans, apart = [], []
+    plans: list[_Plan] = []
+    apart: list[str] = []
     for name, own in having.items():
+        if name in surplus:
+            continue
         plan = _plan(name, own, warnings)
         if plan is None or not plan.is_common:
-            apart.append(LeftOut(name, APART, False))
+            apart.append(name)
         if plan is not None:
             plans.append(_with_mask(plan, own, shards, taken, warnings))
-    if too_many:
-        warnings.append(f"{len(too_many)} more datasets do not ride along, expected {MOST_RIDERS} at most")
-    warn(warnings)
-    # Said of one shard, since it is the same for all, and each name is told once.
-    shards = [replace(shards[0], left_out=(*apart, *shards[0].left_out)), *shards[1:]]
-    return tuple(replace(shard, riders=tuple(_riders(shard, plans))) for shard in shards)
+    if surplus:
+        warnings.append(f"{len(surplus)} more datasets do not ride along, expected {MOST_RIDERS} at most")
+    _warn(warnings)
+    return plans, apart
+
+
+def _surplus(having: Mapping[str, Having]) -> set[str]:
+    """Return the names of extras that are too many over all files, without those that a user has named."""
+    unnamed = [name for name, own in having.items() if not own[0][1].is_carried]
+    return set(unnamed[MOST_RIDERS:])
 
 
 def _kind(rider: Rider) -> object:
-    # The metadata tell how an enumeration's values are called.
+    # The metadata have the names of an enumeration's values.
     return rider.dtype, repr(rider.dtype.metadata), rider.categories, rider.is_carried
 
 
 def _plan(name: str, having: Having, warnings: list[str]) -> _Plan | None:
-    """How what some shards have can ride along from all; None where it cannot."""
-    with_rows = [own for own in having if own[0].n_rows] or having  # of none, any dtype and categories will do
-    # The first shard of each kind, which is what an error names.
-    kinds = list({_kind(rider): (shard, rider) for shard, rider in reversed(with_rows)}.values())[::-1]
-    first, coded = kinds[0][1], [rider.categories for _, rider in kinds if rider.categories is not None]
+    """Return how an extra of some shards is read from all; None if it cannot be."""
+    with_rows = [own for own in having if own[0].n_rows] or having  # without rows, any dtype and categories will do
+    kinds = _first_of_each_kind(with_rows)
+    first = kinds[0][1]
+    coded = [rider.categories for _, rider in kinds if rider.categories is not None]
     categories = _union(coded) if len(coded) == len(kinds) else None
     if categories is not None:
         absent = Rider(name, code_dtype(categories), None, -1, first.is_carried, categories)
         return _Plan(absent, is_common=True)
     dtype = common_dtype([rider.dtype for _, rider in kinds])
-    if dtype is None or coded:
-        both = _both(name, kinds)
-        if first.is_carried:
-            raise DataError(f"{both}. Write it alike in all, or leave out --carry {shown(name)}.")
-        if coded:  # which without their categories could be taken for labels
-            warnings.append(f"{both}: it does not ride along")
-            return None
-        warnings.append(f"{both}: no dtype holds both, so that it stands in parts/ and not in index.h5")
-    return _Plan(Rider(name, dtype or first.dtype, is_carried=first.is_carried), is_common=dtype is not None)
+    if dtype is not None and not coded:
+        return _Plan(Rider(name, dtype, is_carried=first.is_carried), is_common=True)
+    return _plan_apart(name, kinds, warnings)
+
+
+def _plan_apart(name: str, kinds: Having, warnings: list[str]) -> _Plan | None:
+    """Return the plan of an extra without a common dtype; None if its values mean nothing without categories."""
+    first = kinds[0][1]
+    both = _both(name, kinds)
+    if first.is_carried:
+        raise DataError(f"{both}. Write it alike in all, or leave out --carry {shown(name)}.")
+    if any(rider.categories is not None for _, rider in kinds):  # without these, codes could be taken for labels
+        warnings.append(f"{both}: it does not ride along")
+        return None
+    warnings.append(f"{both}: no dtype holds both, so that it stands in parts/ and not in index.h5")
+    return _Plan(Rider(name, first.dtype, is_carried=first.is_carried), is_common=False)
+
+
+def _first_of_each_kind(having: Having) -> list[tuple[Shard, Rider]]:
+    """Return the first shard of each kind, since errors name it, with its extra; sorted by the last of each kind."""
+    found: dict[object, tuple[Shard, Rider]] = {}
+    for shard, rider in reversed(having):
+        found[_kind(rider)] = (shard, rider)
+    return list(reversed(found.values()))
 
 
 def _both(name: str, kinds: Sequence[tuple[Shard, Rider]]) -> str:
-    first, other = (
-        f"{rider.dtype if rider.categories is None else f'codes of {len(rider.categories)} categories'} "
-        f"from file={shown(shard.path)}"
-        for shard, rider in kinds[:2]
-    )
-    why = "" if any(rider.categories is None for _, rider in kinds) else ", which are too many or of two kinds in all"
+    """Return a sentence about the first two kinds of an extra."""
+    first, other = (f"{_in_words(rider)} from file={shown(shard.path)}" for shard, rider in kinds[:2])
+    why = ""
+    if all(rider.categories is not None for _, rider in kinds):
+        why = ", which are too many or of two kinds in all"
     return f"{cut(name)} rides along as {first} and as {other}{why}"
 
 
+def _in_words(rider: Rider) -> str:
+    if rider.categories is None:
+        return str(rider.dtype)
+    return f"codes of {len(rider.categories)} categories"
+
+
 def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
-    """All categories, in the order in which they come first; None where they are texts and numbers, or too many."""
-    union = dict.fromkeys(each for categories in all_categories for each in categories)
-    return tuple(union) if len({isinstance(each, str) for each in union}) < 2 and are_few([*union]) else None
+    """Return all categories in the order of their first use; None if they are texts and numbers, or too many."""
+    union = tuple(dict.fromkeys(each for categories in all_categories for each in categories))
+    are_mixed = len({isinstance(each, str) for each in union}) > 1
+    if are_mixed or not are_few(union):
+        return None
+    return union
 
 
 def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[str], warnings: list[str]) -> _Plan:
-    """The plan, with the name of a mask where some shards with rows have nothing of that name."""
-    # By identity, which takes no time: to compare shards is to compare all their riders.
-    name, has = plan.absent.name, {id(shard) for shard, _ in having}
+    """Return the plan, with the name of a mask if some shards with rows lack the extra."""
+    name = plan.absent.name
+    # By identity, which takes no time: a comparison of shards compares all their extras.
+    has = {id(shard) for shard, _ in having}
     lacking = [shard for shard in shards if id(shard) not in has and shard.n_rows]
     if not lacking:
         return plan
@@ -126,8 +175,7 @@ def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[
     while mask in taken:
         mask += "_"
     taken.add(mask)
-    why = [f" ({cut(reason)})" if (reason := _reason(shard, name)) else "" for shard in lacking]
-    files = some((f"file={shown(shard.path)}{each}" for shard, each in zip(lacking, why, strict=True)), _FILES)
+    files = some((_file_and_reason(shard, name) for shard in lacking), _FILES)
     warnings.append(
         f"{cut(name)} is missing in {len(lacking)} of {len(shards)} shards, {files}: there it becomes "
         f"{plan.absent.absent_in_words}, and {cut(mask)} tells which rows have it"
@@ -135,15 +183,27 @@ def _with_mask(plan: _Plan, having: Having, shards: Sequence[Shard], taken: set[
     return replace(plan, absent=replace(plan.absent, mask=mask))
 
 
+def _file_and_reason(shard: Shard, name: str) -> str:
+    reason = _reason(shard, name)
+    why = f" ({cut(reason)})" if reason else ""
+    return f"file={shown(shard.path)}{why}"
+
+
+def _reason(shard: Shard, name: str) -> str | None:
+    return next((each.reason for each in shard.left_out if each.name == name), None)
+
+
 def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
-    """What rides along from a shard, by the plans."""
+    """Yield the extras of a shard, and their masks, as planned."""
     own = {rider.name: rider for rider in shard.riders if shard.n_rows}
     for plan in plans:
-        absent, rider = plan.absent, own.get(plan.absent.name)
+        absent = plan.absent
+        rider = own.get(absent.name)
         if rider is None:
             yield absent
         elif absent.categories is None:
-            yield replace(rider, dtype=absent.dtype if plan.is_common else rider.dtype, mask=absent.mask)
+            dtype = absent.dtype if plan.is_common else rider.dtype
+            yield replace(rider, dtype=dtype, mask=absent.mask)
         else:
             places = {each: i for i, each in enumerate(absent.categories)}
             codes = tuple(places[each] for each in rider.categories or ())
@@ -152,57 +212,139 @@ def _riders(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Rider]:
             yield Rider(absent.mask, np.dtype(bool), fill=rider is not None, is_carried=absent.is_carried)
 
 
+# -- extras that a user has named ----------------------------------------------------------------------------------
+
+
 def _renamed(shards: Sequence[Shard], carry: Sequence[str]) -> list[Shard]:
-    """The shards, in which what is named by its path has the name under which it rides along."""
+    """Return the shards with the final names of the extras at the paths `carry`."""
     carried = {rider.name for shard in shards for rider in shard.riders if rider.is_carried}
     others = [rider for shard in shards for rider in shard.riders if not rider.is_carried]
-    nowhere = [path for path in carry if path not in carried | {normal(r.layout.name) for r in others if r.layout}]
-    if nowhere:
-        where = f"file={shown(shards[0].path)} dataset={shown(nowhere[0])}"
-        reason = _reason(shards[0], nowhere[0]) or "cannot ride along"
-        raise DataError(f"{where}: {shown(reason)}. Name one of them with --carry.")
-    # The last part of its path, unless that is taken or not the only one: then all of the path.
+    found = carried | {normal(rider.layout.name) for rider in others if rider.layout}
+    for path in carry:
+        if path not in found:
+            where = f"file={shown(shards[0].path)} dataset={shown(path)}"
+            reason = _reason(shards[0], path) or "cannot ride along"
+            raise DataError(f"{where}: {shown(reason)}. Name one of them with --carry.")
+    names = _short_names(carry, carried, {rider.name for rider in others})
+    return [_with_names(shard, names) for shard in shards]
+
+
+def _short_names(carry: Sequence[str], carried: set[str], taken: set[str]) -> dict[str, str]:
+    """Return a name for each path: its last part, or all of it if the last part is taken or not unique."""
     names: dict[str, str] = {}
-    taken, last = {rider.name for rider in others}, [path.rpartition("/")[2] for path in carry]
-    for path, name in zip(carry, last, strict=True):
-        if path in carried:
-            name = name if name not in taken and last.count(name) == 1 else path.replace("/", "_")
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            names[path] = name
-    renamed = []
-    for shard in shards:
-        riders = (replace(rider, name=names[rider.name]) if rider.is_carried else rider for rider in shard.riders)
-        left_out = (replace(each, name=names.get(each.name, each.name)) for each in shard.left_out)
-        renamed.append(replace(shard, riders=tuple(riders), left_out=tuple(left_out)))
-    return renamed
+    taken = set(taken)
+    n_uses = Counter(path.rpartition("/")[2] for path in carry)
+    for path in carry:
+        if path not in carried:
+            continue
+        name = path.rpartition("/")[2]
+        if name in taken or n_uses[name] > 1:
+            name = path.replace("/", "_")
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
+    riders = []
+    for rider in shard.riders:
+        riders.append(replace(rider, name=names[rider.name]) if rider.is_carried else rider)
+    left_out = [replace(each, name=names.get(each.name, each.name)) for each in shard.left_out]
+    return replace(shard, riders=tuple(riders), left_out=tuple(left_out))
+
+
+# -- dtypes --------------------------------------------------------------------------------------------------------
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
-    """The dtype that holds the values of all, as they are; None where NumPy has none."""
-    first, kinds = dtypes[0], {dtype.kind for dtype in dtypes}
+    """Return the dtype that holds the values of all as they are; None if NumPy has none."""
+    first = dtypes[0]
     notes: list[Any] = [dtype.metadata or {} for dtype in dtypes]
     if all(dtype == first for dtype in dtypes) and all(note == notes[0] for note in notes):
         return first
+    kinds = {dtype.kind for dtype in dtypes}
     if kinds == {"S"}:
         longest = max(dtype.itemsize for dtype in dtypes)
-        codes = {note.get("h5py_encoding") for note in notes}  # ASCII is UTF-8, and not the other way round
-        return np.dtype(f"S{longest}", metadata={"h5py_encoding": "ascii" if codes == {"ascii"} else "utf-8"})
+        are_ascii = all(note.get("h5py_encoding") == "ascii" for note in notes)  # ASCII is UTF-8, but not vice versa
+        return np.dtype(f"S{longest}", metadata={"h5py_encoding": "ascii" if are_ascii else "utf-8"})
     if kinds <= {"S", "O"}:
         return np.dtype("O")
     if not kinds <= set("biuf") or any("enum" in note for note in notes):  # 1 may mean dog here and cat there
         return None
     common = np.result_type(*dtypes)
-    return common if all(_holds(common, dtype) for dtype in dtypes) else None
+    if not all(_holds(common, dtype) for dtype in dtypes):
+        return None
+    return common
 
 
 def _holds(common: np.dtype, dtype: np.dtype) -> bool:
-    """Whether each of its values has one there: NumPy lets floats stand for integers that they cannot hold."""
+    """Return whether a dtype holds all values of another one: NumPy promotes integers to floats that do not."""
     if common.kind == "f" and dtype.kind in "iu":
         return 8 * dtype.itemsize - (dtype.kind == "i") <= np.finfo(common).nmant + 1
     return np.can_cast(dtype, common, "safe")
 
 
-def _reason(shard: Shard, name: str) -> str | None:
-    return next((each.reason for each in shard.left_out if each.name == name), None)
+# -- the log -------------------------------------------------------------------------------------------------------
+
+
+def log_riders(shards: Sequence[Shard]) -> None:
+    """Log the extras, and what is left out and why: each name once, whatever the number of shards."""
+    # The first shard is enough, since the extras of all are the same.
+    included = [_with_categories(rider) for rider in shards[0].riders]
+    left_out = _left_out(shards)
+    line = f"riding along: {some(included, _NAMED)}"
+    groups = [cut(each.name) for each, _ in left_out.values() if each.reason == A_GROUP]
+    reasons = [f"{cut(each.name)} ({cut(each.reason)})" for each, _ in left_out.values() if each.reason != A_GROUP]
+    if reasons:
+        line += f"; left out: {some(reasons, _LEFT_OUT)}"
+    if groups:
+        line += f"; --carry takes from the groups: {some(groups, _LEFT_OUT)}"
+    log.info("input: %s", line)
+    _warn([_missed(each, lacking) for each, lacking in left_out.values() if each.is_missed])
+
+
+def _with_categories(rider: Rider) -> str:
+    if rider.categories is None:
+        return cut(rider.name)
+    return f"{cut(rider.name)} ({len(rider.categories)} categories)"
+
+
+def _missed(each: LeftOut, lacking: Sequence[Shard]) -> str:
+    more = f", in {len(lacking)} shards" if len(lacking) > 1 else ""
+    where = f"file={shown(lacking[0].path)} dataset={shown(each.name)}"
+    return f"{where}: {shown(each.reason)}, does not ride along{more}"
+
+
+def _warn(lines: Sequence[str]) -> None:
+    """Log warnings, but not too many."""
+    for line in lines[:MOST_WARNED]:
+        log.warning("%s", line)
+    if len(lines) > MOST_WARNED:
+        log.warning("%d more datasets are told of in no line", len(lines) - MOST_WARNED)
+
+
+def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
+    """Return what is left out, by name: the entry of the first shard, and the shards."""
+    found: dict[str, tuple[LeftOut, list[Shard]]] = {}
+    included = {rider.name for rider in shards[0].riders}
+    for shard in shards:
+        for each in shard.left_out:
+            if each.name not in included or each.reason == _APART:  # others may have the extra that this shard lacks
+                first = replace(each, reason=each.reason.rstrip("."))
+                found.setdefault(each.name, (first, []))[1].append(shard)
+    return found
+
+
+def why_left_out(shards: Sequence[Shard]) -> dict[str, str]:
+    """Return the reasons for datasets next to the rows that are left out, by name; not too many."""
+    some_left_out = islice(_left_out(shards).items(), MOST_LEFT_OUT)
+    return {cut(name): cut(each.reason) for name, (each, _) in some_left_out}
+
+
+def cut(words: str) -> str:
+    """Return a name or reason that fits into a line."""
+    if len(words) > _LONGEST:
+        words = words[:_LONGEST] + "..."
+    return shown(words)

@@ -1,8 +1,7 @@
-"""Rows out of shards, in whatever form these hold them: the same array as if they had been stored densely.
+"""Read rows of any form as a dense array, and read extras.
 
-Each read opens the file and closes it again. What is not dense is read in pieces of a few megabytes, so that a block
-takes little more memory than its rows. Of sparse rows nothing is trusted: where they begin, and which columns they
-name, is checked where it is read. What rides along is read here too, and bad entries are found.
+Each read opens the file and closes it. Rows that are not dense are read in pieces of a few megabytes, so that a block
+takes little more memory than its rows. The places and columns of sparse rows are checked when they are read.
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ from pipeline.hdf5.values import read_values
 from pipeline.shards.shard import Block, Rider, Shard, aligned, read_dtype
 
 __all__ = [
-    "bad_entries",
-    "bad_rows",
     "keep_chunks",
-    "missing_entries",
     "read",
     "read_riders",
     "salvage_riders",
@@ -38,7 +34,7 @@ log = logging.getLogger(__name__)
 _PIECE = 2**22  # bytes of a table
 _ENTRIES = 2**18  # of sparse rows: 6 MiB with their columns and places
 _RIDER_PIECE = 2**22  # bytes of a wide extra
-_RIDER_ROWS = 1024  # of which a damaged rider that knows no chunks loses all
+_RIDER_ROWS = 1024  # that a damaged extra without chunks loses together
 
 
 def keep_chunks(max_bytes: int) -> None:
@@ -47,12 +43,12 @@ def keep_chunks(max_bytes: int) -> None:
 
 
 def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
-    """The rows of a block.
+    """Return the rows of a block.
 
     Parameters
     ----------
     out : ndarray, optional
-        What is to hold them, if memory is to be used again: of the result's shape and dtype, C order.
+        Memory for the result, of its shape and dtype, C order.
 
     Returns
     -------
@@ -95,32 +91,37 @@ def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None
     """Read rows and subtract an offset (n_inputs,): integers exactly, in 64 bits."""
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     # Rows of 64 bits need no memory of their own.
-    raw = out.view(raw_dtype) if raw_dtype.itemsize == out.itemsize else np.empty(out.shape, raw_dtype)
+    has_room = raw_dtype.itemsize == out.itemsize
+    raw = out.view(raw_dtype) if has_room else np.empty(out.shape, raw_dtype)
     _read_ordered(block, raw)
     if out.dtype.kind == "f":
         np.subtract(raw, offset, out=out)
-        return
-    unsigned = raw_dtype == np.uint64
-    wide = np.dtype(np.uint64 if unsigned else np.int64)
+    else:
+        out[...] = _integer_differences(raw, offset)
+
+
+def _integer_differences(raw: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """Return integers minus an offset (n_inputs,), int64; differences that need more bits become the nearest limit."""
+    wide = np.dtype(np.uint64 if raw.dtype == np.uint64 else np.int64)
     raw = raw.astype(wide, copy=False)
     offsets = np.array([int(each) for each in offset], dtype=wide)
     is_below = raw < offsets
     differences = (raw - offsets).view(np.int64)  # modulo 2**64
-    # A difference of the wrong sign has wrapped around: such a value is farther away than 64 bits can tell.
+    # A difference with the wrong sign has wrapped around.
     wraps = is_below != (differences < 0)
     limits = np.iinfo(np.int64)
     differences[wraps & is_below] = limits.min
     differences[wraps & ~is_below] = limits.max
-    out[...] = differences
+    return differences
 
 
 def _stored(block: Block, out: np.ndarray, axis: int) -> None:
-    """Rows that are one dataset, along its first or last axis."""
+    """Read rows that are one dataset, along its first or last axis."""
     read_values(block.shard.path, block.shard.identity, block.shard.layouts[0], block.start, out, axis)
 
 
 def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
-    """What of one of the datasets that make up the rows is needed for some of them, in memory of its own."""
+    """Return values of one of the datasets that make up the rows."""
     return read_values(shard.path, shard.identity, layout, start, np.empty(stop - start, dtype))
 
 
@@ -135,9 +136,14 @@ def _table(block: Block, out: np.ndarray) -> None:
     size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk  # whole chunks, so that none is read twice
     for start, stop in aligned(block.start, block.stop, size):
         records = _values(block.shard, layout, start, stop, layout.dtype)
-        # The numbers alone, as a view: they lie side by side in each record, with other fields around them.
-        shape, strides = (len(records), numbers.n), (records.itemsize, numbers.dtype.itemsize)
-        rows: np.ndarray = np.ndarray(shape, numbers.dtype, records.view(np.uint8), numbers.offset, strides)
+        # A view of the numbers alone, which lie side by side in each record, with other fields around them.
+        rows: np.ndarray = np.ndarray(
+            shape=(len(records), numbers.n),
+            dtype=numbers.dtype,
+            buffer=records.view(np.uint8),
+            offset=numbers.offset,
+            strides=(records.itemsize, numbers.dtype.itemsize),
+        )
         out[start - block.start : stop - block.start] = rows
 
 
@@ -145,21 +151,24 @@ def _table(block: Block, out: np.ndarray) -> None:
 
 
 def _sparse(block: Block, out: np.ndarray) -> None:
-    shard, (values, columns, firsts) = block.shard, block.shard.layouts
-    ends = _values(shard, firsts, block.start, block.stop + 1, np.dtype(np.int64))  # one more: where the last row ends
+    shard = block.shard
+    values, columns, firsts = shard.layouts
+    int64 = np.dtype(np.int64)
+    ends = _values(shard, firsts, block.start, block.stop + 1, int64)  # one more, for the end of the last row
     _check_ends(block, ends)
     out[...] = 0
     for row, last in _few(ends):
-        low, high = int(ends[row]), int(ends[last])
-        where = _values(shard, columns, low, high, np.dtype(np.int64))
-        # Where each entry goes in the rows' memory, so that one assignment fills in all of them.
+        low = int(ends[row])
+        high = int(ends[last])
+        where = _values(shard, columns, low, high, int64)
+        # The place of each entry in the rows' memory, so that one assignment fills in all of them.
         places = np.repeat(np.arange(last - row) * shard.n_inputs, np.diff(ends[row : last + 1])) + where
         _check_places(shard, block.start + row, where, places)
         out[row:last].reshape(-1)[places] = _values(shard, values, low, high, out.dtype)
 
 
 def _few(ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that together have not too many entries; single rows where they do."""
+    """Yield ranges of rows with a bounded number of entries; single rows may have more."""
     row = 0
     while row + 1 < len(ends):
         # The last row that ends within the bound; a row is never cut, since its places are checked together.
@@ -169,9 +178,10 @@ def _few(ends: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _check_ends(block: Block, ends: np.ndarray) -> None:
-    """That rows begin where others end, lie in the file, and have no more entries than columns."""
-    shard, sizes = block.shard, np.diff(ends)
-    # No more than columns, or a forged file would have us take memory for any number of entries.
+    """Check that rows begin where others end, lie in the file, and have no more entries than columns."""
+    shard = block.shard
+    sizes = np.diff(ends)
+    # Without the limit of columns, a forged file could make this process allocate any amount of memory.
     wrong = (sizes < 0) | (sizes > shard.n_inputs) | (ends[:-1] < 0) | (ends[1:] > shard.layouts[0].shape[0])
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -179,14 +189,14 @@ def _check_ends(block: Block, ends: np.ndarray) -> None:
 
 
 def _check_places(shard: Shard, first: int, where: np.ndarray, places: np.ndarray) -> None:
-    """That the columns are there, and each at most once in a row: else values would go to other rows, or be lost."""
+    """Check that columns exist, and occur once in a row: otherwise values would go to other rows, or be lost."""
     if not len(where):
         return
     if where.min() < 0 or where.max() >= shard.n_inputs:
         i = int(np.argmax((where < 0) | (where >= shard.n_inputs)))
         row = first + int(places[i] - where[i]) // shard.n_inputs
         raise _damaged(shard, row, f"an entry in column {where[i]}")
-    if (places[1:] > places[:-1]).all():  # as nearly every writer leaves them, and sorting takes far longer
+    if (places[1:] > places[:-1]).all():  # the usual order, and sorting takes far longer
         return
     in_order = np.sort(places)
     twice = in_order[1:][in_order[1:] == in_order[:-1]]
@@ -219,20 +229,20 @@ _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
 }
 
 
-# -- what rides along ------------------------------------------------------------------------------------------
+# -- extras ------------------------------------------------------------------------------------------------------
 
 
 def read_riders(block: Block) -> dict[str, np.ndarray]:
-    """The riding datasets' values (len(block),) by name, in their dtypes; strings as objects. Raises like `read`."""
+    """Return the values of extras (len(block),) by name, in their dtypes; strings as objects. Raises like `read`."""
     return {rider.name: _read_rider(block, rider) for rider in block.shard.riders}
 
 
 def salvage_riders(
     block: Block, check: Callable[[], object] = signals.check
 ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """What can be read of what rides along, once `read_riders` has failed.
+    """Read extras as far as possible, once `read_riders` has failed.
 
-    Which values are lost depends on the file alone, and not on where the block begins.
+    Lost values depend on the file alone, and not on the first row of the block.
 
     Parameters
     ----------
@@ -242,9 +252,9 @@ def salvage_riders(
     Returns
     -------
     dict of str to ndarray
-        As of `read_riders`, with what stands for a missing value in place of those that are lost.
+        As of `read_riders`, with the fill value in place of lost values.
     list of dict
-        For each lost piece, its ``dataset``, its rows (``row``: first, and last but one) and the ``reason``.
+        For each lost piece, its ``dataset``, its rows (``row``: first, and end) and the ``reason``.
     """
     values = {rider.name: np.full(len(block), rider.absent, rider.dtype) for rider in block.shard.riders}
     reports: list[dict[str, Any]] = []
@@ -283,11 +293,7 @@ def stream_rider(
         As `read`.
     """
     layout = rider.layout
-    n_rows = max(1, _RIDER_PIECE // rider.value_bytes)
-    if layout is not None and layout.chunks:  # whole chunks, so that none is read twice
-        chunk_rows = layout.chunks[_axis(block.shard, layout)]
-        n_rows = -(-n_rows // chunk_rows) * chunk_rows
-    for start, stop in aligned(block.start, block.stop, n_rows):
+    for start, stop in aligned(block.start, block.stop, _rows_at_once(block.shard, rider)):
         check()
         piece = Block(block.shard, start, stop)
         try:
@@ -299,6 +305,15 @@ def stream_rider(
             lost = _salvage(piece, rider, layout, found, check)
             reports += _reported(block, rider, layout, lost, values)
         yield found
+
+
+def _rows_at_once(shard: Shard, rider: Rider) -> int:
+    """Return how many rows of a wide extra to read at once: whole chunks, so that none is read twice."""
+    n_rows = max(1, _RIDER_PIECE // rider.value_bytes)
+    if rider.layout is None or not rider.layout.chunks:
+        return n_rows
+    chunk_rows = rider.layout.chunks[_axis(shard, rider.layout)]
+    return -(-n_rows // chunk_rows) * chunk_rows
 
 
 def _reported(
@@ -316,9 +331,15 @@ def _reported(
         if rider.mask:  # which says so far that all of this shard's rows have a value
             values[rider.mask][piece.start - block.start : piece.stop - block.start] = False
     if lost:
+        n_lost = sum(len(piece) for piece, _ in lost)
+        _, first_error = lost[0]
         log.warning(
             "%s: %d values of %s, which rides along, cannot be read and become %s: %s",
-            *(block, sum(len(piece) for piece, _ in lost), shown(rider.name), rider.absent_in_words, lost[0][1]),
+            block,
+            n_lost,
+            shown(rider.name),
+            rider.absent_in_words,
+            first_error,
         )
     return reports
 
@@ -326,10 +347,12 @@ def _reported(
 def _salvage(
     block: Block, rider: Rider, layout: Layout, out: np.ndarray, check: Callable[[], object]
 ) -> list[tuple[Block, DataError]]:
-    """Read what can be of a rider; which pieces cannot, and why."""
+    """Read an extra as far as possible, and return the pieces that cannot be read, with the reasons."""
     lost = []
-    # A damaged chunk costs its own values and no others, wherever the block begins.
-    chunk_rows = layout.chunks[_axis(block.shard, layout)] if layout.chunks else _RIDER_ROWS
+    # A damaged chunk loses its own values and no others, wherever the block begins.
+    chunk_rows = _RIDER_ROWS
+    if layout.chunks:
+        chunk_rows = layout.chunks[_axis(block.shard, layout)]
     for start, stop in aligned(block.start, block.stop, chunk_rows):
         check()
         piece = Block(block.shard, start, stop)
@@ -341,70 +364,29 @@ def _salvage(
 
 
 def _read_rider(block: Block, rider: Rider) -> np.ndarray:
-    """A riding dataset's values for a block, shape (len(block),); with an array for each row, these axes behind it."""
-    shard, layout = block.shard, rider.layout
+    """Return the values of an extra for a block, shape (len(block),); arrays for each row add their axes."""
+    layout = rider.layout
     if layout is None:
         return np.full(len(block), rider.absent, rider.dtype)
-    # Codes as they are stored, to be checked before they become those of all shards.
-    values = np.empty(len(block), rider.dtype if rider.codes is None else layout.dtype)
-    read_values(shard.path, shard.identity, layout, block.start, values, _axis(shard, layout))
     if rider.codes is None:
-        return values
-    codes = values.astype(np.int64)  # beyond it, unsigned ones become negative
-    odd = np.flatnonzero((codes < -1) | (codes >= len(rider.codes)))
+        return _stored_rider(block, layout, rider.dtype)
+    stored = _stored_rider(block, layout, layout.dtype).astype(np.int64)  # unsigned ones above 2**63 become negative
+    odd = np.flatnonzero((stored < -1) | (stored >= len(rider.codes)))
     if len(odd):
         raise DataError(
-            f"file={shown(shard.path)} dataset={shown(layout.name)} rows={block.start + int(odd[0])}: code "
-            f"{codes[odd[0]]}, expected -1 to {len(rider.codes) - 1} for its categories. Write it anew."
+            f"file={shown(block.shard.path)} dataset={shown(layout.name)} rows={block.start + int(odd[0])}: code "
+            f"{stored[odd[0]]}, expected -1 to {len(rider.codes) - 1} for its categories. Write it anew."
         )
-    return np.array([*rider.codes, -1], rider.dtype)[codes]  # the last one is what -1 stands for, too
+    codes = np.array([*rider.codes, -1], rider.dtype)  # so that -1 stays -1
+    return codes[stored]
+
+
+def _stored_rider(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
+    shard = block.shard
+    values = np.empty(len(block), dtype)
+    return read_values(shard.path, shard.identity, layout, block.start, values, _axis(shard, layout))
 
 
 def _axis(shard: Shard, layout: Layout) -> int:
-    """Along which axis the rows lie: a rider's axes of length 1 stand behind them, or before, as MATLAB's do."""
+    """Return the axis of the rows of an extra: its axes of length 1 come after it, or before it, as in MATLAB."""
     return 0 if layout.shape[0] == shard.n_rows else -1
-
-
-# -- bad entries -----------------------------------------------------------------------------------------------
-
-
-def bad_rows(
-    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
-) -> np.ndarray:
-    """Positions, int64, of the rows that hold bad entries."""
-    return np.flatnonzero(bad_entries(rows, missing, stored, fills).any(axis=1))
-
-
-def bad_entries(
-    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
-) -> np.ndarray:
-    """Which entries make a row a bad one: NaN, Inf, or the missing value as the dtype `stored` has it.
-
-    Where what is missing is filled in (`fills`): Inf, and all of a row without a single value. Bool, of their shape.
-    """
-    if fills:
-        nothing = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
-        return np.isinf(rows) | nothing if rows.dtype.kind == "f" else np.broadcast_to(nothing, rows.shape)
-    # Of integers none is NaN, but any may be the missing value.
-    bad = ~np.isfinite(rows) if rows.dtype.kind == "f" else np.zeros(rows.shape, dtype=bool)
-    return bad if missing is None else bad | missing_entries(rows, missing, stored)
-
-
-def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
-    """Which entries of rows are NaN, or the missing value as the dtype `stored` has it: bool, of their shape."""
-    held = None if missing is None else _held(missing, np.dtype(stored or rows.dtype))
-    if rows.dtype.kind != "f":
-        return np.zeros(rows.shape, dtype=bool) if held is None else rows == rows.dtype.type(held)
-    return np.isnan(rows) if held is None else np.isnan(rows) | (rows == rows.dtype.type(held))
-
-
-def _held(missing: float, dtype: np.dtype) -> Any:
-    """The missing value as files of a dtype spell it; None where nothing in them can be it."""
-    if dtype.kind == "f":
-        # Rounded: -999.9 in a file of float32 is not the number that a user types. But 1e-99 there is not 0.
-        with np.errstate(over="ignore", under="ignore"):
-            held = np.float64(missing).astype(dtype)
-        return held if np.isfinite(held) and bool(held) == bool(missing) else None
-    # An integer's dtype holds neither fractions nor what lies outside it: 255.5 is in no file of uint8.
-    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return int(missing) if low <= missing <= high and missing == int(missing) else None

@@ -96,13 +96,17 @@ class Rider:
     @property
     def absent(self) -> Any:
         """What stands for a value that is not there."""
-        return missing_value(self.dtype.base) if self.fill is None else self.fill  # the base of an array for each row
+        if self.fill is None:
+            return missing_value(self.dtype.base)  # the base of an array for each row
+        return self.fill
 
     @property
     def absent_in_words(self) -> str:
         """The same for a line of the log."""
         value = self.absent
-        return "empty" if isinstance(value, bytes) and not value.strip(b"\0") else str(value)
+        if isinstance(value, bytes) and not value.strip(b"\0"):
+            return "empty"
+        return str(value)
 
 
 def is_wide(rider: Rider, n_rows: int) -> bool:

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
 _LISTED = 3  # of what lies in a directory and is no HDF5
 _MOST_NAMES = 10_000  # among which a similar one is sought
-_MARKER, _INDEX = ".shardpress", "index.h5"
+_MARKER = ".shardpress"
+_INDEX = "index.h5"
 
 
 @dataclass(frozen=True)
@@ -90,21 +91,26 @@ def _same_file(path: Path) -> object:
 
 def _matches(pattern: str) -> list[Source]:
     path = Path(pattern)
-    ours = path.parent if path.name == _INDEX else path
-    # By its marker, which stands there from the first moment on: of an unfinished run nothing is read.
-    if os.path.lexists(ours / _MARKER):
-        return _parts(ours)
-    if os.path.isdir(pattern):
-        matches = _kept_inside(pattern, [path / name for name in _listed(pattern)])
-    elif os.path.lexists(pattern):  # before it could be a glob: files may be called a[1].h5
-        matches = [path]  # also a link that leads elsewhere, since whoever names it means it
-    else:
-        root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])  # which was named, link or not
-        matches = _kept_inside(root, [Path(name) for name in glob.glob(pattern)])
+    directory = path.parent if path.name == _INDEX else path
+    # The marker exists from the first moment on: of an unfinished run nothing is read.
+    if os.path.lexists(directory / _MARKER):
+        return _parts(directory)
+    matches = _files(pattern)
     if not matches:
         _check_reachable(pattern)
         raise NoInput(f"input={shown(pattern)}: {_nothing(pattern)}")
     return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
+
+
+def _files(pattern: str) -> list[Path]:
+    """Return the files that a directory, a path or a glob names."""
+    path = Path(pattern)
+    if os.path.isdir(pattern):
+        return _kept_inside(pattern, [path / name for name in _listed(pattern)])
+    if os.path.lexists(pattern):  # before globs, since files may have names such as a[1].h5
+        return [path]  # also a link that leads elsewhere, since the user has named it
+    root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])  # the user has named it, link or not
+    return _kept_inside(root, [Path(name) for name in glob.glob(pattern)])
 
 
 def _check_reachable(pattern: str) -> None:
@@ -132,7 +138,9 @@ def _nothing(pattern: str) -> str:
     except (OSError, ValueError):
         names = []
     near = get_close_matches(name, names, n=1)
-    advice = f"Did you mean {shown(os.path.join(folder, near[0]))}?" if near else "Check --input."
+    advice = "Check --input."
+    if near:
+        advice = f"Did you mean {shown(os.path.join(folder, near[0]))}?"
     return f"there is no such file or directory. {advice}"
 
 
@@ -140,35 +148,45 @@ def _nothing(pattern: str) -> str:
 
 
 def _listed(directory: str) -> list[str]:
-    """Names of a directory's HDF5 files.
+    """Return the names of a directory's HDF5 files, and log other files.
 
-    What is named like one is not looked at, so that it may be any number, and is refused later if it is none.
+    Files with a name like HDF5 are not opened, since there may be many. They are refused later if they are not HDF5.
     """
-    inside, names, others = os.path.realpath(directory), [], []
     try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):  # ._1.h5 is not what it is called, but macOS's notes on 1.h5
-                    continue
-                if os.path.splitext(entry.name)[1] in _ENDINGS or _begins_like_hdf5(entry, inside):
-                    names.append(entry.name)
-                else:
-                    others.append(entry.name + "/" * entry.is_dir(follow_symlinks=False))
+        names, others = _names_and_others(directory)
     except PermissionError as error:
         raise NotPermitted(f"input={shown(directory)}: {error.strerror}, expected a directory to list") from error
     except OSError as error:
         raise stand_in(error, f"input={shown(directory)}") from error
     listed = some(map(shown, sorted(others, key=natural_key)), _LISTED)
     if not names:
-        holds = f"holds {listed}" if others else "an empty directory"
-        raise NoInput(f"input={shown(directory)}: {holds}, expected HDF5 files. Directories in it are not searched.")
+        contents = f"holds {listed}" if others else "an empty directory"
+        raise NoInput(f"input={shown(directory)}: {contents}, expected HDF5 files. Directories in it are not searched.")
     if others:
         log.info("input=%s: %s left out: no HDF5 file", shown(directory), listed)
     return names
 
 
+def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
+    """Return the names of a directory's HDF5 files, and of everything else that is not hidden."""
+    inside = os.path.realpath(directory)
+    names = []
+    others = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):  # such as ._1.h5, macOS's notes on 1.h5
+                continue
+            if os.path.splitext(entry.name)[1] in _ENDINGS or _begins_like_hdf5(entry, inside):
+                names.append(entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                others.append(f"{entry.name}/")
+            else:
+                others.append(entry.name)
+    return names, others
+
+
 def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
-    """Whether it is a regular file with HDF5's signature. No link out of the directory is followed to find out."""
+    """Return whether it is a regular file with HDF5's signature. No link out of the directory is followed."""
     where = f"file={shown(entry.path)}"
     if entry.is_symlink() and not lies_in(inside, os.path.realpath(entry.path)):
         log.warning("%s: a link out of the directory, left out. If it is meant, name the file itself", where)
@@ -176,9 +194,9 @@ def _begins_like_hdf5(entry: os.DirEntry[str], inside: str) -> bool:
     try:
         return entry.is_file() and _has_signature(entry.path)
     except OSError as error:
-        told = stand_in(error, where)
-        if not isinstance(told, (NoInput, NotPermitted)):
-            raise told from error  # a failing disk would look like other content
+        failure = stand_in(error, where)
+        if not isinstance(failure, (NoInput, NotPermitted)):
+            raise failure from error  # a failing disk would look like other content
         log.warning("%s: %s, left out", where, error.strerror)
         return False
 
@@ -231,4 +249,5 @@ def _parts(directory: Path) -> list[Source]:
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Sort key under which digits count as numbers."""
     # Whether it is a number comes first, so that numbers are compared with numbers; its spelling last (010, 10).
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

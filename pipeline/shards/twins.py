@@ -64,20 +64,25 @@ def find_twins(
         Each shard with the first one that is equal to it.
     """
     n_left = most_bytes
+    for sampled in _with_equal_samples(shards, most_shards):
+        n_bytes = len(sampled) * sampled[0].n_rows * sampled[0].row_bytes
+        if n_left is not None and n_bytes > n_left:
+            n_compared = len(_sample(sampled[0]))
+            yield from (Twins(sampled[0], other, n_compared) for other in sampled[1:])
+            continue
+        if n_left is not None:
+            n_left -= n_bytes
+        all_rows = [_digest_of(shard, Block(shard, 0, shard.n_rows)) for shard in sampled]
+        for equal in _grouped(sampled, all_rows):
+            yield from (Twins(equal[0], other, other.n_rows) for other in equal[1:])
+
+
+def _with_equal_samples(shards: Sequence[Shard], most_shards: int | None) -> Iterator[list[Shard]]:
+    """Yield groups of shards that agree in a few of their rows."""
     filled = [shard for shard in shards if shard.n_rows]
     for alike in _grouped(filled, [_make(shard) for shard in filled]):
-        some = alike[:most_shards]
-        for sampled in _grouped(some, [_digest_of(shard, _sample(shard)) for shard in some]):
-            n_bytes = len(sampled) * sampled[0].n_rows * sampled[0].row_bytes
-            if n_left is not None and n_bytes > n_left:
-                n_compared = len(_sample(sampled[0]))
-                yield from (Twins(sampled[0], other, n_compared) for other in sampled[1:])
-                continue
-            if n_left is not None:
-                n_left -= n_bytes
-            all_rows = [_digest_of(shard, Block(shard, 0, shard.n_rows)) for shard in sampled]
-            for equal in _grouped(sampled, all_rows):
-                yield from (Twins(equal[0], other, other.n_rows) for other in equal[1:])
+        compared = alike[:most_shards]
+        yield from _grouped(compared, [_digest_of(shard, _sample(shard)) for shard in compared])
 
 
 def _grouped(shards: Sequence[Shard], keys: Sequence[Hashable]) -> list[list[Shard]]:

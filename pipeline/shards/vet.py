@@ -25,11 +25,10 @@ from pipeline.errors import DataError, NoInput, ReadFailed, shown
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import Identity, opened, persistently, stand_in
-from pipeline.hdf5.forms import numbers_of, rows_of
+from pipeline.hdf5.forms import are_few, numbers_of, rides, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
 from pipeline.hdf5.limits import MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_RIDERS, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
-from pipeline.hdf5.riders import are_few, rides
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.hdf5.values import text_lengths
 from pipeline.shards.shard import LeftOut, Rider, Shard, read_dtype, without
@@ -40,7 +39,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST = 400  # characters of a name or reason
 _GROUP_ROWS = 1024  # whose texts are added up: parts hold a multiple of so many rows
-_PAGE, _MOST_READ = 2**12, 2**23  # bytes that are read at once of one column, and of all
+_PAGE = 2**12  # bytes that are read at once of one column
+_MOST_READ = 2**23  # bytes that are read at once of all columns
 
 T = TypeVar("T")
 
@@ -90,10 +90,10 @@ def look_at(path: Path, look: Callable[[int, Identity, int], T]) -> T:
                 base = check_superblock(descriptor, identity.size, where)
                 return look(descriptor, identity, base)
         except OSError as error:
-            told = stand_in(error, where)
-            if isinstance(told, ReadFailed):
+            failure = stand_in(error, where)
+            if isinstance(failure, ReadFailed):
                 raise  # and try again
-            raise told from error
+            raise failure from error
 
     return persistently(once, where)
 
@@ -102,11 +102,12 @@ def _described(
     descriptor: int, identity: Identity, base: int, wanted: Wanted, where: str
 ) -> tuple[Any, list[np.ndarray]]:
     """What lies where in the file: understood here if it is plain, else as the child says."""
-    dataset, orientation, carry = wanted.dataset, wanted.orientation, list(wanted.carry)
     try:
-        # What is named may lie anywhere, and the plain way looks at one group only.
-        plain = None if carry else describe_plain(descriptor, identity.size, dataset, orientation, base)
-        return plain or _asked(descriptor, [dataset, orientation, carry], where)
+        if not wanted.carry:  # these extras may lie anywhere, and the plain reader looks at one group only
+            plain = describe_plain(descriptor, identity.size, wanted.dataset, wanted.orientation, base)
+            if plain is not None:
+                return plain
+        return _asked(descriptor, [wanted.dataset, wanted.orientation, list(wanted.carry)], where)
     except DataError:
         # The child opens the file by its descriptor's name, under which nothing is found once it is deleted.
         if not os.fstat(descriptor).st_nlink:
@@ -138,7 +139,8 @@ def _misplaced(shard: Shard, where: str, base: int) -> dict[str, str]:
     DataError
         If the rows do, or if values overlap: then it is unknown whose they are.
     """
-    size, layouts = shard.identity.size, {rider.name: rider.layout for rider in shard.riders if rider.layout}
+    size = shard.identity.size
+    layouts = {rider.name: rider.layout for rider in shard.riders if rider.layout}
     try:
         check_places([*shard.layouts, *layouts.values()], size, where, base)
     except DataError:
@@ -177,21 +179,26 @@ def _measured(rider: Rider, shard: Shard, descriptor: int) -> Rider:
     if pieces is None:
         return rider
     group_rows = min(_GROUP_ROWS, shard.n_rows)
+    try:
+        longest, most = _longest_and_most(pieces, group_rows)
+    except DataError:  # a damaged chunk, whose values are lost when they are read
+        return rider
+    return replace(rider, layout=replace(rider.layout, longest=longest), text_bytes=-(-most // group_rows))
+
+
+def _longest_and_most(pieces: Iterator[np.ndarray], group_rows: int) -> tuple[int, int]:
+    """Return the largest of some lengths, and the largest sum of one of the groups of rows."""
     longest = 0
     most = 0
     rest = np.empty(0, dtype=np.int64)
-    try:
-        for lengths in pieces:
-            lengths = np.concatenate([rest, lengths])
-            longest = max(longest, int(lengths.max(initial=0)))
-            n_whole = len(lengths) // group_rows * group_rows
-            sums = lengths[:n_whole].reshape(-1, group_rows).sum(axis=1)
-            most = max(most, int(sums.max(initial=0)))
-            rest = lengths[n_whole:]
-    except DataError:  # a damaged chunk, which costs its own values where they are read
-        return rider
-    most = max(most, int(rest.sum()))
-    return replace(rider, layout=replace(rider.layout, longest=longest), text_bytes=-(-most // group_rows))
+    for piece in pieces:
+        lengths = np.concatenate([rest, piece])
+        longest = max(longest, int(lengths.max(initial=0)))
+        n_whole = len(lengths) // group_rows * group_rows
+        sums = lengths[:n_whole].reshape(-1, group_rows).sum(axis=1)
+        most = max(most, int(sums.max(initial=0)))
+        rest = lengths[n_whole:]
+    return longest, max(most, int(rest.sum()))
 
 
 # -- from what is said to a shard, once it is of the right form ----------------------------------------------------
@@ -202,8 +209,10 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) 
     # Lists, out of which StopIteration comes as it is where arrays are missing.
     layouts = [layout_of(claim, left) for claim in facts["rows"]]
     riders = [_rider(claim, layout_of(claim["layout"], left)) for claim in facts["riders"]]
-    form, dtypes = facts["form"], [layout.dtype for layout in layouts]
-    shape, stored = rows_of(form, [layout.shape for layout in layouts], dtypes, facts["shape"])
+    form = facts["form"]
+    shapes = [layout.shape for layout in layouts]
+    dtypes = [layout.dtype for layout in layouts]
+    shape, stored = rows_of(form, shapes, dtypes, facts["shape"])
     if not isinstance(facts["dataset"], str):
         raise ValueError("names")
     columns = _columns(facts["columns"], dtypes[0], prod(shape[1:]), left)
@@ -225,8 +234,9 @@ def _shard(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) 
 
 
 def _check_riders(shard: Shard, wanted: Wanted) -> None:
-    riders, n_rows = shard.riders, shard.n_rows
-    # As many again may be named. Where they lie was said too, and is checked as that of the rows is.
+    riders = shard.riders
+    n_rows = shard.n_rows
+    # The same number again may be named. Their layouts are claims, too, and are checked like those of the rows.
     if len(riders) > 2 * MOST_RIDERS or not all(rider.layout and _fits(rider.layout, n_rows) for rider in riders):
         raise ValueError("riders")
     if len({(rider.name, rider.is_carried) for rider in riders}) < len(riders):
@@ -236,7 +246,19 @@ def _check_riders(shard: Shard, wanted: Wanted) -> None:
 
 
 def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarray]) -> Columns:
-    """Return the description of the columns; their names are those of a table's fields if the file gives no others."""
+    """Return the description of the columns."""
+    columns = _column_names(claim, dtype, n_inputs)
+    values_from = claim["values_from"]
+    if values_from is None:
+        return columns
+    data = next(left)
+    if not isinstance(values_from, str) or data.dtype != np.uint8 or data.shape != (8 * n_inputs,):
+        raise ValueError("columns")
+    return replace(columns, values=np.frombuffer(data.tobytes(), np.float64), values_from=values_from[:_LONGEST])
+
+
+def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
+    """Return the names of the columns; those of a table's fields if the file gives no others."""
     names = claim["names"]
     names_from = claim["names_from"]
     if names is None:
@@ -248,19 +270,13 @@ def _columns(claim: Any, dtype: np.dtype, n_inputs: int, left: Iterator[np.ndarr
         raise ValueError("columns")
     if len(names) not in (0, n_inputs) or len(names) > MOST_COLUMN_NAMES:
         raise ValueError("columns")
-    note = claim["note"][:_LONGEST]
-    values_from = claim["values_from"]
-    if values_from is None:
-        return Columns(tuple(names), names_from[:_LONGEST], note=note)
-    data = next(left)
-    if not isinstance(values_from, str) or data.dtype != np.uint8 or data.shape != (8 * n_inputs,):
-        raise ValueError("columns")
-    values = np.frombuffer(data.tobytes(), np.float64)
-    return Columns(tuple(names), names_from[:_LONGEST], values, values_from[:_LONGEST], note)
+    return Columns(tuple(names), names_from[:_LONGEST], note=claim["note"][:_LONGEST])
 
 
 def _rider(claim: Any, layout: Layout) -> Rider:
-    name, is_carried, categories = claim["name"], claim["is_carried"], claim["categories"]
+    name = claim["name"]
+    is_carried = claim["is_carried"]
+    categories = claim["categories"]
     if not isinstance(name, str) or is_carried not in (True, False) or ("/" in name and not is_carried):
         raise ValueError("rider")
     name.encode()  # an error where it could not be written
@@ -298,8 +314,8 @@ def _finite(claim: Any) -> float | None:
 
 def _chunk_rows(form: str, first: Layout, shape: tuple[int, ...]) -> int:
     """How many rows are cheapest to read together, by the first of the datasets that make them up."""
-    if form == "sparse":  # as many as a chunk of values holds, if all are alike
-        return max(1, first.chunks[0] * shape[0] // max(1, first.shape[0])) if first.chunks else 1
+    if first.chunks and form == "sparse":  # about the rows of one chunk of values
+        return max(1, first.chunks[0] * shape[0] // max(1, first.shape[0]))
     if first.chunks:
         return first.chunks[-1 if form == "columns" else 0]
     if form == "columns":  # a piece of each column is read, and a page takes as long as a number

@@ -12,9 +12,8 @@ import numpy as np
 from kernels.network import Network
 from pipeline.device import training_step_of
 from pipeline.errors import DataError, counted
-from pipeline.scan.cleaning import Cleaning
 from pipeline.scan.ranges import Scan, readable
-from pipeline.scan.scaler import Scaler
+from pipeline.scan.scaler import Cleaning, Scaler
 from pipeline.settings.config import ValidationSettings
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Shard, row_dtype

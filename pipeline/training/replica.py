@@ -21,7 +21,7 @@ from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check
 from pipeline.device import autoencoder_of, start_device, theanos_errors, training_step_of
 from pipeline.formats import digest
-from pipeline.scan.cleaning import Cleaning
+from pipeline.scan.scaler import Cleaning
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Block, Shard, block_of, first_rows
 from pipeline.training.averaging import State

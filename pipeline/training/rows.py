@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
-from pipeline.scan.cleaning import Cleaning
+from pipeline.scan.scaler import Cleaning
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype

@@ -1,9 +1,9 @@
-"""Forms of rows: which records hold equal numbers, and which datasets fit together."""
+"""Rules about a file's structure: names and paths, which records hold equal numbers, which datasets fit together."""
 
 import numpy as np
 import pytest
 
-from pipeline.hdf5.forms import numbers_of, rows_of
+from pipeline.hdf5.forms import beside, is_utf8, normal, numbers_of, parts_of, rows_of, split, text, under
 from pipeline.hdf5.limits import MOST_COLUMNS
 
 F8, I8, I4 = np.dtype("<f8"), np.dtype("<i8"), np.dtype("<i4")
@@ -92,3 +92,22 @@ SPARSE = ("sparse", [(7,), (7,), (6,)], [F8, I4, I8], (5, 3))
 def test_what_makes_up_no_rows_is_refused(form, shapes, dtypes, shape):
     with pytest.raises((ValueError, TypeError)):
         rows_of(form, shapes, dtypes, shape)
+
+
+def test_a_path_is_taken_apart_as_hdf5_does():
+    for path in ("a/b/X", "/a//b/./X", "a/b/X/"):
+        assert parts_of(path) == [b"a", b"b", b"X"]
+        assert normal(path) == "a/b/X"
+    assert parts_of("/") == parts_of("") == []
+    assert [split(path) for path in ("X", "/X", "a/X", "/a/b/X/")] == [("", "X"), ("", "X"), ("a", "X"), ("/a/b", "X")]
+
+
+def test_a_path_is_put_together_as_the_one_beside_it_is_spelled():
+    assert [beside(path, "y") for path in ("X", "/X", "a/X", "/a/X")] == ["y", "y", "a/y", "/a/y"]
+    assert [under(group, "y") for group in ("/", "a", "a/")] == ["/y", "a/y", "a/y"]
+
+
+def test_a_name_of_any_bytes_comes_back():
+    for name in (b"a\xff", b"\xc3\xbc", b"\xed\xa0\x80", b"\xc3"):
+        assert parts_of(text(name)) == [name]
+        assert is_utf8(name) == (name == b"\xc3\xbc")

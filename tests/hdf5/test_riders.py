@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.hdf5 import limits
-from pipeline.shards import inputlog
+from pipeline.shards import riding
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read_riders
 from pipeline.shards.shard import Block
@@ -155,7 +155,7 @@ def test_what_is_told_has_a_bound(tmp_path, caplog):
     beside = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=beside)])
     assert len(shard.left_out) == limits.MOST_LEFT_OUT
-    assert len(warnings_of(caplog)) == inputlog.MOST_WARNED + 1
+    assert len(warnings_of(caplog)) == riding.MOST_WARNED + 1
     assert all(len(message) < 5000 for message in caplog.messages)
     (line,) = [message for message in caplog.messages if "riding along" in message]
     assert "and 130 more; left out: " in line

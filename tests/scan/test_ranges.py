@@ -13,8 +13,8 @@ from pipeline.hdf5.files import FILES
 from pipeline.scan import ranges as module
 from pipeline.scan.blocks import ScanSettings, look_at, merged
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable
+from pipeline.scan.scaler import bad_entries, bad_rows
 from pipeline.shards.open import open_shards
-from pipeline.shards.rows import bad_entries, bad_rows
 from pipeline.shards.shard import blocks
 from tests.support.cases import case
 from tests.support.damage import damage

@@ -239,7 +239,7 @@ def test_categories_that_are_too_many_or_of_another_kind_are_refused(tmp_path, m
 
 
 def test_categories_that_are_too_many_in_all_shards_do_not_ride_along(shards, monkeypatch, caplog):
-    monkeypatch.setattr("pipeline.hdf5.riders.MOST_CATEGORIES", 3)
+    monkeypatch.setattr("pipeline.hdf5.forms.MOST_CATEGORIES", 3)
     beside = [{"y": [0] * N, "__categories/y": np.array(words, object)} for words in (["a", "b"], ["c", "d"])]
     opened = shards(*beside, carry=[])
     assert names(opened[0]) == ()

@@ -10,7 +10,7 @@ from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.storage import PLAIN
 from pipeline.features import categories_of
-from pipeline.hdf5.riders import CATEGORIES
+from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.lock import locked
 from pipeline.shards.shard import Rider
 from tests.support.helpers import numbered

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.hdf5.files import FILES
-from pipeline.scan.cleaning import Cleaning
-from pipeline.scan.scaler import Scaler
+from pipeline.scan.scaler import Cleaning, Scaler
 from pipeline.shards.open import open_shards
 from pipeline.training import order as order_module
 from pipeline.training import rows as module

@@ -1,7 +1,7 @@
-"""The parent's side of the child: start it, ask it about an open file, and outlive whatever happens to it.
+"""The parent's side of the child process: start it, ask it about an open file, and survive whatever happens to it.
 
-Pipes only, no sockets; JSON and plain arrays, no pickle. A child serves one thread at a time: threads that ask at once
-have one each, and keep them for the next question.
+Pipes only, no sockets; JSON and plain arrays, no pickle. A child serves one thread at a time: threads that ask at the
+same time have one each, and keep them for the next question.
 """
 
 import atexit
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 _MODULE = "pipeline.hdf5.child.server"
 _MEDDLERS = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")
 _MOST_WORDS = 2000
-_SECONDS_AT_LEAST, _BYTES_PER_SECOND = 10.0, 2**20  # of processor time: a small file has little structure to read
+_SECONDS_AT_LEAST = 10.0  # of processor time
+_BYTES_PER_SECOND = 2**20  # of processor time: a small file has little structure to read
 _CLOCK_PER_PROCESSOR = 10  # seconds by the clock for one of the processor, on a busy machine
 _SILENT = 5.0  # seconds that a question may take before the log says what is waited for
 _GRACE = 10.0  # seconds beyond its own patience, after which the child itself counts as stuck
@@ -55,7 +56,7 @@ LIMITS = _Limits()
 
 
 class _Died(Exception):
-    """The child is not there any more."""
+    """The child has ended."""
 
 
 class _Keeper:
@@ -90,27 +91,19 @@ class _Keeper:
 
     def _heard(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
         assert self._process.stdout is not None
-        start = time.monotonic()
-        deadline = start + request["patience"] + _GRACE
-        is_silent = True  # until the log has said what is waited for
         keeper = self._process.stdout.fileno()
-        waiting = select.poll()
-        waiting.register(keeper, select.POLLIN)
-        waiting.register(reader, select.POLLIN)
-        line, body = bytearray(), bytearray()
-        while not line.endswith(b"\n") and len(body) <= MOST_ANSWER_BYTES:
-            until = min(deadline, start + _SILENT) if is_silent else deadline
-            events = dict(waiting.poll(max(0.0, 1000 * (until - time.monotonic()))))
-            if is_silent and not events:
-                is_silent = False
-                _log_wait(request, where)
-                continue
+        line = bytearray()
+        body = bytearray()
+        for events in _events([keeper, reader], request, where):
             if reader in events:
                 _drain(reader, body)
-            said = os.read(keeper, 2**10) if keeper in events else b""
-            line += said
-            if not events or (keeper in events and not said):
-                raise _Died
+            if keeper in events:
+                more = os.read(keeper, 2**10)
+                if not more:
+                    raise _Died
+                line += more
+            if line.endswith(b"\n") or len(body) > MOST_ANSWER_BYTES:
+                break
         _drain(reader, body)  # what was left when the fork ended
         if len(body) > MOST_ANSWER_BYTES:
             self.end()  # and with it the fork, which may never stop
@@ -128,12 +121,34 @@ class _Keeper:
                 pipe.close()
 
 
+def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> Iterator[dict[int, int]]:
+    """Yield what arrives on some descriptors, and log once if that takes long; `_Died` at the end of all patience."""
+    waiting = select.poll()
+    for descriptor in descriptors:
+        waiting.register(descriptor, select.POLLIN)
+    start = time.monotonic()
+    deadline = start + request["patience"] + _GRACE
+    until = min(deadline, start + _SILENT)
+    while True:
+        events = dict(waiting.poll(max(0.0, 1000 * (until - time.monotonic()))))
+        if events:
+            yield events
+        elif until < deadline:
+            until = deadline
+            _log_wait(request, where)
+        else:
+            raise _Died
+
+
 def _log_wait(request: dict[str, Any], where: str) -> None:
     """Log which file the program is waiting for, and for how long it will."""
     what = "values" if request["ask"] == "values" else "its structure"
     log.info(
         "%s: still reading %s after %g s; it may take up to %g s of processor time",
-        *(where, what, _SILENT, request["seconds"]),
+        where,
+        what,
+        _SILENT,
+        request["seconds"],
     )
 
 
@@ -145,7 +160,7 @@ def _limits_of(n_bytes: int) -> dict[str, float]:
 
 
 def _drain(reader: int, body: bytearray) -> None:
-    """Take what is in the pipe, but of more than there may be no more than that it is more."""
+    """Read what is in the pipe, and stop soon after the limit."""
     with suppress(BlockingIOError):
         while len(body) <= MOST_ANSWER_BYTES and (data := os.read(reader, 2**20)):
             body += data
@@ -155,7 +170,7 @@ _idle: list[_Keeper] = []  # taking one out and putting one back are atomic
 
 
 def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
-    """Have the child look at an open file: the same inode, whatever lies at its path meanwhile.
+    """Have the child look at an open file: the same inode, whatever its path leads to meanwhile.
 
     Parameters
     ----------
@@ -194,11 +209,13 @@ def ask(what: str, descriptor: int, arguments: Sequence[Any], where: str) -> tup
         ) from error
     if "answer" in said:
         return said["answer"], arrays
-    raise _refusal(said, where) from (Refused(_words(said["refused"])) if "refused" in said else None)
+    if "refused" in said:
+        raise _refusal(said, where) from Refused(_words(said["refused"]))
+    raise _failure(said, where)
 
 
 def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-    """The answer of an idle child, or of another one where it or its fork is killed: that is not the file's fault."""
+    """Return the answer of an idle child, or of another one if it or its fork is killed, which no file causes."""
     for _ in range(2):
         keeper = _taken(where)
         try:
@@ -207,7 +224,7 @@ def _asked(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearr
             keeper.end()
             continue
         except BaseException:
-            keeper.end()  # what it still has to say would be taken for the next answer
+            keeper.end()  # the rest of its answer would be taken for the next one
             raise
         _idle.append(keeper)
         head, _ = answer
@@ -266,7 +283,8 @@ def _environment() -> dict[str, str]:
 def _unpacked(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
     """A JSON line, and the arrays that it announces: of two dtypes only, and exactly as many bytes."""
     offset = body.index(b"\n") + 1
-    said, arrays = json.loads(body[:offset]), []
+    said = json.loads(body[:offset])
+    arrays = []
     for code, shape in said["arrays"]:
         if code not in ("<i8", "|u1") or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("an array of another kind")
@@ -291,10 +309,13 @@ def _lost(head: dict[str, Any], where: str) -> Exception:
 
 
 def _refusal(said: dict[str, Any], where: str) -> Exception:
-    if "refused" in said:
-        dataset = said.get("dataset")
-        place = f"{where} dataset={shown(dataset)}" if dataset is not None else where
-        return DataError(f"{place}: {_words(said['refused'])}")
+    dataset = said.get("dataset")
+    if dataset is not None:
+        where = f"{where} dataset={shown(dataset)}"
+    return DataError(f"{where}: {_words(said['refused'])}")
+
+
+def _failure(said: dict[str, Any], where: str) -> Exception:
     if "memory" in said:
         return DataError(
             f"{where}: the HDF5 library ran out of its memory limit of {LIMITS.memory >> 20} MiB on this file. It is "
@@ -309,6 +330,8 @@ def _refusal(said: dict[str, Any], where: str) -> Exception:
 
 
 def _words(said: object) -> str:
-    """What the child says, for people: it may have been made to say anything."""
+    """Return words of the child for a message: it may have been made to say anything."""
     words = str(said)
-    return shown(words[:_MOST_WORDS] + "..." if len(words) > _MOST_WORDS else words)
+    if len(words) > _MOST_WORDS:
+        words = words[:_MOST_WORDS] + "..."
+    return shown(words)

@@ -1,6 +1,6 @@
-"""Which of a file's objects hold its rows, in what form; and where none does, what there is and what to write instead.
+"""Find the dataset or group that holds the rows of a file, or explain why there is none and what to write instead.
 
-Attributes are read where they are short, and none as the pickle that pandas makes of some.
+Attributes are read if they are short, and never the pickles that pandas writes into some.
 """
 
 import re
@@ -10,23 +10,24 @@ from typing import Any, NamedTuple, Self
 import h5py
 import numpy as np
 
+from pipeline.errors import some
 from pipeline.hdf5.child.find import (
+    LISTED,
     Refused,
+    attribute,
     dtype_of,
     elsewhere,
+    held,
     identity,
     is_plain,
     link_of,
     listing,
     locate,
     objects,
-    some,
 )
-from pipeline.hdf5.child.sparse import is_sparse, n_firsts, parts_and_shape
 from pipeline.hdf5.child.stacked import is_stack
-from pipeline.hdf5.forms import PREFERRED, is_number, numbers_of
+from pipeline.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, split, text, under
 from pipeline.hdf5.limits import MOST_COLUMNS
-from pipeline.hdf5.paths import parts_of, split, text, under
 
 __all__ = ["Rows", "choose", "find"]
 
@@ -39,34 +40,70 @@ _IN_THE_ROOT = (
 )
 _BLOCK = re.compile(r"block[0-9]+_values")  # columns of one type in a pandas frame of the fixed format
 
+_SPARSE_PARTS = (b"data", b"indices", b"indptr")
+_LONGEST_ATTRIBUTE = 64  # bytes
+_OTHER_WAY = {
+    False: "a sparse matrix by columns (CSC), expected one by rows. Write it as CSR (adata.X = adata.X.tocsr()), or "
+    "give --orientation columns if its columns are the samples.",
+    True: "a sparse matrix by rows (CSR), of which --orientation columns cannot read columns. Leave it out, or write "
+    "the matrix transposed (adata.T).",
+}
+_EITHER_WAY = (
+    "a sparse matrix of shape {} that does not say whether it is stored by rows or by columns. Give --orientation rows "
+    "if by rows (CSR), or --orientation columns if by columns (CSC), which are then the samples."
+)
+
 
 class Rows(NamedTuple):
-    """What holds the rows."""
+    """The datasets that hold the rows.
 
-    name: str  # its path
-    parent: Any  # the group that it lies in
-    form: str  # as in `pipeline.hdf5.forms`
-    parts: list[tuple[str, h5py.Dataset]]  # with their paths
-    shape: tuple[int, ...]  # the rows', first their number
+    Attributes
+    ----------
+    name : str
+        Path of the dataset, or of the group of a sparse matrix.
+    parent : h5py.h5g.GroupID
+        The group that contains it.
+    form : str
+        As in `pipeline.hdf5.forms`.
+    parts : list of (str, h5py.Dataset)
+        The datasets with their paths.
+    shape : tuple of int
+        Shape of the rows, first their number.
+    """
+
+    name: str
+    parent: Any
+    form: str
+    parts: list[tuple[str, h5py.Dataset]]
+    shape: tuple[int, ...]
 
 
 class _Candidate(NamedTuple):
-    """What may hold rows: in which form, ``none`` where it nearly does, `_OTHERS` where it stacks those of others."""
+    """A dataset or group that could hold rows."""
 
-    form: str
+    form: str  # ``none`` if it cannot be used, `_OTHERS` if it stacks the rows of other files
     shape: tuple[int, ...] = ()
     dtype: str = ""
     n_rows: int = 0
-    n_inputs: int = MOST_COLUMNS  # or not known, but many
+    n_inputs: int = MOST_COLUMNS  # also if it is unknown, but large
 
     def __str__(self) -> str:
         return f"{self.shape} {self.dtype}" if self.shape else self.form
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it is a single number or record."""
+        return self.n_rows == 1 and (self.n_inputs == 1 or self.form == "table")
+
     def turned(self, orientation: str | None) -> Self:
-        """With as many rows as there are if they lie along that axis."""
+        """Return the candidate with the numbers of rows and columns for an orientation."""
         if self.form != "dense":
             return self
-        n_rows, *others = self.shape[:: -1 if orientation == "columns" else 1]
+        n_rows = self.shape[0]
+        others = self.shape[1:]
+        if orientation == "columns":
+            n_rows = self.shape[-1]
+            others = self.shape[:-1]
         return self._replace(n_rows=n_rows, n_inputs=prod(others))
 
 
@@ -74,33 +111,49 @@ class _Candidate(NamedTuple):
 
 
 def choose(file: h5py.File, orientation: str | None) -> str:
-    """``X``, else the only candidate: a numeric dataset of rank 2 or more, else a table or a sparse matrix."""
+    """Return the path of ``X``, else of the only candidate.
+
+    Candidates are numeric datasets of rank 2 or more; without any, tables and sparse matrices.
+    """
     preferred = PREFERRED.encode()
-    there = file.id.links.exists(preferred)
-    if there and (link_of(file.id, preferred) or _candidate(h5py.h5o.open(file.id, preferred))):
+    has_preferred = file.id.links.exists(preferred)
+    if has_preferred and (link_of(file.id, preferred) or _candidate(h5py.h5o.open(file.id, preferred))):
         return PREFERRED
-    candidates = {name: candidate for name, item in objects(file.id) if (candidate := _candidate(item))}
+    candidates = _candidates_below(file.id)
     obvious = _obvious(candidates, orientation)
     if len(obvious) == 1:
         return obvious[0]
-    unfit = [name for name, candidate in candidates.items() if candidate.form == "none"]
     if obvious:
         raise _none_chosen({name: candidate for name, candidate in candidates.items() if candidate.form != "none"})
-    # None is left but to be told what is wrong with it.
-    if there:
+    # None can be used. Return the one whose refusal explains the most.
+    if has_preferred:
         return PREFERRED
-    if unfit or len(candidates) == 1:
-        return [*unfit, *candidates][0]
+    unfit = [name for name, candidate in candidates.items() if candidate.form == "none"]
+    if unfit:
+        return unfit[0]
+    if len(candidates) == 1:
+        return next(iter(candidates))
     if is_sparse(file.id):
         return "/"
     raise _none_chosen(candidates, listing(file))
 
 
-def _none_chosen(candidates: dict[str, _Candidate], there: str = "") -> Refused:
-    listed = some([f"{name} {candidate}" for name, candidate in candidates.items()])
+def _candidates_below(group: Any) -> dict[str, _Candidate]:
+    found = {}
+    for name, item in objects(group):
+        candidate = _candidate(item)
+        if candidate is not None:
+            found[name] = candidate
+    return found
+
+
+def _none_chosen(candidates: dict[str, _Candidate], contents: str = "") -> Refused:
+    found = f"no candidate among {contents}"
+    if candidates:
+        found = "candidates " + some((f"{name} {candidate}" for name, candidate in candidates.items()), LISTED)
     return Refused(
-        f"{f'candidates {listed}' if candidates else f'no candidate among {there}'}, expected a dataset "
-        f"{PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with --dataset."
+        f"{found}, expected a dataset {PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Name it with "
+        "--dataset."
     )
 
 
@@ -109,80 +162,95 @@ def _candidate(item: Any) -> _Candidate | None:
         return _Candidate(_OTHERS)
     if isinstance(item, h5py.h5g.GroupID):
         if is_sparse(item):
-            return _Candidate("sparse", n_rows=n_firsts(item) - 1)
+            return _Candidate("sparse", n_rows=_n_firsts(item) - 1)
         return _Candidate("none") if _is_matlab_sparse(item) else None
     if not _is_dataset(item):
         return None
-    dataset = h5py.Dataset(item)
-    stored = None if elsewhere(dataset) or dataset.shape is None else dtype_of(dataset)
+    return _dataset_candidate(h5py.Dataset(item))
+
+
+def _dataset_candidate(dataset: h5py.Dataset) -> _Candidate | None:
+    if elsewhere(dataset) or dataset.shape is None:
+        return None
+    stored = dtype_of(dataset)
     if stored is None:
         return None
     if stored.fields is not None:
-        numbers, words = numbers_of(stored) if dataset.ndim == 1 else None, f"records of {len(stored.fields)} fields"
+        records = f"records of {len(stored.fields)} fields"
+        numbers = numbers_of(stored) if dataset.ndim == 1 else None
         if numbers is None:
-            return _Candidate("none", dataset.shape, words, *dataset.shape[:1])
-        return _Candidate("table", dataset.shape, words, dataset.shape[0], numbers.n)
-    return _Candidate("dense", dataset.shape, str(stored)) if dataset.ndim >= 2 and stored.kind in "uifb" else None
+            return _Candidate("none", dataset.shape, records, *dataset.shape[:1])
+        return _Candidate("table", dataset.shape, records, dataset.shape[0], numbers.n)
+    if dataset.ndim >= 2 and stored.kind in "uifb":
+        return _Candidate("dense", dataset.shape, str(stored))
+    return None
 
 
 def _obvious(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
-    """Those that may be meant: all dense ones if one of them has several columns, else those of any form.
+    """Return the candidates that a user may mean: all dense ones if one of them has several columns, else all.
 
-    A single column beside wider rows, with which it rides along, is not; nor a single number or record.
+    A single column next to wider rows of the same number is an extra of these. A single number or record is no rows.
     """
     sizes = {name: candidate.turned(orientation) for name, candidate in candidates.items()}
     wider = {(split(name)[0], its.n_rows) for name, its in sizes.items() if its.n_inputs > 1}
     obvious = []
     for name, its in sizes.items():
-        is_lone = its.n_rows == 1 and (its.n_inputs == 1 or its.form == "table")
-        rides = its.n_inputs == 1 and (split(name)[0], its.n_rows) in wider
-        # Of a pandas frame no column is more than others.
-        is_block = _BLOCK.fullmatch(split(name)[1])
-        if its.form != "none" and (is_block or not (is_lone or rides)):
+        group, last = split(name)
+        is_extra = its.n_inputs == 1 and (group, its.n_rows) in wider
+        is_block = _BLOCK.fullmatch(last) is not None  # all blocks of a pandas frame are equally good
+        if its.form != "none" and (is_block or not (its.is_single or is_extra)):
             obvious.append(name)
     dense = [name for name in obvious if sizes[name].form in ("dense", _OTHERS)]
-    return dense if any(sizes[name].n_inputs != 1 for name in dense) else obvious
+    if any(sizes[name].n_inputs != 1 for name in dense):
+        return dense
+    return obvious
 
 
-# -- what a name stands for ----------------------------------------------------------------------------------------
+# -- the rows at a path --------------------------------------------------------------------------------------------
 
 
 def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
-    """What the path of a dataset, of a group that holds a sparse matrix, or of a pandas frame stands for, as rows.
+    """Return the rows at the path of a dataset, of a group with a sparse matrix, or of a pandas frame.
 
-    They lie along the first axis, or the last one where the orientation is ``columns``.
+    They lie along the first axis, or along the last one if the orientation is ``columns``.
     """
-    parent, here = locate(file, name)
-    if isinstance(here, h5py.h5g.GroupID):
-        if is_sparse(here):
-            if not parts_of(name):
-                raise Refused(_IN_THE_ROOT, name)
-            parts, shape = parts_and_shape(here, name, orientation)
-            return Rows(name, parent, "sparse", parts, shape)
-        frame = _frame(here)
-        if frame is None:
-            raise Refused(_of_group(here, name), name)
-        return find(file, under(name, frame), orientation)
-    if not _is_dataset(here):
+    parent, item = locate(file, name)
+    if isinstance(item, h5py.h5g.GroupID):
+        return _rows_of_group(file, name, parent, item, orientation)
+    if not _is_dataset(item):
         raise Refused("a named type, expected a dataset", name)
-    rows = h5py.Dataset(here)
+    rows = h5py.Dataset(item)
     _check_place(file, rows, name)
-    numbers = numbers_of(dtype_of(rows) or np.dtype("V1")) if rows.ndim == 1 else None
-    if numbers is not None:
-        _check_table(rows, name, orientation)
-        return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
-    if rows.ndim == 1 and is_sparse(parent):
-        raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}: name that one", name)
+    if rows.ndim == 1:
+        numbers = numbers_of(dtype_of(rows) or np.dtype("V1"))
+        if numbers is not None:
+            _check_table(rows, name, orientation)
+            return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
+        if is_sparse(parent):
+            raise Refused(f"rank 1, a part of the sparse matrix {split(name)[0]}: name that one", name)
     _check_rows(rows, name, orientation)
     if orientation == "columns":
         return Rows(name, parent, "columns", [(name, rows)], (rows.shape[-1], *rows.shape[:-1]))
     return Rows(name, parent, "dense", [(name, rows)], rows.shape)
 
 
+def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientation: str | None) -> Rows:
+    if is_sparse(group):
+        if not parts_of(name):
+            raise Refused(_IN_THE_ROOT, name)
+        parts, shape = _sparse_parts_and_shape(group, name, orientation)
+        return Rows(name, parent, "sparse", parts, shape)
+    frame = _frame(group)
+    if frame is None:
+        raise Refused(_of_group(group, name), name)
+    return find(file, under(name, frame), orientation)
+
+
 def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
-    # Before its shape: to tell the shape of a virtual dataset, HDF5 may open the files that it is made of.
-    if elsewhere(rows):
-        raise Refused(f"{elsewhere(rows)}, expected rows in the file itself", name)
+    # Before the shape: to know that of a virtual dataset, HDF5 may open the files that it is made of.
+    place = elsewhere(rows)
+    if place:
+        raise Refused(f"{place}, expected rows in the file itself", name)
     if identity(rows.id)[0] != identity(file.id)[0]:
         raise Refused("lies in another file", name)
     if rows.shape is None:
@@ -197,22 +265,25 @@ def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None
 
 
 def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
-    stored, shape = dtype_of(rows), rows.shape
+    stored = dtype_of(rows)
+    shape = rows.shape
     if stored is not None and stored.fields is not None:
         raise Refused(f"{_records(stored)}, expected equal numbers. {_WRITE_ROWS}: df.to_numpy() of a frame.", name)
     if rows.ndim < 2:
         raise Refused(f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first", name)
-    if not prod(shape[:-1] if orientation == "columns" else shape[1:]):
+    row_shape = shape[:-1] if orientation == "columns" else shape[1:]
+    if not prod(row_shape):
         raise Refused(f"an empty dataset (shape {shape} has no columns), expected at least one column", name)
-    if stored is None or not is_number(stored):  # those with bits that nobody uses, HDF5 reads
+    if stored is None or not is_number(stored):  # HDF5 reads those with unused bits
         raise Refused(
             f"holds {_values(rows, stored)}, expected integers, bool, or floating-point numbers that fit into 64 bits. "
             "Write them as one of these.",
             name,
         )
     if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
+        matlab_shape = " x ".join(map(str, shape[::-1]))
         raise Refused(
-            f"written by MATLAB, in which it is {' x '.join(map(str, shape[::-1]))}: here the axes come the other way "
+            f"written by MATLAB, in which it is {matlab_shape}: here the axes come the other way "
             f"round, as {shape}. Give --orientation columns to take MATLAB's rows as rows ({shape[-1]} of them), or "
             f"--orientation rows to take its columns ({shape[0]}).",
             name,
@@ -220,9 +291,11 @@ def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
 
 
 def _records(stored: np.dtype) -> str:
-    dtypes = {name: dtype for name, (dtype, *_) in (stored.fields or {}).items()}
-    fields = [f"{name} {' x '.join(map(str, (*its.shape, its.base)))}" for name, its in dtypes.items()]
-    return f"compound records of {len(fields)} fields ({some(fields)})"
+    fields = []
+    for name, (dtype, *_) in (stored.fields or {}).items():
+        sizes = " x ".join(map(str, (*dtype.shape, dtype.base)))
+        fields.append(f"{name} {sizes}")
+    return f"compound records of {len(fields)} fields ({some(fields, LISTED)})"
 
 
 def _values(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
@@ -241,10 +314,12 @@ def _values(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
 
 
 def _frame(group: Any) -> str | None:
-    """The dataset that holds a pandas frame's rows: of the table format, or of the fixed one if all are of one type."""
-    names = [b"table"] if group.links.exists(b"block1_values") else [b"table", b"block0_values"]
+    """Return the dataset with the rows of a pandas frame: of the table format, or of the fixed one with one type."""
+    names = [b"table"]
+    if not group.links.exists(b"block1_values"):
+        names.append(b"block0_values")
     for name in names:
-        # Where it is a link, that is told when it is looked for.
+        # A link is refused when it is located.
         if group.links.exists(name) and (link_of(group, name) or _is_dataset(h5py.h5o.open(group, name))):
             return text(name)
     return None
@@ -255,14 +330,104 @@ def _is_dataset(item: Any) -> bool:
 
 
 def _of_group(group: Any, name: str) -> str:
-    candidates = {path: candidate for path, item in objects(group) if (candidate := _candidate(item))}
-    listed = some([f"{under(name, path)} {candidate}" for path, candidate in candidates.items()])
+    """Return what a group holds instead of rows, and what to do."""
+    candidates = _candidates_below(group)
+    listed = some((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):
         return f"a pandas frame of several types ({listed}). {_WRITE_ROWS}: df.to_numpy(); or name one of these."
     if _is_matlab_sparse(group):
         return f"a sparse matrix of MATLAB's, expected rows. {_WRITE_ROWS}: full(X)."
-    return f"a group, expected a dataset; it holds {listed if candidates else 'nothing that could be rows'}"
+    if not candidates:
+        listed = "nothing that could be rows"
+    return f"a group, expected a dataset; it holds {listed}"
 
 
 def _is_matlab_sparse(group: Any) -> bool:
     return all(group.links.exists(part) for part in (b"data", b"ir", b"jc"))
+
+
+# -- sparse matrices: groups of values, their columns, and where rows begin ------------------------------------------
+
+
+def is_sparse(group: Any) -> bool:
+    """Return whether a group holds the parts of a sparse matrix, as AnnData, h5sparse and others write it."""
+    return all(group.links.exists(part) for part in _SPARSE_PARTS)
+
+
+def _n_firsts(group: Any) -> int:
+    """Return the number of places where rows of a sparse matrix begin; 0 if the group does not hold them itself."""
+    dataset = held(group, _SPARSE_PARTS[2])
+    if dataset is None or elsewhere(dataset):
+        return 0
+    return prod(dataset.shape or (0,))
+
+
+def _sparse_parts_and_shape(
+    group: Any, name: str, orientation: str | None
+) -> tuple[list[tuple[str, h5py.Dataset]], tuple[int, ...]]:
+    """Return the datasets of sparse rows with their paths, and the shape of the rows; `name` is the group's path.
+
+    The matrix's columns are the rows if the orientation is ``columns``.
+    """
+    parts = [(under(name, text(part)), _sparse_part(group, part, name)) for part in _SPARSE_PARTS]
+    n_values, n_columns, n_firsts = (dataset.shape[0] for _, dataset in parts)
+    shape = _sparse_shape(group, name)
+    by_columns = _is_by_columns(group, shape, n_firsts)
+    if by_columns not in (None, orientation == "columns"):
+        raise Refused(_OTHER_WAY[orientation == "columns"], name)
+    n_rows, n_inputs = shape[::-1] if orientation == "columns" else shape
+    if n_firsts != n_rows + 1 or n_values != n_columns:
+        raise Refused(
+            f"a sparse matrix of shape {shape} with {n_values} values, {n_columns} indices and {n_firsts} places where "
+            "rows begin, which do not fit together. The file is damaged: write it anew.",
+            name,
+        )
+    if by_columns is None and orientation is None:
+        raise Refused(_EITHER_WAY.format(shape), name)
+    if not 1 <= n_inputs <= MOST_COLUMNS:
+        raise Refused(f"a sparse matrix of {n_inputs} columns, expected 1 to {MOST_COLUMNS}", name)
+    return parts, (n_rows, n_inputs)
+
+
+def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
+    """Return the values of a sparse matrix, their columns, or the places where rows begin."""
+    dataset = held(group, part)
+    if dataset is not None and not elsewhere(dataset) and len(dataset.shape or ()) == 1:
+        stored = dtype_of(dataset)
+        kinds = "iufb" if part == b"data" else "iu"
+        if stored is not None and stored.kind in kinds and is_plain(dataset, stored):
+            return dataset
+    what = link_of(group, part) or "no plain numbers"
+    raise Refused(f"a sparse matrix whose {text(part)} are {what}. Write it anew.", name)
+
+
+def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
+    """Return the shape, which AnnData and h5sparse write as an attribute, and others as a dataset."""
+    shape = None
+    for key in (b"shape", b"h5sparse_shape"):
+        if shape is None:
+            shape = attribute(group, key, _is_short)
+    if shape is None:
+        dataset = held(group, b"shape")
+        if dataset is not None and not elsewhere(dataset) and dataset.shape == (2,):
+            shape = dataset[...]
+    # As signed integers, those above 2**63 are refused like negative ones.
+    if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
+        raise Refused("a sparse matrix without its shape, expected two numbers in an attribute or dataset shape", name)
+    return int(shape[0]), int(shape[1])
+
+
+def _is_by_columns(group: Any, shape: tuple[int, int], n_firsts: int) -> bool | None:
+    """Return whether a sparse matrix is stored by columns (CSC); None if neither attributes nor sizes tell."""
+    for key in (b"encoding-type", b"h5sparse_format"):
+        word = attribute(group, key, _is_short)
+        if word is not None:
+            return "csc" in str(word)  # csc, csc_matrix; text or bytes
+    n_rows, n_columns = shape
+    if n_rows == n_columns == n_firsts - 1:
+        return None
+    return n_firsts != n_rows + 1 and n_firsts == n_columns + 1
+
+
+def _is_short(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return 0 < prod(shape) * dtype.itemsize <= _LONGEST_ATTRIBUTE

@@ -1,6 +1,7 @@
-"""How the child finds names, or one number each, of the columns.
+"""Functions of the child that find names of the columns, or one number for each.
 
-Nothing here costs the file: what cannot be used is noted, and the rows are read without it. Links are never followed.
+Nothing here makes a file unusable: what cannot be used is noted, and the rows are read without it. Links are never
+followed.
 """
 
 import re
@@ -11,13 +12,22 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.candidates import Rows
-from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, held, names_in, reached
+from pipeline.hdf5.child.find import Refused, as_dataset, attribute, dtype_of, elsewhere, held, names_in, reached
 from pipeline.hdf5.child.layouts import layout_claim
 from pipeline.hdf5.child.riders import is_bare, n_set
-from pipeline.hdf5.columns import has_one_for_each_column, is_coordinate, items_beside, variables_beside
+from pipeline.hdf5.forms import (
+    beside,
+    has_one_for_each_column,
+    is_coordinate,
+    items_beside,
+    parts_of,
+    split,
+    text,
+    under,
+    variables_beside,
+)
 from pipeline.hdf5.layout import bytes_of
 from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
-from pipeline.hdf5.paths import beside, parts_of, split, text, under
 
 __all__ = ["find_columns"]
 
@@ -47,16 +57,17 @@ def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[
     """
     n_inputs = int(np.prod(rows.shape[1:]))
     notes: list[str] = []
+    found: dict[str, Any] = {"names": None, "names_from": "", "values_from": None, "note": ""}
     names = _first([_attribute_names, _variable_names, _block_names, _scale_names], file, rows, n_inputs, notes)
+    if names is not None:
+        found["names_from"], found["names"] = names
     values = _first([_scale_values, _coordinate_values], file, rows, n_inputs, notes)
     if values is not None:
-        arrays.append(bytes_of(values[1]))
-    return {
-        "names": names[1] if names else None,
-        "names_from": names[0] if names else "",
-        "values_from": values[0] if values else None,
-        "note": notes[0] if notes else "",
-    }
+        found["values_from"], numbers = values
+        arrays.append(bytes_of(numbers))
+    if notes:
+        found["note"] = notes[0]
+    return found
 
 
 def _first(
@@ -76,7 +87,8 @@ def _first(
             notes.append(f"cannot be read: {error}")
             continue
         except Refused as reason:
-            notes.append(f"{reason.dataset}: {reason}" if reason.dataset else str(reason))
+            place = f"{reason.dataset}: " if reason.dataset else ""
+            notes.append(f"{place}{reason}")
             continue
         if found is not None:
             return found
@@ -124,18 +136,22 @@ def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None
     index = _index_of(item)
     if index is None:
         return None
-    place = under(path, index)
-    found = reached(file, place, if_link="{link}")
+    return _index_names(file, under(path, index), n_inputs)
+
+
+def _index_names(file: h5py.File, path: str, n_inputs: int) -> _Found | None:
+    """Names in a dataset, or in a group of texts and a mask, as pandas 3 writes them."""
+    found = reached(file, path, if_link="{link}")
     if found is None:
         return None
     _, item = found
-    if isinstance(item, h5py.h5g.GroupID):  # an array of texts with a mask, as pandas 3 has them
-        values = held(item, b"values")
-        mask = held(item, b"mask")
-        if values is None or mask is None or n_set(mask, f"{place}/mask", n_inputs):
-            return None
-        return place, _texts(values, f"{place}/values", n_inputs)
-    return place, _texts(h5py.Dataset(item), place, n_inputs)
+    if not isinstance(item, h5py.h5g.GroupID):
+        return path, _texts(h5py.Dataset(item), path, n_inputs)
+    values = held(item, b"values")
+    mask = held(item, b"mask")
+    if values is None or mask is None or n_set(mask, f"{path}/mask", n_inputs):
+        return None
+    return path, _texts(values, f"{path}/values", n_inputs)
 
 
 def _index_of(group: Any) -> str | None:
@@ -146,15 +162,13 @@ def _index_of(group: Any) -> str | None:
 
     name = attribute(group, b"_index", fits)
     if name is not None:
-        value = name.item()
-        return text(value) if isinstance(value, bytes) else str(value)
+        return _as_text(name.item())
     return next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
 
 
 def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Found | None:
     """Names in the field `index` of a table."""
-    if elsewhere(table):
-        raise Refused(f"{elsewhere(table)}", path)
+    _check_place(table, path)
     stored = dtype_of(table)
     if stored is None or stored.fields is None or "index" not in stored.fields or table.ndim != 1:
         return None
@@ -168,14 +182,18 @@ def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Found | None
 def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
     """Names beside a block of a pandas frame of the fixed format; whole numbers are names, too."""
     path = items_beside(rows.name)
-    there = reached(file, path, if_link="{link}") if path else None
-    if path is None or there is None or not isinstance(there[1], h5py.h5d.DatasetID):
+    if path is None:
         return None
-    items = h5py.Dataset(there[1])
+    there = reached(file, path, if_link="{link}")
+    items = None if there is None else as_dataset(there[1])
+    if items is None:
+        return None
     stored = dtype_of(items)
     if stored is not None and stored.kind in "iu" and not elsewhere(items):
         return path, [str(number) for number in _numbers(items, path, n_inputs).tolist()]
-    return (path, _texts(items, path, n_inputs)) if _is_text(items) else None
+    if _is_text(items):
+        return path, _texts(items, path, n_inputs)
+    return None
 
 
 def _scale_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Found | None:
@@ -234,9 +252,10 @@ def _scale(rows: Rows) -> h5py.Dataset | None:
 
     h5py.h5ds.iterate(dataset.id, axis, take, 0)
     scale = h5py.Dataset(found[0])
-    if elsewhere(scale):
-        raise Refused(f"{elsewhere(scale)}", "dimension scale")
-    return None if is_bare(scale) else scale
+    _check_place(scale, "dimension scale")
+    if is_bare(scale):
+        return None
+    return scale
 
 
 def _scale_name(scale: h5py.Dataset) -> str:
@@ -245,7 +264,7 @@ def _scale_name(scale: h5py.Dataset) -> str:
 
     name = attribute(scale.id, b"NAME", fits)
     # netCDF writes the variable's name, h5py what it is given, which may be nothing.
-    written = text(bytes(name.item())) if name is not None else ""
+    written = "" if name is None else text(bytes(name.item()))
     return split(written)[1] or split(scale.name or "")[1] or "dimension scale"
 
 
@@ -253,7 +272,9 @@ def _scale_name(scale: h5py.Dataset) -> str:
 
 
 def _is_text(dataset: h5py.Dataset) -> bool:
-    stored = None if elsewhere(dataset) else dtype_of(dataset)
+    if elsewhere(dataset):
+        return False
+    stored = dtype_of(dataset)
     return stored is not None and h5py.check_string_dtype(stored) is not None
 
 
@@ -262,9 +283,14 @@ def _is_number(dataset: h5py.Dataset) -> bool:
     return stored is not None and bool(dataset.shape) and stored.kind in "iuf" and stored.itemsize <= 8
 
 
+def _check_place(dataset: h5py.Dataset, path: str) -> None:
+    place = elsewhere(dataset)
+    if place:
+        raise Refused(place, path)
+
+
 def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
-    if elsewhere(dataset):
-        raise Refused(f"{elsewhere(dataset)}", path)
+    _check_place(dataset, path)
     stored = dtype_of(dataset)
     if stored is None or dataset.ndim != 1 or h5py.check_string_dtype(stored) is None:
         raise Refused("expected texts in one dimension", path)
@@ -303,9 +329,15 @@ def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:
 
 
 def _checked(names: Sequence[Any], path: str) -> list[str]:
-    found = [text(name) if isinstance(name, bytes) else str(name) for name in names]
+    found = [_as_text(name) for name in names]
     sizes = [len(name.encode("utf-8", "surrogateescape")) for name in found]
     longest = max(sizes, default=0)
     if longest > LONGEST_COLUMN_NAME or sum(sizes) > ANSWER_BYTES:
         raise Refused(f"a name of {longest} bytes, expected {LONGEST_COLUMN_NAME} at most", path)
     return found
+
+
+def _as_text(name: Any) -> str:
+    if isinstance(name, bytes):
+        return text(name)
+    return str(name)

@@ -1,7 +1,7 @@
-"""What the child finds: libhdf5 looks into a file that nobody trusts, and says in plain values what lies where.
+"""Functions of the child that describe a file: libhdf5 reads it, and plain values say where its data are.
 
-Only `server` runs this, in a process that has limits and ends after one answer. What it answers is a claim, which
-`layout.layout_of` and whoever asked check.
+Only `server` calls these, in a process that has limits and ends after one answer. An answer is a claim: `shards.vet`
+and `shards.inspect` check it.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,24 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.candidates import choose, find
+from pipeline.hdf5.child.candidates import Rows, choose, find
 from pipeline.hdf5.child.columns import find_columns
-from pipeline.hdf5.child.find import Refused, attribute, elsewhere, locate
+from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, link_of, locate, names_in, objects
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.riders import find_carried, find_riders
+from pipeline.hdf5.child.stacked import virtual_shape
+from pipeline.hdf5.forms import beside, normal, text
 from pipeline.hdf5.layout import bytes_of
-from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
-from pipeline.hdf5.paths import beside, normal
+from pipeline.hdf5.limits import ANSWER_BYTES, FILTERS, MOST_ANSWER_BYTES, MOST_LEFT_OUT
 
-__all__ = ["describe", "values"]
+__all__ = ["describe", "listed", "values"]
 
 _TEXTS = 1024  # read at once
+_LONGEST = 200  # characters of a name or dtype
+_LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py.h5d.CHUNKED: "chunked"}
+
+
+# -- where the rows are ------------------------------------------------------------------------------------------
 
 
 def describe(
@@ -32,40 +38,36 @@ def describe(
     carry: Sequence[str] = (),
     has_extras: bool = True,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Where the rows and what rides along with them lie.
+    """Find the rows and their extras.
 
     Parameters
     ----------
     file : h5py.File
     dataset : str, optional
-        What holds the rows. With none: ``X``, else the only candidate.
+        Path of the rows. With none: ``X``, else the only candidate.
     orientation : str, optional
         ``rows`` or ``columns``: along which axis the rows lie.
     carry : sequence of str
-        Paths of what rides along wherever it lies, from the root.
+        Paths of further extras, from the root.
     has_extras : bool
-        False to look at the rows only, once something next to them has proved to be more than the child can bear.
+        False to look at the rows only, after something next to them has been too much for the child.
 
     Returns
     -------
     dict
-        ``dataset``, ``columns`` (as of `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows``, how the
-        rows lie and where: the layouts of what makes them up, as in `pipeline.hdf5.forms`; ``riders``, each with
-        ``name``, ``layout``, ``categories`` and ``is_carried``; ``left_out``, as of `riders.leave_out`.
+        ``dataset``, ``columns`` (as of `find_columns`) and ``fill_value``; ``form``, ``shape`` and ``rows``: the
+        layouts of the datasets with the rows, as in `pipeline.hdf5.forms`; ``riders``, each with ``name``, ``layout``,
+        ``categories`` and ``is_carried``; ``left_out``, as of `forms.leave_out`.
     list of ndarray
-        Of each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
-        (3, n_chunks), int64; of each one inside the metadata: its bytes. At the end the bytes of the columns' numbers.
+        For each chunked layout in turn, the rows' first: offsets, sizes and filter masks of its chunks, shape
+        (3, n_chunks), int64. For each one inside the metadata: its bytes. At the end the bytes of the columns' numbers.
     """
-    rows = find(file, dataset if dataset is not None else choose(file, orientation), orientation)
+    if dataset is None:
+        dataset = choose(file, orientation)
+    rows = find(file, dataset, orientation)
     arrays: list[np.ndarray] = []
     layouts = [layout_claim(part, path, arrays) for path, part in rows.parts]
-    riders: list[dict[str, Any]] = []
-    left_out: list[list[Any]] = []
-    if has_extras:
-        riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
-    # What is named and lies beside the rows rides along once, under its own name.
-    there = {beside(normal(rows.name), rider["name"]) for rider in riders}
-    carried, missing = find_carried(file, [path for path in carry if path not in there], rows.shape, arrays)
+    riders, left_out = _extras(file, rows, carry, has_extras, arrays)
     answer = {
         "dataset": rows.name,
         "columns": find_columns(file, rows, arrays),
@@ -73,57 +75,139 @@ def describe(
         "form": rows.form,
         "shape": rows.shape,
         "rows": layouts,
-        "riders": riders + carried,
-        "left_out": [*missing, *left_out][:MOST_LEFT_OUT],
+        "riders": riders,
+        "left_out": left_out,
     }
     return answer, arrays
 
 
+def _extras(
+    file: h5py.File, rows: Rows, carry: Sequence[str], has_extras: bool, arrays: list[np.ndarray]
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    riders: list[dict[str, Any]] = []
+    left_out: list[list[Any]] = []
+    if has_extras:
+        riders, left_out = find_riders(rows.parent, rows.name, rows.shape, arrays)
+    # An extra that is named and lies next to the rows is included once, under its own name.
+    included = {beside(normal(rows.name), rider["name"]) for rider in riders}
+    others = [path for path in carry if path not in included]
+    carried, missing = find_carried(file, others, rows.shape, arrays)
+    return riders + carried, [*missing, *left_out][:MOST_LEFT_OUT]
+
+
 def _fill_value(rows: h5py.Dataset) -> float | None:
-    """The number in netCDF's attribute `_FillValue`, which stands for no value."""
+    """Return the number in netCDF's attribute `_FillValue`, which stands for a missing value."""
 
     def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
         return shape in ((), (1,)) and dtype.kind in "iuf" and dtype.itemsize <= 8
 
     value = attribute(rows.id, b"_FillValue", fits)
-    number = None if value is None else value.item()
-    return number if number is not None and isfinite(number) else None
+    if value is None:
+        return None
+    number = value.item()
+    return number if isfinite(number) else None
+
+
+# -- values ------------------------------------------------------------------------------------------------------
 
 
 def values(
     file: h5py.File, name: str, start: int, stop: int, axis: int = 0, n_texts: int = _TEXTS
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """As many of a dataset's values from `start` on along its first or last axis as fit into an answer, one at least.
+    """Read as many values along the first or last axis of a dataset as fit into an answer, at least one.
 
-    Texts are read `n_texts` at a time, since how long they are is known afterwards only.
+    Texts are read `n_texts` at a time, since their lengths are known afterwards only.
 
     Returns
     -------
     dict
         ``n``, their number.
     list of ndarray
-        The values as bytes, uint8; of texts their lengths, int64, before them.
+        The values as bytes, uint8; before those of texts their lengths, int64.
     """
     dataset = h5py.Dataset(locate(file, name)[1])
     if elsewhere(dataset):
         raise Refused("its values lie elsewhere", name)
     filters_of(dataset.id.get_create_plist(), name)
+    if dataset.dtype.hasobject:
+        return _texts(dataset, name, start, stop, axis, n_texts)
+    row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
+    n_rows = max(1, ANSWER_BYTES // row_bytes)
+    rows = _read(dataset, start, min(stop, start + n_rows), axis)
+    return {"n": len(rows)}, [bytes_of(np.ascontiguousarray(rows))]
 
-    def read(first: int, n: int) -> np.ndarray:
-        some = slice(first, min(stop, first + n))
-        return np.moveaxis(dataset[..., some] if axis else dataset[some], axis, 0)
 
-    if not dataset.dtype.hasobject:
-        row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
-        rows = read(start, max(1, ANSWER_BYTES // row_bytes))
-        return {"n": len(rows)}, [bytes_of(np.ascontiguousarray(rows))]
+def _texts(
+    dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n_texts: int
+) -> tuple[dict[str, Any], list[np.ndarray]]:
     texts: list[bytes] = []
     n_bytes = 0
     while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
-        more = read(start + len(texts), n_texts).reshape(-1)
+        first = start + len(texts)
+        more = _read(dataset, first, min(stop, first + n_texts), axis).reshape(-1)
         texts.extend(more)
         n_bytes += sum(map(len, more))
     if n_bytes > MOST_ANSWER_BYTES:
         raise Refused(f"texts of {n_bytes} bytes, expected {MOST_ANSWER_BYTES} at most", name)
-    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    lengths = np.array([len(each) for each in texts], dtype=np.int64)
     return {"n": len(texts)}, [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
+
+
+def _read(dataset: h5py.Dataset, start: int, stop: int, axis: int) -> np.ndarray:
+    if axis == 0:
+        return dataset[start:stop]
+    return np.moveaxis(dataset[..., start:stop], axis, 0)
+
+
+# -- all datasets ------------------------------------------------------------------------------------------------
+
+
+def listed(file: h5py.File) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Describe the datasets of a file in their order, and the links in its root; the first of many.
+
+    Returns
+    -------
+    list of dict
+        Each with ``name`` and ``what``, in words. For a dataset in the file itself ``what`` is empty, and there are
+        ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and the size in the file, ``n_bytes``.
+    list
+        Empty: no arrays.
+    """
+    found: list[dict[str, Any]] = []
+    for link_name in names_in(file.id):
+        link = link_of(file.id, link_name)
+        if link:
+            found.append({"name": text(link_name)[:_LONGEST], "what": link})
+    for name, item in objects(file.id):
+        if len(found) >= MOST_LEFT_OUT:
+            break
+        if isinstance(item, h5py.h5d.DatasetID):
+            found.append({"name": name[:_LONGEST], **_facts_of(item)})
+    return found[:MOST_LEFT_OUT], []
+
+
+def _facts_of(item: Any) -> dict[str, Any]:
+    dataset = h5py.Dataset(item)
+    place = elsewhere(dataset)  # before the shape, for which HDF5 may open the files that the dataset is made of
+    if place:
+        return {"what": place, "shape": list(virtual_shape(item) or ())}
+    properties = item.get_create_plist()
+    layout = properties.get_layout()
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    return {
+        "what": "",
+        "shape": None if dataset.shape is None else list(dataset.shape),
+        "dtype": _dtype_in_words(dtype_of(item))[:_LONGEST],
+        "layout": _LAYOUTS.get(layout, "other"),
+        "chunks": list(properties.get_chunk()) if layout == h5py.h5d.CHUNKED else None,
+        "filters": [FILTERS.get(code, f"filter {code}") for code, *_ in filters],
+        "n_bytes": item.get_storage_size(),
+    }
+
+
+def _dtype_in_words(dtype: np.dtype | None) -> str:
+    if dtype is None:
+        return "no dtype of NumPy's"
+    if dtype.fields is not None:
+        return f"records of {len(dtype.fields)} fields"
+    return "text" if h5py.check_string_dtype(dtype) else str(dtype)

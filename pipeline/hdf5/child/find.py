@@ -1,19 +1,22 @@
-"""How the child gets to a dataset: over hard links only, in the file itself, and within bounds.
+"""Access to the objects of a file for the child: over hard links only, in the file itself, and within bounds.
 
-External links, soft links, virtual datasets and external storage are told, never followed.
+External links, soft links, virtual datasets and external storage are reported, never followed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
 import numpy as np
 
+from pipeline.errors import some
+from pipeline.hdf5.forms import parts_of, text
 from pipeline.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
-from pipeline.hdf5.paths import parts_of, text
 
 __all__ = [
+    "LISTED",
     "Refused",
+    "as_dataset",
     "attribute",
     "dtype_of",
     "elsewhere",
@@ -28,25 +31,31 @@ __all__ = [
     "names_in",
     "objects",
     "reached",
-    "some",
 ]
 
-_INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # how groups are called that hold PyTables' indexes, and MATLAB's cells
-_LISTED = 20  # how many names a refusal lists
+_INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # beginnings of names: groups of PyTables' indexes and MATLAB's cells
+LISTED = 20
+"""Number of names that a refusal lists."""
 _LEAST_ENTRY_BYTES = 4  # of an index: an address takes 2 at least, a name 1, and something says where each ends
 _TOO_MANY_NAMES = "a group lists more names than the file has room for. The file is damaged or forged: do not use it."
 
 
 class Refused(Exception):
-    """Why a file is no shard."""
+    """A file that is refused, with the reason.
 
-    def __init__(self, words: str, dataset: str | None = None) -> None:
-        super().__init__(words)
-        self.dataset = dataset  # which of its datasets is to blame
+    Attributes
+    ----------
+    dataset : str or None
+        The dataset that causes it.
+    """
+
+    def __init__(self, reason: str, dataset: str | None = None) -> None:
+        super().__init__(reason)
+        self.dataset = dataset
 
 
 def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
-    """What lies at `name`, behind the group that holds it."""
+    """Return the group with an object, and the object; refuse the file if there is none."""
     there = reached(file, name, "{path} is {link}, expected a dataset in the file itself")
     if there is None:
         raise Refused(f"not there, the file holds {listing(file)}. Name one with --dataset.", name)
@@ -54,8 +63,9 @@ def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
 
 
 def reached(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
-    """As `locate`, or None where nothing lies; over hard links only, `if_link` is how others are refused."""
-    here, parent = file.id, file.id
+    """Return as `locate`, or None without an object. Refuse links that are not hard in the words of `if_link`."""
+    here = file.id
+    parent = file.id
     parts = parts_of(name)
     for i, part in enumerate(parts):
         if not isinstance(here, h5py.h5g.GroupID) or not here.links.exists(part):
@@ -63,20 +73,27 @@ def reached(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
         link = link_of(here, part)
         if link:
             raise Refused(if_link.format(path=text(b"/".join(parts[: i + 1])), link=link), name)
-        parent, here = here, h5py.h5o.open(here, part)
+        parent = here
+        here = h5py.h5o.open(parent, part)
     return parent, here
 
 
 def held(group: Any, name: bytes) -> h5py.Dataset | None:
-    """The dataset that a group itself holds under a name."""
+    """Return the dataset of a name that a group itself holds; None for links and other objects."""
     if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
         return None
-    item = h5py.h5o.open(group, name)
-    return h5py.Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else None
+    return as_dataset(h5py.h5o.open(group, name))
+
+
+def as_dataset(item: Any) -> h5py.Dataset | None:
+    """Return an open object as a dataset; None if it is none."""
+    if not isinstance(item, h5py.h5d.DatasetID):
+        return None
+    return h5py.Dataset(item)
 
 
 def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
-    """An attribute's value, read only where its shape and dtype fit: it may be of any size, or a pickle."""
+    """Return the value of an attribute if its shape and dtype fit: others may be of any size, or a pickle."""
     if not h5py.h5a.exists(item, name):
         return None
     attached = h5py.h5a.open(item, name)
@@ -89,7 +106,7 @@ def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype]
 
 
 def link_of(group: Any, part: bytes) -> str | None:
-    """What kind of link a name is, with its target; None where the group itself holds the object."""
+    """Return the kind and target of a link; None if it is a hard link."""
     kind = group.links.get_info(part).type
     if kind == h5py.h5l.TYPE_HARD:
         return None
@@ -101,7 +118,7 @@ def link_of(group: Any, part: bytes) -> str | None:
 
 
 def elsewhere(dataset: h5py.Dataset) -> str | None:
-    """How a dataset's values come from other files; None where they do not."""
+    """Return how the values of a dataset come from other files; None if they are in the file itself."""
     properties = dataset.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL:
         return "a virtual dataset (not allowed: its values lie elsewhere)"
@@ -111,7 +128,7 @@ def elsewhere(dataset: h5py.Dataset) -> str | None:
 
 
 def dtype_of(item: Any) -> np.dtype | None:
-    """A dataset's or an attribute's dtype; None where NumPy has none like it."""
+    """Return the dtype of a dataset or an attribute; None if NumPy has no such type."""
     try:
         return item.dtype
     except (TypeError, ValueError):  # ValueError: a floating-point type with more bits than NumPy's
@@ -119,7 +136,7 @@ def dtype_of(item: Any) -> np.dtype | None:
 
 
 def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
-    """Whether the bytes in the file are NumPy's own, so that nothing but reading them is left to do."""
+    """Return whether the bytes in the file are those that NumPy has in memory, so that they need no conversion."""
     return not dtype.hasobject and dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
 
 
@@ -127,7 +144,7 @@ def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
 
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
-    """Every object below a group once, depth first, with its path; but for what is a writer's own business."""
+    """Yield every object below a group once, depth first, with its path; without internal groups of writers."""
     seen = {identity(root)}  # a group may hold itself, or all groups above it
     n_names = 1
 
@@ -153,7 +170,7 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
 
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
-    """The names in a group, in their order, when so many have been looked at."""
+    """Return the names in a group, in their order, after `n_seen` names of other groups."""
     names = first_names(group, MOST_OBJECTS - n_seen)
     if n_seen + len(names) > MOST_OBJECTS:
         raise Refused(
@@ -166,7 +183,7 @@ def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
 
 
 def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
-    """The names in a group, in their order, of all links or those of a kind; one more than `most` if there are more.
+    """Return the names in a group, in their order, of all links or those of a kind, and at most `most` + 1 of them.
 
     Raises
     ------
@@ -174,7 +191,8 @@ def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
         If the group lists more links than the file has room for: the nodes of its tree point to each other.
     """
     names: list[bytes] = []
-    n_links, most_links = 0, most_entries(group)
+    n_links = 0
+    most_links = most_entries(group)
 
     def take(name: bytes, info: Any) -> bool | None:
         nonlocal n_links
@@ -183,7 +201,7 @@ def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
             return True
         if kind in (None, info.type):
             names.append(name)
-        return True if len(names) > most else None  # True ends the iteration
+        return len(names) > most or None  # True ends the iteration
 
     group.links.iterate(take, info=True)
     if n_links > most_links:
@@ -210,17 +228,11 @@ def identity(item: Any) -> tuple[Any, Any]:
 
 
 def listing(file: h5py.File) -> str:
-    """What is in the file, by name."""
+    """Return the names of the objects in a file, the first of many."""
     names = []
     try:
         for name, _ in objects(file.id):
             names.append(name)
     except Refused:
-        return some(names[:_LISTED]) + " and many more"
-    return some(names)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of many names."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return (", ".join(names[:_LISTED]) or "nothing") + more
+        return some(names[:LISTED], LISTED) + " and many more"
+    return some(names, LISTED)

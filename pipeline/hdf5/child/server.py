@@ -1,7 +1,7 @@
-"""The child: a process that waits, and forks for each file one that may look at that file and at nothing else.
+"""The child process: it forks for each file, and the fork can read that file and nothing else.
 
-`ask` starts this as a program of its own; it loads h5py once. Whatever a file does to libhdf5, it does to one
-fork, which has limits on memory and time and ends with its answer.
+`ask` starts this as a program of its own, which loads h5py once. Whatever a file does to libhdf5, it does to one fork,
+which has limits on memory and time and ends with its answer.
 """
 
 import ctypes
@@ -20,16 +20,21 @@ from typing import Any, NoReturn
 import h5py
 import numpy as np
 
-from pipeline.hdf5.child.describe import describe, values
+from pipeline.hdf5.child.describe import describe, listed, values
 from pipeline.hdf5.child.find import Refused
-from pipeline.hdf5.child.listed import listed
 from pipeline.hdf5.child.stacked import stacked
 
 __all__ = ["main"]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNET = 0x40000000
+_LANDLOCK_CREATE_RULESET = 444  # system calls, with the same numbers on every architecture
+_LANDLOCK_ADD_RULE = 445
+_LANDLOCK_RESTRICT_SELF = 446
+_LANDLOCK_EVERYTHING = 2**13 - 1
+_LANDLOCK_READ_FILE = 4
 
 
 def main() -> None:
@@ -57,44 +62,68 @@ def main() -> None:
 
 
 def _warm_up() -> None:
-    """Do everything once: a fork cannot import any more what Python and h5py load on first use."""
+    """Answer every kind of question once: a fork cannot import what Python and h5py load on first use."""
     with h5py.File.in_memory() as file:
-        file.create_dataset("X", data=np.zeros((4, 2)), chunks=(2, 2), compression="gzip")
-        file["X"].attrs["columns"] = ["a", "b"]
-        _warm_up_columns(file)
-        beside = np.array([(1, b"a", [1, 2])] * 4, [("a", "i4"), ("b", "S3"), ("c", "f8", 2)])
-        for values_beside in (beside, ["a", "b", "c", "ü"], [b"a"] * 4, np.zeros(4, h5py.enum_dtype({"a": 0}))):
-            file[f"beside{len(file)}"] = values_beside
-        file["table"] = np.zeros(4, [("a", "f8"), ("b", "f8")])
-        file["sparse/data"], file["sparse/indices"], file["sparse/indptr"] = np.ones(2), np.arange(2), np.arange(3)
-        file["sparse"].attrs.update({"encoding-type": "csr_matrix", "shape": (2, 2)})
-        file["soft"], file["external"] = h5py.SoftLink("nowhere"), h5py.ExternalLink("nowhere", "nowhere")
-        names = [None, "X", "table", "sparse", "soft", "external", "nowhere", "\udcff\n", "numbers/X"]
-        names += ["texts/X", "groups/X", "tables/X", "masked/X", "linked/X", "frame"]
-        asked = [(describe, (name, orientation)) for name in names for orientation in (None, "columns")]
-        read = [(values, ("X", 0, 2, -1)), *((values, (name, 0, 4)) for name in file)]
-        for ask, arguments in [*asked, *read, (listed, ())]:
-            _answered(ask, file, arguments)
+        _write_rows(file)
+        _write_columns(file)
+        for name in (*_ROWS, *_COLUMNS, None, "nowhere", "\udcff\n"):
+            for orientation in (None, "columns"):
+                _answered(describe, file, (name, orientation))
+        _answered(values, file, ("X", 0, 2, -1))
+        for name in file:
+            _answered(values, file, (name, 0, 4))
+        _answered(listed, file, ())
 
 
-def _warm_up_columns(file: h5py.File) -> None:
-    """Write columns' names and numbers in every form in which `find_columns` reads them."""
-    for name, scale in (("numbers", [1.0, 2.0]), ("texts", ["a", "b"])):
-        file[f"{name}/X"], file[f"{name}/wavelength"] = np.zeros((4, 2)), scale
-        file[f"{name}/wavelength"].make_scale("wavelength")
-        file[f"{name}/X"].dims[1].attach_scale(file[f"{name}/wavelength"])
+_ROWS = ("X", "table", "sparse", "soft", "external")
+
+
+def _write_rows(file: h5py.File) -> None:
+    """Write rows and extras in every form."""
+    file.create_dataset("X", data=np.zeros((4, 2)), chunks=(2, 2), compression="gzip")
+    file["X"].attrs["columns"] = ["a", "b"]
+    file["records"] = np.array([(1, b"a", [1, 2])] * 4, [("a", "i4"), ("b", "S3"), ("c", "f8", 2)])
+    file["strings"] = ["a", "b", "c", "ü"]
+    file["bytes"] = [b"a"] * 4
+    file["enumeration"] = np.zeros(4, h5py.enum_dtype({"a": 0}))
+    file["table"] = np.zeros(4, [("a", "f8"), ("b", "f8")])
+    file["sparse/data"] = np.ones(2)
+    file["sparse/indices"] = np.arange(2)
+    file["sparse/indptr"] = np.arange(3)
+    file["sparse"].attrs.update({"encoding-type": "csr_matrix", "shape": (2, 2)})
+    file["soft"] = h5py.SoftLink("nowhere")
+    file["external"] = h5py.ExternalLink("nowhere", "nowhere")
+
+
+_COLUMNS = ("numbers/X", "texts/X", "groups/X", "tables/X", "masked/X", "linked/X", "frame")
+
+
+def _write_columns(file: h5py.File) -> None:
+    """Write names and numbers of columns in every form that `find_columns` reads."""
+    _write_scale(file, "numbers", [1.0, 2.0])
+    _write_scale(file, "texts", ["a", "b"])
     for name in ("groups", "tables", "masked", "linked"):
         file[f"{name}/X"] = np.zeros((4, 2))
     file["groups/var/_index"] = ["a", "b"]
     file["groups/var"].attrs["_index"] = "_index"
     file["tables/var"] = np.array([(b"a", 1), (b"b", 2)], [("index", "S3"), ("n", "i4")])
-    file["masked/var/_index/values"], file["masked/var/_index/mask"] = ["a", "b"], np.zeros(2, bool)
+    file["masked/var/_index/values"] = ["a", "b"]
+    file["masked/var/_index/mask"] = np.zeros(2, bool)
     file["linked/var"] = h5py.ExternalLink("nowhere", "nowhere")
-    file["frame/block0_values"], file["frame/block0_items"] = np.zeros((4, 2)), [1, 2]
+    file["frame/block0_values"] = np.zeros((4, 2))
+    file["frame/block0_items"] = [1, 2]
+
+
+def _write_scale(file: h5py.File, group: str, scale: Sequence[float] | Sequence[str]) -> None:
+    """Write rows whose columns have a dimension scale."""
+    file[f"{group}/X"] = np.zeros((4, 2))
+    file[f"{group}/wavelength"] = scale
+    file[f"{group}/wavelength"].make_scale("wavelength")
+    file[f"{group}/X"].dims[1].attach_scale(file[f"{group}/wavelength"])
 
 
 def _attend(request: dict[str, Any]) -> tuple[str, object]:
-    """Let a fork answer, and say how that ended."""
+    """Have a fork answer a request, and return how it ended: ``end`` and ``detail``."""
     try:
         writer = os.open(f"/proc/{request['pid']}/fd/{request['answer']}", os.O_WRONLY)
         alive, held = os.pipe()  # closed with the fork
@@ -113,13 +142,16 @@ def _attend(request: dict[str, Any]) -> tuple[str, object]:
     finally:
         os.close(alive)
         os.kill(child, signal.SIGKILL)  # without effect on one that has ended by itself
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
     if not in_time:
         return "time", f"{request['patience']:g} s"
     if code == -signal.SIGXCPU:
         return "time", f"{request['seconds']:g} s of the processor"
-    if code:
-        return ("signal", -code) if code < 0 else ("exit", code)
+    if code < 0:
+        return "signal", -code
+    if code > 0:
+        return "exit", code
     return "answered", None
 
 
@@ -144,27 +176,36 @@ def _write(descriptor: int, data: bytes | memoryview) -> None:
 
 
 def _answer(request: dict[str, Any], writer: int, held: int) -> NoReturn:
+    """Answer a request on a pipe, and exit; `held` stays open until then."""
     os.dup2(writer, 1)
     try:
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for place, descriptor in ((0, nothing), (2, nothing), (3, held)):
-            os.dup2(descriptor, place)
-        os.closerange(4, 256)
-        with open("/proc/self/statm") as sizes:
-            base = int(sizes.read().split()[0]) * resource.getpagesize()
-        inode = os.open(f"/proc/{request['pid']}/fd/{request['file']}", os.O_RDONLY)
-        _confine(request["seconds"], base + request["memory"], inode)
+        inode = _open_alone(request, held)
     except (OSError, ValueError) as error:
         _reply({"system": str(error)}, [])
         os._exit(0)
     try:
         file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # from here on nothing more can be opened
-        ask = {"describe": describe, "values": values, "stacked": stacked, "listed": listed}[request["ask"]]
-        _reply(*_answered(ask, file, request["arguments"]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # from now on nothing can be opened
+        functions = {"describe": describe, "values": values, "stacked": stacked, "listed": listed}
+        answer, arrays = _answered(functions[request["ask"]], file, request["arguments"])
+        _reply(answer, arrays)
     except BaseException as error:
-        _reply(*_failure(error))
+        answer, arrays = _failure(error)
+        _reply(answer, arrays)
     os._exit(0)
+
+
+def _open_alone(request: dict[str, Any], held: int) -> int:
+    """Return a descriptor of the request's file, after everything else has been closed and limits have been set."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for place, descriptor in ((0, nothing), (2, nothing), (3, held)):
+        os.dup2(descriptor, place)
+    os.closerange(4, 256)
+    with open("/proc/self/statm") as sizes:
+        n_pages = int(sizes.read().split()[0])
+    inode = os.open(f"/proc/{request['pid']}/fd/{request['file']}", os.O_RDONLY)
+    _confine(request["seconds"], n_pages * resource.getpagesize() + request["memory"], inode)
+    return inode
 
 
 def _answered(ask: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -176,19 +217,23 @@ def _answered(ask: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dict
 
 
 def _failure(error: BaseException) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """What is said instead of an answer. No exception crosses the pipe, as that would take a pickle."""
-    is_hdf5s = isinstance(error, (OSError, RuntimeError, KeyError)) and error.args
-    words = str(error.args[-1]) if is_hdf5s else f"{type(error).__name__}: {error}"
+    """Return an error in plain values. No exception goes through the pipe, as that would take a pickle."""
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, (OSError, RuntimeError, KeyError)) and error.args:  # HDF5's own words
+        words = str(error.args[-1])
     if isinstance(error, Refused):
         return {"refused": str(error), "dataset": error.dataset}, []
     if isinstance(error, MemoryError) or re.search(r"(memory allocation|allocate|malloc)", words, re.IGNORECASE):
         return {"memory": words}, []
-    number = re.search(r"errno = (\d+), error message", words)
-    return {"failed": words, "errno": int(number[1]) if number else getattr(error, "errno", None)}, []
+    number = getattr(error, "errno", None)
+    found = re.search(r"errno = (\d+), error message", words)
+    if found:
+        number = int(found[1])
+    return {"failed": words, "errno": number}, []
 
 
 def _reply(said: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
-    """A JSON line and the arrays' bytes."""
+    """Write a JSON line and the bytes of the arrays."""
     line = {**said, "arrays": [[array.dtype.str, array.shape] for array in arrays]}
     _write(1, json.dumps(line).encode() + b"\n")
     for array in arrays:
@@ -196,7 +241,7 @@ def _reply(said: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
 
 
 def _confine(seconds: float, memory: int, inode: int) -> None:
-    """Take away what reading one file does not need."""
+    """Give up whatever is not needed to read one file."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _see_only(inode)
     next_descriptor = os.dup(inode)
@@ -211,18 +256,18 @@ def _confine(seconds: float, memory: int, inode: int) -> None:
         (resource.RLIMIT_NOFILE, next_descriptor + 1, next_descriptor + 1),  # HDF5's own opening
     ):
         _, most = resource.getrlimit(limit)
-        most = hard if most == resource.RLIM_INFINITY else min(hard, most)
-        resource.setrlimit(limit, (min(soft, most), most))
+        if most != resource.RLIM_INFINITY:
+            hard = min(hard, most)
+        resource.setrlimit(limit, (min(soft, hard), hard))
 
 
 def _see_only(inode: int) -> None:
-    """Let no file be opened, made or removed but this one be read: Landlock, where the kernel has it (Linux 5.13)."""
-    create, add, restrict = 444, 445, 446  # the same numbers on every architecture
-    everything, read_file = 2**13 - 1, 4
-    rules = _LIBC.syscall(create, ctypes.byref(ctypes.c_uint64(everything)), ctypes.c_size_t(8), 0)
+    """Allow nothing but to read this file: Landlock, if the kernel has it (Linux 5.13)."""
+    everything = ctypes.c_uint64(_LANDLOCK_EVERYTHING)
+    rules = _LIBC.syscall(_LANDLOCK_CREATE_RULESET, ctypes.byref(everything), ctypes.c_size_t(8), 0)
     if rules < 0:
         return
-    this_one = struct.pack("=Qi", read_file, inode)
-    _LIBC.syscall(add, rules, 1, this_one, 0)
-    _LIBC.syscall(restrict, rules, 0)
+    rule = struct.pack("=Qi", _LANDLOCK_READ_FILE, inode)
+    _LIBC.syscall(_LANDLOCK_ADD_RULE, rules, 1, rule, 0)
+    _LIBC.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0)
     os.close(rules)

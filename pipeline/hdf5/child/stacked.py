@@ -1,6 +1,6 @@
-"""What a master file stacks: which rows of which other files. The child tells it, and follows nothing.
+"""Functions of the child for master files: which rows of which other files they stack. No link is followed.
 
-Only `server` runs this. What it answers is a claim that `shards.master` checks.
+Only `server` calls these. An answer is a claim that `shards.master` checks.
 """
 
 from itertools import islice
@@ -8,19 +8,18 @@ from typing import Any
 
 import h5py
 
-from pipeline.hdf5.child.find import Refused, first_names, locate, objects, some
-from pipeline.hdf5.forms import PREFERRED
+from pipeline.errors import some
+from pipeline.hdf5.child.find import LISTED, Refused, first_names, locate, objects
+from pipeline.hdf5.forms import PREFERRED, split, text
 from pipeline.hdf5.limits import MOST_OBJECTS, MOST_PIECES
-from pipeline.hdf5.paths import split, text
 
 __all__ = ["is_stack", "stacked", "virtual_shape"]
 
-_LISTED = 20
 _ENDLESS = 2**63  # what is selected without end, as a dataset grows, has 2**64 - 1
 
 
 def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None, list[Any]]:
-    """Where the rows lie that a file stacks.
+    """Return where the rows that a file stacks are stored.
 
     Parameters
     ----------
@@ -38,37 +37,48 @@ def stacked(file: h5py.File, dataset: str | None) -> tuple[dict[str, Any] | None
     list
         Empty: no arrays.
     """
+    if dataset is None and file.id.links.exists(PREFERRED.encode()):
+        dataset = PREFERRED
     if dataset is None:
-        dataset = PREFERRED if file.id.links.exists(PREFERRED.encode()) else _only(file)
-    return None if dataset is None else _stack(file, dataset), []
+        dataset = _only(file)
+    if dataset is None:
+        return None, []
+    return _stack(file, dataset), []
 
 
 def _only(file: h5py.File) -> str | None:
-    """The only virtual dataset of rank 2 or more, or group of external links."""
+    """Return the path of the only virtual dataset of rank 2 or more, or group of external links."""
     names = [name for name, item in (("/", file.id), *objects(file.id)) if is_stack(item)]
     if len(names) > 1:
-        raise Refused(f"candidates {some(names)} stack rows of other files, expected one. Name it with --dataset.")
+        raise Refused(
+            f"candidates {some(names, LISTED)} stack rows of other files, expected one. Name it with --dataset."
+        )
     return names[0] if names else None
 
 
 def is_stack(item: Any) -> bool:
-    """Whether an object is a group of external links, or a virtual dataset of rank 2 or more."""
+    """Return whether an object is a group of external links, or a virtual dataset of rank 2 or more."""
     if isinstance(item, h5py.h5g.GroupID):
         return bool(_external_links(item))
     return isinstance(item, h5py.h5d.DatasetID) and len(virtual_shape(item) or ()) >= 2
 
 
 def _stack(file: h5py.File, dataset: str) -> dict[str, Any] | None:
-    above, last = split(dataset)
-    # The group first: a link's own name is asked for what it says, and nothing is opened at its other end.
-    group, name = locate(file, above)[1], last.encode("utf-8", "surrogateescape")
+    group_path, last = split(dataset)
+    # The group first: of an external link only the text is read, and its target is not opened.
+    _, group = locate(file, group_path)
+    name = last.encode("utf-8", "surrogateescape")
     if isinstance(group, h5py.h5g.GroupID) and name in _external_links(group):
         return {"dataset": dataset, "links": [_link(group, name)], "beside": []}
     parent, item = locate(file, dataset)
     if isinstance(item, h5py.h5g.GroupID):
         links = [_link(item, name) for name in _external_links(item)]
-        return {"dataset": dataset, "links": links, "beside": _beside(item, None)} if links else None
-    shape = virtual_shape(item) if isinstance(item, h5py.h5d.DatasetID) else None
+        if not links:
+            return None
+        return {"dataset": dataset, "links": links, "beside": _beside(item, None)}
+    if not isinstance(item, h5py.h5d.DatasetID):
+        return None
+    shape = virtual_shape(item)
     if shape is None:
         return None
     return {"dataset": dataset, "shape": shape, "blocks": _blocks(item), "beside": _beside(parent, shape[:1])}
@@ -86,11 +96,13 @@ def _link(group: Any, name: bytes) -> list[str]:
 
 
 def virtual_shape(item: Any) -> tuple[int, ...] | None:
-    """A virtual dataset's shape; None of any other. HDF5 itself would look into the files that it is made of."""
+    """Return the shape of a virtual dataset, None for others, without the files that it is made of."""
     properties = item.get_create_plist()
     if properties.get_layout() != h5py.h5d.VIRTUAL:
         return None
-    return properties.get_virtual_vspace(0).shape if properties.get_virtual_count() else ()
+    if not properties.get_virtual_count():
+        return ()
+    return properties.get_virtual_vspace(0).shape
 
 
 def _blocks(item: Any) -> list[Any]:
@@ -109,7 +121,7 @@ def _blocks(item: Any) -> list[Any]:
 
 
 def _box(space: Any) -> list[list[int]] | None:
-    """First and last element but one of what is selected; empty where it is everything; None where it is no box."""
+    """Return the first element and the end of a selection along each axis; empty for all, None if it is no box."""
     if space.get_select_type() == h5py.h5s.SEL_ALL:
         return []
     if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
@@ -123,14 +135,16 @@ def _box(space: Any) -> list[list[int]] | None:
 
 
 def _beside(group: Any, shape: tuple[int, ...] | None) -> list[str]:
-    """Some names of one-dimensional datasets in a group: of this shape, where there is one."""
+    """Return some names of one-dimensional datasets in a group, or of those with a shape."""
     names = first_names(group, MOST_OBJECTS, h5py.h5l.TYPE_HARD)
-    those = (text(each) for each in names if _is_beside(h5py.h5o.open(group, each), shape))
-    return [*islice(those, _LISTED + 1)]  # from which it can be told that there are more
+    matches = (text(each) for each in names if _is_beside(h5py.h5o.open(group, each), shape))
+    return list(islice(matches, LISTED + 1))  # one more shows that the list is not complete
 
 
 def _is_beside(item: Any, shape: tuple[int, ...] | None) -> bool:
     if not isinstance(item, h5py.h5d.DatasetID):
         return False
-    its = virtual_shape(item) or h5py.Dataset(item).shape or ()  # in this order: the second may open other files
-    return its == shape if shape is not None else len(its) == 1
+    found = virtual_shape(item) or h5py.Dataset(item).shape or ()  # in this order: the second may open other files
+    if shape is None:
+        return len(found) == 1
+    return found == shape

@@ -1,8 +1,14 @@
-"""Filters that others than HDF5's makers have registered: which can be undone, and how.
+"""Undo the filters of a chunk, the last one first.
 
-HDF5 itself would load a plugin for each, a library that anybody may have put anywhere: it is never let. Here packages
-of Python decode what the plugins wrap in ways that their sources tell: H5Zzstd.c, H5Zlz4.c, blosc_filter.c,
-bshuf_h5filter.c. None makes more than it is told, or holds Python's lock for long.
+Deflate is RFC 1950's, LZF is LibLZF's; shuffle and Fletcher's checksum are HDF5's own, as in its H5Zshuffle.c and
+H5checksum.c. For registered filters, HDF5 itself would load a plugin: a library that anybody may have put anywhere. It
+is never allowed to. Instead, Python packages decode what the plugins store, in the formats of the plugins' sources:
+H5Zzstd.c, H5Zlz4.c, blosc_filter.c, bshuf_h5filter.c.
+
+Why not numcodecs: it wraps the same C libraries, but knows neither the plugins' blocks nor bitshuffle, and accepts a
+buffer of Blosc that is cut short.
+
+No function returns more bytes than it is allowed to, or holds Python's lock for long.
 """
 
 import bz2
@@ -12,25 +18,76 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+import deflate
 import numpy as np
 
+from pipeline.hdf5.filters import lzf
 from pipeline.hdf5.limits import FILTERS
 
-__all__ = ["REGISTERED", "objection", "written_anew"]
+__all__ = ["FLETCHER32", "GZIP", "LZF", "REGISTERED", "SHUFFLE", "fletcher32", "objection", "undone", "written_anew"]
 
-_BLOSC, _SNAPPY = 32001, 3
-_PACKAGES = {_BLOSC: ("blosc",), 32004: ("lz4",), 32008: ("lz4", "zstandard"), 32015: ("zstandard",)}
-_MOST_BLOCKS = 2**16  # in a chunk: of bitshuffle's usual ones, 8192 make the largest
-_BLOCK_BYTES = 2**13  # bitshuffle's usual ones
-_PIECE = 2**20
+GZIP = 1
+SHUFFLE = 2
+FLETCHER32 = 3
+LZF = 32000
+_BZIP2 = 307
+_BLOSC = 32001
+_LZ4 = 32004
+_BITSHUFFLE = 32008
+_ZSTD = 32015
 
-
-# Before the child confines itself, which then sees no packages any more.
+_SNAPPY = 3  # number of a codec of Blosc
+_PACKAGES = {_BLOSC: ("blosc",), _LZ4: ("lz4",), _BITSHUFFLE: ("lz4", "zstandard"), _ZSTD: ("zstandard",)}
+# Found before the child confines itself, since it then sees no packages any more.
 _MISSING = {code: [name for name in names if find_spec(name) is None] for code, names in _PACKAGES.items()}
+
+_SUM_BYTES = 4
+_WORDS = 2**13  # of a checksum that are added up at once
+_WEIGHTS = np.arange(_WORDS, 0, -1, dtype=np.float64)
+_MOST_BLOCKS = 2**16  # in a chunk; the largest chunk has 8192 blocks of bitshuffle's usual size
+_BLOCK_BYTES = 2**13  # usual size of bitshuffle's blocks
+_LEAST_ELEMENTS = 128  # of one of bitshuffle's blocks, if the file does not tell
+_PIECE = 2**20  # bytes of bits that are sorted at once
+
+_Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
+"""Decodes stored bytes, given a filter's parameters and the largest allowed number of decoded bytes."""
+
+
+def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
+    """Return the bytes of a chunk as they were before they were filtered.
+
+    Parameters
+    ----------
+    data : memoryview
+        As stored.
+    filters : sequence of (int, sequence of int)
+        Codes and parameters, in the order in which they were applied.
+    mask : int
+        Bit i is set if filter i was left out for this chunk.
+    n_bytes : int
+        Expected number of bytes.
+
+    Raises
+    ------
+    ValueError
+        If the chunk is damaged: another number of bytes, or a wrong checksum.
+    """
+    for i, (code, parameters) in reversed(list(enumerate(filters))):
+        if mask >> i & 1:
+            continue
+        try:
+            data = _DECODERS[code](data, parameters, n_bytes + _SUM_BYTES)  # a checksum may have been added before
+        except (MemoryError, ImportError):
+            raise
+        except Exception as error:  # each codec has a kind of its own
+            raise ValueError(f"{FILTERS[code]}: {error}") from error
+    if len(data) != n_bytes:
+        raise ValueError(f"{len(data)} bytes, expected {n_bytes}")
+    return data
 
 
 def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
-    """Why a filter with these parameters cannot be undone, and what to do about the dataset; None if it can be."""
+    """Return why a filter with these parameters cannot be undone, and what to do; None if it can be."""
     if code not in FILTERS:
         return f"not allowed, expected {', '.join(FILTERS.values())}. {written_anew(dataset)}"
     if _MISSING.get(code):
@@ -41,14 +98,85 @@ def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
 
 
 def written_anew(dataset: str) -> str:
-    """How to get rid of a filter, with and without the tools of HDF5."""
+    """Return how to rewrite a dataset without a filter, with and without the tools of HDF5."""
     return (
         "Rewrite the file with h5repack -f GZIP=4, or in Python after pip install hdf5plugin: import h5py, hdf5plugin; "
         f"h5py.File('new.h5', 'w')[{dataset!r}] = h5py.File('old.h5')[{dataset!r}][:]"
     )
 
 
-# -- compressed --------------------------------------------------------------------------------------------------
+# -- HDF5's own filters, and LZF ---------------------------------------------------------------------------------
+
+
+def _from_gzip(data: memoryview, _: Sequence[int], most: int) -> memoryview:
+    try:
+        # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream unfolds to.
+        return memoryview(deflate.zlib_decompress(data, most))
+    except deflate.DeflateError as error:
+        raise ValueError(
+            f"compressed data that are damaged or unfold to too much, expected {most} bytes at most"
+        ) from error
+
+
+def _from_lzf(data: memoryview, _: Sequence[int], most: int) -> memoryview:
+    done = np.empty(most, dtype=np.uint8)
+    n_bytes = lzf.undo_into(data, done.data)
+    return done[:n_bytes].data
+
+
+def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview:
+    """Return bytes that were sorted by their place in an element in their old order; a remainder is at the end."""
+    if len(values) != 1 or not values[0]:
+        raise ValueError("shuffled, but not told by what size")
+    itemsize = values[0]
+    n_elements = len(data) // itemsize
+    if itemsize == 1 or n_elements <= 1:
+        return data
+    source = np.frombuffer(data, dtype=np.uint8)
+    done = np.empty_like(source)
+    end = n_elements * itemsize
+    elements = done[:end].reshape(n_elements, itemsize)
+    for i in range(itemsize):  # several times faster than one transpose
+        elements[:, i] = source[i * n_elements : (i + 1) * n_elements]
+    done[end:] = source[end:]
+    return done.data
+
+
+def _from_fletcher32(data: memoryview, _: Sequence[int], __: int) -> memoryview:
+    """Return the bytes without the checksum at the end, after a comparison."""
+    body = data[:-_SUM_BYTES]
+    stored = int.from_bytes(data[-_SUM_BYTES:], "little")
+    summed = fletcher32(body)
+    # Until 1.6.2, HDF5 wrote the two bytes of each half in the other order, and such files are still read.
+    older = (summed & 0x00FF00FF) << 8 | (summed >> 8) & 0x00FF00FF
+    if len(data) < _SUM_BYTES or stored not in (summed, older):
+        raise ValueError(f"checksum {stored:#010x}, expected {summed:#010x} for these bytes")
+    return body
+
+
+def fletcher32(data: memoryview) -> int:
+    """Return HDF5's checksum over big-endian words of 16 bits, the last one padded with zeros.
+
+    The lower half is the sum of the words. In the upper half, word i of n counts n - i times. Both are modulo 65535,
+    which replaces 0 unless all words are 0.
+    """
+    if len(data) % 2:
+        data = memoryview(bytes(data) + b"\0")
+    words = np.frombuffer(data, dtype=">u2")
+    low = 0
+    high = 0
+    for first in range(0, len(words), _WORDS):
+        part = words[first : first + _WORDS].astype(np.float64)  # exact: all sums stay below 2**53
+        high += low * len(part) + int(part @ _WEIGHTS[_WORDS - len(part) :])
+        low += int(part.sum())
+    return _folded(high) << 16 | _folded(low)
+
+
+def _folded(total: int) -> int:
+    return total % 65535 or (65535 if total else 0)
+
+
+# -- registered filters ------------------------------------------------------------------------------------------
 
 
 def _from_bzip2(data: memoryview, _: Sequence[int], most: int) -> memoryview:
@@ -62,7 +190,7 @@ def _from_bzip2(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 def _from_zstd(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     import zstandard
 
-    n_bytes = zstandard.get_frame_parameters(data).content_size  # which decides where it is told, not `most`
+    n_bytes = zstandard.get_frame_parameters(data).content_size  # if known, the library obeys it instead of `most`
     if most < n_bytes != zstandard.CONTENTSIZE_UNKNOWN:
         raise ValueError(f"{n_bytes} bytes unfolded, expected {most} at most")
     return memoryview(zstandard.ZstdDecompressor().decompress(data, max_output_size=most))
@@ -78,10 +206,9 @@ def _blosc() -> Any:
 
 
 def _from_blosc(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    """A buffer of Blosc 1, whose sizes before and after stand in its head."""
+    """Decode a buffer of Blosc 1, whose header has the sizes before and after."""
     n_bytes, n_block, n_stored = struct.unpack_from("<3I", data, 4)
-    if n_bytes > min(most, n_block * _MOST_BLOCKS):  # all may be the same few bytes
-        raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected {most} at most")
+    _check_blocks(n_bytes, n_block, most)
     stored = bytes(data[:n_stored])
     if n_stored != len(stored) or not _blosc().cbuffer_validate(stored):
         raise ValueError("damaged")
@@ -89,28 +216,50 @@ def _from_blosc(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 
 def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    """The sizes of all and of a block, then blocks; one that could not be made smaller is stored as it is."""
+    """Decode the sizes of all bytes and of a block, then blocks; those that did not shrink are stored as they are."""
     n_bytes, n_block = struct.unpack_from(">QI", data)
-    if not n_block or n_bytes > min(most, n_block * _MOST_BLOCKS):
+    _check_blocks(n_bytes, n_block, most)
+    if not n_block:
+        raise ValueError("blocks of 0 bytes")
+    sizes = [n_block] * (n_bytes // n_block)
+    if n_bytes % n_block:
+        sizes.append(n_bytes % n_block)
+    return _joined(data[12:], sizes, n_bytes, _block_from_lz4_or_raw)
+
+
+def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
+    """Refuse more bytes than allowed, and more blocks than any writer makes: all may be the same few bytes."""
+    if n_bytes > min(most, n_block * _MOST_BLOCKS):
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected {most} at most")
-    sizes = [n_block] * (n_bytes // n_block) + [n_bytes % n_block] * bool(n_bytes % n_block)
-    return _joined(data[12:], sizes, n_bytes, lambda piece, size: piece if len(piece) == size else _lz4(piece, size))
 
 
-def _lz4(piece: memoryview, size: int) -> bytes:
+def _block_from_lz4_or_raw(piece: memoryview, size: int) -> bytes | memoryview:
+    if len(piece) == size:
+        return piece
+    return _block_from_lz4(piece, size)
+
+
+def _block_from_lz4(piece: memoryview, size: int) -> bytes:
     import lz4.block
 
     return lz4.block.decompress(piece, uncompressed_size=size)
 
 
-def _joined(
-    data: memoryview, sizes: Sequence[int], n_bytes: int, decode: Callable[[memoryview, int], bytes | memoryview]
-) -> memoryview:
-    """Blocks decoded, each behind its stored size, and whatever bytes there are after them."""
-    done, place = bytearray(n_bytes), 0
+def _block_from_zstd(piece: memoryview, size: int) -> memoryview:
+    return _from_zstd(piece, (), size)
+
+
+_BlockDecoder = Callable[[memoryview, int], bytes | memoryview]
+
+
+def _joined(data: memoryview, sizes: Sequence[int], n_bytes: int, decode: _BlockDecoder) -> memoryview:
+    """Decode blocks of these sizes, each after its stored size, and append the bytes after them."""
+    done = bytearray(n_bytes)
+    place = 0
     for size in sizes:
         n_stored = int.from_bytes(data[:4], "big")
-        piece, data = data[4 : 4 + n_stored], data[4 + n_stored :]
+        piece = data[4 : 4 + n_stored]
+        data = data[4 + n_stored :]
         block = decode(piece, size)
         if len(piece) != n_stored or len(block) != size:
             raise ValueError(f"a block of {len(block)} bytes, expected {size}")
@@ -122,40 +271,51 @@ def _joined(
 
 # -- bitshuffle --------------------------------------------------------------------------------------------------
 
-_DECODERS: dict[int, Callable[[memoryview, int], bytes | memoryview]]
-_DECODERS = {2: _lz4, 3: lambda piece, size: _from_zstd(piece, (), size)}  # as bitshuffle numbers them
+_UNCOMPRESSED = 0
+_BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_zstd}  # as bitshuffle numbers them
 
 
 def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memoryview:
-    """Blocks of elements whose bits are sorted by their place in an element; each may be compressed by itself.
+    """Decode blocks of elements whose bits are sorted by their place in an element; each block may be compressed.
 
-    The last one may be shorter, by a multiple of 8 elements; up to 7 more stand behind it as they were.
+    The last block may be shorter, by a multiple of 8 elements. Up to 7 further elements follow as they were.
     """
     itemsize, n_block, kind = (*values, 0, 0)[2:5]
     n_bytes = len(data)
-    if kind:
+    if kind != _UNCOMPRESSED:
         n_bytes, block_bytes = struct.unpack_from(">QI", data)
         n_block = block_bytes // itemsize
-    n_block = n_block or max(128, _BLOCK_BYTES // itemsize // 8 * 8)
+    if n_block == 0:
+        n_block = max(_LEAST_ELEMENTS, _BLOCK_BYTES // itemsize // 8 * 8)
     if n_bytes > min(most, n_block * itemsize * _MOST_BLOCKS) or n_bytes % itemsize or n_block % 8:
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected {most} at most")
-    n_full, n_last = n_bytes // itemsize // n_block, n_bytes // itemsize % n_block // 8 * 8
-    sizes = [n_block * itemsize] * n_full + [n_last * itemsize] * bool(n_last)
-    done = _joined(data[12:], sizes, n_bytes, _DECODERS[kind]) if kind else memoryview(bytearray(data))
-    elements = np.frombuffer(done, dtype=np.uint8)
-    at_once = max(1, _PIECE // (n_block * itemsize)) * n_block * itemsize
-    end = n_full * n_block * itemsize
-    for start in range(0, end, at_once):
-        _sort_bits(elements[start : min(start + at_once, end)], n_block, itemsize)
-    _sort_bits(elements[end : sum(sizes)], n_last, itemsize)
+    n_full, n_left = divmod(n_bytes // itemsize, n_block)
+    sizes = [n_block * itemsize] * n_full
+    if n_left >= 8:
+        sizes.append(n_left // 8 * 8 * itemsize)
+    if kind == _UNCOMPRESSED:
+        done = memoryview(bytearray(data))
+    else:
+        done = _joined(data[12:], sizes, n_bytes, _BLOCK_DECODERS[kind])
+    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_left // 8 * 8, n_block, itemsize)
     return done
+
+
+def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int) -> None:
+    """Sort the bits of `n_full` blocks, about a megabyte at a time, and of a last one of `n_last` elements."""
+    block_bytes = n_block * itemsize
+    end = n_full * block_bytes
+    at_once = max(1, _PIECE // block_bytes) * block_bytes
+    for start in range(0, end, at_once):
+        _sort_bits(data[start : min(start + at_once, end)], n_block, itemsize)
+    _sort_bits(data[end : end + n_last * itemsize], n_last, itemsize)
 
 
 def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
     """Put the bits of each block's elements together again, in place; `n_block` is a multiple of 8."""
     if not data.size:
         return
-    # Of every 8 elements, the 8 bits that stand at one byte's places lie in 8 bytes, a line of the block apart.
+    # Of every 8 elements, the 8 bits of one byte's places lie in 8 bytes, a line of the block apart.
     lines = data.reshape(-1, itemsize, 8, n_block // 8)
     words = np.ascontiguousarray(lines.transpose(0, 3, 1, 2)).view("<u8")[..., 0]
     for shift, bits in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
@@ -166,10 +326,19 @@ def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
     data[:] = octets.transpose(0, 1, 3, 2).reshape(-1)
 
 
-REGISTERED: dict[int, Callable[[memoryview, Sequence[int], int], memoryview]] = {
-    307: _from_bzip2,
+REGISTERED: dict[int, _Decoder] = {
+    _BZIP2: _from_bzip2,
     _BLOSC: _from_blosc,
-    32004: _from_lz4,
-    32008: _from_bitshuffle,
-    32015: _from_zstd,
+    _LZ4: _from_lz4,
+    _BITSHUFFLE: _from_bitshuffle,
+    _ZSTD: _from_zstd,
+}
+"""Filters that HDF5 would need a plugin for, by their codes."""
+
+_DECODERS: dict[int, _Decoder] = {
+    GZIP: _from_gzip,
+    SHUFFLE: _from_shuffle,
+    FLETCHER32: _from_fletcher32,
+    LZF: _from_lzf,
+    **REGISTERED,
 }

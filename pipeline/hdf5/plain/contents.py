@@ -1,10 +1,11 @@
-"""What the root group of a small, plain file holds: attributes, and arrays that are stored as a whole.
+"""What groups of plain files hold: the root group, links, and arrays that are stored as a whole.
 
 Nothing is followed out of the file: links other than hard ones, external storage, virtual datasets, chunks and filters
-are refused. The arrays are read by their offsets, without libhdf5. So a file costs no more memory than its own size.
+are refused. Arrays are read by their offsets, without libhdf5. So a file costs no more memory than its own size.
 """
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +13,147 @@ import numpy as np
 from pipeline.errors import DataError
 from pipeline.hdf5.files import read_into
 from pipeline.hdf5.layout import Layout, check_places
-from pipeline.hdf5.plain.attributes import attributes_of
-from pipeline.hdf5.plain.datasets import Attribute, Dataset, dataset_of
-from pipeline.hdf5.plain.groups import links, root
-from pipeline.hdf5.plain.headers import messages
-from pipeline.hdf5.plain.metadata import NOWHERE, Metadata, expect
+from pipeline.hdf5.plain.datasets import Attribute, Dataset, attributes_of, dataset_of
+from pipeline.hdf5.plain.metadata import (
+    HALVES,
+    NOWHERE,
+    Kind,
+    Messages,
+    Metadata,
+    Odd,
+    checksum,
+    expect,
+    expect_none_elsewhere,
+    is_group,
+    leaves,
+    messages,
+)
+from pipeline.hdf5.superblock import SIGNATURE, Superblock
 
-__all__ = ["Contents", "read_arrays", "read_contents"]
+__all__ = ["MOST_NAMES", "Contents", "links", "read_arrays", "read_contents", "root"]
+
+MOST_NAMES = 1000
+"""Names in a group."""
+
+_LONGEST_NAME = 2**10
+_MOST_GAPS = 1000  # in the heap with a group's names
+
+_NEWER = (b"\2\x08\x08\0", b"\3\x08\x08\0")  # versions 2 and 3, with addresses and lengths of 8 bytes
+_OLDEST = SIGNATURE + b"\0\0\0\0\0\x08\x08\0"
+_GROUP_SIZES = struct.Struct("<HHI")
+_ROOT_ENTRY = struct.Struct("<QI4x16s")
+_NAMES = struct.Struct("<4sBxH")
+_NAME = struct.Struct("<QQI20x")
+_HEAP = struct.Struct("<4s4xQQQ")
+_MOST_IN_LEAF = 8
+
+
+# -- groups ------------------------------------------------------------------------------------------------------
+
+
+def root(file: Metadata) -> Messages:
+    """Return the messages of the root group, which the superblock names (II.A), and set the end of the data."""
+    start = file.start
+    block = Superblock.of(start)
+    expect(block.width == 8, block.second == NOWHERE, block.base in (0, file.base))
+    expect(block.base <= block.end <= block.base + file.end)
+    file.end = block.end - block.base
+    if block.version == 0:
+        expect(block.fourth == NOWHERE)
+        return _oldest_root(file)
+    expect(start[:8] == SIGNATURE, start[8:12] in _NEWER, start[44:48] == checksum(start[:44]))
+    return messages(file, block.fourth)
+
+
+def _oldest_root(file: Metadata) -> Messages:
+    """Return the messages of the root group of a superblock of version 0, which has an entry as of III.C."""
+    start = file.start
+    expect(start[:16] == _OLDEST)
+    expect(_GROUP_SIZES.unpack_from(start, 16) == (_MOST_IN_LEAF // 2, HALVES[0], 0))
+    address, cached, table = _ROOT_ENTRY.unpack_from(start, 64)
+    group = messages(file, address)
+    expect(cached == 0 or (cached == 1 and group[Kind.SYMBOL_TABLE][0][:16] == table))
+    return group
+
+
+def links(file: Metadata, group: Messages) -> dict[bytes, int]:
+    """Return the addresses of the objects in a group by name, in the order of the names; hard links only."""
+    expect(is_group(group))
+    if Kind.SYMBOL_TABLE in group:
+        tree, heap = struct.unpack_from("<QQ", group[Kind.SYMBOL_TABLE][0])
+        pairs = list(_old_links(file, tree, heap))
+    else:
+        expect_none_elsewhere(group[Kind.LINK_INFO][0], "<q")
+        pairs = sorted(map(_new_link, group.get(Kind.LINK, [])))
+    links = dict(pairs)
+    expect(len(links) == len(pairs) <= MOST_NAMES)
+    expect(not any(name in (b"", b".") or b"/" in name for name in links))
+    return links
+
+
+def _new_link(body: bytes) -> tuple[bytes, int]:
+    """Return the name and the address of a link message (IV.A.2.g)."""
+    version, flags = body[:2]
+    has_type = bool(flags & 8)
+    has_order = bool(flags & 4)
+    has_encoding = bool(flags & 16)
+    expect(version == 1, flags < 32, not has_type or body[2] == 0)  # other types are no hard links
+    place = 2 + has_type + 8 * has_order + has_encoding
+    start = place + (1 << (flags & 3))
+    stop = start + int.from_bytes(body[place:start], "little")
+    expect(len(body) == stop + 8, not has_encoding or body[place - 1] < 2, b"\0" not in body[start:stop])
+    return body[start:stop], int.from_bytes(body[stop:], "little")
+
+
+def _old_links(file: Metadata, tree: int, heap: int) -> Iterator[tuple[bytes, int]]:
+    """Yield the entries of a symbol table (III.B): in nodes below a tree, with their names in a heap."""
+    names = _names(file, heap)
+    keys, nodes = leaves(file, tree, 0, 1)
+    expect(len(nodes) <= MOST_NAMES)
+    bounds = keys[:, 0].tolist()
+    last = b""
+    for bound, node in zip(bounds[:-1], nodes.tolist(), strict=True):
+        low = _name_at(names, bound)
+        expect(last <= low)
+        last = low
+        for name, address in _entries(file, node, names):
+            expect(last < name)
+            yield name, address
+            last = name
+    expect(last <= _name_at(names, bounds[-1]))
+
+
+def _entries(file: Metadata, node: int, names: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the entries of one node of a symbol table (III.C)."""
+    block = file.at(node, _NAMES.size + _MOST_IN_LEAF * _NAME.size)
+    signature, version, n = _NAMES.unpack_from(block)
+    expect(signature == b"SNOD", version == 1, 0 < n <= _MOST_IN_LEAF)
+    for i in range(n):
+        offset, address, cached = _NAME.unpack_from(block, _NAMES.size + i * _NAME.size)
+        expect(cached in (0, 1))  # 2 is a soft link
+        yield _name_at(names, offset), address
+
+
+def _names(file: Metadata, heap: int) -> bytes:
+    """Return the data of a local heap (III.D)."""
+    signature, n_bytes, free, place = _HEAP.unpack(file.at(heap, _HEAP.size))
+    expect(signature == b"HEAP", file.at(heap + 4, 1) == b"\0")
+    data = file.at(place, n_bytes)
+    for _ in range(_MOST_GAPS):
+        if free == 1:  # the end of the list of gaps, which hold no names, but which HDF5 checks
+            return data
+        after, n_free = struct.unpack_from("<QQ", data, free)
+        expect(after, free + n_free <= n_bytes)
+        free = after
+    raise Odd
+
+
+def _name_at(names: bytes, offset: int) -> bytes:
+    end = names.index(0, offset, offset + _LONGEST_NAME)  # bounded, or many names could share a long one
+    return names[offset:end]
+
+
+# -- attributes and arrays ---------------------------------------------------------------------------------------
 
 
 class Contents(NamedTuple):
@@ -28,7 +163,7 @@ class Contents(NamedTuple):
     ----------
     file : Metadata
     attributes : mapping of str to Attribute
-        Not decoded yet: `attributes.value_of` does that.
+        Not decoded yet: `datasets.value_of` does that.
     addresses : mapping of str to int
         Where the header of each object is, by its name.
     """
@@ -48,7 +183,7 @@ class Contents(NamedTuple):
             Of many kinds, when it is no dataset that is stored as a whole in the file itself.
         """
         found = dataset_of(messages(self.file, self.addresses[name]), self.file.end)
-        expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype[0][1] in "uifb")
+        expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype.code[1] in "uifb")
         return found
 
 
@@ -99,13 +234,13 @@ def read_arrays(
 
 
 def _layout(name: str, dataset: Dataset, base: int) -> Layout:
-    dtype = np.dtype(dataset.dtype[0])
+    dtype = np.dtype(dataset.dtype.code)
     return Layout(name, dataset.shape, dtype, dataset.kind, base + dataset.place, data=dataset.data)
 
 
 def _values(descriptor: int, base: int, dataset: Dataset) -> np.ndarray:
     """Return the values of a dataset, whose place has been checked."""
-    dtype = np.dtype(dataset.dtype[0])
+    dtype = np.dtype(dataset.dtype.code)
     # Bytes first: a bool that is neither 0 nor 1 must not reach NumPy.
     content = np.empty(dataset.n_bytes, dtype=np.uint8)
     if dataset.kind == "inline":

@@ -1,4 +1,4 @@
-"""What a dataset's header says: its shape, type, filters and where its bytes lie; and an attribute's name."""
+"""Datasets and attributes of plain files: shapes, types, filters, and where the bytes lie."""
 
 import struct
 from collections.abc import Iterator
@@ -10,22 +10,27 @@ import numpy as np
 from pipeline.hdf5.filters.codecs import objection
 from pipeline.hdf5.layout import grid_of
 from pipeline.hdf5.limits import ASKED, FILTERS, MOST_CHUNK_BYTES, MOST_ITEM, SMALLEST
-from pipeline.hdf5.plain.headers import Kind, Messages
-from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Metadata, expect, leaves
+from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Kind, Messages, Metadata, Odd, expect, leaves
 
-__all__ = ["Attribute", "Dataset", "attribute_of", "dataset_of", "layout_claim", "name_of"]
+__all__ = ["Attribute", "Dataset", "attribute_of", "attributes_of", "dataset_of", "layout_claim", "value_of"]
 
 _UNLIMITED = 2**64 - 1
 
-Type = tuple[str, dict[str, str], int]  # NumPy's code, h5py's notes, bytes
+
+class Type(NamedTuple):
+    """A type of values."""
+
+    code: str  # NumPy's; ``|O`` and ``|V`` for texts that are not as NumPy has them
+    notes: dict[str, str]  # h5py's
+    itemsize: int
 
 
 class Dataset(NamedTuple):
-    """What a dataset's header says: of any in the rows' group."""
+    """What the header of a dataset describes."""
 
     header: Messages
     shape: tuple[int, ...]
-    most: tuple[int, ...]
+    most: tuple[int, ...]  # greatest lengths
     dtype: Type
     filters: list[Any]
     kind: str
@@ -36,12 +41,12 @@ class Dataset(NamedTuple):
     @property
     def n_bytes(self) -> int:
         """Bytes of all values."""
-        return prod(self.shape) * self.dtype[2]
+        return prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it may hold the rows."""
-        return len(self.shape) >= 2 and self.dtype[0][1] in "uifb"
+        """Whether it could hold the rows."""
+        return len(self.shape) >= 2 and self.dtype.code[1] in "uifb"
 
 
 class Attribute(NamedTuple):
@@ -50,23 +55,26 @@ class Attribute(NamedTuple):
     name: bytes
     dtype: Type
     shape: tuple[int, ...]
-    data: bytes  # its values as stored, and what pads them
+    data: bytes  # its values as stored, and padding
 
     @property
     def n_bytes(self) -> int:
         """Number of bytes of all values."""
-        return prod(self.shape) * self.dtype[2]
+        return prod(self.shape) * self.dtype.itemsize
+
+
+# -- datasets ----------------------------------------------------------------------------------------------------
 
 
 def dataset_of(header: Messages, end: int) -> Dataset:
-    """A dataset whose header holds what is known here and nothing else; `end` is where the file's data end."""
+    """Return the dataset that a header describes, if every message is known; `end` is the end of the file's data."""
     expect(header.keys() <= Kind.IN_DATASETS)
     shape, most = _shape(header[Kind.DATASPACE][0])
     dtype = _dtype(header[Kind.DATATYPE][0])
     for body in header.get(Kind.FILL, []):
-        _check_fill(body, dtype[2])
+        _check_fill(body, dtype.itemsize)
     for body in header.get(Kind.OLD_FILL, []):
-        expect(int.from_bytes(body[:4], "little") in (0, dtype[2]), len(body) >= 4)
+        expect(int.from_bytes(body[:4], "little") in (0, dtype.itemsize), len(body) >= 4)
     filters = [each for body in header.get(Kind.FILTERS, []) for each in _filters(body)]
     dataset = _stored(header[Kind.LAYOUT][0], Dataset(header, shape, most, dtype, filters, ""), end)
     expect(dataset.chunks or not filters, len(dict(filters)) == len(filters))
@@ -74,70 +82,84 @@ def dataset_of(header: Messages, end: int) -> Dataset:
 
 
 def _shape(body: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Lengths and greatest lengths (IV.A.2.b)."""
+    """Return lengths and greatest lengths (IV.A.2.b)."""
     version, rank, flags = body[:3]
     expect(version in (1, 2), rank <= 32, flags in (0, 1), version == 1 or body[3] == bool(rank))
-    lengths = struct.unpack_from(f"<{rank << flags}Q", body, {1: 8, 2: 4}[version])
-    shape, most = lengths[:rank], lengths[-rank:] if rank else ()
+    start = 8 if version == 1 else 4
+    lengths = struct.unpack_from(f"<{rank << flags}Q", body, start)
+    shape = lengths[:rank]
+    most = lengths[-rank:] if rank else ()
     expect(all(n <= most_n and n < 2**63 for n, most_n in zip(shape, most, strict=True)))
     return shape, most
 
 
 def _filters(body: bytes) -> Iterator[list[Any]]:
-    """Codes and values (IV.A.2.l)."""
+    """Yield code and values of each filter (IV.A.2.l)."""
     version, n = body[:2]
     expect(version in (1, 2), n <= len(FILTERS))
-    place = {1: 8, 2: 2}[version]
+    place = 8 if version == 1 else 2
     for _ in range(n):
         (code,) = struct.unpack_from("<H", body, place)
+        n_name = 0
         if version == 1 or code >= 256:
             n_name, flags, n_values = struct.unpack_from("<HHH", body, place + 2)
-            place += 8
+            start = place + 8 + n_name
         else:
-            n_name, (flags, n_values) = 0, struct.unpack_from("<HH", body, place + 2)
-            place += 6
-        place += n_name
-        values = list(struct.unpack_from(f"<{n_values}I", body, place))
+            flags, n_values = struct.unpack_from("<HH", body, place + 2)
+            start = place + 6
+        values = list(struct.unpack_from(f"<{n_values}I", body, start))
         expect(code not in ASKED, flags in (0, 1), version == 2 or n_name % 8 == 0)
         expect(objection(code, values, "") is None)
         yield [code, values]
-        place += 4 * (n_values + (n_values % 2 if version == 1 else 0))
+        n_padded = n_values + n_values % 2 if version == 1 else n_values
+        place = start + 4 * n_padded
 
 
 def _check_fill(body: bytes, itemsize: int) -> None:
-    """Of a fill value (IV.A.2.f), which nobody needs, only that HDF5 can read it."""
-    if body[0] == 2:
+    """Check that HDF5 can read a fill value (IV.A.2.f), which is not used."""
+    version = body[0]
+    if version == 2:
         expect(body[1] in (1, 2, 3), body[2] < 3, body[3] < 2)
-        defined, place = body[3], 4
+        is_defined = body[3] != 0
+        place = 4
     else:
-        expect(body[0] == 3, body[1] & 3, body[1] & 12 != 12, body[1] < 64, body[1] & 48 != 48)
-        defined, place = body[1] & 32, 2
-    expect(not defined or int.from_bytes(body[place : place + 4], "little") in (0, itemsize))
-    expect(not defined or len(body) >= place + 4 + int.from_bytes(body[place : place + 4], "little"))
+        flags = body[1]
+        expect(version == 3, flags & 3, flags & 12 != 12, flags < 64, flags & 48 != 48)
+        is_defined = flags & 32 != 0
+        place = 2
+    if is_defined:
+        n_bytes = int.from_bytes(body[place : place + 4], "little")
+        expect(n_bytes in (0, itemsize), len(body) >= place + 4 + n_bytes)
 
 
 def _stored(body: bytes, dataset: Dataset, end: int) -> Dataset:
-    """With what its layout says (IV.A.2.i)."""
+    """Return a dataset with its storage as the layout message describes it (IV.A.2.i)."""
     version, kind = body[:2]
     expect(version == 3)  # later ones index chunks in other ways
     if kind == 0:
-        n = int.from_bytes(body[2:4], "little")
-        expect(n == dataset.n_bytes, len(body) >= 4 + n)
-        return dataset._replace(kind="inline", data=body[4 : 4 + n])
+        n_bytes = int.from_bytes(body[2:4], "little")
+        expect(n_bytes == dataset.n_bytes, len(body) >= 4 + n_bytes)
+        return dataset._replace(kind="inline", data=body[4 : 4 + n_bytes])
     if kind == 1:
-        place, n = struct.unpack_from("<QQ", body, 2)
-        expect(n == dataset.n_bytes, place == NOWHERE or place <= end - n)
+        place, n_bytes = struct.unpack_from("<QQ", body, 2)
+        expect(n_bytes == dataset.n_bytes, place == NOWHERE or place <= end - n_bytes)
         return dataset._replace(kind="contiguous", place=place)
-    expect(kind == 2, body[2] == len(dataset.shape) + 1)  # after the chunks' lengths, an element's
-    place, *chunks, itemsize = struct.unpack_from(f"<Q{body[2]}I", body, 3)
-    expect(itemsize == dataset.dtype[2], chunks, 0 not in chunks, prod(chunks) * itemsize <= MOST_CHUNK_BYTES)
+    expect(kind == 2)
+    return _chunked(body, dataset)
+
+
+def _chunked(body: bytes, dataset: Dataset) -> Dataset:
+    rank = body[2] - 1  # the chunks' lengths are followed by the size of an element
+    expect(rank == len(dataset.shape))
+    place, *chunks, itemsize = struct.unpack_from(f"<Q{rank + 1}I", body, 3)
+    expect(itemsize == dataset.dtype.itemsize, chunks, 0 not in chunks, prod(chunks) * itemsize <= MOST_CHUNK_BYTES)
     return dataset._replace(kind="chunked", place=place, chunks=tuple(chunks))
 
 
 def layout_claim(file: Metadata, dataset: Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Where its bytes lie, in plain values but for what goes into `arrays`."""
+    """Return where the bytes of a dataset lie, as of `child.layouts.layout_claim`; arrays are appended to `arrays`."""
     code, notes, itemsize = dataset.dtype
-    expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # or the child says why it does not ride along
+    expect(code[1] in "uifbS", itemsize <= MOST_ITEM)  # the child explains why others are left out
     claim = {"name": name, "shape": list(dataset.shape), "dtype": {"code": code, "notes": notes}, "kind": dataset.kind}
     if dataset.kind == "chunked":
         arrays.append(_index(file, dataset))
@@ -150,69 +172,136 @@ def layout_claim(file: Metadata, dataset: Dataset, name: str, arrays: list[np.nd
 
 
 def _index(file: Metadata, dataset: Dataset) -> np.ndarray:
-    """Offset, size and filter mask of every chunk; all are there, in C order of their grid and nothing else is."""
+    """Return offset, size and filter mask of all chunks: shape (3, n_chunks), in C order of their grid."""
     rank = len(dataset.shape)
     grid = grid_of(dataset.shape, dataset.chunks)
     n_chunks = prod(grid)
-    unlimited = [axis for axis, most in enumerate(dataset.most) if most == _UNLIMITED]
-    expect(len(unlimited) != 1 or unlimited == [0])  # the child answers differently then
-    expect(n_chunks * 8 * (rank + 3) <= MOST_BYTES)
+    expect(_has_usual_order(dataset), n_chunks * 8 * (rank + 3) <= MOST_BYTES)
     index = np.empty((3, n_chunks), dtype=np.int64)
     if not n_chunks:
         return index
     keys, places = leaves(file, dataset.place, 1, rank + 2)
     expect(len(places) == n_chunks, int(places.max()) < file.end)
-    firsts = np.indices(grid, dtype=np.uint64).reshape(rank, -1).T * np.array(dataset.chunks, dtype=np.uint64)
-    expect((keys[:-1, 1:-1] == firsts).all(), not keys[:-1, -1].any())  # each key: size and mask, place, and 0
-    sizes = (*dataset.chunks, dataset.dtype[2])
-    expect(not any(n % size for n, size in zip(keys[-1, 1:].tolist(), sizes, strict=True)))
-    index[0], index[1], index[2] = places + np.uint64(file.base), keys[:-1, 0] & 0xFFFFFFFF, keys[:-1, 0] >> 32
+    _check_keys(keys, grid, dataset)
+    index[0] = places + np.uint64(file.base)
+    index[1] = keys[:-1, 0] & 0xFFFFFFFF
+    index[2] = keys[:-1, 0] >> 32
     return index
 
 
-def _numbers() -> dict[bytes, Type]:
-    """The types of numbers that HDF5 and NumPy have in common (IV.A.2.d), but for their version."""
-    table: dict[bytes, Type] = {}
-    for order in "<>":
-        for code in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"):
-            size = int(code[1])
-            if size > 1 or order == "<":
-                flags = (order == ">") | (code[0] == "i") << 3
-                message = struct.pack("<4BIHH", 0, flags, 0, 0, size, 0, 8 * size)
-                table[message] = (np.dtype(order + code).str, {}, size)
-        for size, exponent, mantissa in ((2, 5, 10), (4, 8, 23), (8, 11, 52)):
-            message = struct.pack("<4BIHH", 1, 0x20 | (order == ">"), 8 * size - 1, 0, size, 0, 8 * size)
-            message += struct.pack("<4BI", mantissa, exponent, 0, mantissa, 2 ** (exponent - 1) - 1)
-            table[message] = (f"{order}f{size}", {}, size)
-    return table
+def _has_usual_order(dataset: Dataset) -> bool:
+    """Return whether HDF5 lists the right places of chunks, as `child.layouts` checks it."""
+    unlimited = [axis for axis, most in enumerate(dataset.most) if most == _UNLIMITED]
+    return len(unlimited) != 1 or unlimited == [0]
 
 
-_NUMBERS = _numbers()
+def _check_keys(keys: np.ndarray, grid: tuple[int, ...], dataset: Dataset) -> None:
+    """Check that the keys of a tree of chunks list every chunk once, in order.
+
+    A key has the size and the mask in one word, the chunk's first element, and 0. The last key only has to be the place
+    of a chunk.
+    """
+    rank = len(grid)
+    cells = np.indices(grid, dtype=np.uint64).reshape(rank, -1).T
+    firsts = cells * np.array(dataset.chunks, dtype=np.uint64)
+    expect((keys[:-1, 1:-1] == firsts).all(), not keys[:-1, -1].any())
+    sizes = (*dataset.chunks, dataset.dtype.itemsize)
+    expect(not any(n % size for n, size in zip(keys[-1, 1:].tolist(), sizes, strict=True)))
+
+
+# -- types -------------------------------------------------------------------------------------------------------
+
 _INT8 = b"\x10\x08\0\0\1\0\0\0\0\0\x08\0"
+_UINT8 = b"\x10\0\0\0\1\0\0\0\0\0\x08\0"
 _BOOL = {
     1: b"\x08\2\0\0\1\0\0\0" + _INT8 + b"FALSE\0\0\0TRUE\0\0\0\0\0\1",
     3: b"\x08\2\0\0\1\0\0\0" + _INT8 + b"FALSE\0TRUE\0\0\1",
 }
-_UINT8 = b"\x10\0\0\0\1\0\0\0\0\0\x08\0"
 _ENCODINGS = {0: "ascii", 1: "utf-8"}
+_FIXED_POINT = 0  # classes of types
+_FLOATING_POINT = 1
+_STRING = 3
+_ENUMERATION = 8
+_VARIABLE_LENGTH = 9
+_INTEGERS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")
+_FLOATS = ((2, 5, 10), (4, 8, 23), (8, 11, 52))  # bytes, bits of the exponent and of the mantissa
+
+
+def _numbers() -> dict[bytes, Type]:
+    """Return the types of numbers that HDF5 and NumPy have in common, by their messages without the version."""
+    table = {}
+    for order in "<>":
+        for code in _INTEGERS:
+            table[_integer_message(order, code)] = Type(np.dtype(order + code).str, {}, int(code[1]))
+        for size, exponent, mantissa in _FLOATS:
+            table[_float_message(order, size, exponent, mantissa)] = Type(f"{order}f{size}", {}, size)
+    return table
+
+
+def _integer_message(order: str, code: str) -> bytes:
+    """Return the message of a type of integers (IV.A.2.d). One byte has the order of little-endian files."""
+    size = int(code[1])
+    is_big = order == ">" and size > 1
+    is_signed = code[0] == "i"
+    return struct.pack("<4BIHH", _FIXED_POINT, is_big | is_signed << 3, 0, 0, size, 0, 8 * size)
+
+
+def _float_message(order: str, size: int, exponent: int, mantissa: int) -> bytes:
+    """Return the message of a type of IEEE 754 numbers (IV.A.2.d)."""
+    head = struct.pack("<4B", _FLOATING_POINT, 0x20 | (order == ">"), 8 * size - 1, 0)
+    bias = 2 ** (exponent - 1) - 1
+    return head + struct.pack("<IHH4BI", size, 0, 8 * size, mantissa, exponent, 0, mantissa, bias)
+
+
+_NUMBERS = _numbers()
 
 
 def _dtype(body: bytes) -> Type:
-    """A type that is known here; texts that are not as NumPy has them are ``|O`` and ``|V``."""
-    version, kind = body[0] >> 4, body[0] & 15
+    """Return the type that a message describes; `KeyError` or `Odd` if it is not known here."""
+    version = body[0] >> 4
+    kind = body[0] & 15
     expect(1 <= version <= 5)
-    if kind in (0, 1):
-        return _NUMBERS[bytes([kind]) + body[1 : 20 if kind else 12]]
-    if kind == 8:
-        expect((bytes([kind]) + body[1:]).startswith(_BOOL[1 if version < 3 else 3]))
-        return "|b1", {}, 1
+    if kind == _FIXED_POINT:
+        return _NUMBERS[bytes([kind]) + body[1:12]]
+    if kind == _FLOATING_POINT:
+        return _NUMBERS[bytes([kind]) + body[1:20]]
+    if kind == _ENUMERATION:
+        message = bytes([kind]) + body[1:]
+        expect(message.startswith(_BOOL[1 if version < 3 else 3]))
+        return Type("|b1", {}, 1)
+    if kind == _STRING:
+        return _text_type(body)
     size = int.from_bytes(body[4:8], "little")
-    if kind == 3:
-        expect(body[1] & 15 < 3, body[2:4] == b"\0\0", 0 < size <= MOST_CHUNK_BYTES)
-        encoding = _ENCODINGS[body[1] >> 4]
-        return (f"|S{size}", {"h5py_encoding": encoding}, size) if body[1] & 15 == 1 else ("|V", {}, size)
-    expect(kind == 9, body[1] == 1, body[2] in _ENCODINGS, body[3] == 0, size == 16, body[8:].startswith(_UINT8))
-    return "|O", {}, size
+    expect(kind == _VARIABLE_LENGTH, body[1] == 1, body[2] in _ENCODINGS, body[3] == 0, size == 16)
+    expect(body[8:].startswith(_UINT8))
+    return Type("|O", {}, size)
+
+
+def _text_type(body: bytes) -> Type:
+    """Return a type of texts of fixed length."""
+    size = int.from_bytes(body[4:8], "little")
+    padding = body[1] & 15
+    expect(padding < 3, body[2:4] == b"\0\0", 0 < size <= MOST_CHUNK_BYTES)
+    encoding = _ENCODINGS[body[1] >> 4]
+    if padding != 1:  # not padded with zeros
+        return Type("|V", {}, size)
+    return Type(f"|S{size}", {"h5py_encoding": encoding}, size)
+
+
+# -- attributes --------------------------------------------------------------------------------------------------
+
+_REFERENCE = struct.Struct("<IQI")  # bytes of the text, address of its heap, number of the object in it
+_HEAP = struct.Struct("<4sB3xQ")
+_OBJECT = struct.Struct("<HH4xQ")
+_MOST_OBJECTS = 1000  # looked at in one heap
+
+
+def attributes_of(header: Messages) -> dict[str, Attribute]:
+    """Return the attributes of an object by name; their values are not decoded yet."""
+    attributes = [attribute_of(message) for message in header.get(Kind.ATTRIBUTE, [])]
+    by_name = {attribute.name.decode(): attribute for attribute in attributes}
+    expect(len(by_name) == len(attributes))
+    return by_name
 
 
 def attribute_of(message: bytes) -> Attribute:
@@ -230,6 +319,42 @@ def attribute_of(message: bytes) -> Attribute:
     return attribute
 
 
-def name_of(message: bytes) -> bytes:
-    """Return the name of an attribute that can be read."""
-    return attribute_of(message).name
+def value_of(file: Metadata, attribute: Attribute) -> Any:
+    """Return an attribute's value: a str if it is one text, or an array of numbers.
+
+    Raises
+    ------
+    Odd, ValueError
+        When it is of another kind, or damaged.
+    """
+    code = attribute.dtype.code
+    if code == "|O":
+        expect(attribute.shape == ())
+        return _variable_text(file, attribute.data).decode()
+    data = attribute.data[: attribute.n_bytes]
+    if code[1] == "S":
+        expect(attribute.shape == ())
+        return data.rstrip(b"\0").decode()
+    if code == "|b1":
+        expect(max(data, default=0) <= 1)
+    return np.frombuffer(data, code).reshape(attribute.shape)
+
+
+def _variable_text(file: Metadata, reference: bytes) -> bytes:
+    """Return a text of variable length, which lies in a global heap (III.E)."""
+    n_bytes, heap, wanted = _REFERENCE.unpack_from(reference)
+    if n_bytes == 0:
+        return b""
+    signature, version, heap_bytes = _HEAP.unpack(file.at(heap, _HEAP.size))
+    expect(signature == b"GCOL", version == 1)
+    place = heap + _HEAP.size
+    for _ in range(_MOST_OBJECTS):
+        number, _, size = _OBJECT.unpack(file.at(place, _OBJECT.size))
+        expect(number != 0)  # the free space at the end of the heap
+        start = place + _OBJECT.size
+        place = start + -(-size // 8) * 8
+        expect(place <= heap + heap_bytes)
+        if number == wanted:
+            expect(size == n_bytes)
+            return file.at(start, n_bytes)
+    raise Odd

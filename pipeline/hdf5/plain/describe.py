@@ -1,138 +1,177 @@
-"""Plain files, understood without HDF5: most shards are as simple as HDF5 can write them.
+"""Describe plain files without HDF5: most shards are as simple as HDF5 can write them.
 
-A child that looks at a file costs a fork, which is more than all else that is done to a small shard. Here the same is
-found in pure Python. The answer is what `child.describe` would give, and is checked like that; or there is none,
-wherever anything is not plain, and the child is asked. Nothing is refused here.
+A child that looks at a file costs a fork, which is more than everything else that is done to a small shard. Here the
+same is found in pure Python. The answer is the one of `child.describe`, and is checked like that. For files that are
+not plain there is no answer, and the child is asked. Nothing is refused here.
 """
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.hdf5.columns import has_one_for_each_column, is_coordinate, items_beside, variables_beside
-from pipeline.hdf5.forms import PREFERRED
-from pipeline.hdf5.paths import beside, parts_of, text
-from pipeline.hdf5.plain.datasets import Dataset, dataset_of, layout_claim, name_of
-from pipeline.hdf5.plain.groups import links, root
-from pipeline.hdf5.plain.headers import Kind, is_group, messages
-from pipeline.hdf5.plain.metadata import Metadata, Odd, expect
-from pipeline.hdf5.riders import A_GROUP, CATEGORIES, NOT_UTF8, is_utf8, leave_out, misfit, rides
+from pipeline.hdf5.forms import (
+    A_GROUP,
+    CATEGORIES,
+    NOT_UTF8,
+    PREFERRED,
+    beside,
+    has_one_for_each_column,
+    is_coordinate,
+    is_utf8,
+    items_beside,
+    leave_out,
+    misfit,
+    parts_of,
+    rides,
+    text,
+    variables_beside,
+)
+from pipeline.hdf5.plain.contents import links, root
+from pipeline.hdf5.plain.datasets import Dataset, attribute_of, dataset_of, layout_claim
+from pipeline.hdf5.plain.metadata import Kind, Metadata, Odd, expect, is_group, messages
 
 __all__ = ["describe_plain"]
+
+
+class _Place(NamedTuple):
+    """The group with the rows."""
+
+    links: Mapping[bytes, int]  # addresses by name
+    above: Mapping[bytes, int]  # those of the group that contains it
+    objects: Mapping[int, Dataset | None]  # by address; None for a group
 
 
 def describe_plain(
     descriptor: int, size: int, dataset: str | None, orientation: str | None = None, base: int = 0
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-    """Where the rows and what rides along with them lie in an open file, whose superblock at `base` has been checked.
+    """Return where the rows and their extras lie in an open file, whose superblock at `base` has been checked.
 
     Returns
     -------
     tuple of (dict, list of ndarray), or None
-        As of `child.describe.describe`, in lists as JSON has them. None when the child is to be asked.
+        As of `child.describe.describe`, with lists as JSON has them. None if the child must be asked.
 
     Raises
     ------
     OSError
-        When reading fails.
+        If reading fails.
     """
     try:
         return _described(Metadata(descriptor, size, base), dataset, orientation)
     except OSError:
         raise
-    except Exception:  # whatever it is, the child says what is wrong with the file
+    except Exception:  # whatever it is, the child finds out what is wrong with the file
         return None
 
 
 def _described(file: Metadata, dataset: str | None, orientation: str | None) -> tuple[dict[str, Any], list[np.ndarray]]:
-    way = [] if dataset is None else parts_of(dataset)
-    there = links(file, root(file))
-    above = there
-    for part in way[:-1]:
-        above = there
-        there = links(file, messages(file, there[part]))
-    objects = {address: _object(file, address) for address in there.values()}
-    name = _chosen(there, objects) if dataset is None else way[-1]
-    dataset = text(name) if dataset is None else dataset
-    rows = objects[there[name]]
-    if rows is None or CATEGORIES.encode() in there:
+    place, name = _located(file, dataset)
+    if dataset is None:
+        dataset = text(name)
+    rows = place.objects[place.links[name]]
+    if rows is None:
         raise Odd
-    across = orientation == "columns"
-    shape = (rows.shape[-1], *rows.shape[:-1]) if across else rows.shape
-    # Attributes by which the child would answer otherwise, or refuse.
-    notable = {b"columns", b"_FillValue"} | (set() if orientation else {b"MATLAB_class"})
-    expect(rows.is_candidate, prod(shape[1:]), notable.isdisjoint(map(name_of, rows.header.get(Kind.ATTRIBUTE, []))))
-    expect(not _names_columns(dataset, shape, above, there, objects))
+    expect(rows.is_candidate, not _has_notable_attributes(rows, orientation))
+    form = "dense"
+    shape = rows.shape
+    if orientation == "columns":
+        form = "columns"
+        shape = (rows.shape[-1], *rows.shape[:-1])
+    expect(prod(shape[1:]), CATEGORIES.encode() not in place.links, not _names_columns(place, dataset, shape))
     arrays: list[np.ndarray] = []
+    layout = layout_claim(file, rows, dataset, arrays)
+    riders, left_out = _riders(file, place, name, dataset, shape, arrays)
     answer = {
         "dataset": dataset,
         "columns": {"names": None, "names_from": "", "values_from": None, "note": ""},
         "fill_value": None,
-        "form": "columns" if across else "dense",
+        "form": form,
         "shape": list(shape),
-        "rows": [layout_claim(file, rows, dataset, arrays)],
+        "rows": [layout],
+        "riders": riders,
+        "left_out": left_out,
     }
-    others = {other: objects[address] for other, address in there.items() if other != name}
-    riders, left_out = _riders(file, others, dataset, shape, arrays)
-    return {**answer, "riders": riders, "left_out": left_out}, arrays
+    return answer, arrays
 
 
-def _names_columns(
-    dataset: str,
-    shape: tuple[int, ...],
-    above: Mapping[bytes, int],
-    there: Mapping[bytes, int],
-    objects: Mapping[int, Dataset | None],
-) -> bool:
-    """Whether names or numbers of the columns may lie where `child.columns` looks for them.
+def _located(file: Metadata, dataset: str | None) -> tuple[_Place, bytes]:
+    """Return the group with the rows, and their name in it."""
+    path = [] if dataset is None else parts_of(dataset)
+    found = links(file, root(file))
+    above = found
+    for name in path[:-1]:
+        above = found
+        found = links(file, messages(file, found[name]))
+    place = _Place(found, above, {address: _object(file, address) for address in found.values()})
+    if dataset is None:
+        return place, _chosen(place)
+    return place, path[-1]
 
-    `there` are the links in the rows' group, `above` those in the group that holds it.
-    """
+
+def _object(file: Metadata, address: int) -> Dataset | None:
+    """Return what is known of a dataset; None for a group."""
+    header = messages(file, address)
+    if is_group(header):
+        return None
+    return dataset_of(header, file.end)
+
+
+def _chosen(place: _Place) -> bytes:
+    """Return ``X``, else the only candidate, if there is no group, in which there may be more."""
+    preferred = PREFERRED.encode()
+    if preferred in place.links:
+        return preferred
+    (chosen,) = (address for address, item in place.objects.items() if item is None or item.is_candidate)
+    return next(name for name, address in place.links.items() if address == chosen)
+
+
+def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
+    """Return whether the rows have attributes that change the answer of the child."""
+    notable = {b"columns", b"_FillValue"}
+    if not orientation:
+        notable.add(b"MATLAB_class")
+    names = {attribute_of(message).name for message in rows.header.get(Kind.ATTRIBUTE, [])}
+    return not notable.isdisjoint(names)
+
+
+def _names_columns(place: _Place, dataset: str, shape: tuple[int, ...]) -> bool:
+    """Return whether names or numbers of the columns may lie where `child.columns` looks for them."""
     variables = parts_of(variables_beside(dataset))
-    group = there if len(variables) == len(parts_of(dataset)) else above
-    items = items_beside(dataset)
-    if variables[-1] in group or (items is not None and parts_of(items)[-1] in there):
+    is_in_group = len(variables) == len(parts_of(dataset))
+    if variables[-1] in (place.links if is_in_group else place.above):
         return True
-    coordinates = [objects[address] for name, address in there.items() if is_coordinate(text(name))]
+    items = items_beside(dataset)
+    if items is not None and parts_of(items)[-1] in place.links:
+        return True
     n_inputs = prod(shape[1:])
-    return any(each and has_one_for_each_column(each.shape, shape[0], n_inputs) for each in coordinates)
+    for name, address in place.links.items():
+        item = place.objects[address]
+        if item is not None and is_coordinate(text(name)) and has_one_for_each_column(item.shape, shape[0], n_inputs):
+            return True
+    return False
 
 
 def _riders(
-    file: Metadata,
-    others: Mapping[bytes, Dataset | None],
-    rows: str,
-    shape: tuple[int, ...],
-    arrays: list[np.ndarray],
+    file: Metadata, place: _Place, rows_name: bytes, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """As of `child.riders.find_riders`, of what stands under other names beside the rows."""
+    """Return extras and what is left out of the other objects in the group, as `child.riders.find_riders` does."""
     riders: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
-    for name, other in others.items():
+    for name, address in place.links.items():
+        if name == rows_name:
+            continue
+        other = place.objects[address]
         if other is None:
             leave_out(left_out, name, A_GROUP, is_missed=False)
         elif not rides(other.shape, shape[0]):
             if other.shape:
-                leave_out(left_out, name, *misfit(other.shape, shape))
+                reason, is_missed = misfit(other.shape, shape)
+                leave_out(left_out, name, reason, is_missed)
         elif not is_utf8(name):
             leave_out(left_out, name, NOT_UTF8)
         else:
             layout = layout_claim(file, other, beside(rows, text(name)), arrays)
             riders.append({"name": text(name), "layout": layout, "categories": None, "is_carried": False})
     return riders, left_out
-
-
-def _chosen(there: Mapping[bytes, int], objects: Mapping[int, Dataset | None]) -> bytes:
-    """``X``, else the only candidate, where there is no group in which there may be more."""
-    if PREFERRED.encode() in there:
-        return PREFERRED.encode()
-    (address,) = (address for address, its in objects.items() if its is None or its.is_candidate)
-    return next(name for name, its in there.items() if its == address)
-
-
-def _object(file: Metadata, address: int) -> Dataset | None:
-    """What is known of a dataset; None of a group."""
-    header = messages(file, address)
-    return None if is_group(header) else dataset_of(header, file.end)

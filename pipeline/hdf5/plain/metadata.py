@@ -1,86 +1,133 @@
-"""HDF5's metadata, read by hand: bytes of them, within bounds, their checksums, and trees of names and of chunks.
+"""HDF5's metadata, read without HDF5: bytes within bounds, checksums, B-trees, and the messages of object headers.
 
-Every place is checked against the file's end, nothing recurses, and all that is read has a bound: a forged number makes
-a wrong answer at worst. What is not as it should be, or merely unusual, is `Odd`.
+Every address is checked against the end of the file, nothing recurses, and everything that is read has a bound: a
+forged number leads to a wrong answer at worst. Whatever is damaged or merely unusual raises `Odd`.
 
-The numbers in brackets, here and in the files beside this one, are sections of the HDF5 File Format Specification 3.0.
+The numbers in brackets, here and in the other modules of `plain`, are sections of the HDF5 File Format Specification
+3.0.
 """
 
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.hdf5.files import read_at
 from pipeline.hdf5.limits import SMALLEST
 
-__all__ = ["HALVES", "MOST_BYTES", "NOWHERE", "Metadata", "Odd", "checked", "checksum", "expect", "leaves"]
+__all__ = [
+    "HALVES",
+    "MOST_BYTES",
+    "NOWHERE",
+    "Kind",
+    "Messages",
+    "Metadata",
+    "Odd",
+    "bodies_of",
+    "checksum",
+    "expect",
+    "expect_none_elsewhere",
+    "is_group",
+    "leaves",
+    "messages",
+]
 
-MOST_BYTES = 2**22  # in all, counted as often as they are looked at: places of 100,000 chunks, or a second's checksums
-_AT_FIRST, _AT_ONCE = 2**14, 2**12  # bytes of a read
-
+MOST_BYTES = 2**22
+"""Bytes that are looked at, counting repetitions: places of 100,000 chunks, or a second's checksums."""
 NOWHERE = 2**64 - 1
+"""Address of something that does not exist."""
+HALVES = {0: 16, 1: 32}
+"""Half the capacity of a node, for a B-tree of names and one of chunks."""
 
-_NODE = struct.Struct("<4sBBHQQ")
-HALVES = {0: 16, 1: 32}  # of what a node of a tree of names, and of one of chunks, can hold
+_FIRST_READ = 2**14  # bytes
+_LATER_READ = 2**12
 
 
 class Odd(Exception):
-    """Something that is not plain."""
+    """The file is damaged or unusual."""
 
 
 def expect(*conditions: object) -> None:
-    """Go on only if all conditions hold."""
+    """Raise `Odd` unless all conditions hold."""
     if not all(conditions):
         raise Odd
 
 
 class Metadata:
-    """The bytes of an open file: the first of them at once, others in a few more reads, and not too many.
+    """The bytes of an open file: the first ones in one read, others in a few more.
 
-    Offsets count from `base`, where its superblock lies, and so does `end`: the file's, until `root` knows the data's.
+    Attributes
+    ----------
+    base : int
+        Offset of the superblock, from which all other offsets count.
+    end : int
+        End of the file. `root` replaces it by the end of the data.
+    start : bytes
+        The first bytes.
 
     Raises
     ------
     OSError
-        Here and in all functions that take one, when reading fails.
+        If reading fails, also in all functions that take an object of this class.
     """
 
     def __init__(self, descriptor: int, size: int, base: int = 0, most_bytes: int | None = None) -> None:
-        self._descriptor, self._left, self.end, self.base = descriptor, most_bytes or MOST_BYTES, size - base, base
-        self.start = self._read(0, min(self.end, _AT_FIRST))
-        self._place, self._held = 0, b""
+        self.base = base
+        self.end = size - base
+        self._descriptor = descriptor
+        self._n_left = most_bytes or MOST_BYTES
+        self.start = self._read(0, min(self.end, _FIRST_READ))
+        self._place = 0
+        self._held = b""
 
     def at(self, offset: int, n_bytes: int) -> bytes:
-        """So many bytes from an offset on, none of them behind the end."""
+        """Return bytes from an offset; `Odd` if they are not all before the end."""
         stop = offset + n_bytes
-        self._left -= n_bytes  # what is looked at again counts again, or a circle would go on for ever
-        if offset < SMALLEST or stop > self.end or self._left < 0:
+        self._n_left -= n_bytes  # repetitions count, so that circles of addresses end
+        if offset < SMALLEST or stop > self.end or self._n_left < 0:
             raise Odd
         if stop <= len(self.start):
             return self.start[offset:stop]
         if offset < self._place or stop > self._place + len(self._held):
-            self._place, self._held = offset, self._read(offset, min(max(n_bytes, _AT_ONCE), self.end - offset))
+            self._place = offset
+            self._held = self._read(offset, min(max(n_bytes, _LATER_READ), self.end - offset))
         return self._held[offset - self._place : stop - self._place]
 
     def _read(self, offset: int, n_bytes: int) -> bytes:
         return read_at(self._descriptor, self.base + offset, n_bytes)
 
 
-def checked(block: bytes) -> bytes:
-    """The block, whose last four bytes are the sum of the others."""
+# -- checksums ---------------------------------------------------------------------------------------------------
+
+_MASK = 0xFFFFFFFF
+
+
+def _checked(block: bytes) -> bytes:
+    """Return a block whose last four bytes are the checksum of the others."""
     expect(block[-4:] == checksum(block[:-4]))
     return block
 
 
 def checksum(data: bytes) -> bytes:
-    """Bob Jenkins's lookup3 (2006), as HDF5 has it for metadata; `data` is not empty."""
+    """Return HDF5's checksum of metadata: Bob Jenkins's lookup3 (2006). `data` is not empty."""
     n_whole = (len(data) - 1) // 12
     words = struct.unpack(f"<{3 * n_whole + 3}I", data.ljust(12 * n_whole + 12, b"\0"))
-    m = 0xFFFFFFFF
-    a = b = c = (0xDEADBEEF + len(data)) & m
-    for i in range(0, 3 * n_whole, 3):
-        a, b, c = a + words[i], b + words[i + 1], c + words[i + 2] & m
+    a, b, c = _mixed(words[:-3], 0xDEADBEEF + len(data) & _MASK)
+    a = a + words[-3] & _MASK
+    b = b + words[-2] & _MASK
+    c = c + words[-1] & _MASK
+    return _finished(a, b, c).to_bytes(4, "little")
+
+
+def _mixed(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
+    """Mix words, three at a time, into the state. This loop takes most of the time of reading plain metadata."""
+    m = _MASK
+    a = b = c = start
+    for i in range(0, len(words), 3):
+        a = a + words[i]
+        b = b + words[i + 1]
+        c = c + words[i + 2] & m
         a = (a - c & m) ^ (c << 4 & m | c >> 28)
         c = c + b & m
         b = (b - a & m) ^ (a << 6 & m | a >> 26)
@@ -93,29 +140,52 @@ def checksum(data: bytes) -> bytes:
         a = a + c & m
         c = (c - b & m) ^ (b << 4 & m | b >> 28)
         b = b + a & m
-    a, b, c = a + words[-3] & m, b + words[-2] & m, c + words[-1] & m
-    c = (c ^ b) - (b << 14 & m | b >> 18) & m
-    a = (a ^ c) - (c << 11 & m | c >> 21) & m
-    b = (b ^ a) - (a << 25 & m | a >> 7) & m
-    c = (c ^ b) - (b << 16 & m | b >> 16) & m
-    a = (a ^ c) - (c << 4 & m | c >> 28) & m
-    b = (b ^ a) - (a << 14 & m | a >> 18) & m
-    return ((c ^ b) - (b << 24 & m | b >> 8) & m).to_bytes(4, "little")
+    return a, b, c
 
 
-# -- trees -------------------------------------------------------------------------------------------------------
+def _finished(a: int, b: int, c: int) -> int:
+    """Return the checksum of a final state."""
+    c = (c ^ b) - _rotated(b, 14) & _MASK
+    a = (a ^ c) - _rotated(c, 11) & _MASK
+    b = (b ^ a) - _rotated(a, 25) & _MASK
+    c = (c ^ b) - _rotated(b, 16) & _MASK
+    a = (a ^ c) - _rotated(c, 4) & _MASK
+    b = (b ^ a) - _rotated(a, 14) & _MASK
+    return (c ^ b) - _rotated(b, 24) & _MASK
+
+
+def _rotated(word: int, n_bits: int) -> int:
+    return word << n_bits & _MASK | word >> 32 - n_bits
+
+
+# -- B-trees of version 1 ----------------------------------------------------------------------------------------
+
+_NODE = struct.Struct("<4sBBHQQ")
+
+
+class _Node(NamedTuple):
+    """A node of a B-tree."""
+
+    signature: bytes
+    kind: int
+    level: int
+    left: int
+    right: int
+    first_key: np.ndarray
+    last_key: np.ndarray
+    entries: np.ndarray  # keys and children: shape (n_children, n_key + 1)
 
 
 def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and children of the lowest level of a tree, a B-tree of version 1 (III.A.1).
+    """Return keys and children of the lowest level of a B-tree of version 1 (III.A.1).
 
     Parameters
     ----------
     file : Metadata
     top : int
-        Address of its one node at the highest level.
+        Address of the only node at the highest level.
     kind : int
-        0 of names, 1 of chunks.
+        0 for names, 1 for chunks.
     n_key : int
         Words of 8 bytes in a key.
 
@@ -124,29 +194,179 @@ def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray,
     keys : ndarray of shape (n + 1, n_key), uint64
     children : ndarray of shape (n,), uint64
     """
-    children, level = np.array([top], dtype=np.uint64), -1
+    children = np.array([top], dtype=np.uint64)
     keys = np.empty(0, dtype=np.uint64)
+    level = -1  # unknown
     while level:
         addresses = children.tolist()
         nodes = [_node(file, address, kind, n_key) for address in addresses]
-        for i, (signature, its_kind, its_level, _, left, right) in enumerate(head for head, _ in nodes):
-            expect(signature == b"TREE", its_kind == kind, level in (-1, its_level + 1))
-            # With their neighbours as they must be, no node is there twice, and nothing is left out.
-            expect(left == (addresses[i - 1] if i else NOWHERE))
-            expect(right == (addresses[i + 1] if i + 1 < len(addresses) else NOWHERE))
-        words = [words for _, words in nodes]
-        entries = np.concatenate([each[:-n_key].reshape(-1, n_key + 1) for each in words])
-        bounds = np.stack([each[:n_key] for each in words] + [words[-1][-n_key:]])
+        _check_level(nodes, addresses, kind, level)
+        bounds = np.stack([node.first_key for node in nodes] + [nodes[-1].last_key])
         expect(level < 0 or (keys[:, kind:] == bounds[:, kind:]).all())  # a chunk's size may differ
+        entries = np.concatenate([node.entries for node in nodes])
         keys = np.concatenate([entries[:, :n_key], bounds[-1:]])
-        children, level = entries[:, n_key], nodes[0][0][2]
+        children = entries[:, n_key]
+        level = nodes[0].level
     return keys, children
 
 
-def _node(file: Metadata, address: int, kind: int, n_key: int) -> tuple[tuple[Any, ...], np.ndarray]:
-    """A node's head, and keys and children in turn."""
+def _check_level(nodes: list[_Node], addresses: list[int], kind: int, level: int) -> None:
+    """Check nodes that are the children of nodes at a level. Because of the neighbours, no node occurs twice."""
+    lefts = [NOWHERE, *addresses[:-1]]
+    rights = [*addresses[1:], NOWHERE]
+    for node, left, right in zip(nodes, lefts, rights, strict=True):
+        expect(node.signature == b"TREE", node.kind == kind, level in (-1, node.level + 1))
+        expect(node.left == left, node.right == right)
+
+
+def _node(file: Metadata, address: int, kind: int, n_key: int) -> _Node:
     most = 2 * HALVES[kind]
     block = file.at(address, _NODE.size + 8 * (most * (n_key + 1) + n_key))
-    head = _NODE.unpack_from(block)
-    expect(0 < head[3] <= most)
-    return head, np.frombuffer(block, "<u8", head[3] * (n_key + 1) + n_key, _NODE.size)
+    signature, node_kind, level, n_children, left, right = _NODE.unpack_from(block)
+    expect(0 < n_children <= most)
+    words = np.frombuffer(block, "<u8", n_children * (n_key + 1) + n_key, _NODE.size)  # the last key has no child
+    entries = words[:-n_key].reshape(n_children, n_key + 1)
+    return _Node(signature, node_kind, level, left, right, words[:n_key], words[-n_key:], entries)
+
+
+# -- object headers ----------------------------------------------------------------------------------------------
+
+_MOST_BLOCKS = 64  # of an object's header
+_HARMLESS_FLAGS = 0b101  # constant; not to be shared
+_OLD_HEADER = struct.Struct("<BxHII4x")
+_OLD_MESSAGE = struct.Struct("<HHB3x")
+_NEW_MESSAGE = struct.Struct("<BHB")
+_NEW_MESSAGE_IN_ORDER = struct.Struct("<BHBH")
+
+Messages = Mapping[int, list[bytes]]
+"""The messages of an object header, by kind."""
+
+
+class _Block(NamedTuple):
+    """A block of messages."""
+
+    data: bytes
+    start: int  # of the first message in the data
+    stop: int
+
+
+class Kind:
+    """Kinds of messages (IV.A.2)."""
+
+    DATASPACE = 0x01
+    LINK_INFO = 0x02
+    DATATYPE = 0x03
+    OLD_FILL = 0x04
+    FILL = 0x05
+    LINK = 0x06
+    LAYOUT = 0x08
+    GROUP_INFO = 0x0A
+    FILTERS = 0x0B
+    ATTRIBUTE = 0x0C
+    CONTINUATION = 0x10
+    SYMBOL_TABLE = 0x11
+    MODIFIED = 0x12
+    DRIVER = 0x14
+    ATTRIBUTE_INFO = 0x15
+    N_LINKS = 0x16
+
+    ANYWHERE = frozenset({ATTRIBUTE, MODIFIED, ATTRIBUTE_INFO, N_LINKS})
+    IN_GROUPS = ANYWHERE | {SYMBOL_TABLE, LINK_INFO, GROUP_INFO, LINK}
+    IN_DATASETS = ANYWHERE | {DATASPACE, DATATYPE, OLD_FILL, FILL, LAYOUT, FILTERS}
+
+
+def messages(file: Metadata, address: int) -> Messages:
+    """Return the messages of an object's header, by kind (IV.A.1)."""
+    by_kind = bodies_of(file, address, _HARMLESS_FLAGS)
+    # HDF5 takes the first of several; two readers need not agree on which one that is.
+    expect(all(len(bodies) == 1 or kind in (Kind.ATTRIBUTE, Kind.LINK) for kind, bodies in by_kind.items()))
+    for body in by_kind.get(Kind.MODIFIED, []):
+        expect(len(body) >= 8, body[0] == 1)
+    for body in by_kind.get(Kind.N_LINKS, []):
+        expect(len(body) >= 5, body[0] == 0)
+    for body in by_kind.get(Kind.ATTRIBUTE_INFO, []):
+        expect_none_elsewhere(body, "<H")
+    return by_kind
+
+
+def is_group(header: Messages) -> bool:
+    """Return whether these are the messages of a group."""
+    return header.keys() <= Kind.IN_GROUPS and (Kind.SYMBOL_TABLE in header) != (Kind.LINK_INFO in header)
+
+
+def expect_none_elsewhere(info: bytes, form: str) -> None:
+    """Check that links, or attributes, are not so many that they have a heap of their own (IV.A.2.c, IV.A.2.v)."""
+    version, flags = info[:2]
+    has_next_number = flags & 1
+    place = 2 + struct.calcsize(form) * has_next_number
+    nowhere = b"\xff" * 8 * (2 + (flags >> 1))
+    expect(version == 0, flags < 4, info[place : place + len(nowhere)] == nowhere)
+    expect(not has_next_number or struct.unpack_from(form, info, 2)[0] >= 0)
+
+
+def bodies_of(file: Metadata, address: int, allowed: int = 0xFF) -> dict[int, list[bytes]]:
+    """Return the bodies of all messages with content, by kind. No message may have flags that are not allowed."""
+    bodies: dict[int, list[bytes]] = {}
+    first, head, n_messages = _first_block(file, address)
+    is_old = head is _OLD_MESSAGE
+    n_seen = 0
+    blocks = [first]
+    for block in blocks:  # to which each continuation adds one
+        found = _messages_in(block, head, allowed, is_old)
+        n_seen += len(found)
+        for kind, body in found:
+            if kind == Kind.CONTINUATION:
+                expect(len(blocks) < _MOST_BLOCKS)  # or a circle would never end
+                blocks.append(_next_block(file, is_old, *struct.unpack_from("<QQ", body)))
+            elif kind:
+                bodies.setdefault(kind, []).append(body)
+    expect(n_seen == n_messages or not is_old)
+    return bodies
+
+
+def _messages_in(block: _Block, head: struct.Struct, allowed: int, is_old: bool) -> list[tuple[int, bytes]]:
+    """Return the kinds and bodies of the messages in a block; kind 0 is an empty message."""
+    found = []
+    has_empty = False
+    place = block.start
+    while place + head.size <= block.stop:
+        kind, size, flags = head.unpack_from(block.data, place)[:3]
+        start = place + head.size
+        place = start + size
+        expect(place <= block.stop, not flags & ~allowed)
+        found.append((kind, block.data[start:place]))
+        has_empty = has_empty or kind == 0
+    # Newer headers may end with a gap that is too short for an empty message, if they have no empty ones.
+    expect(place == block.stop or not (is_old or has_empty))
+    return found
+
+
+def _first_block(file: Metadata, address: int) -> tuple[_Block, struct.Struct, int]:
+    """Return the first block of a header, the form of its messages' heads, and the number of messages if it is told."""
+    prefix = file.at(address, _OLD_HEADER.size)
+    if prefix[:4] != b"OHDR":
+        version, n_messages, n_links, n_bytes = _OLD_HEADER.unpack(prefix)
+        expect(version == 1, n_links)
+        return _next_block(file, True, address + _OLD_HEADER.size, n_bytes), _OLD_MESSAGE, n_messages
+    version, flags = prefix[4:6]
+    expect(version == 2, flags < 64)
+    head = _NEW_MESSAGE_IN_ORDER if flags & 4 else _NEW_MESSAGE
+    return _first_new_block(file, address, flags), head, 0
+
+
+def _first_new_block(file: Metadata, address: int, flags: int) -> _Block:
+    has_times = bool(flags & 32)
+    has_limits = bool(flags & 16)
+    start = 6 + 16 * has_times + 4 * has_limits
+    first = start + (1 << (flags & 3))
+    n_bytes = int.from_bytes(file.at(address + start, first - start), "little")
+    block = _checked(file.at(address, first + n_bytes + 4))
+    return _Block(block, first, first + n_bytes)
+
+
+def _next_block(file: Metadata, is_old: bool, address: int, n_bytes: int) -> _Block:
+    block = file.at(address, n_bytes)
+    if is_old:
+        return _Block(block, 0, n_bytes)
+    expect(block[:4] == b"OCHK")
+    return _Block(_checked(block), 4, n_bytes - 4)

@@ -11,7 +11,7 @@ import zstandard
 
 from pipeline.hdf5.child import ask
 from pipeline.hdf5.filters import codecs
-from pipeline.hdf5.filters.undo import undone
+from pipeline.hdf5.filters.codecs import undone
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_riders
 from pipeline.shards.shard import Block

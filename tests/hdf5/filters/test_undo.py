@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.hdf5.filters import undo
-from pipeline.hdf5.filters.undo import fletcher32
+from pipeline.hdf5.filters import codecs
+from pipeline.hdf5.filters.codecs import fletcher32
 from tests.support.cases import case
 
 
@@ -32,10 +32,10 @@ def test_the_checksum_of_old_files_with_swapped_bytes_is_accepted():
     right = fletcher32(memoryview(data)).to_bytes(4, "little")
     old = bytes([right[1], right[0], right[3], right[2]])
     for stored in (right, old):
-        found = undo.undone(memoryview(data + stored), [(undo.FLETCHER32, ())], 0, 7)
+        found = codecs.undone(memoryview(data + stored), [(codecs.FLETCHER32, ())], 0, 7)
         assert bytes(found) == data
     with pytest.raises(ValueError, match="checksum"):
-        undo.undone(memoryview(data + right[::-1]), [(undo.FLETCHER32, ())], 0, 7)
+        codecs.undone(memoryview(data + right[::-1]), [(codecs.FLETCHER32, ())], 0, 7)
 
 
 def test_unshuffling_undoes_shuffling_whatever_is_left_over():
@@ -44,10 +44,10 @@ def test_unshuffling_undoes_shuffling_whatever_is_left_over():
             data = np.arange(n_bytes, dtype=np.uint8)
             n = n_bytes // size
             shuffled = np.concatenate([data[: n * size].reshape(n, size).T.ravel(), data[n * size :]])
-            assert bytes(undo.undone(shuffled.data, [(undo.SHUFFLE, (size,))], 0, n_bytes)) == data.tobytes()
+            assert bytes(codecs.undone(shuffled.data, [(codecs.SHUFFLE, (size,))], 0, n_bytes)) == data.tobytes()
 
 
 @pytest.mark.parametrize("parameters", [(), (0,), (4, 4)])
 def test_a_shuffle_without_a_size_is_refused(parameters):
     with pytest.raises(ValueError, match="not told by what size"):
-        undo.undone(memoryview(bytes(8)), [(undo.SHUFFLE, parameters)], 0, 8)
+        codecs.undone(memoryview(bytes(8)), [(codecs.SHUFFLE, parameters)], 0, 8)

@@ -14,7 +14,7 @@ from pipeline.hdf5.child import ask as gatekeeper
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.hdf5.files import FILES
 from pipeline.hdf5.limits import MOST_ITEM
-from pipeline.hdf5.plain import groups, metadata
+from pipeline.hdf5.plain import contents, metadata
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import signature_at
 from pipeline.shards.open import open_shards
@@ -240,7 +240,7 @@ def with_hidden_candidate(file):
         lambda file: file.__setitem__("soft", h5py.SoftLink("X")),
         lambda file: file.__setitem__("far", h5py.ExternalLink("nowhere", "X")),
         lambda file: file.create_dataset("wide", data=ROWS.T, chunks=(1, 5), maxshape=(2, None)),
-        lambda file: [file.create_group(f"g{i}") for i in range(groups.MOST_NAMES)],
+        lambda file: [file.create_group(f"g{i}") for i in range(contents.MOST_NAMES)],
     ],
 )
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
@@ -419,9 +419,9 @@ def test_metadata_without_bounds_are_left_to_the_child(tmp_path, monkeypatch):
 
 def test_names_that_share_their_bytes_take_no_memory():
     heap = b"a" * 2**20 + b"\0"
-    assert groups._name_at(heap, 2**20 - 9) == b"a" * 9
+    assert contents._name_at(heap, 2**20 - 9) == b"a" * 9
     with pytest.raises(ValueError, match="not found"):
-        groups._name_at(heap, 2**19)
+        contents._name_at(heap, 2**19)
 
 
 def test_a_file_may_end_anywhere(tmp_path):
