@@ -2,6 +2,8 @@
 
 OpenCL on the processor, and the tests' stub of CUDA, which computes what a card would be given. With TEST_CARD=full it
 is the machine's own card.
+
+Sample: rows of 5 dtypes, and with TEST_CASES=all of all 10.
 """
 
 import json

@@ -15,9 +15,10 @@ import numpy as np
 from kernels import backend
 from kernels.network import Network
 from pipeline.scan.scaler import Scaler
+from tests.support.cases import ALL_CASES
 from tests.support.networks import DECAY
 
-DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
+DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8") if ALL_CASES else ("u1", "i2", "i8", "f4", "f8")
 RATES = {"momentum": 0.5, "adam": 0.01}
 TRAININGS = (("momentum", "streamed"), ("momentum", "resident"), ("momentum", "uploaded"), ("adam", "streamed"))
 N_STEPS, N_NETWORK_STEPS, BATCH = 40, 20, 64

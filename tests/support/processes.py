@@ -28,6 +28,11 @@ class Small:
     folder: Path
     features: str
 
+    @property
+    def output(self) -> Path:
+        """The output of the undisturbed run."""
+        return self.folder / "out"
+
     def program(self, **variables: str | Path | None) -> Program:
         return Program(["--input", str(self.folder / "shards"), "--epochs", "1", "--n-features", "4"], **variables)
 
