@@ -17,7 +17,7 @@ from kernels.autoencoder import Autoencoder, theano
 from kernels.network import Network
 from kernels.step import TrainingStep
 from kernels.updates import ROLES, RULES, Rule
-from tests.support.cases import crossed, each
+from tests.support.cases import case, crossed, each
 from tests.support.compiler import macros
 from tests.support.interpreters import fresh
 from tests.support.tolerances import assert_close
@@ -775,8 +775,7 @@ def test_the_users_flags_can_leave_it_all_to_theano(flags):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("flags", ["optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"])
-def test_without_optimisation_in_place_the_results_stay(flags):
+def test_without_optimisation_in_place_the_results_stay():
     code = """
     import numpy as np
     from kernels.autoencoder import Autoencoder
@@ -794,7 +793,10 @@ def test_without_optimisation_in_place_the_results_stay(flags):
     autoencoder.encode(rows, out)
     facts["features"] = out.tolist()
     """
-    assert fresh(code, THEANO_FLAGS=flags).facts == fresh(code).facts
+    expected = fresh(code).facts
+    for flags in ("optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"):
+        with case(flags):
+            assert fresh(code, THEANO_FLAGS=flags).facts == expected
 
 
 def test_other_code_is_not_taken_for_this_one_by_theanos_cache(monkeypatch):

@@ -1,7 +1,7 @@
 """Shards that are refused or cannot be read: they stop the run, or keep their place and decide nothing.
 
-Sample: the disk fails at 8 moments of a run, and with TEST_CASES=all at every 4th read; each way to store rows is
-combined with one way to treat bad data, and with TEST_CASES=all with both.
+Sample: the disk fails at 8 moments of a run, and with TEST_CASES=all at every 4th read; each limit and each way to
+store rows is combined with one way to treat bad data, and with TEST_CASES=all with both.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def spoil(shards: Shards, refused: int, unreadable: int) -> None:
 
 
 @pytest.mark.process
-@TOLERANT
-@pytest.mark.parametrize("limit", ["2", "20%", "29.99%"])
+@pytest.mark.parametrize(("limit", "mode"), crossed(["2", "20%", "29.99%"], ["skip", "quarantine"]))
 def test_v9_as_many_bad_shards_as_allowed_pass_and_not_one_more(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, limit: str
 ) -> None:

@@ -33,6 +33,11 @@ class Small:
         """The output of the undisturbed run."""
         return self.folder / "out"
 
+    @property
+    def with_model(self) -> list[str]:
+        """Flags of a run that encodes with the model of the undisturbed run: half the code has to be compiled."""
+        return ["--model", str(self.output)]
+
     def program(self, **variables: str | Path | None) -> Program:
         return Program(["--input", str(self.folder / "shards"), "--epochs", "1", "--n-features", "4"], **variables)
 
