@@ -54,7 +54,7 @@ def kept_to(name, *arguments):
     return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("name", "file"), product(INSTRUCTION_SETS, CORE) if ALL_CASES else SAMPLE)
+@pytest.mark.parametrize(("name", "file"), list(product(INSTRUCTION_SETS, CORE)) if ALL_CASES else SAMPLE)
 def test_the_kernels_are_right_by_every_instruction_set(name, file):
     """What they compute, and in which ways, where the rest of a run sees the processor's own way only."""
     skip_if_missing(name)
