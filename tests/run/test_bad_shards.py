@@ -219,6 +219,7 @@ def test_i12_i14_empty_shards_and_mixed_dtypes_are_no_bad_data(shards: Shards, c
     check(shards.output, arrays, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["preadv", "open"])
 def test_i10_a_failing_disk_is_never_bad_data(
     shards: Shards,

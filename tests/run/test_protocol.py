@@ -53,6 +53,7 @@ def test_d10_every_call_fails_for_good(trial: Callable[[str], Trial]) -> None:
     assert codes.total() > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "for_good", "done", "first"),
     [
@@ -105,7 +106,7 @@ AFTERWARDS = "single file afterwards"
 # Kinds that differ in how their results are published, and in nothing before that.
 PUBLISHING = ("single file before", "version 0.1.0", "version 0.1.0, restart", "copy without links", "lost links")
 # Kinds whose readers `make check` asks, too.
-QUICK = ("new", "overwrite", "restart", "single file before")
+QUICK = ("new", "overwrite")
 
 
 @pytest.mark.parametrize(

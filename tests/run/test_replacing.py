@@ -312,6 +312,7 @@ SIZED_OTHERWISE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_committed", [1, 3])
 def test_u3_parts_of_other_sizes_stay_and_the_features_are_the_same(
     night: Night,
