@@ -1,5 +1,8 @@
 # make run and make test need nothing beforehand but Python 3.11 and a C++ compiler: they set up .venv themselves.
 
+# Tests start hundreds of processes, each of which would compile the modules of the checkout again.
+export PYTHONDONTWRITEBYTECODE =
+
 PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
@@ -32,10 +35,11 @@ reference: setup ## the model's reference run on two donuts, with its plot
 check: lint ## linters, types, and the quick tests that need no compiler and no other process
 	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m "not process and not compiler and not slow"
 
-test: setup .venv-readers/.complete ## the whole test suite; ISA=avx2 has it keep to that instruction set
+test: setup .venv-readers/.complete ## every property, with samples of repetitions; ISA=avx2 keeps to that instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-soak: setup .nvrtc/.complete ## hours: kills, failing calls, limits, mutated files and code, kernels of every card
+soak: setup .venv-readers/.complete .nvrtc/.complete ## hours: all cases of the tests, kills, failing calls, mutated files and code
+	TEST_CASES=all $(PYTHON_OF_VENV) -m pytest --numprocesses auto
 	$(PYTHON_OF_VENV) -m tests.support.killing 200
 	$(PYTHON_OF_VENV) -m tests.support.orphans 40
 	$(PYTHON_OF_VENV) -m tests.support.soak_protocol

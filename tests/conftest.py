@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -16,7 +15,9 @@ import numpy.testing  # noqa: F401  which starts a process when it is loaded: be
 import pytest
 
 from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, missing, settings
+from tests.support import audit
 from tests.support.interpreters import fresh
+from tests.support.scheduling import make_scheduler
 
 # A shell that starts the tests in the background has them ignore these, and so would every run that they start.
 for number in (signal.SIGINT, signal.SIGHUP):
@@ -47,7 +48,10 @@ facts["missing"] = missing()
 
 
 def pytest_configure() -> None:
-    """Keep to the instruction set that TEST_ISA names, as far as a test does not ask for another one."""
+    """Check TEST_CASES, and keep to the instruction set that TEST_ISA names unless a test uses another one."""
+    cases = os.environ.get("TEST_CASES", "all")
+    if cases != "all":
+        raise pytest.UsageError(f"TEST_CASES={cases}, expected all")
     name = os.environ.get("TEST_ISA")
     if not name:
         return
@@ -67,31 +71,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-_needs: set[str] | None = None  # what the test under way may do beyond computing; None between tests
-
-
-def _watch(event: str, arguments: tuple[object, ...]) -> None:
-    """Stop a test that does what it is not marked with, where marks choose the tests: `make check` is what it says."""
-    if _needs is None:
-        return
-    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn") and not _needs & {"process", "compiler"}:
-        raise AssertionError("starts a process, so it has to be marked with pytest.mark.process")
-    if event == "import" and arguments[0] == "theano" and "compiler" not in _needs:
-        raise AssertionError("loads Theano, which compiles, so it has to be marked with pytest.mark.compiler")
-
-
-sys.addaudithook(_watch)
+audit.start()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Watch a test with its fixtures."""
-    global _needs
-    _needs = {mark.name for mark in item.iter_markers()} if item.config.getoption("markexpr") else None
-    try:
+    """Check that a test and its fixtures do what the marks of the test say."""
+    with audit.marks_enforced(item):
         return (yield)
-    finally:
-        _needs = None
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,30 +89,10 @@ def same_environment() -> Iterator[None]:
     assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == before
 
 
-# Files whose tests share what takes long to make: all of one run in the same process, one after the other.
-SHARING = [
-    "cluster/test_executor.py",
-    "docs/test_readme.py",
-    "kernels/test_devices.py",
-    "run/test_children.py",
-    "run/test_cuda.py",
-    "run/test_memory.py",
-    "scripts/test_readers.py",
-    "classify/test_compare.py",
-]
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand tests out one by one but for those that share; the largest files begin, so that none ends alone."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class Scheduling(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return file if file.removeprefix("tests/") in SHARING else nodeid
-
-    return Scheduling(config, log)
+    """Hand out single tests, and whole files where their tests share a fixture."""
+    return make_scheduler(config, log)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def wrong_imports(module: str, source: str) -> list[str]:
     return of_kernels + [each for each in ours if not any(f"{each}.".startswith(f"{name}.") for name in allowed)]
 
 
+@cache
 def exported(path: Path) -> list[str] | None:
     """What ``__all__`` lists, or None without one."""
     for node in ast.parse(path.read_text()).body:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.support.cases import each
+from tests.support.cases import crossed, each, sampled
 
 
 def test_each_case_is_gone_through_and_the_one_that_fails_is_named():
@@ -40,3 +40,18 @@ def test_a_case_of_an_argument_that_a_test_does_not_take_is_refused():
         @each("m", [1])
         def test(n):
             """Takes another one."""
+
+
+def test_a_sample_holds_the_first_and_the_last_case():
+    assert sampled(range(10), 4, all_cases=False) == [0, 3, 6, 9]
+    assert sampled(range(10), 2, all_cases=False) == [0, 9]
+    assert sampled("abc", 4, all_cases=False) == ["a", "b", "c"]
+
+
+def test_a_sample_of_combinations_holds_each_value():
+    assert crossed([1, 2], "abc", all_cases=False) == [(1, "a"), (2, "b"), (1, "c")]
+
+
+def test_all_cases_run_where_they_are_requested():
+    assert sampled(range(10), 4, all_cases=True) == list(range(10))
+    assert crossed([1, 2], "ab", all_cases=True) == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]

@@ -8,7 +8,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.support.cases import each
 
 TESTS = Path(__file__).parents[1]
 PAGE = TESTS.parent / "docs" / "reliability.md"
@@ -49,7 +49,7 @@ def listed():
     return {row: re.findall(r"`([a-z0-9_/]+\.py::test_[a-z0-9_]+)`", names) for row, names in lines}
 
 
-@pytest.mark.parametrize("row", COVERED)
+@each("row", COVERED)
 def test_a_fault_has_a_test(row):
     assert named_after().get(row), f"no test is called test_{row.lower()}_..."
 

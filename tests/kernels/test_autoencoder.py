@@ -1,4 +1,7 @@
-"""The model on the CPU against slow, obvious NumPy: gradients, features of rows of every dtype, parameters."""
+"""The model on the CPU against slow, obvious NumPy: gradients, features of rows of every dtype, parameters.
+
+Sample: rows of each dtype are scaled in one way; with TEST_CASES=all in every way.
+"""
 
 from dataclasses import replace
 
@@ -10,7 +13,7 @@ from kernels import autoencoder as module
 from kernels.autoencoder import Autoencoder, theano
 from kernels.network import Network
 from pipeline.model import Model
-from tests.support.cases import each
+from tests.support.cases import crossed, each
 from tests.support.models import (
     DTYPES,
     N_INPUTS,
@@ -73,8 +76,7 @@ def test_gradients_equal_those_that_theano_derives_from_the_cost(cost_and_gradie
 
 @pytest.mark.process
 @both_ways
-@each("working", SCALINGS)
-@each("dtype", DTYPES)
+@each("working, dtype", crossed(SCALINGS, DTYPES))
 def test_rows_of_every_dtype_are_scaled_and_encoded_as_numpy_does(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:

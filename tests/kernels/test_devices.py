@@ -2,6 +2,9 @@
 
 OpenCL on the processor, and the tests' stub of CUDA, which computes what a card would be given. With TEST_CARD=full it
 is the machine's own card.
+
+Sample: rows of 5 dtypes and two networks of several layers; with TEST_CASES=all rows of all 10 dtypes, and in addition
+a network of one layer with a gain.
 """
 
 import json

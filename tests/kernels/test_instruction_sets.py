@@ -1,13 +1,19 @@
-"""The tests of the C kernels, by every instruction set that this machine's processor has."""
+"""The tests of the C kernels, by the instruction sets that this machine's processor has.
+
+Sample: the core of `test_ops` by sse2 and that of `test_ops_networks` by avx2, in addition to what the processor itself
+has; with TEST_CASES=all both by every instruction set.
+"""
 
 import os
 import re
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 
 from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, limits, missing
+from tests.support.cases import ALL_CASES
 from tests.support.interpreters import REPOSITORY, environment, fresh
 
 pytestmark = pytest.mark.process
@@ -23,15 +29,13 @@ MACROS = {
 COMPILED = "from tests.support.compiler import macros\nfacts['macros'] = sorted(macros())"
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
-def name(request):
-    """Each that the processor has; in a run of the tests that keeps to one, this one."""
-    lacks, asked = missing(request.param), os.environ.get("TEST_ISA")
+def skip_if_missing(name):
+    """Skip an instruction set that the processor lacks, or that is not the one which the tests keep to."""
+    lacks, asked = missing(name), os.environ.get("TEST_ISA")
     if lacks:
         pytest.skip(f"missing on this machine: a processor with {', '.join(lacks)}")
-    if asked not in (None, request.param):
+    if asked not in (None, name):
         pytest.skip(f"TEST_ISA={asked} asks for another one")
-    return request.param
 
 
 # Tests of what all else rests on: products, sigmoid, gradients, rows of bytes and floats. Others compile far more code:
@@ -40,6 +44,7 @@ CORE = {  # of each file, words in their names
     "test_ops.py": ["edge", "bytes", "floats", "same_bits", "finite", "sigmoid", "nan", "beyond"],
     "test_ops_networks.py": ["every_option"],
 }
+SAMPLE = [("sse2", "test_ops.py"), ("avx2", "test_ops_networks.py")]
 
 
 def kept_to(name, *arguments):
@@ -49,9 +54,10 @@ def kept_to(name, *arguments):
     return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("file", CORE)
+@pytest.mark.parametrize(("name", "file"), list(product(INSTRUCTION_SETS, CORE)) if ALL_CASES else SAMPLE)
 def test_the_kernels_are_right_by_every_instruction_set(name, file):
     """What they compute, and in which ways, where the rest of a run sees the processor's own way only."""
+    skip_if_missing(name)
     if os.environ.get("TEST_ISA"):
         return  # in which case this run has the same tests
     path, words = REPOSITORY / "tests/kernels" / file, CORE[file]
@@ -63,8 +69,10 @@ def test_the_kernels_are_right_by_every_instruction_set(name, file):
     assert passed == {test for test in tests if any(word in test for word in words)}
 
 
+@pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_the_compiler_keeps_to_the_instruction_set_that_is_asked_for(name):
     """In the benchmark's processes; and in those of tests, where nothing else is said of it."""
+    skip_if_missing(name)
     there, too_much = MACROS[name]
     found = set(fresh(COMPILED, **limits(name)).facts["macros"])
     assert (there in found, too_much in found) == (True, False)

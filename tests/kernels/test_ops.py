@@ -1,4 +1,8 @@
-"""The CPU's own Ops against their NumPy reference: every edge of a tile, any number of threads, and any neighbours."""
+"""The CPU's own Ops against their NumPy reference: every edge of a tile, any number of threads, and any neighbours.
+
+Sample: where a test crosses dtypes, rules, shapes or ways to store, each of them occurs, but with one of the others;
+with TEST_CASES=all with all of them.
+"""
 
 import os
 import sys
@@ -13,7 +17,7 @@ from kernels.autoencoder import Autoencoder, theano
 from kernels.network import Network
 from kernels.step import TrainingStep
 from kernels.updates import ROLES, RULES, Rule
-from tests.support.cases import each
+from tests.support.cases import case, crossed, each
 from tests.support.compiler import macros
 from tests.support.interpreters import fresh
 from tests.support.tolerances import assert_close
@@ -111,8 +115,7 @@ def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_
             assert_close(found, expected, "cpu", "float32", "gradients")
 
 
-@each("working", ["float32", "float64", None])
-@each("dtype", sorted(ops.DTYPES))
+@each("working, dtype", crossed(["float32", "float64", None], sorted(ops.DTYPES)))
 def test_rows_of_every_dtype_are_trained_on_as_numpy_does(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
     if working is None:
@@ -155,8 +158,7 @@ def test_every_rule_updates_as_its_numpy_reference(rng, rule):
 
 @pytest.mark.process
 @pytest.mark.parametrize("optimizer", ["", "fused"])
-@each("working", ["float32", "float64"])
-@each("dtype", ["u1", "i2", "i8", "f4", "f8"])
+@each("working, dtype", crossed(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
 @each("n_inputs", [1, 15, 64, 100])
 def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, optimizer, working, dtype, n_inputs):
     """A value just outside of it, in any place of a row; NaN and Inf; and no row whose values are just inside."""
@@ -190,8 +192,7 @@ def test_without_a_range_nothing_can_be_checked():
 NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=True)]
 
 
-@each("inplace", [False, True])
-@each("network", NETWORKS)
+@each("inplace, network", crossed([False, True], NETWORKS))
 def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, network, inplace):
     """Theano takes `perform` where it is told to do without C."""
     parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
@@ -475,9 +476,9 @@ def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of
         assert_same_bits(autoencoder.encode(backwards), features[::-1])
 
 
-@each("rule", RULES)
-@each("n_inputs, n_features, n_rows", [(100, 24, 37), (784, 64, 512), (600, 130, 259)])
-def test_training_is_the_same_bits_for_any_number_of_threads(rng, rule, n_inputs, n_features, n_rows):
+@each("rule, shape", crossed(list(RULES), [(100, 24, 37), (784, 64, 512), (600, 130, 259)]))
+def test_training_is_the_same_bits_for_any_number_of_threads(rng, rule, shape):
+    n_inputs, n_features, n_rows = shape
     parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((700, n_inputs), dtype=np.float32)
     minibatches = [rng.permutation(700)[:n_rows] for _ in range(4)]
     results = []
@@ -774,8 +775,7 @@ def test_the_users_flags_can_leave_it_all_to_theano(flags):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("flags", ["optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"])
-def test_without_optimisation_in_place_the_results_stay(flags):
+def test_without_optimisation_in_place_the_results_stay():
     code = """
     import numpy as np
     from kernels.autoencoder import Autoencoder
@@ -793,7 +793,10 @@ def test_without_optimisation_in_place_the_results_stay(flags):
     autoencoder.encode(rows, out)
     facts["features"] = out.tolist()
     """
-    assert fresh(code, THEANO_FLAGS=flags).facts == fresh(code).facts
+    expected = fresh(code).facts
+    for flags in ("optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"):
+        with case(flags):
+            assert fresh(code, THEANO_FLAGS=flags).facts == expected
 
 
 def test_other_code_is_not_taken_for_this_one_by_theanos_cache(monkeypatch):

@@ -1,4 +1,7 @@
-"""The CPU's own Ops on networks of any layers, against the NumPy reference: `test_ops` has all else that they are."""
+"""The CPU's own Ops on networks of any layers, against the NumPy reference: `test_ops` has all else that they are.
+
+Sample: each network takes rows of one dtype; with TEST_CASES=all of both.
+"""
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from kernels.autoencoder import Autoencoder
 from kernels.network import Network
 from kernels.step import TrainingStep
 from kernels.updates import ROLES, RULES, Rule
-from tests.support.cases import each
+from tests.support.cases import crossed, each
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
@@ -67,8 +70,7 @@ def assert_same_bits(found, expected):
 # ---- against NumPy
 
 
-@each("dtype", ["uint8", "float32"])
-@each("network", NETWORKS)
+@each("dtype, network", crossed(["uint8", "float32"], NETWORKS))
 def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, network, dtype):
     check_features_and_errors(rng, network, dtype)
 
@@ -136,8 +138,7 @@ def test_every_rule_updates_each_parameter_as_its_numpy_reference(rng, rule, dec
 # ---- the same bits
 
 
-@each("dtype", ["uint8", "float32"])
-@each("network", NETWORKS[2:])
+@each("dtype, network", crossed(["uint8", "float32"], NETWORKS[2:]))
 def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of_threads(rng, network, dtype):
     parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 211, network, dtype)
     first = autoencoder_of(network, parameters, n_threads=1)

@@ -35,8 +35,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         beside = {"nothing": h5py.Empty("f4")} if i else None  # by which this one needs the child
         write_shard(folder / "shards" / f"{i}.h5", rows[150 * i : 150 * (i + 1)], riders=beside)
     untouched = Small(folder, "")
-    assert untouched.program().run(folder / "out").code == 0
-    return Small(folder, features_of(folder / "out"))
+    assert untouched.program().run(untouched.output).code == 0
+    return Small(folder, features_of(untouched.output))
 
 
 @pytest.fixture

@@ -137,6 +137,7 @@ ABOUT: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["no archive", "too long", "compressed", "no number of steps", *ARRAYS, *PROGRESS, *ABOUT]
 )

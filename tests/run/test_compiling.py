@@ -62,12 +62,13 @@ def test_g5_a_run_that_is_to_go_without_a_compiler_says_what_that_costs(small: S
 
 def test_g5_without_a_path_the_compiler_finds_its_linker(small: Small, tmp_path: Path) -> None:
     program = small.program(PATH=None, XDG_CACHE_HOME=tmp_path / "cache")
-    ended = program.run(tmp_path / "out")
+    ended = program.run(tmp_path / "out", *small.with_model)
     assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
     assert sum("INFO compiling for this machine, once: " in line for line in ended.lines) == 1
     assert ended.says(r"Time: .*, compiling for this machine, once, [\d.]+ s\.")
-    assert not program.run(tmp_path / "second").says("compiling for this machine"), "what is compiled is kept"
+    second = program.run(tmp_path / "second", *small.with_model)
+    assert not second.says("compiling for this machine"), "what is compiled is kept"
 
 
 def test_g5_of_what_a_compiler_says_a_line_is_shown_and_the_rest_kept(small: Small, tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_g5_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_pat
 
 def test_g6_killed_while_it_compiles_the_next_run_ends_well(small: Small, tmp_path: Path) -> None:
     program = small.program(XDG_CACHE_HOME=tmp_path / "cache")
-    process = program.start(tmp_path / "out")
+    process = program.start(tmp_path / "out", *small.with_model)
     deadline = time.monotonic() + DEADLINE
     compilers: list[int] = []
     while not compilers and process.poll() is None and time.monotonic() < deadline:
@@ -129,14 +130,15 @@ def test_g6_killed_while_it_compiles_the_next_run_ends_well(small: Small, tmp_pa
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=DEADLINE)
     assert compilers
-    ended = program.run(tmp_path / "out")
+    ended = program.run(tmp_path / "out", *small.with_model)
     assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
 
 
 def test_g6_a_compile_cache_that_cannot_be_made_is_a_temporary_one(small: Small, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    ended = small.program(XDG_CACHE_HOME="/proc/nowhere", TMPDIR=tmp_path / "tmp").run(tmp_path / "out")
+    program = small.program(XDG_CACHE_HOME="/proc/nowhere", TMPDIR=tmp_path / "tmp")
+    ended = program.run(tmp_path / "out", *small.with_model)
     assert ended.code == 0, ended.lines
     warnings = [line for line in ended.lines if " WARNING " in line]
     assert len(warnings) == 1
@@ -164,7 +166,7 @@ def test_g6_where_one_place_for_compiled_code_is_full_the_other_is_taken(
     def act() -> object:
         if not small_disk(tmp_path / "full", 2**12):
             return "not allowed"
-        return asdict(small.program(**variables).run(tmp_path / "out"))
+        return asdict(small.program(**variables).run(tmp_path / "out", *small.with_model))
 
     code, ended = forked(act)
     assert code == 0

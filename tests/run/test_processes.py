@@ -64,7 +64,7 @@ def test_c2_a_killed_run_locks_nobody_out(victim: Victim, tmp_path: Path) -> Non
 
 def test_c5_two_runs_fill_one_cold_compile_cache(small: Small, tmp_path: Path) -> None:
     program = small.program(XDG_CACHE_HOME=tmp_path / "cache")
-    processes = [program.start(tmp_path / name) for name in ("a", "b")]
+    processes = [program.start(tmp_path / name, *small.with_model) for name in ("a", "b")]
     for process in processes:
         ends_well(process)
     assert features_of(tmp_path / "a") == features_of(tmp_path / "b") == small.features

@@ -74,7 +74,7 @@ def test_p4_sigint_twice_ends_at_once_and_can_go_on(victim: Victim, tmp_path: Pa
 
 def test_p5_sigterm_in_training_saves_the_step_and_the_rest_is_the_same(victim: Victim, tmp_path: Path) -> None:
     # No other checkpoint than the signal's, in the middle of one of many epochs.
-    flags = ("--epochs", "60", "--patience", "0", "--checkpoint-minutes", "60", "--verbose")
+    flags = ("--epochs", "30", "--patience", "0", "--checkpoint-minutes", "60", "--verbose")
     reference, output = tmp_path / "reference", tmp_path / "out"
     assert victim.program.run(reference, *flags).code == 0
     ended = victim.program.run(output, *flags, at=" DEBUG epoch 7: ", by=signal.SIGTERM)

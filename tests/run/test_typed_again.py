@@ -42,6 +42,7 @@ def test_u4_a_finished_run_is_verified_and_nothing_is_written(
     assert "Already complete: 55 rows x 4 columns -> 2 features" in (out / "run.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["part", "view", "index.h5", "model.h5", "encoder.npz", "report.html"])
 def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, what: str
@@ -70,6 +71,7 @@ def test_d11_of_a_finished_run_only_what_is_damaged_is_made_anew(
         assert changed == ({damaged, *of_part} if what == "part" else set()), how
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part"])
 def test_d11_d12_what_an_unfinished_run_finds_damaged_is_made_anew(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, what: str

@@ -1,17 +1,51 @@
-"""Many cases in one test: what fails names its own."""
+"""Many cases in one test, and samples of cases that are too many for `make test`."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = ["case", "each"]
+__all__ = ["ALL_CASES", "case", "crossed", "each", "sampled"]
+
+Value = TypeVar("Value")
+
+ALL_CASES = os.environ.get("TEST_CASES") == "all"
+"""Whether tests run all their cases, as in `make soak`, and not a sample of them."""
+
+
+def sampled(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list[Value]:
+    """Return `n` cases at even distances, with the first and the last; all of them if `all_cases`.
+
+    Parameters
+    ----------
+    cases : iterable
+    n : int
+        At least 2.
+    all_cases : bool
+    """
+    listed = list(cases)
+    if all_cases or len(listed) <= n:
+        return listed
+    return [listed[i * (len(listed) - 1) // (n - 1)] for i in range(n)]
+
+
+def crossed(*factors: Sequence[Any], all_cases: bool = ALL_CASES) -> list[tuple[Any, ...]]:
+    """Return combinations of one value of each factor in which each value occurs; all combinations if `all_cases`.
+
+    There are as many combinations as the longest factor has values.
+    """
+    if all_cases:
+        return list(itertools.product(*factors))
+    n_combinations = max(len(factor) for factor in factors)
+    return [tuple(factor[i % len(factor)] for factor in factors) for i in range(n_combinations)]
 
 
 @contextmanager

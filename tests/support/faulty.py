@@ -327,7 +327,7 @@ class PowerLog(Watched):
                 found.append(("mixed", _left(names, lambda content: bytes(len(content.written)))))
             for kind, left in found:
                 assert promises.kept - set(left) == set(), f"power cut after call {number}, {name}: {kind}"
-                key = tuple(sorted((str(path), repr(data)) for path, data in left.items()))
+                key = frozenset(left.items())
                 if key not in seen:
                     seen.add(key)
                     yield number, kind, left

@@ -28,6 +28,16 @@ class Small:
     folder: Path
     features: str
 
+    @property
+    def output(self) -> Path:
+        """The output of the undisturbed run."""
+        return self.folder / "out"
+
+    @property
+    def with_model(self) -> list[str]:
+        """Flags of a run that encodes with the model of the undisturbed run: half the code has to be compiled."""
+        return ["--model", str(self.output)]
+
     def program(self, **variables: str | Path | None) -> Program:
         return Program(["--input", str(self.folder / "shards"), "--epochs", "1", "--n-features", "4"], **variables)
 

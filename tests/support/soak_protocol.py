@@ -7,7 +7,7 @@
 
 It prints how many there were. Kinds of runs are tried at the same time, one on each processor.
 
-`tests/run/test_protocol.py` runs a part of them.
+`tests/run/test_protocol.py` runs a sample of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -58,6 +58,10 @@ __all__ = [
     "with_plain_files",
     "without_links",
 ]
+
+Item = TypeVar("Item")
+Chosen = slice | Sequence[int]
+"""Numbers of calls: those of a slice, or a list."""
 
 CLEAN = (0, 71, 73, 74)
 # Three steps, with a checkpoint after each: the first one makes room for the third.
@@ -116,6 +120,17 @@ class Trial:
         self.calls, self._expected = disk.calls, features_of(output)
         self._run_after = seen_by_all(output)
         self._n_records, self._names = len(records(output)), named(output)
+
+    def calls_of_each_kind(self) -> list[int]:
+        """Return the number of one call of each kind: the same method with the same kind of file.
+
+        Where a kind has several calls, it is the first one, the last one or one between them, by turns.
+        """
+        numbers: dict[tuple[str, str], list[int]] = {}
+        for number, (name, what) in enumerate(self.calls):
+            file = "" if isinstance(what, memoryview) else re.sub("[0-9a-f]{32}|[0-9]+", "#", Path(str(what)).name)
+            numbers.setdefault((name, file), []).append(number)
+        return sorted(same[turn % len(same)] for turn, same in enumerate(numbers.values()))
 
     def fresh(self) -> Path:
         """An output directory as the run finds it."""
@@ -313,12 +328,17 @@ def watch_readers(trial: Trial) -> list[str | None]:
 # -- the ordeals -----------------------------------------------------------------------------------------------------
 
 
+def _chosen(items: Sequence[Item], of: Chosen) -> Sequence[Item]:
+    """Return the items of a slice, or those of these numbers."""
+    return items[of] if isinstance(of, slice) else [items[number] for number in of]
+
+
 def fail_every_call(
-    trial: Trial, code: int, for_good: bool, done: bool = False, of: slice = slice(None)
+    trial: Trial, code: int, for_good: bool, done: bool = False, of: Chosen = slice(None)
 ) -> Counter[int]:
     """Let each call fail in turn; how often the run ended with which exit code."""
     codes = Counter[int]()
-    for number in range(len(trial.calls))[of]:
+    for number in _chosen(range(len(trial.calls)), of):
         output = trial.fresh()
         found = trial.run(output, Failing(number, code, for_good, done))
         label = f"{_named(trial, number)} fails with {errno.errorcode[code]}, for good: {for_good}, done: {done}"
@@ -328,10 +348,11 @@ def fail_every_call(
     return codes
 
 
-def fail_every_write(trial: Trial, code: int = 0, of: slice = slice(None)) -> Counter[int]:
+def fail_every_write(trial: Trial, code: int = 0, of: Chosen = slice(None)) -> Counter[int]:
     """Let each write in turn be a short one; with a code, all later ones fail."""
     codes = Counter[int]()
-    for number in range([name for name, _ in trial.calls].count("write"))[of]:
+    n_writes = [name for name, _ in trial.calls].count("write")
+    for number in _chosen(range(n_writes), of):
         output = trial.fresh()
         found = trial.run(output, Short(number, code))
         assert found in (CLEAN[1:] if code else (0,)), f"write {number} is short: exit code {found}"
@@ -340,9 +361,9 @@ def fail_every_write(trial: Trial, code: int = 0, of: slice = slice(None)) -> Co
     return codes
 
 
-def kill_at_every_call(trial: Trial, after: bool, of: slice = slice(None)) -> int:
+def kill_at_every_call(trial: Trial, after: bool, of: Chosen = slice(None)) -> int:
     """Kill the run by SIGKILL right before or right after each call; how many there were."""
-    numbers = range(len(trial.calls))[of]
+    numbers = _chosen(range(len(trial.calls)), of)
     for number in numbers:
         output = trial.fresh()
         label = f"killed {'after' if after else 'before'} {_named(trial, number)}"

@@ -75,7 +75,7 @@ class Shards:
     def run(self, *flags: str, output: Path | None = None, disk: Disk | None = None) -> int:
         """Exit code of a run over all of them."""
         given = ["--input", str(self.folder), "--output", str(output or self.output), *SETTINGS, *flags]
-        return cli.main("", given, disk)
+        return cli.main("", given, disk or standin.Unsynced())
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> str:

@@ -1,0 +1,46 @@
+"""A check that tests do only what their marks say.
+
+Marks choose the tests of `make check`, which needs neither a compiler nor another process. While marks choose tests, a
+test fails that starts a process or loads Theano without the mark for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+__all__ = ["marks_enforced", "start"]
+
+_STARTS_A_PROCESS = ("subprocess.Popen", "os.fork", "os.posix_spawn")
+
+_marks: set[str] | None = None
+"""Marks of the test that runs now; None if nothing is checked."""
+
+
+def start() -> None:
+    """Install the audit hook of this process, which cannot be removed."""
+    sys.addaudithook(_check)
+
+
+@contextmanager
+def marks_enforced(item: pytest.Item) -> Iterator[None]:
+    """Check a test and its fixtures, if marks choose the tests of this session."""
+    global _marks
+    if item.config.getoption("markexpr"):
+        _marks = {mark.name for mark in item.iter_markers()}
+    try:
+        yield
+    finally:
+        _marks = None
+
+
+def _check(event: str, arguments: tuple[object, ...]) -> None:
+    if _marks is None:
+        return
+    if event in _STARTS_A_PROCESS and not _marks & {"process", "compiler"}:
+        raise AssertionError("starts a process, so it has to be marked with pytest.mark.process")
+    if event == "import" and arguments[0] == "theano" and "compiler" not in _marks:
+        raise AssertionError("loads Theano, which compiles, so it has to be marked with pytest.mark.compiler")

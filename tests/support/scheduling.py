@@ -1,0 +1,36 @@
+"""The order in which pytest-xdist hands tests to its workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+__all__ = ["make_scheduler"]
+
+# Files whose tests share a fixture that takes long to make. All tests of such a file run in one worker.
+SHARING = [
+    "cluster/test_executor.py",
+    "docs/test_readme.py",
+    "kernels/test_devices.py",
+    "run/test_children.py",
+    "run/test_cuda.py",
+    "run/test_memory.py",
+    "scripts/test_readers.py",
+    "classify/test_compare.py",
+]
+
+
+def make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return a scheduler that hands out single tests, and whole files only where their tests share a fixture.
+
+    The files with the most tests come first, so that none of them is left for the end.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.removeprefix("tests/") in SHARING else nodeid
+
+    return Scheduling(config, log)
