@@ -202,7 +202,8 @@ class Workers:
 
     def _n_threads(self) -> int:
         """Return the number of the workers' threads; 0 where the connection is lost."""
-        with suppress(OSError, RuntimeError):  # the connection has just gone: what the client says of it comes next
+        # Without a connection Dask raises an error or returns a description without numbers. `_watch` reports it.
+        with suppress(OSError, RuntimeError, KeyError):
             return int(self._client.scheduler_info(n_workers=0)["total_threads"])
         return 0
 

@@ -187,6 +187,8 @@ def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
         _settle_without_manifest(directory, disk)
     elif not (directory / MANIFEST).is_symlink():
         names |= _adopt(directory, disk)
+    else:
+        names |= _not_yet_linked(directory)
     # The manifest first: from then on it is the rewritten one, which does not name files by their plain names.
     for group in ([MANIFEST], sorted(names - {MANIFEST})):
         changed = [name for name in group if not _is_our_link(directory / name)]
@@ -194,6 +196,11 @@ def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
             publish_link(disk, f"{CURRENT}/{name}", directory / name)
         if changed:
             sync_directory(disk, directory)
+
+
+def _not_yet_linked(directory: Path) -> set[str]:
+    """Return names of regular files that an interrupted run has adopted, but not replaced by links yet."""
+    return {name for name in NAMES if _is_regular(directory / name) and os.path.lexists(directory / CURRENT / name)}
 
 
 def _settle_without_manifest(directory: Path, disk: Disk) -> None:
@@ -293,12 +300,14 @@ def withdraw(directory: Path, disk: Disk) -> None:
 
 def _withdraw(directory: Path, disk: Disk) -> None:
     current = directory / CURRENT
-    if not os.path.lexists(directory / MANIFEST):
-        # Nothing is published under that name; and a copy that has lost its links is known by these manifests.
-        for folder in publications(directory):
+    is_link = (directory / MANIFEST).is_symlink()
+    published = os.readlink(current) if is_link and current.is_symlink() else None
+    # Once the manifest is gone, a publication that has one would be taken for that of a copy that has lost its links.
+    for folder in publications(directory):
+        if folder.name != published:
             remove(disk, folder / MANIFEST)
             sync_directory(disk, folder)
-    elif _is_regular(directory / MANIFEST):
+    if _is_regular(directory / MANIFEST):
         remove(disk, directory / MANIFEST)
         sync_directory(disk, directory)
     if current.is_symlink():

@@ -81,6 +81,18 @@ def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
         return compute([(abs, -i) for i in range(n)], *where)
 
 
+def test_a_lost_scheduler_without_a_word_about_workers_is_no_fault_of_the_program() -> None:
+    """The driver of a run whose scheduler was killed between two rounds ended with a KeyError (70)."""
+
+    class Silent(Client):
+        def scheduler_info(self, n_workers: int) -> dict[str, int]:
+            self.status = "closed"
+            return {}
+
+    with refused(75, "same command"):
+        run(Silent())
+
+
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_LOOK", 0.01)

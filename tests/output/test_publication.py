@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.encoding import index as index_module
+from pipeline.errors import WriteFailed
 from pipeline.features import open_features
 from pipeline.formats import seal
 from pipeline.output import publication as module
@@ -21,10 +23,11 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import Entry, fault_of, manifest_path, published_file, read_manifest
-from tests.support.faulty import Broken, Watched
+from tests.support.faulty import Broken, Failing, Watched
 from tests.support.helpers import refused
 from tests.support.ledgers import HEX, NOW, commit, fill
 from tests.support.parts import feature_rows, part, shapes_in
+from tests.support.soak_protocol import with_plain_files
 
 
 def publish(ledger: Ledger, *names: str) -> list[Entry]:
@@ -214,6 +217,42 @@ COPIES: dict[str, Callable[[Path, Path], object]] = {
 def features_in(index: Path | str) -> np.ndarray:
     with h5py.File(index) as file:
         return np.asarray(file["features"][()])
+
+
+def as_in_0_1_0(directory: Path, *names: str) -> None:
+    """Make an output directory with a finished run whose files are regular ones, as version 0.1.0 left them."""
+    with locked(directory) as ledger:
+        publish(ledger, *names)
+    with_plain_files(directory)
+
+
+def test_a_restart_that_a_full_disk_disturbs_brings_no_run_back(tmp_path: Path) -> None:
+    """A publication that was being made of plain files was taken for that of a copy that has lost its links."""
+    n_forgotten = 0
+    for number in range(60):
+        directory = tmp_path / str(number)
+        as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
+        with locked(directory) as ledger:
+            ledger.disk = Failing(number, errno.ENOSPC)
+            try:
+                ledger.forget()
+            except WriteFailed:
+                continue
+            assert ledger.manifest(warn=False) is None, f"call {number}"
+            n_forgotten += 1
+    assert n_forgotten > 20
+
+
+def test_a_file_of_an_interrupted_run_is_not_left_beside_another_run(tmp_path: Path) -> None:
+    """The next run has no single.h5; readers would take that of version 0.1.0 for its own."""
+    for number in range(60):
+        directory = tmp_path / str(number)
+        as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
+        with suppress(WriteFailed):
+            module.settle(directory, Failing(number, errno.EIO, for_good=True))
+        with locked(directory) as ledger:
+            publish(ledger, "model.h5", "index.h5")
+        assert not (directory / "single.h5").exists(), f"call {number}"
 
 
 @pytest.mark.process

@@ -81,18 +81,31 @@ class _FileSystem:
 
 
 class _Aborting(Watched):
-    """The file system turns read-only right before call number `number`."""
+    """The file system turns read-only right before call number `number`.
 
-    def __init__(self, abort: Callable[[], object], number: int) -> None:
+    Attributes
+    ----------
+    committed : dict of str to str
+        The results that were committed before, as `kept` returns them.
+    """
+
+    def __init__(self, disk: _FileSystem, output: Path, number: int) -> None:
         super().__init__()
-        self._abort, self._number = abort, number
+        self._disk = disk
+        self._output = output
+        self._number = number
+        self.committed: dict[str, str] = {}
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         if number == self._number:
-            self._abort()
-        if name in ("sync", "sync_directory"):  # for once with the real disk
-            return getattr(Disk, name)(self, *arguments)
-        return do(*arguments)
+            self._disk.abort()
+        if name not in ("sync", "sync_directory"):
+            return do(*arguments)
+        found = getattr(Disk, name)(self, *arguments)  # for once with the real disk
+        if name == "sync_directory" and arguments[-1] == self._output / "commits":
+            # Only now: a record whose directory is not synced yet may be lost.
+            self.committed = kept(self._output)
+        return found
 
 
 def _run(*command: str) -> None:
@@ -119,14 +132,10 @@ def _aborted(folder: Path, every: int) -> dict[str, int]:
     codes = Counter[str]()
     for number in range(1, len(watched.calls), every):
         shutil.rmtree(output)
-        before: dict[str, str] = {}
-
-        def abort(before: dict[str, str] = before) -> None:
-            before |= kept(output)
-            disk.abort()
-
         label = f"before call {number}, {watched.calls[number]}"
-        code = night.run(output, *_STEPS, disk=_Aborting(abort, number))
+        aborting = _Aborting(disk, output, number)
+        code = night.run(output, *_STEPS, disk=aborting)
+        before = aborting.committed
         assert code in (73, 74), f"{label}: exit code {code}"
         disk.repair()
         assert before.items() <= kept(output).items(), f"{label}: lost"
