@@ -214,7 +214,8 @@ def answers() -> bool:
     """Whether the device in use gives back what it is sent: of a failed read Theano keeps the driver's words back."""
     if not active():
         return True
-    gpuarray, sent = load().gpuarray, np.arange(4, dtype=np.float32)
+    gpuarray = load().gpuarray
+    sent = np.arange(4, dtype=np.float32)
     try:
         return np.array_equal(gpuarray.pygpu.array(sent, context=gpuarray.get_context(None)), sent)
     except Exception as error:  # of whatever class; a full device is there

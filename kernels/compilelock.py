@@ -108,7 +108,9 @@ def _taken() -> int:
 
 
 def _wait(descriptor: int, directory: str, seconds: float) -> None:
-    begin, told, last = time.monotonic(), False, -1
+    begin = time.monotonic()
+    told = False
+    last = -1
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +118,8 @@ def _wait(descriptor: int, directory: str, seconds: float) -> None:
             taken = os.fstat(descriptor).st_mtime_ns
         now = time.monotonic()
         if taken != last:  # by the next in a queue that moves, however long it is
-            start, last = now, taken
+            start = now
+            last = taken
         owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "an unknown process"
         if now - start > seconds:
             raise CompileLockHeld(

@@ -125,7 +125,8 @@ def check_flags() -> None:
             raise UnknownFlag(f"THEANO_FLAGS: Theano has no flag {name!r}.{_nearest(name, known)}")
         if not equals:
             raise UnknownFlag(f"THEANO_FLAGS: {name!r} has no value, expected {name}=VALUE")
-    files, spelled = configparser.theano_raw_cfg, {name.lower(): name for name in known}  # as its reader does
+    files = configparser.theano_raw_cfg
+    spelled = {name.lower(): name for name in known}  # Theano ignores the case of names in files
     for section in files.sections():
         for option in files.options(section):
             name = option if section == "global" else f"{section}.{option}"
@@ -137,7 +138,8 @@ def check_flags() -> None:
 def _split(flags: str) -> list[str]:
     """As Theano does it, with its quotes and comments."""
     words = shlex.shlex(flags, posix=True)
-    words.whitespace, words.whitespace_split = ",", True
+    words.whitespace = ","
+    words.whitespace_split = True
     return [word.strip() for word in words if word.strip()]
 
 

@@ -54,9 +54,12 @@ class OpFunctions:
         limits: Limits | None,
         n_threads: Any,
     ) -> None:
-        self._network, self._parameters, self._scaling = network, parameters, scaling
+        self._network = network
+        self._parameters = parameters
+        self._scaling = scaling
         self._maximum = None if limits is None else backend.shared(limits[1], name="maximum")
-        self._n_threads, self._share = n_threads, tensor.lscalar("n_threads")  # of all calls, and of one
+        self._n_threads = n_threads  # of all calls
+        self._share = tensor.lscalar("n_threads")  # of one call
         self._idle: dict[tuple[Any, str], list[Any]] = defaultdict(list)
         self._n_inside = 0
         self._lock = threading.Lock()  # of the two above, which all threads change
@@ -124,8 +127,10 @@ class GraphFunctions:
     """
 
     def __init__(self, features: Expression, errors: Expression, limits: Limits | None, flops_per_row: int) -> None:
-        self._features, self._errors = features, errors
-        self._limits, self._flops_per_row = limits, flops_per_row
+        self._features = features
+        self._errors = errors
+        self._limits = limits
+        self._flops_per_row = flops_per_row
         self._tile_rows = TILE_ROWS
         self._functions: dict[tuple[Expression, str], Any] = {}
         self._alone = threading.Lock()  # what Theano compiles keeps its inputs and results in one place

@@ -65,7 +65,10 @@ class _Native(theano.Op):
     more: tuple[Any, ...] = ()  # types of the outputs before the changed inputs
 
     def __init__(self, network: Network, n_inputs: int, changed: range, inplace: bool) -> None:
-        self.network, self.n_inputs, self.changed, self.inplace = network, n_inputs, changed, inplace
+        self.network = network
+        self.n_inputs = n_inputs
+        self.changed = changed
+        self.inplace = inplace
         if inplace:
             # What Theano has to know of who works in place, so that nobody else reads the input afterwards.
             self.destroy_map = {len(self.more) + i: [place] for i, place in enumerate(changed)}
@@ -104,7 +107,8 @@ class _Native(theano.Op):
 
     def c_code(self, node: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], sub: Any) -> str:
         """Hand the changed inputs on as outputs, or copies of them, and let these be changed."""
-        arrays, lines = list(inputs), ["int done = 0;"]
+        arrays = list(inputs)
+        lines = ["int done = 0;"]
         n_more = len(self.more)
         for place, output in zip(self.changed, outputs[n_more:], strict=True):
             lines += [f"Py_XDECREF({output});"]  # the call before left its own there
@@ -249,7 +253,9 @@ class Step(_Native):
     more = (tensor.fscalar,)  # the cost
 
     def __init__(self, network: Network, rule: Rule, corruption: float, resident: bool, inplace: bool = False) -> None:
-        self.rule, self.corruption, self.resident = rule, float(corruption), resident
+        self.rule = rule
+        self.corruption = float(corruption)
+        self.resident = resident
         self._first = 4 + bool(corruption) + resident
         n_changed = len(network.shapes) * (1 + len(ROLES[rule.name]))
         end = self._first + n_changed
@@ -272,9 +278,11 @@ class Step(_Native):
         x = reference.scaled(rows if numbers is None else rows[numbers], scaling)
         seen = x if noise is None else reference.masked(x, noise, self.corruption)
         cost, gradients = reference.gradients(self.network, x, seen, parameters)
-        n, kept = len(ROLES[self.rule.name]), 1 - float(learning_rate) * self.rule.weight_decay
+        n = len(ROLES[self.rule.name])
+        kept = 1 - float(learning_rate) * self.rule.weight_decay
         for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            own, start = states[i * n : i * n + n], parameter * (kept if parameter.ndim == 2 else 1)
+            own = states[i * n : i * n + n]
+            start = parameter * (kept if parameter.ndim == 2 else 1)
             following = RULES[self.rule.name](start, gradient, float(rate), self.rule.momentum, *own)
             for array, values in zip([parameter, *own], following, strict=True):
                 array[...] = values

@@ -39,7 +39,8 @@ def _no_wait_for_the_index(_node: Any, code: str) -> str:
 
 
 def _rewrite(op: Any, mend: Callable[[Any, str], str]) -> None:
-    original_code, original_version = op.c_code, op.c_code_cache_version_apply
+    original_code = op.c_code
+    original_version = op.c_code_cache_version_apply
 
     @wraps(original_code)
     def c_code(self: Any, node: Any, *given: Any) -> str:
@@ -49,4 +50,5 @@ def _rewrite(op: Any, mend: Callable[[Any, str], str]) -> None:
     def c_code_cache_version_apply(self: Any, node: Any) -> tuple[Any, ...]:
         return (*original_version(self, node), mend.__name__)
 
-    op.c_code, op.c_code_cache_version_apply = c_code, c_code_cache_version_apply
+    op.c_code = c_code
+    op.c_code_cache_version_apply = c_code_cache_version_apply

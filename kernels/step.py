@@ -12,14 +12,17 @@ from kernels.autoencoder import Autoencoder, get_values, set_values
 from kernels.updates import Rule, Updates, rate_of, states_of, updates_of
 
 theano = backend.load()
-tensor, vm = theano.tensor, theano.gof.vm
+tensor = theano.tensor
+vm = theano.gof.vm
 
 __all__ = ["TrainingStep"]
 
 # Of minibatches that go to a device at a time: many, since each copy there costs as much as some of a step's kernels,
 # and may wait until the device has nothing left to do. But no more than a slow device is done with in a second or two,
 # for which a signal has to wait, or progress.
-_MOST_SENT, _SENT_BYTES, _SENT_FLOPS = 32, 2**24, 2**35
+_MOST_SENT = 32
+_SENT_BYTES = 2**24
+_SENT_FLOPS = 2**35
 
 _Kind = tuple[str, np.dtype, tuple[int, ...]]
 """Of an array of a minibatch: name, dtype, and shape behind the number of rows."""
@@ -97,7 +100,8 @@ class TrainingStep:
 
     def n_at_once(self, batch_size: int) -> int:
         """How many minibatches are worth having at a time: one, where they need not go anywhere."""
-        by_size, by_work = _SENT_BYTES // self._row_bytes, _SENT_FLOPS // (3 * self._flops_per_row)
+        by_size = _SENT_BYTES // self._row_bytes
+        by_work = _SENT_FLOPS // (3 * self._flops_per_row)
         return max(1, min(self._source.most, min(by_size, by_work) // batch_size))
 
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
@@ -196,11 +200,15 @@ class _OnHost:
         ]
         # A variable and not an input, so that a step is called with its minibatch alone.
         self.learning_rate = theano.shared(np.float32(0), name="learning_rate")
-        self.n_rows, self.inputs, self.updates = None, self.symbols, Updates()
+        self.n_rows = None
+        self.inputs = self.symbols
+        self.updates = Updates()
 
     def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
         """The minibatches of the next steps."""
-        self._arrays, self._batch_size, self._start = arrays, batch_size, 0
+        self._arrays = arrays
+        self._batch_size = batch_size
+        self._start = 0
 
     def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
         """Take as many steps; what the last one returns."""
@@ -246,7 +254,8 @@ class _OnDevice:
 
     def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
         """Take as many steps; what the last one returns."""
-        n, first = len(learning_rates), self._n_taken
+        n = len(learning_rates)
+        first = self._n_taken
         steps = np.array([learning_rates, self._lengths[first : first + n]], np.float32).T
         self._steps.set_value(self._buffers[-1].put(steps), borrow=True)
         self._first.set_value(np.int64(first))
@@ -284,7 +293,8 @@ def _kept(rows: np.ndarray | upload.Pieces, n_inputs: int, dtype: np.dtype) -> A
 
 def _by_op(autoencoder: Autoencoder, rule: Rule, learning_rate: Any, minibatch: _Minibatch) -> tuple[Any, Updates]:
     """The cost of a minibatch, and what a step on it changes."""
-    parameters, updates = list(autoencoder.shared.values()), Updates()
+    parameters = list(autoencoder.shared.values())
+    updates = Updates()
     rates = learning_rate, rate_of(rule, learning_rate, updates)
     states = [state for parameter in parameters for state in states_of(rule, parameter)]
     step = ops.Step(autoencoder.network, rule, minibatch.corruption, resident=len(minibatch.rows) > 1)

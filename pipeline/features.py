@@ -43,7 +43,8 @@ __all__ = [
     "reading",
 ]
 
-FEATURES, VALID = "features", "valid"
+FEATURES = "features"
+VALID = "valid"
 _WHOLE = "Copy the whole directory, with published/ and parts/, or the file that --single-file writes."
 # HDF5's come as any of the first; the others where a group, or nothing, lies in a dataset's place.
 FAILURES = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
@@ -163,7 +164,8 @@ def _open_file(path: Path, block_rows: int) -> Features:
             # Without its parts it would give rows of what stands for a missing value, and no error.
             if file[FEATURES].is_virtual:
                 raise DataError(f"{where}: holds no values, since the parts that it is a view of are missing. {_WHOLE}")
-            shapes, manifest = _shapes(file), {**file.attrs, "n_rows": file[FEATURES].shape[0]}
+            shapes = _shapes(file)
+            manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
     except FAILURES as error:
         raise DataError(f"{where}: holds no features that can be read: {error}") from error
     return _opened([(path, shapes)], manifest, block_rows)
@@ -202,7 +204,8 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
         raise DataError(f"file={shown(path)}: the manifest names it, but it is not there. {_WHOLE}") from error
     try:
         with reading(path) as file:
-            shapes, n_found = _shapes(file), file[FEATURES].shape[0]
+            shapes = _shapes(file)
+            n_found = file[FEATURES].shape[0]
     except FAILURES as error:
         raise DataError(f"file={shown(path)}: the manifest names it, but it cannot be read: {error}") from error
     if n_found != n_rows:

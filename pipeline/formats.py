@@ -57,7 +57,8 @@ class Digested:
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
         from blake3 import blake3  # here, since who only opens features needs none
 
-        self._pieces, self._hash = pieces, blake3()
+        self._pieces = pieces
+        self._hash = blake3()
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         for piece in self._pieces:

@@ -9,7 +9,8 @@ from pipeline.doctor.packages import complaint, missing_proc, too_little_memory
 
 __all__ = []
 
-_UNAVAILABLE, _SYSTEM_LIMIT = 69, 71  # as of `DeviceError` and scripts/setup.sh, and of `SystemLimit`
+_UNAVAILABLE = 69  # the exit code of `DeviceError` and scripts/setup.sh
+_SYSTEM_LIMIT = 71  # the exit code of `SystemLimit`
 
 for _find, _exit_code in (
     (complaint, _UNAVAILABLE),

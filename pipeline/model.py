@@ -88,7 +88,8 @@ class Model:
 
     def decode(self, features: np.ndarray) -> np.ndarray:
         """Scaled rows (n_rows, n_inputs) that features (n_rows, n_features) stand for, in float64 as well."""
-        network, s = self.network, features.astype(np.float64)
+        network = self.network
+        s = features.astype(np.float64)
         if network.gain:
             s = (s - network.center) * self._wide("gain")
         for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
@@ -129,7 +130,8 @@ class Model:
         ``slopes`` (n_layers,) are those of the layers' activations below 0, which are 1 where there is none, and
         ``is_sigmoid`` says whether sigmoids follow the last one.
         """
-        scaler, endless = self.scaler, np.full(self.n_inputs, np.inf)
+        scaler = self.scaler
+        endless = np.full(self.n_inputs, np.inf)
         low, high = (scaler.minimum, scaler.maximum) if scaler.clips else (-endless, endless)
         fill = np.full(self.n_inputs, np.nan) if scaler.fill is None else scaler.fill
         arrays: dict[str, Any] = {"low": low, "high": high, "fill": fill}

@@ -27,14 +27,16 @@ class Watch:
     """
 
     def __init__(self, look: Callable[[], str | None]) -> None:
-        self._look, self._stopped = look, threading.Event()
+        self._look = look
+        self._stopped = threading.Event()
         self._found: Counter[str] = Counter()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
 
     def taken(self) -> dict[str, float]:
         """Shares of the time since this was last asked, of each of `BOUNDS`; nothing where that was too short."""
-        found, self._found = self._found, Counter()
+        found = self._found
+        self._found = Counter()
         n_looks = sum(found.values())
         return {} if n_looks < _FEWEST else {name: found[name] / n_looks for name in BOUNDS}
 
@@ -92,7 +94,8 @@ def bound(found: Mapping[str, int], n_device_calls: int, n_cores: int) -> str | 
         return None
     if n_device_calls:
         return "device"
-    n_running, n_waiting = found.get("R", 0), found.get("D", 0)
+    n_running = found.get("R", 0)
+    n_waiting = found.get("D", 0)
     if n_running >= n_cores or (n_running and not n_waiting):
         return "processor"
     return "disk" if n_waiting else "other"

@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def name_of(device: str) -> str:
     """The card's, from a process that opens it."""
-    command, env = [sys.executable, "-c", NAME], {**os.environ, **theano(device)}
+    command = [sys.executable, "-c", NAME]
+    env = {**os.environ, **theano(device)}
     told = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if told.returncode:
         why = told.stderr.strip().splitlines()[-1].partition(": ")[2]  # behind the exception's name
@@ -79,9 +80,11 @@ def theano(device: str) -> dict[str, str]:
 
 def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
     """What is done, in its order: each stands on those before it."""
-    on_card, on_cpu = theano(device), theano("cpu")
+    on_card = theano(device)
+    on_cpu = theano("cpu")
     features, encoded, same = (folder / each for each in ("features", "features-test", "features-cpu"))
-    train, test = "data/fashion-mnist-train-*.h5", "data/fashion-mnist-test"
+    train = "data/fashion-mnist-train-*.h5"
+    test = "data/fashion-mnist-test"
     if quick or not (ROOT / test).exists():
         train, test = (f"data/digits/{each}" for each in ("digits-train-*.h5", "digits-test"))
     run = ("scripts/extract.py", "--overwrite", "--input")
@@ -104,12 +107,14 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
 
 def done(folder: Path, name: str, command: Sequence[object], variables: Mapping[str, str], end: float) -> int | None:
     """Do a step unless it has ended well; its exit code, or None where the time was over."""
-    record, left = folder / f"{name}.json", end - time.monotonic()
+    record = folder / f"{name}.json"
+    left = end - time.monotonic()
     if record.exists() and json.loads(record.read_text())["code"] == 0:
         print(f"{name}: done before", flush=True)
         return 0
     record.unlink(missing_ok=True)
-    start, code = time.monotonic(), None
+    start = time.monotonic()
+    code = None
     words = [sys.executable, *map(str, command)]
     with (folder / f"{name}.log").open("w") as output:
         if left > 0:
@@ -138,7 +143,8 @@ def ended(words: Sequence[str], env: Mapping[str, str], output: IO[str], seconds
 
 def page(name: str, folder: Path, names: Sequence[str]) -> str:
     """How each step ended, and the last lines of what it said."""
-    head, logs = [f"# {name}", "", "| step | seconds | exit code |", "|---|---|---|"], list[str]()
+    head = [f"# {name}", "", "| step | seconds | exit code |", "|---|---|---|"]
+    logs = list[str]()
     for step in names:
         record = folder / f"{step}.json"
         found = json.loads(record.read_text()) if record.exists() else {"seconds": 0, "code": "not done"}

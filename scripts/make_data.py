@@ -36,7 +36,11 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-USAGE, BAD_DATA, NO_INPUT, CANNOT_CREATE, INTERRUPTED = 64, 65, 66, 73, 130
+USAGE = 64
+BAD_DATA = 65
+NO_INPUT = 66
+CANNOT_CREATE = 73
+INTERRUPTED = 130
 
 MADE_BY = "shardpress make_data"
 VERSION = 1  # raise it when a set comes out with different rows: shards made before are then written again
@@ -109,7 +113,9 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
         raise MakeDataError(NO_INPUT, f"{path}: cannot be read ({error.strerror}); {FASHION_HINT}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise MakeDataError(BAD_DATA, f"{path}: not a whole gzip file ({error}); {FASHION_HINT}") from error
-    magic, expected, header = content[:4].hex(), f"000008{rank:02x}", 4 + 4 * rank
+    magic = content[:4].hex()
+    expected = f"000008{rank:02x}"
+    header = 4 + 4 * rank
     if magic != expected or len(content) < header:
         raise MakeDataError(BAD_DATA, f"{path}: begins with {magic}, expected an idx header, {expected}")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", rank, 4))
@@ -127,7 +133,8 @@ def fashion_files(part: str) -> tuple[Path, Path]:
 def load_fashion(part: str) -> Table:
     """Load Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): a row of uint8 pixels an image, labels 0 to 9."""
     images, labels = fashion_files(part)
-    X, y = read_idx(images, 3), read_idx(labels, 1)
+    X = read_idx(images, 3)
+    y = read_idx(labels, 1)
     if len(X) != len(y):
         raise MakeDataError(BAD_DATA, f"{labels}: holds {len(y)} labels, expected {len(X)}, one an image")
     return arrays(X.reshape(len(X), -1), y)
@@ -209,15 +216,18 @@ def shards(folder: Path, stem: str, count: int) -> tuple[Path, ...]:
 def fashion(folder: Path, part: str) -> Piece:
     """Plan the 60,000 rows of `train` in six shards, or the 10,000 of `t10k`, the test rows, in one."""
     if part == "train":
-        paths, name = shards(folder, "fashion-mnist-train", 6), "fashion-mnist"
+        paths = shards(folder, "fashion-mnist-train", 6)
+        name = "fashion-mnist"
     else:
-        paths, name = shards(folder, "test", 1), "fashion-mnist-test"
+        paths = shards(folder, "test", 1)
+        name = "fashion-mnist-test"
     return Piece(paths, {"set": name}, lambda: load_fashion(part))
 
 
 def digits(folder: Path) -> list[Piece]:
     """Plan the digits: the first 1500 to train on, the other 297 in a folder below for tests."""
-    train, test = shards(folder, "digits-train", 3), shards(folder / "digits-test", "test", 1)
+    train = shards(folder, "digits-train", 3)
+    test = shards(folder / "digits-test", "test", 1)
     return [
         Piece(train, {"set": "digits"}, lambda: load_digits(slice(0, 1500))),
         Piece(test, {"set": "digits-test"}, lambda: load_digits(slice(1500, None))),
@@ -374,7 +384,9 @@ def make(pieces: list[Piece], folders: set[Path], force: bool) -> None:
 
 def summary(piece: Piece, table: Table | None) -> str:
     """Say in one line what lies where."""
-    name, first, count = piece.parameters["set"], piece.paths[0], len(piece.paths)
+    name = piece.parameters["set"]
+    first = piece.paths[0]
+    count = len(piece.paths)
     where = f"{first} to {piece.paths[-1].name}" if count > 1 else f"{first}"
     if table is None:
         return f"{name}: {where} there already, nothing rewritten (--force would)"

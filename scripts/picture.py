@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def images(features: str, patterns: Sequence[str]) -> list[np.ndarray]:
     """For the first row of each label: the scaled row, its features, and its reconstruction, as squares."""
-    found, model = open_features(features), load_model(features)
+    found = open_features(features)
+    model = load_model(features)
     shards = open_shards(patterns)
     _, numbers = np.unique(found.riders["y"].compute(), return_index=True)
     firsts = first_rows(shards)

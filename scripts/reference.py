@@ -107,10 +107,12 @@ def plot(output: Path, data: str, costs: Sequence[float]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found, model = open_features(output), load_model(output)
+    found = open_features(output)
+    model = load_model(output)
     shards = open_shards([data])
     x = model.scaler.transform(np.concatenate([read(block) for block in blocks(shards, 65536)]))
-    h, labels = found.features.compute(), found.riders["y"].compute()
+    h = found.features.compute()
+    labels = found.riders["y"].compute()
     y = model.decode(h)
 
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")

@@ -134,7 +134,8 @@ class Browser:
     """A Chromium without a window, each time a fresh one."""
 
     def __init__(self, program: str, folder: Path) -> None:
-        self._program, self._folder = program, folder
+        self._program = program
+        self._folder = folder
 
     def logged(self, page: Path) -> list[str]:
         """What it says of the page on its console."""

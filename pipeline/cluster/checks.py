@@ -90,7 +90,8 @@ class Answer:
 
 def answer(question: Question) -> Answer:
     """Look around in this process, in the driver's directory from now on, and leave a file for the driver."""
-    output, wrote = Path(question.output), f"stages/probe-{uuid.uuid4().hex}.txt"
+    output = Path(question.output)
+    wrote = f"stages/probe-{uuid.uuid4().hex}.txt"
     looks: dict[str, Callable[[], object]] = {
         f"directory={shown(question.home)}": partial(os.chdir, question.home),
         f"output={shown(output)}": partial(_write, output / wrote, wrote),

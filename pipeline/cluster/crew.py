@@ -56,7 +56,8 @@ class Crew(Protocol):
 class Threads:
     """Dask's threads in this process: no socket, and nothing of `distributed` is imported."""
 
-    is_here, n_sharing = True, 1
+    is_here = True
+    n_sharing = 1
 
     def __init__(self) -> None:
         self.tally = Tally()  # of nobody

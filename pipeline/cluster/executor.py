@@ -144,7 +144,8 @@ def _run(
         future.add_done_callback(under_way.discard)
         return future
 
-    tally, n_far = getattr(executor, "tally", None), getattr(executor, "n_far", 0)
+    tally = getattr(executor, "tally", None)
+    n_far = getattr(executor, "n_far", 0)
 
     def posttask(key: str, result: Any, _graph: object, _state: object, by: str) -> None:
         if len(graph[key]) == 1:  # what has been merged has been told of before

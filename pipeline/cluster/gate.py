@@ -41,7 +41,9 @@ class Gate(WorkerPlugin):
 
     def __init__(self, question: Question, here: Answer, client: str) -> None:
         self.name = f"shardpress-{client}"
-        self._question, self._here, self._client = question, here, client
+        self._question = question
+        self._here = here
+        self._client = client
 
     async def setup(self, worker: Worker) -> None:
         """Ask it, which takes so short that its heartbeats can wait."""
@@ -67,7 +69,8 @@ def check(client: Client, question: Question) -> None:
         When one gives no answer.
     """
     _check_scheduler(client)
-    here, workers = answer(question), workers_of(client)
+    here = answer(question)
+    workers = workers_of(client)
     asked = {
         address: client.submit(
             answer, question, workers=[address], allow_other_workers=False, pure=False, priority=_FIRST

@@ -121,7 +121,8 @@ def _known(client: Client, start: Callable[[], Any], requires_device: bool) -> l
     for name, why in failed.items():
         log.warning("cluster: worker %s does not compute where it was to: %s", shown(name), why)
     if failed and (requires_device or not found):
-        n, why = len(failed.keys() | {proof.name for proof in found}), next(iter(failed.values()))
+        n = len(failed.keys() | {proof.name for proof in found})
+        why = next(iter(failed.values()))
         raise DeviceError(f"{counted(len(failed), 'worker')} of {n} cannot be used, the first: {why}")
     workers = some((f"{shown(proof.name)} {proof.device}" for proof in found), 8)
     log.info("cluster: %s: %s", counted(len(found), "worker"), workers)

@@ -91,7 +91,8 @@ def proofs(client: Client, start: Callable[[], _Device], seconds: float) -> tupl
         for address in workers
     }
     wait_for_answers(client, asked, seconds)
-    answers, failed = list[Proof](), dict[str, str]()
+    answers = list[Proof]()
+    failed = dict[str, str]()
     for address, future in asked.items():
         name = str(workers[address]["name"])
         if future.status == "finished":
@@ -149,7 +150,8 @@ def at_work(function: Callable[..., Any], *arguments: Any) -> Any:
         # Tasks of other threads meet with the same, and so may one that comes before the scheduler has heard of it.
         if worker.address not in _leaving:
             _leaving.add(worker.address)
-            name, why = shown(worker.name), shown(error.why)
+            name = shown(worker.name)
+            why = shown(error.why)
             log.warning("cluster: worker %s leaves, its work goes to the others: %s", name, why)
             worker.loop.add_callback(partial(_leave, worker))
         raise Reschedule from error

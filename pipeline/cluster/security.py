@@ -31,9 +31,11 @@ def checked(address: str, is_insecure: bool) -> str:
     whole = address if "://" in address else f"tcp://{address}"
     try:
         parts = urlsplit(whole)
-        host, port = parts.hostname, parts.port
+        host = parts.hostname
+        port = parts.port
     except ValueError:
-        host, port = None, None
+        host = None
+        port = None
     if not host or not port or parts.scheme not in ("tcp", "tls"):
         raise ConfigError(
             f"scheduler: {shown(address)}, expected an address like tls://host:8786, or tcp://127.0.0.1:8786"

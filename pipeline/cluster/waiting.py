@@ -17,7 +17,8 @@ T = TypeVar("T")
 
 _LOOK = 0.1  # seconds
 _TRIES = 5
-_FIRST_TOLD, _TOLD_EVERY = 3.0, 30.0  # seconds
+_FIRST_TOLD = 3.0  # seconds
+_TOLD_EVERY = 30.0  # seconds
 
 
 def waited(found: Callable[[], T], what: str, seconds: float) -> T:

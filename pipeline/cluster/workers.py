@@ -51,10 +51,13 @@ class ClusterExecutor(Executor):
     """
 
     def __init__(self, client: Client, tally: Tally, n_far: int = 0) -> None:
-        self.tally, self.n_far = tally, n_far
-        self._client, self._asked = client, WeakSet[DaskFuture]()
+        self.tally = tally
+        self.n_far = n_far
+        self._client = client
+        self._asked = WeakSet[DaskFuture]()
         # Of one group, so that the scheduler keeps what no worker has room for: the death of one then touches few.
-        self._group, self._numbers = f"task-{uuid4().hex}", count()
+        self._group = f"task-{uuid4().hex}"
+        self._numbers = count()
         self._waiting: set[Future[Any]] = set()
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
@@ -153,15 +156,20 @@ class Workers:
         patience: float,
         n_sharing: int = 0,
     ) -> None:
-        self.tally, self.n_sharing = Tally(), n_sharing
-        self._client, self._kind, self._address = client, kind, address
-        self._known, self._patience = known, patience
+        self.tally = Tally()
+        self.n_sharing = n_sharing
+        self._client = client
+        self._kind = kind
+        self._address = address
+        self._known = known
+        self._patience = patience
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
         """What hands tasks to whichever workers are there."""
         n_far = self._n_threads()  # others may come, and have a share in what is left
-        executor, over = ClusterExecutor(self._client, self.tally, n_far), threading.Event()
+        executor = ClusterExecutor(self._client, self.tally, n_far)
+        over = threading.Event()
         watch = threading.Thread(target=self._watch, args=(executor, over), daemon=True)
         watch.start()
         try:

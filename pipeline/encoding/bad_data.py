@@ -108,7 +108,8 @@ class BadData:
         numbers, (read, cleaned) = np.arange(block.start, block.stop)[which], rows
         bad, reasons = self._bad(block, numbers, read[which])
         some = cleaned[which]
-        outside, worst = _NONE, list[Outside]()
+        outside = _NONE
+        worst = list[Outside]()
         if self.trained_on is not None and len(bad) < len(some):
             outside = self._outside(block, numbers, some, bad, self.trained_on)
             if len(outside):
@@ -153,7 +154,8 @@ class BadData:
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler
     ) -> np.ndarray:
         """Which good ones of these rows, with such numbers in the shard, lie outside the model's range."""
-        low, high = trained_on.minimum, trained_on.maximum
+        low = trained_on.minimum
+        high = trained_on.maximum
         good = np.delete(rows, bad, axis=0) if len(bad) else rows
         # Two passes over the columns first: nearly always that is all, and comparing every entry costs memory.
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():

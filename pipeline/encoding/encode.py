@@ -63,17 +63,21 @@ def encode_part(task: EncodeTask) -> PartFacts:
     ReadFailed, DeviceError, ConfigError, NotPermitted
         As `pipeline.encoding.worker.worker_of`.
     """
-    part, settings, source = task.part, task.settings, task.part.source
+    part = task.part
+    settings = task.settings
+    source = task.part.source
     worker = worker_of(settings)
     keep_chunks(settings.chunk_bytes)
     memory = worker.part_memory(source.shard)
-    features, valid = memory.features(len(source)), np.ones(len(source), dtype=bool)
+    features = memory.features(len(source))
+    valid = np.ones(len(source), dtype=bool)
     if task.unreadable is None:
         with worker.turns:  # not for what follows, which waits for the disk
             n_outside, bad, outside = _encode_rows(worker, task, features, valid)
     else:
         features[:], valid[:] = np.nan, False
-        n_outside, outside = 0, list[Outside]()
+        n_outside = 0
+        outside = list[Outside]()
         bad = [{"row": [source.start, source.stop], "columns": [], "reason": task.unreadable}]
     error = memory.store(len(source))
     facts: dict[str, Any] = {
@@ -103,7 +107,8 @@ def _encode_rows(
     if task.settings.has_range:
         bad_data = replace(bad_data, trained_on=worker.model.scaler)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing)
-    bad, outside = list[dict[str, Any]](), list[Outside]()
+    bad = list[dict[str, Any]]()
+    outside = list[Outside]()
     for block in source.cut(task.settings.block_rows):
         check()  # a part can take seconds, and a run is to stop at once
         place = slice(block.start - source.start, block.stop - source.start)
@@ -125,7 +130,8 @@ def _written(
     worker: Worker, task: EncodeTask, memory: PartMemory, valid: np.ndarray, facts: Mapping[str, Any]
 ) -> tuple[Entry, list[dict[str, Any]]]:
     """Write the file of a part whose features are in `memory`, and return it with reports of extras that are lost."""
-    settings, source = task.settings, task.part.source
+    settings = task.settings
+    source = task.part.source
     shard = source.shard
     wideness = [is_wide(rider, len(source)) for rider in shard.riders]
     narrow = tuple(rider for rider, wide in zip(shard.riders, wideness, strict=True) if not wide)

@@ -89,13 +89,15 @@ def _shapes(parts: Sequence[Mapping[str, Shape]]) -> dict[str, Shape]:
 
 def _write_virtual(file: h5py.File, name: str, of: Shape, files: Sequence[tuple[str, tuple[int, ...]]]) -> None:
     """A dataset over the ones of this name in `files`, as an `h5py.VirtualLayout` would, in half the time."""
-    whole, dtype = h5py.h5s.create_simple(of[0]), of[1]
+    whole = h5py.h5s.create_simple(of[0])
+    dtype = of[1]
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_layout(h5py.h5d.VIRTUAL)
     how.set_obj_track_times(False)  # of equal parts, an equal index
     if dtype.kind in "fciu":  # all others' are HDF5's own
         how.set_fill_value(np.array(missing_value(dtype), dtype))
-    there, first = name.replace("%", "%%").encode(), 0  # HDF5 reads % in it as a format
+    there = name.replace("%", "%%").encode()  # HDF5 reads % as the start of a format
+    first = 0
     for path, shape in files:
         whole.select_hyperslab((first, *(0 for _ in shape[1:])), shape)
         how.set_virtual(whole, path.encode(), there, h5py.h5s.create_simple(shape))

@@ -44,8 +44,11 @@ class PartMemory:
     """
 
     def __init__(self, n_rows: int, n_features: int, riders: Sequence[Rider] = (), storage: Storage = PLAIN) -> None:
-        self._n_features, self._categories, self._storage = n_features, stored_categories(riders), storage
-        self._place, self._dtype = _first_place(), np.dtype(storage.dtype).newbyteorder("<")
+        self._n_features = n_features
+        self._categories = stored_categories(riders)
+        self._storage = storage
+        self._place = _first_place()
+        self._dtype = np.dtype(storage.dtype).newbyteorder("<")
         rider_bytes = sum(rider.dtype.itemsize for rider in riders if not is_wide(rider, n_rows))
         self._memory = _pages(self._place + n_rows * (storage.itemsize * n_features + 1 + rider_bytes) + _ROOM)
         self._encoded = np.empty((0 if storage.is_plain else n_rows, n_features), _FLOAT32)
@@ -130,7 +133,8 @@ class PartMemory:
         layout = repr((n_source, attributes, [(name, *shape, shape[1].metadata) for name, shape in shapes.items()]))
         if layout in self._templates:
             return self._templates[layout]
-        n_rows, compression = arrays[VALID].shape[0], self._storage.compression
+        n_rows = arrays[VALID].shape[0]
+        compression = self._storage.compression
         shapes = {name: shape for name, shape in shapes.items() if name not in texts}
         written: dict[str, np.ndarray | Chunked | Streamed] = {**texts, **self._categories}
         if is_compressed := n_rows and compression != "none":
@@ -203,7 +207,8 @@ def _stored(categories: Sequence[Any]) -> np.ndarray:
 
 def _names(riders: Iterable[str]) -> dict[str, str]:
     """The name under which each riding dataset stands beside the features: its own, if that is not one of ours."""
-    names, ours = {name: name for name in riders}, {FEATURES, VALID, CATEGORIES}
+    names = {name: name for name in riders}
+    ours = {FEATURES, VALID, CATEGORIES}
     taken = ours | names.keys()
     for name in ours & names.keys():
         while names[name] in taken:

@@ -81,7 +81,8 @@ class PartFacts:
     def of(cls, record: Record) -> PartFacts:
         """What `record` has made a record of."""
         facts = dict(record.facts)  # a record stays as it was read
-        bad, outside = facts.pop("bad", ()), facts.pop("outside", ())
+        bad = facts.pop("bad", ())
+        outside = facts.pop("outside", ())
         return cls(record.entry, **facts, bad=tuple(bad), outside=tuple(Outside(*each) for each in outside))
 
     def record(self, fingerprint: str) -> Record:
@@ -113,7 +114,8 @@ def plan_parts(
     for part in sorted(there, key=lambda part: part.start):  # so that the one that begins first is kept
         of_shard.setdefault(part.shard, []).append(part)
     for number, shard in enumerate(shards):
-        first, gaps = 0, list[tuple[int, int]]()
+        first = 0
+        gaps = list[tuple[int, int]]()
         for part in of_shard.get(number, []):
             if part.start < first or part.stop > shard.n_rows:  # made with parts of other sizes, by two runs
                 overlapping.append(part)

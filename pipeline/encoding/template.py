@@ -124,7 +124,8 @@ def lay_out(
         Bytes of the attribute ``source``, whose place is called `SOURCE`; 0 for none.
     """
     # HDF5 does not tell where an attribute lies. That these bytes lie elsewhere as well is out of the question.
-    image, mark = _Image(), token_bytes(n_source)
+    image = _Image()
+    mark = token_bytes(n_source)
     with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
         places = {name: _allocate(file, name, shape) for name, shape in shapes.items()}
         for name, values in written.items():
@@ -173,7 +174,8 @@ def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
     how.set_obj_track_times(False)  # equal parts are equal bytes
     how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # else there is no place before there are values
     how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # else gigabytes of zeros would go into the image
-    kind, space = h5py.h5t.py_create(shape[1], logical=True), h5py.h5s.create_simple(shape[0])
+    kind = h5py.h5t.py_create(shape[1], logical=True)
+    space = h5py.h5s.create_simple(shape[0])
     place: int | None = h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=how).get_offset()
     return place
 
@@ -213,7 +215,9 @@ class _Image(io.RawIOBase):
     """A file object, as h5py takes it in a file's place, in which only pages that were written to take memory."""
 
     def __init__(self) -> None:
-        self.size, self._at, self._pages = 0, 0, defaultdict[int, bytearray](partial(bytearray, _PAGE))
+        self.size = 0
+        self._at = 0
+        self._pages = defaultdict[int, bytearray](partial(bytearray, _PAGE))
 
     def between(self, start: int, stop: int) -> bytes:
         """The bytes from `start` on."""
@@ -252,7 +256,8 @@ class _Image(io.RawIOBase):
         rest = memoryview(data)  # of which no page copies what is left
         while rest:
             number, start = divmod(self._at, _PAGE)
-            piece, rest = rest[: _PAGE - start], rest[_PAGE - start :]
+            piece = rest[: _PAGE - start]
+            rest = rest[_PAGE - start :]
             self._pages[number][start : start + len(piece)] = piece
             self._at += len(piece)
         self.size = max(self.size, self._at)

@@ -103,10 +103,13 @@ class Worker:
     """
 
     def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
-        self.model, self.encode, self.disk = model, encode, disk
+        self.model = model
+        self.encode = encode
+        self.disk = disk
         self.turns = threading.Semaphore(settings.n_readers or n_cores())
         self.wide_turns = threading.Semaphore(max(1, settings.n_wide))
-        self._settings, self._kept = settings, threading.local()
+        self._settings = settings
+        self._kept = threading.local()
 
     def block_memory(self, block: Block) -> np.ndarray:
         """Where a block's rows (len(block), n_inputs) go, in its shard's dtype, over this thread's last ones."""

@@ -92,7 +92,8 @@ class Budget:
 
     def sizes(self, device: Device) -> Sizes:
         """What a training keeps to whose products run there."""
-        keeps, on_host = self.keeps_rows(device), device.used == "cpu"
+        keeps = self.keeps_rows(device)
+        on_host = device.used == "cpu"
         return Sizes(
             resident=keeps and on_host,
             window_rows=self.window_rows,

@@ -51,12 +51,14 @@ def take_up(ledger: Ledger, prepared: Prepared, clock: Clock) -> dict[str, Any] 
     ConfigError
         When there are results of other settings or inputs, or an unfinished run of them, and no leave to replace them.
     """
-    config, request = prepared.config, prepared.request
+    config = prepared.config
+    request = prepared.request
     if config.results.restart:
         log.info("output=%s: beginning again", shown(ledger.directory))
         ledger.forget()
     ledger.sweep()  # what a killed run left half-written, before anything needs the room
-    now, manifest = plainly(request), asked_for(ledger, prepared)
+    now = plainly(request)
+    manifest = asked_for(ledger, prepared)
     if manifest is not None and not passes(manifest, prepared):
         log.info("output=%s: looked at again, since it is asked for otherwise", shown(ledger.directory))
     elif manifest is not None and _is_intact(ledger, manifest, prepared, clock):
@@ -95,7 +97,8 @@ def asked_for(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
     ConfigError
         As `take_up`.
     """
-    manifest, now = ledger.manifest(), plainly(prepared.request)
+    manifest = ledger.manifest()
+    now = plainly(prepared.request)
     if manifest is None:
         _check_unfinished(ledger, prepared.config, now)
     elif manifest["fingerprint"] != prepared.request.of_all():
@@ -173,7 +176,8 @@ def _faults(ledger: Ledger, entries: Iterable[Entry], prepared: Prepared) -> lis
 
 def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Results are replaced by leave only; those of other files are not what `overwrite` was said of."""
-    where, changed = f"output={shown(ledger.directory)}", differences(before, now)
+    where = f"output={shown(ledger.directory)}"
+    changed = differences(before, now)
     if other_inputs(before, now):
         raise ConfigError(
             f"{where}: holds the results of other input files: {changed}. Choose another --output, or throw them away "
@@ -190,7 +194,9 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
 def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) -> None:
     """Nor is a training thrown away by a slip of the finger. What nobody can go back to is not worth a stop."""
     before = ledger.request() or now
-    where, changed, kept = f"output={shown(ledger.directory)}", differences(before, now), _kept(ledger)
+    where = f"output={shown(ledger.directory)}"
+    changed = differences(before, now)
+    kept = _kept(ledger)
     if kept and other_inputs(before, now):
         raise ConfigError(
             f"{where}: holds an unfinished run of other input files ({kept}): {changed}. Choose another --output, or "
@@ -209,7 +215,8 @@ def _kept(ledger: Ledger) -> str:
     """What an unfinished run has done that takes long, in words; nothing when its training has diverged."""
     if ledger.has_diverged():
         return ""  # to go on with it would diverge again
-    last, n_rows = ledger.records("checkpoint")[-1:], rows_in(ledger.records("part"))
+    last = ledger.records("checkpoint")[-1:]
+    n_rows = rows_in(ledger.records("part"))
     done = ["trained"] if ledger.records("model") else [f"a checkpoint of {trained(checkpoint)}" for checkpoint in last]
     return ", ".join([*done, *([f"{n_rows} rows encoded"] if n_rows else [])])
 
@@ -217,7 +224,8 @@ def _kept(ledger: Ledger) -> str:
 def passes(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     """Whether bad data that earlier settings let pass do so still, and every file is there that these ones ask for."""
     config = prepared.config
-    summary, written = manifest["summary"], {plain_name(line["file"]) for line in manifest["files"]}
+    summary = manifest["summary"]
+    written = {plain_name(line["file"]) for line in manifest["files"]}
     refused = manifest["bad_shards"], prepared.bad_shards
     before, now = ([Path(bad["file"]).name for bad in each] for each in refused)  # a data set may have been moved
     # As many rows and shards as there were: all that decides the results is the same.

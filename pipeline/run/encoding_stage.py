@@ -131,7 +131,8 @@ def encode_settings(job: Prepared, model: Model, part_rows: int, directory: Path
 
 
 def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Limit) -> None:
-    n_rows, tally = sum(len(task.part.source) for task in tasks), job.crew.tally
+    n_rows = sum(len(task.part.source) for task in tasks)
+    tally = job.crew.tally
     with (
         GroupCommit(job.ledger) as group,  # outermost: it commits what waits when all else has ended, by an error too
         Progress("encoding", n_rows, "rows", tasks[0].part.source.shard.row_bytes) as progress,
@@ -169,7 +170,8 @@ class _Limit:
 
 def _tell_outside(parts: Sequence[PartFacts], columns: Columns) -> None:
     """Warn when many rows are not like those that a given model has learnt from."""
-    n_rows, n_outside = sum(part.n_rows for part in parts), sum(part.n_outside for part in parts)
+    n_rows = sum(part.n_rows for part in parts)
+    n_outside = sum(part.n_outside for part in parts)
     if n_outside > _MANY_OUTSIDE * n_rows:
         worst = farthest((column for part in parts for column in part.outside), _WORST)
         log.warning(

@@ -32,10 +32,13 @@ __all__ = ["CONTENTS", "Request", "differences", "other_inputs", "other_settings
 CONTENTS = "contents"
 
 # To be raised when the same settings begin to give other numbers.
-_SCAN, _TRAINING, _ENCODING = 1, 1, 1
+_SCAN = 1
+_TRAINING = 1
+_ENCODING = 1
 
 _STAGES = ("scan", "training", "encoding")
-_LISTED, _FOLDERS = 10, 3  # differences and folders that a message names: it is read in a terminal
+_LISTED = 10  # differences that a message names: it is read in a terminal
+_FOLDERS = 3  # folders that a message names
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,8 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
             if changes := "; ".join(_changes(was, is_now)):
                 yield f"input {shown(name)} ({changes})"
         return
-    olds, news = set(old), set(new)
+    olds = set(old)
+    news = set(new)
     yield from (f"input {shown(name)} is gone" for name in old if name not in news)
     yield from (f"input {shown(name)} is new" for name in new if name not in olds)
     if sorted(old) == sorted(new):
@@ -198,7 +202,8 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in {**now, **before}:  # in the order of today's names, then those that are no more
-        was, is_now = before.get(name), now.get(name)
+        was = before.get(name)
+        is_now = now.get(name)
         if was != is_now and name == CONTENTS:
             yield "its contents changed although its modification time did not"
         elif was != is_now:

@@ -93,7 +93,8 @@ class Summary:
         bad += f" {counted(self.n_bad_shards, 'bad shard')}." if self.n_bad_shards else ""
         bad += f" {counted(self.n_outside, 'row')} outside the model's range." if self.n_outside else ""
         bad += f" {self.gave_up}" if self.gave_up else ""
-        rows, features = counted(self.n_rows, "row"), counted(self.n_features, "feature")
+        rows = counted(self.n_rows, "row")
+        features = counted(self.n_features, "feature")
         return (
             f"{'Already complete' if self.before else 'Done'}: {rows} x {self.n_inputs} columns -> {features} in "
             f"{self.output}/index.h5 ({counted(self.n_parts, 'part')}).{self._errors()}{bad} "
@@ -155,14 +156,16 @@ def _verified(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, A
         When they differ; the parts in which they do are not there any more then.
     """
     how = _encoded(job, model)
-    directory, lines = job.ledger.directory, [part.line() for part in parts]
+    directory = job.ledger.directory
+    lines = [part.line() for part in parts]
     found = check_rows(directory, lines, lambda part: job.shards[part["shard"]], how)
     job.ledger.check()
     if found.faults:
         wrong = {fault.file for fault in found.faults}
         fingerprint = job.clock.features or ""
         job.ledger.drop(*(part.record(fingerprint) for part in parts if part.entry.file in wrong))
-        where, first = shown(directory / found.faults[0].file), found.faults[0].fault
+        where = shown(directory / found.faults[0].file)
+        first = found.faults[0].fault
         raise VerificationFailed(
             f"file={where}: {first}; {len(wrong)} of {counted(len(parts), 'part')} hold what they should not. Type the "
             "same command again, and these are made anew. If that ends here too, check the memory of this machine and "
@@ -223,7 +226,8 @@ def _files(
 
 
 def _index(job: Job, parts: Sequence[PartFacts], attributes: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    n_features, dtype = job.config.network.n_features, np.dtype(attributes["storage"]["dtype"])
+    n_features = job.config.network.n_features
+    dtype = np.dtype(attributes["storage"]["dtype"])
 
     def viewed(part: PartFacts) -> tuple[str, dict[str, Shape]]:
         return part.entry.file, part_shapes(part.n_rows, n_features, job.shards[part.shard].riders, dtype)
@@ -257,7 +261,9 @@ def _report(
     job: Job, model: Model, parts: Sequence[PartFacts], scan: Scan | None, told: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Every number of the run; how many there are does not depend on how many rows, shards or warnings."""
-    config, clock, request = job.config, job.clock, job.request.of_all()
+    config = job.config
+    clock = job.clock
+    request = job.request.of_all()
     sample = _sample(job, model, parts)  # first, since what fails there is a warning
     report = {
         "made": datetime.now().astimezone().isoformat(" ", "seconds"),
@@ -292,7 +298,8 @@ def _drifted(part: PartFacts) -> Drifted:
 
 
 def _sample(job: Job, model: Model, parts: Sequence[PartFacts]) -> dict[str, Any] | None:
-    config, folder = job.config, job.ledger.directory
+    config = job.config
+    folder = job.ledger.directory
     made = [Made(Block(job.shards[part.shard], part.start, part.stop), folder / part.entry.file) for part in parts]
     how = _encoded(job, model)
     return looked_at(made, Looking(model, how.missing, how.clips, config.machine.memory_budget, config.training.seed))
@@ -306,7 +313,9 @@ def _encoded(job: Job, model: Model) -> Encoded:
 
 def _stages(job: Job) -> dict[str, dict[str, Any]]:
     """Of each stage that is over, what it has done in which time; rows only where it has dealt with all of them."""
-    n_rows, n_bytes, clock = job.n_rows, sum(shard.n_rows * shard.row_bytes for shard in job.shards), job.clock
+    n_rows = job.n_rows
+    n_bytes = sum(shard.n_rows * shard.row_bytes for shard in job.shards)
+    clock = job.clock
     whole = {"scan", "encoding"} - clock.taken_over.keys()
     return {
         stage: {

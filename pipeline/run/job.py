@@ -118,7 +118,8 @@ class Prepared:
 
     def of_model(self, unreadable: Iterable[int]) -> str:
         """Fingerprint of the training's result: also of the shards that it had to do without."""
-        asked, without = self.request.of_model(), sorted(unreadable)
+        asked = self.request.of_model()
+        without = sorted(unreadable)
         return fingerprint(asked, without) if without else asked  # without any, what was asked for tells it all
 
     def of_features(self, model: Model, unreadable: Iterable[int], storage: Storage | None = None) -> str:
@@ -150,7 +151,8 @@ def prepare(config: Config) -> Prepared:
     check_settings(config.cluster)
     given = load_model(config.inputs.model) if config.inputs.model else None
     shards, bad_shards = _open(config, given)
-    n_rows, n_inputs = sum(shard.n_rows for shard in shards), shards[0].n_inputs
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_inputs = shards[0].n_inputs
     settings = resolve(config, n_rows, n_inputs, given.network if given else None)
     if given is None and settings.training.replicas < (config.training.replicas or 1):
         log.info(
@@ -334,12 +336,15 @@ class Clock:
 
     def lap(self, stage: str) -> None:
         """A stage is over."""
-        now, compiled = time.monotonic(), seconds_compiling()  # by a clock that no change of the time of day moves
+        now = time.monotonic()  # changes of the time of day do not affect this clock
+        compiled = seconds_compiling()
         processor = time.process_time()
         self.seconds[stage] = now - self._last - (compiled - self._compiled)
         self.processor_seconds[stage] = processor - self._last_processor
         self.bounds[stage] = self._watch.taken() if self._watch else {}
-        self._last, self._compiled, self._last_processor = now, compiled, processor
+        self._last = now
+        self._compiled = compiled
+        self._last_processor = processor
 
 
 @dataclass(frozen=True)
@@ -383,7 +388,8 @@ class Job(Prepared):
 
 def trained(checkpoint: Record) -> str:
     """How far a checkpoint is, in words."""
-    facts, step = checkpoint.facts, step_of(checkpoint)
+    facts = checkpoint.facts
+    step = step_of(checkpoint)
     return f"{facts['n_epochs']} of {facts['of']} epochs, step {step}" if "of" in facts else f"step {step}"
 
 

@@ -51,8 +51,11 @@ def stage_bytes(prepared: Prepared, resident: bool) -> dict[str, int]:
     resident : bool
         Whether training keeps all rows in the host's memory.
     """
-    shards, budget, config = prepared.shards, prepared.budget, prepared.config
-    n_inputs, n_rows = shards[0].n_inputs, prepared.n_rows
+    shards = prepared.shards
+    budget = prepared.budget
+    config = prepared.config
+    n_inputs = shards[0].n_inputs
+    n_rows = prepared.n_rows
     row_bytes = n_inputs * row_dtype(shards).itemsize
     block = min(budget.block_rows, max(shard.n_rows for shard in shards)) * row_bytes
     part = min(budget.part_rows, max(shard.n_rows for shard in shards)) * (4 * config.network.n_features + 1)
@@ -78,8 +81,10 @@ def stage_bytes(prepared: Prepared, resident: bool) -> dict[str, int]:
 
 def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
     """Bytes that rows, network and activations take on a device of its own, beside what its driver takes."""
-    config, shards = prepared.config, prepared.shards
-    row_bytes, network = shards[0].n_inputs * row_dtype(shards).itemsize, network_of(config.network, shards[0].n_inputs)
+    config = prepared.config
+    shards = prepared.shards
+    row_bytes = shards[0].n_inputs * row_dtype(shards).itemsize
+    network = network_of(config.network, shards[0].n_inputs)
     rows = prepared.n_rows * row_bytes if resident and prepared.given is None else 0
     at_once = max(config.training.batch_size, tile_rows)  # each layer's way there and back, and the gradients by it
     return rows + 4 * (_COPIES_ON_DEVICE * network.n_weights + 4 * at_once * sum(network.widths))

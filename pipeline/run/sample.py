@@ -142,7 +142,8 @@ class AnonymousDisk(Disk):
 
 def stretches(prepared: Prepared) -> list[Stretch]:
     """Rows from all over the input, in an order that the seed decides; not of too many places."""
-    shards, n_rows = prepared.shards, _BLOCKS * prepared.budget.block_rows
+    shards = prepared.shards
+    n_rows = _BLOCKS * prepared.budget.block_rows
     found = [
         Stretch(number, int(first), block)
         for number, (shard, first) in enumerate(zip(shards, first_rows(shards)[:-1], strict=True))
@@ -178,7 +179,8 @@ class _Enough(Exception):
 
 def sampled_scan(prepared: Prepared, some: Sequence[Stretch]) -> tuple[Pace, Scan, list[Stretch]]:
     """What scanning takes, what a scan of some rows tells, and which of these can be read."""
-    shards, budget = prepared.shards, prepared.budget
+    shards = prepared.shards
+    budget = prepared.budget
     settings = replace(scan_settings(prepared), max_unreadable=len(shards))  # here each is told of
     look = looking(shards, settings)
 
@@ -203,7 +205,8 @@ class _Streamed:
     resident = None
 
     def __init__(self, rows: ResidentRows) -> None:
-        self.take, self._rows = rows.take, rows
+        self.take = rows.take
+        self._rows = rows
 
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
@@ -221,7 +224,9 @@ def sampled_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tr
     resident : bool
         Whether training keeps all rows in memory.
     """
-    config, budget, dtype = prepared.config, prepared.budget, row_dtype(prepared.shards)
+    config = prepared.config
+    budget = prepared.budget
+    dtype = row_dtype(prepared.shards)
     network = network_of(config.network, prepared.shards[0].n_inputs)
     reading, sample = _read(prepared, scan)
     held = ResidentRows(sample)
@@ -250,7 +255,8 @@ def sampled_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tr
 
 def _clocked(work: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds that work takes, without those of the compiler, which the run is spared; and what comes of it."""
-    start, compiled = time.monotonic(), seconds_compiling()
+    start = time.monotonic()
+    compiled = seconds_compiling()
     found = work()
     return time.monotonic() - start - (seconds_compiling() - compiled), found
 
@@ -263,7 +269,8 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     DataError
         When there are no two.
     """
-    config, budget = prepared.config, prepared.budget
+    config = prepared.config
+    budget = prepared.budget
     shards, _ = readable(prepared.shards, scan)
     starts = slab_starts(shards, budget.window_rows // 4)
     slabs = np.random.default_rng(config.training.seed).permutation(len(starts) - 1)
@@ -297,7 +304,8 @@ def _begin(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder: Auto
 
 def _compiled(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> tuple[float, Any]:
     """Seconds of what is compiled before the first epoch, and the training's step."""
-    config, dtype = prepared.config, row_dtype(prepared.shards)
+    config = prepared.config
+    dtype = row_dtype(prepared.shards)
     nothing = np.empty((0, autoencoder.network.n_inputs), dtype)
 
     def compile() -> Any:
@@ -316,9 +324,11 @@ def _steps(training: Training, n_rows: int) -> Pace:
     taken = chain.from_iterable(passes)
     for _ in islice(taken, _UNTIMED):
         pass
-    n_done, start = 0, time.monotonic()
+    n_done = 0
+    start = time.monotonic()
     for _, n_rows_taken, _ in taken:  # one at least, since each pass has one
-        n_done, seconds = n_done + n_rows_taken, time.monotonic() - start
+        n_done = n_done + n_rows_taken
+        seconds = time.monotonic() - start
         if seconds > _SECONDS:
             break
     return Pace(n_done, seconds)
@@ -372,5 +382,6 @@ def _encoded(
 
 
 def _compile_encoder(autoencoder: Autoencoder, dtype: np.dtype) -> None:
-    nothing, network = np.empty((0, autoencoder.network.n_inputs), dtype), autoencoder.network
+    nothing = np.empty((0, autoencoder.network.n_inputs), dtype)
+    network = autoencoder.network
     autoencoder.encode_checked(nothing, np.empty((0, network.n_features), dtype=np.float32))

@@ -81,7 +81,8 @@ def offset_of(prepared: Prepared, scan: Scan) -> np.ndarray | None:
 
 
 def _earlier(job: Job) -> Scan | None:
-    fingerprint, complaint = job.request.of_scan(), "scan: %s; it is made anew"
+    fingerprint = job.request.of_scan()
+    complaint = "scan: %s; it is made anew"
     scan = latest(job, "scan", fingerprint, lambda record: load_scan(job.ledger, record, job.shards), complaint)
     if scan is None:
         return None
@@ -99,7 +100,9 @@ def load_scan(ledger: Ledger, record: Record, shards: Sequence[Shard]) -> Scan:
 
 
 def _scan(job: Job) -> Scan:
-    shards, budget, settings = job.shards, job.budget, scan_settings(job)
+    shards = job.shards
+    budget = job.budget
+    settings = scan_settings(job)
     settings = replace(settings, chunk_bytes=settings.chunk_bytes // max(1, job.crew.n_sharing))  # of each process
     with (
         Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress,

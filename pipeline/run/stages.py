@@ -125,7 +125,8 @@ def _stages(job: Job) -> Summary:
         scan = scanned(job) if job.tolerates_bad_data else None
         given = job.given
         job = with_offset_in(job, given.offset)
-        model, autoencoder = given, autoencoder_of(given.scaler, given.network, row_dtype(job.shards))
+        model = given
+        autoencoder = autoencoder_of(given.scaler, given.network, row_dtype(job.shards))
         autoencoder.set_parameters(model.parameters)
     parts = encode(job, model, autoencoder, scan.unreadable if scan else {})
     record_contents(job)

@@ -75,7 +75,8 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
-    job.clock.model, scaler = fingerprint, scan.scaler
+    job.clock.model = fingerprint
+    scaler = scan.scaler
     sizes = job.budget.sizes(job.device)
     by_crew = job.config.training.replicas > 1 and not isinstance(job.crew, Threads)
     if by_crew:  # workers read their rows themselves
@@ -100,7 +101,8 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
     ends_by = job.clock.ends_by
     in_time = None if ends_by is None else InTime(job, scan, ends_by)
     try:
-        total, row_bytes = _rows_to_train(training), job.shards[0].row_bytes
+        total = _rows_to_train(training)
+        row_bytes = job.shards[0].row_bytes
         where = _crew_at_work(job) if by_crew else nullcontext()
         with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress, where as run:
 

@@ -16,7 +16,9 @@ __all__ = [
 ]
 
 # Units of the hidden layer, where none are asked for: see `resolve._hidden_of`.
-MOST_UNITS, UNITS_PER_INPUT, ROWS_PER_UNIT = 512, 8, 4
+MOST_UNITS = 512
+UNITS_PER_INPUT = 8
+ROWS_PER_UNIT = 4
 
 # Each rule's own good start; see docs/training.md for the measurements. Of more columns than `RATED_INPUTS` the rate
 # falls as their number grows: all weights of a unit move at once, and what it takes in by the sum of a row times that.
@@ -28,7 +30,9 @@ COPIES_IN_TRAINING = 18
 
 # Where so many columns say much of each other, a few that are hidden cost little error, and classifiers gain by it; and
 # by sigmoids. Of fewer each is a large part of the row: missed where it is hidden, and far outside the end of sigmoids.
-MANY_INPUTS, MASKED = 256, 0.0625
+MANY_INPUTS = 256
+MASKED = 0.0625
 
 # So many epochs do for large data; of small data they would be too few steps, however many rows see each of them.
-EPOCHS, LEAST_STEPS = 20, 2000
+EPOCHS = 20
+LEAST_STEPS = 2000

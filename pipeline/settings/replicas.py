@@ -7,15 +7,18 @@ from dataclasses import dataclass
 __all__ = ["TrainingSizes", "fitting_replicas", "rounds_in_epoch", "usual_replicas"]
 
 # Weights x rows x epochs that one device trains in minutes, where it is a card; two cores take an hour.
-_ONE_DEVICE, _MANY = 10**14, 8
+_ONE_DEVICE = 10**14
+_MANY = 8
 
 # What replicas need to end as well as one does, see docs/training.md: meetings, and steps of each between them in all.
-_LEAST_ROUNDS, _LEAST_STEPS = 70, 2000
+_LEAST_ROUNDS = 70
+_LEAST_STEPS = 2000
 
 # Steps between two meetings. Of fewer, moves are still those of the update rule's momentum, and the momentum of common
 # steps adds up what has been added up already: with three of them a training has diverged. Of more, a task would take
 # longer than a second or two, all of which is lost with a worker.
-_FEWEST_STEPS, _MOST_STEPS = 16, 512
+_FEWEST_STEPS = 16
+_MOST_STEPS = 512
 
 
 @dataclass(frozen=True)

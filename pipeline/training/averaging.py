@@ -19,7 +19,8 @@ Arrays = Mapping[str, np.ndarray]
 
 # DiLoCo's, which had 8: together they make of a steady move 0.7 / (1 - 0.9) = 7 times as much. Fewer replicas see fewer
 # rows in the same steps: two have diverged by that.
-_RATE, _MOMENTUM = 0.7, 0.9
+_RATE = 0.7
+_MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def outer_step(start: State, mean: State, velocity: Arrays, n_replicas: int) -> 
     dict
         The next velocity, rounded to float32, as a checkpoint keeps it.
     """
-    parameters, following = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    parameters = dict[str, np.ndarray]()
+    following = dict[str, np.ndarray]()
     momentum = _momentum_of(n_replicas)
     for name, before in start.parameters.items():
         move = mean.parameters[name].astype(np.float64) - before

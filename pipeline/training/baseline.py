@@ -42,7 +42,8 @@ class Baseline:
         """
         more = errors.astype(np.float64) - self.components
         by_chance = _STANDARD_ERRORS * more.std() / np.sqrt(len(more))
-        components, mean = float(self.components.mean()), float(self.mean.mean())
+        components = float(self.components.mean())
+        mean = float(self.mean.mean())
         is_worse = bool(more.mean() > max(_MARGIN * components, NOTHING * mean, by_chance))
         return {"n_components": self.n_components, "components": components, "mean": mean, "is_worse": is_worse}
 
@@ -55,7 +56,8 @@ def baseline_of(found: Components, rows: np.ndarray, scaler: Scaler) -> Baseline
     rows : ndarray of shape (n_rows, n_inputs)
         Unscaled, one at least.
     """
-    mean, left = np.empty(len(rows)), np.empty(len(rows))
+    mean = np.empty(len(rows))
+    left = np.empty(len(rows))
     for block in blocks(*rows.shape):
         centred = scaler.transform(rows[block]) - found.mean
         mean[block] = np.square(centred).mean(axis=1)

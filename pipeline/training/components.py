@@ -29,7 +29,8 @@ _BLOCK_BYTES = 2**23  # of rows in float64, while they are scaled or multiplied
 
 # Products with the sample, and directions beyond the `k` asked for: as many again, or these. With variances that fall
 # like 1 / i the reconstruction's error is within 0.02 % of the exact one by that, with half of it within 0.2 %.
-_N_ITERATIONS, _OVERSAMPLING = 4, 16
+_N_ITERATIONS = 4
+_OVERSAMPLING = 16
 
 
 Product = Callable[[np.ndarray], np.ndarray]

@@ -97,7 +97,8 @@ class Training:
         self.outer = {name: np.zeros_like(array) for name, array in self.best.items()} if self.replicas else {}
 
     def __str__(self) -> str:
-        now, n_epochs = self.standing, self.settings.epochs
+        now = self.standing
+        n_epochs = self.settings.epochs
         costs = f", {now.history[-1]}" if now.history else ""
         step = f"step {self.n_steps_done}/{n_epochs * self.steps_per_epoch}"
         return f"epoch {min(now.epoch + 1, n_epochs)}/{n_epochs}, {step}{costs}"
@@ -157,7 +158,8 @@ class Training:
     @property
     def is_over(self) -> bool:
         """All epochs are done, or validation has not got better for too long."""
-        now, settings = self.standing, self.settings
+        now = self.standing
+        settings = self.settings
         if now.epoch >= settings.epochs:
             return True
         # Where the rate is going to fall, that gains most: what first epochs lose, from a good start, comes back.
@@ -190,7 +192,8 @@ class Training:
         self.set_state(State(checkpoint.group("parameters"), checkpoint.group("state")))
         self.outer = checkpoint.group("outer")
         # A copy, since the checkpoint is the caller's and this one goes on.
-        self.best, self.standing = checkpoint.group("best"), deepcopy(checkpoint.standing)
+        self.best = checkpoint.group("best")
+        self.standing = deepcopy(checkpoint.standing)
         if self.standing.n_epochs is not None:
             self.limit(self.standing.n_epochs)
         return checkpoint
@@ -311,7 +314,8 @@ def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run
     for n_taken, n_rows, cost in taken:
         number = now.n_done
         # Before the cost is looked at: a checkpoint of what follows counts the step that the weights have taken.
-        now.n_done, now.seconds = number + n_taken, time.monotonic() - start
+        now.n_done = number + n_taken
+        now.seconds = time.monotonic() - start
         if cost is not None:
             what = "minibatch" if training.replicas is None else "share"
             now.costs.append(_checked(now, cost, f"epoch {now.epoch}, {what} {number}"))
@@ -352,7 +356,8 @@ def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Itera
             rates = [learning_rate(training.settings, first + i, n_steps) for i in range(n)]
             signals.check()  # now, since what has been taken is counted at once
             yield n, sum(lengths[:n]), training.step.take(rates, asked)
-            number, lengths = number + n, lengths[n:]
+            number = number + n
+            lengths = lengths[n:]
 
 
 def rounds_taken(training: Training, replicas: Replicas, run: Run | None) -> Iterator[Taken]:
@@ -389,14 +394,20 @@ def _round(training: Training, replicas: Replicas, run: Run, shares: Sequence[Sh
 
 def _end_epoch(training: Training) -> Epoch:
     """Look at what an epoch's steps have left, and turn to the next one."""
-    start, now = time.monotonic(), training.standing
+    start = time.monotonic()
+    now = training.standing
     validation_cost = _validate(training, now)
     seconds = now.seconds + time.monotonic() - start
     done = Epoch(now.epoch, float(np.mean(now.costs)), validation_cost, seconds)
     now.history.append(done)
     if not training.is_watched or now.best_cost is None or (validation_cost or 0.0) < now.best_cost:
-        training.best, now.best_epoch, now.best_cost = training.autoencoder.parameters(), now.epoch, validation_cost
-    now.epoch, now.n_done, now.costs, now.seconds = now.epoch + 1, 0, [], 0.0
+        training.best = training.autoencoder.parameters()
+        now.best_epoch = now.epoch
+        now.best_cost = validation_cost
+    now.epoch = now.epoch + 1
+    now.n_done = 0
+    now.costs = []
+    now.seconds = 0.0
     return done
 
 

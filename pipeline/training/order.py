@@ -38,7 +38,11 @@ MAX_CHUNK_BYTES = 2**24  # slabs of larger ones are parts of a chunk, which is d
 _MAX_RUNS = 512  # reads of a file for the validation, however many rows it has
 
 # One seed, one generator for each purpose: these numbers keep the streams apart.
-_EPOCHS, _WATCHED, _SLABS, _SAMPLED, _NOISE = 1, 2, 3, 4, 6
+_EPOCHS = 1
+_WATCHED = 2
+_SLABS = 3
+_SAMPLED = 4
+_NOISE = 6
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,14 @@ class Order:
 
     def _fill(self, slabs: np.ndarray) -> Iterator[np.ndarray]:
         ends = np.cumsum(np.diff(self.starts)[slabs])
-        first, n_taken = 0, 0
+        first = 0
+        n_taken = 0
         while first < len(slabs):
             last = max(first + 1, int(np.searchsorted(ends, n_taken + self.window_rows, side="right")))
             # Sorted, so that a window over everything shuffles alike however the slabs were cut.
             yield np.sort(slabs[first:last])
-            first, n_taken = last, int(ends[last - 1])
+            first = last
+            n_taken = int(ends[last - 1])
 
 
 def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndarray:
@@ -109,7 +115,8 @@ def slab_starts(shards: Sequence[Shard], max_rows: int | None = None) -> np.ndar
     ndarray of int64
         First row of each slab, and the number of rows at the end.
     """
-    starts, first_row = [], 0
+    starts = []
+    first_row = 0
     for shard in shards:
         slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
         if shard.chunk_rows * shard.row_bytes <= MAX_CHUNK_BYTES:

@@ -125,7 +125,9 @@ class Replica:
     """
 
     def __init__(self, autoencoder: Autoencoder, step: TrainingStep, is_resident: bool = False) -> None:
-        self._autoencoder, self._step, self._is_resident = autoencoder, step, is_resident
+        self._autoencoder = autoencoder
+        self._step = step
+        self._is_resident = is_resident
         self._turn = threading.Lock()  # there is one set of parameters: who waits has read its rows meanwhile
 
     def read(self, settings: ReplicaSettings, share: Share, blocks: Sequence[Block]) -> np.ndarray:
@@ -142,7 +144,8 @@ class Replica:
         def pieces(n_each: int) -> Iterator[np.ndarray]:
             return cut([(values, task.share.places())], n_each * training.batch_size)
 
-        costs, n_done = list[float](), 0
+        costs = list[float]()
+        n_done = 0
         with self._turn:
             self._autoencoder.set_parameters(task.state.parameters)
             self._step.set_state(task.state.rule)
@@ -150,7 +153,8 @@ class Replica:
                 check()
                 rates = task.rates[n_done : n_done + len(lengths)]
                 if n_done == 0 and (cost := self._step.take(rates[:1], with_cost=True)) is not None:
-                    costs, rates = [cost], rates[1:]
+                    costs = [cost]
+                    rates = rates[1:]
                     check()
                 if rates:
                     self._step.take(rates)
@@ -211,7 +215,8 @@ class Replicas:
         """As far on in the epoch as each step is, one replica would have these."""
         n = -(-share.n_rows // training.batch_size)
         at_once = self.rounds.at_once(share.epoch)
-        n_rounds, n_before = self.rounds.n_shares // at_once, share.number // at_once
+        n_rounds = self.rounds.n_shares // at_once
+        n_before = share.number // at_once
         steps = ((n_before * n + i) * steps_per_epoch // (n_rounds * n) for i in range(n))
         return tuple(learning_rate(training, share.epoch * steps_per_epoch + step, steps_per_epoch) for step in steps)
 
@@ -228,7 +233,8 @@ class Replicas:
                 nonlocal upcoming
                 for task in tasks:
                     assert upcoming is not None
-                    values, upcoming = upcoming.result(), next(reading, None)
+                    values = upcoming.result()
+                    upcoming = next(reading, None)
                     yield self.here.train(task, values)
 
             yield run

@@ -21,7 +21,8 @@ from pipeline.training.order import Order, slab_starts
 __all__ = ["Rounds", "Share", "rounds_of"]
 
 # Generators of their own, beside those of `pipeline.training.order`.
-_DEALT, _SHUFFLED = 7, 8
+_DEALT = 7
+_SHUFFLED = 8
 
 _SLABS = 16  # in a share: rows from so many places of the data set
 
@@ -93,7 +94,9 @@ class Rounds:
 
     def shares(self, epoch: int) -> Iterator[Share]:
         """All of them, those of a round side by side."""
-        starts, left_out, seed = self.order.starts, self.order.left_out, self.order.seed
+        starts = self.order.starts
+        left_out = self.order.left_out
+        seed = self.order.seed
         slabs = np.random.default_rng((seed, _DEALT, epoch)).permutation(len(starts) - 1)
         ends = np.cumsum(np.diff(starts)[slabs])
         cuts = np.searchsorted(ends, np.linspace(0, starts[-1], self.n_shares + 1)[1:-1])

@@ -58,7 +58,8 @@ class StreamedRows:
     resident: DeviceRows | None = None
 
     def __init__(self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> None:
-        self._shards, self._reader = shards, _Reader(shards, n_threads, cleaning)
+        self._shards = shards
+        self._reader = _Reader(shards, n_threads, cleaning)
 
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
@@ -102,7 +103,8 @@ class DeviceRows(StreamedRows):
         self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None, window_rows: int = 1
     ) -> None:
         super().__init__(shards, n_threads, cleaning)
-        self.resident, self._window_rows = self, window_rows
+        self.resident = self
+        self._window_rows = window_rows
 
     def __len__(self) -> int:
         return int(first_rows(self._shards)[-1])

@@ -77,7 +77,8 @@ def _random(network: Network, rng: np.random.Generator, layer: int) -> np.ndarra
     the units before a layer that count, or those behind it on the way back; as the same weights lead there and back
     here, it is the more of both: what a layer and its mirror make of a row is then of the row's own size.
     """
-    shape, kind = network.widths[layer : layer + 2], network.activations[layer]
+    shape = network.widths[layer : layer + 2]
+    kind = network.activations[layer]
     weights = rng.standard_normal(shape)  # in float64: float32 would draw other numbers
     if kind == "sigmoid":  # as in the reference
         return weights / np.sqrt(sum(shape))

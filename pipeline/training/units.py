@@ -9,8 +9,11 @@ import numpy as np
 __all__ = ["Units", "count_units"]
 
 # A feature is dead when it varies less than this share of what the liveliest one does, or than by rounding alone.
-_DEAD, _ROUNDING = 1e-3, 1e-6
-_LOW, _HIGH = 0.01, 0.99  # a sigmoid below or above is saturated: its slope is below a twenty-fifth of the steepest
+_DEAD = 1e-3
+_ROUNDING = 1e-6
+# a sigmoid below or above is saturated: its slope is below a twenty-fifth of the steepest
+_LOW = 0.01
+_HIGH = 0.99
 _SAME = 0.999  # correlation
 _COLUMNS = 256  # features that are compared with all before them at once
 

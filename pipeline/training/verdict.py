@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Units", "complaints", "count_units", "measured"]
 
-_MOST_ROWS, _BYTES = 4096, 2**25  # whose features are looked at, and of these rows and features each
+_MOST_ROWS = 4096  # rows whose features are examined
+_BYTES = 2**25  # of these rows, and of their features
 _MANY = 0.1  # of the features
 
 # As many epochs again make about as much better as the second half of them did: so the histories of wine, digits and
 # breast cancer have it (40 to 240 epochs, with and without hidden layers). Below ten, the rate's fall is all there is.
-_STILL_IMPROVING, _LEAST_EPOCHS = 0.1, 10
+_STILL_IMPROVING = 0.1
+_LEAST_EPOCHS = 10
 
 
 # A feature is dead when it varies less than this share of what the liveliest one does, or than by rounding alone.
@@ -61,7 +63,8 @@ class Units:
 
 def measured(training: Training) -> dict[str, Any]:
     """Plain values about the trained parameters, for reports."""
-    baseline, errors = training.baseline, training.autoencoder.errors
+    baseline = training.baseline
+    errors = training.autoencoder.errors
     beside = None if baseline is None else baseline.beside(errors(training.validation))
     return {"start_cost": training.start_cost, "baseline": beside, "units": asdict(_units(training))}
 

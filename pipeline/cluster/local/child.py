@@ -46,7 +46,8 @@ def main() -> None:
 
 
 async def _serve(asked: dict[str, Any]) -> None:
-    over, loop = asyncio.Event(), asyncio.get_running_loop()
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     def wait_for_end() -> None:
         os.read(sys.stdin.fileno(), 1)  # nothing follows the settings

@@ -64,7 +64,8 @@ def environment_of(device: str | None, n_threads: int, environment: Mapping[str,
 
 def _identifier(device: str, environment: Mapping[str, str]) -> str:
     """What ``CUDA_VISIBLE_DEVICES`` calls a card, of which this process may see some only."""
-    number, visible = int(device.removeprefix("cuda")), _visible(environment)
+    number = int(device.removeprefix("cuda"))
+    visible = _visible(environment)
     if visible is None:
         return str(number)
     if number >= len(visible):

@@ -91,7 +91,8 @@ class _Ear(logging.Handler):
 def heard() -> Iterator[Findings]:
     """Findings that take up what the program warns of within the context, in place of a log of it."""
     found = Findings()
-    log, handler = logging.getLogger("pipeline"), _Ear(found.warnings)
+    log = logging.getLogger("pipeline")
+    handler = _Ear(found.warnings)
     log.addHandler(handler)
     log.propagate = False
     try:

@@ -163,13 +163,15 @@ def make_plan(config: Config, tell: Callable[[str], object]) -> Plan:
 
 def _busy() -> Iterator[str]:
     """Whether others are at work on the machine, whose absence tonight no sample can know of."""
-    load, n_cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    load = os.getloadavg()[0]
+    n_cores = len(os.sched_getaffinity(0))
     if load > _BUSY * n_cores:
         yield f"the machine is busy (load {load:.1f} on {n_cores} cores): times are those under that load"
 
 
 def _of_what_is_there(prepared: Prepared, kept: Kept) -> dict[str, Any]:
-    shards, config = prepared.shards, prepared.config
+    shards = prepared.shards
+    config = prepared.config
     n_train = prepared.n_rows - round(config.validation.validation_fraction * prepared.n_rows)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
     network = network_of(config.network, shards[0].n_inputs)
@@ -206,7 +208,8 @@ def _disk(prepared: Prepared, kept: Kept, n_bytes: int) -> dict[str, int | None]
 def _of_what_is_tried(
     prepared: Prepared, kept: Kept, device: Device, found: Findings, tell: Callable[[str], object]
 ) -> dict[str, Any]:
-    taken, on_host = taken_bytes(), device.used == "cpu"
+    taken = taken_bytes()
+    on_host = device.used == "cpu"
     resident = prepared.budget.keeps_rows(device)
     needed = taken + max(stage_bytes(prepared, resident and on_host).values())
     memory = {
@@ -284,9 +287,12 @@ def _rate(pace: Pace) -> str:
 
 def _training(prepared: Prepared, kept: Kept, sampled: Sampled, beside: float) -> Stage:
     """Return the training of as many epochs as fit, if there is a deadline: `beside` seconds go to other stages."""
-    config, pace, now = prepared.config, sampled.training, time.time()
+    config = prepared.config
+    pace = sampled.training
+    now = time.time()
     assert pace is not None
-    once, epoch = _once(prepared, pace, sampled.resident), _epoch_seconds(pace, prepared.n_rows, sampled)
+    once = _once(prepared, pace, sampled.resident)
+    epoch = _epoch_seconds(pace, prepared.n_rows, sampled)
     n_done = kept.n_steps * config.training.batch_size / pace.n_rows
     n_epochs = max(0.0, (kept.n_epochs or config.training.epochs) - n_done)
     ends_by = kept.ends_by or deadline_of(config.timing, now)
@@ -309,7 +315,8 @@ def _once(prepared: Prepared, pace: TrainingPace, resident: bool) -> float:
 
 
 def _epoch_seconds(pace: TrainingPace, n_rows: int, sampled: Sampled) -> float:
-    steps, watching = pace.steps.seconds_for(pace.n_rows), pace.validation.seconds_for(pace.n_validated)
+    steps = pace.steps.seconds_for(pace.n_rows)
+    watching = pace.validation.seconds_for(pace.n_validated)
     if sampled.resident:
         return steps + watching
     # The next rows are read while a device trains; where the processor does both, each takes from the other.

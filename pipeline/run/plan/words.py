@@ -46,12 +46,14 @@ def _stages(plan: Plan) -> Iterator[str]:
 
 def _means(plan: Plan) -> Iterator[str]:
     if plan.memory:
-        on_device, host = plan.memory["device_bytes"], plan.memory["host_bytes"] or 0
+        on_device = plan.memory["device_bytes"]
+        host = plan.memory["host_bytes"] or 0
         device = f", {size(on_device)} on the device" if on_device is not None else ""
         available = f"; {size(plan.memory['available'])} are available" if plan.memory["available"] else ""
         yield f"memory       {size(host)} at its peak{device}{available}"
     if plan.disk:
-        free, left = plan.disk["free"], plan.disk["left"]
+        free = plan.disk["free"]
+        left = plan.disk["left"]
         room = "" if free is None or left is None else f"; {size(free)} are free, {size(left)} left then"
         yield f"disk         {size(plan.disk['n_bytes'] or 0)} to be written{room}"
 
