@@ -115,6 +115,19 @@ class _Night:
             # On a machine that is busy, too, there is more work than death.
             until(lambda: process.poll() is not None or self._is_manned(), "new workers", DEADLINE)
 
+    def end_of(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait for the end of the program, and return its exit code; workers that end meanwhile are replaced.
+
+        A scheduler that was stopped takes all workers for lost when it continues, and they end.
+        """
+
+        def has_ended() -> bool:
+            self._fill_up()
+            return process.poll() is not None
+
+        until(has_ended, "the program to end", DEADLINE)
+        return process.wait()
+
     def lose_scheduler(self) -> None:
         """A new one, to which no worker has come."""
         for i in list(self._there):
@@ -192,7 +205,7 @@ def _round(victim: Victim, folder: Path, hosts: Hosts | None, rng: random.Random
                 process = night.start(output)
                 n_harmed = night.n_killed + night.n_cut_off + rng.randint(1, 4)
                 night.disturb(process, partial(night.has_harmed, n_harmed))
-                codes.append(process.wait(DEADLINE))
+                codes.append(night.end_of(process))
         finally:
             process.kill()
             process.wait()
