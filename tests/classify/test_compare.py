@@ -252,7 +252,7 @@ def test_a_fifth_of_every_class_is_held_out() -> None:
         ),
         (["--features", "a/index.h5", "--labels", "label"], 65, "a/index.h5: a file, expected the output"),
         (["--features", "a", "--memory-budget", "much"], 64, "expected bytes with a unit"),
-        (["--features", "a", "--passes", "0"], 64, "expected a whole number, 1 or more"),
+        (["--features", "a", "--passes", "0"], 64, "expected a whole number of 1 or more"),
         (["--lables", "a"], 64, "--lables"),
     ],
 )

@@ -18,7 +18,6 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-import deflate
 import numpy as np
 
 from pipeline.hdf5.filters import lzf
@@ -108,7 +107,16 @@ def written_anew(dataset: str) -> str:
 # -- HDF5's own filters, and LZF ---------------------------------------------------------------------------------
 
 
+@cache
+def _deflate() -> Any:
+    # Not at the top: programs that only read features or apply a model need not install it.
+    import deflate
+
+    return deflate
+
+
 def _from_gzip(data: memoryview, _: Sequence[int], most: int) -> memoryview:
+    deflate = _deflate()
     try:
         # libdeflate takes a third of zlib's time, and `most` bytes whatever the stream unfolds to.
         return memoryview(deflate.zlib_decompress(data, most))
