@@ -14,7 +14,7 @@ __all__ = ["drift", "needs", "notices", "verdict"]
 
 _MAX_LISTED = 10
 _SAME = 0.02  # relative difference of errors: trainings with other seeds differ by as much
-_NEGLIGIBLE = 1e-3  # share of the mean's error; the same as in `pipeline.training.baseline`
+_NEGLIGIBLE = 1e-3  # share of the mean's error; the same as `NOTHING` in `pipeline.training.components`
 _DONE = {"pass": "are encoded as they are", "clip": "were moved to its edge", "raise": "would have ended the run"}
 
 
