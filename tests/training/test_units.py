@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.training import units as module
+from pipeline.training import verdict as module
 from pipeline.training.verdict import Units, count_units
 
 
