@@ -38,20 +38,52 @@ check: lint ## linters, types, and the quick tests that need no compiler and no 
 test: setup .venv-readers/.complete ## every property, with samples of repetitions; ISA=avx2 keeps to that instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
+SOAK_TARGETS := soak-tests soak-failing-calls soak-protocol soak-killing soak-watched soak-chaos soak-aborted \
+	soak-mutants soak-orphans soak-fuzzing soak-structures soak-ulimits soak-architectures
+.PHONY: $(SOAK_TARGETS)
+
+# Two at a time, the longest first. A failure stops no other one.
 soak: setup .venv-readers/.complete .nvrtc/.complete ## hours: all cases of the tests, kills, failing calls, mutated files and code
+	$(MAKE) --keep-going --jobs=2 $(SOAK_TARGETS)
+
+soak-tests:
 	TEST_CASES=all $(PYTHON_OF_VENV) -m pytest --numprocesses auto
-	$(PYTHON_OF_VENV) -m tests.support.killing 200
-	$(PYTHON_OF_VENV) -m tests.support.orphans 40
-	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
+
+soak-failing-calls:
 	$(PYTHON_OF_VENV) -m tests.support.failing_calls 7
-	$(PYTHON_OF_VENV) -m tests.support.ulimits
-	$(PYTHON_OF_VENV) -m tests.support.aborted
-	$(PYTHON_OF_VENV) -m tests.support.chaos 10
-	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000
-	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000 0 structures
-	$(PYTHON_OF_VENV) -m tests.support.mutants all
-	$(PYTHON_OF_VENV) -m tests.support.architectures .nvrtc/*
+
+soak-protocol:
+	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
+
+soak-killing:
+	$(PYTHON_OF_VENV) -m tests.support.killing 200
+
+soak-watched:
 	$(PYTHON_OF_VENV) -m tests.support.watched
+
+soak-chaos:
+	$(PYTHON_OF_VENV) -m tests.support.chaos 10
+
+soak-aborted:
+	$(PYTHON_OF_VENV) -m tests.support.aborted
+
+soak-mutants:
+	$(PYTHON_OF_VENV) -m tests.support.mutants all
+
+soak-orphans:
+	$(PYTHON_OF_VENV) -m tests.support.orphans 40
+
+soak-fuzzing:
+	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000
+
+soak-structures:
+	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000 0 structures
+
+soak-ulimits:
+	$(PYTHON_OF_VENV) -m tests.support.ulimits
+
+soak-architectures:
+	$(PYTHON_OF_VENV) -m tests.support.architectures .nvrtc/*
 
 bench: setup .venv-peers/.complete ## race against JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py
