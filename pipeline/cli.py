@@ -20,7 +20,7 @@ from pipeline.signals import Stopped, stoppable
 
 if TYPE_CHECKING:
     from pipeline.output.disk import Disk
-    from pipeline.run.finish import Summary
+    from pipeline.run.summary import Summary
 
 __all__ = ["main"]
 
@@ -120,7 +120,7 @@ def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: Run
     log.info("shardpress %s: %s; the rest by default (--verbose lists it)", version("shardpress"), given(config))
     import dask
 
-    from pipeline.run.stages import run
+    from pipeline.run.engine import run
 
     # Otherwise any variable DASK_... could change what Dask does.
     dask.config.refresh(paths=[], env={})

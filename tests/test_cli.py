@@ -146,7 +146,7 @@ def test_an_unexpected_error_is_ours(monkeypatch: pytest.MonkeyPatch, caplog: py
     def broken(*_: object) -> None:
         raise AssertionError("impossible")
 
-    monkeypatch.setattr("pipeline.run.stages.run", broken)
+    monkeypatch.setattr("pipeline.run.engine.run", broken)
     assert main([]) == 70
     assert "please report it" in caplog.text
     assert "impossible" in caplog.text

@@ -21,7 +21,7 @@ from pipeline.hdf5.files import FILES, Identity
 from pipeline.hdf5.values import file_digest
 from pipeline.output.ledger import Ledger
 from pipeline.run.fingerprints import CONTENTS
-from pipeline.run.job import Job, Prepared
+from pipeline.run.prepare import Prepared
 from pipeline.shards.shard import Shard
 
 __all__ = ["check_contents", "compare_contents", "record_contents"]
@@ -68,13 +68,13 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     return _marked(prepared, contents), contents
 
 
-def record_contents(job: Job) -> None:
+def record_contents(prepared: Prepared, ledger: Ledger) -> None:
     """Store digests of the input files, unless they are stored, or are not compared (``--verify sizes``)."""
-    if job.config.results.verify != "digests" or _describes(job.ledger.contents(), job.shards):
+    if prepared.config.results.verify != "digests" or _describes(ledger.contents(), prepared.shards):
         return
-    digests = _digests(job.shards, job.budget.n_threads)
-    contents = [_line(shard, found) for shard, found in zip(job.shards, digests, strict=True)]
-    for shard, line in zip(job.shards, contents, strict=True):
+    digests = _digests(prepared.shards, prepared.budget.n_threads)
+    contents = [_line(shard, found) for shard, found in zip(prepared.shards, digests, strict=True)]
+    for shard, line in zip(prepared.shards, contents, strict=True):
         ctime_ns = _ctime_of(shard)
         if ctime_ns not in (None, shard.identity.ctime_ns):
             line["ctime_ns"] = ctime_ns
@@ -83,10 +83,10 @@ def record_contents(job: Job) -> None:
                 "changed as well is not known",
                 shown(shard.path),
             )
-    job.ledger.set_contents(contents)
+    ledger.set_contents(contents)
 
 
-def check_contents(job: Job) -> None:
+def check_contents(prepared: Prepared, ledger: Ledger) -> None:
     """Compare the input files with what they were when the run began.
 
     Raises
@@ -94,10 +94,10 @@ def check_contents(job: Job) -> None:
     DataError
         When the contents of one changed during the run.
     """
-    contents = job.ledger.contents()
-    if job.config.results.verify != "digests" or not _describes(contents, job.shards):
+    contents = ledger.contents()
+    if prepared.config.results.verify != "digests" or not _describes(contents, prepared.shards):
         return
-    for shard, line in zip(job.shards, contents, strict=True):
+    for shard, line in zip(prepared.shards, contents, strict=True):
         if line["blake3"] is None or _ctime_of(shard) in (None, line["ctime_ns"]):
             continue
         if _digest_of((shard.path, shard.identity)) != line["blake3"]:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.device import seconds_compiling
 from pipeline.errors import counted
 from pipeline.model import Model
-from pipeline.run.job import Job
-from pipeline.run.sample import AnonymousDisk, Stretch, sampled_encoding, stretches
+from pipeline.run.context import RunContext
+from pipeline.run.encoding_stage import EncodingStage
+from pipeline.run.prepare import Prepared
+from pipeline.run.sample import AnonymousDisk, Stretch, stretches
 from pipeline.scan.ranges import Scan
 from pipeline.settings.deadline import in_words
 from pipeline.text import duration
@@ -72,8 +74,9 @@ class EncodingTime:
         Seconds that the last measurement itself took, without those of the compiler.
     """
 
-    def __init__(self, job: Job, scan: Scan) -> None:
-        self._job = job
+    def __init__(self, prepared: Prepared, context: RunContext, scan: Scan) -> None:
+        self._prepared = prepared
+        self._context = context
         self._scan = scan
         self._measured: list[float] = []
         self.cost = 0.0
@@ -92,7 +95,7 @@ class EncodingTime:
         """Measure once more."""
         start = time.monotonic()
         compiled_before = seconds_compiling()
-        self._measured.append(_encoding_seconds(self._job, self._scan, autoencoder))
+        self._measured.append(_encoding_seconds(self._prepared, self._context, self._scan, autoencoder))
         self.cost = time.monotonic() - start - (seconds_compiling() - compiled_before)
 
 
@@ -107,10 +110,10 @@ class InTime:
         End of the run, in seconds since 1970.
     """
 
-    def __init__(self, job: Job, scan: Scan, ends_by: float) -> None:
-        self._job = job
+    def __init__(self, prepared: Prepared, context: RunContext, scan: Scan, ends_by: float) -> None:
+        self._config = prepared.config
         self._ends_by = ends_by
-        self._encoding = EncodingTime(job, scan)
+        self._encoding = EncodingTime(prepared, context, scan)
         self._start = time.monotonic()
         self._left_at_start = ends_by - time.time()
         self._last_call = self._start
@@ -145,7 +148,7 @@ class InTime:
             "ends_by": datetime.fromtimestamp(self._ends_by).astimezone().isoformat(timespec="seconds"),
             "n_epochs": training.standing.n_epochs,
             "last_epoch_part": training.last_epoch_part,
-            "of": self._job.config.training.epochs,
+            "of": self._config.training.epochs,
             "epoch_seconds": self._epoch_seconds,
             "reserved_seconds": self._reserve,
             "note": "how many epochs fit depends on the machine's speed: the same command may make another model",
@@ -189,7 +192,7 @@ class InTime:
         is_cheap = self._encoding.cost <= share * (self._ends_by - time.time())
         if not self._encoding.is_measured or is_cheap:
             self._encoding.measure(training.autoencoder)
-            self._reserve = reserved_seconds(self._encoding.seconds, self._job.config.results.single_file)
+            self._reserve = reserved_seconds(self._encoding.seconds, self._config.results.single_file)
 
     def _is_time_over(self, step_seconds: float) -> bool:
         """Return whether another step, as long as the last one, would leave too little time."""
@@ -213,7 +216,7 @@ class InTime:
 
     def _log_decision(self, training: Training) -> None:
         n_epochs = training.settings.epochs
-        wanted = counted(self._job.config.training.epochs, "epoch")
+        wanted = counted(self._config.training.epochs, "epoch")
         until = in_words(self._ends_by)
         epoch = duration(self._epoch_seconds)
         reserve = duration(self._reserve)
@@ -279,18 +282,19 @@ def _validation_seconds(training: Training) -> float:
     return time.monotonic() - start
 
 
-def _encoding_seconds(job: Job, scan: Scan, autoencoder: Autoencoder) -> float:
+def _encoding_seconds(prepared: Prepared, context: RunContext, scan: Scan, autoencoder: Autoencoder) -> float:
     """Return the seconds that encoding all rows would take, measured on some of them.
 
     The first stretch of rows is encoded before the measurement: threads, buffers and the first reads of the HDF5
     library would otherwise count for every row.
     """
     model = Model(scan.scaler, autoencoder.network, autoencoder.parameters(), {})
-    readable = [each for each in stretches(job) if each.number not in scan.unreadable]
-    disk = AnonymousDisk(job.ledger.directory)
+    stage = EncodingStage(prepared, model, scan.unreadable)
+    readable = [stretch for stretch in stretches(prepared) if stretch.number not in scan.unreadable]
+    disk = AnonymousDisk(context.ledger.directory)
 
     def seconds(rows: Sequence[Stretch]) -> float:
-        return sampled_encoding(job, model, autoencoder, rows, disk).seconds_for(job.n_rows)
+        return stage.sample(autoencoder, rows, disk).seconds_for(prepared.n_rows)
 
     seconds(readable[:1])
     return seconds(readable)

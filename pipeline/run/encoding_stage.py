@@ -1,163 +1,382 @@
-"""From a fitted model to committed parts: what is missing is encoded and committed."""
+"""The encoding: features of every row, in parts that are committed one by one."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from pipeline.cluster.executor import compute
-from pipeline.columns import Columns
+from pipeline.device import autoencoder_of
 from pipeline.encoding.bad_data import BadData
 from pipeline.encoding.encode import EncodeTask, encode_part
-from pipeline.encoding.parts import PartFacts, plan_parts
+from pipeline.encoding.parts import LISTED, Part, PartFacts, plan_parts
 from pipeline.encoding.storage import Storage, TooCoarse, storages
 from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from pipeline.errors import DataError, counted, shown
+from pipeline.formats import fingerprint
 from pipeline.model import Model
+from pipeline.output.disk import Disk
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.records import Entry
 from pipeline.progress import Progress
-from pipeline.run.earlier import intact
-from pipeline.run.job import Job, Prepared
+from pipeline.report.facts import Drifted, drift_told
+from pipeline.run.budget import extras_bytes
+from pipeline.run.context import RunContext
+from pipeline.run.memory import block_bytes, chunk_bytes, trained_network_bytes
+from pipeline.run.prepare import Prepared
+from pipeline.run.resume import EarlierResults
+from pipeline.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
 from pipeline.scan.drift import farthest
 from pipeline.shards.shard import row_dtype
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["encode", "encode_settings"]
+__all__ = ["Encoded", "EncodingStage", "compile_encoder", "encoder_of", "encoding_bytes", "estimate_encoding"]
 
 log = logging.getLogger(__name__)
 
 _MANY_OUTSIDE = 0.01  # of the rows
-_WORST = 3  # columns, as many as a sentence takes
+_COLUMNS_LISTED = 3  # in a message
 
 
-def encode(job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping[int, str]) -> list[PartFacts]:
-    """Commit every part that is not there yet; all of them, in the order of the rows.
+@dataclass(frozen=True)
+class Encoded:
+    """The encoded rows.
 
-    Parameters
+    Attributes
     ----------
-    autoencoder : Autoencoder
-        `model` on its device.
-    unreadable : mapping of int to str
-        Why, for each shard that cannot be read, by its place in the input.
+    key : str
+        Fingerprint of the features.
+    parts : list of PartFacts
+        The committed parts, in the order of the rows.
     """
-    *smaller, last = storages(job.config.storage)
-    for storage in smaller:
-        try:
-            return _encode_as(job, model, autoencoder, unreadable, storage)
-        except TooCoarse as error:  # no sample could tell: one row among all may lie far outside
-            log.info("encoding: begins again with %s, since of these features %s", last.dtype, error)
-    return _encode_as(job, model, autoencoder, unreadable, last)
+
+    key: str
+    parts: list[PartFacts]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.n_rows for part in self.parts)
 
 
-def _encode_as(
-    job: Job, model: Model, autoencoder: Autoencoder, unreadable: Mapping[int, str], storage: Storage
-) -> list[PartFacts]:
-    job.clock.features = fingerprint = job.of_features(model, unreadable, storage)
-    there = [PartFacts.of(record) for record in intact(job, job.ledger.records("part", fingerprint))]
-    missing, overlapping = plan_parts(job.shards, job.budget.part_rows, there)
-    job.ledger.drop(*(part.record(fingerprint) for part in overlapping))
-    if there:
-        there_are = f"{counted(sum(part.n_rows for part in there), 'row')} in {counted(len(there), 'part')}"
-        job.clock.taken_over["encoding"] = f"the features of {there_are}"
-        if missing:
-            log.info("encoding: going on, an earlier run has committed %s", there_are)
-    limit = _Limit(job)
-    for part in there:  # bad rows of earlier runs count, too: the limit is one of the whole input
-        limit.count(part)
-    if missing:
-        if job.crew.is_here:
-            for dtype in sorted({shard.dtype for shard in job.shards}):
-                # No rows, no work: it compiles before the progress starts to count.
-                autoencoder.encode(np.empty((0, model.network.n_inputs), dtype=dtype))
-        n_rows = max(len(part.source) for part in missing)
-        made = encode_settings(job, model, n_rows, job.ledger.directory)
-        file = _model_file(job, model, unreadable)
-        n_readers = -(-made.n_readers // job.crew.n_sharing) if job.crew.n_sharing else 0
-        n_processes = max(1, job.crew.n_sharing)  # that share the memory budget
-        settings = replace(
-            made,
-            model=file,
-            n_readers=n_readers,
-            attributes=job.about(model),
-            storage=storage,
-            n_wide=max(1, made.n_wide // n_processes),
-            chunk_bytes=made.chunk_bytes // n_processes,
+@dataclass(frozen=True)
+class EncodingStage:
+    """Encode all rows, or reuse parts of an earlier run.
+
+    Attributes
+    ----------
+    prepared : Prepared
+        The run, with shards whose rows are read minus the model's offset.
+    model : Model
+        The fitted model.
+    unreadable : mapping of int to str
+        Reason for each shard that cannot be read, by its position in the input.
+    """
+
+    prepared: Prepared
+    model: Model
+    unreadable: Mapping[int, str]
+
+    name: ClassVar[str] = "encoding"
+
+    def key(self, storage: Storage | None = None) -> str:
+        """Return the fingerprint of the features, stored in the first form that is tried unless `storage` is given."""
+        first = storages(self.prepared.config.storage)[0]
+        key = self.prepared.request.of_features(self.model.fingerprint)
+        unreadable = sorted(self.unreadable)
+        is_listed = self.prepared.config.bad_data.on_bad_data == "quarantine"  # only then parts list bad rows
+        if unreadable or is_listed:
+            key = fingerprint(key, unreadable, is_listed)
+        if storage is not None and storage != first:
+            key = fingerprint(key, asdict(storage))
+        return key
+
+    def load(self, earlier: EarlierResults) -> Encoded | None:
+        """Return the features of an earlier run if those of all rows are there, or None."""
+        encoded = self.committed(earlier)
+        if encoded.n_rows < self.prepared.n_rows:
+            return None
+        return encoded
+
+    def committed(self, earlier: EarlierResults) -> Encoded:
+        """Return the parts of an earlier run, in the last form of storage of which there are any."""
+        for storage in reversed(storages(self.prepared.config.storage)):
+            encoded = self._committed_as(earlier, storage)
+            if encoded.parts:
+                return encoded
+        return encoded
+
+    def make(self, context: RunContext) -> Encoded:
+        """Encode the missing rows and commit their parts.
+
+        Raises
+        ------
+        DataError
+            For more bad rows than the settings allow.
+        """
+        encoder = encoder_of(self.prepared, self.model)
+        *smaller, last = storages(self.prepared.config.storage)
+        for storage in smaller:
+            try:
+                return self._encode_as(context, encoder, storage)
+            except TooCoarse as error:  # no sample shows it: a single row can lie far outside
+                log.info("encoding: begins again with %s, since of these features %s", last.dtype, error)
+        return self._encode_as(context, encoder, last)
+
+    def describe(self, encoded: Encoded) -> str:
+        """Return reused parts in words."""
+        return f"the features of {_rows_in_words(encoded.parts)}"
+
+    def check(self, encoded: Encoded) -> None:
+        """Warn if many rows differ from those that a given model was trained on.
+
+        Raises
+        ------
+        DataError
+            For more bad rows than the settings allow.
+        """
+        limit = _BadRowLimit(self.prepared)
+        for part in encoded.parts:
+            limit.count(part)
+        n_outside = sum(part.n_outside for part in encoded.parts)
+        if n_outside <= _MANY_OUTSIDE * encoded.n_rows:
+            return
+        worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
+        log.warning(
+            "%d of %d rows lie outside the range of the rows that the model was trained on, farthest in %s. Their "
+            "features may mean little: train a model on such rows, or choose with --on-drift.",
+            n_outside,
+            encoded.n_rows,
+            "; ".join(one.described(self.prepared.columns) for one in worst),
         )
-        tasks = [EncodeTask(part, settings, unreadable.get(part.number)) for part in missing]
-        with serving(settings, model, autoencoder.encode_checked, job.ledger.disk):
-            _encode(job, tasks, fingerprint, limit)
-    parts = [PartFacts.of(record) for record in job.ledger.records("part", fingerprint)]
-    _tell_outside(parts, job.columns)
-    job.clock.lap("encoding")
-    return parts
 
+    def facts(self, encoded: Encoded) -> dict[str, Any]:
+        """Return what the report says about the features: their storage, and with a given model their drift."""
+        prepared = self.prepared
+        storage = {
+            "dtype": encoded.parts[0].dtype or "float32",
+            "compression": prepared.config.storage.compression,
+            "max_error": max(part.max_error or 0.0 for part in encoded.parts),
+            "n_bytes": sum(part.entry.n_bytes for part in encoded.parts),
+        }
+        if prepared.given is None:
+            return {"storage": storage}
+        drifted = [_drifted(part) for part in encoded.parts]
+        return {"storage": storage, "drift": drift_told(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
 
-def _model_file(job: Job, model: Model, unreadable: Mapping[int, str]) -> Entry:
-    """Where every worker finds the model: as committed, or a copy of a given one, which the next sweep removes."""
-    committed = [] if job.given else job.ledger.records("model", job.of_model(unreadable))
-    return committed[0].entry if committed else job.ledger.write("stages/model", ".h5", model.to_hdf5())
+    def memory_bytes(self, resident: bool) -> int:
+        """Return the bytes of blocks, parts and extras that the writing threads hold, and of the network."""
+        return encoding_bytes(self.prepared)
 
+    def sample(self, encoder: Autoencoder, some: Sequence[Stretch], disk: Disk) -> Pace:
+        """Encode some rows, in the smallest form of storage that is exact enough for them.
 
-def encode_settings(job: Prepared, model: Model, part_rows: int, directory: Path) -> EncodeSettings:
-    """What the parts of a run have in common, the largest of which has `part_rows` rows, but for the model's file."""
-    settings = job.config.bad_data
-    scaler = model.scaler
-    return EncodeSettings(
-        directory=str(directory),
-        model=IN_MEMORY,
-        dtype=row_dtype(job.shards).name,
-        block_rows=min(part_rows, job.budget.block_rows),
-        part_rows=part_rows,  # of what there is: a run on few rows takes little memory
-        n_readers=job.budget.n_threads,
-        bad_data=BadData(
+        Parameters
+        ----------
+        encoder : Autoencoder
+            The model on its device.
+        some : sequence of Stretch
+            Rows.
+        disk : Disk
+            Writes the files and keeps none.
+        """
+        *smaller, last = storages(self.prepared.config.storage)
+        for storage in smaller:
+            with suppress(TooCoarse):
+                return self._sample_as(encoder, some, disk, storage)
+        return self._sample_as(encoder, some, disk, last)
+
+    def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
+        """Return what all parts have in common, except for the model's file.
+
+        Parameters
+        ----------
+        part_rows : int
+            Rows of the largest part: a run on few rows takes little memory.
+        directory : Path
+            Output directory.
+        """
+        prepared = self.prepared
+        budget = prepared.budget
+        settings = prepared.config.bad_data
+        scaler = self.model.scaler
+        bad_data = BadData(
             on_bad_data=settings.on_bad_data,
             missing=settings.missing_value,
             on_drift=settings.on_drift,
             fills=scaler.fill is not None,
-        ),
-        has_range=job.given is not None and not scaler.clips,  # of clipped rows none lies outside
-        storage=storages(job.config.storage)[0],
-        n_wide=job.budget.n_wide,
-        chunk_bytes=job.budget.chunk_bytes,
-    )
+        )
+        return EncodeSettings(
+            directory=str(directory),
+            model=IN_MEMORY,
+            dtype=row_dtype(prepared.shards).name,
+            block_rows=min(part_rows, budget.block_rows),
+            part_rows=part_rows,
+            n_readers=budget.n_threads,
+            bad_data=bad_data,
+            has_range=prepared.given is not None and not scaler.clips,  # no clipped row lies outside
+            storage=storages(prepared.config.storage)[0],
+            n_wide=budget.n_wide,
+            chunk_bytes=budget.chunk_bytes,
+        )
+
+    # -- inside --
+
+    def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
+        """Return the parts of an earlier run in one form of storage; drop those that overlap others."""
+        key = self.key(storage)
+        parts = [PartFacts.of(record) for record in earlier.records("part", key)]
+        _, overlapping = plan_parts(self.prepared.shards, self.prepared.budget.part_rows, parts)
+        earlier.drop(*(part.record(key) for part in overlapping))
+        return Encoded(key, [part for part in parts if part not in overlapping])
+
+    def _encode_as(self, context: RunContext, encoder: Autoencoder, storage: Storage) -> Encoded:
+        encoded = self._committed_as(context.earlier, storage)
+        missing, _ = plan_parts(self.prepared.shards, self.prepared.budget.part_rows, encoded.parts)
+        context.state.features_key = encoded.key
+        if encoded.parts:
+            rows = _rows_in_words(encoded.parts)
+            context.state.reused[self.name] = f"the features of {rows}"
+            log.info("encoding: going on, an earlier run has committed %s", rows)
+        limit = _BadRowLimit(self.prepared)
+        for part in encoded.parts:  # the limit counts all bad rows of the input
+            limit.count(part)
+        if missing:
+            self._encode(context, encoder, storage, missing, limit)
+        parts = [PartFacts.of(record) for record in context.ledger.records("part", encoded.key)]
+        return Encoded(encoded.key, parts)
+
+    def _encode(
+        self,
+        context: RunContext,
+        encoder: Autoencoder,
+        storage: Storage,
+        missing: Sequence[Part],
+        limit: _BadRowLimit,
+    ) -> None:
+        """Encode parts and commit each one as soon as it is written."""
+        if context.crew.is_here:
+            for dtype in sorted({shard.dtype for shard in self.prepared.shards}):
+                compile_encoder(encoder, np.dtype(dtype))  # before the progress bar starts to count
+        settings = self._shared_settings(context, storage, max(len(part.source) for part in missing))
+        tasks = [EncodeTask(part, settings, self.unreadable.get(part.number)) for part in missing]
+        n_rows = sum(len(part.source) for part in missing)
+        # Parts of small shards are sent together, until they have about the rows of a whole part.
+        n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
+        key = self.key(storage)
+        tally = context.crew.tally
+        with (
+            serving(settings, self.model, encoder.encode_checked, context.ledger.disk),
+            # Before the others: it commits what waits when they have ended, also by an error.
+            GroupCommit(context.ledger) as group,
+            Progress(self.name, n_rows, "rows", missing[0].source.shard.row_bytes) as progress,
+            context.crew.executor(self.prepared.budget.n_writers) as (executor, n_at_once),
+        ):
+
+            def commit(part: PartFacts) -> None:
+                limit.count(part)  # first: a part with one bad row too many is not committed
+                group.add(part.record(key))
+                progress.advance(part.n_rows, tally)
+
+            tally.begin(self.name)
+            compute([(encode_part, task) for task in tasks], executor, n_at_once, commit, n_small)
+
+    def _shared_settings(self, context: RunContext, storage: Storage, part_rows: int) -> EncodeSettings:
+        """Return what all tasks have in common."""
+        settings = self.settings(part_rows, context.ledger.directory)
+        n_sharing = context.crew.n_sharing
+        n_processes = max(1, n_sharing)  # that share the memory budget
+        return replace(
+            settings,
+            model=self._model_file(context),
+            n_readers=-(-settings.n_readers // n_sharing) if n_sharing else 0,
+            attributes=context.attributes(self.prepared, self.model),
+            storage=storage,
+            n_wide=max(1, settings.n_wide // n_processes),
+            chunk_bytes=settings.chunk_bytes // n_processes,
+        )
+
+    def _model_file(self, context: RunContext) -> Entry:
+        """Return the file in which workers find the model.
+
+        It is the committed model, or a copy of a given one, which the next sweep removes.
+        """
+        if self.prepared.given is None:
+            for record in context.ledger.records("model", self.prepared.request.of_model(self.unreadable)):
+                return record.entry
+        return context.ledger.write("stages/model", ".h5", self.model.to_hdf5())
+
+    def _sample_as(self, encoder: Autoencoder, some: Sequence[Stretch], disk: Disk, storage: Storage) -> Pace:
+        prepared = self.prepared
+        if prepared.config.bad_data.on_bad_data == "raise":  # bad rows are the scan's subject
+            prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
+        n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in some))
+        settings = replace(replace(self, prepared=prepared).settings(n_rows, Path()), storage=storage)
+        parts = [Part(stretch.number, block) for stretch in some for block in stretch.block.cut(n_rows)]
+        for dtype in sorted({part.source.shard.dtype for part in parts}):
+            compile_encoder(encoder, np.dtype(dtype))
+        with serving(settings, self.model, encoder.encode_checked, disk):
+            tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
+            pace, found = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
+        return replace(pace, n_bytes=sum(part.entry.n_bytes for part in found))
 
 
-def _encode(job: Job, tasks: Sequence[EncodeTask], fingerprint: str, limit: _Limit) -> None:
-    n_rows = sum(len(task.part.source) for task in tasks)
-    tally = job.crew.tally
-    with (
-        GroupCommit(job.ledger) as group,  # outermost: it commits what waits when all else has ended, by an error too
-        Progress("encoding", n_rows, "rows", tasks[0].part.source.shard.row_bytes) as progress,
-        job.crew.executor(job.budget.n_writers) as where,
-    ):
-
-        def commit(part: PartFacts) -> None:
-            limit.count(part)  # first: a part too many is not committed
-            group.add(part.record(fingerprint))
-            progress.advance(part.n_rows, tally)
-
-        tally.begin("encoding")
-        n_small = job.budget.part_rows * len(tasks) // max(1, n_rows)  # parts of small shards make a whole one
-        compute([(encode_part, task) for task in tasks], *where, commit, n_small)
+def encoding_bytes(prepared: Prepared) -> int:
+    """Return the bytes that encoding holds at most, which do not depend on the model."""
+    budget = prepared.budget
+    largest_shard = max(shard.n_rows for shard in prepared.shards)
+    part_bytes = min(budget.part_rows, largest_shard) * (4 * prepared.config.network.n_features + 1)
+    writers = budget.n_writers * (block_bytes(prepared) + part_bytes)
+    extras = min(budget.n_wide, budget.n_writers) * extras_bytes(prepared.shards, budget.part_rows)
+    return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
 
 
-class _Limit:
-    """Counts bad rows, and says when they are too many."""
+def estimate_encoding(sample: Sample, n_rows: int) -> StageEstimate:
+    """Estimate the time of encoding `n_rows` rows, which does not depend on the model."""
+    return StageEstimate(EncodingStage.name, sample.encoding.seconds_for(n_rows), sample.encoding.in_words())
 
-    def __init__(self, job: Job) -> None:
-        self._settings = job.config.bad_data
-        self._limit = job.max_bad_rows
+
+def encoder_of(prepared: Prepared, model: Model) -> Autoencoder:
+    """Return a model on the device of this process."""
+    encoder = autoencoder_of(model.scaler, model.network, row_dtype(prepared.shards))
+    encoder.set_parameters(model.parameters)
+    return encoder
+
+
+def compile_encoder(encoder: Autoencoder, dtype: np.dtype) -> None:
+    """Compile the encoder for rows of a dtype, by encoding none."""
+    network = encoder.network
+    nothing = np.empty((0, network.n_inputs), dtype)
+    encoder.encode_checked(nothing, np.empty((0, network.n_features), dtype=np.float32))
+
+
+def _rows_in_words(parts: Sequence[PartFacts]) -> str:
+    return f"{counted(sum(part.n_rows for part in parts), 'row')} in {counted(len(parts), 'part')}"
+
+
+def _drifted(part: PartFacts) -> Drifted:
+    is_whole = len(part.outside) < LISTED and all(one.n_values for one in part.outside)
+    return Drifted(part.shard, part.n_rows, part.n_outside, part.outside, is_whole)
+
+
+class _BadRowLimit:
+    """Counts bad rows, and raises `DataError` when there are more than the settings allow."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._settings = prepared.config.bad_data
+        self._limit = prepared.max_bad_rows
         self._n_bad = 0
 
     def count(self, part: PartFacts) -> None:
+        """Count the bad rows of a part."""
         self._n_bad += part.n_bad
         if self._n_bad > self._limit:
             raise DataError(
@@ -166,16 +385,3 @@ class _Limit:
                 f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Mend the files, or raise "
                 "it."
             )
-
-
-def _tell_outside(parts: Sequence[PartFacts], columns: Columns) -> None:
-    """Warn when many rows are not like those that a given model has learnt from."""
-    n_rows = sum(part.n_rows for part in parts)
-    n_outside = sum(part.n_outside for part in parts)
-    if n_outside > _MANY_OUTSIDE * n_rows:
-        worst = farthest((column for part in parts for column in part.outside), _WORST)
-        log.warning(
-            "%d of %d rows lie outside the range of the rows that the model was trained on, farthest in %s. Their "
-            "features may mean little: train a model on such rows, or choose with --on-drift.",
-            *(n_outside, n_rows, "; ".join(one.described(columns) for one in worst)),
-        )

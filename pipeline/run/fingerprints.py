@@ -8,7 +8,7 @@ itself, in `pipeline.settings.config`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -65,9 +65,17 @@ class Request:
         """Fingerprint of the scan's result."""
         return fingerprint("scan", self.inputs, self.scan)
 
-    def of_model(self) -> str:
-        """Fingerprint of the training's result."""
-        return fingerprint("model", self.of_scan(), self.training)
+    def of_model(self, unreadable: Iterable[int] = ()) -> str:
+        """Return the fingerprint of the training's result.
+
+        Parameters
+        ----------
+        unreadable : iterable of int
+            Positions of shards that could not be read, so that the training did without them.
+        """
+        key = fingerprint("model", self.of_scan(), self.training)
+        missing = sorted(unreadable)
+        return fingerprint(key, missing) if missing else key
 
     def of_features(self, model: str) -> str:
         """Fingerprint of the features that a model, given by its own fingerprint, makes."""

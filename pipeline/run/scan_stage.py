@@ -1,197 +1,280 @@
-"""What one pass over the rows tells, taken over from an earlier run or found out, and what of it stops a run."""
+"""The scan: one pass over all rows that finds the range of each column and the bad rows."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.columns import Columns
 from pipeline.errors import DataError, counted, some
-from pipeline.output.ledger import Ledger
 from pipeline.output.records import Record
 from pipeline.progress import Progress
-from pipeline.run.earlier import latest, load_at_most
-from pipeline.run.job import Job, Prepared
+from pipeline.run.context import RunContext
+from pipeline.run.memory import block_bytes, chunk_bytes
+from pipeline.run.prepare import Prepared
+from pipeline.run.resume import EarlierResults, load_at_most
+from pipeline.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
 from pipeline.scan import ranges
-from pipeline.scan.blocks import ScanSettings
+from pipeline.scan.blocks import Found, Piece, ScanSettings, merged, unread
 from pipeline.scan.ranges import Scan, scan_bytes
-from pipeline.settings.config import BadDataSettings
 from pipeline.settings.kinds import allowed
-from pipeline.shards.shard import Shard, with_offset
+from pipeline.shards.shard import row_dtype
 
-__all__ = ["judge", "load_scan", "offset_of", "scan_settings", "scanned", "with_offset_in"]
+__all__ = ["ScanSample", "ScanStage"]
 
 log = logging.getLogger(__name__)
 
-P = TypeVar("P", bound=Prepared)
-
-_COLUMNS = 10  # that a sentence names
+_COLUMNS_LISTED = 10  # in a message
 
 
-def scanned(job: Job) -> Scan:
-    """What one pass over the rows tells.
+@dataclass(frozen=True)
+class ScanSample:
+    """A scan of some rows.
 
-    Raises
-    ------
-    DataError
-        For bad rows and shards that the settings do not allow; or when there is nothing to learn from.
+    Attributes
+    ----------
+    pace : Pace
+        Rows and seconds.
+    scan : Scan
+        What was found in them.
+    stretches : list of Stretch
+        The rows that can be read.
     """
-    scan = _earlier(job)
-    if scan is None:
-        scan = _scan(job)
-        offset = offset_of(job, scan)
+
+    pace: Pace
+    scan: Scan
+    stretches: list[Stretch]
+
+
+@dataclass(frozen=True)
+class ScanStage:
+    """Scan the rows, or reuse the scan of an earlier run.
+
+    Attributes
+    ----------
+    prepared : Prepared
+        The run, with shards whose rows are read as they are stored.
+    """
+
+    prepared: Prepared
+
+    name: ClassVar[str] = "scan"
+
+    def key(self) -> str:
+        """Return the fingerprint of the inputs and the settings that determine the scan."""
+        return self.prepared.request.of_scan()
+
+    def load(self, earlier: EarlierResults) -> Scan | None:
+        """Return the scan of an earlier run, or None."""
+        scan = self.committed(earlier)
+        if scan is None or not scan.unreadable:
+            return scan
+        # Unreadable files may have been repaired without a new modification time.
+        earlier.drop(*earlier.ledger.records("scan", self.key()))
+        return None
+
+    def committed(self, earlier: EarlierResults) -> Scan | None:
+        """Return the scan of an earlier run, also if it could not read some files, or None."""
+
+        def read(record: Record) -> Scan:
+            n_bytes = scan_bytes(self.prepared.shards)
+            return Scan.from_npz(load_at_most(earlier.ledger, record, n_bytes)).check_fits(self.prepared.shards)
+
+        return earlier.latest("scan", self.key(), read, "scan: %s; it is made anew")
+
+    def make(self, context: RunContext) -> Scan:
+        """Scan all rows and commit the result; scan twice if an offset has to be subtracted from large integers."""
+        scan = self._scan(context)
+        offset = self.offset_of(scan)
         if offset is not None:
             log.info(
                 "scan: %s of whole numbers above 2^53, of which float64 would lose digits: scanning again with their "
                 "minimum subtracted",
                 counted(np.count_nonzero(offset), "column"),
             )
-            scan = replace(_scan(with_offset_in(job, offset)), offset=offset)
-        entry = job.ledger.write("stages/scan", ".npz", scan.to_npz())
-        job.ledger.commit(Record("scan", job.request.of_scan(), entry))
-    judge(job, scan)  # behind the commit: with more leave the next run need not scan again
-    if job.given is None:
-        ranges.check_usable(job.shards, scan, job.config.bad_data.missing_value)
-        _doubt(job, scan)
-        _tell_narrow(scan, job.columns)
-    _tell_filled(job, scan)
-    job.clock.lap("scan")
-    return scan
+            with_offset = ScanStage(self.prepared.with_offset(offset))
+            scan = replace(with_offset._scan(context), offset=offset)
+        entry = context.ledger.write("stages/scan", ".npz", scan.to_npz())
+        context.ledger.commit(Record("scan", self.key(), entry))
+        return scan
 
+    def offset_of(self, scan: Scan) -> np.ndarray | None:
+        """Return what to subtract from the rows (n_inputs,), by a scan of them as they are; None if nothing.
 
-def with_offset_in(prepared: P, offset: np.ndarray | None) -> P:
-    """Return a run whose rows are read with an offset (n_inputs,) subtracted; the same one without an offset."""
-    if offset is None:
-        return prepared
-    return replace(prepared, shards=tuple(with_offset(shard, offset) for shard in prepared.shards))
+        A given model has its own offset. A missing value is compared with the rows as they are, so they stay so.
+        """
+        if self.prepared.given is not None or self.prepared.config.bad_data.missing_value is not None:
+            return None
+        return ranges.offset_for(self.prepared.shards, scan)
 
+    def describe(self, scan: Scan) -> str:
+        """Return a reused scan in words."""
+        return "the scan"
 
-def offset_of(prepared: Prepared, scan: Scan) -> np.ndarray | None:
-    """Return what to subtract from the rows, by a scan of them as they are; None without large whole numbers.
+    def check(self, scan: Scan) -> None:
+        """Log warnings about the rows.
 
-    A given model has its own offset. A missing value is compared with the rows as they are, so they stay so.
-    """
-    if prepared.given is not None or prepared.config.bad_data.missing_value is not None:
-        return None
-    return ranges.offset_for(prepared.shards, scan)
+        Raises
+        ------
+        DataError
+            For bad rows that the settings do not allow, or rows that no model can be trained on.
+        """
+        self.check_bad_rows(scan)
+        if self.prepared.given is None:
+            self.check_usable(scan)
+            self._warn_of_few_rows(scan)
+            self._warn_of_narrow_columns(scan)
+        self._log_imputed_values(scan)
 
+    def check_bad_rows(self, scan: Scan) -> None:
+        """Raise `DataError` for more bad rows than the settings allow."""
+        prepared = self.prepared
+        settings = prepared.config.bad_data
+        n_bad = len(scan.bad_rows)
+        if not n_bad:
+            return
+        words = ranges.describe_bad_rows(prepared.shards, scan, settings.missing_value)
+        limit = prepared.max_bad_rows
+        if n_bad > limit:
+            expected = "finite numbers"
+            if prepared.allows_bad_data:
+                expected = f"{limit} at most (--max-bad-rows {settings.max_bad_rows})"
+            raise DataError(f"{words}, expected {expected}. {self._advice_on_bad_rows(scan)}")
+        log.warning("%s; they are left out and get NaN features", words)
 
-def _earlier(job: Job) -> Scan | None:
-    fingerprint = job.request.of_scan()
-    complaint = "scan: %s; it is made anew"
-    scan = latest(job, "scan", fingerprint, lambda record: load_scan(job.ledger, record, job.shards), complaint)
-    if scan is None:
-        return None
-    if scan.unreadable:  # the files may have been mended without a change of their times
-        job.ledger.drop(*job.ledger.records("scan", fingerprint))
-        return None
-    log.info("scan: an earlier run has finished it")
-    job.clock.taken_over["scan"] = "the scan"
-    return scan
+    def check_usable(self, scan: Scan) -> None:
+        """Raise `DataError` for rows that no model can be trained on."""
+        ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
 
+    def facts(self, scan: Scan) -> dict[str, Any]:
+        """Return what the report says about the rows."""
+        return {"scan": scan.summary()}
 
-def load_scan(ledger: Ledger, record: Record, shards: Sequence[Shard]) -> Scan:
-    """Return a committed scan of these shards; raise `ValueError` if it is none."""
-    return Scan.from_npz(load_at_most(ledger, record, scan_bytes(shards))).check_fits(shards)
+    def memory_bytes(self, resident: bool) -> int:
+        """Return the bytes of the blocks that the threads hold."""
+        return self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
 
+    def sample(self, some: Sequence[Stretch]) -> ScanSample:
+        """Scan some rows."""
+        shards = self.prepared.shards
+        budget = self.prepared.budget
+        # Each unreadable shard is reported here; none ends the sample.
+        settings = replace(self._settings(), max_unreadable=len(shards))
+        look = ranges.looking(shards, settings)
 
-def _scan(job: Job) -> Scan:
-    shards = job.shards
-    budget = job.budget
-    settings = scan_settings(job)
-    settings = replace(settings, chunk_bytes=settings.chunk_bytes // max(1, job.crew.n_sharing))  # of each process
-    with (
-        Progress("scan", job.n_rows, "rows", shards[0].row_bytes) as progress,
-        job.crew.executor(budget.n_threads) as where,
-    ):
-        tally = job.crew.tally
-        tally.begin("scan")
-        return ranges.scan(shards, settings, *where, lambda n_rows: progress.advance(n_rows, tally))
+        def scan_stretch(stretch: Stretch) -> tuple[Stretch, Found]:
+            blocks = stretch.block.cut(budget.block_rows)
+            pieces: list[Piece] = [(stretch.number, stretch.first_row, block) for block in blocks]
+            return stretch, look(pieces)
 
+        tasks = [(scan_stretch, stretch) for stretch in some]
+        pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
+        unreadable = merged([part for _, part in found]).unreadable
+        readable = [each for each in found if each[0].number not in unreadable]
+        # As in a run, all rows of an unreadable shard count as bad ones.
+        part = merged([unread(shards, unreadable), *(part for _, part in readable)])
+        scan = ranges.scan_of(part, settings, row_dtype(shards))
+        return ScanSample(pace, scan, [stretch for stretch, _ in readable])
 
-def scan_settings(job: Prepared) -> ScanSettings:
-    """How the rows are looked at."""
-    # Those that were refused count as bad ones already; without leave the first one is an error.
-    max_unreadable = job.max_bad_shards - len(job.bad_shards) if job.tolerates_bad_data else None
-    settings = job.config.bad_data
-    return ScanSettings(
-        job.budget.block_rows,
-        settings.missing_value,
-        max_unreadable,
-        settings.clip_quantile,
-        job.impute,
-        job.budget.chunk_bytes,
-    )
+    def estimate(self, sample: Sample) -> StageEstimate:
+        """Estimate the time of scanning all rows."""
+        return StageEstimate(self.name, sample.scan.seconds_for(self.prepared.n_rows), sample.scan.in_words())
 
+    # -- inside --
 
-def judge(job: Prepared, scan: Scan) -> None:
-    """Stop for bad rows, unless the settings let them pass.
+    def _scan(self, context: RunContext) -> Scan:
+        prepared = self.prepared
+        settings = self._settings()
+        n_processes = max(1, context.crew.n_sharing)  # that share the memory budget
+        settings = replace(settings, chunk_bytes=settings.chunk_bytes // n_processes)
+        tally = context.crew.tally
+        with (
+            Progress("scan", prepared.n_rows, "rows", prepared.shards[0].row_bytes) as progress,
+            context.crew.executor(prepared.budget.n_threads) as (executor, n_at_once),
+        ):
+            tally.begin("scan")
+            return ranges.scan(
+                prepared.shards, settings, executor, n_at_once, lambda n_rows: progress.advance(n_rows, tally)
+            )
 
-    Raises
-    ------
-    DataError
-    """
-    n_bad = len(scan.bad_rows)
-    limit = job.max_bad_rows
-    settings = job.config.bad_data
-    if not n_bad:
-        return
-    words = ranges.describe_bad_rows(job.shards, scan, settings.missing_value)
-    if n_bad > limit:
-        most = f"{limit} at most (--max-bad-rows {settings.max_bad_rows})"
-        expected = most if job.tolerates_bad_data else "finite numbers"
-        # A given model fills nothing in, or has done so.
-        can_fill = job.given is None and ranges.misses_values(job.shards, scan, settings.missing_value)
-        raise DataError(f"{words}, expected {expected}. {_leave_out(settings, scan, can_fill)}")
-    log.warning("%s; they are left out and get NaN features", words)
+    def _settings(self) -> ScanSettings:
+        prepared = self.prepared
+        max_unreadable = None  # the first one is an error
+        if prepared.allows_bad_data:
+            max_unreadable = prepared.max_bad_shards - len(prepared.bad_shards)
+        return ScanSettings(
+            block_rows=prepared.budget.block_rows,
+            missing=prepared.config.bad_data.missing_value,
+            max_unreadable=max_unreadable,
+            clip_quantile=prepared.config.bad_data.clip_quantile,
+            impute=prepared.impute,
+            chunk_bytes=prepared.budget.chunk_bytes,
+        )
 
+    def _advice_on_bad_rows(self, scan: Scan) -> str:
+        """Return what to do about bad rows, with all flags that the next run needs."""
+        prepared = self.prepared
+        settings = prepared.config.bad_data
+        advice = ["Mend the files"]
+        # A given model imputes no values, or has already done so.
+        if prepared.given is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
+            advice.append("fill in what is missing with --impute median")
+        if not scan.n_good:
+            return f"{', or '.join(advice)}: no row would be left."
+        n_bad = len(scan.bad_rows)
+        how = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
+        limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(settings.max_bad_rows, scan.n_rows) else ""
+        return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {how}{limit}."
 
-def _leave_out(settings: BadDataSettings, scan: Scan, can_fill: bool) -> str:
-    """What to do about bad rows: all flags that it takes, so that the next run goes through."""
-    fill = "fill in what is missing with --impute median" if can_fill else ""
-    if not scan.n_good:
-        return f"Mend the files{fill and ', or '}{fill}: no row would be left."
-    n_bad = len(scan.bad_rows)
-    how = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
-    limit = f" --max-bad-rows {n_bad}" if n_bad > allowed(settings.max_bad_rows, scan.n_rows) else ""
-    return f"Mend the files, {fill}{fill and ', '}or leave these rows out with --on-bad-data {how}{limit}."
-
-
-def _doubt(job: Job, scan: Scan) -> None:
-    """Warn of data from which little can be learnt."""
-    if scan.n_good < job.config.network.n_features:
-        n_inputs = job.shards[0].n_inputs
+    def _warn_of_few_rows(self, scan: Scan) -> None:
+        n_features = self.prepared.config.network.n_features
+        n_inputs = self.prepared.n_inputs
+        if scan.n_good >= n_features:
+            return
         advice = " If rows stand as columns there: --orientation columns." if n_inputs > scan.n_rows else ""
         log.warning(
             "%s of %d columns, fewer than the %d features that they become: a model can learn them by "
             "heart and tell little about others. Give more rows, or lower --n-features.%s",
-            *(counted(scan.n_good, "usable row"), n_inputs, job.config.network.n_features, advice),
+            counted(scan.n_good, "usable row"),
+            n_inputs,
+            n_features,
+            advice,
         )
 
-
-def _tell_narrow(scan: Scan, names: Columns) -> None:
-    """Warn of columns that count for next to nothing, since outliers widen their range."""
-    if len(columns := scan.narrow):
-        worst = columns[0]
+    def _warn_of_narrow_columns(self, scan: Scan) -> None:
+        """Warn of columns whose range outliers widen so much that ordinary values hardly differ."""
+        columns = scan.narrow
+        if not len(columns):
+            return
+        names = self.prepared.columns
+        worst = int(columns[0])
+        low, high = scan.inner[:, worst]
         log.warning(
             "%s with a range of over a hundred standard deviations, but for outliers, so that a model sees these only: "
             "%s; column %s ranges from %g to %g, but 80 %% of its values lie between %g and %g. Clip the outermost "
             "values with --clip-quantile %g.",
-            *(counted(len(columns), "column"), some(names.listed(columns), _COLUMNS)),
-            *(names.numbered(int(worst)), scan.minimum[worst], scan.maximum[worst], *scan.inner[:, worst]),
+            counted(len(columns), "column"),
+            some(names.listed(columns), _COLUMNS_LISTED),
+            names.numbered(worst),
+            scan.minimum[worst],
+            scan.maximum[worst],
+            low,
+            high,
             0.01 if scan.clips else 0.001,
         )
 
-
-def _tell_filled(job: Job, scan: Scan) -> None:
-    if scan.n_missing is not None and scan.n_missing.any():
-        by = "what the model has for it" if job.given else f"its {job.config.bad_data.impute}"
-        n_columns = int((scan.n_missing > 0).sum())
+    def _log_imputed_values(self, scan: Scan) -> None:
+        if scan.n_missing is None or not scan.n_missing.any():
+            return
+        value = f"its {self.prepared.config.bad_data.impute}"
+        if self.prepared.given is not None:
+            value = "what the model has for it"
         log.info(
             "scan: %s in %s, each filled with %s",
-            *(counted(int(scan.n_missing.sum()), "missing value"), counted(n_columns, "column"), by),
+            counted(int(scan.n_missing.sum()), "missing value"),
+            counted(int((scan.n_missing > 0).sum()), "column"),
+            value,
         )

@@ -8,7 +8,8 @@ from pathlib import Path
 from pipeline.encoding.storage import storages
 from pipeline.errors import WriteFailed, shown
 from pipeline.output.ledger import Ledger
-from pipeline.run.job import Prepared, rows_in
+from pipeline.run.prepare import Prepared
+from pipeline.run.resume import n_rows_in
 
 __all__ = ["bytes_needed", "check_space", "lacks_inodes", "lacks_space"]
 
@@ -37,7 +38,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
     there = sum(record.entry.n_bytes for record in records)
     if lack := lacks_space(prepared, there, free):
         raise lack
-    if lack := lacks_inodes(prepared, rows_in(records), n_free_inodes):
+    if lack := lacks_inodes(prepared, n_rows_in(records), n_free_inodes):
         raise lack
 
 

@@ -1,14 +1,15 @@
-"""From rows to a fitted model: trained, or taken over from an earlier run that did the same."""
+"""The training: a model fitted to the scanned rows, or the model of an earlier run."""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.cluster.crew import Threads
 from pipeline.cluster.tally import Tally
@@ -17,116 +18,255 @@ from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD, Record
 from pipeline.progress import Progress
-from pipeline.run.deadline import InTime
-from pipeline.run.earlier import latest, load_at_most
-from pipeline.run.job import Job, step_of, versions
+from pipeline.run.context import RunContext, versions
+from pipeline.run.deadline import InTime, epochs_that_fit
+from pipeline.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES, chunk_bytes, network_bytes
+from pipeline.run.prepare import Prepared
+from pipeline.run.resume import EarlierResults, load_at_most, step_of
+from pipeline.run.sample import Sample, StageEstimate, TrainingPace
 from pipeline.scan.ranges import Scan
+from pipeline.settings.deadline import in_words
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training, train
-from pipeline.training.fit import prepared
+from pipeline.training.fit import prepared as prepare_training
 from pipeline.training.replica import Run, run_by
 from pipeline.training.verdict import complaints, measured
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["fit"]
+__all__ = ["TrainingStage"]
 
 log = logging.getLogger(__name__)
 
 _CHECKPOINTS_KEPT = 2  # should the last one be damaged
 
 
-def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
-    """Train, or take over what an earlier run has left.
+@dataclass(frozen=True)
+class TrainingStage:
+    """Train a model, or reuse the model of an earlier run.
 
-    Raises
-    ------
-    DataError
-        When no row is left to train on, or rows cannot be read.
-    TrainingDiverged
+    Attributes
+    ----------
+    prepared : Prepared
+        The run, with shards whose rows are read minus the scan's offset.
+    unreadable : iterable of int
+        Positions of shards that the scan could not read.
+    scan : Scan or None
+        The scan. Only `make` needs it.
     """
-    fingerprint = job.of_model(scan.unreadable)
-    network = network_of(job.config.network, len(scan.minimum))
-    autoencoder = autoencoder_of(scan.scaler, network, row_dtype(job.shards))
-    directory = job.ledger.directory
-    model = latest(
-        job, "model", fingerprint, lambda record: load_model(directory / record.entry.file), "%s; it is trained anew"
-    )
-    if model is None:
-        _tell_idle(job)
-        model = _trained(job, fingerprint, autoencoder, scan)
-        job.ledger.commit(Record("model", fingerprint, job.ledger.write("stages/model", ".h5", model.to_hdf5())))
-    else:
-        log.info("training: an earlier run has finished it")
-        job.clock.taken_over["training"] = "the trained model"
-        autoencoder.set_parameters(model.parameters)
-    # Versions that did not know the names of columns stored none.
-    model = replace(model, columns=job.columns)
-    # Only now: until the model is committed, they are what a run goes on from.
-    job.ledger.drop(*job.ledger.records("checkpoint", fingerprint))
-    for complaint in complaints(model.about["training"], job.config.training, model.network):
-        log.warning("%s", complaint)
-    gc.collect()  # what is compiled for it holds itself, and with it all rows: encoding needs the memory
-    job.clock.lap("training")
-    return model, autoencoder
+
+    prepared: Prepared
+    unreadable: Iterable[int]
+    scan: Scan | None = None
+
+    name: ClassVar[str] = "training"
+
+    def key(self) -> str:
+        """Return the fingerprint of the scan and the settings that determine the model."""
+        return self.prepared.request.of_model(self.unreadable)
+
+    def load(self, earlier: EarlierResults) -> Model | None:
+        """Return the model of an earlier run, or None."""
+        directory = earlier.ledger.directory
+
+        def read(record: Record) -> Model:
+            return load_model(directory / record.entry.file)
+
+        model = earlier.latest("model", self.key(), read, "%s; it is trained anew")
+        if model is None:
+            return None
+        self._drop_checkpoints(earlier)
+        # Version 0.1.0 did not store the names of columns.
+        return replace(model, columns=self.prepared.columns)
+
+    def last_checkpoint(self, earlier: EarlierResults) -> Record | None:
+        """Return the record of the last checkpoint of an unfinished training, or None."""
+        checkpoints = earlier.records("checkpoint", self.key())
+        return checkpoints[-1] if checkpoints else None
+
+    def make(self, context: RunContext) -> Model:
+        """Train, and commit the model.
+
+        Raises
+        ------
+        DataError
+            When no row is left to train on, or rows cannot be read.
+        TrainingDiverged
+        """
+        assert self.scan is not None
+        prepared = self.prepared
+        self._warn_of_idle_devices(context)
+        network = network_of(prepared.config.network, prepared.n_inputs)
+        autoencoder = autoencoder_of(self.scan.scaler, network, row_dtype(prepared.shards))
+        model = _trained(prepared, context, self.key(), autoencoder, self.scan)
+        entry = context.ledger.write("stages/model", ".h5", model.to_hdf5())
+        context.ledger.commit(Record("model", self.key(), entry))
+        # Only now: until the model is committed, a run resumes from them.
+        self._drop_checkpoints(context.earlier)
+        # The compiled functions hold references to themselves, and with them to all rows.
+        gc.collect()
+        return model
+
+    def describe(self, model: Model) -> str:
+        """Return a reused model in words."""
+        return "the trained model"
+
+    def check(self, model: Model) -> None:
+        """Log warnings about the result of the training."""
+        for complaint in complaints(model.about["training"], self.prepared.config.training, model.network):
+            log.warning("%s", complaint)
+
+    def facts(self, model: Model) -> dict[str, Any]:
+        """Return what the report says about the training."""
+        return {"training": model.about["training"]}
+
+    def memory_bytes(self, resident: bool) -> int:
+        """Return the bytes of rows and copies of the network that training holds at most."""
+        prepared = self.prepared
+        budget = prepared.budget
+        config = prepared.config
+        n_rows = prepared.n_rows
+        row_bytes = prepared.n_inputs * row_dtype(prepared.shards).itemsize
+        n_validated = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows)
+        rows = n_rows * row_bytes if resident else 0
+        windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + ALLOCATOR_BYTES
+        sample = 0
+        if config.training.start == "components" or config.validation.baseline:
+            sample = min(budget.max_sample_rows, n_rows) * 4 * prepared.n_inputs + SCALING_BYTES
+        network = NETWORK_COPIES * network_bytes(prepared)
+        return chunk_bytes(prepared) + rows + n_validated * row_bytes + max(sample, windows) + network
+
+    def estimate(
+        self, sample: Sample, checkpoint: Record | None, ends_by: float | None, reserved: float
+    ) -> StageEstimate:
+        """Estimate the time of the training.
+
+        Parameters
+        ----------
+        checkpoint : Record or None
+            The last checkpoint of an earlier run.
+        ends_by : float or None
+            Deadline of the run in seconds since 1970; with one, as many epochs are trained as fit.
+        reserved : float
+            Seconds of the time before the deadline that other stages need.
+        """
+        config = self.prepared.config
+        pace = sample.training
+        assert pace is not None
+        once = self._seconds_once(pace, sample.resident)
+        epoch = self._seconds_per_epoch(pace, sample)
+        n_epochs = float(config.training.epochs)
+        if checkpoint is not None:
+            n_epochs_done = step_of(checkpoint) * config.training.batch_size / pace.n_rows
+            n_epochs = max(0.0, checkpoint.facts.get("of", n_epochs) - n_epochs_done)
+        if ends_by is not None:
+            n_epochs = min(n_epochs, epochs_that_fit(ends_by - time.time() - once - reserved, epoch))
+        rate = pace.steps.in_words()
+        what = f"{n_epochs:.3g} of {config.training.epochs} epochs, {epoch:.3g} s each at {rate}"
+        if not sample.resident:
+            what += ", streamed"
+        if ends_by is not None:
+            what += f", to end by {in_words(ends_by)}"
+        if config.validation.patience and pace.n_validated:
+            what += "; may stop early"
+        return StageEstimate(self.name, once + n_epochs * epoch, what)
+
+    # -- inside --
+
+    def _drop_checkpoints(self, earlier: EarlierResults) -> None:
+        earlier.drop(*earlier.ledger.records("checkpoint", self.key()))
+
+    def _warn_of_idle_devices(self, context: RunContext) -> None:
+        """Warn of devices that wait while the processor trains."""
+        config = self.prepared.config
+        is_alone = config.training.replicas == 1 and context.device.used == "cpu"
+        if is_alone and set(config.cluster.devices or ()) - {"cpu"}:
+            log.warning(
+                "training: one replica is trained by this process, on the processor, while --devices wait. "
+                "THEANO_FLAGS=device=cuda (or what they are) has it train on one of them, --replicas 8 on all."
+            )
+
+    def _seconds_once(self, pace: TrainingPace, resident: bool) -> float:
+        """Return the seconds of a training that do not depend on its number of epochs."""
+        reading = pace.reading.seconds_for(self.prepared.n_rows)
+        if not resident:
+            n_read = pace.n_validated + self.prepared.budget.max_sample_rows
+            reading = min(reading, pace.reading.seconds_for(n_read))
+        baseline = pace.baseline.seconds_for(pace.n_validated) if pace.baseline else 0.0
+        # At the start, and for the principal components at the end.
+        validation = 2 * pace.validation.seconds_for(pace.n_validated)
+        return pace.compiling + pace.beginning + reading + baseline + validation
+
+    def _seconds_per_epoch(self, pace: TrainingPace, sample: Sample) -> float:
+        steps = pace.steps.seconds_for(pace.n_rows)
+        validation = pace.validation.seconds_for(pace.n_validated)
+        if sample.resident:
+            return steps + validation
+        reading = pace.reading.seconds_for(self.prepared.n_rows)
+        if sample.on_host:  # the processor reads and computes
+            return steps + reading + validation
+        return max(steps, reading) + validation
 
 
-def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
-    job.clock.model = fingerprint
+def _trained(prepared: Prepared, context: RunContext, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
+    context.state.model_key = fingerprint
     scaler = scan.scaler
-    sizes = job.budget.sizes(job.device)
-    by_crew = job.config.training.replicas > 1 and not isinstance(job.crew, Threads)
+    sizes = prepared.budget.sizes(context.device)
+    by_crew = prepared.config.training.replicas > 1 and not isinstance(context.crew, Threads)
     if by_crew:  # workers read their rows themselves
         sizes = replace(sizes, resident=False, on_device=False)
-    training = prepared(
+    training = prepare_training(
         autoencoder,
-        job.shards,
+        prepared.shards,
         scan,
-        job.config.training,
-        job.config.validation,
-        job.config.bad_data.missing_value,
+        prepared.config.training,
+        prepared.config.validation,
+        prepared.config.bad_data.missing_value,
         sizes,
     )
-    checkpoint = latest(
-        *(job, "checkpoint", fingerprint),
-        partial(_resume, job, training),
+    checkpoint = context.earlier.latest(
+        "checkpoint",
+        fingerprint,
+        partial(_resume, context, training),
         "checkpoint %s; the one before it is taken",
     )
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
-        job.clock.taken_over["training"] = f"the training up to step {checkpoint.n_steps}"
-    ends_by = job.clock.ends_by
-    in_time = None if ends_by is None else InTime(job, scan, ends_by)
+        context.state.reused["training"] = f"the training up to step {checkpoint.n_steps}"
+    ends_by = context.state.ends_by
+    in_time = None if ends_by is None else InTime(prepared, context, scan, ends_by)
     try:
         total = _rows_to_train(training)
-        row_bytes = job.shards[0].row_bytes
-        where = _crew_at_work(job) if by_crew else nullcontext()
+        row_bytes = prepared.shards[0].row_bytes
+        where = _crew_at_work(prepared, context) if by_crew else nullcontext()
         with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress, where as run:
 
             def advance(n_rows: int, place: object) -> None:
                 if in_time is not None and n_rows:  # after a step, at which a training can be limited
                     in_time(training)
                     progress.expect(_rows_to_train(training))
-                progress.advance(n_rows, place if run is None else _Place(place, job.crew.tally))
+                progress.advance(n_rows, place if run is None else _Place(place, context.crew.tally))
 
-            save = partial(_save, job, fingerprint)
-            done = train(training, save, advance, run, job.config.timing.checkpoint_minutes)
+            save = partial(_save, prepared, context, fingerprint)
+            done = train(training, save, advance, run, prepared.config.timing.checkpoint_minutes)
     except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset, job.columns)
-        job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
-        path = job.ledger.directory / LAST_GOOD
+        stopped = Model(
+            scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset, prepared.columns
+        )
+        context.ledger.replace(LAST_GOOD, stopped.to_hdf5())
+        path = context.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
     if done.best_epoch < 0:
         log.info("training: no epoch was better than the start, whose parameters are taken")
     elif len(done.history) < training.settings.epochs:
         log.info("training: stopped early, epoch %d was the best", done.best_epoch)
-    settings = {"config": job.config.flat(), "versions": versions(), "device": str(job.device)}
+    settings = {"config": prepared.config.flat(), "versions": versions(), "device": str(context.device)}
     limits = {} if in_time is None else {"deadline": in_time.facts(training)}
     about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
-    return Model(scaler, autoencoder.network, training.best, about, scan.offset, job.columns)
+    return Model(scaler, autoencoder.network, training.best, about, scan.offset, prepared.columns)
 
 
 def _rows_to_train(training: Training) -> int:
@@ -136,30 +276,20 @@ def _rows_to_train(training: Training) -> int:
     return training.settings.epochs * training.order.n_rows
 
 
-def _resume(job: Job, training: Training, record: Record) -> Checkpoint:
+def _resume(context: RunContext, training: Training, record: Record) -> Checkpoint:
     """Resume the training from a committed checkpoint; raise `ValueError` if it cannot be one of this training.
 
     Whoever can write in the output directory can also write records that fit. So the size is checked before the file is
     read, and what it says before it is used.
     """
     array_bytes = sum(array.nbytes for array in training.checkpoint().arrays.values())
-    checkpoint = Checkpoint.from_npz(load_at_most(job.ledger, record, array_bytes))
+    checkpoint = Checkpoint.from_npz(load_at_most(context.ledger, record, array_bytes))
     n_steps = checkpoint.n_steps
     epoch = checkpoint.standing.epoch
     is_possible = (epoch - 1) * training.steps_per_epoch <= n_steps <= (epoch + 1) * training.steps_per_epoch
     if n_steps != step_of(record) or not is_possible:
         raise ValueError(f"is after step {n_steps} in epoch {epoch}, but its record says step {step_of(record)}")
     return training.go_on_from(checkpoint)
-
-
-def _tell_idle(job: Job) -> None:
-    """Warn of devices that wait while the processor trains."""
-    is_alone = job.config.training.replicas == 1 and job.device.used == "cpu"
-    if is_alone and set(job.config.cluster.devices or ()) - {"cpu"}:
-        log.warning(
-            "training: one replica is trained by this process, on the processor, while --devices wait. "
-            "THEANO_FLAGS=device=cuda (or what they are) has it train on one of them, --replicas 8 on all."
-        )
 
 
 @dataclass(frozen=True)
@@ -174,18 +304,18 @@ class _Place:
 
 
 @contextmanager
-def _crew_at_work(job: Job) -> Iterator[Run]:
+def _crew_at_work(prepared: Prepared, context: RunContext) -> Iterator[Run]:
     """What trains replicas in other processes; in this one, which has the model already, nobody is needed for it."""
-    with job.crew.executor(job.budget.n_threads) as (executor, n_at_once):
-        job.crew.tally.begin("training")
+    with context.crew.executor(prepared.budget.n_threads) as (executor, n_at_once):
+        context.crew.tally.begin("training")
         yield run_by(executor, n_at_once)
 
 
-def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
+def _save(prepared: Prepared, context: RunContext, fingerprint: str, checkpoint: Checkpoint) -> None:
     """Commit a checkpoint, and let go of all but the last ones."""
-    entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
+    entry = context.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
     now = checkpoint.standing
-    facts = {"n_epochs": now.epoch, "of": job.config.training.epochs if now.n_epochs is None else now.n_epochs}
+    facts = {"n_epochs": now.epoch, "of": prepared.config.training.epochs if now.n_epochs is None else now.n_epochs}
     # So many digits that the order of the keys is that of the steps.
-    job.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
-    job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])
+    context.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
+    context.ledger.drop(*context.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])

@@ -65,7 +65,7 @@ class Ours:
 
     def encode_files(self, folder: Path, shards: str, model: str) -> Prepared:
         from pipeline.features import open_features
-        from pipeline.run.stages import run as extract
+        from pipeline.run.engine import run as extract
         from pipeline.settings.config import Config
 
         output = folder / "ours"
@@ -87,7 +87,7 @@ class Ours:
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
         from pipeline.model import load_model
-        from pipeline.run.stages import run as extract
+        from pipeline.run.engine import run as extract
         from pipeline.settings.config import Config
 
         output = folder / "ours"

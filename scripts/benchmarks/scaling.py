@@ -40,8 +40,9 @@ from pipeline.encoding.parts import PartFacts, plan_parts
 from pipeline.model import Model, load_model
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.lock import locked
-from pipeline.run.encoding_stage import encode_settings
-from pipeline.run.job import prepare, versions
+from pipeline.run.context import versions
+from pipeline.run.encoding_stage import EncodingStage
+from pipeline.run.prepare import prepare
 from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import scan
 from pipeline.settings.config import Config
@@ -120,7 +121,7 @@ def tasks_of(
     with locked(output) as ledger:
         entry = ledger.write("stages/model", ".h5", model.to_hdf5())
     attributes = {"command": "x" * 60, "config": prepared.config.flat(), "versions": versions(), "device": "cpu"}
-    settings = encode_settings(prepared, model, part_rows, output)
+    settings = EncodingStage(prepared, model, {}).settings(part_rows, output)
     settings = replace(settings, model=entry, attributes=attributes)
     inputs = prepared.shards
     if n_parts is not None:

@@ -44,7 +44,7 @@ def test_threads_are_who_works_unless_told_otherwise() -> None:
 
 @pytest.mark.process
 def test_a_run_of_threads_loads_no_scheduler() -> None:
-    program = "import sys, pipeline.run.stages; print('distributed' in sys.modules)"
+    program = "import sys, pipeline.run.engine; print('distributed' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "False\n"
 

@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from pipeline import TiedAutoencoder, load_model, open_features
 from pipeline.interop import applying
 from pipeline.interop.applying import computed
-from pipeline.run.stages import run
+from pipeline.run.engine import run
 from pipeline.settings.config import SETTINGS, Config
 from tests.support.cases import case, each
 from tests.support.helpers import refused, write_shard

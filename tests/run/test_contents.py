@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.hdf5.files import opened
 from pipeline.hdf5.values import file_digest
-from pipeline.run import contents, stages
-from pipeline.run.encoding_stage import encode
-from pipeline.run.scan_stage import scanned
+from pipeline.run import contents
+from pipeline.run.encoding_stage import EncodingStage
+from pipeline.run.scan_stage import ScanStage
 from tests.support.nights import STEPS, Stopping, fresh, results, stamps
 from tests.support.standin import Night, features_of
 
@@ -94,15 +94,17 @@ def test_without_digests_contents_are_not_compared(night: Night, out: Path, dige
 def test_contents_that_change_during_a_run_end_it(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    make = EncodingStage.make
+
     def encode_and_change(*arguments: Any) -> Any:
-        found = encode(*arguments)
+        found = make(*arguments)
         change_in_place(night.shards / "0.h5")
         return found
 
-    monkeypatch.setattr(stages, "encode", encode_and_change)
+    monkeypatch.setattr(EncodingStage, "make", encode_and_change)
     assert night.run(out) == 65
     assert "its contents changed during the run" in caplog.text
-    monkeypatch.setattr(stages, "encode", encode)
+    monkeypatch.setattr(EncodingStage, "make", make)
     assert night.run(out) == 0
     assert features_of(out) == fresh(night)
 
@@ -110,12 +112,14 @@ def test_contents_that_change_during_a_run_end_it(
 def test_a_file_that_was_truncated_meanwhile_is_a_bad_shard(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make = ScanStage.make
+
     def scan_after_truncation(*arguments: Any) -> Any:
         path = night.shards / "2.h5"
         os.truncate(path, path.stat().st_size - 1)
-        return scanned(*arguments)
+        return make(*arguments)
 
-    monkeypatch.setattr(stages, "scanned", scan_after_truncation)
+    monkeypatch.setattr(ScanStage, "make", scan_after_truncation)
     flags = ["--on-bad-data", "skip", "--max-bad-shards", "1", "--max-bad-rows", "90%"]
     assert night.run(out, *flags) == 0
 

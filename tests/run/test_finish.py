@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run.finish import Summary, again
+from pipeline.run.summary import Summary
 from tests.support.standin import Night
 
 SUMMARY = Summary("out", 300, 9, 4, 0, 2, "cpu (C kernels)", None, {"scan": 0.25, "encoding": 61.04})
@@ -39,13 +39,13 @@ def test_what_the_compiler_has_taken_stands_beside_the_stages() -> None:
 
 def test_what_an_earlier_version_has_not_measured_is_not_said_again() -> None:
     before = {name: value for name, value in asdict(SUMMARY).items() if name not in ("components", "mean", "compiling")}
-    told = again({"summary": {**before, "cost": 0.5}}, "out", {})
+    told = Summary.of_manifest({"summary": {**before, "cost": 0.5}}, "out")
     assert "Mean squared error 0.5 in scaled units. D" in str(told)
 
 
 def test_a_finished_run_is_told_again_of_where_it_lies_now() -> None:
-    told = again({"summary": {**asdict(SUMMARY), "compiling": 18.2}, "parts": []}, "elsewhere", {"verification": 0.5})
-    assert told == replace(SUMMARY, output="elsewhere", seconds={"verification": 0.5}, before=True)
+    told = Summary.of_manifest({"summary": {**asdict(SUMMARY), "compiling": 18.2}, "parts": []}, "elsewhere")
+    assert told == replace(SUMMARY, output="elsewhere", seconds={}, before=True)
     assert str(told).startswith("Already complete: 300 rows x 9 columns -> 4 features in elsewhere/index.h5")
 
 

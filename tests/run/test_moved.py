@@ -68,10 +68,10 @@ def test_a_run_whose_lock_was_replaced_ends_and_harms_nobody(night: Night, out: 
 def test_a_finished_run_that_is_moved_while_it_is_verified(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.run import earlier
+    from pipeline.run import resume
 
     assert night.run(out) == 0
-    check = earlier.fault_of
+    check = resume.fault_of
 
     def check_and_move(*arguments: Any, **more: Any) -> str | None:
         found = check(*arguments, **more)
@@ -79,6 +79,6 @@ def test_a_finished_run_that_is_moved_while_it_is_verified(
             shutil.move(out, out.with_name("old"))
         return found
 
-    monkeypatch.setattr(earlier, "fault_of", check_and_move)
+    monkeypatch.setattr(resume, "fault_of", check_and_move)
     assert night.run(out) == 75
     assert not out.exists()

@@ -113,12 +113,12 @@ def test_u4_a_finished_run_is_soon_told_to_be_complete(victim: Victim) -> None:
 
 
 IMPOSSIBLE = """
-import pipeline.run.stages
+from pipeline.run.training_stage import TrainingStage
 from pipeline.signals import leave
 from scripts.extract import main
 def broken(*_):
     raise AssertionError("impossible")
-pipeline.run.stages.fit = broken
+TrainingStage.make = broken
 leave(main())
 """
 

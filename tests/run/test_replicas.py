@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
-from pipeline.run import deadline, stages
+from pipeline.run import deadline, engine
 from pipeline.settings import replicas
 from pipeline.training import replica
 from tests.support.nights import STEPS, Stopping
@@ -57,7 +57,7 @@ def test_whoever_trains_the_replicas_makes_the_same_features(
 ) -> None:
     assert night.run(out, *FLAGS) == 0
     assert "training: one replica in the first epoch, then 2 that meet 4 times an epoch" in caplog.text
-    monkeypatch.setattr(stages, "crew_of", lambda *_: nullcontext(Others()))
+    monkeypatch.setattr(engine, "crew_of", lambda *_: nullcontext(Others()))
     assert night.run(out.with_name("others"), *FLAGS) == 0
     assert features_of(out.with_name("others")) == features_of(out)
     assert "52 rows in memory" in caplog.text
@@ -71,7 +71,7 @@ def test_whoever_trains_the_replicas_makes_the_same_features(
 def test_devices_that_wait_while_the_processor_trains_are_told(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stages, "crew_of", lambda *_: nullcontext(Others()))
+    monkeypatch.setattr(engine, "crew_of", lambda *_: nullcontext(Others()))
     for name, told, flags in [
         ("one", True, ["--devices", "cuda0", "--replicas", "1"]),
         ("two", False, ["--devices", "cuda0"]),

@@ -11,7 +11,7 @@ import pytest
 from pipeline.features import open_features
 from pipeline.hdf5 import values as hdf5_values
 from pipeline.hdf5.files import FILES
-from pipeline.run.stages import run
+from pipeline.run.engine import run
 from pipeline.settings.config import Config
 from pipeline.shards import rows as module
 from pipeline.shards.open import open_shards

@@ -194,7 +194,7 @@ def _serve() -> None:
 
     from pipeline import cli  # noqa: F401  # with all that a run loads, once for all forks
     from pipeline.hdf5.files import FILES
-    from pipeline.run import job  # noqa: F401
+    from pipeline.run import engine  # noqa: F401
     from tests.support.standin import install
 
     install(pytest.MonkeyPatch())

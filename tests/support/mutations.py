@@ -259,9 +259,9 @@ _RUN = (
     ),
     Mutation(
         "features-of-another-storage-are-reused",
-        "pipeline/run/job.py",
-        "        return fingerprint(found, asdict(storage))",
-        "        return found",
+        "pipeline/run/encoding_stage.py",
+        "            key = fingerprint(key, asdict(storage))",
+        "            pass",
         ("tests/run/test_storage.py::test_parts_stored_before_float16_was_too_coarse_are_not_kept",),
     ),
     Mutation(

@@ -29,7 +29,7 @@ from pipeline.encoding import index as index_of_parts
 from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
 from pipeline.output.records import INDEX, read_manifest
-from pipeline.run import budget, fingerprints, job, stages
+from pipeline.run import budget, context, engine, fingerprints, prepare
 from pipeline.run.plan import plan
 from pipeline.shards.open import open_shards
 from tests.support.helpers import write_shard
@@ -177,14 +177,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
     for setting, value in NETWORK.items():  # unless a flag says otherwise
         monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
-    for starter in (stages, plan):
+    for starter in (engine, plan):
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
-    monkeypatch.setattr(job, "TILE_ROWS", TILE_ROWS)
+    monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(index_of_parts, "_MOST", 2)  # of three parts it is a view of views
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)  # each part by itself, however fast they come
-    monkeypatch.setattr(job, "open_shards", _remembering(open_shards))
-    for user in (job, fingerprints):
+    monkeypatch.setattr(prepare, "open_shards", _remembering(open_shards))
+    for user in (context, fingerprints):
         monkeypatch.setattr(user, "version", cache(version))  # a file to parse each time
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.run import job
-from pipeline.run.job import Clock, prepare
+from pipeline.run import context
+from pipeline.run.context import RunState
+from pipeline.run.prepare import prepare
 from pipeline.settings.config import Config
 from tests.support.helpers import refused, write_shard
 
@@ -68,12 +69,12 @@ def test_bad_data_passes_by_leave_alone_and_shards_that_are_left_out_count(tmp_p
 def test_the_compilers_time_is_that_of_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three stages of 10 s, the compiler busy before the first one and within the second."""
     now, compiled = [100.0], [7.0]
-    monkeypatch.setattr(job.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(job, "seconds_compiling", lambda: compiled[0])
-    clock = Clock()
+    monkeypatch.setattr(context.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(context, "seconds_compiling", lambda: compiled[0])
+    state = RunState()
     for stage, seconds in (("scan", 0), ("training", 4), ("encoding", 0)):
         now[0] += 10 + seconds
         compiled[0] += seconds
-        clock.lap(stage)
-    assert clock.seconds == dict.fromkeys(("scan", "training", "encoding"), 10.0)
-    assert (clock.compiling, clock.total) == (4.0, 34.0)
+        state.end_stage(stage)
+    assert state.seconds == dict.fromkeys(("scan", "training", "encoding"), 10.0)
+    assert (state.seconds_compiling, state.total_seconds) == (4.0, 34.0)

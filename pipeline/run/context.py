@@ -1,0 +1,166 @@
+"""A run in progress: the output directory, the devices, the worker pool, and what is known about its progress."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import h5py
+
+from pipeline.cluster.crew import Crew
+from pipeline.device import seconds_compiling
+from pipeline.errors import shown
+from pipeline.model import Model
+from pipeline.output.ledger import Ledger
+from pipeline.run.prepare import Prepared
+from pipeline.run.resume import EarlierResults, checkpoint_in_words, n_rows_in
+from pipeline.runlog import Warnings
+from pipeline.watch import Watch
+
+if TYPE_CHECKING:
+    from kernels.backend import Device
+
+__all__ = ["RunContext", "RunState", "versions"]
+
+# Packages whose version can change a bit of the results or of their files.
+_PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
+
+
+class RunState:
+    """Progress of a run: finished stages, reused results and warnings.
+
+    Seconds of the compiler count for no stage, because later runs find the kernels in the compile cache.
+
+    Parameters
+    ----------
+    warnings : Warnings, optional
+        Warnings that the run logs.
+    watch : Watch, optional
+        Samples what the run waits for.
+
+    Attributes
+    ----------
+    seconds, processor_seconds : dict of str to float
+        Wall-clock and processor seconds of each finished stage.
+    bounds : dict of str to dict
+        Shares of each finished stage's time in which it waited for the device, the processor or the disk; empty if it
+        was too short to measure.
+    model_key, features_key : str or None
+        Fingerprints of the model and the features that the run is about to make.
+    reused : dict of str to str
+        For some stages, the results of an earlier run that they reuse, in words.
+    began : float
+        Start of the run, in seconds since 1970.
+    ends_by : float or None
+        Deadline of the run, in seconds since 1970.
+    """
+
+    def __init__(self, warnings: Warnings | None = None, watch: Watch | None = None) -> None:
+        self.warnings = warnings or Warnings()
+        self.seconds: dict[str, float] = {}
+        self.processor_seconds: dict[str, float] = {}
+        self.bounds: dict[str, dict[str, float]] = {}
+        self.reused: dict[str, str] = {}
+        self.model_key: str | None = None
+        self.features_key: str | None = None
+        self.began = time.time()
+        self.ends_by: float | None = None
+        self._watch = watch
+        # Changes of the time of day do not affect this clock.
+        self._start = time.monotonic()
+        self._last = self._start
+        self._compiled_at_start = seconds_compiling()
+        self._compiled = self._compiled_at_start
+        self._last_processor = time.process_time()
+
+    @property
+    def seconds_compiling(self) -> float:
+        """Seconds that the compiler has taken."""
+        return seconds_compiling() - self._compiled_at_start
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+    def end_stage(self, stage: str) -> None:
+        """Record the times of a stage that has just finished."""
+        now = time.monotonic()
+        compiled = seconds_compiling()
+        processor = time.process_time()
+        self.seconds[stage] = now - self._last - (compiled - self._compiled)
+        self.processor_seconds[stage] = processor - self._last_processor
+        self.bounds[stage] = self._watch.taken() if self._watch else {}
+        self._last = now
+        self._compiled = compiled
+        self._last_processor = processor
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the stages of a run share.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        The locked output directory.
+    earlier : EarlierResults
+        Results that earlier runs left in it.
+    device : Device
+        Device of this process.
+    crew : Crew
+        Workers that run the tasks.
+    state : RunState
+        Progress of the run.
+    command : sequence of str
+        The command line, for the attributes of output files.
+    """
+
+    ledger: Ledger
+    earlier: EarlierResults
+    device: Device
+    crew: Crew
+    state: RunState
+    command: Sequence[str]
+
+    @property
+    def devices(self) -> str:
+        """The devices that encode, in words."""
+        of_workers = {worker["device"] for worker in self.crew.facts()["workers"]} - {None}
+        return ", ".join(sorted(of_workers)) or str(self.device)
+
+    def attributes(self, prepared: Prepared, model: Model) -> dict[str, Any]:
+        """Return the attributes of every output file that `model` makes."""
+        return {
+            "command": " ".join(self.command),
+            "config": prepared.config.flat(),
+            "device": self.devices,
+            "versions": versions(),
+            "model": model.fingerprint,
+        }
+
+    def progress_in_words(self, n_rows: int) -> str:
+        """Return a sentence that says how far an unfinished run of `n_rows` rows came."""
+        state = self.state
+        stages = ", ".join(stage for stage in state.seconds if stage != "start") or "nothing yet"
+        # Results of other settings may be in the directory, too.
+        checkpoints = self.ledger.records("checkpoint", state.model_key) if state.model_key else []
+        if checkpoints:
+            stages += f"; a checkpoint keeps {checkpoint_in_words(checkpoints[-1])}"
+        parts = self.ledger.records("part", state.features_key) if state.features_key else []
+        return (
+            f"Not finished after {state.total_seconds:.1f} s in {shown(self.ledger.directory)}: stages done: {stages}; "
+            f"{n_rows_in(parts)} of {n_rows} rows have committed features."
+        )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python, HDF5 and the packages that compute; cached, since looking them up takes time."""
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version, **packages}

@@ -1,0 +1,152 @@
+"""A run: its stages in order, each loaded from an earlier run or made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+
+from pipeline.cluster.checks import Question
+from pipeline.cluster.crew import crew_of
+from pipeline.device import is_compiling, n_device_calls, start_device, theanos_errors
+from pipeline.output.disk import Disk
+from pipeline.output.ledger import Ledger
+from pipeline.output.lock import locked
+from pipeline.run.contents import check_contents, compare_contents, record_contents
+from pipeline.run.context import RunContext, RunState
+from pipeline.run.encoding_stage import EncodingStage
+from pipeline.run.finish import FinishStage, StageResults
+from pipeline.run.prepare import Prepared, prepare
+from pipeline.run.resume import EarlierResults, plain_request, start_over, stored_deadline
+from pipeline.run.scan_stage import ScanStage
+from pipeline.run.space import check_space
+from pipeline.run.stage import load_or_make
+from pipeline.run.summary import Summary
+from pipeline.run.training_stage import TrainingStage
+from pipeline.runlog import warnings_kept
+from pipeline.scan.ranges import Scan
+from pipeline.settings.config import Config
+from pipeline.shards.rows import keep_chunks
+from pipeline.watch import watching
+
+__all__ = ["run"]
+
+
+def run(
+    config: Config,
+    command: Sequence[str],
+    disk: Disk | None = None,
+    on_locked: Callable[[Path], object] = lambda directory: None,
+) -> Summary:
+    """Scan, train and encode; or do what an interrupted run in the same directory left undone.
+
+    Parameters
+    ----------
+    config : Config
+        Settings.
+    command : sequence of str
+        The command line, for the attributes of output files.
+    disk : Disk, optional
+        Makes every change to the file system.
+    on_locked : callable
+        Called with the output directory once it is locked.
+
+    Raises
+    ------
+    ShardpressError
+        One of its kinds for everything that a user can fix. A note says how far the run came.
+    """
+    with warnings_kept() as warnings, watching(n_device_calls, is_compiling) as watch:
+        state = RunState(warnings, watch)
+        prepared = prepare(config)
+        with locked(Path(config.results.output), disk) as ledger:
+            on_locked(ledger.directory)
+            return _run_in(ledger, prepared, state, command)
+
+
+def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequence[str]) -> Summary:
+    """Run in a locked output directory."""
+    config = prepared.config
+    prepared, contents = compare_contents(ledger, prepared)
+    if config.results.restart:
+        start_over(ledger)
+    ledger.sweep()  # files of a killed run, before anything needs the space
+    earlier = EarlierResults(ledger, prepared.budget.n_threads, config.results.verify == "digests")
+    finished = FinishStage(prepared).load(earlier)
+    if finished is None:
+        state.ends_by = _store_request(ledger, prepared, state.began)
+    elif ledger.request() == plain_request(prepared.request):
+        # Otherwise a run with other settings has begun to replace it, and can be resumed.
+        ledger.sweep(*(ledger.manifest() or {}).get("kept", ()))
+    if contents:
+        ledger.set_contents(contents)
+    if finished is not None:
+        state.end_stage("verification")
+        return replace(finished, seconds=state.seconds)
+
+    check_space(ledger, prepared)
+    # Only now: Theano takes seconds to start, and a finished run does not need it.
+    device = start_device(config.machine.require_device)
+    ask = partial(_ask_workers, prepared, ledger)
+    n_writers = prepared.budget.n_writers
+    with crew_of(config.cluster, n_writers, start_device, ask, config.machine.require_device) as crew:
+        state.end_stage("start")
+        context = RunContext(ledger, earlier, device, crew, state, command)
+        try:
+            with theanos_errors():
+                return _run_stages(prepared, context)
+        except BaseException as error:
+            error.add_note(context.progress_in_words(prepared.n_rows))
+            raise
+
+
+def _store_request(ledger: Ledger, prepared: Prepared, start: float) -> float | None:
+    """Store the request before the first result, so that results can be attributed to it; return the deadline."""
+    request = plain_request(prepared.request)
+    deadline = stored_deadline(ledger, prepared.config, request, start)
+    ledger.set_request(request, deadline)
+    return None if deadline is None else float(deadline["ends_by"])
+
+
+def _ask_workers(prepared: Prepared, ledger: Ledger) -> Question:
+    """Return what workers are asked. They answer in files that the next sweep removes, like all unreferenced files."""
+    probe = ledger.write("stages/probe", ".txt", token_hex(8).encode())
+    inputs = (prepared.shards[0].path, prepared.shards[-1].path)
+    output = str(ledger.directory.absolute())
+    return Question(os.getcwd(), output, probe.file, inputs, prepared.config.cluster.mixed_processors)
+
+
+def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
+    """Run the stages one after the other."""
+    keep_chunks(prepared.budget.chunk_bytes)  # also if the scan, whose tasks do that, is reused
+
+    scan: Scan | None = None
+    facts = {}
+    if prepared.is_scanned:
+        scanning = ScanStage(prepared)
+        scan = load_or_make(scanning, context)
+        facts.update(scanning.facts(scan))
+    unreadable = scan.unreadable if scan else {}
+
+    if prepared.given is None:
+        assert scan is not None
+        prepared = prepared.with_offset(scan.offset)
+        record_contents(prepared, context.ledger)  # after the scan, which leaves the files in the page cache
+        training = TrainingStage(prepared, tuple(unreadable), scan)
+        model = load_or_make(training, context)
+        facts.update(training.facts(model))
+    else:
+        model = prepared.given
+        prepared = prepared.with_offset(model.offset)
+
+    encoding = EncodingStage(prepared, model, unreadable)
+    encoded = load_or_make(encoding, context)
+    facts.update(encoding.facts(encoded))
+
+    record_contents(prepared, context.ledger)
+    check_contents(prepared, context.ledger)
+    results = StageResults(scan, model, prepared.request.of_model(unreadable), encoded, facts)
+    return FinishStage(prepared, results).make(context)

@@ -1,0 +1,264 @@
+"""What a run knows before it writes anything: its inputs, resolved settings, memory budget and fingerprints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cluster.crew import check_settings
+from pipeline.columns import Columns
+from pipeline.device import TILE_ROWS
+from pipeline.errors import ConfigError, DataError, shown
+from pipeline.model import Model, load_model
+from pipeline.output.inside import files_inside
+from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
+from pipeline.run.fingerprints import Request, request_of
+from pipeline.settings.config import Config, problems
+from pipeline.settings.deadline import deadline_of
+from pipeline.settings.kinds import allowed, plain
+from pipeline.settings.resolve import Settings, misfits, network_of, resolve
+from pipeline.shards.columns import ColumnRule
+from pipeline.shards.open import open_shards
+from pipeline.shards.shard import Shard, with_offset, without
+
+__all__ = ["Prepared", "prepare", "too_many_bad_shards"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run knows before it writes anything.
+
+    Attributes
+    ----------
+    config : Settings
+        Settings with a value for each option that was left open.
+    shards : tuple of Shard
+        The opened inputs.
+    bad_shards : list of dict
+        Input files that were refused and left out: ``file`` and ``reason``.
+    given : Model or None
+        The model of ``--model``; then nothing is trained.
+    budget : Budget
+        Sizes that keep the run within its memory.
+    request : Request
+        Everything that determines the results.
+    """
+
+    config: Settings
+    shards: tuple[Shard, ...]
+    bad_shards: list[dict[str, str]]
+    given: Model | None
+    budget: Budget
+    request: Request
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all shards."""
+        return sum(shard.n_rows for shard in self.shards)
+
+    @property
+    def n_inputs(self) -> int:
+        """Columns of the inputs."""
+        return self.shards[0].n_inputs
+
+    @property
+    def columns(self) -> Columns:
+        """Names or numbers of the columns, in the order in which they are read."""
+        return self.shards[0].columns
+
+    @property
+    def allows_bad_data(self) -> bool:
+        """Whether bad rows and shards are left out instead of ending the run."""
+        return self.config.bad_data.on_bad_data != "raise"
+
+    @property
+    def is_scanned(self) -> bool:
+        """Whether the run scans its rows: to train a model, or to count bad rows before a part is written."""
+        return self.given is None or self.allows_bad_data
+
+    @property
+    def impute(self) -> str | None:
+        """How missing values are filled in. A given model has stored values for that, or none."""
+        if self.given is None:
+            return self.config.bad_data.impute
+        return None if self.given.scaler.fill is None else "median"
+
+    @property
+    def max_bad_rows(self) -> int:
+        """Number of bad rows that are allowed."""
+        return allowed(self.config.bad_data.max_bad_rows, self.n_rows) if self.allows_bad_data else 0
+
+    @property
+    def max_bad_shards(self) -> int:
+        """Number of bad shards that are allowed, including those that were left out already."""
+        n_shards = len(self.shards) + len(self.bad_shards)
+        return allowed(self.config.bad_data.max_bad_shards, n_shards) if self.allows_bad_data else 0
+
+    def with_offset(self, offset: np.ndarray | None) -> Prepared:
+        """Return the same with shards whose rows are read minus an offset (n_inputs,); itself without an offset."""
+        if offset is None:
+            return self
+        return replace(self, shards=tuple(with_offset(shard, offset) for shard in self.shards))
+
+
+def prepare(config: Config) -> Prepared:
+    """Open the inputs, resolve the settings and divide the memory. Nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        For settings that cannot work, in themselves or with these inputs.
+    ShardpressError
+        For inputs or a model that cannot be used.
+    """
+    _refuse(problems(config))  # before the inputs, which can take minutes to open
+    check_settings(config.cluster)
+    given = load_model(config.inputs.model) if config.inputs.model else None
+    shards, bad_shards = _open_inputs(config, given)
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_inputs = shards[0].n_inputs
+    settings = resolve(config, n_rows, n_inputs, given.network if given else None)
+    _log_settings(config, settings, given)
+    _refuse(_complaints(settings, shards, given))
+    shards = _without_wide_extras(settings, shards)
+    network = network_of(settings.network, n_inputs)
+    n_replicas = 0 if given else settings.training.replicas
+    # This may refuse the settings, so it comes before there is a directory to clean up.
+    budget = make_budget(settings.machine, settings.storage, network, n_replicas, shards, TILE_ROWS)
+    log.debug("budget: %s", budget)
+    if warning := repeated_chunks(shards, budget):
+        log.warning("%s", warning)
+    request = request_of(settings, shards, given, budget)
+    return Prepared(settings, shards, bad_shards, given, budget, request)
+
+
+def _log_settings(config: Config, settings: Settings, given: Model | None) -> None:
+    """Log all settings for debugging, and a number of replicas that was reduced."""
+    if given is None and settings.training.replicas < (config.training.replicas or 1):
+        log.info(
+            "replicas: %d, as each of %d would take too few steps, or hold too many rows at a time",
+            settings.training.replicas,
+            config.training.replicas,
+        )
+    for name, value in settings.flat().items():
+        log.debug("  %-22s %s", name, plain(value))
+
+
+def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
+    """Return the shards without extras that the memory budget does not hold; warn of each."""
+    memory_budget = settings.machine.memory_budget
+    reasons: dict[str, str] = {}
+    for name, needed in too_wide(memory_budget, shards, TILE_ROWS).items():
+        reasons[name] = f"needs a memory budget of {needed} bytes"
+        log.warning(
+            "dataset=%s: left out, since the extras of %d rows take more than half of the memory budget (%d bytes), "
+            "expected a budget of at least %d bytes. Raise --memory-budget to keep it.",
+            shown(name),
+            min(TILE_ROWS, max(shard.n_rows for shard in shards)),
+            memory_budget,
+            needed,
+        )
+    return tuple(without(shard, reasons) for shard in shards) if reasons else shards
+
+
+def _open_inputs(config: Config, given: Model | None) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
+    """Return the shards, and the files that were refused and are left out."""
+    refused: list[dict[str, str]] = []
+
+    def refuse(path: Path, error: DataError) -> None:
+        log.warning("%s This shard is left out.", error)
+        refused.append({"file": str(path), "reason": str(error)})
+
+    leave = None if config.bad_data.on_bad_data == "raise" else refuse
+    rule = ColumnRule(config.inputs.match_columns)
+    if given is not None:
+        rule = ColumnRule(config.inputs.match_columns, given.columns, f"model={shown(config.inputs.model)}")
+    inputs = config.inputs
+    shards = open_shards(inputs.input, inputs.dataset, leave, inputs.follow, inputs.orientation, inputs.carry, rule)
+    if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
+        raise error
+    first = shards[0]
+    if first.n_inputs == 1:
+        raise DataError(
+            f"{first}: shape {first.shape} has a single column, expected two or more: there is nothing to press "
+            "together. Name another dataset with --dataset."
+        )
+    return shards, refused
+
+
+def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
+    """Return an error if more of `n_shards` shards were refused than allowed, else None."""
+    limit = allowed(config.bad_data.max_bad_shards, n_shards)
+    if len(refused) <= limit:
+        return None
+    return DataError(
+        f"{len(refused)} of {n_shards} shards are bad, expected {limit} at most (--max-bad-shards "
+        f"{config.bad_data.max_bad_shards}). The first: {refused[0]['reason']}"
+    )
+
+
+def _refuse(complaints: Iterable[str]) -> None:
+    """Raise `ConfigError` with all complaints, if there are any."""
+    if words := "; ".join(complaints):
+        raise ConfigError(words)
+
+
+def _complaints(settings: Settings, shards: Sequence[Shard], given: Model | None) -> Iterator[str]:
+    """Yield a sentence for each conflict between the settings, the inputs and a given model."""
+    first = shards[0]
+    if given is None:
+        yield from misfits(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
+    else:
+        model = f"model={shown(settings.inputs.model)}"
+        if given.n_inputs != first.n_inputs:
+            yield f"{model}: made for {given.n_inputs} columns, found {first.n_inputs} in file={shown(first.path)}"
+        n_features = settings.network.n_features
+        if given.n_features != n_features:
+            yield f"{model}: gives {given.n_features} features, found n_features {n_features}: leave it out"
+        yield from _contradictions(settings, given, model)
+    now = time.time()
+    if (deadline_of(settings.timing, now) or now) < now:
+        yield f"finish_by: {settings.timing.finish_by} has passed, expected a time to come"
+    yield from _inside_output(settings, shards)
+
+
+def _contradictions(settings: Settings, given: Model, model: str) -> Iterator[str]:
+    """Yield a sentence for each setting that a given model contradicts."""
+    network = given.network
+    layers = [
+        ("hidden", network.widths[1:-1], settings.network.hidden),
+        ("code_activation", network.code, settings.network.code_activation),
+        ("decoder_gain", network.gain, settings.network.decoder_gain),
+    ]
+    for name, has, found in layers:
+        if found != has:
+            yield f"{model}: has {name} {plain(has)}, found {name} {plain(found)}: leave it out"
+    scaling = [
+        ("impute", given.scaler.fill is not None, settings.bad_data.impute),
+        ("clip_quantile", given.scaler.clips, settings.bad_data.clip_quantile),
+    ]
+    for name, is_trained_with, value in scaling:
+        if value and not is_trained_with:
+            yield f"{model}: trained without {name}, found {name} {value}: leave it out"
+
+
+def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
+    """Yield a sentence for each input and model that lies in the output, where the run could remove it."""
+    output = Path(settings.results.output)
+    where = f"output={shown(output)}"
+    inputs = files_inside(output, [Path(shard.path) for shard in shards])
+    if inputs:
+        yield f"{where}: holds the input file={shown(inputs[0])}, expected another --output"
+    if settings.inputs.model:
+        model = Path(settings.inputs.model)
+        if model.is_dir():
+            model = model / "model.h5"
+        if files_inside(output, [model]):
+            yield f"{where}: holds the model itself and what it was trained on, expected another --output"

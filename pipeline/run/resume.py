@@ -1,0 +1,305 @@
+"""Results of earlier runs in the output directory: which can be reused, and whether the others may be replaced."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.cluster.executor import compute
+from pipeline.cluster.threads import threads
+from pipeline.encoding.parts import PartFacts
+from pipeline.errors import ConfigError, DataError, NoInput, shown
+from pipeline.formats import MOST_JSON_BYTES
+from pipeline.output.ledger import Ledger
+from pipeline.output.publication import misplaced_names
+from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, plain_name
+from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
+from pipeline.run.prepare import Prepared
+from pipeline.settings.config import Config
+from pipeline.settings.deadline import deadline_of, in_words
+
+__all__ = [
+    "QUARANTINE",
+    "EarlierResults",
+    "checkpoint_in_words",
+    "finished_manifest",
+    "is_acceptable",
+    "load_at_most",
+    "n_rows_in",
+    "plain_request",
+    "start_over",
+    "step_of",
+    "stored_deadline",
+]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+QUARANTINE = "quarantine.jsonl"
+_MAX_COMPLAINT = 1000  # characters of an error that a warning quotes
+_ARCHIVE_BYTES = 2**20  # of a .npz file, in addition to its arrays
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+class EarlierResults:
+    """Committed results of an output directory, whose files are checked before they are used; each file once.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        The output directory.
+    n_threads : int
+        Threads that read files to compare digests.
+    compares_digests : bool
+        Whether files are compared by their digests; otherwise by their sizes.
+    is_readonly : bool
+        Whether damaged results stay as they are and nothing is logged. `shardpress plan` only looks.
+    """
+
+    def __init__(self, ledger: Ledger, n_threads: int, compares_digests: bool, is_readonly: bool = False) -> None:
+        self.ledger = ledger
+        self._n_threads = n_threads
+        self._compares_digests = compares_digests
+        self._is_readonly = is_readonly
+        self._faults: dict[Entry, str | None] = {}
+
+    def records(self, kind: str, key: str) -> list[Record]:
+        """Return records of a kind that were made from the fingerprint `key`, in the order of their keys.
+
+        Records whose files are damaged are logged and dropped first.
+        """
+        records = self.ledger.records(kind, key)
+        faults = self.faults(record.entry for record in records)
+        damaged = [record for record, fault in zip(records, faults, strict=True) if fault]
+        # All at once: they can share files of records, each of which is then written only once.
+        self.drop(*damaged)
+        return [record for record, fault in zip(records, faults, strict=True) if not fault]
+
+    def latest(self, kind: str, key: str, read: Callable[[Record], T], complaint: str) -> T | None:
+        """Return the last result of a kind, made from `key`, that `read` accepts; None without one.
+
+        Later results, which it does not accept, are dropped.
+
+        Parameters
+        ----------
+        read : callable
+            Raises `ValueError`, `DataError` or `NoInput` for a record that cannot be used.
+        complaint : str
+            Logged for each of those, with the reason in place of ``%s``.
+        """
+        for record in reversed(self.records(kind, key)):
+            try:
+                return read(record)
+            except (ValueError, DataError, NoInput) as error:
+                # Other errors concern the system, not the file, and end the run.
+                if not self._is_readonly:
+                    log.warning(complaint, shown(str(error)[:_MAX_COMPLAINT]))  # may quote a forged file
+                self.drop(record)
+        return None
+
+    def drop(self, *records: Record) -> None:
+        """Remove results, unless this is read-only."""
+        if not self._is_readonly:
+            self.ledger.drop(*records)
+
+    def faults(self, entries: Iterable[Entry]) -> list[str | None]:
+        """Return what is wrong with each of these files, and log it; None for intact ones."""
+        entries = list(entries)
+        unchecked = [entry for entry in entries if entry not in self._faults]
+        check = partial(fault_of, self.ledger.directory, digests=self._compares_digests)
+        with threads(self._n_threads) as pool:
+            found = compute([(check, entry) for entry in unchecked], pool, self._n_threads)
+        self._faults.update(zip(unchecked, found, strict=True))
+        if not self._is_readonly:
+            self.ledger.check()
+            for fault in filter(None, found):
+                log.warning("%s; it is made anew", fault)
+        return [self._faults[entry] for entry in entries]
+
+    def is_published_intact(self, manifest: Mapping[str, Any]) -> bool:
+        """Return whether the files of a finished run are as they were published."""
+        lines = [*manifest["parts"], *manifest["files"]]
+        faults = self.faults(Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines)
+        misplaced = misplaced_names(self.ledger.directory, manifest)
+        for name in misplaced:
+            log.warning(
+                "file=%s: does not lead to the file that was published; it is made anew",
+                shown(self.ledger.directory / name),
+            )
+        return not any(faults) and not misplaced
+
+
+def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
+    """Return the content of a committed ``.npz`` file whose arrays take `array_bytes` bytes at most.
+
+    Raises
+    ------
+    ValueError
+        When it is longer, or not what was committed.
+    """
+    most = array_bytes + MOST_JSON_BYTES + _ARCHIVE_BYTES
+    if record.entry.n_bytes > most:
+        raise ValueError(f"file={shown(record.entry.file)}: {record.entry.n_bytes} bytes, expected {most} at most")
+    return ledger.load(record)
+
+
+def step_of(checkpoint: Record) -> int:
+    """Return the number of steps after which a checkpoint was written."""
+    return int(checkpoint.key.split("-")[1])
+
+
+def checkpoint_in_words(checkpoint: Record) -> str:
+    """Return how far the training of a checkpoint is."""
+    facts = checkpoint.facts
+    step = step_of(checkpoint)
+    return f"{facts['n_epochs']} of {facts['of']} epochs, step {step}" if "of" in facts else f"step {step}"
+
+
+def n_rows_in(parts: Iterable[Record]) -> int:
+    """Return the number of rows in committed parts."""
+    return sum(PartFacts.of(record).n_rows for record in parts)
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+
+
+def start_over(ledger: Ledger) -> None:
+    """Discard all results, for `--restart`."""
+    log.info("output=%s: beginning again", shown(ledger.directory))
+    ledger.forget()
+
+
+def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], start: float) -> dict[str, Any] | None:
+    """Return the deadline of a run that starts at `start`; None if it has none.
+
+    A run that is resumed keeps the deadline of its first start, unless that has passed.
+
+    Returns
+    -------
+    dict or None
+        ``ends_by``, in seconds since 1970, with the settings that it comes from.
+    """
+    ends_by = deadline_of(config.timing, start)
+    if ends_by is None:
+        return None
+    asked = {"finish_by": config.timing.finish_by, "max_hours": config.timing.max_hours}
+    before = ledger.deadline() if ledger.request() == now else None
+    if before is not None and asked == {name: before[name] for name in asked}:
+        if before["ends_by"] > start:
+            return before
+        log.warning("deadline: %s has passed, the next one is %s", in_words(before["ends_by"]), in_words(ends_by))
+    return {**asked, "ends_by": ends_by}
+
+
+def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
+    """Return the manifest of a finished run with the same request; None without one. Nothing is changed.
+
+    Raises
+    ------
+    ConfigError
+        When there are results of other settings or inputs, or an unfinished run of them, that may not be replaced.
+    """
+    manifest = ledger.manifest()
+    now = plain_request(prepared.request)
+    if manifest is None:
+        _check_unfinished(ledger, prepared.config, now)
+    elif manifest["fingerprint"] != prepared.request.of_all():
+        _check_finished(ledger, prepared.config, manifest["request"], now)
+        return None
+    return manifest
+
+
+def plain_request(request: Request) -> dict[str, Any]:
+    """Return a request as it is read from a file: with lists instead of tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(request)))
+    return found
+
+
+def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
+    """Return whether a finished run satisfies settings that do not determine its results.
+
+    These are the limits on bad data and the optional files.
+    """
+    config = prepared.config
+    summary = manifest["summary"]
+    files = {plain_name(line["file"]) for line in manifest["files"]}
+    if config.bad_data.on_bad_data == "quarantine" and QUARANTINE not in files:
+        return False
+    if config.results.single_file and SINGLE_FILE not in files:
+        return False
+    # The numbers of rows and shards are the same: everything that determines the results is.
+    if summary["n_bad"] > prepared.max_bad_rows or summary["n_bad_shards"] > prepared.max_bad_shards:
+        return False
+    # By name only, because the input files may have been moved to another directory.
+    return _names(manifest["bad_shards"]) == _names(prepared.bad_shards)
+
+
+def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:
+    return [Path(bad["file"]).name for bad in bad_shards]
+
+
+def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless the settings allow to replace the results of another run.
+
+    `overwrite` never replaces the results of other input files.
+    """
+    where = f"output={shown(ledger.directory)}"
+    changed = differences(before, now)
+    if other_inputs(before, now):
+        raise ConfigError(
+            f"{where}: holds the results of other input files: {changed}. Choose another --output, or throw them away "
+            "with --restart; --overwrite replaces results of the same files only."
+        )
+    if not config.results.overwrite:
+        raise ConfigError(
+            f"{where}: holds the results of another run, and this one differs: {changed}. Choose another --output, or "
+            "replace them with --overwrite (what still fits is kept) or --restart."
+        )
+    log.info("%s: results are replaced, since: %s", where, changed)
+
+
+def _check_unfinished(ledger: Ledger, config: Config, now: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless the settings allow to replace an unfinished run.
+
+    A typing error must not discard a training. Results that no settings can lead back to do not matter.
+    """
+    before = ledger.request() or now
+    where = f"output={shown(ledger.directory)}"
+    changed = differences(before, now)
+    kept = _finished_work(ledger)
+    if kept and other_inputs(before, now):
+        raise ConfigError(
+            f"{where}: holds an unfinished run of other input files ({kept}): {changed}. Choose another --output, or "
+            "throw it away with --restart."
+        )
+    if kept and other_settings(before, now) and not config.results.overwrite:
+        raise ConfigError(
+            f"{where}: holds an unfinished run ({kept}), and this one differs: {changed}. Set that back to go on with "
+            "it, choose another --output, or go on as set now with --overwrite (what still fits is kept)."
+        )
+    if changed and ledger.records():
+        log.warning("this run differs from the last one here, and does anew what that touches: %s", changed)
+
+
+def _finished_work(ledger: Ledger) -> str:
+    """Return what an unfinished run has done that takes long, in words; empty if its training has diverged."""
+    if ledger.has_diverged():
+        return ""  # it would diverge again
+    done = []
+    checkpoints = ledger.records("checkpoint")
+    if ledger.records("model"):
+        done.append("trained")
+    elif checkpoints:
+        done.append(f"a checkpoint of {checkpoint_in_words(checkpoints[-1])}")
+    n_rows = n_rows_in(ledger.records("part"))
+    if n_rows:
+        done.append(f"{n_rows} rows encoded")
+    return ", ".join(done)

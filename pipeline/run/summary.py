@@ -1,0 +1,107 @@
+"""The result of a run in numbers and in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import counted
+
+__all__ = ["Summary"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a run in numbers; as a string, the last line of its log.
+
+    Attributes
+    ----------
+    output : str
+        The output directory.
+    n_rows, n_inputs, n_features : int
+        Rows, columns and features.
+    n_bad : int
+        Rows whose features are NaN.
+    n_parts : int
+        Feature files.
+    device : str
+        Device of the computation, and why it was chosen.
+    cost : float or None
+        Validation cost of the best epoch, or its training cost without validation; None without training.
+    components, mean : float or None
+        The same cost of as many principal components as there are features, and of the mean of the columns; None if
+        they were not computed.
+    seconds : dict of str to float
+        Seconds of each stage.
+    n_bad_shards : int
+        Shards that were left out or could not be read.
+    n_outside : int
+        Rows outside the range that a given model was trained on.
+    compiling : float
+        Seconds of the compiler, which stages do not include.
+    gave_up : str
+        A sentence about what a deadline prevented.
+    before : bool
+        Whether an earlier run had finished everything.
+    """
+
+    output: str
+    n_rows: int
+    n_inputs: int
+    n_features: int
+    n_bad: int
+    n_parts: int
+    device: str
+    cost: float | None
+    seconds: dict[str, float]
+    n_bad_shards: int = 0
+    n_outside: int = 0
+    before: bool = False
+    components: float | None = None
+    mean: float | None = None
+    compiling: float = 0.0
+    gave_up: str = ""
+
+    def __str__(self) -> str:
+        verb = "Already complete" if self.before else "Done"
+        rows = counted(self.n_rows, "row")
+        features = counted(self.n_features, "feature")
+        parts = counted(self.n_parts, "part")
+        return (
+            f"{verb}: {rows} x {self.n_inputs} columns -> {features} in {self.output}/index.h5 ({parts})."
+            f"{self._errors()}{self._remarks()} Device: {self.device}. Time: {self._times()}."
+        )
+
+    @classmethod
+    def of_manifest(cls, manifest: Mapping[str, Any], output: str) -> Summary:
+        """Return the summary of a finished run, whose results are now in `output`; without times."""
+        stored = manifest["summary"]
+        return cls(**{**stored, "output": output, "seconds": {}, "compiling": 0.0, "before": True})
+
+    def _errors(self) -> str:
+        if self.cost is None:
+            return ""
+        baseline = ""
+        if self.components is not None and self.mean is not None:
+            components = counted(self.n_features, "principal component")
+            baseline = f" ({components}: {self.components:.3g}, the mean: {self.mean:.3g})"
+        return f" Mean squared error {self.cost:.3g} in scaled units{baseline}."
+
+    def _remarks(self) -> str:
+        remarks = []
+        if self.n_bad:
+            remarks.append(f"{counted(self.n_bad, 'bad row')} with NaN features.")
+        if self.n_bad_shards:
+            remarks.append(f"{counted(self.n_bad_shards, 'bad shard')}.")
+        if self.n_outside:
+            remarks.append(f"{counted(self.n_outside, 'row')} outside the model's range.")
+        if self.gave_up:
+            remarks.append(self.gave_up)
+        return "".join(f" {remark}" for remark in remarks)
+
+    def _times(self) -> str:
+        times = [f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items()]
+        if self.compiling:
+            times.append(f"compiling for this machine, once, {self.compiling:.1f} s")
+        return ", ".join(times)

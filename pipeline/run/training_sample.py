@@ -1,0 +1,171 @@
+"""A short training on some rows, for estimates: how long each part of a training takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.device import autoencoder_of, training_step_of
+from pipeline.errors import DataError
+from pipeline.model import Model
+from pipeline.run.encoding_stage import compile_encoder
+from pipeline.run.prepare import Prepared
+from pipeline.run.sample import Pace, TrainingPace, measure_seconds
+from pipeline.scan.ranges import Scan, readable
+from pipeline.scan.scaler import Cleaning
+from pipeline.settings.resolve import network_of
+from pipeline.shards.shard import row_dtype
+from pipeline.training.components import baseline_of, principal_components
+from pipeline.training.epochs import Training, steps_of
+from pipeline.training.order import Order, slab_starts
+from pipeline.training.rows import ResidentRows, Rows, StreamedRows
+from pipeline.training.start import has_room, start_of
+
+if TYPE_CHECKING:
+    from kernels.autoencoder import Autoencoder
+
+__all__ = ["sample_training"]
+
+_SECONDS = 1.5  # of steps
+_UNTIMED_STEPS = 3  # the first ones, whose data are not in the processor's caches
+
+
+class _Streamed:
+    """Rows in memory that are handed out like rows that are read from files."""
+
+    resident = None
+
+    def __init__(self, rows: ResidentRows) -> None:
+        self.take = rows.take
+        self._rows = rows
+
+    def minibatches(
+        self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
+    ) -> Iterator[np.ndarray]:
+        return map(self.take, self._rows.minibatches(order, epoch, batch_size, first, n_each))
+
+
+def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[TrainingPace, Model, Autoencoder]:
+    """Train for a moment on some rows; return what that took, the model, and the model on its device.
+
+    Parameters
+    ----------
+    scan : Scan
+        Scan of some rows, at least two of them good ones.
+    resident : bool
+        Whether training keeps all rows in memory.
+
+    Raises
+    ------
+    DataError
+        When there are not two good rows.
+    """
+    config = prepared.config
+    budget = prepared.budget
+    network = network_of(config.network, prepared.n_inputs)
+    reading, sample = _read(prepared, scan)
+    autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
+    beginning, components = measure_seconds(lambda: _initialize(prepared, scan, sample, autoencoder))
+
+    held = ResidentRows(sample)
+    rows: Any = held if resident else _Streamed(held)
+    compiling, step = measure_seconds(lambda: _compile(autoencoder, prepared, rows))
+
+    n_validated = min(round(config.validation.validation_fraction * prepared.n_rows), budget.max_validation_rows)
+    validation = sample[: max(1, min(len(sample) // 2, n_validated))]
+    seconds_validating, _ = measure_seconds(lambda: autoencoder.cost(validation))
+    baseline = None
+    if config.validation.baseline and n_validated:
+        seconds, _ = measure_seconds(lambda: baseline_of(components, validation, scan.scaler))
+        baseline = Pace(len(validation), seconds)
+
+    starts = slab_starts(prepared.shards, budget.window_rows // 4)
+    validation_numbers = np.arange(n_validated)  # any rows: only their number matters here
+    order = Order(starts, validation_numbers, budget.window_rows, config.training.seed)
+    watched = validation if n_validated else validation[:0]
+    training = Training(autoencoder, step, rows, order, watched, config.training)
+    pace = TrainingPace(
+        n_rows=order.n_rows,
+        n_validated=n_validated,
+        compiling=compiling,
+        beginning=beginning,
+        reading=reading,
+        baseline=baseline,
+        steps=_measure_steps(training, len(sample)),
+        validation=Pace(len(validation), seconds_validating),
+    )
+    return pace, Model(scan.scaler, network, autoencoder.parameters(), {}), autoencoder
+
+
+def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
+    """Return what reading takes, and good rows (n, n_inputs), as many as the search for components uses.
+
+    Raises
+    ------
+    DataError
+        When there are not two good rows.
+    """
+    config = prepared.config
+    budget = prepared.budget
+    shards, _ = readable(prepared.shards, scan)
+    starts = slab_starts(shards, budget.window_rows // 4)
+    slabs = np.random.default_rng(config.training.seed).permutation(len(starts) - 1)
+    lengths = np.diff(starts)[slabs]
+    n_before = np.cumsum(lengths) - lengths
+    slabs = np.sort(slabs[n_before < max(budget.max_sample_rows, config.training.batch_size)])
+    numbers = np.concatenate([np.arange(starts[slab], starts[slab + 1]) for slab in slabs])
+    streamed = StreamedRows(shards, budget.n_threads, Cleaning(scan.scaler, config.bad_data.missing_value))
+    # The first read is from the disk. A training that reads the rows many times finds most of them in memory.
+    streamed.take(numbers)
+    seconds, rows = measure_seconds(lambda: streamed.take(numbers))
+    is_good = np.isfinite(rows).all(axis=1)
+    if is_good.sum() < 2:
+        raise DataError(
+            f"{shards[0]} and what follows it: of {len(rows)} rows that were tried, none can be trained on."
+        )
+    return Pace(len(numbers), seconds), rows if is_good.all() else rows[is_good]
+
+
+def _initialize(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder: Autoencoder) -> Any:
+    """Set the parameters that training starts with; return the principal components, None if none are needed."""
+    settings = prepared.config.training
+    network = autoencoder.network
+    scaled = scan.scaler.transform(sample[: prepared.budget.max_sample_rows])
+    rng = np.random.default_rng(settings.seed)
+    is_start = settings.start == "components" and has_room(network)
+    components = None
+    if is_start or prepared.config.validation.baseline:
+        components = principal_components(scaled, network.n_features, rng)
+    start = start_of(network, rng, scaled.mean(axis=0), components if is_start else None)
+    autoencoder.set_parameters(start)
+    return components
+
+
+def _compile(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> Any:
+    """Compile what a run compiles before its first epoch; return the training step."""
+    dtype = row_dtype(prepared.shards)
+    step = training_step_of(autoencoder, prepared.config.training, dtype, rows.resident)
+    autoencoder.errors(np.empty((0, autoencoder.network.n_inputs), dtype))
+    compile_encoder(autoencoder, dtype)
+    return step
+
+
+def _measure_steps(training: Training, n_rows: int) -> Pace:
+    """Measure training steps, in a few passes over the sample at most."""
+    sample = Order(np.array([0, n_rows]), np.empty(0, np.int64), n_rows, training.settings.seed)
+    passes = (steps_of(training, sample, epoch, 0) for epoch in range(_UNTIMED_STEPS + 1))
+    steps = chain.from_iterable(passes)
+    for _ in islice(steps, _UNTIMED_STEPS):
+        pass
+    n_done = 0
+    start = time.monotonic()
+    for _, n_taken, _ in steps:  # at least one, since each pass has one
+        n_done = n_done + n_taken
+        seconds = time.monotonic() - start
+        if seconds > _SECONDS:
+            break
+    return Pace(n_done, seconds)

@@ -1,0 +1,88 @@
+"""What an earlier run has left: of several results the last that can be used is taken, and no damaged one stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.output.lock import locked
+from pipeline.output.records import Record
+from pipeline.run.resume import EarlierResults
+
+COMPLAINT = "checkpoint %s; the one before it is taken"
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> Iterator[EarlierResults]:
+    """An output directory with three checkpoints."""
+    with locked(tmp_path / "out") as ledger:
+        for step in (1, 2, 3):
+            entry = ledger.write("stages/checkpoint", ".npz", b"step %d" % step)
+            ledger.commit(Record(f"checkpoint-{step:012d}", 64 * "a", entry))
+        yield EarlierResults(ledger, n_threads=2, compares_digests=True)
+
+
+def checkpoints(earlier: EarlierResults) -> list[Record]:
+    return earlier.ledger.records("checkpoint", 64 * "a")
+
+
+def test_the_last_result_that_can_be_read_is_taken_and_those_behind_it_go(
+    earlier: EarlierResults, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(record: Record) -> bytes:
+        data = earlier.ledger.load(record)
+        if data == b"step 3":
+            raise ValueError("3: no such step")
+        return data
+
+    assert earlier.latest("checkpoint", 64 * "a", read, COMPLAINT) == b"step 2"
+    assert "checkpoint 3: no such step; the one before it is taken" in caplog.text
+    assert [int(record.key[-1]) for record in checkpoints(earlier)] == [1, 2]
+
+
+def test_without_one_that_can_be_read_there_is_none(earlier: EarlierResults) -> None:
+    def read(record: Record) -> bytes:
+        raise ValueError(record.key)
+
+    assert earlier.latest("checkpoint", 64 * "a", read, COMPLAINT) is None
+    assert checkpoints(earlier) == []
+    assert earlier.latest("model", 64 * "a", read, COMPLAINT) is None
+
+
+def test_a_failure_of_the_system_is_none_of_the_file(earlier: EarlierResults) -> None:
+    def read(record: Record) -> bytes:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        earlier.latest("checkpoint", 64 * "a", read, COMPLAINT)
+    assert len(checkpoints(earlier)) == 3
+
+
+def test_damaged_results_are_named_and_dropped_with_their_files(
+    earlier: EarlierResults, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = checkpoints(earlier)
+    files = [earlier.ledger.directory / record.entry.file for record in (first, second, third)]
+    files[0].unlink()
+    files[2].write_bytes(b"step 4")
+    assert earlier.records("checkpoint", 64 * "a") == [second] == checkpoints(earlier)
+    assert caplog.text.count("it is made anew") == 2
+    assert [file.exists() for file in files] == [False, True, False]
+
+
+def test_a_plan_leaves_damaged_results_in_place(earlier: EarlierResults, caplog: pytest.LogCaptureFixture) -> None:
+    first, second, third = checkpoints(earlier)
+    (earlier.ledger.directory / third.entry.file).unlink()
+    only_looking = EarlierResults(earlier.ledger, n_threads=1, compares_digests=False, is_readonly=True)
+    assert only_looking.records("checkpoint", 64 * "a") == [first, second]
+    only_looking.drop(first)
+    assert checkpoints(earlier) == [first, second, third]
+    assert not caplog.records
+
+
+def test_each_file_is_checked_once(earlier: EarlierResults) -> None:
+    assert len(earlier.records("checkpoint", 64 * "a")) == 3
+    (earlier.ledger.directory / checkpoints(earlier)[0].entry.file).write_bytes(b"step 9")
+    assert len(earlier.records("checkpoint", 64 * "a")) == 3
