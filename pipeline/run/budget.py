@@ -1,4 +1,4 @@
-"""How memory is shared out: pure arithmetic from sizes and budgets."""
+"""The division of memory: arithmetic on sizes and budgets."""
 
 from __future__ import annotations
 
@@ -25,20 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget", "extras_bytes", "large_chunks", "make_budget", "repeated_chunks", "too_wide"]
 
-_BLOCK_BYTES = 2**23  # read at once; see docs/performance.md
+_BLOCK_BYTES = 2**23  # of rows that are read at once; see docs/performance.md
 _PART_BYTES = 2**26  # of features in one file
-# More parts than this are made larger, as far as the memory holds them: what a part costs the driver and a scheduler,
-# some milliseconds, its lines in manifest and index aside, is not to be what thousands of workers wait for.
+# Above this number parts get larger, as far as the memory allows. Each part costs the driver and a scheduler some
+# milliseconds, and lines in manifest and index: thousands of workers should not wait for that.
 _MANY_PARTS = 2**15
 _COPIES_IN_ENCODING = 3  # of a network
-_COPIES_OF_EXTRAS = 2  # of numbers as they are read and in the file; of texts in the file and in blocks on their way
-_COPIES_OF_REPLICAS = (
-    4  # beyond those of training: the velocity of their common steps, also in a checkpoint and its file
-)
-# The rest is for the network, what training keeps of it, and what a step or a block takes on its way.
+_COPIES_OF_EXTRAS = 2  # numbers as read and in the file; texts in the file and in blocks on their way
+_COPIES_OF_REPLICAS = 4  # in addition to those of training: the velocity of their common steps, and its checkpoints
+# The rest is for the network, its copies in training, and the intermediate results of a step or a block.
 _SHARE_ON_DEVICE = 0.5
-_BYTES_ON_DEVICE = 2**30  # where a device does not tell what is free
-_SAMPLE_BYTES = 2**26  # of scaled rows whose components are looked for: more of them would not turn these noticeably
+_BYTES_ON_DEVICE = 2**30  # if a device does not report its free memory
+_SAMPLE_BYTES = 2**26  # of scaled rows whose components are computed: more rows would hardly change these
 
 
 @dataclass(frozen=True)
@@ -52,21 +50,25 @@ class Budget:
     n_writers : int
         Dask threads while encoding, each of which holds a block and the features of a part.
     block_rows : int
-        Rows read at once; whole tiles of the encoder.
+        Rows that are read at once, a multiple of the encoder's tile.
     part_rows : int
-        Rows whose features make one file; whole blocks, or where extras are wide whole tiles.
-    n_wide : int
-        Parts with wide extras that a process writes at a time.
-    chunk_bytes : int
-        Of decompressed chunks that a process keeps for further reads.
+        Rows whose features make one file: a multiple of `block_rows`, or with wide extras of the encoder's tile.
     resident : bool
         Whether training may keep all rows in the host's memory.
     rows_bytes : int
-        Of all rows, in the dtype that holds them.
+        Bytes of all rows, in the dtype that holds them.
     device_bytes : int or None
-        That rows may take of a device's own memory; None for a share of what is free there.
+        Bytes of a device's own memory that rows may take; None for a share of the free memory.
     window_rows : int
-        Rows shuffled together, of which streaming holds two windows.
+        Rows that are shuffled together. Streaming holds two windows.
+    max_validation_rows : int
+        Most rows for the validation.
+    max_sample_rows : int
+        Most rows whose principal components are computed.
+    n_wide : int
+        Parts with wide extras that a process writes at a time.
+    chunk_bytes : int
+        Bytes of decompressed chunks that a process keeps for further reads.
     """
 
     n_threads: int
@@ -83,24 +85,25 @@ class Budget:
     chunk_bytes: int = 0
 
     def keeps_rows(self, device: Device) -> bool:
-        """Whether a training whose products run there keeps all rows where they do."""
+        """Return whether training on a device keeps all rows in the memory of that device (or of the host)."""
         if device.used == "cpu":
             return self.resident
-        of_free = int(device.free * _SHARE_ON_DEVICE) or _BYTES_ON_DEVICE
-        most = of_free if self.device_bytes is None else self.device_bytes
+        most = self.device_bytes
+        if most is None:
+            most = int(device.free * _SHARE_ON_DEVICE) or _BYTES_ON_DEVICE
         return self.rows_bytes <= min(most, MOST_RESIDENT)
 
     def sizes(self, device: Device) -> Sizes:
-        """What a training keeps to whose products run there."""
-        keeps = self.keeps_rows(device)
+        """Return the sizes that a training on a device keeps to."""
+        keeps_rows = self.keeps_rows(device)
         on_host = device.used == "cpu"
         return Sizes(
-            resident=keeps and on_host,
+            resident=keeps_rows and on_host,
             window_rows=self.window_rows,
             max_validation_rows=self.max_validation_rows,
             max_sample_rows=self.max_sample_rows,
             n_threads=self.n_threads,
-            on_device=keeps and not on_host,
+            on_device=keeps_rows and not on_host,
         )
 
 
@@ -112,62 +115,56 @@ def make_budget(
     shards: Sequence[Shard],
     tile_rows: int,
 ) -> Budget:
-    """Share the memory out.
+    """Divide the memory.
 
-    A half goes to the rows of the training when all of them fit it, else a quarter to two windows of them; a sixteenth
-    to the validation's rows; an eighth at most to a sample; a quarter to the threads' blocks and parts. The rest is for
-    the network and for copies on the way; what a large network needs beyond an eighth, rows have to do without.
+    Half of it is for the rows of the training if all of them fit, otherwise a quarter for two windows of them; a
+    sixteenth for the validation rows; at most an eighth for a sample; a quarter for the blocks and parts of the
+    threads. The rest is for the network and for copies. What a large network needs above an eighth is taken from the
+    rows.
 
     Parameters
     ----------
+    machine : MachineSettings
+        The memory budget, and the number of threads and of rows in a block if they are set.
+    storage : ResolvedStorage
+        How features are stored.
     network : Network
         The network that is trained or given.
     n_replicas : int
         Replicas that train it; 0 with a given model.
+    shards : sequence of Shard
+        The inputs.
     tile_rows : int
-        Rows of one product of the encoder, which blocks are rounded up to.
+        Rows of one product of the encoder. Blocks are rounded up to a multiple.
 
     Raises
     ------
     ConfigError
-        When the memory does not hold one tile of rows for each thread, or half of it not the network.
+        When the memory does not hold one tile of rows for each thread, or half of it does not hold the network.
     """
-    # Of the widest: a block is read as it is stored, and kept in the dtype that holds all shards.
-    itemsize = max(row_dtype(shards).itemsize, *(np.dtype(shard.stored_dtype).itemsize for shard in shards))
-    row_bytes = shards[0].n_inputs * itemsize
-    n_bytes = sum(shard.n_rows for shard in shards) * row_bytes
-    n_threads = machine.threads or len(os.sched_getaffinity(0))  # not all cores: a batch system may give a few
-    # Two more, so that the processor has work while parts are brought to the disk; but who asks for one gets one.
-    n_writers = n_threads + 2 * (n_threads > 1)
-    beyond = max(0, _network_bytes(network, n_replicas, machine.memory_budget) - machine.memory_budget // 8)
-    memory = machine.memory_budget - beyond
-    share = memory // 8 // n_writers  # of each thread for its block, and as much for its part
+    row_bytes = _row_bytes(shards)
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_threads = machine.threads or len(os.sched_getaffinity(0))  # a batch system may grant fewer cores than exist
+    # Two more, so that the processor has work while parts are written; a single thread stays alone.
+    n_writers = n_threads + 2 if n_threads > 1 else 1
+    network_bytes = _network_bytes(network, n_replicas, machine.memory_budget)
+    memory = machine.memory_budget - max(0, network_bytes - machine.memory_budget // 8)
 
-    n_tiles = -(-(machine.block_rows or min(_BLOCK_BYTES, share) // row_bytes) // tile_rows)
-    block_rows = max(1, n_tiles) * tile_rows  # whole ones, so that no product is padded but a shard's last
-    # Only rows that exist take memory: a file may have fewer than a tile, and fewer blocks than there are threads.
-    held_rows = min(block_rows, max(shard.n_rows for shard in shards))
-    n_held = min(n_threads, sum(-(-shard.n_rows // block_rows) for shard in shards))
-    least = 4 * n_held * held_rows * row_bytes
-    if least > memory:
-        raise ConfigError(
-            f"memory_budget: {machine.memory_budget} bytes, expected at least {least + beyond} for {n_held} "
-            f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
-            f"--threads or --block-rows (the least is {tile_rows})."
-        )
-    # A part is one piece of memory; the rest is for what rides along, and for a copy when that is longer than thought.
-    # Features that are stored otherwise are there twice, and compressed ones as long as HDF5 lays the file out.
-    usual_bytes = max(_PART_BYTES, sum(shard.n_rows for shard in shards) * 4 * network.n_features // _MANY_PARTS)
-    part_bytes = min(usual_bytes, share // (3 if storages(storage)[0].is_plain else 6))
-    part_rows = max(block_rows, part_bytes // (4 * network.n_features) // block_rows * block_rows)
+    thread_bytes = memory // 8 // n_writers  # for the block of each thread, and the same again for its part
+    wanted_rows = machine.block_rows or min(_BLOCK_BYTES, thread_bytes) // row_bytes
+    n_tiles = max(1, -(-wanted_rows // tile_rows))
+    block_rows = n_tiles * tile_rows  # only the last product of a shard is padded
+    _check_blocks(machine, memory, shards, n_threads, block_rows, tile_rows)
+
+    part_rows = _part_rows(thread_bytes, storage, network.n_features, n_rows, block_rows)
     part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4, tile_rows)
     return Budget(
         n_threads=n_threads,
         n_writers=n_writers,
         block_rows=block_rows,
         part_rows=part_rows,
-        resident=n_bytes <= memory // 2,
-        rows_bytes=n_bytes,
+        resident=n_rows * row_bytes <= memory // 2,
+        rows_bytes=n_rows * row_bytes,
         device_bytes=machine.device_memory_budget,
         window_rows=max(1, min(machine.shuffle_window, memory // 8) // row_bytes),
         max_validation_rows=memory // 16 // row_bytes,
@@ -177,10 +174,45 @@ def make_budget(
     )
 
 
+def _row_bytes(shards: Sequence[Shard]) -> int:
+    """Return the bytes of one row as it is stored or as it is held, whichever is more."""
+    stored = max(np.dtype(shard.stored_dtype).itemsize for shard in shards)
+    return shards[0].n_inputs * max(row_dtype(shards).itemsize, stored)
+
+
+def _check_blocks(
+    machine: MachineSettings, memory: int, shards: Sequence[Shard], n_threads: int, block_rows: int, tile_rows: int
+) -> None:
+    """Raise `ConfigError` if a quarter of the memory does not hold the blocks of all threads."""
+    row_bytes = _row_bytes(shards)
+    # Only existing rows take memory: a file can have less than a tile, and there can be fewer blocks than threads.
+    held_rows = min(block_rows, max(shard.n_rows for shard in shards))
+    n_held = min(n_threads, sum(-(-shard.n_rows // block_rows) for shard in shards))
+    least = 4 * n_held * held_rows * row_bytes
+    if least > memory:
+        network_bytes = machine.memory_budget - memory
+        raise ConfigError(
+            f"memory_budget: {machine.memory_budget} bytes, expected at least {least + network_bytes} for {n_held} "
+            f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
+            f"--threads or --block-rows (the least is {tile_rows})."
+        )
+
+
+def _part_rows(thread_bytes: int, storage: ResolvedStorage, n_features: int, n_rows: int, block_rows: int) -> int:
+    """Return the rows of a part, a multiple of `block_rows`, whose features take less than `thread_bytes`."""
+    wanted_bytes = max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS)
+    # A part is one array; the rest is for extras, and for a copy if these are longer than expected. Converted features
+    # are held twice, and compressed ones as long as HDF5 writes the file.
+    n_shares = 3 if storages(storage)[0].is_plain else 6
+    part_bytes = min(wanted_bytes, thread_bytes // n_shares)
+    n_blocks = part_bytes // (4 * n_features) // block_rows
+    return max(1, n_blocks) * block_rows
+
+
 def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
     """Return the memory that the extras of one part of `n_rows` rows take while it is written, at most."""
     held_rows = min(n_rows, max(shard.n_rows for shard in shards))
-    # The same from each shard, but for the lengths of texts.
+    # Equal in all shards, except for the lengths of texts.
     widths = [rider.dtype.itemsize for rider in shards[0].riders]
     texts = max(sum(rider.text_bytes for rider in shard.riders) for shard in shards)
     n_bytes = sum(min(held_rows * width, WIDE_BYTES) for width in widths) + held_rows * texts
@@ -190,10 +222,9 @@ def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
 def _for_extras(
     shards: Sequence[Shard], part_rows: int, n_writers: int, n_bytes: int, tile_rows: int
 ) -> tuple[int, int]:
-    """Return rows of a part, and parts that are written at a time, whose extras take no more than `n_bytes`.
+    """Return the rows of a part and the number of parts written at a time whose extras fit into `n_bytes`.
 
-    Where they take less than that at any rate, as they nearly always do, parts stay as large as they are. One tile, and
-    one part at a time, are the least (`too_wide`).
+    Extras are rarely wide enough to make parts smaller. One tile and one part at a time are the least (`too_wide`).
     """
     while part_rows > tile_rows and n_writers * extras_bytes(shards, part_rows) > n_bytes:
         half = min(part_rows, max(shard.n_rows for shard in shards)) // 2
@@ -251,7 +282,7 @@ def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
 
 
 def _network_bytes(network: Network, n_replicas: int, memory_budget: int) -> int:
-    """What a run needs for its network, if a half of the memory holds that."""
+    """Return the bytes that a run needs for its network; raise `ConfigError` if half of the budget is too small."""
     n_copies = COPIES_IN_TRAINING if n_replicas else _COPIES_IN_ENCODING
     needed = 4 * network.n_weights * n_copies
     if needed > memory_budget // 2:

@@ -1,8 +1,8 @@
-"""What a run is asked for, and what depends on what.
+"""The request of a run: everything that determines its results, and fingerprints of it.
 
-Fingerprints chain: the inputs and what affects the scan decide the scan; the scan and what affects the model decide the
-model; the inputs, the model and what affects the features decide the features. Which setting affects what, it says
-itself, in `pipeline.settings.config`.
+Fingerprints form a chain. The inputs and the settings that affect the scan determine the scan; the scan and the
+settings that affect the model determine the model; the inputs, the model and the settings that affect the features
+determine the features. Each setting declares in `pipeline.settings.config` what it affects.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pipeline.shards.shard import Shard
 
 __all__ = ["CONTENTS", "Request", "differences", "other_inputs", "other_settings", "request_of"]
 
-# Of a shard whose file was changed in place under an unchanged modification time: the digest of its bytes.
 CONTENTS = "contents"
+"""Key of the digest of a shard's file, if it was changed in place without a new modification time."""
 
-# To be raised when the same settings begin to give other numbers.
+# Format numbers, to be raised when the same settings begin to give other numbers.
 _SCAN = 1
 _TRAINING = 1
 _ENCODING = 1
@@ -43,16 +43,16 @@ _FOLDERS = 3  # folders that a message names
 
 @dataclass(frozen=True)
 class Request:
-    """Plain values that decide a run's results.
+    """Plain values that determine the results of a run.
 
     Attributes
     ----------
     inputs : dict
-        Each shard by its file name: dataset, shape, dtype, bytes, time of change.
+        For each shard its file name, dataset, shape, dtype, size in bytes and modification time.
     scan, training, encoding : dict
         Settings of each stage.
     folders : list of str
-        In which the shards lie. They decide nothing: a data set may be moved between two evenings.
+        Directories of the shards. They are part of no fingerprint, because a data set may be moved between two runs.
     """
 
     inputs: dict[str, Any]
@@ -62,7 +62,7 @@ class Request:
     folders: list[str]
 
     def of_scan(self) -> str:
-        """Fingerprint of the scan's result."""
+        """Return the fingerprint of the scan."""
         return fingerprint("scan", self.inputs, self.scan)
 
     def of_model(self, unreadable: Iterable[int] = ()) -> str:
@@ -78,59 +78,63 @@ class Request:
         return fingerprint(key, missing) if missing else key
 
     def of_features(self, model: str) -> str:
-        """Fingerprint of the features that a model, given by its own fingerprint, makes."""
+        """Return the fingerprint of the features of a model, which is given by its own fingerprint."""
         return fingerprint("features", self.inputs, self.scan, self.encoding, model)
 
     def of_all(self) -> str:
-        """Fingerprint of everything that was asked for."""
+        """Return the fingerprint of the whole request."""
         return fingerprint("run", {name: value for name, value in asdict(self).items() if name != "folders"})
 
 
 def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None, budget: Budget) -> Request:
-    """What a run with these settings is asked for.
+    """Return the request of a run.
 
     Parameters
     ----------
+    settings : Settings
+        Settings with a value for each option that was left open.
+    shards : sequence of Shard
+        The inputs.
     model : Model or None
-        A fitted one, that takes the training's place.
+        A given model, which is not trained.
+    budget : Budget
+        Sizes that keep the run within its memory; some of them affect the results.
     """
-    n_rows = sum(shard.n_rows for shard in shards)
-    n_validated = round(settings.validation.validation_fraction * n_rows)
-    training = {
-        **deciding(settings, "model"),
-        # A budget that holds all of them may change.
-        "window_rows": budget.window_rows if budget.window_rows < n_rows else None,
-        "validation_rows": budget.max_validation_rows if budget.max_validation_rows < n_validated else None,
-        **({"sample_rows": budget.max_sample_rows} if _samples(settings, budget, n_rows) else {}),
-        # How many epochs fit, only the run finds out: so it is no other's, whatever those had; of two by a deadline the
-        # second goes on with what the first has decided.
-        **({"by_deadline": True} if settings.timing.finish_by or settings.timing.max_hours else {}),
-        "versions": {name: version(name) for name in ("numpy", "Theano")},
-        "format": _TRAINING,
-    }
-    if settings.training.start == "components":  # of so many rows; another start looks at none
-        training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
+    scan = {**deciding(settings, "scan"), "format": _SCAN}
+    training = {"model": model.fingerprint} if model is not None else _training_request(settings, shards, budget)
+    if model is not None and model.scaler.fill is not None:
+        scan["filled"] = True  # rows with missing values are not bad if the model fills these in
     return Request(
         inputs={"shards": [_identity(shard) for shard in shards]},
-        scan={**deciding(settings, "scan"), **_filled(model), "format": _SCAN},
-        training=training if model is None else {"model": model.fingerprint},
+        scan=scan,
+        training=training,
         encoding={**deciding(settings, "features"), "format": _ENCODING},
-        folders=sorted({os.path.realpath(folder) for folder in {os.path.dirname(shard.path) for shard in shards}}),
+        folders=sorted({os.path.realpath(os.path.dirname(shard.path)) for shard in shards}),
     )
 
 
-def _filled(model: Model | None) -> dict[str, Any]:
-    """Which rows are bad depends on whether a given model fills in what is missing."""
-    return {"filled": True} if model is not None and model.scaler.fill is not None else {}
-
-
-def _samples(settings: Settings, budget: Budget, n_rows: int) -> bool:
-    """Whether the start depends on how many rows a sample may have."""
-    return settings.training.start == "components" and budget.max_sample_rows < n_rows
+def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budget) -> dict[str, Any]:
+    """Return everything that determines the model, except for the scan."""
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_validated = round(settings.validation.validation_fraction * n_rows)
+    training = deciding(settings, "model")
+    # Budgets that hold all of the rows do not affect the model.
+    training["window_rows"] = budget.window_rows if budget.window_rows < n_rows else None
+    training["validation_rows"] = budget.max_validation_rows if budget.max_validation_rows < n_validated else None
+    if settings.training.start == "components":
+        training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
+    if settings.timing.finish_by or settings.timing.max_hours:
+        # The run itself finds out how many epochs fit, so such a model is never that of a run without a deadline. A
+        # second run with a deadline resumes with the number of epochs that the first one has decided on.
+        training["by_deadline"] = True
+    training["versions"] = {name: version(name) for name in ("numpy", "Theano")}
+    training["format"] = _TRAINING
+    return training
 
 
 def _identity(shard: Shard) -> dict[str, Any]:
-    return {
+    """Return what identifies the rows of a shard."""
+    identity = {
         "file": Path(shard.path).name,
         "dataset": shard.dataset,
         "shape": list(shard.shape),
@@ -138,10 +142,13 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "n_bytes": shard.identity.size,
         "changed": shard.identity.mtime_ns,
         "riders": [rider.name for rider in shard.riders if not rider.is_carried],
-        # Where it is what it always was, runs of earlier versions can go on.
-        **({} if shard.form == "dense" else {"form": shard.form}),
-        **({} if shard.order is None else {"column_order": order_digest(shard.order)}),
     }
+    # Added only if they differ from the default, so that runs of version 0.1.0 can be resumed.
+    if shard.form != "dense":
+        identity["form"] = shard.form
+    if shard.order is not None:
+        identity["column_order"] = order_digest(shard.order)
+    return identity
 
 
 def order_digest(order: np.ndarray) -> str:
@@ -149,79 +156,98 @@ def order_digest(order: np.ndarray) -> str:
     return sha256(order.astype("<i4").tobytes()).hexdigest()
 
 
+# -- comparing two requests --------------------------------------------------------------------------------------------
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str] = _STAGES) -> str:
-    """What was asked for then and is asked for now of the files and these stages, in words; empty where it is alike."""
-    changes = [*_changed_files(_shards(before), _shards(now))]
+    """Return the differences between two requests in words, for the files and some stages; empty if there are none."""
+    changes = list(_changed_files(_shards(before), _shards(now)))
     for stage in stages:
         changes += _changes(before.get(stage, {}), now[stage])
-    lay, lie = (", ".join(map(shown, request.get("folders", [])[:_FOLDERS])) for request in (before, now))
-    if changes and lay and lay != lie:
-        changes.insert(0, f"the inputs lie in {lie}, not in {lay}")
+    folders_before = _folders_in_words(before)
+    folders_now = _folders_in_words(now)
+    if changes and folders_before and folders_before != folders_now:
+        changes.insert(0, f"the inputs lie in {folders_now}, not in {folders_before}")
     more = f" and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
     return "; ".join(changes[:_LISTED]) + more
 
 
 def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether files that were asked for then are not now, so that the results are of another data set.
+    """Return whether an earlier request was about another data set: some of its files are not requested now.
 
-    Of other folders, files of the same names are others where not one of them is as it was: each night has its own.
+    Files of the same names in other directories are another data set if every one of them has changed.
     """
-    if {shard["file"] for shard in _shards(before)} - {shard["file"] for shard in _shards(now)}:
+    names_now = {shard["file"] for shard in _shards(now)}
+    if any(shard["file"] not in names_now for shard in _shards(before)):
         return True
     is_moved = not set(now["folders"]) & set(before.get("folders", now["folders"]))
-    return is_moved and not set(_as_they_are(before)) & set(_as_they_are(now))
+    return is_moved and not set(_file_identities(before)) & set(_file_identities(now))
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the model or its rows were chosen otherwise then, of the same files: so that one may choose as before."""
-    return _as_they_are(before) == _as_they_are(now) and _chosen(before) != _chosen(now)
+    """Return whether two requests are about the same files but choose the model or its rows differently."""
+    return _file_identities(before) == _file_identities(now) and _choices(before) != _choices(now)
 
 
 def _shards(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return list(request.get("inputs", {}).get("shards", []))  # which an earlier version may have kept elsewhere
+    return list(request.get("inputs", {}).get("shards", []))
 
 
-def _as_they_are(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """By which the files of a request are known again, wherever they lie."""
-    return [tuple(map(shard.get, ("file", "n_bytes", "changed"))) for shard in _shards(request)]
+def _folders_in_words(request: Mapping[str, Any]) -> str:
+    return ", ".join(shown(folder) for folder in request.get("folders", [])[:_FOLDERS])
 
 
-def _chosen(request: Mapping[str, Any]) -> list[Any]:
-    stages = (request.get(stage, {}) for stage in ("scan", "training"))
-    # Versions are not chosen: who has them can hardly go back to others.
-    chosen = [{name: value for name, value in stage.items() if name not in ("versions", "format")} for stage in stages]
-    return [*chosen, [shard["dataset"] for shard in _shards(request)]]
+def _file_identities(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Return name, size and modification time of each file, which identify it in any directory."""
+    return [(shard.get("file"), shard.get("n_bytes"), shard.get("changed")) for shard in _shards(request)]
+
+
+def _choices(request: Mapping[str, Any]) -> list[Any]:
+    """Return the settings of scan and training, and the datasets."""
+    choices: list[Any] = []
+    for stage in ("scan", "training"):
+        settings = request.get(stage, {})
+        # A user does not choose versions of packages, and can hardly return to other ones.
+        choices.append({name: value for name, value in settings.items() if name not in ("versions", "format")})
+    choices.append([shard["dataset"] for shard in _shards(request)])
+    return choices
 
 
 def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    old, new = ([shard["file"] for shard in shards] for shards in (before, now))
-    if old == new:
-        for name, was, is_now in zip(new, before, now, strict=True):
-            if changes := "; ".join(_changes(was, is_now)):
+    names_before = [shard["file"] for shard in before]
+    names_now = [shard["file"] for shard in now]
+    if names_before == names_now:
+        for name, shard_before, shard_now in zip(names_now, before, now, strict=True):
+            changes = "; ".join(_changes(shard_before, shard_now))
+            if changes:
                 yield f"input {shown(name)} ({changes})"
         return
-    olds = set(old)
-    news = set(new)
-    yield from (f"input {shown(name)} is gone" for name in old if name not in news)
-    yield from (f"input {shown(name)} is new" for name in new if name not in olds)
-    if sorted(old) == sorted(new):
+    gone = set(names_before) - set(names_now)
+    new = set(names_now) - set(names_before)
+    yield from (f"input {shown(name)} is gone" for name in names_before if name in gone)
+    yield from (f"input {shown(name)} is new" for name in names_now if name in new)
+    if sorted(names_before) == sorted(names_now):
         yield "the inputs come in another order"
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for name in {**now, **before}:  # in the order of today's names, then those that are no more
-        was = before.get(name)
-        is_now = now.get(name)
-        if was != is_now and name == CONTENTS:
+    """Yield a phrase for each value that differs: values of today's names first, then those that no longer exist."""
+    for key in {**now, **before}:
+        value_before = before.get(key)
+        value_now = now.get(key)
+        if value_before == value_now:
+            continue
+        if key == CONTENTS:
             yield "its contents changed although its modification time did not"
-        elif was != is_now:
-            today, was = named_today(name, was)
-            _, is_now = named_today(name, is_now)
-            words = _time if name == "changed" else shown
-            yield f"{today} {words(was)} -> {words(is_now)}"
+            continue
+        name, value_before = named_today(key, value_before)
+        _, value_now = named_today(key, value_now)
+        in_words = _time if key == "changed" else shown
+        yield f"{name} {in_words(value_before)} -> {in_words(value_now)}"
 
 
 def _time(nanoseconds: object) -> str:
+    """Return a modification time, in nanoseconds since 1970, as date and time."""
     if not isinstance(nanoseconds, int):
         return shown(nanoseconds)
     seconds, rest = divmod(nanoseconds, 10**9)
