@@ -16,24 +16,18 @@ __all__ = ["bytes_needed", "check_space", "lacks_inodes", "lacks_space"]
 log = logging.getLogger(__name__)
 
 _OTHER_FILES = 8  # that a run creates after its parts: commits, manifest, index.h5, model.h5, encoder.npz, reports
-_LEAST_COMPRESSED = 4  # how many times smaller features may become, before anything is known of them
+_LEAST_COMPRESSED = 4  # the compression that is assumed before any features are known
 
 
 def check_space(ledger: Ledger, prepared: Prepared) -> None:
-    """Look what is free where they go.
-
-    Raises
-    ------
-    WriteFailed
-        When the features will not fit.
-    """
+    """Raise `WriteFailed` if the features do not fit on the disk of the output directory."""
     try:
         free = ledger.disk.free_bytes(ledger.directory)
         n_free_inodes = ledger.disk.free_inodes(ledger.directory)
     except OSError as error:
         log.debug("output=%s: how much is free there cannot be told: %s", shown(ledger.directory), error)
         return
-    # Parts of this very model that are there already; which one it is, only the training tells.
+    # Parts that exist may be of this model, whose fingerprint is known only after the training.
     records = ledger.records("part")
     there = sum(record.entry.n_bytes for record in records)
     if lack := lacks_space(prepared, there, free):
@@ -43,7 +37,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
 
 
 def lacks_space(prepared: Prepared, there: int, free: int) -> WriteFailed | None:
-    """What is to be said when `free` bytes do not hold the features, of which `there` bytes are written already."""
+    """Return an error if `free` bytes do not hold the features, of which `there` bytes are written already."""
     needed = bytes_needed(prepared) - there
     if needed <= free:
         return None
@@ -80,10 +74,15 @@ def lacks_inodes(prepared: Prepared, n_encoded: int, n_free: int | None) -> Writ
 
 
 def bytes_needed(prepared: Prepared) -> int:
-    """What the features of all rows and what rides along take: at least, since models and digests are small."""
+    """Return the bytes of all features and extras at least; models and digests are small."""
     config = prepared.config
     storage = storages(config.storage)[0]
-    beside = 1 + sum(rider.dtype.itemsize for rider in prepared.shards[0].riders)  # 1 for whether it is valid
-    row_bytes = storage.itemsize * config.network.n_features
-    in_parts = row_bytes // _LEAST_COMPRESSED if storage.compression != "none" else row_bytes
-    return prepared.n_rows * (in_parts + beside + (row_bytes + beside if config.results.single_file else 0))
+    extras_bytes = 1 + sum(rider.dtype.itemsize for rider in prepared.shards[0].riders)  # 1 for `valid`
+    feature_bytes = storage.itemsize * config.network.n_features
+    part_bytes = feature_bytes
+    if storage.compression != "none":
+        part_bytes = feature_bytes // _LEAST_COMPRESSED
+    row_bytes = part_bytes + extras_bytes
+    if config.results.single_file:
+        row_bytes += feature_bytes + extras_bytes
+    return prepared.n_rows * row_bytes
