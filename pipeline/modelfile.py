@@ -28,7 +28,6 @@ from pipeline.output.records import MANIFEST, Entry, read_manifest
 __all__ = ["COLUMNS", "FORMAT", "StoredModel", "listed_model", "read_model_file"]
 
 FORMAT = "shardpress-model/2"
-_FIRST = "shardpress-model/1"  # knew one layer of sigmoids alone, and did not describe it
 COLUMNS = "columns"
 """Name of the dataset with the description of the columns, as JSON."""
 _NAME = "model.h5"
@@ -230,8 +229,6 @@ def _network(contents: Contents, where: str) -> Network:
     """Return the network that the file describes."""
     form = _text(contents, "format", where)
     _check_format(form, where)
-    if form == _FIRST:
-        return _first_network(contents, where)
     widths = _numbers(contents, "widths", "iu", 1, where)
     gain = _numbers(contents, "gain", "b", 0, where)
     activation = _text(contents, "activation", where)
@@ -248,7 +245,7 @@ def _network(contents: Contents, where: str) -> Network:
 
 def _check_format(found: str, where: str) -> None:
     """Refuse a model of another format, before all else: what that holds is not damage."""
-    if found in (FORMAT, _FIRST):
+    if found == FORMAT:
         return
     what = f"{where}: format {shown(repr(found[:_LONGEST]))}, expected {FORMAT!r}"
     name, _, version = FORMAT.partition("/")
@@ -256,13 +253,6 @@ def _check_format(found: str, where: str) -> None:
     if number and int(number[1]) > int(version):
         raise NewerFormat(f"{what}: a later version of shardpress wrote it. Upgrade, or use another model.")
     raise DataError(what)
-
-
-def _first_network(contents: Contents, where: str) -> Network:
-    shape = _dataset(contents, "W", where).shape
-    if len(shape) != 2 or 0 in shape:
-        raise DataError(f"{where}: W has shape {shape}, expected (n_inputs, n_features)")
-    return Network(shape)
 
 
 def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dataset]:

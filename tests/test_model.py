@@ -175,24 +175,6 @@ def test_a_model_comes_back_from_its_file_bit_for_bit(model, tmp_path):
         np.testing.assert_array_equal(found.scaler.maximum, model.scaler.maximum)
 
 
-def in_the_first_format(path):
-    """Write over a file of one layer of sigmoids what the first version would have."""
-    with h5py.File(path, "a") as file:
-        file.attrs["format"] = "shardpress-model/1"
-        for name in ("widths", "activation", "code", "gain"):
-            del file.attrs[name]
-    return path
-
-
-def test_a_model_of_the_first_format_is_read_and_has_the_fingerprint_that_it_had(tmp_path):
-    model = Model(SCALER, FIRST, {name: np.ones(shape, np.float32) for name, shape in FIRST.shapes.items()})
-    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
-    found = load_model(in_the_first_format(tmp_path / "model.h5"))
-    assert found.network == FIRST
-    assert found.fingerprint == "430ea10969deb4488afb15a8cb9f6d3fa1283a606227dc47cf200debd24d72a6"
-    np.testing.assert_array_equal(found.parameters["W"], model.parameters["W"])
-
-
 def test_the_fingerprint_knows_the_network_and_every_array_and_nothing_else(model):
     others = [model_of(model.network, Scaler(SCALER.minimum - 1, SCALER.maximum))]
     for name in model.parameters:
@@ -240,9 +222,6 @@ def test_a_model_with_a_broken_array_is_refused_by_its_name(broken, model, damag
         }[damage]
         with refused(65, "model.h5", name):
             load_model(broken({name: changed}))
-        if model.network == FIRST:
-            with refused(65, "model.h5", name):
-                load_model(in_the_first_format(broken({name: changed})))
 
 
 @pytest.mark.parametrize(
@@ -273,9 +252,6 @@ def test_a_model_that_holds_something_else_than_arrays_is_refused(broken, model)
     for value in (h5py.Empty("f4"), "text", np.dtype("f4")):
         with refused(65, "model.h5", name):
             load_model(broken({name: value}))
-        if model.network == FIRST:
-            with refused(65, "model.h5", name):
-                load_model(in_the_first_format(broken({name: value})))
     with refused(65, "model.h5", "about"):
         load_model(broken({}, {"about": 5}))
 

@@ -63,7 +63,6 @@ CURRENT = f"{PUBLISHED}/current"
 FOLDERS = ("parts", "stages", "commits")
 OUTPUT = "shardpress-output/1"
 _COMMITS = "shardpress-commits/1"
-_ALONE = "shardpress-commit/1"
 _PIECE = 2**20  # bytes read at once, so that verifying large parts takes no memory
 
 # Only files of these names are ever removed: whatever else lies in the directory is somebody else's.
@@ -73,8 +72,8 @@ _TOP = (
     r"|quarantine\.jsonl"
 )
 _RESULT = re.compile(r"(parts/part|index|stages/(scan|checkpoint|model|probe))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt)")
-# Earlier runs may have left records of the form that one had which was written alone, named by key and fingerprint.
-RECORDS = re.compile(r"commits/[a-z]+-([0-9a-f]{32}|(?P<alone>([0-9]+-)*[0-9a-f]{16}))\.json")
+RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
+"""Names of files of commit records."""
 _HALF = re.compile(rf"({_TOP}|{CURRENT}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
 _PUBLICATION = re.compile(rf"{PUBLISHED}/[0-9a-f]{{32}}")
 _IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")  # key and fingerprint
@@ -185,11 +184,7 @@ def check_storage(error: OSError, path: Path) -> None:
 
 def records_of(directory: Path, name: str) -> list[Record]:
     """Return the records of a file, all or none; raises like `unsealed`, and `KeyError` or `TypeError`."""
-    path = directory / name
-    found = RECORDS.fullmatch(name)
-    if found and found["alone"]:
-        return [_record(unsealed(path, _ALONE))]
-    return [_record(content) for content in unsealed(path, _COMMITS)["records"]]
+    return [_record(content) for content in unsealed(directory / name, _COMMITS)["records"]]
 
 
 def _record(content: dict[str, Any]) -> Record:

@@ -68,7 +68,6 @@ HALF_WRITTEN = [
         ),
         *("encoder.npz", "quarantine.jsonl", "single.h5", f"parts/{KEY}-{HEX}.h5", f"stages/scan-{HEX}.npz"),
         *(f"stages/checkpoint-{HEX}.npz", f"stages/model-{HEX}.h5", f"commits/part-{HEX}.json"),
-        *(f"commits/{KEY}-{HEX[:16]}.json", f"commits/scan-{HEX[:16]}.json"),  # of the form before
     )
 ]
 

@@ -132,9 +132,9 @@ def test_d12_a_damaged_marker_still_says_whose_directory_it_is(tmp_path: Path, c
     lock_and_let_go(tmp_path)
 
 
-@pytest.mark.parametrize("name", [".shardpress", MANIFEST, f"commits/{KEY}-{NOW[:16]}.json"])
+@pytest.mark.parametrize("name", [".shardpress", MANIFEST, f"commits/part-{NOW[:32]}.json"])
 def test_d12_what_a_later_version_wrote_is_refused_and_left_alone(ledger: Ledger, name: str) -> None:
-    form = "shardpress-commit/2" if name.startswith("commits") else "shardpress-output/2"
+    form = "shardpress-commits/2" if name.startswith("commits") else "shardpress-output/2"
     (ledger.directory / name).write_bytes(seal(form, {"brand": "new"}))
     before = contents(ledger.directory)
     with refused(76, str(ledger.directory), "later version", "Upgrade"):

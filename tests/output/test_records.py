@@ -17,7 +17,7 @@ from pipeline.errors import shown
 from pipeline.formats import seal
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
-from pipeline.output.records import MANIFEST, Entry, Record, fault_of, read_manifest
+from pipeline.output.records import MANIFEST, fault_of, read_manifest
 from tests.support.faulty import forked
 from tests.support.helpers import as_nobody, refused
 from tests.support.ledgers import (
@@ -196,42 +196,6 @@ def test_d14_too_many_open_files_say_nothing_about_a_file(
         with refused(71, "Too many open files while reading it", "ulimit -n"):
             acts[act]()
     assert contents(ledger.directory) == before
-
-
-# -- of the form before ----------------------------------------------------------------------------------------------
-
-
-def alone(ledger: Ledger, record: Record) -> Path:
-    """Have a record stand as earlier runs wrote one that was committed alone."""
-    path = ledger.directory / "commits" / f"{record.key}-{record.fingerprint[:16]}.json"
-    path.write_bytes(seal("shardpress-commit/1", {**vars(record), "entry": vars(record.entry)}))
-    return path
-
-
-def test_a_record_that_an_earlier_run_wrote_alone_counts_like_any_other(ledger: Ledger) -> None:
-    others = together(ledger, *KEYS[1:])
-    entry = ledger.write(f"parts/{KEYS[0]}", ".h5", b"data")
-    first = Record(KEYS[0], NOW, entry, {"n_rows": 3})
-    path, scan = alone(ledger, first), alone(ledger, Record("scan", NOW, ledger.write("stages/scan", ".npz", b"scan")))
-    found = reopened(ledger)
-    found.sweep(NOW)
-    assert found.records("part", NOW) == [first, *others]
-    assert found.load(first) == b"data"
-    assert commit(found, KEYS[0], data=b"again") == first
-    found.drop(first, *found.records("scan"))
-    assert not path.exists()
-    assert not scan.exists()
-    assert reopened(ledger).records() == others
-
-
-@pytest.mark.parametrize(
-    "content", [b"", group_of(RECORD), seal("shardpress-commit/1", {**RECORD, "key": "../victim"})]
-)
-def test_d12_a_damaged_record_that_stands_alone_counts_as_none(ledger: Ledger, content: bytes) -> None:
-    path = alone(ledger, Record(**{**RECORD, "entry": Entry(**RECORD["entry"])}))
-    path.write_bytes(content)
-    assert reopened(ledger).records() == []
-    assert not path.exists()
 
 
 # -- the manifest -------------------------------------------------------------------------------------------------

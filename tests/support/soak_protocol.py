@@ -13,7 +13,6 @@ It prints how many there were. Kinds of runs are tried at the same time, one on 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
 import os
@@ -251,15 +250,11 @@ def without_links(output: Path) -> None:
 
 
 def records(output: Path) -> list[dict[str, Any]]:
-    """Every commit record, as plain values; also of the form that earlier versions gave to one alone."""
-    return [record for path in sorted(output.glob("commits/*.json")) for record in _records_in(path.read_bytes())]
-
-
-def _records_in(data: bytes) -> list[dict[str, Any]]:
-    if json.loads(data)["format"].startswith("shardpress-commits/"):
-        found: list[dict[str, Any]] = unseal("shardpress-commits/1", data)["records"]
-        return found
-    return [unseal("shardpress-commit/1", data)]
+    """Return every commit record as plain values."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(output.glob("commits/*.json")):
+        found += unseal("shardpress-commits/1", path.read_bytes())["records"]
+    return found
 
 
 def _as_named(output: Path, entry: dict[str, Any]) -> bool:
