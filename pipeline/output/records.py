@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import STORAGE, DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, shown
+from pipeline.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, shown
 from pipeline.formats import Digested, digest, seal, unseal
 from pipeline.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
 
@@ -63,6 +63,16 @@ CURRENT = f"{PUBLISHED}/current"
 FOLDERS = ("parts", "stages", "commits")
 OUTPUT = "shardpress-output/1"
 _COMMITS = "shardpress-commits/1"
+# Error numbers of an open or a read that say something about the file itself.
+_ABOUT_THE_FILE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.EACCES,
+    errno.EPERM,
+)
 _PIECE = 2**20  # bytes read at once, so that verifying large parts takes no memory
 
 # Only files of these names are ever removed: whatever else lies in the directory is somebody else's.
@@ -170,12 +180,19 @@ def check_limits(error: OSError, path: Path) -> None:
 
 
 def check_storage(error: OSError, path: Path) -> None:
-    """Raise what says nothing about a file of ours: that the storage failed, or what `check_limits` raises.
+    """Return if an error says that a file of ours is missing or replaced; raise an error of the system otherwise.
 
-    A result that cannot be read for now is not damaged, and is neither removed nor recomputed.
+    A result that cannot be read for now is not damaged. It is neither removed nor recomputed.
+
+    Raises
+    ------
+    ReadFailed
+        When the storage or the system fails.
+    SystemLimit
+        When too many files are open.
     """
     check_limits(error, path)
-    if error.errno in STORAGE:
+    if error.errno not in _ABOUT_THE_FILE:
         raise ReadFailed(
             f"file={shown(path)}: {error.strerror} while reading it. Check the storage, then type the same command "
             "again. If this file alone stays unreadable, delete it: it is then recomputed."

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import shown
+from pipeline.errors import ReadFailed, shown
 from pipeline.formats import seal
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
@@ -195,6 +195,29 @@ def test_d14_too_many_open_files_say_nothing_about_a_file(
         context.setattr(*((os, "open") if act == "fault" else (Path, "read_bytes")), fail)
         with refused(71, "Too many open files while reading it", "ulimit -n"):
             acts[act]()
+    assert contents(ledger.directory) == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM, errno.EIO, errno.EAGAIN])
+def test_an_error_of_the_system_does_not_count_as_damage(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    record = commit(ledger)
+    before = contents(ledger.directory)
+
+    def fail(*_arguments: object, **_more: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "open", fail)
+        with pytest.raises(ReadFailed):
+            fault_of(ledger.directory, record.entry)
+    with monkeypatch.context() as context:
+        context.setattr(Path, "read_bytes", fail)
+        with pytest.raises(ReadFailed):
+            ledger.load(record)
+        with pytest.raises(ReadFailed):
+            reopened(ledger)
     assert contents(ledger.directory) == before
 
 
