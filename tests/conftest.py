@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -87,6 +88,14 @@ def same_environment() -> Iterator[None]:
     before = {**os.environ, "PYTEST_CURRENT_TEST": ""}
     yield
     assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_import_path() -> Iterator[None]:
+    """Dask puts the scratch directories of workers into `sys.path`, where a later run would find and refuse them."""
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
 
 
 @pytest.hookimpl(optionalhook=True)
