@@ -159,8 +159,10 @@ def step_of(checkpoint: Record) -> int:
 def checkpoint_in_words(checkpoint: Record) -> str:
     """Return how far the training of a checkpoint is."""
     facts = checkpoint.facts
-    step = step_of(checkpoint)
-    return f"{facts['n_epochs']} of {facts['of']} epochs, step {step}" if "of" in facts else f"step {step}"
+    epochs = ""
+    if "of" in facts:
+        epochs = f"{facts['n_epochs']} of {facts['of']} epochs, "
+    return f"{epochs}step {step_of(checkpoint)}"
 
 
 def n_rows_in(parts: Iterable[Record]) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.encoding.parts import PartFacts
 from pipeline.errors import DataError, ShardpressError, TryAgain, shown
 from pipeline.hdf5.files import writers
 from pipeline.model import Model
@@ -288,15 +289,19 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
 
     training = TrainingStage(prepared, tuple(unreadable))
     model = prepared.given or training.load(earlier)
-    checkpoint = training.last_checkpoint(earlier) if model is None else None
-    encoded = EncodingStage(prepared, model, unreadable).committed(earlier) if model is not None else None
-    n_encoded = encoded.n_rows if encoded is not None else 0
+    checkpoint = None
+    parts: list[PartFacts] = []
+    if model is None:
+        checkpoint = training.last_checkpoint(earlier)
+    else:
+        parts = EncodingStage(prepared, model, unreadable).committed(earlier).parts
+    n_encoded = sum(part.n_rows for part in parts)
 
-    reused = {
-        "scan": "an earlier run has finished it" if has_scan else "",
-        "training": _reused_training(prepared, model, checkpoint),
-        "encoding": f"an earlier run has encoded {n_encoded} of {prepared.n_rows} rows" if n_encoded else "",
-    }
+    reused = {"training": _reused_training(prepared, model, checkpoint)}
+    if has_scan:
+        reused["scan"] = "an earlier run has finished it"
+    if n_encoded:
+        reused["encoding"] = f"an earlier run has encoded {n_encoded} of {prepared.n_rows} rows"
     deadline = stored_deadline(ledger, prepared.config, plain_request(prepared.request), time.time()) or {}
     return Reusable(
         has_scan=has_scan,
@@ -304,8 +309,8 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
         checkpoint=checkpoint,
         ends_by=deadline.get("ends_by"),
         n_encoded=n_encoded,
-        n_bytes=sum(part.entry.n_bytes for part in encoded.parts) if encoded is not None else 0,
-        why={stage: words or _why_not(stage, before, prepared) for stage, words in reused.items()},
+        n_bytes=sum(part.entry.n_bytes for part in parts),
+        why={stage: reused.get(stage) or _why_not(stage, before, prepared) for stage in _DECIDES},
     )
 
 

@@ -1,10 +1,11 @@
-"""A plan for people."""
+"""A plan as a page of text."""
 
 from __future__ import annotations
 
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pipeline.errors import counted, shown
 from pipeline.run.plan.plan import Plan
@@ -17,45 +18,57 @@ _DECIMALS_BELOW = 10.0  # seconds
 
 
 def in_words(plan: Plan, output: str) -> str:
-    """A page about a plan; `output` is the directory's name."""
-    blocks = [_what(plan, output), _stages(plan), _means(plan), _earlier(plan), _problems(plan)]
-    return "\n\n".join("\n".join(lines) for block in blocks if (lines := list(block)))
+    """Return a page about a plan; `output` is the name of the output directory."""
+    blocks = [_summary(plan, output), _stages(plan), _resources(plan), _earlier(plan), _problems(plan)]
+    texts = ["\n".join(block) for block in blocks]
+    return "\n\n".join(text for text in texts if text)
 
 
-def _what(plan: Plan, output: str) -> Iterator[str]:
-    its = plan.input
-    if its:
-        rows = f"{counted(its['n_rows'], 'row')} x {its['n_inputs']} columns {its['dtype']} ({size(its['n_bytes'])})"
-        yield f"{counted(its['n_shards'], 'shard')}, {rows} -> {plan.model['widths'][-1]} features in {shown(output)}"
-        network = " x ".join(map(str, plan.model["widths"]))
-        epochs = f", {plan.model['epochs']} epochs of {counted(plan.model['steps_per_epoch'], 'step')}"
-        by = f" by {plan.model['replicas']} replicas" if plan.model["replicas"] > 1 else ""
-        yield f"network {network}{epochs + by if plan.model['epochs'] else ', trained before'}"
-        yield f"columns: {its['columns']}"
+def _summary(plan: Plan, output: str) -> Iterator[str]:
+    inputs = plan.input
+    if inputs:
+        n_rows = counted(inputs["n_rows"], "row")
+        rows = f"{n_rows} x {inputs['n_inputs']} columns {inputs['dtype']} ({size(inputs['n_bytes'])})"
+        n_features = plan.model["widths"][-1]
+        yield f"{counted(inputs['n_shards'], 'shard')}, {rows} -> {n_features} features in {shown(output)}"
+        yield f"network {' x '.join(map(str, plan.model['widths']))}, {_training(plan.model)}"
+        yield f"columns: {inputs['columns']}"
     if plan.device:
         yield f"device {plan.device}"
+
+
+def _training(model: Mapping[str, Any]) -> str:
+    if not model["epochs"]:
+        return "trained before"
+    text = f"{model['epochs']} epochs of {counted(model['steps_per_epoch'], 'step')}"
+    if model["replicas"] > 1:
+        text += f" by {model['replicas']} replicas"
+    return text
 
 
 def _stages(plan: Plan) -> Iterator[str]:
     for stage in plan.stages:
         yield f"{stage.name:12} {duration(stage.seconds, _DECIMALS_BELOW):>12}   {stage.what}"
     if plan.stages:
-        ends = time.strftime("%a %H:%M", time.localtime(time.time() + plan.seconds))
-        yield f"{'in all':12} {duration(plan.seconds, _DECIMALS_BELOW):>12}   begun now it would end on {ends}"
+        end = time.strftime("%a %H:%M", time.localtime(time.time() + plan.seconds))
+        yield f"{'in all':12} {duration(plan.seconds, _DECIMALS_BELOW):>12}   begun now it would end on {end}"
 
 
-def _means(plan: Plan) -> Iterator[str]:
-    if plan.memory:
-        on_device = plan.memory["device_bytes"]
-        host = plan.memory["host_bytes"] or 0
-        device = f", {size(on_device)} on the device" if on_device is not None else ""
-        available = f"; {size(plan.memory['available'])} are available" if plan.memory["available"] else ""
-        yield f"memory       {size(host)} at its peak{device}{available}"
-    if plan.disk:
-        free = plan.disk["free"]
-        left = plan.disk["left"]
-        room = "" if free is None or left is None else f"; {size(free)} are free, {size(left)} left then"
-        yield f"disk         {size(plan.disk['n_bytes'] or 0)} to be written{room}"
+def _resources(plan: Plan) -> Iterator[str]:
+    memory = plan.memory
+    if memory:
+        text = f"memory       {size(memory['host_bytes'] or 0)} at its peak"
+        if memory["device_bytes"] is not None:
+            text += f", {size(memory['device_bytes'])} on the device"
+        if memory["available"]:
+            text += f"; {size(memory['available'])} are available"
+        yield text
+    disk = plan.disk
+    if disk:
+        text = f"disk         {size(disk['n_bytes'] or 0)} to be written"
+        if disk["free"] is not None and disk["left"] is not None:
+            text += f"; {size(disk['free'])} are free, {size(disk['left'])} left then"
+        yield text
 
 
 def _earlier(plan: Plan) -> Iterator[str]:
