@@ -326,8 +326,8 @@ def _steps(training: Training, n_rows: int) -> Pace:
         pass
     n_done = 0
     start = time.monotonic()
-    for _, n_rows_taken, _ in taken:  # one at least, since each pass has one
-        n_done = n_done + n_rows_taken
+    for step in taken:  # one at least, since each pass has one
+        n_done = n_done + step.n_rows
         seconds = time.monotonic() - start
         if seconds > _SECONDS:
             break

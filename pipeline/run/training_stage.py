@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.crew import Threads
 from pipeline.cluster.tally import Tally
@@ -17,16 +18,17 @@ from pipeline.errors import TrainingDiverged, shown
 from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD, Record
 from pipeline.progress import Progress
-from pipeline.run.deadline import InTime
+from pipeline.run.deadline import DeadlinePolicy
 from pipeline.run.earlier import latest, load_at_most
 from pipeline.run.job import Job, step_of, versions
 from pipeline.scan.ranges import Scan
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import Training, train
+from pipeline.training.epochs import Training
 from pipeline.training.fit import prepared
-from pipeline.training.replica import Run, run_by
+from pipeline.training.loop import CheckpointPolicy, training_loop
+from pipeline.training.replica import RoundRunner, runner_on
 from pipeline.training.verdict import complaints, measured
 
 if TYPE_CHECKING:
@@ -75,13 +77,56 @@ def fit(job: Job, scan: Scan) -> tuple[Model, Autoencoder]:
 
 
 def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
+    """Train the autoencoder, or resume its training, and return the model.
+
+    Raises
+    ------
+    TrainingDiverged
+        The last good weights are then stored in the output directory.
+    """
     job.clock.model = fingerprint
-    scaler = scan.scaler
+    training = _prepared_training(job, autoencoder, scan)
+    _resume_latest(job, fingerprint, training)
+    deadline = None
+    if job.clock.ends_by is not None:
+        deadline = DeadlinePolicy(job, scan, job.clock.ends_by)
+    try:
+        _train(job, fingerprint, training, deadline)
+    except TrainingDiverged as error:  # it would diverge again, so the weights are stored for inspection
+        path = _store_last_good(job, scan, training, error)
+        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
+    _log_end(training)
+    about = _facts(job, training)
+    if deadline is not None:
+        about["training"]["deadline"] = deadline.facts(training)
+    return _model(job, scan, training, about)
+
+
+def _train(job: Job, fingerprint: str, training: Training, deadline: DeadlinePolicy | None) -> None:
+    """Take all steps that are left, and show their progress."""
+    checkpoints = CheckpointPolicy(
+        partial(_save, job, fingerprint),
+        60 * job.config.timing.checkpoint_minutes,
+    )
+    row_bytes = job.shards[0].row_bytes
+    with (
+        Progress("training", training.n_rows_planned, "rows", row_bytes, training.n_rows_done) as progress,
+        _runner(job) as runner,
+        training_loop(training, deadline, checkpoints, runner) as steps,
+    ):
+        place: object = training
+        if runner is not None:
+            place = _Place(training, job.crew.tally)
+        for step in steps:
+            progress.expect(training.n_rows_planned)  # a deadline may have changed it
+            progress.advance(step.n_rows, place)
+
+
+def _prepared_training(job: Job, autoencoder: Autoencoder, scan: Scan) -> Training:
     sizes = job.budget.sizes(job.device)
-    by_crew = job.config.training.replicas > 1 and not isinstance(job.crew, Threads)
-    if by_crew:  # workers read their rows themselves
+    if _uses_workers(job):  # which read their rows themselves
         sizes = replace(sizes, resident=False, on_device=False)
-    training = prepared(
+    return prepared(
         autoencoder,
         job.shards,
         scan,
@@ -90,66 +135,68 @@ def _trained(job: Job, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -
         job.config.bad_data.missing_value,
         sizes,
     )
+
+
+def _resume_latest(job: Job, fingerprint: str, training: Training) -> None:
+    """Resume the training from the last good checkpoint of an earlier run, if there is one."""
     checkpoint = latest(
-        *(job, "checkpoint", fingerprint),
+        job,
+        "checkpoint",
+        fingerprint,
         partial(_resume, job, training),
         "checkpoint %s; the one before it is taken",
     )
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
         job.clock.taken_over["training"] = f"the training up to step {checkpoint.n_steps}"
-    ends_by = job.clock.ends_by
-    in_time = None if ends_by is None else InTime(job, scan, ends_by)
-    try:
-        total = _rows_to_train(training)
-        row_bytes = job.shards[0].row_bytes
-        where = _crew_at_work(job) if by_crew else nullcontext()
-        with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress, where as run:
-
-            def advance(n_rows: int, place: object) -> None:
-                if in_time is not None and n_rows:  # after a step, at which a training can be limited
-                    in_time(training)
-                    progress.expect(_rows_to_train(training))
-                progress.advance(n_rows, place if run is None else _Place(place, job.crew.tally))
-
-            save = partial(_save, job, fingerprint)
-            done = train(training, save, advance, run, job.config.timing.checkpoint_minutes)
-    except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset, job.columns)
-        job.ledger.replace(LAST_GOOD, stopped.to_hdf5())
-        path = job.ledger.directory / LAST_GOOD
-        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
-    if done.best_epoch < 0:
-        log.info("training: no epoch was better than the start, whose parameters are taken")
-    elif len(done.history) < training.settings.epochs:
-        log.info("training: stopped early, epoch %d was the best", done.best_epoch)
-    settings = {"config": job.config.flat(), "versions": versions(), "device": str(job.device)}
-    limits = {} if in_time is None else {"deadline": in_time.facts(training)}
-    about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
-    return Model(scaler, autoencoder.network, training.best, about, scan.offset, job.columns)
-
-
-def _rows_to_train(training: Training) -> int:
-    """Return the rows of all steps that the training takes, each epoch counted."""
-    if training.standing.ended_at is not None:
-        return training.n_rows_done
-    return training.settings.epochs * training.order.n_rows
 
 
 def _resume(job: Job, training: Training, record: Record) -> Checkpoint:
     """Resume the training from a committed checkpoint; raise `ValueError` if it cannot be one of this training.
 
-    Whoever can write in the output directory can also write records that fit. So the size is checked before the file is
-    read, and what it says before it is used.
+    A user who can write to the output directory can also forge records. So the size is checked before the file is read,
+    and its content before it is used.
     """
     array_bytes = sum(array.nbytes for array in training.checkpoint().arrays.values())
     checkpoint = Checkpoint.from_npz(load_at_most(job.ledger, record, array_bytes))
     n_steps = checkpoint.n_steps
-    epoch = checkpoint.standing.epoch
+    epoch = checkpoint.state.epoch
     is_possible = (epoch - 1) * training.steps_per_epoch <= n_steps <= (epoch + 1) * training.steps_per_epoch
     if n_steps != step_of(record) or not is_possible:
         raise ValueError(f"is after step {n_steps} in epoch {epoch}, but its record says step {step_of(record)}")
-    return training.go_on_from(checkpoint)
+    training.resume(checkpoint)
+    return checkpoint
+
+
+def _store_last_good(job: Job, scan: Scan, training: Training, error: TrainingDiverged) -> Path:
+    """Store the best weights of a training that diverged, and return the path."""
+    model = _model(job, scan, training, {"stopped": str(error)})
+    job.ledger.replace(LAST_GOOD, model.to_hdf5())
+    return job.ledger.directory / LAST_GOOD
+
+
+def _log_end(training: Training) -> None:
+    """Log if the training has stopped early, or if no epoch was better than the start."""
+    state = training.state
+    if state.best_epoch < 0:
+        log.info("training: no epoch was better than the start, whose parameters are taken")
+    elif len(state.history) < training.n_epochs:
+        log.info("training: stopped early, epoch %d was the best", state.best_epoch)
+
+
+def _facts(job: Job, training: Training) -> dict[str, Any]:
+    """Return the facts about the training that the model's file stores."""
+    return {
+        "training": {**training.state.summary(), **measured(training)},
+        "config": job.config.flat(),
+        "versions": versions(),
+        "device": str(job.device),
+    }
+
+
+def _model(job: Job, scan: Scan, training: Training, about: dict[str, Any]) -> Model:
+    """Return the best model of a training."""
+    return Model(scan.scaler, training.autoencoder.network, training.best, about, scan.offset, job.columns)
 
 
 def _tell_idle(job: Job) -> None:
@@ -164,7 +211,7 @@ def _tell_idle(job: Job) -> None:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a training stands, and how fast its workers are; put into words when a line is due."""
+    """Progress of a training and the speed of its workers; formatted only when a line is due."""
 
     training: object
     workers: Tally
@@ -173,19 +220,28 @@ class _Place:
         return f"{self.training}, {self.workers}"
 
 
+def _uses_workers(job: Job) -> bool:
+    """Return whether worker processes train the replicas."""
+    return job.config.training.replicas > 1 and not isinstance(job.crew, Threads)
+
+
 @contextmanager
-def _crew_at_work(job: Job) -> Iterator[Run]:
-    """What trains replicas in other processes; in this one, which has the model already, nobody is needed for it."""
+def _runner(job: Job) -> Iterator[RoundRunner | None]:
+    """Within the context worker processes train the replicas; None if this process trains, which has the model."""
+    if not _uses_workers(job):
+        yield None
+        return
     with job.crew.executor(job.budget.n_threads) as (executor, n_at_once):
         job.crew.tally.begin("training")
-        yield run_by(executor, n_at_once)
+        yield runner_on(executor, n_at_once)
 
 
 def _save(job: Job, fingerprint: str, checkpoint: Checkpoint) -> None:
-    """Commit a checkpoint, and let go of all but the last ones."""
+    """Commit a checkpoint, and drop all but the last ones."""
     entry = job.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
-    now = checkpoint.standing
-    facts = {"n_epochs": now.epoch, "of": job.config.training.epochs if now.n_epochs is None else now.n_epochs}
-    # So many digits that the order of the keys is that of the steps.
+    state = checkpoint.state
+    n_epochs = job.config.training.epochs if state.n_epochs is None else state.n_epochs
+    facts = {"n_epochs": state.epoch, "of": n_epochs}
+    # With so many digits the order of the keys is that of the steps.
     job.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
     job.ledger.drop(*job.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])
