@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 # Each package or module of `pipeline` may import itself, the modules that all may import, and what is listed here.
-COMMON = ["childprocess", "columns", "commandline", "errors", "formats", "runlog", "settings", "signals", "text"]
+COMMON = [
+    *("childprocess", "columns", "commandline", "errors", "formats", "processcache", "runlog", "settings", "signals"),
+    "text",
+]
 PLAIN = ["kernels.network", "kernels.trust"]  # these need no Theano: all of the pipeline may import them
 MAY_IMPORT = {
     **{each: [] for each in ("progress", "watch", *COMMON, "gpu", "hdf5", "output")},

@@ -25,15 +25,12 @@ from pipeline.settings.config import Config, problems
 from pipeline.settings.resolve import Settings, misfits, network_of, resolve
 from pipeline.shards.shard import Shard, array_shard, row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import Training, train
+from pipeline.training.epochs import Training
 from pipeline.training.fit import prepared
+from pipeline.training.loop import training_loop
 from pipeline.training.verdict import complaints, measured
 
 __all__ = ["Epochs", "Fit", "begin", "go_on"]
-
-
-class Stop(Exception):
-    """A callback has asked to stop the training."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,13 @@ class Fit:
     dtype: np.dtype
     device: str
 
-    def run(self, advance: Callable[[int, object], object]) -> Model:
-        """Train and return the model; `advance` is called as by `train`, and may raise `Stop`."""
+    def run(self, stops_after_epoch: Callable[[], bool]) -> Model:
+        """Train and return the model; `stops_after_epoch` is called after each epoch, and may end the training."""
         with theanos_errors():
-            try:
-                train(self.training, advance=advance)
-            except Stop:
-                self.training.autoencoder.set_parameters(self.training.best)
+            with training_loop(self.training) as steps:
+                for step in steps:
+                    if step.epoch is not None and stops_after_epoch():
+                        break
             model = self.model(measured(self.training))
         keep(model, self.dtype, self.training.autoencoder)
         return model
@@ -67,7 +64,7 @@ class Fit:
         """
         training = self.training
         facts = {
-            "training": {**training.standing.summary(), **(about or {})},
+            "training": {**training.state.summary(), **(about or {})},
             "config": self.config.flat(),
             "device": self.device,
         }
@@ -91,7 +88,7 @@ class Epochs:
         self._estimator = estimator
         self._fit = fit
         self._data = data
-        n_epochs = fit.training.settings.epochs - fit.training.standing.epoch
+        n_epochs = fit.training.n_epochs - fit.training.state.epoch
         self._context = estimator._init_callback_context(max_subtasks=n_epochs)
         self._epoch: Any = None  # context of the current epoch
 
@@ -99,18 +96,17 @@ class Epochs:
         """Train and return the model."""
         self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
         self._begin_epoch()
-        model = self._fit.run(self._advance)
+        model = self._fit.run(self._end_epoch)
         self._end(self._context)
         return model
 
-    def _advance(self, n_rows: int, standing: object) -> None:
-        is_end_of_epoch = n_rows == 0
-        if not is_end_of_epoch:
-            return
+    def _end_epoch(self) -> bool:
+        """End an epoch and begin the next one; return whether a callback asks to stop."""
         if self._end(self._epoch):
-            raise Stop
+            return True
         if not self._fit.training.is_over:
             self._begin_epoch()
+        return False
 
     def _begin_epoch(self) -> None:
         self._epoch = self._context.subcontext(task_name="epoch")
@@ -161,7 +157,7 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
     checkpoint : Checkpoint or None
         State of the training. Without it a given model was trained in another way, and the states begin at zero.
     """
-    n_epochs = checkpoint.standing.epoch if checkpoint else 0
+    n_epochs = checkpoint.state.epoch if checkpoint else 0
     config = config.changed(
         epochs=n_epochs + 1,
         schedule="constant",
@@ -175,7 +171,7 @@ def go_on(rows: np.ndarray, config: Config, given: Model | None, checkpoint: Che
     _refuse(problems(config))
     fit = _again(rows, config, given)
     if checkpoint is not None:
-        fit.training.go_on_from(checkpoint)
+        fit.training.resume(checkpoint)
     return fit
 
 

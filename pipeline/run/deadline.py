@@ -24,12 +24,12 @@ from pipeline.run.sample import AnonymousDisk, Stretch, stretches
 from pipeline.scan.ranges import Scan
 from pipeline.settings.deadline import in_words
 from pipeline.text import duration
-from pipeline.training.epochs import Training
+from pipeline.training.epochs import Limit, Training
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["InTime", "epochs_that_fit", "gave_up", "reserved_seconds", "tell_if_late"]
+__all__ = ["DeadlinePolicy", "epochs_that_fit", "gave_up", "reserved_seconds", "tell_if_late"]
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ class EncodingTime:
         self.cost = time.monotonic() - start - (seconds_compiling() - compiled_before)
 
 
-class InTime:
-    """Limits a training so that the run ends in time. It is called after each training step.
+class DeadlinePolicy:
+    """Limits a training so that the run ends in time (`pipeline.training.loop.LimitPolicy`).
 
     Parameters
     ----------
@@ -123,30 +123,24 @@ class InTime:
         self._epoch_seconds = 0.0
         self._validation_seconds = 0.0
 
-    def __call__(self, training: Training) -> None:
+    def after_step(self, training: Training) -> Limit | None:
         """Decide the number of epochs once enough is known; check it once an epoch; end the training in time."""
-        now = training.standing
         step_seconds = time.monotonic() - self._last_call
-        if now.n_epochs is None:
-            if self._can_decide(training):
-                self._decide(training, _PLANNED_SHARE)
-                self._log_decision(training)
-                self._checked_epoch = now.epoch
-        elif now.epoch != self._checked_epoch:
-            limit = now.n_epochs
-            self._decide(training, 1.0)
-            if training.settings.epochs < limit:
-                log.warning("deadline: epochs take longer than before, so that %d fit", training.settings.epochs)
-            self._checked_epoch = now.epoch
-        if now.n_epochs is not None and self._is_time_over(step_seconds):
-            self._end(training, step_seconds)
+        n_epochs = self._planned_epochs(training)
+        limit = None
+        if n_epochs is not None:
+            if n_epochs != training.state.n_epochs:
+                limit = Limit(n_epochs)
+            if self._must_end(training, step_seconds):
+                limit = Limit(training.state.epoch + 1, ends_here=True)
         self._last_call = time.monotonic()
+        return limit
 
     def facts(self, training: Training) -> dict[str, Any]:
         """Return plain values for reports."""
         return {
             "ends_by": datetime.fromtimestamp(self._ends_by).astimezone().isoformat(timespec="seconds"),
-            "n_epochs": training.standing.n_epochs,
+            "n_epochs": training.state.n_epochs,
             "last_epoch_part": training.last_epoch_part,
             "of": self._config.training.epochs,
             "epoch_seconds": self._epoch_seconds,
@@ -154,23 +148,39 @@ class InTime:
             "note": "how many epochs fit depends on the machine's speed: the same command may make another model",
         }
 
+    def _planned_epochs(self, training: Training) -> int | None:
+        """Return the number of epochs of the training; None as long as it cannot be decided."""
+        state = training.state
+        if state.n_epochs is None:
+            if not self._can_decide(training):
+                return None
+            n_epochs = self._epochs_in_time(training, _PLANNED_SHARE)
+            self._log_decision(training, n_epochs)
+        elif state.epoch != self._checked_epoch:
+            n_epochs = self._epochs_in_time(training, 1.0)
+            if n_epochs < state.n_epochs:
+                log.warning("deadline: epochs take longer than before, so that %d fit", n_epochs)
+        else:
+            return state.n_epochs
+        self._checked_epoch = state.epoch
+        return n_epochs
+
     def _can_decide(self, training: Training) -> bool:
         """Return whether the speed of an epoch is known, or waiting for it would take too long."""
-        now = training.standing
+        state = training.state
         if training.replicas is None:
-            is_speed_known = now.epoch > 0
+            is_speed_known = state.epoch > 0
             patience = _FIRST_DECISION
         else:
-            is_speed_known = now.epoch > 1 or (now.epoch == 1 and now.n_done > 0)
+            is_speed_known = state.epoch > 1 or (state.epoch == 1 and state.n_done > 0)
             patience = _FIRST_DECISION_OF_REPLICAS
         return is_speed_known or time.monotonic() - self._start >= patience * self._left_at_start
 
-    def _decide(self, training: Training, share: float) -> None:
-        """Limit the training to the epochs that fit into a share of the time that is left for it.
+    def _epochs_in_time(self, training: Training, share: float) -> int:
+        """Return the number of epochs that fit into a share of the time that is left for the training.
 
         The epoch under way counts if it fits only in part.
         """
-        now = training.standing
         self._measure(training)
         self._epoch_seconds = _epoch_seconds(training)
         self._validation_seconds = _validation_seconds(training)
@@ -178,14 +188,12 @@ class InTime:
         if fitting < 1:  # such a consequence should not follow from one bad measurement
             self._measure(training, _CONFIRMING_SHARE)
             fitting = self._fitting(training, share)
-        n_epochs = min(training.settings.epochs, now.epoch + max(1, int(fitting)))
-        if n_epochs != now.n_epochs:
-            training.limit(n_epochs)
+        return min(training.n_epochs, training.state.epoch + max(1, int(fitting)))
 
     def _fitting(self, training: Training, share: float) -> float:
         """Return how many epochs fit, counted from the start of the epoch under way."""
         left = self._ends_by - time.time() - self._reserve
-        return epochs_that_fit(share * left + training.standing.seconds, self._epoch_seconds)
+        return epochs_that_fit(share * left + training.state.seconds, self._epoch_seconds)
 
     def _measure(self, training: Training, share: float = _MEASURING_SHARE) -> None:
         """Measure the encoding if there is no measurement yet, or if another one takes this share of the time left."""
@@ -198,38 +206,51 @@ class InTime:
         """Return whether another step, as long as the last one, would leave too little time."""
         return time.time() + step_seconds + self._validation_seconds + self._reserve > self._ends_by
 
-    def _end(self, training: Training, step_seconds: float) -> None:
-        """End the training at this step, unless a new measurement of the encoding shows that there is time left."""
+    def _must_end(self, training: Training, step_seconds: float) -> bool:
+        """Return whether the training must end now; one new measurement of the encoding has to confirm it."""
+        if not self._is_time_over(step_seconds):
+            return False
         if not self._is_end_confirmed:
             self._is_end_confirmed = True
             self._measure(training, _CONFIRMING_SHARE)
             if not self._is_time_over(step_seconds):
-                return
-        training.end_here()
-        if training.last_epoch_part < 1:
+                return False
+        self._log_end(training)
+        return True
+
+    def _log_end(self, training: Training) -> None:
+        part = training.epoch_part
+        if part < 1:
             log.info(
                 "deadline: training ends after %.3g %% of epoch %d, to be over by %s",
-                100 * training.last_epoch_part,
-                training.standing.epoch + 1,
+                100 * part,
+                training.state.epoch + 1,
                 in_words(self._ends_by),
             )
 
-    def _log_decision(self, training: Training) -> None:
-        n_epochs = training.settings.epochs
+    def _log_decision(self, training: Training, n_epochs: int) -> None:
         wanted = counted(self._config.training.epochs, "epoch")
         until = in_words(self._ends_by)
         epoch = duration(self._epoch_seconds)
         reserve = duration(self._reserve)
-        if n_epochs == training.standing.epoch + 1 and self._fitting(training, 1.0) < 1:
+        if n_epochs == training.state.epoch + 1 and self._fitting(training, 1.0) < 1:
             log.warning(
                 "deadline: only a part of epoch %d of %s fits until %s, at %s an epoch; %s are reserved for the "
                 "encoding",
-                *(n_epochs, wanted, until, epoch, reserve),
+                n_epochs,
+                wanted,
+                until,
+                epoch,
+                reserve,
             )
         else:
             log.info(
                 "deadline: %d of %s fit until %s, at %s an epoch; %s are reserved for the encoding",
-                *(n_epochs, wanted, until, epoch, reserve),
+                n_epochs,
+                wanted,
+                until,
+                epoch,
+                reserve,
             )
 
 
@@ -265,13 +286,13 @@ def _epoch_seconds(training: Training) -> float:
 
     They are those of the last epoch. In the first epoch of its kind they follow from the steps taken so far.
     """
-    now = training.standing
+    state = training.state
     n_alone = 1 if training.replicas else 0  # one replica trains the first epoch alone
-    if now.epoch > n_alone:
-        return now.history[-1].seconds
+    if state.epoch > n_alone:
+        return state.history[-1].seconds
     n_steps = training.steps_per_epoch
-    n_done = training.n_steps_done - now.epoch * n_steps
-    return now.seconds / max(1, n_done) * n_steps + _validation_seconds(training)
+    n_done = training.n_steps_done - state.epoch * n_steps
+    return state.seconds / max(1, n_done) * n_steps + _validation_seconds(training)
 
 
 def _validation_seconds(training: Training) -> float:

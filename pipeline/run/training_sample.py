@@ -163,8 +163,8 @@ def _measure_steps(training: Training, n_rows: int) -> Pace:
         pass
     n_done = 0
     start = time.monotonic()
-    for _, n_taken, _ in steps:  # at least one, since each pass has one
-        n_done = n_done + n_taken
+    for step in steps:  # at least one, since each pass has one
+        n_done = n_done + step.n_rows
         seconds = time.monotonic() - start
         if seconds > _SECONDS:
             break

@@ -6,9 +6,10 @@ import gc
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.cluster.crew import Threads
@@ -19,7 +20,7 @@ from pipeline.model import Model, load_model
 from pipeline.output.records import LAST_GOOD, Record
 from pipeline.progress import Progress
 from pipeline.run.context import RunContext, versions
-from pipeline.run.deadline import InTime, epochs_that_fit
+from pipeline.run.deadline import DeadlinePolicy, epochs_that_fit
 from pipeline.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES, chunk_bytes, network_bytes
 from pipeline.run.prepare import Prepared
 from pipeline.run.resume import EarlierResults, load_at_most, step_of
@@ -29,13 +30,14 @@ from pipeline.settings.deadline import in_words
 from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import Training, train
+from pipeline.training.epochs import Training
 from pipeline.training.fit import prepared as prepare_training
-from pipeline.training.replica import Run, run_by
+from pipeline.training.loop import CheckpointPolicy, training_loop
+from pipeline.training.replica import RoundRunner, runner_on
 from pipeline.training.verdict import complaints, measured
 
 if TYPE_CHECKING:
-    from kernels.autoencoder import Autoencoder
+    pass
 
 __all__ = ["TrainingStage"]
 
@@ -99,9 +101,7 @@ class TrainingStage:
         assert self.scan is not None
         prepared = self.prepared
         self._warn_of_idle_devices(context)
-        network = network_of(prepared.config.network, prepared.n_inputs)
-        autoencoder = autoencoder_of(self.scan.scaler, network, row_dtype(prepared.shards))
-        model = _trained(prepared, context, self.key(), autoencoder, self.scan)
+        model = _trained(prepared, context, self.key(), self.scan)
         entry = context.ledger.write("stages/model", ".h5", model.to_hdf5())
         context.ledger.commit(Record("model", self.key(), entry))
         # Only now: until the model is committed, a run resumes from them.
@@ -211,14 +211,61 @@ class TrainingStage:
         return max(steps, reading) + validation
 
 
-def _trained(prepared: Prepared, context: RunContext, fingerprint: str, autoencoder: Autoencoder, scan: Scan) -> Model:
-    context.state.model_key = fingerprint
-    scaler = scan.scaler
+def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> Model:
+    """Train the autoencoder, or resume its training, and return the model.
+
+    Raises
+    ------
+    TrainingDiverged
+        The last good weights are then stored in the output directory.
+    """
+    context.state.model_key = key
+    training = _prepared_training(prepared, context, scan)
+    _resume_latest(context, key, training)
+    deadline = None
+    if context.state.ends_by is not None:
+        deadline = DeadlinePolicy(prepared, context, scan, context.state.ends_by)
+    try:
+        _train(prepared, context, key, training, deadline)
+    except TrainingDiverged as error:  # it would diverge again, so the weights are stored for inspection
+        path = _store_last_good(prepared, context, scan, training, error)
+        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
+    _log_end(training)
+    about = _facts(prepared, context, training)
+    if deadline is not None:
+        about["training"]["deadline"] = deadline.facts(training)
+    return _model(prepared, scan, training, about)
+
+
+def _train(
+    prepared: Prepared, context: RunContext, key: str, training: Training, deadline: DeadlinePolicy | None
+) -> None:
+    """Take all steps that are left, and show their progress."""
+    checkpoints = CheckpointPolicy(
+        partial(_save, prepared, context, key),
+        60 * prepared.config.timing.checkpoint_minutes,
+    )
+    row_bytes = prepared.shards[0].row_bytes
+    with (
+        Progress("training", training.n_rows_planned, "rows", row_bytes, training.n_rows_done) as progress,
+        _runner(prepared, context) as runner,
+        training_loop(training, deadline, checkpoints, runner) as steps,
+    ):
+        place: object = training
+        if runner is not None:
+            place = _Place(training, context.crew.tally)
+        for step in steps:
+            progress.expect(training.n_rows_planned)  # a deadline may have changed it
+            progress.advance(step.n_rows, place)
+
+
+def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
+    network = network_of(prepared.config.network, prepared.n_inputs)
+    autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     sizes = prepared.budget.sizes(context.device)
-    by_crew = prepared.config.training.replicas > 1 and not isinstance(context.crew, Threads)
-    if by_crew:  # workers read their rows themselves
+    if _uses_workers(prepared, context):  # which read their rows themselves
         sizes = replace(sizes, resident=False, on_device=False)
-    training = prepare_training(
+    return prepare_training(
         autoencoder,
         prepared.shards,
         scan,
@@ -227,74 +274,74 @@ def _trained(prepared: Prepared, context: RunContext, fingerprint: str, autoenco
         prepared.config.bad_data.missing_value,
         sizes,
     )
+
+
+def _resume_latest(context: RunContext, key: str, training: Training) -> None:
+    """Resume the training from the last good checkpoint of an earlier run, if there is one."""
     checkpoint = context.earlier.latest(
         "checkpoint",
-        fingerprint,
+        key,
         partial(_resume, context, training),
         "checkpoint %s; the one before it is taken",
     )
     if checkpoint is not None:
         log.info("training: going on behind step %d of an earlier run", checkpoint.n_steps)
         context.state.reused["training"] = f"the training up to step {checkpoint.n_steps}"
-    ends_by = context.state.ends_by
-    in_time = None if ends_by is None else InTime(prepared, context, scan, ends_by)
-    try:
-        total = _rows_to_train(training)
-        row_bytes = prepared.shards[0].row_bytes
-        where = _crew_at_work(prepared, context) if by_crew else nullcontext()
-        with Progress("training", total, "rows", row_bytes, training.n_rows_done) as progress, where as run:
-
-            def advance(n_rows: int, place: object) -> None:
-                if in_time is not None and n_rows:  # after a step, at which a training can be limited
-                    in_time(training)
-                    progress.expect(_rows_to_train(training))
-                progress.advance(n_rows, place if run is None else _Place(place, context.crew.tally))
-
-            save = partial(_save, prepared, context, fingerprint)
-            done = train(training, save, advance, run, prepared.config.timing.checkpoint_minutes)
-    except TrainingDiverged as error:  # it would again, so its weights are left for a look at them
-        stopped = Model(
-            scaler, autoencoder.network, training.best, {"stopped": str(error)}, scan.offset, prepared.columns
-        )
-        context.ledger.replace(LAST_GOOD, stopped.to_hdf5())
-        path = context.ledger.directory / LAST_GOOD
-        raise TrainingDiverged(f"{error} The last good weights are in {shown(path)}.") from error
-    if done.best_epoch < 0:
-        log.info("training: no epoch was better than the start, whose parameters are taken")
-    elif len(done.history) < training.settings.epochs:
-        log.info("training: stopped early, epoch %d was the best", done.best_epoch)
-    settings = {"config": prepared.config.flat(), "versions": versions(), "device": str(context.device)}
-    limits = {} if in_time is None else {"deadline": in_time.facts(training)}
-    about = {"training": {**done.summary(), **measured(training), **limits}, **settings}
-    return Model(scaler, autoencoder.network, training.best, about, scan.offset, prepared.columns)
-
-
-def _rows_to_train(training: Training) -> int:
-    """Return the rows of all steps that the training takes, each epoch counted."""
-    if training.standing.ended_at is not None:
-        return training.n_rows_done
-    return training.settings.epochs * training.order.n_rows
 
 
 def _resume(context: RunContext, training: Training, record: Record) -> Checkpoint:
     """Resume the training from a committed checkpoint; raise `ValueError` if it cannot be one of this training.
 
-    Whoever can write in the output directory can also write records that fit. So the size is checked before the file is
-    read, and what it says before it is used.
+    A user who can write to the output directory can also forge records. So the size is checked before the file is read,
+    and its content before it is used.
     """
     array_bytes = sum(array.nbytes for array in training.checkpoint().arrays.values())
     checkpoint = Checkpoint.from_npz(load_at_most(context.ledger, record, array_bytes))
     n_steps = checkpoint.n_steps
-    epoch = checkpoint.standing.epoch
+    epoch = checkpoint.state.epoch
     is_possible = (epoch - 1) * training.steps_per_epoch <= n_steps <= (epoch + 1) * training.steps_per_epoch
     if n_steps != step_of(record) or not is_possible:
         raise ValueError(f"is after step {n_steps} in epoch {epoch}, but its record says step {step_of(record)}")
-    return training.go_on_from(checkpoint)
+    training.resume(checkpoint)
+    return checkpoint
+
+
+def _store_last_good(
+    prepared: Prepared, context: RunContext, scan: Scan, training: Training, error: TrainingDiverged
+) -> Path:
+    """Store the best weights of a training that diverged, and return the path."""
+    model = _model(prepared, scan, training, {"stopped": str(error)})
+    context.ledger.replace(LAST_GOOD, model.to_hdf5())
+    return context.ledger.directory / LAST_GOOD
+
+
+def _log_end(training: Training) -> None:
+    """Log if the training has stopped early, or if no epoch was better than the start."""
+    state = training.state
+    if state.best_epoch < 0:
+        log.info("training: no epoch was better than the start, whose parameters are taken")
+    elif len(state.history) < training.n_epochs:
+        log.info("training: stopped early, epoch %d was the best", state.best_epoch)
+
+
+def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[str, Any]:
+    """Return the facts about the training that the model's file stores."""
+    return {
+        "training": {**training.state.summary(), **measured(training)},
+        "config": prepared.config.flat(),
+        "versions": versions(),
+        "device": str(context.device),
+    }
+
+
+def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, Any]) -> Model:
+    """Return the best model of a training."""
+    return Model(scan.scaler, training.autoencoder.network, training.best, about, scan.offset, prepared.columns)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a training stands, and how fast its workers are; put into words when a line is due."""
+    """Progress of a training and the speed of its workers; formatted only when a line is due."""
 
     training: object
     workers: Tally
@@ -303,19 +350,28 @@ class _Place:
         return f"{self.training}, {self.workers}"
 
 
+def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
+    """Return whether worker processes train the replicas."""
+    return prepared.config.training.replicas > 1 and not isinstance(context.crew, Threads)
+
+
 @contextmanager
-def _crew_at_work(prepared: Prepared, context: RunContext) -> Iterator[Run]:
-    """What trains replicas in other processes; in this one, which has the model already, nobody is needed for it."""
+def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | None]:
+    """Within the context worker processes train the replicas; None if this process trains, which has the model."""
+    if not _uses_workers(prepared, context):
+        yield None
+        return
     with context.crew.executor(prepared.budget.n_threads) as (executor, n_at_once):
         context.crew.tally.begin("training")
-        yield run_by(executor, n_at_once)
+        yield runner_on(executor, n_at_once)
 
 
-def _save(prepared: Prepared, context: RunContext, fingerprint: str, checkpoint: Checkpoint) -> None:
-    """Commit a checkpoint, and let go of all but the last ones."""
+def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpoint) -> None:
+    """Commit a checkpoint, and drop all but the last ones."""
     entry = context.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
-    now = checkpoint.standing
-    facts = {"n_epochs": now.epoch, "of": prepared.config.training.epochs if now.n_epochs is None else now.n_epochs}
-    # So many digits that the order of the keys is that of the steps.
-    context.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", fingerprint, entry, facts))
-    context.ledger.drop(*context.ledger.records("checkpoint", fingerprint)[:-_CHECKPOINTS_KEPT])
+    state = checkpoint.state
+    n_epochs = prepared.config.training.epochs if state.n_epochs is None else state.n_epochs
+    facts = {"n_epochs": state.epoch, "of": n_epochs}
+    # With so many digits the order of the keys is that of the steps.
+    context.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
+    context.ledger.drop(*context.ledger.records("checkpoint", key)[:-_CHECKPOINTS_KEPT])

@@ -1,4 +1,4 @@
-"""What becomes of a model when its replicas meet: pure arithmetic, in float64 and in the replicas' order.
+"""Averages of replicas and the step that follows from them: pure arithmetic, in float64 and in the order of replicas.
 
 Replicas that train apart and are averaged now and then: Stich, "Local SGD converges fast and communicates little", 2019
 (arXiv:1805.09767). The mean move as a gradient of an outer Nesterov step: Douillard et al., "DiLoCo: distributed
@@ -13,26 +13,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = ["Average", "State", "outer_step"]
+__all__ = ["Average", "Weights", "outer_step"]
 
 Arrays = Mapping[str, np.ndarray]
 
-# DiLoCo's, which had 8: together they make of a steady move 0.7 / (1 - 0.9) = 7 times as much. Fewer replicas see fewer
-# rows in the same steps: two have diverged by that.
+# The values of DiLoCo, for 8 replicas. Together they amplify a steady move by 0.7 / (1 - 0.9) = 7. Fewer replicas see
+# fewer rows in the same steps: with two of them this has diverged.
 _RATE = 0.7
 _MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
-class State:
-    """Where a training stands: float32 arrays by name.
+class Weights:
+    """Arrays of a training between two steps: float32, by name.
 
     Attributes
     ----------
     parameters : mapping
-        Of the network.
+        Parameters of the network.
     rule : mapping
-        The update rule's own. One without axes counts steps.
+        Arrays of the update rule. One without axes counts steps.
     """
 
     parameters: Arrays
@@ -40,62 +40,76 @@ class State:
 
 
 class Average:
-    """The mean of states, each of which counts by the rows that it was trained on.
+    """Mean of the weights of replicas, each weighted by the number of rows that it was trained on.
 
-    They are added one after the other: in any other order it is another sum, and of large ones few should be in memory.
+    Weights are added one after the other: another order would give other roundings, and few large models should be in
+    memory at a time.
 
     Attributes
     ----------
     n_rows : int
-        Of all that were added.
+        Number of rows of all weights that were added.
     """
 
     def __init__(self) -> None:
         self.n_rows = 0
-        self._sums: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+        self._parameters: dict[str, np.ndarray] = {}
+        self._rule: dict[str, np.ndarray] = {}
 
-    def add(self, state: State, n_rows: int) -> None:
-        """Count one in."""
+    def add(self, weights: Weights, n_rows: int) -> None:
+        """Add the weights of a replica that was trained on `n_rows` rows."""
         self.n_rows += n_rows
-        for sums, arrays in zip(self._sums, (state.parameters, state.rule), strict=True):
-            for name, array in arrays.items():
-                if array.ndim:
-                    sums[name] = sums.get(name, 0.0) + float(n_rows) * array.astype(np.float64)
-                else:  # a mean count of steps would be none: bias corrections are those of the longest
-                    sums[name] = np.maximum(sums.get(name, array), array)
+        _add(self._parameters, weights.parameters, n_rows)
+        _add(self._rule, weights.rule, n_rows)
 
-    def mean(self) -> State:
-        """Of those that were added, in float32; of one row at least."""
-        parameters, rule = ({name: self._divided(each) for name, each in sums.items()} for sums in self._sums)
-        return State(parameters, rule)
+    def mean(self) -> Weights:
+        """Return the mean in float32; at least one row must have been added."""
+        return Weights(self._divided(self._parameters), self._divided(self._rule))
 
-    def _divided(self, total: np.ndarray) -> np.ndarray:
-        return np.asarray(total / self.n_rows if total.ndim else total).astype(np.float32)
+    def _divided(self, sums: Arrays) -> dict[str, np.ndarray]:
+        means: dict[str, np.ndarray] = {}
+        for name, total in sums.items():
+            mean = total
+            if total.ndim:
+                mean = total / self.n_rows
+            means[name] = np.asarray(mean).astype(np.float32)
+        return means
+
+
+def _add(sums: dict[str, np.ndarray], arrays: Arrays, n_rows: int) -> None:
+    """Add arrays to sums. Counts of steps are not averaged: bias corrections are those of the longest replica."""
+    for name, array in arrays.items():
+        if array.ndim:
+            sums[name] = sums.get(name, 0.0) + float(n_rows) * array.astype(np.float64)
+        else:
+            sums[name] = np.maximum(sums.get(name, array), array)
 
 
 def _momentum_of(n_replicas: int) -> float:
-    """By which a steady move counts as often as there are replicas, or 7 times where they are more."""
+    """Return the momentum that amplifies a steady move by the number of replicas, but at most 7 times."""
     return min(_MOMENTUM, 1 - _RATE / n_replicas)
 
 
-def outer_step(start: State, mean: State, velocity: Arrays, n_replicas: int) -> tuple[State, dict[str, np.ndarray]]:
+def outer_step(
+    start: Weights, mean: Weights, velocity: Arrays, n_replicas: int
+) -> tuple[Weights, dict[str, np.ndarray]]:
     """Take the mean move of parameters as a step: ``v <- m v + d ;  p <- p + 0.7 (d + m v)``, with m of 0.9 at most.
 
     Parameters
     ----------
-    start, mean : State
-        Before a round, and of all replicas behind it.
+    start, mean : Weights
+        Weights before the round, and the mean of all replicas after it.
     velocity : mapping
-        `v` by the parameters' names, float32; 0 at first.
+        `v` by the names of parameters, float32; 0 in the first round.
     n_replicas : int
         Two or more.
 
     Returns
     -------
-    State
-        What the next round begins with: the rule's own arrays are the mean ones.
+    Weights
+        Weights at the start of the next round. The arrays of the update rule are the mean ones.
     dict
-        The next velocity, rounded to float32, as a checkpoint keeps it.
+        The next velocity, rounded to float32 as in a checkpoint.
     """
     parameters = dict[str, np.ndarray]()
     following = dict[str, np.ndarray]()

@@ -1,14 +1,13 @@
-"""Epochs of minibatches: steps, validation, early stopping, divergence."""
+"""A training and its progress: steps, rounds of replicas, validation, early stopping, divergence."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,67 +15,98 @@ import numpy as np
 from pipeline import signals
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.resolve import ResolvedTraining
-from pipeline.training.averaging import Average, State, outer_step
-from pipeline.training.checkpoint import Checkpoint, Epoch, Standing, grouped
+from pipeline.training.averaging import Average, Weights, outer_step
+from pipeline.training.checkpoint import Checkpoint, Epoch, TrainingState, grouped
 from pipeline.training.components import Baseline
 from pipeline.training.order import Order, learning_rate, long_epoch
-from pipeline.training.replica import Replicas, Run
+from pipeline.training.replica import Replicas, RoundRunner
 from pipeline.training.rounds import Share
-from pipeline.training.rows import Rows, begun
+from pipeline.training.rows import Rows, StepFeed
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
 
-__all__ = ["Training", "steps_of", "train"]
+__all__ = ["Limit", "StepResult", "Training", "rounds_of_epoch", "steps_of"]
 
-log = logging.getLogger(__name__)
-
-Advance = Callable[[int, object], object]
-Taken = tuple[int, int, float | None]
-"""Numbers of steps (or shares of replicas) and of their rows that were taken, and the cost where it was computed."""
-
-# The cost is asked for on so many steps of an epoch, evenly spread: asking makes a step a quarter slower.
+# The cost is computed for so many steps of an epoch, evenly spread: it makes a step a quarter slower.
 _COSTS_PER_EPOCH = 16
 
-# The mean error of so many rows is good to a few percent; that of ten is not.
+# The mean error of so many rows is exact to a few percent; that of ten is not.
 _ENOUGH_ROWS = 100
 
-# Rows are scaled to [0, 1], so a cost that has grown so far will not come back.
+# Rows are scaled to [0, 1]: from a cost that is so many times the first one, a training does not recover.
 _DIVERGED = 100.0
-_SMALL = 0.01  # a first cost of almost nothing, as of principal components, may grow a hundredfold for a while
+_SMALL = 0.01  # smaller first costs, as of principal components, may grow a hundredfold for a while
 
-# An epoch may be over in milliseconds: its end is saved only when saving takes less than a fiftieth of the time.
-_RARELY = 50
+
+@dataclass(frozen=True)
+class Limit:
+    """Decision to end a training early.
+
+    Attributes
+    ----------
+    n_epochs : int
+        Number of epochs of the whole training, during which the learning rate falls to 0.
+    ends_here : bool
+        Whether the training ends with the last step. The current epoch is then the last one.
+    """
+
+    n_epochs: int
+    ends_here: bool = False
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Steps that have just been taken, or the end of an epoch.
+
+    Attributes
+    ----------
+    n_steps : int
+        Number of steps, or of the shares of replicas; 0 at the end of an epoch.
+    n_rows : int
+        Number of rows of these steps.
+    cost : float or None
+        The cost before the last of these steps, or the mean cost of replicas; None if it was not computed.
+    epoch : Epoch or None
+        The epoch that has just ended, after all results of its steps.
+    """
+
+    n_steps: int
+    n_rows: int
+    cost: float | None = None
+    epoch: Epoch | None = None
 
 
 @dataclass
 class Training:
-    """A training: what is trained on which rows, and how far it has come.
+    """A model, the rows that it is trained on, and the progress so far.
 
     Attributes
     ----------
     autoencoder : Autoencoder
         Initialized; trained in place.
     rows : Rows
-        Where minibatches come from.
+        Source of the minibatches.
     order : Order
-        Which rows they hold.
+        Order of the rows.
     validation : ndarray of shape (n_validation, n_inputs)
         Unscaled; may be empty.
     patience : int
         Stop after this number of epochs, or hundreds of steps where these are longer, without a better validation cost;
         0 never stops.
     baseline : Baseline or None
-        What its result is held against.
+        Errors that those of the trained model are compared with.
     replicas : Replicas or None
-        Of the autoencoder, where several train it.
-    outer : dict
-        The velocity of the steps that they take together, by the parameters' names; empty where there is one.
-    best : dict
-        The parameters of the best epoch so far; those of the start, as long as none was better.
+        Replicas of the autoencoder, if several train it.
     start_cost : float or None
-        The validation rows' cost at the start; None where it is not watched.
+        Cost of the validation rows at the start; None if it does not decide which epoch is the best.
+    state : TrainingState
+        Progress.
+    best : dict
+        Parameters of the best epoch so far, or the initial ones as long as no epoch was better.
+    outer : dict
+        Velocity of the steps that replicas take together, by the names of parameters; empty for one replica.
     """
 
     autoencoder: Autoencoder
@@ -88,347 +118,311 @@ class Training:
     patience: int = 0
     baseline: Baseline | None = None
     replicas: Replicas | None = None
+    start_cost: float | None = field(init=False)
+    state: TrainingState = field(init=False)
+    best: dict[str, np.ndarray] = field(init=False)
+    outer: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
-        cost = self.autoencoder.cost(self.validation) if self.is_watched else math.inf
-        self.start_cost = cost if math.isfinite(cost) else None
-        self.standing = Standing(self.settings.optimizer, best_cost=self.start_cost)
+        self.start_cost = self._finite_start_cost()
+        self.state = TrainingState(self.settings.optimizer, best_cost=self.start_cost)
         self.best = self.autoencoder.parameters()
-        self.outer = {name: np.zeros_like(array) for name, array in self.best.items()} if self.replicas else {}
+        self.outer = {}
+        if self.replicas is not None:
+            self.outer = {name: np.zeros_like(array) for name, array in self.best.items()}
 
     def __str__(self) -> str:
-        now = self.standing
-        n_epochs = self.settings.epochs
-        costs = f", {now.history[-1]}" if now.history else ""
+        state = self.state
+        n_epochs = self.n_epochs
+        costs = f", {state.history[-1]}" if state.history else ""
         step = f"step {self.n_steps_done}/{n_epochs * self.steps_per_epoch}"
-        return f"epoch {min(now.epoch + 1, n_epochs)}/{n_epochs}, {step}{costs}"
+        return f"epoch {min(state.epoch + 1, n_epochs)}/{n_epochs}, {step}{costs}"
+
+    @property
+    def n_epochs(self) -> int:
+        """Number of epochs of the training: that of the settings, unless a deadline has limited it."""
+        return self.settings.epochs if self.state.n_epochs is None else self.state.n_epochs
 
     @property
     def steps_per_epoch(self) -> int:
-        """Minibatches, of which the last one may be smaller."""
+        """Number of minibatches, of which the last one may be smaller."""
         return -(-self.order.n_rows // self.settings.batch_size)
 
     @property
     def n_steps_done(self) -> int:
-        """So far; where replicas take them at the same time, those that one would have taken on as many rows."""
+        """Number of steps so far; with replicas, as many as one replica would have taken on as many rows."""
         epoch, in_epoch = self._position
-        if self.replicas:
+        if self.replicas is not None:
             in_epoch = in_epoch * self.steps_per_epoch // self.replicas.rounds.n_shares
         return epoch * self.steps_per_epoch + in_epoch
 
     @property
+    def epoch_part(self) -> float:
+        """Part of the current epoch that is trained."""
+        return self.state.n_done / self._n_pieces
+
+    @property
     def last_epoch_part(self) -> float:
-        """The part of the last epoch that is trained: below 1 if a deadline ended the training within it."""
-        ended_at = self.standing.ended_at
+        """Part of the last epoch that is trained: below 1 if a deadline ended the training within it."""
+        ended_at = self.state.ended_at
         if ended_at is None:
             return 1.0
         return ended_at / self._n_pieces
 
     @property
     def _n_pieces(self) -> int:
-        """Steps of an epoch, or its shares where there are replicas."""
-        return self.replicas.rounds.n_shares if self.replicas else self.steps_per_epoch
+        """Number of steps of an epoch, or of its shares if there are replicas."""
+        if self.replicas is None:
+            return self.steps_per_epoch
+        return self.replicas.rounds.n_shares
 
     @property
     def n_rows_done(self) -> int:
-        """Rows of all steps so far."""
+        """Number of rows of all steps so far."""
         epoch, n_done = self._position
-        in_epoch = min(n_done * self.settings.batch_size, self.order.n_rows)
-        if self.replicas:
+        if self.replicas is None:
+            in_epoch = min(n_done * self.settings.batch_size, self.order.n_rows)
+        else:
             in_epoch = self.replicas.rounds.n_rows_of(epoch, n_done)
         return epoch * self.order.n_rows + in_epoch
 
     @property
+    def n_rows_planned(self) -> int:
+        """Number of rows of all steps that the training takes, each epoch counted."""
+        if self.state.ended_at is not None:
+            return self.n_rows_done
+        return self.n_epochs * self.order.n_rows
+
+    @property
     def _position(self) -> tuple[int, int]:
-        """The epoch, and its steps (or shares) that are done; after the end of a part of an epoch, still that one."""
-        now = self.standing
-        if now.ended_at is not None:
-            is_evaluated = now.n_done == 0
-            return now.epoch - is_evaluated, now.ended_at
-        return now.epoch, now.n_done
+        """The epoch and the number of its steps (or shares) that are done; an epoch that ended early is not left."""
+        state = self.state
+        if state.ended_at is None:
+            return state.epoch, state.n_done
+        is_evaluated = state.n_done == 0
+        epoch = state.epoch - 1 if is_evaluated else state.epoch
+        return epoch, state.ended_at
 
     @property
     def is_watched(self) -> bool:
-        """Whether the validation's cost tells which epoch is the best: else that is the last one.
+        """Whether the validation cost decides which epoch is the best; otherwise the last one is.
 
-        It does not of a few rows, nor of rows that are whole where training learns to fill in what is missing.
+        The cost of few rows does not decide, nor that of whole rows if training learns to fill in missing entries.
         """
         return len(self.validation) >= _ENOUGH_ROWS and not self.settings.hides_much
 
     @property
     def is_over(self) -> bool:
-        """All epochs are done, or validation has not got better for too long."""
-        now = self.standing
-        settings = self.settings
-        if now.epoch >= settings.epochs:
+        """Whether all epochs are done, or validation has not improved for too long."""
+        if self.state.epoch >= self.n_epochs:
             return True
-        # Where the rate is going to fall, that gains most: what first epochs lose, from a good start, comes back.
-        first = settings.epochs // 2 if settings.schedule == "linear" else 0
-        costs = [epoch.validation_cost or 0.0 for epoch in now.history[first:]]
+        costs = [epoch.validation_cost or 0.0 for epoch in self.state.history[self._n_patient_epochs :]]
         if not (self.is_watched and self.patience and costs):
             return False
         n_steps = (len(costs) - 1 - int(np.argmin(costs))) * self.steps_per_epoch
-        return n_steps >= self.patience * long_epoch(settings, self.steps_per_epoch)
+        return n_steps >= self.patience * long_epoch(self.steps_per_epoch, self.n_epochs)
+
+    @property
+    def _n_patient_epochs(self) -> int:
+        """Number of first epochs that do not count for early stopping.
+
+        Before the learning rate falls, a training that began well may lose what the fall will gain back.
+        """
+        return self.n_epochs // 2 if self.settings.schedule == "linear" else 0
+
+    def _finite_start_cost(self) -> float | None:
+        if not self.is_watched:
+            return None
+        cost = self.autoencoder.cost(self.validation)
+        return cost if math.isfinite(cost) else None
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        """Copies of all that decides how it goes on."""
-        now = deepcopy(self.standing)
-        state = self.state()
-        arrays = grouped(parameters=state.parameters, state=state.rule, best=self.best, outer=self.outer)
-        return Checkpoint(arrays, now, self.n_steps_done)
+        """Return copies of everything that decides how the training continues."""
+        weights = self.weights()
+        arrays = grouped(parameters=weights.parameters, state=weights.rule, best=self.best, outer=self.outer)
+        return Checkpoint(arrays, deepcopy(self.state), self.n_steps_done)
 
-    def go_on_from(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Take up a training like this one; a `ValueError` says why that cannot be.
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue after a checkpoint of the same training; on the CPU the result has the same bits.
 
-        On the CPU the result is the same, bit for bit, as without the interruption.
+        Raises
+        ------
+        ValueError
+            When it is the checkpoint of a different training.
         """
-        if checkpoint.standing.optimizer != self.settings.optimizer:
-            raise ValueError(f"is one of {checkpoint.standing.optimizer}, expected {self.settings.optimizer}")
-        arrays = (checkpoint.arrays, self.checkpoint().arrays)
-        found, expected = ({name: array.shape for name, array in each.items()} for each in arrays)
+        self._check_arrays(checkpoint)
+        self._check_progress(checkpoint.state)
+        self.set_weights(Weights(checkpoint.group("parameters"), checkpoint.group("state")))
+        self.outer = checkpoint.group("outer")
+        self.best = checkpoint.group("best")
+        self.state = deepcopy(checkpoint.state)  # which the caller keeps, while this one changes
+
+    def _check_arrays(self, checkpoint: Checkpoint) -> None:
+        """Raise `ValueError` unless the arrays of a checkpoint have the names and shapes of this training."""
+        if checkpoint.state.optimizer != self.settings.optimizer:
+            raise ValueError(f"is one of {checkpoint.state.optimizer}, expected {self.settings.optimizer}")
+        found = {name: array.shape for name, array in checkpoint.arrays.items()}
+        expected = {name: array.shape for name, array in self.checkpoint().arrays.items()}
         if found != expected:
             raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
-        self._check_progress(checkpoint.standing)
-        self.set_state(State(checkpoint.group("parameters"), checkpoint.group("state")))
-        self.outer = checkpoint.group("outer")
-        # A copy, since the checkpoint is the caller's and this one goes on.
-        self.best = checkpoint.group("best")
-        self.standing = deepcopy(checkpoint.standing)
-        if self.standing.n_epochs is not None:
-            self.limit(self.standing.n_epochs)
-        return checkpoint
 
-    def _check_progress(self, now: Standing) -> None:
-        """Refuse a place that this training cannot have reached; before anything of it is changed."""
-        n_epochs = self.settings.epochs if now.n_epochs is None else now.n_epochs
-        if not now.epoch <= n_epochs <= self.settings.epochs:
-            raise ValueError(f"is in epoch {now.epoch} of {n_epochs}, expected {self.settings.epochs} at most")
+    def _check_progress(self, state: TrainingState) -> None:
+        """Raise `ValueError` for a state that this training cannot have reached."""
+        n_epochs = self.settings.epochs if state.n_epochs is None else state.n_epochs
+        if not state.epoch <= n_epochs <= self.settings.epochs:
+            raise ValueError(f"is in epoch {state.epoch} of {n_epochs}, expected {self.settings.epochs} at most")
         n_pieces = self._n_pieces
-        if max(now.n_done, now.ended_at or 0) > n_pieces:
-            raise ValueError(f"has done {now.n_done} steps of its epoch, expected {n_pieces} at most")
-        if now.n_done and not now.costs and self.replicas is None:
-            raise ValueError(f"has done {now.n_done} steps of its epoch, but kept no cost")
+        if max(state.n_done, state.ended_at or 0) > n_pieces:
+            raise ValueError(f"has done {state.n_done} steps of its epoch, expected {n_pieces} at most")
+        if state.n_done and not state.costs and self.replicas is None:
+            raise ValueError(f"has done {state.n_done} steps of its epoch, but kept no cost")
 
-    def state(self) -> State:
-        """Copies of what the last step has left."""
-        return State(self.autoencoder.parameters(), self.step.state())
+    def weights(self) -> Weights:
+        """Return copies of the parameters and of the arrays of the update rule."""
+        return Weights(self.autoencoder.parameters(), self.step.state())
 
-    def set_state(self, state: State) -> None:
-        """Go on from there."""
-        self.autoencoder.set_parameters(state.parameters)
-        self.step.set_state(state.rule)
+    def set_weights(self, weights: Weights) -> None:
+        """Continue from these weights."""
+        self.autoencoder.set_parameters(weights.parameters)
+        self.step.set_state(weights.rule)
 
-    def limit(self, n_epochs: int) -> None:
-        """Make so many epochs in all, over which the learning rate falls to its end. Checkpoints keep it."""
-        self.standing.n_epochs = n_epochs
-        self.settings = replace(self.settings, epochs=n_epochs)
+    # -- changes by the loop -----------------------------------------------------------------------------------------
 
-    def end_here(self) -> None:
-        """End the training with the step that was taken last. Checkpoints keep it."""
-        now = self.standing
-        self.limit(now.epoch + 1)
-        if now.n_done < self._n_pieces:
-            now.ended_at = now.n_done
+    def apply(self, limit: Limit) -> bool:
+        """Apply a limit, which checkpoints store; return whether it changes anything."""
+        state = self.state
+        before = (state.n_epochs, state.ended_at)
+        state.n_epochs = limit.n_epochs
+        if limit.ends_here and state.n_done < self._n_pieces:
+            state.ended_at = state.n_done
+        return (state.n_epochs, state.ended_at) != before
 
+    def record(self, step: StepResult, seconds: float) -> None:
+        """Count steps that have been taken.
 
-def train(
-    training: Training,
-    save: Callable[[Checkpoint], object] = lambda checkpoint: None,
-    advance: Advance = lambda n_rows, standing: None,
-    run: Run | None = None,
-    checkpoint_minutes: float = math.inf,
-) -> Standing:
-    """Train until the epochs are over or validation stops getting better; the best epoch's parameters stay.
+        Parameters
+        ----------
+        seconds : float
+            Duration of all steps of the current epoch.
 
-    Those of the start, where no epoch was better.
+        Raises
+        ------
+        TrainingDiverged
+            When the cost is not finite or has grown without bound.
+        """
+        state = self.state
+        number = state.n_done
+        # Before the cost is checked: the weights have taken the step, so a checkpoint must count it.
+        state.n_done += step.n_steps
+        state.seconds = seconds
+        if step.cost is not None:
+            piece = "minibatch" if self.replicas is None else "share"
+            _check_cost(state, step.cost, f"epoch {state.epoch}, {piece} {number}")
+            state.costs.append(step.cost)
 
-    Parameters
-    ----------
-    save : callable
-        Given a checkpoint every `checkpoint_minutes`, at the end of epochs, and when a signal comes.
-    advance : callable
-        Called with the number of rows trained on since the last call, and with the training, whose `str` says how far
-        it is. After a step it may call the training's `limit` or `end_here`; a checkpoint, written at once, keeps that.
-    run : callable, optional
-        Where there are replicas, what trains them; without it this process does, one after the other.
+    def end_epoch(self) -> Epoch:
+        """Validate the model at the end of an epoch, and turn to the next one.
 
-    Raises
-    ------
-    TrainingDiverged
-        When a cost is not finite or has grown without bound; the autoencoder is left with the last good parameters.
-    """
-    keeper = _Keeper(training, save, 60 * checkpoint_minutes)
-    # A step that a signal cuts short would leave weights that belong to no place in the order.
-    with signals.deferred():
-        try:
-            while not training.is_over:
-                _train_epoch(training, keeper, advance, run)
-                done = _end_epoch(training)
-                advance(0, training)
-                log.debug("epoch %d: %s, %.2f s", done.epoch, done, done.seconds)
-                keeper.keep(end_of_epoch=True)
-        except TrainingDiverged:
-            training.autoencoder.set_parameters(training.best)
-            raise
-        except signals.Stopped:  # whatever was saved last: not even one step is lost
-            save(training.checkpoint())
-            raise
-    training.autoencoder.set_parameters(training.best)
-    return training.standing
-
-
-class _Keeper:
-    """Saves checkpoints: often enough to lose little, seldom enough to cost little."""
-
-    def __init__(self, training: Training, save: Callable[[Checkpoint], object], seconds_between: float) -> None:
-        self._training = training
-        self._save = save
-        self._seconds_between = seconds_between
-        self._cost = 0.0
-        self._last = time.monotonic()
-
-    def keep(self, end_of_epoch: bool = False) -> None:
-        """Save one when it is time."""
-        waited = time.monotonic() - self._last
-        if waited >= self._seconds_between or (end_of_epoch and waited >= _RARELY * self._cost):
-            self.save()
-
-    def save(self) -> None:
-        """Save one."""
+        Raises
+        ------
+        TrainingDiverged
+            When a parameter or the cost is not finite, or the cost has grown without bound.
+        """
         start = time.monotonic()
-        self._save(self._training.checkpoint())
-        self._last = time.monotonic()
-        self._cost = self._last - start
+        state = self.state
+        validation_cost = self._validate()
+        seconds = state.seconds + time.monotonic() - start
+        epoch = Epoch(state.epoch, float(np.mean(state.costs)), validation_cost, seconds)
+        state.history.append(epoch)
+        if not self.is_watched or state.best_cost is None or (validation_cost or 0.0) < state.best_cost:
+            self.best = self.autoencoder.parameters()
+            state.best_epoch = state.epoch
+            state.best_cost = validation_cost
+        state.epoch += 1
+        state.n_done = 0
+        state.costs = []
+        state.seconds = 0.0
+        return epoch
+
+    def _validate(self) -> float | None:
+        """Return the cost of the validation rows; None without any."""
+        state = self.state
+        # The costs of the last steps may not have been computed.
+        if not all(np.isfinite(array).all() for array in self.autoencoder.parameters().values()):
+            _check_cost(state, math.nan, f"the end of epoch {state.epoch}")
+        if not len(self.validation):
+            return None
+        cost = self.autoencoder.cost(self.validation)
+        _check_cost(state, cost, f"the validation after epoch {state.epoch}")
+        return cost
 
 
-def _train_epoch(training: Training, keeper: _Keeper, advance: Advance, run: Run | None) -> None:
-    """Take an epoch's steps, or what is left of them."""
-    now = training.standing
-    if now.ended_at is not None:  # an interrupted run had ended it here
-        return
-    start = time.monotonic() - now.seconds  # also what steps took before an interruption
-    if training.replicas is None:
-        taken = steps_of(training, training.order, now.epoch, now.n_done)
-    else:
-        taken = rounds_taken(training, training.replicas, run)
-    for n_taken, n_rows, cost in taken:
-        number = now.n_done
-        # Before the cost is looked at: a checkpoint of what follows counts the step that the weights have taken.
-        now.n_done = number + n_taken
-        now.seconds = time.monotonic() - start
-        if cost is not None:
-            what = "minibatch" if training.replicas is None else "share"
-            now.costs.append(_checked(now, cost, f"epoch {now.epoch}, {what} {number}"))
-        limits = (now.n_epochs, now.ended_at)
-        if n_rows:  # of a round there may be none left
-            before = time.monotonic()
-            advance(n_rows, training)
-            start += time.monotonic() - before  # an epoch's seconds are those of its steps
-        if (now.n_epochs, now.ended_at) != limits:
-            keeper.save()
-        if now.ended_at is not None:
-            return
-        keeper.keep()
-
-
-def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[Taken]:
-    """Take the steps of an epoch from number `n_done` on, one or more at a time: those that are asked for a cost alone.
-
-    Yields
-    ------
-    tuple of (int, int, float or None)
-        Steps that have just been taken, their rows, and the cost.
-    """
-    rows = training.rows
-    settings = training.settings
-    n_steps = training.steps_per_epoch
-    stride = max(1, n_steps // _COSTS_PER_EPOCH)
-
-    def pieces(n_each: int) -> Iterator[np.ndarray]:
-        return rows.minibatches(order, epoch, settings.batch_size, n_done, n_each)
-
-    number = n_done
-    for lengths in begun(training.step, pieces, settings, training.validation.shape[1], epoch * n_steps + n_done):
-        while lengths:
-            asked = number % stride == 0
-            n = 1 if asked else min(len(lengths), stride - number % stride)
-            first = epoch * n_steps + number
-            rates = [learning_rate(training.settings, first + i, n_steps) for i in range(n)]
-            signals.check()  # now, since what has been taken is counted at once
-            yield n, sum(lengths[:n]), training.step.take(rates, asked)
-            number = number + n
-            lengths = lengths[n:]
-
-
-def rounds_taken(training: Training, replicas: Replicas, run: Run | None) -> Iterator[Taken]:
-    """Train the replicas on their shares of the epoch under way, round by round."""
-    now = training.standing
-    runner: AbstractContextManager[Run] = replicas.run_here(now.epoch, now.n_done) if run is None else nullcontext(run)
-    with runner as run_tasks:
-        for shares in replicas.rounds.rounds(now.epoch, now.n_done):
-            signals.check()
-            yield _round(training, replicas, run_tasks, shares)
-
-
-def _round(training: Training, replicas: Replicas, run: Run, shares: Sequence[Share]) -> Taken:
-    """Train on these shares at the same time, and continue from the mean of what the replicas arrive at."""
-    start = training.state()
-    last = start
-    average = Average()
-    costs: list[float] = []
-    tasks = [replicas.task(share, start, training.settings, training.steps_per_epoch) for share in shares]
-    try:
-        for done in run(tasks):
-            average.add(done.state, done.n_rows)
-            last = done.state
-            costs += done.costs
-    except BaseException:  # in the middle of a round, which is then trained again
-        training.set_state(start)
-        raise
-    if len(shares) > 1 and average.n_rows:  # a single replica is not averaged
-        last, training.outer = outer_step(start, average.mean(), training.outer, len(shares))
-    training.set_state(last)
-    cost = float(np.mean(costs)) if costs else None
-    return len(shares), average.n_rows, cost
-
-
-def _end_epoch(training: Training) -> Epoch:
-    """Look at what an epoch's steps have left, and turn to the next one."""
-    start = time.monotonic()
-    now = training.standing
-    validation_cost = _validate(training, now)
-    seconds = now.seconds + time.monotonic() - start
-    done = Epoch(now.epoch, float(np.mean(now.costs)), validation_cost, seconds)
-    now.history.append(done)
-    if not training.is_watched or now.best_cost is None or (validation_cost or 0.0) < now.best_cost:
-        training.best = training.autoencoder.parameters()
-        now.best_epoch = now.epoch
-        now.best_cost = validation_cost
-    now.epoch = now.epoch + 1
-    now.n_done = 0
-    now.costs = []
-    now.seconds = 0.0
-    return done
-
-
-def _validate(training: Training, now: Standing) -> float | None:
-    """The validation rows' cost; None without any."""
-    # The last steps' costs may not have been asked for.
-    if not all(np.isfinite(array).all() for array in training.autoencoder.parameters().values()):
-        _checked(now, math.nan, f"the end of epoch {now.epoch}")
-    if not len(training.validation):
-        return None
-    return _checked(now, training.autoencoder.cost(training.validation), f"the validation after epoch {now.epoch}")
-
-
-def _checked(now: Standing, cost: float, where: str) -> float:
-    """A cost that is finite and has not grown without bound; `now` keeps the first one and the last."""
-    first, last = now.watch
-    first = cost if first is None else first
+def _check_cost(state: TrainingState, cost: float, where: str) -> None:
+    """Raise `TrainingDiverged` for a cost that is not finite or has grown without bound, and store it otherwise."""
+    first, last = state.watch
+    if first is None:
+        first = cost
     if not math.isfinite(cost) or cost > _DIVERGED * max(first, _SMALL):
         words = "none" if last is None else f"{last:.4g}"
         raise TrainingDiverged(
             f"training diverged at {where}: cost {cost:.4g}, last finite cost {words}. Lower --learning-rate."
         )
-    now.watch = [first, cost]
-    return cost
+    state.watch = [first, cost]
+
+
+def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[StepResult]:
+    """Take the steps of an epoch from number `n_done` on, several at a time where no cost is computed."""
+    settings = training.settings
+    n_steps = training.steps_per_epoch
+    stride = max(1, n_steps // _COSTS_PER_EPOCH)
+
+    def pieces(n_each: int) -> Iterator[np.ndarray]:
+        return training.rows.minibatches(order, epoch, settings.batch_size, n_done, n_each)
+
+    first = epoch * n_steps
+    feed = StepFeed(training.step, pieces, settings, training.validation.shape[1], first + n_done)
+    number = n_done
+    while n_ready := feed.n_ready():
+        with_cost = number % stride == 0
+        n_taken = 1 if with_cost else min(n_ready, stride - number % stride)
+        numbers = range(first + number, first + number + n_taken)
+        rates = [learning_rate(settings, each, n_steps, training.n_epochs) for each in numbers]
+        signals.check()  # now, because steps that have been taken are counted at once
+        n_rows, cost = feed.take(rates, with_cost)
+        yield StepResult(n_taken, n_rows, cost)
+        number += n_taken
+
+
+def rounds_of_epoch(training: Training, replicas: Replicas, runner: RoundRunner | None) -> Iterator[StepResult]:
+    """Train the replicas on the shares that are left of the current epoch, round by round."""
+    epoch = training.state.epoch
+    n_done = training.state.n_done
+    context = replicas.runner_here(epoch, n_done) if runner is None else nullcontext(runner)
+    with context as run:
+        for shares in replicas.rounds.rounds(epoch, n_done):
+            signals.check()
+            yield _round(training, replicas, run, shares)
+
+
+def _round(training: Training, replicas: Replicas, run: RoundRunner, shares: Sequence[Share]) -> StepResult:
+    """Train on these shares at the same time, and continue from the mean of the replicas."""
+    start = training.weights()
+    last = start
+    average = Average()
+    costs: list[float] = []
+    tasks = [replicas.task(share, start, training.n_epochs, training.steps_per_epoch) for share in shares]
+    try:
+        for result in run(tasks):
+            average.add(result.weights, result.n_rows)
+            last = result.weights
+            costs += result.costs
+    except BaseException:  # in the middle of a round, which is then trained again
+        training.set_weights(start)
+        raise
+    if len(shares) > 1 and average.n_rows:  # a single replica is not averaged
+        last, training.outer = outer_step(start, average.mean(), training.outer, len(shares))
+    training.set_weights(last)
+    cost = float(np.mean(costs)) if costs else None
+    return StepResult(len(shares), average.n_rows, cost)

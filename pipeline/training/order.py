@@ -163,21 +163,29 @@ def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
     return drawn.view(np.uint8)[:n_bytes].reshape(shape)
 
 
-def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int) -> float:
-    """Return the learning rate of a step, counted from 0 over all epochs.
+def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int, n_epochs: int) -> float:
+    """Return the learning rate of a step.
 
-    The linear schedule rises over the first epoch, while the weights are far from any order and a whole step would
-    saturate the units, and falls to 0 over the others. Many short epochs count as twenty.
+    The linear schedule rises during the first epoch, while the weights are far from any order and large steps would
+    saturate the units. After that it falls to 0. Many short epochs count as twenty.
+
+    Parameters
+    ----------
+    step : int
+        Number of the step, counted from 0 over all epochs.
+    n_epochs : int
+        Number of epochs of the training, which a deadline may have made smaller than that of the settings.
     """
     if settings.schedule == "constant":
         return settings.learning_rate
-    n_steps = settings.epochs * steps_per_epoch
-    n_rising = long_epoch(settings, steps_per_epoch)
+    n_steps = n_epochs * steps_per_epoch
+    n_rising = long_epoch(steps_per_epoch, n_epochs)
     rise = (step + 1) / n_rising
     fall = (n_steps - step) / max(1, n_steps - n_rising)
     return settings.learning_rate * min(rise, fall, 1.0)
 
 
-def long_epoch(settings: ResolvedTraining, steps_per_epoch: int) -> int:
-    """Return the steps of an epoch, or of many short ones a twentieth of all steps (of `LEAST_STEPS` at most)."""
-    return max(steps_per_epoch, min(LEAST_STEPS, settings.epochs * steps_per_epoch) // 20)
+def long_epoch(steps_per_epoch: int, n_epochs: int) -> int:
+    """Return the steps of an epoch; of many short ones a twentieth of all steps, but at most of `LEAST_STEPS`."""
+    n_steps = min(LEAST_STEPS, n_epochs * steps_per_epoch)
+    return max(steps_per_epoch, n_steps // 20)

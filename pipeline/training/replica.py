@@ -1,15 +1,15 @@
-"""A replica's task in a round, and what a process keeps to do it: the model and its step, compiled, on a device.
+"""Replicas of a model: the tasks of a round, and the compiled model with which a process does them.
 
-A task carries where training stands and which rows its share has, not the rows; it can be done in any process, and more
-than once: it changes nothing but its result.
+A task holds the weights to begin with and the places of its rows, not the rows themselves. Any process can do it, and
+it can be done more than once, because it changes nothing except its result.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -21,31 +21,41 @@ from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check
 from pipeline.device import autoencoder_of, start_device, theanos_errors, training_step_of
 from pipeline.formats import digest
+from pipeline.processcache import ProcessCache
 from pipeline.scan.scaler import Cleaning
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.shard import Block, Shard, block_of, first_rows
-from pipeline.training.averaging import State
+from pipeline.training.averaging import Weights
 from pipeline.training.order import learning_rate
 from pipeline.training.rounds import Rounds, Share
-from pipeline.training.rows import begun, cut, rows_of
+from pipeline.training.rows import StepFeed, cut, read_ahead, rows_of
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
 
-__all__ = ["Done", "Replica", "ReplicaSettings", "ReplicaTask", "Replicas", "Run", "run_by", "train_replica"]
+__all__ = [
+    "Replica",
+    "ReplicaResult",
+    "ReplicaSettings",
+    "ReplicaTask",
+    "Replicas",
+    "RoundRunner",
+    "runner_on",
+    "train_replica",
+]
 
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """What all tasks of a training have in common.
+    """Settings that all tasks of a training have in common.
 
     Attributes
     ----------
     dtype : str
-        That holds the rows of all shards.
+        A dtype that holds the rows of all shards.
     n_threads : int
-        That read a share.
+        Number of threads that read a share.
     """
 
     training: ResolvedTraining
@@ -56,36 +66,38 @@ class ReplicaSettings:
 
     @property
     def n_inputs(self) -> int:
-        """Columns."""
+        """Number of columns."""
         return len(self.cleaning.scaler.minimum)
 
     @property
     def key(self) -> object:
-        """Equal for settings, wherever they come from, that one compiled step can serve."""
+        """A value that is equal for all settings that one compiled step can serve."""
         scaler = self.cleaning.scaler
-        arrays = [scaler.minimum, scaler.maximum, *([] if scaler.fill is None else [scaler.fill])]
+        arrays = [scaler.minimum, scaler.maximum]
+        if scaler.fill is not None:
+            arrays.append(scaler.fill)
         content = digest(each.tobytes() for each in arrays)
         return self.training, self.network, self.dtype, self.cleaning.missing, scaler.clips, content
 
 
 @dataclass(frozen=True)
 class ReplicaTask:
-    """One replica's part of a round.
+    """The part of one replica in a round.
 
     Attributes
     ----------
-    state : State
-        What it begins with.
+    weights : Weights
+        Weights to begin with.
     blocks : tuple of Block
-        The share's pieces, as they are read.
+        Pieces of the share, as they are read.
     rates : tuple of float
-        The learning rate of each step.
+        Learning rate of each step.
     first_noise : int
-        Number of the first step's noise; the following ones are those behind it.
+        Number of the noise of the first step. Those of the next steps follow.
     """
 
     settings: ReplicaSettings
-    state: State
+    weights: Weights
     share: Share
     blocks: tuple[Block, ...]
     rates: tuple[float, ...]
@@ -97,83 +109,87 @@ class ReplicaTask:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What it has come to.
+class ReplicaResult:
+    """Result of a task.
 
     Attributes
     ----------
     costs : tuple of float
-        Of the first minibatch, before its step; none without rows.
+        Cost of the first minibatch before its step; empty without rows.
     """
 
-    state: State
+    weights: Weights
     n_rows: int
     costs: tuple[float, ...]
 
 
-Run = Callable[[Sequence[ReplicaTask]], Iterable[Done]]
-"""Does the tasks of a round: results in their order."""
+RoundRunner = Callable[[Sequence[ReplicaTask]], Iterable[ReplicaResult]]
+"""Does the tasks of a round and returns their results in the same order."""
 
 
 class Replica:
-    """What a process trains with.
+    """The compiled model with which a process trains.
 
     Parameters
     ----------
     is_resident : bool
-        Whether the step has all rows already, and takes their numbers.
+        Whether the step holds all rows and takes their numbers.
     """
 
     def __init__(self, autoencoder: Autoencoder, step: TrainingStep, is_resident: bool = False) -> None:
         self._autoencoder = autoencoder
         self._step = step
         self._is_resident = is_resident
-        self._turn = threading.Lock()  # there is one set of parameters: who waits has read its rows meanwhile
+        self._turn = threading.Lock()  # there is one set of parameters; a thread that waits has read its rows meanwhile
 
     def read(self, settings: ReplicaSettings, share: Share, blocks: Sequence[Block]) -> np.ndarray:
-        """A share's rows, or their numbers, one piece after the other."""
+        """Return the rows of a share, or their numbers, one piece after the other."""
         if self._is_resident:
             return share.numbers()
         return rows_of(blocks, np.dtype(settings.dtype), settings.n_inputs, settings.cleaning, settings.n_threads)
 
-    def train(self, task: ReplicaTask, values: np.ndarray) -> Done:
-        """Take a share's steps, on what `read` has given."""
+    def train(self, task: ReplicaTask, values: np.ndarray) -> ReplicaResult:
+        """Take the steps of a task on what `read` has returned for it."""
+        with self._turn:
+            self._autoencoder.set_parameters(task.weights.parameters)
+            self._step.set_state(task.weights.rule)
+            costs = self._take_steps(task, values)
+            weights = Weights(self._autoencoder.parameters(), self._step.state())
+        return ReplicaResult(weights, task.share.n_rows, costs)
+
+    def _take_steps(self, task: ReplicaTask, values: np.ndarray) -> tuple[float, ...]:
+        """Take the steps; return the cost of the first one, if there is one."""
         training = task.settings.training
-        n_inputs = task.settings.n_inputs
 
         def pieces(n_each: int) -> Iterator[np.ndarray]:
             return cut([(values, task.share.places())], n_each * training.batch_size)
 
-        costs = list[float]()
+        feed = StepFeed(self._step, pieces, training, task.settings.n_inputs, task.first_noise)
+        costs: tuple[float, ...] = ()
         n_done = 0
-        with self._turn:
-            self._autoencoder.set_parameters(task.state.parameters)
-            self._step.set_state(task.state.rule)
-            for lengths in begun(self._step, pieces, training, n_inputs, task.first_noise):
-                check()
-                rates = task.rates[n_done : n_done + len(lengths)]
-                if n_done == 0 and (cost := self._step.take(rates[:1], with_cost=True)) is not None:
-                    costs = [cost]
-                    rates = rates[1:]
-                    check()
-                if rates:
-                    self._step.take(rates)
-                n_done += len(lengths)
-            state = State(self._autoencoder.parameters(), self._step.state())
-        return Done(state, task.share.n_rows, tuple(costs))
+        while n_ready := feed.n_ready():
+            check()
+            is_first = n_done == 0
+            n_steps = 1 if is_first else n_ready
+            _n_rows, cost = feed.take(task.rates[n_done : n_done + n_steps], with_cost=is_first)
+            if cost is not None:
+                costs = (cost,)
+            n_done += n_steps
+        return costs
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """A training by several replicas: how they share its rows, and one of them, that this process has.
+    """A training by several replicas: how they share its rows, and the replica of this process.
 
     Attributes
     ----------
     shards : tuple of Shard
-        As far as reading needs them.
+        The shards with only those facts that reading needs.
     firsts : ndarray of int64
-        Number of each one's first row.
+        Number of the first row of each shard.
     here : Replica
+        The replica of this process.
     """
 
     rounds: Rounds
@@ -184,69 +200,81 @@ class Replicas:
 
     @classmethod
     def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, here: Replica) -> Replicas:
-        """Keep of the shards what tasks need, each of which carries it."""
+        """Keep only those facts about shards that tasks need, because each task carries them."""
         bare = tuple(replace(shard, riders=(), left_out=()) for shard in shards)
         return cls(rounds, settings, bare, first_rows(bare), here)
 
-    def task(self, share: Share, state: State, training: ResolvedTraining, steps_per_epoch: int) -> ReplicaTask:
-        """To train on a share, from a state on.
+    def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> ReplicaTask:
+        """Return the task of training on a share.
 
         Parameters
         ----------
-        training : ResolvedTraining
-            Whose epochs the learning rate falls over.
+        weights : Weights
+            Weights to begin with.
+        n_epochs : int
+            Number of epochs of the training, over which the learning rate falls.
         steps_per_epoch : int
-            If one replica took them.
+            Steps of an epoch if one replica took them all.
         """
         return ReplicaTask(
             settings=self.settings,
-            state=state,
+            weights=weights,
             share=share,
             blocks=self._blocks(share),
-            rates=self._rates(share, training, steps_per_epoch),
-            # Behind those of other shares, each of which has as many steps at most as an epoch of one replica.
+            rates=self._rates(share, n_epochs, steps_per_epoch),
+            # After those of other shares, each of which has at most as many steps as an epoch of one replica.
             first_noise=(share.epoch * self.rounds.n_shares + share.number) * steps_per_epoch,
         )
 
     def _blocks(self, share: Share) -> tuple[Block, ...]:
         return tuple(block_of(self.shards, self.firsts, *piece) for piece in share.pieces)
 
-    def _rates(self, share: Share, training: ResolvedTraining, steps_per_epoch: int) -> tuple[float, ...]:
-        """As far on in the epoch as each step is, one replica would have these."""
-        n = -(-share.n_rows // training.batch_size)
+    def _rates(self, share: Share, n_epochs: int, steps_per_epoch: int) -> tuple[float, ...]:
+        """Return the rates that one replica would have at the same places of the epoch."""
+        training = self.settings.training
+        n_steps = -(-share.n_rows // training.batch_size)
         at_once = self.rounds.at_once(share.epoch)
         n_rounds = self.rounds.n_shares // at_once
-        n_before = share.number // at_once
-        steps = ((n_before * n + i) * steps_per_epoch // (n_rounds * n) for i in range(n))
-        return tuple(learning_rate(training, share.epoch * steps_per_epoch + step, steps_per_epoch) for step in steps)
+        n_before = share.number // at_once * n_steps
+        first = share.epoch * steps_per_epoch
+        rates = []
+        for i in range(n_steps):
+            step = first + (n_before + i) * steps_per_epoch // (n_rounds * n_steps)
+            rates.append(learning_rate(training, step, steps_per_epoch, n_epochs))
+        return tuple(rates)
 
     @contextmanager
-    def run_here(self, epoch: int, n_done: int) -> Iterator[Run]:
-        """One after the other in this process, from a share of an epoch on; the rows of the next one are read ahead."""
-        shares = chain.from_iterable(self.rounds.rounds(epoch, n_done))
-        with ThreadPoolExecutor(1, "read-ahead") as ahead:  # one, since each more holds a share more
-            # Lazy: each step starts to read a share.
-            reading = (ahead.submit(self.here.read, self.settings, each, self._blocks(each)) for each in shares)
-            upcoming = next(reading, None)
+    def runner_here(self, epoch: int, n_done: int) -> Iterator[RoundRunner]:
+        """Within the context this process does all tasks, and reads the rows of the next one meanwhile.
 
-            def run(tasks: Sequence[ReplicaTask]) -> Iterator[Done]:
-                nonlocal upcoming
+        Parameters
+        ----------
+        epoch, n_done : int
+            The tasks are those of this epoch, in their order, without the first `n_done`.
+        """
+
+        def read_share(share: Share) -> np.ndarray:
+            return self.here.read(self.settings, share, self._blocks(share))
+
+        shares = chain.from_iterable(self.rounds.rounds(epoch, n_done))
+        with closing(read_ahead(read_share, shares)) as shares_with_rows:
+
+            def run(tasks: Sequence[ReplicaTask]) -> Iterator[ReplicaResult]:
                 for task in tasks:
-                    assert upcoming is not None
-                    values = upcoming.result()
-                    upcoming = next(reading, None)
+                    _share, values = next(shares_with_rows)
                     yield self.here.train(task, values)
+                    del values  # before the share after the next is read
 
             yield run
 
 
-def run_by(executor: Executor, n_at_once: int) -> Run:
-    """What has an executor of any kind do the tasks of a round."""
+def runner_on(executor: Executor, n_at_once: int) -> RoundRunner:
+    """Return a runner that does the tasks of a round on an executor of any kind."""
     return lambda tasks: compute([(train_replica, task) for task in tasks], executor, n_at_once)
 
 
-@theanos_errors()  # in a worker's process, too: what Theano raises could hardly be sent from there
-def train_replica(task: ReplicaTask) -> Done:
+@theanos_errors()  # also in a worker process: the exceptions of Theano could hardly be sent from there
+def train_replica(task: ReplicaTask) -> ReplicaResult:
     """Do a task in any process.
 
     Raises
@@ -256,21 +284,16 @@ def train_replica(task: ReplicaTask) -> Done:
     DeviceError, ConfigError, WriteFailed
         As `pipeline.device.start_device`.
     """
-    replica = _replica_of(task.settings)
+    replica = _replicas.get_or_make(task.settings.key, lambda: _compiled_replica(task.settings))
     return replica.train(task, replica.read(task.settings, task.share, task.blocks))
 
 
-_replicas: dict[object, Replica] = {}  # one at most: a model is large
-_making = threading.Lock()  # a model compiles once, however many threads begin with it
+_replicas = ProcessCache[object, Replica](max_size=1)  # a model is large
 
 
-def _replica_of(settings: ReplicaSettings) -> Replica:
-    """The replica of this process; if there is none yet, one is made on the device that the process is set to."""
-    with _making:
-        if (key := settings.key) not in _replicas:
-            start_device()
-            dtype = np.dtype(settings.dtype)
-            autoencoder = autoencoder_of(settings.cleaning.scaler, settings.network, dtype)
-            _replicas.clear()  # another run's, in a process that serves several
-            _replicas[key] = Replica(autoencoder, training_step_of(autoencoder, settings.training, dtype, None))
-        return _replicas[key]
+def _compiled_replica(settings: ReplicaSettings) -> Replica:
+    """Return a replica on the device that this process is set to."""
+    start_device()
+    dtype = np.dtype(settings.dtype)
+    autoencoder = autoencoder_of(settings.cleaning.scaler, settings.network, dtype)
+    return Replica(autoencoder, training_step_of(autoencoder, settings.training, dtype, None))

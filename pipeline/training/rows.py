@@ -1,12 +1,12 @@
-"""The rows of the minibatches: kept in memory, or read window by window; and their way to a step."""
+"""Rows of minibatches, kept in memory or read window by window, and the feed that gives them to a training step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from pipeline.training.order import Order, noise_of, slab_starts
 if TYPE_CHECKING:
     from kernels.step import TrainingStep
 
-__all__ = ["DeviceRows", "ResidentRows", "Rows", "StreamedRows", "begun", "cut", "rows_of"]
+__all__ = ["DeviceRows", "ResidentRows", "Rows", "StepFeed", "StreamedRows", "cut", "read_ahead", "rows_of"]
+
+_Item = TypeVar("_Item")
 
 
 class ResidentRows:
@@ -77,20 +79,15 @@ class StreamedRows:
         return self._reader.pieces([(int(run[0]), int(run[-1]) + 1) for run in runs])
 
     def _windows(self, order: Order, epoch: int, n_skipped: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Each window's rows in the order of the slabs, and their places in the order of the training."""
-        with ThreadPoolExecutor(1, "read-ahead") as ahead:  # one, since each more holds a window more
-            # Lazy: each step starts to read a window.
-            windows = (
-                (slabs, rows, ahead.submit(self._reader.slabs, order.starts, slabs))
-                for slabs, rows in order.windows(epoch, n_skipped)
-            )
-            upcoming = next(windows, None)
-            while upcoming is not None:
-                slabs, rows, reading = upcoming
-                buffer = reading.result()
-                upcoming = next(windows, None)
-                yield buffer, _places(order.starts, slabs, rows)
-                del buffer, reading  # before the window after the next is read
+        """Yield the rows of each window in the order of the slabs, and their places in the order of the training."""
+
+        def read_window(window: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+            slabs, _rows = window
+            return self._reader.slabs(order.starts, slabs)
+
+        for (slabs, rows), buffer in read_ahead(read_window, order.windows(epoch, n_skipped)):
+            yield buffer, _places(order.starts, slabs, rows)
+            del buffer  # before the window after the next is read
 
 
 class DeviceRows(StreamedRows):
@@ -114,16 +111,11 @@ class DeviceRows(StreamedRows):
         # A window takes the slabs that begin in as many rows.
         begins = np.searchsorted(starts, np.arange(0, len(self), self._window_rows))
         edges = np.unique([*np.minimum(begins, len(starts) - 1), len(starts) - 1])
-        with ThreadPoolExecutor(1, "read-ahead") as ahead:  # the device is for the thread that asks for its rows
-            windows = (np.arange(*pair) for pair in pairwise(edges))
-            # Lazy: each step starts to read a window.
-            reading = (ahead.submit(self._reader.slabs, starts, slabs) for slabs in windows)
-            upcoming = next(reading, None)
-            while upcoming is not None:
-                piece = upcoming.result()
-                upcoming = next(reading, None)
-                yield piece
-                del piece  # before the one after the next is read
+        windows = (np.arange(first, last) for first, last in pairwise(edges))
+        # Only reading takes place in another thread: the device belongs to the thread that asks for the rows.
+        for _slabs, rows in read_ahead(lambda slabs: self._reader.slabs(starts, slabs), windows):
+            yield rows
+            del rows  # before the window after the next is read
 
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
@@ -141,42 +133,97 @@ def _numbers(order: Order, epoch: int, batch_size: int, first: int, n_each: int)
     return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), n_each * batch_size)
 
 
-def begun(
-    step: TrainingStep,
-    pieces: Callable[[int], Iterable[np.ndarray]],
-    settings: ResolvedTraining,
-    n_inputs: int,
-    first: int,
-) -> Iterator[list[int]]:
-    """Have a step begin with some minibatches after the other, each with its noise.
+def read_ahead(
+    read: Callable[[_Item], np.ndarray], items: Iterable[_Item]
+) -> Generator[tuple[_Item, np.ndarray], None, None]:
+    """Yield each item with the rows that `read` returns for it, and read those of the next item meanwhile.
+
+    The rows of two items are in memory at a time, if the caller drops those of the last one before the next.
+    """
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        reading = ((item, pool.submit(read, item)) for item in items)  # each `next` starts to read
+        upcoming = next(reading, None)
+        while upcoming is not None:
+            item, future = upcoming
+            rows = future.result()
+            upcoming = next(reading, None)
+            del future  # which holds the rows
+            yield item, rows
+            del rows
+
+
+class StepFeed:
+    """Minibatches on their way to a training step, each with its noise.
+
+    A device may take several minibatches at once. They are loaded when all earlier ones have been trained on.
 
     Parameters
     ----------
     pieces : callable
-        Rows (n, n_inputs), or their numbers (n,), of as many minibatches at a time as it is told: a step's device may
-        want several.
+        Returns the rows (n, n_inputs), or their numbers (n,), of that many minibatches at a time.
+    n_inputs : int
+        Number of columns.
     first : int
-        Number of the first step's noise.
-
-    Yields
-    ------
-    list of int
-        How many rows each minibatch has that the step has begun with: steps on all of them are taken before the next.
+        Number of the first step, on which the noise depends.
     """
-    size = settings.batch_size
-    for piece in pieces(step.n_at_once(size)):
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        pieces: Callable[[int], Iterable[np.ndarray]],
+        settings: ResolvedTraining,
+        n_inputs: int,
+        first: int,
+    ) -> None:
+        self._step = step
+        self._pieces = iter(pieces(step.n_at_once(settings.batch_size)))
+        self._settings = settings
+        self._n_inputs = n_inputs
+        self._next_step = first  # number of the first step on minibatches that are not loaded yet
+        self._lengths: list[int] = []  # rows of each loaded minibatch that was not trained on yet
+
+    def n_ready(self) -> int:
+        """Return how many minibatches are loaded, after loading some if there are none; 0 at the end."""
+        if not self._lengths:
+            self._load()
+        return len(self._lengths)
+
+    def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> tuple[int, float | None]:
+        """Take a step at each rate, on one loaded minibatch after the other.
+
+        Returns
+        -------
+        int
+            Number of rows of these minibatches.
+        float or None
+            The cost before the last step, if `with_cost`.
+        """
+        n_steps = len(learning_rates)
+        n_rows = sum(self._lengths[:n_steps])
+        cost = self._step.take(learning_rates, with_cost)
+        self._lengths = self._lengths[n_steps:]
+        return n_rows, cost
+
+    def _load(self) -> None:
+        """Give the step its next minibatches."""
+        piece = next(self._pieces, None)
+        if piece is None:
+            return
+        size = self._settings.batch_size
         lengths = [min(size, len(piece) - start) for start in range(0, len(piece), size)]
-        noise = None
-        if settings.corruption:
-            each = [noise_of(settings.seed, first + i, (n, n_inputs)) for i, n in enumerate(lengths)]
-            noise = each[0] if len(each) == 1 else np.concatenate(each)
-        step.begin(piece, noise, size)
-        yield lengths
-        first += len(lengths)
+        noise = self._noise(lengths) if self._settings.corruption else None
+        self._step.begin(piece, noise, size)
+        self._lengths = lengths
+        self._next_step += len(lengths)
+
+    def _noise(self, lengths: Sequence[int]) -> np.ndarray:
+        """Return the noise of the next minibatches."""
+        each = [noise_of(self._settings.seed, self._next_step + i, (n, self._n_inputs)) for i, n in enumerate(lengths)]
+        return each[0] if len(each) == 1 else np.concatenate(each)
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:
-    """Minibatches of ``values[places]``, window after window; only the epoch's last one may be smaller."""
+    """Yield minibatches of ``values[places]``, window after window; only the last one of the epoch may be smaller."""
     rest: np.ndarray | None = None
     for values, places in windows:
         first = 0

@@ -44,7 +44,8 @@ from pipeline.settings.resolve import Settings, network_of, resolve
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import Training, train
+from pipeline.training.epochs import Training
+from pipeline.training.loop import CheckpointPolicy, training_loop
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import StreamedRows
 from pipeline.training.start import start_of
@@ -176,6 +177,13 @@ def write_simply(directory: Path, disk: Disk, stem: str, suffix: str, data: memo
     return Entry(stem, len(data), "")
 
 
+def take_all_steps(training: Training, save: Callable[[Checkpoint], object]) -> None:
+    """Train to the end."""
+    with training_loop(training, checkpoints=CheckpointPolicy(save)) as steps:
+        for _ in steps:
+            pass
+
+
 class TwoEpochs:
     """Two streamed epochs without checkpoints, and with them."""
 
@@ -203,7 +211,7 @@ class TwoEpochs:
         rows = StreamedRows(self.shards, self.budget.n_threads)
         watched = np.empty((0, N_COLUMNS), np.float32)
         training = Training(self.autoencoder, self.step, rows, self.order, watched, self.config.training)
-        return seconds_of(lambda: train(training, save))
+        return seconds_of(lambda: take_all_steps(training, save))
 
     def without_checkpoints(self) -> float:
         return self.fit(lambda checkpoint: None)

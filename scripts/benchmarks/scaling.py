@@ -47,7 +47,7 @@ from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import scan
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards
-from pipeline.training.averaging import Average, State, outer_step
+from pipeline.training.averaging import Average, Weights, outer_step
 from scripts.benchmarks.cluster import ByHand, by_hand, empty, processor_seconds, timed_part
 from scripts.benchmarks.common import fresh, one_of, script
 
@@ -434,7 +434,7 @@ def looked_at(options: argparse.Namespace) -> float:
 
 def met(model: Model) -> float:
     """Seconds that a replica adds to the driver's work when all meet."""
-    state = State(model.parameters, {f"{name}_{i}": each for i in (1, 2) for name, each in model.parameters.items()})
+    state = Weights(model.parameters, {f"{name}_{i}": each for i in (1, 2) for name, each in model.parameters.items()})
     velocity = {name: np.zeros_like(array) for name, array in model.parameters.items()}
     begun = time.perf_counter()
     average = Average()

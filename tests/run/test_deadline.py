@@ -20,6 +20,7 @@ from pipeline.run.plan.plan import make_plan
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of, in_words
 from pipeline.settings.flags import parse
+from pipeline.training.epochs import Limit
 from tests.support.cases import case, each
 from tests.support.nights import STEPS, Stopping
 from tests.support.standin import Night, features_of
@@ -65,17 +66,17 @@ class Machine:
         self.encodings = [ENCODING]  # as measured, one after the other; the last one from then on
         self.restart()
         self._monkeypatch = monkeypatch
-        real_time, call = time.time, deadline.InTime.__call__
+        real_time, call = time.time, deadline.DeadlinePolicy.after_step
         self._now = lambda: real_time() + self._passed
 
-        def after_step(in_time: deadline.InTime, training: Any) -> None:
+        def after_step(policy: deadline.DeadlinePolicy, training: Any) -> Limit | None:
             self.n_steps += 1
             self._passed += self.step
-            call(in_time, training)
+            return call(policy, training)
 
         clock = SimpleNamespace(time=lambda: self._now(), monotonic=lambda: self._passed)
         monkeypatch.setattr(deadline, "time", clock)
-        monkeypatch.setattr(deadline.InTime, "__call__", after_step)
+        monkeypatch.setattr(deadline.DeadlinePolicy, "after_step", after_step)
         monkeypatch.setattr(deadline, "_epoch_seconds", lambda training: self.epoch)
         monkeypatch.setattr(deadline, "_encoding_seconds", self._encoding)
 
@@ -219,7 +220,7 @@ def test_epochs_that_take_longer_than_thought_become_fewer(
     night: Night, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def slower(training: Any) -> float:
-        return EPOCH if training.standing.epoch < 2 else 2 * EPOCH
+        return EPOCH if training.state.epoch < 2 else 2 * EPOCH
 
     flags = machine.flags(5.5)
     monkeypatch.setattr(deadline, "_epoch_seconds", slower)

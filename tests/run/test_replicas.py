@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.cluster.tally import Tally
 from pipeline.cluster.threads import threads
+from pipeline.processcache import ProcessCache
 from pipeline.run import deadline, engine
 from pipeline.settings import replicas
 from pipeline.training import replica
@@ -49,7 +50,7 @@ def few_steps(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicas, "_LEAST_ROUNDS", 6)
     monkeypatch.setattr(replicas, "_FEWEST_STEPS", 1)
     monkeypatch.setattr(replica, "start_device", lambda: None)
-    monkeypatch.setattr(replica, "_replicas", {})
+    monkeypatch.setattr(replica, "_replicas", ProcessCache(max_size=1))
 
 
 def test_whoever_trains_the_replicas_makes_the_same_features(
@@ -105,7 +106,7 @@ def test_how_many_epochs_fit_is_decided_by_the_pace_of_all_replicas(
     asked, seconds_of = list[tuple[int, int, float]](), deadline._epoch_seconds
 
     def epoch_seconds(training: Any) -> float:
-        now = training.standing
+        now = training.state
         now.seconds = 25.0 if now.epoch == 1 else now.seconds  # so far
         asked.append((now.epoch, now.n_done, seconds_of(training)))
         return asked[-1][-1]

@@ -122,7 +122,7 @@ _TRAINING = (
     Mutation(
         "last-epoch-counts-as-the-best",
         "pipeline/training/epochs.py",
-        "(validation_cost or 0.0) < now.best_cost",
+        "(validation_cost or 0.0) < state.best_cost",
         "(validation_cost or 0.0) < math.inf",
         ("tests/training/test_epochs.py::test_early_stopping_restores_the_best_weights",),
     ),

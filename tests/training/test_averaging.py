@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pipeline.training.averaging import Average, State, outer_step
+from pipeline.training.averaging import Average, Weights, outer_step
 
 SHAPES = {"W": (3, 2), "b": (2,)}
 
@@ -14,7 +14,7 @@ def some(rng, shapes=SHAPES):
 
 
 def states(rng, counts):
-    return [State(some(rng), {**some(rng, {"W.mean": (3, 2)}), "step": np.asarray(n, np.float32)}) for n in counts]
+    return [Weights(some(rng), {**some(rng, {"W.mean": (3, 2)}), "step": np.asarray(n, np.float32)}) for n in counts]
 
 
 def averaged(states, weights):
@@ -71,10 +71,10 @@ def test_outer_steps_are_those_of_nesterovs_momentum_with_the_mean_move_as_gradi
 def test_a_steady_move_counts_as_often_as_there_are_replicas_and_seven_times_at_most():
     """Of 0.01 in each of many rounds, what is added to the parameters in the last one."""
     for n_replicas, expected in [(2, 2), (3, 3), (4, 4), (6, 6), (7, 7), (8, 7), (100, 7)]:
-        state, velocity = State({"b": np.zeros(2, np.float32)}, {}), {"b": np.zeros(2, np.float32)}
+        state, velocity = Weights({"b": np.zeros(2, np.float32)}, {}), {"b": np.zeros(2, np.float32)}
         for _ in range(200):
             before = state
-            mean = State({"b": before.parameters["b"] + np.float32(0.01)}, {})
+            mean = Weights({"b": before.parameters["b"] + np.float32(0.01)}, {})
             state, velocity = outer_step(before, mean, velocity, n_replicas)
         moved = (state.parameters["b"] - before.parameters["b"]) / 0.01
         np.testing.assert_allclose(moved, expected, rtol=1e-3)

@@ -21,12 +21,13 @@ from pipeline.settings.resolve import network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable
-from pipeline.training.checkpoint import Checkpoint, Epoch, Standing
-from pipeline.training.epochs import Training, train
+from pipeline.training.checkpoint import Checkpoint, Epoch, TrainingState
+from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, StreamedRows
 from pipeline.training.start import start_of
 from tests.support.helpers import write_shard
+from tests.support.loops import train
 from tests.support.networks import ONE_LAYER
 from tests.support.settings import settings_of
 
@@ -38,9 +39,9 @@ pytestmark = pytest.mark.process
     [
         b"",
         b"not an archive",
-        Checkpoint({"parameters/W": np.array([np.nan], np.float32)}, Standing("adam"), 0).to_npz(),
-        Checkpoint({"parameters/W": np.array([1.0], np.float64)}, Standing("adam"), 0).to_npz(),
-        Checkpoint({}, Standing("adam"), 3).to_npz()[:-40],
+        Checkpoint({"parameters/W": np.array([np.nan], np.float32)}, TrainingState("adam"), 0).to_npz(),
+        Checkpoint({"parameters/W": np.array([1.0], np.float64)}, TrainingState("adam"), 0).to_npz(),
+        Checkpoint({}, TrainingState("adam"), 3).to_npz()[:-40],
     ],
     ids=["empty", "other", "nan", "float64", "truncated"],
 )
@@ -49,21 +50,21 @@ def test_s15_what_is_no_checkpoint_is_refused(content: bytes) -> None:
         Checkpoint.from_npz(content)
 
 
-def test_every_field_of_a_standing_survives_a_checkpoint_and_none_may_be_missing_or_unknown() -> None:
+def test_every_field_of_a_state_survives_a_checkpoint() -> None:
     """A field that is kept and not brought back, or the other way round, would change how a training goes on."""
     epochs = [Epoch(0, 0.5, None, 0.25), Epoch(1, 0.4, 0.3, 0.125)]
-    standing = Standing("adam", 2, 3, [0.5, 0.25], 1.5, epochs, 0.3, 1, [0.5, 0.25], 7, 5)
-    fresh = Standing("")
-    assert all(getattr(standing, each.name) != getattr(fresh, each.name) for each in fields(Standing))
-    checkpoint = Checkpoint.from_npz(Checkpoint({}, standing, 11).to_npz())
-    assert (checkpoint.standing, checkpoint.n_steps) == (standing, 11)
-    progress = asdict(standing)
+    state = TrainingState("adam", 2, 3, [0.5, 0.25], 1.5, epochs, 0.3, 1, [0.5, 0.25], 7, 5)
+    fresh = TrainingState("")
+    assert all(getattr(state, each.name) != getattr(fresh, each.name) for each in fields(TrainingState))
+    checkpoint = Checkpoint.from_npz(Checkpoint({}, state, 11).to_npz())
+    assert (checkpoint.state, checkpoint.n_steps) == (state, 11)
+    progress = asdict(state)
     added_later = {"n_epochs", "ended_at"}
     without = [
         {key: value for key, value in progress.items() if key != name} for name in progress if name not in added_later
     ]
     known_first = {key: value for key, value in progress.items() if key not in added_later}
-    assert Standing.of(known_first) == replace(standing, n_epochs=None, ended_at=None)
+    assert TrainingState.from_dict(known_first) == replace(state, n_epochs=None, ended_at=None)
     for wrong in [*without, {**progress, "more": 1}, {**progress, "history": [{}]}, {**progress, "history": None}]:
         with pytest.raises(ValueError, match="is no checkpoint"):
             Checkpoint.from_npz(pack({}, {"progress": wrong, "n_steps": 11}))
@@ -94,7 +95,7 @@ class Trained(NamedTuple):
     """What a training leaves at its end."""
 
     parameters: dict[str, np.ndarray]
-    standing: Standing
+    state: TrainingState
 
 
 class Rig:
@@ -148,12 +149,12 @@ class Rig:
                 config.validation.patience,
             )
             if checkpoint is not None:
-                training.go_on_from(checkpoint)
-            standing = train(training, save, checkpoint_minutes=config.timing.checkpoint_minutes)
+                training.resume(checkpoint)
+            state = train(training, save, config.timing.checkpoint_minutes)
         assert {name: array.tobytes() for name, array in self.autoencoder.parameters().items()} == {
             name: array.tobytes() for name, array in training.best.items()
         }
-        return Trained(training.best, standing)
+        return Trained(training.best, state)
 
     def _start(self, seed: int) -> dict[str, np.ndarray]:
         return start_of(self.autoencoder.network, np.random.default_rng(seed), None)
@@ -188,9 +189,9 @@ def assert_same(found: Trained | Checkpoint, expected: Trained) -> None:
     assert isinstance(found, Trained)
     for name, array in expected.parameters.items():
         assert found.parameters[name].tobytes() == array.tobytes(), name
-    histories = [[replace(epoch, seconds=0) for epoch in each.standing.history] for each in (found, expected)]
+    histories = [[replace(epoch, seconds=0) for epoch in each.state.history] for each in (found, expected)]
     assert histories[0] == histories[1]
-    assert found.standing.best_epoch == expected.standing.best_epoch
+    assert found.state.best_epoch == expected.state.best_epoch
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,7 @@ def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(rig: Any
     """In the first, a middle and the last epoch, at random steps and at an epoch's end and beginning."""
     training = rig(name, resident)
     expected = training.train()
-    assert len(expected.standing.history) == training.config.training.epochs
+    assert len(expected.state.history) == training.config.training.epochs
     n = training.n_steps
     random = np.random.default_rng(3).integers(1, 6 * n, 4).tolist()
     for stop in {1, n - 1, n, n + 1, 3 * n + 2, 6 * n - 1, *random}:
@@ -248,9 +249,9 @@ def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, name: str
         "schedule": "constant",
     }
     expected = training.train(**settings)
-    n_epochs = len(expected.standing.history)
-    assert expected.standing.best_epoch + 4 <= n_epochs < 40, "it stops early"
-    for epoch in range(expected.standing.best_epoch, n_epochs):
+    n_epochs = len(expected.state.history)
+    assert expected.state.best_epoch + 4 <= n_epochs < 40, "it stops early"
+    for epoch in range(expected.state.best_epoch, n_epochs):
         for stop in (epoch * training.n_steps + 1, (epoch + 1) * training.n_steps - 1):
             checkpoint = training.interrupted(stop, **settings)
             assert_same(training.train(checkpoint, **settings), expected)

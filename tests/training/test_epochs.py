@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,10 +16,13 @@ import pytest
 
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.resolve import Settings
-from pipeline.training.checkpoint import Checkpoint, Standing
-from pipeline.training.epochs import Training, train
+from pipeline.signals import Stopped, stoppable
+from pipeline.training.checkpoint import Checkpoint, TrainingState
+from pipeline.training.epochs import Limit, StepResult, Training
+from pipeline.training.loop import CheckpointPolicy, training_loop
 from pipeline.training.order import Order, learning_rate
 from tests.support import standin
+from tests.support.loops import train
 from tests.support.networks import ONE_LAYER
 from tests.support.settings import settings_of
 
@@ -86,9 +91,8 @@ def training(device: Any, config: Settings, validation: np.ndarray = NO_ROWS, n_
     return Training(device, device, Numbered(), order, validation, config.training, config.validation.patience)
 
 
-def run(device: Any, config: Settings = CONFIG, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Standing:
-    minutes = config.timing.checkpoint_minutes
-    return train(training(device, config, validation, n_rows), checkpoint_minutes=minutes)
+def run(device: Any, config: Settings = CONFIG, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> TrainingState:
+    return train(training(device, config, validation, n_rows))
 
 
 def test_without_validation_every_epoch_runs_and_the_last_one_stays() -> None:
@@ -204,14 +208,14 @@ def test_a_validation_cost_that_explodes_is_divergence() -> None:
 
 def test_the_linear_schedule_rises_over_one_epoch_and_ends_at_almost_nothing() -> None:
     config = CONFIG.changed(schedule="linear", epochs=3)
-    rates = [learning_rate(config.training, step, 4) for step in range(12)]
+    rates = [learning_rate(config.training, step, 4, 3) for step in range(12)]
     assert np.allclose(rates, 0.5 * np.array([1, 2, 3, 4, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]) / 4)
 
 
 def test_the_linear_schedule_rises_over_a_twentieth_of_many_short_epochs_but_never_over_hundreds_of_steps() -> None:
     for epochs, n, n_rising in [(20, 12, 12), (60, 12, 36), (200, 12, 100), (999, 12, 100), (60, 500, 500)]:
         config = CONFIG.changed(schedule="linear", epochs=epochs)
-        rates = [learning_rate(config.training, step, n) for step in range(n_rising + 2)]
+        rates = [learning_rate(config.training, step, n, epochs) for step in range(n_rising + 2)]
         assert np.argmax(rates) in (n_rising - 1, n_rising), (epochs, n)
         assert np.allclose(np.diff(rates[:n_rising]), config.training.learning_rate / n_rising)
 
@@ -219,7 +223,7 @@ def test_the_linear_schedule_rises_over_a_twentieth_of_many_short_epochs_but_nev
 def test_the_linear_schedule_works_for_a_single_epoch_and_a_single_step() -> None:
     for epochs, steps in [(1, 1), (1, 4), (2, 1)]:
         config = CONFIG.changed(schedule="linear", epochs=epochs)
-        rates = [learning_rate(config.training, step, steps) for step in range(epochs * steps)]
+        rates = [learning_rate(config.training, step, steps, epochs) for step in range(epochs * steps)]
         assert all(0 < rate <= 0.5 for rate in rates), (epochs, steps)
 
 
@@ -227,7 +231,7 @@ def test_every_step_gets_the_rate_of_the_schedule() -> None:
     device = Counting()
     config = CONFIG.changed(schedule="linear", epochs=3)
     run(device, config)
-    assert device.rates == [learning_rate(config.training, step, 2) for step in range(6)]
+    assert device.rates == [learning_rate(config.training, step, 2, 3) for step in range(6)]
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -237,7 +241,7 @@ def saved(config: Settings, **device: Any) -> list[Checkpoint]:
     """Every checkpoint of a training that saves one after each step."""
     found: list[Checkpoint] = []
     minutes = config.timing.checkpoint_minutes
-    train(training(Counting(**device), config, ENOUGH_ROWS), found.append, checkpoint_minutes=minutes)
+    train(training(Counting(**device), config, ENOUGH_ROWS), found.append, minutes)
     return found
 
 
@@ -250,13 +254,13 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
     assert len(checkpoints) >= 2 * len(expected.history)
     for checkpoint in checkpoints:
         again = Checkpoint.from_npz(checkpoint.to_npz())
-        device = Counting(costs[again.n_steps :], [0.9, *validation[1 + len(again.standing.history) :]])
-        going_on, told = training(device, config, ENOUGH_ROWS), list[int]()
-        going_on.go_on_from(again)
-        told.append(going_on.n_rows_done)
-        found = train(going_on, advance=lambda n_rows, standing, told=told: told.append(n_rows))
-        assert sum(told) == going_on.n_rows_done == len(found.history) * going_on.order.n_rows, "each row of all epochs"
-        assert going_on.best == {"W": device.n_steps} == {"W": undisturbed.n_steps}
+        device = Counting(costs[again.n_steps :], [0.9, *validation[1 + len(again.state.history) :]])
+        resumed = training(device, config, ENOUGH_ROWS)
+        resumed.resume(again)
+        n_rows = [resumed.n_rows_done]
+        found = train(resumed, watch=lambda step, n_rows=n_rows: n_rows.append(step.n_rows))
+        assert sum(n_rows) == resumed.n_rows_done == len(found.history) * resumed.order.n_rows, "each row of all epochs"
+        assert resumed.best == {"W": device.n_steps} == {"W": undisturbed.n_steps}
         assert [replace(epoch, seconds=0) for epoch in found.history] == [
             replace(epoch, seconds=0) for epoch in expected.history
         ]
@@ -266,9 +270,8 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
 def test_it_says_which_step_it_has_taken_and_what_epochs_have_come_to() -> None:
     told: list[str] = []
     config = CONFIG.changed(epochs=2, patience=0)
-    train(
-        training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS), advance=lambda n, now: told.append(str(now))
-    )
+    watched = training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS)
+    train(watched, watch=lambda step: told.append(str(watched)))
     n_steps = len(told) // 2 - 1
     assert told[0] == f"epoch 1/2, step 1/{2 * n_steps}"
     assert told[n_steps + 1].startswith(f"epoch 2/2, step {n_steps + 1}/{2 * n_steps}, cost ")
@@ -279,7 +282,7 @@ def test_it_says_which_step_it_has_taken_and_what_epochs_have_come_to() -> None:
 def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of a millisecond is not followed by a write of ten. By this clock a save takes 10 s, a step 1 s."""
     now = [0.0]
-    monkeypatch.setattr("pipeline.training.epochs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.training.loop.time.monotonic", lambda: now[0])
 
     class Slow(Counting):
         def __call__(
@@ -294,7 +297,7 @@ def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyP
         nonlocal n_saved
         n_saved, now[0] = n_saved + 1, now[0] + 10
 
-    train(training(Slow(), CONFIG.changed(epochs=1000)), save, checkpoint_minutes=1e6)
+    train(training(Slow(), CONFIG.changed(epochs=1000)), save, 1e6)
     assert 3 <= n_saved <= 5, "2000 seconds of steps, and a save for every 500"
 
 
@@ -313,10 +316,106 @@ class Slow(Counting):
 def test_an_epochs_seconds_are_those_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise what a deadline measures after a step would count as training, and leave time for fewer epochs."""
     clock = [0.0]
-    monkeypatch.setattr("pipeline.training.epochs.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for module in ("epochs", "loop"):
+        monkeypatch.setattr(f"pipeline.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def advance(n_rows: int, training: object) -> None:
-        clock[0] += 1000.0
+    class Measuring:
+        def after_step(self, training: Training) -> Limit | None:
+            clock[0] += 1000.0
+            return None
 
-    done = train(training(Slow(clock), CONFIG), advance=advance)
-    assert [epoch.seconds for epoch in done.history] == [2.0] * CONFIG.training.epochs
+    limited = training(Slow(clock), CONFIG)
+    with training_loop(limited, Measuring()) as steps:
+        for _ in steps:
+            clock[0] += 100.0
+    assert [epoch.seconds for epoch in limited.state.history] == [2.0] * CONFIG.training.epochs
+
+
+# -- policies ----------------------------------------------------------------------------------------------------
+
+
+class Limiting:
+    """Returns a limit after one of the steps."""
+
+    def __init__(self, number: int, limit: Limit) -> None:
+        self._number = number
+        self._limit = limit
+
+    def after_step(self, training: Training) -> Limit | None:
+        return self._limit if training.n_steps_done == self._number else None
+
+
+def limited(number: int, limit: Limit, device: Any = None) -> tuple[Training, list[Checkpoint]]:
+    """A training of six epochs of two steps that gets a limit after a step, and its checkpoints."""
+    found: list[Checkpoint] = []
+    ended = training(device or Counting(), CONFIG.changed(schedule="linear"))
+    # Without the one at the end of each epoch, only limits are saved.
+    with training_loop(ended, Limiting(number, limit), Saving(found)) as steps:
+        for _ in steps:
+            pass
+    return ended, found
+
+
+class Saving(CheckpointPolicy):
+    """Saves only what the loop demands at once."""
+
+    def __init__(self, found: list[Checkpoint]) -> None:
+        super().__init__(found.append)
+
+    def after_epoch(self, training: Training) -> None:
+        pass
+
+
+def test_a_limit_shortens_a_training_and_its_schedule() -> None:
+    device = Counting()
+    ended, found = limited(2, Limit(3), device)
+    assert len(ended.state.history) == 3
+    assert ended.settings == CONFIG.changed(schedule="linear").training, "the settings stay"
+    rates = [learning_rate(ended.settings, step, 2, 6 if step < 2 else 3) for step in range(6)]
+    assert device.rates == rates
+    assert [checkpoint.state.n_epochs for checkpoint in found] == [3], "saved at once"
+
+
+@pytest.mark.parametrize(("number", "ended_at", "n_epochs"), [(1, 1, 1), (3, 1, 2), (4, None, 2)])
+def test_a_training_ends_with_the_step_of_a_limit(number: int, ended_at: int | None, n_epochs: int) -> None:
+    device = Counting()
+    ended, found = limited(number, Limit(n_epochs, ends_here=True), device)
+    assert device.n_steps == number == ended.n_steps_done
+    assert len(ended.state.history) == n_epochs
+    assert ended.state.ended_at == ended_at
+    assert ended.last_epoch_part == (0.5 if ended_at else 1.0)
+    assert ended.n_rows_planned == ended.n_rows_done == 4 * number
+    (checkpoint,) = found
+    resumed = training(Counting(), CONFIG.changed(schedule="linear"))
+    resumed.resume(checkpoint)
+    assert train(resumed).history[-1].cost == ended.state.history[-1].cost
+    assert resumed.best == ended.best
+
+
+def test_a_loop_that_its_caller_leaves_keeps_the_best_weights() -> None:
+    device = Counting()
+    left = training(device, CONFIG)
+    n_steps = []
+    with training_loop(left) as steps:
+        for step in steps:
+            n_steps.append(step.n_steps)
+            if len(left.state.history) == 1 and step.epoch is None:
+                break
+    assert n_steps == [1, 1, 0, 1], "two steps, the end of an epoch, another step"
+    assert left.best == {"W": 2.0}
+    assert device.n_steps == 2
+
+
+def test_a_signal_saves_the_last_step_and_keeps_its_weights() -> None:
+    device = Counting()
+    found: list[Checkpoint] = []
+    stopped = training(device, CONFIG)
+
+    def stop(step: StepResult) -> None:
+        if stopped.n_steps_done == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with stoppable(), pytest.raises(Stopped):
+        train(stopped, found.append, watch=stop)
+    assert found[-1].n_steps == device.n_steps == 3
+    assert found[-1].group("parameters") == {"W": 3.0}

@@ -17,9 +17,10 @@ from pipeline.scan.scaler import Scaler
 from pipeline.settings.resolve import Settings, network_of
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
-from pipeline.training.epochs import Training, train
+from pipeline.training.epochs import Training
 from pipeline.training.fit import Sizes, prepared
 from tests.support.helpers import write_shard
+from tests.support.loops import train
 from tests.support.networks import ONE_LAYER
 from tests.support.settings import settings_of
 

@@ -23,6 +23,7 @@ from pipeline.cluster.threads import threads
 from pipeline.cluster.workers import Workers, hushed
 from pipeline.device import autoencoder_of
 from pipeline.errors import TrainingDiverged
+from pipeline.processcache import ProcessCache
 from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import Scaler
 from pipeline.settings import replicas as sizes_module
@@ -32,12 +33,13 @@ from pipeline.shards.shard import Shard
 from pipeline.signals import Stopped, stoppable
 from pipeline.training import replica as module
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import Training, train
+from pipeline.training.epochs import Training
 from pipeline.training.fit import Sizes, prepared
-from pipeline.training.replica import Run, run_by
+from pipeline.training.replica import RoundRunner, runner_on
 from tests.support import standin
 from tests.support.clusters import Cluster
 from tests.support.helpers import write_shard
+from tests.support.loops import train
 from tests.support.networks import ONE_LAYER
 from tests.support.settings import settings_of
 
@@ -73,9 +75,11 @@ def ready(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) ->
     )
 
 
-def bits(training: Training, run: Run | None = None, save: Callable[[Checkpoint], object] = lambda _: None) -> Any:
-    """What a training comes to."""
-    done = train(training, save, run=run, checkpoint_minutes=0.0)
+def bits(
+    training: Training, runner: RoundRunner | None = None, save: Callable[[Checkpoint], object] | None = None
+) -> Any:
+    """Return the result of a training."""
+    done = train(training, save, 0.0, runner)
     parameters = {name: array.tobytes() for name, array in training.best.items()}
     return parameters, [replace(epoch, seconds=0) for epoch in done.history], training.n_rows_done
 
@@ -85,7 +89,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy in the device's place."""
     standin.install(monkeypatch)
     monkeypatch.setattr(module, "start_device", lambda: None)
-    monkeypatch.setattr(module, "_replicas", {})
+    monkeypatch.setattr(module, "_replicas", ProcessCache(max_size=1))
 
 
 def test_p5_a_training_goes_on_from_any_round_as_if_nothing_had_happened(quick: None, shards: Any) -> None:
@@ -99,12 +103,12 @@ def test_p5_a_training_goes_on_from_any_round_as_if_nothing_had_happened(quick: 
     assert numbers == sorted(numbers)
     assert numbers[-1] == 5 * first.steps_per_epoch
     for data in checkpoints:
-        training, told = ready(shards), list[int]()
-        training.go_on_from(Checkpoint.from_npz(data))
-        told.append(training.n_rows_done)
-        train(training, advance=lambda n_rows, _, told=told: told.append(n_rows))
+        training = ready(shards)
+        training.resume(Checkpoint.from_npz(data))
+        n_rows = [training.n_rows_done]
+        train(training, watch=lambda step, n_rows=n_rows: n_rows.append(step.n_rows))
         assert {name: array.tobytes() for name, array in training.best.items()} == expected[0]
-        assert sum(told) == expected[2] == 5 * first.order.n_rows, "each row of all epochs"
+        assert sum(n_rows) == expected[2] == 5 * first.order.n_rows, "each row of all epochs"
 
 
 def test_p5_a_signal_in_the_middle_of_a_round_loses_that_round_and_no_more(
@@ -125,7 +129,7 @@ def test_p5_a_signal_in_the_middle_of_a_round_loses_that_round_and_no_more(
         assert next(number) == stop + 1, "at once"
         monkeypatch.setattr(standin.TrainingStep, "__call__", step)
         training = ready(shards)
-        training.go_on_from(found[-1])
+        training.resume(found[-1])
         assert bits(training) == expected
 
 
@@ -134,7 +138,7 @@ def test_one_replica_leaves_nothing_of_others_in_a_training(quick: None, shards:
     assert training.replicas is None
     assert {name.split("/")[0] for name in training.checkpoint().arrays} == {"parameters", "state", "best"}
     with pytest.raises(ValueError, match="outer/W"):
-        training.go_on_from(ready(shards).checkpoint())
+        training.resume(ready(shards).checkpoint())
 
 
 def test_a_training_by_replicas_that_diverges_says_where_and_keeps_its_best(
@@ -150,7 +154,8 @@ def test_a_task_carries_what_its_share_needs_and_no_rows(quick: None, shards: An
     assert training.replicas is not None
     shares = next(training.replicas.rounds.rounds(1))
     tasks = [
-        training.replicas.task(share, training.state(), training.settings, training.steps_per_epoch) for share in shares
+        training.replicas.task(share, training.weights(), training.n_epochs, training.steps_per_epoch)
+        for share in shares
     ]
     assert len(tasks) == 3
     for task, share in zip(tasks, shares, strict=True):
@@ -169,7 +174,7 @@ def test_the_rate_falls_over_the_rounds_as_over_the_steps_of_one_replica(quick: 
     assert replicas is not None
     for epoch in range(5):
         for shares in replicas.rounds.rounds(epoch):
-            tasks = [replicas.task(share, training.state(), training.settings, n_steps) for share in shares]
+            tasks = [replicas.task(share, training.weights(), training.n_epochs, n_steps) for share in shares]
             found.append(tasks[0].rates)
             assert len({task.rates[0] for task in tasks}) == 1, "all at once"
     rates = np.concatenate(found)
@@ -184,7 +189,7 @@ def test_rows_of_a_device_and_of_the_disk_and_threads_train_alike(quick: None, s
     expected = bits(ready(shards))
     assert bits(ready(shards, resident=False)) == expected
     with threads(3) as pool:
-        assert bits(ready(shards, resident=False), run_by(pool, 3)) == expected
+        assert bits(ready(shards, resident=False), runner_on(pool, 3)) == expected
     assert bits(ready(shards, CONFIG.changed(seed=1))) != expected
 
 
@@ -197,11 +202,11 @@ def test_processes_train_alike_on_the_real_kernels_whichever_of_them_takes_a_tas
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context) as pool:
 
-        def twice(tasks: Any, run: Run) -> Any:
+        def twice(tasks: Any, run: RoundRunner) -> Any:
             again = run([tasks[-1], *reversed(tasks)])
             return list(reversed(again[1:]))
 
-        assert bits(ready(shards, DEEP, resident=False), partial(twice, run=run_by(pool, 2))) == expected
+        assert bits(ready(shards, DEEP, resident=False), partial(twice, run=runner_on(pool, 2))) == expected
 
 
 @pytest.mark.compiler
@@ -223,7 +228,7 @@ def test_workers_that_die_and_come_in_the_middle_of_a_training_change_no_bit(sha
                         death.start()
                     if number == 12:
                         cluster.start_worker("c")
-                    done = run_by(*where)(tasks)
+                    done = runner_on(*where)(tasks)
                     if number == 11:
                         death.join(240)
                     return done

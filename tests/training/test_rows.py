@@ -1,7 +1,7 @@
 """Minibatches: the same rows wherever they are kept, from any minibatch on."""
 
 import threading
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipeline.shards.open import open_shards
 from pipeline.training import order as order_module
 from pipeline.training import rows as module
 from pipeline.training.order import Order, noise_of, slab_starts
-from pipeline.training.rows import DeviceRows, ResidentRows, StreamedRows, begun, cut
+from pipeline.training.rows import DeviceRows, ResidentRows, StepFeed, StreamedRows, cut
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 from tests.support.networks import ONE_LAYER
@@ -99,21 +99,35 @@ def test_several_minibatches_begin_at_a_time_and_a_step_sees_none_of_it(corrupti
 
     class Step:
         def __init__(self, n_each: int) -> None:
-            self.n_each, self.begun = n_each, list[tuple[np.ndarray, np.ndarray | None]]()
+            self.n_each = n_each
+            self.begun = list[tuple[np.ndarray, np.ndarray | None]]()
+            self.n_taken = 0
 
         def n_at_once(self, batch_size: int) -> int:
             return self.n_each
 
         def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
             assert len(minibatches) <= self.n_each * batch_size
+            assert self.n_taken == len(self.begun), "a step on each of those before"
             for i in range(0, len(minibatches), batch_size):
                 some = slice(i, i + batch_size)
                 self.begun.append((minibatches[some], None if noise is None else noise[some]))
 
+        def take(self, rates: list[float], with_cost: bool) -> float | None:
+            self.n_taken += len(rates)
+            assert self.n_taken <= len(self.begun)
+            return 0.5 if with_cost else None
+
     def begun_by(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
         step: Any = Step(n_each)
-        lengths = begun(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config.training, 2, 7)
-        assert list(chain.from_iterable(lengths)) == [len(batch) for batch, _ in step.begun]
+        feed = StepFeed(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config.training, 2, 7)
+        lengths = []
+        while feed.n_ready():
+            n_taken_rows, cost = feed.take([0.1], with_cost=len(lengths) == 1)
+            assert (cost is not None) == (len(lengths) == 1)
+            lengths.append(n_taken_rows)
+        assert lengths == [len(batch) for batch, _ in step.begun]
+        assert feed.n_ready() == 0, "still"
         return step.begun
 
     one_by_one = begun_by(1)

@@ -1,0 +1,190 @@
+"""The training loop, which the caller iterates, and the policies that it asks: when to end early, when to save."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import Protocol
+
+from pipeline import signals
+from pipeline.errors import TrainingDiverged
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.epochs import Limit, StepResult, Training, rounds_of_epoch, steps_of
+from pipeline.training.replica import RoundRunner
+
+__all__ = ["CheckpointPolicy", "LimitPolicy", "training_loop"]
+
+log = logging.getLogger(__name__)
+
+# The end of an epoch is saved only if writing takes less than a fiftieth of the time since the last checkpoint.
+_TIMES_THE_WRITE = 50
+
+
+class LimitPolicy(Protocol):
+    """Decides whether a training must end early, for example because of a deadline."""
+
+    def after_step(self, training: Training) -> Limit | None:
+        """Return a new limit, or None to continue as before.
+
+        The loop calls it after each step, applies the limit, and saves a checkpoint of the decision at once. The time
+        of the call does not count as training time. The training must not be changed.
+        """
+
+
+class CheckpointPolicy:
+    """Decides when the checkpoints of a training are written, and writes them.
+
+    The training loop asks it after each step and after each epoch. A checkpoint is due after a fixed time. The end of
+    an epoch is a good time, too, unless epochs are so short that writing would take a large share of the training.
+
+    Parameters
+    ----------
+    write : callable
+        Stores a checkpoint.
+    seconds_between : float
+        Time after which a checkpoint is due, even within an epoch.
+    """
+
+    def __init__(self, write: Callable[[Checkpoint], object], seconds_between: float = math.inf) -> None:
+        self._write = write
+        self._seconds_between = seconds_between
+        self._seconds_to_write = 0.0
+        self._last_write = time.monotonic()
+
+    def after_step(self, training: Training) -> None:
+        """Write a checkpoint if it is due."""
+        if self._seconds_since_last() >= self._seconds_between:
+            self.save(training)
+
+    def after_epoch(self, training: Training) -> None:
+        """Write a checkpoint if it is due, or if it takes only a small share of the time since the last one."""
+        worthwhile = min(self._seconds_between, _TIMES_THE_WRITE * self._seconds_to_write)
+        if self._seconds_since_last() >= worthwhile:
+            self.save(training)
+
+    def save(self, training: Training) -> None:
+        """Write a checkpoint now."""
+        start = time.monotonic()
+        self._write(training.checkpoint())
+        self._last_write = time.monotonic()
+        self._seconds_to_write = self._last_write - start
+
+    def _seconds_since_last(self) -> float:
+        return time.monotonic() - self._last_write
+
+
+@contextmanager
+def training_loop(
+    training: Training,
+    limits: LimitPolicy | None = None,
+    checkpoints: CheckpointPolicy | None = None,
+    runner: RoundRunner | None = None,
+) -> Iterator[Iterator[StepResult]]:
+    """Train until the epochs are over or validation stops improving.
+
+    The context is an iterator over the steps, which the caller advances. A signal takes effect between two steps only.
+    However the context is left, the weights belong to a step of the order:
+
+    - at the end the parameters are those of the best epoch, or the initial ones if no epoch was better;
+    - so they are after `TrainingDiverged`;
+    - after a signal (`pipeline.signals.Stopped`) a checkpoint of the last step is saved.
+
+    After each step the loop asks `limits`, yields the step, and asks `checkpoints`. A new limit is saved at once. At
+    the end of an epoch it evaluates the model, yields the epoch, and asks `checkpoints`.
+
+    Parameters
+    ----------
+    limits : LimitPolicy, optional
+        Decides whether the training ends early.
+    checkpoints : CheckpointPolicy, optional
+        Saves checkpoints; without it none are saved.
+    runner : RoundRunner, optional
+        Trains the replicas, if there are several; without it this process does, one after the other.
+
+    Raises
+    ------
+    TrainingDiverged
+        When a cost is not finite or has grown without bound.
+    """
+    loop = _Loop(training, limits, checkpoints, runner)
+    with signals.deferred(), closing(loop.steps()) as steps:
+        try:
+            yield steps
+        except TrainingDiverged:
+            training.autoencoder.set_parameters(training.best)
+            raise
+        except signals.Stopped:  # whatever was saved last: not even one step is lost
+            loop.save()
+            raise
+    training.autoencoder.set_parameters(training.best)
+
+
+class _Loop:
+    """The steps of a training, with the policies that are asked between them; see `training_loop`."""
+
+    def __init__(
+        self,
+        training: Training,
+        limits: LimitPolicy | None,
+        checkpoints: CheckpointPolicy | None,
+        runner: RoundRunner | None,
+    ) -> None:
+        self._training = training
+        self._limits = limits
+        self._checkpoints = checkpoints
+        self._runner = runner
+
+    def steps(self) -> Generator[StepResult, None, None]:
+        """Yield the results of all steps and epochs."""
+        training = self._training
+        while not training.is_over:
+            yield from self._steps_of_epoch()
+            epoch = training.end_epoch()
+            yield StepResult(0, 0, epoch=epoch)
+            log.debug("epoch %d: %s, %.2f s", epoch.epoch, epoch, epoch.seconds)
+            if self._checkpoints is not None:
+                self._checkpoints.after_epoch(training)
+
+    def save(self) -> None:
+        """Save a checkpoint now."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(self._training)
+
+    def _steps_of_epoch(self) -> Iterator[StepResult]:
+        """Take the steps of an epoch, or those that are left of it."""
+        training = self._training
+        state = training.state
+        if state.ended_at is not None:  # an interrupted run has ended it here
+            return
+        start = time.monotonic() - state.seconds  # includes the steps before an interruption
+        for step in self._pieces():
+            training.record(step, time.monotonic() - start)
+            is_limited = False
+            if step.n_rows:  # a round may have no rows left
+                before = time.monotonic()
+                is_limited = self._limit()
+                yield step
+                start += time.monotonic() - before  # policies and callers are not part of the epoch
+            if is_limited:
+                self.save()
+            if state.ended_at is not None:
+                return
+            if self._checkpoints is not None:
+                self._checkpoints.after_step(training)
+
+    def _limit(self) -> bool:
+        """Ask for a limit and apply it; return whether it changes anything."""
+        if self._limits is None:
+            return False
+        limit = self._limits.after_step(self._training)
+        return limit is not None and self._training.apply(limit)
+
+    def _pieces(self) -> Iterator[StepResult]:
+        """Take the steps that are left of the current epoch, or train on the shares that are left."""
+        training = self._training
+        if training.replicas is None:
+            return steps_of(training, training.order, training.state.epoch, training.state.n_done)
+        return rounds_of_epoch(training, training.replicas, self._runner)

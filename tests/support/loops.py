@@ -1,0 +1,37 @@
+"""Trainings that are run to their end by a test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from pipeline.training.checkpoint import Checkpoint, TrainingState
+from pipeline.training.epochs import StepResult, Training
+from pipeline.training.loop import CheckpointPolicy, training_loop
+from pipeline.training.replica import RoundRunner
+
+__all__ = ["train"]
+
+
+def train(
+    training: Training,
+    save: Callable[[Checkpoint], object] | None = None,
+    checkpoint_minutes: float = math.inf,
+    runner: RoundRunner | None = None,
+    watch: Callable[[StepResult], object] | None = None,
+) -> TrainingState:
+    """Take all steps.
+
+    Parameters
+    ----------
+    save : callable, optional
+        Called with each checkpoint.
+    watch : callable, optional
+        Called with each result of the loop.
+    """
+    checkpoints = None if save is None else CheckpointPolicy(save, 60 * checkpoint_minutes)
+    with training_loop(training, checkpoints=checkpoints, runner=runner) as steps:
+        for step in steps:
+            if watch is not None:
+                watch(step)
+    return training.state
