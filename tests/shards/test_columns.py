@@ -87,7 +87,7 @@ def test_pieces_of_a_block_are_all_reordered(tmp_path: Path, monkeypatch: pytest
 def test_columns_are_matched_with_those_of_a_model(tmp_path: Path) -> None:
     paths, _ = two(tmp_path, "anndata")
     of_model = Columns(NAMES, "somewhere")
-    with refused(65, f"file={paths[1]}", "column 0 ", "as in model=m"):
+    with refused(65, f"file={paths[1]}", "column 0 ", "model=m"):
         opened(paths[1:], rule=ColumnRule("order", of_model, "model=m"))
     (shard,) = opened(paths[1:], rule=ColumnRule("name", of_model, "model=m"))
     assert whole(shard).tobytes() == ROWS.tobytes()
@@ -163,7 +163,7 @@ def test_other_coordinates_are_refused(tmp_path: Path) -> None:
             write(tmp_path / "2.h5", ROWS, other)
             paths = [tmp_path / f"{i}.h5" for i in range(3)]
             np.testing.assert_array_equal(opened(paths[:2])[0].columns.values, WAVES)
-            with refused(65, f"file={paths[2]}", "column 2 ", "4201.0", "4200.0", f"as in file={paths[0]}"):
+            with refused(65, f"file={paths[2]}", "column 2 ", "4201.0", "4200.0", f" file={paths[0]}"):
                 opened(paths)
             assert len(opened(paths, rule=ColumnRule("ignore"))) == 3
 

@@ -42,7 +42,7 @@ def test_file_open_for_writing_is_warned_about(tmp_path, caplog):
     caplog.clear()
     with h5py.File(paths[1]):
         open_shards(paths)
-    assert caplog.text == ""
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 @pytest.mark.parametrize("content", ["", "1: FLOCK", "text\n" * 10, "1: FLOCK  ADVISORY  READ 1 fe:00:7 0 EOF\n"])
@@ -61,6 +61,7 @@ def test_number_of_sparse_shards_is_logged(tmp_path, caplog):
     for name in "12":
         path = write_csr(tmp_path / f"{name}.h5", csr(some_rows()), some_rows().shape)
     open_shards([path])
-    assert "input: rows are sparse" in caplog.text
+    assert "sparse" in caplog.text
+    assert "2 shards" not in caplog.text
     open_shards([str(tmp_path)])
-    assert "2 shards are sparse" in caplog.text
+    assert any("sparse" in message and "2 shards" in message for message in caplog.messages)

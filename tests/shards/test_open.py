@@ -110,14 +110,14 @@ def test_columns_with_different_names_are_refused(tmp_path):
     ]:
         with case(other, phrase):
             first, second = with_columns(tmp_path / "a.h5", ["a", "b"]), with_columns(tmp_path / "b.h5", other)
-            with refused(65, f"file={second} dataset=X", phrase, f"as in file={first}"):
+            with refused(65, f"file={second} dataset=X", phrase, f" file={first}"):
                 open_shards([first, second])
 
 
 @pytest.mark.process
 def test_first_shard_with_column_names_decides(tmp_path):
     names = [with_columns(tmp_path / f"{i}.h5", columns) for i, columns in enumerate([None, ["a", "b"], ["b", "a"]])]
-    with refused(65, f"file={names[2]} dataset=X", "column 0 ", f"as in file={names[1]}"):
+    with refused(65, f"file={names[2]} dataset=X", "column 0 ", f" file={names[1]}"):
         open_shards(names)
 
 

@@ -1,5 +1,7 @@
 """Every shard gets the same extras, even if some shards lack them."""
 
+import re
+
 import h5py
 import numpy as np
 import pytest
@@ -147,7 +149,7 @@ def test_extras_of_two_dtypes_are_read_in_a_common_one(shards):
 def test_extras_without_a_common_dtype_are_warned_about(shards, caplog):
     opened = shards({"y": np.array([1, 2, 3])}, {"y": np.array([b"a", b"b", b"c"])})
     first, second = (shard.path for shard in opened)
-    assert f"int64 from file={first} and as |S1 from file={second}" in caplog.text
+    assert re.search(rf"int64 .*file={re.escape(first)} .*\|S1 .*file={re.escape(second)}", caplog.text)
     assert [read_riders(Block(shard, 0, 3))["y"].tolist() for shard in opened] == [[1, 2, 3], [b"a", b"b", b"c"]]
 
 
@@ -203,7 +205,7 @@ def test_manifest_says_why_mixed_labels_are_not_in_the_index(tmp_path, monkeypat
     left_out = open_features(tmp_path / "out").manifest["left_out"]
     assert set(left_out) == {"y"}
     assert classify.main(["--features", str(tmp_path / "out")]) == 65
-    assert f"y was left out ({left_out['y']})" in capsys.readouterr().err
+    assert f"({left_out['y']})" in capsys.readouterr().err
 
 
 def test_features_do_not_depend_on_extras(tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def test_extras_in_another_file_are_left_out(tmp_path, caplog):
         (shard,) = open_shards([str(hostile.external_rider(tmp_path, secret))])
         assert read_riders(Block(shard, 0, 6)) == {}
     assert counts == [0]
-    assert "dataset=y: an external link" in caplog.text
+    assert "dataset=y: " in caplog.text
 
 
 @pytest.mark.parametrize("target", ["/rows", "/X", "/nowhere", "."])
@@ -170,7 +170,8 @@ def test_too_long_texts_are_left_out(tmp_path, monkeypatch, caplog, limit):
     text = np.array([b"short", b"ten  bytes", b""], object)
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text, "y": range(3)})])
     assert names(shard) == (("text", "y") if limit == 10 else ("y",))
-    assert ("dataset=text: a text of 10 bytes" in caplog.text) == (limit == 9)
+    assert ("dataset=text: " in caplog.text) == (limit == 9)
+    assert ("10 bytes" in caplog.text) == (limit == 9)
     np.testing.assert_array_equal(read(Block(shard, 0, 3)), numbered(3))
 
 
