@@ -85,13 +85,13 @@ WRITTEN = {
 }
 
 
-def test_every_recipe_is_tried():
+def test_every_recipe_is_tested():
     assert list(RECIPES) == list(GIVEN) == list(WRITTEN)
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(("name", "given"), [(name, given) for name, all_of in GIVEN.items() for given in all_of])
-def test_what_a_recipe_writes_is_a_shard_with_what_belongs_to_its_rows(tmp_path, monkeypatch, name, given):
+def test_recipes_write_shards_with_labels_and_names(tmp_path, monkeypatch, name, given):
     monkeypatch.chdir(tmp_path)
     exec(RECIPES[name], given() or {})
     (shard,) = open_shards(["shards" if Path("shards").exists() else "shard.h5"])

@@ -1,4 +1,4 @@
-"""What `make run` touches: a folder of its own, and nothing that a user has made."""
+"""`make run` changes its own directory alone, and no file of a user."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "digits"])
-def test_the_sample_run_writes_into_a_folder_of_its_own(tmp_path, name):
+def test_sample_run_writes_to_its_own_directory(tmp_path, name):
     """Another one for each set of samples, so that it goes through again after the set has changed."""
     for shard in (f"{name}-train-0.h5", f"{name}-train-1.h5", "mine.h5", "my-train-0.h5"):
         (tmp_path / "data" / shard).parent.mkdir(exist_ok=True)
@@ -27,7 +27,7 @@ def test_the_sample_run_writes_into_a_folder_of_its_own(tmp_path, name):
     ]
 
 
-def test_a_sample_run_that_fails_goes_no_further(tmp_path):
+def test_failed_sample_run_stops(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "python").write_text("#!/bin/sh\necho $1\ntest $1 != scripts/extract.py\n")
     (tmp_path / "python").chmod(0o755)

@@ -1,4 +1,4 @@
-"""docs/scaling.md: what it has people type is understood by those who are told it."""
+"""docs/scaling.md: its commands use options that exist, and its Python compiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def commands(program: str) -> list[list[str]]:
     return [[word for word in shlex.split(each, comments=True) if word.startswith("--")] for each in found]
 
 
-def test_its_flags_are_known_to_whom_they_are_given() -> None:
+def test_flags_are_options_of_their_programs() -> None:
     for program, known in OPTIONS.items():
         found = commands(program)
         assert len(found) >= 2, program
@@ -41,7 +41,7 @@ def test_its_flags_are_known_to_whom_they_are_given() -> None:
     assert set(re.findall(r'"(--[\w-]+)"', given[1])) <= OPTIONS["dask worker"]
 
 
-def test_nothing_that_it_starts_shows_a_page_to_everybody() -> None:
+def test_started_programs_show_no_page_on_the_network() -> None:
     """Each of Dask's programs opens a port for HTTP on every interface, unless it is told where."""
     for program in ("dask scheduler", "dask worker"):
         for words in commands(program):
@@ -50,7 +50,7 @@ def test_nothing_that_it_starts_shows_a_page_to_everybody() -> None:
         assert "127.0.0.1:0" in line
 
 
-def test_its_python_is_python() -> None:
+def test_python_of_the_page_compiles() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.M | re.S)
     assert blocks
     for each in blocks:

@@ -107,7 +107,7 @@ CHECKS = {
 }
 
 
-def test_features_are_handed_on_in_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_read_by_other_libraries_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finished(tmp_path / "features", 3, 4)
     lines = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", SECTIONS["Downstream"], re.M))
@@ -122,7 +122,7 @@ def test_features_are_handed_on_in_a_line_each(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.compiler
-def test_the_lines_about_the_estimator_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_the_estimator_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fitting, from_run = python_of("In Python")
     names: dict[str, Any] = {"X": load_digits().data[:300], "Path": Path}

@@ -1,4 +1,4 @@
-"""The whole ladder, on the tests' card that computes on the host, and on one that has a rung broken."""
+"""All checks of CUDA, on the tests' card that computes on the host, and on cards with one fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.process, pytest.mark.compiler]
 COMMAND = Path(sys.executable).parent / "shardpress"
 
 
-def test_on_a_whole_card_each_rung_holds_and_the_device_computes(tmp_path: Path) -> None:
+def test_working_card_passes_every_check(tmp_path: Path) -> None:
     flags = {"THEANO_FLAGS": "device=cuda", "PYTHONPATH": None, "CUDA_DISABLE_PTX_JIT": None}
     env = environment(**flags, **variables(capability="8.6", memory=3000))
     command = [COMMAND, "doctor", "--json", "--output", tmp_path]
@@ -32,9 +32,8 @@ def test_on_a_whole_card_each_rung_holds_and_the_device_computes(tmp_path: Path)
     assert {name for name, each in found.items() if each["status"] == "fail"} == set(), found
     assert done.returncode == 0
     assert "capability 8.6, at " in found["card0"]["found"]
-    assert "of 3.1 GB free" in found["card0"]["found"]
-    assert "features are NumPy's but for " in found["cuda"]["found"]
-    assert re.search(r"[\d,]+ GFLOP/s; [\d.]+ GB/s there and [\d.]+ back; a run takes it$", found["cuda"]["found"])
+    assert "3.1 GB" in found["card0"]["found"]
+    assert re.search(r"[\d,]+ GFLOP/s.*[\d.]+ GB/s", found["cuda"]["found"])
     assert "cuda0" not in found, "it is the same card"
     for rung, begins in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
         assert begins in found[rung]["found"]
@@ -49,22 +48,23 @@ def rungs_of(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]
     return {each.name: each for each in rungs(collect_reports("pipeline.doctor.cuda", 120), is_wanted=True)}
 
 
-def test_a_driver_older_than_nvrtc_refuses_its_kernel_and_that_was_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_new_nvrtc_is_predicted_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     found = rungs_of(monkeypatch, driver="12.4")
     assert (found["driver"].status, found["nvrtc"].status, found["card0"].status) == ("pass", "fail", "fail")
-    assert "writes PTX 8.8, the driver takes up to 8.4" in found["nvrtc"].found
+    assert "PTX 8.8" in found["nvrtc"].found
+    assert "8.4" in found["nvrtc"].found
     assert "(222)" in found["card0"].found
-    assert found["card0"].fix.startswith("a newer driver, or the NVRTC that fits")
+    assert "NVRTC" in found["card0"].fix
 
 
-def test_a_card_that_libgpuarray_cannot_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_card_unknown_to_libgpuarray_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     found = rungs_of(monkeypatch, capability="12.0")
     assert found["nvrtc"].status == "pass"
-    assert "NVRTC makes no kernel of compute_12: " in found["card0"].found
+    assert "compute_12" in found["card0"].found
 
 
-def test_a_machine_whose_cards_are_hidden_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_cards_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     found = rungs_of(monkeypatch)
     assert (found["driver"].status, "card0" in found) == ("fail", False)
-    assert found["driver"].fix.startswith("CUDA_VISIBLE_DEVICES is 7")
+    assert found["driver"].fix.startswith("CUDA_VISIBLE_DEVICES ")

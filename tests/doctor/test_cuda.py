@@ -1,4 +1,4 @@
-"""Each rung says what is wrong with it, and what to do about that."""
+"""Each check of CUDA says what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,16 @@ def found_of(is_wanted: bool = True, **changed: Any) -> dict[str, Check]:
     return checks
 
 
-def test_on_a_whole_ladder_each_rung_says_what_it_is_and_its_file() -> None:
+def test_passing_checks_name_versions_and_files() -> None:
     found = found_of()
     assert {each.status for each in found.values()} == {"pass"}
-    assert found["driver"].found == "takes code of CUDA 12.8: /usr/lib/libcuda.so.570"
-    assert found["nvrtc"].found == "12.6 writes PTX 8.5, the driver takes up to 8.7: /venv/libnvrtc.so.12"
-    assert found["card0"].found == "NVIDIA T4, capability 7.5, at 0000:01:00.0, 14.0 of 16.0 GB free"
+    assert "CUDA 12.8" in found["driver"].found
+    assert found["driver"].found.endswith(": /usr/lib/libcuda.so.570")
+    assert "PTX 8.5" in found["nvrtc"].found
+    assert "8.7" in found["nvrtc"].found
+    assert found["nvrtc"].found.endswith(": /venv/libnvrtc.so.12")
+    for part in ("NVIDIA T4", "7.5", "0000:01:00.0", "14.0", "16.0 GB"):
+        assert part in found["card0"].found
     assert list(found) == ["libgpuarray", "driver", "nvrtc", "cublas", "card0"]
 
 
@@ -54,7 +58,7 @@ def test_on_a_whole_ladder_each_rung_says_what_it_is_and_its_file() -> None:
         *(((12, 6), (8, 5)), ((12, 8), (8, 7)), ((12, 9), (8, 8)), ((13, 0), (9, 0)), ((13, 5), (9, 5))),
     ],
 )
-def test_of_each_version_of_cuda_the_newest_ptx_is_known(version: tuple[int, int], ptx: tuple[int, int]) -> None:
+def test_newest_ptx_of_each_version_of_cuda_is_known(version: tuple[int, int], ptx: tuple[int, int]) -> None:
     assert newest_ptx(version) == ptx
 
 
@@ -62,29 +66,30 @@ def test_of_each_version_of_cuda_the_newest_ptx_is_known(version: tuple[int, int
 def test_ptx_newer_than_the_driver_is_a_fault(driver: list[int]) -> None:
     newer = {**WHOLE["nvrtc"], "ptx": [9, 1]}
     check = found_of(nvrtc=newer, driver={**WHOLE["driver"], "version": driver})["nvrtc"]
-    assert (check.status, check.fix[:43]) == ("fail", "a newer driver, or the NVRTC that fits this")
+    assert check.status == "fail"
+    assert "NVRTC" in check.fix
     for version, ptx in (([12, 5], [8, 5]), ([12, 6], [8, 5])):  # NVRTC may be newer, if what it writes is not
         changed = {"driver": {**WHOLE["driver"], "version": version}, "nvrtc": {**WHOLE["nvrtc"], "ptx": ptx}}
         assert found_of(**changed)["nvrtc"].status == "pass"
 
 
-def test_without_a_driver_that_alone_is_said_unless_a_run_asks_for_it(tmp_path: Path) -> None:
+def test_missing_driver_is_the_only_finding_unless_requested(tmp_path: Path) -> None:
     missing = {"driver": NOT_THERE, "nvrtc": NOT_THERE, "cublas": NOT_THERE, "card0": None}
     nothing = {name: value for name, value in {**WHOLE, **missing}.items() if value}
     found = {each.name: each for each in rungs(nothing, is_wanted=False) if each.name not in ("pygpu", "libgpuarray")}
-    words = "no NVIDIA driver: there is no libcuda.so.1, nor an NVIDIA card on the PCI bus"
-    assert found == {"driver": Check("driver", "absent", words)}
+    assert found == {"driver": Check("driver", "absent", found["driver"].found)}
+    assert "libcuda.so.1" in found["driver"].found
     card = tmp_path / "0000:01:00.0"
     card.mkdir()
     (card / "class").write_text("0x030200\n")
     (card / "vendor").write_text("0x10de\n")
     found = {each.name: each for each in rungs(nothing, is_wanted=True)}
-    assert found["driver"].found.endswith("though the PCI bus shows an NVIDIA card (0000:01:00.0)")
+    assert "(0000:01:00.0)" in found["driver"].found
     assert "apt-get install nvidia-driver" in found["driver"].fix
     assert {found[name].status for name in ("driver", "nvrtc", "cublas")} == {"fail"}
 
 
-def test_what_fails_on_a_machine_with_a_driver_is_a_doubt_until_a_run_asks_for_it() -> None:
+def test_faults_of_cuda_are_warnings_unless_it_is_requested() -> None:
     for is_wanted, status in ((True, "fail"), (False, "warn")):
         found = found_of(is_wanted, nvrtc=NOT_THERE, card0={**CARD, "error": "cannot be opened: error 46"})
         assert {name for name, each in found.items() if each.status == status} == {"nvrtc", "card0"}
@@ -93,25 +98,26 @@ def test_what_fails_on_a_machine_with_a_driver_is_a_doubt_until_a_run_asks_for_i
 @pytest.mark.parametrize(
     ("driver", "says"),
     [
-        ({"error": "cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)"}, "but cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
-        ({"n_cards": 0}, "but sees no card"),
+        ({"error": "cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)"}, "cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        ({"n_cards": 0}, "no card"),
     ],
 )
-def test_a_driver_that_does_not_start_or_sees_no_card_fails(driver: dict[str, Any], says: str) -> None:
+def test_driver_that_fails_to_start_or_sees_no_card_fails(driver: dict[str, Any], says: str) -> None:
     check = found_of(driver={**WHOLE["driver"], **driver})["driver"]
     assert check.status == "fail"
     assert says in check.found
     assert "--gpus all" in check.fix
 
 
-def test_what_keeps_a_driver_from_making_kernels_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     no_card = {**WHOLE["driver"], "n_cards": 0, "jit": False}
     check = found_of(driver=no_card)["kernels"]
-    assert "libnvidia-ptxjitcompiler.so.1 is not found" in check.found
+    assert "libnvidia-ptxjitcompiler.so.1" in check.found
     assert "kernels" not in found_of(driver={**WHOLE["driver"], "jit": False}), "a card has shown that it can"
     monkeypatch.setenv("CUDA_DISABLE_PTX_JIT", "1")
     check = found_of()["kernels"]
-    assert (check.status, check.found[:27]) == ("fail", "CUDA_DISABLE_PTX_JIT is set")
+    assert check.status == "fail"
+    assert check.found.startswith("CUDA_DISABLE_PTX_JIT ")
 
 
 @pytest.mark.parametrize(
@@ -120,29 +126,28 @@ def test_what_keeps_a_driver_from_making_kernels_is_told(monkeypatch: pytest.Mon
         ({"error": "the driver refuses NVRTC's kernel: error 221", "code": 221}, "libnvidia-ptxjitcompiler.so.1"),
         (
             {"error": "the driver refuses NVRTC's kernel: error 222", "code": 222},
-            "a newer driver, or the NVRTC that fits",
+            "NVRTC",
         ),
         ({"error": "the driver refuses NVRTC's kernel: error 223", "code": 223}, "unset CUDA_DISABLE_PTX_JIT"),
-        ({"error": "NVRTC makes no kernel of compute_10: INVALID"}, "an NVRTC that knows this card"),
-        ({"error": "cannot be opened: error 46"}, "nvidia-smi says more"),
+        ({"error": "NVRTC makes no kernel of compute_10: INVALID"}, "NVRTC"),
+        ({"error": "cannot be opened: error 46"}, "nvidia-smi"),
     ],
 )
-def test_a_card_that_takes_no_kernel_says_what_to_do(told: dict[str, Any], fix: str) -> None:
+def test_card_that_accepts_no_kernel_comes_with_a_fix(told: dict[str, Any], fix: str) -> None:
     check = found_of(card0={**CARD, **told})["card0"]
     assert check.status == "fail"
-    assert check.fix.startswith(fix) or fix in check.fix
+    assert fix in check.fix
 
 
-def test_a_process_that_hangs_in_the_driver_is_told_and_what_it_has_said_counts() -> None:
+def test_hanging_driver_keeps_the_findings_made_before() -> None:
     found = found_of(driver={"files": ["/usr/lib/libcuda.so.570"]}, failed="no answer within 60 s")
     assert (found["cuda"].status, found["cuda"].found) == ("fail", "no answer within 60 s")
-    assert found["nvrtc"].found == "12.6 writes PTX 8.5: /venv/libnvrtc.so.12"
+    assert "PTX 8.5" in found["nvrtc"].found
+    assert found["nvrtc"].found.endswith(": /venv/libnvrtc.so.12")
 
 
 @pytest.mark.process
-def test_who_computes_on_a_card_is_named_as_far_as_nvidia_smi_tells(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_processes_on_a_card_are_named_by_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     program = tmp_path / "nvidia-smi"
     lines = "4711, python3, 2000 MiB, 00000000:01:00.0\\n4712, other, 1 MiB, 00000000:02:00.0\\nodd\\n"
@@ -150,6 +155,8 @@ def test_who_computes_on_a_card_is_named_as_far_as_nvidia_smi_tells(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     check = {each.name: each for each in rungs(WHOLE, is_wanted=True)}["card0"]
-    assert check.found.endswith("14.0 of 16.0 GB free; python3 (4711) has 2000 MiB")
+    for part in ("16.0 GB", "python3 (4711)", "2000 MiB"):
+        assert part in check.found
+    assert "4712" not in check.found
     program.write_text("#!/bin/sh\nexit 9\n")
     assert cuda._users() == []

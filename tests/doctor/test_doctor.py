@@ -30,39 +30,32 @@ def doctor(folder: Path, *flags: str, **variables: str | Path | None) -> tuple[i
     return done.returncode, {each["name"]: each for each in answer["checks"]} | {"libraries": answer["libraries"]}
 
 
-def test_what_to_do_comes_first_and_then_the_ladder_from_below() -> None:
+def test_page_lists_fixes_first_and_then_all_checks() -> None:
     checks = [
         Check("a", "pass", "fine /lib/b.so"),
         Check("b", "absent", "none", "get it"),
         Check("c", "warn", "hm", "do"),
     ]
-    assert page(checks, {"libhdf5": ["/lib/libhdf5.so", "/lib/b.so"]}).splitlines() == [
-        "Nothing has to be mended; 1 doubt.",
-        "",
-        "What to do, in this order:",
-        "   1. c: do",
+    lines = page(checks, {"libhdf5": ["/lib/libhdf5.so", "/lib/b.so"]}).splitlines()
+    assert lines[1:5:2] == ["", "   1. c: do"]
+    assert lines[4:10] == [
         "",
         "PASS a           fine /lib/b.so",
         "-    b           none",
         "     -> get it",
         "WARN c           hm",
         "",
-        "Other libraries that were loaded:",
-        "     /lib/libhdf5.so",
     ]
-    failed = page([*checks, Check("d", "fail", "x " * 100, "mend it")], {}).splitlines()
-    assert failed[:5] == [
-        "1 thing to mend before a run.",
-        "",
-        "What to do, in this order:",
-        "   1. d: mend it",
-        "   2. c: do",
-    ]
+    assert lines[11:] == ["     /lib/libhdf5.so"]  # the other one is named above
+    failed = page([*checks, Check("d", "fail", "x " * 100, "fix it")], {}).splitlines()
+    assert failed[3:5] == ["   1. d: fix it", "   2. c: do"]
     assert all(len(line) <= 120 for line in failed)
-    assert page(checks[:1], {}).splitlines() == ["All is well.", "", "PASS a           fine /lib/b.so"]
+    assert page(checks[:1], {}).splitlines()[1:] == ["", "PASS a           fine /lib/b.so"]
+    first_lines = {lines[0], failed[0], page(checks[:1], {}).splitlines()[0]}
+    assert len(first_lines) == 3
 
 
-def test_the_exit_code_tells_settings_and_packages_from_the_machine() -> None:
+def test_exit_code_separates_settings_from_the_machine() -> None:
     checks = [Check("a", "warn", "hm", is_setting=True), Check("b", "pass", "fine"), Check("c", "absent", "none")]
     assert exit_code(checks) == 0
     assert exit_code([*checks, Check("d", "fail", "bad")]) == 1
@@ -71,14 +64,14 @@ def test_the_exit_code_tells_settings_and_packages_from_the_machine() -> None:
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_where_all_is_well_each_device_has_computed_and_the_libraries_files_are_named(tmp_path: Path) -> None:
+def test_working_machine_passes_with_devices_and_library_files(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, "--output", "deep/below/features")
     assert code == 0
     assert {found[name]["status"] for name in ("python", "packages", "compiler", "output", "cpu", "cache", "blas")} == {
         "pass"
     }
-    assert "features are NumPy's but for " in found["cpu"]["found"]
-    assert re.fullmatch(r"[\d,]+ GFLOP/s in float32: /.*/libscipy_openblas.*", found["blas"]["found"])
+    assert found["cpu"]["found"]
+    assert re.fullmatch(r"[\d,]+ GFLOP/s .*: /.*/libscipy_openblas.*", found["blas"]["found"])
     assert found["driver"]["status"] in ("pass", "absent"), "nothing of CUDA is asked for"
     assert all(Path(path).exists() for paths in found["libraries"].values() for path in paths)
     assert {"blas", "hdf5"} <= set(found["libraries"])
@@ -87,85 +80,91 @@ def test_where_all_is_well_each_device_has_computed_and_the_libraries_files_are_
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_a_python_without_packages_can_ask_too(tmp_path: Path) -> None:
+def test_doctor_runs_in_a_python_without_packages(tmp_path: Path) -> None:
     command = [sys.executable, "-S", REPOSITORY / "scripts/doctor.py", "--json"]
     env = environment(PYTHONPATH=None)
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=300)
     found = {each["name"]: each for each in json.loads(done.stdout)["checks"]}
     assert (done.returncode, found["cpu"]["status"]) == (78, "fail")
-    assert found["cpu"]["found"] == "there is no Theano in this Python, so nothing is computed here"
-    assert "shardpress needs 3.11 with what make setup installs" in found["cpu"]["fix"]
+    assert "Theano" in found["cpu"]["found"]
+    assert "make setup" in found["cpu"]["fix"]
     assert found["compiler"]["status"] == found["output"]["status"] == "pass"
 
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_without_a_compiler_that_is_what_to_mend(tmp_path: Path) -> None:
+def test_missing_compiler_is_the_fault(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, PATH="/nonexistent")
     assert code == 1
     assert found["compiler"]["status"] == found["cpu"]["status"] == "fail"
     assert "apt-get install g++" in found["compiler"]["fix"]
-    assert "no C++ compiler: g++ was not found" in found["cpu"]["found"]
+    assert "g++" in found["cpu"]["found"]
 
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_a_device_that_was_asked_for_and_is_not_there_is_told_and_the_others_are_tried(tmp_path: Path) -> None:
+def test_missing_requested_device_fails_and_others_are_checked(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, THEANO_FLAGS="device=cuda103")
     assert code == 1
-    assert "device=cuda103 cannot be used: " in found["cuda103"]["found"]
+    assert "device=cuda103 " in found["cuda103"]["found"]
     assert found["cpu"]["status"] == "pass"
 
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_settings_that_theano_does_not_understand_are_told_once_and_apart(tmp_path: Path) -> None:
+def test_invalid_theano_settings_are_reported_once(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, THEANO_FLAGS="devise=cuda")
     assert code == 78
-    assert "Theano has no flag 'devise'. Did you mean device?" in found["cpu"]["found"]
+    assert "'devise'" in found["cpu"]["found"]
     assert "opencl0:0" not in found
 
 
 @pytest.mark.process
-def test_packages_that_break_everything_are_named_with_what_to_type(tmp_path: Path) -> None:
+def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     (broken / "numpy-2.4.6.dist-info").mkdir(parents=True)
     (broken / "numpy.py").write_text("raise ImportError('half installed')")
     code, found = doctor(tmp_path, PYTHONPATH=broken)
     assert code == 78
-    assert found["packages"]["found"] == "numpy 2.4.6 is installed, expected <2,>=1.26.4"
-    assert found["packages"]["fix"].endswith("-m pip install 'numpy<2,>=1.26.4'")
+    assert found["packages"]["found"].startswith("numpy 2.4.6 ")
+    assert "<2,>=1.26.4" in found["packages"]["found"]
+    assert found["packages"]["fix"].endswith(" install 'numpy<2,>=1.26.4'")
     assert "half installed" in found["cpu"]["found"]
     assert found["compiler"]["status"] == "pass", "the others are looked at"
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("program", "found"),
+    ("program", "words"),
     [
-        ("time.sleep(100)", {"failed": "no answer within 2 s"}),
-        ("os.abort()", {"failed": "the process that tried it ended with -6: it said nothing"}),
-        ("sys.exit('odd version')", {"failed": "the process that tried it ended with 1: odd version"}),
-        ("tell(done=True); os.abort()", {}),
+        ("time.sleep(100)", " 2 s"),
+        ("os.abort()", " -6"),
+        ("sys.exit('odd version')", " 1: odd version"),
+        ("tell(done=True); os.abort()", ""),
     ],
 )
-def test_a_device_that_hangs_or_crashes_costs_nothing_but_an_answer(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, found: dict[str, Any]
+def test_hanging_or_crashing_device_keeps_earlier_findings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, words: str
 ) -> None:
     """What it has told before counts."""
     source = "import json, os, sys, time\ndef tell(**found): print(json.dumps(found), flush=True)\ndef main():\n"
     (tmp_path / "odd_device.py").write_text(f"{source}    print('1', 'noise'); tell(name='Card'); {program}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert collect_reports("odd_device", 2 if "sleep" in program else 60) == {"name": "Card", **found}
+    found = collect_reports("odd_device", 2 if "sleep" in program else 60)
+    assert ("failed" in found) == bool(words)
+    assert words in found.pop("failed", "")
+    assert found == {"name": "Card"}
 
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_features_that_are_not_numpys_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_different_from_numpy_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Model.encode
     monkeypatch.setattr(Model, "encode", lambda model, rows: encode(model, rows) + 1e-3 * np.eye(len(rows), 8))
     failed = [found["failed"] for found in devices._probe() if "failed" in found]
-    assert failed == ["its features differ from NumPy's by 0.001, expected 0.0001 at most"]
+    (message,) = failed
+    assert "0.001" in message
+    assert "0.0001" in message
 
 
 CARDS = {"card0": {"place": "0000:01:00.0"}, "card1": {"place": "0000:02:00.0"}}
@@ -180,7 +179,7 @@ CARDS = {"card0": {"place": "0000:01:00.0"}, "card1": {"place": "0000:02:00.0"}}
         ("opencl0:0", "", ["cuda0", "cuda1"]),
     ],
 )
-def test_each_device_is_tried_once(
+def test_each_device_is_checked_once(
     monkeypatch: pytest.MonkeyPatch, chosen: str, place: str | None, others: list[str]
 ) -> None:
     monkeypatch.setattr(devices, "find_spec", lambda name: name)
@@ -199,7 +198,7 @@ def test_each_device_is_tried_once(
         ("", "no such [file", "cpu"),
     ],
 )
-def test_the_device_of_the_settings_is_known_without_theano(
+def test_requested_device_is_known_without_theano(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, file: str, device: str
 ) -> None:
     (tmp_path / "rc").write_text(f"[global]\n{file}\n")
@@ -208,27 +207,28 @@ def test_the_device_of_the_settings_is_known_without_theano(
     assert devices.wished() == device
 
 
-def test_a_card_says_how_fast_it_is_and_a_processor_what_it_multiplies_with() -> None:
+def test_speed_of_cards_and_blas_of_processors_are_reported() -> None:
     found = {"name": "Card", "seconds": 2.0, "difference": 1e-7, "flops": 5e13}
     card = {**found, "bytes_per_second": {"there": 1.2e10, "back": 6e9}}
     ((check, _),) = devices._of(card, "cuda0", "cpu")
-    proof = "Card: compiled anew in 2.0 s; features are NumPy's but for 1e-07"
-    assert check.found == f"{proof}; 50,000 GFLOP/s; 12.0 GB/s there and 6.0 back; THEANO_FLAGS=device=cuda0 takes it"
+    for part in ("Card: ", "2.0 s", "1e-07", "50,000 GFLOP/s", "12.0 GB/s", "6.0", "THEANO_FLAGS=device=cuda0"):
+        assert part in check.found
     (blas, _), (check, _) = devices._of({**found, "blas": ""}, "cpu", "cpu")
-    assert (blas.status, blas.found) == ("warn", "none is linked, so NumPy's own is called: 50,000 GFLOP/s in float32")
-    assert check.found == f"{proof}; a run takes it"
+    assert blas.status == "warn"
+    assert "50,000 GFLOP/s" in blas.found
+    assert "GFLOP/s" not in check.found
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("compiler", "says"),
     [
-        ("echo 'x.cpp:1: fatal error: Python.h' >&2; exit 1", "cannot compile: x.cpp:1: fatal error: Python.h"),
-        ("for last; do :; done; printf '#!/bin/sh\\necho 3.9.2\\n' >$5; chmod +x $5", "has headers of Python 3.9.2"),
-        ("echo nothing >$5", "cannot be started in "),
+        ("echo 'x.cpp:1: fatal error: Python.h' >&2; exit 1", "x.cpp:1: fatal error: Python.h"),
+        ("for last; do :; done; printf '#!/bin/sh\\necho 3.9.2\\n' >$5; chmod +x $5", "Python 3.9.2"),
+        ("echo nothing >$5", "odd-g++"),
     ],
 )
-def test_a_compiler_has_to_compile_for_this_python_and_what_it_makes_to_run(
+def test_compiler_must_build_a_program_that_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, says: str
 ) -> None:
     program = tmp_path / "odd-g++"
@@ -241,18 +241,19 @@ def test_a_compiler_has_to_compile_for_this_python_and_what_it_makes_to_run(
     assert check.fix
 
 
-def test_a_place_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unwritable_output_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(dir: Path) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
     found = {each.name: each for each in machine.the_machine(str(tmp_path / "new/features"))}["output"]
     assert (found.status, found.fix) == ("fail", "--output elsewhere")
-    assert found.found == f"{tmp_path}: cannot be written, synced or locked: Read-only file system"
+    assert found.found.startswith(f"{tmp_path}: ")
+    assert found.found.endswith("Read-only file system")
 
 
 @pytest.mark.process
-def test_what_cannot_be_looked_at_does_not_hide_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_failing_check_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(*_arguments: object) -> Check:
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
@@ -260,5 +261,5 @@ def test_what_cannot_be_looked_at_does_not_hide_the_rest(monkeypatch: pytest.Mon
     monkeypatch.setattr(machine, "_place", broken)
     found = {each.name: each for each in (*machine.the_python(), *machine.the_machine(str(tmp_path)))}
     for name in ("broken", "output", "temporary"):
-        assert "cannot be looked at: UnicodeDecodeError" in found[name].found
+        assert "UnicodeDecodeError" in found[name].found
     assert {"python", "packages", "compiler", "memory", "open files"} <= set(found)

@@ -78,7 +78,7 @@ def told(seconds: float = 60) -> dict[str, Any]:
     return collect_reports("pipeline.doctor.cuda", seconds)
 
 
-def test_each_library_says_its_version_and_each_card_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_of_libraries_and_facts_of_cards_are_collected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_CARDS", "2")
     found = told()
     assert found["nvrtc"] == {"files": [str(folder / "libnvrtc.so")], "version": [12, 8], "ptx": [8, 7]}
@@ -90,10 +90,10 @@ def test_each_library_says_its_version_and_each_card_what_it_is(folder: Path, mo
     assert set(found) == {"libgpuarray", "cublas", "nvrtc", "driver", "card0", "card1"}
 
 
-def test_what_was_told_before_a_driver_hangs_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_before_a_hanging_driver_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_HANGS", "1")
     found = told(5)
-    assert found["failed"] == "no answer within 5 s"
+    assert "5 s" in found["failed"]
     assert found["nvrtc"]["ptx"] == [8, 7]
     assert found["driver"] == {"files": [str(folder / "libcuda.so")]}
 
@@ -103,38 +103,41 @@ def test_what_was_told_before_a_driver_hangs_counts(folder: Path, monkeypatch: p
     [
         (
             {"FAKE_LINK": "222"},
-            {"error": "the driver refuses NVRTC's kernel: CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)", "code": 222},
+            ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)", 222),
         ),
-        ({"FAKE_LINK": "221"}, {"error": "the driver refuses NVRTC's kernel: error 221", "code": 221}),
-        ({"FAKE_MAJOR": "10"}, {"error": "NVRTC makes no kernel of compute_10: NVRTC_ERROR_INVALID_OPTION"}),
-        ({"FAKE_OPENS": "46"}, {"error": "cannot be opened: error 46"}),
+        ({"FAKE_LINK": "221"}, ("error 221", 221)),
+        ({"FAKE_MAJOR": "10"}, ("compute_10: NVRTC_ERROR_INVALID_OPTION", None)),
+        ({"FAKE_OPENS": "46"}, ("error 46", None)),
     ],
 )
-def test_a_card_that_takes_no_kernel_says_why(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], error: dict[str, Any]
+def test_card_that_accepts_no_kernel_is_reported_with_its_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], error: tuple[str, int | None]
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     card = told()["card0"]
-    assert {name: card[name] for name in error} == error
+    words, code = error
+    assert card["error"].endswith(words)
+    assert card.get("code") == code
 
 
-def test_a_driver_that_does_not_start_says_why_and_its_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_that_fails_to_start_reports_its_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_INIT", "803")
     driver = told()["driver"]
     assert (driver["version"], driver["error"]) == ([12, 8], "cuInit: error 803")
 
 
-def test_a_driver_by_another_name_than_libgpuarrays_is_found(folder: Path) -> None:
+def test_driver_with_a_versioned_name_only_is_found(folder: Path) -> None:
     (folder / "libcuda.so").rename(folder / "libcuda.so.1")
     driver = told()["driver"]
     assert driver["beside"] == str(folder / "libcuda.so.1")
-    assert "libcuda.so: cannot open shared object file" in driver["error"]
+    assert driver["error"].startswith("libcuda.so: ")
     (check,) = (each for each in rungs({"driver": driver}, is_wanted=True) if each.name == "driver")
-    assert check.found == f"{folder / 'libcuda.so.1'} is there, but not libcuda.so, which libgpuarray opens"
+    assert check.found.startswith(f"{folder / 'libcuda.so.1'} ")
+    assert " libcuda.so" in check.found
 
 
-def test_of_a_library_that_passes_calls_on_both_files_are_named(folder: Path, library: Path) -> None:
+def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Path) -> None:
     """Its own name has no version, that of the real one has."""
     real = folder / "real" / "libcuda.so.570.1"
     real.parent.mkdir()
@@ -146,10 +149,11 @@ def test_of_a_library_that_passes_calls_on_both_files_are_named(folder: Path, li
     found = told()
     assert found["driver"]["files"] == [str(folder / "libcuda.so"), str(real)]
     (check,) = (each for each in rungs(found, is_wanted=True) if each.name == "driver")
-    assert check.found.endswith(f": {folder / 'libcuda.so'}, which passes on to {real}")
+    assert f": {folder / 'libcuda.so'}" in check.found
+    assert check.found.endswith(str(real))
 
 
-def test_without_any_library_each_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_libraries_are_reported_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of a machine that has them, too: files that cannot be loaded stand before them."""
     for name in ("libcuda.so", "libcuda.so.1", "libnvrtc.so", "libcublas.so"):
         (tmp_path / name).write_bytes(b"not a library")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 WHEEL = Path(sysconfig.get_path("purelib"))
 
 
-def test_every_kernel_of_a_training_and_of_its_encoder_compiles_for_old_and_new_cards(tmp_path: Path) -> None:
+def test_kernels_compile_for_old_and_new_cards(tmp_path: Path) -> None:
     sources = collect(tmp_path, "leaky")
     assert len(sources) > 50
     oldest, newest = compile_for(WHEEL, sources, [CAPABILITIES[0], CAPABILITIES[-1]])
@@ -23,19 +23,19 @@ def test_every_kernel_of_a_training_and_of_its_encoder_compiles_for_old_and_new_
     assert oldest.versions == newest.versions == [ptx_of(newest.nvrtc)], "which a driver of the same CUDA takes"
 
 
-def test_what_does_not_compile_is_told_for_each_card(tmp_path: Path) -> None:
+def test_failed_compilation_is_reported_for_each_card(tmp_path: Path) -> None:
     (tmp_path / "right.cu").write_text("__global__ void f(int *x) { *x = 1; }")
     (tmp_path / "wrong.cu").write_text("__global__ void f(int *x) { *x = nothing; }")
     (found,) = compile_for(WHEEL, sorted(tmp_path.glob("*.cu")), ["10.0"])
     assert list(found.failed) == ["wrong.cu"]
     (line,) = wrong(found)
     assert line.startswith(f"NVRTC {found.nvrtc}, capability 10.0: wrong.cu: error 6: ")
-    assert 'identifier "nothing" is undefined' in line
+    assert '"nothing"' in line
 
 
 @pytest.mark.parametrize(
     ("cuda", "ptx"),
     [("12.0", "8.0"), ("12.4", "8.4"), ("12.6", "8.5"), ("12.9", "8.8"), ("13.0", "9.0"), ("13.5", "9.5")],
 )
-def test_each_cuda_has_its_ptx(cuda: str, ptx: str) -> None:
+def test_ptx_version_of_each_cuda_is_known(cuda: str, ptx: str) -> None:
     assert ptx_of(cuda) == ptx

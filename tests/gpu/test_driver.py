@@ -18,12 +18,12 @@ def found_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
 
 
-def test_its_cuda_its_cards_and_its_file_are_told(tmp_path: Path) -> None:
+def test_driver_reports_its_cuda_cards_and_file(tmp_path: Path) -> None:
     file = driver(tmp_path, (12, 4), (9, 0), (7, 5))
     assert find_driver() == Driver(str(file), (12, 4), ((9, 0), (7, 5)))
 
 
-def test_one_that_crashes_over_its_cards_has_told_its_version(tmp_path: Path) -> None:
+def test_driver_that_crashes_later_still_reports_its_version(tmp_path: Path) -> None:
     file = driver(tmp_path, (13, 0), (9, 0), init="__builtin_trap();")
     assert find_driver() == Driver(str(file), (13, 0), ())
     driver(tmp_path, (12, 0), (9, 0), init="return 100;")  # CUDA_ERROR_NO_DEVICE
@@ -31,7 +31,7 @@ def test_one_that_crashes_over_its_cards_has_told_its_version(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("code", ["", "int cuDriverGetVersion(int *version) { return 34; }", "this is no library"])
-def test_what_is_no_driver_is_none(tmp_path: Path, code: str) -> None:
+def test_library_that_is_no_driver_is_none(tmp_path: Path, code: str) -> None:
     """Nothing that answers, a toolkit's stub to link with, and a file that cannot be loaded."""
     if code.startswith("this"):
         (tmp_path / "libcuda.so.1").write_text(code)
@@ -40,6 +40,6 @@ def test_what_is_no_driver_is_none(tmp_path: Path, code: str) -> None:
     assert find_driver() is None
 
 
-def test_one_that_hangs_is_none(tmp_path: Path) -> None:
+def test_hanging_driver_is_none(tmp_path: Path) -> None:
     library(tmp_path / "libcuda.so.1", "int cuDriverGetVersion(int *version) { for (;;) ; }")
     assert find_driver(seconds=0.2) is None

@@ -51,19 +51,21 @@ def versions(here: Environment) -> list[str]:
     return sorted(path.stem.split("-")[1] for path in here.path.glob("lib/shardpress-gpu/*.dist-info"))
 
 
-def test_without_a_driver_it_installs_what_most_take_and_says_what_to_do_next(
-    here: Environment, source: Path, nothing: Path
-) -> None:
+def test_no_driver_installs_widely_usable_libraries(here: Environment, source: Path, nothing: Path) -> None:
     done = set_up(here, "--from", source, near=nothing)
     assert done.returncode == 0, done.stderr
     environment, cuda, pygpu, takes, found, following = done.stdout.splitlines()
     assert environment == f"environment  {here.path}"
-    assert cuda == "CUDA         no driver here, so what every driver of CUDA 12.0 or later takes"
-    assert pygpu == "pygpu        0.7.6, with libgpuarray"
-    assert takes.startswith("installing   nvidia-cuda-nvrtc-cu12>=12,<12.1 and nvidia-cublas-cu12>=12,<13: ")
+    assert cuda.startswith("CUDA ")
+    assert "12.0" in cuda
+    assert pygpu.startswith("pygpu        0.7.6")
+    assert "nvidia-cuda-nvrtc-cu12>=12,<12.1" in takes
+    assert "nvidia-cublas-cu12>=12,<13" in takes
     folder = here.path / "lib/shardpress-gpu"
-    assert found == f"libraries    nvidia-cublas-cu12 12.9.3.13 and nvidia-cuda-nvrtc-cu12 12.0.140, in {folder}"
-    assert following == "next         THEANO_FLAGS=device=cuda shardpress doctor"
+    assert "nvidia-cublas-cu12 12.9.3.13" in found
+    assert "nvidia-cuda-nvrtc-cu12 12.0.140" in found
+    assert found.endswith(str(folder))
+    assert following.endswith(" THEANO_FLAGS=device=cuda shardpress doctor")
     assert libraries(here) == {
         **{name: name for name in OURS},
         "libnvrtc.so.12": "libnvrtc.so.12",
@@ -77,12 +79,10 @@ def test_without_a_driver_it_installs_what_most_take_and_says_what_to_do_next(
     assert not list(here.site.glob("nvidia*")), "another package may want others of them there"
 
 
-def test_again_it_does_nothing_and_after_an_update_of_the_driver_takes_what_fits_then(
-    here: Environment, source: Path, tmp_path: Path
-) -> None:
+def test_repeated_set_up_changes_libraries_with_the_driver(here: Environment, source: Path, tmp_path: Path) -> None:
     file, folder = driver(tmp_path / "driver", (12, 4), (8, 0)), here.path / "lib/shardpress-gpu"
     first = set_up(here, "--from", source, near=file.parent)
-    assert f"CUDA         for the driver's CUDA 12.4 ({file})" in first.stdout
+    assert f"CUDA 12.4 ({file})" in first.stdout
     assert versions(here) == ["12.4.127", "12.4.5.8"]
     made = folder.stat().st_ino
     again = set_up(here, "--from", tmp_path, near=file.parent)
@@ -97,7 +97,7 @@ def test_again_it_does_nothing_and_after_an_update_of_the_driver_takes_what_fits
     assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
 
 
-def test_what_an_interruption_has_left_is_mended(here: Environment, source: Path) -> None:
+def test_incomplete_installation_is_repaired(here: Environment, source: Path) -> None:
     assert set_up(here, "--from", source, "--for", "12.4").returncode == 0
     folder, whole = here.path / "lib/shardpress-gpu", libraries(here)
     for broken in (
@@ -116,44 +116,44 @@ def test_what_an_interruption_has_left_is_mended(here: Environment, source: Path
         assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
 
 
-def test_a_driver_too_old_for_any_wheel_is_told_before_anything_is_installed(
-    here: Environment, source: Path, tmp_path: Path
-) -> None:
+def test_too_old_driver_is_refused_before_installation(here: Environment, source: Path, tmp_path: Path) -> None:
     file = driver(tmp_path / "driver", (11, 4))
     done = set_up(here, "--from", source, near=file.parent)
     assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr.startswith(f"DeviceError: {file}: the driver takes code of CUDA 11.4, expected 12.0 or more. ")
+    assert done.stderr.startswith(f"DeviceError: {file}: ")
+    assert "CUDA 11.4, expected 12.0" in done.stderr
     assert not (here.path / "lib/shardpress-gpu").exists()
 
 
-def test_what_cannot_be_had_leaves_what_is_there(here: Environment, source: Path, tmp_path: Path) -> None:
+def test_failed_installation_keeps_the_earlier_one(here: Environment, source: Path, tmp_path: Path) -> None:
     assert set_up(here, "--from", source, "--for", "12.4").returncode == 0
     whole = libraries(here)
     done = set_up(here, "--from", tmp_path, "--for", "12.9")
     assert done.returncode == 69
     assert "No matching distribution found for nvidia-cuda-nvrtc-cu12<12.10,>=12" in done.stderr
-    last = "DeviceError: pip could not install nvidia-cuda-nvrtc-cu12>=12,<12.10 and nvidia-cublas-cu12>=12,<12.10"
-    assert done.stderr.splitlines()[-1].startswith(last)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("DeviceError: ")
+    assert "nvidia-cuda-nvrtc-cu12>=12,<12.10 and nvidia-cublas-cu12>=12,<12.10" in last
     assert libraries(here) == whole
 
 
-def test_libraries_that_would_come_first_are_warned_of(here: Environment, source: Path, tmp_path: Path) -> None:
+def test_libraries_found_first_are_warned_about(here: Environment, source: Path, tmp_path: Path) -> None:
     toolkit = library(tmp_path / "toolkit/libnvrtc.so").parent
     done = set_up(here, "--from", source, near=toolkit)
-    assert done.stdout.splitlines()[-2] == (
-        f"warning      LD_LIBRARY_PATH has libraries in {toolkit} that come before these: take it out"
-    )
+    warning = done.stdout.splitlines()[-2]
+    assert "LD_LIBRARY_PATH" in warning
+    assert str(toolkit) in warning
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--for", "11.8"], "argument --for: CUDA 11.8, expected 12.0 or later"),
-        (["--for", "12"], "argument --for: '12', expected a version of CUDA, such as 12.4"),
-        (["--from", "nowhere"], "argument --from: 'nowhere', expected a folder"),
+        (["--for", "11.8"], "argument --for: CUDA 11.8, expected 12.0"),
+        (["--for", "12"], "argument --for: '12', expected"),
+        (["--from", "nowhere"], "argument --from: 'nowhere', expected"),
     ],
 )
-def test_what_cannot_be_read_is_refused(here: Environment, arguments: list[str], says: str) -> None:
+def test_invalid_arguments_are_refused(here: Environment, arguments: list[str], says: str) -> None:
     done = set_up(here, *arguments)
     assert (done.returncode, done.stdout) == (64, "")
     assert says in done.stderr

@@ -64,7 +64,7 @@ def test_chunks_that_do_not_fit_are_decompressed_for_each_block(tmp_path, decomp
     assert len(decompressed) == 2 * 4
 
 
-def test_columns_of_a_chunk_are_shared_too(tmp_path, decompressed):
+def test_chunks_of_columns_are_decompressed_once(tmp_path, decompressed):
     write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4).T, chunks=(4, 50), compression="gzip")
     (shard,) = open_shards([str(tmp_path)], orientation="columns")
     CHUNKS.resize(10**6)
@@ -73,7 +73,7 @@ def test_columns_of_a_chunk_are_shared_too(tmp_path, decompressed):
     assert len(decompressed) == 2
 
 
-def test_a_window_of_the_training_decompresses_a_chunk_once(tmp_path, decompressed):
+def test_training_window_decompresses_each_chunk_once(tmp_path, decompressed):
     shard = shard_of(tmp_path, (50, 4))
     CHUNKS.resize(10**6)
     order = Order(np.arange(0, N_ROWS + 1, 5), np.empty(0, np.int64), 50, seed=1)
@@ -83,7 +83,7 @@ def test_a_window_of_the_training_decompresses_a_chunk_once(tmp_path, decompress
     assert len(decompressed) <= 2 * 2  # two windows, each with rows of both chunks at most
 
 
-def test_a_file_that_has_changed_is_not_read_from_the_cache(tmp_path, decompressed):
+def test_changed_file_is_not_read_from_the_cache(tmp_path, decompressed):
     shard = shard_of(tmp_path, (50, 4))
     CHUNKS.resize(10**6)
     read(Block(shard, 0, 10))
@@ -93,7 +93,7 @@ def test_a_file_that_has_changed_is_not_read_from_the_cache(tmp_path, decompress
     np.testing.assert_array_equal(read(Block(again, 0, 10)), np.ones((10, 4)))
 
 
-def test_a_failure_reaches_all_who_wait_and_is_not_kept():
+def test_failure_reaches_all_waiting_threads_and_is_not_cached():
     cache = ChunkCache(100)
     waiting = threading.Event()
     go = threading.Event()
@@ -119,7 +119,7 @@ def test_a_failure_reaches_all_who_wait_and_is_not_kept():
     assert bytes(cache.get("a", 10, lambda: memoryview(b"right"))) == b"right"
 
 
-def test_the_chunks_that_were_used_last_stay():
+def test_least_recently_used_chunks_are_evicted():
     cache = ChunkCache(20)
     made = []
 

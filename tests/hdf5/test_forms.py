@@ -22,7 +22,7 @@ F8, I8, I4 = np.dtype("<f8"), np.dtype("<i8"), np.dtype("<i4")
         ({"names": ["b", "a"], "formats": ["<f8", "<f8"], "offsets": [8, 0], "itemsize": 24}, (F8, 0, 2, ("a", "b"))),
     ],
 )
-def test_equal_numbers_side_by_side_are_found_in_a_record(record, found):
+def test_record_of_equal_adjacent_numbers_is_recognized(record, found):
     assert numbers_of(np.dtype(record)) == found
 
 
@@ -42,7 +42,7 @@ def test_equal_numbers_side_by_side_are_found_in_a_record(record, found):
         {"names": ["a", "b"], "formats": ["<f8", "<f8"], "offsets": [0, 4], "itemsize": 24},
     ],
 )
-def test_other_records_hold_none(record):
+def test_other_records_are_not_recognized(record):
     assert numbers_of(np.dtype(record)) is None
 
 
@@ -56,7 +56,7 @@ def test_other_records_hold_none(record):
         ("sparse", [(0,), (0,), (1,)], [F8, I4, I4], (0, 3), (0, 3)),
     ],
 )
-def test_rows_have_one_shape_whatever_their_form(form, shapes, dtypes, shape, found):
+def test_shape_of_rows_is_found_in_every_form(form, shapes, dtypes, shape, found):
     expected = dtypes[0]["a"] if form == "table" else dtypes[0]
     assert rows_of(form, shapes, dtypes, shape) == (found, expected)
 
@@ -89,12 +89,12 @@ SPARSE = ("sparse", [(7,), (7,), (6,)], [F8, I4, I8], (5, 3))
         ("sparse", [(7,), (6,)], [F8, I4], (5, 3)),
     ],
 )
-def test_what_makes_up_no_rows_is_refused(form, shapes, dtypes, shape):
+def test_parts_that_form_no_rows_are_refused(form, shapes, dtypes, shape):
     with pytest.raises((ValueError, TypeError)):
         rows_of(form, shapes, dtypes, shape)
 
 
-def test_a_path_is_taken_apart_as_hdf5_does():
+def test_paths_are_split_as_in_hdf5():
     for path in ("a/b/X", "/a//b/./X", "a/b/X/"):
         assert parts_of(path) == [b"a", b"b", b"X"]
         assert normal(path) == "a/b/X"
@@ -102,12 +102,12 @@ def test_a_path_is_taken_apart_as_hdf5_does():
     assert [split(path) for path in ("X", "/X", "a/X", "/a/b/X/")] == [("", "X"), ("", "X"), ("a", "X"), ("/a/b", "X")]
 
 
-def test_a_path_is_put_together_as_the_one_beside_it_is_spelled():
+def test_sibling_path_keeps_the_spelling_of_the_given_path():
     assert [beside(path, "y") for path in ("X", "/X", "a/X", "/a/X")] == ["y", "y", "a/y", "/a/y"]
     assert [under(group, "y") for group in ("/", "a", "a/")] == ["/y", "a/y", "a/y"]
 
 
-def test_a_name_of_any_bytes_comes_back():
+def test_name_of_any_bytes_survives_a_round_trip():
     for name in (b"a\xff", b"\xc3\xbc", b"\xed\xa0\x80", b"\xc3"):
         assert parts_of(text(name)) == [name]
         assert is_utf8(name) == (name == b"\xc3\xbc")

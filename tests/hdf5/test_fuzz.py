@@ -9,7 +9,7 @@ from tests.support.fuzzing import checksummed, fuzz, make_corpus
 pytestmark = pytest.mark.process
 
 
-def test_damaged_files_are_read_or_refused_and_reach_nothing_else():
+def test_damaged_files_are_read_or_refused_in_bounds():
     outcome = fuzz(300, seed=1)
     assert outcome.faults == []
     assert sum(outcome.counts.values()) == 300
@@ -23,7 +23,7 @@ def test_damaged_files_are_read_or_refused_and_reach_nothing_else():
     assert (most.n_calls < 2**16, most.n_reads < 2**10, most.n_bytes < 2**22) == (True, True, True), most
 
 
-def test_damage_with_repaired_checksums_is_read_or_refused():
+def test_files_with_repaired_checksums_are_read_or_refused():
     """Each change reaches the parser behind a checksum."""
     outcome = fuzz(120, seed=2, in_structures=True)
     assert outcome.faults == []
@@ -34,7 +34,7 @@ def test_damage_with_repaired_checksums_is_read_or_refused():
     assert outcome.n_bytes < 2**27
 
 
-def test_structures_are_found_with_their_checksums(tmp_path):
+def test_checksummed_structures_of_all_kinds_are_found(tmp_path):
     """All kinds that h5py writes, and those alone that are whole."""
     corpus = make_corpus(tmp_path, hostile.secret(tmp_path))
     found = {each.name for content, structures in checksummed(corpus) for each in structures}

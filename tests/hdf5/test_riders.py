@@ -18,7 +18,7 @@ PLAIN = [True, False]
 N = 6
 
 
-@pytest.fixture(params=PLAIN, ids=["understood as plain", "asked of the child"])
+@pytest.fixture(params=PLAIN, ids=["plain", "child"])
 def add(request, tmp_path, caplog):
     """Add datasets beside (N, 2) rows, and open them in either way; what is logged counts from then on."""
     path = write_shard(tmp_path / "x.h5", numbered(N))
@@ -45,13 +45,13 @@ def warnings_of(caplog):
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-# -- what rides ------------------------------------------------------------------------------------------------------
+# -- extras ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("how", [{}, {"chunks": True, "compression": "gzip"}], ids=["contiguous", "chunked"])
 @pytest.mark.parametrize("dtype", ["i8", ">f4", "S3", object])
-def test_one_value_for_each_row_rides_along_whatever_its_rank(add, how, dtype):
+def test_one_value_per_row_is_an_extra_in_any_rank(add, how, dtype):
     values = np.arange(N).astype("S3").astype(dtype)
     shapes = {"a": (N,), "b": (N, 1), "c": (N, 1, 1), "d": (1, N), "e": (1, 1, N)}
     shard = add(**{name: {"data": values.reshape(shape), **how} for name, shape in shapes.items()})
@@ -63,7 +63,7 @@ def test_one_value_for_each_row_rides_along_whatever_its_rank(add, how, dtype):
 
 @pytest.mark.process
 @pytest.mark.parametrize("shape", [(N,), (N, 1)])
-def test_an_array_for_each_row_rides_along_as_it_is(tmp_path, shape):
+def test_one_array_per_row_is_an_extra(tmp_path, shape):
     path, values = write_shard(tmp_path / "x.h5", numbered(N)), np.arange(2.0 * N).reshape(N, 2)
     with h5py.File(path, "a") as file:
         file.create_dataset("y", shape, np.dtype(("f8", 2)))[...] = values.reshape(*shape, 2)
@@ -71,7 +71,7 @@ def test_an_array_for_each_row_rides_along_as_it_is(tmp_path, shape):
     np.testing.assert_array_equal(read_riders(Block(shard, 2, 4))["y"], values[2:4])
 
 
-def test_an_array_for_each_row_rides_along_rows_first_only(tmp_path):
+def test_one_array_per_row_needs_rows_on_the_first_axis(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(N))
     with h5py.File(path, "a") as file:
         file.create_dataset("y", (1, N), np.dtype(("f8", 2)))[...] = np.ones((1, N, 2))
@@ -79,38 +79,39 @@ def test_an_array_for_each_row_rides_along_rows_first_only(tmp_path):
     assert (names(shard), [each.name for each in shard.left_out]) == ((), ["y"])
 
 
-# -- what does not, and who is told --------------------------------------------------------------------------------
+# -- other datasets, and what is logged ----------------------------------------------------------------------------
 
 
-def test_what_rides_along_and_what_does_not_stands_in_one_line(add, caplog):
+def test_extras_and_other_datasets_are_logged_in_one_line(add, caplog):
     add(y=range(N), id=range(N), labels=numbered(N, 3), **{"obs/z": range(N)}, scalar=3)
-    (line,) = [message for message in caplog.messages if "riding along" in message]
-    left_out, groups = "labels (shape (6, 3), expected (6,))", "--carry takes from the groups: obs"
-    assert line == f"input: riding along: id, y; left out: {left_out}; {groups}"
+    (line,) = [message for message in caplog.messages if "id, y" in message]
+    assert line.index("id, y") < line.index("labels (shape (6, 3), expected (6,))")
+    assert line.endswith(": obs")
+    assert "scalar" not in line
     assert not warnings_of(caplog)
 
 
-def test_it_is_said_too_that_nothing_rides_along(add, caplog):
+def test_file_without_extras_is_logged(add, caplog):
     add()
-    assert "input: riding along: nothing" in caplog.messages
+    assert any(message.endswith(": nothing") for message in caplog.messages)
 
 
 @pytest.mark.parametrize("shape", [(N - 1,), (N + 1,), (N - 1, 1)])
-def test_labels_for_another_number_of_rows_are_a_warning_with_both(add, caplog, shape):
+def test_labels_of_another_length_are_warned_about(add, caplog, shape):
     shard = add(y=np.zeros(shape))
     assert reasons(shard) == {"y": f"shape {shape}, expected (6,)"}
     (warning,) = warnings_of(caplog)
-    assert f"dataset=y: shape {shape}, expected (6,), does not ride along" in warning
+    assert f"dataset=y: shape {shape}, expected (6,)" in warning
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (1, 1), (N, 2), (3, N), (0, 0)])
-def test_nobody_is_warned_of_what_has_another_meaning(add, caplog, shape):
+def test_datasets_of_other_shapes_cause_no_warning(add, caplog, shape):
     """One value in all or for each column, and what has several for each row."""
     assert names(add(z=np.zeros(shape))) == ()
     assert not warnings_of(caplog)
 
 
-def test_a_file_keeps_its_rows_whatever_is_wrong_with_what_lies_beside_them(tmp_path, caplog):
+def test_unusable_extras_leave_rows_and_other_extras(tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(N))
     with h5py.File(path, "a") as file:
         file.create_dataset("empty", (N,), "i4", chunks=(2,))
@@ -121,18 +122,20 @@ def test_a_file_keeps_its_rows_whatever_is_wrong_with_what_lies_beside_them(tmp_
     (shard,) = open_shards([path])
     assert names(shard) == ("y",)
     found = reasons(shard)
-    assert "3 of them were never written" in found["empty"]
-    assert found["references"] == found["lists"] == "neither plain nor text"
-    assert found["long"] == "values of 1048577 bytes, expected 1048576 at most"
+    assert set(found) == {"empty", "references", "lists", "long"}
+    assert "3 of them" in found["empty"]
+    assert found["references"] == found["lists"]
+    assert "1048577" in found["long"]
+    assert "1048576" in found["long"]
     assert len(warnings_of(caplog)) == 4
 
 
-def test_what_has_a_name_that_cannot_be_written_does_not_ride(add, caplog):
+def test_extra_whose_name_is_not_utf8_is_left_out(add, caplog):
     assert names(add(**{"la\udcff": range(N), "ü": range(N)})) == ("ü",)
-    assert "dataset=la\\udcff: its name is not UTF-8" in warnings_of(caplog)[0]
+    assert "dataset=la\\udcff: " in warnings_of(caplog)[0]
 
 
-def test_a_damaged_description_costs_what_it_describes(tmp_path, caplog):
+def test_damaged_header_of_an_extra_costs_this_extra_alone(tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(N), riders={"y": range(N), "z": range(N)})
     with h5py.File(path) as file:
         place = h5py.h5o.get_info(file["y"].id).addr
@@ -140,23 +143,23 @@ def test_a_damaged_description_costs_what_it_describes(tmp_path, caplog):
     content[place] = 99  # the version of its header
     (tmp_path / "x.h5").write_bytes(content)
     assert names(open_shards([path])[0]) == ("z",)
-    assert "dataset=y: cannot be read" in warnings_of(caplog)[0]
+    assert "dataset=y: " in warnings_of(caplog)[0]
 
 
-def test_a_dataset_of_many_shards_is_told_once(tmp_path, caplog):
+def test_extra_left_out_of_many_shards_is_warned_about_once(tmp_path, caplog):
     paths = [write_shard(tmp_path / f"{i}.h5", numbered(N), riders={"y": range(5)}) for i in range(30)]
     open_shards(paths)
     (warning,) = warnings_of(caplog)
-    assert warning == f"file={paths[0]} dataset=y: shape (5,), expected (6,), does not ride along, in 30 shards"
+    assert warning.startswith(f"file={paths[0]} dataset=y: shape (5,), expected (6,)")
+    assert "30 shards" in warning
 
 
-def test_what_is_told_has_a_bound(tmp_path, caplog):
+def test_log_about_extras_is_bounded(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     beside = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), riders=beside)])
     assert len(shard.left_out) == limits.MOST_LEFT_OUT
     assert len(warnings_of(caplog)) == riding.MOST_WARNED + 1
     assert all(len(message) < 5000 for message in caplog.messages)
-    (line,) = [message for message in caplog.messages if "riding along" in message]
-    assert "and 130 more; left out: " in line
-    assert line.endswith("and 40 more")
+    (line,) = [message for message in caplog.messages if "130 more" in message]
+    assert line.endswith("40 more")

@@ -58,7 +58,7 @@ def random_storage(rng, shape):
 
 
 @pytest.mark.process
-def test_any_storage_of_any_dtype_is_read_as_h5py_reads_it(tmp_path):
+def test_every_storage_and_dtype_is_read_as_by_h5py(tmp_path):
     for seed in range(300):
         with case(seed=seed):
             rng = np.random.default_rng(seed)
@@ -107,7 +107,7 @@ def test_compact_data_is_read_from_the_metadata(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
 @pytest.mark.parametrize("chunks", [(2, 2), (5, 3), (1, 3)])
-def test_chunks_that_were_allocated_at_once_are_found_without_an_index(tmp_path, libver, chunks):
+def test_chunks_allocated_early_are_found_without_an_index(tmp_path, libver, chunks):
     rows = numbered(5, 3)
     early = {"set_chunk": (chunks,), "set_alloc_time": (h5py.h5d.ALLOC_TIME_EARLY,)}
     (shard,) = open_shards([low_level(tmp_path / "x.h5", rows, libver, **early)])
@@ -118,7 +118,7 @@ def test_chunks_that_were_allocated_at_once_are_found_without_an_index(tmp_path,
 @pytest.mark.parametrize(
     "filtered", [("set_shuffle",), ("set_deflate",), ("set_fletcher32",), ("set_shuffle", "set_deflate")]
 )
-def test_chunks_at_the_edge_may_be_stored_without_filters(tmp_path, filtered):
+def test_edge_chunks_stored_without_filters_are_read(tmp_path, filtered):
     """Which HDF5 does not tell by their masks, but by an option that h5py does not know."""
     rows = numbered(5, 3, dtype=np.int32)
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -134,7 +134,7 @@ def test_chunks_at_the_edge_may_be_stored_without_filters(tmp_path, filtered):
     np.testing.assert_array_equal(whole(shard), rows)
 
 
-def test_a_filter_that_a_chunk_was_stored_without_is_not_undone_for_it(tmp_path):
+def test_filters_masked_for_a_chunk_are_not_applied_to_it(tmp_path):
     rows = numbered(4, 2, dtype=np.int16)
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
@@ -162,7 +162,7 @@ def test_a_filter_that_a_chunk_was_stored_without_is_not_undone_for_it(tmp_path)
     ],
     ids=lambda values: str(values.dtype),
 )
-def test_riders_of_every_kind_come_back_with_what_h5py_notes_on_them(tmp_path, values):
+def test_extras_of_every_dtype_keep_the_metadata_of_h5py(tmp_path, values):
     path = write_shard(tmp_path / "x.h5", numbered(4), riders={"r": values})
     (shard,) = open_shards([path])
     found = read_riders(Block(shard, 1, 4))["r"]
@@ -172,7 +172,7 @@ def test_riders_of_every_kind_come_back_with_what_h5py_notes_on_them(tmp_path, v
     assert found.tobytes() == expected.tobytes()
 
 
-def test_long_values_ride_along_whichever_axis_they_lie_along(tmp_path):
+def test_long_extra_values_are_read_along_either_axis(tmp_path):
     texts = np.array([[f"{i}" * 200_000 for i in range(4)]], "S200000")
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), riders={"across": texts, "y": texts[0]})])
     found = read_riders(Block(shard, 1, 4))
@@ -181,7 +181,7 @@ def test_long_values_ride_along_whichever_axis_they_lie_along(tmp_path):
 
 @pytest.mark.process
 @pytest.mark.parametrize("padding", [h5py.h5t.STR_NULLTERM, h5py.h5t.STR_SPACEPAD])
-def test_texts_that_are_padded_in_another_way_are_read_as_h5py_reads_them(tmp_path, padding):
+def test_texts_with_any_padding_are_read_as_by_h5py(tmp_path, padding):
     path = write_shard(tmp_path / "x.h5", numbered(4))
     with h5py.File(path, "a") as file:
         kind = h5py.h5t.C_S1.copy()
@@ -196,7 +196,7 @@ def test_texts_that_are_padded_in_another_way_are_read_as_h5py_reads_them(tmp_pa
 
 
 @pytest.mark.process
-def test_long_texts_come_in_several_answers(tmp_path, monkeypatch):
+def test_long_texts_are_read_in_several_answers(tmp_path, monkeypatch):
     texts = np.array([b"x" * (i % 7 * 10_000) for i in range(3000)], object)
     path = write_shard(tmp_path / "x.h5", numbered(3000))
     with h5py.File(path, "a") as file:
@@ -210,17 +210,17 @@ def test_long_texts_come_in_several_answers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("n_bytes", [0, 99, 101, 2**20])
-def test_s8_a_chunk_that_unfolds_to_another_size_is_refused_and_takes_no_memory(tmp_path, n_bytes):
+def test_chunk_of_another_size_is_refused_with_rows_and_place(tmp_path, n_bytes):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         made = file.create_dataset("X", (10, 10), "u1", chunks=(10, 10), compression="gzip")
         made.id.write_direct_chunk((0, 0), zlib.compress(bytes(n_bytes)))
     (shard,) = open_shards([str(path)])
-    with refused(65, f"file={path} dataset=X rows=0:10", "chunk at [0, 0]", "expected 10", "damaged"):
+    with refused(65, f"file={path} dataset=X rows=0:10", "[0, 0]", "expected 10"):
         whole(shard)
 
 
-def test_i6_a_wrong_checksum_names_the_rows(tmp_path):
+def test_wrong_checksum_is_reported_with_its_rows(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(8), chunks=(4, 2), fletcher32=True)
     (shard,) = open_shards([path])
     offset = int(shard.layouts[0].index[0, 1])
@@ -230,7 +230,7 @@ def test_i6_a_wrong_checksum_names_the_rows(tmp_path):
     Path(path).write_bytes(content)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     np.testing.assert_array_equal(read(Block(shard, 0, 4)), numbered(4))
-    with refused(65, f"file={path} dataset=X rows=3:8", "chunk at [4, 0]", "checksum", "expected 0x", "copy it again"):
+    with refused(65, f"file={path} dataset=X rows=3:8", "[4, 0]", "checksum", "expected 0x"):
         read(Block(shard, 3, 8))
 
 
@@ -266,7 +266,7 @@ LAYOUTS = [{}, {"chunks": (2, 2), "compression": "gzip"}]
 
 
 @pytest.mark.parametrize("how", LAYOUTS, ids=str)
-def test_d5_short_reads_and_interruptions_change_nothing(tmp_path, calls, how):
+def test_short_and_interrupted_reads_change_nothing(tmp_path, calls, how):
     (shard,) = numbered_shards(tmp_path, 9, **how)
     count = iter(range(10**6))
 
@@ -282,7 +282,7 @@ def test_d5_short_reads_and_interruptions_change_nothing(tmp_path, calls, how):
 @pytest.mark.parametrize("how", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOENT])
-def test_i10_a_read_that_fails_for_a_moment_is_done_again_on_a_fresh_descriptor(tmp_path, calls, how, name, number):
+def test_failed_read_is_repeated_with_a_new_descriptor(tmp_path, calls, how, name, number):
     (shard,) = numbered_shards(tmp_path, 9, **how)
     act, _ = failing(number, 3)
     opened = []
@@ -294,17 +294,17 @@ def test_i10_a_read_that_fails_for_a_moment_is_done_again_on_a_fresh_descriptor(
 
 @pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_i10_a_read_that_fails_again_and_again_is_no_bad_data(tmp_path, calls, name, number):
+def test_persistent_read_failure_is_a_storage_error(tmp_path, calls, name, number):
     (shard,) = numbered_shards(tmp_path, 9)
     act, made = failing(number, 10**6)
     calls(name, act)
-    with refused(74, f"file={shard.path} dataset=X rows=2:7", os.strerror(number), "4 times", "Check the storage"):
+    with refused(74, f"file={shard.path} dataset=X rows=2:7", os.strerror(number), "4 times"):
         read(Block(shard, 2, 7))
     assert len(made) == 4
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-def test_d14_too_many_open_files_come_with_the_limit_to_raise(tmp_path, calls, number):
+def test_too_many_open_files_names_the_limit_to_raise(tmp_path, calls, number):
     (shard,) = numbered_shards(tmp_path, 9)
     calls("open", failing(number, 10**6)[0])
     with refused(71, shard.path, os.strerror(number), "ulimit -n"):
@@ -313,10 +313,10 @@ def test_d14_too_many_open_files_come_with_the_limit_to_raise(tmp_path, calls, n
         open_shards([shard.path])
 
 
-def test_permissions_that_went_away_are_told_as_such(tmp_path, calls):
+def test_lost_permission_is_reported_as_such(tmp_path, calls):
     (shard,) = numbered_shards(tmp_path, 9)
     calls("open", failing(errno.EACCES, 10**6)[0])
-    with refused(77, shard.path, "no permission to read", "chmod"):
+    with refused(77, shard.path, "chmod"):
         whole(shard)
 
 
@@ -346,14 +346,14 @@ CHANGES = [append, touch, replace, truncate]
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_i8_a_file_that_changed_since_it_was_vetted_is_refused(tmp_path, change):
+def test_file_changed_after_vetting_is_refused(tmp_path, change):
     (shard,) = numbered_shards(tmp_path, 100)
     change(shard.path)
-    with refused(65, shard.path, "changed during the run", "expected input that stays as it is"):
+    with refused(65, f"file={shard.path}", "changed"):
         whole(shard)
 
 
-def test_a_file_that_another_host_has_vetted_is_the_same_one(tmp_path):
+def test_file_vetted_on_another_host_is_accepted(tmp_path):
     """On a file system that hosts share, a file has one inode, but each host numbers its file systems by itself."""
     (shard,) = numbered_shards(tmp_path, 100)
     there = dataclasses.replace(shard.identity, device=shard.identity.device + 1)
@@ -362,7 +362,7 @@ def test_a_file_that_another_host_has_vetted_is_the_same_one(tmp_path):
 
 @pytest.mark.parametrize("how", LAYOUTS, ids=str)
 @pytest.mark.parametrize("change", [append, touch, truncate])
-def test_i8_a_file_that_changes_while_it_is_read_is_refused(tmp_path, calls, how, change):
+def test_file_changed_during_a_read_is_refused(tmp_path, calls, how, change):
     (shard,) = numbered_shards(tmp_path, 100, **how)
 
     def act(real, *arguments):
@@ -370,11 +370,11 @@ def test_i8_a_file_that_changes_while_it_is_read_is_refused(tmp_path, calls, how
         return real(*arguments)
 
     calls("preadv", act)
-    with refused(65, shard.path, "changed during the run"):
+    with refused(65, f"file={shard.path}", "changed"):
         whole(shard)
 
 
-def test_i9_a_file_that_is_deleted_while_it_is_read_is_read_to_its_end(tmp_path, calls):
+def test_file_deleted_during_a_read_is_read_to_its_end(tmp_path, calls):
     (shard,) = numbered_shards(tmp_path, 100)
 
     def act(real, *arguments):
@@ -385,11 +385,11 @@ def test_i9_a_file_that_is_deleted_while_it_is_read_is_read_to_its_end(tmp_path,
     np.testing.assert_array_equal(whole(shard), numbered(100))
 
 
-def test_a_fifo_in_place_of_a_vetted_file_does_not_hang(tmp_path):
+def test_fifo_in_place_of_a_vetted_file_does_not_block(tmp_path):
     (shard,) = numbered_shards(tmp_path, 3)
     os.unlink(shard.path)
     os.mkfifo(shard.path)
-    with refused(66, shard.path, "not a regular file"):
+    with refused(66, shard.path):
         whole(shard)
 
 
@@ -417,7 +417,7 @@ def test_reads_by_the_child_leave_no_descriptor_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_only_a_piece_is_in_memory_twice(tmp_path):
+def test_conversion_holds_one_piece_in_memory_twice(tmp_path):
     """What must be converted is so a megabyte at a time; chunks come one by one."""
     rows = np.zeros((2**14, 512), ">f4")
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows)])

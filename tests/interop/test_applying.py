@@ -32,7 +32,7 @@ def some_rows() -> np.ndarray:
     return MINIMUM + np.random.default_rng(1).random((20, 5)) * (MAXIMUM - MINIMUM)
 
 
-def test_scores_are_minus_the_mean_squared_errors(fitted: TiedAutoencoder) -> None:
+def test_scores_are_negative_mean_squared_errors(fitted: TiedAutoencoder) -> None:
     rows = some_rows()
     scaled = (rows - MINIMUM) / (MAXIMUM - MINIMUM)
     W, b_hidden, b_output = (fitted.model_.parameters[name].astype(float) for name in ("W", "b_hidden", "b_output"))
@@ -42,7 +42,7 @@ def test_scores_are_minus_the_mean_squared_errors(fitted: TiedAutoencoder) -> No
     assert fitted.score(rows) == pytest.approx(-errors.mean(), rel=1e-5)
 
 
-def test_decoded_features_are_rows_in_their_own_units(fitted: TiedAutoencoder) -> None:
+def test_decoded_features_are_rows_in_original_units(fitted: TiedAutoencoder) -> None:
     features = fitted.transform(some_rows())
     W, b_output = (fitted.model_.parameters[name].astype(float) for name in ("W", "b_output"))
     expected = MINIMUM + (features.astype(float) @ W.T + b_output) * (MAXIMUM - MINIMUM)

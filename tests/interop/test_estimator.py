@@ -48,7 +48,7 @@ def same_models(one: TiedAutoencoder, other: Any) -> bool:
 
 
 @pytest.mark.process
-def test_all_of_scikit_learns_checks_pass() -> None:
+def test_all_checks_of_scikit_learn_pass() -> None:
     """In a process of its own, since one of them needs a variable that is read while SciPy is imported."""
     ended = fresh(
         """
@@ -66,7 +66,7 @@ def test_all_of_scikit_learns_checks_pass() -> None:
         assert [check for check in done if check[1] != "passed"] == [], name
 
 
-def test_parameters_are_a_runs_settings_under_their_names_and_with_their_defaults() -> None:
+def test_parameters_are_settings_with_their_defaults() -> None:
     for name, value in TiedAutoencoder().get_params().items():
         assert value == SETTINGS[{"random_state": "seed"}.get(name, name)].default, name
     deciding = {name for name, setting in SETTINGS.items() if setting.affects in ("scan", "model")}
@@ -74,7 +74,7 @@ def test_parameters_are_a_runs_settings_under_their_names_and_with_their_default
     assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value"}
 
 
-def test_parameters_of_numpy_and_texts_count_like_a_runs() -> None:
+def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
     x = rows()
     expected = TiedAutoencoder(epochs=2, n_features=3, hidden=(8,), memory_budget=2**28, random_state=7).fit(x)
     given = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": np.array([8]).tolist()}
@@ -89,26 +89,26 @@ def test_parameters_of_numpy_and_texts_count_like_a_runs() -> None:
 @each(
     "parameters, said",
     [
-        ({"n_features": 9}, "n_features: 9, expected 1 to 8 for these rows"),
-        ({"batch_size": 121}, "batch_size: 121, expected 1 to 120"),
-        ({"epochs": 0}, "epochs: 0, expected 1 or more"),
-        ({"optimizer": "sgd"}, "optimizer: 'sgd', expected one of"),
-        ({"validation_fraction": 0.999}, r"Lower validation_fraction\."),
+        ({"n_features": 9}, "n_features: 9.* 8"),
+        ({"batch_size": 121}, "batch_size: 121.* 120"),
+        ({"epochs": 0}, "epochs: 0"),
+        ({"optimizer": "sgd"}, "optimizer: 'sgd'"),
+        ({"validation_fraction": 0.999}, "validation_fraction"),
     ],
 )
-def test_what_cannot_work_is_a_value_error_in_the_parameters_names(parameters, said) -> None:
+def test_invalid_parameter_is_a_value_error_with_its_name(parameters, said) -> None:
     with pytest.raises(ValueError, match=said):
         TiedAutoencoder(**parameters).fit(rows())
 
 
-def test_rows_of_which_nothing_can_be_learnt_are_refused() -> None:
-    with pytest.raises(ValueError, match="all 120 usable rows are the same"):
+def test_unusable_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=" 120 "):
         TiedAutoencoder().fit(np.ones((120, 4)))
-    with pytest.raises(ValueError, match=r"X has 4 columns, expected the 3 features"):
+    with pytest.raises(ValueError, match=r"X has 4 .* 3 "):
         TiedAutoencoder(**QUICK).fit(rows()).inverse_transform(np.ones((2, 4)))
 
 
-def test_it_is_at_home_in_pipelines_searches_and_column_transformers() -> None:
+def test_estimator_works_in_pipelines_and_searches() -> None:
     frame, y = pd.DataFrame(rows(), columns=[*"abcdefghi"]), np.arange(120) % 2
     steps = make_pipeline(TiedAutoencoder(**QUICK), LogisticRegression())
     search = GridSearchCV(steps, {"tiedautoencoder__n_features": [2, 3]}, cv=2).fit(frame, y)
@@ -122,7 +122,7 @@ def test_it_is_at_home_in_pipelines_searches_and_column_transformers() -> None:
     assert [*found.dtypes[:3]] == [np.float32, np.float32, np.float64]
 
 
-def test_the_lines_of_the_readme_run() -> None:
+def test_example_of_the_readme_runs() -> None:
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "TiedAutoencoder" in block]
     X, y = load_digits(return_X_y=True)
     found = {"X": X[:1000], "y": y[:1000]}
@@ -152,7 +152,7 @@ class Told:
         return context.task_name == "epoch" and context.task_id == 1
 
 
-def test_callbacks_are_told_of_each_epoch_and_may_stop() -> None:
+def test_callbacks_are_called_for_each_epoch_and_can_stop() -> None:
     told, x = Told(), rows()
     found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(told).fit(x)
     epoch = ["begin epoch", "end epoch"]
@@ -165,7 +165,7 @@ def test_callbacks_are_told_of_each_epoch_and_may_stop() -> None:
 
 
 @each("dtype", ["u1", "?", "f2", ">f4", "f8"])
-def test_a_run_and_a_fit_on_the_same_rows_give_the_same_bits(tmp_path: Path, dtype: str) -> None:
+def test_run_and_fit_on_the_same_rows_give_the_same_bits(tmp_path: Path, dtype: str) -> None:
     folder = tmp_path / dtype[-2:]
     folder.mkdir(exist_ok=True)
     x = (rows() > 70 if dtype == "?" else rows()).astype(dtype)
@@ -179,7 +179,7 @@ def test_a_run_and_a_fit_on_the_same_rows_give_the_same_bits(tmp_path: Path, dty
         assert found.n_iter_ == 2
 
 
-def test_a_model_that_was_fitted_encodes_shards_in_a_run(tmp_path: Path) -> None:
+def test_fitted_model_encodes_shards_in_a_run(tmp_path: Path) -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK).fit(x)
     (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
@@ -189,7 +189,7 @@ def test_a_model_that_was_fitted_encodes_shards_in_a_run(tmp_path: Path) -> None
     assert same_models(TiedAutoencoder.from_run(tmp_path / "out").partial_fit(x), fitted.partial_fit(x))
 
 
-def test_passes_over_all_rows_are_epochs_of_a_constant_rate_also_from_pickle_to_pickle() -> None:
+def test_partial_fits_equal_epochs_at_a_constant_rate() -> None:
     x = rows()
     settings = {"n_features": 3, "corruption": 0.25, "random_state": 5}
     whole = TiedAutoencoder(**settings, epochs=3, schedule="constant", validation_fraction=0, patience=0).fit(x)
@@ -201,7 +201,7 @@ def test_passes_over_all_rows_are_epochs_of_a_constant_rate_also_from_pickle_to_
     assert same_models(clone(passed).partial_fit(x).fit(x).partial_fit(x), clone(passed).fit(x).partial_fit(x))
 
 
-def test_further_passes_keep_the_scaling_and_go_on_from_what_a_fit_has_left() -> None:
+def test_partial_fit_after_fit_keeps_the_scaling() -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK, start="random").fit(x)
     before, error = fitted.model_, fitted.score(3 * x)
@@ -216,7 +216,7 @@ def test_further_passes_keep_the_scaling_and_go_on_from_what_a_fit_has_left() ->
 # -- kinds of arrays ---------------------------------------------------------------------------------------------
 
 
-def test_lazy_arrays_are_learnt_from_and_encoded_block_by_block() -> None:
+def test_lazy_arrays_are_fitted_and_encoded_by_block() -> None:
     x = rows(400_000, np.float32, 6)  # 9.6 MB, more than half a budget of 16 MiB
     lazy = da.from_array(x, chunks=(150_000, 4))
     settings = {"epochs": 1, "n_features": 3, "batch_size": 1024, "memory_budget": 2**24}
@@ -233,7 +233,7 @@ def test_lazy_arrays_are_learnt_from_and_encoded_block_by_block() -> None:
     np.testing.assert_allclose(back.compute(), fitted.inverse_transform(features))
 
 
-def test_lazy_rows_that_are_not_finite_or_of_unknown_number_are_refused() -> None:
+def test_lazy_rows_with_nan_or_unknown_length_are_refused() -> None:
     x = rows(dtype=np.float32)
     fitted = TiedAutoencoder(**QUICK).fit(x)
     x[50, 2] = np.nan
@@ -242,13 +242,13 @@ def test_lazy_rows_that_are_not_finite_or_of_unknown_number_are_refused() -> Non
         TiedAutoencoder(**QUICK).fit(lazy)
     with pytest.raises(ValueError, match="Input X contains NaN"):
         TiedAutoencoder(**QUICK, memory_budget=2**24).fit(da.concatenate([lazy] * 2200))
-    with pytest.raises(ValueError, match="row 10 of a block holds NaN or Inf"):
+    with pytest.raises(ValueError, match=r"row 10 .*NaN"):
         fitted.transform(lazy).compute()
-    with pytest.raises(ValueError, match="unknown number of rows"):
+    with pytest.raises(ValueError, match="unknown"):
         fitted.fit(lazy[lazy[:, 0] > 0])
 
 
-def test_a_disk_without_room_for_a_lazy_array_is_told_of_before_anything_is_computed(
+def test_full_disk_is_found_before_computing_a_lazy_array(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def full(*_: object) -> None:
@@ -256,11 +256,11 @@ def test_a_disk_without_room_for_a_lazy_array_is_told_of_before_anything_is_comp
 
     lazy = da.from_array(rows(), chunks=(40, 9)).map_blocks(pytest.fail, dtype=np.float64, meta=np.empty((0, 0)))
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with refused(74, "no room for 8640 bytes of a Dask array", "No space left on device. Set TMPDIR"):
+    with refused(74, "8640 bytes", "No space left on device", "TMPDIR"):
         computed(lazy, 8639)
 
 
-def test_frames_give_their_names_and_any_order_in_memory_the_same_bits() -> None:
+def test_frames_and_any_memory_order_give_the_same_bits() -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK).fit(x)
     frame = pd.DataFrame(x, columns=[*"abcdefghi"])
@@ -276,7 +276,7 @@ def test_frames_give_their_names_and_any_order_in_memory_the_same_bits() -> None
         assert fitted.transform(x[-n:]).tobytes() == fitted.transform(x)[-n:].tobytes()
 
 
-def test_a_model_with_names_refuses_frames_of_other_columns(tmp_path: Path) -> None:
+def test_model_with_column_names_refuses_other_columns(tmp_path: Path) -> None:
     frame = pd.DataFrame(rows(), columns=[*"abcdefghi"])
     fitted = TiedAutoencoder(**QUICK).fit(frame)
     path = tmp_path / "model.h5"
@@ -291,7 +291,7 @@ def test_a_model_with_names_refuses_frames_of_other_columns(tmp_path: Path) -> N
 # -- without Theano ----------------------------------------------------------------------------------------------
 
 
-def test_where_there_is_no_theano_numpy_does_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpy_replaces_a_missing_theano(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rows(9000)
     x[::7, 3] = np.nan
     for how in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
@@ -308,7 +308,7 @@ def test_where_there_is_no_theano_numpy_does_as_well(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.process
-def test_a_fitted_one_is_loaded_and_applied_without_theano(tmp_path: Path) -> None:
+def test_fitted_estimator_is_applied_without_theano(tmp_path: Path) -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK).partial_fit(x)
     (tmp_path / "fitted").write_bytes(pickle.dumps(fitted))
@@ -329,9 +329,9 @@ def test_a_fitted_one_is_loaded_and_applied_without_theano(tmp_path: Path) -> No
         """
     )
     assert ended.code == 0, ended.stderr
-    assert ended.facts.pop("fit").startswith(
-        "DeviceError: TiedAutoencoder learns by Theano, which is not installed here"
-    )
+    fit = ended.facts.pop("fit")
+    assert fit.startswith("DeviceError: ")
+    assert "Theano" in fit
     assert len(ended.facts) == 2
     for found in ended.facts.values():
         np.testing.assert_allclose(found, fitted.transform(x), rtol=1e-4, atol=1e-5)

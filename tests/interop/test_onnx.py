@@ -41,7 +41,7 @@ def run(model: Model, rows: np.ndarray) -> np.ndarray:
 
 
 @each("network", NETWORKS)
-def test_a_runtime_gives_the_features_of_the_model(network: Network) -> None:
+def test_onnx_runtime_gives_the_features_of_the_model(network: Network) -> None:
     for rows in (
         np.random.default_rng(1).integers(0, 256, (50, 4)).astype(np.uint8),
         MIDNIGHT + 100 * np.random.default_rng(1).random((50, 4)),
@@ -55,7 +55,7 @@ def test_a_runtime_gives_the_features_of_the_model(network: Network) -> None:
 
 
 @each("network", NETWORKS)
-def test_what_is_missing_or_outside_is_filled_and_clipped_there_as_well(network: Network) -> None:
+def test_onnx_encoder_imputes_and_clips(network: Network) -> None:
     rows = MIDNIGHT + 100 * np.random.default_rng(1).standard_normal((200, 4))
     low, high = np.quantile(rows, (0.1, 0.9), axis=0)
     rows[np.random.default_rng(2).random(rows.shape) < 0.1] = np.nan
@@ -63,14 +63,14 @@ def test_what_is_missing_or_outside_is_filled_and_clipped_there_as_well(network:
     np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
 
 
-def test_the_file_says_of_which_model_it_is() -> None:
+def test_onnx_file_names_its_model() -> None:
     model = model_of(NETWORKS[0], np.eye(4))
     made = onnx.load_model_from_string(encoder_onnx(model))
     assert {each.key: each.value for each in made.metadata_props} == {"fingerprint": model.fingerprint}
     assert made.producer_name == "shardpress"
 
 
-def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_onnx_is_reported_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with refused(69, "pip install 'shardpress[onnx]'"):
         encoder_onnx(model_of(NETWORKS[0], np.eye(4)))

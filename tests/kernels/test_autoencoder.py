@@ -65,7 +65,7 @@ def test_gradients_equal_central_finite_differences(cost_and_gradients):
         assert_close(gradient, expected, "cpu", "float32", "gradients")
 
 
-def test_gradients_equal_those_that_theano_derives_from_the_cost(cost_and_gradients):
+def test_gradients_equal_those_of_theano(cost_and_gradients):
     _, _, ours, theanos = cost_and_gradients
     for gradient, expected in zip(ours, theanos, strict=True):
         assert_close(gradient, expected, "cpu", "float32", "gradients")
@@ -77,7 +77,7 @@ def test_gradients_equal_those_that_theano_derives_from_the_cost(cost_and_gradie
 @pytest.mark.process
 @both_ways
 @each("working, dtype", crossed(SCALINGS, DTYPES))
-def test_rows_of_every_dtype_are_scaled_and_encoded_as_numpy_does(rng, dtype, working):
+def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:
         rows //= rows.dtype.type(rows.max() // 4 or 1)  # unscaled: nothing else keeps sigmoids from saturating
@@ -103,7 +103,7 @@ def test_rows_of_every_dtype_are_scaled_and_encoded_as_numpy_does(rng, dtype, wo
 
 @both_ways
 @each("dtype", DTYPES)
-def test_the_models_own_scaler_and_encoder_agree_with_the_device(rng, dtype):
+def test_scaler_and_encoder_of_the_model_agree_with_the_device(rng, dtype):
     rows = random_rows(rng, 40, dtype)
     rows[:, 2] = rows[0, 2]  # a constant column
     scaler = scaler_of(rows)
@@ -131,7 +131,7 @@ def images(rng, request):
 
 @both_ways
 @each("n_rows", [0, 1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 3 * TILE_ROWS + 5])
-def test_features_and_errors_of_a_row_are_the_same_bits_however_many_rows_follow(images, n_rows):
+def test_features_of_a_row_do_not_depend_on_the_rows_after_it(images, n_rows):
     autoencoder, rows = images
     features, errors = autoencoder.encode(rows[:n_rows]), autoencoder.errors(rows[:n_rows])
     assert features.shape == (n_rows, 24)
@@ -141,7 +141,7 @@ def test_features_and_errors_of_a_row_are_the_same_bits_however_many_rows_follow
 
 
 @both_ways
-def test_features_are_the_same_bits_however_calls_are_split_at_whole_tiles(images):
+def test_features_do_not_depend_on_splits_at_whole_tiles(images):
     autoencoder, rows = images
     whole = autoencoder.encode(rows)
     for cuts in ([1], [2], [3], [1, 2], [1, 3], [1, 2, 3]):
@@ -152,7 +152,7 @@ def test_features_are_the_same_bits_however_calls_are_split_at_whole_tiles(image
 
 
 @both_ways
-def test_features_go_where_they_are_told(images):
+def test_features_are_written_to_a_given_array(images):
     autoencoder, rows = images
     out = np.full((len(rows) + 2, 24), 7, dtype=np.float32)
     returned = autoencoder.encode(rows, out[1:-1])
@@ -162,7 +162,7 @@ def test_features_go_where_they_are_told(images):
 
 
 @both_ways
-def test_rows_are_left_as_they_were(images):
+def test_rows_are_not_changed(images):
     autoencoder, rows = images
     before = rows.copy()
     autoencoder.encode(rows)
@@ -173,7 +173,7 @@ def test_rows_are_left_as_they_were(images):
 @both_ways
 @each("network", [WIDE, DEEP])
 @each("bad", [np.nan, np.inf])
-def test_a_row_that_is_not_finite_touches_no_other(rng, bad, network):
+def test_row_that_is_not_finite_affects_no_other(rng, bad, network):
     rows = rng.random((TILE_ROWS + 9, 100), dtype=np.float32)
     autoencoder = random_autoencoder(rng, network)
     expected = autoencoder.encode(rows), autoencoder.errors(rows)
@@ -194,7 +194,7 @@ def test_nan_in_a_row_makes_all_its_features_nan(rng, network):
 
 @both_ways
 @each("shift, expected", [(300, 1), (-300, 0)])
-def test_units_far_from_zero_saturate_without_a_warning_or_nan(shift, expected):
+def test_extreme_units_saturate_without_a_warning_or_nan(shift, expected):
     autoencoder = Autoencoder(Network((2, 3)))
     autoencoder.set_parameters({"W": np.zeros((2, 3)), "b_hidden": np.full(3, shift), "b_output": np.zeros(2)})
     np.testing.assert_array_equal(autoencoder.encode(np.zeros((4, 2), np.float32)), np.full((4, 3), expected))
@@ -219,7 +219,7 @@ def test_every_function_is_compiled_once_for_each_dtype(rng, compiled):
 
 
 @both_ways
-def test_changing_the_parameters_or_the_learning_rate_compiles_nothing(rng, compiled):
+def test_changed_parameters_and_learning_rate_compile_nothing(rng, compiled):
     autoencoder, rows = random_autoencoder(rng), np.ones((2, N_INPUTS), np.float32)
     step = step_of(autoencoder)
     step(rows)
@@ -235,7 +235,7 @@ def test_changing_the_parameters_or_the_learning_rate_compiles_nothing(rng, comp
 # ---- parameters
 
 
-def test_parameters_come_back_as_float32_in_the_order_of_their_names(rng):
+def test_parameters_are_returned_as_float32_in_order(rng):
     autoencoder, p = Autoencoder(NETWORK), random_parameters(rng, NETWORK)
     autoencoder.set_parameters(float64(p))
     assert list(autoencoder.parameters()) == list(autoencoder.network.shapes)
@@ -246,14 +246,14 @@ def test_parameters_come_back_as_float32_in_the_order_of_their_names(rng):
 @each(
     "change, phrase",
     [
-        ({"b_output": None}, r"found arrays \['W', 'b_hidden'\], expected \['W', 'b_hidden', 'b_output'\]"),
-        ({"gain": np.ones(3)}, r"found arrays \['W', 'b_hidden', 'b_output', 'gain'\], expected"),
-        ({"W": np.ones((3, 7))}, r"array W has shape \(3, 7\), expected \(7, 3\)"),
-        ({"b_hidden": np.ones(1)}, r"array b_hidden has shape \(1,\), expected \(3,\)"),
-        ({"b_output": np.float32(1)}, r"array b_output has shape \(\), expected \(7,\)"),
+        ({"b_output": None}, r"\['W', 'b_hidden'\].*\['W', 'b_hidden', 'b_output'\]"),
+        ({"gain": np.ones(3)}, r"\['W', 'b_hidden', 'b_output', 'gain'\]"),
+        ({"W": np.ones((3, 7))}, r"\bW\b.*\(3, 7\).*\(7, 3\)"),
+        ({"b_hidden": np.ones(1)}, r"\bb_hidden\b.*\(1,\).*\(3,\)"),
+        ({"b_output": np.float32(1)}, r"\bb_output\b.*\(\).*\(7,\)"),
     ],
 )
-def test_parameters_of_other_names_or_shapes_are_refused_by_name_and_change_nothing(rng, change, phrase):
+def test_wrong_parameters_are_refused_and_change_nothing(rng, change, phrase):
     autoencoder = random_autoencoder(rng)
     before = autoencoder.parameters()
     values = {name: array for name, array in (random_parameters(rng, NETWORK) | change).items() if array is not None}
@@ -262,5 +262,5 @@ def test_parameters_of_other_names_or_shapes_are_refused_by_name_and_change_noth
     assert_same_arrays(autoencoder.parameters(), before)
 
 
-def test_the_exported_names_exist():
+def test_exported_names_exist():
     assert all(hasattr(module, name) for name in module.__all__)

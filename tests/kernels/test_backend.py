@@ -1,4 +1,4 @@
-"""The door to Theano: what happens without the device asked for, and on how many cores products run."""
+"""How Theano is loaded: the fallback if the requested device is missing, and the number of cores for products."""
 
 import ctypes
 from importlib.util import find_spec
@@ -52,19 +52,21 @@ except backend.DeviceUnavailable as error:
 
 @needs_pygpu
 @without_a_card
-def test_cuda_without_a_card_computes_on_the_cpu_after_one_warning_that_says_why():
+def test_cuda_without_a_card_computes_on_the_cpu_and_warns_once():
     ended = fresh(FALL_BACK, THEANO_FLAGS="device=cuda")
     device = ended.facts["device"]
     assert (device["requested"], device["used"]) == ("cuda", "cpu")
-    assert "no NVIDIA driver was found" in device["reason"]
     assert "libcuda.so" in device["reason"]
-    warning = f"device=cuda cannot be used, running on the CPU instead: {device['reason']}"
-    assert ended.stderr.splitlines() == [f"{warning}; `shardpress doctor` says what is missing"]
-    assert ended.facts["text"] == f"cpu ({device['name']}) instead of cuda: {device['reason']}"
+    (warning,) = ended.stderr.splitlines()
+    for part in ("device=cuda ", device["reason"], "shardpress doctor"):
+        assert part in warning
+    assert ended.facts["text"].startswith(f"cpu ({device['name']})")
+    assert ended.facts["text"].endswith(f"cuda: {device['reason']}")
     assert ended.facts["same"] == 1
     assert ended.facts["product"] == [[0, 1, 2], [3, 4, 5]]
     assert ended.facts["operations"] == ["Dot22"]
-    assert ended.facts["error"] == f"device=cuda cannot be used: {device['reason']}"
+    assert ended.facts["error"].startswith("device=cuda ")
+    assert device["reason"] in ended.facts["error"]
 
 
 REFUSED = """
@@ -80,31 +82,29 @@ for _ in range(2):
 @needs_pygpu
 @without_a_card
 @pytest.mark.parametrize(("require", "flags"), [("require=True", ""), ("", ",force_device=True")])
-def test_a_device_that_is_required_is_an_error_instead_without_a_warning(require, flags):
+def test_missing_required_device_is_an_error(require, flags):
     ended = fresh(REFUSED.format(require=require), THEANO_FLAGS=f"device=cuda{flags}")
     assert len(ended.facts["errors"]) == 2
-    assert all("device=cuda cannot be used: no NVIDIA driver" in error for error in ended.facts["errors"])
+    assert all("device=cuda " in error and "libcuda.so" in error for error in ended.facts["errors"])
     assert ended.stderr == ""
 
 
-def test_force_device_in_a_file_means_the_same(tmp_path):
+def test_force_device_in_a_file_requires_the_device(tmp_path):
     (tmp_path / ".theanorc").write_text(f"[global]\ndevice = {FILE}\nforce_device = True\n")
     ended = fresh(REFUSED.format(require=""), HOME=tmp_path)
-    assert [error.split(":")[0] for error in ended.facts["errors"]] == [f"device={FILE} cannot be used"] * 2
+    assert [error.split(" ")[0] for error in ended.facts["errors"]] == [f"device={FILE}"] * 2
 
 
-def test_missing_pygpu_is_named_with_what_installs_it():
+def test_missing_pygpu_is_named_with_its_installer():
     code = "import sys\nsys.modules['pygpu'] = None\n" + START + "facts |= {'used': device.used, 'why': device.reason}"
     ended = fresh(code, THEANO_FLAGS="device=cuda")
     assert ended.facts["used"] == "cpu"
-    assert (
-        "pygpu is not installed; install_pygpu.sh (in scripts/, or where pip puts programs) does it"
-        in ended.facts["why"]
-    )
+    assert "pygpu " in ended.facts["why"]
+    assert "install_pygpu.sh" in ended.facts["why"]
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_the_cpu_needs_no_pygpu_and_says_nothing():
+def test_cpu_needs_no_pygpu_and_logs_nothing():
     code = "import sys\nsys.modules['pygpu'] = None\n" + START + "facts |= {'used': device.used, 'text': str(device)}"
     ended = fresh(code, THEANO_FLAGS="device=cpu,force_device=True")
     assert ended.facts["used"] == "cpu"
@@ -137,7 +137,7 @@ facts["library"] = any(name.startswith(scipy_openblas32.get_lib_dir()) for name 
 """
 
 
-def test_products_run_in_the_openblas_that_we_install():
+def test_products_run_in_the_installed_openblas():
     ended = fresh(PRODUCTS, THEANO_FLAGS="optimizer_excluding=fused")
     assert ended.stderr == ""  # Theano warns when it has no BLAS
     assert ended.facts["modules"] > 0
@@ -162,10 +162,10 @@ facts["cores"] = len(os.sched_getaffinity(0))
 """
 
 
-def test_small_products_take_one_core_and_large_ones_all():
+def test_small_products_use_one_core_and_large_ones_all():
     facts = fresh(CORES, OPENBLAS_NUM_THREADS=None).facts
     assert facts["threads"] == [1, facts["cores"], 1]
 
 
-def test_the_users_number_of_blas_threads_wins():
+def test_number_of_blas_threads_set_by_the_user_is_kept():
     assert fresh(CORES, OPENBLAS_NUM_THREADS="2").facts["threads"] == [2, 2, 2]

@@ -40,12 +40,12 @@ def found(tmp_path_factory: pytest.TempPathFactory, pygpu: None) -> dict[str, An
     return told
 
 
-def test_what_is_copied_to_a_card_and_back_is_what_was_sent(found: dict[str, Any]) -> None:
+def test_copies_to_a_card_and_back_are_unchanged(found: dict[str, Any]) -> None:
     assert found["copies"] == []
 
 
 class Pieces:
-    """Rows that nobody has."""
+    """Rows that must not be read."""
 
     def __len__(self) -> int:
         return 2**32 // 784 + 1
@@ -54,11 +54,11 @@ class Pieces:
         raise AssertionError("asked for")
 
 
-def test_rows_that_libgpuarray_would_not_find_again_are_refused() -> None:
+def test_rows_of_more_than_4_gib_are_refused() -> None:
     """It counts their bytes in 32 bits, and gave others for those beyond."""
-    with pytest.raises(ValueError, match=r"4294967600 bytes of rows .* expected 4294967296 at most"):
+    with pytest.raises(ValueError, match=r"4294967600 bytes .*4294967296"):
         uploaded(Pieces(), 784, np.dtype(np.uint8), "rows")
 
 
-def test_sums_of_every_shape_are_numpys(found: dict[str, Any]) -> None:
+def test_sums_of_every_shape_equal_numpy(found: dict[str, Any]) -> None:
     assert found["sums"] == []

@@ -16,16 +16,16 @@ from tests.support.interpreters import fresh
 pytestmark = pytest.mark.process
 
 
-def test_with_no_room_anywhere_both_places_and_their_reasons_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_space_names_both_places_and_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(prefix: str, **_: object) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"/tmp/{prefix}")
 
     monkeypatch.setattr(compilecache.tempfile, "mkdtemp", full)
-    with pytest.raises(CompileCacheUnavailable, match=r"/home/x cannot be used \(Read-only .*\), nor .* No space"):
+    with pytest.raises(CompileCacheUnavailable, match=r"/home/x .*Read-only .*No space"):
         compilecache._temporary("/home/x", "Read-only file system")
 
 
-def test_g6_without_a_temporary_directory_the_compile_cache_is_one():
+def test_compile_cache_replaces_a_missing_temporary_directory():
     """As in a container that cannot be written to, or where the disk of all the usual places is full."""
     code = """
     import tempfile
@@ -37,7 +37,7 @@ def test_g6_without_a_temporary_directory_the_compile_cache_is_one():
     assert facts["temporary"] == facts["cache"]
 
 
-def test_what_is_noted_of_a_module_is_never_seen_half(tmp_path):
+def test_key_of_a_module_is_replaced_atomically(tmp_path):
     """Theano reads it without a lock, and removed a module whose note it found empty, though others had it loaded."""
     (tmp_path / "key.pkl").write_text("before")
     code = f"""
@@ -79,7 +79,7 @@ facts["kept"] = backend.load().config.gpuarray.cache_path
 INFORMATION = "Model: \t\t NVIDIA {}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-{}\n"
 
 
-def test_machines_that_share_a_cache_share_the_kernels_of_the_same_cards_alone(tmp_path: Path) -> None:
+def test_kernels_are_shared_between_machines_with_equal_cards(tmp_path: Path) -> None:
     machines = {"one": ["B200"], "another": ["B200", "B200"], "newer": ["B300"], "none": []}
     kept = {}
     for machine, cards in machines.items():
@@ -97,7 +97,7 @@ def test_machines_that_share_a_cache_share_the_kernels_of_the_same_cards_alone(t
 # ---- whose cache is trusted
 
 
-def test_s16_the_compile_cache_is_private_whatever_the_umask(tmp_path):
+def test_compile_cache_is_private_with_any_umask(tmp_path):
     code = """
     import os
     os.umask(0)
@@ -117,7 +117,7 @@ facts["base"] = backend.load().config.base_compiledir
 """
 
 
-def test_the_compile_caches_name_tells_theanos_and_numpys_versions(tmp_path):
+def test_name_of_the_compile_cache_has_theano_and_numpy_versions(tmp_path):
     import numpy as np
 
     name = Path(fresh(BASE, XDG_CACHE_HOME=tmp_path).facts["base"]).name
@@ -150,46 +150,47 @@ def flags_for(cache):
     return f"base_compiledir={cache.parent},compiledir_format={cache.name}"
 
 
-def test_code_in_a_private_cache_runs_so_the_trap_works(trap):
+def test_code_in_a_private_cache_runs(trap):
     cache, told = trap
     fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert told.exists()
 
 
 @pytest.mark.parametrize(
-    ("which", "mode", "phrase"),
+    ("which", "mode", "phrases"),
     [
-        ("cache", 0o770, "has mode 0770, expected 0700: Theano runs what it finds there. Run: chmod 700 {path}"),
-        ("cache", 0o705, "has mode 0705, expected 0700"),
-        ("base", 0o770, "{path} has mode 0770, so that other users can rename"),
-        ("base", 0o702, "chmod go-w"),
-        ("above", 0o777, "{path} has mode 0777, so that other users can rename"),
+        ("cache", 0o770, ["mode 0770", "expected 0700", "chmod 700 {path}"]),
+        ("cache", 0o705, ["mode 0705", "expected 0700"]),
+        ("base", 0o770, ["{path} ", "mode 0770"]),
+        ("base", 0o702, ["chmod go-w"]),
+        ("above", 0o777, ["{path} ", "mode 0777"]),
     ],
 )
-def test_s16_a_cache_that_others_may_write_is_refused_before_anything_in_it_runs(trap, which, mode, phrase):
+def test_cache_that_others_can_write_is_refused_before_use(trap, which, mode, phrases):
     cache, told = trap
     path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[which]
     path.chmod(mode)
     ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
-    assert phrase.format(path=path) in ended.facts["error"]
+    assert [phrase for phrase in phrases if phrase.format(path=path) not in ended.facts["error"]] == []
     assert not told.exists()
 
 
-def test_a_sticky_folder_like_tmp_may_hold_a_private_cache(tmp_path):
+def test_private_cache_in_a_sticky_directory_is_accepted(tmp_path):
     tmp_path.chmod(0o1777)
     assert fresh(UNSAFE, THEANO_FLAGS=f"base_compiledir={tmp_path}").facts == {}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
-def test_s16_a_cache_below_another_users_directory_is_refused(trap):
+def test_cache_in_a_directory_of_another_user_is_refused(trap):
     cache, told = trap
     os.chown(cache.parents[1], 12345, -1)
     ended = fresh(UNSAFE, THEANO_FLAGS=flags_for(cache))
-    assert f"{cache.parents[1]} belongs to user 12345" in ended.facts["error"]
+    assert f"{cache.parents[1]} " in ended.facts["error"]
+    assert "user 12345" in ended.facts["error"]
     assert not told.exists()
 
 
-def test_a_library_planted_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
+def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
     """GNU ld reads libgcc_s.so.1 from there, which can name any object file."""
     planted, cache = tmp_path / "planted", tmp_path / "cache"
     planted.mkdir()

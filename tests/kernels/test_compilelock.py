@@ -18,7 +18,7 @@ from kernels.compilelock import CompileLockHeld, get_lock, lock_ctx, release_loc
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A compile cache for whose lock nobody waits."""
+    """A compile cache whose lock has a timeout of 0 s."""
     config = SimpleNamespace(compiledir=str(tmp_path), compile=SimpleNamespace(timeout=0))
     monkeypatch.setitem(sys.modules, "theano", SimpleNamespace(config=config))  # type: ignore[arg-type]
     assert get_lock.n_lock == 0
@@ -37,7 +37,7 @@ def is_locked(cache: Path) -> bool:
     return False
 
 
-def test_the_outermost_of_nested_locks_holds(cache: Path) -> None:
+def test_outermost_of_nested_locks_decides(cache: Path) -> None:
     get_lock()
     with lock_ctx():
         assert is_locked(cache)
@@ -46,7 +46,7 @@ def test_the_outermost_of_nested_locks_holds(cache: Path) -> None:
     assert not is_locked(cache)
 
 
-def test_a_lock_can_be_kept_and_is_given_back_after_an_error(cache: Path) -> None:
+def test_lock_can_be_kept_and_is_released_after_an_error(cache: Path) -> None:
     with lock_ctx(keep_lock=True):
         pass
     assert is_locked(cache)
@@ -56,19 +56,19 @@ def test_a_lock_can_be_kept_and_is_given_back_after_an_error(cache: Path) -> Non
     assert not is_locked(cache)
 
 
-def test_a_wait_has_an_end_that_says_who_is_waited_for(cache: Path) -> None:
+def test_wait_ends_with_the_holder_of_the_lock(cache: Path) -> None:
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     os.write(holder, b"pid 7 on elsewhere")
     fcntl.flock(holder, fcntl.LOCK_EX)
     try_out(str(cache))  # which is no reason to take another cache
-    with pytest.raises(CompileLockHeld, match=rf"pid 7 on elsewhere has held {cache} for more than 0 s. End that proc"):
+    with pytest.raises(CompileLockHeld, match=rf"pid 7 on elsewhere.*{cache}.* 0 s"):
         get_lock()
     os.close(holder)  # as when it dies
     with lock_ctx():
         assert (cache / ".lock").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
 
 
-def test_a_wait_in_a_queue_that_moves_has_no_end(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of those before us may take as long as the setting says: all of them together take longer."""
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(holder, fcntl.LOCK_EX)
@@ -88,9 +88,7 @@ def test_a_wait_in_a_queue_that_moves_has_no_end(cache: Path, monkeypatch: pytes
         assert n_steps == n_owners
 
 
-def test_what_a_full_disk_says_comes_through_and_nothing_stays_locked(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_reported_and_releases_the_lock(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

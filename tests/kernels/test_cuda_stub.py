@@ -31,7 +31,7 @@ def facts_of(code: str, **settings: Any) -> dict[str, Any]:
 # -- what it computes
 
 
-def test_every_thread_of_every_block_runs_once_and_knows_its_place() -> None:
+def test_every_thread_of_every_block_runs_once() -> None:
     facts = facts_of("""
 card = Card()
 kernel = card.kernel('''
@@ -82,23 +82,23 @@ facts["close"] = bool(np.allclose(found, x.sum(axis=1, dtype=float), rtol=1e-5))
 """
 
 
-def test_threads_of_a_block_wait_for_each_other_at_barriers_and_share_memory() -> None:
+def test_threads_of_a_block_synchronize_and_share_memory() -> None:
     assert facts_of('barrier = "__syncthreads()"' + SUMS) == {"close": True}
 
 
-def test_a_barrier_that_is_missing_shows() -> None:
+def test_missing_barrier_gives_a_wrong_result() -> None:
     assert facts_of('barrier = ""' + SUMS) == {"close": False}
 
 
 @pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", FOUND)])
-def test_thread_sanitizer_sees_a_barrier_that_is_missing(barrier: str, code: int) -> None:
+def test_thread_sanitizer_reports_a_missing_barrier(barrier: str, code: int) -> None:
     """`python -m tests.support.watched` has it watch every kernel of ours, Theano's and libgpuarray's."""
     ended = watched(f'{BEGIN}barrier = "{barrier}"{SUMS}')
     assert ended.code == code, ended.stderr
     assert ("data race" in ended.stderr) is bool(code), ended.stderr
 
 
-def test_memory_that_nobody_has_written_is_not_a_number() -> None:
+def test_unwritten_memory_is_nan() -> None:
     facts = facts_of("""
 card = Card()
 facts["all"] = bool(np.isnan(card.download(card.allocate(40), np.zeros(10, np.float32))).all())
@@ -119,16 +119,17 @@ facts["after"] = bool((found == 7).all())
 """
 
 
-def test_a_copy_to_the_host_is_complete_when_the_call_returns_as_it_was_until_cuda_12_1() -> None:
+def test_synchronous_download_is_complete_on_return() -> None:
+    """The driver does so until CUDA 12.1."""
     assert facts_of(READ) == {"before": True, "after": True}
 
 
-def test_a_copy_that_is_held_back_is_complete_when_its_stream_is() -> None:
+def test_delayed_download_is_complete_with_its_stream() -> None:
     assert facts_of(READ, hold="downloads") == {"before": False, "after": True}
 
 
 @pytest.mark.parametrize(("hold", "expected"), [(None, 1), ("uploads", 2)])
-def test_a_copy_to_the_card_is_staged_or_else_takes_what_is_there_in_the_end(hold: str | None, expected: int) -> None:
+def test_upload_is_staged_unless_it_is_delayed(hold: str | None, expected: int) -> None:
     facts = facts_of(
         """
 card = Card()
@@ -143,7 +144,7 @@ facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
     assert facts == {"found": expected}
 
 
-def test_a_stream_waits_for_another_ones_event() -> None:
+def test_stream_waits_for_an_event_of_another_stream() -> None:
     facts = facts_of("""
 card, other, event = Card(), ctypes.c_void_p(), ctypes.c_void_p()
 kernel, place = card.kernel(FILL, "fill"), card.upload(np.zeros(32, np.float32))
@@ -161,7 +162,7 @@ facts["found"] = float(card.download(place, np.zeros(32, np.float32)).mean())
 # -- what it refuses
 
 
-def test_a_call_from_a_thread_without_a_context_is_refused() -> None:
+def test_call_from_a_thread_without_a_context_is_refused() -> None:
     facts = facts_of("""
 from concurrent.futures import ThreadPoolExecutor
 card = Card()
@@ -191,13 +192,13 @@ facts["popped"] = code_of(card.allocate, 4)
         ("12.9", "compute_100", 209),
     ],
 )
-def test_what_a_driver_or_a_card_does_not_know_is_refused(driver: str, architecture: str, expected: int) -> None:
+def test_unknown_ptx_or_architecture_is_refused(driver: str, architecture: str, expected: int) -> None:
     facts = facts_of(f'facts["code"] = code_of(Card().kernel, FILL, "fill", "{architecture}")', driver=driver)
     assert facts == {"code": expected}
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, 3), ("2,0", 2), ("1,-1,2", 1), ("", None)])
-def test_cuda_visible_devices_says_which_cards_there_are(visible: str | None, expected: int | None) -> None:
+def test_cuda_visible_devices_selects_cards(visible: str | None, expected: int | None) -> None:
     code = """
 facts["code"], n = code_of(call, "cuInit", 0), ctypes.c_int()
 if not facts["code"]:
@@ -212,7 +213,7 @@ if not facts["code"]:
 
 
 @pytest.mark.parametrize("settings", [{"oom_at": 3}, {"memory": 2}])
-def test_memory_runs_out_where_it_is_told_to(settings: dict[str, int]) -> None:
+def test_memory_runs_out_where_configured(settings: dict[str, int]) -> None:
     facts = facts_of(
         """
 card = Card()
@@ -227,7 +228,7 @@ facts["later"] = code_of(card.allocate, 1 << 20)
     assert facts == {"third": 2, "later": 0}
 
 
-def test_a_card_that_is_lost_says_so_when_it_is_waited_for_and_ever_after() -> None:
+def test_lost_card_fails_on_synchronization_and_afterwards() -> None:
     facts = facts_of(
         """
 card = Card()
@@ -242,7 +243,7 @@ call("cuCtxPopCurrent_v2", None)
     assert facts == {"launches": [0, 0], "wait": 214, "later": [214, 214]}
 
 
-def test_a_log_has_a_line_for_each_call(tmp_path: Path) -> None:
+def test_log_has_a_line_for_each_call(tmp_path: Path) -> None:
     facts_of("Card().upload(np.zeros(64, np.float32))", log=tmp_path / "log")
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[-4:] == ["cuMemAlloc_v2", "allocate 256", "cuMemcpyHtoDAsync_v2", "upload 256"]

@@ -96,7 +96,7 @@ def device(request):
 # ---- where it ran
 
 
-def test_each_run_used_the_device_it_was_told(runs, device):
+def test_each_run_uses_its_device(runs, device):
     assert runs[device].device == device
 
 
@@ -107,7 +107,7 @@ def products(graph):
 
 @each("label", LABELS)
 @each("kind, n_products", [("step {} with cost", 5), ("step {} without cost", 5), ("encode {}", 1)])
-def test_every_product_is_compiled_for_the_device_and_none_for_the_cpu(runs, gpu, label, kind, n_products):
+def test_every_product_is_compiled_for_the_device(runs, gpu, label, kind, n_products):
     found = products(runs[gpu].graphs[kind.format(label)])
     assert len(found) == n_products
     assert set(found) <= {"GpuDot22", "GpuGemm"}
@@ -116,7 +116,7 @@ def test_every_product_is_compiled_for_the_device_and_none_for_the_cpu(runs, gpu
     assert set(on_cpu) <= {"Dot22", "Gemm"}
 
 
-def test_nothing_but_single_numbers_is_computed_on_the_cpu(runs, gpu):
+def test_only_scalars_are_computed_on_the_cpu(runs, gpu):
     transfers = {"GpuFromHost", "HostFromGpu"}
     for label, graph in runs[gpu].graphs.items():
         others = [node for node in graph if not node["op"].startswith("Gpu") and node["op"] not in transfers]
@@ -124,13 +124,13 @@ def test_nothing_but_single_numbers_is_computed_on_the_cpu(runs, gpu):
 
 
 @each("dtype", child.DTYPES)
-def test_rows_cross_to_the_device_in_their_own_dtype(runs, gpu, dtype):
+def test_rows_are_uploaded_in_their_own_dtype(runs, gpu, dtype):
     graph = runs[gpu].graphs[f"encode {dtype}"]
     crossing = [node["dtype"] for node in graph if node["op"] == "GpuFromHost"]
     assert crossing == [np.dtype(dtype).name]
 
 
-def test_a_step_has_its_minibatch_on_the_device_and_takes_nothing_there_but_single_numbers(runs, gpu):
+def test_step_uploads_nothing_but_scalars(runs, gpu):
     for place, kind in product(("streamed", "resident", "uploaded"), ("with cost", "without cost")):
         graph = runs[gpu].graphs[f"step momentum {place} {kind}"]
         assert [node for node in graph if node["op"] == "GpuFromHost" and node["ndim"]] == []
@@ -159,7 +159,7 @@ def oracle_training(rule):
 
 
 @each("label", LABELS)
-def test_costs_and_parameters_of_a_training_are_those_of_numpy(runs, device, label):
+def test_costs_and_parameters_of_training_equal_numpy(runs, device, label):
     arrays = runs[device].arrays
     p, costs = oracle_training(label.split()[0])
     assert costs[-1] < 0.1 * costs[0]  # it learns
@@ -185,7 +185,7 @@ def trained_by_numpy():
 
 
 @each("name", child.NETWORKS)
-def test_every_network_trains_on_corrupted_rows_as_numpy_does(runs, trained_by_numpy, device, name):
+def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device, name):
     arrays, (p, costs) = runs[device].arrays, trained_by_numpy[name]
     assert costs[-1] < 0.5 * costs[0]
     assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
@@ -195,7 +195,7 @@ def test_every_network_trains_on_corrupted_rows_as_numpy_does(runs, trained_by_n
 
 
 @each("name", child.NETWORKS)
-def test_every_networks_features_and_errors_are_numpys(runs, device, name):
+def test_features_and_errors_equal_numpy(runs, device, name):
     network, rows = child.NETWORKS[name], child.make_rows()
     arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in runs[device].arrays.items()}
     x = child.make_scaler(rows).transform(rows).astype(np.float64)
@@ -204,7 +204,7 @@ def test_every_networks_features_and_errors_are_numpys(runs, device, name):
 
 
 @each("name", child.NETWORKS)
-def test_every_networks_products_are_compiled_for_the_device(runs, gpu, name):
+def test_products_of_every_network_are_compiled_for_the_device(runs, gpu, name):
     """Of each layer: there and back, the error's way there and, but for the first, back, and two of its gradient."""
     n_layers = child.NETWORKS[name].n_layers
     for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
@@ -214,14 +214,14 @@ def test_every_networks_products_are_compiled_for_the_device(runs, gpu, name):
 
 
 @each("label", LABELS)
-def test_costs_and_features_of_a_training_are_the_cpus(runs, gpu, label):
+def test_costs_and_features_of_training_equal_the_cpu(runs, gpu, label):
     arrays, expected = runs[gpu].arrays, runs["cpu"].arrays
     for name, quantity in (("costs", "cost"), ("features", "features")):
         assert_close(arrays[f"{label} {name}"], expected[f"{label} {name}"], gpu, "float32", quantity)
 
 
 @each("label", LABELS)
-def test_features_are_those_of_the_models_numpy_encoder(runs, device, label):
+def test_features_equal_the_numpy_encoder_of_the_model(runs, device, label):
     arrays, rows = runs[device].arrays, child.make_rows()
     p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
     features = arrays[f"{label} features"]
@@ -231,7 +231,7 @@ def test_features_are_those_of_the_models_numpy_encoder(runs, device, label):
     )
 
 
-def test_reconstructions_and_their_errors_are_those_of_numpy(runs, device):
+def test_reconstructions_and_their_errors_equal_numpy(runs, device):
     arrays = {name.removeprefix("momentum streamed "): array for name, array in runs[device].arrays.items()}
     rows = child.make_rows()
     decoded = arrays["features"].astype(np.float64) @ arrays["W"].T.astype(np.float64) + arrays["b_output"]
@@ -248,7 +248,7 @@ def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
 
 
 @each("dtype", child.DTYPES)
-def test_rows_of_every_dtype_give_numpys_features(runs, device, dtype):
+def test_features_of_every_dtype_equal_numpy(runs, device, dtype):
     rows = child.make_rows(dtype)[:50]
     expected = Model(child.make_scaler(rows), child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
     assert_close(runs[device].arrays[f"{dtype} features"], expected, device, "float32", "features")
@@ -270,7 +270,7 @@ REDUCTIONS = ["1-d", "2-d", "2-d rows", "2-d columns"]
 
 
 @each("name", REDUCTIONS)
-def test_generated_reductions_have_room_for_every_argument_they_write(opencl, runs, name):
+def test_repaired_reductions_have_room_for_every_argument(opencl, runs, name):
     reduction = runs[OPENCL].reductions[name]
     room, need = room_and_need(reduction["repaired"])
     assert need == 5 + 2 * reduction["n_dims"]
@@ -278,14 +278,14 @@ def test_generated_reductions_have_room_for_every_argument_they_write(opencl, ru
 
 
 @each("name", REDUCTIONS)
-def test_without_our_repair_they_write_past_the_end(opencl, runs, name):
-    """When this fails, Theano has mended itself and the repair can go."""
+def test_unrepaired_reductions_write_after_the_end(opencl, runs, name):
+    """If this fails, Theano has fixed the bug and the repair can go."""
     room, need = room_and_need(runs[OPENCL].reductions[name]["original"])
     assert room < need
 
 
 @each("name", REDUCTIONS)
-def test_the_repair_changes_nothing_but_the_arrays_size(opencl, runs, name):
+def test_repair_changes_the_size_of_the_array_alone(opencl, runs, name):
     reduction = runs[OPENCL].reductions[name]
     changed = set(reduction["repaired"].splitlines()) ^ set(reduction["original"].splitlines())
     assert len(changed) == 2
@@ -293,7 +293,7 @@ def test_the_repair_changes_nothing_but_the_arrays_size(opencl, runs, name):
 
 
 @each("name", REDUCTIONS)
-def test_code_compiled_without_the_repair_is_not_taken_from_a_cache(opencl, runs, name):
+def test_repair_changes_the_cache_version(opencl, runs, name):
     reduction = runs[OPENCL].reductions[name]
     assert reduction["repaired version"] != reduction["original version"]
     assert reduction["repaired version"] != "()"  # Theano caches nothing of that version

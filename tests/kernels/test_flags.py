@@ -43,7 +43,7 @@ SETTINGS = {
     "later-files-win": Settings(
         OTHER_FILE, {"a": naming(FILE), "b": naming(OTHER_FILE)}, {"THEANORC": "{home}/a:{home}/b"}
     ),
-    "files-that-do-not-say-leave-it": Settings(
+    "files-without-a-device": Settings(
         FILE, {"a": naming(FILE), "b": "[global]\nfloatX = float32\n"}, {"THEANORC": "~/a:{home}/b:{home}/not-there"}
     ),
     "THEANORC-replaces-the-file-at-home": Settings(
@@ -104,7 +104,7 @@ def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
 
 
 @each("device, phrase", [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')])
-def test_a_device_that_theano_does_not_know_is_refused_in_its_words(device, phrase):
+def test_unknown_device_is_refused_with_the_message_of_theano(device, phrase):
     code = """
     from kernels import backend
     backend.load()
@@ -128,41 +128,41 @@ except UnknownFlag as error:
 
 
 @each(
-    "flags, phrase",
+    "flags, phrases",
     [
-        ("devcie=cuda", "THEANO_FLAGS: Theano has no flag 'devcie'. Did you mean device?"),
-        ("gcc.cxxflag=-O1", "THEANO_FLAGS: Theano has no flag 'gcc.cxxflag'. Did you mean gcc.cxxflags?"),
-        ("cuda", "THEANO_FLAGS: Theano has no flag 'cuda'."),
-        ("device", "THEANO_FLAGS: 'device' has no value, expected device=VALUE"),
+        ("devcie=cuda", ["'devcie'", " device?"]),
+        ("gcc.cxxflag=-O1", ["'gcc.cxxflag'", " gcc.cxxflags?"]),
+        ("cuda", ["'cuda'"]),
+        ("device", ["'device'", "device=VALUE"]),
         ("device=cpu # as it was", None),
         (",device='cpu',", None),
     ],
 )
-def test_a_flag_that_theano_would_pass_over_is_an_error_that_names_the_nearest(flags, phrase):
+def test_unknown_flag_is_an_error_that_names_the_nearest(flags, phrases):
     found = fresh(REFUSING, THEANO_FLAGS=flags).facts.get("error")
-    assert (found or "").startswith(phrase or "")
-    assert (found is None) == (phrase is None)
+    assert (found is None) == (phrases is None)
+    assert [phrase for phrase in ["THEANO_FLAGS", *(phrases or [])] if found and phrase not in found] == []
 
 
 @each(
-    "text, phrase",
+    "text, phrases",
     [
         (
             "[global]\ndevcie = cuda\n",
-            ".theanorc: Theano has no option 'devcie' in section [global]. Did you mean device?",
+            ["'devcie'", "[global]", " device?"],
         ),
-        ("[gpuarray]\ndevice = cuda\n", ".theanorc: Theano has no option 'device' in section [gpuarray]."),
+        ("[gpuarray]\ndevice = cuda\n", ["'device'", "[gpuarray]"]),
         ("[DEFAULT]\nmine = 1\n[global]\nfloatX = float32\n[gcc]\ncxxflags = -O%(mine)s\n", None),
     ],
 )
-def test_an_option_in_a_file_that_theano_would_pass_over_is_an_error(tmp_path, text, phrase):
+def test_unknown_option_in_a_file_is_an_error(tmp_path, text, phrases):
     (tmp_path / "mine").write_text(text)
     found = fresh(REFUSING, THEANORC=tmp_path / "mine").facts.get("error")
-    assert (found or "").startswith(phrase or "")
-    assert (found is None) == (phrase is None)
+    assert (found is None) == (phrases is None)
+    assert [phrase for phrase in [".theanorc", *(phrases or [])] if found and phrase not in found] == []
 
 
-def test_theano_is_loaded_without_scipy_which_others_can_import_afterwards():
+def test_scipy_is_not_loaded_with_theano_but_can_be_imported():
     code = """
     import sys
     from kernels import backend
@@ -184,7 +184,7 @@ facts |= {"timeout": config.compile.timeout, "dnn": config.dnn.enabled, "base": 
 """
 
 
-def test_our_defaults_hold_when_the_user_says_nothing(tmp_path):
+def test_defaults_apply_without_settings_of_the_user(tmp_path):
     facts = fresh(CONFIG, XDG_CACHE_HOME=tmp_path).facts
     assert facts["floatX"] == "float32"
     assert "-D__FAST_MATH__" in facts["cxxflags"]
@@ -195,7 +195,7 @@ def test_our_defaults_hold_when_the_user_says_nothing(tmp_path):
     assert Path(facts["base"]).parent == tmp_path / "shardpress"
 
 
-def test_our_defaults_lose_to_each_of_the_users_files(tmp_path):
+def test_files_of_the_user_override_the_defaults(tmp_path):
     base = tmp_path / "cache"
     (tmp_path / ".theanorc").write_text(
         f"[global]\nfloatX = float64\nbase_compiledir = {base}\n[gcc]\ncxxflags = -O1\n[blas]\nldflags = -lblas\n"
@@ -205,21 +205,21 @@ def test_our_defaults_lose_to_each_of_the_users_files(tmp_path):
     assert fresh(CONFIG, HOME=tmp_path).facts == expected | {"base": str(base)}
 
 
-def test_our_defaults_lose_to_the_users_flags(tmp_path):
+def test_flags_of_the_user_override_the_defaults(tmp_path):
     base = tmp_path / "cache"
     flags = f"floatX=float64,gcc.cxxflags=-O1,blas.ldflags=,compile.timeout=7,dnn.enabled=auto,base_compiledir={base}"
     expected = {"floatX": "float64", "cxxflags": "-O1", "ldflags": "", "timeout": 7, "dnn": "auto"}
     assert fresh(CONFIG, THEANO_FLAGS=flags).facts == expected | {"base": str(base)}
 
 
-def test_a_setting_that_only_one_file_makes_leaves_the_others_at_our_defaults(tmp_path):
+def test_file_with_one_setting_keeps_the_other_defaults(tmp_path):
     (tmp_path / "mine").write_text("[blas]\nldflags = -lblas\n")
     facts = fresh(CONFIG, THEANORC=tmp_path / "mine").facts
     assert facts["ldflags"] == "-lblas"
     assert facts["floatX"] == "float32"
 
 
-def test_blas_is_found_in_a_checkout_whose_path_has_spaces(tmp_path):
+def test_blas_is_found_in_a_path_with_spaces(tmp_path):
     code = f"""
     import os
     import scipy_openblas32
@@ -251,7 +251,7 @@ facts["left"] = os.listdir(tempfile.gettempdir())
 
 
 @each("flags", [None, "device=cuda,floatX=float64", "floatX=float31"])
-def test_the_environment_is_put_back_after_loading_even_when_it_fails(tmp_path, flags):
+def test_environment_is_restored_after_loading_or_a_failure(tmp_path, flags):
     variables = {"THEANO_FLAGS": flags, "THEANORC": None if flags is None else tmp_path / "mine", "TMPDIR": tmp_path}
     ended = fresh(ENVIRONMENT_AROUND_LOAD, **variables)
     facts = ended.facts
@@ -259,7 +259,7 @@ def test_the_environment_is_put_back_after_loading_even_when_it_fails(tmp_path, 
     assert facts == {"changed": [], "umask": 0o027, "left": []}
 
 
-def test_a_gpu_that_a_parent_process_had_does_no_harm():
+def test_gpu_of_a_parent_process_is_ignored():
     """Theano refuses to start a device when it inherits this variable."""
     code = START + "import os\nfacts |= {'reason': device.reason, 'left': 'THEANO_GPU_IS_ALREADY_ACTIVE' in os.environ}"
     ended = fresh(code, THEANO_FLAGS=f"device={FLAG}", THEANO_GPU_IS_ALREADY_ACTIVE="Yes")

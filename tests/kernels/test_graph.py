@@ -19,7 +19,7 @@ def made(rng, network):
 
 
 @each("name", NETWORKS)
-def test_what_a_network_computes_is_the_references_in_float32_throughout(rng, name):
+def test_networks_equal_the_reference_in_float32_throughout(rng, name):
     network, rows = NETWORKS[name], theano.tensor.fmatrix()
     autoencoder, p = made(rng, network)
     noise, shared = theano.tensor.TensorType("uint8", (False, False))(), autoencoder.shared
@@ -44,7 +44,7 @@ def test_what_a_network_computes_is_the_references_in_float32_throughout(rng, na
             assert_close(found, gradient, "cpu", "float32", "gradients")
 
 
-def test_stacked_layers_keep_their_names_apart_in_a_graph():
+def test_parameters_of_stacked_layers_have_distinct_names():
     network = NETWORKS["three"]
     autoencoder = Autoencoder(network)
     code = graph.code(network, theano.tensor.fmatrix(), autoencoder.shared)

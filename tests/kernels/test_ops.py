@@ -79,7 +79,7 @@ def assert_same_bits(found, expected):
 
 @pytest.mark.process
 @each("n_inputs, n_features", WIDTHS)
-def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+def test_features_and_errors_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     autoencoder, network, given = autoencoder_of(parameters), Network((n_inputs, n_features)), float64(parameters)
     for n_rows in [0, *HEIGHTS]:
@@ -89,7 +89,7 @@ def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n
 
 
 @each("n_inputs, n_features", WIDTHS)
-def test_features_of_bytes_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+def test_features_of_bytes_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     scaling = np.zeros(n_inputs, np.float32), np.full(n_inputs, 1 / 255, np.float32)
     autoencoder = autoencoder_of(parameters, *scaling)
@@ -100,7 +100,7 @@ def test_features_of_bytes_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_f
 
 
 @each("n_inputs, n_features", WIDTHS)
-def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_features):
+def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     autoencoder = autoencoder_of(parameters)
     step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))
@@ -116,7 +116,7 @@ def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, n_inputs, n_
 
 
 @each("working, dtype", crossed(["float32", "float64", None], sorted(ops.DTYPES)))
-def test_rows_of_every_dtype_are_trained_on_as_numpy_does(rng, dtype, working):
+def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
     if working is None:
         rows //= rows.dtype.type(100)  # nothing else keeps sigmoids from saturating
@@ -132,7 +132,7 @@ def test_rows_of_every_dtype_are_trained_on_as_numpy_does(rng, dtype, working):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_updates_as_its_numpy_reference(rng, rule):
+def test_every_rule_equals_its_numpy_reference(rng, rule):
     parameters = random_parameters(rng, 70, 33)
     expected = float64(parameters)
     states = [[np.zeros_like(array) for _ in ROLES[rule]] for array in expected]
@@ -160,7 +160,7 @@ def test_every_rule_updates_as_its_numpy_reference(rng, rule):
 @pytest.mark.parametrize("optimizer", ["", "fused"])
 @each("working, dtype", crossed(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
 @each("n_inputs", [1, 15, 64, 100])
-def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, optimizer, working, dtype, n_inputs):
+def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
     """A value just outside of it, in any place of a row; NaN and Inf; and no row whose values are just inside."""
     monkeypatch.setattr("kernels.backend.fuses", lambda: not optimizer)
     low, high = np.full(n_inputs, 10, working), np.full(n_inputs, 90, working)
@@ -184,8 +184,8 @@ def test_rows_are_told_that_hold_what_is_not_in_the_range(rng, monkeypatch, opti
     assert np.isfinite(out[others]).all()
 
 
-def test_without_a_range_nothing_can_be_checked():
-    with pytest.raises(ValueError, match="give the Autoencoder minimum, scale and maximum"):
+def test_checking_rows_requires_a_range():
+    with pytest.raises(ValueError, match=r"minimum.*scale.*maximum"):
         Autoencoder(Network((3, 2))).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
 
 
@@ -193,7 +193,7 @@ NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=Tru
 
 
 @each("inplace, network", crossed([False, True], NETWORKS))
-def test_each_op_computes_in_numpy_what_it_computes_in_c(rng, network, inplace):
+def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
     """Theano takes `perform` where it is told to do without C."""
     parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
     rows, noise = rng.random((20, 9), dtype=np.float32), rng.integers(0, 256, (14, 9), dtype=np.uint8)
@@ -302,7 +302,7 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     [(300, name, name in [*HARD_COLUMNS[:3], "constant"]) for name in HARD_COLUMNS]
     + [(n, "even", n > 20) for n in (10, 100, 1000)],
 )
-def test_bytes_are_multiplied_in_integers_where_these_are_as_exact(rng, n_inputs, columns, in_integers):
+def test_bytes_use_integer_products_where_these_are_exact(rng, n_inputs, columns, in_integers):
     """Floats are what other dtypes of the same values are multiplied in; and bytes, where there is no instruction."""
     rows, *scaling = hard_columns(columns, rng, n_inputs)
     autoencoder = autoencoder_of(random_parameters(rng, n_inputs, 60), *scaling)
@@ -312,7 +312,7 @@ def test_bytes_are_multiplied_in_integers_where_these_are_as_exact(rng, n_inputs
 
 @each("bad", [np.nan, np.inf, -np.inf])
 @each("where", ["W", "b_hidden", "minimum", "scale"])
-def test_parameters_that_are_not_finite_leave_bytes_to_floats(rng, where, bad):
+def test_bytes_use_float_products_if_parameters_are_not_finite(rng, where, bad):
     rows, minimum, scale = hard_columns("even", rng)
     parameters = random_parameters(rng, 300, 60)
     for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
@@ -336,7 +336,7 @@ def test_sums_of_bytes_do_not_overflow(n_inputs):
 
 
 @each("name", ["W", "b_hidden", "minimum", "scale"])
-def test_a_changed_parameter_is_noticed_between_two_calls(rng, name):
+def test_changed_parameter_is_noticed_between_calls(rng, name):
     """What was made of the parameters is kept as long as they stay the same."""
     rows, *scaling = hard_columns("even", rng)
     parameters = random_parameters(rng, 300, 60)
@@ -357,7 +357,7 @@ def test_a_changed_parameter_is_noticed_between_two_calls(rng, name):
 
 
 @each("n_inputs", [1, 3, 63, 64, 65, 100, 785])
-def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
+def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
     """Whole or not, within those of a byte or beyond them, or none; each of them in one column at a time."""
     rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
     whole = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
@@ -378,7 +378,7 @@ def test_bytes_are_held_against_a_range_of_any_numbers(rng, n_inputs):
 
 @pytest.mark.process
 @each("dtype", ["uint8", "float32"])
-def test_nothing_is_read_beyond_the_last_row(dtype):
+def test_no_memory_is_read_after_the_last_row(dtype):
     """Rows end where a page ends, and the next one must not be touched."""
     code = f"""
     import ctypes, mmap
@@ -410,7 +410,7 @@ def test_nothing_is_read_beyond_the_last_row(dtype):
 
 @each("offset", [0, 0.5, -1, 1, 1.5, 1000])
 @each("n_features", [8, 64, 65])
-def test_rows_of_floats_are_multiplied_as_they_are_where_columns_begin_near_0(rng, n_features, offset):
+def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, offset):
     """Others are scaled first, as rows of other dtypes are, and so are all where there are more than 64 features."""
     width = np.exp(rng.normal(size=300)).astype(np.float32)
     low, scale = (offset * width).astype(np.float32), 1 / width
@@ -433,7 +433,7 @@ def test_rows_of_floats_are_multiplied_as_they_are_where_columns_begin_near_0(rn
 
 @each("bad", [np.nan, np.inf, 3e38])
 @each("where", ["W", "b_hidden", "minimum", "scale"])
-def test_parameters_that_cannot_be_folded_leave_floats_to_be_scaled(rng, where, bad):
+def test_floats_are_scaled_if_parameters_cannot_be_folded(rng, where, bad):
     rows = rng.random((50, 30), dtype=np.float32)
     parameters = random_parameters(rng, 30, 8)
     minimum, scale = np.zeros(30, np.float32), np.full(30, 2, np.float32)
@@ -450,7 +450,7 @@ def test_parameters_that_cannot_be_folded_leave_floats_to_be_scaled(rng, where, 
 
 @each("dtype", [np.uint8, np.float32])
 @each("n_inputs, n_features", [(101, 24), (786, 65), (599, 17), (9, 64)])
-def test_a_row_gives_the_same_bits_whatever_lies_beside_it(rng, n_inputs, n_features, dtype):
+def test_row_gives_the_same_bits_next_to_any_rows(rng, n_inputs, n_features, dtype):
     rows = rng.integers(0, 256, (203, n_inputs)).astype(dtype)
     scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
     features = autoencoder_of(parameters, *scaling, n_threads=1).encode(rows)
@@ -462,7 +462,7 @@ def test_a_row_gives_the_same_bits_whatever_lies_beside_it(rng, n_inputs, n_feat
 
 
 @each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
-def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of_threads(rng, n_inputs, n_features):
+def test_row_gives_the_same_bits_with_any_number_of_threads(rng, n_inputs, n_features):
     rows = rng.integers(0, 256, (611, n_inputs), dtype=np.uint8)
     scaling, parameters = scaling_of(rows, "float32"), random_parameters(rng, n_inputs, n_features)
     first = autoencoder_of(parameters, *scaling, n_threads=1)
@@ -477,7 +477,7 @@ def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of
 
 
 @each("rule, shape", crossed(list(RULES), [(100, 24, 37), (784, 64, 512), (600, 130, 259)]))
-def test_training_is_the_same_bits_for_any_number_of_threads(rng, rule, shape):
+def test_training_gives_the_same_bits_with_any_number_of_threads(rng, rule, shape):
     n_inputs, n_features, n_rows = shape
     parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((700, n_inputs), dtype=np.float32)
     minibatches = [rng.permutation(700)[:n_rows] for _ in range(4)]
@@ -493,7 +493,7 @@ def test_training_is_the_same_bits_for_any_number_of_threads(rng, rule, shape):
             assert_same_bits(array, expected)
 
 
-def test_two_calls_at_once_do_not_disturb_each_other(rng):
+def test_concurrent_calls_are_independent(rng):
     parameters, rows = random_parameters(rng, 784, 64), rng.random((5000, 784), dtype=np.float32)
     autoencoders = [autoencoder_of(parameters) for _ in range(2)]
     expected = autoencoders[0].encode(rows)
@@ -509,7 +509,7 @@ def test_two_calls_at_once_do_not_disturb_each_other(rng):
 
 @each("bad", [np.nan, np.inf, -np.inf])
 @each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
-def test_a_row_that_is_not_finite_touches_no_other(rng, bad, n_inputs, n_features):
+def test_row_that_is_not_finite_affects_no_other(rng, bad, n_inputs, n_features):
     parameters, rows = random_parameters(rng, n_inputs, n_features), rng.random((50, n_inputs), dtype=np.float32)
     autoencoder = autoencoder_of(parameters)
     features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
@@ -523,14 +523,14 @@ def test_a_row_that_is_not_finite_touches_no_other(rng, bad, n_inputs, n_feature
     np.testing.assert_array_equal(found[[5, 49]], [saturated] * 2)
 
 
-def test_nan_keeps_its_meaning_whatever_bits_it_is_made_of():
+def test_nan_of_any_bit_pattern_stays_nan():
     """The exponential adds to the bits of its argument."""
     bits = np.array([0x7FC00000, 0x7FC00001, 0x7F800001, 0xFFC00001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
     autoencoder = autoencoder_of({"W": np.ones((1, 20)), "b_hidden": np.zeros(20), "b_output": np.zeros(1)})
     assert np.isnan(autoencoder.encode(bits.view(np.float32)[:, None])).all()
 
 
-def test_the_sigmoid_is_exact_to_float32_and_saturates_at_0_and_1():
+def test_sigmoid_is_exact_in_float32_and_saturates():
     z = np.concatenate([np.linspace(-90, 30, 200_001), [-1e30, -300, -88.1, 17, 89, 300, 1e30, 0, -0.0]])
     z = z.astype(np.float32)[:, None]
     autoencoder = autoencoder_of({"W": np.ones((1, 1)), "b_hidden": np.zeros(1), "b_output": np.zeros(1)})
@@ -546,7 +546,7 @@ def test_the_sigmoid_is_exact_to_float32_and_saturates_at_0_and_1():
 
 
 @pytest.mark.process
-def test_small_numbers_are_not_flushed_to_zero():
+def test_subnormal_numbers_are_not_flushed_to_zero():
     code = """
     import numpy as np
     from kernels.autoencoder import Autoencoder
@@ -564,7 +564,7 @@ def test_small_numbers_are_not_flushed_to_zero():
 # ---- arrays in any state
 
 
-def test_features_are_written_in_place_and_nowhere_else(rng):
+def test_features_are_written_to_the_given_array_only(rng):
     autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
     expected = autoencoder.encode(rows)
     around = np.full(35 * 21 + 1, 7, dtype=np.float32)
@@ -576,7 +576,7 @@ def test_features_are_written_in_place_and_nowhere_else(rng):
 
 
 @each("order", ["strided", "transposed", "reversed"])
-def test_features_go_into_arrays_of_any_order(rng, order):
+def test_features_are_written_to_arrays_of_any_layout(rng, order):
     autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
     out = {
         "strided": np.zeros((33, 40), np.float32)[:, 3:24],
@@ -587,7 +587,7 @@ def test_features_go_into_arrays_of_any_order(rng, order):
     assert_same_bits(np.ascontiguousarray(out), autoencoder.encode(rows))
 
 
-def test_rows_may_lie_in_any_order_at_any_address_and_be_read_only(rng):
+def test_rows_may_be_unaligned_strided_and_read_only(rng):
     autoencoder, rows = autoencoder_of(random_parameters(rng, 50, 21)), rng.random((33, 50), dtype=np.float32)
     expected = autoencoder.encode(rows)
     unaligned = np.frombuffer(b"x" + rows.tobytes(), dtype=np.uint8)[1:].view(np.float32).reshape(rows.shape)
@@ -595,14 +595,14 @@ def test_rows_may_lie_in_any_order_at_any_address_and_be_read_only(rng):
         assert_same_bits(autoencoder.encode(same), expected)
 
 
-def test_parameters_may_be_given_in_any_order(rng):
+def test_parameters_may_have_any_memory_order(rng):
     parameters, rows = random_parameters(rng, 50, 21), rng.random((33, 50), dtype=np.float32)
     expected = autoencoder_of(parameters).encode(rows)
     turned = parameters | {"W": np.asfortranarray(parameters["W"])}
     assert_same_bits(autoencoder_of(turned).encode(rows), expected)
 
 
-def test_a_short_minibatch_between_long_ones_leaves_nothing_behind(rng):
+def test_short_minibatch_after_a_long_one_is_independent(rng):
     """A compiled step keeps its memory, and what lies beyond the ends of rows must stay 0."""
     parameters, minibatches = random_parameters(rng, 70, 33), rng.random((4, 300, 70), dtype=np.float32)
     sizes = [7, 300, 1, 299]
@@ -622,34 +622,34 @@ def test_a_short_minibatch_between_long_ones_leaves_nothing_behind(rng):
 # ---- refusals
 
 
-def test_arrays_of_other_shapes_are_refused_by_name(rng):
+def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
     autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
-    with pytest.raises(ValueError, match=r"W has shape \(5, 3\), expected \(6, 3\)"):
+    with pytest.raises(ValueError, match=r"\bW\b.*\(5, 3\).*\(6, 3\)"):
         autoencoder.encode(np.zeros((4, 6), np.float32))
-    with pytest.raises(ValueError, match=r"out has shape \(5, 3\), expected \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"\bout\b.*\(5, 3\).*\(4, 3\)"):
         autoencoder.encode(np.zeros((4, 5), np.float32), np.zeros((5, 3), np.float32))
-    with pytest.raises(ValueError, match=r"minimum has shape \(4, 1\), expected \(5, 1\)"):
+    with pytest.raises(ValueError, match=r"\bminimum\b.*\(4, 1\).*\(5, 1\)"):
         autoencoder_of(random_parameters(rng, 5, 3), np.zeros(4), np.ones(5)).encode(np.zeros((4, 5), np.float32))
 
 
 @each("number", [-1, 9])
-def test_row_numbers_beyond_the_resident_rows_are_refused(rng, number):
+def test_row_numbers_after_the_last_row_are_refused(rng, number):
     autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
     before = autoencoder.parameters()
     step = TrainingStep(autoencoder, Rule("adam", 0.9), np.dtype("f4"), resident=np.zeros((9, 5), np.float32))
-    with pytest.raises(IndexError, match=f"row {number} of the minibatch, expected one of the 9 resident rows"):
+    with pytest.raises(IndexError, match=rf"\brow {number}\b.*\b9\b"):
         step(np.array([0, number]))
     for name, array in autoencoder.parameters().items():
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_an_empty_minibatch_is_refused(rng):
+def test_empty_minibatch_is_refused(rng):
     step = TrainingStep(autoencoder_of(random_parameters(rng, 5, 3)), Rule("momentum", 0.9), np.dtype("f4"))
-    with pytest.raises(ValueError, match="the minibatch has no rows, expected at least one"):
+    with pytest.raises(ValueError, match="minibatch"):
         step(np.zeros((0, 5), np.float32))
 
 
-def test_other_dtypes_are_left_to_theano(rng):
+def test_other_dtypes_are_computed_by_theano(rng):
     parameters = random_parameters(rng, 5, 3)
     autoencoder, rows = autoencoder_of(parameters), rng.random((4, 5)) > 0.5
     assert not autoencoder.fuses(rows.dtype)
@@ -660,7 +660,7 @@ def test_other_dtypes_are_left_to_theano(rng):
 # ---- processes and threads
 
 
-def test_other_threads_of_python_go_on_meanwhile(rng):
+def test_other_python_threads_run_during_a_call(rng):
     """Python takes its lock from no thread here, so another one runs only if the encoder gives it back."""
     parameters, rows = random_parameters(rng, 784, 256), rng.random((3_000, 784), dtype=np.float32)
     autoencoder, turns, stop = autoencoder_of(parameters, n_threads=1), [0], threading.Event()
@@ -690,7 +690,7 @@ def test_other_threads_of_python_go_on_meanwhile(rng):
 
 
 @pytest.mark.process
-def test_the_child_of_a_fork_has_a_team_of_its_own():
+def test_child_of_a_fork_has_its_own_threads():
     code = """
     import os
     import numpy as np
@@ -711,7 +711,7 @@ def test_the_child_of_a_fork_has_a_team_of_its_own():
 
 
 @pytest.mark.process
-def test_threads_without_work_fall_asleep():
+def test_idle_threads_sleep():
     """Each look gives the core to those that still look out for work, for as long as a busy machine needs."""
     code = """
     import os
@@ -739,7 +739,7 @@ def test_threads_without_work_fall_asleep():
 
 @pytest.mark.process
 @pytest.mark.parametrize(("variables", "expected"), [({"OPENBLAS_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "5"}, 5)])
-def test_the_users_number_of_threads_wins(variables, expected):
+def test_number_of_threads_set_by_the_user_is_kept(variables, expected):
     code = """
     from kernels.autoencoder import Autoencoder
     from kernels.network import Network
@@ -755,7 +755,7 @@ def test_the_users_number_of_threads_wins(variables, expected):
 
 @pytest.mark.process
 @pytest.mark.parametrize("flags", ["optimizer_excluding=fused", "optimizer_excluding=inplace:fused"])
-def test_the_users_flags_can_leave_it_all_to_theano(flags):
+def test_flags_of_the_user_can_disable_the_ops(flags):
     code = """
     import numpy as np
     from kernels import backend
@@ -775,7 +775,7 @@ def test_the_users_flags_can_leave_it_all_to_theano(flags):
 
 
 @pytest.mark.process
-def test_without_optimisation_in_place_the_results_stay():
+def test_results_do_not_depend_on_in_place_optimization():
     code = """
     import numpy as np
     from kernels.autoencoder import Autoencoder
@@ -799,7 +799,7 @@ def test_without_optimisation_in_place_the_results_stay():
             assert fresh(code, THEANO_FLAGS=flags).facts == expected
 
 
-def test_other_code_is_not_taken_for_this_one_by_theanos_cache(monkeypatch):
+def test_cache_version_depends_on_the_source(monkeypatch):
     network = Network((9, 4))
     every = ops.Encode(network), ops.Errors(network), ops.Step(network, Rule("adam", 0.9), 0.0, True)
     versions = [op.c_code_cache_version() for op in every]

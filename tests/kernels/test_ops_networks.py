@@ -71,7 +71,7 @@ def assert_same_bits(found, expected):
 
 
 @each("dtype, network", crossed(["uint8", "float32"], NETWORKS))
-def test_features_and_errors_are_numpys_at_every_edge_of_a_tile(rng, network, dtype):
+def test_features_and_errors_equal_numpy_at_tile_edges(rng, network, dtype):
     check_features_and_errors(rng, network, dtype)
 
 
@@ -85,11 +85,11 @@ def check_features_and_errors(rng, network, dtype):
 
 
 @each("network, corruption", [*((network, 0.0) for network in NETWORKS), (NETWORKS[0], 0.25), (NETWORKS[3], 0.25)])
-def test_cost_and_gradients_are_numpys_at_every_edge_of_a_tile(rng, network, corruption):
+def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, network, corruption):
     check_cost_and_gradients(rng, network, corruption)
 
 
-def test_a_network_with_every_option_is_right(rng):
+def test_network_with_every_option_equals_numpy(rng):
     """Among the others above; alone, since by each instruction set all of them would compile for minutes."""
     check_features_and_errors(rng, NETWORKS[3], "uint8")
     check_cost_and_gradients(rng, NETWORKS[3], 0.25)
@@ -113,7 +113,7 @@ def check_cost_and_gradients(rng, network, corruption):
 
 
 @each("rule, decay", [("adam", 0.0), *((rule, 0.5) for rule in RULES)])
-def test_every_rule_updates_each_parameter_as_its_numpy_reference(rng, rule, decay):
+def test_every_rule_equals_its_numpy_reference(rng, rule, decay):
     """Weight decay shrinks matrices alone, by the learning rate and not by adam's corrected one."""
     network = Network((70, 40, 9), "leaky-relu", gain=True)
     parameters = random_parameters(rng, network)
@@ -139,7 +139,7 @@ def test_every_rule_updates_each_parameter_as_its_numpy_reference(rng, rule, dec
 
 
 @each("dtype, network", crossed(["uint8", "float32"], NETWORKS[2:]))
-def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of_threads(rng, network, dtype):
+def test_row_gives_the_same_bits_with_any_rows_and_threads(rng, network, dtype):
     parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 211, network, dtype)
     first = autoencoder_of(network, parameters, n_threads=1)
     features, errors = first.encode(rows), first.errors(rows)
@@ -152,7 +152,7 @@ def test_a_row_gives_the_same_bits_whatever_the_rows_around_it_and_the_number_of
 
 
 @each("network", [NETWORKS[1], NETWORKS[3]])
-def test_training_is_the_same_bits_for_any_number_of_threads_and_rows_wherever_they_lie(rng, network):
+def test_training_gives_the_same_bits_with_any_threads_and_place(rng, network):
     parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 300, network, "uint8")
     minibatches = [rng.permutation(300)[:n_rows] for n_rows in (259, 7, 259)]
     noise = [rng.integers(0, 256, (len(numbers), network.n_inputs), dtype=np.uint8) for numbers in minibatches]
@@ -169,7 +169,7 @@ def test_training_is_the_same_bits_for_any_number_of_threads_and_rows_wherever_t
             assert_same_bits(array, expected)
 
 
-def test_without_weight_decay_a_step_is_the_same_bits_whatever_the_learning_rate_of_the_decay(rng):
+def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
     """With none of it, and with so little that nothing is left of it in float32."""
     network = Network((70, 40, 9))
     parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 100, network)
@@ -189,7 +189,7 @@ def test_without_weight_decay_a_step_is_the_same_bits_whatever_the_learning_rate
 
 @each("dtype", ["uint8", "float32"])
 @each("network", [Network((20, 3), code="linear"), Network((20, 40, 3), "leaky-relu", "linear"), Network((20, 40, 3))])
-def test_rows_whose_features_are_not_finite_are_told(rng, network, dtype):
+def test_rows_with_features_that_are_not_finite_are_reported(rng, network, dtype):
     """All sums are, but for those of the rows that a column's huge weights count in."""
     parameters, (rows, _) = random_parameters(rng, network), random_rows(rng, 60, network, dtype)
     parameters[network.layers[0][0]][4] = 3e38
@@ -203,7 +203,7 @@ def test_rows_whose_features_are_not_finite_are_told(rng, network, dtype):
 
 
 @each("bad", [np.nan, np.inf, -np.inf])
-def test_a_row_that_is_not_finite_touches_no_other(rng, bad):
+def test_row_that_is_not_finite_affects_no_other(rng, bad):
     network = Network((100, 70, 9), "leaky-relu", gain=True)
     autoencoder, (rows, _) = autoencoder_of(network, random_parameters(rng, network)), random_rows(rng, 50, network)
     features, errors = autoencoder.encode(rows), autoencoder.errors(rows)
@@ -217,21 +217,21 @@ def test_a_row_that_is_not_finite_touches_no_other(rng, bad):
 # ---- refusals
 
 
-def test_arrays_of_other_shapes_are_refused_by_name(rng):
+def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
     network = Network((5, 4, 3), gain=True)
     autoencoder, rows = autoencoder_of(network, random_parameters(rng, network)), np.zeros((4, 5), np.float32)
     for name, shape in {"W_2": (6, 3), "b_hidden_1": (5,), "b_output_2": (3,), "gain": (2,)}.items():
         before = autoencoder.shared[name].get_value()
         autoencoder.shared[name].set_value(np.zeros(shape, np.float32))
-        with pytest.raises(ValueError, match=rf"{name} has shape \({shape[0]}, .*\), expected \({before.shape[0]}, "):
+        with pytest.raises(ValueError, match=rf"\b{name}\b.*\({shape[0]}, .*\({before.shape[0]}, "):
             autoencoder.encode(rows)
         autoencoder.shared[name].set_value(before)
 
 
-def test_noise_of_another_shape_is_refused(rng):
+def test_noise_of_a_wrong_shape_is_refused(rng):
     network = Network((5, 3))
     step = TrainingStep(
         autoencoder_of(network, random_parameters(rng, network)), Rule("adam", 0.9), np.dtype("f4"), corruption=0.5
     )
-    with pytest.raises(ValueError, match=r"the noise has shape \(3, 5\), expected \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"noise.*\(3, 5\).*\(4, 5\)"):
         step(np.zeros((4, 5), np.float32), noise=np.zeros((3, 5), np.uint8))

@@ -34,7 +34,7 @@ def differences(network, x, seen, parameters, width=1e-6):
 
 @each("name", NETWORKS)
 @each("corruption", [0.0, 0.3])
-def test_gradients_of_every_option_are_finite_differences(rng, name, corruption):
+def test_gradients_of_every_option_equal_finite_differences(rng, name, corruption):
     network, x = NETWORKS[name], rng.random((9, 7))
     seen = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), corruption)
     p = float64_parameters(rng, network)
@@ -46,7 +46,7 @@ def test_gradients_of_every_option_are_finite_differences(rng, name, corruption)
         assert expected.any()  # nothing here is out of the cost's reach
 
 
-def test_one_layer_is_what_its_formulas_say(rng):
+def test_one_layer_equals_its_formulas(rng):
     network, x = Network((7, 3)), rng.random((5, 7))
     p = float64_parameters(rng, network)
     h = 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
@@ -55,7 +55,7 @@ def test_one_layer_is_what_its_formulas_say(rng):
     np.testing.assert_array_equal(reference.row_errors(network, x, p), np.mean((y - x) ** 2, axis=1))
 
 
-def test_stacked_layers_and_their_mirrors_follow_each_other(rng):
+def test_stacked_layers_and_their_decoder_equal_their_formulas(rng):
     """Each number written out once: leaky units, a linear code, the gain about 0."""
     network, x = Network((7, 6, 3), "leaky-relu", "linear", gain=True), rng.random((5, 7))
     p = float64_parameters(rng, network)
@@ -72,7 +72,7 @@ def test_stacked_layers_and_their_mirrors_follow_each_other(rng):
         np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-15)
 
 
-def test_a_gain_of_one_about_the_middle_of_a_sigmoid_moves_the_reconstruction_by_half_a_weight(rng):
+def test_gain_of_one_shifts_the_reconstruction_by_half_a_weight(rng):
     plain, gained = Network((7, 3)), Network((7, 3), gain=True)
     x, p = rng.random((5, 7)), float64_parameters(rng, plain)
     _, (y, _) = reference.forward(plain, x, p)
@@ -80,7 +80,7 @@ def test_a_gain_of_one_about_the_middle_of_a_sigmoid_moves_the_reconstruction_by
     np.testing.assert_allclose(z, y - p["W"].sum(axis=1) / 2, rtol=1e-12)
 
 
-def test_parameters_may_come_in_their_order_or_by_name(rng):
+def test_parameters_may_be_given_in_order_or_by_name(rng):
     for network in NETWORKS.values():
         x, p = rng.random((5, 7)), float64_parameters(rng, network)
         by_name, in_order = (reference.gradients(network, x, x, given) for given in (p, list(p.values())))
@@ -89,7 +89,7 @@ def test_parameters_may_come_in_their_order_or_by_name(rng):
 
 
 @each("corruption, n_hidden", [(0.0, 0), (1 / 256, 1), (0.25, 64), (0.5, 128), (1.0, 256)])
-def test_as_many_of_a_bytes_values_hide_their_entry_as_the_corruption_says(corruption, n_hidden):
+def test_number_of_masking_noise_values_follows_the_corruption(corruption, n_hidden):
     noise, x = np.arange(256, dtype=np.uint8)[None], np.full((1, 256), 7.0)
     seen = reference.masked(x, noise, corruption)
     np.testing.assert_array_equal(seen[0] == 0, np.arange(256) < n_hidden)

@@ -33,7 +33,7 @@ WIDE = Network((30, 8))
 
 
 @pytest.mark.process
-def test_twenty_momentum_steps_equal_a_numpy_loop(rng):
+def test_momentum_steps_equal_a_numpy_loop(rng):
     rows = random_rows(rng, 24, np.dtype("u1"))
     minimum, scale = scaling_of(rows, "float32")
     autoencoder = random_autoencoder(rng, minimum=minimum, scale=scale)
@@ -55,7 +55,7 @@ def test_twenty_momentum_steps_equal_a_numpy_loop(rng):
 
 
 @each("corruption", [0.0, 0.5])
-def test_steps_on_several_minibatches_are_those_on_one_after_the_other(rng, corruption):
+def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
     """On the CPU no more than one is asked for at a time, which is still in the cache then."""
     rows, noise = random_rows(rng, 10, np.dtype("f4")), rng.integers(0, 256, (10, N_INPUTS), dtype=np.uint8)
     start, rates, found = random_autoencoder(rng).parameters(), [0.3, 0.2, 0.1], []
@@ -82,7 +82,7 @@ def test_steps_on_several_minibatches_are_those_on_one_after_the_other(rng, corr
         assert_same_arrays(parameters, autoencoder.parameters())
 
 
-def test_a_device_gets_as_many_minibatches_as_are_neither_large_nor_long(rng):
+def test_minibatches_at_once_are_limited_by_size_and_time(rng):
     """Half a second of a processor that makes 64 GFLOP/s: what is slower than that is no device to train on."""
     step = step_of(random_autoencoder(rng), dtype="f4", corruption=0.5)
     assert step.n_at_once(1) == 1, "on the CPU"
@@ -106,7 +106,7 @@ def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
 
 @pytest.mark.process
 @each("dtype", ["u1", "f4", "f8"])
-def test_resident_and_streamed_rows_train_the_same_parameters_bit_for_bit(rng, dtype):
+def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
     rows = random_rows(rng, 300, np.dtype(dtype), 30)
     minimum, scale = scaler_of(rows).arrays(rows.dtype)
     numbers = [rng.permutation(300)[:64] for _ in range(12)] + [np.array([299], dtype=np.int64)]
@@ -121,7 +121,7 @@ def test_resident_and_streamed_rows_train_the_same_parameters_bit_for_bit(rng, d
 
 @pytest.mark.process
 @each("rule", RULES)
-def test_every_rule_trains_every_option_as_numpy_does(rng, rule):
+def test_every_rule_with_every_option_equals_numpy(rng, rule):
     """Weight decay, rows of which a part is hidden, and the cost of all that they are."""
     network, corruption, weight_decay = NETWORKS["three"], 0.25, 0.5
     x, noise = rng.random((8, 16, N_INPUTS), dtype=np.float32), rng.integers(0, 256, (8, 16, N_INPUTS), np.uint8)
@@ -138,7 +138,7 @@ def test_every_rule_trains_every_option_as_numpy_does(rng, rule):
 
 
 @pytest.mark.process
-def test_resident_rows_are_corrupted_bit_for_bit_as_streamed_ones(rng):
+def test_resident_and_streamed_rows_are_corrupted_alike(rng):
     rows, network = random_rows(rng, 300, np.dtype("u1")), NETWORKS["three"]
     minimum, scale = scaler_of(rows).arrays(rows.dtype)
     numbers, noise = rng.integers(0, 300, (9, 64)), rng.integers(0, 256, (9, 64, N_INPUTS), dtype=np.uint8)
@@ -153,14 +153,14 @@ def test_resident_rows_are_corrupted_bit_for_bit_as_streamed_ones(rng):
 
 
 @each("corruption, noise", [(0.25, None), (0.0, np.zeros((4, N_INPUTS), np.uint8))])
-def test_noise_comes_with_corruption_and_only_then(rng, corruption, noise):
+def test_noise_is_required_exactly_with_corruption(rng, corruption, noise):
     step = step_of(random_autoencoder(rng), corruption=corruption)
-    with pytest.raises(ValueError, match="takes noise with each minibatch" if corruption else "takes no noise"):
+    with pytest.raises(ValueError, match="noise"):
         step(np.zeros((4, N_INPUTS), np.float32), noise=noise)
 
 
 @each("rule", RULES)
-def test_asking_for_the_cost_does_not_change_what_is_learnt(rng, rule):
+def test_computing_the_cost_does_not_change_training(rng, rule):
     minibatches = rng.random((12, 64, 30), dtype=np.float32)
     results = []
     for with_cost in (lambda _: False, lambda _: True, lambda number: number % 3 == 0):
@@ -170,13 +170,13 @@ def test_asking_for_the_cost_does_not_change_what_is_learnt(rng, rule):
     assert_same_arrays(results[2], results[0])
 
 
-def test_cost_is_a_float_when_asked_for_and_none_otherwise(rng):
+def test_cost_is_a_float_if_requested_and_none_otherwise(rng):
     step, minibatch = step_of(random_autoencoder(rng)), rng.random((4, N_INPUTS), dtype=np.float32)
     assert isinstance(step(minibatch, with_cost=True), float)
     assert step(minibatch) is None
 
 
-def test_a_new_step_stands_still_until_it_is_given_a_learning_rate(rng):
+def test_new_step_has_a_learning_rate_of_zero(rng):
     autoencoder = random_autoencoder(rng)
     before = autoencoder.parameters()
     TrainingStep(autoencoder, Rule("momentum", 0.9), np.dtype("f4"))(rng.random((4, N_INPUTS), dtype=np.float32))
@@ -184,7 +184,7 @@ def test_a_new_step_stands_still_until_it_is_given_a_learning_rate(rng):
 
 
 @each("rule", RULES)
-def test_training_goes_on_from_saved_state_as_if_never_interrupted(rng, rule):
+def test_training_resumed_from_saved_state_is_the_same(rng, rule):
     minibatches = rng.random((10, 16, N_INPUTS), dtype=np.float32)
     autoencoder = random_autoencoder(rng)
     step = step_of(autoencoder, rule)
@@ -199,7 +199,7 @@ def test_training_goes_on_from_saved_state_as_if_never_interrupted(rng, rule):
     assert_same_arrays(train_some(again, step, minibatches[5:]), expected)
 
 
-def test_saved_arrays_are_copies_that_training_leaves_alone(rng):
+def test_saved_arrays_are_copies(rng):
     autoencoder = random_autoencoder(rng)
     step = step_of(autoencoder)
     saved = autoencoder.parameters() | step.state()
@@ -208,13 +208,13 @@ def test_saved_arrays_are_copies_that_training_leaves_alone(rng):
     assert_same_arrays(saved, before)
 
 
-def test_state_of_another_rule_is_refused_by_name(rng):
+def test_state_of_another_rule_is_refused(rng):
     step = step_of(random_autoencoder(rng))
-    with pytest.raises(ValueError, match=r"found arrays \['W.mean'\], expected \['W.velocity', 'b_hidden.velocity'"):
+    with pytest.raises(ValueError, match=r"\['W.mean'\].*\['W.velocity', 'b_hidden.velocity'"):
         step.set_state({"W.mean": np.zeros((N_INPUTS, N_FEATURES))})
 
 
-def test_a_training_step_compiles_one_function_with_the_cost_and_one_without(rng, compiled):
+def test_step_compiles_one_function_with_cost_and_one_without(rng, compiled):
     step = step_of(random_autoencoder(rng))
     assert compiled == []
     for with_cost in (False, False, True, True, False):

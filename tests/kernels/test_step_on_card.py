@@ -29,7 +29,7 @@ def uploads(calls: list[str]) -> list[int]:
 
 
 @pytest.mark.parametrize(("place", "more"), [("streamed", ""), ("uploaded", ""), ("uploaded", ",linker=vm")])
-def test_steps_wait_for_nothing_and_have_their_minibatches_there(
+def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
     pygpu: None, tmp_path: Path, place: str, more: str
 ) -> None:
     log = tmp_path / "log"

@@ -25,19 +25,19 @@ def folders(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("mode", "is_safe"), [(0o755, True), (0o775, False), (0o757, False), (0o1777, True)])
 @pytest.mark.parametrize("name", ["a", "a/b"])
-def test_others_may_write_only_to_sticky_directories_above(folders: Path, name: str, mode: int, is_safe: bool) -> None:
+def test_parents_writable_by_others_must_be_sticky(folders: Path, name: str, mode: int, is_safe: bool) -> None:
     (folders / name).chmod(mode)
     problem = untrusted_above(folders / "a/b/c")
     assert (problem is None) is is_safe
     assert is_safe or str(folders / name) in str(problem)
 
 
-def test_the_directory_itself_is_for_the_caller_to_check(folders: Path) -> None:
+def test_directory_itself_is_not_checked(folders: Path) -> None:
     (folders / "a/b/c").chmod(0o777)
     assert untrusted_above(folders / "a/b/c") is None
 
 
-def test_the_targets_of_links_are_followed(folders: Path) -> None:
+def test_targets_of_links_are_checked(folders: Path) -> None:
     (folders / "link").symlink_to("a/b")
     (folders / "a").chmod(0o777)
     assert str(folders / "a") in str(untrusted_above(folders / "link" / "c"))
@@ -45,21 +45,23 @@ def test_the_targets_of_links_are_followed(folders: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
 @pytest.mark.parametrize("mode", [0o755, 0o1777])
-def test_a_directory_of_another_user_is_not_trusted(folders: Path, mode: int) -> None:
+def test_directory_of_another_user_is_not_trusted(folders: Path, mode: int) -> None:
     """Even a sticky one: its owner can rename everything in it."""
     os.chown(folders / "a", STRANGER, -1)
     (folders / "a").chmod(mode)
-    assert f"{folders / 'a'} belongs to user {STRANGER}" in str(untrusted_above(folders / "a/b/c"))
+    problem = str(untrusted_above(folders / "a/b/c"))
+    assert f"{folders / 'a'} " in problem
+    assert f"user {STRANGER}" in problem
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make links for other users")
-def test_a_link_of_another_user_is_not_trusted(folders: Path) -> None:
+def test_link_of_another_user_is_not_trusted(folders: Path) -> None:
     (folders / "link").symlink_to("a/b")
     os.chown(folders / "link", STRANGER, -1, follow_symlinks=False)
-    assert f"belongs to user {STRANGER}" in str(untrusted_above(folders / "link" / "c"))
+    assert f"user {STRANGER}" in str(untrusted_above(folders / "link" / "c"))
 
 
-def test_a_private_directory_is_made_in_safe_places_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_directory_is_made_in_safe_places_only(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folders / "a"))
     made = private_directory("test-")
     assert made.parent == folders / "a"

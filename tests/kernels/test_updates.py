@@ -72,7 +72,7 @@ def states(step):
     return {variable.name: variable for variable in step}
 
 
-def test_every_rule_has_its_loop_here():
+def test_every_rule_has_a_loop_and_a_state():
     assert set(RULES) == set(LOOPS) == set(STATE)
 
 
@@ -96,7 +96,7 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
 
 
 @each("rule", RULES)
-def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
+def test_state_is_float32_zeros_named_by_parameter_and_role(rule):
     parameters = [shared_parameter(np.ones((3, 2)), "first.W"), shared_parameter(np.ones(2), "first.b_hidden")]
     step = updates_of(Rule(rule, DECAY), parameters, parameters, np.float32(0.1))
     state = {name: variable for name, variable in states(step).items() if variable not in parameters}
@@ -107,7 +107,7 @@ def test_state_is_float32_zeros_named_after_its_parameter_and_role(rule):
 
 
 @each("rule", RULES)
-def test_nothing_is_computed_in_float64(rule):
+def test_rules_compute_nothing_in_float64(rule):
     parameter, rate = shared_parameter(np.ones(2)), theano.tensor.fscalar()
     step = updates_of(Rule(rule, DECAY), [theano.tensor.fvector()], [parameter], rate)
     assert {value.dtype for value in step.values()} == {"float32"}

@@ -26,18 +26,17 @@ def told(change: float | None, cka: float = 1.0, neighbours: float = 1.0) -> tup
     return verdict(Likeness(100, change, 0.9, 0.5, 4, 4, cka, neighbours))
 
 
-def test_one_sentence_says_whether_to_train_again() -> None:
+def test_verdict_says_whether_to_train_again() -> None:
     assert [told(change)[0] for change in (0, 1e-3, 0.02, 0.13, None)] == [False, False, False, True, True]
-    assert "are the same" in told(0)[1]
-    assert "say about the same in other numbers" in told(0.13)[1]
-    assert "say about the same in other numbers" in told(None)[1]
-    assert "say other things" in told(1.4, cka=0.3)[1]
-    assert "say other things" in told(1.4, neighbours=0.2)[1]
+    same = told(0)[1]
+    similar = told(0.13)[1]
+    different = told(1.4, cka=0.3)[1]
+    assert len({same, similar, different}) == 3
+    assert told(None)[1] == similar
+    assert told(1.4, neighbours=0.2)[1] == different
 
 
-def test_a_run_is_the_same_as_itself_and_as_one_that_was_cut_into_other_parts(
-    night: Night, out: Path, tmp_path: Path
-) -> None:
+def test_run_equals_itself_and_a_run_with_other_parts(night: Night, out: Path, tmp_path: Path) -> None:
     assert night.run(out) == 0
     assert night.run(tmp_path / "other", "--memory-budget", "20MiB", "--block-rows", "4") == 0
     for other in (out, tmp_path / "other"):
@@ -45,7 +44,7 @@ def test_a_run_is_the_same_as_itself_and_as_one_that_was_cut_into_other_parts(
         assert (found.likeness.change, found.retrain, found.n_common, found.n_changed) == (0, False, N_ROWS, 0)
 
 
-def test_pieces_are_those_that_looking_at_every_pair_finds() -> None:
+def test_common_pieces_equal_those_of_a_pairwise_search() -> None:
     rng = np.random.default_rng(0)
 
     def cut(n_rows: int, path: str) -> list[dict[str, Any]]:
@@ -72,9 +71,7 @@ def test_pieces_are_those_that_looking_at_every_pair_finds() -> None:
         assert found == {row: (held[0][row], held[1][row]) for row in held[0].keys() & held[1].keys()}
 
 
-def test_rows_are_found_again_by_file_and_number_wherever_the_files_lie(
-    night: Night, out: Path, tmp_path: Path
-) -> None:
+def test_rows_are_matched_by_file_name_and_number(night: Night, out: Path, tmp_path: Path) -> None:
     assert night.run(out) == 0
     (night.shards / "0.h5").unlink()
     night.add_shard("00.h5", np.random.default_rng(5).normal(size=(30, 4)).astype(np.float32))
@@ -87,10 +84,10 @@ def test_rows_are_found_again_by_file_and_number_wherever_the_files_lie(
     os.utime(night.shards / "2.h5", (0, 0))
     assert night.run(other, "--model", str(out), "--restart") == 0
     assert compare(str(out), str(other)).n_changed == 1
-    assert "1 file of these changed between the runs" in str(compare(str(out), str(other)))
+    assert "1 file " in str(compare(str(out), str(other)))
 
 
-def test_files_of_the_same_name_in_two_folders_are_not_mixed_up(night: Night, out: Path, tmp_path: Path) -> None:
+def test_files_of_equal_names_in_two_directories_are_distinct(night: Night, out: Path, tmp_path: Path) -> None:
     shutil.copytree(night.shards, tmp_path / "more")
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     night.shards, first = tmp_path / "more", night.shards
@@ -102,7 +99,7 @@ def test_files_of_the_same_name_in_two_folders_are_not_mixed_up(night: Night, ou
     assert compare(str(out), str(tmp_path / "other")).n_common == 2 * N_ROWS
 
 
-def test_rows_that_are_bad_in_either_do_not_count(night: Night, out: Path, tmp_path: Path) -> None:
+def test_rows_bad_in_both_runs_are_not_compared(night: Night, out: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     rows[4] = np.nan
     night.add_shard("3.h5", rows)
@@ -111,7 +108,7 @@ def test_rows_that_are_bad_in_either_do_not_count(night: Night, out: Path, tmp_p
     assert compare(str(out), str(out)).likeness.n_rows == N_ROWS + 19
 
 
-def test_rows_that_are_bad_in_one_run_only_do_not_count(night: Night, out: Path, tmp_path: Path) -> None:
+def test_rows_bad_in_one_run_are_not_compared(night: Night, out: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     rows[4, 1] = 0.5
     night.add_shard("3.h5", rows)
@@ -123,20 +120,20 @@ def test_rows_that_are_bad_in_one_run_only_do_not_count(night: Night, out: Path,
         assert compare(str(a), str(b)).likeness.n_rows == N_ROWS + 19
 
 
-def test_other_numbers_of_features_are_compared(night: Night, out: Path, tmp_path: Path) -> None:
+def test_different_numbers_of_features_are_compared(night: Night, out: Path, tmp_path: Path) -> None:
     assert night.run(out) == 0
     assert night.run(tmp_path / "wide", "--n-features", "3") == 0
     found = compare(str(out), str(tmp_path / "wide"))
     assert (found.n_features, found.likeness.change, found.likeness.n_units, found.retrain) == ((2, 3), None, 2, True)
-    assert "no number, since the columns are not as many" in str(found)
+    assert "None" not in str(found)
 
 
-def test_as_many_rows_are_drawn_as_are_asked_for(night: Night, out: Path) -> None:
+def test_requested_number_of_rows_is_compared(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     assert compare(str(out), str(out), 10).likeness.n_rows == 10
 
 
-def test_stored_otherwise_features_mean_the_same(night: Night, out: Path, tmp_path: Path) -> None:
+def test_storage_format_hardly_changes_features(night: Night, out: Path, tmp_path: Path) -> None:
     assert night.run(out) == 0
     assert night.run(tmp_path / "half", "--storage-dtype", "float16", "--compression", "gzip") == 0
     found = compare(str(out), str(tmp_path / "half"))
@@ -146,22 +143,22 @@ def test_stored_otherwise_features_mean_the_same(night: Night, out: Path, tmp_pa
     assert open_features(tmp_path / "half").features.dtype == np.float16
 
 
-def test_runs_without_a_row_in_common_are_refused(night: Night, out: Path, tmp_path: Path) -> None:
+def test_runs_without_common_rows_are_refused(night: Night, out: Path, tmp_path: Path) -> None:
     assert night.run(out) == 0
     for path in night.shards.iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     assert night.run(tmp_path / "other") == 0
-    with refused(65, f"output={out} and output={tmp_path / 'other'}: found 0 rows with features in both"):
+    with refused(65, f"output={out}", f"output={tmp_path / 'other'}", " 0 rows"):
         compare(str(out), str(tmp_path / "other"))
     with refused(66, "nowhere"):
         compare(str(out), str(tmp_path / "nowhere"))
 
 
-def test_the_command_begins_with_the_sentence_and_gives_the_numbers(night: Night, out: Path, capsys: Any) -> None:
+def test_command_prints_the_verdict_and_numbers(night: Night, out: Path, capsys: Any) -> None:
     assert night.run(out) == 0
     capsys.readouterr()
     assert main(["compare", str(out), str(out)]) == 0
-    assert capsys.readouterr().out.startswith("The features are the same: what was trained on A can take B as it is.\n")
+    assert capsys.readouterr().out.startswith(f"{told(0)[1]}\n")
     assert main(["compare", str(out), str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["retrain"], found["likeness"]["cka"]) == (False, pytest.approx(1))

@@ -14,20 +14,20 @@ A = RNG.normal(size=(300, 6)) * [3, 2, 2, 1, 1, 0.5] + RNG.normal(size=6)
 TURN = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
 
 
-def test_features_are_like_themselves() -> None:
+def test_identical_features_are_fully_similar() -> None:
     found = likeness(A, A)
     assert (found.change, found.n_in_place, found.neighbours) == (0, 6, 1)
     np.testing.assert_allclose([found.correlation, found.least_correlation, found.cka], 1)
 
 
-def test_units_in_other_places_of_other_sizes_and_signs_are_found_again() -> None:
+def test_permuted_and_scaled_units_are_matched() -> None:
     places = RNG.permutation(6)
     first, second, sizes = matched(A, -2 * A[:, places] + 5)
     np.testing.assert_array_equal(places[second], first)
     np.testing.assert_allclose(sizes, 1)
 
 
-def test_matching_is_the_best_of_all() -> None:
+def test_matching_is_optimal() -> None:
     B = A @ RNG.normal(size=(6, 5))
     _, _, sizes = matched(A, B)
     every = np.abs(np.corrcoef(A.T, B.T)[:6, 6:])
@@ -35,7 +35,7 @@ def test_matching_is_the_best_of_all() -> None:
     np.testing.assert_allclose(sizes.sum(), best)
 
 
-def test_alignment_and_neighbours_do_not_see_how_features_are_turned() -> None:
+def test_alignment_and_neighbours_are_invariant_to_rotation() -> None:
     found = likeness(A, 3 * A @ TURN + 1)
     np.testing.assert_allclose(found.cka, 1)
     assert found.neighbours > 0.999  # but for equal distances
@@ -44,7 +44,7 @@ def test_alignment_and_neighbours_do_not_see_how_features_are_turned() -> None:
     assert found.correlation < 0.95
 
 
-def test_alignment_is_that_of_the_rows_kernels() -> None:
+def test_alignment_equals_that_of_the_kernels_of_rows() -> None:
     """As Kornblith et al. define it first: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = A A', L = B B'."""
     B = np.tanh(A @ RNG.normal(size=(6, 9)))
     center = np.eye(len(A)) - 1 / len(A)
@@ -52,7 +52,7 @@ def test_alignment_is_that_of_the_rows_kernels() -> None:
     np.testing.assert_allclose(linear_cka(A, B), (K * L).sum() / np.sqrt((K * K).sum() * (L * L).sum()))
 
 
-def test_neighbours_are_those_that_a_loop_finds() -> None:
+def test_neighbours_equal_those_of_a_loop() -> None:
     B = A + RNG.normal(size=A.shape)
     shared = 0
     for i in range(len(A)):
@@ -61,7 +61,7 @@ def test_neighbours_are_those_that_a_loop_finds() -> None:
     np.testing.assert_allclose(neighbour_overlap(A, B), shared / (10 * len(A)))
 
 
-def test_a_change_counts_in_each_column_by_what_it_varies() -> None:
+def test_change_is_relative_to_the_variation_of_each_column() -> None:
     B, scale = A + RNG.normal(size=A.shape) / 10, np.array([1, 2, 0.5, 3, 1, 0.7])
     np.testing.assert_allclose(likeness(A * scale, B * scale).change, likeness(A, B).change)
     noise = RNG.normal(size=A.shape)
@@ -72,7 +72,7 @@ def test_a_change_counts_in_each_column_by_what_it_varies() -> None:
     assert 0 < found < 0.005  # of a unit that never varies
 
 
-def test_made_up_features_are_like_nothing() -> None:
+def test_random_features_are_dissimilar() -> None:
     found = likeness(A, RNG.normal(size=(300, 6)))
     assert found.cka < 0.1
     assert found.neighbours < 0.1
@@ -80,7 +80,7 @@ def test_made_up_features_are_like_nothing() -> None:
 
 
 @pytest.mark.parametrize("n_rows", [2, 3])
-def test_few_rows_and_units_that_never_vary_give_numbers(n_rows: int) -> None:
+def test_few_rows_and_constant_units_give_finite_numbers(n_rows: int) -> None:
     a = A[:n_rows].copy()
     a[:, 2] = 0.25
     for b in (a, np.ones((n_rows, 3)), A[:n_rows]):

@@ -37,7 +37,7 @@ def in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
-def test_float32_stays_within_it_in_any_order_and_not_by_far() -> None:
+def test_float32_in_any_order_stays_within_a_tight_bound() -> None:
     for network in NETWORKS:
         rng = np.random.default_rng(network.n_inputs)
         model = model_of(network, rng)
@@ -48,7 +48,7 @@ def test_float32_stays_within_it_in_any_order_and_not_by_far() -> None:
         assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all(), network
 
 
-def test_units_without_weights_and_of_tiny_ones_are_allowed_what_float32_makes_of_them() -> None:
+def test_bound_holds_for_units_with_zero_tiny_and_large_weights() -> None:
     for size in (0, 1e-25, 1e-12, 1e12):
         rng = np.random.default_rng(0)
         model = model_of(Network((30, 20, 3), code="linear"), rng)
@@ -64,7 +64,7 @@ def test_units_without_weights_and_of_tiny_ones_are_allowed_what_float32_makes_o
         assert (allowed <= max(2e-30, 1e-3 * size)).all(), size
 
 
-def test_what_is_allowed_grows_with_the_row() -> None:
+def test_bound_grows_with_the_row() -> None:
     model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
     near, far = (rounding(model, np.full((1, 5), value)) for value in (1, 1e6))
     assert (far > 1e5 * near).all()

@@ -40,7 +40,7 @@ def rewritten(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
     (out / "manifest.json").write_bytes(seal(OUTPUT, manifest))
 
 
-def test_a_run_says_how_near_its_features_are_to_those_of_float64(night: Night, out: Path) -> None:
+def test_run_reports_differences_from_float64_features(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     told = read_manifest(out)["verification"]
     assert (told["n_rows"], told["n_bad"], told["unchecked"]) == (N_ROWS, 0, [])
@@ -49,7 +49,7 @@ def test_a_run_says_how_near_its_features_are_to_those_of_float64(night: Night, 
     assert json.loads((out / "report.json").read_text())["verification"] == told
 
 
-def test_v10_features_that_are_not_those_of_their_rows_end_the_run_and_are_made_anew(
+def test_wrong_features_end_the_run_and_are_recomputed(
     night: Night, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Wrong(standin.Autoencoder):
@@ -62,18 +62,15 @@ def test_v10_features_that_are_not_those_of_their_rows_end_the_run_and_are_made_
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Wrong)
     assert night.run(out) == 79
     assert not (out / "manifest.json").exists()
-    assert "row 0: feature 1 is 0." in caplog.text
-    assert "of 5 parts hold what they should not" in caplog.text
-    assert "Type the same command again to go on; what was finished stays." in caplog.text
+    assert "row 0: feature 1 " in caplog.text
+    assert "of 5 parts" in caplog.text
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", right)
     assert night.run(out) == 0
     assert night.run(tmp_path / "undisturbed") == 0
     assert features_of(out) == features_of(tmp_path / "undisturbed")
 
 
-def test_an_output_as_it_was_written_is_verified(
-    night: Night, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_intact_output_is_verified(night: Night, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert night.run(out) == 0
     monkeypatch.chdir("/")
     capsys.readouterr()
@@ -82,10 +79,10 @@ def test_an_output_as_it_was_written_is_verified(
     assert (told["faults"], told["unchecked"], told["rows"]["n_rows"]) == ([], [], N_ROWS)
     assert told["n_files"] == len(read_manifest(out)["parts"]) + len(read_manifest(out)["files"])
     assert main(["verify", str(out)]) == 0
-    assert "nothing is wrong" in capsys.readouterr().out
+    assert f"{told['n_files']} of {told['n_files']} files" in capsys.readouterr().out
 
 
-def test_d11_every_damaged_file_is_named_and_the_others_are_looked_at(night: Night, out: Path, capsys: Any) -> None:
+def test_every_damaged_file_is_named_and_others_are_checked(night: Night, out: Path, capsys: Any) -> None:
     assert night.run(out) == 0
     manifest = read_manifest(out)
     for i, line in enumerate([*manifest["parts"], *manifest["files"]]):
@@ -98,7 +95,7 @@ def test_d11_every_damaged_file_is_named_and_the_others_are_looked_at(night: Nig
         assert "file=" not in found.faults[0].fault  # once is enough
         assert found.rows.n_rows > N_ROWS - 20 or line["file"].endswith("/model.h5")
         assert main(["verify", str(out)]) == 79
-        assert f"wrong: {line['file']}: " in capsys.readouterr().out
+        assert f"{line['file']}: " in capsys.readouterr().out
         path.write_bytes(whole)
     assert not verify(str(out)).faults
 
@@ -113,7 +110,7 @@ def flip_weight(out: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_damaged_model_is_neither_used_nor_verified(night: Night, out: Path, tmp_path: Path) -> None:
+def test_damaged_model_is_neither_used_nor_verified(night: Night, out: Path, tmp_path: Path) -> None:
     assert night.run(out) == 0
     flip_weight(out)
     copy = tmp_path / "copy.h5"
@@ -123,7 +120,7 @@ def test_a_damaged_model_is_neither_used_nor_verified(night: Night, out: Path, t
     assert main(["verify", str(out)]) == 79
 
 
-def test_a_model_that_does_not_fit_its_fingerprint_is_a_fault(night: Night, out: Path) -> None:
+def test_model_that_contradicts_its_fingerprint_is_a_fault(night: Night, out: Path) -> None:
     """As if the run had written it so: its digest is that in the manifest."""
     assert night.run(out) == 0
     flip_weight(out)
@@ -135,7 +132,7 @@ def test_a_model_that_does_not_fit_its_fingerprint_is_a_fault(night: Night, out:
     assert main(["verify", str(out)]) == 79
 
 
-def test_v10_rows_that_have_changed_places_are_found_though_every_digest_is_right(night: Night, out: Path) -> None:
+def test_swapped_rows_are_found_despite_correct_digests(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     manifest = read_manifest(out)
     part = manifest["parts"][2]["file"]
@@ -145,26 +142,28 @@ def test_v10_rows_that_have_changed_places_are_found_though_every_digest_is_righ
     (fault,) = verify(str(out), N_ROWS).faults
     assert fault.file == part
     assert "row 3: feature" in fault.fault
-    assert "as its input row encodes in float64" in fault.fault
 
 
-def test_which_rows_count_is_verified_too(night: Night, out: Path) -> None:
+def test_validity_of_rows_is_verified(night: Night, out: Path) -> None:
     night.add_shard("3.h5", np.full((4, 4), np.nan, np.float32))
     assert night.run(out, "--on-bad-data", "skip", "--max-bad-rows", "4") == 0
     assert verify(str(out)).rows.n_bad == 4
     manifest = read_manifest(out)
-    for number, what in ((0, "counts as a bad row"), (-1, "has features, though its input row is a bad one")):
+    found = set()
+    for number in (0, -1):
         path = out / manifest["parts"][number]["file"]
         whole = path.read_bytes()
         with h5py.File(path, "a") as file:
             file["valid"][1] = not file["valid"][1]
         rewritten(out, manifest)
         (fault,) = verify(str(out), 1000).faults
-        assert fault.fault.startswith(f"row 1: {what}")
+        assert fault.fault.startswith("row 1: ")
+        found.add(fault.fault)
         path.write_bytes(whole)
+    assert len(found) == 2  # one fault for a good row that counts as bad, another one for the reverse
 
 
-def test_good_rows_that_are_stored_as_bad_are_a_fault(night: Night, out: Path) -> None:
+def test_good_rows_stored_as_bad_are_a_fault(night: Night, out: Path) -> None:
     """`valid` is False and the features are NaN, as of a bad row: readers would leave the row out."""
     assert night.run(out) == 0
     manifest = read_manifest(out)
@@ -178,7 +177,7 @@ def test_good_rows_that_are_stored_as_bad_are_a_fault(night: Night, out: Path) -
     assert fault.fault.startswith("row 1: ")
 
 
-def test_what_rounding_costs_is_allowed_once(night: Night, out: Path) -> None:
+def test_rounding_error_is_allowed_once(night: Night, out: Path) -> None:
     assert night.run(out, "--max-feature-error", "0.01") == 0
     manifest = read_manifest(out)
     part = manifest["parts"][0]
@@ -202,7 +201,7 @@ def test_what_rounding_costs_is_allowed_once(night: Night, out: Path) -> None:
     ],
     ids=lambda flags: flags[0],
 )
-def test_however_rows_are_encoded_they_are_encoded_again(
+def test_verification_applies_every_encoding_setting(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
@@ -218,9 +217,7 @@ def test_however_rows_are_encoded_they_are_encoded_again(
 
 
 @pytest.mark.parametrize("choice", ["pass", "clip"])
-def test_rows_outside_a_given_models_range_are_encoded_again(
-    night: Night, out: Path, tmp_path: Path, choice: str
-) -> None:
+def test_rows_outside_the_range_of_a_model_are_verified(night: Night, out: Path, tmp_path: Path, choice: str) -> None:
     assert night.run(out) == 0
     night.add_shard("3.h5", np.full((5, 4), 100, np.float32))
     other = tmp_path / "other"
@@ -229,26 +226,25 @@ def test_rows_outside_a_given_models_range_are_encoded_again(
     assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), N_ROWS + 5)
 
 
-def test_inputs_that_are_gone_or_changed_are_said_and_everything_else_is_checked(night: Night, out: Path) -> None:
+def test_missing_or_changed_inputs_are_listed_and_others_checked(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     path = night.shards / "0.h5"
     os.utime(path, (0, 0))
-    for says in ("has changed since the run", "is not there any more"):
+    reasons = set()
+    for _ in ("changed", "missing"):
         found = verify(str(out))
         assert (found.faults, found.rows.n_rows) == ((), SIZES[2])
         (unchecked,) = found.unchecked
         assert unchecked.file == str(path)
-        assert says in unchecked.fault
+        reasons.add(unchecked.fault)
         path.unlink(missing_ok=True)
+    assert len(reasons) == 2
     shutil.rmtree(night.shards)
     found = verify(str(out))
     assert (found.faults, found.rows.n_rows, len(found.unchecked)) == ((), 0, 2)
-    assert "no row could be encoded again" in str(found)
 
 
-def test_few_rows_are_read_where_each_is_a_large_chunk(
-    night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fewer_rows_are_read_from_large_chunks(night: Night, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert night.run(out) == 0
     monkeypatch.setattr(module, "_BYTES", 20 * 16)  # of four float32 each
     assert verify(str(out)).rows.n_rows == 20
@@ -257,8 +253,8 @@ def test_few_rows_are_read_where_each_is_a_large_chunk(
     assert verify(str(out), 30).rows.n_rows == 30
 
 
-def test_a_directory_without_a_finished_run_or_with_a_damaged_manifest_is_refused(night: Night, out: Path) -> None:
-    with refused(66, str(out), "expected the output directory of a finished run"):
+def test_unfinished_run_or_damaged_manifest_is_refused(night: Night, out: Path) -> None:
+    with refused(66, str(out)):
         verify(str(out))
     assert night.run(out) == 0
     (out / "manifest.json").write_text("{}")
@@ -267,7 +263,7 @@ def test_a_directory_without_a_finished_run_or_with_a_damaged_manifest_is_refuse
 
 
 @pytest.mark.process
-def test_no_theano_is_needed(night: Night, out: Path) -> None:
+def test_verification_does_not_need_theano(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     program = (
         "import sys; sys.modules['theano'] = None; from pipeline.commands.table import main;"
@@ -276,7 +272,7 @@ def test_no_theano_is_needed(night: Night, out: Path) -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=120).returncode == 0
 
 
-def test_rows_of_a_shard_that_could_not_be_read_somewhere_are_no_fault(
+def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its rows count as bad ones, and most of them can be read by whoever looks for these alone."""

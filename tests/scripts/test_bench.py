@@ -1,4 +1,4 @@
-"""The benchmark: contestants are compared before they are timed, take turns, and are held against what is asked for."""
+"""The benchmark: contestants are compared before they are timed, take turns, and are checked against the demands."""
 
 from __future__ import annotations
 
@@ -59,28 +59,28 @@ def race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
     return run
 
 
-def test_contestants_take_turns_and_ratios_are_medians_over_the_rounds(race: Race) -> None:
+def test_ratios_are_medians_over_alternating_rounds(race: Race) -> None:
     ratios, turns = race({"ours": [1.0, 2.0, 4.0], "jax": [3.0, 3.0, 4.0]})
     assert turns == ["ours", "jax"] * 3
     assert ratios == {"ours": 2.0, "jax": 1.5}
 
 
-def test_other_numbers_are_refused_before_anything_is_timed(race: Race) -> None:
-    with pytest.raises(RuntimeError, match=r"jax: features differs from ours by 0\.5"):
+def test_different_results_are_refused_before_timing(race: Race) -> None:
+    with pytest.raises(RuntimeError, match=r"jax: .*0\.5"):
         race({"ours": [1.0], "jax": [1.0]}, {"jax": 1.5})
-    with pytest.raises(RuntimeError, match="blas: features differs"):
+    with pytest.raises(RuntimeError, match="blas: "):
         race({"ours": [1.0], "blas": [1.0], "jax": [1.0]}, {"blas": 1.5})
     # Its model is another one.
     race({"ours": [1.0] * 3, "sklearn": [1.0] * 3}, {"sklearn": 1.5})
 
 
-def test_a_peer_alone_with_its_numbers_takes_no_part(race: Race, capsys: pytest.CaptureFixture[str]) -> None:
+def test_peer_with_deviating_results_is_left_out(race: Race, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = race({"ours": [1.0] * 3, "jax": [2.0] * 3, "torch": [9.0] * 3}, {"torch": np.nan})
     assert found == {"ours": 1.0, "jax": 2.0}
-    assert "torch: features differs from ours by nan" in capsys.readouterr().out
+    assert "torch: " in capsys.readouterr().out
 
 
-def test_the_best_peer_decides_and_blas_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demand_is_compared_with_the_best_peer_without_blas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True)
     runner.demand_of_peers("step", {"ours": 0.1, "blas": 0.5, "jax": 1.2, "torch": 3.0}, 1.25)
     runner.demand("peak", 1.04, most=1.05)
@@ -91,12 +91,10 @@ def test_the_best_peer_decides_and_blas_is_none(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.process
-def test_ours_and_blas_race_for_real_and_a_card_that_is_not_there_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_race_runs_and_a_missing_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["step", "device", "--device", "cuda7", "--without-peers", "--rounds", "1", "--output", str(tmp_path)]
     assert run.main(["races", *flags]) == 0
-    assert "device: skipped, since cuda7 cannot be used: " in capsys.readouterr().out
+    assert re.search(r"^.*\bdevice: .*\bcuda7\b", capsys.readouterr().out, re.MULTILINE)
     found = json.loads((tmp_path / "bench.json").read_text())
     *steps, device = found["results"]
     assert [result["what"] for result in steps] == [
@@ -105,11 +103,11 @@ def test_ours_and_blas_race_for_real_and_a_card_that_is_not_there_is_named(
         "4096 -> 256, minibatch 256",
     ]
     assert all(set(result["seconds"]) == {"ours", "blas"} for result in steps)
-    assert "OpenBLAS, kernels for" in steps[0]["about"]["blas"]
+    assert steps[0]["about"]["blas"].startswith("OpenBLAS, ")
     assert device["case"] == "device"
 
 
-def test_all_contestants_keep_to_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_contestants_use_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that race, and the program as a whole."""
     found: list[dict[str, str]] = []
 
@@ -133,7 +131,7 @@ def test_all_contestants_keep_to_the_same_instruction_set(tmp_path: Path, monkey
     assert found[-1]["THEANO_FLAGS"].endswith(",device=cuda")
 
 
-def test_drawn_shapes_are_those_of_their_seed_and_none_is_round() -> None:
+def test_drawn_shapes_depend_on_the_seed_and_are_not_round() -> None:
     for seed in range(20):
         shapes = bench.drawn_shapes(seed)
         assert shapes == bench.drawn_shapes(seed)
@@ -147,7 +145,7 @@ def test_drawn_shapes_are_those_of_their_seed_and_none_is_round() -> None:
 
 
 @pytest.mark.process
-def test_a_peer_that_has_ended_before_it_was_asked_takes_no_part_and_says_why(
+def test_peer_that_exits_early_is_left_out_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As PyTorch does that was not made for the card."""
@@ -158,14 +156,14 @@ def test_a_peer_that_has_ended_before_it_was_asked_takes_no_part_and_says_why(
     with bench.contestants(["torch"]) as (torch,):
         torch._process.wait()
         assert not torch.prepare("square", tmp_path, n=8)
-    assert re.fullmatch(r"  torch takes no part: torch ended .*: no CUDA\n", capsys.readouterr().out)
+    assert re.fullmatch(r"  torch .*: no CUDA\n", capsys.readouterr().out)
 
 
 @pytest.mark.process
-def test_openblas_keeps_to_the_instruction_set_that_is_asked_for(tmp_path: Path) -> None:
+def test_openblas_uses_the_requested_instruction_set(tmp_path: Path) -> None:
     with bench.contestants(["blas"], **limits("sse2")) as (blas,):
         blas.prepare("square", tmp_path, n=8)
-    assert blas.about in ("OpenBLAS, kernels for Katmai", "OpenBLAS, kernels for Prescott")  # which are the same
+    assert blas.about.split()[-1] in ("Katmai", "Prescott")  # which are the same
 
 
 _ASK = """
@@ -183,7 +181,7 @@ int main(void)
 
 
 @pytest.mark.process
-def test_a_processor_that_hides_its_instructions_answers_all_else_as_before(tmp_path: Path) -> None:
+def test_hiding_instructions_changes_no_other_processor_facts(tmp_path: Path) -> None:
     library, program = hide("avx2", tmp_path), tmp_path / "ask"
     assert (library is None) == ("cpuid_fault" not in Path("/proc/cpuinfo").read_text().split())
     program.with_suffix(".c").write_text(_ASK)
@@ -201,16 +199,18 @@ def test_a_processor_that_hides_its_instructions_answers_all_else_as_before(tmp_
     assert library is None or not int(told, 16) & avx512f
 
 
-def test_an_instruction_set_that_is_not_there_is_refused(
+def test_missing_instruction_set_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "missing", lambda name: ["avx512f"])
     assert run.main(["races", "--isa", "avx512", "--without-peers"]) == 2
-    assert "--isa avx512: this machine's processor lacks avx512f" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--isa avx512: " in error
+    assert "avx512f" in error
 
 
 @pytest.mark.process
-def test_shards_hold_the_same_rows_in_every_layout(tmp_path: Path) -> None:
+def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
     plain = bench.make_shards(tmp_path / "plain", 5000, 2, dtype="u1")
     for i, (name, (how, _, _)) in enumerate(bench.LAYOUTS.items()):
         shards = bench.make_shards(tmp_path / str(i), 5000, 2, **how)
@@ -223,7 +223,7 @@ def test_shards_hold_the_same_rows_in_every_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_the_programs_peak_memory_is_its_own(tmp_path: Path) -> None:
+def test_peak_memory_is_that_of_the_program_alone(tmp_path: Path) -> None:
     """And not that of the process which started it."""
     shards = bench.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)
     heap = np.ones(2**29, np.uint8)

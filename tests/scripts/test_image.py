@@ -10,7 +10,7 @@ from tests.support.interpreters import REPOSITORY
 STEPS = list(steps(DOCKERFILE.read_text()))
 
 
-def test_steps_are_read_as_docker_reads_them(tmp_path: Path) -> None:
+def test_dockerfile_is_parsed_as_by_docker(tmp_path: Path) -> None:
     text = "# comment\nFROM a\n\nRUN one \\\n    && two\n# another\nENV X=$PATH:/more\n"
     assert list(steps(text)) == [("FROM", "a"), ("RUN", "one      && two"), ("ENV", "X=$PATH:/more")]
     image = Image(tmp_path)
@@ -20,7 +20,7 @@ def test_steps_are_read_as_docker_reads_them(tmp_path: Path) -> None:
     assert (tmp_path / "work/deep").is_dir()
 
 
-def test_what_is_copied_is_there_and_all_that_an_installation_takes(tmp_path: Path) -> None:
+def test_copied_files_exist_and_are_sufficient(tmp_path: Path) -> None:
     image = Image(tmp_path)
     for name, rest in STEPS:
         if name == "COPY":
@@ -36,7 +36,7 @@ def test_what_is_copied_is_there_and_all_that_an_installation_takes(tmp_path: Pa
         assert (source / path).read_bytes() == (REPOSITORY / path).read_bytes()
 
 
-def test_it_sets_up_for_a_card_and_asks_for_it() -> None:
+def test_image_is_set_up_for_a_card() -> None:
     every = {name: [rest for each, rest in STEPS if each == name] for name, _ in STEPS}
     assert every["FROM"] == ["debian:12"]
     assert any(rest.startswith("/opt/shardpress/bin/shardpress setup-gpu ") for rest in every["RUN"])

@@ -76,9 +76,8 @@ def files(here: Environment) -> set[Path]:
 
 
 @pytest.mark.parametrize("has_dpkg", [True, False])
-def test_packages_in_a_folder_are_enough_and_the_library_looks_in_our_folder_first(
-    here: Environment, debs: Path, tmp_path: Path, has_dpkg: bool
-) -> None:
+def test_packages_in_a_directory_are_installed(here: Environment, debs: Path, tmp_path: Path, has_dpkg: bool) -> None:
+    """With and without dpkg; libgpuarray then searches our directory first."""
     variables = {}
     if not has_dpkg:
         for program in ("bash", "dirname", "mktemp", "chmod", "mkdir", "head", "ar", "tar", "xz", "cp", "rm", "mv"):
@@ -98,11 +97,12 @@ def test_packages_in_a_folder_are_enough_and_the_library_looks_in_our_folder_fir
         library(here.path / folder / "libcuda.so")
         assert f"{told}: undefined symbol" in here.run("python", "-c", ASK).stdout
     again = files(here)
-    assert install(here).stdout == f"pygpu is installed in {here.path}\n"
+    (line,) = install(here).stdout.splitlines()
+    assert str(here.path) in line
     assert files(here) == again
 
 
-def test_an_earlier_installation_is_taught_where_to_look(here: Environment, debs: Path) -> None:
+def test_earlier_installation_gets_the_search_path(here: Environment, debs: Path) -> None:
     assert install(here, "--from", debs).returncode == 0
     file = here.path / "lib/libgpuarray.so.3.0"
     here.run("patchelf", "--set-rpath", "$ORIGIN", file)
@@ -110,7 +110,7 @@ def test_an_earlier_installation_is_taught_where_to_look(here: Environment, debs
     assert here.run("patchelf", "--print-rpath", file).stdout == "$ORIGIN/shardpress-gpu:$ORIGIN\n"
 
 
-def test_half_an_installation_is_mended(here: Environment, debs: Path) -> None:
+def test_incomplete_installation_is_repaired(here: Environment, debs: Path) -> None:
     (here.site / "pygpu").mkdir()
     (here.site / "pygpu/__init__.py").write_text("from . import gpuarray\n")
     (here.site / "pygpu.new").mkdir()
@@ -119,7 +119,7 @@ def test_half_an_installation_is_mended(here: Environment, debs: Path) -> None:
 
 
 @pytest.mark.parametrize("mirror", [None, "https://mirror.example/debian"])
-def test_debian_12_is_asked_of_the_machines_source_or_of_a_mirror(
+def test_debian_12_is_taken_from_the_own_source_or_a_mirror(
     here: Environment, debs: Path, tmp_path: Path, mirror: str | None
 ) -> None:
     """By an apt-get that says where it would look, and has what it is asked for."""
@@ -133,16 +133,17 @@ def test_debian_12_is_asked_of_the_machines_source_or_of_a_mirror(
     assert line.endswith(f"{mirror or 'https://own.example/debian/'} bookworm main")
 
 
-def test_what_cannot_be_had_is_told_with_other_ways(here: Environment, tmp_path: Path) -> None:
+def test_missing_package_is_reported_with_alternatives(here: Environment, tmp_path: Path) -> None:
     done = install(here, "--from", tmp_path)
     assert done.returncode == 69
-    assert done.stderr.startswith(f"pygpu cannot be installed: {tmp_path} holds no python3-pygpu_*.deb.\n")
+    assert str(tmp_path) in done.stderr.splitlines()[0]
+    assert "python3-pygpu_*.deb" in done.stderr.splitlines()[0]
     assert "--mirror" in done.stderr
     assert not (here.site / "pygpu").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--from"], ["--cuda"], ["a", "b"], ["--mirror", "x", "a", "b"]])
-def test_what_cannot_be_read_is_refused(here: Environment, arguments: list[str]) -> None:
+def test_invalid_arguments_are_refused(here: Environment, arguments: list[str]) -> None:
     done = install(here, *arguments)
     assert done.returncode == 64
     assert done.stderr.startswith("usage: ")

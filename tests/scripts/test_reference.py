@@ -30,7 +30,7 @@ def costs_of(table: str) -> dict[int, float]:
 
 
 @pytest.mark.compiler
-def test_the_costs_fall_as_the_published_ones_and_end_below(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_costs_fall_like_the_published_ones_and_end_lower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, output = str(tmp_path / "donuts"), tmp_path / "reference"
     assert make_data.main(["donuts", "--output", data]) == 0
     capsys.readouterr()
@@ -44,7 +44,7 @@ def test_the_costs_fall_as_the_published_ones_and_end_below(tmp_path: Path, caps
     assert (output / "reference.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_opencl_falls_the_same_way(tmp_path: Path, opencl: None) -> None:
+def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) -> None:
     data = str(tmp_path / "donuts")
     assert make_data.main(["donuts", "--output", data]) == 0
     found, features = {}, {}
@@ -67,7 +67,7 @@ def test_opencl_falls_the_same_way(tmp_path: Path, opencl: None) -> None:
     assert np.allclose(features["opencl0:0"], features["cpu"], rtol=0, atol=1e-3)
 
 
-def test_the_flags_leave_nothing_of_the_model_to_a_default() -> None:
+def test_reference_flags_set_every_model_setting() -> None:
     """Defaults change, the reference does not."""
     model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
@@ -78,6 +78,6 @@ def test_the_flags_leave_nothing_of_the_model_to_a_default() -> None:
     assert since & set(deciding(settings, "model")) == set(), "and runs of the first version are taken over"
 
 
-def test_without_donuts_it_says_how_to_make_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_donuts_are_reported_with_the_script_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert reference.main(["--data", str(tmp_path / "none")]) == 66
     assert "make_data.py" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the benchmark of scaling measures with: tasks like a run's, and a cluster of which nothing is left or seen."""
+"""Tools of the scaling benchmark: tasks like those of a run, and a local cluster that is removed afterwards."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ from scripts.benchmarks.scaling import met
 from tests.support.helpers import numbered_shards
 
 
-def test_a_task_with_a_clock_makes_the_same_part_and_an_empty_one_has_a_result_of_its_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_timed_and_empty_tasks_have_comparable_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("read", "read_riders", "write_result", "worker_of"):
         monkeypatch.setattr(encode, name, getattr(encode, name))  # so that its clocks go with this test
     (tmp_path / "parts").mkdir()
@@ -51,14 +49,14 @@ def test_a_task_with_a_clock_makes_the_same_part_and_an_empty_one_has_a_result_o
     assert abs(sizes[0] - sizes[1]) < 50
 
 
-def test_replicas_meet_as_they_do_in_a_training() -> None:
+def test_time_of_averaging_replicas_is_measured() -> None:
     network = Network((5, 3, 2))
     parameters = {name: np.ones(shape, np.float32) for name, shape in network.shapes.items()}
     assert met(Model(Scaler(np.zeros(5), np.ones(5)), network, parameters)) > 0
 
 
 @pytest.mark.process
-def test_a_cluster_by_hand_listens_on_the_loopback_alone_and_is_gone_afterwards(tmp_path: Path) -> None:
+def test_benchmark_cluster_listens_on_loopback_and_is_removed(tmp_path: Path) -> None:
     with by_hand(tmp_path, 1) as cluster:
         with Client(scheduler_file=str(cluster.file), timeout=60) as client:
             client.wait_for_workers(1, timeout=60)

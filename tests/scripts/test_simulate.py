@@ -25,7 +25,7 @@ COSTS = replace(
 )
 
 
-def test_without_overhead_tasks_take_what_their_cores_take() -> None:
+def test_without_overhead_time_is_work_divided_by_cores() -> None:
     for n_workers, cores, threads, seconds in (
         (1, 1, 1, 60),
         (2, 1, 1, 30),
@@ -42,7 +42,7 @@ def test_without_overhead_tasks_take_what_their_cores_take() -> None:
     assert passed(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NOTHING).seconds == pytest.approx(61)
 
 
-def test_what_serves_one_at_a_time_bounds_the_rest() -> None:
+def test_serial_resource_bounds_the_time() -> None:
     """Whatever is busiest is busy all the time, and nothing is done in less than it takes."""
     crowd = Cluster(100, 2)
     for costs, task, cluster, name, least in (
@@ -56,7 +56,7 @@ def test_what_serves_one_at_a_time_bounds_the_rest() -> None:
         assert least <= found.seconds < 1.05 * least, name
 
 
-def test_what_is_not_simulated_goes_on_at_the_same_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_after_the_simulated_ones_have_the_same_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster, task = Cluster(8, storage=4e9), Task(0.05, read_bytes=5e7)
     monkeypatch.setattr(simulate, "MOST_TASKS", 20_000)
     whole = passed(task, 20_000, cluster, COSTS).seconds
@@ -64,7 +64,7 @@ def test_what_is_not_simulated_goes_on_at_the_same_pace(monkeypatch: pytest.Monk
     assert passed(task, 20_000, cluster, COSTS).seconds == pytest.approx(whole, rel=0.01)
 
 
-def test_a_run_is_the_sum_of_its_stages_and_more_workers_take_no_longer() -> None:
+def test_run_is_the_sum_of_stages_and_scales_with_workers() -> None:
     job = Job(10**8, 250_000, 1_250_000)
     lines = [predicted(job, Cluster(n), COSTS) for n in (1, 4, 16)]
     for line in lines:
@@ -77,7 +77,7 @@ def test_a_run_is_the_sum_of_its_stages_and_more_workers_take_no_longer() -> Non
     assert totals[-1] > 10**8 * COSTS.train_row / 2
 
 
-def test_it_says_where_it_is_off_by_more_than_it_may(tmp_path: Path, capsys: Any) -> None:
+def test_check_reports_too_large_differences(tmp_path: Path, capsys: Any) -> None:
     told = {"n_tasks": 100, "n_rows": 10**6, "driver_seconds": 0.1, "scheduler_seconds": 0.1}
     stages = {
         "scan": {**told, "seconds": 1.0, "processor_seconds": 1.0},
@@ -93,7 +93,9 @@ def test_it_says_where_it_is_off_by_more_than_it_may(tmp_path: Path, capsys: Any
 
 
 @pytest.mark.process  # Matplotlib asks fc-list for fonts
-def test_it_prints_a_table_and_draws(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulation_prints_a_table_and_draws_a_plot(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(simulate, "WORKERS", (1, 2))
     costs = tmp_path / "costs.json"
     costs.write_text(json.dumps({"costs": asdict(COSTS)}))

@@ -84,10 +84,10 @@ def test_pieces_of_a_block_are_all_reordered(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.process
-def test_columns_are_matched_with_a_models(tmp_path: Path) -> None:
+def test_columns_are_matched_with_those_of_a_model(tmp_path: Path) -> None:
     paths, _ = two(tmp_path, "anndata")
     of_model = Columns(NAMES, "somewhere")
-    with refused(65, f"file={paths[1]}", "column 0 ", "as in model=m"):
+    with refused(65, f"file={paths[1]}", "column 0 ", "model=m"):
         opened(paths[1:], rule=ColumnRule("order", of_model, "model=m"))
     (shard,) = opened(paths[1:], rule=ColumnRule("name", of_model, "model=m"))
     assert whole(shard).tobytes() == ROWS.tobytes()
@@ -128,7 +128,7 @@ def test_files_without_names_cannot_be_matched_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_nothing_is_compared_if_that_is_configured(tmp_path: Path) -> None:
+def test_ignored_columns_are_not_compared(tmp_path: Path) -> None:
     paths, _ = two(tmp_path, "anndata")
     first, second = opened(paths, rule=ColumnRule("ignore"))
     assert (first.order, second.order) == (None, None)
@@ -163,7 +163,7 @@ def test_other_coordinates_are_refused(tmp_path: Path) -> None:
             write(tmp_path / "2.h5", ROWS, other)
             paths = [tmp_path / f"{i}.h5" for i in range(3)]
             np.testing.assert_array_equal(opened(paths[:2])[0].columns.values, WAVES)
-            with refused(65, f"file={paths[2]}", "column 2 ", "4201.0", "4200.0", f"as in file={paths[0]}"):
+            with refused(65, f"file={paths[2]}", "column 2 ", "4201.0", "4200.0", f" file={paths[0]}"):
                 opened(paths)
             assert len(opened(paths, rule=ColumnRule("ignore"))) == 3
 
@@ -194,7 +194,7 @@ def test_statistics_and_values_of_rows_are_no_coordinates(tmp_path: Path) -> Non
 
 
 @pytest.mark.process
-def test_a_scale_tells_the_axis_where_the_shape_does_not(tmp_path: Path) -> None:
+def test_dimension_scale_decides_between_equal_axes(tmp_path: Path) -> None:
     named.with_scale(tmp_path / "x.h5", some_rows(n_rows=6), WAVES)
     np.testing.assert_array_equal(opened([tmp_path / "x.h5"])[0].columns.values, WAVES)
 
@@ -212,7 +212,7 @@ def test_numbers_of_reordered_columns_are_compared(tmp_path: Path) -> None:
         opened(paths, rule=BY_NAME)
 
 
-# -- files that nobody trusts --------------------------------------------------------------------------------------
+# -- untrusted files -----------------------------------------------------------------------------------------------
 
 
 def forged(path: Path, change: object) -> Path:
@@ -261,7 +261,7 @@ FORGED = [too_large, never_written, of_another_length, far_away, linked, externa
 
 
 @pytest.mark.process
-def test_names_that_cannot_be_trusted_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_untrusted_column_names_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing outside the file is opened, and the rows are read nevertheless."""
     named.anndata(tmp_path / "elsewhere.h5", ROWS, NAMES)
     for change in FORGED:
@@ -286,7 +286,7 @@ def test_names_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.process
-def test_a_damaged_heap_of_names_costs_no_more_than_the_names(tmp_path: Path) -> None:
+def test_damaged_heap_of_names_costs_the_names_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     named.anndata(path, ROWS, NAMES)
     data = path.read_bytes()
@@ -300,7 +300,7 @@ def test_a_damaged_heap_of_names_costs_no_more_than_the_names(tmp_path: Path) ->
 
 
 @pytest.mark.process
-def test_names_in_a_terminal_are_harmless(tmp_path: Path) -> None:
+def test_names_are_escaped_and_shortened_for_terminals(tmp_path: Path) -> None:
     named.attribute(tmp_path / "0.h5", ROWS, ["\x1b[2J" + "a" * 500, *NAMES[1:]])
     named.attribute(tmp_path / "1.h5", ROWS, NAMES)
     (shard,) = opened([tmp_path / "0.h5"])
@@ -311,7 +311,7 @@ def test_names_in_a_terminal_are_harmless(tmp_path: Path) -> None:
         opened([tmp_path / "0.h5", tmp_path / "1.h5"])
 
 
-def test_what_a_forged_answer_says_of_columns_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forged_columns_in_an_answer_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = {"names": None, "names_from": "", "values_from": None, "note": ""}
     for change in (
         {"names": ["a"]},
@@ -327,7 +327,7 @@ def test_what_a_forged_answer_says_of_columns_is_checked(tmp_path: Path, monkeyp
                 answer, arrays = describe(file, None)
             answer["columns"] = {**good, **change}
             monkeypatch.setattr("pipeline.shards.vet.describe_plain", lambda *_, a=answer, b=arrays: (a, b))
-            with refused(65, "makes no sense"):
+            with refused(65, f"file={tmp_path / 'plain.h5'}"):
                 opened([tmp_path / "plain.h5"])
 
 
@@ -365,7 +365,7 @@ def test_damaged_json_of_columns_is_refused() -> None:
             Columns.from_json(data, 2)
 
 
-def test_labels_name_columns_where_that_helps() -> None:
+def test_column_numbers_are_labelled_with_useful_names() -> None:
     assert Columns(NAMES).numbered(1) == "1 (GAPDH)"
     assert Columns(("0", "1")).numbered(1) == "1"
     assert Columns().numbered(1) == "1"

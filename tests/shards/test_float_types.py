@@ -75,9 +75,9 @@ def test_unwritten_values_of_any_float_type_are_refused(tmp_path: Path) -> None:
 
 def test_wider_float_types_are_named(tmp_path: Path) -> None:
     for name, stored, words in [
-        ("long", h5t.NATIVE_LDOUBLE.copy(), "floating point of 80 bits with 15 exponent bits"),
-        ("quad", float_type(16, 15, 112), "floating point of 128 bits with 15 exponent bits"),
-        ("wide", float_type(20, 19, 140), "floating point of 160 bits with 19 exponent bits"),
+        ("long", h5t.NATIVE_LDOUBLE.copy(), ("80 bits", "15 exponent bits")),
+        ("quad", float_type(16, 15, 112), ("128 bits", "15 exponent bits")),
+        ("wide", float_type(20, 19, 140), ("160 bits", "19 exponent bits")),
     ]:
-        with case(name), refused(65, "dataset=X", words):
+        with case(name), refused(65, "dataset=X", *words):
             vet(write(tmp_path / f"{name}.h5", stored, rows=None), Wanted(None))

@@ -12,39 +12,41 @@ from tests.support.helpers import csr, numbered, numbered_shards, some_rows, wri
 
 
 @pytest.mark.process
-def test_the_log_says_which_datasets_are_read_unless_all_are_called_x(tmp_path, caplog):
+def test_names_of_datasets_other_than_x_are_logged(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     paths = [write_shard(tmp_path / f"{name[-1]}.h5", numbered(3), name) for name in ("X", "g/a", "b", "c")]
     open_shards(paths[:1])
-    assert "rows are those of" not in caplog.text
+    assert "dataset" not in caplog.text
     open_shards(paths[1:2])
-    assert "input: rows are those of dataset g/a" in caplog.messages
+    assert any(message.endswith("dataset g/a") for message in caplog.messages)
     open_shards(paths)
-    assert "input: rows are those of dataset X, g/a, b and 1 more" in caplog.messages
+    assert any("X, g/a, b and 1 more" in message for message in caplog.messages)
 
 
-def test_shards_without_rows_are_warned_about_and_count_as_none(tmp_path, caplog):
+def test_shards_without_rows_are_warned_about(tmp_path, caplog):
     assert [shard.n_rows for shard in numbered_shards(tmp_path, 2, 0)] == [2, 0]
-    assert "1.h5 dataset=X: no rows" in caplog.text
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "1.h5 dataset=X" in warning
 
 
 @pytest.mark.process
-def test_i8_a_file_that_a_process_holds_open_for_writing_is_warned_of(tmp_path, caplog):
+def test_file_open_for_writing_is_warned_about(tmp_path, caplog):
     """As h5py does, and as any program does that locks what it writes."""
     paths = [write_shard(tmp_path / f"{i}.h5", numbered(3)) for i in range(3)]
     with h5py.File(paths[1], "a"), open(paths[2], "a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         open_shards(paths)
-    words = f"file={paths[1]}: process {os.getpid()} holds it open for writing (and 1 more files are held so)"
-    assert [record.levelname for record in caplog.records if words in record.message] == ["WARNING"]
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert f"file={paths[1]}: process {os.getpid()}" in warning
+    assert "1 more" in warning
     caplog.clear()
     with h5py.File(paths[1]):
         open_shards(paths)
-    assert "for writing" not in caplog.text
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 @pytest.mark.parametrize("content", ["", "1: FLOCK", "text\n" * 10, "1: FLOCK  ADVISORY  READ 1 fe:00:7 0 EOF\n"])
-def test_a_list_of_locks_that_says_nothing_is_no_warning(tmp_path, monkeypatch, content):
+def test_unusable_list_of_locks_causes_no_warning(tmp_path, monkeypatch, content):
     (tmp_path / "locks").write_text(content)
     monkeypatch.setattr(files, "open", lambda _: (tmp_path / "locks").open(), raising=False)
     assert files.writers() == {}
@@ -53,12 +55,13 @@ def test_a_list_of_locks_that_says_nothing_is_no_warning(tmp_path, monkeypatch, 
 
 
 @pytest.mark.process
-def test_the_log_says_of_how_many_shards_the_rows_lie_in_another_form(tmp_path, caplog):
+def test_number_of_sparse_shards_is_logged(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     write_shard(tmp_path / "0.h5", some_rows())
     for name in "12":
         path = write_csr(tmp_path / f"{name}.h5", csr(some_rows()), some_rows().shape)
     open_shards([path])
-    assert "input: rows are sparse: what is not there is 0" in caplog.messages
+    assert "sparse" in caplog.text
+    assert "2 shards" not in caplog.text
     open_shards([str(tmp_path)])
-    assert "input: rows of 2 shards are sparse: what is not there is 0" in caplog.messages
+    assert any("sparse" in message and "2 shards" in message for message in caplog.messages)

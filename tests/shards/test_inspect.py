@@ -33,7 +33,7 @@ def test_every_dataset_is_listed_as_h5py_has_it(tmp_path: Path) -> None:
         file["soft"] = h5py.SoftLink("/X")
     (files,) = look(path).files
     told = {each["name"]: each for each in files.datasets}
-    assert told.pop("soft")["what"].startswith("a soft link")
+    assert "soft link" in told.pop("soft")["what"]
     found: dict[str, Any] = {}
     with h5py.File(path) as file:
         file.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
@@ -44,21 +44,22 @@ def test_every_dataset_is_listed_as_h5py_has_it(tmp_path: Path) -> None:
                 assert told[name]["chunks"] == (None if item.chunks is None else list(item.chunks))
                 assert told[name]["n_bytes"] == item.id.get_storage_size()
     assert (told["X"]["filters"], told["X"]["dtype"]) == (["shuffle", "gzip"], "float32")
-    assert (told["names"]["dtype"], told["records"]["dtype"]) == ("text", "records of 2 fields")
+    assert told["names"]["dtype"] == "text"
+    assert "2 fields" in told["records"]["dtype"]
 
 
-def test_what_lies_elsewhere_is_told_and_never_opened(tmp_path: Path) -> None:
+def test_external_links_are_listed_and_never_opened(tmp_path: Path) -> None:
     secret = hostile.secret(tmp_path)
     for place in ("dataset", "group"):
         path = hostile.external_link(tmp_path, secret, place)[0]
         with hostile.opens(secret) as counts, case(place):
             (refused,) = look(path).refused
-            assert "external link" in refused["reason"] or "no candidate" in refused["reason"]
-            assert any("an external link (not allowed" in each["what"] for each in refused["datasets"])
+            assert str(path) in refused["reason"]
+            assert any("external link" in each["what"] for each in refused["datasets"])
         assert counts == [0]
 
 
-def test_files_of_one_make_are_told_of_once_and_bad_ones_by_themselves(tmp_path: Path) -> None:
+def test_equal_files_are_grouped_and_bad_files_listed(tmp_path: Path) -> None:
     for i, n_rows in enumerate((5, 7, 9)):
         write_shard(tmp_path / f"{i}.h5", numbered(n_rows), riders={"y": np.arange(n_rows)})
     write_shard(tmp_path / "3.h5", numbered(4, dtype="f4"), riders={"y": np.arange(4)})
@@ -70,7 +71,7 @@ def test_files_of_one_make_are_told_of_once_and_bad_ones_by_themselves(tmp_path:
     assert look(tmp_path / "4.h5").shards == ()
 
 
-def test_why_a_dataset_is_taken(tmp_path: Path) -> None:
+def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
     other = write_shard(tmp_path / "other.h5", numbered(5), "rows")
     preferred = write_shard(tmp_path / "x.h5", numbered(5), riders={"rows": numbered(5)})
     for path, dataset, why in ((other, None, "only one"), (preferred, None, "called X"), (preferred, "rows", "named")):
@@ -83,25 +84,23 @@ def test_why_a_dataset_is_taken(tmp_path: Path) -> None:
     [
         ({}, "<f4", []),
         ({"chunks": (4096, 32)}, "<f4", []),
-        ({"chunks": (4096, 32), "compression": "gzip"}, "<f4", ["gzip takes"]),
+        ({"chunks": (4096, 32), "compression": "gzip"}, "<f4", ["gzip"]),
         ({"chunks": (4096, 32), "compression": "lzf"}, "<f4", []),
-        ({"chunks": (4096, 8)}, "<f4", ["a row lies in 4 chunks"]),
-        ({"chunks": (16, 32)}, "<f4", ["chunks of 2048 bytes"]),
-        ({"chunks": (150_000, 32)}, "<f4", ["chunks of 19 MB"]),
-        ({}, ">f4", ["the other order"]),
+        ({"chunks": (4096, 8)}, "<f4", ["4 chunks"]),
+        ({"chunks": (16, 32)}, "<f4", ["2048 bytes"]),
+        ({"chunks": (150_000, 32)}, "<f4", ["19 MB"]),
+        ({}, ">f4", ["order"]),
     ],
 )
-def test_what_would_be_read_faster_stored_otherwise(
-    tmp_path: Path, how: dict[str, Any], dtype: str, expected: list[str]
-) -> None:
+def test_faster_storage_is_suggested(tmp_path: Path, how: dict[str, Any], dtype: str, expected: list[str]) -> None:
     path = write_shard(tmp_path / "a.h5", np.zeros((150_000, 32), dtype), **how)
     (files,) = look(path).files
     assert len(files.faster) == len(expected)
     assert all(words in told for words, told in zip(expected, files.faster, strict=True))
 
 
-def test_rows_in_other_forms_are_told(tmp_path: Path) -> None:
+def test_form_of_the_rows_is_reported(tmp_path: Path) -> None:
     columns = look(write_shard(tmp_path / "a.h5", numbered(5, 3)), orientation="columns").files[0]
     assert columns.form == "columns"
-    assert "stored by columns" in columns.faster[0]
+    assert "columns" in columns.faster[0]
     assert look(write_csr(tmp_path / "b.h5", csr(some_rows()), (61, 6))).files[0].form == "sparse"

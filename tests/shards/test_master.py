@@ -1,4 +1,4 @@
-"""Master files: what they stack is read from there, if it lies where somebody said it may; and nothing else."""
+"""Master files: the files that they stack are read if they are in an allowed directory, and no others."""
 
 import os
 from pathlib import Path
@@ -80,7 +80,7 @@ def read_all(shards):
 
 @pytest.mark.process
 @pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources())), eiger], ids=["virtual", "links"])
-def test_the_shards_of_a_master_are_the_files_that_it_stacks_in_its_order(tmp_path, raw, write):
+def test_shards_of_a_master_are_its_files_in_its_order(tmp_path, raw, write):
     shards = open_shards([write(tmp_path / "master.h5")], followed=[str(raw)])
     assert [Path(shard.path).name for shard in shards] == [f"run_{i + 1}.h5" for i in range(N_FILES)]
     np.testing.assert_array_equal(read_all(shards), numbered(N_FILES * N_ROWS))
@@ -88,7 +88,7 @@ def test_the_shards_of_a_master_are_the_files_that_it_stacks_in_its_order(tmp_pa
     assert shards == listed
 
 
-def test_a_virtual_dataset_has_the_rows_that_hdf5_has_for_it_whatever_the_order_of_its_blocks(tmp_path, raw):
+def test_virtual_dataset_in_any_order_has_the_rows_of_hdf5(tmp_path, raw):
     backwards = rows_of(sources()[::-1])
     path = virtual(tmp_path / "master.h5", backwards[3:] + backwards[:3])
     with h5py.File(path) as file:
@@ -96,35 +96,34 @@ def test_a_virtual_dataset_has_the_rows_that_hdf5_has_for_it_whatever_the_order_
     np.testing.assert_array_equal(read_all(open_shards([path], followed=[str(raw)])), theirs)
 
 
-def test_what_lies_beside_the_rows_in_the_files_rides_along_and_what_lies_in_the_master_is_said_not_to(
-    tmp_path, raw, caplog
-):
+def test_extras_come_from_the_files_and_not_from_the_master(tmp_path, raw, caplog):
     path = virtual(tmp_path / "master.h5", rows_of(sources()), name="entry/all", beside=["entry/time", "entry/n"])
     shards = open_shards([path], followed=[str(raw)])
     assert [read_riders(Block(shard, 0, 1))["y"][0] for shard in shards] == list(range(0, N_FILES * N_ROWS, N_ROWS))
-    assert "dataset=entry/all: does not ride along from the master: n, time." in caplog.text
+    assert "dataset=entry/all: " in caplog.text
+    assert ": n, time" in caplog.text
 
 
-def test_a_master_may_stand_among_shards(tmp_path, raw):
+def test_master_may_be_mixed_with_shards(tmp_path, raw):
     shard = write_shard(tmp_path / "own.h5", numbered(2))
     found = open_shards([shard, eiger(tmp_path / "master.h5")], followed=[str(raw)])
     assert [found[0].path, len(found)] == [shard, 1 + N_FILES]
 
 
-@pytest.mark.parametrize("beside", [{}, {"run": np.array(["text"] * 2, object)}], ids=["plain", "asked of the child"])
-def test_rows_of_the_files_own_are_read_as_ever(tmp_path, raw, beside):
+@pytest.mark.parametrize("beside", [{}, {"run": np.array(["text"] * 2, object)}], ids=["plain", "child"])
+def test_file_with_its_own_rows_is_no_master(tmp_path, raw, beside):
     shard = write_shard(tmp_path / "own.h5", numbered(2), riders=beside)
     with h5py.File(shard, "a") as file:
         file["elsewhere"] = h5py.ExternalLink("raw/run_1.h5", "/entry/data")
     assert open_shards([shard], followed=[str(raw)]) == open_shards([shard])
 
 
-def test_a_link_to_one_dataset_can_be_named(tmp_path, raw):
+def test_single_link_of_a_master_can_be_named(tmp_path, raw):
     (shard,) = open_shards([eiger(tmp_path / "master.h5")], "entry/data/data_2", followed=[str(raw)])
     np.testing.assert_array_equal(read_all([shard]), numbered(N_ROWS, first=N_ROWS))
 
 
-def test_files_are_looked_for_beside_the_master_wherever_it_is_linked_from(tmp_path, raw, monkeypatch):
+def test_paths_are_relative_to_the_target_of_a_linked_master(tmp_path, raw, monkeypatch):
     for name in ("HDF5_VDS_PREFIX", "HDF5_EXT_PREFIX"):
         monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
     link = tmp_path / "links" / "master.h5"
@@ -133,7 +132,7 @@ def test_files_are_looked_for_beside_the_master_wherever_it_is_linked_from(tmp_p
     assert len(open_shards([str(link)], followed=[str(raw)])) == N_FILES
 
 
-def test_files_that_are_not_where_they_were_written_are_looked_for_beside_the_master(tmp_path, raw):
+def test_missing_absolute_path_is_looked_up_next_to_the_master(tmp_path, raw):
     path = links(raw / "master.h5", {"data_1": "/detector/of/another/machine/run_2.h5"})
     (shard,) = open_shards([path], followed=[str(raw)])
     assert shard.path == str(raw / "run_2.h5")
@@ -152,7 +151,7 @@ def some_layout(rng):
     return pieces, max(place.stop for place, _ in pieces) + int(rng.random() < 0.1)
 
 
-def test_any_layout_is_refused_or_gives_the_rows_that_hdf5_gives(tmp_path, raw):
+def test_any_layout_is_refused_or_read_as_by_hdf5(tmp_path, raw):
     outcomes = []
     for seed in range(60):
         pieces, n_rows = some_layout(np.random.default_rng(seed))
@@ -169,7 +168,7 @@ def test_any_layout_is_refused_or_gives_the_rows_that_hdf5_gives(tmp_path, raw):
     assert 15 < outcomes.count("read") < 45
 
 
-def test_a_percent_sign_in_a_name_is_spelled_twice(tmp_path, raw):
+def test_doubled_percent_sign_in_a_file_name_is_one(tmp_path, raw):
     (raw / "run_1.h5").rename(raw / "100%.h5")
     source = h5py.VirtualSource("raw/100%%.h5", "entry/data", (N_ROWS, 2, 1))
     path = virtual(tmp_path / "master.h5", rows_of([source]), (N_ROWS, 2, 1))
@@ -180,7 +179,7 @@ def test_a_percent_sign_in_a_name_is_spelled_twice(tmp_path, raw):
 @pytest.mark.process
 @pytest.mark.compiler
 @pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources())), eiger], ids=["virtual", "links"])
-def test_a_run_over_a_master_gives_the_features_of_a_run_over_its_files_bit_for_bit(tmp_path, raw, write):
+def test_run_over_a_master_equals_a_run_over_its_files(tmp_path, raw, write):
     path = write(tmp_path / "master.h5")
     settings = ["--epochs", "2", "--n-features", "1"]
     listed = [str(raw / f"run_{i + 1}.h5") for i in range(N_FILES)]
@@ -203,20 +202,20 @@ def other(i):
     return h5py.VirtualSource(f"raw/run_{i}.h5", "entry/data", (N_ROWS, 2, 1))
 
 
-def test_what_is_not_made_of_whole_rows_is_refused_in_words(tmp_path, raw):
+def test_master_without_whole_rows_is_refused(tmp_path, raw):
     for shape, pieces, phrases in [
-        ((2, 2, 1), [(slice(0, 2), WHOLE[:2])], ["rows of shape (3, 2, 1) (dense), expected (2, 2, 1) (dense)"]),
-        ((2, 2, 1), [(slice(0, 2), WHOLE[1:])], ["only a part is stacked, expected all its rows"]),
+        ((2, 2, 1), [(slice(0, 2), WHOLE[:2])], ["shape (3, 2, 1) (dense), expected (2, 2, 1) (dense)"]),
+        ((2, 2, 1), [(slice(0, 2), WHOLE[1:])], ["run_1.h5"]),
         ((3, 1, 1), [(slice(0, 3), WHOLE[:, :1])], ["shape (3, 2, 1) (dense), expected (3, 1, 1) (dense)"]),
-        ((4, 2, 1), [(slice(0, 3), WHOLE)], ["rows 3:4 come from no file"]),
-        ((4, 2, 1), [(slice(1, 4), WHOLE)], ["rows 0:1 come from no file"]),
-        ((7, 2, 1), [(slice(0, 3), WHOLE), (slice(4, 7), other(2))], ["rows 3:4 come from no file"]),
-        ((5, 2, 1), [(slice(0, 3), WHOLE), (slice(2, 5), other(2))], ["rows 2:3 come from two files"]),
-        ((3, 4, 1), [(np.s_[:, :2], WHOLE), (np.s_[:, 2:], other(2))], ["something else than rows"]),
-        ((6, 2, 1), [(slice(0, 6, 2), WHOLE), (slice(1, 6, 2), other(2))], ["something else than rows"]),
+        ((4, 2, 1), [(slice(0, 3), WHOLE)], ["rows 3:4"]),
+        ((4, 2, 1), [(slice(1, 4), WHOLE)], ["rows 0:1"]),
+        ((7, 2, 1), [(slice(0, 3), WHOLE), (slice(4, 7), other(2))], ["rows 3:4"]),
+        ((5, 2, 1), [(slice(0, 3), WHOLE), (slice(2, 5), other(2))], ["rows 2:3", "two files"]),
+        ((3, 4, 1), [(np.s_[:, :2], WHOLE), (np.s_[:, 2:], other(2))], ["dataset=X"]),
+        ((6, 2, 1), [(slice(0, 6, 2), WHOLE), (slice(1, 6, 2), other(2))], ["dataset=X"]),
         ((1, 3, 2, 1), [(0, WHOLE)], ["shape (3, 2, 1) (dense), expected (1, 3, 2, 1) (dense)"]),
-        ((6, 2, 1), [(slice(0, 3), WHOLE), (slice(3, 6), WHOLE)], ["found twice", "master.h5"]),
-        ((3, 2, 1), [], ["stacks 0 files, expected 1 to 100000"]),
+        ((6, 2, 1), [(slice(0, 3), WHOLE), (slice(3, 6), WHOLE)], ["run_1.h5", "twice"]),
+        ((3, 2, 1), [], ["0 files", "100000"]),
     ]:
         with case(shape, pieces, phrases):
             path = virtual(tmp_path / "master.h5", pieces, shape)
@@ -224,17 +223,17 @@ def test_what_is_not_made_of_whole_rows_is_refused_in_words(tmp_path, raw):
                 open_shards([path], "X", followed=[str(raw)])
 
 
-def test_rows_are_not_stacked_where_columns_are_asked_for(tmp_path):
+def test_master_does_not_stack_columns(tmp_path):
     """Squares, whose shape does not tell them from their transposes."""
     for i in range(2):
         write_shard(tmp_path / f"{i}.h5", numbered(3, 3, first=3 * i))
     pieces = [(slice(3 * i, 3 * i + 3), h5py.VirtualSource(f"{i}.h5", "X", (3, 3))) for i in range(2)]
     path = virtual(tmp_path / "master.h5", pieces, (6, 3))
-    with refused(65, "0.h5 dataset=X: rows of shape (3, 3) (columns), expected (3, 3) (dense)"):
+    with refused(65, "0.h5 dataset=X: ", "(3, 3) (columns), expected (3, 3) (dense)"):
         open_shards([path], followed=[str(tmp_path)], orientation="columns")
 
 
-def test_files_by_a_pattern_without_an_end_are_refused(tmp_path, raw):
+def test_unlimited_file_name_pattern_is_refused(tmp_path, raw):
     layout = h5py.VirtualLayout((3, 2, 1), "i8", maxshape=(None, 2, 1))
     source = h5py.VirtualSource("raw/run_%b.h5", "entry/data", (3, 2, 1))
     with h5py.File(tmp_path / "master.h5", "w") as file:
@@ -242,75 +241,75 @@ def test_files_by_a_pattern_without_an_end_are_refused(tmp_path, raw):
         space.select_hyperslab((0, 0, 0), (h5py.h5s.UNLIMITED, 1, 1), (3, 1, 1), (3, 2, 1))
         layout.dcpl.set_virtual(space, source.path.encode(), b"entry/data", source.sel.id)
         file.create_virtual_dataset("X", layout)
-    with refused(65, "by the pattern raw/run_%b.h5, expected the names of files"):
+    with refused(65, "raw/run_%b.h5"):
         open_shards([str(tmp_path / "master.h5")], followed=[str(raw)])
 
 
-def test_a_dataset_that_grows_with_its_files_is_refused(tmp_path):
+def test_virtual_dataset_that_grows_with_its_files_is_refused(tmp_path):
     path = hostile.virtual(tmp_path, hostile.secret(tmp_path), unlimited=True)
-    with refused(65, "something else than rows"):
+    with refused(65, f"file={path} dataset=X"):
         open_shards([str(path)], followed=[str(tmp_path)])
 
 
-def test_a_master_of_masters_is_refused(tmp_path, raw):
+def test_master_of_masters_is_refused(tmp_path, raw):
     virtual(raw / "inner.h5", rows_of(sources(".")))
     path = links(tmp_path / "master.h5", {"data_1": "raw/inner.h5"}, dataset="/X")
-    with refused(65, "inner.h5 dataset=X: a virtual dataset (not allowed", f"one of those that file={path} stacks"):
+    with refused(65, "inner.h5 dataset=X: ", "virtual dataset", f" file={path}"):
         open_shards([path], followed=[str(raw)])
 
 
-def test_of_several_stacks_one_is_to_be_named(tmp_path, raw):
+def test_one_of_several_stacks_must_be_named(tmp_path, raw):
     path = links(tmp_path / "master.h5", {"a/data_1": "raw/run_1.h5", "b/data_2": "raw/run_2.h5"})
-    with refused(65, "candidates entry/data/a, entry/data/b stack rows of other files", "Name it with --dataset"):
+    with refused(65, "entry/data/a, entry/data/b", "--dataset"):
         open_shards([path], followed=[str(raw)])
     assert len(open_shards([path], "entry/data/a", followed=[str(raw)])) == 1
 
 
-def test_the_files_beside_a_master_are_not_counted_twice(tmp_path, raw):
+def test_files_given_next_to_their_master_are_refused(tmp_path, raw):
     path = eiger(tmp_path / "master.h5")
-    with refused(65, "run_1.h5: found twice", "Drop one of the inputs"):
+    with refused(65, "run_1.h5: ", "twice"):
         open_shards([str(raw), path], followed=[str(raw)])
 
 
-def test_a_refused_master_may_be_left_out_like_any_bad_shard(tmp_path, raw):
+def test_refused_master_is_left_out_like_a_bad_shard(tmp_path, raw):
     path = virtual(tmp_path / "bad.h5", [(slice(0, 3), WHOLE)], (4, 2, 1))
     bad = []
     own = write_shard(tmp_path / "own.h5", numbered(2))
     (shard,) = open_shards([path, own], None, lambda path, error: bad.append((str(path), str(error))), [str(raw)])
     assert shard.path == own
-    assert [(name, "come from no file" in error) for name, error in bad] == [(path, True)]
+    assert [(name, "rows 3:4" in error) for name, error in bad] == [(path, True)]
 
 
 # -- without --follow ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", ["raw", "r\x1baw"])
-def test_a_refusal_says_how_a_master_would_be_read(tmp_path, monkeypatch, folder):
+def test_refusal_of_a_master_names_the_directory_to_follow(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     os.mkdir("data")
     path = virtual("data/master.h5", rows_of(sources(folder)))
     escaped = folder.replace("\x1b", "\\x1b")
-    phrase = f"It stacks the rows of 11 files in data/{escaped}: --follow data/{escaped} has them read as shards."
-    with refused(65, "dataset=X: a virtual dataset (not allowed", phrase):
+    phrases = [f"11 files in data/{escaped}", f"--follow data/{escaped}"]
+    with refused(65, "dataset=X: ", "virtual dataset", *phrases):
         open_shards([path])
-    with refused(65, "dataset=entry/data: a group, expected a dataset", phrase):
+    with refused(65, "dataset=entry/data: ", *phrases):
         links("data/master.h5", {f"data_{i + 1}": f"{folder}/run_{i + 1}.h5" for i in range(N_FILES)})
         open_shards(["data/master.h5"])
 
 
 @pytest.mark.parametrize("write", [lambda path: virtual(path, rows_of(sources()), name="all"), eiger])
-def test_a_mask_beside_a_stack_is_not_taken_for_the_rows(tmp_path, write):
+def test_mask_next_to_a_stack_is_not_taken_for_the_rows(tmp_path, write):
     path = write(tmp_path / "master.h5")
     with h5py.File(path, "a") as file:
         file["entry/mask"] = np.zeros((2, 2), "u4")
-    with refused(65, "candidates", "entry/mask (2, 2) uint32", "(rows of other files)", "--dataset", "--follow"):
+    with refused(65, "entry/mask (2, 2) uint32", "--dataset", "--follow"):
         open_shards([path])
     assert open_shards([path], "entry/mask")[0].shape == (2, 2)
 
 
-def test_no_way_is_shown_that_would_not_lead_to_rows(tmp_path):
+def test_incomplete_master_is_refused_without_advice(tmp_path):
     path = virtual(tmp_path / "master.h5", [(slice(0, 3), WHOLE)], (4, 2, 1))
-    with pytest.raises(Exception, match="a virtual dataset") as caught:
+    with pytest.raises(DataError, match="dataset=X") as caught:
         open_shards([path])
     assert "--follow" not in str(caught.value)
 
@@ -322,7 +321,7 @@ OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "fol
 
 @pytest.mark.parametrize("kind", ["virtual", "links"])
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_s12_a_master_opens_nothing_outside_the_named_folders(tmp_path, kind, name):
+def test_master_opens_nothing_outside_the_named_directories(tmp_path, kind, name):
     """Neither by its path, nor by links out of the folder of the file or of a folder on the way."""
     secret, inside = hostile.secret(tmp_path), tmp_path / "inside"
     inside.mkdir()
@@ -335,50 +334,50 @@ def test_s12_a_master_opens_nothing_outside_the_named_folders(tmp_path, kind, na
     else:
         path = links(inside / "master.h5", {"data_1": target}, dataset="/X")
     with hostile.opens(secret) as counts:
-        with refused(77, f"file={path}", "expected files inside of what --follow names"):
+        with refused(77, f"file={path}", "--follow"):
             open_shards([path], followed=[str(inside)])
         with refused(65, f"file={path}"):
             open_shards([path])
     assert counts == [0]
 
 
-def test_a_fifo_is_not_waited_for(tmp_path, raw):
+def test_fifo_in_a_master_does_not_block(tmp_path, raw):
     os.mkfifo(raw / "fifo.h5")
     path = links(tmp_path / "master.h5", {"data_1": "raw/fifo.h5"})
-    with refused(66, "fifo.h5: not a regular file", f"one of those that file={path} stacks"):
+    with refused(66, "fifo.h5: ", f" file={path}"):
         open_shards([path], followed=[str(raw)])
 
 
-def test_a_file_that_is_not_there_is_named_with_its_master(tmp_path, raw):
+def test_missing_file_is_named_with_its_master(tmp_path, raw):
     path = links(tmp_path / "master.h5", {"data_1": "raw/gone.h5"})
-    with refused(66, "gone.h5: No such file", f"one of those that file={path} stacks"):
+    with refused(66, "gone.h5: No such file", f" file={path}"):
         open_shards([path], followed=[str(raw)])
 
 
 @pytest.mark.parametrize("name", [".", "master.h5"])
-def test_a_master_that_stacks_itself_leads_nowhere(tmp_path, name):
+def test_master_that_stacks_itself_is_refused(tmp_path, name):
     path = virtual(tmp_path / "master.h5", [(slice(0, 6), h5py.VirtualSource(name, "X", (6, 2)))], (6, 2))
-    with refused(65, "master.h5 dataset=X: a virtual dataset (not allowed"):
+    with refused(65, "master.h5 dataset=X: ", "virtual dataset"):
         open_shards([path], followed=[str(tmp_path)])
 
 
-def test_more_links_than_a_data_set_may_have_files_are_refused(tmp_path):
+def test_too_many_links_in_a_master_are_refused(tmp_path):
     with h5py.File(tmp_path / "master.h5", "w", libver="latest") as file:
         for i in range(stacked.MOST_PIECES + 1):
             file.id.links.create_external(b"%d" % i, b"raw", b"X")
-    with refused(65, "more than 100000 external links"):
+    with refused(65, "100000 external links"):
         open_shards([str(tmp_path / "master.h5")], "/", followed=[str(tmp_path)])
 
 
-def test_more_blocks_than_a_data_set_may_have_files_are_refused(tmp_path, raw, monkeypatch):
+def test_too_many_blocks_in_a_master_are_refused(tmp_path, raw, monkeypatch):
     path = virtual(tmp_path / "master.h5", rows_of(sources()))
     monkeypatch.setattr(stacked, "MOST_PIECES", N_FILES - 1)
-    with h5py.File(path) as file, pytest.raises(stacked.Refused, match="11 blocks, expected 10 at most"):
+    with h5py.File(path) as file, pytest.raises(stacked.Refused, match="11 blocks, expected 10"):
         stacked.stacked(file, "X")
 
 
-def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path):
-    with refused(66, "follow=", "no such directory"):
+def test_missing_directory_to_follow_is_no_input(tmp_path):
+    with refused(66, f"follow={tmp_path / 'raw'}"):
         open_shards([write_shard(tmp_path / "x.h5", numbered(2))], followed=[str(tmp_path / "raw")])
 
 
@@ -390,7 +389,7 @@ def block(i, value):
     return [value if j == i else each for j, each in enumerate(BLOCK)]
 
 
-def test_what_the_child_may_be_made_to_say_is_refused(tmp_path, raw, monkeypatch):
+def test_forged_answers_about_a_stack_are_refused(tmp_path, raw, monkeypatch):
     for forged in [
         {},
         [],
@@ -432,7 +431,7 @@ def test_what_the_child_may_be_made_to_say_is_refused(tmp_path, raw, monkeypatch
                 open_shards([path], followed=[str(raw)])
 
 
-def test_what_the_child_says_of_a_stack_is_taken_where_it_is_right(tmp_path, raw, monkeypatch):
+def test_valid_answer_about_a_stack_is_accepted(tmp_path, raw, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(2), riders={"text": np.array(["text"] * 2, object)})
     monkeypatch.setattr(master, "ask", lambda *question: (CLAIM, []))
     assert len(open_shards([path], followed=[str(raw)])) == 1

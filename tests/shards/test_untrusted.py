@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 # -- what leads elsewhere ---------------------------------------------------------------------------------------------
 
 
-def test_the_watch_on_the_secret_sees_an_opening(tmp_path):
+def test_watch_notices_that_the_secret_is_opened(tmp_path):
     secret = hostile.secret(tmp_path)
     path, name = hostile.external_link(tmp_path, secret, "group")
     with hostile.opens(secret) as counts, h5py.File(path) as file:
@@ -31,53 +31,53 @@ def test_the_watch_on_the_secret_sees_an_opening(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("place", ["dataset", "group", "deeper"])
-def test_s1_external_links_are_refused(tmp_path, place, asked):
+def test_external_links_are_refused(tmp_path, place, asked):
     secret = hostile.secret(tmp_path)
     path, name = hostile.external_link(tmp_path, secret, place)
     with hostile.opens(secret) as counts:
         if asked or place == "dataset":
-            with refused(65, f"file={path} dataset={name}", "an external link (not allowed", str(secret)):
+            with refused(65, f"file={path} dataset={name}", "external link", str(secret)):
                 open_shards([str(path)], name if asked else None)
         else:
-            with refused(65, str(path), "no candidate" if place == "group" else "a group, expected a dataset"):
+            with refused(65, f"file={path}", "--dataset" if place == "group" else "dataset="):
                 open_shards([str(path)])
     assert counts == [0]
 
 
-def test_s1_riders_that_lie_in_another_file_do_not_ride(tmp_path, caplog):
+def test_extras_in_another_file_are_left_out(tmp_path, caplog):
     secret = hostile.secret(tmp_path)
     with hostile.opens(secret) as counts:
         (shard,) = open_shards([str(hostile.external_rider(tmp_path, secret))])
         assert read_riders(Block(shard, 0, 6)) == {}
     assert counts == [0]
-    assert "dataset=y: an external link (not allowed" in caplog.text
+    assert "dataset=y: " in caplog.text
 
 
 @pytest.mark.parametrize("target", ["/rows", "/X", "/nowhere", "."])
-def test_s2_soft_links_are_refused_wherever_they_lead(tmp_path, target):
+def test_soft_links_are_refused(tmp_path, target):
     path = hostile.soft_link(tmp_path, target)
-    with refused(65, f"file={path} dataset=X", f"a soft link (not allowed: {target})"):
+    with refused(65, f"file={path} dataset=X", "soft link", f": {target})"):
         open_shards([str(path)])
     assert open_shards([str(path)], "rows")[0].shape == (6, 2)
 
 
-def test_s3_external_storage_is_refused(tmp_path):
+def test_external_storage_is_refused(tmp_path):
     secret = hostile.secret(tmp_path)
     path = hostile.external_storage(tmp_path, secret)
-    with hostile.opens(secret) as counts, refused(65, f"file={path} dataset=X", "external storage (not allowed"):
+    with hostile.opens(secret) as counts, refused(65, f"file={path} dataset=X", "external storage"):
         open_shards([str(path)])
     assert counts == [0]
 
 
 @pytest.mark.parametrize("unlimited", [True, False])
-def test_s4_virtual_datasets_are_refused(tmp_path, unlimited):
+def test_virtual_datasets_are_refused(tmp_path, unlimited):
     """Of one that grows with its sources, even the shape cannot be told without opening them."""
     secret = hostile.secret(tmp_path)
     path = hostile.virtual(tmp_path, secret, unlimited)
     with hostile.opens(secret) as counts:
-        with refused(65, f"file={path} dataset=X", "a virtual dataset (not allowed"):
+        with refused(65, f"file={path} dataset=X", "virtual dataset"):
             open_shards([str(path)], "X")
-        with refused(65, f"file={path} dataset=X", "a virtual dataset (not allowed"):
+        with refused(65, f"file={path} dataset=X", "virtual dataset"):
             open_shards([str(path)])
     assert counts == [0]
 
@@ -85,12 +85,12 @@ def test_s4_virtual_datasets_are_refused(tmp_path, unlimited):
 # -- what is too much -------------------------------------------------------------------------------------------------
 
 
-def test_s7_a_shape_that_is_only_claimed_is_refused(tmp_path):
+def test_claimed_shape_without_data_is_refused(tmp_path):
     for shape, how, phrase in [
         ((2**50, 16), {}, "never written"),
-        ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "chunks, expected 4194304 at most"),
-        ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "chunks, expected 4194304 at most"),
-        ((4, 2**40), {"chunks": (1, 2**20)}, "of them were never written"),
+        ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "expected 4194304"),
+        ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "expected 4194304"),
+        ((4, 2**40), {"chunks": (1, 2**20)}, "never written"),
         ((2, 2**20), {"chunks": (2, 2**20), "compression": "gzip"}, "never written"),
     ]:
         with case(shape, how, phrase):
@@ -100,17 +100,15 @@ def test_s7_a_shape_that_is_only_claimed_is_refused(tmp_path):
                 open_shards([str(path)])
 
 
-def test_s8_chunks_of_many_bytes_are_refused(tmp_path):
+def test_large_chunks_are_refused(tmp_path):
     for n_bytes in [2**26 + 4, 2**32 - 16]:
         with case(n_bytes):
             path = hostile.declared(tmp_path, (2, n_bytes // 4), chunks=(1, n_bytes // 4), compression="gzip")
-            with refused(
-                65, f"file={path} dataset=X", f"chunks of {n_bytes} bytes, expected 67108864 at most", "h5repack"
-            ):
+            with refused(65, f"file={path} dataset=X", f"chunks of {n_bytes} bytes", "67108864", "h5repack"):
                 open_shards([str(path)])
 
 
-def test_i18_rows_that_were_never_written_are_an_error_not_zeros(tmp_path):
+def test_unwritten_rows_are_an_error(tmp_path):
     for how in [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}]:
         with case(how):
             path = tmp_path / "x.h5"
@@ -118,19 +116,20 @@ def test_i18_rows_that_were_never_written_are_an_error_not_zeros(tmp_path):
                 made = file.create_dataset("X", (10, 2), "f4", **how)
                 if how:
                     made[:6] = 1
-            with refused(65, f"file={path} dataset=X", "never written", "Write the file anew"):
+            with refused(65, f"file={path} dataset=X", "never written"):
                 open_shards([str(path)])
 
 
-def test_i18_labels_that_were_never_written_do_not_ride_along_as_zeros(tmp_path, caplog):
+def test_unwritten_labels_are_left_out(tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(4))
     with h5py.File(path, "a") as file:
         file.create_dataset("y", (4,), "i4")
     assert names(open_shards([path])[0]) == ()
-    assert f"file={path} dataset=y: shape (4,), but its 16 bytes were never written" in caplog.text
+    assert f"file={path} dataset=y: shape (4,)" in caplog.text
+    assert "16 bytes" in caplog.text
 
 
-def test_i12_no_rows_at_all_are_fine_whatever_the_storage(tmp_path):
+def test_shards_without_rows_are_accepted_in_any_storage(tmp_path):
     for i, how in enumerate(
         ({}, {"chunks": (2, 2), "compression": "gzip", "maxshape": (None, 2)}, {"maxshape": (9, 9)})
     ):
@@ -142,7 +141,7 @@ def test_i12_no_rows_at_all_are_fine_whatever_the_storage(tmp_path):
     assert read_riders(Block(shards[0], 0, 0))["y"].shape == (0,)
 
 
-def test_extras_that_unfold_to_too_much_are_left_out(tmp_path, monkeypatch, caplog):
+def test_extras_that_decompress_to_too_much_are_left_out(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(layout, "_EXPANSION_FLOOR", 1000)
     monkeypatch.setattr(layout, "_MOST_EXPANSION", 10)
     path = write_shard(tmp_path / "x.h5", numbered(2000))
@@ -151,11 +150,11 @@ def test_extras_that_unfold_to_too_much_are_left_out(tmp_path, monkeypatch, capl
     (shard,) = open_shards([path])
     assert names(shard) == ()
     assert "dataset=zeros: " in caplog.text
-    assert "unfold to" in caplog.text
+    assert "16000" in caplog.text
 
 
 @pytest.mark.parametrize("how", [{}, {"chunks": (7,), "compression": "gzip", "maxshape": (None,)}])
-def test_texts_are_measured_where_they_are_longest(tmp_path, how):
+def test_longest_texts_are_measured(tmp_path, how):
     texts = [b"x" * n for n in range(3000)]
     path = write_shard(tmp_path / "x.h5", numbered(3000))
     with h5py.File(path, "a") as file:
@@ -166,12 +165,13 @@ def test_texts_are_measured_where_they_are_longest(tmp_path, how):
 
 
 @pytest.mark.parametrize("limit", [9, 10])
-def test_a_text_that_is_too_long_is_left_out(tmp_path, monkeypatch, caplog, limit):
+def test_too_long_texts_are_left_out(tmp_path, monkeypatch, caplog, limit):
     monkeypatch.setattr(vet, "MOST_TEXT_BYTES", limit)
     text = np.array([b"short", b"ten  bytes", b""], object)
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), riders={"text": text, "y": range(3)})])
     assert names(shard) == (("text", "y") if limit == 10 else ("y",))
-    assert ("dataset=text: a text of 10 bytes, expected 9 at most" in caplog.text) == (limit == 9)
+    assert ("dataset=text: " in caplog.text) == (limit == 9)
+    assert ("10 bytes" in caplog.text) == (limit == 9)
     np.testing.assert_array_equal(read(Block(shard, 0, 3)), numbered(3))
 
 
@@ -197,7 +197,7 @@ def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
 # -- what is wrong ----------------------------------------------------------------------------------------------------
 
 
-def test_s9_values_that_are_said_to_lie_elsewhere_are_refused(tmp_path):
+def test_rows_at_forged_offsets_are_refused(tmp_path):
     for offset in [0, 8, 10**6, 2**40, 2**62, 2**63, 2**64 - 1]:
         with case(offset):
             path = hostile.moved(tmp_path, offset)
@@ -206,30 +206,31 @@ def test_s9_values_that_are_said_to_lie_elsewhere_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("offset", [0, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
-def test_s9_what_is_said_to_lie_elsewhere_does_not_ride(tmp_path, caplog, offset):
+def test_extras_at_forged_offsets_are_left_out(tmp_path, caplog, offset):
     path = hostile.moved(tmp_path, offset, "y")
     assert names(open_shards([str(path)])[0]) == ()
     assert f"file={path} dataset=y: " in caplog.text
 
 
-def test_s9_labels_that_are_said_to_lie_in_the_superblock_are_left_out(tmp_path, caplog):
+def test_labels_in_the_superblock_are_left_out(tmp_path, caplog):
     path = hostile.moved(tmp_path, 8, "y")
     (shard,) = open_shards([str(path)])
     assert names(shard) == ()
-    assert "dataset=y: values lie at bytes 8:56" in caplog.text
+    assert "dataset=y: " in caplog.text
+    assert " 8:56" in caplog.text
 
 
-def test_s9_datasets_that_overlap_are_refused(tmp_path):
+def test_overlapping_datasets_are_refused(tmp_path):
     for beside in [-8, 0, 8, 40]:
         with case(beside):
             with h5py.File(hostile.plain(tmp_path)) as file:
                 offset = file["X"].id.get_offset()
             path = hostile.moved(tmp_path, offset + beside, "y")
-            with refused(65, f"file={path}", "overlap", "do not use it"):
+            with refused(65, f"file={path}", "overlap"):
                 open_shards([str(path)])
 
 
-def test_s9_two_names_of_one_dataset_do_not_overlap(tmp_path):
+def test_two_names_of_one_dataset_do_not_overlap(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
     with h5py.File(path, "a") as file:
         file["label"] = file["y"]
@@ -238,18 +239,18 @@ def test_s9_two_names_of_one_dataset_do_not_overlap(tmp_path):
     assert read_riders(Block(shard, 1, 3))["label"].tolist() == [1, 2]
 
 
-def test_s9_values_must_lie_in_the_file():
+def test_values_outside_the_file_are_refused():
     for offset, fits in [(47, False), (48, True), (988, True), (989, False), (2**63 - 1, False)]:
         with case(offset, fits):
             rows = Layout("X", (3, 1), np.dtype("<i4"), "contiguous", offset)
             if fits:
                 check_places([rows], 1000, "file=x")
             else:
-                with refused(65, f"file=x dataset=X: values lie at bytes {offset}:{offset + 12}, expected 48:1000"):
+                with refused(65, "file=x dataset=X", f" {offset}:{offset + 12}", "48:1000"):
                     check_places([rows], 1000, "file=x")
 
 
-def test_s11_chunks_of_another_rank_than_their_dataset_are_refused(tmp_path):
+def test_chunks_of_another_rank_are_refused(tmp_path):
     for rank in [0, 1, 2, 4, 5, 33, 34, 255]:
         with case(rank):
             path = hostile.of_another_chunk_rank(tmp_path, rank)
@@ -257,7 +258,7 @@ def test_s11_chunks_of_another_rank_than_their_dataset_are_refused(tmp_path):
                 open_shards([str(path)])
 
 
-def test_s11_chunks_of_another_shape_are_refused(tmp_path):
+def test_chunks_of_an_impossible_shape_are_refused(tmp_path):
     for sizes in [(0, 2, 4), (3, 0, 4), (3, 2, 0), (3, 2, 8), (2**32 - 1, 2**32 - 1, 4), (1, 2, 4), (9, 9, 4)]:
         with case(sizes):
             path = hostile.with_chunks_of(tmp_path, *sizes)
@@ -265,30 +266,30 @@ def test_s11_chunks_of_another_shape_are_refused(tmp_path):
                 open_shards([str(path)])
 
 
-def test_a_circle_of_index_nodes_is_not_followed(tmp_path):
+def test_circular_index_nodes_are_not_followed(tmp_path):
     """`H5Oget_info` adds up the sizes of neighbouring nodes, for ever where these form a circle (HDF5 2.0)."""
     (shard,) = open_shards([str(hostile.endless_chunk_index(tmp_path))])
     np.testing.assert_array_equal(read(Block(shard, 0, 6)), hostile.ROWS)
 
 
-def test_an_index_of_more_chunks_than_bytes_is_refused(tmp_path):
+def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
     """In 22 kB, 64 nodes in 64 nodes in 64 nodes of chunks that lie outside the dataset."""
     path = hostile.shared_chunk_nodes(tmp_path, 6)
     assert path.stat().st_size < 23_000
-    with refused(65, f"file={path} dataset=X", "an index of more chunks than the file has room for"):
+    with refused(65, f"file={path} dataset=X", "chunks"):
         open_shards([str(path)])
 
 
 @pytest.mark.process
-def test_s11_an_index_without_chunks_costs_a_time_limit(tmp_path, monkeypatch):
+def test_index_without_chunks_is_stopped_by_the_time_limit(tmp_path, monkeypatch):
     """HDF5 goes through all of its nodes, and says nothing."""
     monkeypatch.setattr(LIMITS, "seconds", 1)
     path = hostile.shared_chunk_nodes(tmp_path, 6, n_in_leaf=0)
-    with refused(65, f"file={path}", "took more than 1 s", "do not use it"):
+    with refused(65, f"file={path}", "1 s"):
         open_shards([str(path)])
 
 
-def test_s11_a_header_without_an_end_is_refused(tmp_path):
+def test_endless_header_is_refused(tmp_path):
     path = hostile.endless_header(tmp_path)
-    with refused(65, f"file={path}", "structure cannot be read"):
+    with refused(65, f"file={path}"):
         open_shards([str(path)])

@@ -38,7 +38,7 @@ def three_byte_integer():
 
 
 @pytest.mark.process
-def test_the_dataset_is_the_one_asked_for_else_x_else_the_only_candidate(tmp_path):
+def test_requested_dataset_or_x_or_the_only_candidate_is_read(tmp_path):
     for held, asked, chosen in [
         ({"X": 2, "Y": 2}, None, "X"),
         ({"X": 2, "Y": 2}, "Y", "Y"),
@@ -57,21 +57,21 @@ def test_the_dataset_is_the_one_asked_for_else_x_else_the_only_candidate(tmp_pat
 @pytest.mark.process
 def test_several_candidates_are_refused_and_listed(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3), "a/one", {"two": numbered(3), "labels": range(3)})
-    with refused(65, path, "candidates a/one (3, 2) int64, two (3, 2) int64", "--dataset"):
+    with refused(65, path, "a/one (3, 2) int64, two (3, 2) int64", "--dataset"):
         open_shards([path])
 
 
 @pytest.mark.process
 def test_without_a_candidate_all_names_are_listed(tmp_path):
     path = write_shard(tmp_path / "x.h5", [1, 2, 3], "labels")
-    with refused(65, path, "no candidate among labels", "--dataset"):
+    with refused(65, path, " labels", "--dataset"):
         open_shards([path])
 
 
 @pytest.mark.process
-def test_i11_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path):
+def test_missing_dataset_is_refused_with_existing_names(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(3), "images", {"labels": [1, 2, 3]})
-    with refused(65, path, "dataset=pictures", "not there", "images, labels"):
+    with refused(65, path, "dataset=pictures", "images, labels"):
         open_shards([path], "pictures")
 
 
@@ -79,7 +79,7 @@ def test_i11_a_missing_dataset_is_refused_with_a_list_of_what_is_there(tmp_path)
 
 
 @pytest.mark.process
-def test_riders_are_found_and_read_back(tmp_path):
+def test_extras_are_found_and_read(tmp_path):
     for values in [
         np.array([3, -1, 2**62, 0]),
         np.array([1, 2, 3, 4], ">u2"),
@@ -99,7 +99,7 @@ def test_riders_are_found_and_read_back(tmp_path):
             np.testing.assert_array_equal(found, values[1:])
 
 
-def test_riders_lie_beside_the_rows_not_elsewhere(tmp_path):
+def test_extras_are_siblings_of_the_rows(tmp_path):
     riders = {"g/label": range(4), "label": range(4)}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(4), "g/rows", riders)], "g/rows")
     assert names(shard) == ("label",)
@@ -107,7 +107,7 @@ def test_riders_lie_beside_the_rows_not_elsewhere(tmp_path):
 
 
 @pytest.mark.process
-def test_s1_s2_links_do_not_ride(tmp_path):
+def test_links_are_no_extras(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(4), riders={"y": range(4)})
     with h5py.File(path, "a") as file:
         file["soft"] = h5py.SoftLink("/nowhere")
@@ -118,31 +118,31 @@ def test_s1_s2_links_do_not_ride(tmp_path):
 # -- what is refused ---------------------------------------------------------------------------------------------
 
 
-def test_i3_a_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path):
+def test_file_that_is_not_hdf5_is_refused_with_its_first_bytes(tmp_path):
     for content in [b"", b"label,x,y\n1,2,3\n", b"\0" * 3_000_000]:
         with case(content):
             path = tmp_path / "x.h5"
             path.write_bytes(content)
-            with refused(65, str(path), "not an HDF5 file", repr(content[:16])):
+            with refused(65, str(path), repr(content[:16])):
                 open_shards([str(path)])
 
 
 @pytest.mark.process
-def test_i12_i16_what_is_no_table_of_numbers_is_refused_by_name(tmp_path):
+def test_dataset_that_is_no_table_of_numbers_is_refused(tmp_path):
     for content, phrases in [
-        (None, ["a group", "expected a dataset"]),
+        (None, ["a group"]),
         (["a", "b"], ["rank 1"]),
         (np.array([["a"], ["b"]], object), ["strings"]),
         (np.array([["a"], ["b"]], "S1"), ["strings"]),
-        (np.zeros((2, 2), [("a", "i4"), ("b", "f4")]), ["compound records of 2 fields"]),
-        (np.zeros((2, 2), np.complex64), ["complex64", "expected integers, bool"]),
+        (np.zeros((2, 2), [("a", "i4"), ("b", "f4")]), ["2 fields"]),
+        (np.zeros((2, 2), np.complex64), ["complex64"]),
         (np.zeros((2, 2), "V4"), ["dtype |V4"]),
-        (h5py.Empty("f4"), ["an empty dataset", "no shape"]),
-        (np.zeros((3, 0)), ["an empty dataset", "(3, 0)", "no columns"]),
-        (np.zeros((3, 2, 0)), ["(3, 2, 0)", "no columns"]),
-        (np.zeros(3), ["shape (3,) has rank 1", "rank 2 or more"]),
-        (np.float64(3), ["shape () has rank 0"]),
-        (np.zeros((0, 3)), ["no rows in any of 1 shards"]),
+        (h5py.Empty("f4"), ["empty dataset"]),
+        (np.zeros((3, 0)), ["(3, 0)"]),
+        (np.zeros((3, 2, 0)), ["(3, 2, 0)"]),
+        (np.zeros(3), ["shape (3,)", "rank 1"]),
+        (np.float64(3), ["shape ()", "rank 0"]),
+        (np.zeros((0, 3)), ["1 shards"]),
     ]:
         with case(content, phrases):
             path = tmp_path / "x.h5"
@@ -158,14 +158,14 @@ def test_i12_i16_what_is_no_table_of_numbers_is_refused_by_name(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("asked", [None, "X"])
 @pytest.mark.parametrize("kind", [three_byte_integer(), h5py.h5t.UNIX_D32LE], ids=["int24", "time"])
-def test_i16_a_type_that_numpy_does_not_know_is_refused_by_name(tmp_path, kind, asked):
+def test_type_unknown_to_numpy_is_refused(tmp_path, kind, asked):
     path = low_level(tmp_path / "x.h5", kind)
-    with refused(65, path, "dataset=X", "expected integers, bool"):
+    with refused(65, path, "dataset=X", "expected"):
         open_shards([path], asked)
 
 
 @pytest.mark.process
-def test_a_type_that_numpy_does_not_know_elsewhere_in_the_file_does_no_harm(tmp_path):
+def test_type_unknown_to_numpy_elsewhere_is_harmless(tmp_path):
     path = low_level(tmp_path / "x.h5", three_byte_integer(), b"odd")
     with h5py.File(path, "a") as file:
         file["rows"] = numbered(3)
@@ -174,7 +174,7 @@ def test_a_type_that_numpy_does_not_know_elsewhere_in_the_file_does_no_harm(tmp_
 
 @pytest.mark.parametrize("how", [{}, {"compression": "gzip", "chunks": (64, 2)}], ids=str)
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_i4_a_file_truncated_anywhere_is_refused_on_opening(tmp_path, how, libver):
+def test_truncated_file_is_refused(tmp_path, how, libver):
     for sixteenths in range(16):
         with case(sixteenths):
             path = tmp_path / "x.h5"
@@ -184,12 +184,12 @@ def test_i4_a_file_truncated_anywhere_is_refused_on_opening(tmp_path, how, libve
             content = path.read_bytes()
             n_bytes = len(content) * sixteenths // 16
             path.write_bytes(content[:n_bytes])
-            phrase = f"truncated: {n_bytes} bytes, expected {len(content)} bytes"
-            with refused(65, str(path), phrase if sixteenths else "not an HDF5 file"):
+            phrases = [f" {n_bytes} bytes", f"expected {len(content)} bytes"]
+            with refused(65, f"file={path}", *(phrases if sixteenths else [])):
                 open_shards([str(path)])
 
 
-def test_i4_a_file_cut_within_its_first_bytes_is_refused(tmp_path):
+def test_file_truncated_in_its_first_bytes_is_refused(tmp_path):
     for libver in ["earliest", "v108", "latest"]:
         with case(libver):
             path = tmp_path / "x.h5"
@@ -198,12 +198,12 @@ def test_i4_a_file_cut_within_its_first_bytes_is_refused(tmp_path):
             content = path.read_bytes()
             for n_bytes in range(100):
                 path.write_bytes(content[:n_bytes])
-                with refused(65, str(path), "truncated" if n_bytes >= 8 else "not an HDF5 file"):
+                with refused(65, f"file={path}", f" {n_bytes} bytes" if n_bytes >= 8 else repr(content[:n_bytes])):
                     open_shards([str(path)])
 
 
 @pytest.mark.process
-def test_i6_a_file_with_damaged_structure_is_refused_by_name(tmp_path):
+def test_file_with_a_damaged_structure_is_refused(tmp_path):
     path = tmp_path / "x.h5"
     write_shard(path, numbered(8))
     content = path.read_bytes()
@@ -214,51 +214,50 @@ def test_i6_a_file_with_damaged_structure_is_refused_by_name(tmp_path):
         open_shards([str(path)])
 
 
-def test_i2_a_fifo_is_refused_without_waiting_for_its_other_end(tmp_path):
+def test_fifo_is_refused_without_blocking(tmp_path):
     path = tmp_path / "x.h5"
     os.mkfifo(path)
     # Held open, so that a reader that does open it fails on reading instead of hanging.
     descriptor = os.open(path, os.O_RDWR)
     try:
-        with refused(66, str(path), "not a regular file"):
+        with refused(66, f"file={path}"):
             open_shards([str(path)])
     finally:
         os.close(descriptor)
 
 
 @pytest.mark.parametrize("path", ["/dev/full", "/dev/zero"])  # /dev/null is opened by any program around
-def test_i2_a_device_is_refused_without_opening_it(path):
-    with hostile.opens(Path(path)) as counts, refused(66, f"file={path}", "not a regular file"):
+def test_device_file_is_refused_without_opening_it(path):
+    with hostile.opens(Path(path)) as counts, refused(66, f"file={path}"):
         open_shards([path])
     assert counts == [0]
 
 
-def test_i2_a_directory_called_like_a_shard_is_refused(tmp_path):
+def test_directory_named_like_a_shard_is_refused(tmp_path):
     (tmp_path / "x.h5").mkdir()
-    with refused(66, "x.h5", "not a regular file"):
+    with refused(66, "x.h5"):
         open_shards([str(tmp_path)])
 
 
 @pytest.mark.parametrize("target", ["x.h5", "nowhere.h5"])
-def test_i2_a_link_that_leads_nowhere_is_refused(tmp_path, target):
+def test_dangling_link_is_refused(tmp_path, target):
     path = tmp_path / "x.h5"
     path.symlink_to(target)
-    with refused(66, str(path), "expected an HDF5 file"):
+    with refused(66, str(path)):
         open_shards([str(path)])
 
 
 @pytest.mark.process
-def test_i2_a_file_without_read_permission_is_refused(open_path):
+def test_file_without_read_permission_is_refused(open_path):
     path = write_shard(open_path / "x.h5", numbered(2))
     Path(path).chmod(0)
     exit_code, sentence = as_nobody(lambda: open_shards([path]))
     assert exit_code == 77, sentence
     assert path in sentence
-    assert "no permission to read" in sentence
 
 
 @pytest.mark.process
-def test_i2_a_directory_without_read_permission_is_refused(open_path):
+def test_directory_without_read_permission_is_refused(open_path):
     folder = open_path / "closed"
     folder.mkdir(mode=0o300)
     exit_code, sentence = as_nobody(lambda: open_shards([str(folder)]))
@@ -267,21 +266,21 @@ def test_i2_a_directory_without_read_permission_is_refused(open_path):
 
 
 @pytest.mark.process
-def test_s6_a_filter_that_is_not_allowed_is_refused_before_anything_is_read(tmp_path):
+def test_unknown_filter_is_refused(tmp_path):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         add_unknown_filter(file, b"X", (4, 2))
-    with refused(65, str(path), "dataset=X", "filter 300", "not allowed", "h5repack -f GZIP=4"):
+    with refused(65, str(path), "dataset=X", "filter 300", "h5repack -f GZIP=4"):
         open_shards([str(path)])
 
 
 @pytest.mark.process
-def test_s6_what_has_a_filter_that_is_not_allowed_does_not_ride(tmp_path, caplog):
+def test_extra_with_an_unknown_filter_is_left_out(tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(4))
     with h5py.File(path, "a") as file:
         add_unknown_filter(file, b"label", (4,))
     assert names(open_shards([path])[0]) == ()
-    assert "dataset=label: filter 300 () not allowed" in caplog.text
+    assert "dataset=label: filter 300" in caplog.text
 
 
 def add_unknown_filter(file, name, shape):
@@ -297,31 +296,31 @@ def add_unknown_filter(file, name, shape):
 # -- what stands before the rows -----------------------------------------------------------------------------------
 
 
-def test_i3_what_comes_instead_of_hdf5_is_recognised(tmp_path):
+def test_common_other_formats_are_recognized(tmp_path):
     for content, phrases in [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", ["Git LFS", "git lfs pull"]),
-        (b"<!DOCTYPE html>\n<title>404</title>", ["a web page", "Download it again"]),
-        (b"\n <HTML><body>", ["a web page"]),
-        (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", ["an older MATLAB file", "'-v7.3'"]),
-        (b"PK\3\4\x14\0", ["a ZIP archive", "docs/inputs.md"]),
+        (b"<!DOCTYPE html>\n<title>404</title>", ["web page"]),
+        (b"\n <HTML><body>", ["web page"]),
+        (b"MATLAB 5.0 MAT-file, Platform: GLNXA64", ["MATLAB", "'-v7.3'"]),
+        (b"PK\3\4\x14\0", ["ZIP", "docs/inputs.md"]),
         (b"\x1f\x8b\x08\0", ["compressed", "gunzip"]),
         (b"\x93NUMPY\1\0v\0", ["NumPy's", "docs/inputs.md"]),
         (b"CDF\1\0\0\0\1", ["netCDF-3", "nccopy -k nc4"]),
         (b"\x0e\x03\x13\x01\0", ["HDF4", "h4toh5"]),
-        (bytes(256) + b"\x89HDF\r\n\x1a\n" + bytes(1000), ["first bytes"]),
-        (bytes(1536) + b"\x89HDF\r\n\x1a\n" + bytes(1000), ["first bytes"]),
-        (b"\x1b[31m\n\r\0red", ["first bytes b'\\x1b[31m\\n\\r\\x00red'"]),
-        (b"\x89HDF\r\n\x1a", ["first bytes"]),
-        (b"\x89HDF\n\x1a\n" + bytes(100), ["first bytes"]),
+        (bytes(256) + b"\x89HDF\r\n\x1a\n" + bytes(1000), [r"b'\x00\x00"]),
+        (bytes(1536) + b"\x89HDF\r\n\x1a\n" + bytes(1000), [r"b'\x00\x00"]),
+        (b"\x1b[31m\n\r\0red", ["b'\\x1b[31m\\n\\r\\x00red'"]),
+        (b"\x89HDF\r\n\x1a", [r"b'\x89HDF\r\n\x1a'"]),
+        (b"\x89HDF\n\x1a\n" + bytes(100), [r"b'\x89HDF\n\x1a\n"]),
     ]:
         with case(content, phrases):
             (tmp_path / "x.h5").write_bytes(content)
-            with refused(65, str(tmp_path / "x.h5"), "not an HDF5 file", *phrases):
+            with refused(65, f"file={tmp_path / 'x.h5'}", *phrases):
                 open_shards([str(tmp_path)])
 
 
 @pytest.mark.process
-def test_a_user_block_moves_every_address(tmp_path):
+def test_file_with_a_user_block_is_read(tmp_path):
     for is_plain, libver, how in product(
         [True, False],
         ["earliest", "v108", "latest"],
@@ -354,48 +353,48 @@ def test_a_user_block_moves_every_address(tmp_path):
             assert ("text" in riders) != is_plain
 
 
-def test_i4_a_truncated_file_with_a_user_block_is_refused(tmp_path):
+def test_truncated_file_with_a_user_block_is_refused(tmp_path):
     for cut in [1, 20, 500]:
         with case(cut):
             with h5py.File(tmp_path / "x.h5", "w", userblock_size=512) as file:
                 file["X"] = numbered(3)
             content = (tmp_path / "x.h5").read_bytes()
             (tmp_path / "x.h5").write_bytes(content[:-cut])
-            with refused(65, f"truncated: {len(content) - cut} bytes, expected {len(content)} bytes"):
+            with refused(65, f" {len(content) - cut} bytes", f"expected {len(content)} bytes"):
                 open_shards([str(tmp_path)])
 
 
-def test_s9_values_that_are_said_to_lie_in_the_user_block_are_refused(tmp_path):
+def test_values_in_the_user_block_are_refused(tmp_path):
     layout = Layout("X", (2, 2), np.dtype("<i4"), "contiguous", offset=512)
-    with refused(65, "values lie at bytes 512:528, expected 560:4000 at most"):
+    with refused(65, "file=x dataset=X", " 512:528", "560:4000"):
         check_places([layout], 4000, "file=x", base=512)
 
 
 @pytest.mark.process
-def test_i5_a_file_left_open_by_a_crashed_writer_is_refused_and_not_repaired(tmp_path):
+def test_file_left_open_is_refused_and_not_repaired(tmp_path):
     path = hostile.left_open(tmp_path)
     before = path.read_bytes()
-    with refused(65, str(path), "left open by its writer", "h5clear -s on the copy"):
+    with refused(65, str(path), "h5clear -s"):
         open_shards([str(path)])
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("libver", ["earliest", "v108", "v110", "latest"])
 @pytest.mark.parametrize("driver", ["family", "split"])
-def test_s5_a_file_whose_data_lie_in_several_files_is_refused(tmp_path, driver, libver):
+def test_multi_file_driver_is_refused(tmp_path, driver, libver):
     for space in (None, "none"):  # how it keeps unused space is said beside its driver, in a message that none may skip
         with case(space):
             path = hostile.in_several_files(tmp_path, driver, libver, space)
-            with refused(65, str(path), "its data lie in several files", "h5repart"):
+            with refused(65, str(path), "h5repart"):
                 open_shards([str(path)])
 
 
-def test_a_superblock_of_another_kind_is_refused(tmp_path):
+def test_unknown_superblock_is_refused(tmp_path):
     for offset, value, phrase in [
-        (8, 4, "superblock version 4"),
-        (8, 255, "superblock version 255"),
-        (13, 3, "truncated"),
-        (24, 8, "count from byte 8"),
+        (8, 4, "version 4"),
+        (8, 255, "version 255"),
+        (13, 3, " bytes"),
+        (24, 8, "byte 8"),
     ]:
         with case(offset, value, phrase):
             path = hostile.plain(tmp_path)
@@ -423,7 +422,7 @@ def test_files_of_every_version_of_hdf5_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["open", "stat", "fstat", "preadv"])
-def test_i10_a_failing_disk_is_no_bad_shard(tmp_path, monkeypatch, name):
+def test_failing_storage_is_no_bad_shard(tmp_path, monkeypatch, name):
     path = write_shard(tmp_path / "x.h5", numbered(3))
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
 
@@ -431,11 +430,11 @@ def test_i10_a_failing_disk_is_no_bad_shard(tmp_path, monkeypatch, name):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(FILES, name, fail)
-    with refused(74, f"file={path}", "Input/output error, 4 times", "Check the storage"):
+    with refused(74, f"file={path}", "Input/output error", "4 times"):
         open_shards([path], on_bad_shard=lambda path, error: pytest.fail("left out"))
 
 
-def test_i8_a_file_that_changes_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
+def test_file_changed_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3))
     real = FILES.preadv
 
@@ -445,13 +444,13 @@ def test_i8_a_file_that_changes_while_it_is_vetted_is_refused(tmp_path, monkeypa
         return real(*arguments)
 
     monkeypatch.setattr(FILES, "preadv", grow)
-    with refused(65, f"file={path}", "changed during the run"):
+    with refused(65, f"file={path}", "changed"):
         open_shards([path])
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("is_plain", [True, False])
-def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeypatch, is_plain):
+def test_opened_file_is_vetted_even_if_its_path_is_replaced(tmp_path, monkeypatch, is_plain):
     """Whatever lies at its path by then; the child could not open it again."""
     riders = {} if is_plain else {"text": np.array(["a", "b", "c"], object)}
     path = Path(write_shard(tmp_path / "x.h5", numbered(3), riders=riders))
@@ -467,7 +466,7 @@ def test_the_file_that_is_looked_at_is_the_one_that_was_opened(tmp_path, monkeyp
     if is_plain:
         assert vet(path).shape == (3, 2)
         return
-    with refused(66, f"file={path}", "deleted meanwhile"):
+    with refused(66, f"file={path}"):
         vet(path)
 
 

@@ -7,12 +7,13 @@ test fails that starts a process or loads Theano without the mark for it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
+import numpy.testing  # noqa: F401  It starts a process when it is loaded, so it is loaded before tests are checked.
 import pytest
 
-__all__ = ["marks_enforced", "start"]
+__all__ = ["marks_enforced"]
 
 _STARTS_A_PROCESS = ("subprocess.Popen", "os.fork", "os.posix_spawn")
 
@@ -20,9 +21,16 @@ _marks: set[str] | None = None
 """Marks of the test that runs now; None if nothing is checked."""
 
 
-def start() -> None:
+def pytest_configure() -> None:
     """Install the audit hook of this process, which cannot be removed."""
     sys.addaudithook(_check)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Check that a test and its fixtures do what the marks of the test say."""
+    with marks_enforced(item):
+        return (yield)
 
 
 @contextmanager

@@ -51,14 +51,14 @@ _REPORT = (
         "pipeline/report/rows.py",
         "is_nan & (expected.is_bad | expected.may_be_bad)",
         "is_nan",
-        ("tests/report/test_verify.py::test_good_rows_that_are_stored_as_bad_are_a_fault",),
+        ("tests/report/test_verify.py::test_good_rows_stored_as_bad_are_a_fault",),
     ),
     Mutation(
         "verify-allows-rounding-twice",
         "pipeline/report/rows.py",
         'part.get("max_error", 0.0)',
         '2 * part.get("max_error", 0.0)',
-        ("tests/report/test_verify.py::test_what_rounding_costs_is_allowed_once",),
+        ("tests/report/test_verify.py::test_rounding_error_is_allowed_once",),
     ),
     Mutation(
         "verify-tolerance-times-ten",
@@ -72,7 +72,7 @@ _REPORT = (
         "pipeline/report/compare.py",
         "is_valid = valid_a & valid_b",
         "is_valid = valid_a",
-        ("tests/report/test_compare.py::test_rows_that_are_bad_in_one_run_only_do_not_count",),
+        ("tests/report/test_compare.py::test_rows_bad_in_one_run_are_not_compared",),
     ),
 )
 
@@ -303,7 +303,7 @@ _SHARDS = (
         "pipeline/shards/rows.py",
         " | (sizes > shard.n_inputs)",
         "",
-        ("tests/shards/test_rows.py::test_sparse_rows_that_make_no_sense_are_told",),
+        ("tests/shards/test_rows.py::test_invalid_sparse_rows_are_refused_with_their_row",),
     ),
 )
 
@@ -313,28 +313,28 @@ _HDF5 = (
         "pipeline/hdf5/plain/metadata.py",
         "expect(block[-4:] == checksum(block[:-4]))",
         "expect(len(block) > 4)",
-        ("tests/hdf5/plain/test_describe.py::test_no_damage_that_the_child_sees_escapes_the_reader",),
+        ("tests/hdf5/plain/test_describe.py::test_reader_answers_damaged_files_as_the_child_or_not_at_all",),
     ),
     Mutation(
         "skipped-filters-are-undone",
         "pipeline/hdf5/filters/codecs.py",
         "if mask >> i & 1:",
         "if mask >> i & 2:",
-        ("tests/hdf5/test_values.py::test_a_filter_that_a_chunk_was_stored_without_is_not_undone_for_it",),
+        ("tests/hdf5/test_values.py::test_filters_masked_for_a_chunk_are_not_applied_to_it",),
     ),
     Mutation(
         "chunk-checksums-are-not-compared",
         "pipeline/hdf5/filters/codecs.py",
         " or stored not in (summed, older)",
         "",
-        ("tests/hdf5/test_values.py::test_i6_a_wrong_checksum_names_the_rows",),
+        ("tests/hdf5/test_values.py::test_wrong_checksum_is_reported_with_its_rows",),
     ),
     Mutation(
         "values-may-overlap-in-a-file",
         "pipeline/hdf5/layout.py",
         "overlaps = offsets[1:] < offsets[:-1] + sizes[:-1]",
         "overlaps = offsets[1:] < offsets[:-1]",
-        ("tests/hdf5/test_layout.py::test_s9_chunks_that_overlap_are_refused",),
+        ("tests/hdf5/test_layout.py::test_overlapping_chunks_are_refused",),
     ),
 )
 
@@ -414,14 +414,14 @@ _INTEROP = (
         "pipeline/interop/estimator.py",
         "return -self._applied(errors, X)",
         "return self._applied(errors, X)",
-        ("tests/interop/test_applying.py::test_scores_are_minus_the_mean_squared_errors",),
+        ("tests/interop/test_applying.py::test_scores_are_negative_mean_squared_errors",),
     ),
     Mutation(
         "decoded-rows-lack-the-minimum",
         "pipeline/interop/applying.py",
         "model.decode(block) * width + low",
         "model.decode(block) * width",
-        ("tests/interop/test_applying.py::test_decoded_features_are_rows_in_their_own_units",),
+        ("tests/interop/test_applying.py::test_decoded_features_are_rows_in_original_units",),
     ),
 )
 
@@ -445,21 +445,21 @@ _KERNELS = (
         "kernels/native/updates.h",
         "p[i] += decay * velocity[i] - rate * g[i];",
         "p[i] += velocity[i];",
-        ("tests/kernels/test_ops.py::test_every_rule_updates_as_its_numpy_reference[nesterov]",),
+        ("tests/kernels/test_ops.py::test_every_rule_equals_its_numpy_reference[nesterov]",),
     ),
     Mutation(
         "adam-in-c-forgets-squares-too-soon",
         "kernels/native/updates.h",
         "const float beta2 = 0.999f;",
         "const float beta2 = 0.99f;",
-        ("tests/kernels/test_ops.py::test_every_rule_updates_as_its_numpy_reference[adam]",),
+        ("tests/kernels/test_ops.py::test_every_rule_equals_its_numpy_reference[adam]",),
     ),
     Mutation(
         "last-tile-of-bytes-lacks-a-row",
         "kernels/native/encode.c",
         "for (long i = first; n_rows > 0 && i < n_rows; i++)",
         "for (long i = first; n_rows > 0 && i < n_rows - 1; i++)",
-        ("tests/kernels/test_ops.py::test_features_of_bytes_are_numpys_at_every_edge_of_a_tile",),
+        ("tests/kernels/test_ops.py::test_features_of_bytes_equal_numpy_at_tile_edges",),
         needs=("avx_vnni", "avx512_vnni"),
     ),
     Mutation(
@@ -467,37 +467,35 @@ _KERNELS = (
         "kernels/native/forward.h",
         "layers[level - 1].bias_hidden + column",
         "layers[0].bias_hidden + column",
-        ("tests/kernels/test_ops_networks.py::test_features_and_errors_are_numpys_at_every_edge_of_a_tile",),
+        ("tests/kernels/test_ops_networks.py::test_features_and_errors_equal_numpy_at_tile_edges",),
     ),
     Mutation(
         "features-that-are-inf-count-as-finite",
         "kernels/native/encode.c",
         "all &= fabsf(values[i]) < INFINITY;",
         "all &= fabsf(values[i]) <= INFINITY;",
-        ("tests/kernels/test_ops_networks.py::test_rows_whose_features_are_not_finite_are_told",),
+        ("tests/kernels/test_ops_networks.py::test_rows_with_features_that_are_not_finite_are_reported",),
     ),
     Mutation(
         "values-above-the-range-are-not-reported",
         "kernels/native/rows.h",
         "worst = worst > high ? worst : high;",
         "worst = worst > high ? worst : worst;",
-        ("tests/kernels/test_ops.py::test_rows_are_told_that_hold_what_is_not_in_the_range[]",),
+        ("tests/kernels/test_ops.py::test_rows_outside_the_range_are_reported[]",),
     ),
     Mutation(
         "weight-decay-grows-weights",
         "kernels/native/step.c",
         "values[i] *= 1 - s->shrinks;",
         "values[i] *= 1 + s->shrinks;",
-        ("tests/kernels/test_ops_networks.py::test_every_rule_updates_each_parameter_as_its_numpy_reference",),
+        ("tests/kernels/test_ops_networks.py::test_every_rule_equals_its_numpy_reference",),
     ),
     Mutation(
         "compile-cache-may-be-written-by-a-group",
         "kernels/compilecache.py",
         "stat.S_IMODE(found.st_mode) & 0o077",
         "stat.S_IMODE(found.st_mode) & 0o007",
-        (
-            "tests/kernels/test_compilecache.py::test_s16_a_cache_that_others_may_write_is_refused_before_anything_in_it_runs",
-        ),
+        ("tests/kernels/test_compilecache.py::test_cache_that_others_can_write_is_refused_before_use",),
     ),
 )
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-__all__ = ["make_scheduler"]
-
 # Files whose tests share a fixture that takes long to make. All tests of such a file run in one worker.
 SHARING = [
     "cluster/test_executor.py",
@@ -21,7 +19,8 @@ SHARING = [
 ]
 
 
-def make_scheduler(config: pytest.Config, log: Any) -> Any:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Return a scheduler that hands out single tests, and whole files only where their tests share a fixture.
 
     The files with the most tests come first, so that none of them is left for the end.

@@ -12,11 +12,11 @@ from tests.support.helpers import numbered, refused, write_shard
 
 @pytest.mark.parametrize("n_over", [0, 1])
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_s10_names_beside_the_rows_are_bounded(tmp_path, monkeypatch, n_over, libver):
+def test_number_of_objects_is_bounded(tmp_path, monkeypatch, n_over, libver):
     monkeypatch.setattr(find, "MOST_OBJECTS", 50)
     with h5py.File(hostile.crowded(tmp_path, 48 + n_over, libver=libver)) as file:
         if n_over:
-            with pytest.raises(find.Refused, match="more than 50 objects to look through"):
+            with pytest.raises(find.Refused, match="50"):
                 describe.describe(file, None)
         else:
             assert describe.describe(file, None)[0]["dataset"] == "X"
@@ -24,18 +24,18 @@ def test_s10_names_beside_the_rows_are_bounded(tmp_path, monkeypatch, n_over, li
 
 @pytest.mark.process
 @pytest.mark.parametrize("depth", [1, 30, 31, 32, 33, 500])
-def test_s10_groups_are_searched_to_a_bounded_depth(tmp_path, depth):
+def test_depth_of_searched_groups_is_bounded(tmp_path, depth):
     path = hostile.nested(tmp_path, depth)
     if depth < limits.MOST_DEPTH:
         (shard,) = open_shards([str(path)])
         assert shard.dataset == "g/" * depth + "rows"
     else:
-        with refused(65, str(path), f"more than {limits.MOST_DEPTH} deep", "--dataset"):
+        with refused(65, str(path), f"{limits.MOST_DEPTH}", "--dataset"):
             open_shards([str(path)])
 
 
 @pytest.mark.process
-def test_s10_a_group_that_contains_itself_is_searched_once(tmp_path):
+def test_group_that_contains_itself_is_searched_once(tmp_path):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         file["g/rows"] = hostile.ROWS
@@ -46,14 +46,14 @@ def test_s10_a_group_that_contains_itself_is_searched_once(tmp_path):
 
 
 @pytest.mark.process
-def test_s10_a_hundred_thousand_objects_are_refused_in_bounded_time(tmp_path):
+def test_a_hundred_thousand_objects_are_refused(tmp_path):
     path = hostile.crowded(tmp_path, limits.MOST_OBJECTS)
-    with refused(65, str(path), "more than 100000 objects"):
+    with refused(65, str(path), "100000"):
         open_shards([str(path)])
 
 
 @pytest.mark.process
-def test_s10_attributes_are_not_looked_at(tmp_path, monkeypatch):
+def test_attributes_are_not_enumerated(tmp_path, monkeypatch):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w", libver="latest") as file:
         file["X"] = hostile.ROWS
@@ -70,7 +70,7 @@ def test_s10_attributes_are_not_looked_at(tmp_path, monkeypatch):
     assert open_shards([str(path)])[0].shape == (6, 2)
 
 
-def test_more_names_than_the_file_has_room_for_are_refused(tmp_path, monkeypatch):
+def test_more_names_than_fit_in_the_file_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         for group in ("a", "b", "c"):
@@ -81,7 +81,7 @@ def test_more_names_than_the_file_has_room_for_are_refused(tmp_path, monkeypatch
             if fits:
                 assert len(list(find.objects(file.id))) == 6
             else:
-                with pytest.raises(find.Refused, match="more names than the file has room for"):
+                with pytest.raises(find.Refused, match="names"):
                     list(find.objects(file.id))
 
 
@@ -93,14 +93,16 @@ def test_too_many_chunks_are_refused(tmp_path, monkeypatch):
             if fits:
                 describe.describe(file, None)
                 continue
-            with pytest.raises(find.Refused, match="10 chunks, expected 9 at most"):
+            with pytest.raises(find.Refused, match="10 chunks, expected 9"):
                 describe.describe(file, None)
 
 
-def test_of_too_many_riders_the_first_ones_ride(tmp_path, monkeypatch):
+def test_only_the_first_of_too_many_extras_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(riders, "MOST_RIDERS", 3)
     path = write_shard(tmp_path / "x.h5", numbered(2), riders={f"r{i}": range(2) for i in range(4)})
     with h5py.File(path) as file:
         facts, _ = describe.describe(file, None)
     assert [rider["name"] for rider in facts["riders"]] == ["r0", "r1", "r2"]
-    assert facts["left_out"] == [["r3", "more than 3 ride along already", True]]
+    ((name, reason, is_missed),) = facts["left_out"]
+    assert (name, is_missed) == ("r3", True)
+    assert "3" in reason

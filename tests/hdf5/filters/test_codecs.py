@@ -39,7 +39,7 @@ def fresh():
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", [*REGISTERED, "scaleoffset"])
-def test_what_other_software_wrote_through_a_filter_reads_back(name):
+def test_files_filtered_by_other_software_read_back(name):
     (shard,) = open_shards([str(path_of(name))])
     assert shard.layouts[0].kind == ("asked" if name == "scaleoffset" else "chunked")
     for start, stop in ((0, 60), (33, 37), (59, 60)):
@@ -56,45 +56,42 @@ def test_n_bit_reads_back(precision):
 
 
 @pytest.mark.parametrize("name", REGISTERED)
-def test_a_file_with_a_registered_filter_may_be_plain(name, monkeypatch):
+def test_file_with_a_registered_filter_needs_no_child(name, monkeypatch):
     monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_: pytest.fail("the child was asked"))
     vet(path_of(name))
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("name", "words"), [("blosc2", "32026 (blosc2) not allowed"), ("blosc-snappy", "32001 (blosc) with Snappy inside")]
-)
-def test_other_filters_are_refused_with_a_way_that_needs_no_tools(name, words):
+@pytest.mark.parametrize(("name", "words"), [("blosc2", "32026 (blosc2)"), ("blosc-snappy", "32001 (blosc)")])
+def test_other_filters_are_refused_with_ways_to_convert_the_file(name, words):
     phrases = [f"filter {words}", "h5repack -f GZIP=4", "pip install hdf5plugin"]
     with refused(65, str(path_of(name)), "dataset=X", *phrases, "h5py.File('new.h5', 'w')['X'] = "):
         open_shards([str(path_of(name))])
 
 
 @pytest.mark.process
-def test_text_through_a_registered_filter_does_not_cost_the_file(caplog):
+def test_text_with_a_registered_filter_is_left_out_alone(caplog):
     (shard,) = open_shards([str(path_of("text"))])
     np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
     assert [*read_riders(Block(shard, 0, 60))] == ["y"]
     assert shard.left_out
-    assert "plugin (not allowed)" in str(shard.left_out)
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("zstd", "pip install zstandard"),
-        ("lz4", "pip install lz4"),
-        ("bitshuffle-lz4", "pip install lz4 zstandard"),
-        ("blosc-lz4", "pip install blosc"),
+        ("zstd", "zstandard"),
+        ("lz4", "lz4"),
+        ("bitshuffle-lz4", "lz4 zstandard"),
+        ("blosc-lz4", "blosc"),
     ],
 )
-def test_a_package_that_is_missing_is_named(fresh, monkeypatch, tmp_path, name, advice):
+def test_missing_package_is_named(fresh, monkeypatch, tmp_path, name, advice):
     hidden = "import sys\nsys.modules.update(blosc=None, lz4=None, zstandard=None)\n"
     plant(monkeypatch, tmp_path, f"{hidden}from pipeline.hdf5.child.server import main\n")
     monkeypatch.setattr(codecs, "_MISSING", codecs._PACKAGES)
-    with refused(65, str(path_of(name)), "dataset=X", "needs a package that is not installed", advice):
+    with refused(65, str(path_of(name)), "dataset=X", f"pip install {advice}"):
         open_shards([str(path_of(name))])
 
 
@@ -111,7 +108,7 @@ def stored(name):
 
 
 @pytest.mark.parametrize("name", REGISTERED)
-def test_whatever_is_stored_the_right_number_of_bytes_comes_out_or_an_error(name):
+def test_damaged_chunk_is_an_error_or_has_the_expected_size(name):
     data, filters, n_bytes = stored(name)
     rng = np.random.default_rng(5)
     assert len(undone(memoryview(data), filters, 0, n_bytes)) == n_bytes
@@ -130,7 +127,7 @@ def test_whatever_is_stored_the_right_number_of_bytes_comes_out_or_an_error(name
 
 @pytest.mark.parametrize("size", [0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63])
 @pytest.mark.parametrize("name", ["lz4", "bitshuffle-lz4", "bitshuffle-zstd"])
-def test_s8_a_size_that_is_only_claimed_takes_no_memory(name, size, monkeypatch):
+def test_claimed_size_allocates_no_memory(name, size, monkeypatch):
     data, filters, n_bytes = stored(name)
     real = bytearray
 
@@ -146,22 +143,22 @@ def test_s8_a_size_that_is_only_claimed_takes_no_memory(name, size, monkeypatch)
 
 
 @pytest.mark.parametrize("claimed", [2**20, 2**40, 2**62])
-def test_s8_a_frame_that_claims_more_than_a_chunk_is_not_unfolded(claimed):
+def test_frame_that_claims_more_than_a_chunk_is_not_decompressed(claimed):
     frame = bytearray(zstandard.ZstdCompressor().compress(bytes(2**20)))
     assert frame[4] >> 6 == 2  # the content's size has 4 bytes
     head = bytes([frame[4] & 0x3F | 0xC0]) + claimed.to_bytes(8, "little")
-    with pytest.raises(ValueError, match=f"{claimed} bytes unfolded"):
+    with pytest.raises(ValueError, match=f"{claimed} bytes"):
         undone(memoryview(frame[:4] + head + frame[9:]), [(32015, ())], 0, 100)
 
 
-def test_s8_a_frame_that_claims_nothing_is_unfolded_so_far_and_no_further():
+def test_frame_without_a_size_is_decompressed_up_to_a_chunk():
     frame = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(2**20))
     assert len(undone(memoryview(frame), [(32015, ())], 0, 2**20)) == 2**20
     with pytest.raises(ValueError, match="zstd"):
         undone(memoryview(frame), [(32015, ())], 0, 1000)
 
 
-def test_s8_blocks_of_blosc_are_not_more_than_any_writer_makes(monkeypatch):
+def test_blosc_chunk_with_too_many_blocks_is_refused(monkeypatch):
     """They may all be one: a chunk of 80 KB, compressed once more, would take minutes of the processor."""
     monkeypatch.setattr(codecs, "_MOST_BLOCKS", 100)
     block = zstandard.ZstdCompressor().compress(b"abcd")
@@ -172,14 +169,14 @@ def test_s8_blocks_of_blosc_are_not_more_than_any_writer_makes(monkeypatch):
         return undone(memoryview(head + body), [(32001, ())], 0, 4 * n)
 
     assert unfolded(100) == b"abcd" * 100
-    with pytest.raises(ValueError, match="404 bytes in blocks of 4"):
+    with pytest.raises(ValueError, match="404 bytes"):
         unfolded(101)
 
 
 @pytest.mark.parametrize(
     "values", [(), (0, 4), (0, 4, 0, 0, 0), (0, 4, 4, 9, 0), (0, 4, 4, 0, 7), (0, 4, 2**32 - 1, 0, 2)]
 )
-def test_bitshuffle_with_parameters_that_make_no_sense_is_an_error(values):
+def test_invalid_bitshuffle_parameters_are_an_error(values):
     with pytest.raises(ValueError, match="bitshuffle"):
         undone(memoryview(bytes(range(64))), [(32008, values)], 0, 64)
 
@@ -199,7 +196,7 @@ def bits_sorted(data, n_block, itemsize):
     return bytes(done)
 
 
-def test_sorting_bits_is_undone_whatever_is_left_over(monkeypatch):
+def test_bitshuffle_is_inverted_for_any_remainder(monkeypatch):
     lengths = [0, 1, 7, 8, 9, 127, 128, 129, 1024, 5000]
     monkeypatch.setattr(codecs, "_PIECE", 4096)
     for n, itemsize, n_block in product(lengths, [1, 2, 3, 4, 8, 16], [8, 128]):

@@ -20,14 +20,14 @@ def slow_fletcher32(data):
     return ((high & 0xFFFF) + (high >> 16)) << 16 | (low & 0xFFFF) + (low >> 16)
 
 
-def test_the_checksum_is_hdf5s():
+def test_checksum_equals_that_of_hdf5():
     for n, fill in product([0, 1, 2, 3, 719, 720, 721, 16383, 16384, 16385, 50001], [0, 255, None]):
         with case(n=n, fill=fill):
             data = np.random.default_rng(n).bytes(n) if fill is None else bytes([fill]) * n
             assert fletcher32(memoryview(data)) == slow_fletcher32(data)
 
 
-def test_the_checksum_of_old_files_with_swapped_bytes_is_accepted():
+def test_byte_swapped_checksum_of_old_files_is_accepted():
     data = np.arange(7, dtype=np.uint8).tobytes()
     right = fletcher32(memoryview(data)).to_bytes(4, "little")
     old = bytes([right[1], right[0], right[3], right[2]])
@@ -38,7 +38,7 @@ def test_the_checksum_of_old_files_with_swapped_bytes_is_accepted():
         codecs.undone(memoryview(data + right[::-1]), [(codecs.FLETCHER32, ())], 0, 7)
 
 
-def test_unshuffling_undoes_shuffling_whatever_is_left_over():
+def test_shuffle_is_inverted_for_any_remainder():
     for n_bytes, size in product([0, 1, 3, 4, 5, 7, 12, 13], [1, 2, 3, 4, 8]):
         with case(n_bytes=n_bytes, size=size):
             data = np.arange(n_bytes, dtype=np.uint8)
@@ -48,6 +48,6 @@ def test_unshuffling_undoes_shuffling_whatever_is_left_over():
 
 
 @pytest.mark.parametrize("parameters", [(), (0,), (4, 4)])
-def test_a_shuffle_without_a_size_is_refused(parameters):
-    with pytest.raises(ValueError, match="not told by what size"):
+def test_shuffle_without_an_element_size_is_refused(parameters):
+    with pytest.raises(ValueError, match="shuffle"):
         codecs.undone(memoryview(bytes(8)), [(codecs.SHUFFLE, parameters)], 0, 8)

@@ -73,7 +73,7 @@ def assert_left_to_the_child(path, dataset=None):
 @pytest.mark.process
 @pytest.mark.parametrize("libver", VERSIONS)
 @pytest.mark.parametrize("rank", [2, 3, 5])
-def test_numbers_of_every_kind_are_understood_as_rows_and_as_riders(tmp_path, libver, rank):
+def test_numbers_of_every_dtype_are_read_as_rows_and_extras(tmp_path, libver, rank):
     for code in NUMBERS:
         with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
             file["X"] = np.zeros((3, 2, 1, 4, 2)[:rank], code)
@@ -99,7 +99,7 @@ def test_numbers_of_every_kind_are_understood_as_rows_and_as_riders(tmp_path, li
     ],
     ids=str,
 )
-def test_chunks_are_found_whatever_their_shape_and_filters(tmp_path, how, libver):
+def test_chunks_of_every_shape_and_filter_are_found(tmp_path, how, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest"), track_order=True) as file:
         file.create_dataset("X", data=ROWS, **how)
         file.create_dataset("y", data=np.arange(30), chunks=(7,), compression="gzip")
@@ -111,7 +111,7 @@ def test_chunks_are_found_whatever_their_shape_and_filters(tmp_path, how, libver
 
 @pytest.mark.parametrize("n_bytes", [512, 4096])
 @pytest.mark.parametrize("libver", VERSIONS)
-def test_all_of_it_may_stand_behind_a_user_block(tmp_path, libver, n_bytes):
+def test_file_with_a_user_block_is_plain(tmp_path, libver, n_bytes):
     with h5py.File(tmp_path / "x.h5", "w", userblock_size=n_bytes, libver=(libver, "latest")) as file:
         file["X"] = ROWS
         file.create_dataset("y", data=np.arange(30), **({"chunks": (7,)} if libver in OLD else {}))
@@ -120,7 +120,7 @@ def test_all_of_it_may_stand_behind_a_user_block(tmp_path, libver, n_bytes):
 
 @pytest.mark.parametrize("libver", OLD)
 @pytest.mark.parametrize("shape", [(9000, 1), (90, 100), (5000, 2, 1)])
-def test_a_tree_of_chunks_may_have_several_levels_and_be_written_in_any_order(tmp_path, shape, libver):
+def test_chunk_trees_of_several_levels_in_any_order_are_read(tmp_path, shape, libver):
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
         made = file.create_dataset("X", shape, "i4", chunks=(1,) * len(shape), maxshape=(None, *shape[1:]))
@@ -130,7 +130,7 @@ def test_a_tree_of_chunks_may_have_several_levels_and_be_written_in_any_order(tm
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 300, 900])
-def test_the_names_beside_the_rows_may_need_many_nodes_and_be_of_any_spelling(tmp_path, n):
+def test_names_in_many_nodes_and_of_any_bytes_are_read(tmp_path, n):
     rng = np.random.default_rng(0)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         for i in rng.permutation(n):
@@ -148,7 +148,7 @@ def test_the_names_beside_the_rows_may_need_many_nodes_and_be_of_any_spelling(tm
 
 @pytest.mark.parametrize("libver", VERSIONS)
 @pytest.mark.parametrize("dataset", ["a/b/X", "/a//b/./X", "ü/rows", "Y", None])
-def test_the_dataset_is_found_by_a_path_or_as_the_only_candidate(tmp_path, dataset, libver):
+def test_dataset_is_found_by_path_or_as_the_only_candidate(tmp_path, dataset, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
         file["Y"] = numbered(4)
         file["same"] = file["Y"]
@@ -161,7 +161,7 @@ def test_the_dataset_is_found_by_a_path_or_as_the_only_candidate(tmp_path, datas
 
 
 @pytest.mark.parametrize("libver", VERSIONS)
-def test_what_does_not_ride_is_no_hindrance(tmp_path, libver):
+def test_datasets_that_are_no_extras_do_not_matter(tmp_path, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
         file.create_dataset("X", data=ROWS)
         for name, value in {"scalar": 1, "list": ["a", "b"], "short": range(3), "table": ROWS}.items():
@@ -179,7 +179,7 @@ def test_what_does_not_ride_is_no_hindrance(tmp_path, libver):
 @pytest.mark.parametrize(
     "how", [{}, {"maxshape": (None, 2), "chunks": (2, 2)}, {"maxshape": (9, 2), "chunks": (4, 1)}], ids=str
 )
-def test_no_rows_at_all_are_understood(tmp_path, how, libver):
+def test_datasets_without_rows_are_plain(tmp_path, how, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver if not how else "v108", "latest")) as file:
         file.create_dataset("X", (0, 2), "f4", **how)
         file["y"] = np.zeros(0)
@@ -187,7 +187,7 @@ def test_no_rows_at_all_are_understood(tmp_path, how, libver):
 
 
 @pytest.mark.parametrize("libver", OLD)
-def test_values_in_the_metadata_are_understood(tmp_path, libver):
+def test_compact_values_are_plain(tmp_path, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
         layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         layout.set_layout(h5py.h5d.COMPACT)
@@ -244,7 +244,7 @@ def with_hidden_candidate(file):
     ],
 )
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_what_is_unusual_is_left_to_the_child(tmp_path, change, libver):
+def test_unusual_structures_are_left_to_the_child(tmp_path, change, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=(libver, "latest")) as file:
         file["X"] = ROWS
         change(file)
@@ -252,31 +252,32 @@ def test_what_is_unusual_is_left_to_the_child(tmp_path, change, libver):
     assert_left_to_the_child(tmp_path / "x.h5", dataset)
 
 
-def test_a_value_too_long_to_ride_does_not_cost_the_file(tmp_path):
+def test_extra_with_too_long_values_is_left_out_alone(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(2), riders={"long": np.zeros(2, f"S{MOST_ITEM + 1}")})
     (shard,) = open_shards([path])
-    assert [(each.name, each.reason) for each in shard.left_out] == [
-        ("long", "values of 1048577 bytes, expected 1048576 at most")
-    ]
+    (long,) = shard.left_out
+    assert long.name == "long"
+    assert f"{MOST_ITEM + 1}" in long.reason
+    assert f"{MOST_ITEM}" in long.reason
     assert_left_to_the_child(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("how", [{"fs_strategy": "page"}, {"libver": "latest"}], ids=str)
-def test_files_of_a_newer_build_are_left_to_the_child(tmp_path, how):
+def test_files_of_newer_layouts_are_left_to_the_child(tmp_path, how):
     with h5py.File(tmp_path / "x.h5", "w", **how) as file:
         file.create_dataset("X", data=ROWS, chunks=(5, 2), maxshape=(None, 2))
     assert_left_to_the_child(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-def test_many_attributes_are_understood_where_they_lie_in_the_header(tmp_path, libver):
+def test_many_attributes_are_read_if_stored_in_the_header(tmp_path, libver):
     with h5py.File(tmp_path / "x.h5", "w", libver=libver) as file:
         file["X"] = ROWS
         file["X"].attrs.update({f"a{i}": i for i in range(99)})
     (assert_plain if libver == "earliest" else assert_left_to_the_child)(tmp_path / "x.h5")
 
 
-def test_refusals_are_the_childs(tmp_path):
+def test_files_to_refuse_are_left_to_the_child(tmp_path):
     path = write_shard(tmp_path / "x.h5", [1, 2, 3])
     for dataset in (None, "X", "nowhere", "X/deeper", "", "/"):
         assert told_by_both(path, dataset) == [None, None]
@@ -352,7 +353,7 @@ def with_few_bytes_changed(content, rng):
     return bytes(changed)
 
 
-def test_no_damage_that_the_child_sees_escapes_the_reader(tmp_path, monkeypatch):
+def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path, monkeypatch):
     """Of 57,000 such files, none was answered otherwise than by the child; here are some of them."""
     monkeypatch.setattr(LIMITS, "seconds", fuzzing.SECONDS)
     corpus = plain_corpus(tmp_path)
@@ -386,7 +387,7 @@ def assert_given_up_soon(path, dataset=None):
     assert_little(work)
 
 
-def test_s11_what_leads_in_a_circle_comes_to_an_end(tmp_path):
+def test_circular_structures_are_given_up_soon(tmp_path):
     assert_given_up_soon(hostile.endless_chunk_index(tmp_path))
     assert_given_up_soon(hostile.endless_header(tmp_path))
     path = write_shard(tmp_path / "y.h5", numbered(300), chunks=(1, 2))
@@ -399,7 +400,7 @@ def test_s11_what_leads_in_a_circle_comes_to_an_end(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0, 1, 47, 10**6, 2**31, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
-def test_any_word_of_the_metadata_may_be_any_number(tmp_path, value):
+def test_any_number_in_the_metadata_costs_bounded_work(tmp_path, value):
     """Counts, sizes and places: nothing is reserved, read or repeated for what they claim."""
     path = hostile.plain(tmp_path, chunks=(3, 2))
     content = path.read_bytes()
@@ -410,21 +411,21 @@ def test_any_word_of_the_metadata_may_be_any_number(tmp_path, value):
         assert_little(work)
 
 
-def test_metadata_without_bounds_are_left_to_the_child(tmp_path, monkeypatch):
+def test_metadata_above_the_limit_is_left_to_the_child(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3000), chunks=(1, 2))
     assert_plain(path)
     monkeypatch.setattr(metadata, "MOST_BYTES", 2**16)
     assert_left_to_the_child(path)
 
 
-def test_names_that_share_their_bytes_take_no_memory():
+def test_long_shared_names_take_no_memory():
     heap = b"a" * 2**20 + b"\0"
     assert contents._name_at(heap, 2**20 - 9) == b"a" * 9
     with pytest.raises(ValueError, match="not found"):
         contents._name_at(heap, 2**19)
 
 
-def test_a_file_may_end_anywhere(tmp_path):
+def test_truncated_file_is_given_up_soon(tmp_path):
     for n_bytes in [*range(200), 800, 1072]:
         with case(n_bytes=n_bytes):
             content = hostile.plain(tmp_path).read_bytes()
@@ -432,7 +433,7 @@ def test_a_file_may_end_anywhere(tmp_path):
             assert_given_up_soon(tmp_path / "x.h5")
 
 
-def test_checksums_are_those_of_an_independent_lookup3():
+def test_checksum_equals_an_independent_lookup3():
     for n_bytes in (1, 11, 12, 13, 24, 25, 280):
         with case(n_bytes=n_bytes):
             data = bytes(np.random.default_rng(n_bytes).integers(256, size=n_bytes, dtype=np.uint8))
@@ -456,17 +457,17 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
 
 
 @pytest.mark.process
-def test_what_the_reader_says_is_checked_as_what_the_child_says(tmp_path):
+def test_overlap_that_the_reader_misses_is_found_by_vetting(tmp_path):
     """It does not look whether values overlap: vetting does."""
     with h5py.File(hostile.plain(tmp_path)) as file:
         offset = file["X"].id.get_offset()
     path = hostile.moved(tmp_path, offset + 8, "y")
     assert_plain(path)
-    with refused(65, f"file={path}", "values overlap"):
+    with refused(65, f"file={path}", f" {offset + 8}"):
         vet(path)
 
 
-def test_i10_a_disk_that_fails_in_the_reader_is_no_unusual_file(tmp_path, monkeypatch):
+def test_read_failure_in_the_reader_is_a_storage_error(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3))
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
     real, n = FILES.preadv, []

@@ -1,4 +1,4 @@
-"""Calls of the driver and NVRTC as libgpuarray makes them: for children of the stub's own tests."""
+"""Calls of the driver and of NVRTC as libgpuarray makes them, for the tests of the emulated card itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PTX = 1  # CU_JIT_INPUT_PTX
 
 
 class CudaError(RuntimeError):
-    """A call that gave another number than 0."""
+    """A call that returned an error number."""
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"{name}: {code}")
@@ -23,13 +23,14 @@ class CudaError(RuntimeError):
 
 
 def call(name: str, *arguments: object) -> None:
-    """Call the driver, or raise what it answers."""
-    if code := getattr(CUDA, name)(*arguments):
+    """Call the driver; raise `CudaError` if it returns an error."""
+    code = getattr(CUDA, name)(*arguments)
+    if code:
         raise CudaError(name, code)
 
 
 def code_of(function: Callable[..., object], *arguments: object) -> int:
-    """What the driver answers to what a function calls; 0 where it takes all of it."""
+    """Return the error number of the first failing call of a function; 0 if none fails."""
     try:
         function(*arguments)
     except CudaError as error:
@@ -42,11 +43,13 @@ def pointer(value: int | None = None) -> ctypes.c_void_p:
 
 
 class Card:
-    """The first card, with its context on this thread's stack unless that is left out."""
+    """The first card; by default, its context is made current in this thread."""
 
     def __init__(self, with_context: bool = True) -> None:
+        device = ctypes.c_int()
+        self.context = pointer()
+        self.stream = pointer()
         call("cuInit", 0)
-        device, self.context, self.stream = ctypes.c_int(), pointer(), pointer()
         call("cuDeviceGet", ctypes.byref(device), 0)
         call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), device)
         if with_context:
@@ -60,12 +63,13 @@ class Card:
 
     def upload(self, array: np.ndarray) -> ctypes.c_void_p:
         place = self.allocate(array.nbytes)
-        source, size = pointer(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        source = pointer(array.ctypes.data)
+        size = ctypes.c_size_t(array.nbytes)
         call("cuMemcpyHtoDAsync_v2", place, source, size, self.stream)
         return place
 
     def download(self, place: ctypes.c_void_p, target: np.ndarray) -> np.ndarray:
-        """Ask for it: nothing is waited for."""
+        """Start a copy to the host, without waiting for it."""
         size = ctypes.c_size_t(target.nbytes)
         call("cuMemcpyDtoHAsync_v2", pointer(target.ctypes.data), place, size, self.stream)
         return target
@@ -74,17 +78,13 @@ class Card:
         call("cuStreamSynchronize", self.stream)
 
     def kernel(self, source: str, name: str, architecture: str = "compute_75") -> ctypes.c_void_p:
-        """Compile, link and load, as libgpuarray does."""
-        link, image, size, module, found = pointer(), pointer(), ctypes.c_size_t(), pointer(), pointer()
-        ptx = compile_ptx(source, architecture)
-        call("cuLinkCreate", 0, None, None, ctypes.byref(link))
-        call("cuLinkAddData", link, PTX, ptx, ctypes.c_size_t(len(ptx)), b"kernel code", 0, None, None)
-        call("cuLinkComplete", link, ctypes.byref(image), ctypes.byref(size))
-        copy = ctypes.string_at(image, size.value)
-        call("cuLinkDestroy", link)
-        call("cuModuleLoadData", ctypes.byref(module), copy)
-        call("cuModuleGetFunction", ctypes.byref(found), module, name.encode())
-        return found
+        """Compile, link and load a kernel, as libgpuarray does."""
+        image = link_ptx(compile_ptx(source, architecture))
+        module = pointer()
+        function = pointer()
+        call("cuModuleLoadData", ctypes.byref(module), image)
+        call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+        return function
 
     def launch(
         self,
@@ -93,16 +93,36 @@ class Card:
         block: Sequence[int],
         arguments: Sequence[ctypes._SimpleCData],
     ) -> None:
-        """With 4 bytes for each of a block's threads to share."""
+        """Launch a kernel with 4 bytes of shared memory for each thread of a block."""
         shared = 4 * int(np.prod(block))
-        sides = [*grid, *[1] * (3 - len(grid)), *block, *[1] * (3 - len(block))]
-        places = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        sides = [*in_three_dimensions(grid), *in_three_dimensions(block)]
+        addresses = [ctypes.addressof(argument) for argument in arguments]
+        places = (ctypes.c_void_p * len(arguments))(*addresses)
         call("cuLaunchKernel", kernel, *sides, shared, self.stream, places, None)
 
 
+def in_three_dimensions(sizes: Sequence[int]) -> list[int]:
+    """Return the sizes of a grid or block, with 1 for each missing dimension."""
+    return [*sizes, *[1] * (3 - len(sizes))]
+
+
+def link_ptx(ptx: bytes) -> bytes:
+    """Return the image that the driver links from PTX."""
+    link = pointer()
+    image = pointer()
+    size = ctypes.c_size_t()
+    call("cuLinkCreate", 0, None, None, ctypes.byref(link))
+    call("cuLinkAddData", link, PTX, ptx, ctypes.c_size_t(len(ptx)), b"kernel code", 0, None, None)
+    call("cuLinkComplete", link, ctypes.byref(image), ctypes.byref(size))
+    copy = ctypes.string_at(image, size.value)
+    call("cuLinkDestroy", link)
+    return copy
+
+
 def compile_ptx(source: str, architecture: str) -> bytes:
-    """By NVRTC; its log is the error's text."""
-    program, size = pointer(), ctypes.c_size_t()
+    """Compile a kernel by NVRTC; raise `ValueError` with its log if it fails."""
+    program = pointer()
+    size = ctypes.c_size_t()
     assert NVRTC.nvrtcCreateProgram(ctypes.byref(program), source.encode(), None, 0, None, None) == 0
     options = (ctypes.c_char_p * 2)(b"-arch", architecture.encode())
     if NVRTC.nvrtcCompileProgram(program, 2, options):

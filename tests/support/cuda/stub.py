@@ -1,6 +1,6 @@
-"""A card that computes on the host: the stub's libraries, compiled once, and the environment that has them loaded.
+"""Builds the libraries of the emulated card once, and returns the environment variables of a process that uses them.
 
-What it is told by environment variables stands at the head of ``driver.cpp``.
+The head of ``driver.cpp`` lists its settings, which are environment variables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SOURCES = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-# Kernels: as CUDA does, no errno; a product and a sum may become one instruction, but these flags name no processor.
+# As in CUDA, kernels set no errno. A product and a sum may become one instruction if the processor has one by default.
 KERNEL_FLAGS = "-std=c++17 -O2 -fno-math-errno -w -shared -fPIC -fvisibility=hidden -fno-gnu-unique"
 
 
@@ -32,35 +32,38 @@ class NoNvrtc(RuntimeError):
 
 
 def nvrtc() -> Path:
-    """NVRTC as PyPI has it, which needs neither a card nor a driver."""
+    """Return the NVRTC library of PyPI's package, which needs neither a card nor a driver."""
     found = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/lib/libnvrtc.so.*"))
     if not found:
-        raise NoNvrtc("NVRTC is missing, which the tests' packages bring: pip install -c constraints.txt -e '.[test]'")
+        raise NoNvrtc(
+            "NVRTC is missing. It is one of the packages for tests: pip install -c constraints.txt -e '.[test]'"
+        )
     return found[0]
 
 
 @cache
 def built(folder: Path | None = None) -> Path:
-    """Where the stub's libraries are, compiled unless they have been.
+    """Return the directory of the stub's libraries; compile them unless they exist.
 
     Parameters
     ----------
     folder : Path, optional
-        Where to keep them, and the kernels that they compile; else where compiled code is kept for all tests.
+        Directory of the libraries and of the kernels that they compile; by default one for all tests.
 
     Returns
     -------
     Path
-        A folder with two in it: ``direct`` has the names that libgpuarray opens, ``behind`` those that NVIDIA's driver
-        and libraries have, with our own in front of them.
+        A directory of two others. ``direct`` has the file names that libgpuarray opens. ``behind`` has the names of
+        NVIDIA's files, and the project's own libraries, which forward to them.
     """
     ours = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
     paths = [path for path in sorted([*SOURCES.iterdir(), *ours]) if path.suffix in (".cpp", ".h", ".c", ".py")]
-    key = hashlib.sha256(b"".join(path.read_bytes() for path in paths) + str(nvrtc()).encode()).hexdigest()[:16]
+    contents = b"".join(path.read_bytes() for path in paths)
+    key = hashlib.sha256(contents + str(nvrtc()).encode()).hexdigest()[:16]
     place = (folder or CACHE / "shardpress-stub") / key
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of the tests that run beside, one builds
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of several test processes builds
         if not (place / "complete").exists():
             _build(place)
             (place / "complete").touch()
@@ -68,14 +71,14 @@ def built(folder: Path | None = None) -> Path:
 
 
 def variables(forwarded: bool = False, **settings: str | Path | int | None) -> dict[str, str | None]:
-    """What a child's environment needs, to be handed to `interpreters.environment` or `fresh`.
+    """Return the variables of a process that uses the stub, for `interpreters.environment` or `fresh`.
 
     Parameters
     ----------
     forwarded : bool
-        With ``libcuda.so`` and ``libnvrtc.so`` of our own before the stub, as before NVIDIA's.
+        Whether the project's ``libcuda.so`` and ``libnvrtc.so`` forward to the stub, as they do to NVIDIA's libraries.
     settings : str, Path, int or None
-        Of the stub, without their ``STUB_``: ``capability="12.0", oom_at=3``.
+        Settings of the stub, without their prefix ``STUB_``: ``capability="12.0", oom_at=3``.
     """
     named = {f"STUB_{name.upper()}": value for name, value in settings.items()}
     folder = built() / ("behind" if forwarded else "direct")
@@ -84,15 +87,15 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
 
 
 def card(**settings: str | Path | int | None) -> dict[str, str | None]:
-    """What a child needs of its environment for the stub behind our libraries, as `variables`; with TEST_CARD nothing.
+    """Return `variables` with ``forwarded``; nothing with TEST_CARD, so that the card of the machine is used.
 
-    Then it takes the machine's own card: TEST_CARD is ``quick``, or ``full`` for sizes that only a card is for.
+    TEST_CARD is ``quick``, or ``full`` for sizes that only a real card is fast enough for.
     """
     return {} if "TEST_CARD" in os.environ else variables(True, **settings)
 
 
 def _kernels(folder: Path) -> Path:
-    """Where compiled kernels are kept, for as long as what stands before them is the same; that is there, too."""
+    """Return the directory of compiled kernels, which has the headers of this version."""
     headers = {name: (SOURCES / name).read_text() for name in ("kernel.h", "fibers.h", "threads.h")}
     key = hashlib.sha256("".join([*headers.values(), KERNEL_FLAGS]).encode()).hexdigest()[:16]
     place = folder / f"kernels-{key}"
@@ -103,43 +106,60 @@ def _kernels(folder: Path) -> Path:
 
 
 def _build(place: Path) -> None:
+    direct = place / "direct"
+    behind = place / "behind"
+    for folder in (direct, behind):
+        folder.mkdir(exist_ok=True)
+    for name, words in _libraries().items():
+        _compile(behind, name, words, _kernels(place.parent))
+        for link in (direct / name, direct / f"{name.partition('.so')[0]}.so"):
+            _link(link, behind / name)
+    _link(behind / "libcublas.so", behind / "libcublas.so.12")  # the project has no library of its own for cuBLAS
+    build_forwarders(behind)
+
+
+def _libraries() -> dict[str, list[str]]:
+    """Return sources and libraries to link with, by the name of each library."""
     import scipy_openblas32
 
+    blas = scipy_openblas32.get_lib_dir()
+    link_blas = [f"-L{blas}", "-lscipy_openblas", f"-Wl,-rpath,{blas}"]
+    return {
+        "libcuda.so.1": ["driver.cpp", "modules.cpp", "-ldl"],
+        nvrtc().name: ["nvrtc.cpp", "-ldl"],
+        "libcublas.so.12": ["blas.cpp", "-L.", "-l:libcuda.so.1", *link_blas],
+    }
+
+
+def _compile(folder: Path, name: str, words: list[str], kernels: Path) -> None:
+    """Compile a library into a directory.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+    words : list of str
+        Sources and libraries.
+    kernels : Path
+        Directory in which the library stores compiled kernels.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("g++, which compiles the stub of CUDA")
-    direct, behind, blas = place / "direct", place / "behind", scipy_openblas32.get_lib_dir()
-    for folder in (direct, behind):
-        folder.mkdir(exist_ok=True)
-    here = {
-        "STUB_FOLDER": _kernels(place.parent),
+    constants = {
+        "STUB_FOLDER": kernels,
         "STUB_COMPILER": compiler,
         "STUB_FLAGS": KERNEL_FLAGS,
         "STUB_NVRTC_PATH": nvrtc(),
     }
-    common = [compiler, *FLAGS, *(f'-D{name}="{value}"' for name, value in here.items())]
-    libraries = {
-        "libcuda.so.1": ["driver.cpp", "modules.cpp", "-ldl"],
-        nvrtc().name: ["nvrtc.cpp", "-ldl"],
-        "libcublas.so.12": [
-            "blas.cpp",
-            "-L.",
-            "-l:libcuda.so.1",
-            f"-L{blas}",
-            "-lscipy_openblas",
-            f"-Wl,-rpath,{blas}",
-        ],
-    }
-    for name, (*parts, ending) in libraries.items():
-        words = [str(SOURCES / part) if part.endswith(".cpp") else part for part in (*parts, ending)]
-        command = [*common, f"-Wl,-soname,{name}", "-o", name, *words]
-        done = subprocess.run(command, cwd=behind, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"the stub of CUDA does not compile: {done.stderr}")
-        for link in (direct / name, direct / f"{name.partition('.so')[0]}.so"):
-            link.unlink(missing_ok=True)
-            link.symlink_to(behind / name)
-    link = behind / "libcublas.so"  # nothing of ours stands before this one
+    defined = [f'-D{constant}="{value}"' for constant, value in constants.items()]
+    inputs = [str(SOURCES / word) if word.endswith(".cpp") else word for word in words]
+    command = [compiler, *FLAGS, *defined, f"-Wl,-soname,{name}", "-o", name, *inputs]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the stub of CUDA does not compile: {done.stderr}")
+
+
+def _link(link: Path, target: Path) -> None:
     link.unlink(missing_ok=True)
-    link.symlink_to(behind / "libcublas.so.12")
-    build_forwarders(behind)
+    link.symlink_to(target)
