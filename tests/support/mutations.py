@@ -82,7 +82,7 @@ _TRAINING = (
         "pipeline/training/rounds.py",
         "for slab in np.sort(dealt)",
         "for slab in dealt",
-        ("tests/training/test_rounds.py::test_a_share_lists_its_rows_from_front_to_back",),
+        ("tests/training/test_rounds.py::test_a_share_lists_its_rows_in_order",),
     ),
     Mutation(
         "replicas-count-the-fewest-steps",
@@ -103,7 +103,7 @@ _TRAINING = (
         "pipeline/training/order.py",
         "yield window, rows[n_skipped:]",
         "yield window, rows",
-        ("tests/training/test_order.py::test_an_epoch_is_resumed_after_any_number_of_rows",),
+        ("tests/training/test_order.py::test_an_epoch_can_be_resumed_after_any_number_of_rows",),
     ),
     Mutation(
         "every-step-has-the-same-noise",
@@ -117,7 +117,7 @@ _TRAINING = (
         "pipeline/training/checkpoint.py",
         "array.dtype == np.float32 and np.isfinite(array).all()",
         "array.dtype == np.float32",
-        ("tests/training/test_checkpoint.py::test_s15_what_is_no_checkpoint_is_refused",),
+        ("tests/training/test_checkpoint.py::test_invalid_checkpoints_are_refused",),
     ),
     Mutation(
         "last-epoch-counts-as-the-best",
