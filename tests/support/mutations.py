@@ -193,21 +193,21 @@ _SCAN = (
         "pipeline/scan/blocks.py",
         "if settings.missing is not None or not (np.isfinite",
         "if not (np.isfinite",
-        ("tests/scan/test_ranges.py::test_v8_a_missing_value_is_found_as_its_file_spells_it",),
+        ("tests/scan/test_ranges.py::test_a_missing_value_is_found_in_the_dtype_of_its_file",),
     ),
     Mutation(
         "bad-rows-keep-numbers-of-lost-shards",
         "pipeline/scan/ranges.py",
         "(found.bad_rows - shift)[kept]",
         "found.bad_rows[kept]",
-        ("tests/scan/test_ranges.py::test_what_is_left_of_a_scan_without_unreadable_shards_is_a_scan_of_the_others",),
+        ("tests/scan/test_ranges.py::test_a_scan_can_drop_its_unreadable_shards",),
     ),
     Mutation(
         "tiny-missing-value-makes-zeros-missing",
         "pipeline/scan/scaler.py",
         " and bool(rounded) == bool(missing)",
         "",
-        ("tests/scan/test_ranges.py::test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it",),
+        ("tests/scan/test_ranges.py::test_a_missing_value_outside_the_dtype_is_never_found",),
     ),
 )
 
