@@ -134,7 +134,7 @@ _OUTPUT = (
         "pipeline/output/ledger.py",
         'sealed(held))\n            self._sync("commits")',
         "sealed(held))",
-        ("tests/output/test_ledger.py::test_p8_what_is_committed_is_on_the_disk_before_its_record_is_begun",),
+        ("tests/output/test_ledger.py::test_files_are_synced_before_their_record_is_written",),
     ),
     Mutation(
         "child-processes-inherit-the-lock",
@@ -148,28 +148,28 @@ _OUTPUT = (
         "pipeline/output/ledger.py",
         "if digest([data]) != record.entry.blake3:",
         "if len(data) != record.entry.n_bytes:",
-        ("tests/output/test_records.py::test_d11_what_is_not_what_was_committed_is_not_loaded",),
+        ("tests/output/test_records.py::test_a_damaged_result_is_not_loaded",),
     ),
     Mutation(
         "records-of-other-settings-are-reused",
         "pipeline/output/ledger.py",
         " and fingerprint in (None, record.fingerprint)",
         "",
-        ("tests/output/test_ledger.py::test_results_come_by_kind_and_fingerprint_in_the_order_of_their_keys",),
+        ("tests/output/test_ledger.py::test_records_are_selected_by_kind_and_fingerprint_in_order",),
     ),
     Mutation(
         "record-may-name-any-file",
         "pipeline/output/records.py",
         " or not _RESULT.fullmatch(record.entry.file)",
         "",
-        ("tests/output/test_records.py::test_d12_a_damaged_file_of_records_counts_as_none_and_is_named",),
+        ("tests/output/test_records.py::test_a_damaged_record_file_is_ignored_and_named",),
     ),
     Mutation(
         "manifest-may-name-files-elsewhere",
         "pipeline/output/records.py",
         ' or ".." in Path(name).parts',
         "",
-        ("tests/output/test_records.py::test_s12_a_manifest_that_names_files_elsewhere_is_refused",),
+        ("tests/output/test_records.py::test_a_manifest_with_paths_outside_is_refused",),
     ),
 )
 
