@@ -224,7 +224,7 @@ _ENCODING = (
         "pipeline/encoding/bad_data.py",
         "(good.min(axis=0) >= low).all() and ",
         "",
-        ("tests/encoding/test_bad_data.py::test_rows_outside_on_one_side_alone_are_counted",),
+        ("tests/encoding/test_bad_data.py::test_rows_below_or_above_the_range_are_counted",),
     ),
     Mutation(
         "bad-rows-keep-their-features",
@@ -245,7 +245,7 @@ _ENCODING = (
         "pipeline/encoding/storage.py",
         "error > self.max_error:",
         "error > 2 * self.max_error:",
-        ("tests/encoding/test_storage.py::test_features_beyond_the_largest_error_are_refused",),
+        ("tests/encoding/test_storage.py::test_features_with_too_large_rounding_errors_are_refused",),
     ),
 )
 
