@@ -375,14 +375,14 @@ _REST = (
         "pipeline/features.py",
         "if n_found != n_rows:",
         "if n_found < n_rows:",
-        ("tests/test_features.py::test_a_part_with_other_rows_than_the_manifest_says_is_refused",),
+        ("tests/test_features.py::test_a_part_with_another_number_of_rows_is_refused",),
     ),
     Mutation(
         "rate-counts-rows-of-earlier-runs",
         "pipeline/progress.py",
         "rate = (self._done - self._before) /",
         "rate = self._done /",
-        ("tests/test_progress.py::test_what_an_earlier_run_has_done_counts_for_no_rate_and_no_time_left",),
+        ("tests/test_progress.py::test_earlier_work_does_not_count_for_rate_and_remaining_time",),
     ),
     Mutation(
         "signals-are-lost-during-deferred-work",
@@ -396,14 +396,14 @@ _REST = (
         "pipeline/model.py",
         "maps[0][1] - self.scaler.minimum @ W",
         "maps[0][1] + self.scaler.minimum @ W",
-        ("tests/test_model.py::test_the_folded_encoder_needs_nothing_but_numpy_and_gives_the_same",),
+        ("tests/test_model.py::test_the_folded_encoder_needs_only_numpy",),
     ),
     Mutation(
         "sealed-files-may-have-a-key-twice",
         "pipeline/formats.py",
         "if seal(form, content) != data:",
         "if len(seal(form, content)) > len(data):",
-        ("tests/test_formats.py::test_d12_a_key_that_stands_twice_is_refused",),
+        ("tests/test_formats.py::test_a_repeated_key_is_refused",),
     ),
 )
 
