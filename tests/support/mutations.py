@@ -262,21 +262,21 @@ _RUN = (
         "pipeline/run/job.py",
         "        return fingerprint(found, asdict(storage))",
         "        return found",
-        ("tests/run/test_storage.py::test_parts_stored_before_float16_was_too_coarse_are_not_kept",),
+        ("tests/run/test_storage.py::test_float16_parts_are_dropped_if_others_need_float32",),
     ),
     Mutation(
         "changed-inputs-are-not-noticed",
         "pipeline/run/fingerprints.py",
         '"changed": shard.identity.mtime_ns',
         '"changed": 0',
-        ("tests/run/test_fingerprints.py::test_u3_a_changed_input_touches_everything_and_is_named",),
+        ("tests/run/test_fingerprints.py::test_a_changed_input_changes_every_stage_and_is_named",),
     ),
     Mutation(
         "one-bad-row-more-than-allowed-passes",
         "pipeline/run/scan_stage.py",
         "if n_bad > limit:",
         "if n_bad > limit + 1:",
-        ("tests/run/test_bad_rows.py::test_v9_as_many_bad_rows_as_allowed_pass_and_not_one_more",),
+        ("tests/run/test_bad_rows.py::test_the_limit_of_bad_rows_is_exact",),
     ),
 )
 
