@@ -181,7 +181,7 @@ def test_scripts_leave_theano_to_the_kernels() -> None:
     } == set()
 
 
-def test_every_file_says_what_it_is_and_what_it_gives() -> None:
+def test_every_file_has_a_docstring_and_exports_defined_names() -> None:
     for path in PIPELINE + KERNELS:
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), path
@@ -194,7 +194,7 @@ def test_every_file_says_what_it_is_and_what_it_gives() -> None:
         assert set(names or []) - defined - stored == set(), path
 
 
-def test_files_take_from_each_other_what_is_exported_and_nothing_else() -> None:
+def test_files_import_only_exported_names() -> None:
     for path in PIPELINE + KERNELS + SCRIPTS:
         for module, name in imports(path.read_text()):
             assert name != "*", path
@@ -225,7 +225,7 @@ def test_functions_stay_small() -> None:
 
 
 @pytest.mark.process
-def test_the_command_line_starts_light() -> None:
+def test_the_command_line_imports_no_heavy_library() -> None:
     program = f"import sys, pipeline.cli; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120

@@ -6,7 +6,7 @@ import pytest
 from tests.support.cases import crossed, each, sampled
 
 
-def test_each_case_is_gone_through_and_the_one_that_fails_is_named():
+def test_each_case_is_run_and_a_failing_case_is_named():
     seen = []
 
     @each("a, b", [(1, 2), (3, 4)])
@@ -21,7 +21,7 @@ def test_each_case_is_gone_through_and_the_one_that_fails_is_named():
     assert failed.value.__notes__ == ["in the case c='y'", "in the case a=3, b=4"]
 
 
-def test_generators_start_anew_in_each_case_and_other_fixtures_are_shared():
+def test_only_random_generators_are_renewed_for_each_case():
     seen, shared = [], []
 
     @each("n", range(3))
@@ -34,7 +34,7 @@ def test_generators_start_anew_in_each_case_and_other_fixtures_are_shared():
     assert shared == [0, 1, 2]
 
 
-def test_a_case_of_an_argument_that_a_test_does_not_take_is_refused():
+def test_a_case_for_an_unknown_argument_is_refused():
     with pytest.raises(AssertionError, match="test takes no m"):
 
         @each("m", [1])

@@ -70,7 +70,7 @@ STUCK = {
 
 @pytest.mark.process
 @pytest.mark.parametrize("how", STUCK)
-def test_p11_a_stuck_child_ends_with_its_parent(tmp_path: Path, how: str) -> None:
+def test_a_stuck_child_ends_with_its_parent(tmp_path: Path, how: str) -> None:
     (tmp_path / "stuck_child.py").write_text(GRANDCHILD + STUCK[how])
     assert _is_ended_with_parent(tmp_path)
 
@@ -101,9 +101,7 @@ def _is_ended_with_parent(folder: Path, *arguments: str) -> bool:
 
 
 @pytest.mark.process
-def test_a_child_that_takes_too_long_is_killed_with_all_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slow_child_is_killed_with_its_descendants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow_child.py").write_text(GRANDCHILD + "time.sleep(1000)")
     monkeypatch.syspath_prepend(tmp_path)
     child = ChildProcess("slow_child", stdout=subprocess.PIPE)

@@ -11,6 +11,7 @@ import pytest
 
 from scripts.extract import main
 from tests.support.helpers import numbered, write_shard
+from tests.support.logged import STARTED_NOTHING, mentions
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,7 +20,7 @@ def outcome(caplog: pytest.LogCaptureFixture, *flags: str) -> tuple[int, str]:
     code = main(list(flags))
     message, *last = [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
     assert len(last) == (code not in (64, 78)), last
-    assert all("type the same command again" in line.lower() for line in last)
+    assert all(line.startswith(STARTED_NOTHING) for line in last)
     assert "Traceback" not in caplog.text
     return code, message
 
@@ -27,59 +28,58 @@ def outcome(caplog: pytest.LogCaptureFixture, *flags: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("flags", "code", "phrase"),
     [
-        (["--n-featurs", "3"], 64, "Did you mean --n-features?"),
-        (["--n-features", "three"], 64, "--n-features: 'three', expected a whole number"),
-        (["--optimizer", "sgd"], 64, "expected one of momentum, nesterov, adam, rmsprop"),
-        (["--config", "none.yaml"], 78, "none.yaml: No such file"),
-        (["--input", "nowhere/*.h5"], 66, "nowhere/*.h5: no file matches"),
-        (["--quiet", "--verbose"], 64, "quiet and verbose"),
-        (["--epochs", "0", "--batch-size", "-1", "--seed", "-2"], 64, "epochs: 0, expected 1 or more; batch_size: -1"),
+        (["--n-featurs", "3"], 64, "--n-features?"),
+        (["--n-features", "three"], 64, "--n-features: 'three', "),
+        (["--optimizer", "sgd"], 64, "momentum, nesterov, adam, rmsprop"),
+        (["--config", "none.yaml"], 78, "none.yaml: "),
+        (["--input", "nowhere/*.h5"], 66, "nowhere/*.h5: "),
+        (["--quiet", "--verbose"], 64, "verbose"),
+        (["--epochs", "0", "--batch-size", "-1", "--seed", "-2"], 64, "epochs: 0, "),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_mistakes_in_the_settings(caplog: pytest.LogCaptureFixture, flags: list[str], code: int, phrase: str) -> None:
+def test_invalid_settings_are_refused(
+    caplog: pytest.LogCaptureFixture, flags: list[str], code: int, phrase: str
+) -> None:
     found = outcome(caplog, *flags)
     assert (found[0], phrase in found[1]) == (code, True), found
 
 
-def test_settings_that_do_not_fit_the_shards_are_told_all_at_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_settings_that_do_not_fit_the_shards_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_shard(tmp_path / "x.h5", numbered(10, 4))
     flags = ["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]
     code, message = outcome(caplog, *flags, "--n-features", "4", "--batch-size", "11")
     assert code == 78
-    assert "n_features: 4, expected 1 to 3 for these rows" in message
-    assert "batch_size: 11, expected 1 to 10 for these rows" in message
+    assert mentions(message, "n_features: 4", "1 to 3")
+    assert mentions(message, "batch_size: 11", "1 to 10")
     assert not (tmp_path / "out").exists(), "a refused run makes nothing"
 
 
-def test_a_single_column_is_no_data_to_press_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_column_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_shard(tmp_path / "x.h5", numbered(10, 1))
     code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))
     assert code == 65
-    assert message.endswith("nothing to press together. Name another dataset with --dataset.")
-    assert "shape (10, 1) has a single column, expected two or more" in message
+    assert mentions(message, f"file={path} dataset=X", "(10, 1)", "--dataset")
 
 
-def test_a_config_file_with_an_unknown_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_errors_of_a_config_file_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("batchsize: 3\nepochs: many\n")
     code, message = outcome(caplog, "--config", str(path))
     assert code == 78
-    assert "batchsize is unknown. Did you mean batch_size?" in message
-    assert "epochs: 'many', expected a whole number" in message
+    assert mentions(message, "key batchsize", "batch_size")
+    assert mentions(message, "key epochs: 'many'")
 
 
-def test_s17_a_config_file_that_is_a_bomb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_config_file_with_references_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40)))
     code, message = outcome(caplog, "--config", str(path))
     assert code == 78
-    assert "a reference (*a0), expected plain values" in message
+    assert mentions(message, f"{path}", "(*a0)")
 
 
-def test_u2_every_setting_that_cannot_work_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_all_invalid_settings_are_listed_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     flags = ["--n-features", "0", "--batch-size", "-3", "--learning-rate", "nan", "--checkpoint-minutes", "inf"]
     code, message = outcome(caplog, *flags, "--missing-value", "nan", "--overwrite", "--restart")
     assert code == 64
@@ -90,8 +90,8 @@ def test_u2_every_setting_that_cannot_work_is_told_in_one_line(caplog: pytest.Lo
         "checkpoint_minutes: inf",
         "missing_value: nan",
     ):
-        assert f"{name}, expected " in message
-    assert "overwrite and restart: both" in message
+        assert f"{name}, " in message
+    assert mentions(message, "overwrite", "restart")
 
 
 def test_an_output_with_foreign_files_is_refused_before_reading(
@@ -103,20 +103,20 @@ def test_an_output_with_foreign_files_is_refused_before_reading(
     (out / "thesis.txt").write_text("years of work")
     code, message = outcome(caplog, "--input", str(tmp_path / "x.h5"), "--output", str(out), "--overwrite")
     assert code == 73
-    assert "holds files that are not of shardpress" in message
+    assert f"output={out}: " in message
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
-def test_an_output_that_is_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_shard(tmp_path / "x.h5", numbered(10, 4))
     code, message = outcome(caplog, "--input", path, "--output", path)
     assert code == 73
-    assert "Choose another --output" in message
+    assert mentions(message, f"output={path}", "--output")
 
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_a_model_for_other_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_for_other_shards_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     narrow = write_shard(tmp_path / "narrow.h5", numbered(40, 4))
     wide = write_shard(tmp_path / "wide.h5", numbered(40, 6))
     assert main(["--input", narrow, "--output", str(tmp_path / "a"), "--epochs", "1"]) == 0
@@ -125,11 +125,11 @@ def test_a_model_for_other_shards(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     flags += ["--hidden", "5,4", "--code-activation", "sigmoid", "--decoder-gain", "yes"]
     code, message = outcome(caplog, *flags)
     assert code == 78
-    assert "made for 4 columns, found 6" in message
-    assert "gives 2 features, found n_features 3" in message
-    assert "has hidden 10, found hidden 5 4: leave it out" in message
-    assert "has code_activation linear, found code_activation sigmoid: leave it out" in message
-    assert "has decoder_gain False, found decoder_gain True: leave it out" in message
+    assert mentions(message, "4 columns", 6)
+    assert mentions(message, 2, "n_features 3")
+    assert mentions(message, "hidden 10", "hidden 5 4")
+    assert mentions(message, "code_activation linear", "code_activation sigmoid")
+    assert mentions(message, "decoder_gain False", "decoder_gain True")
 
 
 @pytest.mark.process
@@ -138,17 +138,19 @@ def test_the_dataset_flag_names_one_of_several(tmp_path: Path, caplog: pytest.Lo
     path = write_shard(tmp_path / "x.h5", numbered(40, 4), name="left", riders={"right": numbered(40, 4)})
     code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))
     assert code == 65
-    assert "candidates left (40, 4) int64, right (40, 4) int64" in message
+    assert mentions(message, "left (40, 4) int64", "right (40, 4) int64")
     assert main(["--input", path, "--output", str(tmp_path / "out"), "--dataset", "right", "--epochs", "1"]) == 0
 
 
-def test_an_unexpected_error_is_ours(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_asks_for_a_report(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(*_: object) -> None:
         raise AssertionError("impossible")
 
     monkeypatch.setattr("pipeline.run.engine.run", broken)
     assert main([]) == 70
-    assert "please report it" in caplog.text
+    assert mentions(caplog.text, "CRITICAL", "report")
     assert "impossible" in caplog.text
 
 
@@ -163,7 +165,7 @@ def test_help_names_every_flag_and_its_default(capsys: pytest.CaptureFixture[str
     assert np.all([len(line) <= 200 for line in page.splitlines()])
 
 
-def test_help_names_pages_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_existing_pages(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     pages = set(re.findall(r"docs/[a-z]+\.md", capsys.readouterr().out))
@@ -171,7 +173,7 @@ def test_help_names_pages_that_are_there(capsys: pytest.CaptureFixture[str]) -> 
     assert [page for page in pages if not (ROOT / page).exists()] == []
 
 
-def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0

@@ -46,23 +46,23 @@ def exactly(found: Any, expected: Any) -> bool:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_was_sealed_comes_back(seed: int) -> None:
+def test_sealed_content_can_be_unsealed(seed: int) -> None:
     rng = random.Random(seed)
     content = {f"key {i}": plain(rng) for i in range(5)}
     assert exactly(unseal(FORM, seal(FORM, content)), content)
 
 
-def test_tuples_come_back_as_lists_and_numbered_keys_as_text() -> None:
+def test_tuples_become_lists_and_keys_become_text() -> None:
     assert unseal(FORM, seal(FORM, {"shape": (1, 2), "of": {3: "x"}})) == {"shape": [1, 2], "of": {"3": "x"}}
 
 
-def test_it_is_for_people_too() -> None:
+def test_sealed_files_are_readable_text() -> None:
     text = seal(FORM, CONTENT).decode("ascii")
     assert text.splitlines()[1] == f' "format": "{FORM}",'
     assert text.endswith("}\n")
 
 
-def test_d12_every_changed_byte_is_refused() -> None:
+def test_a_changed_byte_of_a_sealed_file_is_refused() -> None:
     data, rng = seal(FORM, CONTENT), random.Random(0)
     for place in range(len(data)):
         for value in {data[place] ^ 1 << bit for bit in range(8)} | set(rng.sample(range(256), 8)) - {data[place]}:
@@ -70,7 +70,7 @@ def test_d12_every_changed_byte_is_refused() -> None:
                 unseal(FORM, data[:place] + bytes([value]) + data[place + 1 :])
 
 
-def test_d12_every_length_but_its_own_is_refused() -> None:
+def test_a_sealed_file_of_another_length_is_refused() -> None:
     data = seal(FORM, CONTENT)
     for stop in range(len(data)):
         with pytest.raises(ValueError, match=r".+"):
@@ -86,8 +86,8 @@ def resealed(**content: Any) -> bytes:
 
 
 @pytest.mark.parametrize("version", ["3", "10", "999999999"])
-def test_d12_a_newer_version_is_refused_as_such(version: str) -> None:
-    with refused(76, f"format 'shardpress-thing/{version}'", "a later version of shardpress wrote it. Upgrade"):
+def test_a_newer_version_is_refused_as_such(version: str) -> None:
+    with refused(76, f"'shardpress-thing/{version}'"):
         unseal(FORM, resealed(format=f"shardpress-thing/{version}"))
 
 
@@ -105,8 +105,8 @@ def test_d12_a_newer_version_is_refused_as_such(version: str) -> None:
         {},
     ],
 )
-def test_d12_any_other_format_is_no_file_of_ours(form: Any) -> None:
-    with pytest.raises(ValueError, match="expected format 'shardpress-thing/2'"):
+def test_other_formats_are_refused(form: Any) -> None:
+    with pytest.raises(ValueError, match="'shardpress-thing/2'"):
         unseal(FORM, resealed(format=form))
 
 
@@ -128,36 +128,36 @@ def test_d12_any_other_format_is_no_file_of_ours(form: Any) -> None:
     ],
     ids=lambda data: repr(data[:20]),
 )
-def test_d12_what_is_no_sealed_json_is_a_value_error(data: bytes) -> None:
+def test_unsealed_json_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         unseal(FORM, data)
 
 
 @pytest.mark.parametrize("depth", [100, 500, 900, 950, 975, 990, 1000, 1500])
-def test_d12_nesting_of_any_depth_is_a_value_error_at_most(depth: int) -> None:
+def test_nested_json_of_any_depth_is_a_value_error(depth: int) -> None:
     nested = b'{"format": "shardpress-thing/2", "a": ' + b"[" * depth + b"]" * depth + b', "seal": "x"}'
     with pytest.raises(ValueError, match=r".+"):
         unseal(FORM, nested)
 
 
 @pytest.mark.parametrize("depth", [500, 600, 700, 800, 900])
-def test_d12_what_is_nested_too_deeply_is_a_value_error_even_if_its_digest_fits(depth: int) -> None:
+def test_deep_nesting_with_a_valid_digest_is_a_value_error(depth: int) -> None:
     nested: list[Any] = []
     for _ in range(depth):
         nested = [nested]
-    with pytest.raises(ValueError, match="nested too deeply"):
+    with pytest.raises(ValueError, match="nested"):
         unseal(FORM, resealed(format=FORM, a=nested))
 
 
-def test_d12_a_key_that_stands_twice_is_refused() -> None:
+def test_a_repeated_key_is_refused() -> None:
     data = seal(FORM, {"file": "good"})
     assert unseal(FORM, data) == {"file": "good"}
-    with pytest.raises(ValueError, match="not written as it was sealed"):
+    with pytest.raises(ValueError, match="sealed"):
         unseal(FORM, data.replace(b' "file"', b' "file": "evil",\n "file"'))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_none_are_neither_sealed_nor_unsealed(number: float) -> None:
+def test_nan_and_infinity_are_neither_sealed_nor_unsealed(number: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         seal(FORM, {"cost": number})
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -167,7 +167,7 @@ def test_numbers_that_are_none_are_neither_sealed_nor_unsealed(number: float) ->
             unseal(FORM, seal(FORM, {"cost": 12345}).replace(b"12345", word))
 
 
-def test_a_fingerprint_knows_values_and_not_the_order_of_keys() -> None:
+def test_a_fingerprint_depends_on_values_but_not_on_key_order() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     different = [{"a": 1}, {"a": 1.0}, {"a": True}, {"a": "1"}, {"a": [1]}, {"b": 1}, [["a", 1]], [1, 2], [2, 1], None]
     assert len({fingerprint(value) for value in different}) == len(different)
@@ -178,7 +178,7 @@ def test_a_fingerprint_knows_values_and_not_the_order_of_keys() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_packed_arrays_come_back_bit_for_bit(seed: int) -> None:
+def test_packed_arrays_are_restored_bit_for_bit(seed: int) -> None:
     rng = np.random.default_rng(seed)
     arrays = {}
     for i, dtype in enumerate(("<f4", "<f8", "<i8", "|u1", "|b1")):
@@ -195,14 +195,14 @@ def test_packed_arrays_come_back_bit_for_bit(seed: int) -> None:
         assert found[name].tobytes() == array.tobytes()
 
 
-def test_nan_is_an_arrays_business_and_none_of_the_plain_values() -> None:
+def test_arrays_can_hold_nan_but_plain_values_cannot() -> None:
     arrays, _ = unpack(pack({"a": np.array([np.nan, np.inf])}, {}))
     assert np.isnan(arrays["a"][0])
     with pytest.raises(ValueError, match="not JSON compliant"):
         pack({}, {"cost": float("nan")})
 
 
-def test_s15_a_changed_byte_is_refused_or_changes_nothing() -> None:
+def test_a_changed_byte_of_an_archive_is_refused_or_harmless() -> None:
     """The rest is for the BLAKE3 of the commit record: a date in the archive, for one."""
     arrays = {"W": np.arange(6, dtype=np.float32).reshape(2, 3)}
     data = pack(arrays, {"step": 3})
@@ -221,10 +221,10 @@ def test_s15_a_changed_byte_is_refused_or_changes_nothing() -> None:
     assert n_refused > 4 * len(data)
 
 
-def test_s15_every_shorter_file_is_refused() -> None:
+def test_truncated_archives_are_refused() -> None:
     data = pack({"W": np.arange(6)}, {"step": 3})
     for stop in range(len(data)):
-        with pytest.raises(ValueError, match="no arrays of shardpress"):
+        with pytest.raises(ValueError, match=r"\bshardpress\b"):
             unpack(data[:stop])
 
 
@@ -252,7 +252,7 @@ def npz(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-def test_s14_a_pickle_never_runs(tmp_path: Path) -> None:
+def test_a_pickle_never_runs(tmp_path: Path) -> None:
     canary = Canary(tmp_path / "ran")
     about = np.frombuffer(b'[["W"], {}]', dtype=np.uint8)
     pickled = pickle.dumps(canary)
@@ -266,7 +266,7 @@ def test_s14_a_pickle_never_runs(tmp_path: Path) -> None:
         zipped(about=header.ljust(127) + b"\n" + pickled),
     ]
     for data in forged:
-        with pytest.raises(ValueError, match="no arrays of shardpress"):
+        with pytest.raises(ValueError, match=r"\bshardpress\b"):
             unpack(data)
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickled)
@@ -285,18 +285,18 @@ def test_s14_a_pickle_never_runs(tmp_path: Path) -> None:
     ],
     ids=["empty", "magic", "nothing", "no about", "numbers", "half a word", "not two", "one", "an array missing"],
 )
-def test_s14_what_is_no_archive_of_ours_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="no arrays of shardpress"):
+def test_invalid_archives_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\bshardpress\b"):
         unpack(data)
 
 
-def test_s14_an_array_that_claims_to_be_huge_is_refused() -> None:
+def test_an_array_that_claims_to_be_huge_is_refused() -> None:
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (%d,), }" % 2**50
-    with pytest.raises(ValueError, match="no arrays of shardpress"):
+    with pytest.raises(ValueError, match=r"\bshardpress\b"):
         unpack(zipped(about=header.ljust(127) + b"\n"))
 
 
-def test_arrays_come_back_in_the_order_of_their_memory() -> None:
+def test_arrays_keep_their_memory_order() -> None:
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     arrays = {"C": rows, "F": np.asfortranarray(rows), "number": np.array(7), "none": np.zeros((0, 3))}
     found, _ = unpack(pack(arrays, {}))
@@ -341,7 +341,7 @@ def test_hostile_archives_take_little_memory(name: str) -> None:
     data = HOSTILE[name]()
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="no arrays of shardpress") as caught:
+        with pytest.raises(ValueError, match=r"\bshardpress\b") as caught:
             unpack(data)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import os
-import re
 import resource
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement
 
 from pipeline.doctor import packages
 from tests.support.interpreters import REPOSITORY, environment
+from tests.support.logged import mentions
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 # The contestants are started by bench.py, in an environment of others; what looks at pages, and what tells what is
@@ -37,60 +37,62 @@ def start(*command, **variables):
     ],
     ids=lambda path: path.name,
 )
-def test_old_pythons_can_read_what_is_started(path):
+def test_old_pythons_can_parse_the_programs(path):
     ast.parse(path.read_text(), feature_version=OLDEST)
     assert "from __future__" not in path.read_text()
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("path", STARTED, ids=lambda path: path.name)
-def test_a_python_without_the_packages_is_told_which_one_to_take(path):
+def test_the_error_without_packages_names_the_right_python(path):
     script = str(path.relative_to(REPOSITORY))
     code, said = start(sys.executable, "-S", script, PYTHONPATH=None)
     assert code == 69
-    assert said.startswith(f"{path.name} cannot run in this Python (3.11.")
+    assert said.startswith(path.name)
+    assert "(3.11." in said
     assert said.endswith(f".venv/bin/python {script}\n")
     assert len(said.splitlines()) == 1
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
-def test_a_later_python_is_told_too(version):
+def test_an_unsupported_later_python_is_refused(version):
     python = REPOSITORY / ".venv-readers" / version / "bin/python"
     if not python.exists():
         pytest.skip(f"no Python {version} in .venv-readers; scripts/readers.sh makes one where it can")
     code, said = start(python, "scripts/extract.py", PYTHONPATH=None)
     assert code == 69
-    assert said.startswith(f"extract.py cannot run in this Python ({version}.")
+    assert said.startswith("extract.py")
+    assert f"({version}." in said
 
 
-def test_without_a_virtual_environment_setup_is_named(monkeypatch, tmp_path):
+def test_setup_is_advised_without_a_virtual_environment(monkeypatch, tmp_path):
     monkeypatch.setattr(packages, "_ROOT", str(tmp_path))
-    assert packages._what_to_type().startswith(f"Type make setup in {tmp_path}, then: ")
+    assert mentions(packages._what_to_type(), "make setup", tmp_path)
 
 
 @pytest.mark.process
-def test_packages_that_do_not_fit_end_a_run_before_they_are_loaded(tmp_path):
+def test_unsuitable_packages_end_a_run_before_being_imported(tmp_path):
     (tmp_path / "numpy-2.4.6.dist-info").mkdir()
     (tmp_path / "numpy.py").write_text("raise SystemExit('loaded')")
     code, said = start(sys.executable, "scripts/extract.py", PYTHONPATH=tmp_path)
     assert code == 69
-    assert re.fullmatch(
-        r"numpy 2\.4\.6 is installed, expected <2,>=1\.26\.4: (.*) -m pip install 'numpy<2,>=1\.26\.4'\n", said
-    )[1] == shlex.quote(sys.executable)
+    command = f"{shlex.quote(sys.executable)} -m pip install 'numpy<2,>=1.26.4'\n"
+    assert mentions(said, "numpy 2.4.6", "<2,>=1.26.4")
+    assert said.endswith(f": {command}")
 
 
-def test_every_requirement_of_ours_is_looked_at_and_this_environment_meets_them():
+def test_this_environment_meets_every_requirement():
     found = packages.installed()
     assert packages.misfits(found) == []
     all_of_ours = [Requirement(text) for text in importlib.metadata.requires("shardpress") or []]
     needed = [each for each in all_of_ours if each.marker is None or each.marker.evaluate({"extra": ""})]
     nothing = packages.misfits({"shardpress": found["shardpress"]})
     assert len(nothing) == len(needed) > 10
-    assert all(" is not installed, expected " in text for text in nothing)
+    assert all(mentions(text, "not installed") for text in nothing)
 
 
-def test_markers_and_extras_are_read_however_a_builder_has_spelled_them(tmp_path):
+def test_markers_and_extras_are_read_in_every_spelling(tmp_path):
     (tmp_path / "METADATA").write_text(
         """Requires-Dist: one >=1
 Requires-Dist: two[array]>=2,<3; python_version < "3.12"
@@ -101,11 +103,8 @@ Requires-Dist: six>=6; python_version < "3.12" and extra == "test"
 """
     )
     wrong = packages.misfits({"shardpress": str(tmp_path), "three": "three-2.0.dist-info"})
-    assert [line.partition(": ")[0] for line in wrong] == [
-        "one is not installed, expected >=1",
-        "two is not installed, expected >=2,<3",
-        "three 2.0 is installed, expected ==3.0",
-    ]
+    expected = [("one", ">=1"), ("two", ">=2,<3"), ("three 2.0", "==3.0")]
+    assert all(mentions(line, *facts) for line, facts in zip(wrong, expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -126,24 +125,24 @@ def test_versions_are_compared_by_their_numbers(version, ranges, fits):
     assert packages._fits(version, ranges) is fits
 
 
-def test_a_checkout_that_is_not_installed_is_taken_as_it_is():
+def test_a_checkout_that_is_not_installed_is_not_checked():
     assert packages.misfits({}) == []
 
 
-def test_what_is_to_be_typed_can_be_pasted_whatever_the_folders_name(monkeypatch, tmp_path):
+def test_advised_commands_are_quoted(monkeypatch, tmp_path):
     python = tmp_path / "my files/.venv/bin/python"
     python.parent.mkdir(parents=True)
     python.touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(packages, "_ROOT", str(tmp_path / "my files"))
     monkeypatch.setattr(sys, "argv", ["my files/scripts/extract.py"])
-    assert packages._what_to_type() == "Type: 'my files/.venv/bin/python' 'my files/scripts/extract.py'"
+    assert packages._what_to_type().endswith(": 'my files/.venv/bin/python' 'my files/scripts/extract.py'")
     monkeypatch.setattr(sys, "executable", str(python))
     needs_one = {"shardpress": packages.installed()["shardpress"]}
     assert f": '{python}' -m pip install " in packages.misfits(needs_one)[0]
 
 
-def test_packages_of_a_distribution_and_folders_that_cannot_be_read_do_no_harm(monkeypatch, tmp_path):
+def test_system_packages_and_unreadable_folders_are_harmless(monkeypatch, tmp_path):
     (tmp_path / "PyYAML-6.0.1-py3.11.egg-info").mkdir()
     (tmp_path / "shardpress.egg-info").mkdir()
     listdir = os.listdir
@@ -161,7 +160,7 @@ def test_packages_of_a_distribution_and_folders_that_cannot_be_read_do_no_harm(m
     assert packages.misfits(found | there) == []
 
 
-def test_the_first_of_two_on_the_path_counts(tmp_path, monkeypatch):
+def test_the_first_of_two_versions_on_the_path_counts(tmp_path, monkeypatch):
     for version in ("1.0", "2.0"):
         (tmp_path / version / f"Some_Thing-{version}.dist-info").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "1.0"), str(tmp_path / "2.0"), str(tmp_path / "nowhere")])
@@ -170,13 +169,11 @@ def test_the_first_of_two_on_the_path_counts(tmp_path, monkeypatch):
 
 @pytest.mark.process
 @pytest.mark.parametrize("n_kib", [64_000, 320_000])
-def test_where_no_run_fits_into_memory_that_is_said_before_a_library_crashes(n_kib):
+def test_too_little_address_space_is_reported_at_the_start(n_kib):
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (n_kib * 1024, n_kib * 1024))
 
     command = [sys.executable, "scripts/extract.py"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert done.returncode == 71
-    assert done.stderr.startswith(
-        f"the process may have {n_kib} KiB of address space (ulimit -v), expected 368640 at least"
-    )
+    assert mentions(done.stderr, n_kib, "ulimit -v", 368640)

@@ -92,7 +92,7 @@ def test_hostile_models_take_little_memory(tmp_path: Path) -> None:
     assert too_much == {}
 
 
-def test_a_model_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_model_is_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     content = path.read_bytes()
     for sixteenths in range(16):
@@ -178,7 +178,7 @@ def output(request: Any, tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_model_is_held_against_the_manifest(output: Path) -> None:
+def test_a_model_is_compared_with_the_manifest(output: Path) -> None:
     for path in (output, output / "model.h5"):
         assert load_model(path).fingerprint == model_of().fingerprint
     change_about(output / "model.h5")
@@ -209,7 +209,7 @@ def test_a_damaged_manifest_is_refused(output: Path) -> None:
             load_model(path)
 
 
-def test_another_programs_manifest_is_ignored(tmp_path: Path) -> None:
+def test_a_manifest_of_another_program_is_ignored(tmp_path: Path) -> None:
     path = write_model(tmp_path)
     (tmp_path / "manifest.json").write_text('{"name": "of another program"}')
     assert load_model(path).fingerprint == model_of().fingerprint
@@ -218,7 +218,7 @@ def test_another_programs_manifest_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [("model.h5", "model.h5"), (f"published/{0:032x}/model.h5", f"published/{1:032x}/model.h5")]
 )
-def test_a_run_that_finishes_meanwhile_does_no_harm(
+def test_a_run_that_finishes_while_loading_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
 ) -> None:
     """The manifest is replaced after it was read and before the model is."""

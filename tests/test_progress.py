@@ -11,6 +11,7 @@ from tqdm import tqdm
 from pipeline import progress as module
 from pipeline.progress import Progress
 from pipeline.runlog import BEHIND_A_BAR
+from tests.support.logged import mentions
 
 
 class Terminal(io.StringIO):
@@ -35,32 +36,32 @@ def passed(monkeypatch, total, seconds, **how):
             progress.advance()
 
 
-def test_a_log_has_a_line_at_a_few_shares_of_the_whole_with_the_time_left(lines, monkeypatch, capsys):
+def test_a_log_shows_progress_and_remaining_time_at_some_shares(lines, monkeypatch, capsys):
     passed(monkeypatch, 1000, 1000.0)
     found = [re.fullmatch(r"scan: (\d+)/1000 rows \((\d+) %\), .*, ([\w ]+) left", line) for line in lines()[:-1]]
     assert [each[2] for each in found] == ["1", "2", "5", *map(str, range(10, 100, 10))]
     assert [found[i][3] for i in (0, 1, 2, 3, -1)] == ["16 min", "16 min", "16 min", "15 min", "100 s"]
-    assert lines()[-1] == "scan: 1000/1000 rows, 17 min", "once"
+    assert mentions(lines()[-1], "scan:", "1000/1000 rows", "17 min"), "once"
     assert capsys.readouterr().err == ""
 
 
-def test_lines_are_neither_in_each_others_way_nor_far_apart(lines, monkeypatch):
+def test_progress_lines_are_neither_too_frequent_nor_too_rare(lines, monkeypatch):
     passed(monkeypatch, 1000, 4.0)
-    assert lines() == ["scan: 1000/1000 rows, 4.0 s"], "of a short pass the end alone"
+    assert [mentions(line, "1000/1000", "4.0 s") for line in lines()] == [True], "of a short pass the end alone"
     passed(monkeypatch, 1000, 100.0)
     assert len(lines()) == 1 + len(["5 %", *range(10, 100, 10), "the end"])
     passed(monkeypatch, 1000, 100_000.0)
     assert len(lines()) >= 12 + 100_000 / 600 / 2, "ten minutes pass without a mark"
 
 
-def test_what_an_earlier_run_has_done_counts_for_no_rate_and_no_time_left(lines, monkeypatch):
+def test_earlier_work_does_not_count_for_rate_and_remaining_time(lines, monkeypatch):
     passed(monkeypatch, 1000, 1000.0, done=900, unit_bytes=10**6)
-    assert lines()[-1] == "scan: 1000/1000 rows, 100.0 s, 1 rows/s, 1 MB/s"
+    assert mentions(lines()[-1], "1000/1000 rows", "100.0 s", "1 rows/s", "1 MB/s")
     passed(monkeypatch, 1000, 10_000.0, done=500)
-    assert lines()[2] == "scan: 600/1000 rows (60 %), 17 min, 67 min left"
+    assert mentions(lines()[2], "600/1000 rows", 60, "17 min", "67 min")
 
 
-def test_a_bar_moves_with_units_of_microseconds_and_what_it_shows_goes_to_the_file(lines, monkeypatch, caplog):
+def test_a_bar_is_updated_often_and_logged_to_the_file(lines, monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(tqdm, "update", lambda bar, n: drawn.append(n))
     drawn = []
@@ -72,7 +73,7 @@ def test_a_bar_moves_with_units_of_microseconds_and_what_it_shows_goes_to_the_fi
     ]
 
 
-def test_a_terminal_that_cannot_go_back_gets_lines(lines, monkeypatch):
+def test_a_dumb_terminal_gets_lines(lines, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "dumb")
     passed(monkeypatch, 10, 1.0)
@@ -80,13 +81,14 @@ def test_a_terminal_that_cannot_go_back_gets_lines(lines, monkeypatch):
     assert lines() == ["scan: 10/10 rows, 1.0 s"]
 
 
-def test_the_last_line_tells_rate_and_note(lines, monkeypatch):
+def test_the_last_line_shows_rate_and_note(lines, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     with Progress("encoding", 4000, "rows", unit_bytes=1000) as progress:
         now[0] = 2.0
         progress.advance(4000, "note")
-    assert lines() == ["encoding: 4000/4000 rows, 2.0 s, 2,000 rows/s, 2 MB/s, note"]
+    (line,) = lines()
+    assert mentions(line, "encoding:", "4000/4000 rows", "2.0 s", "2,000 rows/s", "2 MB/s", "note")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_the_last_line_tells_rate_and_note(lines, monkeypatch):
         (None, 8.4, "4 epochs ["),
     ],
 )
-def test_a_bar_says_its_pace_in_the_words_of_its_unit(monkeypatch, caplog, total, seconds, shown):
+def test_a_bar_shows_its_rate_in_its_unit(monkeypatch, caplog, total, seconds, shown):
     caplog.set_level("INFO", "pipeline")
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
@@ -109,21 +111,21 @@ def test_a_bar_says_its_pace_in_the_words_of_its_unit(monkeypatch, caplog, total
     assert shown in sys.stderr.getvalue()
 
 
-def test_without_a_total_only_what_is_done_is_counted(lines, monkeypatch):
+def test_progress_without_a_total_counts_units(lines, monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
     with Progress("fit", None, "steps") as progress:
         progress.advance(3)
     assert lines() == ["fit: 3 steps, 0.0 s"]
 
 
-def test_no_time_at_all_is_no_division_by_zero(lines, monkeypatch):
+def test_zero_duration_causes_no_division_by_zero(lines, monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
     with Progress("scan", 0, "rows", unit_bytes=1):
         pass
     assert lines()[-1].startswith("scan: 0/0 rows")
 
 
-def test_after_an_error_there_is_no_line_that_looks_like_success(lines):
+def test_no_final_line_is_logged_after_an_error(lines):
     progress = Progress("scan", 10, "rows")
     with suppress(KeyError), progress:
         progress.advance(3)
@@ -132,7 +134,7 @@ def test_after_an_error_there_is_no_line_that_looks_like_success(lines):
 
 
 @pytest.mark.parametrize(("level", "shown"), [("INFO", True), ("WARNING", False)])
-def test_on_a_terminal_there_is_a_bar_unless_quiet(caplog, monkeypatch, level, shown):
+def test_a_terminal_shows_a_bar_unless_quiet(caplog, monkeypatch, level, shown):
     caplog.set_level(level, "pipeline")
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress("scan", 5, "rows") as progress:

@@ -26,7 +26,7 @@ def record(text):
     return logging.LogRecord("pipeline", logging.WARNING, "", 0, text, None, None)
 
 
-def test_lines_from_before_the_directory_was_known_come_first(tmp_path, run_log):
+def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log):
     run_log.emit(record("one"))
     run_log.start(tmp_path)
     run_log.emit(record("two"))
@@ -34,7 +34,7 @@ def test_lines_from_before_the_directory_was_known_come_first(tmp_path, run_log)
     assert [line.split(" ", 2)[2] for line in lines(tmp_path)] == ["WARNING one", "WARNING two", "INFO three"]
 
 
-def test_on_the_terminal_the_date_stands_where_a_day_begins(monkeypatch):
+def test_the_terminal_shows_the_date_once_a_day(monkeypatch):
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
     formatter, said = Dated(), []
@@ -51,7 +51,7 @@ def test_on_the_terminal_the_date_stands_where_a_day_begins(monkeypatch):
     ]
 
 
-def test_what_a_bar_shows_stands_in_the_file_alone(tmp_path, run_log, capsys):
+def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
     run_log.start(tmp_path)
     terminal = Terminal()
     for is_behind in (True, False):
@@ -64,7 +64,7 @@ def test_what_a_bar_shows_stands_in_the_file_alone(tmp_path, run_log, capsys):
     assert "True" not in capsys.readouterr().err
 
 
-def test_a_terminal_that_is_gone_stops_nothing(monkeypatch):
+def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
     monkeypatch.setattr(logging, "raiseExceptions", False)  # as the command line has it
 
     def gone(file):
@@ -74,7 +74,7 @@ def test_a_terminal_that_is_gone_stops_nothing(monkeypatch):
     Terminal().handle(record("line"))
 
 
-def test_a_second_run_goes_on_in_the_same_file(tmp_path):
+def test_a_second_run_appends_to_the_file(tmp_path):
     for text in ("first night", "second night"):
         run_log = RunLog()
         run_log.start(tmp_path)
@@ -84,7 +84,7 @@ def test_a_second_run_goes_on_in_the_same_file(tmp_path):
 
 
 @pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symbolic", "hard"])
-def test_s13_a_link_to_somebodys_file_is_not_written_to(tmp_path, run_log, make):
+def test_a_link_in_place_of_the_log_is_not_followed(tmp_path, run_log, make):
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
     make(victim, tmp_path / "run.log")
@@ -93,13 +93,13 @@ def test_s13_a_link_to_somebodys_file_is_not_written_to(tmp_path, run_log, make)
     assert victim.read_text() == "precious\n"
 
 
-def test_a_fifo_in_its_place_does_not_hang(tmp_path, run_log):
+def test_a_fifo_in_place_of_the_log_does_not_block(tmp_path, run_log):
     os.mkfifo(tmp_path / "run.log")
     run_log.start(tmp_path)
     run_log.say("line")
 
 
-def test_d2_a_full_disk_does_not_stop_the_run(tmp_path, run_log):
+def test_a_full_disk_does_not_stop_the_run(tmp_path, run_log):
     os.symlink("/dev/full", tmp_path / "run.log")
     run_log.start(tmp_path)
     run_log.say("line")
@@ -107,14 +107,14 @@ def test_d2_a_full_disk_does_not_stop_the_run(tmp_path, run_log):
     run_log.say("line")
 
 
-def test_a_directory_that_cannot_be_written_keeps_it_silent(tmp_path, run_log):
+def test_an_unwritable_directory_disables_the_log(tmp_path, run_log):
     run_log.start(tmp_path / "nowhere")
     for i in range(5000):
         run_log.say(str(i))
     assert len(run_log._waiting) <= 1000
 
 
-def test_warnings_are_kept_each_once_and_all_are_counted() -> None:
+def test_repeated_warnings_are_kept_once_but_counted() -> None:
     log = logging.getLogger("pipeline.some.where")
     with warnings_kept() as kept:
         log.info("no warning")
@@ -126,7 +126,7 @@ def test_warnings_are_kept_each_once_and_all_are_counted() -> None:
     assert kept.n == 70
 
 
-def test_where_nobody_has_set_up_logging_warnings_are_printed_all_the_same(
+def test_warnings_are_printed_without_logging_handlers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])

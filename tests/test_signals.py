@@ -18,9 +18,9 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_becomes_an_exception_that_names_it_and_the_handlers_come_back(number: int) -> None:
+def test_a_signal_raises_stopped_and_handlers_are_restored(number: int) -> None:
     before = [signal.getsignal(each) for each in SIGNALS]
-    with pytest.raises(Stopped, match=f"stopped by {number.name}") as caught, stoppable():
+    with pytest.raises(Stopped, match=number.name) as caught, stoppable():
         os.kill(os.getpid(), number)
     assert caught.value.number == number
     again = pickle.loads(pickle.dumps(caught.value))
@@ -29,7 +29,7 @@ def test_a_signal_becomes_an_exception_that_names_it_and_the_handlers_come_back(
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
-def test_a_signal_that_was_lost_on_the_way_is_found_by_the_next_check() -> None:
+def test_a_suppressed_signal_is_raised_at_the_next_check() -> None:
     with stoppable():
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -37,7 +37,7 @@ def test_a_signal_that_was_lost_on_the_way_is_found_by_the_next_check() -> None:
             check()
 
 
-def test_other_threads_hear_of_it_too() -> None:
+def test_other_threads_are_stopped_by_a_signal_too() -> None:
     heard = []
 
     def listen() -> None:
@@ -91,7 +91,7 @@ def test_a_deferred_signal_waits_for_the_next_check() -> None:
             check()
 
 
-def test_a_deferred_signal_is_not_lost_when_nothing_checks_before_the_work_is_over() -> None:
+def test_a_deferred_signal_is_raised_after_the_work() -> None:
     with stoppable():
         with deferred():
             os.kill(os.getpid(), signal.SIGHUP)
@@ -99,7 +99,7 @@ def test_a_deferred_signal_is_not_lost_when_nothing_checks_before_the_work_is_ov
             check()
 
 
-def test_an_inner_piece_of_deferred_work_does_not_end_the_outer_one() -> None:
+def test_nested_deferral_ends_with_the_outer_one() -> None:
     with stoppable(), deferred():
         with deferred():
             pass
@@ -107,7 +107,7 @@ def test_an_inner_piece_of_deferred_work_does_not_end_the_outer_one() -> None:
 
 
 @pytest.mark.parametrize("error", [None, KeyError])
-def test_after_the_work_a_signal_raises_at_once_again(error: type[Exception] | None) -> None:
+def test_a_signal_after_deferred_work_raises_at_once(error: type[Exception] | None) -> None:
     with stoppable():
         with contextlib.suppress(KeyError), deferred():
             if error:
@@ -116,7 +116,7 @@ def test_after_the_work_a_signal_raises_at_once_again(error: type[Exception] | N
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_what_another_thread_defers_is_nothing_to_the_main_one() -> None:
+def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
     begun, over = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -135,7 +135,7 @@ def test_what_another_thread_defers_is_nothing_to_the_main_one() -> None:
 
 
 @pytest.mark.process
-def test_a_second_signal_waits_for_no_work() -> None:
+def test_a_second_signal_ends_deferred_work_at_once() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TWICE.replace("with stoppable():", "with stoppable(), deferred():")],
         capture_output=True,
@@ -164,21 +164,21 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize("code", [0, 65])
-def test_a_code_that_stands_for_no_signal_is_left_with(code: int) -> None:
+def test_an_exit_code_without_a_signal_is_used_as_it_is(code: int) -> None:
     with pytest.raises(SystemExit) as caught:
         leave(code)
     assert caught.value.code == code
 
 
 @pytest.mark.process
-def test_what_is_to_be_done_at_the_end_is_done_before_a_signal_is_passed_on() -> None:
+def test_exit_handlers_run_before_a_signal_is_raised_again() -> None:
     code = "import atexit\nfrom pipeline.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGTERM, "done\n")
 
 
 @pytest.mark.process
-def test_a_signal_that_comes_at_the_very_end_brings_no_traceback() -> None:
+def test_a_signal_during_exit_handlers_causes_no_traceback() -> None:
     code = """
 import atexit, os, signal
 from pipeline.signals import leave

@@ -17,7 +17,7 @@ def test_duration_in_seconds_minutes_or_hours(seconds: float, words: str) -> Non
     assert duration(seconds) == words
 
 
-def test_short_durations_have_a_decimal_where_it_is_wanted() -> None:
+def test_short_durations_have_a_decimal_on_request() -> None:
     assert [duration(seconds, 10) for seconds in (0.25, 9.94, 10.4)] == ["0.2 s", "9.9 s", "10 s"]
     assert [duration(seconds, math.inf) for seconds in (119.4, 120)] == ["119.4 s", "2 min"]
 

@@ -27,11 +27,13 @@ from tests.support.cases import each
         ({"R": 2, "D": 7}, 2, "device"),
     ],
 )
-def test_what_more_of_would_help(found: dict[str, int], n_device_calls: int, expected: str | None) -> None:
+def test_the_bound_is_the_resource_that_threads_wait_for(
+    found: dict[str, int], n_device_calls: int, expected: str | None
+) -> None:
     assert bound(found, n_device_calls, n_cores=2) == expected
 
 
-def test_states_are_read_behind_names_that_hold_anything(tmp_path: Path) -> None:
+def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
     own = threading.get_native_id()
     told = {str(own): "me", "1": "python", "2": ") D (", "3": ")))"}
     for (thread, name), state in zip(told.items(), "RSDR", strict=True):
@@ -42,7 +44,7 @@ def test_states_are_read_behind_names_that_hold_anything(tmp_path: Path) -> None
     assert states(tmp_path / "none") == {}
 
 
-def test_a_thread_that_sleeps_and_one_that_computes_are_told_apart(tmp_path: Path) -> None:
+def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> None:
     """These two alone: threads that other tests have left come and go."""
     over = threading.Event()
 
@@ -63,7 +65,7 @@ def test_a_thread_that_sleeps_and_one_that_computes_are_told_apart(tmp_path: Pat
     assert found == {"R": 1, "S": 1}
 
 
-def test_shares_are_of_the_time_since_they_were_last_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_cover_the_time_since_the_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.watch._EVERY", 0.0)
     looks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
     done, go_on = threading.Event(), threading.Event()
@@ -89,7 +91,7 @@ def test_shares_are_of_the_time_since_they_were_last_asked_for(monkeypatch: pyte
     assert watch.taken() == {}  # nine looks tell nothing
 
 
-def test_a_watch_ends_with_its_context_by_an_error_too() -> None:
+def test_a_watch_ends_with_its_context_after_an_error() -> None:
     n_threads = threading.active_count()
 
     def fails() -> None:
@@ -102,7 +104,7 @@ def test_a_watch_ends_with_its_context_by_an_error_too() -> None:
     assert threading.active_count() == n_threads
 
 
-def test_while_it_compiles_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_reported_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.watch._EVERY", 0.0)
     asked = Counter[str]()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -27,6 +28,7 @@ from pipeline.cluster.proof import workers_of
 from pipeline.errors import ConfigError
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY
+from tests.support.logged import mentions
 
 HERE = "/proc/self/cwd"  # for each process its own: two that work in different folders see different files there
 
@@ -54,56 +56,55 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_two_processes_alike_answer_alike(question: Question) -> None:
+def test_equal_processes_give_equal_answers(question: Question) -> None:
     first, second = answer(question), answer(question)
     assert first.wrote != second.wrote
     assert differences(question, first, second) == []
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_what_is_otherwise_is_said_with_what_was_expected(question: Question) -> None:
+def test_differences_name_both_values(question: Question) -> None:
     here = answer(question)
     facts = here.facts
     there = replace(
         here, facts={**facts, "numpy": "1.25.2", "processor": "Another One", "h5py": "not installed", "g++": "4.8"}
     )
-    assert differences(question, here, there) == [
-        f"numpy 1.25.2, expected {facts['numpy']}",
-        f"h5py not installed, expected {facts['h5py']}",
-        f"processor Another One, expected {facts['processor']}",
-        f"g++ 4.8, expected {facts['g++']}",
-    ]
+    changed = [name for name in facts if there.facts[name] != facts[name]]
+    found = differences(question, here, there)
+    assert sorted(changed) == ["g++", "h5py", "numpy", "processor"]
+    for name, line in zip(changed, found, strict=True):
+        assert mentions(line, f"{name} {there.facts[name]}", facts[name])
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_other_files_under_the_same_paths_are_noticed(question: Question, tmp_path: Path) -> None:
+def test_other_files_under_the_same_paths_are_detected(question: Question, tmp_path: Path) -> None:
     here, probe, rows = answer(question), tmp_path / question.probe, tmp_path / "a.h5"
-    for change, words in (
-        (lambda: probe.write_text("9e02"), "holds 9e02, expected holds 4f1d"),
-        (lambda: probe.unlink(), "cannot be used (No such file or directory), expected holds 4f1d"),
+    for change, found in (
+        (lambda: probe.write_text("9e02"), "9e02"),
+        (lambda: probe.unlink(), os.strerror(errno.ENOENT)),
     ):
         change()
-        assert differences(question, here, answer(question)) == [f"file={probe} {words}"]
+        (line,) = differences(question, here, answer(question))
+        assert mentions(line, f"file={probe}", found, "4f1d")
     probe.write_text("4f1d")
     rows.write_bytes(b"others")
     (found,) = differences(question, here, answer(question))
-    assert found.startswith(f"file={rows} holds 6 bytes in inode ")
+    assert mentions(found, f"file={rows}", "6 bytes")
     (tmp_path / "stages").rename(tmp_path / "gone")
-    assert f"output={tmp_path} cannot be used (No such file or directory), expected can be used" in differences(
-        question, here, answer(question)
-    )
+    found_lines = differences(question, here, answer(question))
+    assert any(mentions(line, f"output={tmp_path}", os.strerror(errno.ENOENT)) for line in found_lines)
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_what_a_worker_writes_must_be_there_for_the_driver(question: Question, tmp_path: Path) -> None:
+def test_files_written_by_a_worker_must_be_visible_to_the_driver(question: Question, tmp_path: Path) -> None:
     here, there = answer(question), answer(question)
     (tmp_path / there.wrote).unlink()
     (words,) = differences(question, here, there)
-    assert "which it has written, cannot be used (No such file or directory) for the driver" in words
+    assert mentions(words, f"file={tmp_path / there.wrote}", os.strerror(errno.ENOENT))
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_processors_may_be_mixed_by_leave_only(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_processors_must_be_allowed(question: Question, monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = replace(question, mixed_processors=True)
     before = [answer(each) for each in (question, mixed)]
     monkeypatch.setattr(checks, "_processor", lambda: {"processor": "Another One", "its instructions": "avx2"})
@@ -111,7 +112,7 @@ def test_processors_may_be_mixed_by_leave_only(question: Question, monkeypatch: 
     assert differences(mixed, before[1], answer(mixed)) == []
 
 
-def test_another_checkout_of_the_same_version_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_checkout_of_the_same_version_is_different(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pipeline/run/a.py", "kernels/native/b.h", "pipeline/shardpress/c.py", "tests/d.py"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("1")
@@ -123,18 +124,16 @@ def test_another_checkout_of_the_same_version_is_another_one(tmp_path: Path, mon
         before = checks._digest()
 
 
-def test_workers_with_the_same_trouble_share_a_sentence() -> None:
+def test_workers_with_equal_differences_share_a_sentence() -> None:
     assert refusal({"a": [], "b": []}) is None
     alike = ["numpy 1.25.2, expected 1.26.4", "Python 3.12.1, expected 3.11.2"]
     error = refusal({**{f"w{i}": alike for i in range(5)}, "x": ["it cannot be asked (OSError)"], "y": []})
     assert isinstance(error, ConfigError)
-    assert str(error).startswith(
-        "6 of 7 workers would not do what this process does. w0, w1, w2 and 2 more: numpy 1.25.2, expected 1.26.4; "
-        "Python 3.12.1, expected 3.11.2. x: it cannot be asked (OSError). Give all of them"
-    )
+    assert mentions(str(error), "6 of 7", "w0, w1, w2", 2, *alike, "x", "OSError")
+    assert str(error).count(alike[0]) == 1
 
 
-def test_k5_a_scheduler_that_could_not_take_tasks_apart_is_refused(question: Question) -> None:
+def test_a_scheduler_with_other_packages_is_refused(question: Question) -> None:
     class Scheduler:
         def __init__(self, **other: str) -> None:
             self.other = other
@@ -145,15 +144,15 @@ def test_k5_a_scheduler_that_could_not_take_tasks_apart_is_refused(question: Que
             return {**ask(), **self.other}
 
     for scheduler, words in (
-        (Scheduler(), r"it cannot be asked \(ModuleNotFoundError: No module named 'pipeline'\)\. Start it"),
-        (Scheduler(numpy="1.0", dask="2020.1"), r"tasks: dask 2020\.1, expected [0-9.]+\. Start it"),
+        (Scheduler(), "ModuleNotFoundError: No module named 'pipeline'"),
+        (Scheduler(numpy="1.0", dask="2020.1"), r"\bdask 2020\.1\b"),
     ):
         with pytest.raises(ConfigError, match=words):
             check(scheduler, question)  # type: ignore[arg-type]
 
 
 @pytest.mark.process
-def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
+def test_a_worker_with_other_packages_or_another_disk_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for folder, probe in (("here", "4f1d"), ("there", "9e02")):
@@ -177,22 +176,18 @@ def test_k5_k6_a_worker_with_other_packages_or_another_disk_is_refused(
         with pytest.raises(ConfigError) as caught:
             check(client, question)
         said = str(caught.value)
-        assert said.startswith("3 of 4 workers would not do what this process does. ")
-        assert "older at tcp://127.0.0.1:" in said
-        assert ": h5py 0.1, expected " in said
-        assert "elsewhere at tcp://127.0.0.1:" in said
-        assert f"file={HERE}/stages/probe-0.txt holds 9e02, expected holds 4f1d" in said
+        assert mentions(said, "3 of 4")
+        assert mentions(said, "older", "h5py 0.1")
+        assert mentions(said, "elsewhere", f"file={HERE}/stages/probe-0.txt", "9e02", "4f1d")
         assert "good" not in said
-        assert "exposed at tcp://127.0.0.1:" in said
-        assert f"{tmp_path / 'open'} has mode 0777, so that other users can rename" in said
+        assert mentions(said, "exposed", tmp_path / "open", "0777")
         for name in ("elsewhere", "older", "exposed"):
             cluster.kill(name)
         until(lambda: len(workers_of(client)) == 1, "the dead to be missed")
         check(client, question)
         with caplog.at_level(logging.WARNING):
             cluster.start_worker("late", "--nanny", directory=tmp_path / "here", **other)
-            until(lambda: "turned away" in caplog.text, f"a word of it: {cluster.said('late')}")
-        assert "late at tcp://127.0.0.1:" in caplog.text
+            until(lambda: mentions(caplog.text, "late"), f"a word of it: {cluster.said('late')}")
         assert cluster.processes["late"].wait(240) == 0
         assert [each["name"] for each in workers_of(client).values()] == ["good"]
         client.close()  # the run is over, and what it asked for no longer counts
@@ -206,14 +201,15 @@ def _client(cluster: Cluster) -> Client:
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_an_answer_that_lacks_something_differs(question: Question) -> None:
+def test_an_incomplete_answer_differs(question: Question) -> None:
     here = answer(question)
     there = Answer({name: said for name, said in here.facts.items() if name != "dask"}, here.wrote)
-    assert differences(question, here, there) == [f"dask None, expected {here.facts['dask']}"]
+    (line,) = differences(question, here, there)
+    assert mentions(line, "dask None", here.facts["dask"])
 
 
 @pytest.mark.process  # asks g++ for its version
-def test_a_worker_that_others_can_give_modules_differs(
+def test_a_worker_with_a_writable_import_path_differs(
     question: Question, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = answer(question)
@@ -224,10 +220,10 @@ def test_a_worker_that_others_can_give_modules_differs(
     assert differences_of_scheduler(facts_of_scheduler()) == []
     scratch.chmod(0o777)
     (words,) = differences(question, here, answer(question))
-    assert f"{scratch} has mode 0777" in words
+    assert mentions(words, scratch, "0777")
     (words,) = differences_of_scheduler(facts_of_scheduler())
     assert str(scratch) in words
     scratch.chmod(0o755)
     scratch.parent.chmod(0o777)
     (words,) = differences(question, here, answer(question))
-    assert f"{scratch.parent} has mode 0777" in words
+    assert mentions(words, scratch.parent, "0777")

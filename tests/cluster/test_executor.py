@@ -102,7 +102,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]
             yield lambda: client.get_executor(pure=False)
 
 
-def test_every_executor_gives_the_same(executor: Callable[[], Executor]) -> None:
+def test_every_executor_gives_the_same_results(executor: Callable[[], Executor]) -> None:
     rows = [Rows(i, [f"task-{i}", "x"], (Rows(0, []),) * (i % 3)) for i in range(40)]
     told: list[str] = []
     found = compute([(look, each) for each in rows], executor(), 2, lambda each: told.append(each.text))
@@ -115,7 +115,7 @@ def test_every_executor_gives_the_same(executor: Callable[[], Executor]) -> None
         compute([(break_at, i) for i in range(40)], executor(), 2)
 
 
-def test_an_error_waits_for_what_is_under_way_anywhere(executor: Callable[[], Executor], tmp_path: Path) -> None:
+def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_path: Path) -> None:
     """Whoever lets go of the output directory afterwards must not find a writer there."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="broken"):
@@ -123,13 +123,13 @@ def test_an_error_waits_for_what_is_under_way_anywhere(executor: Callable[[], Ex
     assert (tmp_path / "ended").exists()
 
 
-def test_an_argument_comes_as_it_is(executor: Callable[[], Executor]) -> None:
+def test_arguments_are_passed_unchanged(executor: Callable[[], Executor]) -> None:
     """Where Dask looked into it, a text that is also a task's name would become that task's result."""
     names = [f"task-{10**12 - i}" for i in range(1, 4)]
     assert compute([(tuple, names)] * 3, executor(), 2) == [tuple(names)] * 3
 
 
-def test_a_scan_is_the_same_wherever_it_runs(executor: Callable[[], Executor], tmp_path: Path) -> None:
+def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp_path: Path) -> None:
     shards, told = numbered_shards(tmp_path, 9, 0, 4), list[int]()
     found = scan(shards, ScanSettings(2, missing=41), executor(), 2, told.append)
     assert found.to_npz() == scanned(shards, 3, missing=41).to_npz()
@@ -140,7 +140,7 @@ def test_a_scan_is_the_same_wherever_it_runs(executor: Callable[[], Executor], t
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_results_come_in_order_and_each_is_told_once_in_the_thread_that_asked(n_threads: int) -> None:
+def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> None:
     for n_tasks in SIZES:
         told: list[int] = []
         by = set[threading.Thread]()
@@ -155,7 +155,7 @@ def test_results_come_in_order_and_each_is_told_once_in_the_thread_that_asked(n_
         assert by <= {threading.current_thread()}
 
 
-def test_tasks_begin_in_their_order() -> None:
+def test_tasks_start_in_order() -> None:
     """So that files are read from front to back, which disks and page caches look ahead for."""
     for n_tasks in SIZES:
         begun: list[int] = []
@@ -163,7 +163,7 @@ def test_tasks_begin_in_their_order() -> None:
         assert begun == list(range(n_tasks))
 
 
-def test_a_result_is_told_as_soon_as_it_is_there() -> None:
+def test_a_result_is_reported_as_soon_as_it_exists() -> None:
     """Else a run that is interrupted in its tenth hour would have committed nothing."""
     told = threading.Event()
 
@@ -173,7 +173,7 @@ def test_a_result_is_told_as_soon_as_it_is_there() -> None:
     run([(work, False), (work, True)], 2, lambda _: told.set())
 
 
-def test_results_of_computations_at_one_time_are_not_mixed_up() -> None:
+def test_concurrent_computations_keep_their_results_apart() -> None:
     """One runs inside the other's callback, and a third in another thread meanwhile."""
     told: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
 
@@ -200,7 +200,7 @@ def until_told(begun: threading.Event) -> None:
         check()
 
 
-def test_an_error_stops_what_is_under_way_at_its_next_check() -> None:
+def test_an_error_stops_running_tasks_at_their_next_check() -> None:
     begun = threading.Event()
 
     def fail(_: None) -> None:
@@ -211,7 +211,7 @@ def test_an_error_stops_what_is_under_way_at_its_next_check() -> None:
         run([(until_told, begun), (fail, None)], 2)
 
 
-def test_the_first_error_stops_the_rest() -> None:
+def test_the_first_error_stops_the_remaining_tasks() -> None:
     n_started = []
 
     def fail(_: int) -> None:
@@ -223,7 +223,7 @@ def test_the_first_error_stops_the_rest() -> None:
     assert len(n_started) < 100
 
 
-def test_an_error_of_whoever_is_told_stops_the_rest_too() -> None:
+def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
     told, n_started, begun = list[int](), list[int](), threading.Event()
 
     def tell(result: int) -> None:
@@ -235,7 +235,7 @@ def test_an_error_of_whoever_is_told_stops_the_rest_too() -> None:
     assert (len(told), len(n_started) < 100) == (1, True)
 
 
-def test_a_signal_stops_the_rest_and_waits_for_what_is_under_way() -> None:
+def test_a_signal_stops_and_waits_for_running_tasks() -> None:
     at_work = []
 
     def work(_: int) -> None:
@@ -256,7 +256,7 @@ def test_a_signal_stops_the_rest_and_waits_for_what_is_under_way() -> None:
 # -- very many of them ---------------------------------------------------------------------------------------------
 
 
-def test_small_tasks_and_very_many_go_far_several_at_a_time_and_each_is_still_told_by_itself(
+def test_small_or_many_tasks_are_sent_in_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A scheduler's time goes by what it passes on; and every thread gets its turns."""
@@ -280,7 +280,7 @@ def test_small_tasks_and_very_many_go_far_several_at_a_time_and_each_is_still_to
 
 
 @pytest.mark.parametrize(("n_tasks", "together"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
-def test_more_threads_than_a_scheduler_keeps_at_work_get_tasks_together_but_one_each_at_least(
+def test_many_threads_get_batches_but_at_least_a_task_each(
     monkeypatch: pytest.MonkeyPatch, n_tasks: int, together: int
 ) -> None:
     monkeypatch.setattr(module, "_SERVED", 4)
@@ -293,7 +293,7 @@ def test_more_threads_than_a_scheduler_keeps_at_work_get_tasks_together_but_one_
 # -- merging -------------------------------------------------------------------------------------------------------
 
 
-def test_results_are_merged_in_order_and_told_once_each() -> None:
+def test_results_are_merged_in_order_and_reported_once() -> None:
     for n_tasks in SIZES[1:]:
         letters, told = [chr(ord("a") + i % 26) for i in range(n_tasks)], list[str]()
         with threads(3) as pool:
@@ -301,7 +301,7 @@ def test_results_are_merged_in_order_and_told_once_each() -> None:
         assert (merged, sorted(told)) == ("".join(letters), sorted(letters))
 
 
-def test_few_results_are_held_at_once_while_they_are_merged() -> None:
+def test_few_results_are_held_while_merging() -> None:
     alive, most = set(), []
 
     class Result:
@@ -338,7 +338,7 @@ with threads(2) as pool:
 
 
 @pytest.mark.process
-def test_s19_the_environment_does_not_choose_where_tasks_run() -> None:
+def test_the_environment_does_not_choose_the_executor() -> None:
     """Nor is distributed imported, in 0.1 s, as Dask does where it looks up a scheduler's name."""
     settings = {"SCHEDULER": "processes", "POOL": "3", "NUM_WORKERS": "99", "CHUNKSIZE": "50", "CACHE": "7"}
     environment = {**os.environ, **{f"DASK_{name}": value for name, value in settings.items()}}
@@ -348,7 +348,7 @@ def test_s19_the_environment_does_not_choose_where_tasks_run() -> None:
     assert done.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "as it was"], done.stderr
 
 
-def test_arrays_come_through_threads_as_they_are() -> None:
+def test_threads_do_not_copy_arrays() -> None:
     rows = np.arange(6).reshape(2, 3)
     (found,) = run([(np.asarray, rows)], 1)
     assert found is rows

@@ -9,7 +9,7 @@ import pytest
 from pipeline.cluster.threads import check, stop, threads
 
 
-def test_nothing_is_at_work_when_a_pool_ends() -> None:
+def test_no_thread_is_running_after_a_pool_ends() -> None:
     ended = threading.Event()
     with threads(2) as pool:
         pool.submit(ended.set)
@@ -23,7 +23,7 @@ def until_told(begun: threading.Event) -> None:
         check()
 
 
-def test_an_error_tells_what_is_under_way_to_stop() -> None:
+def test_an_error_stops_running_tasks() -> None:
     futures = []
 
     def fail() -> None:
@@ -38,7 +38,7 @@ def test_an_error_tells_what_is_under_way_to_stop() -> None:
     assert isinstance(futures[0].exception(), InterruptedError)
 
 
-def test_one_pool_stops_and_no_other_thread() -> None:
+def test_stopping_a_pool_stops_no_other_thread() -> None:
     with threads(1) as one, threads(1) as other:
         stop(one)
         assert isinstance(one.submit(check).exception(), InterruptedError)
@@ -46,7 +46,7 @@ def test_one_pool_stops_and_no_other_thread() -> None:
         check()
 
 
-def test_without_an_error_nobody_is_stopped() -> None:
+def test_no_task_is_stopped_without_an_error() -> None:
     with threads(2) as pool:
         futures = [pool.submit(check) for _ in range(10)]
     assert [future.exception() for future in futures] == [None] * 10

@@ -12,6 +12,7 @@ import pytest
 from pipeline.cluster import waiting
 from pipeline.cluster.waiting import ask_all, waited
 from pipeline.signals import Stopped, stoppable
+from tests.support.logged import mentions
 
 
 class Clock:
@@ -34,17 +35,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def test_what_is_found_ends_a_wait() -> None:
+def test_a_result_ends_a_wait() -> None:
     looks: Iterator[str] = iter(["", "", "there"])
     assert waited(lambda: next(looks), "it", 60) == "there"
     assert waited(lambda: 7, "it", 0) == 7, "what is there already is not waited for"
 
 
-def test_a_wait_has_an_end_and_says_now_and_then_what_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
+def test_a_wait_is_limited_and_logs_what_it_waits_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     with caplog.at_level(logging.INFO, logger="pipeline"):  # which a quiet run of another test has silenced
         assert waited(lambda: 0, "a worker of tls://10.0.0.7:8786", 70) == 0
-    said = "cluster: waiting for a worker of tls://10.0.0.7:8786, {} of 70 s"
-    assert caplog.messages == [said.format(seconds) for seconds in (3, 33, 63)]
+    for seconds, line in zip((3, 33, 63), caplog.messages, strict=True):
+        assert mentions(line, "cluster:", "a worker of tls://10.0.0.7:8786", f"{seconds} of 70 s")
     assert clock.now == pytest.approx(70, abs=0.2)
 
 
@@ -71,7 +72,7 @@ def test_a_lost_worker_does_not_end_a_question_to_all() -> None:
     assert ask_all(Question(4), lambda: True) == "answer"
 
 
-def test_a_question_is_not_asked_for_ever() -> None:
+def test_a_question_is_not_repeated_forever() -> None:
     with pytest.raises(OSError, match="closed"):
         ask_all(Question(99), lambda: True)
 

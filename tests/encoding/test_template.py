@@ -19,7 +19,7 @@ def some(rng, shape, dtype):
     return rng.integers(0, 2 if dtype == "?" else 100, n_bytes).astype(np.uint8).view(dtype).reshape(shape)
 
 
-def test_a_filled_template_is_the_file_that_hdf5_writes():
+def test_a_filled_template_equals_the_file_that_hdf5_writes():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         kinds = {f"array {i}": (tuple(rng.integers(0, 5, rng.integers(1, 3))), rng.choice(DTYPES)) for i in range(5)}
@@ -37,7 +37,7 @@ def test_a_filled_template_is_the_file_that_hdf5_writes():
             assert memory[: template.n_bytes].tobytes() == expected, f"seed {seed}"
 
 
-def test_pieces_follow_each_other_from_the_first_byte_to_the_last():
+def test_pieces_are_contiguous():
     shapes = {"a": ((3, 2), np.dtype("<f4")), "none": ((0, 2), np.dtype("<f4")), "b": ((5,), np.dtype("u1"))}
     template = lay_out(shapes, {}, {}, 64)
     sizes = {"a": 24, "b": 5, SOURCE: 64}
@@ -49,21 +49,21 @@ def test_pieces_follow_each_other_from_the_first_byte_to_the_last():
     assert [piece for _, piece in template.pieces if isinstance(piece, str)].count(SOURCE) == 1
 
 
-def test_values_that_are_not_given_stay():
+def test_values_that_are_not_given_are_kept():
     template = Template(8, ((0, b"ab"), (2, "kept"), (4, "given"), (6, b"yz")))
     memory = np.full(10, ord("-"), np.uint8)
     template.fill(memory, {"given": np.array([[1, 2]], np.uint8)})
     assert memory.tobytes() == b"ab--\1\2yz--"
 
 
-def test_strided_values_are_stored_in_their_order():
+def test_strided_values_are_stored_in_logical_order():
     memory = np.zeros(4, np.uint8)
     Template(4, ((0, "x"),)).fill(memory, {"x": np.arange(4, dtype=np.uint8).reshape(2, 2).T})
     assert memory.tolist() == [0, 2, 1, 3]
 
 
 @pytest.mark.process
-def test_what_hdf5_writes_itself_is_there(tmp_path):
+def test_a_template_includes_what_hdf5_writes_itself(tmp_path):
     written = {"texts": np.array([b"a", "größe".encode()], object), "deep/numbers": np.arange(3)}
     template = lay_out({"x": ((2,), np.dtype("u1"))}, written, {"text": "größe", "odd": "\udcff.h5"})
     memory = np.zeros(template.n_bytes, np.uint8)
@@ -73,7 +73,7 @@ def test_what_hdf5_writes_itself_is_there(tmp_path):
         assert dict(file.attrs) == {"format": "shardpress-features/1", "text": "größe", "odd": "\\udcff.h5"}
 
 
-def test_what_only_a_hole_would_take_takes_no_memory():
+def test_holes_of_a_template_take_no_memory():
     """HDF5's words behind the values lie far from those before them."""
     tracemalloc.start()
     try:
@@ -85,7 +85,7 @@ def test_what_only_a_hole_would_take_takes_no_memory():
     assert peak < 2**20
 
 
-def test_an_image_is_the_file_that_was_written():
+def test_an_image_equals_the_written_file():
     rng, image, expected = np.random.default_rng(0), module._Image(), bytearray(400000)
     for _ in range(50):  # some over the ends of what it keeps together
         start, data = int(rng.integers(0, 200000)), rng.bytes(int(rng.integers(0, 10 ** rng.integers(1, 6))))

@@ -29,7 +29,7 @@ def hard_link(path: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("name", ["part", "model.h5"])
 @pytest.mark.parametrize("make", [os.symlink, hard_link])
-def test_other_names_of_our_files_lie_inside(
+def test_links_to_our_files_are_inside(
     ledger: Ledger, tmp_path: Path, make: Callable[[Path, Path], object], name: str
 ) -> None:
     part = published(ledger)
@@ -41,7 +41,7 @@ def test_other_names_of_our_files_lie_inside(
     assert files_inside(ledger.directory, [foreign, path, other]) == [path, other]
 
 
-def test_other_paths_of_our_directories_lead_inside(ledger: Ledger, tmp_path: Path) -> None:
+def test_linked_paths_of_our_directories_are_inside(ledger: Ledger, tmp_path: Path) -> None:
     part = published(ledger)
     (tmp_path / "output").symlink_to(ledger.directory)
     (tmp_path / "folder").symlink_to(part.parent)
@@ -59,7 +59,7 @@ def test_other_paths_of_our_directories_lead_inside(ledger: Ledger, tmp_path: Pa
 
 @pytest.mark.process
 @pytest.mark.parametrize("what", ["directory", "parts", "file"])
-def test_a_bind_mount_of_the_output_lies_inside(ledger: Ledger, tmp_path: Path, what: str) -> None:
+def test_a_bind_mount_of_the_output_is_inside(ledger: Ledger, tmp_path: Path, what: str) -> None:
     part = published(ledger)
     source = {"directory": ledger.directory, "parts": part.parent, "file": part}[what]
     target = tmp_path / "mount"

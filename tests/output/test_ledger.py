@@ -92,7 +92,7 @@ def test_a_written_file_does_not_exist_before_its_commit(ledger: Ledger) -> None
     assert contents(ledger.directory) == {}
 
 
-def test_results_come_by_kind_and_fingerprint_in_the_order_of_their_keys(ledger: Ledger) -> None:
+def test_records_are_selected_by_kind_and_fingerprint_in_order(ledger: Ledger) -> None:
     keys = [f"part-{shard:06d}-{row:012d}" for shard in (0, 2, 10) for row in (0, 9, 10)]
     shuffled = random.Random(0).sample(keys, len(keys))
     for key in [*shuffled, "scan", "checkpoint-000000000010", "checkpoint-000000000009"]:
@@ -106,7 +106,7 @@ def test_results_come_by_kind_and_fingerprint_in_the_order_of_their_keys(ledger:
         assert len(found.records("part")) == len(keys) + 1
 
 
-def test_c4_of_a_part_that_was_made_twice_the_first_stays_and_the_other_goes(ledger: Ledger) -> None:
+def test_the_first_of_two_results_of_a_part_is_kept(ledger: Ledger) -> None:
     first = ledger.write(f"parts/{KEY}", ".h5", b"first")
     second = ledger.write(f"parts/{KEY}", ".h5", b"second")
     record = Record(KEY, NOW, first, {"n_rows": 1})
@@ -118,7 +118,7 @@ def test_c4_of_a_part_that_was_made_twice_the_first_stays_and_the_other_goes(led
     assert reopened(ledger).records("part", NOW) == [record]
 
 
-def test_c4_a_result_of_an_earlier_run_counts_too(ledger: Ledger) -> None:
+def test_a_result_of_an_earlier_run_takes_precedence(ledger: Ledger) -> None:
     record = commit(ledger)
     assert commit(reopened(ledger), data=b"other") == record
     assert set(contents(ledger.directory / "parts").values()) == {b"data"}
@@ -127,7 +127,7 @@ def test_c4_a_result_of_an_earlier_run_counts_too(ledger: Ledger) -> None:
 # -- results that are committed together ---------------------------------------------------------------------------
 
 
-def test_results_that_are_committed_together_are_found_by_later_runs(ledger: Ledger) -> None:
+def test_grouped_results_are_found_by_later_runs(ledger: Ledger) -> None:
     commit(ledger, "scan")
     records = together(ledger, *KEYS)
     assert [record.key for record in records] == KEYS
@@ -139,7 +139,7 @@ def test_results_that_are_committed_together_are_found_by_later_runs(ledger: Led
     assert len(record_files(ledger)) == 2
 
 
-def test_committing_nothing_touches_nothing(tmp_path: Path) -> None:
+def test_committing_nothing_writes_nothing(tmp_path: Path) -> None:
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
@@ -147,7 +147,7 @@ def test_committing_nothing_touches_nothing(tmp_path: Path) -> None:
     assert watched.calls == []
 
 
-def test_c4_in_a_group_too_the_first_of_a_part_that_was_made_twice_stays(ledger: Ledger) -> None:
+def test_the_first_of_two_results_in_a_group_is_kept(ledger: Ledger) -> None:
     earlier = commit(ledger, KEYS[1])
     records = together(ledger, KEYS[0], KEYS[0], KEYS[1], KEYS[2])
     assert [record.facts.get("i") for record in records] == [0, 0, None, 3]
@@ -156,7 +156,7 @@ def test_c4_in_a_group_too_the_first_of_a_part_that_was_made_twice_stays(ledger:
     assert reopened(ledger).records("part", NOW) == [records[0], earlier, records[3]]
 
 
-def test_p8_what_is_committed_is_on_the_disk_before_its_record_is_begun(tmp_path: Path) -> None:
+def test_files_are_synced_before_their_record_is_written(tmp_path: Path) -> None:
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
@@ -169,7 +169,7 @@ def test_p8_what_is_committed_is_on_the_disk_before_its_record_is_begun(tmp_path
     assert watched.names[:first_of_record].count("sync") == len(KEYS)
 
 
-def test_p8_of_a_group_the_rest_stays_and_what_is_taken_back_is_gone_for_good_before_its_file(tmp_path: Path) -> None:
+def test_dropping_results_of_a_group_keeps_the_others(tmp_path: Path) -> None:
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         records = together(ledger, *KEYS)
@@ -186,7 +186,7 @@ def test_p8_of_a_group_the_rest_stays_and_what_is_taken_back_is_gone_for_good_be
     assert contents(tmp_path) == {}
 
 
-def test_a_group_of_other_settings_goes_when_results_are_replaced(ledger: Ledger) -> None:
+def test_replacing_results_removes_groups_of_other_settings(ledger: Ledger) -> None:
     together(ledger, *KEYS, made_from=BEFORE)
     records = together(ledger, *KEYS)
     found = reopened(ledger)
@@ -200,7 +200,7 @@ def test_a_group_of_other_settings_goes_when_results_are_replaced(ledger: Ledger
 # -- taking back -------------------------------------------------------------------------------------------------
 
 
-def test_p8_a_record_is_gone_for_good_before_its_file_goes(tmp_path: Path) -> None:
+def test_a_record_is_removed_durably_before_its_file(tmp_path: Path) -> None:
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         records = [commit(ledger), commit(ledger, OTHER)]
@@ -215,7 +215,7 @@ def test_p8_a_record_is_gone_for_good_before_its_file_goes(tmp_path: Path) -> No
     assert contents(tmp_path) == {}
 
 
-def test_dropping_nothing_touches_nothing(tmp_path: Path) -> None:
+def test_dropping_nothing_writes_nothing(tmp_path: Path) -> None:
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
@@ -223,13 +223,13 @@ def test_dropping_nothing_touches_nothing(tmp_path: Path) -> None:
     assert watched.calls == []
 
 
-def test_what_was_dropped_may_be_committed_anew(ledger: Ledger) -> None:
+def test_a_dropped_result_can_be_committed_again(ledger: Ledger) -> None:
     ledger.drop(commit(ledger))
     record = commit(ledger, data=b"new")
     assert reopened(ledger).records("part", NOW) == [record]
 
 
-def test_p8_a_manifest_is_gone_for_good_before_anything_that_it_names_goes(tmp_path: Path) -> None:
+def test_a_manifest_is_removed_durably_before_its_files(tmp_path: Path) -> None:
     """A reader that meets a run beginning again finds an unfinished run, never a mixture."""
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
@@ -243,7 +243,7 @@ def test_p8_a_manifest_is_gone_for_good_before_anything_that_it_names_goes(tmp_p
     assert os.listdir(published) == []
 
 
-def test_d13_neither_sweeping_nor_forgetting_touches_files_of_others(ledger: Ledger) -> None:
+def test_sweeping_and_forgetting_keep_foreign_files(ledger: Ledger) -> None:
     foreign = fill(ledger.directory, *FOREIGN)
     for act in (ledger.sweep, lambda: ledger.sweep(NOW), ledger.forget, lambda: reopened(ledger)):
         fill(ledger.directory, *HALF_WRITTEN)
@@ -254,7 +254,7 @@ def test_d13_neither_sweeping_nor_forgetting_touches_files_of_others(ledger: Led
     assert contents(ledger.directory) == foreign
 
 
-def test_d13_directories_of_others_stay_whatever_their_names(ledger: Ledger) -> None:
+def test_foreign_directories_are_kept_for_any_name(ledger: Ledger) -> None:
     bad = commit(ledger)
     for name in (bad.entry.file, file_of(ledger)):
         (ledger.directory / name).unlink()
@@ -266,13 +266,13 @@ def test_d13_directories_of_others_stay_whatever_their_names(ledger: Ledger) -> 
     assert len(contents(ledger.directory)) == len(foreign) + 2
 
 
-def test_sweeping_removes_every_half_written_file(ledger: Ledger) -> None:
+def test_sweeping_removes_every_temporary_file(ledger: Ledger) -> None:
     fill(ledger.directory, *HALF_WRITTEN)
     ledger.sweep()
     assert contents(ledger.directory) == {}
 
 
-def test_results_of_other_settings_stay_until_they_are_replaced(ledger: Ledger) -> None:
+def test_results_of_other_settings_are_kept_until_replaced(ledger: Ledger) -> None:
     kept, other = commit(ledger), commit(ledger, made_from=BEFORE)
     found = reopened(ledger)
     found.sweep()
@@ -282,7 +282,7 @@ def test_results_of_other_settings_stay_until_they_are_replaced(ledger: Ledger) 
     assert set(contents(ledger.directory)) == {file_of(ledger), kept.entry.file}
 
 
-def test_what_the_manifest_names_stays_without_its_record_too(ledger: Ledger) -> None:
+def test_files_of_the_manifest_are_kept_without_their_record(ledger: Ledger) -> None:
     record = commit(ledger)
     ledger.finish({}, {"parts": [{"file": record.entry.file}], "files": [{"file": "quarantine.jsonl"}]})
     fill(ledger.directory, "quarantine.jsonl", "model-last-good.h5")
@@ -293,7 +293,7 @@ def test_what_the_manifest_names_stays_without_its_record_too(ledger: Ledger) ->
     assert there == {MANIFEST, record.entry.file, "quarantine.jsonl"}
 
 
-def test_what_only_some_runs_leave_goes_when_results_are_replaced(ledger: Ledger) -> None:
+def test_optional_files_are_removed_if_results_are_replaced(ledger: Ledger) -> None:
     fill(ledger.directory, "quarantine.jsonl", "model-last-good.h5", "model.h5")
     ledger.sweep()
     assert len(contents(ledger.directory)) == 3
@@ -304,14 +304,14 @@ def test_what_only_some_runs_leave_goes_when_results_are_replaced(ledger: Ledger
 # -- what is said of a run ---------------------------------------------------------------------------------------
 
 
-def test_a_manifest_comes_back_as_it_was(ledger: Ledger) -> None:
+def test_a_manifest_can_be_read_again(ledger: Ledger) -> None:
     assert ledger.manifest() is None
     ledger.finish({"inputs": {}}, {"parts": [{"file": "größe \udcff"}], "n_rows": 3})
     expected = {"parts": [{"file": "größe \udcff"}], "n_rows": 3, "request": {"inputs": {}}}
     assert read_manifest(ledger.directory) == ledger.manifest() == expected
 
 
-def test_what_a_run_was_asked_for_is_written_once(tmp_path: Path) -> None:
+def test_the_request_is_written_only_if_it_changed(tmp_path: Path) -> None:
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         assert ledger.request() is None
@@ -332,7 +332,7 @@ def test_what_a_run_was_asked_for_is_written_once(tmp_path: Path) -> None:
         assert ledger.request() == {"epochs": 2}
 
 
-def test_moving_the_directory_moves_everything(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_moved_directory_keeps_its_results(ledger: Ledger, tmp_path: Path) -> None:
     record = commit(ledger)
     ledger.finish({}, {"parts": [{"file": record.entry.file}]})
     shutil.copytree(ledger.directory, tmp_path / "moved")

@@ -68,12 +68,12 @@ def test_a_run_that_lost_its_directory_changes_nothing(
         record = commit(ledger)
         lose(directory)
         before = contents(tmp_path)
-        with refused(75, str(directory), ".lock", "same command again"):
+        with refused(75, str(directory), ".lock"):
             CHANGES[change](ledger, record)
     assert contents(tmp_path) == before
 
 
-def test_the_other_runs_results_stay(tmp_path: Path) -> None:
+def test_a_moved_run_keeps_the_results_of_the_other_run(tmp_path: Path) -> None:
     """The sequence that was found: both runs finish, and the first one swept the parts of the second."""
     directory = tmp_path / "out"
     with locked(directory) as first:
@@ -85,7 +85,7 @@ def test_the_other_runs_results_stay(tmp_path: Path) -> None:
     assert (directory / "model.h5").read_bytes() == b"of the other run"
 
 
-def test_what_looks_like_damage_there_is_reported_as_the_loss(tmp_path: Path) -> None:
+def test_an_error_in_a_lost_directory_is_reported_as_the_loss(tmp_path: Path) -> None:
     directory = tmp_path / "out"
     with refused(75, ".lock"), locked(directory):
         move(directory)
@@ -94,7 +94,7 @@ def test_what_looks_like_damage_there_is_reported_as_the_loss(tmp_path: Path) ->
         raise error
 
 
-def test_the_notes_of_an_error_outlast_the_loss(tmp_path: Path) -> None:
+def test_reporting_the_loss_keeps_notes_of_the_error(tmp_path: Path) -> None:
     def run() -> None:
         with locked(tmp_path / "out"):
             move_only(tmp_path / "out")
@@ -107,7 +107,7 @@ def test_the_notes_of_an_error_outlast_the_loss(tmp_path: Path) -> None:
     assert caught.value.__notes__ == ["how far it came"]
 
 
-def test_a_lock_that_is_replaced_while_it_is_taken_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_replaced_while_locking_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with locked(tmp_path):
         pass
     opened = os.open
@@ -126,7 +126,7 @@ def test_a_lock_that_is_replaced_while_it_is_taken_is_refused(tmp_path: Path, mo
     assert (tmp_path / ".lock").read_bytes() == b"of another run"
 
 
-def test_a_directory_that_is_moved_between_check_and_call(tmp_path: Path) -> None:
+def test_a_directory_that_moves_after_the_check_is_detected(tmp_path: Path) -> None:
     """The call fails since there is no such directory, which says nothing about the disk."""
     folder = tmp_path / "parts"
     folder.mkdir()

@@ -42,7 +42,7 @@ def folders(directory: Path) -> list[str]:
     return sorted(path.name for path in (directory / "published").iterdir() if not path.is_symlink())
 
 
-def test_plain_names_lead_to_the_files_that_the_manifest_names(ledger: Ledger) -> None:
+def test_plain_names_link_to_the_files_of_the_manifest(ledger: Ledger) -> None:
     entries = publish(ledger, "model.h5", "index.h5", "report.json")
     for name, entry in zip(("model.h5", "index.h5", "report.json"), entries, strict=True):
         assert (ledger.directory / name).samefile(ledger.directory / entry.file)
@@ -51,15 +51,15 @@ def test_plain_names_lead_to_the_files_that_the_manifest_names(ledger: Ledger) -
     assert misplaced_names(ledger.directory, read_manifest(ledger.directory)) == []
 
 
-def test_nothing_is_seen_before_the_last_rename(ledger: Ledger) -> None:
+def test_nothing_is_visible_before_the_last_rename(ledger: Ledger) -> None:
     publication = ledger.publication()
     publication.write("model.h5", b"model")
     assert not (ledger.directory / "model.h5").exists()
-    with refused(66, "no finished run"):
+    with refused(66, f"file={ledger.directory / 'manifest.json'}"):
         read_manifest(ledger.directory)
 
 
-def test_p8_all_files_are_on_the_disk_before_the_switch(tmp_path: Path) -> None:
+def test_all_files_are_synced_before_publication(tmp_path: Path) -> None:
     watched = Watched()
     with locked(tmp_path, watched) as ledger:
         watched.calls.clear()
@@ -74,7 +74,7 @@ def test_p8_all_files_are_on_the_disk_before_the_switch(tmp_path: Path) -> None:
     assert ("sync_directory", tmp_path) in before[last_link:]
 
 
-def test_what_the_next_publication_does_not_hold_is_gone(ledger: Ledger) -> None:
+def test_files_missing_from_the_next_publication_are_removed(ledger: Ledger) -> None:
     publish(ledger, "model.h5", "quarantine.jsonl")
     first = folders(ledger.directory)
     publish(ledger, "model.h5")
@@ -85,7 +85,7 @@ def test_what_the_next_publication_does_not_hold_is_gone(ledger: Ledger) -> None
     assert folders(ledger.directory) != first
 
 
-def test_publications_that_were_not_finished_are_swept(ledger: Ledger) -> None:
+def test_unfinished_publications_are_swept(ledger: Ledger) -> None:
     publish(ledger, "model.h5")
     kept = folders(ledger.directory)
     ledger.publication().write("model.h5", b"half")
@@ -96,7 +96,7 @@ def test_publications_that_were_not_finished_are_swept(ledger: Ledger) -> None:
     assert (ledger.directory / "model.h5").read_bytes() == b"model.h5"
 
 
-def test_d13_files_of_others_stay_in_publications_too(ledger: Ledger) -> None:
+def test_foreign_files_in_publications_are_kept(ledger: Ledger) -> None:
     foreign = ["published/notes.txt", f"published/{HEX}/thesis.tex", "published/mine/model.h5", f"published/{HEX}0"]
     fill(ledger.directory, *foreign, f"published/{HEX}/model.h5", f"published/{HEX}/model.h5.{HEX}.writing")
     ledger.sweep()
@@ -106,7 +106,7 @@ def test_d13_files_of_others_stay_in_publications_too(ledger: Ledger) -> None:
     assert found - {".lock", ".shardpress"} == set(foreign)
 
 
-def test_s13_a_link_for_a_publication_leads_no_sweep_outside(ledger: Ledger, tmp_path: Path) -> None:
+def test_sweeping_does_not_follow_a_link_to_a_publication(ledger: Ledger, tmp_path: Path) -> None:
     victim = fill(tmp_path / "victim", "model.h5", "manifest.json")
     publish(ledger, "model.h5")
     (ledger.directory / "published" / HEX).symlink_to(tmp_path / "victim")
@@ -116,13 +116,13 @@ def test_s13_a_link_for_a_publication_leads_no_sweep_outside(ledger: Ledger, tmp
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["elsewhere", "dangling"])
-def test_s13_a_link_for_the_folder_of_publications_is_refused(tmp_path: Path, is_there: bool) -> None:
+def test_a_link_in_place_of_the_publications_is_refused(tmp_path: Path, is_there: bool) -> None:
     with locked(tmp_path / "out"):
         pass
     if is_there:
         fill(tmp_path / "victim", f"{HEX}/model.h5")
     (tmp_path / "out" / "published").symlink_to(tmp_path / "victim")
-    with refused(73, "its published is a link"), locked(tmp_path / "out"):
+    with refused(73, "published", "link"), locked(tmp_path / "out"):
         pytest.fail("it was locked")
     if is_there:
         assert (tmp_path / "victim" / HEX / "model.h5").exists()
@@ -132,15 +132,15 @@ def test_s13_a_link_for_the_folder_of_publications_is_refused(tmp_path: Path, is
     "name",
     ["published/current/model.h5", f"published/{HEX}/passwd", "published/x/model.h5", f"./published/{HEX}/../model.h5"],
 )
-def test_s12_a_manifest_gains_nothing_by_publications(ledger: Ledger, name: str) -> None:
+def test_a_manifest_cannot_name_files_of_publications(ledger: Ledger, name: str) -> None:
     fill(ledger.directory, "manifest.json")
     (ledger.directory / "manifest.json").write_bytes(seal("shardpress-output/1", {"files": [{"file": name}]}))
-    with refused(77, "names inside the directory only"):
+    with refused(77, f"file={ledger.directory / 'manifest.json'}", name):
         read_manifest(ledger.directory)
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK], ids=errno.errorcode.get)
-def test_a_file_that_stays_is_linked_or_else_copied(tmp_path: Path, code: int) -> None:
+def test_a_reused_file_is_linked_or_copied(tmp_path: Path, code: int) -> None:
     for disk in (Watched(), Broken(code, "link")):
         directory = tmp_path / type(disk).__name__
         with locked(directory, disk) as ledger:
@@ -157,7 +157,7 @@ def test_a_file_that_stays_is_linked_or_else_copied(tmp_path: Path, code: int) -
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_without_symbolic_links_the_manifest_comes_last(
+def test_the_manifest_is_written_last_without_symbolic_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     monkeypatch.setattr(module, "_warned", set())
@@ -226,7 +226,7 @@ def as_in_0_1_0(directory: Path, *names: str) -> None:
     with_plain_files(directory)
 
 
-def test_a_restart_that_a_full_disk_disturbs_brings_no_run_back(tmp_path: Path) -> None:
+def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
     """A publication that was being made of plain files was taken for that of a copy that has lost its links."""
     n_forgotten = 0
     for number in range(60):
@@ -243,7 +243,7 @@ def test_a_restart_that_a_full_disk_disturbs_brings_no_run_back(tmp_path: Path) 
     assert n_forgotten > 20
 
 
-def test_a_file_of_an_interrupted_run_is_not_left_beside_another_run(tmp_path: Path) -> None:
+def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
     """The next run has no single.h5; readers would take that of version 0.1.0 for its own."""
     for number in range(60):
         directory = tmp_path / str(number)
@@ -282,7 +282,7 @@ def test_an_index_works_in_every_kind_of_copy(
 
 
 @pytest.mark.process
-def test_a_copy_that_has_lost_its_links_is_read(tmp_path: Path) -> None:
+def test_a_copy_without_links_can_be_read(tmp_path: Path) -> None:
     expected = run(tmp_path)
     for path in [path for path in tmp_path.rglob("*") if path.is_symlink()]:
         path.unlink()
@@ -291,11 +291,11 @@ def test_a_copy_that_has_lost_its_links_is_read(tmp_path: Path) -> None:
     assert misplaced_names(tmp_path, read_manifest(tmp_path)) == ["index.h5"]
 
 
-def test_without_its_link_a_manifest_is_not_searched_for(ledger: Ledger) -> None:
+def test_removing_manifest_json_makes_a_run_unfinished(ledger: Ledger) -> None:
     """Who removes the manifest means the run to count as unfinished."""
     publish(ledger, "model.h5")
     (ledger.directory / "manifest.json").unlink()
-    with refused(66, "no finished run"):
+    with refused(66, f"file={ledger.directory / 'manifest.json'}"):
         read_manifest(ledger.directory)
     ledger.forget()
     assert folders(ledger.directory) == []

@@ -16,6 +16,7 @@ from pipeline.model import load_model
 from tests.support import standin
 from tests.support.cases import sampled
 from tests.support.damage import damage
+from tests.support.logged import COMPLETE, mentions, n_recomputed, resumed_step, reuses
 from tests.support.soak_protocol import records
 from tests.support.spoilt import (
     KEEP,
@@ -33,7 +34,7 @@ from tests.support.spoilt import (
 @pytest.mark.process
 @TOLERANT
 @pytest.mark.parametrize("threads", ["1", "3"])
-def test_a_run_that_is_interrupted_anywhere_goes_on_bit_for_bit(
+def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
     shards: Shards, tmp_path: Path, mode: str, threads: str
 ) -> None:
     bad = spoilt(shards)
@@ -52,7 +53,7 @@ def test_a_run_that_is_interrupted_anywhere_goes_on_bit_for_bit(
 
 
 @TOLERANT
-def test_a_run_that_bad_rows_stopped_goes_on_by_leave_with_the_same_scan(
+def test_allowing_the_bad_rows_resumes_with_the_same_scan(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
     caplog.set_level("INFO", "pipeline")
@@ -63,12 +64,12 @@ def test_a_run_that_bad_rows_stopped_goes_on_by_leave_with_the_same_scan(
     assert shards.run() == 65
     (before,) = (shards.output / "stages").glob("scan-*")
     assert shards.run("--on-bad-data", mode, *KEEP) == 0
-    assert "scan: an earlier run has finished it" in caplog.text
+    assert reuses(caplog.text, "scan")
     assert list((shards.output / "stages").glob("scan-*")) == [before]
     check(shards.output, shards.arrays, [50])
 
 
-def test_a_rerun_does_not_get_stuck_on_shards_that_cannot_be_read(shards: Shards, capsys: Any) -> None:
+def test_a_rerun_over_unreadable_shards_is_already_complete(shards: Shards, capsys: Any) -> None:
     spoilt(shards)
     flags = ["--on-bad-data", "skip", *KEEP]
     assert shards.run(*flags) == 0
@@ -76,14 +77,14 @@ def test_a_rerun_does_not_get_stuck_on_shards_that_cannot_be_read(shards: Shards
     capsys.readouterr()
     assert shards.run(*flags) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Already complete: 121 rows")
-    assert "43 bad rows with NaN features. 2 bad shards." in said
+    assert said.startswith(COMPLETE)
+    assert mentions(said, 121, 43, 2)
     assert state(shards.output) == before
 
 
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
 @pytest.mark.parametrize("stop", [("stages", 1), ("parts", 5)], ids=str)
-def test_a_shard_that_was_mended_meanwhile_is_read_after_all(
+def test_a_shard_that_was_repaired_between_runs_is_read(
     shards: Shards, model: str, stop: tuple[str, int], with_model: bool
 ) -> None:
     """Though a copy from a backup has the same size and time: nothing of what was made without it is left."""
@@ -112,7 +113,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("n_damaged", [1, 2])
-def test_s15_a_checkpoint_that_is_damaged_gives_way_to_the_one_before(
+def test_training_resumes_from_the_last_intact_checkpoint(
     shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture, n_damaged: int
 ) -> None:
     caplog.set_level("INFO", "pipeline")
@@ -132,9 +133,9 @@ def test_s15_a_checkpoint_that_is_damaged_gives_way_to_the_one_before(
                 path.write_bytes(DAMAGE[how](path.read_bytes()))
         caplog.clear()
         assert shards.run(*flags, output=output) == 0, how
-        assert caplog.text.count("it is made anew") == n_damaged, how
+        assert n_recomputed(caplog.text) == n_damaged, how
         step = int(earlier["key"].split("-")[1])
-        assert (f"going on behind step {step} of an earlier run" in caplog.text) == (n_damaged == 1), how
+        assert (resumed_step(caplog.text) == step) == (n_damaged == 1), how
         assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), how
 
 
@@ -147,7 +148,7 @@ def test_s15_a_checkpoint_that_is_damaged_gives_way_to_the_one_before(
     [["--on-bad-data", "raise"], ["--on-bad-data", "skip", "--max-bad-rows", "42"]],
     ids=["raise", "rows"],
 )
-def test_results_with_more_bad_data_than_now_allowed_are_not_called_complete(
+def test_results_with_more_bad_data_than_allowed_are_refused(
     shards: Shards, model: str, flags: list[str], with_model: bool
 ) -> None:
     spoilt(shards)
@@ -159,7 +160,7 @@ def test_results_with_more_bad_data_than_now_allowed_are_not_called_complete(
     assert results(shards.output) == before
 
 
-def test_results_with_more_bad_shards_than_now_allowed_are_not_called_complete(shards: Shards) -> None:
+def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -> None:
     spoilt(shards)
     assert shards.run("--on-bad-data", "skip", *KEEP) == 0
     before = results(shards.output)
@@ -168,7 +169,7 @@ def test_results_with_more_bad_shards_than_now_allowed_are_not_called_complete(s
     assert shards.run("--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "2") == 0
 
 
-def test_a_finished_run_can_be_asked_for_the_list_later(shards: Shards, capsys: Any) -> None:
+def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys: Any) -> None:
     bad = spoilt(shards)
     assert shards.run("--on-bad-data", "skip", *KEEP) == 0
     expected = standin.features_of(shards.output)
@@ -181,11 +182,11 @@ def test_a_finished_run_can_be_asked_for_the_list_later(shards: Shards, capsys: 
     before = results(shards.output)
     capsys.readouterr()
     assert shards.run("--on-bad-data", "skip", *KEEP) == 0
-    assert capsys.readouterr().out.startswith("Already complete"), "to have the list as well is no harm"
+    assert capsys.readouterr().out.startswith(COMPLETE), "to have the list as well is no harm"
     assert results(shards.output) == before
 
 
-def test_the_list_is_swept_away_with_the_results_that_it_belongs_to(shards: Shards) -> None:
+def test_the_quarantine_list_is_removed_with_its_results(shards: Shards) -> None:
     spoilt(shards)
     assert shards.run("--on-bad-data", "quarantine", *KEEP) == 0
     assert len(quarantined(shards.output)) > 3
@@ -199,7 +200,7 @@ def test_quarantine_without_bad_data_is_an_empty_list(shards: Shards) -> None:
     assert quarantined(shards.output) == []
 
 
-def test_s18_names_of_bad_files_forge_no_lines(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_of_bad_files_cannot_forge_lines(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(30)
     name = "x\n12:00:00 ERROR forged\x1b[31m.h5"
     (shards.folder / name).write_bytes(b"no HDF5")

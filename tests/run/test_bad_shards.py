@@ -23,6 +23,7 @@ from tests.support import standin
 from tests.support.cases import crossed, sampled
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
+from tests.support.logged import mentions
 from tests.support.spoilt import (
     KEEP,
     TOLERANT,
@@ -44,7 +45,7 @@ def spoil(shards: Shards, refused: int, unreadable: int) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(("limit", "mode"), crossed(["2", "20%", "29.99%"], ["skip", "quarantine"]))
-def test_v9_as_many_bad_shards_as_allowed_pass_and_not_one_more(
+def test_the_limit_of_bad_shards_is_exact(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, limit: str
 ) -> None:
     for refused, unreadable in ((2, 0), (3, 0), (0, 2), (0, 3), (1, 1), (2, 1), (1, 2)):
@@ -62,13 +63,11 @@ def test_v9_as_many_bad_shards_as_allowed_pass_and_not_one_more(
         check(these.output, these.arrays[: 10 - refused], range(10 * unreadable))
 
 
-def test_v9_a_shard_that_cannot_be_read_counts_with_all_its_rows(
-    shards: Shards, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_rows_of_an_unreadable_shard_count_as_bad(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     spoil(shards, 0, 1)
     flags = ["--on-bad-data", "skip", "--max-bad-shards", "1", "--max-bad-rows"]
     assert shards.run(*flags, "9") == 65
-    assert "10 of 100 rows in all hold NaN or Inf, or lie in one of 1 such shards, expected 9 at most" in errors(caplog)
+    assert mentions(errors(caplog), "10 of 100", 9)
     assert shards.run(*flags, "10") == 0
 
 
@@ -85,12 +84,12 @@ def with_damage(shards: Shards, how: dict[str, Any]) -> None:
 
 
 @STORED
-def test_i6_a_damaged_chunk_stops_the_run_with_file_dataset_and_rows(
+def test_the_error_about_a_damaged_chunk_names_its_rows(
     shards: Shards, caplog: pytest.LogCaptureFixture, how: dict[str, Any]
 ) -> None:
     with_damage(shards, how)
     assert shards.run() == 65
-    assert f"file={shards.folder}/1.h5 dataset=X rows=16:24: the chunk at [18, 0] cannot be read" in errors(caplog)
+    assert mentions(errors(caplog), f"file={shards.folder}/1.h5 dataset=X rows=16:24", "[18, 0]")
 
 
 def good_rows_only(shards: Shards) -> Shards:
@@ -102,7 +101,7 @@ def good_rows_only(shards: Shards) -> Shards:
 
 
 @pytest.mark.parametrize(("how", "mode"), crossed(WAYS_TO_STORE, ["skip", "quarantine"]))
-def test_i6_a_shard_that_cannot_be_read_keeps_its_place_and_decides_nothing(
+def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
     shards: Shards, caplog: pytest.LogCaptureFixture, how: dict, mode: str
 ) -> None:
     """The model is that of the other shards, whatever could be read of this one in whatever blocks."""
@@ -121,13 +120,11 @@ def test_i6_a_shard_that_cannot_be_read_keeps_its_place_and_decides_nothing(
             lines = quarantined(output)
             assert {(line["file"], line["dataset"]) for line in lines} == {(f"{shards.folder}/1.h5", "X")}, rows
             assert [i for line in lines for i in range(*line["row"])] == list(range(41)), rows
-            assert all("cannot be read" in line["reason"] for line in lines), rows
+            assert all(f"file={shards.folder}/1.h5 dataset=X rows=" in line["reason"] for line in lines), rows
 
 
 @TOLERANT
-def test_i6_with_a_given_model_shards_are_looked_at_before_the_first_part_is_written(
-    shards: Shards, model: str, mode: str
-) -> None:
+def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model: str, mode: str) -> None:
     with_damage(shards, {"fletcher32": True})
     assert shards.run("--on-bad-data", mode, "--model", model, *KEEP) == 0
     check(shards.output, shards.arrays, range(30, 71), load_model(model))
@@ -135,7 +132,7 @@ def test_i6_with_a_given_model_shards_are_looked_at_before_the_first_part_is_wri
 
 
 @TOLERANT
-def test_v5_with_a_given_model_the_rows_need_no_range_of_their_own(
+def test_rows_need_no_range_of_their_own_with_a_given_model(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
     """They are scaled by the model's: they may all be bad, or alike, or further apart than any number."""
@@ -157,7 +154,7 @@ def test_a_given_model_and_good_data_need_no_scan(shards: Shards, model: str) ->
 
 
 @TOLERANT
-def test_i6_a_rider_that_cannot_be_read_stops_nothing(
+def test_unreadable_values_of_an_extra_dataset_are_filled(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
     """Neither of a shard that cannot be read itself, nor of one that can."""
@@ -173,7 +170,7 @@ def test_i6_a_rider_that_cannot_be_read_stops_nothing(
     found = open_features(shards.output)
     assert found.riders["y"].compute().tolist() == labels.tolist()
     assert np.flatnonzero(~found.valid.compute()).tolist() == list(range(30, 71))
-    assert f"values of y, which rides along, cannot be read and become {np.iinfo(np.int64).min}" in caplog.text
+    assert mentions(caplog.text, "y", np.iinfo(np.int64).min)
     if mode == "quarantine":
         listed = [line for line in quarantined(shards.output) if line["dataset"] == "y"]
         rows = {(Path(line["file"]).name, row) for line in listed for row in range(*line["row"])}
@@ -184,36 +181,34 @@ def test_i6_a_rider_that_cannot_be_read_stops_nothing(
 def test_refused_shards_are_left_out_and_named(shards: Shards, caplog: pytest.LogCaptureFixture, mode: str) -> None:
     shards.fill(20, 20, 20, 20)
     (shards.folder / "1.h5").write_bytes(b"<html>")
-    write_shard(shards.folder / "2.h5", np.zeros((20, 5), np.float32))  # I13
+    write_shard(shards.folder / "2.h5", np.zeros((20, 5), np.float32))  # another width
     assert shards.run("--on-bad-data", mode, "--max-bad-shards", "2") == 0
     names = [f"{shards.folder}/{i}.h5" for i in (1, 2)]
     bad = read_manifest(shards.output)["bad_shards"]
     assert [each["file"] for each in bad] == names
     for each in bad:
         assert f"file={each['file']}" in each["reason"]
-        assert f"{each['reason']} This shard is left out." in caplog.text
+        assert each["reason"] in caplog.text
     assert open_features(shards.output).features.shape == (40, 2)
     assert read_manifest(shards.output)["summary"]["n_bad_shards"] == 2
     if mode == "quarantine":
         assert quarantined(shards.output) == [{**each, "dataset": None, "row": None, "columns": []} for each in bad]
 
 
-def test_i13_i14_without_leave_a_shard_of_other_columns_stops_the_run(
-    shards: Shards, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_shard_with_another_width_stops_the_run(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(20)
     shards.add(np.zeros((20, 5), np.float32))
     assert shards.run() == 65
-    assert "5 columns, expected 4 as in" in errors(caplog)
+    assert mentions(errors(caplog), f"file={shards.folder}/1.h5", 5, 4, f"file={shards.folder}/0.h5")
     assert not shards.output.exists()
 
 
-def test_i12_i14_empty_shards_and_mixed_dtypes_are_no_bad_data(shards: Shards, capsys: Any) -> None:
+def test_empty_shards_and_mixed_dtypes_are_not_bad_data(shards: Shards, capsys: Any) -> None:
     rng = np.random.default_rng(0)
     for dtype, size in (("u1", 20), ("f4", 0), (">i2", 20), ("f8", 20), ("?", 9), ("f2", 20)):
         shards.add(rng.integers(0, 2, (size, 4)).astype(dtype))
     assert shards.run() == 0
-    assert capsys.readouterr().out.startswith("Done: 89 rows x 4 columns")
+    assert mentions(capsys.readouterr().out, 89, 4)
     read = {"?": "u1", ">i2": "i2", "f2": "f4"}
     arrays = [rows.astype(read.get(rows.dtype.str.lstrip("|<"), rows.dtype)) for rows in shards.arrays]
     check(shards.output, arrays, [])
@@ -221,7 +216,7 @@ def test_i12_i14_empty_shards_and_mixed_dtypes_are_no_bad_data(shards: Shards, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["preadv", "open"])
-def test_i10_a_failing_disk_is_never_bad_data(
+def test_a_failing_disk_is_never_bad_data(
     shards: Shards,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -249,7 +244,7 @@ def test_i10_a_failing_disk_is_never_bad_data(
         code = shards.run(*flags, output=output)
         assert os.strerror(errno.EIO) in caplog.text
         # Behind the last part there are only the rows that the report looks at once more.
-        assert code == (0 if "report: rows could not be looked at once more" in caplog.text else 74)
+        assert code == (0 if "report: " in caplog.text else 74)
         n_left[0] = 10**9
         assert shards.run(*flags, output=output) == 0
         assert standin.features_of(output) == standin.features_of(shards.output)

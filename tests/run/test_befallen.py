@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from pipeline.cluster import given
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
+from tests.support.logged import mentions
 from tests.support.processes import DEADLINE, Small, arguments_of, descendants
 from tests.support.soak_protocol import broken_promises, leftovers, records
 from tests.support.standin import Night, features_of, install
@@ -61,7 +63,7 @@ def committed(output: Path) -> dict[str, str]:
     return {key: file for key, file in found.items() if key.startswith("part")}
 
 
-def test_k1_k4_workers_are_killed_crash_stop_or_fall_silent(wide: Night, tmp_path: Path) -> None:
+def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Night, tmp_path: Path) -> None:
     """Which the scheduler notices at once, or after a while; a part that comes late, too, is nobody's."""
     assert wide.run(tmp_path / "expected") == 0
     fate = befalls(tmp_path / "once", at5="killed", at6="crashes", at7="stopped", at8="keeps the lock")
@@ -86,7 +88,7 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def test_k7_a_worker_that_is_cut_off_and_comes_back_changes_nothing(wide: Night, tmp_path: Path) -> None:
+def test_a_worker_that_reconnects_changes_nothing(wide: Night, tmp_path: Path) -> None:
     """Its part is done again elsewhere meanwhile, and what it says late counts for nothing."""
     assert wide.run(tmp_path / "expected") == 0
     with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
@@ -103,7 +105,7 @@ def test_k7_a_worker_that_is_cut_off_and_comes_back_changes_nothing(wide: Night,
         check(tmp_path / "out", tmp_path / "expected")
 
 
-def test_p9_what_kills_one_worker_after_the_other_is_named(
+def test_a_shard_that_kills_worker_after_worker_is_named(
     wide: Night, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scheduler = "DASK_DISTRIBUTED__SCHEDULER__"
@@ -117,7 +119,7 @@ def test_p9_what_kills_one_worker_after_the_other_is_named(
     assert f"{wide.shards}/3.h5" in caplog.text
 
 
-def test_k2_k3_without_workers_or_a_scheduler_a_run_ends_and_goes_on_with_others(
+def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
     wide: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(given, "_PATIENCE", 3.0)
@@ -129,13 +131,13 @@ def test_k2_k3_without_workers_or_a_scheduler_a_run_ends_and_goes_on_with_others
             cluster.start_worker(f"w{i}", *PRELOAD, **befalls(at4="killed"))
         cluster.wait_for("w0", "w1")
         assert wide.run(output, *typed) == 75
-        assert "no worker has been there for 3 s" in caplog.text
+        assert mentions(caplog.text, "TryAgain", "worker", "3 s")
         first = committed(output)
         scheduler = {"SCHEDULER": str(cluster.processes["scheduler"].pid)}
         cluster.start_worker("w2", *PRELOAD, **scheduler, **befalls(at4="loses its scheduler"))
         cluster.wait_for("w2")
         assert wide.run(output, *typed) == 75
-        assert "the connection to the scheduler is lost" in caplog.text
+        assert re.search(r"TryAgain: .*\bconnection\b.*\bscheduler\b", caplog.text)
         second = committed(output)
         cluster.start_scheduler()
         cluster.start_worker("w3", *PRELOAD)
@@ -160,7 +162,7 @@ sys.exit(cli.main("", sys.argv[1:]))
 """
 
 
-def test_p11_a_part_that_comes_after_the_driver_has_died_is_nobodys(wide: Night, tmp_path: Path) -> None:
+def test_a_part_written_after_the_driver_died_is_ignored(wide: Night, tmp_path: Path) -> None:
     assert wide.run(tmp_path / "expected") == 0
     output, driver = tmp_path / "out", {"DRIVER": str(tmp_path / "driver")}
     with Cluster(tmp_path / "cluster") as cluster:
@@ -182,7 +184,7 @@ def late(output: Path) -> list[str]:
     return sorted({f"parts/{path.name}" for path in output.glob("parts/*.h5")} - set(committed(output).values()))
 
 
-def test_p11_a_runs_own_workers_end_with_it_however_it_ends(small: Small, tmp_path: Path) -> None:
+def test_local_workers_end_with_a_killed_driver(small: Small, tmp_path: Path) -> None:
     process = small.program().start(tmp_path / "out", "--workers", "2")
     assert process.stdout is not None
     below: dict[int, int] = {}

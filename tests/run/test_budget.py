@@ -35,7 +35,7 @@ def budget_of(shards=None, n_features=16, tile_rows=TILE, **settings):
     return make_budget(settings.machine, settings.storage, network, n_replicas, shards, tile_rows)
 
 
-def test_blocks_parts_windows_and_validation_fit_the_memory():
+def test_blocks_parts_window_and_validation_fit_the_budget():
     for memory, threads, dtype, n_inputs, n_features in product(
         (16 * MiB, 64 * MiB, 2048 * MiB), (1, 2, 16), ("uint8", "float64"), (1, 10, 100), (1, 50)
     ):
@@ -54,7 +54,7 @@ def test_blocks_parts_windows_and_validation_fit_the_memory():
         assert budget.resident == (10**7 * row_bytes <= memory // 2), case
 
 
-def test_of_more_rows_than_make_many_parts_parts_are_larger_as_far_as_the_memory_holds_them():
+def test_many_rows_make_larger_parts_within_the_budget():
     """A driver's time goes by parts: see docs/scaling.md."""
     n_parts = {}
     for memory, n_rows in product((2048 * MiB, 2**20 * MiB), (10**8, 10**10, 10**12)):
@@ -66,18 +66,18 @@ def test_of_more_rows_than_make_many_parts_parts_are_larger_as_far_as_the_memory
     assert n_parts[2**20 * MiB, 10**8] == pytest.approx(10**8 * 256 / (64 * MiB), rel=0.05)
 
 
-def test_a_tile_for_each_thread_fits_the_memory_or_is_refused():
+def test_a_tile_for_each_thread_fits_the_budget_or_is_refused():
     for threads in (64, 256):
         with suppress(ConfigError):
             budget = budget_of([shard(n_inputs=10_000)], memory_budget=16 * MiB, threads=threads)
             assert budget.n_threads * budget.block_rows * 10_000 * 4 <= 16 * MiB, threads
 
 
-def test_rows_too_wide_for_the_budget_are_refused_with_what_would_do():
+def test_the_error_about_wide_rows_names_a_sufficient_budget():
     wide = [shard(n_inputs=100_000)]
-    with pytest.raises(ConfigError, match=r"memory_budget: 16777216 bytes, .*--block-rows") as caught:
+    with pytest.raises(ConfigError, match=r"memory_budget\b.*\b16777216\b.*--block-rows") as caught:
         budget_of(wide, 1, memory_budget=16 * MiB, threads=1)
-    least = int(re.findall("at least ([0-9]+)", str(caught.value))[0])
+    least = int(re.findall("[0-9]+", str(caught.value))[1])
     assert 4 * TILE * 400_000 <= least <= 4 * TILE * 400_000 + 16 * MiB
     budget_of(wide, 1, memory_budget=least, threads=1)
 
@@ -87,7 +87,7 @@ def with_texts(each, text_bytes, n_numbers=0):
     return replace(each, riders=(Rider("text", np.dtype("O"), text_bytes=text_bytes), *riders))
 
 
-def test_small_extras_change_no_part():
+def test_small_extras_do_not_change_the_size_of_parts():
     for n_numbers, text_bytes in ((0, 10), (20, 0), (5, 40)):
         for n_rows in (10, 10**5, 10**7):
             plain = shard(n_rows)
@@ -95,7 +95,7 @@ def test_small_extras_change_no_part():
             assert replace(budget_of([extra]), n_wide=0) == replace(budget_of([plain]), n_wide=0), (n_numbers, n_rows)
 
 
-def test_extras_fit_into_the_memory():
+def test_extras_fit_the_budget():
     for memory, threads, text_bytes, n_rows in product(
         (64 * MiB, 256 * MiB, 2048 * MiB), (1, 2, 16), (100, 10_000, 40_000), (100, 20_000, 10**7)
     ):
@@ -126,42 +126,42 @@ def in_chunks(n_rows, chunk_rows, n_inputs=100):
     return replace(shard(n_rows, n_inputs), chunk_rows=chunk_rows, layouts=(layout,))
 
 
-def test_chunks_that_do_not_fit_the_budget_are_named():
-    for n_rows, chunk_rows, memory, words in (
+def test_chunks_that_do_not_fit_the_budget_cause_a_warning():
+    for n_rows, chunk_rows, memory, times in (
         (10**6, 150_000, 2048 * MiB, None),  # 60 MB, of which an eighth holds one
-        (10**6, 150_000, 256 * MiB, "about [0-9]+ times in every pass"),
+        (10**6, 150_000, 256 * MiB, r"\b[0-9]+ times\b.*\bpass\b"),
         (10**6, 100, 64 * MiB, None),
-        (10**7, 150_000, 2048 * MiB, "about 1[0-9] times in every epoch"),
+        (10**7, 150_000, 2048 * MiB, r"\b1[0-9] times\b.*\bepoch\b"),
     ):
         shards = [in_chunks(n_rows, chunk_rows)]
         found = repeated_chunks(shards, budget_of(shards, memory_budget=memory))
-        assert (found is None) == (words is None), (n_rows, chunk_rows, memory, found)
-        if words:
-            assert re.search(words, found), found
+        assert (found is None) == (times is None), (n_rows, chunk_rows, memory, found)
+        if times:
+            assert re.search(times, found), found
             assert "h5repack" in found
 
 
-def test_rows_that_do_not_exist_take_no_memory():
+def test_a_tile_larger_than_the_data_takes_no_memory():
     """Twelve rows of 300,000 columns are 14 MB, though a tile of them would be 1.2 GB."""
     settings = {"memory_budget": 2**30, "threads": 2, "n_features": 4, "tile_rows": 1024}
     budget_of([shard(12, 300_000)], **settings)
     budget_of([shard(12, 300_000)] * 3, **settings)
-    with pytest.raises(ConfigError, match="with blocks of 1024 rows"):
+    with pytest.raises(ConfigError, match=r"memory_budget\b.*\b1024\b"):
         budget_of([shard(10_000, 300_000)], **settings)
     one_block = [shard(TILE, 300_000)]
     budget_of(one_block, memory_budget=4 * TILE * 1_200_000, threads=8, n_features=1)  # seven threads hold nothing
 
 
-def test_a_network_too_large_for_half_of_the_budget_is_refused_with_what_would_do():
+def test_a_network_larger_than_half_of_the_budget_is_refused():
     wide = [shard(n_inputs=20_000)]
     n_weights = 20_000 * 4096 + 4096 * 16
-    with refused(78, f"expected at least {2 * 4 * 18 * n_weights}", "20000 x 4096 x 16 units", "--hidden"):
+    with refused(78, str(2 * 4 * 18 * n_weights), "20000 x 4096 x 16", "--hidden"):
         budget_of(wide, hidden=(4096,), memory_budget=2**31)
     budget_of(wide, hidden=(4096,), memory_budget=2 * 4 * 18 * n_weights)
     budget_of(wide, hidden=(4096,), memory_budget=2**31, model="encoding alone takes fewer copies")
 
 
-def test_rows_have_to_do_without_what_a_large_network_needs():
+def test_a_large_network_leaves_less_memory_for_rows():
     small, large = (budget_of([shard(n_inputs=784)], hidden=hidden, memory_budget=64 * MiB) for hidden in ((), (400,)))
     assert large.window_rows < small.window_rows
     assert large.max_validation_rows < small.max_validation_rows
@@ -169,12 +169,12 @@ def test_rows_have_to_do_without_what_a_large_network_needs():
     assert abs(taken - (4 * 18 * (784 * 400 + 400 * 16) - 8 * MiB)) < 2 * 16 * 784 * 4
 
 
-def test_blocks_asked_for_are_rounded_up_to_whole_tiles():
+def test_requested_blocks_are_rounded_up_to_whole_tiles():
     for asked, given in ((1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
         assert budget_of(block_rows=asked).block_rows == given, asked
 
 
-def test_rows_stay_in_memory_when_they_fit_half_of_it():
+def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
     for n_rows in (899, 900, 901, 999, 1000, 1001):
         shards = [shard(n_rows - 1, 4096), shard(1, 4096)]
         budget = budget_of(shards, 1, memory_budget=2 * 1000 * 4 * 4096)
@@ -194,7 +194,7 @@ def test_rows_stay_in_memory_when_they_fit_half_of_it():
         (2**36, 80 * 10**9, 2**32 // 4096),
     ],
 )
-def test_rows_stay_on_a_device_when_they_fit_its_memory_whatever_the_hosts_is(given, free, most):
+def test_rows_stay_on_a_device_if_they_fit_its_memory(given, free, most):
     device = Device("cuda", "cuda", "Card", free=free)
     for n_rows in {1, max(1, most - 1), max(1, most), most + 1}:
         budget = budget_of([shard(n_rows, 4096, "uint8")], 1, memory_budget=32 * MiB, device_memory_budget=given)
@@ -210,12 +210,12 @@ def test_bytes_are_counted_in_the_dtype_that_holds_all_shards():
     assert not budget_of([narrow, wide, narrow], 1, **settings).resident
 
 
-def test_a_window_takes_the_rows_asked_for_and_one_at_least():
+def test_a_window_holds_the_requested_bytes_and_at_least_one_row():
     for window in (1, 399, 400, 401, 10**6):
         assert budget_of(shuffle_window=window).window_rows == max(1, window // (100 * 4)), window
 
 
-def test_there_are_as_many_threads_as_cores_this_process_may_use(monkeypatch):
+def test_default_threads_are_the_cores_allowed_to_the_process(monkeypatch):
     """Not as the machine has: a batch system gives a job its share of them."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 9})
     assert budget_of(threads=None).n_threads == 3

@@ -1,7 +1,4 @@
-"""Real processes, watched from beginning to end: what children and sockets they have.
-
-Test names begin with the row of the project's list of faults that they hold.
-"""
+"""Real processes, watched from beginning to end: what children and sockets they have."""
 
 from __future__ import annotations
 
@@ -114,7 +111,7 @@ def watch(victim: Victim, tmp_path_factory: pytest.TempPathFactory) -> Watch:
     pytest.fail(f"nobody looked at each phase of a run: {ended.begun}")
 
 
-def test_the_watch_sees_a_socket_that_listens() -> None:
+def test_the_watch_sees_a_listening_socket() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -125,7 +122,7 @@ def test_the_watch_sees_a_socket_that_listens() -> None:
 
 
 @pytest.mark.process
-def test_c7_the_only_child_is_the_gatekeeper_and_no_child_is_a_fork_of_the_run(watch: Watch) -> None:
+def test_the_run_forks_nothing_and_starts_only_the_gatekeeper(watch: Watch) -> None:
     assert all(n_looks < 300 for n_looks in watch.copies.values()), watch.copies
     gatekeepers = [pid for pid, words in watch.commands.items() if words[-1] == "pipeline.hdf5.child.server"]
     # What forks is a gatekeeper, which has neither threads nor the run's memory.
@@ -136,5 +133,5 @@ def test_c7_the_only_child_is_the_gatekeeper_and_no_child_is_a_fork_of_the_run(w
 
 
 @pytest.mark.process
-def test_k10_a_local_run_has_no_socket_at_all(watch: Watch) -> None:
+def test_a_local_run_opens_no_socket(watch: Watch) -> None:
     assert watch.sockets == set()

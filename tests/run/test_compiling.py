@@ -1,7 +1,4 @@
-"""Real processes without the device, the compiler or the compile cache that they would have.
-
-Test names begin with the row of the project's list of faults that they hold.
-"""
+"""Real processes without the device, the compiler or the compile cache that they would have."""
 
 from __future__ import annotations
 
@@ -22,56 +19,54 @@ from tests.support.processes import DEADLINE, LAST_LINE, Small, arguments_of, de
 pytestmark = pytest.mark.process
 
 
-def test_g3_a_device_that_is_not_there_ends_a_run_that_requires_it(small: Small, tmp_path: Path) -> None:
+def test_a_required_device_that_is_missing_ends_the_run(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out", "--require-device")
     assert ended.code == 69
-    assert ended.says("DeviceError: device=cuda103 cannot be used: .* `shardpress doctor` says .* or run on the CPU")
+    assert ended.says("DeviceError: device=cuda103 .* `shardpress doctor` .* THEANO_FLAGS=device=cpu")
     assert LAST_LINE.search(ended.lines[-1])
 
 
-def test_g3_else_the_cpu_stands_in_with_a_warning(small: Small, tmp_path: Path) -> None:
+def test_the_cpu_replaces_a_missing_device_with_a_warning(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out")
     assert ended.code == 0
-    assert ended.says(" WARNING device=cuda103 cannot be used, running on the CPU instead: ")
+    assert ended.says(" WARNING device=cuda103 .* CPU ")
     assert ended.says(" INFO environment: THEANO_FLAGS=device=cuda103$")
     assert features_of(tmp_path / "out") == small.features
 
 
-def test_g5_without_a_compiler_a_run_does_not_start(small: Small, tmp_path: Path) -> None:
+def test_a_run_without_a_compiler_is_refused(small: Small, tmp_path: Path) -> None:
     ended = small.program(PATH="/nonexistent").run(tmp_path / "out")
     assert ended.code == 69
-    assert ended.says(
-        r"no C\+\+ compiler: g\+\+ was not found, .* looked for in PATH=/nonexistent\. Install them \(Debian:"
-    )
+    assert ended.says(r"DeviceError: .* g\+\+ .* PATH=/nonexistent\b.* \(Debian: ")
     assert LAST_LINE.search(ended.lines[-1])
 
 
-def test_g5_a_compiler_that_is_no_program_is_named(small: Small, tmp_path: Path) -> None:
+def test_a_configured_compiler_that_is_missing_is_named(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="cxx=g+++").run(tmp_path / "out")
     assert ended.code == 69
-    assert ended.says(r"DeviceError: THEANO_FLAGS or .theanorc: cxx=g\+\+\+: no such program\.")
+    assert ended.says(r"DeviceError: .*\bcxx=g\+\+\+:")
     assert not ended.says("Traceback")
 
 
-def test_g5_a_run_that_is_to_go_without_a_compiler_says_what_that_costs(small: Small, tmp_path: Path) -> None:
-    warning = r" WARNING cxx is empty .*: without a C\+\+ compiler this run takes about a hundred times as long"
+def test_an_empty_compiler_setting_causes_a_warning(small: Small, tmp_path: Path) -> None:
+    warning = r" WARNING cxx .* C\+\+ "
     ended = small.program(THEANO_FLAGS="cxx=").run(tmp_path / "out", at=warning, by=signal.SIGTERM)
     assert ended.code == -signal.SIGTERM, ended.lines
     assert not ended.says("training")
 
 
-def test_g5_without_a_path_the_compiler_finds_its_linker(small: Small, tmp_path: Path) -> None:
+def test_the_compiler_finds_its_linker_without_a_path(small: Small, tmp_path: Path) -> None:
     program = small.program(PATH=None, XDG_CACHE_HOME=tmp_path / "cache")
     ended = program.run(tmp_path / "out", *small.with_model)
     assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
-    assert sum("INFO compiling for this machine, once: " in line for line in ended.lines) == 1
-    assert ended.says(r"Time: .*, compiling for this machine, once, [\d.]+ s\.")
+    assert sum(re.search(r" INFO compiling\b", line) is not None for line in ended.lines) == 1
+    assert ended.says(r"^Done: .*\bcompiling\b.* [\d.]+ s\.")
     second = program.run(tmp_path / "second", *small.with_model)
-    assert not second.says("compiling for this machine"), "what is compiled is kept"
+    assert not second.says("compiling"), "what is compiled is kept"
 
 
-def test_g5_of_what_a_compiler_says_a_line_is_shown_and_the_rest_kept(small: Small, tmp_path: Path) -> None:
+def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_path: Path) -> None:
     lines = "\\n".join(["In file included from x:", *(f"x.cpp:{i}: error: number {i}" for i in range(500))])
     broken = tmp_path / "bin" / "g++"
     broken.parent.mkdir()
@@ -82,15 +77,13 @@ def test_g5_of_what_a_compiler_says_a_line_is_shown_and_the_rest_kept(small: Sma
     program = small.program(THEANO_FLAGS=f"cxx={broken}", XDG_CACHE_HOME=tmp_path / "cache", TMPDIR=tmp_path / "bin")
     ended = program.run(tmp_path / "out")
     assert ended.code == 69, ended.lines
-    assert ended.says(
-        r"DeviceError: the C\+\+ compiler has failed: x\.cpp:0: error: number 0\. .* stands in run\.log\.$"
-    )
-    assert not ended.says("number 1|temporary file|command line")
+    assert ended.says(r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b")
+    assert not ended.says("number 1|temporary|command")
     assert "number 499" in (tmp_path / "out" / "run.log").read_text()
     assert [path.name for path in broken.parent.iterdir()] == ["g++"], "nothing is left among temporary files"
 
 
-def test_g5_a_compiler_that_fails_is_quoted(small: Small, tmp_path: Path) -> None:
+def test_the_error_of_a_failed_compiler_is_quoted(small: Small, tmp_path: Path) -> None:
     broken = tmp_path / "bin" / "g++"
     broken.parent.mkdir()
     broken.write_text(
@@ -101,13 +94,11 @@ def test_g5_a_compiler_that_fails_is_quoted(small: Small, tmp_path: Path) -> Non
     program = small.program(PATH=f"{broken.parent}:{os.environ['PATH']}", XDG_CACHE_HOME=tmp_path / "cache")
     ended = program.run(tmp_path / "out")
     assert ended.code == 69, ended.lines
-    assert ended.says(
-        r"DeviceError: the C\+\+ compiler has failed: g\+\+: fatal error: cannot find cc1plus\. .* Install"
-    )
+    assert ended.says(r"DeviceError: .* g\+\+: fatal error: cannot find cc1plus\. .* \(Debian: ")
     assert LAST_LINE.search(ended.lines[-1])
 
 
-def test_g5_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_path: Path) -> None:
+def test_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_path: Path) -> None:
     """Theano would compile for any processor without a word, which gives features other last bits."""
     broken = tmp_path / "bin" / "g++"
     broken.parent.mkdir()
@@ -119,7 +110,7 @@ def test_g5_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_pat
     assert ended.says("march=native.*ulimit -u")
 
 
-def test_g6_killed_while_it_compiles_the_next_run_ends_well(small: Small, tmp_path: Path) -> None:
+def test_a_run_succeeds_after_one_was_killed_while_compiling(small: Small, tmp_path: Path) -> None:
     program = small.program(XDG_CACHE_HOME=tmp_path / "cache")
     process = program.start(tmp_path / "out", *small.with_model)
     deadline = time.monotonic() + DEADLINE
@@ -135,30 +126,28 @@ def test_g6_killed_while_it_compiles_the_next_run_ends_well(small: Small, tmp_pa
     assert features_of(tmp_path / "out") == small.features
 
 
-def test_g6_a_compile_cache_that_cannot_be_made_is_a_temporary_one(small: Small, tmp_path: Path) -> None:
+def test_a_temporary_compile_cache_replaces_an_unusable_one(small: Small, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     program = small.program(XDG_CACHE_HOME="/proc/nowhere", TMPDIR=tmp_path / "tmp")
     ended = program.run(tmp_path / "out", *small.with_model)
     assert ended.code == 0, ended.lines
     warnings = [line for line in ended.lines if " WARNING " in line]
     assert len(warnings) == 1
-    assert re.search(rf"cache /proc/nowhere/.* cannot be used: .*\. Compiling into {tmp_path}/tmp/shard", warnings[0])
+    assert re.search(rf" /proc/nowhere/.* {tmp_path}/tmp/shard", warnings[0])
     assert list((tmp_path / "tmp").iterdir()) == []
     assert features_of(tmp_path / "out") == small.features
 
 
-def test_g6_a_temporary_compile_cache_is_removed_when_a_signal_ends_the_run(small: Small, tmp_path: Path) -> None:
+def test_a_signal_removes_the_temporary_compile_cache(small: Small, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     program = small.program(XDG_CACHE_HOME="/proc/nowhere", TMPDIR=tmp_path / "tmp")
-    ended = program.run(tmp_path / "out", at=" WARNING the compile cache ", by=signal.SIGTERM)
+    ended = program.run(tmp_path / "out", at=" WARNING .* cache ", by=signal.SIGTERM)
     assert ended.code == -signal.SIGTERM, ended.lines
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "TMPDIR"])
-def test_g6_where_one_place_for_compiled_code_is_full_the_other_is_taken(
-    small: Small, tmp_path: Path, name: str
-) -> None:
+def test_a_full_compile_cache_or_temporary_directory_is_avoided(small: Small, tmp_path: Path, name: str) -> None:
     """On a file system with hardly any room, where the machine lets a process mount one."""
     (tmp_path / "full").mkdir()
     variables = {"XDG_CACHE_HOME": tmp_path / "cache", "TMPDIR": tmp_path, name: tmp_path / "full"}
@@ -172,12 +161,12 @@ def test_g6_where_one_place_for_compiled_code_is_full_the_other_is_taken(
     assert code == 0
     if ended != "not allowed":
         assert ended["code"] == 0, ended["lines"]
-        warned = [line for line in ended["lines"] if "cannot be used: " in line]
+        warned = [line for line in ended["lines"] if " WARNING " in line and str(tmp_path) in line]
         assert len(warned) == (name == "XDG_CACHE_HOME")
         assert features_of(tmp_path / "out") == small.features
 
 
-def test_g6_a_compile_cache_that_is_full(small: Small, tmp_path: Path) -> None:
+def test_a_full_compile_cache_ends_the_run(small: Small, tmp_path: Path) -> None:
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, 2**13))
 
@@ -185,5 +174,5 @@ def test_g6_a_compile_cache_that_is_full(small: Small, tmp_path: Path) -> None:
     process = program.start(tmp_path / "out", preexec_fn=limit_files)
     said = process.communicate(timeout=DEADLINE)[0].decode()
     assert process.returncode == 74, said
-    assert "WriteFailed: the compile cache (base_compiledir in THEANO_FLAGS, " in said
+    assert re.search(r"WriteFailed: .*\bbase_compiledir\b", said)
     assert LAST_LINE.search(said.splitlines()[-1])

@@ -1,7 +1,4 @@
-"""Whole runs on the tests' stub of a CUDA card: what they make of the rows, and how each fault of a card ends.
-
-Test names begin with the row of the project's list of faults that they hold.
-"""
+"""Whole runs on the tests' stub of a CUDA card: what they make of the rows, and how each fault of a card ends."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from tests.support.device_child import make_rows
 from tests.support.helpers import write_shard
 from tests.support.interpreters import fresh
 from tests.support.killing import Program, features_of
+from tests.support.logged import mentions
 from tests.support.processes import LAST_LINE, ends_well
 from tests.support.tolerances import assert_close
 
@@ -104,22 +102,20 @@ def features(output: Path) -> np.ndarray:
         return np.asarray(file["features"][()])
 
 
-def test_features_of_a_run_on_a_card_are_the_cpus(on_cpu: Path, undisturbed: Undisturbed) -> None:
+def test_a_card_gives_the_features_of_the_cpu(on_cpu: Path, undisturbed: Undisturbed) -> None:
     # Of two trainings: what their parameters may differ by counts, too.
     assert_close(features(undisturbed.output), features(on_cpu), "cuda", "float32", "parameters")
 
 
 @pytest.mark.parametrize(("preallocate", "expected"), [("0.5", 400), ("0.99", 760), ("300", 300)])
-def test_of_memory_that_is_set_aside_as_much_counts_as_free(pygpu: None, preallocate: str, expected: int) -> None:
+def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expected: int) -> None:
     """What is free beside it would be next to nothing; the rows take half of this."""
     code = "from kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
     flags = f"device=cuda,gpuarray.preallocate={preallocate}"
     assert fresh(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
 
 
-def test_a_run_takes_its_memory_out_of_what_is_set_aside(
-    shards: Path, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_a_run_allocates_from_preallocated_memory(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     program = on_card(shards, log=tmp_path / "log")
     program.environment["THEANO_FLAGS"] = "device=cuda,gpuarray.preallocate=64"
     assert program.run(tmp_path / "out").code == 0
@@ -129,30 +125,28 @@ def test_a_run_takes_its_memory_out_of_what_is_set_aside(
     assert len(sizes) < 10 < len([line for line in undisturbed.calls if line.startswith("allocate ")])
 
 
-def test_the_card_computes_every_product_and_gets_back_what_it_gives(undisturbed: Undisturbed) -> None:
+def test_the_card_computes_every_product_and_memory_is_freed(undisturbed: Undisturbed) -> None:
     calls = Counter(line.split()[0] for line in undisturbed.calls)
     n_steps = 2 * 9
     assert calls["cublasSgemm_v2"] >= 5 * n_steps
     assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # but for what there is to the end
 
 
-def test_g1_out_of_memory_while_encoding_it_goes_on_with_fewer_rows(
+def test_encoding_continues_with_fewer_rows_if_memory_runs_out(
     shards: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     tile = undisturbed.allocations(TILE_ROWS * N_INPUTS)[-1]
     ended = on_card(shards, oom_at=tile).run(tmp_path / "out")
     assert ended.code == 0, ended.lines
-    assert ended.says(r" WARNING the device is out of memory: from now on \d+ rows at a time")
+    assert ended.says(r" WARNING .*\bmemory\b.* \d+ rows\b")
     assert_close(features(tmp_path / "out"), features(undisturbed.output), "cuda", "float32", "features")
 
 
-def test_g2_out_of_memory_while_training_ends_the_run_with_advice(
-    shards: Path, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_training_stops_if_device_memory_runs_out(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     minibatch = undisturbed.allocations(4 * BATCH * N_INPUTS)[0]  # as float32
     ended = on_card(shards, oom_at=minibatch).run(tmp_path / "out")
     assert ended.code == 69
-    assert ended.says(r"the device's memory has run out: .*\. Lower --device-memory-budget or --batch-size")
+    assert ended.says(r"DeviceError: .*\bmemory\b.* --device-memory-budget\b.* --batch-size\b")
     assert LAST_LINE.search(ended.lines[-1])
 
 
@@ -160,7 +154,7 @@ def test_g2_out_of_memory_while_training_ends_the_run_with_advice(
     ("settings", "visible", "says"),
     [({"driver": "12.4"}, None, "UNSUPPORTED_PTX_VERSION"), ({}, "", "no CUDA-capable device is detected")],
 )
-def test_g3_a_driver_that_is_too_old_and_a_card_that_is_hidden_are_named(
+def test_an_old_driver_and_a_hidden_card_are_reported(
     shards: Path, tmp_path: Path, settings: dict[str, str], visible: str | None, says: str
 ) -> None:
     program = on_card(shards, **settings)
@@ -168,28 +162,27 @@ def test_g3_a_driver_that_is_too_old_and_a_card_that_is_hidden_are_named(
         program.environment["CUDA_VISIBLE_DEVICES"] = visible
     ended = program.run(tmp_path / "out", "--require-device")
     assert ended.code == 69
-    assert ended.says(f"DeviceError: device=cuda cannot be used: .*{says}")
+    assert ended.says(f"DeviceError: device=cuda .*{says}")
 
 
-def test_g4_a_card_that_is_lost_in_training_ends_the_run_and_the_same_command_goes_on(
+def test_a_run_resumes_after_losing_its_card_in_training(
     shards: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     ended = on_card(shards, lost_at=undisturbed.n_launches // 2).run(tmp_path / "out")
     assert ended.code == 75, ended.lines
-    assert "stages done: scan; " in ended.lines[-1]
+    assert mentions(ended.lines[-1], "scan")
+    assert not mentions(ended.lines[-1], "training")
     assert on_card(shards).run(tmp_path / "out").code == 0
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)
 
 
-def test_g4_a_card_that_is_lost_while_encoding_ends_the_run(
-    shards: Path, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
+def test_losing_the_card_while_encoding_stops_the_run(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     ended = on_card(shards, lost_at=undisturbed.n_launches).run(tmp_path / "out")
     assert ended.code == 75, ended.lines
-    assert "stages done: scan, training; " in ended.lines[-1]
+    assert mentions(ended.lines[-1], "scan", "training")
 
 
-def test_g4_a_worker_whose_card_is_lost_leaves_and_its_work_goes_to_another(
+def test_a_worker_that_lost_its_card_hands_its_work_to_another(
     shards: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     settings = on_card(shards).environment
@@ -200,5 +193,5 @@ def test_g4_a_worker_whose_card_is_lost_leaves_and_its_work_goes_to_another(
         until(lambda: cluster.processes["falls"].poll() is not None, "its end")
         cluster.start_worker("stands")
         said = ends_well(process)
-    assert re.search(r" WARNING cluster: worker falls leaves, its work goes to the others: the device is lost: ", said)
+    assert re.search(r" WARNING cluster: worker falls .*\bdevice\b", said)
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.model import load_model
 from tests.support import standin
+from tests.support.logged import mentions, resumed_step
 from tests.support.spoilt import (
     Shards,
     check,
@@ -26,7 +27,7 @@ class Bursting(standin.TrainingStep):
 
 
 @pytest.mark.parametrize(("late", "rate"), [(False, "1e6"), (True, "0.1")], ids=["at once", "late"])
-def test_v7_divergence_keeps_the_last_good_weights_and_happens_again_alike(
+def test_divergence_is_reproducible_and_keeps_the_last_weights(
     shards: Shards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, late: bool, rate: str
 ) -> None:
     """At once, and after epochs whose checkpoints the same command goes on from."""
@@ -41,14 +42,14 @@ def test_v7_divergence_keeps_the_last_good_weights_and_happens_again_alike(
         with np.errstate(all="ignore"):
             assert shards.run(*flags) == 65
         said = errors(caplog)
-        assert f"training diverged at epoch {3 if late else 0}, minibatch " in said
-        assert all(phrase in said for phrase in ("last finite cost 0", "Lower --learning-rate", "model-last-good.h5"))
+        assert mentions(said, "TrainingDiverged", f"epoch {3 if late else 0}")
+        assert all(phrase in said for phrase in ("--learning-rate", "model-last-good.h5"))
         assert not (shards.output / "manifest.json").exists()
         stopped = load_model(shards.output / "model-last-good.h5")
         assert all(np.isfinite(array).all() for array in stopped.parameters.values())
         found.append((said, stopped.fingerprint))
     assert found[0] == found[1]
-    assert "going on behind step" in caplog.text
+    assert resumed_step(caplog.text) is not None
     assert shards.run() == 0, "other settings begin anew"
     assert not (shards.output / "model-last-good.h5").exists()
     check(shards.output, shards.arrays, [])

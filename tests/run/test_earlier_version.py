@@ -18,17 +18,18 @@ import pytest
 from pipeline.features import open_features
 from pipeline.run import fingerprints
 from tests.support.faulty import Watched
+from tests.support.logged import COMPLETE, mentions, resumed_step, resumes_encoding, reuses
 from tests.support.soak_protocol import broken_promises, leftovers, records, seen_by_all
 from tests.support.standin import Night, features_of, install
 
 STEPS = ("--checkpoint-minutes", "0")
 
-# What the log says about the results that are reused, by the directory.
+# The stages whose results are reused, by the directory.
 REUSED = {
-    "scanned": ["scan: an earlier run has finished it"],
-    "training": ["scan: an earlier run has finished it", "training: going on behind step"],
-    "encoding": ["training: an earlier run has finished it", "encoding: going on, an earlier run has committed"],
-    "finishing": ["training: an earlier run has finished it"],
+    "scanned": ["scan"],
+    "training": ["scan"],
+    "encoding": ["training"],
+    "finishing": ["training"],
 }
 
 
@@ -48,7 +49,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
 
 
 @pytest.mark.process
-def test_a_finished_run_is_complete_and_stays_as_it_is(earlier: Night) -> None:
+def test_a_finished_run_is_complete_and_unchanged(earlier: Night) -> None:
     output = earlier.folder / "finished"
     features = open_features(output).features.compute()
     assert features.shape == (55, 2)
@@ -59,10 +60,10 @@ def test_a_finished_run_is_complete_and_stays_as_it_is(earlier: Night) -> None:
     assert earlier.run(output, *STEPS, disk=watched) == 0
     assert watched.calls == []
     assert features_of(output) == bits
-    assert "Already complete: 55 rows x 4 columns -> 2 features" in (output / "run.log").read_text()
+    assert mentions((output / "run.log").read_text(), COMPLETE, 55, 4, 2)
 
 
-def test_a_finished_run_is_replaced(earlier: Night) -> None:
+def test_a_finished_run_can_be_replaced(earlier: Night) -> None:
     output = earlier.folder / "finished"
     assert earlier.run(output, *STEPS, "--seed", "1", "--overwrite") == 0
     assert seen_by_all(output) is not None
@@ -74,8 +75,10 @@ def test_an_unfinished_run_is_resumed(earlier: Night, stage: str, caplog: pytest
     output = earlier.folder / stage
     before = {record["entry"]["file"] for record in records(output)}
     assert earlier.run(output, *STEPS) == 0
-    for words in REUSED[stage]:
-        assert words in caplog.text
+    for reused in REUSED[stage]:
+        assert reuses(caplog.text, reused)
+    assert (resumed_step(caplog.text) is not None) == (stage == "training")
+    assert resumes_encoding(caplog.text) == (stage == "encoding")
     if stage in ("encoding", "finishing"):
         assert before <= {record["entry"]["file"] for record in records(output)}
 

@@ -71,7 +71,7 @@ def plain(found: Request) -> dict[str, Any]:
 # -- what depends on what ----------------------------------------------------------------------------------------
 
 
-def test_the_same_request_has_the_same_fingerprints_and_each_stage_its_own() -> None:
+def test_equal_requests_have_equal_fingerprints() -> None:
     assert touched(request()) == set()
     assert len(set(fingerprints(request()).values())) == len(STAGES)
 
@@ -119,7 +119,7 @@ TOUCHED: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-def test_u3_a_setting_touches_what_depends_on_it() -> None:
+def test_a_setting_changes_the_stages_that_depend_on_it() -> None:
     """The features depend on the training by the model itself, whose fingerprint is held here."""
     for change, expected in TOUCHED:
         assert touched(request(CONFIG.changed(**change))) == expected, change
@@ -140,7 +140,7 @@ def other_value(setting: Setting) -> Any:
     return ("other",) if isinstance(now, tuple) else "7" if setting.type == "str" else 7
 
 
-def test_u3_every_setting_says_what_it_affects_and_touches_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_changes_the_stages_that_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is forgotten in a fingerprint would take over a result that it changes."""
     monkeypatch.setattr(replicas, "_LEAST_STEPS", 100)  # or these few rows would have one replica in any case
     for setting in SETTINGS.values():
@@ -162,7 +162,7 @@ BEFORE = {  # fingerprints by the version that kept lists of settings, the first
 }
 
 
-def test_u3_what_earlier_versions_have_done_is_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprints_of_earlier_versions_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "version", lambda name: "1.2.3")
     training = {
         **{"n_features": 3, "epochs": 7, "batch_size": 32, "optimizer": "momentum", "learning_rate": 0.5},
@@ -184,7 +184,7 @@ def test_u3_what_earlier_versions_have_done_is_known_again(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", ["_SCAN", "_TRAINING", "_ENCODING"])
-def test_u3_other_numbers_from_the_same_settings_are_other_results(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_format_numbers_change_the_stages_that_depend_on_them(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     before = request()
     monkeypatch.setattr(module, name, 2)
     expected = {"_SCAN": set(STAGES), "_TRAINING": {"model", "all"}, "_ENCODING": {"features", "all"}}
@@ -192,14 +192,14 @@ def test_u3_other_numbers_from_the_same_settings_are_other_results(monkeypatch: 
 
 
 @pytest.mark.parametrize("package", ["numpy", "Theano"])
-def test_u3_other_libraries_make_another_model(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_versions_of_libraries_change_the_model(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     before, version = request(), module.version
     monkeypatch.setattr(module, "version", lambda name: "9.9" if name == package else version(name))
     assert touched(request(), before) == {"model", "all"}
     assert package in differences(plain(before), plain(request()))
 
 
-def test_u3_a_budget_counts_as_far_as_it_binds() -> None:
+def test_a_memory_budget_matters_only_if_it_limits_the_rows() -> None:
     wide = tuple(replace(shard, shape=(10**6, 4), identity=replace(FILE, size=16 * 10**6)) for shard in SHARDS)
     before = request(shards=wide)
     assert touched(request(CONFIG.changed(memory_budget=2**35), wide), before) == set()
@@ -216,20 +216,20 @@ def changed(**how: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
 
 INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] = {
     "mtime": (changed(identity=replace(FILE, mtime_ns=10**18 + 1)), ":40.000000001)"),
-    "size": (changed(identity=replace(FILE, size=16001)), "input b.h5 (n_bytes 16000 -> 16001)"),
-    "rows": (changed(shape=(999, 4)), "input b.h5 (shape [1000, 4] -> [999, 4]"),
-    "dtype": (changed(stored_dtype=">f4"), "input b.h5 (dtype <f4 -> >f4)"),
-    "dataset": (changed(dataset="Y"), "input b.h5 (dataset X -> Y)"),
-    "riders": (changed(riders=()), "input b.h5 (riders ['y'] -> [])"),
-    "removed": (lambda shards: shards[:2], "input c.h5 is gone"),
-    "added": (lambda shards: (*shards, replace(shards[0], path="/data/d.h5")), "input d.h5 is new"),
-    "renamed": (changed(path="/data/new.h5"), "input b.h5 is gone; input new.h5 is new"),
-    "another order": (lambda shards: shards[::-1], "the inputs come in another order"),
-    "forged name": (changed(path="/data/b\n\x1b.h5"), "input b\\x0a\\x1b.h5 is new"),
+    "size": (changed(identity=replace(FILE, size=16001)), "b.h5 (n_bytes 16000 -> 16001)"),
+    "rows": (changed(shape=(999, 4)), "b.h5 (shape [1000, 4] -> [999, 4]"),
+    "dtype": (changed(stored_dtype=">f4"), "b.h5 (dtype <f4 -> >f4)"),
+    "dataset": (changed(dataset="Y"), "b.h5 (dataset X -> Y)"),
+    "riders": (changed(riders=()), "b.h5 (riders ['y'] -> [])"),
+    "removed": (lambda shards: shards[:2], "c.h5 "),
+    "added": (lambda shards: (*shards, replace(shards[0], path="/data/d.h5")), "d.h5 "),
+    "renamed": (changed(path="/data/new.h5"), "new.h5 "),
+    "another order": (lambda shards: shards[::-1], "order"),
+    "forged name": (changed(path="/data/b\n\x1b.h5"), "b\\x0a\\x1b.h5 "),
 }
 
 
-def test_u3_a_changed_input_touches_everything_and_is_named() -> None:
+def test_a_changed_input_changes_every_stage_and_is_named() -> None:
     for kind, (change, words) in INPUTS.items():
         now = request(shards=change(SHARDS))
         assert touched(now) == set(STAGES), kind
@@ -238,14 +238,14 @@ def test_u3_a_changed_input_touches_everything_and_is_named() -> None:
         assert found.isprintable(), kind
 
 
-def test_u3_a_data_set_may_be_moved() -> None:
+def test_moving_the_input_changes_nothing() -> None:
     there = replace(FILE, inode=5, device=6)
     moved = tuple(replace(shard, path=shard.path.replace("/data", "/elsewhere"), identity=there) for shard in SHARDS)
     assert touched(request(shards=moved)) == set()
     assert differences(plain(request()), plain(request(shards=moved))) == ""
 
 
-def test_names_of_columns_touch_nothing_and_their_order_everything() -> None:
+def test_names_of_columns_change_nothing_but_their_order_does() -> None:
     """Results of versions that did not know the names are reused."""
     named = tuple(replace(shard, columns=Columns(tuple("abcd"), "var")) for shard in SHARDS)
     assert touched(request(shards=named)) == set()
@@ -257,7 +257,7 @@ def test_names_of_columns_touch_nothing_and_their_order_everything() -> None:
         assert touched(request(CONFIG.changed(match_columns=match), named)) == set()
 
 
-def test_u3_the_place_of_a_shard_among_others_counts() -> None:
+def test_the_order_of_shards_matters() -> None:
     twins = (SHARDS[0], replace(SHARDS[0], path="/other/a.h5", identity=replace(FILE, mtime_ns=3)))
     assert touched(request(shards=twins), request(shards=twins[::-1])) == set(STAGES)
 
@@ -265,14 +265,14 @@ def test_u3_the_place_of_a_shard_among_others_counts() -> None:
 # -- a given model -----------------------------------------------------------------------------------------------
 
 
-def test_with_a_model_no_setting_of_the_training_counts() -> None:
+def test_training_settings_do_not_matter_with_a_given_model() -> None:
     before = request(model=MODEL)
     for change in ({"epochs": 3}, {"seed": 1}, {"learning_rate": 0.5}, {"memory_budget": 2**24}):
         assert touched(request(CONFIG.changed(**change), model=MODEL), before) == set(), change
     assert touched(before) == {"model", "all"}
 
 
-def test_which_rows_are_bad_depends_on_whether_the_model_fills() -> None:
+def test_imputation_by_a_given_model_changes_the_scan() -> None:
     clipping = replace(MODEL, scaler=replace(MODEL.scaler, clips=True))
     filling = replace(MODEL, scaler=replace(MODEL.scaler, fill=np.zeros(4)))
     assert "scan" not in touched(request(model=clipping), request(model=MODEL))
@@ -290,17 +290,17 @@ def test_another_model_makes_other_features() -> None:
 # -- in words ----------------------------------------------------------------------------------------------------
 
 
-def test_no_difference_has_no_words() -> None:
+def test_equal_requests_have_no_differences() -> None:
     assert differences(plain(request()), plain(request())) == ""
 
 
-def test_every_changed_setting_is_named_with_both_values() -> None:
+def test_differences_name_settings_with_both_values() -> None:
     now = request(CONFIG.changed(epochs=3, seed=7, missing_value=-1.0, on_drift="clip"))
     words = differences(plain(request()), plain(now))
     assert words == "missing_value None -> -1.0; epochs 20 -> 3; seed 0 -> 7; on_drift pass -> clip"
 
 
-def test_many_differences_are_cut_short() -> None:
+def test_many_differences_are_abridged() -> None:
     many = tuple(replace(SHARDS[0], path=f"/data/{i}.h5") for i in range(500))
     words = differences(plain(request()), plain(request(shards=many)))
     assert words.endswith(" and 493 more")
@@ -308,7 +308,7 @@ def test_many_differences_are_cut_short() -> None:
 
 
 @pytest.mark.parametrize("before", [{}, {"inputs": {}, "scan": {}}, {"training": {"epochs": 3, "of old": 1}}], ids=str)
-def test_what_another_version_was_asked_for_is_different_and_no_error(before: dict[str, Any]) -> None:
+def test_requests_of_other_versions_can_be_compared(before: dict[str, Any]) -> None:
     assert differences(before, plain(request()))
 
 

@@ -18,13 +18,13 @@ PHASES = ("start", "scan", "training", "encoding", "finishing")
 
 
 @pytest.mark.process
-def test_p1_killed_in_any_phase_a_run_goes_on_and_ends_with_the_same_bits(victim: Victim) -> None:
+def test_a_run_killed_in_any_phase_resumes_with_the_same_bits(victim: Victim) -> None:
     found = list(rounds(victim, len(PHASES), seed=1))
     assert [kills[0].is_rerun for kills, _ in found] == [False] * len(PHASES)
 
 
 @pytest.mark.process
-def test_p1_killed_again_and_again_a_run_still_ends_with_the_same_bits(victim: Victim, tmp_path: Path) -> None:
+def test_a_run_killed_repeatedly_resumes_with_the_same_bits(victim: Victim, tmp_path: Path) -> None:
     kills, _ = victim.round(tmp_path / "out", ["training", "training", "encoding"], random.Random(1))
     assert [kill.is_rerun for kill in kills] == [False, True, True][: len(kills)]
 
@@ -42,14 +42,14 @@ def killed(phase: str) -> Ended:
     return Ended(-signal.SIGKILL, [], {phase: 0.0}, 0.0)
 
 
-def test_what_is_as_promised_passes(victim: Victim, output: Path) -> None:
+def test_the_checks_accept_an_undamaged_run(victim: Victim, output: Path) -> None:
     victim.check(output)
     kill = victim.look(killed("finishing"), output)
     assert (kill.n_parts, kill.n_checkpoints, kill.n_half, kill.is_complete) == (40, 0, 0, True)
 
 
 @pytest.mark.parametrize("name", ["parts/*.h5", "stages/scan-*.npz", "index.h5"])
-def test_a_file_that_is_cut_short_is_seen(victim: Victim, output: Path, name: str) -> None:
+def test_the_checks_detect_a_truncated_file(victim: Victim, output: Path, name: str) -> None:
     path = next(output.glob(name)).resolve()
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Broken, match="not as promised.*" + path.name):
@@ -57,25 +57,25 @@ def test_a_file_that_is_cut_short_is_seen(victim: Victim, output: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "commits/part-*.json"])
-def test_half_a_record_is_seen(victim: Victim, output: Path, name: str) -> None:
+def test_the_checks_detect_a_truncated_record(victim: Victim, output: Path, name: str) -> None:
     path = next(output.glob(name))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(Broken, match="half"):
         victim.look(killed("finishing"), output)
 
 
-def test_a_single_other_bit_is_seen_even_if_every_digest_fits_it(victim: Victim, output: Path) -> None:
+def test_the_checks_detect_a_changed_bit_despite_valid_digests(victim: Victim, output: Path) -> None:
     with h5py.File(next(output.glob("parts/part-000005-*.h5")), "r+") as part:
         part["features"][0, 0] *= 1 + 2**-23
     assert features_of(output) != victim.features
 
 
-def test_what_is_left_over_is_seen(victim: Victim, output: Path) -> None:
+def test_the_checks_detect_leftover_files(victim: Victim, output: Path) -> None:
     (output / "parts" / "part-000001-000000000000-x.h5.writing").touch()
     with pytest.raises(Broken, match="left over"):
         victim.check(output)
 
 
-def test_a_run_that_was_not_killed_is_seen(victim: Victim, output: Path) -> None:
+def test_the_checks_detect_a_run_that_was_not_killed(victim: Victim, output: Path) -> None:
     with pytest.raises(Broken, match="exit code 70, expected to be killed"):
         victim.look(Ended(70, ["a fault"], {"scan": 0.0}, 0.0), output)

@@ -68,7 +68,7 @@ def test_large_integers_give_the_features_of_their_differences(large: Night, tmp
             assert np.ptp(features(out)[~np.isnan(features(out))]) > 0
 
 
-def test_a_model_of_large_integers_is_read_and_applied(large: Night, tmp_path: Path) -> None:
+def test_a_model_of_large_integers_can_be_applied(large: Night, tmp_path: Path) -> None:
     out = tmp_path / "out"
     again = tmp_path / "again"
     assert large.run(out) == 0

@@ -61,7 +61,7 @@ def flags(source: str, output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "gzip"])
-def test_data_four_times_the_budget_stays_within_it(tmp_path: Path, layout: str, small: int) -> None:
+def test_data_of_four_times_the_budget_stay_within_it(tmp_path: Path, layout: str, small: int) -> None:
     rows = 4 * BUDGET // (4 * 784) + 1
     shape = ["--rows", str(rows), "--columns", "784", "--shards", "3", "--layout", layout]
     assert make_data.main(["synthetic", *shape, "--output", str(tmp_path / "shards")]) == 0

@@ -36,7 +36,7 @@ KINDS = ["stages/scan", "commits/model", "parts/part", "commits/part", "report.j
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_whose_directory_was_moved_ends_and_harms_nobody(night: Night, out: Path, kind: str) -> None:
+def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(night: Night, out: Path, kind: str) -> None:
     old = out.with_name("old")
 
     def move_and_run() -> None:
@@ -53,7 +53,7 @@ def test_a_run_whose_directory_was_moved_ends_and_harms_nobody(night: Night, out
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS[2:])
-def test_a_run_whose_lock_was_replaced_ends_and_harms_nobody(night: Night, out: Path, kind: str) -> None:
+def test_a_run_whose_lock_was_replaced_stops_and_harms_no_run(night: Night, out: Path, kind: str) -> None:
     def replace_lock_and_run() -> None:
         (out / ".lock").unlink()
         assert forked(lambda: night.run(out, *STEPS, *OTHER, "--restart")) == (0, 0)
@@ -65,7 +65,7 @@ def test_a_run_whose_lock_was_replaced_ends_and_harms_nobody(night: Night, out: 
     assert leftovers(out) == []
 
 
-def test_a_finished_run_that_is_moved_while_it_is_verified(
+def test_a_finished_run_that_is_moved_during_verification_fails(
     night: Night, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.run import resume

@@ -91,7 +91,7 @@ def plant(folder: Path, canaries: Path) -> None:
     (folder / "libgcc_s.so.1").write_text("INPUT(/planted/not-there.o)\n")
 
 
-def test_the_trap_works(tmp_path: Path) -> None:
+def test_planted_modules_are_executed_without_protection(tmp_path: Path) -> None:
     plant(tmp_path, tmp_path)
     subprocess.run([sys.executable, "-c", "import json"], cwd=tmp_path, capture_output=True, check=False)
     assert (tmp_path / "json").exists()
@@ -113,7 +113,7 @@ def test_pip_is_not_taken_from_the_current_directory(trap: Trap, monkeypatch: py
     assert (child.returncode, stdout[:4], trap.executed()) == (0, b"pip ", [])
 
 
-def test_no_directory_that_another_user_made_is_used_for_workers(trap: Trap) -> None:
+def test_workers_use_no_directory_of_another_user(trap: Trap) -> None:
     """Its owner could put modules into the directories of workers, which they import from."""
     before = trap.scratch.stat().st_mtime_ns
     done = trap.run(COMMAND, "run", *COMMANDS["run"], "--restart")

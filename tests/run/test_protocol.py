@@ -47,7 +47,7 @@ def some(first: int, stride: int) -> slice:
 
 
 @pytest.mark.slow
-def test_d10_every_call_fails_for_good(trial: Callable[[str], Trial]) -> None:
+def test_every_call_can_fail_permanently(trial: Callable[[str], Trial]) -> None:
     codes = fail_every_call(trial("new"), errno.ENOSPC, for_good=True, of=trial("new").calls_of_each_kind())
     assert set(codes) == {73, 74}
     assert codes.total() > 50
@@ -64,12 +64,12 @@ def test_d10_every_call_fails_for_good(trial: Callable[[str], Trial]) -> None:
     ],
     ids=["no space once", "storage error once", "storage error for good", "done nevertheless"],
 )
-def test_d10_some_calls_fail(trial: Callable[[str], Trial], code: int, for_good: bool, done: bool, first: int) -> None:
+def test_some_calls_can_fail(trial: Callable[[str], Trial], code: int, for_good: bool, done: bool, first: int) -> None:
     assert fail_every_call(trial("new"), code, for_good, done, some(6 * first, 24)).total() > 8
 
 
 @pytest.mark.slow
-def test_d14_some_calls_find_too_many_open_files(trial: Callable[[str], Trial]) -> None:
+def test_some_calls_can_find_too_many_open_files(trial: Callable[[str], Trial]) -> None:
     codes = fail_every_call(trial("new"), errno.EMFILE, for_good=False, of=some(1, 19))
     assert set(codes) <= {0, 71}  # how much is free need not be known
     assert codes[71] > 8
@@ -77,13 +77,15 @@ def test_d14_some_calls_find_too_many_open_files(trial: Callable[[str], Trial]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "first"), [(0, 0), (errno.ENOSPC, 1)], ids=["once", "then no space"])
-def test_d5_d10_every_write_is_short(trial: Callable[[str], Trial], code: int, first: int) -> None:
+def test_every_write_can_be_short(trial: Callable[[str], Trial], code: int, first: int) -> None:
     """Each write is short in one of the two ways."""
     assert fail_every_write(trial("new"), code, some(first, 2)).total() > 10
 
 
 @pytest.mark.process
-def test_p2_killed_after_every_call(trial: Callable[[str], Trial], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_can_be_killed_after_every_call(
+    trial: Callable[[str], Trial], capsys: pytest.CaptureFixture[str]
+) -> None:
     n_killed = kill_at_every_call(trial("new"), after=True, of=trial("new").calls_of_each_kind())
     with capsys.disabled():
         print(f"\n  killed after {n_killed} calls: {dict(Counter(name for name, _ in trial('new').calls))}")
@@ -91,12 +93,12 @@ def test_p2_killed_after_every_call(trial: Callable[[str], Trial], capsys: pytes
 
 
 @pytest.mark.process
-def test_p2_killed_before_some_calls(trial: Callable[[str], Trial]) -> None:
+def test_a_run_can_be_killed_before_some_calls(trial: Callable[[str], Trial]) -> None:
     assert kill_at_every_call(trial("new"), after=False, of=some(0, 24)) > 8
 
 
 @pytest.mark.slow
-def test_p8_power_cut_after_every_call(trial: Callable[[str], Trial]) -> None:
+def test_power_can_be_cut_after_some_calls(trial: Callable[[str], Trial]) -> None:
     kinds = cut_power(trial("new"), n_random=1, of=some(0, 5))
     assert kinds.total() > 40
     assert set(kinds) == {"lost", "empty", "zeros", "mixed"}
@@ -125,7 +127,7 @@ def test_all_readers_see_one_run_after_every_change(trial: Callable[[str], Trial
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", PUBLISHING)
-def test_p2_p8_some_disturbances_while_results_are_replaced(trial: Callable[[str], Trial], kind: str) -> None:
+def test_replacing_results_can_be_disturbed(trial: Callable[[str], Trial], kind: str) -> None:
     n_calls = len(trial(kind).calls)
     assert kill_at_every_call(trial(kind), after=True, of=some(n_calls // 2, 28)) > 2
     assert fail_every_call(trial(kind), errno.EIO, False, of=some(n_calls // 2 + 14, 28)).total() > 2
@@ -134,7 +136,7 @@ def test_p2_p8_some_disturbances_while_results_are_replaced(trial: Callable[[str
 
 @pytest.mark.process
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS, *PUBLISHING)])
-def test_p2_p8_d10_runs_of_other_kinds(trial: Callable[[str], Trial], kind: str) -> None:
+def test_other_kinds_of_runs_can_be_disturbed(trial: Callable[[str], Trial], kind: str) -> None:
     n = len(trial(kind).calls) // 36  # with a given model there are fewer
     assert fail_every_call(trial(kind), errno.ENOSPC, True, of=some(0, 36)).total() >= n > 2
     assert fail_every_call(trial(kind), errno.EIO, False, of=some(12, 36)).total() >= n
@@ -144,7 +146,7 @@ def test_p2_p8_d10_runs_of_other_kinds(trial: Callable[[str], Trial], kind: str)
 
 
 @pytest.mark.process
-def test_p2_p8_d5_d10_a_single_file_of_a_finished_run(trial: Callable[[str], Trial]) -> None:
+def test_writing_a_single_file_can_be_disturbed(trial: Callable[[str], Trial]) -> None:
     """A call of each kind."""
     calls = trial(AFTERWARDS).calls_of_each_kind()
     assert fail_every_call(trial(AFTERWARDS), errno.ENOSPC, True, of=calls).total() > 30
@@ -155,5 +157,5 @@ def test_p2_p8_d5_d10_a_single_file_of_a_finished_run(trial: Callable[[str], Tri
 
 
 @pytest.mark.process
-def test_p2_p8_d10_bad_nights_one_after_the_other(trial: Callable[[str], Trial]) -> None:
+def test_disturbances_can_follow_each_other(trial: Callable[[str], Trial]) -> None:
     assert set(bad_nights(trial("new"), 8)) == {"fails", "is short", "killed", "power"}

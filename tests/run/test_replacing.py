@@ -20,6 +20,7 @@ from pipeline.output.records import read_manifest
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import Watched
 from tests.support.helpers import write_shard
+from tests.support.logged import COMPLETE, differs, mentions, resumes_encoding, reuses, reuses_anything
 from tests.support.nights import OTHER, STEPS, Stopping, fresh, parts, stamps, standing
 from tests.support.soak_protocol import (
     broken_promises,
@@ -29,19 +30,19 @@ from tests.support.soak_protocol import (
 from tests.support.standin import Night, features_of
 
 
-def test_u3_a_finished_run_is_not_replaced_without_leave(
+def test_a_finished_run_is_only_replaced_with_overwrite(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out) == 0
     before, watched = stamps(out), Watched()
     assert night.run(out, "--epochs", "3", "--on-drift", "clip", disk=watched) == 78
-    assert "this one differs: epochs 2 -> 3; on_drift pass -> clip. Choose another --output" in caplog.text
-    assert "--overwrite (what still fits is kept) or --restart" in caplog.text
+    assert mentions(caplog.text, "ConfigError", f"output={out}", "epochs 2 -> 3", "on_drift pass -> clip")
+    assert mentions(caplog.text, "--output", "--overwrite", "--restart")
     assert watched.calls == []
     assert stamps(out) == before
 
 
-def test_u3_overwriting_keeps_what_fits(
+def test_overwriting_reuses_results_that_still_fit(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out) == 0
@@ -49,36 +50,35 @@ def test_u3_overwriting_keeps_what_fits(
     (scan_file,) = (name for name in before if name.startswith("stages/scan"))
     caplog.clear()
     assert night.run(out, *OTHER, "--overwrite") == 0
-    assert "results are replaced, since: seed 0 -> 1" in caplog.text
-    assert "scan: an earlier run has finished it" in caplog.text
+    assert mentions(caplog.text, f"output={out}", "seed 0 -> 1")
+    assert reuses(caplog.text, "scan")
     assert stamps(out)[scan_file] == before[scan_file]
     assert features_of(out) == expected(*OTHER)
     assert not [name for name in before if name.startswith(("parts/", "stages/model")) and name in stamps(out)]
     assert broken_promises(out) == leftovers(out) == []
 
 
-def test_u3_other_settings_of_the_encoding_keep_the_model(
+def test_settings_of_the_encoding_keep_the_model(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out) == 0
     caplog.clear()
     assert night.run(out, "--on-drift", "clip", "--overwrite") == 0
-    assert "training: an earlier run has finished it" in caplog.text
+    assert reuses(caplog.text, "training")
     assert features_of(out) == expected()
 
 
-def test_u3_restarting_begins_again(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_restarting_reuses_nothing(night: Night, out: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert night.run(out) == 0
     expected, before = features_of(out), stamps(out)
     caplog.clear()
     assert night.run(out, "--restart") == 0
-    assert "beginning again" in caplog.text
-    assert "an earlier run" not in caplog.text
+    assert not reuses_anything(caplog.text)
     assert features_of(out) == expected
     assert not {name for name in before if name.startswith(("parts/", "stages/"))} & set(stamps(out))
 
 
-def test_u3_an_unfinished_run_goes_on_with_other_settings_and_back(
+def test_an_unfinished_run_can_switch_settings_and_back(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, disk=Stopping("commits/part", 2)) == 74
@@ -86,19 +86,20 @@ def test_u3_an_unfinished_run_goes_on_with_other_settings_and_back(
     assert len(first) == 2
     caplog.clear()
     assert night.run(out, *OTHER, "--overwrite", disk=Stopping("commits/part", 1)) == 74
-    assert "this run differs from the last one here, and does anew what that touches: seed 0 -> 1" in caplog.text
-    assert "scan: an earlier run has finished it" in caplog.text
+    assert differs(caplog.text)
+    assert mentions(caplog.text, "seed 0 -> 1")
+    assert reuses(caplog.text, "scan")
     caplog.clear()
     assert night.run(out, "--overwrite") == 0
-    assert "does anew what that touches: seed 1 -> 0" in caplog.text
-    assert "training: an earlier run has finished it" in caplog.text
-    assert "encoding: going on, an earlier run has committed " in caplog.text
+    assert mentions(caplog.text, "seed 1 -> 0")
+    assert reuses(caplog.text, "training")
+    assert resumes_encoding(caplog.text)
     assert first <= set(parts(out))
     assert features_of(out) == expected()
     assert leftovers(out) == []
 
 
-def test_u3_a_run_that_was_to_be_replaced_is_still_complete(
+def test_an_interrupted_replacement_keeps_the_old_results(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out) == 0
@@ -109,7 +110,7 @@ def test_u3_a_run_that_was_to_be_replaced_is_still_complete(
     assert stamps(out) == begun, "and the new one may go on"
     caplog.clear()
     assert night.run(out, *OTHER, "--overwrite") == 0
-    assert "encoding: going on" in caplog.text
+    assert resumes_encoding(caplog.text)
     assert features_of(out) == expected(*OTHER)
 
 
@@ -119,31 +120,31 @@ EPOCHS = [*STEPS, "--epochs", "3"]
 @pytest.mark.parametrize(
     ("kind", "n_named", "kept"),
     [
-        ("commits/checkpoint", 2, "a checkpoint of 0 of 2 epochs, step 2"),
-        ("commits/model", 1, "trained"),
-        ("commits/part", 2, "trained, 20 rows encoded"),
+        ("commits/checkpoint", 2, ("0 of 2", 2)),
+        ("commits/model", 1, ("trained",)),
+        ("commits/part", 2, ("trained", 20)),
     ],
 )
-def test_u3_an_unfinished_training_is_not_thrown_away_by_a_slip_of_the_finger(
+def test_changed_settings_do_not_discard_a_started_training(
     night: Night,
     out: Path,
     expected: Callable[..., bytes],
     caplog: pytest.LogCaptureFixture,
     kind: str,
     n_named: int,
-    kept: str,
+    kept: tuple[str | int, ...],
 ) -> None:
     assert night.run(out, *STEPS, disk=Stopping(kind, n_named)) == 74
     before = standing(out)
     caplog.clear()
     assert night.run(out, *EPOCHS) == 78
-    assert f"holds an unfinished run ({kept}), and this one differs: epochs 2 -> 3. Set that back" in caplog.text
+    assert mentions(caplog.text, "ConfigError", f"output={out}", *kept, "epochs 2 -> 3")
     assert stamps(out) == before
     assert night.run(out, *STEPS) == 0
     assert features_of(out) == expected()
 
 
-def test_u3_an_unfinished_run_of_other_inputs_is_not_thrown_away(
+def test_changed_inputs_do_not_discard_an_unfinished_run(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, disk=Stopping("commits/part", 2)) == 74
@@ -151,12 +152,12 @@ def test_u3_an_unfinished_run_of_other_inputs_is_not_thrown_away(
     for flags in ([], ["--overwrite"]):
         caplog.clear()
         assert night.run(out, *flags) == 78
-        assert "an unfinished run of other input files (trained, 20 rows encoded): input 0.h5 is gone" in caplog.text
+        assert mentions(caplog.text, f"output={out}", "trained", 20, "0.h5", "--restart")
     assert night.run(out, "--restart") == 0
     assert features_of(out) == fresh(night)
 
 
-def test_u3_a_run_that_has_only_been_scanned_or_has_diverged_is_no_loss(
+def test_a_run_without_usable_training_can_be_discarded(
     night: Night, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, *STEPS, disk=Stopping("commits/scan", 1)) == 74
@@ -164,11 +165,11 @@ def test_u3_a_run_that_has_only_been_scanned_or_has_diverged_is_no_loss(
     (out / "model-last-good.h5").touch()  # as a training leaves it that diverges
     caplog.clear()
     assert night.run(out, *STEPS) == 0
-    assert "does anew what that touches: optimizer momentum -> adam" in caplog.text
+    assert mentions(caplog.text, "optimizer momentum -> adam")
     assert features_of(out) == expected()
 
 
-def test_u3_what_was_trained_after_another_training_diverged_is_not_thrown_away(
+def test_a_training_that_follows_a_divergence_is_not_discarded(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, *STEPS, "--optimizer", "momentum", disk=Stopping("commits/checkpoint", 2)) == 74
@@ -177,17 +178,17 @@ def test_u3_what_was_trained_after_another_training_diverged_is_not_thrown_away(
     os.utime(out / "model-last-good.h5", ns=(0, (out / "run.json").stat().st_mtime_ns - 1))  # however fast this was
     caplog.clear()
     assert night.run(out, *EPOCHS) == 78
-    assert "holds an unfinished run (a checkpoint of " in caplog.text
+    assert mentions(caplog.text, "ConfigError", f"output={out}", "checkpoint", "epochs 2 -> 3")
 
 
-def test_how_far_a_checkpoint_is_stands_in_the_last_line(
+def test_the_last_line_names_the_progress_of_the_checkpoint(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out, *STEPS, disk=Stopping("commits/checkpoint", 3)) == 74
-    assert "stages done: scan; a checkpoint keeps 0 of 2 epochs, step 2; 0 of 55 rows" in caplog.records[-1].message
+    assert mentions(caplog.records[-1].message, "scan", "0 of 2", "step 2", "0 of 55")
 
 
-def test_a_model_is_not_replaced_by_what_it_makes_of_other_rows(
+def test_features_do_not_replace_the_model_that_makes_them(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out) == 0
@@ -196,12 +197,12 @@ def test_a_model_is_not_replaced_by_what_it_makes_of_other_rows(
         for flags in ([], ["--overwrite"], ["--restart"]):
             caplog.clear()
             assert night.run(out, "--model", str(model), *flags) == 78
-            assert f"output={out}: holds the model itself and what it was trained on, expected ano" in caplog.text
+            assert mentions(caplog.text, "ConfigError", f"output={out}", "model")
     assert stamps(out) == before
 
 
 @pytest.mark.parametrize("make", [os.link, os.symlink])
-def test_other_names_of_a_runs_own_features_are_no_input(
+def test_links_to_the_features_of_the_output_are_no_input(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path, Path], None]
 ) -> None:
     """With --restart they would be deleted before they are read."""
@@ -215,7 +216,8 @@ def test_other_names_of_a_runs_own_features_are_no_input(
     for flags in ([], ["--restart"]):
         caplog.clear()
         assert night.run(out, "--dataset", "features", *flags) == 78
-        assert "holds the input file=" in caplog.text
+        assert f"output={out}" in caplog.text
+        assert f"file={night.shards}" in caplog.text
     assert stamps(out) == before
 
 
@@ -229,15 +231,15 @@ def rewrite(night: Night) -> None:
 
 
 INPUTS: dict[str, tuple[Callable[[Night], object], str]] = {
-    "touched": (touch, "input 2.h5 (changed "),
-    "rewritten": (rewrite, "input 2.h5 (shape [35, 4] -> [30, 4]; n_bytes "),
-    "added": (lambda night: night.add_shard("3.h5", np.zeros((5, 4), np.float32)), "input 3.h5 is new"),
-    "removed": (lambda night: (night.shards / "0.h5").unlink(), "input 0.h5 is gone"),
+    "touched": (touch, "2.h5 (changed "),
+    "rewritten": (rewrite, "2.h5 (shape [35, 4] -> [30, 4]; n_bytes "),
+    "added": (lambda night: night.add_shard("3.h5", np.zeros((5, 4), np.float32)), "3.h5 "),
+    "removed": (lambda night: (night.shards / "0.h5").unlink(), "0.h5 "),
 }
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-def test_u3_a_changed_input_of_a_finished_run_is_noticed(
+def test_a_changed_input_of_a_finished_run_is_detected(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     change, words = INPUTS[kind]
@@ -249,7 +251,7 @@ def test_u3_a_changed_input_of_a_finished_run_is_noticed(
     assert features_of(out) == fresh(night)
 
 
-def test_u3_results_of_other_inputs_are_not_overwritten(
+def test_overwrite_does_not_replace_results_of_other_inputs(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever wrote `--overwrite` into a script meant results of the same files."""
@@ -259,15 +261,14 @@ def test_u3_results_of_other_inputs_are_not_overwritten(
     for flags in ([], ["--overwrite"], ["--overwrite", "--epochs", "1"]):
         caplog.clear()
         assert night.run(out, *flags, disk=watched) == 78
-        assert "holds the results of other input files: input 0.h5 is gone; input mine.h5 is new" in caplog.text
-        assert "Choose another --output, or throw them away with --restart" in caplog.text
+        assert mentions(caplog.text, f"output={out}", "0.h5", "mine.h5", "--output", "--restart")
     assert watched.calls == []
     assert stamps(out) == before
     assert night.run(out, "--restart") == 0
     assert features_of(out) == fresh(night)
 
 
-def test_u3_another_nights_files_of_the_same_names_are_other_inputs(
+def test_other_files_of_the_same_names_are_other_inputs(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(out) == 0
@@ -277,11 +278,11 @@ def test_u3_another_nights_files_of_the_same_names_are_other_inputs(
     for path in first.iterdir():
         (night.shards / path.name).write_bytes(path.read_bytes())
     assert night.run(out, "--overwrite") == 78
-    assert f"of other input files: the inputs lie in {night.shards}, not in {first}; input 0.h5 (changed" in caplog.text
+    assert mentions(caplog.text, f"output={out}", night.shards, first, "0.h5")
     assert stamps(out) == before
 
 
-def test_a_data_set_may_be_moved(night: Night, out: Path) -> None:
+def test_the_input_can_be_moved(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     before = stamps(out)
     night.shards = night.shards.rename(night.shards.with_name("moved"))
@@ -291,7 +292,7 @@ def test_a_data_set_may_be_moved(night: Night, out: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in INPUTS if kind != "removed"])
-def test_u3_a_changed_input_of_an_unfinished_run_makes_everything_anew(
+def test_a_changed_input_restarts_an_unfinished_run(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     change, words = INPUTS[kind]
@@ -299,9 +300,9 @@ def test_u3_a_changed_input_of_an_unfinished_run_makes_everything_anew(
     change(night)
     caplog.clear()
     assert night.run(out) == 0
-    assert "does anew what that touches" in caplog.text
+    assert differs(caplog.text)
     assert words in caplog.text
-    assert "an earlier run" not in caplog.text
+    assert not reuses_anything(caplog.text)
     assert features_of(out) == fresh(night)
     assert leftovers(out) == []
 
@@ -314,7 +315,7 @@ SIZED_OTHERWISE = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_committed", [1, 3])
-def test_u3_parts_of_other_sizes_stay_and_the_features_are_the_same(
+def test_parts_of_other_sizes_are_kept(
     night: Night,
     out: Path,
     expected: Callable[..., bytes],
@@ -328,19 +329,19 @@ def test_u3_parts_of_other_sizes_stay_and_the_features_are_the_same(
         assert len(first) == n_committed, flags
         caplog.clear()
         assert night.run(output, *flags) == 0, flags
-        assert "this run differs" not in caplog.text, flags
+        assert not differs(caplog.text), flags
         assert first <= set(parts(output)), flags
         assert features_of(output) == expected(), flags
         caplog.clear()
         assert night.run(output) == 0, flags
-        assert caplog.records == [] or "Already complete" in (output / "run.log").read_text(), flags
+        assert caplog.records == [] or COMPLETE in (output / "run.log").read_text(), flags
 
 
 # -- readers -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
-def test_c6_a_reader_sees_whole_results_while_runs_replace_each_other(night: Night, out: Path) -> None:
+def test_readers_see_whole_results_while_runs_replace_them(night: Night, out: Path) -> None:
     whole = set()
     for flags in ([], OTHER):
         assert night.run(out, *flags, "--overwrite") == 0

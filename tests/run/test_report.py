@@ -12,6 +12,7 @@ import pytest
 from pipeline.commands.table import main
 from pipeline.report import facts
 from pipeline.report.page import build
+from tests.support.logged import COMPLETE, mentions
 from tests.support.pages import Parsed
 from tests.support.spoilt import Shards
 from tests.support.standin import Night, features_of
@@ -23,7 +24,7 @@ def report_of(output: Path) -> dict[str, Any]:
     return json.loads((output / "report.json").read_text())
 
 
-def test_the_page_is_the_same_whenever_it_is_made(night: Night, out: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_page_can_be_made_again_from_the_report(night: Night, out: Path, tmp_path: Path, capsys: Any) -> None:
     assert night.run(out) == 0
     page = (out / "report.html").read_text()
     Parsed(page)
@@ -35,13 +36,13 @@ def test_the_page_is_the_same_whenever_it_is_made(night: Night, out: Path, tmp_p
     assert main(["report", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == report_of(out)
     assert main(["report", str(out), "--text"]) == 0
-    assert "55 rows of 4 columns became 2 features each" in " ".join(capsys.readouterr().out.split())
+    assert mentions(" ".join(capsys.readouterr().out.split()), 55, 4, 2)
 
 
-def test_nothing_is_written_into_a_run_s_directory_nor_where_nothing_can(night: Night, out: Path, capsys: Any) -> None:
+def test_unusable_targets_of_the_report_are_refused(night: Night, out: Path, capsys: Any) -> None:
     assert night.run(out) == 0
     before = sorted(path.name for path in out.iterdir())
-    for target, code, word in ((out / "x.html", 64, "own directory"), (out.parent / "none" / "x.html", 73, "No such")):
+    for target, code, word in ((out / "x.html", 64, str(out)), (out.parent / "none" / "x.html", 73, "No such")):
         assert main(["report", str(out), "--output", str(target)]) == code
         assert word in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == before
@@ -52,7 +53,7 @@ def test_nothing_is_written_into_a_run_s_directory_nor_where_nothing_can(night: 
     assert main(["report", str(out)]) == 65
 
 
-def test_a_failure_of_the_report_costs_nothing_else(
+def test_a_failure_of_the_report_does_not_fail_the_run(
     night: Night, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert night.run(tmp_path / "expected") == 0
@@ -71,10 +72,10 @@ def test_a_failure_of_the_report_costs_nothing_else(
         assert "report: " in caplog.text
         caplog.clear()
         assert night.run(out) == 0
-        assert "Already complete" in (out / "run.log").read_text().splitlines()[-1]
+        assert COMPLETE in (out / "run.log").read_text().splitlines()[-1]
 
 
-def test_what_was_warned_of_stands_in_the_report(shards: Shards) -> None:
+def test_the_report_lists_warnings_and_bad_rows(shards: Shards) -> None:
     shards.fill(30, 30)
     rows = shards.arrays[1].copy()
     rows[[3, 17], 2] = np.nan
@@ -87,23 +88,24 @@ def test_what_was_warned_of_stands_in_the_report(shards: Shards) -> None:
         (path, 3, 2, "nan"),
         (path, 17, 2, "nan"),
     ]
-    assert any("left out and get NaN features" in line for line in report["warnings"]["first"])
+    assert any(mentions(line, "2 of 60") for line in report["warnings"]["first"])
     page = (shards.output / "report.html").read_text()
-    assert "left out and get NaN features" in page
-    assert "Look: " in page
+    assert mentions(page, "2 of 60")
 
 
-def test_the_report_says_what_an_interrupted_run_had_done(night: Night, out: Path) -> None:
+def test_the_report_lists_reused_results(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     assert report_of(out)["taken_over"] == []
     (out / "index.h5").unlink()
     assert night.run(out) == 0
-    assert report_of(out)["taken_over"] == ["the scan", "the trained model", "the features of 55 rows in 5 parts"]
+    reused = report_of(out)["taken_over"]
+    assert [mentions(*pair) for pair in zip(reused, ("scan", "model", "55"), strict=True)] == [True] * 3
 
 
-def test_the_report_holds_itself_against_the_last_run_there(night: Night, out: Path) -> None:
+def test_the_report_compares_with_the_previous_run(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     first = report_of(out)
+    first_page = (out / "report.html").read_text()
     assert first["last"] is None
     assert night.run(out, "--overwrite", "--seed", "1") == 0
     second = report_of(out)
@@ -115,21 +117,21 @@ def test_the_report_holds_itself_against_the_last_run_there(night: Night, out: P
     (sitting,) = report_of(out)["sittings"]
     assert sitting == {"made": second["made"], "stages": second["stages"]}
     assert second["sittings"] == []
-    text = (out / "report.html").read_text()
-    assert "What changed since the last run here" in text
-    assert "The sitting before, that ended " in text
+    page = (out / "report.html").read_text()
+    assert page.count("seed") > first_page.count("seed"), "the changed setting"
+    assert second["made"][:30] in page
 
 
-def test_with_a_given_model_its_rows_are_looked_at(shards: Shards, model: str) -> None:
+def test_the_report_samples_rows_with_a_given_model(shards: Shards, model: str) -> None:
     shards.fill(40)
     assert shards.run("--model", model) == 0
     report = report_of(shards.output)
     assert "training" not in report
     assert report["sample"]["n_rows"] == 40
-    assert "which give the rows back with a mean squared error of" in (shards.output / "report.html").read_text()
+    assert "mean squared error" in (shards.output / "report.html").read_text()
 
 
-def test_drift_is_told_by_column_and_shard_also_of_parts_that_were_there_before(shards: Shards, model: str) -> None:
+def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, model: str) -> None:
     """In whichever sitting they were encoded."""
     shards.add(np.random.default_rng(0).uniform(-20, 20, (40, 4)).astype(np.float32))
     shards.add(shards.arrays[0][:30])

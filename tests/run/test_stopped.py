@@ -15,6 +15,7 @@ import pytest
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of
+from tests.support.logged import mentions
 from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patched
 from tests.support.soak_protocol import broken_promises, leftovers
 from tests.support.standin import Night, install
@@ -69,7 +70,7 @@ def has_parts(output: Path) -> Callable[[], bool]:
     return lambda: len(list(output.glob("parts/*.h5"))) >= 2
 
 
-def test_a_stopped_scheduler_is_given_up(wide: Night, tmp_path: Path) -> None:
+def test_a_stopped_scheduler_ends_the_run(wide: Night, tmp_path: Path) -> None:
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
@@ -78,7 +79,7 @@ def test_a_stopped_scheduler_is_given_up(wide: Night, tmp_path: Path) -> None:
             until(has_parts(output), "parts", DEADLINE)
             cluster.kill("scheduler", signal.SIGSTOP)
             assert process.wait(DEADLINE) == 75, cluster.said("driver")
-        assert "has not answered for" in cluster.said("driver")
+        assert mentions(cluster.said("driver"), "TryAgain", "scheduler")
         assert "Traceback" not in cluster.said("driver")
         assert broken_promises(output) == []
         # Without a cluster the same command goes on.
@@ -87,14 +88,14 @@ def test_a_stopped_scheduler_is_given_up(wide: Night, tmp_path: Path) -> None:
     assert leftovers(output) == []
 
 
-def test_a_scheduler_that_stops_at_the_start_is_given_up(wide: Night, tmp_path: Path) -> None:
+def test_a_scheduler_that_stops_at_the_start_ends_the_run(wide: Night, tmp_path: Path) -> None:
     with Cluster(tmp_path / "cluster") as cluster:
         # Without any worker, so that the run waits for one.
         with driver(wide, tmp_path / "out", cluster, BY_PATIENCE) as process:
-            until(lambda: "waiting for a worker" in cluster.said("driver"), "the run to wait", DEADLINE)
+            until(lambda: mentions(cluster.said("driver"), "cluster:", "worker"), "the run to wait", DEADLINE)
             cluster.kill("scheduler", signal.SIGSTOP)
             assert process.wait(DEADLINE) == 75, cluster.said("driver")
-        assert "does not answer any more" in cluster.said("driver")
+        assert mentions(cluster.said("driver"), "TryAgain", "scheduler")
         assert "Traceback" not in cluster.said("driver")
 
 
@@ -107,7 +108,7 @@ def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Night, tmp_path: P
             cluster.kill("scheduler", signal.SIGSTOP)
             process.terminate()
             assert process.wait(DEADLINE) == 128 + signal.SIGTERM, cluster.said("driver")
-        assert "stopped by SIGTERM" in cluster.said("driver")
+        assert mentions(cluster.said("driver"), "ERROR", "SIGTERM")
         assert "Traceback" not in cluster.said("driver")
 
 
@@ -126,7 +127,7 @@ sys.exit(extract.main())
 """
 
 
-def test_a_stopped_worker_of_the_run_itself_is_replaced(small: Small, tmp_path: Path) -> None:
+def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
     """It is never continued."""
     process = patched(small, SOON).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
     assert process.stdout is not None

@@ -1,7 +1,4 @@
-"""Real processes: told to stop, or left alone by whoever read their log.
-
-Test names begin with the row of the project's list of faults that they hold.
-"""
+"""Real processes: told to stop, or left alone by whoever read their log."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ import pytest
 
 from tests.support.interpreters import REPOSITORY
 from tests.support.killing import Ended, Victim, committed, features_of
+from tests.support.logged import mentions, resumed_step
 from tests.support.processes import DEADLINE, LAST_LINE, Small
 
 pytestmark = pytest.mark.process
@@ -48,7 +46,7 @@ def stopped_well(victim: Victim, folder: Path, number: signal.Signals) -> None:
     """It says how far it came, ends by the signal, and goes on from there."""
     ended, output = told_while_encoding(victim, folder, number)
     assert ended.code == -number, ended.lines
-    assert ended.says(f" ERROR stopped by {number.name}: no half-written file is left behind")
+    assert ended.says(rf" ERROR .*\b{number.name}\b")
     last = LAST_LINE.search(ended.lines[-1])
     assert last is not None, ended.lines
     assert 0 < int(last[2]) < victim.n_rows
@@ -57,22 +55,22 @@ def stopped_well(victim: Victim, folder: Path, number: signal.Signals) -> None:
     victim.go_on(output)
 
 
-def test_p3_sigterm_while_encoding(victim: Victim, tmp_path: Path) -> None:
+def test_sigterm_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
     stopped_well(victim, tmp_path, signal.SIGTERM)
 
 
-def test_p4_sigint_once(victim: Victim, tmp_path: Path) -> None:
+def test_sigint_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
     stopped_well(victim, tmp_path, signal.SIGINT)
 
 
-def test_p4_sigint_twice_ends_at_once_and_can_go_on(victim: Victim, tmp_path: Path) -> None:
+def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) -> None:
     ended, output = told_while_encoding(victim, tmp_path, signal.SIGINT, signal.SIGINT)
     assert ended.code == -signal.SIGINT
     assert not ended.says("Traceback")
     victim.go_on(output)
 
 
-def test_p5_sigterm_in_training_saves_the_step_and_the_rest_is_the_same(victim: Victim, tmp_path: Path) -> None:
+def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) -> None:
     # No other checkpoint than the signal's, in the middle of one of many epochs.
     flags = ("--epochs", "30", "--patience", "0", "--checkpoint-minutes", "60", "--verbose")
     reference, output = tmp_path / "reference", tmp_path / "out"
@@ -87,7 +85,7 @@ def test_p5_sigterm_in_training_saves_the_step_and_the_rest_is_the_same(victim: 
     assert step > 7 * 31, "about 31 steps an epoch"
     again = victim.program.run(output, *flags)
     assert again.code == 0
-    assert again.says(f"training: going on behind step {step} of an earlier run")
+    assert resumed_step("\n".join(again.lines)) == step
     assert features_of(output) == features_of(reference)
     assert costs(output) == costs(reference)
 
@@ -117,17 +115,17 @@ def on_terminal(victim: Victim, output: Path, *, ignoring_hangup: bool) -> tuple
     return process, ours
 
 
-def test_p6_when_its_terminal_is_closed_a_run_stops_and_can_go_on(victim: Victim, tmp_path: Path) -> None:
+def test_a_closed_terminal_stops_the_run(victim: Victim, tmp_path: Path) -> None:
     process, ours = on_terminal(victim, tmp_path / "out", ignoring_hangup=False)
     os.close(ours)
     assert process.wait(DEADLINE) == -signal.SIGHUP
     log = (tmp_path / "out" / "run.log").read_text().splitlines()
-    assert any("stopped by SIGHUP" in line for line in log)
+    assert any(mentions(line, "SIGHUP") for line in log)
     assert LAST_LINE.search(log[-1]), log
     victim.go_on(tmp_path / "out")
 
 
-def test_p6_started_with_nohup_a_run_outlives_its_terminal(victim: Victim, tmp_path: Path) -> None:
+def test_a_run_with_nohup_survives_its_terminal(victim: Victim, tmp_path: Path) -> None:
     process, ours = on_terminal(victim, tmp_path / "out", ignoring_hangup=True)
     os.close(ours)
     assert process.wait(DEADLINE) == 0
@@ -138,7 +136,7 @@ def test_p6_started_with_nohup_a_run_outlives_its_terminal(victim: Victim, tmp_p
 
 
 @pytest.mark.parametrize("mode", ["--quiet", "--no-quiet", "--verbose"])
-def test_p7_whoever_read_the_log_has_gone(small: Small, tmp_path: Path, mode: str) -> None:
+def test_a_closed_pipe_of_the_log_does_not_stop_the_run(small: Small, tmp_path: Path, mode: str) -> None:
     process = small.program().start(tmp_path / "out", mode)
     assert process.stdout is not None
     if mode != "--quiet":
@@ -147,12 +145,12 @@ def test_p7_whoever_read_the_log_has_gone(small: Small, tmp_path: Path, mode: st
     assert process.wait(DEADLINE) == 0
     assert features_of(tmp_path / "out") == small.features
     log = (tmp_path / "out" / "run.log").read_text()
-    assert "Done: 300 rows" in log
+    assert mentions(log, "Done", 300)
     assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("streams", [">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1"])
-def test_p7_streams_that_were_never_open_or_take_nothing(small: Small, tmp_path: Path, streams: str) -> None:
+def test_unusable_standard_streams_do_not_stop_the_run(small: Small, tmp_path: Path, streams: str) -> None:
     program, output = small.program(), tmp_path / "out"
     shell = ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *program.command, "--output", str(output)]
     done = subprocess.run(shell, cwd=REPOSITORY, env=program.environment, check=False, timeout=DEADLINE)

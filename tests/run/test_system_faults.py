@@ -63,7 +63,7 @@ def test_calls_that_fail_lose_nothing(
     assert codes.total() > 0
 
 
-def test_reads_and_writes_may_be_short(scene: Callable[[str], Scene]) -> None:
+def test_reads_and_writes_can_be_short(scene: Callable[[str], Scene]) -> None:
     """All of them at once: each transfers half of what it could."""
     for folder in (scene("new").output, scene("new").shards):
         code, wrong = scene("new").meets(Fault(folder, "read,write", 0, code=0, always=True))
@@ -83,14 +83,14 @@ def test_inputs_need_no_locks(scene: Callable[[str], Scene]) -> None:
 
 
 @pytest.mark.parametrize("limit", [12, 14, 17, 20, 24, 32])
-def test_few_open_files_end_a_run_with_a_sentence(scene: Callable[[str], Scene], limit: int) -> None:
+def test_a_low_limit_of_open_files_ends_a_run_with_a_message(scene: Callable[[str], Scene], limit: int) -> None:
     code, wrong = scene("new").meets(RLIMIT_NOFILE=limit)
     assert wrong == ""
     assert code in (0, 71)
 
 
 @pytest.mark.parametrize("limit", [0, 1, 100, 3000, 10_000, 40_000])
-def test_a_limit_of_file_sizes_ends_a_run_with_a_sentence(scene: Callable[[str], Scene], limit: int) -> None:
+def test_a_limit_of_file_sizes_ends_a_run_with_a_message(scene: Callable[[str], Scene], limit: int) -> None:
     code, wrong = scene("new").meets(RLIMIT_FSIZE=limit)
     assert wrong == ""
     assert code in (0, 73, 74)
@@ -106,7 +106,7 @@ def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
     assert set(codes) <= {"73", "74"}
 
 
-def test_checks_of_failing_runs_see_what_is_wrong() -> None:
+def test_checks_of_failing_runs_detect_faults() -> None:
     """An exit code or a text that no run may end with."""
     last_line = "12:00:00 ERROR Nothing was started. Type the same command again."
     assert trouble(Ended(0, 0, "Done")) == ""
@@ -117,7 +117,9 @@ def test_checks_of_failing_runs_see_what_is_wrong() -> None:
     assert "traceback" in trouble(Ended(74, 0, f"Traceback (most recent call last):\nOSError: x\n{last_line}"))
 
 
-def test_results_that_vanish_are_seen(scene: Callable[[str], Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_of_failing_runs_detect_lost_results(
+    scene: Callable[[str], Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
     resumed = scene("resumed")
 
     def run_that_loses(fault: Fault | None = None, **limits: int) -> Ended:

@@ -52,7 +52,7 @@ def turns_away(address: tuple[str, int]) -> bool:
         return True
 
 
-def test_k9_k10_local_workers_make_the_same_bits_and_talk_to_nobody_else(small: Small, tmp_path: Path) -> None:
+def test_local_workers_give_the_same_bits_and_refuse_strangers(small: Small, tmp_path: Path) -> None:
     process, end = small.program().start(tmp_path / "out", "--workers", "2"), time.monotonic() + DEADLINE
     heard, tried, variables = dict[Any, int](), set[Any](), set[str]()
     while process.poll() is None and time.monotonic() < end:
@@ -75,9 +75,7 @@ def test_k9_k10_local_workers_make_the_same_bits_and_talk_to_nobody_else(small: 
     assert [line for line in said.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
 
 
-def test_processes_that_share_cores_share_the_turns_to_read_and_encode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More at a time would only push each other's rows out of the caches."""
     install(monkeypatch)
     monkeypatch.chdir(".")  # where it is put back
@@ -107,7 +105,7 @@ def certificates(tmp_path: Path) -> dict[str, str]:
     return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(folder / file) for name, file in names.items()}
 
 
-def test_k8_k9_a_scheduler_with_certificates_serves_those_who_have_them(
+def test_a_scheduler_with_certificates_refuses_other_clients(
     small: Small, tmp_path: Path, certificates: dict[str, str]
 ) -> None:
     with Cluster(tmp_path / "cluster", **certificates, DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME="tls") as cluster:
@@ -119,7 +117,7 @@ def test_k8_k9_a_scheduler_with_certificates_serves_those_who_have_them(
         assert turns_away((host, int(port)))
         stranger = small.program().run(tmp_path / "stranger", "--scheduler", address)
         assert stranger.code == 78
-        assert stranger.says("asks for a certificate, and Dask's configuration names none")
+        assert stranger.says(f"ConfigError: .*{re.escape(address)}.*\\bcertificate\\b")
         ended = small.program(**certificates).run(tmp_path / "out", "--scheduler-file", str(cluster.file))
         assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
@@ -128,14 +126,14 @@ def test_k8_k9_a_scheduler_with_certificates_serves_those_who_have_them(
     assert {worker["name"] for worker in told["workers"]} >= {"w0"}
 
 
-def test_k8_another_machine_without_tls_is_refused_before_anything_is_looked_at(small: Small, tmp_path: Path) -> None:
+def test_another_machine_without_tls_is_refused_at_the_start(small: Small, tmp_path: Path) -> None:
     ended = small.program().run(tmp_path / "out", "--scheduler", "tcp://192.0.2.1:8786")
     assert ended.code == 78
-    assert ended.says("tcp://192.0.2.1:8786 is another machine, and without TLS")
+    assert ended.says(r"ConfigError: .*\btcp://192\.0\.2\.1:8786\b.*\bTLS\b")
     assert not (tmp_path / "out").exists()
 
 
-def test_each_worker_computes_on_the_device_that_it_was_given(opencl: None, small: Small, tmp_path: Path) -> None:
+def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path: Path) -> None:
     flags = ("--devices", "opencl0:0,opencl0:0", "--hidden", "none")
     ended = small.program().run(tmp_path / "out", *flags)
     assert ended.code == 0, ended.lines
@@ -146,10 +144,10 @@ def test_each_worker_computes_on_the_device_that_it_was_given(opencl: None, smal
     assert len({worker["pid"] for worker in workers}) == 2, "each with a context of its own"
 
 
-def test_a_worker_without_its_device_leaves_its_work_to_the_others(small: Small, tmp_path: Path) -> None:
+def test_a_worker_without_its_device_does_not_stop_the_others(small: Small, tmp_path: Path) -> None:
     """Where there is a card, cuda9 is none."""
     ended = small.program().run(tmp_path / "out", "--devices", "cpu,cuda9")
     assert ended.code == 0, ended.lines
-    assert ended.says(r" WARNING worker 1 of 2 cannot be used: .*\. Its work goes to the others\.$")
+    assert ended.says(r" WARNING worker 1 of 2\b")
     assert ended.says(r" INFO cluster: 1 worker: 0 cpu \(")
     assert features_of(tmp_path / "out") == small.features

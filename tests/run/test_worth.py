@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.training import verdict
+from tests.support.logged import COMPLETE, mentions, reuses
 from tests.support.standin import Night
-
-BESIDE = "in scaled units (2 principal components: "
 
 
 def report_of(output: Path) -> dict[str, Any]:
@@ -24,33 +23,30 @@ def last_line(output: Path) -> str:
 
 
 @pytest.mark.process
-def test_the_last_line_and_the_report_hold_the_errors_against_those_of_components_and_mean(
-    night: Night, out: Path
-) -> None:
+def test_the_errors_of_baselines_are_reported(night: Night, out: Path) -> None:
     assert night.run(out) == 0
     report = report_of(out)
     baseline, summary = report["training"]["baseline"], report["summary"]
     assert 0 < baseline["components"] < baseline["mean"]
     assert (summary["components"], summary["mean"]) == (baseline["components"], baseline["mean"])
     assert summary["cost"] == report["training"]["history"][-1]["validation_cost"]
-    said = f"{summary['cost']:.3g} {BESIDE}{summary['components']:.3g}, the mean: {summary['mean']:.3g})."
-    assert said in last_line(out)
+    errors = [f"{summary[name]:.3g}" for name in ("cost", "components", "mean")]
+    assert mentions(last_line(out), *errors)
     assert report["training"]["units"]["n_features"] == 2
     assert night.run(out) == 0
-    assert "Already complete" in last_line(out)
-    assert said in last_line(out)
+    assert mentions(last_line(out), COMPLETE, *errors)
 
 
 @pytest.mark.process
-def test_nothing_is_said_where_it_is_not_asked_for_or_nothing_is_watched(night: Night, out: Path) -> None:
+def test_no_baseline_without_request_or_validation(night: Night, out: Path) -> None:
     for flags in (["--baseline", "no"], ["--validation-fraction", "0"]):
         assert night.run(out, "--restart", *flags) == 0
         assert report_of(out)["training"]["baseline"] is None
-        assert "in scaled units. " in last_line(out)
+        assert "principal component" not in last_line(out)
 
 
 @pytest.mark.process
-def test_whether_it_is_asked_for_changes_no_result(night: Night, out: Path, tmp_path: Path) -> None:
+def test_the_baseline_changes_no_result(night: Night, out: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     assert night.run(out, "--baseline", "no") == night.run(other) == 0
     one, two = (json.loads((folder / "manifest.json").read_text()) for folder in (out, other))
@@ -58,7 +54,7 @@ def test_whether_it_is_asked_for_changes_no_result(night: Night, out: Path, tmp_
 
 
 @pytest.mark.process
-def test_a_model_that_is_taken_over_is_complained_of_again(
+def test_warnings_about_a_reused_model_are_repeated(
     night: Night, out: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdict, "_MANY", -np.inf)  # every kind of units is one too many
@@ -66,5 +62,5 @@ def test_a_model_that_is_taken_over_is_complained_of_again(
     caplog.clear()
     (out / "index.h5").unlink()
     assert night.run(out) == 0
-    assert "training: an earlier run has finished it" in caplog.text
-    assert "0 of 2 features repeat another one" in caplog.text
+    assert reuses(caplog.text, "training")
+    assert mentions(caplog.text, "0 of 2 features")

@@ -7,11 +7,12 @@ import numpy as np
 from pipeline.columns import Columns
 from pipeline.scan.drift import Outside, farthest, outside_of
 from pipeline.scan.scaler import Scaler
+from tests.support.logged import mentions
 
 RANGE = Scaler(np.array([0.0, -1.0, 5.0, 0.0]), np.array([1.0, 2.0, 5.0, 1.0]))
 
 
-def test_values_are_counted_by_column_with_the_one_that_is_farthest() -> None:
+def test_values_outside_are_counted_by_column_with_the_extreme() -> None:
     rows = np.random.default_rng(0).normal(size=(500, 4)) * 3
     rows[:, 3] = 0.5
     found = {one.column: one for one in outside_of(rows, RANGE)}
@@ -24,7 +25,7 @@ def test_values_are_counted_by_column_with_the_one_that_is_farthest() -> None:
     assert found[2].distance == 0  # of a column that was one value, there is no telling how far
 
 
-def test_what_is_found_does_not_depend_on_how_it_is_gathered() -> None:
+def test_drift_does_not_depend_on_the_pieces_of_rows() -> None:
     rows = np.round(np.random.default_rng(1).normal(size=(60, 4)) * 2)  # with values that are as far as others
     expected = outside_of(rows, RANGE)
     for size in (1, 7, 30):
@@ -33,8 +34,8 @@ def test_what_is_found_does_not_depend_on_how_it_is_gathered() -> None:
     assert farthest(expected, 2) == expected[:2]
 
 
-def test_it_is_said_in_words_and_in_ranges() -> None:
+def test_a_description_names_the_column_and_both_ranges() -> None:
     nameless, named = Columns(), Columns(("a", "b", "c"))
-    assert Outside(1, 8, -1, 2).described(nameless) == "column 1 (8, trained on -1 to 2, 2 times that range away)"
-    assert Outside(2, 5, 0, 0).described(nameless) == "column 2 (5, trained on 0 alone)"
-    assert Outside(2, 5, 0, 0).described(named) == "column 2 (c) (5, trained on 0 alone)"
+    assert mentions(Outside(1, 8, -1, 2).described(nameless), "column 1", 8, -1, 2, 2)
+    assert mentions(Outside(2, 5, 0, 0).described(nameless), "column 2", 5, 0)
+    assert mentions(Outside(2, 5, 0, 0).described(named), "column 2", "(c)", 5, 0)

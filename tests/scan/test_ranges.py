@@ -20,6 +20,7 @@ from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.elsewhere import elsewhere
 from tests.support.helpers import numbered, refused, scanned, write_shard
+from tests.support.logged import mentions
 
 
 def shards_of(folder, *arrays):
@@ -46,7 +47,7 @@ def check(found, arrays):
 
 @pytest.mark.process
 @pytest.mark.parametrize("dtype", ["u1", "?", "i2", "f2", "f4", ">f8"])
-def test_any_blocks_and_threads_give_numpys_ranges(tmp_path, dtype):
+def test_ranges_equal_numpy_for_any_blocks_and_threads(tmp_path, dtype):
     values = np.random.default_rng(0).normal(0, 50, (13, 3)).astype(dtype)
     arrays = [values[:5], values[5:5], values[5:]]
     shards = shards_of(tmp_path, *arrays)
@@ -56,7 +57,7 @@ def test_any_blocks_and_threads_give_numpys_ranges(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_bad_rows_are_numbered_over_all_shards_and_left_out_of_the_ranges(tmp_path, sign):
+def test_bad_rows_are_numbered_globally_and_left_out_of_ranges(tmp_path, sign):
     arrays = [sign * numbered(4, 3, 1, np.float32), sign * numbered(5, 3, 5, np.float32)]
     arrays[0][0, 2] = np.nan
     arrays[0][3] = [np.inf, np.nan, -np.inf]
@@ -69,7 +70,7 @@ def test_bad_rows_are_numbered_over_all_shards_and_left_out_of_the_ranges(tmp_pa
             check(found, arrays)
 
 
-def test_many_blocks_share_a_task_and_count_on(tmp_path, monkeypatch):
+def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatch):
     """Past the limit of tasks each takes several blocks; bad rows must keep their numbers."""
     monkeypatch.setattr(module, "_MAX_TASKS", 3)
     arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
@@ -77,7 +78,7 @@ def test_many_blocks_share_a_task_and_count_on(tmp_path, monkeypatch):
     check(scanned(shards_of(tmp_path, *arrays), 2, 2), arrays)
 
 
-def test_what_a_task_has_found_does_not_change_with_the_blocks_behind_it(tmp_path):
+def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
     """They are read over each other; files that a task looks at may be of several dtypes."""
     arrays = [numbered(5, dtype=np.float64), numbered(7, first=5, dtype=np.float32), numbered(3, first=12, dtype="u1")]
     arrays[1][2] = np.nan
@@ -102,18 +103,18 @@ def test_what_a_task_has_found_does_not_change_with_the_blocks_behind_it(tmp_pat
     ],
     ids=lambda rows: str(rows.dtype),
 )
-def test_the_widest_and_the_narrowest_ranges_come_through(tmp_path, rows):
+def test_extreme_ranges_are_exact(tmp_path, rows):
     check(scanned(shards_of(tmp_path, rows), 1, 1), [rows])
 
 
 @pytest.mark.parametrize("block_rows", [1, 2])
-def test_a_range_beyond_float64_is_refused_with_its_column(tmp_path, block_rows):
+def test_the_error_about_a_range_beyond_float64_names_the_column(tmp_path, block_rows):
     shards = shards_of(tmp_path, np.array([[0, 1.7e308], [1, -1.7e308]]))
-    with refused(65, "0.h5", "range of columns 1 is beyond float64"):
+    with refused(65, f"file={tmp_path / '0.h5'}", "columns 1", "float64"):
         check_usable(shards, scanned(shards, block_rows, 1))
 
 
-def test_constant_columns_are_known_and_logged(tmp_path, caplog):
+def test_constant_columns_are_found_and_logged(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     rows = np.zeros((5, 14))
     rows[:, 3] = range(5)
@@ -121,12 +122,12 @@ def test_constant_columns_are_known_and_logged(tmp_path, caplog):
     found = scanned(shards, 2, 1)
     assert np.flatnonzero(~found.constant).tolist() == [3]
     check_usable(shards, found)
-    assert "13 constant columns set to 0: 0, 1, 2, 4, 5, 6, 7, 8, 9, 10 and 3 more" in caplog.text
+    assert mentions(caplog.text, "13 constant columns", "0, 1, 2, 4, 5, 6, 7, 8, 9, 10", 3)
 
 
-def test_without_a_good_row_there_is_nothing_to_scale_by(tmp_path):
+def test_rows_that_are_all_bad_are_refused(tmp_path):
     shards = shards_of(tmp_path, np.full((2, 2), np.nan), np.full((1, 2), np.inf))
-    with refused(65, "no usable rows", "all 3 rows hold NaN or Inf, or cannot be read", "0.h5"):
+    with refused(65, "3 rows", f"file={shards[0].path}"):
         check_usable(shards, scanned(shards, 1, 2))
 
 
@@ -136,12 +137,12 @@ def test_every_row_is_reported_once(tmp_path):
     assert sorted(counts) == [1, 1, 3, 3, 3]
 
 
-def test_bad_rows_are_described_by_file_row_column_and_count(tmp_path):
+def test_bad_rows_are_described_by_place_and_count(tmp_path):
     arrays = [numbered(3, dtype=np.float64), numbered(0, dtype=np.float64), numbered(4, dtype=np.float64)]
     arrays[2][1, 1], arrays[2][3] = -np.inf, np.nan
     shards = shards_of(tmp_path, *arrays)
     words = describe_bad_rows(shards, scanned(shards, 2, 1))
-    assert words.startswith(f"file={shards[2].path} dataset=X: -inf in row 1, column 1; 2 of 7 rows")
+    assert mentions(words, f"file={shards[2].path} dataset=X", "-inf", "row 1, column 1", "2 of 7")
 
 
 def test_integers_hold_no_bad_rows():
@@ -152,7 +153,7 @@ def test_integers_hold_no_bad_rows():
 # -- columns that do not fit their range ---------------------------------------------------------------------------
 
 
-def test_the_spread_is_that_of_scaled_columns_whatever_the_blocks_and_threads(tmp_path):
+def test_the_spread_does_not_depend_on_blocks_and_threads(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(5000, 4)) * [1, 1e3, 1e-9, 1] + [0, 1e9, 0, 5]
     rows[17, 3], rows[40, 0] = 5000, np.nan
@@ -165,7 +166,7 @@ def test_the_spread_is_that_of_scaled_columns_whatever_the_blocks_and_threads(tm
         assert scanned(shards, block_rows, n_threads).to_npz() == found.to_npz()
 
 
-def test_narrow_columns_come_in_order_and_what_is_nearly_constant_is_none(tmp_path):
+def test_narrow_columns_are_ordered_and_not_nearly_constant(tmp_path):
     rows = np.random.default_rng(0).normal(size=(30000, 6))
     rows[5, [1, 3]] = 1e3, 1e6
     rows[:, 4] = 0  # a count that is rarely above 0
@@ -202,7 +203,7 @@ def test_one_outlier_of_few_rows_makes_a_narrow_column(tmp_path, n):
         ("?", 1, 1),
     ],
 )
-def test_v8_a_missing_value_is_found_as_its_file_spells_it(tmp_path, dtype, missing, spelled):
+def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, missing, spelled):
     rows = np.random.default_rng(0).integers(2, 100, (7, 3)).astype(dtype) if dtype != "?" else np.zeros((7, 3), "?")
     rows[2, 0] = rows[5] = spelled
     (shard,) = shards_of(tmp_path, rows)
@@ -212,7 +213,7 @@ def test_v8_a_missing_value_is_found_as_its_file_spells_it(tmp_path, dtype, miss
             found = scanned([shard], block_rows, 2, missing=missing)
             assert (found.bad_rows.tolist(), found.n_good) == ([2, 5], 5)
             np.testing.assert_array_equal((found.minimum, found.maximum), (good.min(axis=0), good.max(axis=0)))
-            assert f"2 of 7 rows in all hold NaN, Inf or {missing}" in describe_bad_rows([shard], found, missing)
+            assert mentions(describe_bad_rows([shard], found, missing), "2 of 7", missing)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_v8_a_missing_value_is_found_as_its_file_spells_it(tmp_path, dtype, miss
         ("?", 2),
     ],
 )
-def test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it(tmp_path, dtype, missing):
+def test_a_missing_value_outside_the_dtype_is_never_found(tmp_path, dtype, missing):
     """Neither wrapped around, nor rounded to 0, nor as Inf."""
     wrapped = [int(missing) % 2**bits for bits in (8, 16, 64) if float(missing).is_integer()]
     values = [0, 1, *(value for value in (-1, 241, 0x7FFF, *wrapped) if dtype != "?" and _fits(value, dtype))]
@@ -240,15 +241,15 @@ def _fits(value, dtype):
     return info.min <= value <= info.max
 
 
-def test_v8_nan_and_the_missing_value_are_both_bad():
+def test_nan_and_the_missing_value_are_both_bad():
     rows = np.array([[1, 2], [np.nan, 2], [-1, np.inf], [3, -1]], np.float32)
     assert bad_entries(rows, -1).tolist() == [[False, False], [True, False], [True, True], [False, True]]
     assert bad_rows(rows, -1).tolist() == [1, 2, 3]
 
 
-def test_v3_rows_that_are_all_missing_are_no_usable_rows(tmp_path):
+def test_rows_that_are_all_missing_are_refused(tmp_path):
     shards = shards_of(tmp_path, np.full((3, 2), 9, np.uint8))
-    with refused(65, "no usable rows", "all 3 rows hold NaN, Inf or 9"):
+    with refused(65, "3 rows", "NaN, Inf or 9"):
         check_usable(shards, scanned(shards, 2, 1, missing=9), 9)
 
 
@@ -275,7 +276,7 @@ def is_gap(value, missing):
 @pytest.mark.process
 @pytest.mark.parametrize(("dtype", "missing"), [("f4", np.nan), ("f4", -7), ("f8", np.nan), ("i2", -7), ("i8", -7)])
 @pytest.mark.parametrize("impute", ["mean", "median"])
-def test_what_fills_is_the_mean_or_median_of_what_is_there_whatever_the_blocks(tmp_path, dtype, missing, impute):
+def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, impute):
     rows, bad = gappy(np.random.default_rng(0), 97, dtype, missing)
     shards = shards_of(tmp_path, rows[:40], rows[40:])
     how = {"impute": impute, "missing": None if np.isnan(missing) else missing, "clip_quantile": 0.0}
@@ -300,7 +301,7 @@ def test_what_fills_is_the_mean_or_median_of_what_is_there_whatever_the_blocks(t
             assert scanned(shards, block_rows, 2, **clipped).to_npz() == scanned(shards, 9, 1, **clipped).to_npz()
 
 
-def test_the_range_between_quantiles_is_that_of_values_and_fills_lie_in_it(tmp_path):
+def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
     rows = np.random.default_rng(0).standard_cauchy((2001, 4)).astype(np.float32)
     rows[:, 2] = rows[:, 2] > 50  # nearly always 0
     rows[::7, 3] = np.nan
@@ -317,7 +318,7 @@ def test_the_range_between_quantiles_is_that_of_values_and_fills_lie_in_it(tmp_p
         assert (found.minimum[2], found.maximum[2]) == (0, 1), "where nearly all is the same, the range is whole"
 
 
-def test_quantiles_of_a_sample_lie_as_near_as_is_said(tmp_path, monkeypatch):
+def test_quantiles_of_a_sample_are_within_five_standard_errors(tmp_path, monkeypatch):
     """Five standard errors of the rank, of columns that are in order, in waves and in none."""
     monkeypatch.setattr(module, "MANY", 3 * 2000)
     n, q = 100_000, 0.02
@@ -329,7 +330,7 @@ def test_quantiles_of_a_sample_lie_as_near_as_is_said(tmp_path, monkeypatch):
     np.testing.assert_allclose(found.maximum, 1 - q, atol=error)
 
 
-def test_a_scan_that_fills_and_clips_comes_back_from_its_file(tmp_path):
+def test_a_scan_with_imputation_is_restored_from_its_file(tmp_path):
     rows = np.random.default_rng(0).normal(size=(50, 3))
     rows[3, 1] = np.nan
     found = scanned(shards_of(tmp_path, rows), 10, impute="median", clip_quantile=0.1)
@@ -359,7 +360,7 @@ def random_shards(folder, rng, how):
 
 
 @pytest.mark.parametrize("how", [{"compression": "gzip"}, {"fletcher32": True}], ids=str)
-def test_i6_a_shard_that_cannot_be_read_counts_as_bad_rows_whatever_the_blocks(tmp_path, how):
+def test_unreadable_shards_count_as_bad_rows_for_any_blocks(tmp_path, how):
     for seed in range(8):
         shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), how)
         told = [np.full_like(rows, np.nan) if i in bad else rows for i, rows in enumerate(arrays)]
@@ -373,7 +374,7 @@ def test_i6_a_shard_that_cannot_be_read_counts_as_bad_rows_whatever_the_blocks(t
                 assert sum(counts) == found.n_rows, "every row is reported once, though some are read twice"
 
 
-def test_what_is_left_of_a_scan_without_unreadable_shards_is_a_scan_of_the_others(tmp_path):
+def test_a_scan_can_drop_its_unreadable_shards(tmp_path):
     for seed in range(8):
         with case(seed=seed):
             shards, arrays, bad = random_shards(tmp_path, np.random.default_rng(seed), {"fletcher32": True})
@@ -393,15 +394,15 @@ def damaged_shards(folder, n_bad, n_good=3):
 
 
 @pytest.mark.parametrize(("n_bad", "limit"), [(1, 0), (2, 1)])
-def test_v9_one_unreadable_shard_more_than_allowed_is_refused(tmp_path, n_bad, limit):
+def test_too_many_unreadable_shards_are_refused(tmp_path, n_bad, limit):
     shards = damaged_shards(tmp_path, n_bad)
-    with refused(65, f"{n_bad} of 5 shards cannot be read, expected {limit} at most", "0.h5", "--max-bad-shards"):
+    with refused(65, f"{n_bad} of 5 shards", f" {limit} ", "0.h5", "--max-bad-shards"):
         scanned(shards, 3, 1, max_unreadable=limit)
     assert len(scanned(shards, 3, 1, max_unreadable=n_bad).unreadable) == n_bad
 
 
-def test_i6_without_leave_an_unreadable_shard_is_refused_with_its_rows(tmp_path):
-    with refused(65, "0.h5 dataset=X rows=0:3", "cannot be read"):
+def test_the_error_about_an_unreadable_shard_names_its_rows(tmp_path):
+    with refused(65, "0.h5 dataset=X rows=0:3"):
         scanned(damaged_shards(tmp_path, 1), 3, 1)
 
 
@@ -417,18 +418,18 @@ def test_a_failing_disk_is_never_bad_data(tmp_path, monkeypatch, code):
         scanned(shards, 3, 1, max_unreadable=5)
 
 
-def test_an_unreadable_shard_is_described_in_its_own_words(tmp_path):
+def test_an_unreadable_shard_is_described_by_its_error(tmp_path):
     shards = damaged_shards(tmp_path, 2)
     words = describe_bad_rows(shards, scanned(shards, 3, 1, max_unreadable=2))
     assert words.startswith(f"file={shards[0].path} dataset=X rows=0:3")
-    assert "8 of 20 rows in all hold NaN or Inf, or lie in one of 2 such shards" in words
+    assert mentions(words, "8 of 20", 2)
 
 
 # -- its file ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_bad", [0, 2])
-def test_a_scan_comes_back_from_its_file(tmp_path, n_bad):
+def test_a_scan_is_restored_from_its_file(tmp_path, n_bad):
     found = scanned(damaged_shards(tmp_path, n_bad), 3, 1, max_unreadable=2)
     again = Scan.from_npz(found.to_npz())
     assert (again.n_rows, again.unreadable) == (found.n_rows, found.unreadable)
@@ -436,7 +437,7 @@ def test_a_scan_comes_back_from_its_file(tmp_path, n_bad):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name), strict=True)
 
 
-def test_an_earlier_versions_scan_tells_no_narrow_column():
+def test_a_scan_of_an_earlier_version_has_no_narrow_columns():
     arrays = {"minimum": np.zeros(2), "maximum": np.ones(2), "bad_rows": np.arange(1)}
     found = Scan.from_npz(pack(arrays, {"n_rows": 9, "unreadable": []}))
     assert (found.n_good, found.narrow.tolist()) == (8, [])
@@ -453,8 +454,8 @@ def _pickled():
     [b"", b"text", _pickled(), pack({}, {}), pack({"minimum": np.zeros(2)}, {"n_rows": 1, "unreadable": []})],
     ids=["empty", "text", "pickle", "nothing", "half"],
 )
-def test_s14_what_is_no_scan_is_refused(data):
-    with pytest.raises(ValueError, match=r"no arrays of shardpress|is no scan"):
+def test_invalid_scans_are_refused(data):
+    with pytest.raises(ValueError, match=r"\b(shardpress|scan)\b"):
         Scan.from_npz(data)
 
 
@@ -466,7 +467,7 @@ def plainly(found):
 
 
 @pytest.mark.process
-def test_each_task_finds_the_same_in_a_fresh_process(tmp_path, monkeypatch):
+def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch):
     arrays = [numbered(size, first=9 * size, dtype=np.float32) for size in (9, 5, 8)]
     arrays[0][3, 1], arrays[1][0], arrays[2][7] = np.nan, -1, np.inf
     paths = [tmp_path / f"{i}.h5" for i in range(3)]

@@ -9,7 +9,7 @@ from pipeline.scan.sample import between, sampled, stride_of
 
 
 @pytest.mark.parametrize("stride", [1, 2, 7, 1000])
-def test_wherever_blocks_are_cut_the_same_rows_are_taken(stride):
+def test_the_sample_does_not_depend_on_the_blocks(stride):
     n = 3001
     whole = sampled(0, n, stride)
     rng = np.random.default_rng(0)
@@ -19,14 +19,14 @@ def test_wherever_blocks_are_cut_the_same_rows_are_taken(stride):
         np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
-def test_one_row_stands_for_each_stratum_anywhere_in_it():
+def test_each_stratum_gives_one_row_at_a_uniform_place():
     rows = sampled(0, 50_000, 10)
     assert (rows // 10).tolist() == list(range(5000))
     counts = np.bincount(rows % 10, minlength=10)
     assert abs(counts - 500).max() < 5 * np.sqrt(500)
 
 
-def test_the_sample_is_all_rows_where_these_are_few_and_bounded_else():
+def test_the_sample_holds_all_of_few_rows_and_is_bounded():
     assert sampled(3, 5, 1).tolist() == [0, 1, 2, 3, 4]
     assert sampled(3, 0, 1).tolist() == []
     for n_rows, n_inputs, n_values in ((100, 8, 800), (101, 8, 800), (10**7, 784, 2**18), (10**5, 10**5, 2**18)):
@@ -36,7 +36,7 @@ def test_the_sample_is_all_rows_where_these_are_few_and_bounded_else():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 100, 101, 1001])
-def test_quantiles_are_numpys(n):
+def test_quantiles_equal_numpy(n):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(n, 5))
     rows[:, 1] = rng.integers(0, 3, n)

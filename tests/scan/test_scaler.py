@@ -24,7 +24,7 @@ def scikit_learns(scaler):
 
 @pytest.mark.process
 @pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "i8", "f4", "f8"])
-def test_scaling_is_scikit_learns(dtype):
+def test_scaling_equals_scikit_learn(dtype):
     rows = (100 * np.random.default_rng(0).random((50, 6))).astype(dtype)
     rows[:, 2] = 42
     scaler = scaler_of(rows)
@@ -35,7 +35,7 @@ def test_scaling_is_scikit_learns(dtype):
     assert found.max() <= 1 + 1e-7
 
 
-def test_a_constant_column_becomes_0_even_where_new_rows_leave_it():
+def test_a_constant_column_becomes_0_for_new_values_too():
     scaler = Scaler(np.array([7.0]), np.array([7.0]))
     rows = np.array([[7.0], [8.0], [-1e30]])
     np.testing.assert_array_equal(scaler.transform(rows), np.zeros((3, 1)))
@@ -63,7 +63,7 @@ def test_columns_far_from_zero_keep_their_digits(dtype):
         ("float32", 3, 3, "float32"),
     ],
 )
-def test_rows_are_scaled_in_float32_only_where_that_loses_nothing(rows_dtype, minimum, maximum, working):
+def test_rows_are_scaled_in_float32_only_if_that_is_exact(rows_dtype, minimum, maximum, working):
     scaler = Scaler(np.array([minimum], dtype=float), np.array([maximum], dtype=float))
     assert [array.dtype.name for array in scaler.arrays(np.dtype(rows_dtype))] == [working, working]
 
@@ -84,7 +84,7 @@ def test_extreme_ranges_are_scaled_to_0_and_1(dtype, low, high):
 
 
 @pytest.mark.parametrize("high", [5e-324, 1e-320])
-def test_a_range_that_one_cannot_be_divided_by_becomes_0(high):
+def test_a_range_without_a_finite_inverse_becomes_0(high):
     rows = np.array([[0.0], [high]])
     np.testing.assert_array_equal(scaler_of(rows).transform(rows), [[0], [0]])
 
@@ -97,7 +97,7 @@ def cleaning(fill=True, clips=True):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "u8", "f4", "f8"])
-def test_rows_are_cleaned_in_their_own_dtype_and_left_alone_where_nothing_is_to_do(dtype):
+def test_cleaning_keeps_the_dtype_and_unchanged_rows(dtype):
     inside = np.array([[0, 3], [7, 9]], dtype)
     for fill in (False, True):
         for clips in (False, True):
@@ -111,7 +111,7 @@ def test_rows_are_cleaned_in_their_own_dtype_and_left_alone_where_nothing_is_to_
     assert outside.tolist() == [[0, 3], [90, 1]]
 
 
-def test_nan_is_filled_where_nothing_else_is_said_and_stays_without_a_fill():
+def test_nan_is_imputed_by_default_and_kept_without_a_fill():
     rows = np.array([[np.nan, 99], [1, np.nan]], np.float32)
     assert cleaning().cleaned(rows).tolist() == [[0.25, 9], [1, 3.5]]
     np.testing.assert_array_equal(cleaning(fill=False).cleaned(rows), [[np.nan, 9], [1, np.nan]])

@@ -22,7 +22,7 @@ def look(folder: Path, n_bytes: int | None, seed: int = 0) -> Look:
     return look_at_rows(open_shards(paths), ScanSettings(16), 2, n_bytes, seed)
 
 
-def test_a_look_at_all_rows_tells_what_numpy_does(tmp_path: Path) -> None:
+def test_a_look_at_all_rows_equals_numpy(tmp_path: Path) -> None:
     found = look(tmp_path, None)
     good = np.delete(ROWS, [3, 500], axis=0)
     assert found.is_all
@@ -32,7 +32,7 @@ def test_a_look_at_all_rows_tells_what_numpy_does(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.scan.maximum, good.max(axis=0))
 
 
-def test_a_look_at_some_rows_is_bounded_and_the_same_each_time(tmp_path: Path) -> None:
+def test_a_look_at_some_rows_is_bounded_and_reproducible(tmp_path: Path) -> None:
     found = look(tmp_path, 16 * 100)
     assert found.n_rows == 1000
     assert not found.is_all
@@ -42,7 +42,7 @@ def test_a_look_at_some_rows_is_bounded_and_the_same_each_time(tmp_path: Path) -
     assert (found.scan.minimum != other.scan.minimum).any()
 
 
-def test_a_smaller_dtype_holds_every_value_and_none_that_does_is_left_out() -> None:
+def test_smaller_dtypes_are_all_that_hold_every_value() -> None:
     names = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
     for low, high in ((0, 255), (-1, 100), (0, 256), (-(2**31), 2**31 - 1), (0, 2**40)):
         for dtype in ("int64", "int32", "float64", "float32"):
@@ -60,7 +60,7 @@ def test_a_smaller_dtype_holds_every_value_and_none_that_does_is_left_out() -> N
     assert smaller_dtype(np.array([[0.1]])) == set()
 
 
-def test_how_coarse_float32_would_be_is_that_of_its_numbers(tmp_path: Path) -> None:
+def test_the_error_of_float32_is_estimated(tmp_path: Path) -> None:
     for offset, is_fine in ((0.0, True), (1e9, False)):
         rows = offset + np.random.default_rng(0).random((100, 2))
         shards = open_shards([write_shard(tmp_path / f"{offset}.h5", rows)])

@@ -7,6 +7,7 @@ from pipeline.settings.config import Config, problems
 from pipeline.settings.defaults import LEARNING_RATES
 from pipeline.settings.resolve import network_of, resolve
 from tests.support.cases import case
+from tests.support.logged import mentions
 
 
 def test_the_defaults_have_no_problems():
@@ -45,36 +46,35 @@ def test_each_setting_has_its_range():
         for value in bad:
             with case(name, value):
                 (complaint,) = problems(Config().changed(**{name: value}))
-                assert complaint.startswith(f"{name}: {value}, expected ")
+                assert complaint.startswith(f"{name}: {value}, ")
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_listed_at_once():
     found = problems(Config().changed(n_features=-1, batch_size=0, quiet=True, verbose=True))
-    assert found == [
-        "n_features: -1, expected 1 or more",
-        "batch_size: 0, expected 1 or more",
-        "quiet and verbose: both, expected at most one of them",
-    ]
+    places = [("n_features: -1",), ("batch_size: 0",), ("quiet", "verbose")]
+    assert all(mentions(line, *place) for line, place in zip(found, places, strict=True))
     wrong = {"epochs": 0, "batch_size": -1, "learning_rate": float("nan"), "momentum": 1.0, "seed": -1, "patience": -1}
     assert [words.split(":")[0] for words in problems(Config().changed(**wrong))] == list(wrong)
 
 
-def test_what_contradicts_itself_is_refused():
+def test_contradictory_settings_are_refused():
     for pair in (("overwrite", "restart"), ("quiet", "verbose")):
         (complaint,) = problems(Config().changed(**dict.fromkeys(pair, True)))
-        assert complaint == f"{' and '.join(pair)}: both, expected at most one of them"
+        assert mentions(complaint, *pair)
 
 
-def test_without_the_data_only_what_can_be_known_is_refused():
+def test_limits_that_depend_on_the_data_are_not_checked_early():
     assert problems(Config().changed(n_features=10**6, batch_size=10**9)) == []
-    assert problems(Config().changed(n_features=0)) == ["n_features: 0, expected 1 or more"]
+    (problem,) = problems(Config().changed(n_features=0))
+    assert mentions(problem, "n_features: 0")
 
 
-def test_a_tilde_that_nobody_has_expanded_is_no_place_for_results():
-    assert problems(Config.of(output="~/x")) == ["output: ~/x, expected a path whose ~ is expanded"]
+def test_an_unexpanded_tilde_is_refused_as_output():
+    (problem,) = problems(Config.of(output="~/x"))
+    assert mentions(problem, "output: ~/x")
 
 
-def test_what_is_left_open_follows_the_data_the_model_and_other_settings():
+def test_defaults_follow_the_data_and_other_settings():
     assert [resolve(Config(), n_rows, 4).training.batch_size for n_rows in (1, 15, 16, 1000, 6350, 10**6)] == [
         *(1, 15, 16, 20, 127, 128)
     ]
@@ -95,12 +95,12 @@ def test_what_is_left_open_follows_the_data_the_model_and_other_settings():
         assert resolve(Config.of(optimizer=rule), 100, 4).training.learning_rate == rate
 
 
-def test_the_rate_falls_with_the_columns_of_wide_rows():
+def test_the_learning_rate_is_lower_for_wide_rows():
     rates = [resolve(Config(), 100, n_inputs).training.learning_rate for n_inputs in (8, 784, 7840)]
     assert rates == [LEARNING_RATES["adam"], LEARNING_RATES["adam"], pytest.approx(LEARNING_RATES["adam"] / 10)]
 
 
-def test_a_hidden_layer_is_as_wide_as_rows_and_columns_allow_or_not_there():
+def test_the_default_hidden_layer_follows_rows_and_columns():
     def hidden(n_rows, n_inputs, **settings):
         return resolve(Config.of(**settings), n_rows, n_inputs).network.hidden
 
@@ -113,13 +113,13 @@ def test_a_hidden_layer_is_as_wide_as_rows_and_columns_allow_or_not_there():
     assert hidden(60_000, 784, memory_budget=2**25) == (274,), "no more than half of the memory holds"
 
 
-def test_a_few_columns_are_hidden_where_there_are_many():
+def test_corruption_is_the_default_for_many_columns():
     for n_rows, n_inputs, share in ((60_000, 784, 0.0625), (60_000, 255, 0), (200, 784, 0)):
         assert resolve(Config(), n_rows, n_inputs).training.corruption == share
     assert resolve(Config.of(corruption=0.0), 60_000, 784).training.corruption == 0
 
 
-def test_sigmoids_have_a_gain_unless_told_otherwise():
+def test_sigmoids_have_a_gain_by_default():
     for code, gain in (("sigmoid", True), ("linear", False)):
         assert resolve(Config.of(code_activation=code), 100, 8).network.decoder_gain is gain
     assert resolve(Config.of(code_activation="sigmoid", decoder_gain=False), 100, 8).network.decoder_gain is False
@@ -127,7 +127,7 @@ def test_sigmoids_have_a_gain_unless_told_otherwise():
     assert codes == ["linear", "sigmoid"], "an outlier of few columns is a large part of a row"
 
 
-def test_a_given_model_tells_its_own_network():
+def test_a_given_model_determines_the_network():
     given = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
     assert network_of(resolve(Config.of(activation="relu"), 100, 784, given).network, 784) == given
     typed = resolve(Config.of(decoder_gain=False), 100, 784, given)
@@ -146,7 +146,7 @@ def test_the_settings_describe_a_network():
     )
 
 
-def test_what_is_set_stays_as_it_is():
+def test_settings_that_are_given_are_kept():
     config = Config.of(
         n_features=3,
         hidden=(9,),

@@ -22,26 +22,26 @@ def test_an_empty_file_changes_nothing(file):
             assert settings(*file(text)) == Config()
 
 
-def test_a_file_without_keys_is_refused_with_an_example(file):
+def test_a_file_without_keys_is_refused(file):
     for text in ["- epochs", "epochs", "3"]:
-        with case(text), refused(78, "settings.yaml", "expected lines like `epochs: 20`"):
+        with case(text), refused(78, "settings.yaml", "`epochs: 20`"):
             settings(*file(text))
 
 
-def test_what_is_not_yaml_is_refused_by_name(file):
+def test_a_file_that_is_not_yaml_is_refused_by_name(file):
     for text in ["a: [", "\t- x", "a: b: c", "epochs: 2001-99-99", "seed: " + "9" * 5000, "[" * 3000, "a: \x01"]:
-        with case(text), refused(78, "settings.yaml", "not YAML"):
+        with case(text), refused(78, "settings.yaml", "YAML"):
             settings(*file(text))
 
 
 def test_a_file_that_is_not_text_is_refused_by_name(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\xfa")
-    with refused(78, "x.yaml", "not YAML"):
+    with refused(78, "x.yaml", "YAML"):
         settings("--config", str(tmp_path / "x.yaml"))
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path):
-    with refused(78, "nowhere.yaml", "No such file", "expected a YAML file"):
+    with refused(78, "nowhere.yaml", "No such file"):
         settings("--config", str(tmp_path / "nowhere.yaml"))
     with refused(78, str(tmp_path), "Is a directory"):
         settings("--config", str(tmp_path))
@@ -50,13 +50,13 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path):
 def test_a_file_never_runs_code(file, tmp_path):
     for tag in ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"]:
         with case(tag):
-            with refused(78, "not YAML", "python/object"):
+            with refused(78, "YAML", "python/object"):
                 settings(*file(f"output: {tag} [{tmp_path}/made]"))
             assert not (tmp_path / "made").exists()
 
 
-def test_a_tag_is_refused_whatever_it_asks_for(file):
-    """S17. PyYAML answers tags on values that do not fit them with errors of any kind."""
+def test_tags_are_refused(file):
+    """PyYAML answers tags on values that do not fit them with errors of any kind."""
     for text in [
         "epochs: !!map [1, 2]",
         "epochs: !!map ab",
@@ -69,12 +69,11 @@ def test_a_tag_is_refused_whatever_it_asks_for(file):
         "epochs: !<%1b[31m> 3",
         "!!omap [a: 1]",
     ]:
-        with case(text), refused(78, "not YAML", "a tag (", "expected plain values"):
+        with case(text), refused(78, "YAML", "tag ("):
             settings(*file(text))
 
 
-def test_a_key_that_stands_twice_is_refused_at_any_depth(file):
-    """S17."""
+def test_repeated_keys_are_refused_at_any_depth(file):
     for text in [
         "epochs: 3\nepochs: 3",
         "epochs: 3\nseed: 1\n'epochs': 4",
@@ -84,13 +83,13 @@ def test_a_key_that_stands_twice_is_refused_at_any_depth(file):
         "epochs: 3\n<<: {epochs: 4}",
         '"\\e[31m": 1\n"\\e[31m": 2',
     ]:
-        with case(text), refused(78, "not YAML", "stands twice"):
+        with case(text), refused(78, "YAML", "twice"):
             settings(*file(text))
 
 
-def test_keys_and_values_that_are_none_are_refused(file):
+def test_invalid_keys_and_values_are_refused(file):
     for text in ["? [a]\n: 1", "{[a]: 1}", "seed: {{a: 1}: 2}", "<<: 3", "<<: [1]", "seed: ="]:
-        with case(text), refused(78, "not YAML"):
+        with case(text), refused(78, "YAML"):
             settings(*file(text))
 
 
@@ -133,21 +132,20 @@ except ConfigError as error:
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_in_little_work_and_memory(file, name):
-    """S17. Measured in a process of its own, in calls of functions (a scanner in Python makes 8 million) and KiB."""
+def test_a_bomb_is_refused_with_little_work_and_memory(file, name):
+    """Measured in a process of its own, in calls of functions (a scanner in Python makes 8 million) and KiB."""
     command = [sys.executable, "-c", IN_LITTLE, file(BOMBS[name])[1]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     code, n_letters, n_calls, memory = map(int, done.stdout.split())
     assert (code, n_letters < 20_000, n_calls < 2**21, memory < 2**16) == (78, True, True, True), done.stdout
 
 
-def test_a_list_of_inputs_may_be_as_long_as_the_file(file):
+def test_a_list_of_inputs_can_be_as_long_as_the_file(file):
     paths = [f"shards/{i:05d}.h5" for i in range(13_000)]
     assert settings(*file("input: " + "".join(f"\n- {path}" for path in paths))).inputs.input == tuple(paths)
 
 
-def test_numbers_that_are_none_are_refused(file):
-    """S17, U2."""
+def test_nan_and_infinity_are_refused(file):
     for name, word in product(
         ["learning_rate", "momentum", "validation_fraction", "missing_value"], [".nan", ".inf", "-.inf", "nan", "inf"]
     ):

@@ -109,7 +109,7 @@ def settings(*arguments, **environment):
 # -- precedence --------------------------------------------------------------------------------------------------
 
 
-def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(file):
+def test_flags_override_environment_file_and_defaults(file):
     assert settings() == Config()
     assert sorted(SAMPLES) == sorted(SETTINGS)
     for name, (in_file, in_environment, in_flag) in SAMPLES.items():
@@ -130,27 +130,27 @@ def test_sources_add_up(file):
     assert (found.training.epochs, found.network.n_features, found.training.seed) == (3, 5, 6)
 
 
-def test_a_flag_of_several_values_may_stand_several_times():
+def test_a_flag_of_several_values_can_be_repeated():
     assert settings("--input", "a", "b", "--input", "c").inputs.input == ("a", "b", "c")
 
 
-def test_none_of_several_values_may_be_asked_for_where_that_is_the_default(file):
+def test_an_empty_list_is_allowed_if_it_is_the_default(file):
     for line in ("follow: []", "follow:", "follow: ''"):
         assert settings(*file(line)) == settings(SHARDPRESS_FOLLOW="") == Config(), line
 
 
-def test_the_file_may_be_named_in_the_environment(file):
+def test_the_environment_can_name_the_file(file):
     assert settings(SHARDPRESS_CONFIG=file("epochs: 3")[1]).training.epochs == 3
 
 
-def test_what_is_found_out_by_itself_can_be_asked_for_by_name(file):
+def test_automatic_values_can_be_requested_by_name(file):
     for name in ("dataset", "model", "n_features", "epochs", "learning_rate", "block_rows", "threads"):
         for word in ("none", "auto"):
             assert settings(*flags(name, word), **variable(name, 1)).flat()[name] is None, (name, word)
         assert settings(*file(f"{name}: null")).flat()[name] is None, name
 
 
-def test_hidden_layers_are_left_open_by_other_words_than_none(file):
+def test_hidden_layers_distinguish_none_and_automatic(file):
     for given in (["--hidden", "auto"], file("hidden:"), file("hidden: ''")):
         assert settings(*given).network.hidden is None, given
     for given in (["--hidden", "none"], file("hidden: none"), file("hidden: []")):
@@ -160,7 +160,7 @@ def test_hidden_layers_are_left_open_by_other_words_than_none(file):
     assert settings("--hidden", "512,256").network.hidden == (512, 256)
 
 
-def test_a_gain_is_asked_for_by_its_name_or_by_an_answer():
+def test_a_gain_is_requested_by_the_flag_or_by_yes():
     answers = {"yes": True, "no": False, "true": True}
     assert {word: settings("--decoder-gain", word).network.decoder_gain for word in answers} == answers
     assert settings("--decoder-gain", "--seed", "3").network.decoder_gain
@@ -175,14 +175,14 @@ def test_limits_are_numbers_or_percentages():
         assert {text: settings(*flags(name, text)).flat()[name] for text in limits} == limits
 
 
-def test_what_is_no_limit_is_refused_with_an_example():
+def test_invalid_limits_are_refused_with_an_example():
     numbers = ("-1", "1.5", "1e3", "inf", "9" * 5000)
     for text in ("", "150%", "100.001%", "-1%", "%", "1%%", "1.%", "nan%", "some", *numbers):
-        with case(text), refused(78, "MAX_BAD_ROWS", "expected a whole number, or a percentage like 0.1%"):
+        with case(text), refused(78, "MAX_BAD_ROWS", "0.1%"):
             settings(**variable("max_bad_rows", text))
 
 
-def test_a_missing_value_is_kept_to_the_last_digit(file):
+def test_a_missing_value_is_exact(file):
     """Integers of 64 bits are often marked by their largest or smallest value, which no float64 is."""
     values = {
         **{"-9999": -9999, "-999.9": -999.9, "1e3": 1000, "1e300": int(1e300), "none": None},
@@ -194,52 +194,52 @@ def test_a_missing_value_is_kept_to_the_last_digit(file):
 
 
 BAD_VALUES = [
-    ("epochs", "ten", "'ten', expected a whole number"),
-    ("epochs", "1.5", "'1.5', expected a whole number"),
-    ("momentum", "much", "'much', expected a number"),
-    ("memory_budget", "lots", "'lots', expected bytes with a unit"),
-    ("optimizer", "sgd", "'sgd', expected one of momentum, nesterov, adam, rmsprop"),
-    ("on_bad_data", "ignore", "'ignore', expected one of raise, skip, quarantine"),
-    ("on_drift", "drop", "'drop', expected one of clip, pass, raise"),
-    ("max_bad_rows", "150%", "'150%', expected a whole number, or a percentage"),
-    ("missing_value", "NA", "'NA', expected a number"),
-    ("hidden", "wide", "'wide', expected whole numbers, like 512 or 512,256, or none"),
-    ("hidden", "512,", "'512,', expected whole numbers"),
-    ("activation", "tanh", "'tanh', expected one of relu, leaky-relu"),
-    ("decoder_gain", "perhaps", "'perhaps', expected yes or no"),
+    ("epochs", "ten", "number"),
+    ("epochs", "1.5", "number"),
+    ("momentum", "much", "number"),
+    ("memory_budget", "lots", "bytes"),
+    ("optimizer", "sgd", "momentum, nesterov, adam, rmsprop"),
+    ("on_bad_data", "ignore", "raise, skip, quarantine"),
+    ("on_drift", "drop", "clip, pass, raise"),
+    ("max_bad_rows", "150%", "percentage"),
+    ("missing_value", "NA", "number"),
+    ("hidden", "wide", "512,256"),
+    ("hidden", "512,", "512,256"),
+    ("activation", "tanh", "relu, leaky-relu"),
+    ("decoder_gain", "perhaps", "yes or no"),
 ]
 
 
-def test_a_value_that_cannot_be_read_is_refused_by_source_name_and_kind(file):
+def test_the_error_about_a_value_names_its_source_and_setting(file):
     for name, value, phrase in BAD_VALUES:
         with case(name, value):
-            with refused(64, f"--{name.replace('_', '-')}: {phrase}"):
+            with refused(64, f"--{name.replace('_', '-')}: {value!r}", phrase):
                 settings(*flags(name, value))
-            with refused(78, f"environment: SHARDPRESS_{name.upper()}: {phrase}"):
+            with refused(78, f"environment: SHARDPRESS_{name.upper()}: {value!r}", phrase):
                 settings(**variable(name, value))
-            with refused(78, f"settings.yaml: key {name}: {phrase}"):
+            with refused(78, f"settings.yaml: key {name}: {value!r}", phrase):
                 settings(*file(f"{name}: {value}"))
 
 
 WRONG_SHAPES = [
-    ("epochs: [1, 2]", "expected one value"),
-    ("epochs: {a: 1}", "expected one value"),
-    ("patience:", "expected a whole number"),
-    ("hidden: [a]", "'a', expected whole numbers, like 512 or 512,256, or none"),
-    ("hidden: [[5]]", "'[5]', expected whole numbers"),
-    ("hidden: {5: 6}", "expected one value"),
-    ("quiet: perhaps", "expected true or false"),
-    ("input: []", "expected one value or more"),
-    ("input:", "expected one value or more"),
-    ("input: 3", "expected one value or more"),
-    ("input: [[a.h5]]", "['a.h5'], expected one value"),
-    ("carry: [{a: b}]", "{'a': 'b'}, expected one value"),
-    ("input: [~]", "found nothing"),
-    ("output: 2024_01", "202401 to YAML, expected a text. Put it in quotes."),
-    ("dataset: yes", "True to YAML, expected a text"),
-    ("carry: [1.50]", "1.5 to YAML, expected a text"),
-    ('output: "a\\0b"', "'a\\x00b', expected a text without the character 0"),
-    ('dataset: "X\\0"', "'X\\x00', expected a text without"),
+    ("epochs: [1, 2]", "value"),
+    ("epochs: {a: 1}", "value"),
+    ("patience:", "number"),
+    ("hidden: [a]", "'a'"),
+    ("hidden: [[5]]", "'[5]'"),
+    ("hidden: {5: 6}", "value"),
+    ("quiet: perhaps", "true or false"),
+    ("input: []", "value"),
+    ("input:", "value"),
+    ("input: 3", "value"),
+    ("input: [[a.h5]]", "['a.h5']"),
+    ("carry: [{a: b}]", "{'a': 'b'}"),
+    ("input: [~]", "nothing"),
+    ("output: 2024_01", "202401"),
+    ("dataset: yes", "True"),
+    ("carry: [1.50]", "1.5"),
+    ('output: "a\\0b"', "'a\\x00b'"),
+    ('dataset: "X\\0"', "'X\\x00'"),
 ]
 
 
@@ -250,63 +250,63 @@ def test_a_value_of_the_wrong_shape_is_refused(file):
 
 
 UNKNOWN_FLAGS = [
-    (["--epoch", "3"], ["unknown argument --epoch", "Did you mean --epochs?", "--help"]),
-    (["--n_features=3"], ["unknown argument --n_features", "Did you mean --n-features?"]),
-    (["--zzzzzz"], ["unknown argument --zzzzzz. See --help"]),
-    (["data.h5"], ["unknown argument data.h5", "Did you mean --input data.h5?"]),
-    (["--versoin"], ["Did you mean --version?"]),
-    (["--batch", "3"], ["Did you mean --batch-size?"]),
-    (["--dry-run"], ["unknown argument --dry-run. See --help"]),
-    (["--log-file", "x"], ["unknown argument --log-file. See --help"]),
-    (["--", "-"], ["unknown argument"]),
-    (["--epochs"], ["--epochs", "expected one argument"]),
-    (["--input"], ["--input", "expected at least one argument"]),
+    (["--epoch", "3"], ["--epoch", "--epochs?", "--help"]),
+    (["--n_features=3"], ["--n_features", "--n-features?"]),
+    (["--zzzzzz"], ["--zzzzzz. ", "--help"]),
+    (["data.h5"], ["data.h5", "--input data.h5?"]),
+    (["--versoin"], ["--version?"]),
+    (["--batch", "3"], ["--batch-size?"]),
+    (["--dry-run"], ["--dry-run. ", "--help"]),
+    (["--log-file", "x"], ["--log-file. ", "--help"]),
+    (["--", "-"], ["argument -"]),
+    (["--epochs"], ["--epochs", "argument"]),
+    (["--input"], ["--input", "argument"]),
     (["--quiet=yes"], ["--quiet", "yes"]),
     (["--bad\nflag"], ["--bad\\x0aflag"]),
 ]
 
 
-def test_u1_a_flag_that_is_not_known_is_refused_with_the_nearest():
+def test_an_unknown_flag_is_refused_with_a_suggestion():
     for arguments, phrases in UNKNOWN_FLAGS:
         with case(arguments), refused(64, *phrases):
             settings(*arguments)
 
 
-def test_u1_a_key_or_variable_that_is_not_known_is_refused_with_the_nearest(file):
-    with pytest.raises(ConfigError, match=r"key config is unknown\.$"):  # which would suggest itself
+def test_an_unknown_key_or_variable_is_refused_with_a_suggestion(file):
+    with pytest.raises(ConfigError, match=r"key config\b[^?]*$"):  # which would suggest itself
         settings(*file("config: other.yaml"))
-    with refused(78, "settings.yaml: key n_feature is unknown. Did you mean n_features?"):
+    with refused(78, "settings.yaml: key n_feature ", "n_features?"):
         settings(*file("n_feature: 3"))
-    with refused(78, "SHARDPRESS_EPOCH is unknown. Did you mean SHARDPRESS_EPOCHS?"):
+    with refused(78, "SHARDPRESS_EPOCH ", "SHARDPRESS_EPOCHS?"):
         settings(SHARDPRESS_EPOCH="3")
 
 
-def test_all_complaints_about_a_file_come_at_once(file):
-    with refused(78, "epoch is unknown", "seed: 'x'", "momentum: 'y'"):
+def test_all_errors_of_a_file_are_listed_at_once(file):
+    with refused(78, "key epoch ", "seed: 'x'", "momentum: 'y'"):
         settings(*file("epoch: 3\nseed: x\nmomentum: y\npatience: 3"))
 
 
-def test_all_complaints_about_flags_come_at_once():
+def test_all_errors_of_flags_are_listed_at_once():
     with refused(64, "--seed: 'x'", "--momentum: 'y'"):
         settings("--seed", "x", "--momentum", "y")
 
 
-def test_all_complaints_about_the_environment_come_at_once():
-    with refused(78, "SHARDPRESS_SEED: 'x'", "SHARDPRESS_MOMENTUM: 'y'", "SHARDPRESS_EPOCH is unknown"):
+def test_all_errors_of_the_environment_are_listed_at_once():
+    with refused(78, "SHARDPRESS_SEED: 'x'", "SHARDPRESS_MOMENTUM: 'y'", "SHARDPRESS_EPOCH "):
         settings(SHARDPRESS_SEED="x", SHARDPRESS_MOMENTUM="y", SHARDPRESS_EPOCH="3")
 
 
-def test_a_value_that_cannot_work_ends_as_one_that_cannot_be_read(file):
+def test_invalid_flags_are_usage_errors(file):
     for value in ("ten", "0"):
         with case(value):
-            with refused(64, f"epochs: {value!r}, expected" if value == "ten" else "epochs: 0, expected 1 or more"):
+            with refused(64, f"epochs: {value!r}, " if value == "ten" else "epochs: 0, "):
                 settings("--epochs", value)
             if value == "0":
                 for given in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
-                    assert problems(given) == ["epochs: 0, expected 1 or more"], "which the run refuses with 78"
+                    assert [line.partition(", ")[0] for line in problems(given)] == ["epochs: 0"], "refused by the run"
 
 
-def test_help_says_what_each_setting_takes_and_to_what_stage_it_belongs(capsys):
+def test_help_lists_values_of_settings_by_stage(capsys):
     with pytest.raises(SystemExit):
         settings("--help")
     said = capsys.readouterr().out
@@ -327,7 +327,7 @@ def test_every_setting_belongs_to_one_stage():
     assert sorted(listed) == sorted(SETTINGS)
 
 
-def test_a_tilde_is_the_home_directory_wherever_a_path_is_set(file, tmp_path, monkeypatch):
+def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
     for name in ("input", "follow", "output", "model"):
         with case(name):
             monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -339,7 +339,7 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_is_set(file, tmp_path, mo
                 assert found.flat()[name] == expected
 
 
-def test_a_tilde_is_the_home_directory_of_the_configuration_file_too(tmp_path, monkeypatch):
+def test_a_tilde_is_expanded_in_the_path_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "settings.yaml").write_text("seed: 7")
     assert settings("--config=~/settings.yaml", "--output=~/x").results.output == f"{tmp_path}/x"
@@ -347,9 +347,9 @@ def test_a_tilde_is_the_home_directory_of_the_configuration_file_too(tmp_path, m
     assert settings(SHARDPRESS_CONFIG="~/settings.yaml").training.seed == 7
 
 
-def test_a_directory_called_tilde_is_never_made():
+def test_a_tilde_of_an_unknown_user_is_refused():
     for name in ("input", "output", "model"):
         with case(name):
-            with refused(64, f"--{name}: '~nobody-of-this-name/x', expected a user whose home is known"):
+            with refused(64, f"--{name}: '~nobody-of-this-name/x', "):
                 settings(f"--{name}", "~nobody-of-this-name/x")
             assert settings(f"--{name}", "./~x").flat()[name] in ("./~x", ("./~x",))

@@ -17,9 +17,9 @@ def test_bytes_are_read_with_their_units():
     assert {text: parse_bytes(text) for text in expected} == expected
 
 
-def test_what_is_no_number_of_bytes_is_refused_with_an_example():
+def test_invalid_sizes_are_refused_with_an_example():
     for text in ("", "G", "-1", "1iB", "4XB", "1e3", "4 Gi B", "nan", "1.G.", "1,5G", "9" * 400):
-        with case(text), pytest.raises(ValueError, match="expected bytes with a unit, like 4GiB"):
+        with case(text), pytest.raises(ValueError, match=r"\b4GiB\b"):
             parse_bytes(text)
 
 

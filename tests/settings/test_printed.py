@@ -13,6 +13,7 @@ from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.flags import _STAGES, parse
 from pipeline.settings.kinds import DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
 from pipeline.settings.printed import as_yaml, given
+from tests.support.logged import mentions
 
 # What YAML would take for something else than a text, or cannot write as it is.
 TEXTS = [
@@ -78,7 +79,7 @@ def some_value(setting: Setting, draw: random.Random) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_printed_is_taken_back(seed: int, file: Callable[[str], list[str]]) -> None:
+def test_printed_settings_can_be_read_again(seed: int, file: Callable[[str], list[str]]) -> None:
     draw = random.Random(seed)
     for _ in range(30):
         chosen = {each.name: some_value(each, draw) for each in SETTINGS.values() if draw.random() < 0.5}
@@ -88,7 +89,7 @@ def test_what_is_printed_is_taken_back(seed: int, file: Callable[[str], list[str
         assert parse(file(as_yaml(config, _STAGES)), {}, "") == config
 
 
-def test_only_what_is_not_as_by_default_is_no_comment(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_printed_defaults_are_comments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         parse(["--print-config", "--epochs", "5"], {"SHARDPRESS_SEED": "3"}, "")
     page = capsys.readouterr().out
@@ -99,9 +100,8 @@ def test_only_what_is_not_as_by_default_is_no_comment(capsys: pytest.CaptureFixt
         assert each.help[:30] in page
 
 
-def test_a_line_tells_what_is_not_as_by_default() -> None:
+def test_a_line_lists_settings_that_differ_from_the_defaults() -> None:
     assert given(Config()) == "input data/*.h5, output features"
     config = Config.of(input=("a", "b", "c", "d"), hidden=(), seed=2**20, memory_budget=2**32, quiet=True)
-    assert (
-        given(config) == "input a, b, c and 1 more, output features, hidden none, seed 1048576, memory_budget 4096MiB"
-    )
+    assert mentions(given(config), "input a, b, c", 1, "output features", "hidden none", "seed 1048576")
+    assert given(config).endswith(", memory_budget 4096MiB")

@@ -29,11 +29,11 @@ TABLE = [
 
 
 @each("n_rows, asked, expected", TABLE)
-def test_what_is_asked_for_and_the_sizes_decide(n_rows, asked, expected) -> None:
+def test_replicas_follow_the_request_and_the_sizes(n_rows, asked, expected) -> None:
     assert resolve(Config.of(**asked), n_rows, 784).training.replicas == expected
 
 
-def test_each_replica_takes_2000_steps_and_meets_the_others_70_times_but_not_after_few_of_them() -> None:
+def test_replicas_have_enough_steps_and_rounds() -> None:
     sizes = product([999, 57_000, 10**6, 10**9], [2, 20, 300], [300, 10**4, 10**8])
     for asked, (n_rows, epochs, window_rows), batch_size in product([2, 3, 8, 64], sizes, [1, 128]):
         with case(asked, n_rows, epochs, window_rows, batch_size):

@@ -82,7 +82,7 @@ _TRAINING = (
         "pipeline/training/rounds.py",
         "for slab in np.sort(dealt)",
         "for slab in dealt",
-        ("tests/training/test_rounds.py::test_a_share_lists_its_rows_from_front_to_back",),
+        ("tests/training/test_rounds.py::test_a_share_lists_its_rows_in_order",),
     ),
     Mutation(
         "replicas-count-the-fewest-steps",
@@ -103,7 +103,7 @@ _TRAINING = (
         "pipeline/training/order.py",
         "yield window, rows[n_skipped:]",
         "yield window, rows",
-        ("tests/training/test_order.py::test_an_epoch_is_resumed_after_any_number_of_rows",),
+        ("tests/training/test_order.py::test_an_epoch_can_be_resumed_after_any_number_of_rows",),
     ),
     Mutation(
         "every-step-has-the-same-noise",
@@ -117,7 +117,7 @@ _TRAINING = (
         "pipeline/training/checkpoint.py",
         "array.dtype == np.float32 and np.isfinite(array).all()",
         "array.dtype == np.float32",
-        ("tests/training/test_checkpoint.py::test_s15_what_is_no_checkpoint_is_refused",),
+        ("tests/training/test_checkpoint.py::test_invalid_checkpoints_are_refused",),
     ),
     Mutation(
         "last-epoch-counts-as-the-best",
@@ -134,7 +134,7 @@ _OUTPUT = (
         "pipeline/output/ledger.py",
         'sealed(held))\n            self._sync("commits")',
         "sealed(held))",
-        ("tests/output/test_ledger.py::test_p8_what_is_committed_is_on_the_disk_before_its_record_is_begun",),
+        ("tests/output/test_ledger.py::test_files_are_synced_before_their_record_is_written",),
     ),
     Mutation(
         "child-processes-inherit-the-lock",
@@ -148,28 +148,28 @@ _OUTPUT = (
         "pipeline/output/ledger.py",
         "if digest([data]) != record.entry.blake3:",
         "if len(data) != record.entry.n_bytes:",
-        ("tests/output/test_records.py::test_d11_what_is_not_what_was_committed_is_not_loaded",),
+        ("tests/output/test_records.py::test_a_damaged_result_is_not_loaded",),
     ),
     Mutation(
         "records-of-other-settings-are-reused",
         "pipeline/output/ledger.py",
         " and fingerprint in (None, record.fingerprint)",
         "",
-        ("tests/output/test_ledger.py::test_results_come_by_kind_and_fingerprint_in_the_order_of_their_keys",),
+        ("tests/output/test_ledger.py::test_records_are_selected_by_kind_and_fingerprint_in_order",),
     ),
     Mutation(
         "record-may-name-any-file",
         "pipeline/output/records.py",
         " or not _RESULT.fullmatch(record.entry.file)",
         "",
-        ("tests/output/test_records.py::test_d12_a_damaged_file_of_records_counts_as_none_and_is_named",),
+        ("tests/output/test_records.py::test_a_damaged_record_file_is_ignored_and_named",),
     ),
     Mutation(
         "manifest-may-name-files-elsewhere",
         "pipeline/output/records.py",
         ' or ".." in Path(name).parts',
         "",
-        ("tests/output/test_records.py::test_s12_a_manifest_that_names_files_elsewhere_is_refused",),
+        ("tests/output/test_records.py::test_a_manifest_with_paths_outside_is_refused",),
     ),
 )
 
@@ -193,21 +193,21 @@ _SCAN = (
         "pipeline/scan/blocks.py",
         "if settings.missing is not None or not (np.isfinite",
         "if not (np.isfinite",
-        ("tests/scan/test_ranges.py::test_v8_a_missing_value_is_found_as_its_file_spells_it",),
+        ("tests/scan/test_ranges.py::test_a_missing_value_is_found_in_the_dtype_of_its_file",),
     ),
     Mutation(
         "bad-rows-keep-numbers-of-lost-shards",
         "pipeline/scan/ranges.py",
         "(found.bad_rows - shift)[kept]",
         "found.bad_rows[kept]",
-        ("tests/scan/test_ranges.py::test_what_is_left_of_a_scan_without_unreadable_shards_is_a_scan_of_the_others",),
+        ("tests/scan/test_ranges.py::test_a_scan_can_drop_its_unreadable_shards",),
     ),
     Mutation(
         "tiny-missing-value-makes-zeros-missing",
         "pipeline/scan/scaler.py",
         " and bool(rounded) == bool(missing)",
         "",
-        ("tests/scan/test_ranges.py::test_v8_a_missing_value_that_a_file_cannot_hold_is_nowhere_in_it",),
+        ("tests/scan/test_ranges.py::test_a_missing_value_outside_the_dtype_is_never_found",),
     ),
 )
 
@@ -224,7 +224,7 @@ _ENCODING = (
         "pipeline/encoding/bad_data.py",
         "(good.min(axis=0) >= low).all() and ",
         "",
-        ("tests/encoding/test_bad_data.py::test_rows_outside_on_one_side_alone_are_counted",),
+        ("tests/encoding/test_bad_data.py::test_rows_below_or_above_the_range_are_counted",),
     ),
     Mutation(
         "bad-rows-keep-their-features",
@@ -245,7 +245,7 @@ _ENCODING = (
         "pipeline/encoding/storage.py",
         "error > self.max_error:",
         "error > 2 * self.max_error:",
-        ("tests/encoding/test_storage.py::test_features_beyond_the_largest_error_are_refused",),
+        ("tests/encoding/test_storage.py::test_features_with_too_large_rounding_errors_are_refused",),
     ),
 )
 
@@ -262,21 +262,21 @@ _RUN = (
         "pipeline/run/encoding_stage.py",
         "            key = fingerprint(key, asdict(storage))",
         "            pass",
-        ("tests/run/test_storage.py::test_parts_stored_before_float16_was_too_coarse_are_not_kept",),
+        ("tests/run/test_storage.py::test_float16_parts_are_dropped_if_others_need_float32",),
     ),
     Mutation(
         "changed-inputs-are-not-noticed",
         "pipeline/run/fingerprints.py",
         '"changed": shard.identity.mtime_ns',
         '"changed": 0',
-        ("tests/run/test_fingerprints.py::test_u3_a_changed_input_touches_everything_and_is_named",),
+        ("tests/run/test_fingerprints.py::test_a_changed_input_changes_every_stage_and_is_named",),
     ),
     Mutation(
         "one-bad-row-more-than-allowed-passes",
         "pipeline/run/scan_stage.py",
         "if n_bad > limit:",
         "if n_bad > limit + 1:",
-        ("tests/run/test_bad_rows.py::test_v9_as_many_bad_rows_as_allowed_pass_and_not_one_more",),
+        ("tests/run/test_bad_rows.py::test_the_limit_of_bad_rows_is_exact",),
     ),
 )
 
@@ -351,7 +351,7 @@ _CLUSTER = (
         "pipeline/cluster/executor.py",
         "if len(graph[key]) == 1:",
         "if len(graph[key]) >= 1:",
-        ("tests/cluster/test_tally.py::test_each_result_counts_for_the_process_that_made_it_and_merging_for_none",),
+        ("tests/cluster/test_tally.py::test_results_count_for_the_process_that_made_them",),
     ),
 )
 
@@ -375,14 +375,14 @@ _REST = (
         "pipeline/features.py",
         "if n_found != n_rows:",
         "if n_found < n_rows:",
-        ("tests/test_features.py::test_a_part_with_other_rows_than_the_manifest_says_is_refused",),
+        ("tests/test_features.py::test_a_part_with_another_number_of_rows_is_refused",),
     ),
     Mutation(
         "rate-counts-rows-of-earlier-runs",
         "pipeline/progress.py",
         "rate = (self._done - self._before) /",
         "rate = self._done /",
-        ("tests/test_progress.py::test_what_an_earlier_run_has_done_counts_for_no_rate_and_no_time_left",),
+        ("tests/test_progress.py::test_earlier_work_does_not_count_for_rate_and_remaining_time",),
     ),
     Mutation(
         "signals-are-lost-during-deferred-work",
@@ -396,14 +396,14 @@ _REST = (
         "pipeline/model.py",
         "maps[0][1] - self.scaler.minimum @ W",
         "maps[0][1] + self.scaler.minimum @ W",
-        ("tests/test_model.py::test_the_folded_encoder_needs_nothing_but_numpy_and_gives_the_same",),
+        ("tests/test_model.py::test_the_folded_encoder_needs_only_numpy",),
     ),
     Mutation(
         "sealed-files-may-have-a-key-twice",
         "pipeline/formats.py",
         "if seal(form, content) != data:",
         "if len(seal(form, content)) > len(data):",
-        ("tests/test_formats.py::test_d12_a_key_that_stands_twice_is_refused",),
+        ("tests/test_formats.py::test_a_repeated_key_is_refused",),
     ),
 )
 

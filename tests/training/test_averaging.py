@@ -25,7 +25,8 @@ def averaged(states, weights):
     return average.mean()
 
 
-def test_replicas_are_averaged_by_their_rows_and_the_longest_count_of_steps_counts():
+def test_replicas_are_averaged_by_their_rows():
+    """The largest count of steps is kept."""
     rng = np.random.default_rng(0)
     found, weights = states(rng, [7, 9, 8, 5]), [64, 128, 100, 0]
     mean = averaged(found, weights)
@@ -40,7 +41,7 @@ def test_replicas_are_averaged_by_their_rows_and_the_longest_count_of_steps_coun
         assert getattr(mean, kind)[name].dtype == np.float32
 
 
-def test_replicas_that_agree_stay_where_they_are():
+def test_averaging_equal_replicas_changes_nothing():
     (state,) = states(np.random.default_rng(1), [5])
     mean = averaged([state] * 3, [10, 20, 30])
     for name, array in state.parameters.items():
@@ -51,8 +52,8 @@ def test_replicas_that_agree_stay_where_they_are():
         assert not velocity[name].any()
 
 
-def test_outer_steps_are_those_of_nesterovs_momentum_with_the_mean_move_as_gradient():
-    """As the usual optimizers spell it: ``b <- 0.9 b + g ;  p <- p - 0.7 (g + 0.9 b)`` with ``g = p - mean``."""
+def test_outer_steps_equal_nesterov_momentum():
+    """The mean move is the gradient: ``b <- 0.9 b + g ;  p <- p - 0.7 (g + 0.9 b)`` with ``g = p - mean``."""
     rng = np.random.default_rng(2)
     (state,) = states(rng, [5])
     velocity = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
@@ -68,7 +69,7 @@ def test_outer_steps_are_those_of_nesterovs_momentum_with_the_mean_move_as_gradi
         assert {array.dtype for array in (*velocity.values(), *state.parameters.values())} == {np.dtype(np.float32)}
 
 
-def test_a_steady_move_counts_as_often_as_there_are_replicas_and_seven_times_at_most():
+def test_a_steady_move_is_amplified_at_most_sevenfold():
     """Of 0.01 in each of many rounds, what is added to the parameters in the last one."""
     for n_replicas, expected in [(2, 2), (3, 3), (4, 4), (6, 6), (7, 7), (8, 7), (100, 7)]:
         state, velocity = Weights({"b": np.zeros(2, np.float32)}, {}), {"b": np.zeros(2, np.float32)}

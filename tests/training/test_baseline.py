@@ -10,7 +10,7 @@ from pipeline.training import components
 from pipeline.training.components import Baseline, baseline_of, principal_components
 
 
-def test_the_errors_are_those_of_the_reconstructions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baseline_errors_equal_those_of_reconstructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(components, "_BLOCK_BYTES", 8 * 6 * 7)
     rng = np.random.default_rng(0)
     trained, watched = (rng.integers(0, 256, (n, 6)).astype(np.uint8) for n in (80, 31))
@@ -24,7 +24,7 @@ def test_the_errors_are_those_of_the_reconstructions(monkeypatch: pytest.MonkeyP
     assert baseline.n_components == 2
 
 
-def test_rows_that_the_components_give_back_whole_have_no_negative_error() -> None:
+def test_errors_of_exact_reconstructions_are_not_negative() -> None:
     rng = np.random.default_rng(0)
     rows = (rng.random((50, 2)) @ rng.random((2, 9)) / 2).astype(np.float32)
     scaler = Scaler(np.zeros(9), np.ones(9))
@@ -37,7 +37,7 @@ def is_worse(baseline: Baseline, errors: np.ndarray) -> bool:
     return bool(baseline.beside(errors.astype(np.float32))["is_worse"])
 
 
-def test_worse_is_what_is_more_than_a_percent_and_no_accident_of_few_rows() -> None:
+def test_worse_means_significant_and_more_than_one_percent() -> None:
     rng = np.random.default_rng(1)
     for n_rows, share, worse in [(3000, 1.005, False), (3000, 1.05, True), (3000, 0.9, False), (9, 1.05, False)]:
         errors = rng.uniform(0.5, 1.5, n_rows)
@@ -51,6 +51,6 @@ def test_worse_is_what_is_more_than_a_percent_and_no_accident_of_few_rows() -> N
     assert is_worse(few, np.full(9, 3.0)), "of few rows, what none of them contradicts"
 
 
-def test_plain_values_say_both_errors() -> None:
+def test_plain_values_hold_both_errors() -> None:
     beside = Baseline(4, np.array([1.0, 3.0]), np.array([5.0, 7.0])).beside(np.array([2.0, 2.0], dtype=np.float32))
     assert beside == {"n_components": 4, "components": 2.0, "mean": 6.0, "is_worse": False}

@@ -45,12 +45,12 @@ pytestmark = pytest.mark.process
     ],
     ids=["empty", "other", "nan", "float64", "truncated"],
 )
-def test_s15_what_is_no_checkpoint_is_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match=r"no arrays of shardpress|finite float32"):
+def test_invalid_checkpoints_are_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\b(shardpress|float32)\b"):
         Checkpoint.from_npz(content)
 
 
-def test_every_field_of_a_state_survives_a_checkpoint() -> None:
+def test_a_checkpoint_keeps_every_field_of_the_training_state() -> None:
     """A field that is kept and not brought back, or the other way round, would change how a training goes on."""
     epochs = [Epoch(0, 0.5, None, 0.25), Epoch(1, 0.4, 0.3, 0.125)]
     state = TrainingState("adam", 2, 3, [0.5, 0.25], 1.5, epochs, 0.3, 1, [0.5, 0.25], 7, 5)
@@ -66,11 +66,11 @@ def test_every_field_of_a_state_survives_a_checkpoint() -> None:
     known_first = {key: value for key, value in progress.items() if key not in added_later}
     assert TrainingState.from_dict(known_first) == replace(state, n_epochs=None, ended_at=None)
     for wrong in [*without, {**progress, "more": 1}, {**progress, "history": [{}]}, {**progress, "history": None}]:
-        with pytest.raises(ValueError, match="is no checkpoint"):
+        with pytest.raises(ValueError, match=r"\bcheckpoint\b"):
             Checkpoint.from_npz(pack({}, {"progress": wrong, "n_steps": 11}))
 
 
-def test_s14_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
+def test_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
     class Canary:
         def __reduce__(self) -> tuple:
             return os.mkdir, (str(tmp_path / "made"),)
@@ -78,7 +78,7 @@ def test_s14_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, about=np.array([Canary()], dtype=object))
     for content in (buffer.getvalue(), pickle.dumps(Canary())):
-        with pytest.raises(ValueError, match="no arrays of shardpress"):
+        with pytest.raises(ValueError, match=r"\bshardpress\b"):
             Checkpoint.from_npz(content)
     assert not (tmp_path / "made").exists()
 
@@ -213,7 +213,7 @@ RULES = pytest.mark.parametrize("name", [name for name in RATES if name != "deep
 @pytest.mark.compiler
 @KINDS
 @ALL
-def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(rig: Any, name: str, resident: bool) -> None:
+def test_training_resumes_at_any_step_with_the_same_bits(rig: Any, name: str, resident: bool) -> None:
     """In the first, a middle and the last epoch, at random steps and at an epoch's end and beginning."""
     training = rig(name, resident)
     expected = training.train()
@@ -229,7 +229,7 @@ def test_p5_a_training_that_was_stopped_at_any_step_goes_on_bit_for_bit(rig: Any
 
 @KINDS
 @ALL
-def test_p5_a_training_that_is_stopped_again_and_again_ends_alike(rig: Any, name: str, resident: bool) -> None:
+def test_training_resumes_repeatedly_with_the_same_bits(rig: Any, name: str, resident: bool) -> None:
     training, rng = rig(name, resident), np.random.default_rng(4)
     expected = training.train()
     found: Trained | Checkpoint | None = None
@@ -239,7 +239,7 @@ def test_p5_a_training_that_is_stopped_again_and_again_ends_alike(rig: Any, name
 
 
 @RULES
-def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, name: str) -> None:
+def test_an_interruption_does_not_delay_early_stopping(rig: Any, name: str) -> None:
     """Validation may have been waiting for something better when the training was stopped."""
     training = rig(name, True)
     settings = {
@@ -257,7 +257,7 @@ def test_p5_early_stopping_is_not_put_off_by_an_interruption(rig: Any, name: str
             assert_same(training.train(checkpoint, **settings), expected)
 
 
-def test_p5_a_checkpoint_of_any_step_and_any_epochs_end_will_do(rig: Any) -> None:
+def test_training_resumes_from_every_checkpoint(rig: Any) -> None:
     training = rig("adam", False)
     expected, found = training.train(), []
     training.train(save=lambda checkpoint: found.append(checkpoint.to_npz()), checkpoint_minutes=0.0)
@@ -269,7 +269,7 @@ def test_p5_a_checkpoint_of_any_step_and_any_epochs_end_will_do(rig: Any) -> Non
     assert_same(training.train(checkpoints[-1], stop=1), expected)  # nothing is left to do
 
 
-def test_s15_a_checkpoint_of_another_training_is_refused(rig: Any) -> None:
+def test_a_checkpoint_of_another_training_is_refused(rig: Any) -> None:
     training = rig("momentum", True)
     checkpoint = training.interrupted(3)
     assert isinstance(checkpoint, Checkpoint)

@@ -53,7 +53,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tupl
     return {"columns": (300, 90), "rows": (90, 300), "products": (300, 200)}[request.param]
 
 
-def test_the_reconstruction_is_as_good_as_the_exact_one(way: tuple[int, int]) -> None:
+def test_reconstructions_are_as_good_as_exact_ones(way: tuple[int, int]) -> None:
     for power in (0.5, 0.75, 1.0):  # of variances that fall like 1 / i, 1 / i^1.5, 1 / i^2
         x = rows_with(np.arange(1, min(way)) ** -power, *way)
         for k in (1, 8, 40):
@@ -63,7 +63,7 @@ def test_the_reconstruction_is_as_good_as_the_exact_one(way: tuple[int, int]) ->
                 assert error_of(x, found) <= 1.001 * exact_error(x, k)
 
 
-def test_deviations_are_those_along_the_components_and_fall(way: tuple[int, int]) -> None:
+def test_deviations_along_the_components_decrease(way: tuple[int, int]) -> None:
     x = rows_with(np.arange(1, 80) ** -1.0, *way)
     found = found_of(x, 10)
     np.testing.assert_allclose(found.deviations, (x @ found.components).std(axis=0), rtol=1e-5)
@@ -71,7 +71,7 @@ def test_deviations_are_those_along_the_components_and_fall(way: tuple[int, int]
     np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
 
 
-def test_rows_of_lower_rank_are_given_back_and_the_rest_is_orthonormal(way: tuple[int, int]) -> None:
+def test_rows_of_lower_rank_are_reconstructed_exactly(way: tuple[int, int]) -> None:
     x = rows_with(np.ones(5), *way)
     found = found_of(x, 12)
     assert_orthonormal(found, way[1], 12)
@@ -80,7 +80,7 @@ def test_rows_of_lower_rank_are_given_back_and_the_rest_is_orthonormal(way: tupl
 
 
 @each("n_rows, n_inputs, k", [(1, 4, 3), (1, 300, 5), (3, 300, 200), (200, 3, 3), (2, 2, 1)])
-def test_few_rows_few_columns_and_all_components_are_no_exceptions(
+def test_components_exist_for_few_rows_and_columns(
     n_rows: int, n_inputs: int, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_SMALL", 100)
@@ -96,7 +96,7 @@ def test_constant_rows_have_no_deviation(way: tuple[int, int]) -> None:
     assert (found.deviations < 1e-7).all()
 
 
-def test_a_seed_decides_it_and_the_largest_entries_are_positive(way: tuple[int, int]) -> None:
+def test_equal_seeds_give_equal_components_with_fixed_signs(way: tuple[int, int]) -> None:
     x = rows_with(np.arange(1, 80) ** -1.0, *way)
     one, other, third = found_of(x, 8), found_of(x, 8), found_of(-x, 8, seed=1)
     assert one.components.tobytes() == other.components.tobytes()
@@ -109,9 +109,7 @@ def test_a_seed_decides_it_and_the_largest_entries_are_positive(way: tuple[int, 
 
 
 @pytest.mark.process
-def test_the_sample_is_of_training_rows_and_the_same_wherever_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK_BYTES", 8 * 2 * 7)
     shards, expected = numbered_shards(tmp_path, 40, 0, 1, 59), numbered(100)
     scaler = Scaler(np.zeros(2), np.full(2, 1000.0))

@@ -95,7 +95,7 @@ def run(device: Any, config: Settings = CONFIG, validation: np.ndarray = NO_ROWS
     return train(training(device, config, validation, n_rows))
 
 
-def test_without_validation_every_epoch_runs_and_the_last_one_stays() -> None:
+def test_the_last_epoch_is_kept_without_validation() -> None:
     device = Counting()
     trained = run(device)
     assert [epoch.epoch for epoch in trained.history] == list(range(6))
@@ -111,7 +111,7 @@ def test_early_stopping_restores_the_best_weights() -> None:
     assert device.n_steps == 4, "two steps an epoch, two epochs"
 
 
-def test_patience_zero_never_stops_early_but_still_restores() -> None:
+def test_patience_zero_restores_the_best_without_early_stopping() -> None:
     device = Counting(validation_costs=[0.9, 0.3, 0.5, 0.5, 0.5, 0.5, 0.5])
     trained = run(device, CONFIG.changed(patience=0), ENOUGH_ROWS)
     assert len(trained.history) == 6
@@ -119,13 +119,13 @@ def test_patience_zero_never_stops_early_but_still_restores() -> None:
     assert device.n_steps == 2
 
 
-def test_nothing_is_better_than_a_perfect_reconstruction() -> None:
+def test_a_perfect_reconstruction_is_never_replaced() -> None:
     trained = run(Counting(validation_costs=[0.9, 0.3, 0.0, 0.0, 0.1]), validation=ENOUGH_ROWS)
     assert trained.best_epoch == 1
     assert len(trained.history) == 4
 
 
-def test_a_training_ends_no_worse_than_its_start() -> None:
+def test_training_keeps_a_start_that_is_not_improved() -> None:
     device = Counting(validation_costs=[0.2, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
     trained = run(device, validation=ENOUGH_ROWS)
     assert trained.best_epoch == -1
@@ -133,12 +133,12 @@ def test_a_training_ends_no_worse_than_its_start() -> None:
     assert device.n_steps == 0
 
 
-def test_a_start_that_is_not_finite_is_no_best_one() -> None:
+def test_a_start_that_is_not_finite_is_never_the_best() -> None:
     trained = run(Counting(validation_costs=[math.nan, *[0.5] * 6]), CONFIG.changed(patience=0), ENOUGH_ROWS)
     assert trained.best_epoch == 0
 
 
-def test_few_validation_rows_and_corrupted_training_are_told_of_and_decide_nothing() -> None:
+def test_few_validation_rows_and_corruption_disable_validation() -> None:
     costs = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     for n, corruption in [(FEW_ROWS, 0.0), (ENOUGH_ROWS, 0.25)]:
         device = Counting(validation_costs=costs)
@@ -148,25 +148,25 @@ def test_few_validation_rows_and_corrupted_training_are_told_of_and_decide_nothi
         assert device.n_steps == 12
 
 
-def test_while_the_rate_is_going_to_fall_patience_begins_with_the_second_half() -> None:
+def test_patience_starts_in_the_second_half_of_a_falling_rate() -> None:
     costs = [0.9, *[0.1] + [0.5] * 9, *[0.6] * 10]
     trained = run(Counting(validation_costs=costs), CONFIG.changed(schedule="linear", epochs=20), ENOUGH_ROWS)
     assert trained.best_epoch == 0
     assert len(trained.history) == 13, "ten epochs, another one, and two that are no better"
 
 
-def test_patience_is_longer_where_epochs_are_short() -> None:
+def test_patience_is_longer_for_short_epochs() -> None:
     """Of 200 epochs of 2 steps, a twentieth are 20 steps, and two of them 20 epochs."""
     trained = run(Counting(validation_costs=[0.9, 0.5, *[0.6] * 200]), CONFIG.changed(epochs=200), ENOUGH_ROWS)
     assert len(trained.history) == 21
 
 
-def test_the_cost_of_an_epoch_is_the_mean_of_those_asked_for_before_each_step() -> None:
+def test_the_cost_of_an_epoch_is_the_mean_of_sampled_costs() -> None:
     trained = run(Counting(costs=[4.0, 2.0]), CONFIG.changed(epochs=1))
     assert trained.history[0].cost == 3.0
 
 
-def test_costs_are_asked_for_on_few_of_many_steps() -> None:
+def test_costs_are_sampled_on_few_steps() -> None:
     asked = []
 
     class Watching(Counting):
@@ -182,37 +182,36 @@ def test_costs_are_asked_for_on_few_of_many_steps() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e9])
-def test_divergence_says_where_and_keeps_the_last_good_weights(bad: float) -> None:
+def test_divergence_names_its_place_and_keeps_the_last_weights(bad: float) -> None:
     device = Counting(costs=[0.5, 0.4, 0.3, bad])
-    with pytest.raises(
-        TrainingDiverged, match=r"epoch 1, minibatch 1: .*last finite cost 0\.3\b.*learning-rate"
-    ) as caught:
+    with pytest.raises(TrainingDiverged, match=r"epoch 1, minibatch 1\b.*\b0\.3\b.*--learning-rate") as caught:
         run(device)
     assert caught.value.exit_code == 65
     assert device.n_steps == 2, "the weights after epoch 0"
 
 
-def test_nan_in_the_weights_is_found_although_the_step_was_not_asked_for_its_cost() -> None:
+def test_nan_in_the_weights_is_found_without_a_cost() -> None:
     class Breaking(Counting):
         def parameters(self) -> dict[str, np.ndarray]:
             return {"W": np.array(np.nan if self.n_steps > 2 else self.n_steps)}
 
-    with pytest.raises(TrainingDiverged, match="the end of epoch 1"):
+    with pytest.raises(TrainingDiverged, match=r"\bepoch 1\b"):
         run(Breaking())
 
 
-def test_a_validation_cost_that_explodes_is_divergence() -> None:
-    with pytest.raises(TrainingDiverged, match="the validation after epoch 0"):
+def test_an_infinite_validation_cost_is_divergence() -> None:
+    with pytest.raises(TrainingDiverged, match=r"\bvalidation\b.*\bepoch 0\b"):
         run(Counting(validation_costs=[math.inf]), validation=FEW_ROWS)
 
 
-def test_the_linear_schedule_rises_over_one_epoch_and_ends_at_almost_nothing() -> None:
+def test_the_linear_schedule_rises_first_and_ends_near_zero() -> None:
     config = CONFIG.changed(schedule="linear", epochs=3)
     rates = [learning_rate(config.training, step, 4, 3) for step in range(12)]
     assert np.allclose(rates, 0.5 * np.array([1, 2, 3, 4, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]) / 4)
 
 
-def test_the_linear_schedule_rises_over_a_twentieth_of_many_short_epochs_but_never_over_hundreds_of_steps() -> None:
+def test_the_linear_schedule_limits_its_rise() -> None:
+    """The rate rises over a twentieth of many short epochs, but never over hundreds of steps."""
     for epochs, n, n_rising in [(20, 12, 12), (60, 12, 36), (200, 12, 100), (999, 12, 100), (60, 500, 500)]:
         config = CONFIG.changed(schedule="linear", epochs=epochs)
         rates = [learning_rate(config.training, step, n, epochs) for step in range(n_rising + 2)]
@@ -220,14 +219,14 @@ def test_the_linear_schedule_rises_over_a_twentieth_of_many_short_epochs_but_nev
         assert np.allclose(np.diff(rates[:n_rising]), config.training.learning_rate / n_rising)
 
 
-def test_the_linear_schedule_works_for_a_single_epoch_and_a_single_step() -> None:
+def test_the_linear_schedule_supports_a_single_epoch_or_step() -> None:
     for epochs, steps in [(1, 1), (1, 4), (2, 1)]:
         config = CONFIG.changed(schedule="linear", epochs=epochs)
         rates = [learning_rate(config.training, step, steps, epochs) for step in range(epochs * steps)]
         assert all(0 < rate <= 0.5 for rate in rates), (epochs, steps)
 
 
-def test_every_step_gets_the_rate_of_the_schedule() -> None:
+def test_every_step_uses_the_rate_of_the_schedule() -> None:
     device = Counting()
     config = CONFIG.changed(schedule="linear", epochs=3)
     run(device, config)
@@ -246,7 +245,7 @@ def saved(config: Settings, **device: Any) -> list[Checkpoint]:
 
 
 @pytest.mark.parametrize("patience", [0, 2])
-def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(patience: int) -> None:
+def test_training_resumes_from_any_checkpoint_with_equal_results(patience: int) -> None:
     costs, validation = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2], [0.9, 0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
     config, undisturbed = CONFIG.changed(patience=patience, checkpoint_minutes=0.0), Counting(costs, validation)
     expected = run(undisturbed, config, ENOUGH_ROWS)
@@ -267,7 +266,7 @@ def test_p5_training_goes_on_from_any_checkpoint_as_if_nothing_had_happened(pati
         assert found.best_epoch == expected.best_epoch
 
 
-def test_it_says_which_step_it_has_taken_and_what_epochs_have_come_to() -> None:
+def test_progress_names_step_epoch_and_costs() -> None:
     told: list[str] = []
     config = CONFIG.changed(epochs=2, patience=0)
     watched = training(Counting([0.5], [0.9, 0.25, 0.125]), config, ENOUGH_ROWS)
@@ -279,7 +278,7 @@ def test_it_says_which_step_it_has_taken_and_what_epochs_have_come_to() -> None:
     assert told[-1].startswith(f"epoch 2/2, step {2 * n_steps}/{2 * n_steps}")
 
 
-def test_epochs_that_take_no_time_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of a millisecond is not followed by a write of ten. By this clock a save takes 10 s, a step 1 s."""
     now = [0.0]
     monkeypatch.setattr("pipeline.training.loop.time.monotonic", lambda: now[0])
@@ -313,7 +312,7 @@ class Slow(Counting):
         return super().take(learning_rates, with_cost)
 
 
-def test_an_epochs_seconds_are_those_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise what a deadline measures after a step would count as training, and leave time for fewer epochs."""
     clock = [0.0]
     for module in ("epochs", "loop"):

@@ -19,7 +19,7 @@ def epoch_of(order, epoch=0):
     return np.concatenate([rows for _slabs, rows in order.windows(epoch)])
 
 
-def test_an_epoch_visits_every_training_row_once_and_never_another():
+def test_an_epoch_visits_each_training_row_once():
     for window_rows, left_out in product(
         [1, 5, 20, 21, 22], [[], [0], [20], [3, 4, 5, 11], list(range(9)), list(range(20))]
     ):
@@ -31,7 +31,7 @@ def test_an_epoch_visits_every_training_row_once_and_never_another():
             assert order.n_rows == len(expected)
 
 
-def test_seed_and_epoch_decide_the_order_and_nothing_else_does():
+def test_only_seed_and_epoch_determine_the_order():
     for window_rows in (10, 100):
         with case(window_rows):
             orders = {}
@@ -43,7 +43,7 @@ def test_seed_and_epoch_decide_the_order_and_nothing_else_does():
             assert len(orders) == 9
 
 
-def test_an_epoch_is_resumed_after_any_number_of_rows():
+def test_an_epoch_can_be_resumed_after_any_number_of_rows():
     for window_rows, left_out in product([1, 5, 21], [[], [3, 4, 5, 11]]):
         with case(window_rows, left_out):
             order = Order(STARTS, np.array(left_out, dtype=np.int64), window_rows, seed=7)
@@ -53,7 +53,7 @@ def test_an_epoch_is_resumed_after_any_number_of_rows():
                 assert np.concatenate([NONE, *windows]).tolist() == whole[n_skipped:].tolist()
 
 
-def test_windows_hold_the_rows_of_their_slabs_and_no_more_than_asked_for():
+def test_windows_hold_the_rows_of_their_slabs_within_the_limit():
     for window_rows in (1, 7, 21):
         with case(window_rows):
             seen = []
@@ -64,13 +64,13 @@ def test_windows_hold_the_rows_of_their_slabs_and_no_more_than_asked_for():
             assert sorted(seen) == list(range(len(STARTS) - 1))
 
 
-def test_slabs_from_all_over_the_data_set_meet_in_a_window():
+def test_a_window_mixes_slabs_of_the_whole_data_set():
     """Files are often sorted by class or day: a window of neighbours would train on one of them at a time."""
     windows = Order(np.arange(0, 1001, 10), NONE, 100, 0).windows(0)
     assert all(slabs.max() - slabs.min() > 20 for slabs, _rows in windows)
 
 
-def test_a_window_over_everything_shuffles_alike_however_the_slabs_were_cut():
+def test_a_window_over_all_rows_ignores_the_slabs():
     for starts in ([0, 21], STARTS, range(22)):
         with case(starts):
             (found,) = (rows for _slabs, rows in Order(np.array(starts), np.array([5, 6]), 21, 3).windows(2))
@@ -92,14 +92,14 @@ def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch):
             assert ((starts[:-1] - firsts[shard_of_slab]) % chunk_rows == 0).all()
 
 
-def test_chunks_too_large_for_a_window_are_cut(monkeypatch):
+def test_chunks_too_large_for_a_window_are_divided(monkeypatch):
     monkeypatch.setattr(module, "_SLAB_BYTES", 80)
     monkeypatch.setattr(module, "MAX_CHUNK_BYTES", 100)
     shards = [Shard("", "X", (35, 2), "<f4", "float32", chunk_rows=30)]
     assert slab_starts(shards).tolist() == [0, 10, 20, 30, 35]
 
 
-def test_validation_takes_as_many_rows_as_wanted_sorted_and_once(monkeypatch):
+def test_validation_takes_the_requested_number_of_sorted_rows(monkeypatch):
     for max_runs, n_wanted in product([1, 3, 4096], [0, 1, 5, 50, 90, 99, 100]):
         with case(max_runs, n_wanted):
             monkeypatch.setattr(module, "_MAX_RUNS", max_runs)
@@ -119,7 +119,7 @@ def test_validation_is_spread_evenly_over_the_data_set(monkeypatch):
 
 
 @pytest.mark.process
-def test_validation_leaves_bad_rows_out_and_follows_the_seed():
+def test_validation_rows_exclude_bad_rows_and_depend_on_the_seed():
     bad = np.arange(0, 100, 3)
     found = spread_rows(100, bad, 60, seed=1)
     assert set(found) & set(bad) == set()
@@ -127,7 +127,7 @@ def test_validation_leaves_bad_rows_out_and_follows_the_seed():
     assert spread_rows(100, NONE, 10, 1).tolist() != spread_rows(100, NONE, 10, 2).tolist()
 
 
-def test_slabs_stay_small_beside_the_window_that_takes_them_whole(tmp_path):
+def test_slabs_are_small_compared_with_the_window(tmp_path):
     """Chunks of 16 rows would make slabs of thousands of rows; a small memory budget cannot hold two windows of one."""
     shards = numbered_shards(tmp_path, 100, 7, chunks=True)
     for max_rows in (0, 1, 3, 16, 1000):
@@ -139,14 +139,14 @@ def test_slabs_stay_small_beside_the_window_that_takes_them_whole(tmp_path):
 # -- noise -------------------------------------------------------------------------------------------------------
 
 
-def test_noise_depends_on_the_seed_and_the_step_alone():
+def test_noise_depends_only_on_seed_and_step():
     found = [noise_of(seed, step, (3, 5)).tobytes() for seed, step in ((0, 0), (0, 1), (1, 0), (1, 1), (2**70, 10**9))]
     assert len(set(found)) == len(found)
     assert noise_of(0, 1, (3, 5)).tobytes() == found[1]
     assert noise_of(0, 1, (1, 5)).tobytes() == found[1][:5], "a smaller minibatch has the first of it"
 
 
-def test_noise_has_every_byte_alike_often():
+def test_noise_has_uniformly_distributed_bytes():
     found = noise_of(0, 0, (512, 1001))
     assert (found.shape, found.dtype, found.flags.c_contiguous) == ((512, 1001), np.uint8, True)
     counts, expected = np.bincount(found.ravel(), minlength=256), found.size / 256

@@ -92,7 +92,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_replicas", ProcessCache(max_size=1))
 
 
-def test_p5_a_training_goes_on_from_any_round_as_if_nothing_had_happened(quick: None, shards: Any) -> None:
+def test_training_by_replicas_resumes_after_any_round(quick: None, shards: Any) -> None:
     checkpoints: list[bytes] = []
     first = ready(shards)
     expected = bits(first, save=lambda checkpoint: checkpoints.append(checkpoint.to_npz()))
@@ -111,9 +111,7 @@ def test_p5_a_training_goes_on_from_any_round_as_if_nothing_had_happened(quick: 
         assert sum(n_rows) == expected[2] == 5 * first.order.n_rows, "each row of all epochs"
 
 
-def test_p5_a_signal_in_the_middle_of_a_round_loses_that_round_and_no_more(
-    quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_loses_only_the_current_round(quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, step = bits(ready(shards)), standin.TrainingStep.__call__
     for stop in (1, 5, 22, 31, 40):
         number, found = count(1), list[Checkpoint]()
@@ -133,7 +131,7 @@ def test_p5_a_signal_in_the_middle_of_a_round_loses_that_round_and_no_more(
         assert bits(training) == expected
 
 
-def test_one_replica_leaves_nothing_of_others_in_a_training(quick: None, shards: Any) -> None:
+def test_training_by_one_replica_keeps_no_state_of_others(quick: None, shards: Any) -> None:
     training = ready(shards, CONFIG.changed(replicas=1))
     assert training.replicas is None
     assert {name.split("/")[0] for name in training.checkpoint().arrays} == {"parameters", "state", "best"}
@@ -141,15 +139,13 @@ def test_one_replica_leaves_nothing_of_others_in_a_training(quick: None, shards:
         training.resume(ready(shards).checkpoint())
 
 
-def test_a_training_by_replicas_that_diverges_says_where_and_keeps_its_best(
-    quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_divergence_of_a_replica_names_its_share(quick: None, shards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standin.TrainingStep, "__call__", lambda *arguments, **named: np.nan)
-    with pytest.raises(TrainingDiverged, match="epoch 0, share 0: cost nan"):
+    with pytest.raises(TrainingDiverged, match=r"\bepoch 0, share 0\b.*\bnan\b"):
         train(ready(shards))
 
 
-def test_a_task_carries_what_its_share_needs_and_no_rows(quick: None, shards: Any) -> None:
+def test_a_task_of_a_share_carries_no_rows(quick: None, shards: Any) -> None:
     training = ready(shards)
     assert training.replicas is not None
     shares = next(training.replicas.rounds.rounds(1))
@@ -168,7 +164,7 @@ def test_a_task_carries_what_its_share_needs_and_no_rows(quick: None, shards: An
     assert len(set(numbers)) == len(numbers), "no two steps hide the same entries"
 
 
-def test_the_rate_falls_over_the_rounds_as_over_the_steps_of_one_replica(quick: None, shards: Any) -> None:
+def test_the_learning_rate_falls_over_rounds_as_over_steps(quick: None, shards: Any) -> None:
     training = ready(shards, CONFIG.changed(schedule="linear"))
     replicas, n_steps, found = training.replicas, training.steps_per_epoch, []
     assert replicas is not None
@@ -185,7 +181,7 @@ def test_the_rate_falls_over_the_rounds_as_over_the_steps_of_one_replica(quick: 
     assert rates[-1] < 0.1 * training.settings.learning_rate
 
 
-def test_rows_of_a_device_and_of_the_disk_and_threads_train_alike(quick: None, shards: Any) -> None:
+def test_resident_rows_streamed_rows_and_threads_train_equally(quick: None, shards: Any) -> None:
     expected = bits(ready(shards))
     assert bits(ready(shards, resident=False)) == expected
     with threads(3) as pool:
@@ -195,7 +191,7 @@ def test_rows_of_a_device_and_of_the_disk_and_threads_train_alike(quick: None, s
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_processes_train_alike_on_the_real_kernels_whichever_of_them_takes_a_task(shards: Any) -> None:
+def test_processes_train_equally_in_any_order_of_tasks(shards: Any) -> None:
     """And whatever it has done before: the tasks come to them in no order, and some are done twice."""
     expected = bits(ready(shards, DEEP))
     assert bits(ready(shards, DEEP, resident=False)) == expected
@@ -211,7 +207,7 @@ def test_processes_train_alike_on_the_real_kernels_whichever_of_them_takes_a_tas
 
 @pytest.mark.compiler
 @pytest.mark.process
-def test_workers_that_die_and_come_in_the_middle_of_a_training_change_no_bit(shards: Any, tmp_path: Path) -> None:
+def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_path: Path) -> None:
     """A round begins with one of the two workers killed at it; another one comes later."""
     expected, n_rounds = bits(ready(shards, DEEP)), count(1)
     with Cluster(tmp_path / "cluster") as cluster, hushed():

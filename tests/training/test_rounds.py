@@ -41,7 +41,7 @@ def test_every_row_is_in_one_share_of_an_epoch():
             assert n_rows < 50 or not np.array_equal(epochs[0], epochs[1])
 
 
-def test_one_replica_trains_the_first_epoch_and_all_of_them_the_others_from_any_round_on():
+def test_only_the_first_epoch_is_trained_by_one_replica():
     shared = rounds(200, 3, 4)
     for epoch, n in [(0, 1), (1, 3), (5, 3)]:
         whole = [list(map(trained_on, each)) for each in shared.rounds(epoch)]
@@ -52,7 +52,7 @@ def test_one_replica_trains_the_first_epoch_and_all_of_them_the_others_from_any_
                     np.testing.assert_array_equal(trained_on(share), rows)
 
 
-def test_a_share_lists_its_rows_from_front_to_back():
+def test_a_share_lists_its_rows_in_order():
     """Files are read in their order, and the shuffled order of a share depends on this one."""
     shared = rounds(200, 3, 4, left_out=np.arange(0, 200, 7))
     for share in shared.shares(1):
@@ -62,7 +62,7 @@ def test_a_share_lists_its_rows_from_front_to_back():
 
 
 @pytest.mark.process
-def test_shares_are_alike_in_size_and_come_from_all_over_the_data_set(tmp_path, monkeypatch):
+def test_shares_have_similar_sizes_and_cover_the_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(replicas, "_LEAST_STEPS", 20)
     monkeypatch.setattr(replicas, "_FEWEST_STEPS", 1)
     shards = numbered_shards(tmp_path, 1000, 0, 500, 2500)

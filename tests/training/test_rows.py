@@ -36,7 +36,7 @@ def shards(tmp_path, monkeypatch):
 
 
 @pytest.mark.process
-def test_rows_in_memory_and_rows_from_disk_make_the_same_minibatches(shards):
+def test_resident_and_streamed_rows_give_equal_minibatches(shards):
     for window_rows, batch_size in product([1, 7, 19, 21, 1000], [1, 18, 19, 20]):
         with case(window_rows, batch_size):
             order = Order(slab_starts(shards), np.array([2, 8]), window_rows, seed=5)
@@ -54,7 +54,7 @@ def test_rows_in_memory_and_rows_from_disk_make_the_same_minibatches(shards):
 
 
 @pytest.mark.process
-def test_rows_that_a_device_keeps_go_there_in_their_order_whatever_the_window(shards):
+def test_rows_reach_a_device_in_order_for_any_window(shards):
     order = Order(slab_starts(shards), np.array([2, 8]), 7, seed=5)
     for window_rows in (1, 2, 5, 12, 20, 21, 22, 1000):
         with case(window_rows):
@@ -67,7 +67,7 @@ def test_rows_that_a_device_keeps_go_there_in_their_order_whatever_the_window(sh
             assert all(np.array_equal(*pair) for pair in zip(*numbers, strict=True))
 
 
-def test_an_epoch_can_be_entered_at_any_minibatch(shards):
+def test_an_epoch_can_start_at_any_minibatch(shards):
     """An interrupted training goes on in the middle of an epoch: with what would have come next, and nothing else."""
     for seed in range(6):
         with case(seed):
@@ -93,7 +93,7 @@ def joined(batches: list[np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("corruption", [0.0, 0.5])
 @pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
-def test_several_minibatches_begin_at_a_time_and_a_step_sees_none_of_it(corruption: float, n_rows: int) -> None:
+def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n_rows: int) -> None:
     """Nor of the noise, each step's own: the same rows and bytes, whatever a device wants at a time."""
     config, rows = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3), numbered(n_rows)
 
@@ -141,7 +141,7 @@ def test_several_minibatches_begin_at_a_time_and_a_step_sees_none_of_it(corrupti
                 np.testing.assert_array_equal(alone, together)
 
 
-def test_windows_that_lie_behind_are_not_read_again(shards, monkeypatch):
+def test_windows_before_the_first_minibatch_are_not_read(shards, monkeypatch):
     order = Order(slab_starts(shards), NONE, 3, seed=0)
     streamed, n_windows, read = StreamedRows(shards, 1), [], module._Reader.slabs
     monkeypatch.setattr(module._Reader, "slabs", lambda *how: n_windows.append(1) or read(*how))
@@ -149,12 +149,12 @@ def test_windows_that_lie_behind_are_not_read_again(shards, monkeypatch):
     assert len(n_windows) <= len(list(order.windows(0))) - 4
 
 
-def test_in_one_window_all_minibatches_but_the_last_are_full(shards):
+def test_minibatches_of_one_window_are_full_except_the_last(shards):
     order = Order(slab_starts(shards), NONE, 1000, seed=0)
     assert [len(batch) for batch in ResidentRows.of(shards, 1).minibatches(order, 0, 8)] == [8, 8, 5]
 
 
-def test_shards_of_several_dtypes_meet_in_the_one_that_holds_them_all(tmp_path):
+def test_shards_of_several_dtypes_are_read_in_a_common_dtype(tmp_path):
     arrays = [numbered(3, dtype=np.uint8), numbered(3, first=3, dtype=np.float32)]
     shards = open_shards([write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
     found = ResidentRows.of(shards, 2).resident
@@ -163,7 +163,7 @@ def test_shards_of_several_dtypes_meet_in_the_one_that_holds_them_all(tmp_path):
 
 
 @pytest.mark.process
-def test_rows_are_filled_and_clipped_once_they_are_read(tmp_path):
+def test_rows_are_imputed_and_clipped_after_reading(tmp_path):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=(9, 3)).astype(np.float32), rng.integers(-5, 5, (30, 3)).astype(np.int8)]
     arrays[0][4], arrays[0][7, 1], arrays[1][[3, 8], [0, 2]] = np.nan, -99, -99
@@ -183,7 +183,7 @@ def test_rows_are_filled_and_clipped_once_they_are_read(tmp_path):
     np.testing.assert_array_equal(streamed, expected[epoch_of(order, 0)])
 
 
-def test_streaming_that_is_given_up_leaves_no_thread_behind(shards):
+def test_closing_a_stream_ends_its_threads(shards):
     batches = StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 1)
     next(batches)
     batches.close()
@@ -197,7 +197,7 @@ def test_an_error_while_reading_ahead_reaches_the_training(shards, monkeypatch):
         list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
 
 
-def test_single_rows_are_taken_as_fancy_indexing_would(shards):
+def test_taking_rows_equals_fancy_indexing(shards):
     for kind, rows in product(
         [ResidentRows.of, StreamedRows], [[], [0], [20], [7, 8], [0, 1, 2, 7, 8, 9, 20], range(21), range(0, 21, 2)]
     ):
@@ -206,6 +206,6 @@ def test_single_rows_are_taken_as_fancy_indexing_would(shards):
             np.testing.assert_array_equal(kind(shards, 2).take(rows), numbered(21)[rows])
 
 
-def test_reading_leaves_no_file_open(shards):
+def test_reading_closes_every_file(shards):
     list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
     assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) == 0

@@ -53,7 +53,7 @@ def again(model: Model, x: np.ndarray) -> np.ndarray:
 # -- random ------------------------------------------------------------------------------------------------------
 
 
-def test_one_layer_of_sigmoids_starts_as_published(x: np.ndarray) -> None:
+def test_one_sigmoid_layer_starts_as_published(x: np.ndarray) -> None:
     drawn = np.random.default_rng(5).standard_normal((N_INPUTS, 3)) / np.sqrt(N_INPUTS + 3)
     for mean in (None, x.mean(axis=0, dtype=np.float64)):
         found = start_of(ONE, np.random.default_rng(5), mean)
@@ -66,7 +66,7 @@ def test_one_layer_of_sigmoids_starts_as_published(x: np.ndarray) -> None:
 
 
 @each("network", NETWORKS)
-def test_the_mean_row_has_features_in_the_middle_and_is_its_own_reconstruction(network, x):
+def test_the_mean_row_starts_as_its_own_reconstruction(network, x):
     mean = x.mean(axis=0, dtype=np.float64)
     for components in (None, components_of(x)):
         model = started(network, mean, components)
@@ -76,7 +76,7 @@ def test_the_mean_row_has_features_in_the_middle_and_is_its_own_reconstruction(n
 
 
 @each("network", [Network((300, 100, 10), "relu", "linear"), Network((300, 100), code="linear")])
-def test_what_random_weights_give_back_is_of_the_size_of_the_rows(network):
+def test_random_weights_reconstruct_rows_of_the_right_size(network):
     found = start_of(network, np.random.default_rng(0), None)
     x, slope = np.random.default_rng(1).normal(size=(2000, 300)).astype(np.float32), network.n_layers > 1
     W = found[network.layers[0][0]]
@@ -86,7 +86,7 @@ def test_what_random_weights_give_back_is_of_the_size_of_the_rows(network):
     assert 0.5 < along * np.square(W).sum(axis=0).mean() < 2
 
 
-def test_gains_start_where_they_undo_the_steepness_of_the_code():
+def test_gains_start_as_the_inverse_slope_of_the_code():
     for code, gain in (("sigmoid", 4.0), ("linear", 1.0)):
         found = start_of(replace(ONE, code=code, gain=True), np.random.default_rng(0), None)
         np.testing.assert_array_equal(found["gain"], np.full(3, gain))
@@ -101,7 +101,7 @@ def by_components(x: np.ndarray, found: Components) -> np.ndarray:
 
 
 @each("network", [network for network in NETWORKS if network.code == "linear"])
-def test_linear_features_start_as_components_whatever_the_hidden_layers(network, x):
+def test_linear_features_start_as_components_for_any_layers(network, x):
     components = components_of(x)
     model = started(network, None, components)
     np.testing.assert_allclose(again(model, x), by_components(x, components), atol=1e-6)
@@ -109,7 +109,7 @@ def test_linear_features_start_as_components_whatever_the_hidden_layers(network,
 
 
 @each("network", [network for network in NETWORKS if network.code == "sigmoid"])
-def test_sigmoids_start_nearly_as_components_and_unsaturated(network, x):
+def test_sigmoids_start_near_components_and_unsaturated(network, x):
     components = components_of(x)
     model = started(network, None, components)
     error, least = (np.mean((found - x) ** 2) for found in (again(model, x), by_components(x, components)))
@@ -117,7 +117,7 @@ def test_sigmoids_start_nearly_as_components_and_unsaturated(network, x):
     assert np.abs(model.encode(x) - 0.5).max() < (0.3 if network.gain else 0.5)
 
 
-def test_every_unit_before_sigmoids_has_its_share_of_unlike_components():
+def test_units_before_sigmoids_share_unequal_components():
     deviations = np.array([100.0, 1.0, 0.0])
     components = Components(np.zeros(N_INPUTS), np.eye(N_INPUTS)[:, :3], deviations)
     model = started(replace(ONE, gain=True), None, components)
@@ -127,26 +127,26 @@ def test_every_unit_before_sigmoids_has_its_share_of_unlike_components():
     assert np.isfinite(model.parameters["gain"]).all()
 
 
-def test_rows_that_do_not_vary_leave_everything_finite():
+def test_constant_rows_give_finite_parameters():
     still = Components(np.full(N_INPUTS, 0.5), np.eye(N_INPUTS)[:, :3], np.zeros(3))
     for network in NETWORKS:
         assert all(np.isfinite(array).all() for array in started(network, None, still).parameters.values())
 
 
 @each("network", [network for network in NETWORKS if len(network.widths) > 2])
-def test_further_hidden_units_start_at_random_and_apart(network, x):
+def test_additional_hidden_units_start_at_random(network, x):
     parameters = started(network, None, components_of(x)).parameters
     rest = parameters["W_1"][:, 6:]
     assert len(np.unique(rest)) == rest.size
     assert not parameters[network.layers[-1][0]][6:].any()
 
 
-def test_a_network_has_room_for_components_where_each_hidden_layer_has_a_pair_of_units_for_each() -> None:
+def test_components_need_two_hidden_units_each() -> None:
     assert all(has_room(network) for network in [ONE, *NETWORKS])
     assert not any(has_room(Network((N_INPUTS, *hidden, 3))) for hidden in ((5,), (8, 5), (5, 8)))
 
 
-def test_another_seed_is_another_start(x: np.ndarray) -> None:
+def test_another_seed_gives_another_start(x: np.ndarray) -> None:
     for components in (None, components_of(x)):
         network = Network((N_INPUTS, 8, 3), "relu", "sigmoid", gain=True)
         first, again, other = (started(network, None, components, seed).parameters["W_1"] for seed in (1, 1, 2))

@@ -13,11 +13,11 @@ def lively(n_rows: int, n_features: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(0.2, 0.8, (n_rows, n_features)).astype(np.float32)
 
 
-def test_lively_features_are_none_of_it() -> None:
+def test_varying_features_are_not_counted() -> None:
     assert count_units(lively(200, 10), "sigmoid") == Units(200, 10, 0, 0, 0, 0.0)
 
 
-def test_a_dead_feature_hardly_varies_beside_the_others() -> None:
+def test_a_dead_feature_hardly_varies_compared_with_the_others() -> None:
     features = lively(200, 5)
     features[:, 1] = 0.7
     features[:, 3] = 0.5 + 1e-4 * (features[:, 3] - 0.5)
@@ -26,7 +26,7 @@ def test_a_dead_feature_hardly_varies_beside_the_others() -> None:
     assert count_units(np.full((50, 3), 0.5, dtype=np.float32), "sigmoid").dead == 3
 
 
-def test_a_saturated_feature_is_at_an_end_for_more_than_half_of_the_rows() -> None:
+def test_a_saturated_feature_is_extreme_for_most_rows() -> None:
     features = lively(200, 4)
     features[:99, 0] = 0.001  # almost half
     features[:101, 1] = 0.995
@@ -38,7 +38,7 @@ def test_a_saturated_feature_is_at_an_end_for_more_than_half_of_the_rows() -> No
 
 
 @pytest.mark.parametrize("columns", [1, 3, 256])
-def test_a_duplicate_says_what_one_before_it_says(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_duplicate_repeats_an_earlier_feature(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_COLUMNS", columns)
     features = lively(200, 8)
     features[:, 2] = 0.3 + features[:, 0] / 2

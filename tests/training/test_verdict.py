@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,6 +18,7 @@ from pipeline.training.epochs import Training
 from pipeline.training.order import Order
 from pipeline.training.verdict import Units, complaints, measured
 from tests.support.helpers import numbered
+from tests.support.logged import mentions
 
 CONFIG = resolve(Config.of(n_features=2), 1000, 4)
 UNITS = Units(100, 20, 0, 0, 0, 0.0)
@@ -71,7 +73,7 @@ def said(about: Mapping[str, Any], **settings: Any) -> list[str]:
     return list(complaints(about, config.training, network_of(config.network, 4)))
 
 
-def test_units_are_looked_at_in_the_validations_rows_or_else_in_some_of_the_others() -> None:
+def test_units_are_measured_on_validation_rows_if_there_are_many() -> None:
     for n_validation in (0, 10, 300):
         looked_at = training(n_validation)
         found = measured(looked_at)
@@ -84,37 +86,34 @@ def test_units_are_looked_at_in_the_validations_rows_or_else_in_some_of_the_othe
         assert found["baseline"] is None
 
 
-def test_few_rows_stand_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_are_measured_on_a_sample_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.training.verdict._MOST_ROWS", 90)
     assert measured(training(300))["units"]["n_rows"] == 75, "every fourth"
     assert measured(training(0))["units"]["n_rows"] == 90
 
 
-def test_the_errors_are_held_against_those_of_the_same_rows() -> None:
+def test_errors_are_compared_with_the_baseline_on_the_same_rows() -> None:
     found = measured(training(300, Baseline(2, np.full(300, 2.0), np.full(300, 5.0))))
     assert found["baseline"] == {"n_components": 2, "components": 2.0, "mean": 5.0, "is_worse": True}
 
 
-def test_nothing_is_said_of_good_features_nor_of_what_an_earlier_version_has_not_measured() -> None:
+def test_good_or_unmeasured_features_cause_no_warning() -> None:
     assert said({"baseline": BESIDE, "units": asdict(UNITS)}) == []
     assert said({"baseline": None, "units": asdict(UNITS)}) == []
     assert said({"history": []}) == []
 
 
-def test_features_that_say_less_than_components_are_complained_of() -> None:
+def test_features_worse_than_components_cause_a_warning() -> None:
     (complaint,) = said(WORSE)
-    assert "less than 20 principal components would" in complaint
-    assert " is 0.01." in complaint
+    assert mentions(complaint, "20 principal components", "0.01")
     assert said(WORSE, corruption=0.25) == [], "it is not for small errors that one corrupts"
 
 
-def test_what_is_in_use_already_is_not_advised() -> None:
+def test_advice_omits_settings_that_are_already_used() -> None:
     (complaint,) = said(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
-    assert complaint.endswith(
-        "--start components, --decoder-gain, a hidden layer (--hidden 512) and more --epochs usually mend that."
-    )
+    assert re.findall("--[a-z-]+", complaint) == ["--start", "--decoder-gain", "--hidden", "--epochs"]
     (complaint,) = said(WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,))
-    assert complaint.endswith(" More --epochs usually mend that.")
+    assert re.findall("--[a-z-]+", complaint) == ["--epochs"]
 
 
 def history(costs: Sequence[float], validation: Sequence[float | None] | None = None) -> dict[str, Any]:
@@ -122,12 +121,10 @@ def history(costs: Sequence[float], validation: Sequence[float | None] | None = 
     return {"history": [{"cost": cost, "validation_cost": each} for cost, each in told]}
 
 
-def test_a_training_that_still_gets_better_is_told_to_go_on() -> None:
+def test_a_training_that_still_improves_causes_a_warning() -> None:
     still, done = np.linspace(1, 0.5, 20), np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
     (complaint,) = said(history(still), epochs=20)
-    assert complaint.startswith(
-        "still improving at the last epoch: the second half of 20 has made the error 34% smaller"
-    )
+    assert mentions(complaint, 20, "34%")
     assert "--epochs" in complaint
     assert said(history(done), epochs=20) == []
     assert said(history(still), epochs=21) == [], "validation has stopped it"
@@ -138,13 +135,10 @@ def test_a_training_that_still_gets_better_is_told_to_go_on() -> None:
     assert len(said(history(still, list(done)), epochs=20, corruption=0.25)) == 1
 
 
-def test_many_bad_units_are_complained_of_each_kind_by_itself() -> None:
+def test_each_kind_of_bad_units_causes_its_own_warning() -> None:
     few, many = (replace(UNITS, dead=n, saturated=n, duplicate=n) for n in (2, 3))
     assert said({"units": asdict(few)}) == []
     found = said({"units": asdict(many)})
-    assert [complaint.split(".")[0] for complaint in found] == [
-        "3 of 20 features hardly vary",
-        "3 of 20 features are saturated",
-        "3 of 20 features repeat another one",
-    ]
+    kinds = ("vary", "saturated", "repeat")
+    assert all(mentions(complaint, "3 of 20", kind) for complaint, kind in zip(found, kinds, strict=True))
     assert all("--" in complaint for complaint in found)

@@ -1,0 +1,52 @@
+"""What messages of a run say: by places and numbers, and, of earlier results, by words that are written here alone."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = [
+    *("COMPLETE", "STARTED_NOTHING", "differs", "mentions", "n_recomputed", "resumed_step", "resumes_encoding"),
+    *("reuses", "reuses_anything"),
+]
+
+COMPLETE = "Already complete"
+"""Beginning of the summary if an earlier run finished everything."""
+STARTED_NOTHING = "Nothing was started"
+"""Beginning of the last line of a run that failed before its first stage."""
+
+
+def mentions(text: str, *facts: object) -> bool:
+    """Return whether a line of a text has these facts in this order, each as a whole word or number."""
+    words = (rf"(?<![\w.]){re.escape(str(fact))}(?!\w|\.\d)" for fact in facts)
+    return re.search(".*".join(words), text) is not None
+
+
+def reuses(log: str, stage: str) -> bool:
+    """Return whether a run reused the scan or the training of an earlier run."""
+    return f"{stage}: an earlier run has finished it" in log
+
+
+def reuses_anything(log: str) -> bool:
+    """Return whether a run reused or resumed a stage of an earlier run."""
+    return "an earlier run" in log
+
+
+def resumed_step(log: str) -> int | None:
+    """Return the step after which the training resumed, or None if it did not."""
+    found = re.search(r"training: going on behind step (\d+) of an earlier run", log)
+    return int(found[1]) if found else None
+
+
+def resumes_encoding(log: str) -> bool:
+    """Return whether a run kept parts that an earlier run encoded."""
+    return "encoding: going on, an earlier run has committed" in log
+
+
+def n_recomputed(log: str) -> int:
+    """Return the number of damaged files that a run reported and computed again."""
+    return log.count("it is made anew")
+
+
+def differs(log: str) -> bool:
+    """Return whether a run reported that it differs from the unfinished run that it resumes."""
+    return "this run differs from the last one here" in log
