@@ -93,7 +93,7 @@ def test_text_through_a_registered_filter_does_not_cost_the_file(caplog):
 def test_a_package_that_is_missing_is_named(fresh, monkeypatch, tmp_path, name, advice):
     hidden = "import sys\nsys.modules.update(blosc=None, lz4=None, zstandard=None)\n"
     plant(monkeypatch, tmp_path, f"{hidden}from pipeline.hdf5.child.server import main\n")
-    monkeypatch.setattr(codecs, "_MISSING", codecs._PACKAGES)
+    monkeypatch.setattr(codecs, "_MISSING", {code: each.packages for code, each in codecs.FILTERS.items()})
     with refused(65, str(path_of(name)), "dataset=X", "needs a package that is not installed", advice):
         open_shards([str(path_of(name))])
 
