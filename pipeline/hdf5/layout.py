@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, shown
-from pipeline.hdf5.filters.codecs import objection
-from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
+from pipeline.hdf5.filters.codecs import ASKED, objection
+from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
 __all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "most_unfolded"]
 

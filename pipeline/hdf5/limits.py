@@ -5,8 +5,6 @@ The child and the plain reader keep to these limits, and the checks of their ans
 
 __all__ = [
     "ANSWER_BYTES",
-    "ASKED",
-    "FILTERS",
     "LONGEST_COLUMN_NAME",
     "MOST_ANSWER_BYTES",
     "MOST_CATEGORIES",
@@ -25,11 +23,6 @@ __all__ = [
     "MOST_WORDS",
     "SMALLEST",
 ]
-
-# By their numbers: HDF5's own, and those that are registered.
-FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 5: "n-bit", 6: "scale-offset", 307: "bzip2"}
-FILTERS |= {32000: "lzf", 32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd"}
-ASKED = frozenset({5, 6})  # which the child has HDF5 undo
 
 SMALLEST = 48  # bytes of the shortest superblock: no data can lie before its end
 

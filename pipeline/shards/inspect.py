@@ -16,8 +16,8 @@ import numpy as np
 from pipeline.errors import DataError, shown
 from pipeline.hdf5.child.ask import ask, believed
 from pipeline.hdf5.files import Identity
+from pipeline.hdf5.filters.codecs import FILTERS
 from pipeline.hdf5.layout import Layout
-from pipeline.hdf5.limits import FILTERS
 from pipeline.shards.columns import IN_ORDER, ColumnRule
 from pipeline.shards.open import open_shards
 from pipeline.shards.riding import cut
@@ -29,7 +29,6 @@ __all__ = ["Files", "Inspected", "faster", "inspected"]
 _SMALL_PIECE = 2**16  # bytes: of less, seeking takes longer than reading
 _SMALL_FILE = 2**20  # bytes: of less, opening does
 _LARGE_CHUNK = 2**24  # bytes: larger ones are undone once for each slab of the training that lies in them
-_SLOW = (1, 307)  # by their numbers: gzip and bzip2
 _MANY_FILES = 1000
 _LISTED = 10  # refused files that are looked into
 
@@ -211,7 +210,7 @@ def faster(shards: Sequence[Shard]) -> Iterator[str]:
         yield "the bytes come in the other order, and every value is turned. Write them in this machine's order."
     if layout.kind == "asked":
         yield "only the HDF5 library can read it, in a process of its own. Write plain numbers."
-    slow = [FILTERS[code] for code, _ in layout.filters if code in _SLOW]
+    slow = [FILTERS[code].name for code, _ in layout.filters if FILTERS[code].is_slow]
     if slow:
         yield (
             f"{slow[0]} takes the processor longer to undo than all else that is done to rows before they are trained "

@@ -17,9 +17,10 @@ from pipeline.hdf5.child.find import Refused, attribute, dtype_of, elsewhere, li
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.riders import find_carried, find_riders
 from pipeline.hdf5.child.stacked import virtual_shape
+from pipeline.hdf5.filters.codecs import FILTERS
 from pipeline.hdf5.forms import beside, normal, text
 from pipeline.hdf5.layout import bytes_of
-from pipeline.hdf5.limits import ANSWER_BYTES, FILTERS, MOST_ANSWER_BYTES, MOST_LEFT_OUT
+from pipeline.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
 
 __all__ = ["describe", "listed", "values"]
 
@@ -200,7 +201,7 @@ def _facts_of(item: Any) -> dict[str, Any]:
         "dtype": _dtype_in_words(dtype_of(item))[:_LONGEST],
         "layout": _LAYOUTS.get(layout, "other"),
         "chunks": list(properties.get_chunk()) if layout == h5py.h5d.CHUNKED else None,
-        "filters": [FILTERS.get(code, f"filter {code}") for code, *_ in filters],
+        "filters": [FILTERS[code].name if code in FILTERS else f"filter {code}" for code, *_ in filters],
         "n_bytes": item.get_storage_size(),
     }
 

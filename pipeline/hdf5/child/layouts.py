@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.find import Refused, is_plain, most_entries
-from pipeline.hdf5.filters.codecs import REGISTERED, objection, written_anew
+from pipeline.hdf5.filters.codecs import ASKED, FILTERS, objection, written_anew
 from pipeline.hdf5.forms import text
 from pipeline.hdf5.layout import bytes_of, grid_of
-from pipeline.hdf5.limits import ASKED, MOST_CHUNK_BYTES, MOST_CHUNKS
+from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
 
 __all__ = ["filters_of", "layout_claim"]
 
@@ -53,7 +53,7 @@ def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, 
     if has_places and not any(code in ASKED for code, _ in filters):
         return "chunked"
     for code, _ in filters:
-        if code in REGISTERED:
+        if FILTERS[code].is_plugin:
             raise Refused(
                 f"values of another form than NumPy's through filter {code}, for which the HDF5 library would need a "
                 f"plugin (not allowed). {written_anew(name)}",

@@ -14,6 +14,7 @@ No function returns more bytes than it is allowed to, or holds Python's lock for
 import bz2
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -21,25 +22,28 @@ from typing import Any
 import numpy as np
 
 from pipeline.hdf5.filters import lzf
-from pipeline.hdf5.limits import FILTERS
 
-__all__ = ["FLETCHER32", "GZIP", "LZF", "REGISTERED", "SHUFFLE", "fletcher32", "objection", "undone", "written_anew"]
+__all__ = [
+    "ASKED",
+    "FILTERS",
+    "FLETCHER32",
+    "GZIP",
+    "LZF",
+    "SHUFFLE",
+    "Filter",
+    "fletcher32",
+    "objection",
+    "undone",
+    "written_anew",
+]
 
 GZIP = 1
 SHUFFLE = 2
 FLETCHER32 = 3
 LZF = 32000
-_BZIP2 = 307
 _BLOSC = 32001
-_LZ4 = 32004
-_BITSHUFFLE = 32008
-_ZSTD = 32015
 
 _SNAPPY = 3  # number of a codec of Blosc
-_PACKAGES = {_BLOSC: ("blosc",), _LZ4: ("lz4",), _BITSHUFFLE: ("lz4", "zstandard"), _ZSTD: ("zstandard",)}
-# Found before the child confines itself, since it then sees no packages any more.
-_MISSING = {code: [name for name in names if find_spec(name) is None] for code, names in _PACKAGES.items()}
-
 _SUM_BYTES = 4
 _WORDS = 2**13  # of a checksum that are added up at once
 _WEIGHTS = np.arange(_WORDS, 0, -1, dtype=np.float64)
@@ -50,6 +54,32 @@ _PIECE = 2**20  # bytes of bits that are sorted at once
 
 _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
 """Decodes stored bytes, given a filter's parameters and the largest allowed number of decoded bytes."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One filter that files may have.
+
+    Attributes
+    ----------
+    name : str
+        Name in messages.
+    decode : callable or None
+        Decodes stored bytes, given the filter's parameters and the largest allowed number of decoded bytes; None if the
+        child lets HDF5 undo the filter.
+    packages : tuple of str
+        Python packages that it needs.
+    is_plugin : bool
+        True if HDF5 would need a plugin for it.
+    is_slow : bool
+        True if it takes longer than reading the bytes, so that `shardpress inspect` advises against it.
+    """
+
+    name: str
+    decode: _Decoder | None
+    packages: tuple[str, ...] = ()
+    is_plugin: bool = False
+    is_slow: bool = False
 
 
 def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
@@ -74,12 +104,15 @@ def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask:
     for i, (code, parameters) in reversed(list(enumerate(filters))):
         if mask >> i & 1:
             continue
+        decode = FILTERS[code].decode
+        if decode is None:
+            raise ValueError(f"{FILTERS[code].name}: only HDF5 undoes it")
         try:
-            data = _DECODERS[code](data, parameters, n_bytes + _SUM_BYTES)  # a checksum may have been added before
+            data = decode(data, parameters, n_bytes + _SUM_BYTES)  # a checksum may have been added before
         except (MemoryError, ImportError):
             raise
         except Exception as error:  # each codec has a kind of its own
-            raise ValueError(f"{FILTERS[code]}: {error}") from error
+            raise ValueError(f"{FILTERS[code].name}: {error}") from error
     if len(data) != n_bytes:
         raise ValueError(f"{len(data)} bytes, expected {n_bytes}")
     return data
@@ -88,7 +121,8 @@ def undone(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask:
 def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
     """Return why a filter with these parameters cannot be undone, and what to do; None if it can be."""
     if code not in FILTERS:
-        return f"not allowed, expected {', '.join(FILTERS.values())}. {written_anew(dataset)}"
+        names = ", ".join(each.name for each in FILTERS.values())
+        return f"not allowed, expected {names}. {written_anew(dataset)}"
     if _MISSING.get(code):
         return f"needs a package that is not installed. Run: pip install {' '.join(_MISSING[code])}"
     if code == _BLOSC and list(values[6:7]) == [_SNAPPY]:
@@ -334,19 +368,25 @@ def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
     data[:] = octets.transpose(0, 1, 3, 2).reshape(-1)
 
 
-REGISTERED: dict[int, _Decoder] = {
-    _BZIP2: _from_bzip2,
-    _BLOSC: _from_blosc,
-    _LZ4: _from_lz4,
-    _BITSHUFFLE: _from_bitshuffle,
-    _ZSTD: _from_zstd,
-}
-"""Filters that HDF5 would need a plugin for, by their codes."""
+# -- all filters -------------------------------------------------------------------------------------------------
 
-_DECODERS: dict[int, _Decoder] = {
-    GZIP: _from_gzip,
-    SHUFFLE: _from_shuffle,
-    FLETCHER32: _from_fletcher32,
-    LZF: _from_lzf,
-    **REGISTERED,
+FILTERS = {
+    GZIP: Filter("gzip", _from_gzip, is_slow=True),
+    SHUFFLE: Filter("shuffle", _from_shuffle),
+    FLETCHER32: Filter("fletcher32", _from_fletcher32),
+    5: Filter("n-bit", None),
+    6: Filter("scale-offset", None),
+    307: Filter("bzip2", _from_bzip2, is_plugin=True, is_slow=True),
+    LZF: Filter("lzf", _from_lzf),
+    _BLOSC: Filter("blosc", _from_blosc, ("blosc",), is_plugin=True),
+    32004: Filter("lz4", _from_lz4, ("lz4",), is_plugin=True),
+    32008: Filter("bitshuffle", _from_bitshuffle, ("lz4", "zstandard"), is_plugin=True),
+    32015: Filter("zstd", _from_zstd, ("zstandard",), is_plugin=True),
 }
+"""All filters that files may have, by their codes: HDF5's own, and registered ones."""
+
+ASKED = frozenset(code for code, each in FILTERS.items() if each.decode is None)
+"""Codes of the filters that the child lets HDF5 undo."""
+
+# Found before the child confines itself, since it then sees no packages any more.
+_MISSING = {code: [name for name in each.packages if find_spec(name) is None] for code, each in FILTERS.items()}

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.hdf5.filters.codecs import objection
+from pipeline.hdf5.filters.codecs import ASKED, FILTERS, objection
 from pipeline.hdf5.layout import grid_of
-from pipeline.hdf5.limits import ASKED, FILTERS, MOST_CHUNK_BYTES, MOST_ITEM, SMALLEST
+from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM, SMALLEST
 from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Kind, Messages, Metadata, Odd, expect, leaves
 
 __all__ = ["Attribute", "Dataset", "attribute_of", "attributes_of", "dataset_of", "layout_claim", "value_of"]

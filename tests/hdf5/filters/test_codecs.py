@@ -90,7 +90,7 @@ def test_text_with_a_registered_filter_is_left_out_alone(caplog):
 def test_missing_package_is_named(fresh, monkeypatch, tmp_path, name, advice):
     hidden = "import sys\nsys.modules.update(blosc=None, lz4=None, zstandard=None)\n"
     plant(monkeypatch, tmp_path, f"{hidden}from pipeline.hdf5.child.server import main\n")
-    monkeypatch.setattr(codecs, "_MISSING", codecs._PACKAGES)
+    monkeypatch.setattr(codecs, "_MISSING", {code: each.packages for code, each in codecs.FILTERS.items()})
     with refused(65, str(path_of(name)), "dataset=X", f"pip install {advice}"):
         open_shards([str(path_of(name))])
 
