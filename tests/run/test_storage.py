@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.features import open_features
 from pipeline.output.records import read_manifest
-from pipeline.report.page.build import page_in, text_of
+from pipeline.report.page.build import read_page, text_of
 from pipeline.report.verify import verify
 from tests.support.nights import Stopping, stamps
 from tests.support.soak_protocol import leftovers
@@ -39,7 +39,7 @@ def test_stored_features_are_those_of_a_plain_run_but_for_the_error_that_is_told
                 np.testing.assert_array_equal(file["features"], found)
                 assert f'"max_error": {told["max_error"]}' in file.attrs["storage"]
         assert not verify(str(output), 1000).faults
-        assert f" as {told['dtype']}" in text_of(page_in(output))
+        assert f" as {told['dtype']}" in text_of(read_page(output))
 
 
 def test_features_that_float16_is_too_coarse_for_are_float32(night: Night, out: Path, caplog: Any) -> None:
