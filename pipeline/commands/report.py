@@ -33,12 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page, or print its text or its numbers."""
-    from pipeline.report.page.build import page_in, report_in
+    from pipeline.report.page.build import read_page, read_report
 
     if options.json:
-        print_json(report_in(options.directory))
+        print_json(read_report(options.directory))
         return 0
-    page = page_in(options.directory)
+    page = read_page(options.directory)
     if options.text:
         from pipeline.report.page.build import text_of
 

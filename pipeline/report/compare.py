@@ -12,9 +12,9 @@ import numpy as np
 
 from pipeline.errors import DataError, counted, shown
 from pipeline.output.records import read_manifest
-from pipeline.report.rows import Part, drawn, features_at
+from pipeline.report.rows import PartLine, read_features, select_rows
 
-__all__ = ["Compared", "Likeness", "compare", "likeness", "linear_cka", "matched", "neighbour_overlap", "verdict"]
+__all__ = ["Comparison", "Likeness", "compare", "likeness", "linear_cka", "match_units", "neighbour_overlap", "verdict"]
 
 _ROWS = 4096
 _BYTES = 2**26  # of features in float64, of either run
@@ -59,9 +59,25 @@ class Likeness:
     cka: float
     neighbours: float
 
+    @property
+    def _change_text(self) -> str:
+        if self.change is None:
+            return "no number, since the columns are not as many"
+        return f"{self.change:.2g}"
+
+    def lines(self) -> list[str]:
+        """Return the measures of similarity as lines of a table."""
+        return [
+            f"  change               {self._change_text} (rms, in standard deviations; 0: the same columns)",
+            f"  matched units        correlation {self.correlation:.3f} on average, {self.least_correlation:.3f} "
+            f"at least; {self.n_in_place} of {self.n_units} in their places",
+            f"  linear CKA           {self.cka:.3f} (1: rows differ in the same ways, whatever the units)",
+            f"  nearest neighbours   {100 * self.neighbours:.1f} % of ten shared",
+        ]
+
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """Result of comparing two runs.
 
     Attributes
@@ -69,11 +85,13 @@ class Compared:
     a, b : str
         The output directories.
     n_features : tuple of int
-        Of A and of B.
+        Numbers of features of A and of B.
     n_common : int
         Rows that have features in both.
     n_changed : int
         Input files with such rows whose bytes or time of change differ between the runs.
+    likeness : Likeness
+        Similarity of the features of a selection of these rows.
     retrain : bool
         Whether a model trained on A's features must be trained again for B's.
     verdict : str
@@ -90,26 +108,17 @@ class Compared:
     verdict: str
 
     def __str__(self) -> str:
-        found = self.likeness
-        change = "no number, since the columns are not as many"
-        if found.change is not None:
-            change = f"{found.change:.2g}"
         changed = ""
         if self.n_changed:
             changed = f"; {counted(self.n_changed, 'file')} of these changed between the runs"
         n, m = self.n_features
-        return "\n".join(
-            [
-                self.verdict,
-                f"  rows                 {found.n_rows} of {self.n_common} that both have{changed}",
-                f"  features             {n} in {shown(self.a)}, {m} in {shown(self.b)}",
-                f"  change               {change} (rms, in standard deviations; 0: the same columns)",
-                f"  matched units        correlation {found.correlation:.3f} on average, {found.least_correlation:.3f} "
-                f"at least; {found.n_in_place} of {found.n_units} in their places",
-                f"  linear CKA           {found.cka:.3f} (1: rows differ in the same ways, whatever the units)",
-                f"  nearest neighbours   {100 * found.neighbours:.1f} % of ten shared",
-            ]
-        )
+        lines = [
+            self.verdict,
+            f"  rows                 {self.likeness.n_rows} of {self.n_common} that both have{changed}",
+            f"  features             {n} in {shown(self.a)}, {m} in {shown(self.b)}",
+            *self.likeness.lines(),
+        ]
+        return "\n".join(lines)
 
 
 def verdict(found: Likeness) -> tuple[bool, str]:
@@ -130,7 +139,7 @@ def verdict(found: Likeness) -> tuple[bool, str]:
 # -- rows that both runs have --------------------------------------------------------------------------------------
 
 
-def compare(a: str, b: str, n_rows: int | None = None) -> Compared:
+def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
     """Compare the features of two runs on rows of both: rows with the same number in the same file.
 
     Parameters
@@ -138,7 +147,7 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Compared:
     a, b : str
         Directories of finished runs, or the same one twice.
     n_rows : int, optional
-        Largest number of rows, selected as by `drawn`. By default 4096, or fewer if there are thousands of features.
+        Largest number of rows, selected by `select_rows`. By default 4096, or fewer if there are thousands of features.
 
     Raises
     ------
@@ -147,30 +156,36 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Compared:
     DataError
         When they have no row in common, or a part cannot be read.
     """
-    first = read_manifest(Path(a))
-    second = read_manifest(Path(b))
-    pieces = list(_common(first["parts"], second["parts"]))
-    n_features = (first["n_features"], second["n_features"])
+    manifest_a = read_manifest(Path(a))
+    manifest_b = read_manifest(Path(b))
+    pieces = list(_common(manifest_a["parts"], manifest_b["parts"]))
+    n_features = (manifest_a["n_features"], manifest_b["n_features"])
     if not n_rows:
         n_rows = min(_ROWS, _BYTES // (8 * max(n_features)))
-    features_a, features_b = _features(a, b, pieces, n_rows)
+    found = _likeness_of_pieces(a, b, pieces, n_rows)
+    retrain, sentence = verdict(found)
+    changed_files = _changed_files(manifest_a, manifest_b)
+    return Comparison(
+        a=a,
+        b=b,
+        n_features=n_features,
+        n_common=sum(piece.n_rows for piece in pieces),
+        n_changed=len(changed_files & {piece.name for piece in pieces}),
+        likeness=found,
+        retrain=retrain,
+        verdict=sentence,
+    )
+
+
+def _likeness_of_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> Likeness:
+    """Return the similarity of up to `n_rows` rows; raise `DataError` if fewer than two are valid in both."""
+    features_a, features_b = _read_pieces(a, b, pieces, n_rows)
     if len(features_a) < 2:
         raise DataError(
             f"output={shown(a)} and output={shown(b)}: found {counted(len(features_a), 'row')} with features in both, "
             "expected two at least, of input files of the same names and datasets. Compare runs over the same files."
         )
-    found = likeness(features_a, features_b)
-    retrain, sentence = verdict(found)
-    return Compared(
-        a=a,
-        b=b,
-        n_features=n_features,
-        n_common=sum(piece.n_rows for piece in pieces),
-        n_changed=len(_changed_files(first, second) & {piece.name for piece in pieces}),
-        likeness=found,
-        retrain=retrain,
-        verdict=sentence,
-    )
+    return likeness(features_a, features_b)
 
 
 @dataclass(frozen=True)
@@ -182,39 +197,45 @@ class _Piece:
     starts: tuple[int, int]
     n_rows: int
 
+    @classmethod
+    def of(cls, a: PartLine, b: PartLine) -> _Piece:
+        """Return the rows that two parts have in common."""
+        start = max(a["start"], b["start"])
+        stop = min(a["stop"], b["stop"])
+        return cls(
+            name=Path(a["path"]).name,
+            parts=(a["file"], b["file"]),
+            starts=(start - a["start"], start - b["start"]),
+            n_rows=stop - start,
+        )
 
-def _common(a: Sequence[Part], b: Sequence[Part]) -> Iterator[_Piece]:
+
+def _common(a: Sequence[PartLine], b: Sequence[PartLine]) -> Iterator[_Piece]:
     """Yield pieces of all rows that both have, in the order of A."""
     by_name = _has_unique_names(a) and _has_unique_names(b)
-    parts_of_file: dict[tuple[str, str], list[Part]] = {}
+    parts_of_file: dict[tuple[str, str], list[PartLine]] = {}
     for part in sorted(b, key=lambda part: part["start"]):
         parts_of_file.setdefault(_source(part, by_name), []).append(part)
     for part in a:
-        for other in _overlapping(part, parts_of_file.get(_source(part, by_name), [])):
-            start = max(part["start"], other["start"])
-            stop = min(part["stop"], other["stop"])
-            yield _Piece(
-                name=Path(part["path"]).name,
-                parts=(part["file"], other["file"]),
-                starts=(start - part["start"], start - other["start"]),
-                n_rows=stop - start,
-            )
+        others = parts_of_file.get(_source(part, by_name), [])
+        for other in _overlapping(part, others):
+            yield _Piece.of(part, other)
 
 
-def _overlapping(part: Part, others: Sequence[Part]) -> Sequence[Part]:
+def _overlapping(part: PartLine, others: Sequence[PartLine]) -> Sequence[PartLine]:
     """Return those of the other parts of a file, sorted by their starts, that have rows of this one."""
     first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # there may be thousands of parts
     last = bisect_left(others, part["stop"], key=lambda other: other["start"])
     return others[first:last]
 
 
-def _source(part: Part, by_name: bool) -> tuple[str, str]:
+def _source(part: PartLine, by_name: bool) -> tuple[str, str]:
     """Return the key that identifies a source across runs: by its name, if names are unique, wherever its file is."""
     path = part["path"]
     return Path(path).name if by_name else path, part["dataset"]
 
 
-def _has_unique_names(parts: Sequence[Part]) -> bool:
+def _has_unique_names(parts: Sequence[PartLine]) -> bool:
     names = {_source(part, by_name=True) for part in parts}
     paths = {_source(part, by_name=False) for part in parts}
     return len(names) == len(paths)
@@ -232,15 +253,16 @@ def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return {shard["file"]: (shard["n_bytes"], shard["changed"]) for shard in shards}
 
 
-def _features(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Read up to `n_rows` rows of the features of A and of B: those that are valid in both."""
     of_a = []
     of_b = []
-    for piece, rows in zip(pieces, drawn([piece.n_rows for piece in pieces], n_rows), strict=True):
+    selection = select_rows([piece.n_rows for piece in pieces], n_rows)
+    for piece, rows in zip(pieces, selection, strict=True):
         if not len(rows):
             continue
-        features_a, valid_a = features_at(Path(a) / piece.parts[0], rows + piece.starts[0])
-        features_b, valid_b = features_at(Path(b) / piece.parts[1], rows + piece.starts[1])
+        features_a, valid_a = read_features(Path(a) / piece.parts[0], rows + piece.starts[0])
+        features_b, valid_b = read_features(Path(b) / piece.parts[1], rows + piece.starts[1])
         is_valid = valid_a & valid_b
         of_a.append(features_a[is_valid])
         of_b.append(features_b[is_valid])
@@ -256,10 +278,10 @@ def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
     """Compare features (n_rows, n_features) and (n_rows, m_features) of the same rows."""
     a = a.astype(np.float64)
     b = b.astype(np.float64)
-    units_a, units_b, correlations = matched(a, b)
+    units_a, units_b, correlations = match_units(a, b)
     return Likeness(
         n_rows=len(a),
-        change=_change(a, b) if a.shape == b.shape else None,
+        change=_change(a, b),
         correlation=float(correlations.mean()),
         least_correlation=float(correlations.min()),
         n_units=len(correlations),
@@ -269,11 +291,13 @@ def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
     )
 
 
-def _change(a: np.ndarray, b: np.ndarray) -> float:
+def _change(a: np.ndarray, b: np.ndarray) -> float | None:
     """Return `Likeness.change`: columns that hardly vary count by a hundredth of the others' spread.
 
     Otherwise rounding errors would be large changes of these columns.
     """
+    if a.shape != b.shape:
+        return None
     spread = a.std(axis=0)
     root_mean_square = float(np.sqrt(np.mean(spread**2)))
     min_spread = max(_MIN_SPREAD * root_mean_square, float(np.finfo(float).tiny))
@@ -281,7 +305,7 @@ def _change(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean(changes**2)))
 
 
-def matched(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def match_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match units of A and of B one to one by the Hungarian method.
 
     Source: Li, Yosinski, Clune, Lipson and Hopcroft, "Convergent learning", 2015, section 3. Constant units correlate
@@ -295,18 +319,23 @@ def matched(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     """
     from scipy.optimize import linear_sum_assignment  # its import takes as long as everything else
 
+    correlations = _absolute_correlations(a, b)
+    units_a, units_b = linear_sum_assignment(correlations, maximize=True)
+    return units_a, units_b, np.minimum(correlations[units_a, units_b], 1)
+
+
+def _absolute_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the correlations (n_features, m_features) of all pairs of units."""
     a = _centered(a)
     b = _centered(b)
     lengths = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)
-    correlations = np.divide(np.abs(a.T @ b), lengths, out=np.zeros(lengths.shape), where=lengths > 0)
-    units_a, units_b = linear_sum_assignment(correlations, maximize=True)
-    return units_a, units_b, np.minimum(correlations[units_a, units_b], 1)
+    return np.divide(np.abs(a.T @ b), lengths, out=np.zeros(lengths.shape), where=lengths > 0)
 
 
 def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
     """Return ``|B' A|^2 / (|A' A| |B' B|)`` in Frobenius norms, of centered features.
 
-    Source: Kornblith, Norouzi, Lee and Hinton, "Similarity of neural network representations revisited", 2019,
+    Source: Kornblith, Norouzi, Lee and Hinton, "Likeness of neural network representations revisited", 2019,
     equation 5 with section 3. It is too large if there are fewer rows than features.
     """
     a = _centered(a)

@@ -14,24 +14,24 @@ import numpy as np
 
 from pipeline.errors import ShardpressError, shown
 from pipeline.features import categories_of
-from pipeline.report.measures import measured
-from pipeline.report.sample import Looking, Made, drawn
+from pipeline.report.measures import measure
+from pipeline.report.sample import PartSource, SampleSpec, draw_sample
 from pipeline.scan.drift import Outside, farthest
 from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import bad_entries
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Shard, block_of, first_rows
+from pipeline.shards.shard import Block, Shard, block_of, first_rows
 
-__all__ = ["Drifted", "bad_told", "drift_told", "inputs_told", "last_told", "looked_at"]
+__all__ = ["PartDrift", "bad_data_facts", "drift_facts", "earlier_run_facts", "input_facts", "sample_facts"]
 
 log = logging.getLogger(__name__)
 
-_MAX_SITTINGS = 3  # earlier ones that are listed
-_MAX_LISTED = 10  # of many shards, rows and columns
+_MAX_EARLIER_RUNS = 3
+_MAX_LISTED = 10  # shards, rows and columns
 _MAX_COLUMNS_OF_SHARD = 3
 
 
-def inputs_told(shards: Sequence[Shard]) -> dict[str, Any]:
+def input_facts(shards: Sequence[Shard]) -> dict[str, Any]:
     """Return facts about the input."""
     first = shards[0]
     return {
@@ -50,26 +50,31 @@ def inputs_told(shards: Sequence[Shard]) -> dict[str, Any]:
 # -- bad data ------------------------------------------------------------------------------------------------------
 
 
-def bad_told(
+def bad_data_facts(
     shards: Sequence[Shard], refused: Sequence[Mapping[str, str]], scan: Scan | None, missing: float | None
 ) -> dict[str, Any]:
-    """Return the first bad shards and rows, and their numbers.
+    """Return the numbers of bad shards and rows, and the first ones.
 
     Parameters
     ----------
     refused : sequence of mapping
         Files that were left out: ``file`` and ``reason``.
+    missing : float or None
+        A value that stands for a missing one.
     """
     bad_shards = list(refused)
-    bad_rows = np.empty(0, np.int64)
-    if scan is not None:
-        bad_shards += [{"file": shards[i].path, "reason": reason} for i, reason in sorted(scan.unreadable.items())]
-        bad_rows = _bad_rows_of_good_shards(shards, scan)
-    rows = [_bad_row(shards, int(number), scan, missing) for number in bad_rows[:_MAX_LISTED]]
-    return {
-        "shards": {"n": len(bad_shards), "first": bad_shards[:_MAX_LISTED]},
-        "rows": {"n": len(bad_rows), "first": rows},
-    }
+    if scan is None:
+        return {"shards": _first(len(bad_shards), bad_shards), "rows": _first(0, [])}
+    for i, reason in sorted(scan.unreadable.items()):
+        bad_shards.append({"file": shards[i].path, "reason": reason})
+    numbers = _bad_rows_of_good_shards(shards, scan)
+    rows = [_bad_row(shards, number, scan, missing) for number in numbers[:_MAX_LISTED].tolist()]
+    return {"shards": _first(len(bad_shards), bad_shards), "rows": _first(len(numbers), rows)}
+
+
+def _first(n: int, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a number of shards or rows, and facts about the first ones."""
+    return {"n": n, "first": list(facts[:_MAX_LISTED])}
 
 
 def _bad_rows_of_good_shards(shards: Sequence[Shard], scan: Scan) -> np.ndarray:
@@ -78,29 +83,35 @@ def _bad_rows_of_good_shards(shards: Sequence[Shard], scan: Scan) -> np.ndarray:
     return scan.bad_rows[~np.isin(shard_of_row, list(scan.unreadable))]
 
 
-def _bad_row(shards: Sequence[Shard], number: int, scan: Scan | None, missing: float | None) -> dict[str, Any]:
-    """Return where a bad row is, and its first bad entry."""
+def _bad_row(shards: Sequence[Shard], number: int, scan: Scan, missing: float | None) -> dict[str, Any]:
+    """Return the location of a bad row, and its first bad entry."""
     block = block_of(shards, first_rows(shards), number, number + 1)
     shard = block.shard
     facts = {"file": shard.path, "dataset": shard.dataset, "row": block.start}
-    no_entry = {"column": None, "name": None, "value": None}
+    return {**facts, **_first_bad_entry(block, scan, missing)}
+
+
+def _first_bad_entry(block: Block, scan: Scan, missing: float | None) -> dict[str, Any]:
+    """Return column, name and value of the first bad entry in a block of one row."""
+    facts = {"column": None, "name": None, "value": None}
     try:
         row = read(block)
-    except ShardpressError as error:  # it could be read by the scan
-        return {**facts, **no_entry, "value": str(error)}
-    is_filled = scan is not None and scan.fill is not None
-    columns = np.flatnonzero(bad_entries(row, missing, shard.stored_dtype, is_filled)[0]).tolist()
+    except ShardpressError as error:  # the scan could read it
+        return {**facts, "value": str(error)}
+    shard = block.shard
+    is_bad = bad_entries(row, missing, shard.stored_dtype, scan.fill is not None)[0]
+    columns = np.flatnonzero(is_bad).tolist()
     if not columns:
-        return {**facts, **no_entry}
+        return facts
     column = columns[0]
-    return {**facts, "column": column, "name": shard.columns.name_of(column), "value": str(row[0, column])}
+    return {"column": column, "name": shard.columns.name_of(column), "value": str(row[0, column])}
 
 
 # -- drift ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Drifted:
+class PartDrift:
     """Values of a part that are outside a model's range.
 
     Attributes
@@ -120,29 +131,24 @@ class Drifted:
     is_whole: bool
 
 
-def drift_told(shards: Sequence[Shard], parts: Sequence[Drifted], on_drift: str) -> dict[str, Any]:
+def drift_facts(shards: Sequence[Shard], parts: Sequence[PartDrift], on_drift: str) -> dict[str, Any]:
     """Return how many values are outside a model's range and how far, by column and by shard; the first of many.
 
     The columns with most values come first, and the shards with most rows.
     """
-    drifted = _drift_by_shard(shards, parts)
-    touched = [shard for shard in drifted if shard.n_outside]
-    touched.sort(key=lambda shard: (-shard.n_outside, shard.number))
-    columns = farthest(column for shard in drifted for column in shard.columns)
-    columns.sort(key=lambda column: -column.n_values)
-    n_shards = Counter(column.column for shard in drifted for column in shard.columns)
+    drifts = _drift_by_shard(shards, parts)
+    columns = farthest(column for drift in drifts for column in drift.columns)
+    affected = [drift for drift in drifts if drift.n_outside]
+    affected.sort(key=lambda drift: (-drift.n_outside, drift.number))
     return {
         "on_drift": on_drift,
         "n_rows": sum(part.n_rows for part in parts),
-        "n_outside": sum(shard.n_outside for shard in drifted),
+        "n_outside": sum(drift.n_outside for drift in drifts),
         "n_columns": len(columns),
-        "n_shards": len(touched),
+        "n_shards": len(affected),
         "is_whole": all(part.is_whole for part in parts),
-        "columns": [
-            {**_column_facts(shards[0], column), "n_shards": n_shards[column.column]}
-            for column in columns[:_MAX_LISTED]
-        ],
-        "shards": [shard.facts() for shard in touched[:_MAX_LISTED]],
+        "columns": _first_columns(shards[0], columns, drifts),
+        "shards": [drift.facts() for drift in affected[:_MAX_LISTED]],
     }
 
 
@@ -166,21 +172,32 @@ class _ShardDrift:
         }
 
 
-def _drift_by_shard(shards: Sequence[Shard], parts: Sequence[Drifted]) -> list[_ShardDrift]:
+def _first_columns(shard: Shard, columns: Sequence[Outside], drifts: Sequence[_ShardDrift]) -> list[dict[str, Any]]:
+    """Return facts about the columns with most values outside the range, and in how many shards they have some."""
+    n_shards = Counter(column.column for drift in drifts for column in drift.columns)
+    most_first = sorted(columns, key=lambda column: -column.n_values)
+    facts = []
+    for column in most_first[:_MAX_LISTED]:
+        facts.append({**_column_facts(shard, column), "n_shards": n_shards[column.column]})
+    return facts
+
+
+def _drift_by_shard(shards: Sequence[Shard], parts: Sequence[PartDrift]) -> list[_ShardDrift]:
     """Add up the parts of each shard."""
-    by_shard: dict[int, list[Drifted]] = {}
+    by_shard: dict[int, list[PartDrift]] = {}
     for part in parts:
         by_shard.setdefault(part.shard, []).append(part)
-    return [
-        _ShardDrift(
-            shard=shards[number],
-            number=number,
-            n_rows=sum(part.n_rows for part in parts_of_shard),
-            n_outside=sum(part.n_outside for part in parts_of_shard),
-            columns=farthest(column for part in parts_of_shard for column in part.outside),
-        )
-        for number, parts_of_shard in by_shard.items()
-    ]
+    return [_sum_of_parts(shards[number], number, parts_of_shard) for number, parts_of_shard in by_shard.items()]
+
+
+def _sum_of_parts(shard: Shard, number: int, parts: Sequence[PartDrift]) -> _ShardDrift:
+    return _ShardDrift(
+        shard=shard,
+        number=number,
+        n_rows=sum(part.n_rows for part in parts),
+        n_outside=sum(part.n_outside for part in parts),
+        columns=farthest(column for part in parts for column in part.outside),
+    )
 
 
 def _column_facts(shard: Shard, column: Outside) -> dict[str, Any]:
@@ -190,42 +207,46 @@ def _column_facts(shard: Shard, column: Outside) -> dict[str, Any]:
 # -- earlier runs, and a sample of rows ----------------------------------------------------------------------------
 
 
-def last_told(directory: Path, fingerprint: str) -> dict[str, Any]:
-    """Return what the report in an output directory says about earlier runs.
+def earlier_run_facts(directory: Path, fingerprint: str) -> dict[str, Any]:
+    """Return facts about earlier runs from the report in an output directory.
 
     Parameters
     ----------
     fingerprint : str
-        Of this run's request: a report of the same request belongs to this run, from an earlier sitting.
+        Fingerprint of this run's request. A report with the same one is of this run, before it was resumed.
 
     Returns
     -------
     dict
-        ``last``, the run that made other results there, or None; and ``sittings``, the stages of a few earlier sittings
-        of this run.
+        ``last``, the run that made other results in the directory, or None; and ``sittings``, the stages of this run
+        before it was resumed, a few times at most.
     """
     try:
         report = json.loads((directory / "report.json").read_bytes())
-        made = report.get("made", "before")
-        if report.get("fingerprints", {}).get("request") != fingerprint:
-            last = {"made": made, "summary": report["summary"], "config": report["config"]}
-            return {"last": last, "sittings": []}
-        sittings = [*report.get("sittings", []), {"made": made, "stages": report["stages"]}]
-        return {"last": report.get("last"), "sittings": sittings[-_MAX_SITTINGS:]}
+        return _facts_of_report(report, fingerprint)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no report, or another program's
         return {"last": None, "sittings": []}
 
 
-def looked_at(made: Sequence[Made], looking: Looking) -> dict[str, Any] | None:
-    """Return what a sample of the rows shows; None if there are too few rows or if the sample fails.
+def _facts_of_report(report: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+    made = report.get("made", "before")
+    if report.get("fingerprints", {}).get("request") != fingerprint:
+        last = {"made": made, "summary": report["summary"], "config": report["config"]}
+        return {"last": last, "sittings": []}
+    sittings = [*report.get("sittings", []), {"made": made, "stages": report["stages"]}]
+    return {"last": report.get("last"), "sittings": sittings[-_MAX_EARLIER_RUNS:]}
+
+
+def sample_facts(parts: Sequence[PartSource], spec: SampleSpec) -> dict[str, Any] | None:
+    """Return measurements of a sample of the rows; None if there are too few rows or if the sample fails.
 
     A failure is a warning and has no other consequences, since the features are finished.
     """
     try:
-        sample = drawn(made, looking)
+        sample = draw_sample(parts, spec)
         if sample is None:
             return None
-        return measured(sample, made, looking.model, categories_of(made[0].file))
+        return measure(sample, parts, spec.model, categories_of(parts[0].file))
     except Exception as error:
         reason = shown(f"{type(error).__name__}: {error}")
         log.warning("report: rows could not be looked at once more, so there are no pictures of them: %s", reason)

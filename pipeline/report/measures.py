@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any
 
@@ -12,14 +12,15 @@ import numpy as np
 
 from pipeline.model import Model
 from pipeline.report.probe import NONE, Labels, accuracy, labels_of
-from pipeline.report.sample import Made, Sample
+from pipeline.report.sample import PartSource, Sample
 from pipeline.shards.shard import Shard
 from pipeline.training.components import Components, principal_components
 from pipeline.training.verdict import count_units
 
-__all__ = ["measured"]
+__all__ = ["measure"]
 
 _N_BINS = 24
+_QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 _N_WORST = 10  # rows that are listed
 _N_POINTS = 500
 _N_PAIRS = 8
@@ -29,67 +30,89 @@ _MIN_PIXELS = 49  # of flat rows that are taken for square images; fewer columns
 _MIN_TEST_ROWS = 30  # of the probe: with fewer its accuracy means nothing
 
 
-def measured(
-    sample: Sample, made: Sequence[Made], model: Model, categories: Mapping[str, np.ndarray]
+def measure(
+    sample: Sample, parts: Sequence[PartSource], model: Model, categories: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """Return all measurements.
 
     Parameters
     ----------
-    made : sequence of Made
-        What the sample was drawn from.
+    parts : sequence of PartSource
+        The parts that the sample was drawn from.
     categories : mapping of str to ndarray
-        Meaning of the codes in some riders.
+        Meaning of the codes in some extra datasets.
     """
-    reconstructions = model.decode(sample.features)
-    squares = np.square(sample.scaled - reconstructions)
-    errors = squares.mean(axis=1)
     labels = labels_of(sample.riders, categories)
     is_test = _test_rows(sample)
     n_components = min(max(2, model.n_features), model.n_inputs)
     components = principal_components(sample.scaled[~is_test], n_components, np.random.default_rng(0))
-    index = _Index(sample, made, labels)
-    facts = {
-        "n_rows": len(errors),
-        "mean_error": float(errors.mean()),
-        "of_mean": _error_of_mean(sample.scaled),
-        "errors": _distribution(errors),
-        "worst": _worst_rows(errors, squares, index),
-        "units": asdict(count_units(sample.features, model.network.code)),
-        "points": _points(sample, reconstructions, components, labels),
-        "pairs": _pairs(sample, reconstructions, errors, index, made[0].source.shard),
-    }
+    facts = _reconstruction_facts(_Reconstruction.of(sample, parts, model, labels), components)
     if labels is not None:
         facts["probe"] = _probe(sample, components, labels, is_test)
     return facts
 
 
-class _Index:
-    """Finds the rows of a sample in their files."""
+@dataclass(frozen=True)
+class _Reconstruction:
+    """Rows of a sample, and what the model decodes from their features.
 
-    def __init__(self, sample: Sample, made: Sequence[Made], labels: Labels | None) -> None:
-        self.labels = labels
-        self._sample = sample
-        self._made = made
+    Attributes
+    ----------
+    rows : ndarray of shape (n_rows, n_inputs), float32
+        Decoded rows, scaled.
+    squares : ndarray of shape (n_rows, n_inputs)
+        Squared errors.
+    errors : ndarray of shape (n_rows,)
+        Mean squared error of each row.
+    """
 
-    def row(self, i: int) -> dict[str, Any]:
+    sample: Sample
+    parts: Sequence[PartSource]
+    model: Model
+    labels: Labels | None
+    rows: np.ndarray
+    squares: np.ndarray
+    errors: np.ndarray
+
+    @classmethod
+    def of(cls, sample: Sample, parts: Sequence[PartSource], model: Model, labels: Labels | None) -> _Reconstruction:
+        """Decode the features of a sample."""
+        rows = model.decode(sample.features)
+        squares = np.square(sample.scaled - rows)
+        return cls(sample, parts, model, labels, rows, squares, squares.mean(axis=1))
+
+    def location(self, i: int) -> dict[str, Any]:
         """Return file, dataset, row and label of row `i`."""
-        shard = self._made[int(self._sample.sources[i])].source.shard
-        return {
-            "file": shard.path,
-            "dataset": shard.dataset,
-            "row": int(self._sample.rows[i]),
-            "label": self._label(i),
-        }
+        shard = self.parts[int(self.sample.sources[i])].block.shard
+        label = None
+        if self.labels is not None:
+            label = self.labels.name_of(i)
+        return {"file": shard.path, "dataset": shard.dataset, "row": int(self.sample.rows[i]), "label": label}
 
-    def _label(self, i: int) -> str | None:
-        if self.labels is None or self.labels.codes[i] == NONE:
-            return None
-        return self.labels.names[int(self.labels.codes[i])]
+    def worst_column(self, i: int) -> dict[str, Any]:
+        """Return number and name of the column in which the error of row `i` is largest; the name may be None."""
+        column = int(self.squares[i].argmax())
+        return {"column": column, "name": self.shard.columns.name_of(column)}
 
-    def column(self, column: int) -> dict[str, Any]:
-        """Return a column's number and its name, which is None if it is not known."""
-        return {"column": column, "name": self._made[0].source.shard.columns.name_of(column)}
+    @property
+    def shard(self) -> Shard:
+        """The first shard."""
+        return self.parts[0].block.shard
+
+
+def _reconstruction_facts(decoded: _Reconstruction, components: Components) -> dict[str, Any]:
+    sample = decoded.sample
+    errors = decoded.errors
+    return {
+        "n_rows": len(errors),
+        "mean_error": float(errors.mean()),
+        "of_mean": _error_of_mean(sample.scaled),
+        "errors": _distribution(errors),
+        "worst": _worst_rows(decoded),
+        "units": asdict(count_units(sample.features, decoded.model.network.code)),
+        "points": _points(decoded, components),
+        "pairs": _pairs(decoded),
+    }
 
 
 def _test_rows(sample: Sample) -> np.ndarray:
@@ -110,99 +133,99 @@ def _error_of_mean(rows: np.ndarray) -> float:
 
 def _distribution(errors: np.ndarray) -> dict[str, Any]:
     """Return quantiles and a histogram, of which the last bin has all errors above the 99th percentile."""
-    shares = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
     low = errors.min()
     high = max(np.quantile(errors, 0.99), low + 1e-12)
     edges = np.linspace(low, high, _N_BINS + 1)
     counts, _ = np.histogram(np.minimum(errors, edges[-1]), edges)
     return {
-        "quantiles": {str(share): float(np.quantile(errors, share)) for share in shares},
+        "quantiles": {str(share): float(np.quantile(errors, share)) for share in _QUANTILES},
         "edges": edges.tolist(),
         "counts": counts.tolist(),
     }
 
 
-def _worst_rows(errors: np.ndarray, squares: np.ndarray, index: _Index) -> list[dict[str, Any]]:
+def _worst_rows(decoded: _Reconstruction) -> list[dict[str, Any]]:
     """Return the rows with the largest errors, and the column in which each error is largest."""
-    worst = np.argsort(-errors, kind="stable")[:_N_WORST].tolist()
-    return [{**index.row(i), "error": float(errors[i]), **index.column(int(squares[i].argmax()))} for i in worst]
+    worst = np.argsort(-decoded.errors, kind="stable")[:_N_WORST].tolist()
+    return [{**decoded.location(i), "error": float(decoded.errors[i]), **decoded.worst_column(i)} for i in worst]
 
 
 # -- points --------------------------------------------------------------------------------------------------------
 
 
-def _points(
-    sample: Sample, reconstructions: np.ndarray, components: Components, labels: Labels | None
-) -> dict[str, Any]:
-    """Return two coordinates of rows, features and reconstructions: two columns, or else principal components."""
-    n_rows = len(reconstructions)
-    chosen = np.linspace(0, n_rows - 1, min(n_rows, _N_POINTS)).astype(int)
-    plane_of_rows = _Plane.of(sample.scaled, components)
-    plane_of_features = _Plane.of(sample.features)
-    facts: dict[str, Any] = {
+def _points(decoded: _Reconstruction, components: Components) -> dict[str, Any]:
+    """Return two coordinates of rows, features and reconstructions: two columns, or principal components of more."""
+    scaled = decoded.sample.scaled
+    features = decoded.sample.features
+    chosen = np.linspace(0, len(scaled) - 1, min(len(scaled), _N_POINTS)).astype(int)
+    plane_of_rows = _Plane.of(scaled, components)
+    plane_of_features = _Plane.of(features)
+    return {
         "axes": {"inputs": plane_of_rows.describe("column"), "codes": plane_of_features.describe("feature")},
-        "inputs": plane_of_rows.project(sample.scaled[chosen]),
-        "codes": plane_of_features.project(sample.features[chosen]),
-        "reconstructions": plane_of_rows.project(reconstructions[chosen]),
-        "labels": None,
-        "names": [],
-        "dataset": None,
+        "inputs": plane_of_rows.project(scaled[chosen]),
+        "codes": plane_of_features.project(features[chosen]),
+        "reconstructions": plane_of_rows.project(decoded.rows[chosen]),
+        **_labels_of_points(decoded.labels, chosen),
     }
-    if labels is not None:
-        facts |= {"labels": labels.codes[chosen].tolist(), "names": list(labels.names), "dataset": labels.name}
-    return facts
+
+
+def _labels_of_points(labels: Labels | None, chosen: np.ndarray) -> dict[str, Any]:
+    if labels is None:
+        return {"labels": None, "names": [], "dataset": None}
+    return {"labels": labels.codes[chosen].tolist(), "names": list(labels.names), "dataset": labels.name}
 
 
 class _Plane:
     """A plane onto which rows are projected."""
 
-    def __init__(self, mean: np.ndarray, axes: np.ndarray, is_turned: bool) -> None:
+    def __init__(self, mean: np.ndarray, axes: np.ndarray, is_rotated: bool) -> None:
         self._mean = mean
         self._axes = axes
-        self._is_turned = is_turned
+        self._is_rotated = is_rotated
 
     @classmethod
     def of(cls, rows: np.ndarray, components: Components | None = None) -> _Plane:
         """Return the plane of two columns, or the one in which rows vary most."""
         width = rows.shape[1]
         if width <= 2:
-            return cls(np.zeros(width), np.eye(width, 2), False)
+            return cls(np.zeros(width), np.eye(width, 2), is_rotated=False)
         if components is None:
             components = principal_components(rows.astype(np.float32), 2, np.random.default_rng(0))
-        return cls(components.mean, components.components[:, :2], True)
+        return cls(components.mean, components.components[:, :2], is_rotated=True)
 
     def project(self, rows: np.ndarray) -> list[Any]:
         """Return coordinates (n_rows, 2)."""
         return _rounded((rows - self._mean) @ self._axes)
 
-    def describe(self, what: str) -> str:
-        """Return what the axes are."""
-        if self._is_turned:
+    def describe(self, column: str) -> str:
+        """Return the meaning of the axes, given the name of a column."""
+        if self._is_rotated:
             return "their first two principal components"
-        return f"{what}s 0 and 1"
+        return f"{column}s 0 and 1"
 
 
 # -- rows and their reconstructions --------------------------------------------------------------------------------
 
 
-def _pairs(
-    sample: Sample, reconstructions: np.ndarray, errors: np.ndarray, index: _Index, shard: Shard
-) -> dict[str, Any]:
+def _pairs(decoded: _Reconstruction) -> dict[str, Any]:
     """Return a few rows, their features and their reconstructions: as images, if the rows are images."""
-    shape = _image_shape(shard)
+    sample = decoded.sample
+    shape = _image_shape(decoded.shard)
     scaled_features = _scaled_to_range(sample.features)
     pairs = []
-    for i in _typical_rows(errors, index.labels):
-        pair = {**index.row(i), "error": float(errors[i])}
+    for i in _typical_rows(decoded.errors, decoded.labels):
         if shape is None:
-            pair["input"] = _line(sample.scaled[i])
-            pair["again"] = _line(reconstructions[i])
+            drawing: dict[str, Any] = {"input": _line(sample.scaled[i]), "again": _line(decoded.rows[i])}
         else:
-            pair["input"] = _image(sample.scaled[i], shape)
-            pair["again"] = _image(reconstructions[i], shape)
-            pair["code"] = _square_image(scaled_features[i])
-        pairs.append(pair)
-    return {"shape": None if shape is None else list(_shrunk(np.zeros(shape)).shape), "rows": pairs}
+            drawing = {
+                "input": _image(sample.scaled[i], shape),
+                "again": _image(decoded.rows[i], shape),
+                "code": _square_image(scaled_features[i]),
+            }
+        pairs.append({**decoded.location(i), "error": float(decoded.errors[i]), **drawing})
+    if shape is None:
+        return {"shape": None, "rows": pairs}
+    return {"shape": list(_shrunk(np.zeros(shape)).shape), "rows": pairs}
 
 
 def _scaled_to_range(features: np.ndarray) -> np.ndarray:
@@ -218,19 +241,23 @@ def _typical_rows(errors: np.ndarray, labels: Labels | None) -> list[int]:
         order = np.argsort(errors, kind="stable")
         chosen = np.linspace(0, len(order) - 1, min(_N_PAIRS, len(order))).astype(int)
         return order[chosen].tolist()
-    typical = []
-    for code in range(min(len(labels.names), _N_PAIRS + 2)):
-        rows = np.flatnonzero(labels.codes == code)
-        order = np.argsort(errors[rows], kind="stable")
-        typical.append(int(rows[order[len(rows) // 2]]))
-    return typical
+    n_labels = min(len(labels.names), _N_PAIRS + 2)
+    return [_median_row(errors, np.flatnonzero(labels.codes == code)) for code in range(n_labels)]
+
+
+def _median_row(errors: np.ndarray, rows: np.ndarray) -> int:
+    """Return the one of some rows whose error is the median."""
+    order = np.argsort(errors[rows], kind="stable")
+    return int(rows[order[len(rows) // 2]])
 
 
 def _image_shape(shard: Shard) -> tuple[int, ...] | None:
-    """Return height and width, and 3 for colours, of rows that are images; None of other rows."""
+    """Return height and width, and 3 for colours, of rows that are images; None for other rows."""
     shape = shard.shape[1:]
-    if len(shape) == 3 and shape[-1] in (1, 3):
-        return shape[:2] if shape[-1] == 1 else shape
+    if len(shape) == 3 and shape[-1] == 1:
+        return shape[:2]
+    if len(shape) == 3 and shape[-1] == 3:
+        return shape
     if len(shape) == 2 and min(shape) > 4:
         return shape
     if len(shape) != 1 or shard.columns.is_known:  # pixels have no names
@@ -285,25 +312,34 @@ def _rounded(values: np.ndarray) -> list[Any]:
 
 
 def _probe(sample: Sample, components: Components, labels: Labels, is_test: np.ndarray) -> dict[str, Any] | None:
-    """Return the accuracies of a linear classifier on features, components and raw columns."""
+    """Return the accuracies of a linear classifier on features, components and raw columns.
+
+    None if there are too few rows, or only one label.
+    """
     has_label = labels.codes != NONE
     codes = labels.codes[has_label]
     is_test = is_test[has_label]
-    train_codes = codes[~is_test]
-    test_codes = codes[is_test]
-    if len(test_codes) < _MIN_TEST_ROWS or len(np.unique(train_codes)) < 2:
+    n_test = int(is_test.sum())
+    n_train = len(codes) - n_test
+    if n_test < _MIN_TEST_ROWS or len(np.unique(codes[~is_test])) < 2:
         return None
     rows = sample.scaled[has_label]
     features = sample.features[has_label]
-    n = min(features.shape[1], components.components.shape[1], len(train_codes))
-    projected = (rows - components.mean) @ components.components[:, :n]
+    n_components = min(features.shape[1], components.components.shape[1], n_train)
+    projected = (rows - components.mean) @ components.components[:, :n_components]
     return {
         "labels": labels.name,
-        "n_train": len(train_codes),
-        "n_test": len(test_codes),
-        "n_components": n,
-        "commonest": float((test_codes == np.bincount(train_codes).argmax()).mean()),
+        "n_train": n_train,
+        "n_test": n_test,
+        "n_components": n_components,
+        "commonest": _share_of_commonest(codes, is_test),
         "features": accuracy(features, codes, is_test),
         "components": accuracy(projected, codes, is_test),
         "columns": accuracy(rows, codes, is_test),
     }
+
+
+def _share_of_commonest(codes: np.ndarray, is_test: np.ndarray) -> float:
+    """Return the share of test rows in the class that most of the training rows have."""
+    commonest = np.bincount(codes[~is_test]).argmax()
+    return float((codes[is_test] == commonest).mean())

@@ -36,16 +36,24 @@ class Labels:
     names: tuple[str, ...]
     codes: np.ndarray
 
+    def name_of(self, row: int) -> str | None:
+        """Return the label of a row; None if it has none."""
+        code = int(self.codes[row])
+        if code == NONE:
+            return None
+        return self.names[code]
+
 
 # -- labels --------------------------------------------------------------------------------------------------------
 
 
 def labels_of(riders: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]) -> Labels | None:
-    """Return the labels among extra datasets: one with a usual name, or else the first that looks like labels.
+    """Return the labels among extra datasets: one with a usual name, or else the first that can be labels.
 
     Parameters
     ----------
     riders : mapping of str to ndarray of shape (n_rows,)
+        The extra datasets.
     categories : mapping of str to ndarray
         Meaning of the codes in some of them.
     """
@@ -60,14 +68,14 @@ def labels_of(riders: Mapping[str, np.ndarray], categories: Mapping[str, np.ndar
 
 def _rank(name: str) -> int:
     plain = name.rsplit("/", 1)[-1].lower()
-    return _USUAL_NAMES.index(plain) if plain in _USUAL_NAMES else len(_USUAL_NAMES)
+    if plain in _USUAL_NAMES:
+        return _USUAL_NAMES.index(plain)
+    return len(_USUAL_NAMES)
 
 
 def _labels(name: str, values: np.ndarray, categories: np.ndarray | None) -> Labels | None:
     """Return the values as labels; None if they are measurements or identifiers."""
-    if values.dtype.kind not in "biufO" or not len(values):
-        return None
-    if values.dtype.kind == "f" and not np.array_equal(values, np.rint(values), equal_nan=True):
+    if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values):
         return None
     has_label = _has_label(values, is_code=categories is not None)
     distinct, indices = np.unique(values[has_label], return_inverse=True)
@@ -76,7 +84,12 @@ def _labels(name: str, values: np.ndarray, categories: np.ndarray | None) -> Lab
         return None
     codes = np.full(len(values), NONE)
     codes[has_label] = indices
-    return Labels(name, tuple(_spelled(value, categories) for value in distinct.tolist()), codes)
+    names = tuple(_spelled(value, categories) for value in distinct.tolist())
+    return Labels(name, names, codes)
+
+
+def _has_fractions(values: np.ndarray) -> bool:
+    return values.dtype.kind == "f" and not np.array_equal(values, np.rint(values), equal_nan=True)
 
 
 def _has_label(values: np.ndarray, is_code: bool) -> np.ndarray:
@@ -87,7 +100,9 @@ def _has_label(values: np.ndarray, is_code: bool) -> np.ndarray:
         return ~np.isnan(values)
     if values.dtype == object:
         return np.asarray(values != "")
-    return np.asarray(values != (-1 if is_code else missing_value(values.dtype)))
+    if is_code:
+        return np.asarray(values != -1)
+    return np.asarray(values != missing_value(values.dtype))
 
 
 def _spelled(value: object, categories: np.ndarray | None) -> str:
@@ -118,17 +133,23 @@ def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
         Which rows are not trained on.
     """
     is_train = ~is_test
+    x = _standardized(rows, is_train)
+    targets = np.eye(codes.max() + 1)[codes[is_train]]
+    offset = targets.mean(axis=0)
+    weights = _ridge_weights(x[is_train], targets - offset)
+    scores = x[is_test] @ weights + offset
+    return float((scores.argmax(axis=1) == codes[is_test]).mean())
+
+
+def _standardized(rows: np.ndarray, is_train: np.ndarray) -> np.ndarray:
+    """Return rows in float64, of mean 0 and deviation 1 over the training rows; constant columns become 0."""
     x = rows.astype(np.float64)
     mean = x[is_train].mean(axis=0)
     deviation = x[is_train].std(axis=0)
     is_constant = deviation <= 1e-9 * max(deviation.max(), 1e-300)
     x -= mean
     x /= np.where(is_constant, np.inf, deviation)
-    targets = np.eye(codes.max() + 1)[codes[is_train]]
-    offset = targets.mean(axis=0)
-    weights = _ridge_weights(x[is_train], targets - offset)
-    scores = x[is_test] @ weights + offset
-    return float((scores.argmax(axis=1) == codes[is_test]).mean())
+    return x
 
 
 def _ridge_weights(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -146,12 +167,12 @@ def _ridge_weights(x: np.ndarray, targets: np.ndarray) -> np.ndarray:
         squares, right = _eigenvectors(x.T @ x)
         sizes = np.sqrt(squares)[:, None]
         projected = _divide(right.T @ (x.T @ targets), sizes)
-        shrinkage = _best_shrinkage(squares, projected, targets)
-        return np.asarray(right @ _divide(shrinkage[:, None] * projected, sizes))
+        shrunk = _shrunk(squares, projected, targets)
+        return np.asarray(right @ _divide(shrunk, sizes))
     squares, left = _eigenvectors(x @ x.T)
     projected = left.T @ targets
-    shrinkage = _best_shrinkage(squares, projected, targets)
-    return np.asarray(x.T @ (left @ _divide(shrinkage[:, None] * projected, squares[:, None])))
+    shrunk = _shrunk(squares, projected, targets)
+    return np.asarray(x.T @ (left @ _divide(shrunk, squares[:, None])))
 
 
 def _eigenvectors(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,8 +181,8 @@ def _eigenvectors(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(values > 1e-12 * values[-1], values, 0), vectors
 
 
-def _best_shrinkage(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return the factor (n,) by which the best penalty shrinks the prediction along each singular vector.
+def _shrunk(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the predictions (n, n_classes) along each singular vector, shrunk by the best penalty.
 
     Parameters
     ----------
@@ -173,7 +194,8 @@ def _best_shrinkage(squares: np.ndarray, projected: np.ndarray, targets: np.ndar
     """
     factors = [squares / (squares + penalty * len(targets)) for penalty in _PENALTIES]
     errors = [_validation_error(factor, projected, targets) for factor in factors]
-    return factors[int(np.argmin(errors))]
+    best = factors[int(np.argmin(errors))]
+    return np.asarray(best[:, None] * projected)
 
 
 def _validation_error(shrinkage: np.ndarray, projected: np.ndarray, targets: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Verification of stored features: some rows are read back, and their inputs are encoded again.
+"""Verification of stored features: read some rows back, and encode their inputs again.
 
 Features are read by HDF5, as other programs read them. Their rows are encoded by NumPy in float64, which shares no code
 with what computed the features.
@@ -25,7 +25,16 @@ from pipeline.scan.scaler import Cleaning, bad_entries
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard
 
-__all__ = ["Encoded", "Fault", "Part", "RowsChecked", "check_rows", "drawn", "features_at", "rounding"]
+__all__ = [
+    "Fault",
+    "PartLine",
+    "Preprocessing",
+    "RowCheck",
+    "check_rows",
+    "read_features",
+    "rounding_bound",
+    "select_rows",
+]
 
 _DEFAULT_ROWS = 256  # rows to check if no number is given; also the most that are checked at once
 _BYTES = 2**27  # of input to read by default; whole chunks are read, so this takes a fraction of a second
@@ -33,24 +42,24 @@ _MIN_ROWS = 8  # rows to check even if their chunks are large
 _HUGE = 1e15  # scaled values whose sums may overflow float32; rows with larger ones count as bad
 
 _EPS = 2.0**-24  # largest relative rounding error of float32
-_SAFETY = 4.0  # see `rounding`
+_SAFETY = 4.0  # see `rounding_bound`
 _MIN_ERROR = 1e-30  # for units whose weights are all 0
 _SIGMOID_ERROR = 16 * _EPS  # polynomials and the exponentials of libraries have smaller errors
 
-Part = Mapping[str, Any]
-"""A part's line in the manifest."""
+PartLine = Mapping[str, Any]
+"""The line of a part in the manifest."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """How rows were encoded.
+class Preprocessing:
+    """What happens to input rows before they are encoded.
 
     Attributes
     ----------
     missing : float or None
         A value that stands for a missing one, like NaN.
     clips : bool
-        Whether rows outside the model's range were clipped, although the model itself does not ask for it.
+        Whether rows outside the model's range were clipped, although the model itself does not require it.
     """
 
     model: Model
@@ -69,14 +78,14 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with an output file, or why an input file cannot be checked."""
+    """A fault of an output file, or the reason why an input file cannot be checked."""
 
     file: str
     fault: str
 
 
 @dataclass(frozen=True)
-class RowsChecked:
+class RowCheck:
     """Result of encoding some rows again.
 
     Attributes
@@ -88,7 +97,7 @@ class RowsChecked:
     largest_difference : float
         Largest difference of a stored feature from the one in float64.
     of_tolerance : float
-        Largest difference as a share of what is allowed at its place: above 1 if there are faults.
+        Largest difference as a share of what is allowed for that feature: above 1 if there are faults.
     faults : tuple of Fault
         Parts that do not hold the features of their rows.
     unchecked : tuple of Fault
@@ -113,11 +122,11 @@ class RowsChecked:
 
 def check_rows(
     directory: Path,
-    parts: Sequence[Part],
-    shard_of: Callable[[Part], Shard],
-    how: Encoded,
+    parts: Sequence[PartLine],
+    shard_of: Callable[[PartLine], Shard],
+    how: Preprocessing,
     n_rows: int | None = None,
-) -> RowsChecked:
+) -> RowCheck:
     """Encode some rows of all parts again and compare them with the stored features.
 
     Parameters
@@ -127,7 +136,7 @@ def check_rows(
     shard_of : callable
         Returns the shard of a part; it raises `DataError`, `NoInput` or `NotPermitted` if that cannot be read.
     n_rows : int, optional
-        Number of rows, selected as by `drawn`. By default 256, or fewer if they lie in large chunks.
+        Number of rows, selected by `select_rows`. By default 256, or fewer if they are in large chunks.
 
     Raises
     ------
@@ -137,24 +146,31 @@ def check_rows(
     sources = _Sources(shard_of)
     if not n_rows:
         n_rows = _affordable_rows(parts, sources)
+    selection = select_rows([part["n_rows"] for part in parts], n_rows)
     results = []
-    for part, rows in zip(parts, drawn([part["n_rows"] for part in parts], n_rows), strict=True):
+    for part, rows in zip(parts, selection, strict=True):
         for start in range(0, len(rows), _DEFAULT_ROWS):
-            results.append(_check_part(directory, part, rows[start : start + _DEFAULT_ROWS], sources, how))
-    return RowsChecked(
+            numbers = rows[start : start + _DEFAULT_ROWS]
+            results.append(_check_part(directory, part, numbers, sources, how))
+    return _total(results, sources)
+
+
+def _total(results: Sequence[RowCheck], sources: _Sources) -> RowCheck:
+    """Return one result for all parts."""
+    return RowCheck(
         n_rows=sum(each.n_rows for each in results),
         n_bad=sum(each.n_bad for each in results),
         largest_difference=max((each.largest_difference for each in results), default=0.0),
         of_tolerance=max((each.of_tolerance for each in results), default=0.0),
         faults=tuple(fault for each in results for fault in each.faults),
-        unchecked=tuple(Fault(path, reason) for path, reason in sources.unread.items()),
+        unchecked=tuple(Fault(path, reason) for path, reason in sources.unreadable.items()),
     )
 
 
 # -- which rows ----------------------------------------------------------------------------------------------------
 
 
-def drawn(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
+def select_rows(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
     """Select up to `n` rows of pieces of these sizes, one from each of `n` equal ranges of all rows.
 
     The selection depends on the rows and the seed alone.
@@ -164,17 +180,20 @@ def drawn(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
     list of ndarray
         For each piece, the sorted numbers of its rows.
     """
-    firsts = np.cumsum([0, *sizes])
-    n_total = int(firsts[-1])
+    first_rows = np.cumsum([0, *sizes])
+    n_total = int(first_rows[-1])
     n = min(n, n_total)
     edges = np.arange(n + 1) * n_total // max(1, n)
     rows = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
-    ends = np.searchsorted(rows, firsts)
-    return [rows[ends[i] : ends[i + 1]] - firsts[i] for i in range(len(sizes))]
+    ends = np.searchsorted(rows, first_rows)
+    return [rows[ends[i] : ends[i + 1]] - first_rows[i] for i in range(len(sizes))]
 
 
-def _affordable_rows(parts: Sequence[Part], sources: _Sources) -> int:
-    """Return how many rows can be read soon, if all shards are like the first one and each row needs its own chunk."""
+def _affordable_rows(parts: Sequence[PartLine], sources: _Sources) -> int:
+    """Return how many rows can be read in about a second, if all shards are like the first one.
+
+    Each row may need its own chunk.
+    """
     shard = sources.first_shard(parts)
     if shard is None:
         return _DEFAULT_ROWS
@@ -188,7 +207,7 @@ def _affordable_rows(parts: Sequence[Part], sources: _Sources) -> int:
 # -- stored features -----------------------------------------------------------------------------------------------
 
 
-def features_at(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read rows of a part.
 
     Parameters
@@ -211,7 +230,7 @@ def features_at(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         with reading(path) as file:
-            features = _features(path, file[FEATURES], rows)
+            features = _read_features(path, file[FEATURES], rows)
             valid = file[VALID][()]
             return features, valid[rows]
     except FAILURES as error:
@@ -222,26 +241,31 @@ def features_at(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _error_number(error: BaseException) -> int | None:
-    """Return the system's error number of a failed read; HDF5 gives it in its text alone."""
+    """Return the system's error number of a failed read; HDF5 gives it in the text of the error only."""
     match = re.search(r"errno = (\d+), error message", str(error))
     if match:
         return int(match[1])
     return getattr(error, "errno", None)
 
 
-def _features(path: Path, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read rows of a dataset: by HDF5 if it is chunked, each chunk once."""
+def _read_features(path: Path, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Read rows of a dataset, by HDF5 unless they are contiguous in the file."""
     offset = features.id.get_offset()
-    if offset is not None:
-        # HDF5 needs more time to select single rows than the system needs to read them.
-        return _read_contiguous(path, offset, features, rows)
+    if offset is None:
+        return _read_chunks(features, rows)
+    # HDF5 needs more time to select single rows than the system needs to read them.
+    return _read_contiguous(path, offset, features, rows)
+
+
+def _read_chunks(features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Read rows of a chunked dataset; each chunk is decompressed once."""
     chunk_rows = features.chunks[0] if features.chunks else 1
-    numbers = rows // chunk_rows
+    chunk_of_row = rows // chunk_rows
     pieces = [np.empty((0, *features.shape[1:]), features.dtype)]
-    for number in np.unique(numbers):
+    for number in np.unique(chunk_of_row):
         start = number * chunk_rows
         chunk = features[start : start + chunk_rows]
-        pieces.append(chunk[rows[numbers == number] - start])
+        pieces.append(chunk[rows[chunk_of_row == number] - start])
     return np.concatenate(pieces)
 
 
@@ -250,16 +274,16 @@ def _read_contiguous(path: Path, offset: int, features: h5py.Dataset, rows: np.n
 
     By reads, not by a map of the file: if the disk fails or the file is cut short, a map ends the process (SIGBUS).
     """
-    found = np.empty((len(rows), *features.shape[1:]), features.dtype)
-    row_bytes = found[:1].nbytes
+    values = np.empty((len(rows), *features.shape[1:]), features.dtype)
+    row_bytes = values[:1].nbytes
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for i, row in enumerate(rows.tolist()):
             data = _read_bytes(descriptor, offset + row * row_bytes, row_bytes)
-            found[i] = np.frombuffer(data, features.dtype).reshape(features.shape[1:])
+            values[i] = np.frombuffer(data, features.dtype).reshape(features.shape[1:])
     finally:
         os.close(descriptor)
-    return found
+    return values
 
 
 def _read_bytes(descriptor: int, offset: int, n_bytes: int) -> bytes:
@@ -281,16 +305,16 @@ class _Sources:
 
     Attributes
     ----------
-    unread : dict of str to str
+    unreadable : dict of str to str
         Files that cannot be read, and why.
     """
 
-    def __init__(self, shard_of: Callable[[Part], Shard]) -> None:
+    def __init__(self, shard_of: Callable[[PartLine], Shard]) -> None:
         self._shard_of = shard_of
         self._shards: dict[int, Shard | None] = {}
-        self.unread: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}
 
-    def shard(self, part: Part) -> Shard | None:
+    def shard(self, part: PartLine) -> Shard | None:
         """Return the shard of a part; None if it cannot be read any more."""
         number = part["shard"]
         if number not in self._shards:
@@ -298,10 +322,10 @@ class _Sources:
             try:
                 self._shards[number] = self._shard_of(part)
             except (DataError, NoInput, NotPermitted) as error:
-                self.unread[part["path"]] = str(error)
+                self.unreadable[part["path"]] = str(error)
         return self._shards[number]
 
-    def first_shard(self, parts: Sequence[Part]) -> Shard | None:
+    def first_shard(self, parts: Sequence[PartLine]) -> Shard | None:
         """Return the first shard of some parts that can be read."""
         for part in parts:
             shard = self.shard(part)
@@ -310,19 +334,26 @@ class _Sources:
         return None
 
 
-def _read_rows(part: Part, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """Return rows of a part (n, n_inputs); and for those that cannot be read, by position, the reason."""
+def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Read rows of a part from its shard.
+
+    Returns
+    -------
+    rows : ndarray of shape (n_rows, n_inputs)
+    failures : dict of int to str
+        Positions of rows that cannot be read, and why.
+    """
     rows = np.zeros((len(numbers), shard.n_inputs), shard.dtype)
     failures: dict[int, str] = {}
-    places = numbers + part["start"]
-    chunks = places // shard.chunk_rows
-    for chunk in np.unique(chunks):  # each is decompressed once
-        positions = np.flatnonzero(chunks == chunk)
-        first = int(places[positions[0]])
-        last = int(places[positions[-1]])
+    rows_of_shard = numbers + part["start"]
+    chunk_of_row = rows_of_shard // shard.chunk_rows
+    for chunk in np.unique(chunk_of_row):  # each is decompressed once
+        positions = np.flatnonzero(chunk_of_row == chunk)
+        wanted = rows_of_shard[positions]
+        first = int(wanted[0])
         try:
-            values = read(Block(shard, first, last + 1))
-            rows[positions] = values[places[positions] - first]
+            values = read(Block(shard, first, int(wanted[-1]) + 1))
+            rows[positions] = values[wanted - first]
         except DataError as error:
             failures |= dict.fromkeys(positions.tolist(), str(error))
     return rows, failures
@@ -331,23 +362,25 @@ def _read_rows(part: Part, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarra
 # -- comparing them ------------------------------------------------------------------------------------------------
 
 
-def _check_part(directory: Path, part: Part, numbers: np.ndarray, sources: _Sources, how: Encoded) -> RowsChecked:
+def _check_part(
+    directory: Path, part: PartLine, numbers: np.ndarray, sources: _Sources, how: Preprocessing
+) -> RowCheck:
     """Compare some rows of a part with what their inputs encode to."""
     try:
-        stored, valid = features_at(directory / part["file"], numbers)
+        features, valid = read_features(directory / part["file"], numbers)
     except DataError as error:
-        return RowsChecked(faults=(Fault(part["file"], str(error)),))
+        return RowCheck(faults=(Fault(part["file"], str(error)),))
     shard = sources.shard(part)
     if shard is None:
-        return RowsChecked()
+        return RowCheck()
     rows, failures = _read_rows(part, shard, numbers)
     # A row that could not be read when it was encoded, either, is stored as a bad one.
     reasons = [reason for i, reason in failures.items() if valid[i]]
     if reasons:
-        sources.unread[part["path"]] = reasons[0]
-    is_read = np.delete(np.arange(len(rows)), list(failures))
-    found = _Stored(numbers[is_read], stored[is_read].astype(np.float64), valid[is_read])
-    return _compare(part["file"], found, _expected(part, shard, rows[is_read], how))
+        sources.unreadable[part["path"]] = reasons[0]
+    positions = np.delete(np.arange(len(rows)), list(failures))
+    stored = _Stored(numbers, features.astype(np.float64), valid).at(positions)
+    return _compare(part["file"], stored, _expected(part, shard, rows[positions], how))
 
 
 @dataclass(frozen=True)
@@ -357,6 +390,10 @@ class _Stored:
     numbers: np.ndarray
     features: np.ndarray
     valid: np.ndarray
+
+    def at(self, positions: np.ndarray) -> _Stored:
+        """Return the rows at some positions."""
+        return _Stored(self.numbers[positions], self.features[positions], self.valid[positions])
 
 
 @dataclass(frozen=True)
@@ -372,33 +409,32 @@ class _Expected:
     may_be_bad: np.ndarray
 
 
-def _expected(part: Part, shard: Shard, rows: np.ndarray, how: Encoded) -> _Expected:
+def _expected(part: PartLine, shard: Shard, rows: np.ndarray, how: Preprocessing) -> _Expected:
     """Encode rows of a part in float64."""
     scaler = how.model.scaler
-    is_bad = bad_entries(rows, how.missing, shard.stored_dtype, scaler.fill is not None).any(axis=1)
+    bad = bad_entries(rows, how.missing, shard.stored_dtype, scaler.fill is not None)
     cleaned = how.cleaned(Block(shard, 0, 0), rows)
     with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
-        allowed = rounding(how.model, cleaned)
+        allowed = rounding_bound(how.model, cleaned)
         is_far = ~(np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE)
-        may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
         features = how.model.encode(cleaned)
+    may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
     # If a shard cannot be read to its end, all of its rows are bad, although some of them, and these, can be read.
     may_be_bad |= part["n_bad"] == part["n_rows"]
     storage_error = part.get("max_error", 0.0)  # as the run has measured it
-    return _Expected(features, allowed + storage_error, is_bad, may_be_bad)
+    return _Expected(features, allowed + storage_error, bad.any(axis=1), may_be_bad)
 
 
-def _compare(file: str, stored: _Stored, expected: _Expected) -> RowsChecked:
+def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
     """Compare stored features with the expected ones, and report the first row that is wrong."""
-    counts = stored.valid & ~expected.is_bad & ~expected.may_be_bad
-    differences = np.where(counts[:, None], np.abs(stored.features - expected.features), 0)
-    shares = np.where(counts[:, None], differences / expected.allowed, 0)
-    is_within = counts & (shares <= 1).all(axis=1)
+    is_comparable = stored.valid & ~expected.is_bad & ~expected.may_be_bad
+    differences = np.where(is_comparable[:, None], np.abs(stored.features - expected.features), 0)
+    shares = np.where(is_comparable[:, None], differences / expected.allowed, 0)
     is_left_out = _is_left_out(stored, expected)
-    is_far_outside = stored.valid & expected.may_be_bad & ~expected.is_bad
-    wrong = np.flatnonzero(~(is_within | is_left_out | is_far_outside)).tolist()
-    return RowsChecked(
-        n_rows=int(counts.sum()),
+    is_right = stored.valid & ~expected.is_bad & (shares <= 1).all(axis=1)  # shares of rows that may be bad are 0
+    wrong = np.flatnonzero(~(is_right | is_left_out)).tolist()
+    return RowCheck(
+        n_rows=int(is_comparable.sum()),
         n_bad=int(is_left_out.sum()),
         largest_difference=float(differences.max(initial=0)),
         of_tolerance=float(shares.max(initial=0)),
@@ -413,19 +449,19 @@ def _is_left_out(stored: _Stored, expected: _Expected) -> np.ndarray:
 
 
 def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> str:
-    """Return what is wrong with a row."""
+    """Describe the fault of a row."""
     where = f"row {stored.numbers[i]}"
     if expected.is_bad[i]:
         return f"{where}: has features, though its input row is a bad one, expected NaN and valid False"
     if not stored.valid[i]:
         return f"{where}: counts as a bad row, though its input row is a good one"
-    j = int(np.argmax(np.where(np.isnan(shares[i]), np.inf, shares[i])))
-    allowed = f"{expected.features[i, j]:.7g} within {expected.allowed[i, j]:.2g}"
-    found = f"{stored.features[i, j]:.7g}"
-    return f"{where}: feature {j} is {found}, expected {allowed}, as its input row encodes in float64"
+    worst = int(np.argmax(np.where(np.isnan(shares[i]), np.inf, shares[i])))
+    feature = stored.features[i, worst]
+    right = f"{expected.features[i, worst]:.7g} within {expected.allowed[i, worst]:.2g}"
+    return f"{where}: feature {worst} is {feature:.7g}, expected {right}, as its input row encodes in float64"
 
 
-def rounding(model: Model, rows: np.ndarray) -> np.ndarray:
+def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     """Return how far float32 features may be from those that `Model.encode` computes in float64.
 
     A sum of n products has an error of about ``sqrt(n)`` roundings of the sum of their sizes, in any order of additions
@@ -455,10 +491,15 @@ def rounding(model: Model, rows: np.ndarray) -> np.ndarray:
             error = np.hypot(np.sqrt(error**2 @ W**2), _error_of_layer(a, W, b))
             if kind == "sigmoid":
                 error = error / 4 + np.float32(_SIGMOID_ERROR)  # its slope is at most a quarter
-            a = a @ W + b
-            if kind in SLOPES:  # sigmoids are in the last layer only
-                a = np.where(a > 0, a, np.float32(SLOPES[kind]) * a)
+            a = _activated(a @ W + b, kind)
     return np.maximum(error, _MIN_ERROR).astype(np.float64)
+
+
+def _activated(a: np.ndarray, kind: str) -> np.ndarray:
+    """Return the values of a hidden layer; those of a sigmoid, which is always the last layer, are not needed."""
+    if kind in SLOPES:
+        return np.where(a > 0, a, np.float32(SLOPES[kind]) * a)
+    return a
 
 
 def _error_of_layer(a: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import compress, groupby, pairwise
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,11 @@ import numpy as np
 
 from kernels.network import Network
 from pipeline.features import FEATURES, VALID, reading
-from pipeline.report.rows import Encoded
+from pipeline.report.rows import Preprocessing
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block
 
-__all__ = ["Looking", "Made", "Sample", "drawn", "most_rows"]
+__all__ = ["PartSource", "Sample", "SampleSpec", "draw_sample", "largest_sample"]
 
 _MAX_ROWS = 2000
 _MAX_READS = 128
@@ -29,15 +30,15 @@ _MAX_SPAN_BYTES = 2**22  # of a dataset: up to this, one large read takes less t
 
 
 @dataclass(frozen=True)
-class Made:
+class PartSource:
     """Rows of a shard, and the file that holds their features in the same order."""
 
-    source: Block
+    block: Block
     file: Path
 
 
 @dataclass(frozen=True)
-class Looking(Encoded):
+class SampleSpec(Preprocessing):
     """How rows are sampled, in addition to how they were encoded.
 
     Attributes
@@ -52,10 +53,10 @@ class Looking(Encoded):
     @property
     def n_rows(self) -> int:
         """Largest number of rows in the sample; 0 if the model alone takes too much memory."""
-        return most_rows(self.model.network, self.memory_bytes)[0]
+        return largest_sample(self.model.network, self.memory_bytes)[0]
 
 
-def most_rows(network: Network, memory_bytes: int) -> tuple[int, int]:
+def largest_sample(network: Network, memory_bytes: int) -> tuple[int, int]:
     """Return the largest number of rows in a sample, and the bytes that they take.
 
     Parameters
@@ -83,9 +84,9 @@ class Sample:
     features : ndarray of shape (n_rows, n_features), float32
         As they are stored in the files.
     riders : dict of str to ndarray of shape (n_rows,)
-        Datasets that were copied along, such as labels; texts are objects of type str.
+        Extra datasets such as labels; texts are objects of type str.
     sources : ndarray of shape (n_rows,), int64
-        Index of the `Made` that each row belongs to.
+        Index of the `PartSource` that each row belongs to.
     rows : ndarray of shape (n_rows,), int64
         Number of each row in its dataset.
     stretches : ndarray of shape (n_rows,), int64
@@ -100,7 +101,7 @@ class Sample:
     stretches: np.ndarray
 
 
-def drawn(made: Sequence[Made], looking: Looking) -> Sample | None:
+def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
     """Return short stretches of rows from all over the data; None if fewer than two of them are good.
 
     The sample is the same for the same seed, rows and memory, no matter how the rows are cut into parts.
@@ -112,28 +113,29 @@ def drawn(made: Sequence[Made], looking: Looking) -> Sample | None:
     OSError
         When features cannot be read.
     """
-    if not made or looking.n_rows < 2:
+    if not parts or spec.n_rows < 2:
         return None
-    pieces = []
-    for source, places in groupby(_places(made, looking), key=lambda place: place.source):
-        piece = _sample_of_source(made[source], list(places), looking)
-        if piece is not None:
-            pieces.append(piece)
-    if sum(len(piece.rows) for piece in pieces) < 2:
+    samples = []
+    for i, places in groupby(_places(parts, spec), key=lambda place: place.part):
+        sample = _sample_of_part(parts[i], list(places), spec)
+        if sample is not None:
+            samples.append(sample)
+    if sum(len(sample.rows) for sample in samples) < 2:
         return None
-    return _joined(pieces)
+    return _joined(samples)
 
 
-def _joined(pieces: Sequence[Sample]) -> Sample:
-    """Return one sample of several, with the riders that all of them have."""
-    names = set.intersection(*(set(piece.riders) for piece in pieces))
+def _joined(samples: Sequence[Sample]) -> Sample:
+    """Return one sample of several, with the extra datasets that all of them have."""
+    names = set.intersection(*(set(sample.riders) for sample in samples))
+    riders = {name: np.concatenate([sample.riders[name] for sample in samples]) for name in sorted(names)}
     return Sample(
-        scaled=np.concatenate([piece.scaled for piece in pieces]),
-        features=np.concatenate([piece.features for piece in pieces]),
-        riders={name: np.concatenate([piece.riders[name] for piece in pieces]) for name in sorted(names)},
-        sources=np.concatenate([piece.sources for piece in pieces]),
-        rows=np.concatenate([piece.rows for piece in pieces]),
-        stretches=np.concatenate([piece.stretches for piece in pieces]),
+        scaled=np.concatenate([sample.scaled for sample in samples]),
+        features=np.concatenate([sample.features for sample in samples]),
+        riders=riders,
+        sources=np.concatenate([sample.sources for sample in samples]),
+        rows=np.concatenate([sample.rows for sample in samples]),
+        stretches=np.concatenate([sample.stretches for sample in samples]),
     )
 
 
@@ -141,9 +143,9 @@ def _joined(pieces: Sequence[Sample]) -> Sample:
 
 
 class _Place(NamedTuple):
-    """Rows `start` to `stop` of one `Made`, which are read together, and the number of their stretch."""
+    """Rows `start` to `stop` of one part, which are read together, and the number of their stretch."""
 
-    source: int
+    part: int
     start: int
     stop: int
     stretch: int
@@ -157,57 +159,97 @@ class _Place(NamedTuple):
         return self.stop - self.start
 
 
-def _places(made: Sequence[Made], looking: Looking) -> Iterator[_Place]:
-    """Cut stretches of all rows where one `Made` ends and the next one begins."""
-    firsts = np.cumsum([0, *(len(each.source) for each in made)]).tolist()
-    for number, (start, stop) in enumerate(_stretches(firsts[-1], made, looking)):
-        first = int(np.searchsorted(firsts, start, side="right")) - 1
-        for source in range(first, len(made)):
-            if firsts[source] >= stop:
-                break
-            begin = max(start, firsts[source])
-            end = min(stop, firsts[source + 1])
+def _places(parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[_Place]:
+    """Yield the stretches, cut where one part ends and the next one begins."""
+    first_rows = np.cumsum([0, *(len(part.block) for part in parts)]).tolist()
+    for number, (start, stop) in enumerate(_stretches(first_rows[-1], parts, spec)):
+        first_part = bisect_right(first_rows, start) - 1
+        end_part = bisect_left(first_rows, stop)
+        for i in range(first_part, end_part):
+            offset = first_rows[i]
+            begin = max(start, offset)
+            end = min(stop, first_rows[i + 1])
             if begin < end:
-                yield _Place(source, begin - firsts[source], end - firsts[source], number)
+                yield _Place(i, begin - offset, end - offset, number)
 
 
-def _stretches(n_rows: int, made: Sequence[Made], looking: Looking) -> Iterator[tuple[int, int]]:
+def _stretches(n_rows: int, parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[tuple[int, int]]:
     """Cut all rows into equal ranges, and yield the first and last row of a stretch at a random place in each."""
-    n_wanted = min(looking.n_rows, n_rows)
-    chunk_bytes = max(each.source.shard.chunk_rows * each.source.shard.row_bytes for each in made)
-    n_reads = min(n_wanted // _MIN_ROWS_PER_READ, _MAX_READS, _MAX_DECOMPRESSED_BYTES // chunk_bytes)
-    n_reads = max(1, n_reads)
-    rng = np.random.default_rng((looking.seed, 7))
-    edges = np.linspace(0, n_rows, n_reads + 1).astype(int).tolist()
-    lengths = np.diff(np.linspace(0, n_wanted, n_reads + 1).astype(int)).tolist()
+    n_wanted = min(spec.n_rows, n_rows)
+    n_stretches = _n_stretches(n_wanted, parts)
+    rng = np.random.default_rng((spec.seed, 7))
+    edges = np.linspace(0, n_rows, n_stretches + 1).astype(int).tolist()
+    lengths = np.diff(np.linspace(0, n_wanted, n_stretches + 1).astype(int)).tolist()
     for (low, high), length in zip(pairwise(edges), lengths, strict=True):
         n = min(high - low, length)
         first = low + int(rng.integers(0, high - low - n + 1))
         yield first, first + n
 
 
+def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:
+    """Return how many stretches of neighbouring rows can be read within the limits."""
+    shards = [part.block.shard for part in parts]
+    chunk_bytes = max(shard.chunk_rows * shard.row_bytes for shard in shards)
+    n = min(n_rows // _MIN_ROWS_PER_READ, _MAX_READS, _MAX_DECOMPRESSED_BYTES // chunk_bytes)
+    return max(1, n)
+
+
 # -- reading them --------------------------------------------------------------------------------------------------
 
 
-def _sample_of_source(made: Made, places: Sequence[_Place], looking: Looking) -> Sample | None:
-    """Return the good rows of some places of one source; None if there are none, as in a shard that is unreadable."""
-    with reading(made.file) as file:
-        flags = _values(file[VALID], places)
-        places = [place for place, valid in zip(places, flags, strict=True) if valid.any()]
-        if not places:
+@dataclass(frozen=True)
+class _GoodRows:
+    """The good rows in some places of a part.
+
+    Attributes
+    ----------
+    is_good : ndarray of shape (n_rows,), bool
+        Which rows of all places are good.
+    """
+
+    places: Sequence[_Place]
+    is_good: np.ndarray
+
+    def values(self, item: h5py.Dataset) -> np.ndarray:
+        """Read the values of a dataset."""
+        return np.concatenate(_values(item, self.places))[self.is_good]
+
+    def numbers(self) -> np.ndarray:
+        """Return the numbers of the rows in the part."""
+        numbers = np.concatenate([np.arange(place.start, place.stop) for place in self.places])
+        return numbers[self.is_good]
+
+    def stretches(self) -> np.ndarray:
+        """Return the number of each row's stretch."""
+        lengths = [place.n_rows for place in self.places]
+        return np.repeat([place.stretch for place in self.places], lengths)[self.is_good]
+
+
+def _good_rows(valid: h5py.Dataset, places: Sequence[_Place]) -> _GoodRows | None:
+    """Return the good rows of some places; None if there are none, as in a shard that is unreadable."""
+    flags = _values(valid, places)
+    has_good_rows = [bool(each.any()) for each in flags]
+    if not any(has_good_rows):
+        return None
+    good_places = list(compress(places, has_good_rows))
+    return _GoodRows(good_places, np.concatenate(list(compress(flags, has_good_rows))))
+
+
+def _sample_of_part(part: PartSource, places: Sequence[_Place], spec: SampleSpec) -> Sample | None:
+    """Return the good rows of some places of one part; None if there are none."""
+    with reading(part.file) as file:
+        good = _good_rows(file[VALID], places)
+        if good is None:
             return None
-        is_good = np.concatenate([valid for valid in flags if valid.any()])
-        features = np.concatenate(_values(file[FEATURES], places))[is_good]
-        riders = {name: np.concatenate(_values(item, places))[is_good] for name, item in _riders(file).items()}
-    numbers = np.concatenate([np.arange(place.start, place.stop) for place in places])
-    stretches = np.repeat([place.stretch for place in places], [place.n_rows for place in places])
+        features = good.values(file[FEATURES])
+        riders = {name: good.values(item) for name, item in _riders(file).items()}
     return Sample(
-        scaled=_scaled_rows(made.source, places, is_good, looking),
+        scaled=_scaled_rows(part.block, good, spec),
         features=features.astype(np.float32, copy=False),
         riders=riders,
-        sources=np.full(len(features), places[0].source),
-        rows=made.source.start + numbers[is_good],
-        stretches=stretches[is_good],
+        sources=np.full(len(features), places[0].part),
+        rows=part.block.start + good.numbers(),
+        stretches=good.stretches(),
     )
 
 
@@ -217,12 +259,12 @@ def _riders(file: h5py.File) -> dict[str, h5py.Dataset]:
     return {name: item for name, item in others.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}
 
 
-def _scaled_rows(block: Block, places: Sequence[_Place], is_good: np.ndarray, looking: Looking) -> np.ndarray:
+def _scaled_rows(block: Block, good: _GoodRows, spec: SampleSpec) -> np.ndarray:
     """Return the good input rows of some places of a block, scaled as they were encoded."""
-    blocks = [Block(block.shard, block.start + place.start, block.start + place.stop) for place in places]
+    blocks = [Block(block.shard, block.start + place.start, block.start + place.stop) for place in good.places]
     rows = np.concatenate([read(each) for each in blocks])
-    cleaned = looking.cleaned(block, rows)
-    return looking.model.scaler.transform(cleaned[is_good])
+    cleaned = spec.cleaned(block, rows)
+    return spec.model.scaler.transform(cleaned[good.is_good])
 
 
 def _values(item: h5py.Dataset, places: Sequence[_Place]) -> list[np.ndarray]:

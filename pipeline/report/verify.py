@@ -13,29 +13,29 @@ from typing import Any
 from pipeline.errors import DataError, NoInput, ReadFailed, counted, shown
 from pipeline.model import Model, load_model
 from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
-from pipeline.report.rows import Encoded, Fault, Part, RowsChecked, check_rows
+from pipeline.report.rows import Fault, PartLine, Preprocessing, RowCheck, check_rows
 from pipeline.shards.columns import reordered
 from pipeline.shards.shard import Shard, with_offset
 from pipeline.shards.vet import Wanted, vet
 
-__all__ = ["Verified", "verify"]
+__all__ = ["Verification", "verify"]
 
 _MODEL = "model.h5"
 _NOT_ENCODED = Fault("features", "the model is damaged, so that no row can be encoded again")
 
 
 @dataclass(frozen=True)
-class Verified:
+class Verification:
     """Result of verifying an output directory.
 
     Attributes
     ----------
     n_files, n_bytes : int
         Files that the manifest names, including the parts, and their bytes.
-    rows : RowsChecked
+    rows : RowCheck
         Rows that were encoded again.
     faults : tuple of Fault
-        What is wrong, file by file.
+        Faults of files and of their features.
     unchecked : tuple of Fault
         What could not be checked, and why.
     """
@@ -43,28 +43,31 @@ class Verified:
     output: str
     n_files: int
     n_bytes: int
-    rows: RowsChecked = field(default_factory=RowsChecked)
+    rows: RowCheck = field(default_factory=RowCheck)
     faults: tuple[Fault, ...] = ()
     unchecked: tuple[Fault, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"wrong: {shown(each.file)}: {each.fault}" for each in self.faults]
         lines += [f"not checked: {shown(each.file)}: {each.fault}" for each in self.unchecked]
+        lines.append(self._summary())
+        return "\n".join(lines)
+
+    def _summary(self) -> str:
         result = "nothing is wrong"
         if self.faults:
             result = counted(len(self.faults), "fault")
         n_right = self.n_files - len({each.file for each in self.faults})
         n_files = counted(self.n_files, "file")
         files = f"{n_right} of {n_files} as they were written ({self.n_bytes / 1e6:.1f} MB, BLAKE3)"
-        lines.append(f"{shown(self.output)}: {result}. {files}; {self.rows}.")
-        return "\n".join(lines)
+        return f"{shown(self.output)}: {result}. {files}; {self.rows}."
 
 
-def verify(output: str, n_rows: int | None = None) -> Verified:
-    """Compare sizes and BLAKE3 of all files with the manifest, and features of some rows with those rows.
+def verify(output: str, n_rows: int | None = None) -> Verification:
+    """Compare all files with their sizes and BLAKE3 digests in the manifest, and encode some rows again.
 
-    Nothing is written. Rows are encoded again if their shards have not changed, in their place or in the folder of the
-    run.
+    Nothing is written. Rows are encoded again if their shards have not changed, in their place or in the input folder
+    of the run.
 
     Parameters
     ----------
@@ -84,21 +87,15 @@ def verify(output: str, n_rows: int | None = None) -> Verified:
     manifest = read_manifest(directory)
     entries = [_entry(line) for line in (*manifest["parts"], *manifest["files"])]
     faults = _file_faults(directory, entries)
-    wrong_files = {each.file for each in faults}
-    encoded = None
-    if not any(plain_name(name) == _MODEL for name in wrong_files):
-        try:
-            encoded = _encoded(directory, manifest)
-        except (DataError, NoInput) as error:
-            # The file has the digest in the manifest, but its content does not fit the fingerprint in it.
-            faults.append(Fault(_MODEL, str(error)))
     n_bytes = sum(entry.n_bytes for entry in entries)
-    if encoded is None:
-        return Verified(output, len(entries), n_bytes, faults=tuple(faults), unchecked=(_NOT_ENCODED,))
+    preprocessing = _load_preprocessing(directory, manifest, faults)
+    if preprocessing is None:
+        return Verification(output, len(entries), n_bytes, faults=tuple(faults), unchecked=(_NOT_ENCODED,))
+    wrong_files = {each.file for each in faults}
     parts = [part for part in manifest["parts"] if part["file"] not in wrong_files]
-    inputs = _Inputs(manifest, encoded.model)
-    rows = check_rows(directory, parts, inputs.shard, encoded, n_rows)
-    return Verified(output, len(entries), n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
+    inputs = _Inputs(manifest, preprocessing.model)
+    rows = check_rows(directory, parts, inputs.shard, preprocessing, n_rows)
+    return Verification(output, len(entries), n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
 
 
 def _entry(line: Mapping[str, Any]) -> Entry:
@@ -107,35 +104,46 @@ def _entry(line: Mapping[str, Any]) -> Entry:
 
 
 def _file_faults(directory: Path, entries: list[Entry]) -> list[Fault]:
-    """Return which files differ from what the manifest says."""
+    """Return the files that differ from their entries in the manifest."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "verify") as pool:
-        found = list(pool.map(partial(_file_fault, directory), entries))
+        messages = list(pool.map(partial(_file_fault, directory), entries))
     faults = []
-    for entry, fault in zip(entries, found, strict=True):
-        if fault:
+    for entry, message in zip(entries, messages, strict=True):
+        if message:
             where = f"file={shown(directory / entry.file)}: "
-            faults.append(Fault(entry.file, fault.removeprefix(where)))
+            faults.append(Fault(entry.file, message.removeprefix(where)))
     return faults
 
 
 def _file_fault(directory: Path, entry: Entry) -> str | None:
-    """Return what is wrong with a file; one that the storage cannot read is reported like a damaged one."""
+    """Return the fault of a file; one that the storage cannot read is reported like a damaged one."""
     try:
         return fault_of(directory, entry)
     except ReadFailed as error:
         return str(error)
 
 
-def _encoded(directory: Path, manifest: Mapping[str, Any]) -> Encoded:
-    """Return how the run has encoded its rows."""
+def _load_preprocessing(directory: Path, manifest: Mapping[str, Any], faults: list[Fault]) -> Preprocessing | None:
+    """Load the model and the settings that its rows were encoded with.
+
+    None if the model is damaged; a damage that its digest does not show is added to the faults.
+    """
+    if any(plain_name(fault.file) == _MODEL for fault in faults):
+        return None
+    try:
+        model = load_model(published_file(directory, _MODEL))
+    except (DataError, NoInput) as error:
+        # The file has the digest in the manifest, but its content does not fit the fingerprint in it.
+        faults.append(Fault(_MODEL, str(error)))
+        return None
     config = manifest["config"]
     on_drift = config.get("on_drift", config.get("out_of_range"))  # its name in manifests of earlier versions
     clips = bool(config.get("model")) and on_drift == "clip"
-    return Encoded(load_model(published_file(directory, _MODEL)), config.get("missing_value"), clips)
+    return Preprocessing(model, config.get("missing_value"), clips)
 
 
 class _Inputs:
-    """The shards of a run, opened where its manifest says that they were, or in its input folders."""
+    """The shards of a run, opened at the paths in its manifest or in its input folders."""
 
     def __init__(self, manifest: Mapping[str, Any], model: Model) -> None:
         request = manifest["request"]
@@ -144,7 +152,7 @@ class _Inputs:
         self._orientation = manifest["config"].get("orientation")
         self._model = model
 
-    def shard(self, part: Part) -> Shard:
+    def shard(self, part: PartLine) -> Shard:
         """Return the shard of a part.
 
         Raises
@@ -163,7 +171,7 @@ class _Inputs:
             shard = reordered(shard, self._model.columns)
         return with_offset(shard, self._model.offset)
 
-    def _path(self, part: Part) -> Path:
+    def _path(self, part: PartLine) -> Path:
         path = Path(part["path"])
         for candidate in (path, *(Path(folder) / path.name for folder in self._folders)):
             if candidate.is_file():

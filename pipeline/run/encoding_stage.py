@@ -25,7 +25,7 @@ from pipeline.output.disk import Disk
 from pipeline.output.groupcommit import GroupCommit
 from pipeline.output.records import Entry
 from pipeline.progress import Progress
-from pipeline.report.facts import Drifted, drift_told
+from pipeline.report.facts import PartDrift, drift_facts
 from pipeline.run.budget import extras_bytes
 from pipeline.run.context import RunContext
 from pipeline.run.memory import block_bytes, chunk_bytes, trained_network_bytes
@@ -170,7 +170,7 @@ class EncodingStage:
         if prepared.given is None:
             return {"storage": storage}
         drifted = [_drifted(part) for part in encoded.parts]
-        return {"storage": storage, "drift": drift_told(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
+        return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
 
     def memory_bytes(self, resident: bool) -> int:
         """Return the bytes of blocks, parts and extras that the writing threads hold, and of the network."""
@@ -362,9 +362,9 @@ def _rows_in_words(parts: Sequence[PartFacts]) -> str:
     return f"{counted(sum(part.n_rows for part in parts), 'row')} in {counted(len(parts), 'part')}"
 
 
-def _drifted(part: PartFacts) -> Drifted:
+def _drifted(part: PartFacts) -> PartDrift:
     is_whole = len(part.outside) < LISTED and all(one.n_values for one in part.outside)
-    return Drifted(part.shard, part.n_rows, part.n_outside, part.outside, is_whole)
+    return PartDrift(part.shard, part.n_rows, part.n_outside, part.outside, is_whole)
 
 
 class _BadRowLimit:

@@ -23,11 +23,11 @@ from pipeline.features import Shape
 from pipeline.model import Model
 from pipeline.output.publication import Publication
 from pipeline.output.records import SINGLE_FILE, Entry, fault_of, plain_name
-from pipeline.report.facts import bad_told, inputs_told, last_told, looked_at
+from pipeline.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
 from pipeline.report.page.build import page_bytes, report_bytes
-from pipeline.report.rows import Encoded as Encoding
-from pipeline.report.rows import RowsChecked, check_rows
-from pipeline.report.sample import Looking, Made, most_rows
+from pipeline.report.rows import Preprocessing as Encoding
+from pipeline.report.rows import RowCheck, check_rows
+from pipeline.report.sample import PartSource, SampleSpec, largest_sample
 from pipeline.run.context import RunContext, versions
 from pipeline.run.deadline import gave_up, tell_if_late
 from pipeline.run.encoding_stage import Encoded
@@ -132,7 +132,7 @@ class FinishStage:
         prepared = self.prepared
         network = network_of(prepared.config.network, prepared.n_inputs)
         blocks = prepared.budget.n_writers * block_bytes(prepared)
-        _, sample_bytes = most_rows(network, prepared.config.machine.memory_budget)
+        _, sample_bytes = largest_sample(network, prepared.config.machine.memory_budget)
         return trained_network_bytes(prepared) + blocks + sample_bytes
 
 
@@ -168,7 +168,7 @@ class _Finish:
         log.info("verification: %s", checked)
         return asdict(checked)
 
-    def _verification_error(self, checked: RowsChecked) -> VerificationFailed:
+    def _verification_error(self, checked: RowCheck) -> VerificationFailed:
         """Drop the parts in which features differ, and return the error that says so."""
         files = {fault.file for fault in checked.faults}
         wrong = [part for part in self._parts if part.entry.file in files]
@@ -221,7 +221,7 @@ class _Finish:
             "device": asdict(context.device),
             "versions": versions(),
             "fingerprints": {"request": request, "model": self._model.fingerprint},
-            "inputs": inputs_told(prepared.shards),
+            "inputs": input_facts(prepared.shards),
             "summary": asdict(summary),
             "verification": verification,
             "stages": self._stages(),
@@ -229,8 +229,8 @@ class _Finish:
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
-            "bad": bad_told(prepared.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
-            **last_told(self._ledger.directory, request),
+            "bad": bad_data_facts(prepared.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
+            **earlier_run_facts(self._ledger.directory, request),
             "sample": sample,
             **self._facts,
         }
@@ -273,10 +273,10 @@ class _Finish:
         sources = []
         for part in self._parts:
             block = Block(self._prepared.shards[part.shard], part.start, part.stop)
-            sources.append(Made(block, folder / part.entry.file))
+            sources.append(PartSource(block, folder / part.entry.file))
         how = self._encoding
-        looking = Looking(self._model, how.missing, how.clips, config.machine.memory_budget, config.training.seed)
-        return looked_at(sources, looking)
+        looking = SampleSpec(self._model, how.missing, how.clips, config.machine.memory_budget, config.training.seed)
+        return sample_facts(sources, looking)
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.report.facts import Drifted, drift_told
+from pipeline.report.facts import PartDrift, drift_facts
 from pipeline.report.page.document import Table
 from pipeline.report.page.verdict import drift
 from pipeline.scan.drift import outside_of
@@ -16,7 +16,7 @@ from tests.support.helpers import numbered_shards
 RANGE = Scaler(np.zeros(30), np.ones(30))
 
 
-def parts_of(rows: np.ndarray, part_rows: int) -> list[Drifted]:
+def parts_of(rows: np.ndarray, part_rows: int) -> list[PartDrift]:
     """Parts of three shards, of whose rows some lie outside."""
     made = []
     for shard in range(3):
@@ -24,7 +24,7 @@ def parts_of(rows: np.ndarray, part_rows: int) -> list[Drifted]:
             part = rows[shard][start : start + part_rows]
             out = part[((part < 0) | (part > 1)).any(axis=1)]
             found = tuple(outside_of(out, RANGE)) if len(out) else ()
-            made.append(Drifted(shard, len(part), len(out), found, True))
+            made.append(PartDrift(shard, len(part), len(out), found, True))
     return made
 
 
@@ -32,8 +32,8 @@ def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
     rows = np.random.default_rng(0).uniform(0.1, 0.9, (3, 40, 30))
     rows[0, 5:9, 3], rows[1, 7, 3], rows[1, 8:30, 4], rows[1, 30, 11] = 2, -4, 1.5, 9
-    told = drift_told(shards, parts_of(rows, 7), "clip")
-    assert told == drift_told(shards, parts_of(rows, 40), "clip")
+    told = drift_facts(shards, parts_of(rows, 7), "clip")
+    assert told == drift_facts(shards, parts_of(rows, 40), "clip")
     assert (told["n_rows"], told["n_outside"], told["n_columns"], told["n_shards"]) == (120, 28, 3, 2)
     assert [
         (each["column"], each["n_values"], each["n_shards"], each["value"], each["excess"]) for each in told["columns"]
@@ -46,7 +46,7 @@ def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     assert [each["column"] for each in told["shards"][0]["farthest"]] == [11, 3, 4]
     words, columns, files = drift(told)
     assert "28 of 120 rows (23 %)" in str(words)
-    assert str(words) != str(next(drift(drift_told(shards, parts_of(rows, 7), "pass"))))
+    assert str(words) != str(next(drift(drift_facts(shards, parts_of(rows, 7), "pass"))))
     assert isinstance(columns, Table)
     assert columns.rows[1] == ("3", "5", "2", "0 to 1", "-4", "4")
     assert isinstance(files, Table)
@@ -56,15 +56,15 @@ def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
 def test_first_of_many_columns_are_listed_with_a_note(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
     rows = np.full((3, 40, 30), 2.0)
-    told = drift_told(shards, parts_of(rows, 40), "pass")
+    told = drift_facts(shards, parts_of(rows, 40), "pass")
     assert (told["n_columns"], len(told["columns"])) == (30, 10)
-    cut = [Drifted(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)]
+    cut = [PartDrift(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)]
     complete = str(next(drift(told)))
-    shortened = str(next(drift(drift_told(shards, cut, "pass"))))
+    shortened = str(next(drift(drift_facts(shards, cut, "pass"))))
     assert shortened.startswith(complete)
     assert "20 columns" in shortened.removeprefix(complete)
 
 
 def test_no_drift_means_no_section(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
-    assert list(drift(drift_told(shards, parts_of(np.full((3, 40, 30), 0.5), 8), "pass"))) == list(drift(None)) == []
+    assert list(drift(drift_facts(shards, parts_of(np.full((3, 40, 30), 0.5), 8), "pass"))) == list(drift(None)) == []

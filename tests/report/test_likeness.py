@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from pipeline.report.compare import likeness, linear_cka, matched, neighbour_overlap
+from pipeline.report.compare import likeness, linear_cka, match_units, neighbour_overlap
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(300, 6)) * [3, 2, 2, 1, 1, 0.5] + RNG.normal(size=6)
@@ -22,14 +22,14 @@ def test_identical_features_are_fully_similar() -> None:
 
 def test_permuted_and_scaled_units_are_matched() -> None:
     places = RNG.permutation(6)
-    first, second, sizes = matched(A, -2 * A[:, places] + 5)
+    first, second, sizes = match_units(A, -2 * A[:, places] + 5)
     np.testing.assert_array_equal(places[second], first)
     np.testing.assert_allclose(sizes, 1)
 
 
 def test_matching_is_optimal() -> None:
     B = A @ RNG.normal(size=(6, 5))
-    _, _, sizes = matched(A, B)
+    _, _, sizes = match_units(A, B)
     every = np.abs(np.corrcoef(A.T, B.T)[:6, 6:])
     best = max(sum(every[row, column] for column, row in enumerate(rows)) for rows in permutations(range(6), 5))
     np.testing.assert_allclose(sizes.sum(), best)

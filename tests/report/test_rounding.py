@@ -7,7 +7,7 @@ import pytest
 
 from kernels.network import SLOPES, Network
 from pipeline.model import Model
-from pipeline.report.rows import rounding
+from pipeline.report.rows import rounding_bound
 from pipeline.scan.scaler import Scaler
 
 NETWORKS = [
@@ -43,7 +43,7 @@ def test_float32_in_any_order_stays_within_a_tight_bound() -> None:
         model = model_of(network, rng)
         rows = model.scaler.minimum + rng.uniform(-0.5, 1.5, (20, network.n_inputs))
         rows[0], rows[1, 1:] = model.scaler.maximum, model.scaler.minimum[1:]
-        expected, allowed = model.encode(rows), rounding(model, rows)
+        expected, allowed = model.encode(rows), rounding_bound(model, rows)
         assert (np.abs(in_one_chain(model, rows) - expected) < allowed / 2).all(), network
         assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all(), network
 
@@ -59,13 +59,13 @@ def test_bound_holds_for_units_with_zero_tiny_and_large_weights() -> None:
             {**model.parameters, "W_2": weights["W_2"], "b_hidden_2": weights["b_hidden_2"]},
         )
         rows = model.scaler.minimum + rng.random((20, 30))
-        allowed = rounding(model, rows)
+        allowed = rounding_bound(model, rows)
         assert (np.abs(in_one_chain(model, rows) - model.encode(rows)) <= allowed / 2).all(), size
         assert (allowed <= max(2e-30, 1e-3 * size)).all(), size
 
 
 def test_bound_grows_with_the_row() -> None:
     model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
-    near, far = (rounding(model, np.full((1, 5), value)) for value in (1, 1e6))
+    near, far = (rounding_bound(model, np.full((1, 5), value)) for value in (1, 1e6))
     assert (far > 1e5 * near).all()
-    assert not np.isfinite(rounding(model, np.full((1, 5), 1e300))).any()
+    assert not np.isfinite(rounding_bound(model, np.full((1, 5), 1e300))).any()

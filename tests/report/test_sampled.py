@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 
 from pipeline.report import probe
-from pipeline.report.measures import measured
+from pipeline.report.measures import measure
 from pipeline.report.probe import NONE, accuracy, labels_of
-from pipeline.report.sample import Looking, Sample, drawn
+from pipeline.report.sample import Sample, SampleSpec, draw_sample
 from tests.support.cases import each
 from tests.support.pages import made_of, model_of
 
 ROWS = np.random.default_rng(1).random((5000, 6)).astype(np.float32)
 
 
-def sampled(folder: Path, rows: np.ndarray, part_rows: int, looking: Looking, **beside: np.ndarray) -> Sample:
+def sampled(folder: Path, rows: np.ndarray, part_rows: int, looking: SampleSpec, **beside: np.ndarray) -> Sample:
     folder.mkdir(exist_ok=True)
-    found = drawn(made_of(folder, looking.model, rows, part_rows, **beside), looking)
+    found = draw_sample(made_of(folder, looking.model, rows, part_rows, **beside), looking)
     assert found is not None
     return found
 
 
 def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None:
-    looking = Looking(model_of(6, 2))
+    looking = SampleSpec(model_of(6, 2))
     one, two = (sampled(tmp_path / str(n), ROWS, n, looking, y=np.arange(5000)) for n in (5000, 37))
     assert 1800 < len(one.rows) <= 2000
     np.testing.assert_array_equal(one.rows, one.riders["y"])
@@ -40,7 +40,7 @@ def test_sample_is_bounded_even_and_independent_of_parts(tmp_path: Path) -> None
 def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:
     rows = ROWS.copy()
     rows[::2, 3] = np.nan
-    found = sampled(tmp_path / "some", rows, 5000, Looking(model_of(6, 2), memory_bytes=2**22))
+    found = sampled(tmp_path / "some", rows, 5000, SampleSpec(model_of(6, 2), memory_bytes=2**22))
     assert 100 < len(found.rows) < 1000
     assert np.isfinite(found.scaled).all()
     assert (found.rows % 2 == 1).all()
@@ -49,24 +49,24 @@ def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:
 def test_no_sample_without_good_rows_or_memory(tmp_path: Path) -> None:
     model = model_of(6, 2)
     made = made_of(tmp_path, model, np.full((50, 6), np.nan), 50)
-    assert drawn(made, Looking(model)) is None
-    assert drawn(made, Looking(model, memory_bytes=64)) is None
-    assert drawn([], Looking(model)) is None
+    assert draw_sample(made, SampleSpec(model)) is None
+    assert draw_sample(made, SampleSpec(model, memory_bytes=64)) is None
+    assert draw_sample([], SampleSpec(model)) is None
 
 
 def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None:
     model, rows = model_of(6, 3), ROWS[:300].copy()
     rows[217, 4] = 40
     made = made_of(tmp_path, model, rows, 100)
-    sample = drawn(made, Looking(model))
+    sample = draw_sample(made, SampleSpec(model))
     assert sample is not None
-    told = measured(sample, made, model, {})
+    told = measure(sample, made, model, {})
     errors = np.square(rows - model.decode(model.encode(rows).astype(np.float32))).mean(axis=1)
     assert told["mean_error"] == pytest.approx(errors.mean(), rel=1e-6)
     assert told["n_rows"] == 300 == sum(told["errors"]["counts"])
     assert told["errors"]["quantiles"]["1"] == pytest.approx(errors.max(), rel=1e-6)
     worst = told["worst"][0]
-    assert (worst["row"], worst["column"], worst["file"]) == (217, 4, made[0].source.shard.path)
+    assert (worst["row"], worst["column"], worst["file"]) == (217, 4, made[0].block.shard.path)
     assert "probe" not in told
     assert len(json.dumps(told)) < 100_000
 
@@ -74,9 +74,9 @@ def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None
 def test_two_columns_are_drawn_as_they_are(tmp_path: Path) -> None:
     model, rows = model_of(2, 1), ROWS[:90, :2]
     made = made_of(tmp_path, model, rows, 90)
-    sample = drawn(made, Looking(model))
+    sample = draw_sample(made, SampleSpec(model))
     assert sample is not None
-    points = measured(sample, made, model, {})["points"]
+    points = measure(sample, made, model, {})["points"]
     np.testing.assert_allclose(points["inputs"], rows, atol=1e-4)
     assert np.shape(points["codes"]) == (90, 2)
     assert re.findall(r"\d+", points["axes"]["inputs"]) == ["0", "1"]
@@ -101,9 +101,9 @@ def test_rows_of_image_shape_are_shown_as_images(
     rows = np.linspace(0, 1, 8 * width, dtype=np.float32).reshape(8, *axes)
     model = model_of(width, 3)
     made = made_of(tmp_path, model, rows, 8)
-    sample = drawn(made, Looking(model))
+    sample = draw_sample(made, SampleSpec(model))
     assert sample is not None
-    pairs = measured(sample, made, model, {})["pairs"]
+    pairs = measure(sample, made, model, {})["pairs"]
     assert pairs["shape"] == expected
 
 

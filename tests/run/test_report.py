@@ -61,7 +61,7 @@ def test_a_failure_of_the_report_does_not_fail_the_run(
     def broken(*_arguments: object) -> None:
         raise ValueError("broken")
 
-    for module, name in ((facts, "drawn"), (facts, "measured"), (build, "page_of")):
+    for module, name in ((facts, "draw_sample"), (facts, "measure"), (build, "page_of")):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, broken)
             assert night.run(out, "--restart") == 0, name

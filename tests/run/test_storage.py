@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.features import open_features
 from pipeline.output.records import read_manifest
-from pipeline.report.page.build import page_in, text_of
+from pipeline.report.page.build import read_page, text_of
 from pipeline.report.verify import verify
 from tests.support.logged import mentions, reuses
 from tests.support.nights import Stopping, stamps
@@ -38,7 +38,7 @@ def test_stored_features_differ_by_the_reported_error(night: Night, out: Path, t
                 np.testing.assert_array_equal(file["features"], found)
                 assert f'"max_error": {told["max_error"]}' in file.attrs["storage"]
         assert not verify(str(output), 1000).faults
-        assert f" as {told['dtype']}" in text_of(page_in(output))
+        assert f" as {told['dtype']}" in text_of(read_page(output))
 
 
 def test_features_that_need_more_than_float16_are_float32(night: Night, out: Path, caplog: Any) -> None:

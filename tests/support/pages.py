@@ -13,10 +13,10 @@ import numpy as np
 
 from kernels.network import Network
 from pipeline.model import Model
-from pipeline.report.facts import inputs_told
-from pipeline.report.measures import measured
+from pipeline.report.facts import input_facts
+from pipeline.report.measures import measure
 from pipeline.report.page.build import page_bytes
-from pipeline.report.sample import Looking, Made, drawn
+from pipeline.report.sample import PartSource, SampleSpec, draw_sample
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config
 from pipeline.shards.open import open_shards
@@ -33,7 +33,7 @@ def model_of(n_inputs: int, n_features: int, low: float = 0.0, high: float = 1.0
     return Model(Scaler(np.full(n_inputs, low), np.full(n_inputs, high)), network, weights)
 
 
-def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **beside: Any) -> list[Made]:
+def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **beside: Any) -> list[PartSource]:
     """A shard of rows with what rides along, and parts of their features; rows with NaN are bad ones."""
     with h5py.File(folder / "rows.h5", "w") as file:
         file["X"] = rows
@@ -50,7 +50,7 @@ def made_of(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **besi
             file["features"] = model.encode(np.asarray(flat, np.float64)).astype(np.float32)
             for name, values in beside.items():
                 file[name] = values[start : block.stop]
-        made.append(Made(block, path))
+        made.append(PartSource(block, path))
     return made
 
 
@@ -62,7 +62,7 @@ def largest(folder: Path) -> dict[str, Any]:
     made = made_of(
         folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=np.array([names[i % 40] for i in range(n)], "S")
     )
-    sample = drawn(made, Looking(model))
+    sample = draw_sample(made, SampleSpec(model))
     assert sample is not None
     summary = {"n_rows": 10**12, "n_inputs": 32 * 32 * 3, "n_features": 256, "n_bad": 10**9, "n_parts": 10**6}
     summary |= {"n_bad_shards": 10**6, "n_outside": 10**9, "cost": 0.02, "components": 0.01, "mean": 0.1}
@@ -85,7 +85,7 @@ def largest(folder: Path) -> dict[str, Any]:
         "device": {"reason": "r" * 9999},
         "versions": {"python": "3.11"},
         "fingerprints": {"model": "0" * 64},
-        "inputs": inputs_told([made[0].source.shard]),
+        "inputs": input_facts([made[0].block.shard]),
         "summary": summary,
         "stages": dict.fromkeys(summary["seconds"], stage),
         "cluster": {"kind": "scheduler", "address": "tls:" * 99, "workers": [worker] * 1000},
@@ -99,7 +99,7 @@ def largest(folder: Path) -> dict[str, Any]:
             "shards": [{"file": "f<b>" * 999, "n_rows": 10**9, "n_outside": 10**8, "farthest": [column] * 3}] * 10,
         },
         "last": {"summary": summary, "config": {**config, "input": ["/b"] * 10_000}, "made": "then"},
-        "sample": measured(sample, made, model, {}),
+        "sample": measure(sample, made, model, {}),
         "training": {"history": history, "baseline": {"components": 0.01, "mean": 0.1}},
     }
 

@@ -38,7 +38,7 @@ from pipeline.formats import digest, seal, unseal
 from pipeline.model import load_model
 from pipeline.output import groupcommit
 from pipeline.output.records import NAMES, manifest_path, plain_name, published_file, read_manifest
-from pipeline.report.page.build import report_in
+from pipeline.report.page.build import read_report
 from pipeline.report.verify import verify
 from tests.support.faulty import Failing, Killing, PowerLog, Short, Watched, forked, materialize
 from tests.support.standin import Night, features_of, install
@@ -208,7 +208,7 @@ def seen_by_all(output: Path) -> str | None:
     features = opened.features.compute()
     found = verify(str(output), 4)
     assert not found.faults, str(found)
-    report = report_in(output)
+    report = read_report(output)
     assert report["fingerprints"] == {"request": manifest["fingerprint"], "model": manifest["model"]}
     assert load_model(published_file(output, "model.h5")).fingerprint == manifest["model"]
     # In a copy that has lost its links, the publication has lost the one to its index, too.

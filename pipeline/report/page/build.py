@@ -1,4 +1,4 @@
-"""From the plain values of a report to report.json, report.html and plain text, and report.json read again."""
+"""Conversion of a report's plain values to report.json, report.html and plain text, and reading of report.json."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pipeline.report.page.words import cut
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["html_of", "page_bytes", "page_in", "page_of", "report_bytes", "report_in", "text_of"]
+__all__ = ["html_of", "page_bytes", "page_of", "read_page", "read_report", "report_bytes", "text_of"]
 
 log = logging.getLogger(__name__)
 
 _TEXT_WIDTH = 100
 _KINDS = {Table: "table", Figure: "figure", Command: "command"}
-"""Names of the kinds of items in page.html; all others are words."""
+"""Names of the kinds of items in page.html; all others are ``words``."""
 
 
 def page_of(report: Mapping[str, Any]) -> Page:
@@ -41,7 +41,7 @@ def page_of(report: Mapping[str, Any]) -> Page:
     KeyError, TypeError, ValueError
         When it is not a report.
     """
-    sections = (needs(report), quality(report), change(report), time_spent(report), steps(report), settings(report))
+    sections = [make(report) for make in (needs, quality, change, time_spent, steps, settings)]
     n_notices, _ = notices(report)
     return Page(
         title=f"shardpress: {cut(Path(report['config']['output']).name, 60)}",
@@ -60,9 +60,9 @@ def report_bytes(report: Mapping[str, Any]) -> bytes:
 
 
 def page_bytes(report: Mapping[str, Any]) -> bytes:
-    """Return the content of report.html; if the page cannot be made, it says so, and the run goes on."""
+    """Return the content of report.html; if that fails, a page that says so, since the features are finished."""
     try:
-        # As read from report.json, so that the page is the same whenever it is made.
+        # As read from report.json, so that a page that is made later is the same.
         plain = json.loads(report_bytes(report))
         return html_of(page_of(plain)).encode()
     except Exception as error:
@@ -75,7 +75,7 @@ def page_bytes(report: Mapping[str, Any]) -> bytes:
         ).encode()
 
 
-def report_in(directory: str | Path) -> dict[str, Any]:
+def read_report(directory: str | Path) -> dict[str, Any]:
     """Read report.json in an output directory.
 
     Raises
@@ -89,12 +89,9 @@ def report_in(directory: str | Path) -> dict[str, Any]:
     """
     path = published_file(Path(directory), "report.json")
     where = f"file={shown(path)}"
+    data = _read(path, where)
     try:
-        report = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
-    except OSError as error:
-        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you may read") from error
+        report = json.loads(data)
     except ValueError as error:
         raise DataError(f"{where}: not JSON: {shown(error)}. Type the run's command again to make it anew.") from error
     if not isinstance(report, dict):
@@ -102,9 +99,21 @@ def report_in(directory: str | Path) -> dict[str, Any]:
     return report
 
 
-def page_in(directory: str | Path) -> Page:
-    """Return the page of an output directory; raises like `report_in`, and `DataError` if it is not a report."""
-    report = report_in(directory)
+def _read(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
+    except OSError as error:
+        raise NotPermitted(f"{where}: {error.strerror}, expected a file that you may read") from error
+
+
+def read_page(directory: str | Path) -> Page:
+    """Return the page of an output directory.
+
+    Raises the errors of `read_report`, and `DataError` if the file is not a report.
+    """
+    report = read_report(directory)
     try:
         return page_of(report)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -116,7 +125,7 @@ def page_in(directory: str | Path) -> Page:
 
 
 def html_of(page: Page) -> str:
-    """Return a page as one HTML file: no script, no request, for screens of any size, for print and for dark mode."""
+    """Return a page as one HTML file without scripts or requests, for any screen, for print and for dark mode."""
     return _template().render(page=page, kind=_kind)
 
 

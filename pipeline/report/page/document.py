@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["Command", "Figure", "Item", "Page", "Section", "Table"]
 
-_LONGEST_NUMBER = 24  # characters, with its unit: longer texts are words that begin with a number
+_LONGEST_NUMBER = 24  # characters, with the unit: longer texts are words that begin with a number
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Table:
     Attributes
     ----------
     columns : tuple of str
-        Heads of the columns.
+        Headings of the columns.
     """
 
     caption: str
@@ -31,9 +31,9 @@ class Table:
 
     @classmethod
     def of(cls, caption: str, columns: str, rows: Sequence[Sequence[object]]) -> Table:
-        """Return a table whose heads are given as one text, separated by commas."""
-        heads = tuple(head.strip() for head in columns.split(","))
-        return cls(caption, heads, tuple(tuple(map(str, row)) for row in rows))
+        """Return a table whose headings are given as one text, separated by commas."""
+        headings = tuple(heading.strip() for heading in columns.split(","))
+        return cls(caption, headings, tuple(tuple(map(str, row)) for row in rows))
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Figure:
     Attributes
     ----------
     description : str
-        What it shows, for users who cannot see it.
+        Description for users who cannot see it.
     svg : str
         Markup; all text in it is escaped.
     table : Table
@@ -68,12 +68,12 @@ class Command:
 
 
 Item = str | Table | Figure | Command
-"""A str is a paragraph."""
+"""An item of a section; a str is a paragraph."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Items under a head; figures are side by side if there is space."""
+    """Items under a heading; figures are side by side if there is space."""
 
     title: str
     items: tuple[Item, ...]

@@ -30,6 +30,7 @@ _TILE = 56.0  # width and height of an image
 _TILE_STEP = _TILE + 6
 _PROFILE_WIDTH = 200.0
 _PROFILE_HEIGHT = 96.0
+_PROFILE_STEP = _PROFILE_HEIGHT + 22
 _PROFILE_COLOURS = {"input": 0, "again": 1}
 
 
@@ -42,12 +43,12 @@ def thinned(n: int, most: int) -> list[int]:
 def _figure(
     title: str,
     description: str,
-    drawn: Sequence[Element],
+    elements: Sequence[Element],
     table: Table,
     note: str = "",
     size: tuple[float, float] = (_WIDTH, _HEIGHT),
 ) -> Figure:
-    return Figure(title, description, picture(size, title, description, *drawn), table, note)
+    return Figure(title, description, picture(size, title, description, *elements), table, note)
 
 
 # -- curves --------------------------------------------------------------------------------------------------------
@@ -59,30 +60,32 @@ def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str
     x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
     values = [value for line in lines.values() for value in line]
     y = Scale.over([*values, *levels.values()], _BOTTOM, _TOP, may_log=True)
-    drawn = axes(x, y, "epoch", number)
+    elements = axes(x, y, "epoch", number)
     for i, (name, line) in enumerate(lines.items()):
-        drawn += _curve(line, x, y, colour(i))
-        drawn += _legend(x.start + 90 * i, _TOP - 10, name, colour(i))
-    for i, (name, level) in enumerate(levels.items()):
-        drawn += _level(name, level, x, y, colour(9 - i))
-    description = _describe_curves(lines, levels)
-    return _figure(title, description, drawn, _table_of_curves(title, lines))
+        elements += _curve(line, x, y, colour(i))
+        elements += _legend(x.start + 90 * i, _TOP - 10, name, colour(i))
+    elements += _levels(levels, x, y)
+    return _figure(title, _describe_curves(lines, levels), elements, _table_of_curves(title, lines))
 
 
 def _curve(line: Sequence[float], x: Scale, y: Scale, stroke: str) -> list[Element]:
     chosen = thinned(len(line), _MAX_POINTS)
     xs = [x(i + 1) for i in chosen]
     ys = [y(line[i]) for i in chosen]
-    drawn = [polyline(xs, ys, stroke, stroke_width=2)]
+    elements = [polyline(xs, ys, stroke, stroke_width=2)]
     if len(line) < 20:
-        drawn += [element("circle", cx=cx, cy=cy, r=2.5, fill=stroke) for cx, cy in zip(xs, ys, strict=True)]
-    return drawn
+        elements += [element("circle", cx=cx, cy=cy, r=2.5, fill=stroke) for cx, cy in zip(xs, ys, strict=True)]
+    return elements
 
 
-def _level(name: str, level: float, x: Scale, y: Scale, stroke: str) -> list[Element]:
-    height = y(level)
-    line = polyline((x.start, x.end), (height, height), stroke, stroke_dasharray="5 4")
-    return [line, text(x.start + 6, height - 4, name)]
+def _levels(levels: Mapping[str, float], x: Scale, y: Scale) -> list[Element]:
+    """Draw constants as dashed lines with their names."""
+    elements = []
+    for i, (name, level) in enumerate(levels.items()):
+        height = y(level)
+        elements.append(polyline((x.start, x.end), (height, height), colour(9 - i), stroke_dasharray="5 4"))
+        elements.append(text(x.start + 6, height - 4, name))
+    return elements
 
 
 def _legend(x: float, y: float, name: str, stroke: str) -> list[Element]:
@@ -92,9 +95,9 @@ def _legend(x: float, y: float, name: str, stroke: str) -> list[Element]:
 
 def _describe_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> str:
     n_epochs = max(map(len, lines.values()))
-    ends = "; ".join(f"{name} goes from {number(line[0])} to {number(line[-1])}" for name, line in lines.items())
-    constants = "".join(f"; {name} has {number(level)}" for name, level in levels.items())
-    return f"Over {count(n_epochs)} epochs {ends}{constants}."
+    ends = [f"{name} goes from {number(line[0])} to {number(line[-1])}" for name, line in lines.items()]
+    constants = [f"{name} has {number(level)}" for name, level in levels.items()]
+    return f"Over {count(n_epochs)} epochs {'; '.join([*ends, *constants])}."
 
 
 def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]]) -> Table:
@@ -112,12 +115,14 @@ def bars(title: str, values: Mapping[str, float], spelled: Callable[[float], str
     """Draw a bar for each value, from 0."""
     left = 10 + 7.2 * max(len(name) for name in values)
     x = Scale(0, max(values.values()) or 1, left, _WIDTH - 66)
-    drawn: list[Element] = []
+    elements: list[Element] = []
+    rows = []
     for i, (name, value) in enumerate(values.items()):
-        drawn += _bar(name, spelled(value), (x.start, x(value)), i)
-    description = "; ".join(f"{name}: {spelled(value)}" for name, value in values.items()) + "."
-    table = Table.of(title, "what, value", [(name, spelled(value)) for name, value in values.items()])
-    return _figure(title, description, drawn, table, note, (_WIDTH, 16 + 30.0 * len(values)))
+        elements += _bar(name, spelled(value), (x.start, x(value)), i)
+        rows.append((name, spelled(value)))
+    description = "; ".join(f"{name}: {value}" for name, value in rows) + "."
+    table = Table.of(title, "what, value", rows)
+    return _figure(title, description, elements, table, note, (_WIDTH, 16 + 30.0 * len(values)))
 
 
 def _bar(name: str, value: str, ends: tuple[float, float], i: int) -> list[Element]:
@@ -142,12 +147,13 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name:
     """
     x = Scale(edges[0], edges[-1], _LEFT, _RIGHT)
     y = Scale(0, max(counts) * 1.05 or 1, _BOTTOM, _TOP)
-    drawn = axes(x, y, x_name, number)
-    drawn += [_bin(x(low), x(high), y(n), y.start) for low, high, n in zip(edges, edges[1:], counts, strict=False)]
+    elements = axes(x, y, x_name, number)
+    for i, n in enumerate(counts):
+        elements.append(_bin(x(edges[i]), x(edges[i + 1]), y(n), y.start))
     fullest = int(np.argmax(counts))
     between = f"between {number(edges[fullest])} and {number(edges[fullest + 1])}"
     description = f"{count(sum(counts))} rows, most often {between}."
-    return _figure(title, description, drawn, table)
+    return _figure(title, description, elements, table)
 
 
 def _bin(left: float, right: float, top: float, bottom: float) -> Element:
@@ -160,18 +166,25 @@ def _bin(left: float, right: float, top: float, bottom: float) -> Element:
 
 def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[str]) -> Figure:
     """Draw points (n, 2) in the colours of their labels, and the name of each label at the median of its points."""
-    x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
-    y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
     groups = [_Group(code, _label(code, names), points[codes == code]) for code in sorted(set(codes.tolist()))]
-    drawn = [element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none")]
-    drawn += [group.dots(x, y) for group in groups]
-    if names and len(groups) <= _MAX_LABELS:
-        drawn += [group.name_at_median(x, y) for group in groups]
-    colours = f" in the colours of {len(groups)} labels" if names else ""
+    colours = ""
+    if names:
+        colours = f" in the colours of {len(groups)} labels"
     description = f"{count(len(points))} rows{colours}."
+    has_names = bool(names) and len(groups) <= _MAX_LABELS
     rows = [group.table_row() for group in groups[:_MAX_LABELS]]
     table = Table.of(_title_of_medians(title, names, len(groups)), "label, rows, across, up", rows)
-    return _figure(title, description, drawn, table)
+    return _figure(title, description, _draw_groups(groups, points, has_names), table)
+
+
+def _draw_groups(groups: Sequence[_Group], points: np.ndarray, has_names: bool) -> list[Element]:
+    x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
+    y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
+    elements = [element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none")]
+    elements += [group.dots(x, y) for group in groups]
+    if has_names:
+        elements += [group.name_at_median(x, y) for group in groups]
+    return elements
 
 
 @dataclass(frozen=True)
@@ -203,7 +216,9 @@ class _Group:
 def _label(code: int, names: Sequence[str]) -> str:
     if 0 <= code < len(names):
         return names[code]
-    return "no label" if names else "all"
+    if names:
+        return "no label"
+    return "all"
 
 
 def _title_of_medians(title: str, names: Sequence[str], n_labels: int) -> str:
@@ -229,17 +244,23 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
     lines : mapping of str to str
         Keys of the images in `pairs`, and their names.
     """
-    drawn: list[Element] = []
+    elements: list[Element] = []
     top = 16.0
     for key, name in lines.items():
-        drawn.append(text(0, top - 4, name))
-        drawn += _tiles([pair[key] for pair in pairs], None if key == "code" else shape, top)
+        elements.append(text(0, top - 4, name))
+        elements += _tiles([pair[key] for pair in pairs], None if key == "code" else shape, top)
         top += _TILE_STEP + 16
     for i, pair in enumerate(pairs):
-        label = number(pair["error"]) if pair.get("label") is None else cut(pair["label"], 9)
-        drawn.append(text(i * _TILE_STEP + _TILE / 2, top - 8, label, "middle"))
+        elements.append(text(i * _TILE_STEP + _TILE / 2, top - 8, _short_label(pair), "middle"))
     description = f"{len(pairs)} rows as images, above what their features give back; errors in the table."
-    return _figure(title, description, drawn, _table_of_pairs(title, pairs), size=(len(pairs) * _TILE_STEP, top))
+    return _figure(title, description, elements, _table_of_pairs(title, pairs), size=(len(pairs) * _TILE_STEP, top))
+
+
+def _short_label(pair: Mapping[str, Any]) -> str:
+    """Return the label of a row; its error if it has none."""
+    if pair.get("label") is None:
+        return number(pair["error"])
+    return cut(pair["label"], 9)
 
 
 def _tiles(data: Sequence[str], shape: Sequence[int] | None, top: float) -> list[Element]:
@@ -258,39 +279,43 @@ def _pixels(data: str, shape: Sequence[int] | None) -> np.ndarray:
 
 def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw rows as lines over their columns, and their reconstructions."""
-    drawn: list[Element] = []
+    elements: list[Element] = []
     for i, pair in enumerate(pairs):
         left = (i % 2) * (_PROFILE_WIDTH + 20)
-        top = (i // 2) * (_PROFILE_HEIGHT + 22) + 14
-        drawn += _profile(pair, left, top)
+        top = (i // 2) * _PROFILE_STEP + 14
+        elements += _profile(pair, left, top)
     n_lines = -(-len(pairs) // 2)
-    bottom = n_lines * (_PROFILE_HEIGHT + 22) + 20
-    drawn += _legend(0, bottom - 4, "the row, scaled", colour(_PROFILE_COLOURS["input"]))
-    drawn += _legend(140, bottom - 4, "and again, from its features", colour(_PROFILE_COLOURS["again"]))
+    bottom = n_lines * _PROFILE_STEP + 20
+    elements += _legend(0, bottom - 4, "the row, scaled", colour(_PROFILE_COLOURS["input"]))
+    elements += _legend(140, bottom - 4, "and again, from its features", colour(_PROFILE_COLOURS["again"]))
     description = f"{len(pairs)} rows over their columns, and what their features give back; errors in the table."
     size = (2 * _PROFILE_WIDTH + 20, bottom)
-    return _figure(title, description, drawn, _table_of_pairs(title, pairs), size=size)
+    return _figure(title, description, elements, _table_of_pairs(title, pairs), size=size)
 
 
 def _profile(pair: Mapping[str, Any], left: float, top: float) -> list[Element]:
-    x = Scale(0, max(len(pair["input"]) - 1, 1), left, left + _PROFILE_WIDTH)
-    y = Scale(-0.05, 1.05, top + _PROFILE_HEIGHT, top)
-    drawn = [
-        element("rect", x=left, y=top, width=_PROFILE_WIDTH, height=_PROFILE_HEIGHT, class_="axis", fill="none"),
-    ]
-    for key, k in _PROFILE_COLOURS.items():
-        xs = [x(column) for column in range(len(pair[key]))]
-        ys = [y(value) for value in np.clip(pair[key], -0.05, 1.05)]
-        drawn.append(polyline(xs, ys, colour(k), stroke_width=1.6))
+    """Draw a row and its reconstruction, with its label and error above them."""
     words = f"error {number(pair['error'])}"
     if pair.get("label") is not None:
         words = f"{cut(pair['label'], 14)}, {words}"
-    return [*drawn, text(left, top - 4, words)]
+    width = _PROFILE_WIDTH
+    elements = [element("rect", x=left, y=top, width=width, height=_PROFILE_HEIGHT, class_="axis", fill="none")]
+    for key, i in _PROFILE_COLOURS.items():
+        elements.append(_profile_line(pair[key], left, top, colour(i)))
+    return [*elements, text(left, top - 4, words)]
+
+
+def _profile_line(values: Sequence[float], left: float, top: float, stroke: str) -> Element:
+    x = Scale(0, max(len(values) - 1, 1), left, left + _PROFILE_WIDTH)
+    y = Scale(-0.05, 1.05, top + _PROFILE_HEIGHT, top)
+    xs = [x(column) for column in range(len(values))]
+    ys = [y(value) for value in np.clip(values, -0.05, 1.05)]
+    return polyline(xs, ys, stroke, stroke_width=1.6)
 
 
 def _table_of_pairs(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        (cut(pair["label"] or "-", 24), path(pair["file"], 40), count(pair["row"]), number(pair["error"]))
-        for pair in pairs
-    ]
+    rows = []
+    for pair in pairs:
+        label = cut(pair["label"] or "-", 24)
+        rows.append((label, path(pair["file"], 40), count(pair["row"]), number(pair["error"])))
     return Table.of(title, "label, file, row, error", rows)

@@ -39,33 +39,33 @@ def _missing_sample(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _costs(report: Mapping[str, Any]) -> Iterator[Item]:
-    history = report.get("training", {}).get("history")
+    training = report.get("training", {})
+    history = training.get("history")
     if not history:
         return
     lines = {"training": [epoch["cost"] for epoch in history]}
     if history[-1]["validation_cost"] is not None:
         lines["validation"] = [epoch["validation_cost"] for epoch in history]
     levels = {}
-    baseline = report["training"].get("baseline")
-    if baseline:
-        levels["principal components"] = baseline["components"]
+    if training.get("baseline"):
+        levels["principal components"] = training["baseline"]["components"]
     yield curves("Cost over the epochs", lines, levels)
 
 
 def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
+    """Yield the reconstruction error: on validation rows, or on the sample if none were left out."""
     summary = report["summary"]
     title = "Mean squared error in scaled units"
-    features = f"{summary['n_features']} features"
-    if None not in (summary.get("cost"), summary.get("components"), summary.get("mean")):
-        errors = {
-            features: summary["cost"],
-            f"{summary['n_features']} components": summary["components"],
-            "the mean": summary["mean"],
-        }
+    n_features = summary["n_features"]
+    cost = summary.get("cost")
+    components = summary.get("components")
+    mean = summary.get("mean")
+    if None not in (cost, components, mean):
+        errors = {f"{n_features} features": cost, f"{n_features} components": components, "the mean": mean}
         note = "On rows that were kept out of the training: the lower, the more of a row its features still know."
         yield bars(title, errors, note=note)
     elif sample:
-        errors = {features: sample["mean_error"], "the mean": sample["of_mean"]}
+        errors = {f"{n_features} features": sample["mean_error"], "the mean": sample["of_mean"]}
         yield bars(title, errors, note=f"On {count(sample['n_rows'])} of the rows.")
 
 
@@ -79,12 +79,17 @@ def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
         "raw columns": probe["columns"],
         "always the commonest": probe["commonest"],
     }
-    deviations = [(share * (1 - share) / probe["n_test"]) ** 0.5 for share in accuracies.values()]
+    largest_deviation = max(_deviation(share, probe["n_test"]) for share in accuracies.values())
     note = (
         f"A ridge classifier that has learnt the labels {cut(probe['labels'], 40)} from {count(probe['n_train'])} "
-        f"rows, tried on {count(probe['n_test'])} others; give or take {percent(2 * max(deviations))}."
+        f"rows, tried on {count(probe['n_test'])} others; give or take {percent(2 * largest_deviation)}."
     )
     yield bars("Rows that a linear probe tells right", accuracies, percent, note)
+
+
+def _deviation(share: float, n: int) -> float:
+    """Return the standard deviation of a share of `n` independent rows."""
+    return (share * (1 - share) / n) ** 0.5
 
 
 def _points(sample: Mapping[str, Any]) -> Iterator[Item]:
@@ -121,23 +126,25 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
     quantiles = [(percent(float(share)), number(value)) for share, value in errors["quantiles"].items()]
     table = Table.of("Errors of single rows: so many have less", "share of the rows, less than", quantiles)
     yield histogram("Errors of single rows", errors["edges"], errors["counts"], "mean squared error of a row", table)
-    worst = [
-        (path(row["file"]), count(row["row"]), cut(row["label"] or "-", 24), number(row["error"]), column(row))
-        for row in sample["worst"]
-    ]
     title = f"The worst of {count(sample['n_rows'])} rows from all over the data"
+    worst = [_worst_row(row) for row in sample["worst"]]
     yield Table.of(title, "file, row, label, error, most of it in column", worst)
+
+
+def _worst_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    label = cut(row["label"] or "-", 24)
+    return path(row["file"]), count(row["row"]), label, number(row["error"]), column(row)
 
 
 def _units(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
     units = report.get("training", {}).get("units") or sample.get("units")
     if not units:
         return
-    n_features = units["n_features"]
+    of_all = f"of {units['n_features']}"
     rows = [
-        ("hardly vary", f"{units['dead']} of {n_features}"),
-        ("are saturated for most rows", f"{units['saturated']} of {n_features}"),
-        ("repeat another one", f"{units['duplicate']} of {n_features}"),
+        ("hardly vary", f"{units['dead']} {of_all}"),
+        ("are saturated for most rows", f"{units['saturated']} {of_all}"),
+        ("repeat another one", f"{units['duplicate']} {of_all}"),
         ("activations that are saturated", percent(units["saturated_share"])),
     ]
     yield Table.of(f"Features that say little, in {count(units['n_rows'])} rows", "features that, how many", rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.page.document import Command, Item, Section, Table
@@ -45,19 +45,28 @@ def change(report: Mapping[str, Any]) -> Section | None:
         return None
     title = f"The run of {cut(last.get('made', 'before'), 30)}, and this one"
     items = [Table.of(title, ", then, now", _changed_numbers(last["summary"], report["summary"]))]
-    settings = _changed_settings(last.get("config", {}), report["config"])
-    if settings:
-        items.append(Table.of("Settings that differ", "setting, then, now", settings[:_MAX_ROWS]))
+    rows = _changed_settings(last.get("config", {}), report["config"])
+    if rows:
+        items.append(Table.of("Settings that differ", "setting, then, now", rows[:_MAX_ROWS]))
     return Section("What changed since the last run here", tuple(items))
 
 
-def _changed_numbers(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _changed_numbers(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
     for name, (key, spelled) in _SUMMARY.items():
-        values = [spelled(summary[key]) if summary.get(key) is not None else "-" for summary in (before, now)]
-        rows.append((name, *values))
-    times = [exact_duration(sum(summary["seconds"].values())) for summary in (before, now)]
-    return [*rows, ("time", *times)]
+        rows.append((name, _spelled_or_dash(before.get(key), spelled), _spelled_or_dash(now.get(key), spelled)))
+    rows.append(("time", _total_time(before), _total_time(now)))
+    return rows
+
+
+def _spelled_or_dash(value: Any, spelled: Callable[[Any], str]) -> str:
+    if value is None:
+        return "-"
+    return spelled(value)
+
+
+def _total_time(summary: Mapping[str, Any]) -> str:
+    return exact_duration(sum(summary["seconds"].values()))
 
 
 def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -69,7 +78,7 @@ def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 
 def time_spent(report: Mapping[str, Any]) -> Section:
-    """Return the section about times: of stages, workers and earlier sittings."""
+    """Return the section about times: of stages, of workers, and of this run before it was resumed."""
     items: list[Item] = []
     seconds = report["summary"]["seconds"]
     if seconds:
@@ -87,8 +96,10 @@ def _rates_of_stages(report: Mapping[str, Any], has_workers: bool) -> Iterator[I
     rows = [*_stages(report.get("stages", {})), *_epochs(report)]
     if not rows:
         return
-    note = "; what cores did and waited for is the driver's share" if has_workers else ""
-    yield Table.of(f"Rates{note}", _HEADS, rows)
+    title = "Rates"
+    if has_workers:
+        title = "Rates; what cores did and waited for is the driver's share"
+    yield Table.of(title, _HEADS, rows)
     peak = report.get("memory", {}).get("peak_bytes")
     if peak:
         yield f"The process took {size(peak)} of memory at most."
@@ -101,7 +112,10 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 
 
 def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield the epochs alone, of all sittings: without compiling, and without the evaluation of the result."""
+    """Yield a line about all epochs, also those before the run was resumed.
+
+    It has no time for compiling or for the evaluation of the result.
+    """
     history = report.get("training", {}).get("history")
     inputs = report.get("inputs")
     if not history or not inputs:
@@ -109,7 +123,9 @@ def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     n_passes = len(history) * (1 - report["config"]["validation_fraction"])
     seconds = sum(epoch["seconds"] for epoch in history)
     rates = _rates(n_passes * inputs["n_rows"], n_passes * inputs["n_bytes"], seconds)
-    name = "1 epoch" if len(history) == 1 else f"{count(len(history))} epochs"
+    name = f"{count(len(history))} epochs"
+    if len(history) == 1:
+        name = "1 epoch"
     yield name, exact_duration(seconds), *rates, "-", "-"
 
 
@@ -126,19 +142,19 @@ def _busy(stage: Mapping[str, Any]) -> str:
 
 
 def _waited_for(stage: Mapping[str, Any]) -> str:
-    """Return what a stage has waited for, and in which share of its time: the device, the processor or the disk."""
+    """Return the shares of a stage's time in which it has waited for the device, the processor or the disk."""
     shares = stage.get("bound_by") or {}  # not known for a stage of a second
     most_first = sorted(shares.items(), key=lambda each: -each[1])
     return ", ".join(f"{name} {percent(share)}" for name, share in most_first if share >= _MIN_SHARE) or "-"
 
 
 def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield what each worker has done; the slowest ones first, since the run waits for them."""
+    """Yield a table of workers; the slowest ones first, since the run waits for them."""
     workers = cluster.get("workers")
     if not workers:
         return
     stages = sorted({name for worker in workers for name in worker["stages"]}, key=_STAGES.index)
-    last_stage = stages[-1] if stages else ""
+    last_stage = (stages or [""])[-1]
     slowest_first = sorted(workers, key=lambda worker: _pace(worker["stages"].get(last_stage)))
     rows = [_worker(worker, stages) for worker in slowest_first[:_MAX_WORKERS]]
     title = "Workers, and their rows a second"
@@ -148,9 +164,9 @@ def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _worker(worker: Mapping[str, Any], stages: Sequence[str]) -> tuple[str, ...]:
-    done = worker["stages"]
-    n_tasks = sum(stage["n_tasks"] for stage in done.values())
-    paces = [count(_pace(done[name])) if name in done else "-" for name in stages]
+    work = worker["stages"]
+    n_tasks = sum(stage["n_tasks"] for stage in work.values())
+    paces = [_spelled_or_dash(work.get(name), lambda stage: count(_pace(stage))) for name in stages]
     name = cut(f"{worker['name']} on {worker['host']}", 40)
     return name, cut(worker["device"] or "-", 40), count(n_tasks), *paces
 
@@ -167,15 +183,16 @@ def _pace(stage: Mapping[str, Any] | None) -> float:
 
 def steps(report: Mapping[str, Any]) -> Section:
     """Return the commands that a user may want to type next."""
-    output = report["config"]["output"]
-    quoted = shlex.quote(cut(output, 120))
+    config = report["config"]
+    output = shlex.quote(cut(config["output"], 120))
     commands: list[Item] = []
     if (report.get("sample") or {}).get("probe"):
-        commands.append(Command("Train a classifier on the features", f"shardpress classify --features {quoted}"))
-    if report["config"].get("model") is None:
-        line = f"shardpress run --model {quoted} --input NEW --output {quoted}-new"
+        commands.append(Command("Train a classifier on the features", f"shardpress classify --features {output}"))
+    if config.get("model") is None:
+        line = f"shardpress run --model {output} --input NEW --output {output}-new"
         commands.append(Command("Encode other shards with this model", line))
-    program = f"from shardpress import open_features; print(open_features({json.dumps(cut(output))}))"
+    directory = json.dumps(cut(config["output"]))
+    program = f"from shardpress import open_features; print(open_features({directory}))"
     commands.append(Command("Open the features", f"python -c {shlex.quote(program)}"))
     return Section("The next step", tuple(commands))
 
@@ -207,14 +224,9 @@ def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
 
 def _settings(config: Mapping[str, Any]) -> Iterator[Item]:
     defaults = {name: _value(value) for name, value in Config().flat().items()}
-    changed = []
-    unchanged = []
-    for name, value in config.items():
-        row = (name, _value(value))
-        if row[1] == defaults.get(name, _value(None)):
-            unchanged.append(row)
-        else:
-            changed.append(row)
+    rows = [(name, _value(value)) for name, value in config.items()]
+    changed = [row for row in rows if row[1] != defaults.get(row[0], _value(None))]
+    unchanged = [row for row in rows if row not in changed]
     title = "Settings that differ from their defaults, or follow from the inputs"
     yield Table.of(title, "setting, value", changed[:_MAX_ROWS])
     yield Table.of("Settings at their defaults", "setting, value", unchanged[: 2 * _MAX_ROWS])
@@ -232,13 +244,7 @@ def _value(value: object) -> str:
 
 
 def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
-    versions = list(report.get("versions", {}).items())
-    fingerprints = list(report.get("fingerprints", {}).items())
-    rows = [("device", cut(report["summary"]["device"], 200))]
-    rows += [(name, cut(version, 40)) for name, version in versions[:_MAX_ROWS]]
-    rows += [(name, cut(digest, 80)) for name, digest in fingerprints[:_MAX_ROWS]]
-    rows += [(key, cut(report[key], 300)) for key in ("command", "made") if key in report]
-    yield Table.of("Versions and digests", "what, value", rows)
+    yield Table.of("Versions and digests", "what, value", _versions_and_digests(report))
     if report.get("storage"):
         yield _storage(report["storage"])
     verification = report.get("verification")
@@ -248,6 +254,16 @@ def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
             f"those that float64 gives by {number(verification['largest_difference'])} at most."
         )
     yield "The BLAKE3 digest of every file stands in manifest.json."
+
+
+def _versions_and_digests(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    versions = list(report.get("versions", {}).items())
+    fingerprints = list(report.get("fingerprints", {}).items())
+    rows = [("device", cut(report["summary"]["device"], 200))]
+    rows += [(name, cut(version, 40)) for name, version in versions[:_MAX_ROWS]]
+    rows += [(name, cut(digest, 80)) for name, digest in fingerprints[:_MAX_ROWS]]
+    rows += [(key, cut(report[key], 300)) for key in ("command", "made") if key in report]
+    return rows
 
 
 def _storage(stored: Mapping[str, Any]) -> str:

@@ -41,14 +41,14 @@ def element(name: str, *children: Element, content: str = "", **attributes: Any)
 def picture(size: tuple[float, float], title: str, description: str, *children: Element) -> str:
     """Return the markup of a picture that has a name and a description, and that scales with the page."""
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    named: dict[str, Any] = {"role": "img", "aria_labelledby": f"{name}-title {name}-desc"}
     width, height = size
     root = element(
         "svg",
         element("title", content=title, id=f"{name}-title"),
         element("desc", content=description, id=f"{name}-desc"),
         *children,
-        **named,
+        role="img",
+        aria_labelledby=f"{name}-title {name}-desc",
         viewBox=f"0 0 {_spelled(width)} {_spelled(height)}",
         width=width,
         height=height,
@@ -110,9 +110,7 @@ class Scale:
         """Return two to six round values."""
         if self.is_log:
             return self._log_ticks()
-        rough_step = (self.high - self.low) / 4
-        unit = 10.0 ** math.floor(math.log10(rough_step))
-        step = unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - rough_step))
+        step = _round_step((self.high - self.low) / 4)
         first = math.ceil(self.low / step)
         last = math.floor(self.high / step)
         ticks = [i * step for i in range(first, last + 1)]
@@ -121,7 +119,9 @@ class Scale:
     def _log_ticks(self) -> list[float]:
         first = math.floor(math.log10(self.low))
         last = math.ceil(math.log10(self.high))
-        factors = (1, 2, 5) if last - first < 3 else (1,)
+        factors = [1]
+        if last - first < 3:
+            factors = [1, 2, 5]
         ticks = [factor * 10.0**exponent for exponent in range(first, last + 1) for factor in factors]
         inside = [tick for tick in ticks if self.low <= tick <= self.high]
         return inside[:: max(1, (last - first) // 5)]
@@ -131,17 +131,25 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low)
 
 
+def _round_step(step: float) -> float:
+    """Return the multiple of a power of ten by 1, 2 or 5 that is nearest to a step."""
+    unit = 10.0 ** math.floor(math.log10(step))
+    return unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - step))
+
+
 def axes(x: Scale, y: Scale, x_name: str, spelled: Callable[[float], str] = "{:.3g}".format) -> list[Element]:
     """Return the lines of both axes, their ticks, and the name of the horizontal one."""
     corner = _path((x.start, y.end), (x.start, y.start), (x.end, y.start))
-    drawn = [element("path", d=corner, class_="axis", fill="none")]
+    elements = [element("path", d=corner, class_="axis", fill="none")]
     for tick in y.ticks():
         height = y(tick)
-        drawn.append(element("path", d=_path((x.start, height), (x.end, height)), class_="grid"))
-        drawn.append(text(x.start - 5, height + 4, spelled(tick), "end"))
-    drawn += [text(x(tick), y.start + 15, spelled(tick), "middle") for tick in x.ticks()]
-    drawn.append(text(x.end, y.start + 29, x_name, "end"))
-    return drawn
+        line = _path((x.start, height), (x.end, height))
+        elements.append(element("path", d=line, class_="grid"))
+        elements.append(text(x.start - 5, height + 4, spelled(tick), "end"))
+    for tick in x.ticks():
+        elements.append(text(x(tick), y.start + 15, spelled(tick), "middle"))
+    elements.append(text(x.end, y.start + 29, x_name, "end"))
+    return elements
 
 
 def _path(*points: tuple[float, float]) -> str:

@@ -27,23 +27,32 @@ def verdict(report: Mapping[str, Any]) -> str:
         end = f"{counted(n_notices, 'thing')} should be looked at"
     columns = f"{count(summary['n_rows'])} rows of {count(summary['n_inputs'])} columns"
     features = counted(summary["n_features"], "feature")
-    seconds = sum(summary["seconds"].values())
-    return f"{columns} became {features} each in {exact_duration(seconds)}{_error(report)}; {end}."
+    duration = exact_duration(sum(summary["seconds"].values()))
+    return f"{columns} became {features} each in {duration}{_error(report)}; {end}."
 
 
 def _error(report: Mapping[str, Any]) -> str:
-    """Return the reconstruction error compared with that of principal components."""
+    """Return the reconstruction error, compared with that of principal components if they are known."""
     summary = report["summary"]
-    error = summary.get("cost")
-    components = summary.get("components")
-    if error is None or components is None:
-        error = (report.get("sample") or {}).get("mean_error", error)
-        return "" if error is None else f", which give the rows back with a mean squared error of {number(error)}"
+    cost = summary.get("cost")
+    if cost is not None and summary.get("components") is not None:
+        return _error_and_baseline(summary)
+    error = (report.get("sample") or {}).get("mean_error", cost)
+    if error is None:
+        return ""
+    return f", which give the rows back with a mean squared error of {number(error)}"
+
+
+def _error_and_baseline(summary: Mapping[str, Any]) -> str:
+    error = summary["cost"]
+    components = summary["components"]
     baseline = f"{summary['n_features']} principal components"
     negligible = _NEGLIGIBLE * (summary.get("mean") or 0.0)
     if abs(error - components) < max(_SAME * components, negligible):
         return f", which give the rows back as well as {baseline} do"
-    gain = 1 - error / components if components else 0.0
+    gain = 0.0
+    if components:
+        gain = 1 - error / components
     side = "below" if gain > 0 else "above"
     return f", whose error is {percent(abs(gain))} {side} that of {baseline}"
 
@@ -86,12 +95,7 @@ def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
 
 def needs(report: Mapping[str, Any]) -> Section:
     """Return the section about what needs attention: the first ten of each kind, and their numbers."""
-    n, lines = notices(report)
-    items: list[Item] = [*lines]
-    if n > len(lines):
-        items.append(f"And {count(n - len(lines))} more: run.log has all of them.")
-    items += _bad_data(report.get("bad", {}))
-    items += drift(report.get("drift"))
+    items = [*_warnings(report), *_bad_data(report.get("bad", {})), *drift(report.get("drift"))]
     gave_up = report["summary"].get("gave_up")
     if gave_up:
         items.append(cut(gave_up))
@@ -104,19 +108,27 @@ def needs(report: Mapping[str, Any]) -> Section:
     return Section("What needs a person", tuple(items))
 
 
-def _bad_data(bad: Mapping[str, Any]) -> Iterator[Table]:
+def _warnings(report: Mapping[str, Any]) -> Iterator[Item]:
+    n, lines = notices(report)
+    yield from lines
+    if n > len(lines):
+        yield f"And {count(n - len(lines))} more: run.log has all of them."
+
+
+def _bad_data(bad: Mapping[str, Any]) -> Iterator[Item]:
     rows = bad.get("rows", {}).get("first")
     if rows:
+        title = f"Bad rows: {_first(rows, bad['rows']['n'])}"
         cells = [(path(each["file"]), count(each["row"]), column(each), cut(each["value"], 24)) for each in rows]
-        yield Table.of(f"Bad rows: {_first(rows, bad['rows']['n'])}", "file, row, column, value", cells)
+        yield Table.of(title, "file, row, column, value", cells)
     shards = bad.get("shards", {}).get("first")
     if shards:
-        reasons = [(path(each["file"]), cut(each["reason"], 200)) for each in shards]
-        yield Table.of(f"Bad shards: {_first(shards, bad['shards']['n'])}", "file, why", reasons)
+        title = f"Bad shards: {_first(shards, bad['shards']['n'])}"
+        yield Table.of(title, "file, why", [(path(each["file"]), cut(each["reason"], 200)) for each in shards])
 
 
 def _first(listed: Sequence[object], n: int) -> str:
-    """Return how many there are, and how many of them are listed if these are not all."""
+    """Return a number of things, and how many of them are listed if these are not all."""
     if n <= len(listed):
         return count(n)
     return f"the first {len(listed)} of {count(n)}"
