@@ -111,19 +111,10 @@ class BadData:
         numbers = np.arange(block.start, block.stop)[selected]
         bad, reasons = self._find_bad(block, numbers, read[selected])
 
-        candidates = cleaned[selected]
-        n_outside = 0
-        columns = list[Outside]()
-        if self.trained_on is not None and len(bad) < len(candidates):
-            outside = self._find_outside(block, numbers, candidates, bad, self.trained_on)
-            n_outside = len(outside)
-            if n_outside > 0:
-                columns = outside_of(candidates[outside], self.trained_on)
-                if self.on_drift == "clip":
-                    # All rows: clipping changes no others. Encoding some twice is rarer than checking each row before.
-                    low, high = self.trained_on.edges(cleaned.dtype)
-                    encode(np.clip(cleaned, low, high), features)
-
+        n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
+        if n_outside > 0 and self.on_drift == "clip":
+            # All rows: clipping changes no others. Encoding some twice is rarer than checking each row before.
+            encode(self._clipped(cleaned), features)
         overflown = np.setdiff1d(bad_rows(features[selected]), bad)
         reasons += self._describe_overflown(block, numbers[overflown])
         bad = numbers[np.union1d(bad, overflown)] - block.start
@@ -138,12 +129,13 @@ class BadData:
         bad = np.flatnonzero(is_bad.any(axis=1))
         if len(bad) > 0 and self.on_bad_data == "raise":
             self._refuse_bad(block, numbers, rows, is_bad)
+        if not self.lists_rows:
+            return bad, []
         reasons = []
-        if self.lists_rows:
-            for position in bad:
-                columns = np.flatnonzero(is_bad[position])
-                value = rows[position, columns[0]]
-                reasons.append(_reason(numbers[position], columns, str(value)))
+        for position in bad:
+            columns = np.flatnonzero(is_bad[position])
+            value = rows[position, columns[0]]
+            reasons.append(_reason(numbers[position], columns, str(value)))
         return bad, reasons
 
     def _refuse_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray, is_bad: np.ndarray) -> NoReturn:
@@ -167,6 +159,23 @@ class BadData:
         if not self.lists_rows:
             return []
         return [_reason(number, _NO_POSITIONS, "overflows float32") for number in numbers]
+
+    def _measure_drift(
+        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray
+    ) -> tuple[int, list[Outside]]:
+        """Return the number of good rows outside the model's range, and the columns in which they lie outside."""
+        if self.trained_on is None or len(bad) == len(rows):
+            return 0, []
+        outside = self._find_outside(block, numbers, rows, bad, self.trained_on)
+        if len(outside) == 0:
+            return 0, []
+        return len(outside), outside_of(rows[outside], self.trained_on)
+
+    def _clipped(self, rows: np.ndarray) -> np.ndarray:
+        if self.trained_on is None:
+            return rows
+        low, high = self.trained_on.edges(rows.dtype)
+        return np.clip(rows, low, high)
 
     def _find_outside(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from pipeline.encoding.template import Streamed
 from pipeline.encoding.worker import EncodeSettings, Worker, check_place, worker_of
 from pipeline.errors import DataError
+from pipeline.model import Model
 from pipeline.output.disk import GuardedDisk, Pieces
 from pipeline.output.records import Entry, write_result
 from pipeline.scan.drift import Outside, farthest
@@ -56,9 +57,9 @@ class EncodeTask:
         return str(self.part.source)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _RowFacts:
-    """Bad rows and drift in the rows of a part.
+    """Bad rows and drift in the rows of a part, summed over its blocks.
 
     Attributes
     ----------
@@ -70,9 +71,9 @@ class _RowFacts:
         The columns in which rows lie farthest outside that range.
     """
 
-    n_outside: int
-    bad: list[dict[str, Any]]
-    outside: list[Outside]
+    n_outside: int = 0
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    outside: list[Outside] = field(default_factory=list)
 
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
@@ -104,8 +105,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     else:
         features[:] = np.nan
         valid[:] = False
-        reason = {"row": [source.start, source.stop], "columns": [], "reason": task.unreadable}
-        rows = _RowFacts(n_outside=0, bad=[reason], outside=[])
+        rows = _RowFacts(bad=[{"row": [source.start, source.stop], "columns": [], "reason": task.unreadable}])
     error = memory.store(len(source))
     facts = _facts(task, valid, rows.n_outside, error)
     entry, lost = _write_part(worker, task, memory, valid, facts)
@@ -136,15 +136,11 @@ def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | N
 def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
     """Write the features of a part's rows to `features`, and set `valid` to False for bad rows."""
     source = task.part.source
-    bad_data = replace(task.settings.bad_data, columns=worker.model.columns)
-    if task.settings.has_range:
-        bad_data = replace(bad_data, trained_on=worker.model.scaler)
+    bad_data = _bad_data(worker.model, task.settings)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing)
     # The encoder sees neither missing values, which any row may hold, nor rows as they were before cleaning.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
-    n_outside = 0
-    bad = list[dict[str, Any]]()
-    outside = list[Outside]()
+    facts = _RowFacts()
     for block in source.cut(task.settings.block_rows):
         check()  # a part can take seconds, and a signal should stop the run at once
         place = slice(block.start - source.start, block.stop - source.start)
@@ -157,10 +153,19 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
             continue
         judged = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
         valid[place][judged.bad] = False
-        n_outside += judged.n_outside
-        bad += judged.reasons
-        outside = farthest([*outside, *judged.outside])
-    return _RowFacts(n_outside=n_outside, bad=bad, outside=outside[:MAX_LISTED_COLUMNS])
+        facts.n_outside += judged.n_outside
+        facts.bad += judged.reasons
+        facts.outside = farthest([*facts.outside, *judged.outside])
+    facts.outside = facts.outside[:MAX_LISTED_COLUMNS]
+    return facts
+
+
+def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
+    """Return the settings for bad data with what the model knows and tasks do not carry."""
+    bad_data = replace(settings.bad_data, columns=model.columns)
+    if settings.has_range:
+        bad_data = replace(bad_data, trained_on=model.scaler)
+    return bad_data
 
 
 def _write_part(

@@ -106,11 +106,7 @@ def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[t
         Path of each file, and the shape of the dataset there.
     """
     dims, dtype = shape
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_layout(h5py.h5d.VIRTUAL)
-    creation.set_obj_track_times(False)  # so that the index of equal parts has equal bytes
-    if dtype.kind in "fciu":  # for other dtypes HDF5's default is our missing value
-        creation.set_fill_value(np.array(missing_value(dtype), dtype))
+    creation = _virtual_layout(dtype)
     space = h5py.h5s.create_simple(dims)
     source_name = name.replace("%", "%%").encode()  # HDF5 interprets %
     start = 0
@@ -122,3 +118,13 @@ def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[t
     stored_type = h5py.h5t.py_create(dtype, logical=True)
     h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation)
     write_attributes(file[name], {"view": _VIEW})
+
+
+def _virtual_layout(dtype: np.dtype) -> h5py.h5p.PropDCID:
+    """Return the creation properties of a virtual dataset without sources."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.VIRTUAL)
+    creation.set_obj_track_times(False)  # so that the index of equal parts has equal bytes
+    if dtype.kind in "fciu":  # for other dtypes HDF5's default is our missing value
+        creation.set_fill_value(np.array(missing_value(dtype), dtype))
+    return creation

@@ -143,9 +143,14 @@ def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
         n_rows = rows.stop - rows.start
         chunk[:n_rows] = values[rows]
         chunk[n_rows:] = 0
-        shuffled = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T
-        compressed = deflate.zlib_compress(np.ascontiguousarray(shuffled), _LEVEL)
-        dataset.id.write_direct_chunk((rows.start, 0), compressed)
+        dataset.id.write_direct_chunk((rows.start, 0), _compressed(chunk))
+
+
+def _compressed(chunk: np.ndarray) -> bytearray:
+    """Return the bytes of a chunk after HDF5's filters shuffle and gzip."""
+    as_bytes = chunk.reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize)
+    shuffled = np.ascontiguousarray(as_bytes.T)
+    return deflate.zlib_compress(shuffled, _LEVEL)
 
 
 def _slices(n: int, size: int) -> Iterator[slice]:

@@ -156,14 +156,20 @@ def lay_out(
         describe(file, attributes)
         if n_source:
             _write_source(file, mark)
+    extents = _extents(places, shapes)
+    if n_source:
+        extents.append(_Extent(image.find(mark), n_source, SOURCE))
+    return Template(image.size, tuple(_pieces(image, sorted(extents))))
+
+
+def _extents(places: Mapping[str, int | None], shapes: Mapping[str, Shape]) -> list[_Extent]:
+    """Return the places of all values that take any bytes."""
     extents = []
     for name, start in places.items():
         if start is not None:
             shape, dtype = shapes[name]
             extents.append(_Extent(start, prod(shape) * dtype.itemsize, name))
-    if n_source:
-        extents.append(_Extent(image.find(mark), n_source, SOURCE))
-    return Template(image.size, tuple(_pieces(image, sorted(extents))))
+    return extents
 
 
 def _pieces(image: _Image, extents: Sequence[_Extent]) -> Iterator[tuple[int, bytes | memoryview | str]]:
